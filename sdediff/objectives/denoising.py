@@ -1,0 +1,87 @@
+"""Denoising score matching in continuous time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+
+from sdediff.model import ScoreModel
+from sdediff.names import nearest
+from sdediff.sde.base import LinearSDE
+from solvers import expand, rowwise
+
+__all__ = ["WEIGHTINGS", "DenoisingScoreMatching"]
+
+Weighting = Callable[[LinearSDE, Tensor], Tensor]
+
+WEIGHTINGS: Final[dict[str, Weighting]] = {
+    "sigma2": lambda sde, t: sde.sigma(t) ** 2,
+    "likelihood": lambda sde, t: sde.g(t) ** 2,
+}
+"""Weights w(t) of the squared score error: sigma^2 (Song et al. 2021, arXiv 2011.13456; the squared error of the noise) and
+g^2 (Song et al. 2021, arXiv 2101.09258, the maximum-likelihood weighting)."""
+
+
+@dataclass(frozen=True)
+class DenoisingScoreMatching:
+    """w(t) / d ||score_model(x_t, t) - grad log p(x_t | x_0)||^2 with t uniform on [t_min, t_max], one t a sample.
+
+    x_t = alpha x_0 + sigma noise, so that the target is -noise / sigma (Vincent 2011; Song et al. 2021, arXiv 2011.13456, eq. 7);
+    d is the number of coordinates of an event. ``weighting`` is ``"sigma2"``, ``"likelihood"`` or a function w(sde, t) of float64
+    host times (B,). ``times="stratified"`` draws t as t_min + (t_max - t_min) (i + u_i) / B in random order: each t is still uniform,
+    and the mean over a batch varies less.
+
+    The error is formed in the network's own output and rescaled, so that its value does not depend on what the network predicts.
+    """
+
+    weighting: str | Weighting = "sigma2"
+    times: Literal["uniform", "stratified"] = "uniform"
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        if not callable(self.weighting) and self.weighting not in WEIGHTINGS:
+            known = ", ".join(WEIGHTINGS)
+            hint = nearest(self.weighting, WEIGHTINGS)
+            raise ValueError(f"weighting must be one of {known} or a function of (sde, t), got {self.weighting!r}{hint}")
+        if self.times not in ("uniform", "stratified"):
+            raise ValueError(f"times must be 'uniform' or 'stratified', got {self.times!r}")
+
+    def __call__(
+        self,
+        model: ScoreModel,
+        x_0: Tensor,
+        condition: Mapping[str, Tensor] | None = None,
+        *,
+        t: Tensor | None = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Losses of the samples x_0 (B, *event), (B,).
+
+        ``t`` (B,) and ``noise`` (shape of x_0) are drawn where they are not given, on the host from ``generator`` (default: torch's
+        own), so that a seed gives the same loss on every device.
+        """
+        if x_0.ndim < 1 or not x_0.is_floating_point():
+            raise TypeError(f"x_0 must be a floating-point tensor (B, *event), got {x_0.dtype} of shape {tuple(x_0.shape)}; use x.float()")
+        sde = model.sde
+        time = self.draw_times(sde, len(x_0), generator) if t is None else sde.check_time(t.detach().cpu().double())
+        if time.shape != x_0.shape[:1]:
+            raise ValueError(f"t must have shape ({len(x_0)},), one time a sample, got {tuple(time.shape)}")
+        if noise is None:
+            noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype).to(x_0.device)
+        x_t = sde.perturb(x_0, time, noise)
+        error = model.output(x_t, time, condition) - model.target(x_0, noise, time)
+        weight = WEIGHTINGS[self.weighting] if isinstance(self.weighting, str) else self.weighting
+        scale = weight(sde, time) * model.conversion("score", time)[1] ** 2
+        return expand(scale, error[:, None])[:, 0] * rowwise(error).square().mean(dim=1)
+
+    def draw_times(self, sde: LinearSDE, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Times (count,), float64 on the host."""
+        u = torch.rand(count, generator=generator, dtype=torch.float64)
+        if self.times == "stratified":
+            u = (torch.randperm(count, generator=generator) + u) / count
+        return sde.t_min + (sde.t_max - sde.t_min) * u

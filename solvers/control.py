@@ -1,0 +1,279 @@
+"""Who steps where: all samples together over a fixed grid, or every sample with its own step size."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from solvers.noise import Noise, StepNoise
+from solvers.problem import Problem, expand, rowwise
+from solvers.solution import Failure, Status
+from solvers.solver import Solver, Step
+
+__all__ = ["Control", "FixedSteps", "PerSample"]
+
+_SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0
+_ROUNDING: Final = 16 * torch.finfo(torch.float64).eps
+
+
+class Control:
+    """What the driver's loop asks of a way of stepping. ``x``, ``problem``, ``state`` and ``noise`` are of the rows still moving."""
+
+    x: Tensor
+    problem: Problem
+    state: tuple[Tensor, ...]
+    rows: Tensor | None = None
+    t: Tensor
+
+    def __init__(self, problem: Problem, solver: Solver, x: Tensor, times: Tensor, noise: Noise | None) -> None:
+        self.problem, self.solver, self.x, self.times, self.all_noise = problem, solver, x, times, noise
+        self.samples = len(x)
+        self.accepted = torch.zeros(self.samples, dtype=torch.int64)
+        self.rejected = torch.zeros(self.samples, dtype=torch.int64)
+        self.failures: list[Failure] = []
+
+    @property
+    def active(self) -> bool:
+        """Whether there is a step left to take."""
+        raise NotImplementedError
+
+    @property
+    def done(self) -> float:
+        """The share of the way that is behind."""
+        raise NotImplementedError
+
+    @property
+    def noise(self) -> StepNoise:
+        """Noise of the step that comes next."""
+        raise NotImplementedError
+
+    def propose(self) -> Any:
+        """The plan of the step that comes next."""
+        raise NotImplementedError
+
+    def accept(self, step: Step) -> list[tuple[int, Tensor, Tensor | None]]:
+        """Judge a step. Returns (k, state, rows) for each time of the grid that was reached, for the trajectory."""
+        raise NotImplementedError
+
+    def cap(self, max_nfe: int) -> None:
+        """Stop the samples whose next step could evaluate the network more than ``max_nfe`` times."""
+        raise NotImplementedError
+
+    def result(self) -> Tensor:
+        """States of all samples where they stopped."""
+        raise NotImplementedError
+
+
+class FixedSteps(Control):
+    """Every sample takes every step of the grid.
+
+    With ``watch`` each step is checked, and a sample that goes bad stays at its last finite state; without it nothing is looked
+    at on the way, so that a step costs no synchronisation with the device.
+    """
+
+    def __init__(
+        self, problem: Problem, solver: Solver, x: Tensor, times: Tensor, noise: Noise | None, *, watch: bool, last_mean: bool
+    ) -> None:
+        super().__init__(problem, solver, x, times, noise)
+        self.watch, self.last_mean = watch, last_mean
+        problem.monitor.watch = watch
+        self.plans = solver.plan(problem, times)
+        if len(self.plans) != len(times) - 1:
+            raise ValueError(f"{solver!r} planned {len(self.plans)} steps for a grid of {len(times) - 1}; plan() gives one entry a step")
+        self.index, self.t = 0, times[0]
+        self.capped = False
+        self.failed = torch.zeros(self.samples, dtype=torch.bool)
+        self.state = solver.init(problem, x, times[0]) if self.plans else ()
+
+    @property
+    def active(self) -> bool:
+        return self.index < len(self.plans) and not self.capped
+
+    @property
+    def done(self) -> float:
+        return self.index / max(1, len(self.plans))
+
+    @property
+    def noise(self) -> StepNoise:
+        return _no_noise(self.solver) if self.all_noise is None else self.all_noise.at(self.index)
+
+    def propose(self) -> Any:
+        return self.plans[self.index]
+
+    def accept(self, step: Step) -> list[tuple[int, Tensor, Tensor | None]]:
+        last = self.index == len(self.plans) - 1
+        x = step.mean if last and self.last_mean else step.x
+        self.x = self._hold_failed(x) if self.watch else x
+        self.index, self.state = self.index + 1, step.state
+        self.t = self.times[self.index]
+        return [(self.index, self.x, None)]
+
+    def _hold_failed(self, x: Tensor) -> Tensor:
+        finite = torch.isfinite(rowwise(x)).all(dim=1).cpu()
+        network = self.problem.monitor.bad
+        for sample in torch.nonzero((~finite | network) & ~self.failed).flatten().tolist():
+            status = Status.NETWORK_NOT_FINITE if network[sample] else Status.STATE_NOT_FINITE
+            self.failures.append(Failure(sample, status, float(self.t)))
+            self.failed[sample] = True
+        keep = self.failed.to(x.device).reshape(-1, *(1,) * (x.ndim - 1))
+        return torch.where(keep, self.x, x)
+
+    def cap(self, max_nfe: int) -> None:
+        nfe = self.problem.monitor.nfe
+        if len(nfe) and int(nfe.max()) + self.solver.evaluations > max_nfe:
+            self.failures += [Failure(i, Status.MAX_NFE, float(self.t)) for i in range(self.samples)]
+            self.capped = True
+
+    def result(self) -> Tensor:
+        self.accepted += self.index
+        return self.x
+
+
+class PerSample(Control):
+    """Every sample has its own time, step size and error; who has arrived or failed leaves the batch.
+
+    PI control (Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, II.4) with the elementary exponent
+    0.7 / q and 0.4 / q of the error before, q the order of the error estimate. Samples land on every time of the grid.
+    """
+
+    def __init__(self, problem: Problem, solver: Solver, x: Tensor, times: Tensor, noise: Noise | None) -> None:
+        super().__init__(problem, solver, x, times, noise)
+        problem.monitor.watch = True
+        self.whole = problem
+        self.final = x.clone()
+        self.rows = torch.arange(self.samples)
+        self.t = times[0].expand(self.samples).clone()
+        self.target = torch.ones(self.samples, dtype=torch.int64)
+        self.before = torch.full((self.samples,), 1e-4, dtype=torch.float64)
+        self.retry = torch.zeros(self.samples, dtype=torch.bool)
+        self.rtol, self.atol, self.q = float(solver.rtol), float(solver.atol), int(solver.error_order)  # type: ignore[attr-defined]
+        self.sign = 1.0 if len(times) < 2 or times[1] > times[0] else -1.0
+        if self.active:
+            self.state = solver.init(problem, x, self.t)
+            self.h = self._first_step()
+
+    @property
+    def active(self) -> bool:
+        return len(self.rows) > 0 and len(self.times) > 1
+
+    @property
+    def done(self) -> float:
+        if len(self.times) < 2:
+            return 1.0
+        missing = float((self.t - self.times[-1]).abs().sum() / (self.times[0] - self.times[-1]).abs())
+        return 1.0 - missing / max(1, self.samples)
+
+    @property
+    def noise(self) -> StepNoise:
+        return _no_noise(self.solver)
+
+    def _norm(self, error: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        scaled = rowwise(error / (self.atol + self.rtol * torch.maximum(x.abs(), y.abs())))
+        return scaled.detach().square().mean(dim=1).sqrt().cpu().to(torch.float64)
+
+    def _first_step(self) -> Tensor:
+        """Step sizes (rows,) by the rule of Hairer et al. I, II.4: two evaluations, one of them already in ``state``."""
+        x, k = self.x, self.state[0] if self.state else self.problem.drift(self.x, self.t)
+        size, slope = self._norm(x, x, x), self._norm(k, x, x)
+        span = (self.times[1] - self.times[0]).abs()
+        guess = torch.where((size < 1e-5) | (slope < 1e-5), 1e-6, 0.01 * size / slope).clamp(max=span)
+        trial = self.problem.drift(x + expand(self.sign * guess, x) * k, self.t + self.sign * guess)
+        curve = self._norm(trial - k, x, x) / guess
+        steep = torch.maximum(slope, curve)
+        step = torch.where(steep <= 1e-15, (guess * 1e-3).clamp(min=1e-6), (0.01 / steep) ** (1.0 / self.q))
+        step = torch.minimum(100 * guess, step)
+        # Where the network failed already, take any step: the next attempt finds and reports it.
+        return torch.where(torch.isfinite(step) & (step > 0), step, guess.nan_to_num(1e-6)).clamp(max=span)
+
+    def propose(self) -> Any:
+        left = (self.times[self.target] - self.t).abs()
+        self.landing = self.h >= left * (1 - 1e-10)
+        self.s = torch.where(self.landing, self.times[self.target], self.t + self.sign * self.h)
+        return self.solver.plan(self.problem, torch.stack([self.t, self.s]))[0]
+
+    def accept(self, step: Step) -> list[tuple[int, Tensor, Tensor | None]]:
+        if step.error is None:
+            raise ValueError(f"{self.solver!r} is adaptive but its step gave no error estimate")
+        norm = self._norm(step.error, self.x, step.x)
+        good = norm <= 1
+        used = (self.s - self.t).abs()
+        safe = norm.nan_to_num(1e10, 1e10).clamp(min=1e-10)
+        factor = _SAFETY * safe ** (-0.7 / self.q) * self.before ** (0.4 / self.q)
+        factor = torch.where(good, factor, torch.minimum(factor, _SAFETY * safe ** (-1 / self.q))).clamp(_SHRINK, _GROW)
+        factor = torch.where(self.retry & good, factor.clamp(max=1.0), factor)
+        # A step cut short to land on the grid says nothing against the longer one that was planned.
+        self.h = torch.where(good & self.landing, torch.maximum(self.h, used * factor), used * factor)
+        self.before = torch.where(good, safe.clamp(min=1e-4), self.before)
+        self.retry = ~good
+        self.accepted[self.rows] += good.long()
+        self.rejected[self.rows] += (~good).long()
+
+        mask = good.to(self.x.device)
+        self.x = _choose(mask, step.x, self.x)
+        self.state = tuple(_choose(mask, new, old) for new, old in zip(step.state, self.state, strict=True))
+        self.t = torch.where(good, self.s, self.t)
+        arrived = good & self.landing
+        reached = self._reached(arrived)
+        self.target = self.target + arrived.long()
+        self._leave(arrived & (self.target == len(self.times)))
+        return reached
+
+    def _reached(self, arrived: Tensor) -> list[tuple[int, Tensor, Tensor | None]]:
+        found: list[tuple[int, Tensor, Tensor | None]] = []
+        for k in self.target[arrived].unique().tolist():
+            here = torch.nonzero(arrived & (self.target == k)).flatten()
+            found.append((k, self.x[here.to(self.x.device)], self.rows[here]))
+        return found
+
+    def _leave(self, finished: Tensor) -> None:
+        bad = self.problem.monitor.bad[self.rows] & ~finished
+        tiny = (self.h < _ROUNDING * self.t.abs().clamp(min=1e-3)) & ~finished & ~bad
+        for status, mask in ((Status.NETWORK_NOT_FINITE, bad), (Status.STEP_TOO_SMALL, tiny)):
+            self._fail(mask, status)
+        self._drop(finished | bad | tiny)
+
+    def _fail(self, mask: Tensor, status: Status) -> None:
+        self.failures += [
+            Failure(sample, status, t) for sample, t in zip(self.rows[mask].tolist(), self.t[mask].tolist(), strict=True)
+        ]
+
+    def _drop(self, mask: Tensor) -> None:
+        """Take the rows of ``mask`` out of the batch, their states into the result."""
+        if not bool(mask.any()):
+            return
+        gone, stay = torch.nonzero(mask).flatten(), torch.nonzero(~mask).flatten()
+        self.final[self.rows[gone].to(self.final.device)] = self.x[gone.to(self.x.device)]
+        there = stay.to(self.x.device)
+        self.x, self.state = self.x[there], tuple(part[there] for part in self.state)
+        for name in ("rows", "t", "h", "target", "before", "retry"):
+            setattr(self, name, getattr(self, name)[stay])
+        self.problem = self.whole.take(self.rows)
+
+    def cap(self, max_nfe: int) -> None:
+        over = self.problem.monitor.nfe[self.rows] + self.solver.evaluations > max_nfe
+        self._fail(over, Status.MAX_NFE)
+        self._drop(over)
+
+    def result(self) -> Tensor:
+        return self.final
+
+
+def _choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(mask.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+
+
+class _NoNoise:
+    def __init__(self, solver: Solver) -> None:
+        self.solver = solver
+
+    def normal(self, stream: str = "path", k: int = 0) -> Tensor:
+        raise ValueError(f"{self.solver!r} draws noise but declares stochastic = False; declare it stochastic")
+
+    def increment(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.normal()
+
+
+def _no_noise(solver: Solver) -> StepNoise:
+    return _NoNoise(solver)

@@ -1,0 +1,138 @@
+"""The one loop that drives every solver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from solvers.control import Control, FixedSteps, PerSample
+from solvers.noise import Noise
+from solvers.problem import Monitor, Problem, rowwise
+from solvers.solution import Failure, Solution, SolveError, Status
+from solvers.solver import Solver, Step
+
+__all__ = ["Options", "Snapshot", "integrate", "require"]
+
+
+class Snapshot(NamedTuple):
+    """What a callback sees after a step: read it, do not write to it."""
+
+    index: int
+    """Number of steps (attempts, if adaptive) made."""
+    done: float
+    """Share of the way that is behind, 0 to 1."""
+    t: Tensor
+    """Time, () or (rows,)."""
+    x: Tensor
+    """States (rows, *event) of the samples still moving."""
+    rows: Tensor | None
+    """Which samples those are; None: all."""
+    nfe: Tensor
+    """Evaluations so far, (B,)."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to drive a solve; `sdediff.sample` documents each."""
+
+    last: Literal["mean", "noisy"] = "noisy"
+    trajectory: bool = False
+    callback: Callable[[Snapshot], None] | None = None
+    max_nfe: int | None = None
+    on_fail: Literal["raise", "return"] = "raise"
+    grad: Literal["none", "full", "checkpoint"] = "none"
+
+
+_INSTEAD = "EulerMaruyama and RK45 need drift and diffusion only"
+
+
+def require(problem: Problem, solver: Solver) -> None:
+    """Raise a ValueError unless ``problem`` offers all that ``solver`` needs."""
+    missing = sorted(solver.needs - problem.offers)
+    if missing:
+        raise ValueError(f"{solver!r} needs {', '.join(missing)}, which this problem does not offer; {_INSTEAD}")
+
+
+def integrate(
+    problem: Problem, solver: Solver, x: Tensor, times: Tensor, noise: Noise | None = None, options: Options | None = None
+) -> Solution:
+    """Solve ``problem`` by ``solver`` from ``x`` (B, *event) at ``times[0]`` over the grid ``times`` (N + 1,), float64 on the host.
+
+    Fixed-step solvers step from each time to the next; adaptive ones land on each. A solve that ends with numbers that are not
+    finite is run again with every step checked, to name the sample, the time and the culprit; the noise being stateless, it
+    fails the same way. Raises `SolveError` if a sample failed, unless ``options.on_fail == "return"``.
+    """
+    options = options or Options()
+    require(problem, solver)
+    if solver.stochastic and noise is None:
+        raise ValueError(f"{solver!r} draws noise: pass a noise object, White(seeds, event) say")
+    with torch.set_grad_enabled(options.grad != "none"):
+        control, frames = _drive(problem, solver, x, times, noise, options, watch=False)
+        if not control.failures and not bool(torch.isfinite(control.result()).all()):
+            problem.monitor = Monitor(problem.monitor.samples)
+            control, frames = _drive(problem, solver, x, times, noise, options, watch=True)
+    solution = _solution(control, frames, options)
+    if solution.failures and options.on_fail == "raise":
+        raise SolveError(solution)
+    return solution
+
+
+def _drive(
+    problem: Problem, solver: Solver, x: Tensor, times: Tensor, noise: Noise | None, options: Options, *, watch: bool
+) -> tuple[Control, Tensor | None]:
+    control: Control
+    if solver.adaptive:
+        control = PerSample(problem, solver, x, times, noise)
+    else:
+        control = FixedSteps(problem, solver, x, times, noise, watch=watch, last_mean=options.last == "mean")
+    frames = [x] + [x.clone() for _ in times[1:]] if options.trajectory else None
+    index = 0
+    while control.active:
+        if options.max_nfe is not None:
+            control.cap(options.max_nfe)
+            if not control.active:
+                break
+        step = _step(solver, control, options)
+        for k, state, rows in control.accept(step):
+            if frames is not None and rows is None:
+                frames[k] = state
+            elif frames is not None and rows is not None:
+                frames[k][rows.to(x.device)] = state
+        index += 1
+        if options.callback is not None:
+            options.callback(Snapshot(index, control.done, control.t, control.x, control.rows, problem.monitor.nfe))
+    return control, None if frames is None else torch.stack(frames)
+
+
+def _step(solver: Solver, control: Control, options: Options) -> Step:
+    take = partial(solver.step, control.problem, plan=control.propose(), noise=control.noise, state=control.state)
+    if options.grad == "checkpoint":
+        return Step(*checkpoint(take, control.x, use_reentrant=False))
+    return take(control.x)
+
+
+def _solution(control: Control, frames: Tensor | None, options: Options) -> Solution:
+    x = control.result()
+    failures = sorted(control.failures, key=lambda failure: failure.sample)
+    if not failures:  # not finite, but the replay found nothing: the network answered differently the second time
+        lost = torch.nonzero(~torch.isfinite(rowwise(x)).all(dim=1)).flatten().tolist()
+        failures = [Failure(sample, Status.STATE_NOT_FINITE, float("nan")) for sample in lost]
+    status = torch.zeros(len(x), dtype=torch.int64)
+    for failure in failures:
+        status[failure.sample] = failure.status
+    return Solution(
+        x=x,
+        times=control.times,
+        nfe=control.problem.monitor.nfe,
+        accepted=control.accepted,
+        rejected=control.rejected,
+        status=status,
+        trajectory=frames,
+        failures=tuple(failures),
+    )

@@ -1,0 +1,134 @@
+"""What is solved: dx = drift(x, t) dt + diffuse(dw, t), and what else is known about it.
+
+A solver sees a `Problem` and nothing else: no SDE class and no network. Times are float64 tensors on the host,
+of shape () (all rows share one time) or (rows,) (every row has its own). States are (rows, *event), on any device.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+__all__ = ["Monitor", "Problem", "Semilinear", "expand", "rowwise"]
+
+
+def expand(c: Tensor, x: Tensor) -> Tensor:
+    """Shape host numbers ``c``, () or (rows,), so that they multiply a state ``x`` (rows, *event).
+
+    A 0-d host tensor is left as it is: it multiplies a state on any device without a copy and without changing its dtype.
+    """
+    if c.ndim == 0:
+        return c
+    return c.to(x.dtype).to(x.device).reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def rowwise(x: Tensor) -> Tensor:
+    """View a state (rows, *event) as a matrix (rows, d), for norms and checks over the event."""
+    return x.reshape(x.shape[0], -1)
+
+
+class Monitor:
+    """Counts the evaluations of the network for each sample and, when asked, notes whose output was not finite
+    though the state was."""
+
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
+        self.watch = False
+        self.bad = torch.zeros(samples, dtype=torch.bool)
+        self._all = 0
+        self._some = torch.zeros(samples, dtype=torch.int64)
+
+    @property
+    def nfe(self) -> Tensor:
+        """Evaluations so far, int64 (samples,)."""
+        return self._some + self._all
+
+    def record(self, x: Tensor, out: Tensor, rows: Tensor | None) -> None:
+        """Count one evaluation at states ``x`` of the samples ``rows`` (None: all of them)."""
+        if rows is None:
+            self._all += 1
+        else:
+            self._some[rows] += 1
+        if self.watch:
+            bad = ~torch.isfinite(rowwise(out)).all(dim=1) & torch.isfinite(rowwise(x)).all(dim=1)
+            self.bad[slice(None) if rows is None else rows] |= bad.cpu()
+
+
+class Semilinear(Protocol):
+    """d(x / scale) = nonlinear(x, t) dclock + dB(variance): a problem with its linear part solved exactly.
+
+    The Brownian motion B has variance ``variance(s) - variance(t)`` over a step from t to s.
+    """
+
+    def scale(self, t: Tensor) -> Tensor:
+        """Scale of the state at time t."""
+
+    def clock(self, t: Tensor) -> Tensor:
+        """Integration variable at time t."""
+
+    def variance(self, t: Tensor) -> Tensor:
+        """Accumulated variance of the noise at time t."""
+
+    def nonlinear(self, x: Tensor, t: Tensor) -> Tensor:
+        """What remains to be integrated, (rows, *event)."""
+
+
+class Problem:
+    """dx = drift(x, t) dt + diffuse(dw, t), solved from the first to the last time of a grid, in either direction.
+
+    A subclass overrides what it has and names that in ``offers``; a solver names what it wants in ``needs``, and
+    the driver compares the two before the first evaluation. The names are ``drift``, ``diffusion``, ``score``,
+    ``marginal``, ``kernel``, ``data`` and ``semilinear:<form>``.
+    """
+
+    offers: frozenset[str] = frozenset({"drift"})
+
+    def __init__(self, samples: int) -> None:
+        self.monitor = Monitor(samples)
+        self.rows: Tensor | None = None
+
+    def seen(self, x: Tensor, out: Tensor) -> Tensor:
+        """Pass an evaluation of the network, ``out`` at ``x``, through the monitor: call it once for each."""
+        self.monitor.record(x, out, self.rows)
+        return out
+
+    def take(self, rows: Tensor) -> Self:
+        """The same problem for some of its rows, int64 (k,) on the host."""
+        part = copy.copy(self)
+        part.rows = rows if self.rows is None else self.rows[rows]
+        return part
+
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        """Drift at (x, t), (rows, *event)."""
+        raise NotImplementedError
+
+    def diffuse(self, dw: Tensor, t: Tensor) -> Tensor:
+        """The diffusion coefficient at t applied to a Brownian increment, (rows, *event)."""
+        raise NotImplementedError
+
+    def score(self, x: Tensor, t: Tensor) -> Tensor:
+        """grad log p_t(x), (rows, *event)."""
+        raise NotImplementedError
+
+    def data(self, x: Tensor, t: Tensor) -> Tensor:
+        """E[x_0 | x_t = x], (rows, *event)."""
+        raise NotImplementedError
+
+    def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) of x_t = alpha x_0 + sigma noise."""
+        raise NotImplementedError
+
+    def kernel(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """(ratio, std) of the forward transition x_t = ratio x_s + std noise, s < t."""
+        raise NotImplementedError
+
+    def stochasticity(self, t: Tensor) -> Tensor:
+        """lambda(t) >= 0 of the reverse family; 0 is the probability flow, 1 the reverse SDE."""
+        return torch.zeros_like(t)
+
+    def semilinear(self, form: str) -> Semilinear:
+        """The problem with its linear part solved exactly; ``form`` names what is left to integrate."""
+        raise NotImplementedError

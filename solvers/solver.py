@@ -1,0 +1,72 @@
+"""What a solver is: an immutable value with a plan for the grid and a pure step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+
+from solvers.noise import StepNoise
+from solvers.problem import Problem
+
+if TYPE_CHECKING:
+    from solvers.integrate import Options
+    from solvers.noise import Noise
+    from solvers.solution import Solution
+
+__all__ = ["Solver", "Step"]
+
+
+class Step(NamedTuple):
+    """The outcome of a step from t to s, everything batch-first.
+
+    ``x`` is the state at s; ``mean`` is the same without the step's last noise; ``state`` is what the solver carries
+    to its next step; ``error`` is an embedded pair's estimate of the local error.
+    """
+
+    x: Tensor
+    mean: Tensor
+    state: tuple[Tensor, ...] = ()
+    error: Tensor | None = None
+
+
+class Solver:
+    """Base of all solvers. A subclass is a frozen dataclass that gives ``needs`` and ``step``, and ``plan`` if it plans more.
+
+    Solvers hold no state: what a step leaves for the next one travels in ``Step.state``. A step goes from t to s over an
+    interval of an explicit grid, in either direction of time, and never computes a time from a number of steps.
+    """
+
+    needs: frozenset[str] = frozenset({"drift"})
+    """What the problem must offer."""
+    order: float = 1.0
+    """Order of convergence: deterministic, or weak for a stochastic solver."""
+    stochastic: bool = False
+    """Whether steps draw noise."""
+    diffuses: bool = False
+    """Whether steps integrate the diffusion of the reverse SDE: then lambda is 1 by default, else 0."""
+    adaptive: bool = False
+    """Whether every sample chooses its own steps; then ``error_order``, ``rtol`` and ``atol`` are there too."""
+    evaluations: int = 1
+    """Evaluations of the network a step makes, for caps and progress (results report what was counted)."""
+    times: Tensor | None = None
+    """The grid of a discrete model that brings its own."""
+
+    def plan(self, problem: Problem, times: Tensor) -> Sequence[Any]:
+        """Coefficients of every step of the grid ``times`` (N + 1,) or (N + 1, rows): N of them, float64 on the host."""
+        return list(zip(times[:-1], times[1:], strict=True))
+
+    def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        """State carried into the first step."""
+        return ()
+
+    def step(self, problem: Problem, x: Tensor, plan: Any, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+        """One step; ``plan`` is this step's entry of `plan`."""
+        raise NotImplementedError
+
+    def solve(self, problem: Problem, x: Tensor, times: Tensor, noise: Noise | None, options: Options) -> Solution:
+        """Solve over the grid. Only a wrapper of another library's driver has a reason to override this."""
+        from solvers.integrate import integrate
+
+        return integrate(problem, self, x, times, noise, options)
