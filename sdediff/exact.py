@@ -31,7 +31,9 @@ class Gaussian:
         m = m.expand(d)
         c = c if c.ndim == 2 else torch.diag(c.expand(d))
         if c.shape != (d, d) or not torch.allclose(c, c.T):
-            raise ValueError(f"covariance must be a symmetric ({d}, {d}) matrix for a mean of {d} entries, got shape {tuple(c.shape)}")
+            raise ValueError(
+                f"covariance must be a symmetric ({d}, {d}) matrix for a mean of {d} entries, got shape {tuple(c.shape)}"
+            )
         values, vectors = torch.linalg.eigh(c)
         if float(values.min()) < 0:
             raise ValueError(f"covariance must have no negative eigenvalue, got {float(values.min()):.3g}")

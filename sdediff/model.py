@@ -57,9 +57,7 @@ class ScoreModel(nn.Module):
     The methods take t as a number or one number a sample, inside the SDE's usable range, and ``**condition`` for the network.
     """
 
-    def __init__(
-        self, net: Callable[..., Any], sde: LinearSDE, predicts: str = "noise", *, sigma_data: float = 0.5
-    ) -> None:
+    def __init__(self, net: Callable[..., Any], sde: LinearSDE, predicts: str = "noise", *, sigma_data: float = 0.5) -> None:
         super().__init__()
         if not callable(net):
             raise TypeError(f"net must be callable as net(x, t), got {net!r}")

@@ -179,7 +179,9 @@ def _evaluating(model: ScoreModel) -> Iterator[None]:
 
 def _check_model(model: ScoreModel) -> None:
     if not isinstance(model, ScoreModel):
-        raise TypeError(f"model must be a ScoreModel, got {type(model).__name__}; wrap the network: ScoreModel(net, sde, predicts='noise')")
+        raise TypeError(
+            f"model must be a ScoreModel, got {type(model).__name__}; wrap the network: ScoreModel(net, sde, predicts='noise')"
+        )
 
 
 def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
@@ -201,7 +203,9 @@ def _check_solver(solver: Solver | None, steps: int | None, grid: Grid | None) -
         return solver
     if isinstance(solver, type):
         raise TypeError(f"solver must be a value, not a class: write {solver.__name__}()")
-    names = [name for name in solvers.__all__ if isinstance(getattr(solvers, name), type) and issubclass(getattr(solvers, name), Solver)]
+    names = [
+        name for name in solvers.__all__ if isinstance(getattr(solvers, name), type) and issubclass(getattr(solvers, name), Solver)
+    ]
     close = difflib.get_close_matches(str(solver), names, n=1, cutoff=0.3) or ["EulerMaruyama"]
     raise TypeError(f"solver must be a solver value, got {solver!r}; did you mean sdediff.{close[0]}()?")
 
@@ -224,7 +228,9 @@ def _times(
     if callable(grid) and (t_start is not None or t_end is not None):
         raise ValueError("a grid function returns the times themselves: drop t_start and t_end")
     if solver.adaptive and (steps is not None or (grid is not None and not array)):
-        raise ValueError(f"{name} chooses its own steps: drop steps (set rtol and atol), or pass grid=[...] as the times to land on")
+        raise ValueError(
+            f"{name} chooses its own steps: drop steps (set rtol and atol), or pass grid=[...] as the times to land on"
+        )
     if not solver.adaptive and not array and steps is None:
         raise ValueError(f"{name} takes fixed steps: pass steps=N, or grid as an array of times")
     if grid is not None and isinstance(grid, str) and grid not in GRIDS:
@@ -244,7 +250,9 @@ def _times(
         times = GRIDS[grid if isinstance(grid, str) else "uniform"](steps or 0, start, end)
     times = sde.check_time(solvers.check_grid(times))
     if len(times) > 1 and times[1] > times[0]:
-        raise ValueError(f"sampling goes back in time, from noise to data: the grid must fall, it goes from {times[0]:g} to {times[-1]:g}")
+        raise ValueError(
+            f"sampling goes back in time, from noise to data: the grid must fall, it goes from {times[0]:g} to {times[-1]:g}"
+        )
     return times
 
 
@@ -291,7 +299,9 @@ def _check_start(
 ) -> Tensor | None:
     if x_init is None:
         if start < model.sde.t_max * (1 - 1e-6) and start < model.sde.t_max - 1e-12:
-            raise ValueError(f"a start at t = {start:g} below t_max = {model.sde.t_max:g} needs x_init: sde.perturb(x_0, {start:g}, noise), say")
+            raise ValueError(
+                f"a start at t = {start:g} below t_max = {model.sde.t_max:g} needs x_init: sde.perturb(x_0, {start:g}, noise), say"
+            )
         return None
     if not isinstance(x_init, Tensor) or tuple(x_init.shape) != shape or not x_init.is_floating_point():
         got = f"{x_init.dtype} {tuple(x_init.shape)}" if isinstance(x_init, Tensor) else type(x_init).__name__

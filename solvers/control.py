@@ -81,7 +81,9 @@ class FixedSteps(Control):
         problem.monitor.watch = watch
         self.plans = solver.plan(problem, times)
         if len(self.plans) != len(times) - 1:
-            raise ValueError(f"{solver!r} planned {len(self.plans)} steps for a grid of {len(times) - 1}; plan() gives one entry a step")
+            raise ValueError(
+                f"{solver!r} planned {len(self.plans)} steps for a grid of {len(times) - 1}; plan() gives one entry a step"
+            )
         self.index, self.t = 0, times[0]
         self.capped = False
         self.failed = torch.zeros(self.samples, dtype=torch.bool)

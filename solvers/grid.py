@@ -37,7 +37,9 @@ def check_grid(times: Tensor) -> Tensor:
     """Return ``times`` as float64 on the host; a ValueError unless it is a strictly monotone, finite vector."""
     times = torch.as_tensor(times, dtype=torch.float64).cpu()
     if times.ndim != 1 or times.numel() < 1:
-        raise ValueError(f"a grid is a vector of times, got shape {tuple(times.shape)}; pass torch.linspace(t_max, t_min, N + 1), say")
+        raise ValueError(
+            f"a grid is a vector of times, got shape {tuple(times.shape)}; pass torch.linspace(t_max, t_min, N + 1), say"
+        )
     if not bool(torch.isfinite(times).all()):
         raise ValueError("the grid contains times that are not finite; drop them")
     step = times.diff()

@@ -27,9 +27,7 @@ class EulerMaruyama(Solver):
     stochastic = True
     diffuses = True
 
-    def step(
-        self, problem: Problem, x: Tensor, plan: tuple[Tensor, Tensor], noise: StepNoise, state: tuple[Tensor, ...]
-    ) -> Step:
+    def step(self, problem: Problem, x: Tensor, plan: tuple[Tensor, Tensor], noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step."""
         t, s = plan
         mean = x + expand(s - t, x) * problem.drift(x, t)

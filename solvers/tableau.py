@@ -69,9 +69,7 @@ class Tableau:
         return self.b[-1] == 0 and self.a[-1] == self.b[:-1]
 
     @classmethod
-    def parse(
-        cls, name: str, order: int, a: list[str], b: str, b_low: str | None = None, order_low: int | None = None
-    ) -> Tableau:
+    def parse(cls, name: str, order: int, a: list[str], b: str, b_low: str | None = None, order_low: int | None = None) -> Tableau:
         """Build a tableau from rows of text, the empty first row left out."""
         rows = ((), *(_numbers(row) for row in a))
         return cls(name, order, rows, _numbers(b), None if b_low is None else _numbers(b_low), order_low)

@@ -64,9 +64,13 @@ class DDPM(Solver):
         alpha, sigma = sde.alpha(times), sde.sigma(times)
         gap = float((alpha**2 + sigma**2 - 1).abs().max())
         if gap > 1e-9:
-            raise ValueError(f"DDPM needs alpha^2 + sigma^2 = 1, {sde!r} is off by {gap:.2g}; use Ancestral(), which takes any linear SDE")
+            raise ValueError(
+                f"DDPM needs alpha^2 + sigma^2 = 1, {sde!r} is off by {gap:.2g}; use Ancestral(), which takes any linear SDE"
+            )
         if times[1] < sde.t_min * (1 - 1e-6):
-            raise ValueError(f"N = {N} puts t_1 = {float(times[1]):.3g} below t_min = {sde.t_min:g}; take N <= {int(sde.T / sde.t_min + 1e-6)}")
+            raise ValueError(
+                f"N = {N} puts t_1 = {float(times[1]):.3g} below t_min = {sde.t_min:g}; take N <= {int(sde.T / sde.t_min + 1e-6)}"
+            )
         # 1 - beta_i = (alpha_i / alpha_{i-1})^2, through the SDE's kernel, whose variance does not cancel.
         betas = sde.kernel(times[1:], times[:-1])[1] ** 2
         return cls(tuple(betas.tolist()), tuple(times[1:].tolist()), variance)

@@ -66,7 +66,9 @@ class DenoisingScoreMatching:
         own), so that a seed gives the same loss on every device.
         """
         if x_0.ndim < 1 or not x_0.is_floating_point():
-            raise TypeError(f"x_0 must be a floating-point tensor (B, *event), got {x_0.dtype} of shape {tuple(x_0.shape)}; use x.float()")
+            raise TypeError(
+                f"x_0 must be a floating-point tensor (B, *event), got {x_0.dtype} of shape {tuple(x_0.shape)}; use x.float()"
+            )
         sde = model.sde
         time = self.draw_times(sde, len(x_0), generator) if t is None else sde.check_time(t.detach().cpu().double())
         if time.shape != x_0.shape[:1]:

@@ -1,0 +1,106 @@
+"""The commands and their options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="Diffusion models as stochastic differential equations: train a score model, sample it by any solver.",
+)
+
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the fastest there is by default")]
+Seed = Annotated[int, typer.Option(help="makes the result reproducible", min=0)]
+Quiet = Annotated[bool, typer.Option("--quiet", help="print nothing but errors")]
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="run folder to write")],
+    sde: Annotated[str, typer.Option(help="vp, ve or subvp")] = "vp",
+    data: Annotated[str, typer.Option(help="digits, mnist, a folder of images, or an .npy or .npz array")] = "digits",
+    steps: Annotated[int, typer.Option(help="training steps", min=1)] = 10_000,
+    checkpoint_every: Annotated[int, typer.Option(help="steps between checkpoints", min=1)] = 1000,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the run folder's last checkpoint")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a run that is there")] = False,
+    batch_size: Annotated[int, typer.Option(help="samples a step", min=1)] = 128,
+    lr: Annotated[float, typer.Option(help="learning rate at its peak")] = 1e-3,
+    weighting: Annotated[str, typer.Option(help="of the loss: sigma2 or likelihood")] = "sigma2",
+    image_size: Annotated[int | None, typer.Option(help="side to which images of a folder are resized", min=1)] = None,
+    mixed_precision: Annotated[str | None, typer.Option(help="bf16 or fp16")] = None,
+    seed: Seed = 0,
+    device: Device = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a score model on data and write a run folder."""
+    from sdediff.cli.train import run
+
+    run(
+        out=out,
+        sde=sde,
+        data=data,
+        steps=steps,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
+        overwrite=overwrite,
+        batch_size=batch_size,
+        lr=lr,
+        weighting=weighting,
+        image_size=image_size,
+        mixed_precision=mixed_precision,
+        seed=seed,
+        device=device,
+        quiet=quiet,
+    )
+
+
+@app.command()
+def sample(
+    run: Annotated[Path, typer.Argument(help="run folder made by train")],
+    out: Annotated[Path, typer.Option(help="file to write: .png (a grid of images), .npy or .npz")],
+    solver: Annotated[str, typer.Option(help="one of the names in the README's table of solvers")] = "ode",
+    steps: Annotated[int | None, typer.Option(help="steps of a fixed-step solver", min=1)] = None,
+    count: Annotated[int, typer.Option(help="how many samples", min=1)] = 64,
+    batch_size: Annotated[int | None, typer.Option(help="samples solved at a time", min=1)] = None,
+    rtol: Annotated[float, typer.Option(help="relative tolerance of an adaptive solver")] = 1e-4,
+    atol: Annotated[float, typer.Option(help="absolute tolerance of an adaptive solver")] = 1e-4,
+    seed: Seed = 0,
+    device: Device = None,
+    quiet: Quiet = False,
+) -> None:
+    """Draw samples from a run folder's model."""
+    from sdediff.cli.sample import run as draw
+
+    draw(
+        folder=run,
+        out=out,
+        solver=solver,
+        steps=steps,
+        count=count,
+        batch_size=batch_size,
+        rtol=rtol,
+        atol=atol,
+        seed=seed,
+        device=device,
+        quiet=quiet,
+    )
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder to write")] = Path("runs/demo"),
+    steps: Annotated[int | None, typer.Option(help="training steps, fewer for a quick look", min=1)] = None,
+    count: Annotated[int, typer.Option(help="samples a solver", min=8)] = 512,
+    seed: Seed = 0,
+    device: Device = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train on scikit-learn's 8x8 digits and sample by every family of solver, in a few minutes."""
+    from sdediff.cli.demo import run
+
+    run(out=out, steps=steps, count=count, seed=seed, device=device, quiet=quiet)

@@ -1,0 +1,93 @@
+"""Names of SDEs and solvers on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import torch
+
+from sdediff.discrete import DDPM
+from sdediff.names import nearest
+from sdediff.sde import VE, VP, LinearSDE, SubVP
+from solvers import (
+    DDIM,
+    RK23,
+    RK45,
+    Ancestral,
+    Euler,
+    EulerMaruyama,
+    Heun,
+    Langevin,
+    PredictorCorrector,
+    ReverseDiffusion,
+    RungeKutta4,
+    Solver,
+)
+
+__all__ = ["SDES", "SOLVERS", "Request", "check_device", "make_sde", "make_solver"]
+
+SDES: Final[dict[str, Callable[[], LinearSDE]]] = {"vp": VP, "ve": VE, "subvp": SubVP}
+
+
+class Request(NamedTuple):
+    """What a solver is made from."""
+
+    sde: LinearSDE
+    steps: int
+    rtol: float
+    atol: float
+
+
+SOLVERS: Final[dict[str, Callable[[Request], Solver]]] = {
+    "euler-maruyama": lambda _: EulerMaruyama(),
+    "reverse-diffusion": lambda _: ReverseDiffusion(),
+    "pc": lambda _: PredictorCorrector(ReverseDiffusion(), Langevin()),
+    "ancestral": lambda _: Ancestral(),
+    "ddpm": lambda request: DDPM.from_sde(request.sde, request.steps),
+    "ddim": lambda _: DDIM(),
+    "euler": lambda _: Euler(),
+    "heun": lambda _: Heun(),
+    "rk4": lambda _: RungeKutta4(),
+    "ode": lambda request: RK45(rtol=request.rtol, atol=request.atol),
+    "rk45": lambda request: RK45(rtol=request.rtol, atol=request.atol),
+    "rk23": lambda request: RK23(rtol=request.rtol, atol=request.atol),
+}
+
+
+def _choose(kind: str, name: str, known: dict[str, Callable[..., object]]) -> str:
+    key = name.lower().replace("_", "-")
+    if key not in known:
+        raise ValueError(f"no {kind} is called {name!r}{nearest(key, known)}; known: {', '.join(known)}")
+    return key
+
+
+def make_sde(name: str) -> LinearSDE:
+    """The SDE of that name with its defaults."""
+    return SDES[_choose("SDE", name, dict(SDES))]()
+
+
+def make_solver(name: str, sde: LinearSDE, steps: int | None, rtol: float, atol: float) -> tuple[Solver, int | None]:
+    """The solver of that name, and the steps to hand to `sample` with it."""
+    make = SOLVERS[_choose("solver", name, dict(SOLVERS))]
+    solver = make(Request(sde, steps or 100, rtol, atol))
+    if solver.adaptive:
+        if steps is not None:
+            raise ValueError(f"solver {name!r} chooses its own steps: drop --steps, set --rtol and --atol")
+        return solver, None
+    return solver, None if solver.times is not None else steps or 100
+
+
+def check_device(device: str | None) -> str:
+    """A device that is there: the one named, or the fastest."""
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"{device!r} is no device; take cpu, cuda or cuda:1, say") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError("this machine has no CUDA device that torch can use; take --device cpu")
+    if kind not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"{device!r} is not supported; take cpu, cuda or mps")
+    return device

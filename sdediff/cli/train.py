@@ -1,0 +1,73 @@
+"""``sdediff train``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from sdediff.cli.names import check_device, make_sde
+from sdediff.data import Dataset, load_data
+from sdediff.model import ScoreModel
+from sdediff.networks import network_for
+from sdediff.objectives import DenoisingScoreMatching
+from sdediff.training import fit
+
+__all__ = ["about", "run"]
+
+
+def about(dataset: Dataset) -> dict[str, object]:
+    """What a run folder keeps of its data."""
+    return {"name": dataset.name, "low": dataset.low, "high": dataset.high, "image": dataset.is_image}
+
+
+def run(
+    *,
+    out: Path,
+    sde: str,
+    data: str,
+    steps: int,
+    checkpoint_every: int,
+    resume: bool,
+    overwrite: bool,
+    batch_size: int,
+    lr: float,
+    weighting: str,
+    image_size: int | None,
+    mixed_precision: str | None,
+    seed: int,
+    device: str | None,
+    quiet: bool,
+) -> None:
+    """Train and write the run folder."""
+    process = make_sde(sde)
+    loss = DenoisingScoreMatching(weighting, times="stratified")
+    place = check_device(device)
+    dataset = load_data(data, image_size=image_size)
+    event = tuple(dataset.x.shape[1:])
+    spread = round(float(dataset.x.std()), 3)
+    model = ScoreModel(network_for(event), process, "edm", sigma_data=spread)
+    if not quiet:
+        size = sum(p.numel() for p in model.parameters())
+        print(
+            f"{len(dataset.x)} samples of shape {event} from {dataset.name}; {size / 1e6:.2f} M parameters on {place}",
+            file=sys.stderr,
+        )
+    fit(
+        model,
+        dataset.x,
+        out=out,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        loss=loss,
+        seed=seed,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
+        overwrite=overwrite,
+        device=place,
+        mixed_precision=mixed_precision,
+        progress=not quiet,
+        about=about(dataset),
+    )
+    if not quiet:
+        print(f"wrote {out}; draw from it with: sdediff sample {out} --out samples.{'png' if dataset.is_image else 'npy'}")

@@ -1,0 +1,211 @@
+"""Pictures: tiled images by Pillow, figures by matplotlib's Figure alone; nothing here touches pyplot's global state."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sdediff._extras import require
+from sdediff.checkpoint import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+__all__ = ["image_grid", "reverse_process", "save_png", "scatter_flow"]
+
+_TILE: Final = 48  # pixels, the size to which small images are enlarged
+_SEPARATOR: Final = 127  # mid grey, neither background nor ink
+_INK: Final = "#22313f"
+_QUIET: Final = "#6b7785"
+_DATA: Final = "#2b6cb0"
+_NOISE: Final = "#c05621"
+
+
+def image_grid(x: Tensor, columns: int | None = None, scale: int | None = None, pad: int = 1) -> Image:
+    """Images (N, C, H, W) in [-1, 1], C = 1 or 3, row by row in one picture: 8-bit grey or RGB, grey lines between tiles.
+
+    v = round(255 (clip(x, -1, 1) + 1) / 2). Each pixel becomes scale x scale (nearest neighbour; by default so that a tile
+    is about 48 pixels high). ``columns`` is by default the least integer not below sqrt(N). ``pad``: width of the lines and
+    of the frame, in pixels of the picture: its width is columns (scale W + pad) + pad.
+    """
+    _check_images(x, "x", "(N, C, H, W)", 4)
+    count, _, height, width = x.shape
+    across = min(count, _positive(columns, "columns") or math.isqrt(count - 1) + 1)
+    factor = _positive(scale, "scale") or max(1, round(_TILE / max(height, width)))
+    if pad < 0:
+        raise ValueError(f"pad is a number of pixels: expected 0 or more, got {pad}")
+    pixels = _tile(_bytes(x), across, factor, pad)
+    picture: Image = require("PIL.Image", "plots").fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    return picture
+
+
+def save_png(image_or_figure: Image | Figure, path: str | Path) -> None:
+    """Write a picture or a figure as PNG, whole or not at all: to a file beside ``path``, which then takes its place."""
+    target = Path(path)
+    if target.suffix.lower() != ".png":
+        raise ValueError(f"{target} does not end in .png: name a .png file")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {target}: there is no folder {target.parent}; make it first")
+    if target.is_dir():
+        raise ValueError(f"cannot write {target}: it is a folder; name a file in it")
+    buffer = io.BytesIO()
+    save: Any = getattr(image_or_figure, "savefig", None) or getattr(image_or_figure, "save", None)
+    if save is None:
+        raise TypeError(f"expected a Pillow image or a matplotlib Figure, got {type(image_or_figure).__name__}")
+    save(buffer, format="png")
+    try:
+        write_atomically(target, buffer.getvalue())
+    except OSError as error:
+        raise ValueError(f"cannot write {target} ({error.strerror}): choose a folder that can be written to") from error
+
+
+def reverse_process(frames: Tensor, times: Sequence[float], columns: int | None = None) -> Figure:
+    """Images on their way from noise to data: one row for each sample, one column for each time, labelled by it.
+
+    frames: (K, n, C, H, W) in [-1, 1], clipped, the states at ``times`` (K values), drawn in the order of falling t: noise on
+    the left, data on the right. ``columns``: how many of the K are shown, evenly chosen, both ends among them (default: all).
+    """
+    _check_images(frames, "frames", "(K, n, C, H, W)", 5)
+    t = _check_times(times, frames)
+    order = _pick(np.argsort(-t, kind="stable"), _positive(columns, "columns"))
+    chosen, (_, rows, _, height, width) = frames[torch.from_numpy(order)], frames.shape
+    factor, pad = max(1, round(_TILE / max(height, width))), 2
+    by_row = chosen.transpose(0, 1).flatten(0, 1)
+    pixels = _tile(_bytes(by_row), len(order), factor, pad, line=255)
+    figure = _figure(max(5.0, 0.72 * len(order)), 0.85 + 0.7 * rows * height / width)
+    axes = figure.add_subplot()
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest", extent=(0, pixels.shape[1], pixels.shape[0], 0))
+    axes.set_xticks([pad + factor * width / 2 + i * (factor * width + pad) for i in range(len(order))])
+    axes.set_xticklabels([_label(t[i]) for i in order], fontsize=8, color=_QUIET)
+    axes.set_yticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel(_direction(t), fontsize=9, color=_QUIET)
+    axes.set_title("Reverse process: from noise to data", fontsize=12, color=_INK, loc="left")
+    return figure
+
+
+def scatter_flow(frames: Tensor, times: Sequence[float], columns: int | None = 5) -> Figure:
+    """Points in the plane on their way from noise to data: the cloud at several times, then the paths of about 60 points.
+
+    frames: (K, n, 2), the states at ``times`` (K values), drawn in the order of falling t. ``columns``: how many of the K
+    clouds are shown, both ends among them (None: all); the paths go through all K. The axes are equal, and the same in all
+    panels unless the noise is more than five times as wide as the data, as under a VE SDE: then each cloud has its own.
+    """
+    if frames.ndim != 3 or frames.shape[-1] != 2 or 0 in frames.shape:
+        raise ValueError(f"frames has shape {tuple(frames.shape)}: expected points (K, n, 2), K times of n points")
+    _check_finite(frames, "frames")
+    t = _check_times(times, frames)
+    order = np.argsort(-t, kind="stable")
+    points: NDArray[np.float64] = frames.detach().double().cpu().numpy()[order]
+    shown = _pick(np.arange(len(order)), _positive(columns, "columns"))
+    middle, all_around = points.mean(axis=1), points.mean(axis=(0, 1))
+    own, common = _reach(points - middle[:, None]), float(_reach(points - all_around).max())
+    if common <= 5 * own[-1]:
+        middle, own = np.broadcast_to(all_around, middle.shape), np.full_like(own, common)
+    figure = _figure(2.3 * (len(shown) + 1), 2.75)
+    panels = figure.subplots(1, len(shown) + 1, squeeze=False)[0]
+    for axes, k in zip(panels, shown, strict=False):
+        axes.scatter(*points[k].T, s=max(1.0, min(9.0, 4000 / points.shape[1])), c=_DATA, alpha=0.6, linewidths=0)
+        _square(axes, middle[k], float(own[k]), _label(t[order[k]]))
+    some = np.unique(np.linspace(0, points.shape[1] - 1, min(60, points.shape[1])).round().astype(int))
+    paths = points[:, some]
+    panels[-1].plot(paths[..., 0], paths[..., 1], color=_QUIET, linewidth=0.5, alpha=0.6)
+    panels[-1].scatter(*paths[0].T, s=7, c=_NOISE, linewidths=0, zorder=3, label="noise")
+    panels[-1].scatter(*paths[-1].T, s=7, c=_DATA, linewidths=0, zorder=3, label="data")
+    panels[-1].legend(fontsize=7, frameon=False, loc="upper right", handletextpad=0.1, borderpad=0.1)
+    _square(panels[-1], all_around, common, f"{len(some)} paths")
+    figure.suptitle("Reverse process: from noise to data", fontsize=12, color=_INK, x=0.01, ha="left")
+    return figure
+
+
+def _reach(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(K,): the largest coordinate of each of the clouds (K, n, 2), with a margin, and never zero."""
+    reach: NDArray[np.float64] = np.maximum(1.05 * np.abs(points).max(axis=(1, 2)), 1e-12)
+    return reach
+
+
+def _square(axes: Any, centre: NDArray[np.float64], limit: float, label: str) -> None:
+    x, y = centre
+    axes.set(xlim=(x - limit, x + limit), ylim=(y - limit, y + limit), aspect="equal")
+    axes.set_xlabel(label, fontsize=9, color=_QUIET)
+    axes.tick_params(labelsize=6, length=2, colors=_QUIET)
+    axes.spines[:].set_color("#c9d1d9")
+
+
+def _figure(width: float, height: float) -> Figure:
+    make = require("matplotlib.figure", "plots").Figure
+    figure: Figure = make(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
+    return figure
+
+
+def _bytes(x: Tensor) -> NDArray[np.uint8]:
+    """(N, C, H, W) in [-1, 1] as (N, H, W, C) in 0..255."""
+    values = x.detach().to("cpu", torch.float32).clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    pixels: NDArray[np.uint8] = values.permute(0, 2, 3, 1).numpy()
+    return pixels
+
+
+def _tile(tiles: NDArray[np.uint8], columns: int, scale: int, pad: int, line: int = _SEPARATOR) -> NDArray[np.uint8]:
+    """(N, H, W, C) as one (rows (scale H + pad) + pad, columns (scale W + pad) + pad, C) picture."""
+    large = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
+    count, height, width, channels = large.shape
+    rows = -(-count // columns)
+    shape = (rows * (height + pad) + pad, columns * (width + pad) + pad, channels)
+    picture = np.full(shape, line, np.uint8)
+    for i, tile in enumerate(large):
+        top, left = pad + i // columns * (height + pad), pad + i % columns * (width + pad)
+        picture[top : top + height, left : left + width] = tile
+    return picture
+
+
+def _pick(order: NDArray[np.intp], count: int | None) -> NDArray[np.intp]:
+    """``count`` of the entries, evenly chosen, the last among them and, for two or more, the first."""
+    if count is None or count >= len(order):
+        return order
+    places = np.linspace(len(order) - 1, 0, count).round().astype(np.intp)[::-1]
+    return np.asarray(order[places], np.intp)
+
+
+def _label(t: float) -> str:
+    return f"t = {t:.2f}" if t >= 0.005 or t == 0 else f"t = {t:.0e}"
+
+
+def _direction(t: NDArray[np.float64]) -> str:
+    return f"time t, from {t.max():g} (noise) on the left to {t.min():.3g} (data) on the right"
+
+
+def _check_images(x: Tensor, name: str, shape: str, rank: int) -> None:
+    if x.ndim != rank or 0 in x.shape or x.shape[rank - 3] not in (1, 3):
+        wanted = f"images {shape} with C = 1 or 3 channels"
+        raise ValueError(f"{name} has shape {tuple(x.shape)}: expected {wanted}; reshape it, or choose channels")
+    _check_finite(x, name)
+
+
+def _check_finite(x: Tensor, name: str) -> None:
+    bad = (~torch.isfinite(x)).nonzero()
+    if len(bad):
+        where = tuple(bad[0].tolist())
+        raise ValueError(f"{name} has {len(bad)} values that are NaN or inf, first at {where}: leave those samples out")
+
+
+def _check_times(times: Sequence[float], frames: Tensor) -> NDArray[np.float64]:
+    t = np.asarray([float(time) for time in times])
+    if len(t) != len(frames) or not np.isfinite(t).all():
+        raise ValueError(f"got {len(t)} times for {len(frames)} frames: expected one finite time for each frame")
+    return t
+
+
+def _positive(value: int | None, name: str) -> int | None:
+    if value is not None and value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}: leave it out for the default")
+    return value

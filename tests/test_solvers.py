@@ -1,0 +1,265 @@
+"""Every solver on Gaussian data, whose score, flow and reverse law are known in closed form."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from exact_moments import chain_moments, reverse_moments, slope
+from scipy.integrate import solve_ivp
+
+import sdediff as sd
+from sdediff.reverse import Reverse
+from solvers import RungeKutta, Solver, Tableau, integrate
+
+ODE_ORDERS = {sd.Euler(): 1, sd.DDIM(): 1, sd.Midpoint(): 2, sd.Heun(): 2, sd.RungeKutta4(): 4}
+STOCHASTIC = (sd.EulerMaruyama(), sd.ReverseDiffusion(), sd.Ancestral())
+PAIRS = (
+    sd.PredictorCorrector(sd.ReverseDiffusion(), sd.Langevin(snr=0.05)),
+    sd.PredictorCorrector(sd.EulerMaruyama(), sd.Langevin(snr=0.05, n_steps=2), "corrector-first"),
+    sd.PredictorCorrector(sd.DDIM(), sd.Langevin(snr=0.05)),
+)
+ALL = (*ODE_ORDERS, *STOCHASTIC, *PAIRS, sd.RK45(), sd.RK23(1e-4, 1e-4))
+
+
+def ids(solver: Solver) -> str:
+    return repr(solver)
+
+
+def gentle(sde: sd.LinearSDE, n: int) -> torch.Tensor:
+    """A grid over the inner part of the range, where steps resolve the coefficients and errors follow their order."""
+    return torch.linspace(0.8 * sde.T, 0.2 * sde.T, n + 1, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("solver", ODE_ORDERS, ids=ids)
+def test_order_on_the_exact_flow(sde: sd.LinearSDE, gaussian: sd.exact.Gaussian, solver: Solver) -> None:
+    x = torch.tensor([[1.0, -2.0], [0.5, 0.3]], dtype=torch.float64) * sde.prior.std
+    errors = []
+    for n in (40, 80, 160):
+        times = gentle(sde, n)
+        out = integrate(Reverse(gaussian.model(sde), 2), solver, x, times).x
+        errors.append(float((out - gaussian.flow(sde, x, times[0], times[-1])).abs().max()))
+    assert slope(errors) == pytest.approx(ODE_ORDERS[solver], abs=0.25), errors
+    assert solver.order == ODE_ORDERS[solver]
+
+
+@pytest.mark.parametrize("solver", STOCHASTIC, ids=ids)
+@pytest.mark.parametrize("stochasticity", [1.0, 0.5])
+def test_weak_order_by_exact_moments(sde: sd.LinearSDE, solver: Solver, stochasticity: float) -> None:
+    """Mean and standard deviation of the chain converge to the exact law at order 1, at any stochasticity."""
+    errors = []
+    for n in (40, 80, 160):
+        times = gentle(sde, n)
+        mean, std = reverse_moments(sde, solver, times, mean=0.4, std=0.3, stochasticity=stochasticity)
+        true_mean, true_cov = sd.exact.Gaussian(0.4, 0.09).moments(sde, times[-1])
+        errors.append(abs(mean - float(true_mean)) + abs(std - float(true_cov) ** 0.5))
+    assert slope(errors) == pytest.approx(solver.order, abs=0.25), errors
+
+
+@pytest.mark.parametrize("solver", STOCHASTIC, ids=ids)
+def test_full_range_reaches_the_data_law(solver: Solver) -> None:
+    """From t_max to t_min in 400 steps the law is right to 1 % of the data's standard deviation, on every SDE."""
+    for sde in (sd.VP(), sd.SubVP(), sd.VE(0.02, 10.0)):
+        times = torch.linspace(sde.t_max, sde.t_min, 401, dtype=torch.float64)
+        mean, std = reverse_moments(sde, solver, times, mean=0.4, std=0.5)
+        true_mean, true_cov = sd.exact.Gaussian(0.4, 0.25).moments(sde, times[-1])
+        assert mean == pytest.approx(float(true_mean), abs=0.01)
+        assert std == pytest.approx(float(true_cov) ** 0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("sequence", ["predictor-first", "corrector-first"])
+def test_corrector_law_is_right_as_snr_falls(sde: sd.LinearSDE, sequence: str) -> None:
+    """The excess of a Langevin chain with fixed steps is of order snr^2: it falls fourfold as snr is halved."""
+    times = gentle(sde, 400)
+    excess = []
+    for snr in (0.4, 0.2):
+        solver = sd.PredictorCorrector(sd.Ancestral(), sd.Langevin(snr=snr), sequence)  # type: ignore[arg-type]
+        _, std = reverse_moments(sde, solver, times, mean=0.4, std=0.3, draws_a_step=2)
+        _, without = reverse_moments(sde, sd.Ancestral(), times, mean=0.4, std=0.3)
+        excess.append(abs(std - float(sd.exact.Gaussian(0.4, 0.09).moments(sde, times[-1])[1]) ** 0.5))
+        assert without == pytest.approx(std, rel=0.15)
+    assert excess[0] < 0.12 * float(sde.sigma(times[-1]))
+    assert 2.5 < excess[0] / excess[1] < 8, excess
+
+
+def test_corrector_alone_keeps_the_law() -> None:
+    """Many small Langevin steps at one time move any start to the law there."""
+    sde = sd.VP()
+    data = sd.exact.Gaussian(0.4, 0.09)
+    times = torch.full((2,), 0.3, dtype=torch.float64)
+    mean, cov = (float(v) for v in data.moments(sde, times[0]))
+    solver = sd.Langevin(snr=0.1, n_steps=600)
+    got_mean, got_std = chain_moments(Reverse(data.model(sde), 602), solver, times, mean + 1.0, 0.0, 600)
+    assert got_mean == pytest.approx(mean, abs=1e-4)
+    assert got_std == pytest.approx(cov**0.5, rel=0.02)
+
+
+def test_adaptive_reaches_its_tolerance(sde: sd.LinearSDE, gaussian: sd.exact.Gaussian) -> None:
+    x = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(6, 2) * sde.prior.std
+    exact = gaussian.flow(sde, x, sde.t_max, sde.t_min)
+    errors = []
+    for tol in (1e-3, 1e-5, 1e-8):
+        out = sd.sample(gaussian.model(sde), (6, 2), solver=sd.RK45(tol, tol), x_init=x, last="noisy", dtype=torch.float64)
+        errors.append(float((out.x - exact).abs().max()))
+        assert out.success
+        assert bool((out.nfe == 6 * (out.accepted + out.rejected) + 2).all())
+    assert errors[0] < 0.02 and errors[1] < 5e-4 and errors[2] < 1e-6, errors
+
+
+def test_adaptive_agrees_with_scipy_in_cost_and_result(gaussian: sd.exact.Gaussian) -> None:
+    """SciPy's RK45 is the same pair: the same solution to the tolerance, at a similar number of evaluations."""
+    sde, model = sd.VP(), gaussian.model(sd.VP())
+    x = torch.tensor([[1.2, -0.7]], dtype=torch.float64)
+    problem = Reverse(model, 1)
+    reference = solve_ivp(
+        lambda t, y: problem.drift(torch.as_tensor(y)[None], torch.tensor(t, dtype=torch.float64))[0].numpy(),
+        (1.0, 1e-3), x[0].numpy(), rtol=1e-6, atol=1e-6,
+    )  # fmt: skip
+    ours = sd.sample(model, (1, 2), solver=sd.RK45(1e-6, 1e-6), x_init=x, last="noisy", dtype=torch.float64)
+    torch.testing.assert_close(ours.x[0], torch.as_tensor(reference.y[:, -1]), rtol=0, atol=2e-5)
+    assert int(ours.nfe) < 1.3 * reference.nfev
+
+
+def test_adaptive_lands_on_every_time_of_the_grid(gaussian: sd.exact.Gaussian) -> None:
+    sde = sd.VP()
+    x = torch.linspace(-2, 2, 10, dtype=torch.float64).reshape(5, 2)
+    asked = [1.0, 0.7, 0.31, 0.05, 0.001]
+    called: list[float] = []
+    model = gaussian.model(sde)
+    net = model.net
+    model.net = lambda x, t: (called.extend(t.tolist()), net(x, t))[1]
+    out = sd.sample(
+        model, (5, 2), solver=sd.RK45(1e-8, 1e-8), grid=asked, x_init=x, last="noisy", trajectory=True, dtype=torch.float64
+    )
+    assert out.trajectory is not None
+    for time, frame in zip(asked, out.trajectory, strict=True):
+        torch.testing.assert_close(frame, gaussian.flow(sde, x, 1.0, time), rtol=0, atol=1e-6)
+    assert min(called) >= 0.001 and max(called) <= 1.0
+
+
+def test_adaptive_rows_leave_as_they_finish(gaussian: sd.exact.Gaussian) -> None:
+    """The rows the network sees add up to the samples' own counts, which differ."""
+    sde, rows = sd.VE(0.02, 30.0), []
+    model = gaussian.model(sde)
+    net = model.net
+    model.net = lambda x, t: (rows.append(len(x)), net(x, t))[1]
+    out = sd.sample(model, (20, 2), solver=sd.RK45(), seed=3)
+    assert sum(rows) == int(out.nfe.sum())
+    assert int(out.nfe.min()) < int(out.nfe.max())
+
+
+@pytest.mark.parametrize(("solver", "twin"), [(sd.EulerMaruyama(), sd.Euler()), (sd.Ancestral(), sd.DDIM())], ids=ids)
+def test_twins_at_zero_stochasticity(sde: sd.LinearSDE, gaussian: sd.exact.Gaussian, solver: Solver, twin: Solver) -> None:
+    model = gaussian.model(sde)
+    out = sd.sample(model, (4, 2), solver=solver, steps=30, seed=1, stochasticity=0, last="noisy", dtype=torch.float64).x
+    expected = sd.sample(model, (4, 2), solver=twin, steps=30, seed=1, last="noisy", dtype=torch.float64).x
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-10)
+
+
+def test_reverse_diffusion_at_zero_stochasticity_solves_the_flow(sde: sd.LinearSDE, gaussian: sd.exact.Gaussian) -> None:
+    x = torch.tensor([[1.0, -2.0]], dtype=torch.float64) * sde.prior.std
+    errors = []
+    for n in (80, 160, 320):
+        times = gentle(sde, n)
+        out = integrate(Reverse(gaussian.model(sde), 1, 0.0), sd.ReverseDiffusion(), x, times, sd.White([0], (2,))).x
+        errors.append(float((out - gaussian.flow(sde, x, times[0], times[-1])).abs().max()))
+    assert slope(errors) == pytest.approx(1, abs=0.25)
+
+
+def test_published_updates_with_noise_given(gaussian: sd.exact.Gaussian) -> None:
+    """One step of each, written out: Euler-Maruyama, reverse diffusion (VE: eq. 47), ancestral sampling, Langevin."""
+    sde = sd.VE(0.02, 30.0)
+    model, white = gaussian.model(sde), sd.White([5, 6], (2,), dtype=torch.float64)
+    t, s = (torch.tensor(v, dtype=torch.float64) for v in (0.7, 0.6))
+    x = torch.tensor([[3.0, -2.0], [0.5, 1.0]], dtype=torch.float64)
+    z, c = white.at(0).normal("path"), white.at(0).normal("corrector")
+    score, data = model.score(x, t), model.data(x, t)
+    var_t, var_s = sde.sigma(t) ** 2, sde.sigma(s) ** 2
+    size = 2 * (0.2 * sde.sigma(s)) ** 2
+    expected = {
+        sd.EulerMaruyama(): x + (t - s) * sde.g(t) ** 2 * score + sde.g(t) * (t - s).sqrt() * z,
+        sd.ReverseDiffusion(): x + (var_t - var_s) * score + (var_t - var_s).sqrt() * z,
+        # q(x_s | x_t, x_0) of VE: precision-weighted mean of x_0 and x_t
+        sd.Ancestral(): (var_s * x + (var_t - var_s) * data) / var_t + (var_s * (var_t - var_s) / var_t).sqrt() * z,
+        sd.Langevin(snr=0.2): x + size * model.score(x, s) + (2 * size).sqrt() * c,
+        sd.DDIM(): data + sde.sigma(s) * (x - data) / sde.sigma(t),
+    }
+    for solver, want in expected.items():
+        out = sd.sample(
+            model, (2, 2), solver=solver, grid=[float(t), float(s)], x_init=x, noise=white, last="noisy", dtype=torch.float64
+        )
+        torch.testing.assert_close(out.x, want, rtol=1e-10, atol=1e-10, msg=lambda m, s=solver: f"{s}: {m}")
+
+
+@pytest.mark.parametrize("solver", ALL, ids=ids)
+def test_sample_depends_on_its_seed_alone(solver: Solver, gaussian: sd.exact.Gaussian) -> None:
+    """Alone, in a batch of 7, permuted, and in parts: the same sample."""
+    model = gaussian.model(sd.VP())
+    steps = None if solver.adaptive else 25
+    seeds = sd.seeds(11, 7)
+    whole = sd.sample(model, (7, 2), solver=solver, steps=steps, seed=11, dtype=torch.float64)
+    assert whole.seeds == seeds
+    order = [3, 0, 6, 2, 5, 1, 4]
+    permuted = sd.sample(model, (7, 2), solver=solver, steps=steps, seed=[seeds[i] for i in order], dtype=torch.float64)
+    torch.testing.assert_close(permuted.x, whole.x[order], rtol=0, atol=1e-9)
+    for i in (0, 4):
+        alone = sd.sample(model, (1, 2), solver=solver, steps=steps, seed=[seeds[i]], dtype=torch.float64)
+        torch.testing.assert_close(alone.x[0], whole.x[i], rtol=0, atol=1e-9)
+    parts = sd.sample(model, (7, 2), solver=solver, steps=steps, seed=11, batch_size=3, dtype=torch.float64)
+    torch.testing.assert_close(parts.x, whole.x, rtol=0, atol=1e-9)
+    assert torch.equal(parts.nfe, whole.nfe)
+    other = sd.sample(model, (7, 2), solver=solver, steps=steps, seed=12, dtype=torch.float64)
+    assert float((other.x - whole.x).abs().min()) > 1e-6
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1), (2, 3, 4, 4), (2, 2, 3, 2, 2)])
+@pytest.mark.parametrize("solver", [sd.PredictorCorrector(sd.EulerMaruyama(), sd.Langevin()), sd.Ancestral(), sd.RK45()], ids=ids)
+def test_any_rank_is_the_flat_problem(shape: tuple[int, ...], solver: Solver) -> None:
+    """Unit Gaussian data in any shape give what the flattened problem gives."""
+    model = sd.ScoreModel(lambda x, t: x * sd.VP().sigma(t.double()).to(x).reshape(-1, *(1,) * (x.ndim - 1)), sd.VP())
+    steps = None if solver.adaptive else 10
+    out = sd.sample(model, shape, solver=solver, steps=steps, seed=0, dtype=torch.float64)
+    flat = sd.sample(model, (shape[0], out.x[0].numel()), solver=solver, steps=steps, seed=0, dtype=torch.float64)
+    torch.testing.assert_close(out.x.flatten(), flat.x.flatten(), rtol=0, atol=1e-9)
+
+
+def test_nfe_is_counted_at_the_network(gaussian: sd.exact.Gaussian) -> None:
+    calls = 0
+    model = gaussian.model(sd.VP())
+    net = model.net
+
+    def counting(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return net(x, t)
+
+    model.net = counting
+    expected = {sd.EulerMaruyama(): 9, sd.Heun(): 17, sd.RungeKutta4(): 33, PAIRS[0]: 17, PAIRS[1]: 25, sd.DDIM(): 9}
+    for solver, nfe in expected.items():
+        calls = 0
+        out = sd.sample(model, (3, 2), solver=solver, steps=8, seed=0)  # 8 steps and the denoising evaluation
+        assert calls == nfe and out.nfe.tolist() == [nfe] * 3, solver
+
+
+def test_tableaus_are_checked() -> None:
+    with pytest.raises(ValueError, match="sum b = 1"):
+        Tableau.parse("bad", 1, ["1/2"], "1/2 1/3")
+    with pytest.raises(ValueError, match="sum b c = 1/2"):
+        Tableau.parse("bad", 2, ["1/3"], "0 1")
+    with pytest.raises(ValueError, match="sum b a c = 1/6"):
+        Tableau.parse("bad", 3, ["2/3", "2/3 0"], "1/4 3/8 3/8")
+    with pytest.raises(ValueError, match="one weight for each of the 2 stages"):
+        Tableau.parse("bad", 1, ["1"], "1")
+
+
+def test_a_new_method_is_a_tableau(gaussian: sd.exact.Gaussian) -> None:
+    class Ralston(RungeKutta):
+        tableau = Tableau.parse("Ralston", 2, ["2/3"], "1/4 3/4")
+
+    sde = sd.VP()
+    x = torch.ones(1, 2, dtype=torch.float64)
+    errors = []
+    for n in (40, 80, 160):
+        times = gentle(sde, n)
+        out = integrate(Reverse(gaussian.model(sde), 1), Ralston(), x, times).x
+        errors.append(float((out - gaussian.flow(sde, x, times[0], times[-1])).abs().max()))
+    assert slope(errors) == pytest.approx(2, abs=0.2)
