@@ -155,6 +155,7 @@ class PerSample(Control):
         if self.active:
             self.state = solver.init(problem, x, self.t)
             self.h = self._first_step()
+            problem.monitor.bad[:] = False  # the probe of the step size may have gone where no step will go
 
     @property
     def active(self) -> bool:
@@ -180,7 +181,7 @@ class PerSample(Control):
         x, k = self.x, self.state[0] if self.state else self.problem.drift(self.x, self.t)
         size, slope = self._norm(x, x, x), self._norm(k, x, x)
         span = (self.times[1] - self.times[0]).abs()
-        guess = torch.where((size < 1e-5) | (slope < 1e-5), 1e-6, 0.01 * size / slope).clamp(max=span)
+        guess = torch.where((size < 1e-5) | (slope < 1e-5), 1e-6, 0.01 * size / slope).clamp(max=0.1 * span)
         trial = self.problem.drift(x + expand(self.sign * guess, x) * k, self.t + self.sign * guess)
         curve = self._norm(trial - k, x, x) / guess
         steep = torch.maximum(slope, curve)

@@ -79,7 +79,8 @@ class DenoisingScoreMatching:
         error = model.output(x_t, time, condition) - model.target(x_0, noise, time)
         weight = WEIGHTINGS[self.weighting] if isinstance(self.weighting, str) else self.weighting
         scale = weight(sde, time) * model.conversion("score", time)[1] ** 2
-        return expand(scale, error[:, None])[:, 0] * rowwise(error).square().mean(dim=1)
+        losses = rowwise(error).square().mean(dim=1)
+        return expand(scale, losses) * losses
 
     def draw_times(self, sde: LinearSDE, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Times (count,), float64 on the host."""
