@@ -1,5 +1,7 @@
 """sdediff: diffusion models as stochastic differential equations."""
 
+from typing import TYPE_CHECKING, Any
+
 from sdediff import exact
 from sdediff.discrete import DDPM
 from sdediff.model import ScoreModel
@@ -25,6 +27,10 @@ from solvers import (
     White,
     seeds,
 )
+
+if TYPE_CHECKING:
+    from sdediff.checkpoint import load
+    from sdediff.training import fit
 
 __version__ = "0.1.0"
 
@@ -54,6 +60,21 @@ __all__ = [
     "SubVP",
     "White",
     "exact",
+    "fit",
+    "load",
     "sample",
     "seeds",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Training and checkpoints are imported when they are first used: they belong to the extra ``train``."""
+    if name == "fit":
+        from sdediff.training import fit
+
+        return fit
+    if name == "load":
+        from sdediff.checkpoint import load
+
+        return load
+    raise AttributeError(f"module 'sdediff' has no attribute {name!r}")

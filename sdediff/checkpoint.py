@@ -78,7 +78,9 @@ def _build(entry: Mapping[str, Any], known: Mapping[str, Callable[..., Any]], ar
         raise ValueError(f"{run} was trained with your own {name}; pass it: load({str(run)!r}, {argument}={name}(...))")
     if name not in known:
         raise ValueError(f"{run} names {name!r}, which this version does not know{nearest(name, known)}; known: {', '.join(known)}")
-    return known[name](**parameters)
+    # The initial weights are replaced: that they are drawn must not show in torch's global generator.
+    with torch.random.fork_rng(devices=[]):
+        return known[name](**parameters)
 
 
 def read_config(run: str | Path) -> dict[str, Any]:

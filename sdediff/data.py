@@ -153,7 +153,8 @@ def _resize(x: Tensor, size: int) -> Tensor:
     square = x[..., top : top + side, left : left + side]
     if side == size:
         return square.contiguous()
-    return torch.nn.functional.interpolate(square, (size, size), mode="bilinear", antialias=True)
+    resized = torch.nn.functional.interpolate(square, (size, size), mode="bilinear", antialias=True)
+    return resized.clamp(x.min(), x.max())  # the weights sum to one up to rounding
 
 
 def _folder(path: Path, size: int | None) -> Dataset:
@@ -231,7 +232,7 @@ def _from_array(array: NDArray[Any], labels: NDArray[Any] | None, path: Path, si
         bad = np.argwhere(~np.isfinite(array))
         if len(bad):
             first = tuple(int(i) for i in bad[0])
-            raise ValueError(f"{path} has {len(bad)} values that are NaN or inf, first at {first}: drop or mend them")
+            raise ValueError(f"{path} has NaN or inf in {len(bad)} of {array.size} values, first at {first}: drop or mend them")
     if array.ndim == 2:
         if array.dtype.kind != "f" or size is not None:
             what = f"{path} holds {array.dtype} of shape {array.shape}"
@@ -267,13 +268,15 @@ def _check_labels(labels: NDArray[Any], count: int, path: Path) -> NDArray[np.in
 def _value_range(array: NDArray[Any], path: Path) -> tuple[float, float]:
     """The range that becomes [-1, 1], from the type and the values of images."""
     least, most = float(array.min()), float(array.max())
-    got = f"{path} has {array.dtype} images with values from {least:g} to {most:g}"
+    got = f"{path} has images with values from {least:g} to {most:g}"
     if array.dtype == np.uint8:
         if most > 1:
             return 0.0, 255.0
         raise ValueError(f"{got}: expected 0 to 255; if they are masks, save them with .astype(bool)")
     if array.dtype.kind in "iu":
-        raise ValueError(f"{got}: expected uint8, bool or float; use .astype('uint8') for 0..255, or floats in [0, 1]")
+        raise ValueError(
+            f"{got}: expected uint8, bool or float, not {array.dtype}; use .astype('uint8') for 0..255, or floats in [0, 1]"
+        )
     slack = 1e-6  # rounding of a division by 255, say
     if least < -1 - slack or most > 1 + slack:
         raise ValueError(f"{got}: expected [0, 1] or [-1, 1]; scale them, or save 0..255 as uint8")

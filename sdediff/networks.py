@@ -25,9 +25,9 @@ class UNet(nn.Module):
     def __init__(
         self,
         channels: int = 1,
-        widths: Sequence[int] = (64, 128),
-        layers: int = 2,
-        attention: Sequence[bool] = (False, True),
+        widths: Sequence[int] = (32, 64),
+        layers: int = 1,
+        attention: Sequence[bool] = (False, False),
         dropout: float = 0.0,
         groups: int = 8,
     ) -> None:
@@ -50,7 +50,7 @@ class UNet(nn.Module):
             layers_per_block=layers,
             down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
             up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
-            add_attention=True,
+            add_attention=any(attention),
             attention_head_dim=None,
             norm_num_groups=groups,
             dropout=dropout,
@@ -71,6 +71,7 @@ class MLP(nn.Module):
     def __init__(self, dimension: int = 2, width: int = 128, depth: int = 4, frequencies: int = 16) -> None:
         super().__init__()
         self.config: dict[str, Any] = {"dimension": dimension, "width": width, "depth": depth, "frequencies": frequencies}
+        self.rates: Tensor
         self.register_buffer("rates", math.pi * torch.logspace(-1, 2, frequencies), persistent=False)
         self.enter = nn.Linear(dimension + 2 * frequencies, width)
         self.blocks = nn.ModuleList(nn.Sequential(nn.SiLU(), nn.Linear(width, width)) for _ in range(depth))
@@ -100,5 +101,5 @@ def network_for(event: Sequence[int]) -> nn.Module:
             return UNet(event[0])
         if side < 48:
             return UNet(event[0], widths=(32, 64, 128), attention=(False, False, True))
-        return UNet(event[0], widths=(32, 64, 128, 128), attention=(False, False, False, True))
+        return UNet(event[0], widths=(32, 64, 128, 128), layers=2, attention=(False, False, False, True))
     raise ValueError(f"there is no network for data of shape {tuple(event)}; bring your own: ScoreModel(net, sde)")

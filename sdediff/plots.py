@@ -195,7 +195,7 @@ def _check_finite(x: Tensor, name: str) -> None:
     bad = (~torch.isfinite(x)).nonzero()
     if len(bad):
         where = tuple(bad[0].tolist())
-        raise ValueError(f"{name} has {len(bad)} values that are NaN or inf, first at {where}: leave those samples out")
+        raise ValueError(f"{name} has NaN or inf in {len(bad)} of {x.numel()} values, first at {where}: leave those samples out")
 
 
 def _check_times(times: Sequence[float], frames: Tensor) -> NDArray[np.float64]:

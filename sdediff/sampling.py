@@ -53,20 +53,22 @@ def sample(
     """Draw samples of shape ``shape`` = (B, *event) by solving the reverse process from noise at t_max to data at t_min.
 
     ``solver``: any solver value; by default `DDIM` where ``steps`` or ``grid`` is given, else `RK45`.
-    ``steps``, ``grid``: fixed-step solvers take ``steps=N`` intervals, uniform in t unless ``grid`` names another spacing or is
-    a function of N, or ``grid`` as a decreasing array of times. Adaptive solvers take no ``steps``; an array is where they must land.
-    ``t_start``, ``t_end``: the span of a grid made from ``steps``, by default the SDE's usable range. A start below t_max needs ``x_init``.
+    ``steps``, ``grid``: fixed-step solvers take ``steps=N`` intervals, uniform in t unless ``grid`` names another spacing or is a
+    function of N; or ``grid`` as a falling array of times. Adaptive solvers take no ``steps``; an array is where they must land.
+    ``t_start``, ``t_end``: the span of a grid made from ``steps``, by default the SDE's usable range. A start below t_max needs
+    ``x_init``.
     ``last``: ``"denoise"`` ends with one more evaluation, E[x_0 | x]; ``"mean"`` adds no noise in the last stochastic step;
     ``"noisy"`` returns the state at ``t_end``. Default: ``"denoise"``, or ``"noisy"`` where ``t_end`` is given.
     ``seed``: an int, from which sample i takes seed i of `seeds`, or one int a sample; None draws one from the operating system.
     The result holds the seeds. Sample i depends on its seed alone, not on B; torch's global generator plays no part
     (``torch.manual_seed`` does nothing here) and is not touched. ``noise``: a noise object in place of seeds.
     ``x_init``: (B, *event) states at the start, in place of a draw from the prior.
-    ``stochasticity``: lambda >= 0 of dx = [f x - (1 + lambda^2)/2 g^2 score] dt + lambda g dw, a number or a function of t; by default
-    1 for stochastic solvers. Other solvers admit 0 only.
+    ``stochasticity``: lambda >= 0 of dx = [f x - (1 + lambda^2)/2 g^2 score] dt + lambda g dw, a number or a function of t; by
+    default 1 for stochastic solvers. Other solvers admit 0 only.
     ``condition``: tensors with leading dimension B for the network. ``batch_size``: solve so many samples at a time.
-    ``trajectory``: keep the state at every time of the grid. ``callback``: sees a `Snapshot` after each step. ``progress``: show a bar.
-    ``max_nfe``: no sample has the network evaluated more often. ``on_fail``: ``"raise"`` a `SolveError`, or ``"return"`` what there is.
+    ``trajectory``: keep the state at every time of the grid. ``callback``: sees a `Snapshot` after each step. ``progress``: show
+    a bar. ``max_nfe``: no sample has the network evaluated more often.
+    ``on_fail``: ``"raise"`` a `SolveError`, or ``"return"`` what there is.
     ``grad``: ``"full"`` keeps the graph, ``"checkpoint"`` recomputes each step in the backward pass.
     ``dtype``: of the state, float32 or float64. ``device``: the model's by default.
 

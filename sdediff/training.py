@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,9 @@ class _Training:
     """What changes from step to step."""
 
     net: nn.Module
-    ema: nn.Module
+    ema: Any
     optimizer: torch.optim.Optimizer
     step: int = 0
-    losses: list[float] = field(default_factory=list)
 
 
 def fit(
@@ -71,54 +70,61 @@ def fit(
     """Train the network of ``model`` on ``data`` (N, *event), write a run folder and return the model with its averaged weights.
 
     AdamW with ``warmup`` linear steps and a cosine to zero at ``steps``, the gradient's norm clipped at ``clip``; the weights are
-    averaged with decay min(``ema``, (1 + k) / (10 + k)) at step k. ``loss`` is `DenoisingScoreMatching` by default, with stratified times.
-    ``condition`` holds tensors (N, ...) that go to the network with their samples.
+    averaged with decay min(``ema``, (1 + k) / (10 + k)) at step k. ``loss`` is by default `DenoisingScoreMatching` with stratified
+    times. ``condition`` holds tensors (N, ...) that go to the network with their samples.
 
     Batches, times, noise and dropout of a step depend on ``seed`` and its number alone, so that a run that is stopped and resumed
-    gives the weights of one that is not. torch's global generator is left as it was. Under ``accelerate launch`` every process takes
-    its share of each batch.
+    gives the weights of one that is not. torch's global generator is left as it was. Under ``accelerate launch`` every process
+    takes its share of each batch.
 
     ``checkpoint_every`` steps, at the end and on Ctrl-C the folder ``out`` is brought up to date. ``resume`` goes on from there;
     ``overwrite`` starts anew. ``about`` (name, range of the data) is kept in the configuration. ``callback(step, loss)`` is called
     every 10 steps. Raises ValueError before any work, `Interrupted` on Ctrl-C, FloatingPointError if the loss is not finite.
     """
-    loss = loss or DenoisingScoreMatching(times="stratified")
+    loss = loss or DenoisingScoreMatching(stratified=True)
     condition = dict(condition or {})
     _check(model, data, condition, steps=steps, batch_size=batch_size, lr=lr, ema=ema, checkpoint_every=checkpoint_every)
     folder = Path(out)
+    settings = {"steps": steps, "batch_size": batch_size, "lr": lr, "warmup": warmup, "ema": ema, "clip": clip, "seed": seed}
     config = {
         "format": 1,
         **checkpoint.describe(model),
         "data": {"event": list(data.shape[1:]), "count": len(data), **(about or {})},
-        "training": {
-            "batch_size": batch_size,
-            "lr": lr,
-            "warmup": warmup,
-            "loss": {**asdict(loss), "weighting": loss.weighting if isinstance(loss.weighting, str) else "custom"},
-            "ema": ema,
-            "clip": clip,
-            "seed": seed,
-            "steps": steps,
-        },
+        "training": {**settings, "loss": _name(loss)},
     }
     _prepare_folder(folder, config, resume=resume, overwrite=overwrite)
 
     accelerate = require("accelerate", "train")
     accelerator = accelerate.Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision)
     module: Any = model.net
-    run = _Training(module, _averaged(module, ema), torch.optim.AdamW(module.parameters(), lr=lr))
+    run = _Training(module, _averaged(module, ema), torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.99)))
     if resume:
         _restore(run, folder)
+    elif accelerator.is_main_process:
+        _save_config(folder, config)
     model.to(accelerator.device)
     run.ema.to(accelerator.device)
     run.net, run.optimizer = accelerator.prepare(run.net, run.optimizer)
     model.net = run.net
-    if accelerator.is_main_process and not resume:
-        _save_config(folder, config)
-    local = slice(accelerator.process_index, None, accelerator.num_processes)
-    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
-
     model.train()
+
+    def take(step: int) -> Tensor:
+        """One step of the optimizer; returns the loss."""
+        index = _batch(len(data), batch_size, seed, step)[accelerator.process_index :: accelerator.num_processes]
+        torch.manual_seed(_step_seed(seed, step, accelerator.process_index))
+        for group in run.optimizer.param_groups:
+            group["lr"] = lr * _schedule(step, steps, warmup)
+        given = {name: value[index].to(accelerator.device) for name, value in condition.items()}
+        with accelerator.autocast():
+            value = loss(model, data[index].to(accelerator.device), given).mean()
+        run.optimizer.zero_grad()
+        accelerator.backward(value)
+        accelerator.clip_grad_norm_(run.net.parameters(), clip)
+        run.optimizer.step()
+        run.ema.update_parameters(accelerator.unwrap_model(run.net))
+        return value
+
+    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     title = f"training {type(model.sde).__name__}"
     with (
         torch.random.fork_rng(devices),
@@ -127,33 +133,23 @@ def fit(
     ):
         meter = _Meter(bar, callback, run)
         while run.step < steps and not stop.is_set():
-            index = _batch(len(data), batch_size, seed, run.step)[local]
-            torch.manual_seed(_step_seed(seed, run.step, accelerator.process_index))
-            for group in run.optimizer.param_groups:
-                group["lr"] = lr * _schedule(run.step, steps, warmup)
-            x_0 = data[index].to(accelerator.device)
-            given = {name: value[index].to(accelerator.device) for name, value in condition.items()}
-            with accelerator.autocast():
-                value = loss(model, x_0, given).mean()
-            run.optimizer.zero_grad()
-            accelerator.backward(value)
-            accelerator.clip_grad_norm_(run.net.parameters(), clip)
-            run.optimizer.step()
-            run.ema.update_parameters(accelerator.unwrap_model(run.net))  # type: ignore[operator]
+            value = take(run.step)
             run.step += 1
             meter.record(value)
-            if accelerator.is_main_process and run.step % checkpoint_every == 0:
+            if run.step % checkpoint_every == 0 and run.step < steps:
                 meter.flush()
                 _save(run, folder, accelerator)
         meter.flush()
-    if accelerator.is_main_process:
-        _save(run, folder, accelerator)
-    accelerator.wait_for_everyone()
-    model.net = accelerator.unwrap_model(run.net)
-    model.net.load_state_dict(run.ema.module.state_dict())  # type: ignore[union-attr]
+    _save(run, folder, accelerator)
+    module.load_state_dict(run.ema.module.state_dict())
+    model.net = module
     if run.step < steps:
         raise Interrupted(run.step, folder)
     return model.eval()
+
+
+def _name(loss: DenoisingScoreMatching) -> dict[str, Any]:
+    return {key: value if isinstance(value, str | bool) else "custom" for key, value in vars(loss).items()}
 
 
 def _check(model: ScoreModel, data: Tensor, condition: Mapping[str, Tensor], **numbers: float) -> None:
@@ -215,8 +211,11 @@ def _averaged(net: nn.Module, decay: float) -> Any:
 
 def _save(run: _Training, folder: Path, accelerator: Any) -> None:
     """Bring the folder up to date: the training state first, so that the weights never run ahead of it."""
+    accelerator.wait_for_everyone()
+    if not accelerator.is_main_process:
+        return
     net = accelerator.unwrap_model(run.net).state_dict()
-    ema = run.ema.module.state_dict()  # type: ignore[union-attr, operator]
+    ema = run.ema.module.state_dict()
     state = run.optimizer.state_dict()["state"]
     tensors = {f"net.{k}": v for k, v in net.items()} | {f"ema.{k}": v for k, v in ema.items()}
     tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for i, entry in state.items() for k, v in entry.items()}
@@ -234,8 +233,8 @@ def _restore(run: _Training, folder: Path) -> None:
             parts[part][key] = value
         run.step = int(meta["step"])
         run.net.load_state_dict(parts["net"])
-        run.ema.module.load_state_dict(parts["ema"])  # type: ignore[union-attr, operator]
-        run.ema.n_averaged.fill_(run.step)  # type: ignore[union-attr, operator]
+        run.ema.module.load_state_dict(parts["ema"])
+        run.ema.n_averaged.fill_(run.step)
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in parts["optimizer"].items():
             i, name = key.split(".", 1)

@@ -19,7 +19,10 @@ _ROUNDING: Final = 16 * torch.finfo(torch.float64).eps
 
 
 class Control:
-    """What the driver's loop asks of a way of stepping. ``x``, ``problem``, ``state`` and ``noise`` are of the rows still moving."""
+    """What the driver's loop asks of a way of stepping.
+
+    ``x``, ``problem``, ``state`` and ``noise`` are of the rows still moving.
+    """
 
     x: Tensor
     problem: Problem
@@ -139,6 +142,8 @@ class PerSample(Control):
     PI control (Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, II.4) with the elementary exponent
     0.7 / q and 0.4 / q of the error before, q the order of the error estimate. Samples land on every time of the grid.
     """
+
+    rows: Tensor
 
     def __init__(self, problem: Problem, solver: Solver, x: Tensor, times: Tensor, noise: Noise | None) -> None:
         super().__init__(problem, solver, x, times, noise)

@@ -17,7 +17,10 @@ def uniform(steps: int, start: float, end: float) -> Tensor:
 
 
 def quadratic(steps: int, start: float, end: float) -> Tensor:
-    """Uniform in sqrt(t): t_i = (sqrt(start) + (sqrt(end) - sqrt(start)) i / steps)^2, finer near t = 0 (Song et al. 2021, DDIM, D.2)."""
+    """Uniform in sqrt(t): t_i = (sqrt(start) + (sqrt(end) - sqrt(start)) i / steps)^2, finer near t = 0.
+
+    The quadratic spacing of DDIM (Song et al. 2021, arXiv 2010.02502, D.2).
+    """
     return polynomial(steps, start, end, power=2.0)
 
 

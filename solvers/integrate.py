@@ -23,7 +23,7 @@ __all__ = ["Options", "Snapshot", "integrate", "require"]
 class Snapshot(NamedTuple):
     """What a callback sees after a step: read it, do not write to it."""
 
-    index: int
+    step: int
     """Number of steps (attempts, if adaptive) made."""
     done: float
     """Share of the way that is behind, 0 to 1."""

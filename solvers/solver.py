@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -55,7 +56,7 @@ class Solver:
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[Any]:
         """Coefficients of every step of the grid ``times`` (N + 1,) or (N + 1, rows): N of them, float64 on the host."""
-        return list(zip(times[:-1], times[1:], strict=True))
+        return list(itertools.pairwise(times))
 
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         """State carried into the first step."""

@@ -46,7 +46,8 @@ def test_posterior_is_bayes_rule() -> None:
         assert float(got_mean) == pytest.approx(mean, rel=1e-12)
         assert got_variance == pytest.approx(1 / precision, rel=1e-12)
     mean, variance = ddpm.posterior(x, x_0, 1)
-    assert float(mean) == pytest.approx(-0.4) and variance == 0
+    assert float(mean) == pytest.approx(-0.4)
+    assert variance == 0
 
 
 @pytest.mark.parametrize("n", [1, 2, 10, 200])
@@ -56,7 +57,8 @@ def test_ancestral_sampling_is_the_exact_posterior_step(gaussian: sd.exact.Gauss
     x = sd.sample(model, (5, 2), solver=ddpm, seed=2, dtype=torch.float64, trajectory=True)
     if n > 1:
         twin = sd.sample(model, (5, 2), solver=sd.Ancestral(), grid=ddpm.times, seed=2, dtype=torch.float64, trajectory=True)
-        assert x.trajectory is not None and twin.trajectory is not None
+        assert x.trajectory is not None
+        assert twin.trajectory is not None
         torch.testing.assert_close(x.trajectory, twin.trajectory, rtol=0, atol=1e-10)
     assert x.nfe.tolist() == [n] * 5
 

@@ -76,7 +76,8 @@ def test_network_sees_time_unrounded_and_its_own_dtype() -> None:
     model = sd.ScoreModel(Net(), sd.VP())
     out = model.noise(torch.ones(3, 2), 0.99839)
     assert seen[0].dtype == torch.bfloat16
-    assert seen[1].dtype == torch.float32 and seen[1].shape == (3,)
+    assert seen[1].dtype == torch.float32
+    assert seen[1].shape == (3,)
     assert seen[1][0].item() == pytest.approx(0.99839, abs=1e-7)
     assert out.dtype == torch.float32
 

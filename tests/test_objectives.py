@@ -17,6 +17,20 @@ def gauss_hermite(nodes: int) -> tuple[Tensor, Tensor]:
     return torch.as_tensor(z)[:, None], torch.as_tensor(w / w.sum())
 
 
+def test_edm_weighting_is_the_error_of_the_networks_own_output(sde: sd.LinearSDE) -> None:
+    model = sd.ScoreModel(lambda x, t: 0.3 * x, sde, "edm", sigma_data=0.6)
+    x, noise = torch.full((3, 4), 0.5, dtype=torch.float64), torch.full((3, 4), -1.2, dtype=torch.float64)
+    t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64) * sde.T
+    alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
+    level = sigma / alpha  # Karras et al. 2022, Table 1, on x_t / alpha
+    skip, out = 0.36 / (level**2 + 0.36), level * 0.6 / (level**2 + 0.36).sqrt()
+    noisy = x + level * noise
+    output = 0.3 * noisy / (level**2 + 0.36).sqrt()
+    denoised = skip * noisy + out * output
+    expected = ((denoised - x).square() * (level**2 + 0.36) / (level * 0.6) ** 2).mean(dim=1)
+    torch.testing.assert_close(sd.DenoisingScoreMatching("edm")(model, x, t=t, noise=noise), expected, rtol=1e-10, atol=0)
+
+
 @pytest.mark.parametrize("weighting", ["sigma2", "likelihood"])
 def test_loss_of_the_exact_score_is_its_closed_form_minimum(sde: sd.LinearSDE, weighting: str) -> None:
     """For N(m, v) data the least value at t is w(t) alpha^2 v / (sigma^2 (alpha^2 v + sigma^2)), integrated by quadrature."""
@@ -60,7 +74,8 @@ def test_seed_reproduces_and_the_global_generator_rests() -> None:
     model = sd.exact.Gaussian([0.0, 0.0], 1.0).model(sd.VP())
     x = torch.zeros(16, 2)
     one, two, other = (sd.DenoisingScoreMatching()(model, x, generator=torch.Generator().manual_seed(s)) for s in (3, 3, 4))
-    assert torch.equal(one, two) and not torch.equal(one, other)
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
 
 
 @pytest.mark.uses_global_rng
@@ -75,21 +90,28 @@ def test_default_generator_is_torchs_own() -> None:
 def test_times_are_uniform_and_stratified_ones_fill_their_strata() -> None:
     sde = sd.VP(t_min=0.1)
     generator = torch.Generator().manual_seed(0)
-    t = sd.DenoisingScoreMatching(times="stratified").draw_times(sde, 1000, generator)
+    t = sd.DenoisingScoreMatching(stratified=True).draw_times(sde, 1000, generator)
     strata = ((t - 0.1) / 0.9 * 1000).floor().long()
     assert sorted(strata.tolist()) == list(range(1000))
     assert strata.tolist() != list(range(1000))
+    law = sd.DenoisingScoreMatching(times="logit-normal").draw_times(sd.VP(t_min=0.1), 20_000, generator)
+    share = (law - 0.1) / 0.9
+    # The logit is N(-1, 1.2^2): standard error of its mean 1.2 / sqrt(2e4) = 8.5e-3.
+    logit = (share / (1 - share)).log()
+    assert float(logit.mean()) == pytest.approx(-1.0, abs=6 * 8.5e-3)
+    assert float(logit.std()) == pytest.approx(1.2, abs=6 * 6e-3)
     plain = sd.DenoisingScoreMatching().draw_times(sde, 100_000, generator)
     # Mean 0.55, standard error 0.9 / sqrt(12 * 1e5) = 8e-4; 6 of them: chance 2e-9.
     assert float(plain.mean()) == pytest.approx(0.55, abs=6 * 8.3e-4)
-    assert float(plain.min()) >= 0.1 and float(plain.max()) <= 1.0
+    assert float(plain.min()) >= 0.1
+    assert float(plain.max()) <= 1.0
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
         (lambda m: sd.DenoisingScoreMatching("sigma"), ValueError, "did you mean 'sigma2'"),
-        (lambda m: sd.DenoisingScoreMatching(times="grid"), ValueError, "times must be"),
+        (lambda m: sd.DenoisingScoreMatching(times="unifrm"), ValueError, "did you mean 'uniform'"),
         (lambda m: sd.DenoisingScoreMatching()(m, torch.zeros(3, 2, dtype=torch.uint8)), TypeError, "use x.float"),
         (lambda m: sd.DenoisingScoreMatching()(m, torch.zeros(3, 2), t=torch.tensor([0.5])), ValueError, r"shape \(3,\)"),
         (lambda m: sd.DenoisingScoreMatching()(m, torch.zeros(3, 2), t=torch.tensor([0.5, 0.1, 1e-5])), ValueError, "usable range"),

@@ -35,7 +35,8 @@ def test_published_coefficients() -> None:
         std = 0.01 * (50 / 0.01) ** t
         assert ve.sigma(time).item() == pytest.approx(std, rel=1e-13)
         assert ve.g(time).item() == pytest.approx(std * math.sqrt(2 * (math.log(50) - math.log(0.01))), rel=1e-13)
-        assert ve.alpha(time).item() == 1 and ve.f(time).item() == 0
+        assert ve.alpha(time).item() == 1
+        assert ve.f(time).item() == 0
 
 
 def test_coefficients_are_derivatives_of_the_kernel(sde: sd.LinearSDE) -> None:

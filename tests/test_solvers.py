@@ -102,12 +102,13 @@ def test_adaptive_reaches_its_tolerance(sde: sd.LinearSDE, gaussian: sd.exact.Ga
         errors.append(float((out.x - exact).abs().max()))
         assert out.success
         assert bool((out.nfe == 6 * (out.accepted + out.rejected) + 2).all())
-    assert errors[0] < 0.02 and errors[1] < 5e-4 and errors[2] < 1e-6, errors
+    for error, bound in zip(errors, (0.02, 5e-4, 1e-6), strict=True):
+        assert error < bound
 
 
 def test_adaptive_agrees_with_scipy_in_cost_and_result(gaussian: sd.exact.Gaussian) -> None:
     """SciPy's RK45 is the same pair: the same solution to the tolerance, at a similar number of evaluations."""
-    sde, model = sd.VP(), gaussian.model(sd.VP())
+    _sde, model = sd.VP(), gaussian.model(sd.VP())
     x = torch.tensor([[1.2, -0.7]], dtype=torch.float64)
     problem = Reverse(model, 1)
     reference = solve_ivp(
@@ -133,7 +134,8 @@ def test_adaptive_lands_on_every_time_of_the_grid(gaussian: sd.exact.Gaussian) -
     assert out.trajectory is not None
     for time, frame in zip(asked, out.trajectory, strict=True):
         torch.testing.assert_close(frame, gaussian.flow(sde, x, 1.0, time), rtol=0, atol=1e-6)
-    assert min(called) >= 0.001 and max(called) <= 1.0
+    assert min(called) >= 0.001
+    assert max(called) <= 1.0
 
 
 def test_adaptive_rows_leave_as_they_finish(gaussian: sd.exact.Gaussian) -> None:
@@ -237,7 +239,7 @@ def test_nfe_is_counted_at_the_network(gaussian: sd.exact.Gaussian) -> None:
     for solver, nfe in expected.items():
         calls = 0
         out = sd.sample(model, (3, 2), solver=solver, steps=8, seed=0)  # 8 steps and the denoising evaluation
-        assert calls == nfe and out.nfe.tolist() == [nfe] * 3, solver
+        assert (calls, out.nfe.tolist()) == (nfe, [nfe] * 3), solver
 
 
 def test_tableaus_are_checked() -> None:

@@ -9,15 +9,13 @@ __all__ = ["main"]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line. What the user can mend is one line on stderr and exit code 2; Ctrl-C is 130."""
+    """Run the command line. What the user can mend is one line on stderr and exit code 2."""
     try:
         from sdediff.cli.app import app
     except ImportError:
         _stop('the command line needs typer and rich: pip install "sdediff[all]"', 2)
     try:
         app(arguments)
-    except KeyboardInterrupt as stop:
-        _stop(str(stop) or "stopped", 130)
     except (ValueError, TypeError, OSError, ImportError, ArithmeticError, RuntimeError) as error:
         if os.environ.get("SDEDIFF_TRACEBACK"):
             raise

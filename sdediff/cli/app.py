@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +20,18 @@ app = typer.Typer(
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the fastest there is by default")]
 Seed = Annotated[int, typer.Option(help="makes the result reproducible", min=0)]
 Quiet = Annotated[bool, typer.Option("--quiet", help="print nothing but errors")]
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Say on Ctrl-C where training stands."""
+    from sdediff.training import Interrupted
+
+    try:
+        yield
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        raise typer.Exit(130) from stop
 
 
 @app.command()
@@ -40,23 +55,24 @@ def train(
     """Train a score model on data and write a run folder."""
     from sdediff.cli.train import run
 
-    run(
-        out=out,
-        sde=sde,
-        data=data,
-        steps=steps,
-        checkpoint_every=checkpoint_every,
-        resume=resume,
-        overwrite=overwrite,
-        batch_size=batch_size,
-        lr=lr,
-        weighting=weighting,
-        image_size=image_size,
-        mixed_precision=mixed_precision,
-        seed=seed,
-        device=device,
-        quiet=quiet,
-    )
+    with _interruptible():
+        run(
+            out=out,
+            sde=sde,
+            data=data,
+            steps=steps,
+            checkpoint_every=checkpoint_every,
+            resume=resume,
+            overwrite=overwrite,
+            batch_size=batch_size,
+            lr=lr,
+            weighting=weighting,
+            image_size=image_size,
+            mixed_precision=mixed_precision,
+            seed=seed,
+            device=device,
+            quiet=quiet,
+        )
 
 
 @app.command()
@@ -103,4 +119,5 @@ def demo(
     """Train on scikit-learn's 8x8 digits and sample by every family of solver, in a few minutes."""
     from sdediff.cli.demo import run
 
-    run(out=out, steps=steps, count=count, seed=seed, device=device, quiet=quiet)
+    with _interruptible():
+        run(out=out, steps=steps, count=count, seed=seed, device=device, quiet=quiet)

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
 from torch import Tensor
 
 from sdediff._extras import require
@@ -27,7 +27,7 @@ __all__ = ["Judge", "Quality", "frechet_distance"]
 
 _SURE: Final = 0.9  # a sample counts as recognised above this probability
 _FEATURES: Final = 24  # principal components, between which the Frechet distance is measured
-_LARGEST: Final = 5000  # training images: the classifier's cost grows with their cube
+_LARGEST: Final = 3000  # training images: the classifier's cost grows with their cube
 _SHARPNESS: Final = 3.0
 _RIDGE: Final = 0.01
 _FOLDS: Final = 3
@@ -73,7 +73,7 @@ class Judge:
     def fit(cls, train: Dataset, held_out: Dataset, seed: int = 0) -> Judge:
         """Fit to ``train`` and take ``held_out``, which is never trained on, as the reference.
 
-        seed: chooses the folds of the calibration and, above 5000 training images, which 5000 train the classifier.
+        seed: chooses the folds of the calibration and, above 3000 training images, which 3000 train the classifier.
         """
         _check_datasets(train, held_out)
         x, real = _flat(train.x), _flat(held_out.x)
@@ -134,8 +134,9 @@ class _Classifier:
         for fold in range(_FOLDS):
             out = np.arange(len(x)) % _FOLDS == fold  # of rows in random order
             unseen[out] = kernel[np.ix_(out, ~out)] @ _ridge(kernel[np.ix_(~out, ~out)], one_hot[~out])
-        # One sigmoid for all classes: with one each, a rare class would have its own from a handful of images.
-        sigmoid = linear.LogisticRegression(C=np.inf).fit(unseen.reshape(-1, 1), one_hot.ravel())
+        # One sigmoid for all classes: with one each, a rare class would have its own from a handful of images. C keeps
+        # the slope finite where the classes separate perfectly; elsewhere it changes nothing that could be seen.
+        sigmoid = linear.LogisticRegression(C=100).fit(unseen.reshape(-1, 1), one_hot.ravel())
         return cls(x, _ridge(kernel, one_hot), gamma, float(sigmoid.coef_[0, 0]), float(sigmoid.intercept_[0]))
 
     def predict(self, x: _Array) -> _Array:
@@ -173,9 +174,10 @@ def _root(a: _Array) -> _Array:
 
 def _ridge(kernel: _Array, targets: _Array) -> _Array:
     """(K + 0.01 I)^{-1} Y."""
-    # By Cholesky: scikit-learn's KernelRidge solves the same system in twice the time, for it also estimates conditioning.
-    factor = cho_factor(kernel + _RIDGE * np.eye(len(kernel)), lower=True, overwrite_a=True, check_finite=False)
-    weights: _Array = cho_solve(factor, targets, check_finite=False)
+    # By torch: its Cholesky factorization took half the time of SciPy's, a quarter of scikit-learn's KernelRidge.
+    matrix = torch.from_numpy(kernel.copy())
+    matrix.diagonal().add_(_RIDGE)
+    weights: _Array = torch.cholesky_solve(torch.from_numpy(targets), torch.linalg.cholesky(matrix)).numpy()
     return weights
 
 
@@ -196,7 +198,7 @@ def _flat(x: Tensor) -> _Array:
     pixels: _Array = x.detach().flatten(1).double().cpu().numpy()
     bad = np.argwhere(~np.isfinite(pixels))
     if len(bad):
-        raise ValueError(f"{len(bad)} values are NaN or inf, the first in sample {bad[0, 0]}: leave those samples out")
+        raise ValueError(f"NaN or inf in {len(bad)} of {pixels.size} values, first in sample {bad[0, 0]}: leave those samples out")
     return pixels.clip(-1, 1)
 
 

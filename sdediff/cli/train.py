@@ -17,7 +17,8 @@ __all__ = ["about", "run"]
 
 def about(dataset: Dataset) -> dict[str, object]:
     """What a run folder keeps of its data."""
-    return {"name": dataset.name, "low": dataset.low, "high": dataset.high, "image": dataset.is_image}
+    span = {"low": dataset.low, "high": dataset.high} if dataset.is_image else {}
+    return {"name": dataset.name, "image": dataset.is_image, **span}
 
 
 def run(
@@ -40,7 +41,7 @@ def run(
 ) -> None:
     """Train and write the run folder."""
     process = make_sde(sde)
-    loss = DenoisingScoreMatching(weighting, times="stratified")
+    loss = DenoisingScoreMatching(weighting, stratified=True)
     place = check_device(device)
     dataset = load_data(data, image_size=image_size)
     event = tuple(dataset.x.shape[1:])

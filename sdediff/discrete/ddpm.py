@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -88,7 +89,7 @@ class DDPM(Solver):
     def perturb(self, x_0: Tensor, i: int, noise: Tensor) -> Tensor:
         """x_i = sqrt(alpha_bar_i) x_0 + sqrt(1 - alpha_bar_i) noise, i = 1..N (eq. 4)."""
         bar = float(self.alphas_bar[self._index(i)])
-        return bar**0.5 * x_0 + (1 - bar) ** 0.5 * noise
+        return math.sqrt(bar) * x_0 + math.sqrt(1 - bar) * noise
 
     def posterior(self, x: Tensor, x_0: Tensor, i: int) -> tuple[Tensor, float]:
         """Mean and variance of q(x_{i-1} | x_i = x, x_0), i = 1..N (eq. 7)."""

@@ -1,5 +1,5 @@
 """Training objectives: ``loss(model, x_0) -> (B,)``."""
 
-from sdediff.objectives.denoising import WEIGHTINGS, DenoisingScoreMatching
+from sdediff.objectives.denoising import TIMES, WEIGHTINGS, DenoisingScoreMatching
 
-__all__ = ["WEIGHTINGS", "DenoisingScoreMatching"]
+__all__ = ["TIMES", "WEIGHTINGS", "DenoisingScoreMatching"]

@@ -26,7 +26,7 @@ def _check_range(name: str, T: float, t_min: float) -> None:
 
 @dataclass(frozen=True)
 class VE(LinearSDE):
-    """Variance exploding: dx = sigma(t) sqrt(2 log(sigma_max / sigma_min) / T) dw, sigma(t) = sigma_min (sigma_max / sigma_min)^(t / T).
+    """Variance exploding: dx = sigma(t) sqrt(2 log(r) / T) dw, sigma(t) = sigma_min r^(t / T), r = sigma_max / sigma_min.
 
     alpha = 1. Data carry noise of standard deviation sigma_min at t = 0 (Song et al. 2021, eq. 30 and Appendix C), so that t_min
     is 0. Units: those of the data; sigma_max should be near the largest distance between two data points (NCSNv2, Technique 1).

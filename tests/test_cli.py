@@ -1,0 +1,211 @@
+"""The command line, as its user meets it: exit codes, one-line errors, files whole or absent."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sdediff.cli import main
+
+POINTS = np.random.Generator(np.random.PCG64(0)).normal(size=(60, 2)).astype(np.float32)
+
+
+@pytest.fixture
+def points(tmp_path: Path) -> Path:
+    np.save(tmp_path / "points.npy", POINTS)
+    return tmp_path / "points.npy"
+
+
+def command(*words: object) -> None:
+    """Run the command line in this process, without leaving a trace in torch's global generator."""
+    with torch.random.fork_rng():
+        try:
+            main([str(word) for word in words])
+        except SystemExit as stop:
+            if stop.code not in (0, None):
+                raise
+
+
+def refuse(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """The one line that a command which fails prints; its exit code is 2."""
+    with pytest.raises(SystemExit) as stop:
+        command(*words)
+    text = capsys.readouterr().err.strip()
+    assert stop.value.code == 2
+    assert "Traceback" not in text
+    assert text.count("\n") == 0 or text.startswith("Usage")
+    return text
+
+
+@pytest.fixture
+def run(points: Path, tmp_path: Path) -> Path:
+    command(
+        "train",
+        "--sde",
+        "vp",
+        "--data",
+        points,
+        "--out",
+        tmp_path / "run",
+        "--steps",
+        20,
+        "--batch-size",
+        16,
+        "--device",
+        "cpu",
+        "--quiet",
+    )
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("sde", ["vp", "ve", "subvp"])
+def test_train_and_sample(points: Path, tmp_path: Path, sde: str) -> None:
+    out = tmp_path / "deep" / "run"
+    command(
+        "train", "--sde", sde, "--data", points, "--out", out, "--steps", 6, "--checkpoint-every", 2, "--batch-size", 8, "--quiet"
+    )
+    assert json.loads((out / "config.json").read_text())["sde"]["class"].lower() == sde
+    assert sorted(p.name for p in out.iterdir()) == ["config.json", "model.safetensors", "training.safetensors"]
+    command(
+        "sample", out, "--solver", "euler-maruyama", "--steps", 5, "--count", 7, "--seed", 1, "--out", tmp_path / "x.npz", "--quiet"
+    )
+    file = np.load(tmp_path / "x.npz")
+    assert file["x"].shape == (7, 2)
+    assert file["nfe"].tolist() == [6] * 7
+    command(
+        "sample", out, "--solver", "euler-maruyama", "--steps", 5, "--count", 3, "--seed", 1, "--out", tmp_path / "y.npy", "--quiet"
+    )
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), file["x"][:3], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "solver", ["pc", "ddpm", "ode", "reverse-diffusion", "ancestral", "ddim", "heun", "rk4", "euler", "rk23", "rk45"]
+)
+def test_every_named_solver(run: Path, tmp_path: Path, solver: str) -> None:
+    steps = [] if solver in ("ode", "rk23", "rk45") else ["--steps", "10"]
+    command("sample", run, "--solver", solver, *steps, "--count", 2, "--out", tmp_path / "x.npy", "--quiet")
+    assert np.isfinite(np.load(tmp_path / "x.npy")).all()
+
+
+def test_images_from_a_folder_to_a_grid(tmp_path: Path) -> None:
+    from PIL import Image
+
+    (tmp_path / "pictures").mkdir()
+    for i in range(4):
+        Image.fromarray((np.arange(63).reshape(7, 9) * i % 255).astype(np.uint8)).save(tmp_path / "pictures" / f"{i}.png")
+    command("train", "--data", tmp_path / "pictures", "--out", tmp_path / "run", "--steps", 2, "--batch-size", 2, "--quiet")
+    command("sample", tmp_path / "run", "--solver", "ddim", "--steps", 3, "--count", 6, "--out", tmp_path / "grid.png", "--quiet")
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.size[0] > 3 * 9
+        assert grid.size[1] > 2 * 7
+
+
+def test_resume(run: Path, points: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    again = ["train", "--data", points, "--out", run, "--steps", 30, "--batch-size", 16, "--device", "cpu", "--quiet"]
+    assert "already holds a run" in refuse(capsys, *again)
+    command(*again, "--resume")
+    assert "sde class = VP, not VE" in refuse(capsys, *again, "--resume", "--sde", "ve")
+
+
+def test_ctrl_c_leaves_a_usable_checkpoint(points: Path, tmp_path: Path) -> None:
+    words = [
+        "train",
+        "--data",
+        str(points),
+        "--out",
+        str(tmp_path / "run"),
+        "--steps",
+        "1000000",
+        "--device",
+        "cpu",
+        "--checkpoint-every",
+        "5",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from sdediff.cli import main; main()", *words], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "model.safetensors").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert re.search(r"stopped after step \d+; .* go on with resume", err)
+    assert "Traceback" not in err
+    command("sample", tmp_path / "run", "--solver", "ddim", "--steps", 2, "--count", 2, "--out", tmp_path / "x.npy", "--quiet")
+    assert not [p for p in (tmp_path / "run").iterdir() if p.name.startswith(".")]
+
+
+def test_quiet_prints_nothing_and_loud_shows_progress(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    capfd.readouterr()
+    command("sample", run, "--steps", 3, "--solver", "ddim", "--count", 2, "--out", tmp_path / "x.npy", "--quiet")
+    assert capfd.readouterr() == ("", "")
+    command("sample", run, "--steps", 3, "--solver", "ddim", "--count", 2, "--out", tmp_path / "x.npy")
+    shown = capfd.readouterr().err
+    assert "sampling" in shown
+    assert "4.0 evaluations each" in shown
+
+
+def test_bad_input_to_train(points: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert "did you mean 'subvp'" in refuse(capsys, "train", "--sde", "subpv", "--out", out)
+    assert "did you mean 'digits'" in refuse(capsys, "train", "--data", "digit", "--out", out)
+    assert "did you mean 'likelihood'" in refuse(capsys, "train", "--weighting", "likelyhood", "--data", points, "--out", out)
+    assert "is no device" in refuse(capsys, "train", "--device", "gpu", "--data", points, "--out", out)
+    np.save(tmp_path / "nan.npy", np.where(POINTS > 2, np.nan, POINTS))
+    assert "nan" in refuse(capsys, "train", "--data", tmp_path / "nan.npy", "--out", out).lower()
+    (tmp_path / "file").write_text("")
+    assert "choose another folder" in refuse(capsys, "train", "--data", points, "--out", tmp_path / "file" / "run", "--quiet")
+    assert "must be positive" in refuse(capsys, "train", "--data", points, "--out", out, "--lr", "-1", "--quiet")
+    assert not out.exists()
+
+
+def test_bad_input_to_sample(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "x.npy"
+    assert "did you mean 'euler-maruyama'" in refuse(capsys, "sample", run, "--solver", "euler-mayurama", "--out", out)
+    assert "chooses its own steps: drop --steps" in refuse(capsys, "sample", run, "--solver", "ode", "--steps", 10, "--out", out)
+    assert "no run folder" in refuse(capsys, "sample", tmp_path / "rnu", "--out", out)
+    assert "must end in .npy or .npz (the data are no images)" in refuse(capsys, "sample", run, "--out", tmp_path / "x.png")
+    assert "there is no folder" in refuse(capsys, "sample", run, "--out", tmp_path / "no" / "x.npy")
+    assert "take N <= 1000" in refuse(capsys, "sample", run, "--solver", "ddpm", "--steps", 2000, "--out", out)
+    (run / "model.safetensors").write_bytes(b"")
+    assert "model.safetensors is damaged" in refuse(capsys, "sample", run, "--out", out)
+    assert not out.exists()
+
+
+def test_usage_errors_have_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (
+        ["train"],
+        ["sample"],
+        ["tarin"],
+        ["train", "--out", "x", "--steps", "0"],
+        ["train", "--out", "x", "--stps", "3"],
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        assert stop.value.code == 2
+        assert "Traceback" not in capsys.readouterr().err
+
+
+def test_demo_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Everything the demo writes, after 3 steps of training."""
+    command("demo", "--out", tmp_path / "demo", "--steps", 3, "--count", 8, "--device", "cpu")
+    files = {p.name for p in (tmp_path / "demo").iterdir()}
+    grids = {"euler-maruyama.png", "predictor-corrector.png", "ode.png", "ddpm.png", "real.png", "process.png"}
+    assert files == grids | {"config.json", "model.safetensors", "training.safetensors", "results.json", "table.txt"}
+    results = json.loads((tmp_path / "demo" / "results.json").read_text())
+    assert [row["name"] for row in results["solvers"]] == ["euler-maruyama", "predictor-corrector", "ode", "ddpm"]
+    assert results["held_out"]["recognised"] > 0.9
+    assert sum(results["solvers"][0]["quality"]["counts"]) == 8
+    assert (tmp_path / "demo" / "table.txt").read_text().strip() in capsys.readouterr().out

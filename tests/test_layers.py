@@ -1,0 +1,311 @@
+"""The house rules that a reader can rely on, read off the syntax trees of `solvers` and `sdediff`.
+
+Each rule is a function from a module to the complaints about it. Below the rules stands, for each, a snippet that it
+must catch and one that it must let pass: a rule that catches nothing would be worth nothing.
+"""
+
+import ast
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = sorted(path.relative_to(ROOT) for folder in ("solvers", "sdediff") for path in (ROOT / folder).rglob("*.py"))
+
+FAMILIES = {"VE", "VP", "SubVP", "Cosine", "EDM", "RectifiedFlow"}
+FILE_LINES, FUNCTION_LINES = 320, 70
+
+# Calls of the global random number generator that are right where they stand: (file, call).
+GLOBAL_RNG_ALLOWED: set[tuple[str, str]] = set()
+
+
+class Module(NamedTuple):
+    path: Path
+    source: str
+    tree: ast.Module
+
+    @property
+    def in_solvers(self):
+        return self.path.parts[0] == "solvers"
+
+    @classmethod
+    def read(cls, path, source=None):
+        source = (ROOT / path).read_text(encoding="utf-8") if source is None else source
+        return cls(Path(path), source, ast.parse(source, str(path)))
+
+
+def nodes(module, *kinds):
+    return [node for node in ast.walk(module.tree) if isinstance(node, kinds)]
+
+
+def dotted(node):
+    """`torch.nn.functional` from its tree, "" for anything but names and dots."""
+    match node:
+        case ast.Name(name):
+            return name
+        case ast.Attribute(value, name):
+            return f"{prefix}.{name}" if (prefix := dotted(value)) else ""
+    return ""
+
+
+def names_of(node):
+    """What an import statement binds: name in the file -> full name."""
+    if isinstance(node, ast.ImportFrom):
+        prefix = "." * node.level + (node.module or "")
+        return {alias.asname or alias.name: f"{prefix}.{alias.name}" for alias in node.names}
+    pairs = [(alias.asname, alias.name) if alias.asname else (top(alias.name), top(alias.name)) for alias in node.names]
+    return dict(pairs)
+
+
+def top(name):
+    return name.partition(".")[0]
+
+
+def linear_sdes(trees):
+    """Names of all classes in `trees` that derive from LinearSDE, directly or not."""
+    classes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    bases = {cls.name: {dotted(base).rpartition(".")[2] for base in cls.bases} for cls in classes}
+    found = {"LinearSDE"}
+    while grown := {name for name, parents in bases.items() if parents & found} - found:
+        found |= grown
+    return found - {"LinearSDE"}
+
+
+CONCRETE_SDES = FAMILIES | linear_sdes(Module.read(path).tree for path in FILES)
+
+
+# -- the rules ---------------------------------------------------------------------------------------------------------
+
+
+def solvers_import_no_sdediff(module):
+    for node in nodes(module, ast.Import, ast.ImportFrom) if module.in_solvers else []:
+        if any(top(name) == "sdediff" for name in names_of(node).values()):
+            yield node.lineno, "solvers/ imports sdediff"
+
+
+def solvers_name_no_sde(module):
+    """No identifier has a family's name as one of its parts; `cosine` and `edm` in small letters are ordinary words."""
+    parts = CONCRETE_SDES | {name.lower() for name in FAMILIES - {"Cosine", "EDM"}}
+    for node in ast.walk(module.tree) if module.in_solvers else []:
+        fields = ("id", "attr", "arg", "name", "asname")
+        names = [value for field in fields if isinstance(value := getattr(node, field, None), str)]
+        for name in names:
+            if parts & {name, *re.split(r"[_.]", name)}:
+                yield getattr(node, "lineno", 0), f"solvers/ names an SDE: {name}"
+
+
+def no_branch_on_a_concrete_sde(module):
+    """Neither isinstance, issubclass, `type(x) is ...` nor a class pattern: a user's SDE must fare like ours."""
+    for node in nodes(module, ast.Call, ast.Compare, ast.MatchClass):
+        match node:
+            case ast.Call(ast.Name("isinstance" | "issubclass"), [_, kinds]):
+                compared = [kinds]
+            case ast.Compare(left, _, comparators) if any(map(is_type_of, [left, *comparators])):
+                compared = [left, *comparators]
+            case ast.MatchClass(kind):
+                compared = [kind]
+            case _:
+                continue
+        names = {dotted(part).rpartition(".")[2] for expression in compared for part in ast.walk(expression)}
+        for name in sorted(names & CONCRETE_SDES):
+            yield node.lineno, f"branches on the class {name}"
+
+
+def is_type_of(node):
+    match node:
+        case ast.Call(ast.Name("type"), [_]) | ast.Attribute(attr="__class__"):
+            return True
+    return False
+
+
+def no_assert(module):
+    for node in nodes(module, ast.Assert):
+        yield node.lineno, "assert: raise ValueError or TypeError instead, and say how to mend it"
+
+
+def short(module):
+    """Docstrings do not count towards a function's length."""
+    if (length := len(module.source.splitlines())) > FILE_LINES:
+        yield 1, f"file of {length} lines, {FILE_LINES} are allowed"
+    for node in nodes(module, ast.FunctionDef, ast.AsyncFunctionDef):
+        length = node.end_lineno - node.lineno + 1
+        if ast.get_docstring(node) is not None:
+            length -= node.body[0].end_lineno - node.body[0].lineno + 1
+        if length > FUNCTION_LINES:
+            yield node.lineno, f"{node.name}: {length} lines, {FUNCTION_LINES} are allowed"
+
+
+TORCH_RANDOM = set("rand randn randint randperm rand_like randn_like randint_like normal bernoulli multinomial poisson".split())
+TENSOR_RANDOM = set("normal_ uniform_ random_ bernoulli bernoulli_ multinomial exponential_ geometric_ cauchy_ log_normal_".split())
+TORCH_SEEDING = {"manual_seed", "seed", "set_rng_state", "manual_seed_all", "seed_all", "set_rng_state_all"}
+NUMPY_GENERATORS = {"default_rng", "Generator", "BitGenerator", "SeedSequence", "PCG64", "PCG64DXSM", "Philox", "SFC64"}
+
+
+def no_global_rng(module):
+    """Random numbers come from a generator that was handed in, so that a seed alone says what they are."""
+    known = {}
+    for node in nodes(module, ast.Import, ast.ImportFrom):
+        known |= names_of(node)
+        if any(top(full) == "random" for full in names_of(node).values()):
+            yield node.lineno, "imports the global generator `random`"
+    for node in nodes(module, ast.Call):
+        first, dot, rest = dotted(node.func).partition(".")
+        call = known.get(first, first) + dot + rest
+        if (module.path.as_posix(), call) not in GLOBAL_RNG_ALLOWED and uses_global_rng(call, node):
+            yield node.lineno, f"{ast.unparse(node.func)} draws from or seeds a global generator"
+
+
+def uses_global_rng(call, node):
+    package, _, name = call.rpartition(".")
+    generator = [word.value for word in node.keywords if word.arg == "generator"]
+    own = bool(generator) and not (isinstance(generator[0], ast.Constant) and generator[0].value is None)
+    if package in {"torch", "torch.random", "torch.cuda", "torch.cuda.random", "torch.mps"} and name in TORCH_SEEDING:
+        return True
+    if package == "torch" and name in TORCH_RANDOM:
+        return not own
+    if package == "numpy.random":
+        return name not in NUMPY_GENERATORS
+    return not own and isinstance(node.func, ast.Attribute) and node.func.attr in TENSOR_RANDOM
+
+
+def no_catch_all(module):
+    """A public function has no **kwargs, where a typo would go unnoticed; **condition goes to the network by name."""
+    yield from catch_alls(module.tree)
+
+
+def catch_alls(scope):
+    for node in ast.iter_child_nodes(scope):
+        public = not getattr(node, "name", "").startswith("_") or node.name.endswith("__")
+        if isinstance(node, ast.ClassDef) and public:
+            yield from catch_alls(node)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and public:
+            if node.args.kwarg is not None and node.args.kwarg.arg != "condition":
+                yield node.lineno, f"{node.name} takes **{node.args.kwarg.arg}: name the parameters"
+        elif isinstance(node, ast.If | ast.Try | ast.With):
+            yield from catch_alls(node)
+
+
+RULES = {
+    rule.__name__: rule
+    for rule in (
+        solvers_import_no_sdediff,
+        solvers_name_no_sde,
+        no_branch_on_a_concrete_sde,
+        no_assert,
+        short,
+        no_global_rng,
+        no_catch_all,
+    )
+}
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_rule_holds(rule):
+    assert FILES
+    complaints = [f"{path}:{line}: {text}" for path in FILES for line, text in rule(Module.read(path))]
+    assert not complaints, "\n".join(complaints)
+
+
+# -- each rule catches what it is for, and lets pass what it should ----------------------------------------------------
+
+CAUGHT = {
+    "solvers_import_no_sdediff": [
+        "import sdediff",
+        "import torch, sdediff.sde as s",
+        "from sdediff.sde import SDE",
+        "def f():\n    from sdediff import x",
+    ],
+    "solvers_name_no_sde": [
+        "VP = 1",
+        "x.SubVP",
+        "def vp_step(): ...",
+        "def f(edm, ve): ...",
+        "from a import b as VE",
+        "f(vp=1)",
+    ],
+    "no_branch_on_a_concrete_sde": [
+        "isinstance(sde, VP)",
+        "isinstance(sde, (LinearSDE, sd.VE))",
+        "isinstance(sde, VP | int)",
+        "issubclass(type(sde), EDM)",
+        "type(sde) is Cosine",
+        "sde.__class__ == sd.SubVP",
+        "match sde:\n    case RectifiedFlow(): ...",
+    ],
+    "no_assert": ["assert x", "def f():\n    assert x, 'why'"],
+    "short": ["\n" * (FILE_LINES + 1), "def f():\n" + "    x = 1\n" * FUNCTION_LINES],
+    "no_global_rng": [
+        "import torch\ntorch.randn(3)",
+        "import torch as t\nt.randint(0, 3, (2,), generator=None)",
+        "from torch import randn_like\nrandn_like(x)",
+        "import torch\ntorch.manual_seed(0)",
+        "import torch\ntorch.cuda.manual_seed_all(0)",
+        "x.normal_()",
+        "f(x).uniform_(0, 1)",
+        "import numpy as np\nnp.random.rand(3)",
+        "import numpy.random as r\nr.seed(0)",
+        "from numpy.random import normal\nnormal()",
+        "import random",
+        "from random import shuffle",
+    ],
+    "no_catch_all": [
+        "def f(**kwargs): ...",
+        "class A:\n    def f(self, x, **options): ...",
+        "class A:\n    def __init__(self, **kw): ...",
+    ],
+}
+
+PASSED = {
+    "solvers_import_no_sdediff": ["import torch", "from .sdediff import x", "from solvers import grid"],
+    "solvers_name_no_sde": ["def cosine(): ...", "'VP'", "velocity = save = edm_grid = 1"],
+    "no_branch_on_a_concrete_sde": [
+        "isinstance(x, LinearSDE)",
+        "isinstance(sde, torch.Tensor)",
+        "type(x) is int",
+        "VP() == x",
+    ],
+    "no_assert": ["raise ValueError('x')"],
+    "short": ["\n" * FILE_LINES, 'def f():\n    """' + "words\n" * 90 + '"""\n' + "    x = 1\n" * (FUNCTION_LINES - 1)],
+    "no_global_rng": [
+        "import torch\ntorch.randn(3, generator=g)",
+        "import torch\nx.normal_(generator=g)",
+        "import torch\ng = torch.Generator().manual_seed(0)",
+        "import numpy as np\nnp.random.default_rng(0).normal()",
+        "import torch\ntorch.zeros(3)",
+        "from .random import normal",
+    ],
+    "no_catch_all": [
+        "def f(x, **condition): ...",
+        "def _f(**kwargs): ...",
+        "class _A:\n    def f(self, **k): ...",
+        "def f():\n    def g(**k): ...",
+    ],
+}
+
+
+def snippets(table):
+    return [pytest.param(RULES[name], code, id=f"{name}-{i}") for name, codes in table.items() for i, code in enumerate(codes)]
+
+
+@pytest.mark.parametrize(("rule", "code"), snippets(CAUGHT))
+def test_rule_catches(rule, code):
+    assert list(rule(Module.read("solvers/snippet.py", code)))
+
+
+@pytest.mark.parametrize(("rule", "code"), snippets(PASSED))
+def test_rule_lets_pass(rule, code):
+    assert not list(rule(Module.read("solvers/snippet.py", code)))
+
+
+def test_every_rule_has_snippets():
+    assert RULES.keys() == CAUGHT.keys() == PASSED.keys()
+
+
+def test_a_users_family_is_found_by_its_bases():
+    trees = [
+        ast.parse("class A(sd.LinearSDE): ...\nclass B(A): ...\nclass C(SDE): ..."),
+        ast.parse("class D(B, C): ..."),
+    ]
+    assert linear_sdes(trees) == {"A", "B", "D"}

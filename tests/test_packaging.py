@@ -1,0 +1,60 @@
+"""`import sdediff` is light: no plotting, training, command-line or peer package comes with it.
+
+What the built wheel and an editable install contain is checked by tools/check_wheel.py (`make wheel`).
+"""
+
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAVY = (
+    "matplotlib PIL accelerate safetensors diffusers transformers typer rich tqdm sklearn mlxtend pandas "
+    "hypothesis pytest torchdiffeq torchsde"
+).split()
+
+PROBE = """
+import json, sys, time
+import torch, numpy
+before, start = set(sys.modules), time.perf_counter()
+import {module}
+seconds = time.perf_counter() - start
+new = {{name.partition(".")[0] for name in set(sys.modules) - before}}
+print(json.dumps({{"seconds": seconds, "new": sorted(new)}}))
+"""
+
+
+@functools.cache
+def import_in_fresh_interpreter(module):
+    """Seconds and top-level modules that importing `module` adds to `import torch, numpy`."""
+    command = [sys.executable, "-c", PROBE.format(module=module)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
+    report = json.loads(done.stdout.splitlines()[-1])
+    return report["seconds"], set(report["new"])
+
+
+@pytest.mark.parametrize("module", ["sdediff", "solvers"])
+def test_import_is_light(module):
+    seconds, new = import_in_fresh_interpreter(module)
+    print(f"import {module}: {seconds:.2f} s on top of torch and numpy")
+    assert module in new
+    assert not new & set(HEAVY)
+
+
+def test_solvers_come_without_sdediff():
+    _, new = import_in_fresh_interpreter("solvers")
+    assert "sdediff" not in new
+
+
+def test_the_probe_sees_a_heavy_import():
+    _, new = import_in_fresh_interpreter("torchdiffeq")
+    assert "torchdiffeq" in new & set(HEAVY)
+
+
+@pytest.mark.parametrize("package", ["sdediff", "solvers"])
+def test_types_are_published(package):
+    assert (ROOT / package / "py.typed").is_file()
