@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import sdediff as sd
 from sdediff.checkpoint import read_tensors
 from sdediff.networks import MLP, UNet, network_for
-from sdediff.training import Interrupted, _averaged, _batch
+from sdediff.trainer import averaged, batch
+from sdediff.training import Interrupted
 
 DATA = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)) * 0.3 + 0.5
 
@@ -51,7 +52,7 @@ def test_a_stopped_and_resumed_run_equals_one_that_was_not(tmp_path: Path) -> No
         if step == 20:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(Interrupted, match="stopped after step 20.*go on with resume"):
+    with pytest.raises(Interrupted, match=r"stopped after step 20; .* go on with resume"):
         train(tmp_path / "parts", callback=stop)
     half = sd.sample(sd.load(tmp_path / "parts"), (2, 2), steps=3, seed=0)
     assert half.success
@@ -79,21 +80,21 @@ def test_load_gives_back_the_averaged_model(tmp_path: Path) -> None:
 def test_average_follows_its_formula() -> None:
     net = nn.Linear(1, 1, bias=False)
     net.weight.data.fill_(0.0)
-    averaged = _averaged(net, 0.5)
+    mean = averaged(net, 0.5)
     expected = None
     for k, value in enumerate([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0]):
         net.weight.data.fill_(value)
-        averaged.update_parameters(net)
+        mean.update_parameters(net)
         decay = min(0.5, (1 + k) / (10 + k))
         expected = value if expected is None else decay * expected + (1 - decay) * value
-        assert averaged.module.weight.item() == pytest.approx(expected, rel=1e-6)
+        assert mean.module.weight.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_epochs_visit_every_sample_once() -> None:
-    seen = torch.cat([_batch(10, 4, 3, step) for step in range(5)])
+    seen = torch.cat([batch(10, 4, 3, step) for step in range(5)])
     assert sorted(seen[:10].tolist()) == list(range(10)) == sorted(seen[10:].tolist())
     assert seen[:10].tolist() != seen[10:].tolist()
-    assert torch.equal(_batch(10, 25, 3, 0)[:4], seen[:4])
+    assert torch.equal(batch(10, 25, 3, 0)[:4], seen[:4])
 
 
 def test_own_networks_and_sdes_are_passed_to_load(tmp_path: Path) -> None:
@@ -141,7 +142,7 @@ def test_conditions_reach_the_network_with_their_samples(tmp_path: Path) -> None
         condition={"double": 2 * DATA},
     )
     for step, pair in enumerate(pairs):
-        assert torch.equal(pair, 2 * DATA[_batch(50, 10, 0, step)])
+        assert torch.equal(pair, 2 * DATA[batch(50, 10, 0, step)])
 
 
 @pytest.mark.uses_global_rng
