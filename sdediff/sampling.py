@@ -76,7 +76,7 @@ def sample(
     """
     _check_model(model)
     shape = _check_shape(shape)
-    device = torch.device(device) if device is not None else model.device
+    device = _check_device(model, device)
     solver = _check_solver(solver, steps, grid)
     times = _times(model, solver, steps, grid, t_start, t_end)
     if last is None:
@@ -184,6 +184,14 @@ def _check_model(model: ScoreModel) -> None:
         raise TypeError(
             f"model must be a ScoreModel, got {type(model).__name__}; wrap the network: ScoreModel(net, sde, predicts='noise')"
         )
+
+
+def _check_device(model: ScoreModel, device: torch.device | str | None) -> torch.device:
+    place = model.device if device is None else torch.device(device)
+    has_weights = any(True for _ in model.parameters())
+    if has_weights and (place.type, place.index or 0) != (model.device.type, model.device.index or 0):
+        raise ValueError(f"the model is on {model.device} and device is {place}; move the model first: model.to({str(place)!r})")
+    return place
 
 
 def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:

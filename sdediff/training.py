@@ -82,9 +82,8 @@ def fit(
         "data": {"event": list(data.shape[1:]), "count": len(data), **(about or {})},
         "training": {**asdict(settings), "loss": _name(loss)},
     }
+    accelerator = _accelerator(device, mixed_precision)
     _prepare_folder(folder, config, resume=resume, overwrite=overwrite)
-
-    accelerator = require("accelerate", "train").Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision)
     trainer = Trainer(model, data, condition, loss, settings)
     if resume:
         trainer.restore(folder)
@@ -111,6 +110,13 @@ def fit(
     if trainer.step < steps:
         raise Interrupted(trainer.step, folder)
     return trained
+
+
+def _accelerator(device: str | None, mixed_precision: str | None) -> Any:
+    accelerator = require("accelerate", "train").Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision)
+    if device is not None and accelerator.device.type != device:
+        raise ValueError(f"device must be the kind of device, cpu or cuda say, got {device!r}; CUDA_VISIBLE_DEVICES chooses among several")
+    return accelerator
 
 
 def _name(loss: DenoisingScoreMatching) -> dict[str, Any]:

@@ -174,6 +174,12 @@ def test_gradients_through_a_solve() -> None:
     assert not sd.sample(data.model(VP), (1, 2), solver=SOLVER, steps=2, seed=0).x.requires_grad
 
 
+@pytest.mark.uses_global_rng
+def test_a_device_that_is_not_the_models() -> None:
+    with pytest.raises(ValueError, match=r"the model is on cpu and device is meta; move the model first: model.to\('meta'\)"):
+        sd.sample(sd.ScoreModel(torch.nn.Linear(2, 2), VP), (1, 2), solver=SOLVER, steps=2, seed=0, device="meta")
+
+
 def test_threads_do_not_mix() -> None:
     m, results = model(), {}
 

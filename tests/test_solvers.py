@@ -167,29 +167,31 @@ def test_reverse_diffusion_at_zero_stochasticity_solves_the_flow(sde: sd.LinearS
     assert slope(errors) == pytest.approx(1, abs=0.25)
 
 
-def test_published_updates_with_noise_given(gaussian: sd.exact.Gaussian) -> None:
-    """One step of each, written out: Euler-Maruyama, reverse diffusion (VE: eq. 47), ancestral sampling, Langevin."""
-    sde = sd.VE(0.02, 30.0)
+def test_published_updates_with_noise_given(sde: sd.LinearSDE, gaussian: sd.exact.Gaussian) -> None:
+    """One step of each, written out: Song et al. 2021 eq. 6 and 46, the posterior q(x_s | x_t, x_0), DDIM, Langevin."""
     model, white = gaussian.model(sde), sd.White([5, 6], (2,), dtype=torch.float64)
     t, s = (torch.tensor(v, dtype=torch.float64) for v in (0.7, 0.6))
     x = torch.tensor([[3.0, -2.0], [0.5, 1.0]], dtype=torch.float64)
     z, c = white.at(0).normal("path"), white.at(0).normal("corrector")
-    score, data = model.score(x, t), model.data(x, t)
-    var_t, var_s = sde.sigma(t) ** 2, sde.sigma(s) ** 2
-    size = 2 * (0.2 * sde.sigma(s)) ** 2
-    expected = {
-        sd.EulerMaruyama(): x + (t - s) * sde.g(t) ** 2 * score + sde.g(t) * (t - s).sqrt() * z,
-        sd.ReverseDiffusion(): x + (var_t - var_s) * score + (var_t - var_s).sqrt() * z,
-        # q(x_s | x_t, x_0) of VE: precision-weighted mean of x_0 and x_t
-        sd.Ancestral(): (var_s * x + (var_t - var_s) * data) / var_t + (var_s * (var_t - var_s) / var_t).sqrt() * z,
-        sd.Langevin(snr=0.2): x + size * model.score(x, s) + (2 * size).sqrt() * c,
-        sd.DDIM(): data + sde.sigma(s) * (x - data) / sde.sigma(t),
-    }
-    for solver, want in expected.items():
-        out = sd.sample(
-            model, (2, 2), solver=solver, grid=[float(t), float(s)], x_init=x, noise=white, last="noisy", dtype=torch.float64
-        )
-        torch.testing.assert_close(out.x, want, rtol=1e-10, atol=1e-10, msg=lambda m, s=solver: f"{s}: {m}")
+    score, data, lam = model.score(x, t), model.data(x, t), 0.7
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = ((sde.alpha(r), sde.sigma(r)) for r in (t, s))
+    a = alpha_t / alpha_s
+    v = sigma_t**2 - a**2 * sigma_s**2
+    size = 2 * (0.2 * sigma_s) ** 2
+    precision = a**2 / v + 1 / sigma_s**2
+    g = sde.g(t)
+    expected = [
+        (sd.EulerMaruyama(), 1.0, x - (t - s) * (sde.f(t) * x - g**2 * score) + g * (t - s).sqrt() * z),
+        (sd.EulerMaruyama(), lam, x - (t - s) * (sde.f(t) * x - (1 + lam**2) / 2 * g**2 * score) + lam * g * (t - s).sqrt() * z),
+        (sd.ReverseDiffusion(), 1.0, (2 - a) * x + v * score + v.sqrt() * z),
+        (sd.ReverseDiffusion(), lam, (2 - a) * x + (1 + lam**2) / 2 * v * score + lam * v.sqrt() * z),
+        (sd.Ancestral(), 1.0, (a * x / v + alpha_s * data / sigma_s**2) / precision + precision**-0.5 * z),
+        (sd.DDIM(), 0.0, alpha_s * data + sigma_s * (x - alpha_t * data) / sigma_t),
+        (sd.Langevin(snr=0.2), 0.0, x + size * model.score(x, s) + (2 * size).sqrt() * c),
+    ]
+    for solver, stochasticity, want in expected:
+        out = integrate(Reverse(model, 2, stochasticity), solver, x, torch.stack([t, s]), white).x
+        torch.testing.assert_close(out, want, rtol=1e-10, atol=1e-10, msg=lambda m, s=solver: f"{s}: {m}")
 
 
 @pytest.mark.parametrize("solver", ALL, ids=ids)

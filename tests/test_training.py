@@ -167,6 +167,7 @@ def test_unet_takes_any_size_and_padding_is_cropped() -> None:
         ({"model": lambda x, t: x}, TypeError, "ScoreModel around a torch module"),
         ({"steps": 0}, ValueError, "steps must be positive"),
         ({"lr": float("nan")}, ValueError, "lr must be positive"),
+        ({"device": "cuda:7"}, ValueError, "CUDA_VISIBLE_DEVICES chooses"),
         ({"ema": 1.0}, ValueError, "decay below 1"),
         ({"condition": {"y": DATA[:3]}}, ValueError, "one row for each of the 50 samples"),
     ],
