@@ -11,6 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ from sdediff import sde as families
 from sdediff._extras import require
 from sdediff.model import ScoreModel
 from sdediff.names import nearest
-from sdediff.networks import NETWORKS
+from sdediff.networks import NETWORKS, initialised
 from sdediff.sde.base import LinearSDE
 
 __all__ = ["CONFIG", "TRAINING", "WEIGHTS", "describe", "load", "read_config", "read_tensors", "write_atomically", "write_tensors"]
@@ -78,9 +79,7 @@ def _build(entry: Mapping[str, Any], known: Mapping[str, Callable[..., Any]], ar
         raise ValueError(f"{run} was trained with your own {name}; pass it: load({str(run)!r}, {argument}={name}(...))")
     if name not in known:
         raise ValueError(f"{run} names {name!r}, which this version does not know{nearest(name, known)}; known: {', '.join(known)}")
-    # The initial weights are replaced: that they are drawn must not show in torch's global generator.
-    with torch.random.fork_rng(devices=[]):
-        return known[name](**parameters)
+    return initialised(partial(known[name], **parameters), seed=0)
 
 
 def read_config(run: str | Path) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,9 @@ from torch.nn import functional
 
 from sdediff._extras import require
 
-__all__ = ["MLP", "NETWORKS", "UNet", "network_for"]
+__all__ = ["MLP", "NETWORKS", "UNet", "initialised", "network_for"]
+
+T = TypeVar("T")
 
 
 class UNet(nn.Module):
@@ -89,6 +91,13 @@ class MLP(nn.Module):
 
 NETWORKS: Final[dict[str, type[nn.Module]]] = {"UNet": UNet, "MLP": MLP}
 """Networks that a checkpoint can name."""
+
+
+def initialised(make: Callable[[], T], seed: int) -> T:
+    """What ``make`` builds, its initial weights a function of ``seed`` alone; torch's generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
 
 
 def network_for(event: Sequence[int]) -> nn.Module:

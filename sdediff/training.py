@@ -115,7 +115,9 @@ def fit(
 def _accelerator(device: str | None, mixed_precision: str | None) -> Any:
     accelerator = require("accelerate", "train").Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision)
     if device is not None and accelerator.device.type != device:
-        raise ValueError(f"device must be the kind of device, cpu or cuda say, got {device!r}; CUDA_VISIBLE_DEVICES chooses among several")
+        raise ValueError(
+            f"device must be the kind of device, cpu or cuda say, got {device!r}; CUDA_VISIBLE_DEVICES chooses among several"
+        )
     return accelerator
 
 

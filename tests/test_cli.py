@@ -109,6 +109,14 @@ def test_images_from_a_folder_to_a_grid(tmp_path: Path) -> None:
         assert grid.size[1] > 2 * 7
 
 
+def test_a_seed_makes_training_reproducible(points: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        command("train", "--data", points, "--out", tmp_path / name, "--steps", 4, "--seed", seed, "--device", "cpu", "--quiet")
+    a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
+    assert a == b
+    assert a != c
+
+
 def test_resume(run: Path, points: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     again = ["train", "--data", points, "--out", run, "--steps", 30, "--batch-size", 16, "--device", "cpu", "--quiet"]
     assert "already holds a run" in refuse(capsys, *again)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 from sdediff.cli.names import check_device, make_sde
 from sdediff.data import Dataset, load_data
 from sdediff.model import ScoreModel
-from sdediff.networks import network_for
+from sdediff.networks import initialised, network_for
 from sdediff.objectives import DenoisingScoreMatching
 from sdediff.training import fit
 
@@ -46,7 +47,7 @@ def run(
     dataset = load_data(data, image_size=image_size)
     event = tuple(dataset.x.shape[1:])
     spread = round(float(dataset.x.std()), 3)
-    model = ScoreModel(network_for(event), process, "edm", sigma_data=spread)
+    model = ScoreModel(initialised(partial(network_for, event), seed), process, "edm", sigma_data=spread)
     if not quiet:
         size = sum(p.numel() for p in model.parameters())
         print(
