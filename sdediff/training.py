@@ -87,7 +87,7 @@ def fit(
     trainer = Trainer(model, data, condition, loss, settings)
     if resume:
         trainer.restore(folder)
-    elif accelerator.is_main_process:
+    if accelerator.is_main_process:
         _save_config(folder, config)
     trainer.prepare(accelerator)
 

@@ -84,7 +84,8 @@ def test_train_and_sample(points: Path, tmp_path: Path, sde: str) -> None:
     command(
         "sample", out, "--solver", "euler-maruyama", "--steps", 5, "--count", 3, "--seed", 1, "--out", tmp_path / "y.npy", "--quiet"
     )
-    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), file["x"][:3], atol=1e-5)
+    # in float32 a matrix product rounds differently in a batch of another size
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), file["x"][:3], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +122,7 @@ def test_resume(run: Path, points: Path, tmp_path: Path, capsys: pytest.CaptureF
     again = ["train", "--data", points, "--out", run, "--steps", 30, "--batch-size", 16, "--device", "cpu", "--quiet"]
     assert "already holds a run" in refuse(capsys, *again)
     command(*again, "--resume")
+    assert json.loads((run / "config.json").read_text())["training"]["steps"] == 30
     assert "sde class = VP, not VE" in refuse(capsys, *again, "--resume", "--sde", "ve")
 
 

@@ -61,6 +61,7 @@ def test_ancestral_sampling_is_the_exact_posterior_step(gaussian: sd.exact.Gauss
         assert twin.trajectory is not None
         torch.testing.assert_close(x.trajectory, twin.trajectory, rtol=0, atol=1e-10)
     assert x.nfe.tolist() == [n] * 5
+    assert repr(ddpm) == f"DDPM(N={n}, variance='beta_tilde')"
 
 
 def test_variance_beta_is_exact_for_unit_gaussian_data() -> None:

@@ -34,6 +34,7 @@ def run(
     batch_size: int,
     lr: float,
     weighting: str,
+    times: str,
     image_size: int | None,
     mixed_precision: str | None,
     seed: int,
@@ -42,7 +43,7 @@ def run(
 ) -> None:
     """Train and write the run folder."""
     process = make_sde(sde)
-    loss = DenoisingScoreMatching(weighting, stratified=True)
+    loss = DenoisingScoreMatching(weighting, times, stratified=True)
     place = check_device(device)
     dataset = load_data(data, image_size=image_size)
     event = tuple(dataset.x.shape[1:])

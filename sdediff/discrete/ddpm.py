@@ -24,7 +24,7 @@ class _Plan(NamedTuple):
     noise: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DDPM(Solver):
     """The chain x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) noise, i = 1..N, at the times t_i of an SDE.
 
@@ -75,6 +75,10 @@ class DDPM(Solver):
         # 1 - beta_i = (alpha_i / alpha_{i-1})^2, through the SDE's kernel, whose variance does not cancel.
         betas = sde.kernel(times[1:], times[:-1])[1] ** 2
         return cls(tuple(betas.tolist()), tuple(times[1:].tolist()), variance)
+
+    def __repr__(self) -> str:
+        """The number of steps, not all betas."""
+        return f"DDPM(N={len(self.betas)}, variance={self.variance!r})"
 
     @property
     def times(self) -> Tensor:  # type: ignore[override]
