@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-
 from sdediff.checkpoint import load, write_atomically
 from sdediff.cli.names import check_device
 from sdediff.cli.quality import Judge, Quality
@@ -98,7 +97,8 @@ def run(*, out: Path, steps: int | None, count: int, seed: int, device: str | No
     rows = [_family(model, family, count, seed, out, judge, quiet) for family in families(VP())]
     # The same seeds give the same samples: the first rows of the ODE's, stopped at the times of the figure.
     few = sample(model, (6, 1, 8, 8), solver=_ODE, grid=_TIMES, seed=seed, trajectory=True)
-    save_png(reverse_process(torch.as_tensor(few.trajectory).cpu(), _TIMES), out / "process.png")
+    if few.trajectory is not None:
+        save_png(reverse_process(few.trajectory.cpu(), _TIMES), out / "process.png")
     save_png(image_grid(held_out.x[: min(count, 100)]), out / "real.png")
     _report(rows, real, out, quiet)
     _say(quiet, f"wrote {out} in {time.perf_counter() - began:.0f} s: a grid of samples for each solver, process.png, results.json")
