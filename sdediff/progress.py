@@ -1,46 +1,66 @@
-"""Progress bars on the terminal, by rich."""
+"""Progress: a bar by rich on a terminal, a line now and then where output goes to a file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from sdediff._extras import require
 
 __all__ = ["Bar", "progress_bar"]
 
+_EVERY = 10.0  # seconds between lines
+
 
 class Bar:
-    """A bar, or nothing where none is shown."""
+    """Shows how much is done, or nothing."""
 
-    def __init__(self, rich_progress: Any = None, task: Any = None) -> None:
-        self._progress, self._task = rich_progress, task
+    def __init__(self, show: Callable[[float, str], None] | None = None) -> None:
+        self._show = show
 
     def update(self, completed: float, note: str = "") -> None:
-        """Set how much is done, with a note beside the bar."""
-        if self._progress is not None:
-            self._progress.update(self._task, completed=completed, note=note)
+        """Set how much is done, with a note beside it."""
+        if self._show is not None:
+            self._show(completed, note)
 
 
 @contextmanager
 def progress_bar(title: str, *, total: float, show: bool, start: float = 0.0) -> Iterator[Bar]:
-    """A bar with rate, time gone and time left."""
+    """A bar on stderr with what is done, a note, the time gone and the time left."""
     if not show:
         yield Bar()
-        return
-    rich = require("rich.progress", "cli")
-    from rich.console import Console
+    elif not sys.stderr.isatty():
+        yield Bar(_lines(title, total, start))
+    else:
+        rich = require("rich.progress", "cli")
+        from rich.console import Console
 
-    columns = (
-        rich.TextColumn("{task.description}"),
-        rich.BarColumn(bar_width=24),
-        rich.TextColumn("{task.percentage:3.0f}%"),
-        rich.TextColumn("{task.fields[note]}"),
-        rich.TimeElapsedColumn(),
-        rich.TextColumn("left"),
-        rich.TimeRemainingColumn(),
-    )
-    with rich.Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(title, total=total, completed=start, note="")
-        yield Bar(progress, task)
+        columns = (
+            rich.TextColumn("{task.description}"),
+            rich.BarColumn(bar_width=24),
+            rich.TextColumn("{task.percentage:3.0f}%"),
+            rich.TextColumn("{task.fields[note]}"),
+            rich.TimeElapsedColumn(),
+            rich.TextColumn("left"),
+            rich.TimeRemainingColumn(),
+        )
+        with rich.Progress(*columns, console=Console(stderr=True)) as progress:
+            task = progress.add_task(title, total=total, completed=start, note="")
+            yield Bar(lambda completed, note: progress.update(task, completed=completed, note=note))
+
+
+def _lines(title: str, total: float, start: float) -> Callable[[float, str], None]:
+    began = last = time.monotonic()
+
+    def show(completed: float, note: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < _EVERY and completed < total:
+            return
+        last = now
+        left = (now - began) * (total - completed) / max(completed - start, 1e-9)
+        print(f"{title}  {100 * completed / total:3.0f}%  {note}  {left:.0f} s left", file=sys.stderr, flush=True)
+
+    return show

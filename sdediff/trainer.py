@@ -54,7 +54,7 @@ class Trainer:
         self.model, self.data, self.condition, self.loss, self.settings = model, data, condition, loss, settings
         self.module = cast(Any, model.net)
         self.ema = averaged(self.module, settings.ema)
-        self.optimizer: Any = torch.optim.AdamW(self.module.parameters(), lr=settings.lr, betas=(0.9, 0.99))
+        self.optimizer: Any = torch.optim.AdamW(self.module.parameters(), lr=settings.lr, betas=(0.9, 0.99), fused=True)
         self.step = 0
 
     def prepare(self, accelerator: Any) -> None:

@@ -18,7 +18,7 @@ PAIRS = (
     sd.PredictorCorrector(sd.EulerMaruyama(), sd.Langevin(snr=0.05, n_steps=2), "corrector-first"),
     sd.PredictorCorrector(sd.DDIM(), sd.Langevin(snr=0.05)),
 )
-ALL = (*ODE_ORDERS, *STOCHASTIC, *PAIRS, sd.RK45(), sd.RK23(1e-4, 1e-4))
+ALL = (*ODE_ORDERS, *STOCHASTIC, *PAIRS, sd.RK45(), sd.RK23(1e-4, 1e-4), sd.DDPM.from_sde(sd.VP(), 26))
 
 
 def ids(solver: Solver) -> str:
@@ -64,6 +64,27 @@ def test_full_range_reaches_the_data_law(solver: Solver) -> None:
         true_mean, true_cov = sd.exact.Gaussian(0.4, 0.25).moments(sde, times[-1])
         assert mean == pytest.approx(float(true_mean), abs=0.01)
         assert std == pytest.approx(float(true_cov) ** 0.5, rel=0.02)
+
+
+SAMPLERS = {
+    sd.EulerMaruyama(): {"steps": 500, "grid": "quadratic"},
+    sd.ReverseDiffusion(): {"steps": 500, "grid": "quadratic"},
+    sd.PredictorCorrector(sd.Ancestral(), sd.Langevin(snr=0.05)): {"steps": 300, "grid": "quadratic"},
+    sd.RK45(): {},
+    sd.DDPM.from_sde(sd.VP(), 1000): {},
+}
+
+
+@pytest.mark.parametrize("solver", SAMPLERS, ids=ids)
+def test_samples_have_the_mean_and_covariance_of_the_data(gaussian: sd.exact.Gaussian, solver: Solver) -> None:
+    """4,000 samples as a user draws them. The bound is 5 standard errors, for 5 numbers and 5 solvers: false alarm 1.5e-5."""
+    n = 4000
+    x = sd.sample(gaussian.model(sd.VP()), (n, 2), solver=solver, seed=5, last="noisy", dtype=torch.float64, **SAMPLERS[solver]).x
+    mean, cov = gaussian.moments(sd.VP(), sd.VP().t_min)
+    variance = cov.diagonal()
+    assert bool(((x.mean(dim=0) - mean).abs() < 5 * (variance / n).sqrt()).all())
+    error = ((variance[:, None] * variance[None, :] + cov**2) / n).sqrt()
+    assert bool(((torch.cov(x.T) - cov).abs() < 5 * error).all())
 
 
 @pytest.mark.parametrize("sequence", ["predictor-first", "corrector-first"])
@@ -198,7 +219,7 @@ def test_published_updates_with_noise_given(sde: sd.LinearSDE, gaussian: sd.exac
 def test_sample_depends_on_its_seed_alone(solver: Solver, gaussian: sd.exact.Gaussian) -> None:
     """Alone, in a batch of 7, permuted, and in parts: the same sample."""
     model = gaussian.model(sd.VP())
-    steps = None if solver.adaptive else 25
+    steps = None if solver.adaptive or solver.times is not None else 25
     seeds = sd.seeds(11, 7)
     whole = sd.sample(model, (7, 2), solver=solver, steps=steps, seed=11, dtype=torch.float64)
     assert whole.seeds == seeds

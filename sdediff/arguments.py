@@ -1,0 +1,182 @@
+"""What the arguments of `sample` have to be: checked before any work, each refusal says what was wrong and how to mend it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import solvers
+from sdediff.model import ScoreModel
+from sdediff.names import nearest
+from solvers import DDIM, GRIDS, RK45, Noise, Solver
+
+__all__ = [
+    "Grid",
+    "check_choice",
+    "check_condition",
+    "check_device",
+    "check_model",
+    "check_seed",
+    "check_shape",
+    "check_solver",
+    "check_start",
+    "check_stochasticity",
+    "make_times",
+]
+
+Grid = str | Callable[[int], Tensor] | Tensor | Sequence[float]
+
+
+def check_model(model: ScoreModel) -> None:
+    """A ScoreModel."""
+    if not isinstance(model, ScoreModel):
+        raise TypeError(
+            f"model must be a ScoreModel, got {type(model).__name__}; wrap the network: ScoreModel(net, sde, predicts='noise')"
+        )
+
+
+def check_device(model: ScoreModel, device: torch.device | str | None) -> torch.device:
+    """The model's device."""
+    place = model.device if device is None else torch.device(device)
+    has_weights = any(True for _ in model.parameters())
+    if has_weights and (place.type, place.index or 0) != (model.device.type, model.device.index or 0):
+        raise ValueError(f"the model is on {model.device} and device is {place}; move the model first: model.to({str(place)!r})")
+    return place
+
+
+def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """(B, *event), positive ints."""
+    given = (shape,) if isinstance(shape, int) else tuple(shape)
+    if not given or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in given):
+        raise ValueError(f"shape must be (B, *event) with positive ints, (64, 1, 28, 28) say; got {shape!r}")
+    return given
+
+
+def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
+    """One of the known words."""
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}{nearest(str(value), known)}")
+
+
+def check_solver(solver: Solver | None, steps: int | None, grid: Grid | None) -> Solver:
+    """A solver value; the default where there is none."""
+    if solver is None:
+        return RK45() if steps is None and grid is None else DDIM()
+    if isinstance(solver, Solver):
+        return solver
+    if isinstance(solver, type):
+        raise TypeError(f"solver must be a value, not a class: write {solver.__name__}()")
+    names = [
+        name for name in solvers.__all__ if isinstance(getattr(solvers, name), type) and issubclass(getattr(solvers, name), Solver)
+    ]
+    close = difflib.get_close_matches(str(solver), names, n=1, cutoff=0.3) or ["EulerMaruyama"]
+    raise TypeError(f"solver must be a solver value, got {solver!r}; did you mean sdediff.{close[0]}()?")
+
+
+def make_times(
+    model: ScoreModel, solver: Solver, steps: int | None, grid: Grid | None, t_start: float | None, t_end: float | None
+) -> Tensor:
+    """The grid, float64 on the host, inside the usable range and falling."""
+    sde = model.sde
+    name = type(solver).__name__
+    array = grid is not None and not isinstance(grid, str) and not callable(grid)
+    if solver.times is not None:
+        if any(value is not None for value in (steps, grid, t_start, t_end)):
+            raise ValueError(f"{name} is a discrete model with a grid of its own; drop steps, grid, t_start and t_end")
+        return solver.times
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+        raise ValueError(f"steps must be an int of at least 1, got {steps!r}")
+    if array and any(value is not None for value in (steps, t_start, t_end)):
+        raise ValueError("an array grid says all: drop steps, t_start and t_end (or pass steps alone)")
+    if callable(grid) and (t_start is not None or t_end is not None):
+        raise ValueError("a grid function returns the times themselves: drop t_start and t_end")
+    if solver.adaptive and (steps is not None or (grid is not None and not array)):
+        raise ValueError(
+            f"{name} chooses its own steps: drop steps (set rtol and atol), or pass grid=[...] as the times to land on"
+        )
+    if not solver.adaptive and not array and steps is None:
+        raise ValueError(f"{name} takes fixed steps: pass steps=N, or grid as an array of times")
+    if grid is not None and isinstance(grid, str) and grid not in GRIDS:
+        raise ValueError(f"no grid is called {grid!r}{nearest(grid, GRIDS)}; known: {', '.join(GRIDS)}")
+    start = sde.t_max if t_start is None else float(t_start)
+    end = sde.t_min if t_end is None else float(t_end)
+    if grid is not None and array:
+        times = torch.as_tensor(np.asarray(grid, dtype=np.float64) if not isinstance(grid, Tensor) else grid)
+    elif callable(grid):
+        times = torch.as_tensor(grid(steps or 0))
+        if times.shape != ((steps or 0) + 1,):
+            raise ValueError(f"the grid function must return steps + 1 = {(steps or 0) + 1} times, got shape {tuple(times.shape)}")
+    elif solver.adaptive:
+        times = torch.tensor([start, end], dtype=torch.float64)
+    else:
+        sde.check_time(torch.tensor([start, end], dtype=torch.float64))
+        times = GRIDS[grid if isinstance(grid, str) else "uniform"](steps or 0, start, end)
+    times = sde.check_time(solvers.check_grid(times))
+    if len(times) > 1 and times[1] > times[0]:
+        raise ValueError(
+            f"sampling goes back in time, from noise to data: the grid must fall, it goes from {times[0]:g} to {times[-1]:g}"
+        )
+    return times
+
+
+def check_stochasticity(
+    solver: Solver, stochasticity: float | Callable[[Tensor], Tensor] | None
+) -> float | Callable[[Tensor], Tensor]:
+    """lambda >= 0, and 0 where the solver has no noise along the path."""
+    if stochasticity is None:
+        return 1.0 if solver.diffuses else 0.0
+    if not callable(stochasticity) and not 0 <= float(stochasticity) < float("inf"):
+        raise ValueError(f"stochasticity must be a finite number >= 0 or a function of t, got {stochasticity!r}")
+    if not solver.diffuses and (callable(stochasticity) or stochasticity != 0):
+        raise ValueError(f"{type(solver).__name__} draws no noise along the path: stochasticity must be 0; EulerMaruyama takes any")
+    return stochasticity if callable(stochasticity) else float(stochasticity)
+
+
+def check_condition(condition: Mapping[str, Tensor] | None, count: int) -> dict[str, Tensor]:
+    """Tensors with leading dimension B."""
+    for name, value in (condition or {}).items():
+        if not isinstance(value, Tensor) or value.ndim < 1 or value.shape[0] != count:
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"condition {name!r} must be a tensor with leading dimension {count}, got {got}; "
+                "what all samples share goes into the network by functools.partial"
+            )
+    return dict(condition or {})
+
+
+def check_seed(seed: int | Sequence[int] | None, noise: Noise | None, count: int) -> tuple[int, ...] | None:
+    """One seed a sample, or None where there is a noise object."""
+    if noise is not None:
+        if seed is not None:
+            raise ValueError("seed and noise are two ways to say the same: pass one of them")
+        return None
+    if seed is None:
+        return solvers.seeds(solvers.fresh_seed(), count)
+    if isinstance(seed, int):
+        return solvers.seeds(seed, count)
+    given = tuple(int(s) for s in seed)
+    if len(given) != count or min(given) < 0:
+        raise ValueError(f"seed must be one non-negative int, or one for each of the {count} samples; got {len(given)} of them")
+    return given
+
+
+def check_start(
+    model: ScoreModel, x_init: Tensor | None, shape: tuple[int, ...], start: float, dtype: torch.dtype, device: torch.device
+) -> Tensor | None:
+    """States at the start, or None for a draw from the prior."""
+    if x_init is None:
+        if start < model.sde.t_max * (1 - 1e-6) and start < model.sde.t_max - 1e-12:
+            raise ValueError(
+                f"a start at t = {start:g} below t_max = {model.sde.t_max:g} needs x_init: sde.perturb(x_0, {start:g}, noise), say"
+            )
+        return None
+    if not isinstance(x_init, Tensor) or tuple(x_init.shape) != shape or not x_init.is_floating_point():
+        got = f"{x_init.dtype} {tuple(x_init.shape)}" if isinstance(x_init, Tensor) else type(x_init).__name__
+        raise ValueError(f"x_init must be a floating-point tensor of shape {shape}, got {got}")
+    if not bool(torch.isfinite(x_init).all()):
+        raise ValueError("x_init contains values that are not finite")
+    return x_init.to(dtype).to(device)
