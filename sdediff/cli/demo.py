@@ -28,7 +28,7 @@ from solvers import RK45, EulerMaruyama, Langevin, PredictorCorrector, ReverseDi
 
 __all__ = ["run"]
 
-_STEPS = 1500
+_STEPS = 1650
 _WIDTHS = (24, 48)
 _HELD_OUT = 360
 _TIMES = (1.0, 0.6, 0.4, 0.3, 0.2, 0.1, 0.05, 1e-3)
@@ -60,7 +60,7 @@ def families(sde: VP) -> list[Family]:
     """The four families. Fixed steps are finer near the data, where the digits take shape."""
     pair = PredictorCorrector(ReverseDiffusion(), Langevin())
     return [
-        Family("euler-maruyama", "reverse SDE, Euler-Maruyama", EulerMaruyama(), {"steps": 100, "grid": "quadratic"}),
+        Family("euler-maruyama", "reverse SDE, Euler-Maruyama", EulerMaruyama(), {"steps": 80, "grid": "quadratic"}),
         Family("predictor-corrector", "predictor-corrector, Langevin", pair, {"steps": 50, "grid": "quadratic"}),
         Family("ode", "probability-flow ODE, RK45", _ODE, {}),
         Family("ddpm", "DDPM, ancestral steps", DDPM.from_sde(sde, 80), {}),
