@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import sdediff as sd
 from sdediff import progress
 
 
@@ -20,3 +21,9 @@ def test_nothing_is_shown_unasked(capsys: pytest.CaptureFixture[str]) -> None:
     with progress.progress_bar("work", total=1, show=False) as bar:
         bar.update(1)
     assert capsys.readouterr() == ("", "")
+
+
+def test_sampling_in_parts_counts_samples(capsys: pytest.CaptureFixture[str]) -> None:
+    model = sd.exact.Gaussian([0.0, 0.0], 1.0).model(sd.VP())
+    sd.sample(model, (6, 2), solver=sd.DDIM(), steps=2, seed=0, batch_size=2, progress=True)
+    assert capsys.readouterr().err.splitlines() == ["sampling  100%    0 s left"]
