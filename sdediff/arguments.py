@@ -169,7 +169,7 @@ def check_start(
 ) -> Tensor | None:
     """States at the start, or None for a draw from the prior."""
     if x_init is None:
-        if start < model.sde.t_max * (1 - 1e-6) and start < model.sde.t_max - 1e-12:
+        if start < model.sde.t_max * (1 - 1e-6):
             raise ValueError(
                 f"a start at t = {start:g} below t_max = {model.sde.t_max:g} needs x_init: sde.perturb(x_0, {start:g}, noise), say"
             )

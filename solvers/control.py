@@ -112,6 +112,7 @@ class FixedSteps(Control):
         x = step.mean if last and self.last_mean else step.x
         self.x = self._hold_failed(x) if self.watch else x
         self.index, self.state = self.index + 1, step.state
+        self.accepted += (~self.failed).long()
         self.t = self.times[self.index]
         return [(self.index, self.x, None)]
 
@@ -132,7 +133,6 @@ class FixedSteps(Control):
             self.capped = True
 
     def result(self) -> Tensor:
-        self.accepted += self.index
         return self.x
 
 

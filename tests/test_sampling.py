@@ -214,6 +214,9 @@ def test_a_sample_that_fails_names_itself_and_spares_its_neighbours(solver: sd.R
     assert failure.sample == 1
     assert 0.3 < failure.t < 0.6
     assert not out.success
+    assert int(out.accepted[1]) < int(healthy.accepted[1])
+    if not solver.adaptive:
+        assert out.accepted[[0, 2]].tolist() == [20, 20]
     assert healthy.success
 
 
@@ -303,6 +306,7 @@ BAD = [
     ({"condition": {"y": 3}}, ValueError, "leading dimension 3"),
     ({"batch_size": 0}, ValueError, "batch_size must be"),
     ({"max_nfe": 0}, ValueError, "max_nfe must be"),
+    ({"solver": sd.RK45(), "steps": None, "max_nfe": 7}, ValueError, "takes 8 evaluations to make its first step"),
     ({"dtype": torch.float16}, ValueError, "float32 or torch.float64"),
     ({"solver": sd.RK45()}, ValueError, "chooses its own steps"),
     ({"solver": sd.RK45(), "steps": None, "grid": "uniform"}, ValueError, "chooses its own steps"),

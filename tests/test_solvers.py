@@ -10,6 +10,7 @@ from scipy.integrate import solve_ivp
 import sdediff as sd
 from sdediff.reverse import Reverse
 from solvers import RungeKutta, Solver, Tableau, integrate
+from solvers.tableau import BOGACKI_SHAMPINE, DORMAND_PRINCE
 
 ODE_ORDERS = {sd.Euler(): 1, sd.DDIM(): 1, sd.Midpoint(): 2, sd.Heun(): 2, sd.RungeKutta4(): 4}
 STOCHASTIC = (sd.EulerMaruyama(), sd.ReverseDiffusion(), sd.Ancestral())
@@ -263,6 +264,7 @@ def test_nfe_is_counted_at_the_network(gaussian: sd.exact.Gaussian) -> None:
         calls = 0
         out = sd.sample(model, (3, 2), solver=solver, steps=8, seed=0)  # 8 steps and the denoising evaluation
         assert (calls, out.nfe.tolist()) == (nfe, [nfe] * 3), solver
+        assert (out.accepted.tolist(), out.rejected.tolist()) == ([8] * 3, [0] * 3)
 
 
 def test_tableaus_are_checked() -> None:
@@ -274,6 +276,33 @@ def test_tableaus_are_checked() -> None:
         Tableau.parse("bad", 3, ["2/3", "2/3 0"], "1/4 3/8 3/8")
     with pytest.raises(ValueError, match="one weight for each of the 2 stages"):
         Tableau.parse("bad", 1, ["1"], "1")
+
+
+@pytest.mark.parametrize("tableau", [DORMAND_PRINCE, BOGACKI_SHAMPINE], ids=lambda tableau: tableau.name)
+def test_embedded_pairs_have_the_orders_they_claim(gaussian: sd.exact.Gaussian, tableau: Tableau) -> None:
+    """With fixed steps: the solution's order over an interval, and the error estimate's over one step."""
+
+    class Fixed(RungeKutta):
+        pass
+
+    class Estimate(RungeKutta):
+        adaptive = True
+
+    Fixed.tableau = Estimate.tableau = tableau
+    sde, problem = sd.VP(), Reverse(gaussian.model(sd.VP()), 1)
+    x = torch.ones(1, 2, dtype=torch.float64)
+    errors, estimates = [], []
+    for n in (20, 40, 80):
+        times = gentle(sde, n)
+        out = integrate(problem, Fixed(), x, times).x
+        errors.append(float((out - gaussian.flow(sde, x, times[0], times[-1])).abs().max()))
+        plan = Estimate().plan(problem, times[:2])[0]
+        step = Estimate().step(problem, x, plan, sd.White([0], (2,)).at(0), Estimate().init(problem, x, times[0]))
+        assert step.error is not None
+        estimates.append(float(step.error.abs().max()))
+    assert slope(errors) == pytest.approx(tableau.order, abs=0.4), errors
+    assert tableau.order_low is not None
+    assert slope(estimates) == pytest.approx(tableau.order_low + 1, abs=0.4), estimates
 
 
 def test_a_new_method_is_a_tableau(gaussian: sd.exact.Gaussian) -> None:
