@@ -98,7 +98,14 @@ class ScoreModel(nn.Module):
             given = x
         dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), x.dtype)
         times = t.to(x.dtype).to(x.device).expand(x.shape[0])
-        out = self.net(given.to(dtype), times, **(condition or {}))
+        try:
+            out = self.net(given.to(dtype), times, **(condition or {}))
+        except (RuntimeError, ValueError, TypeError) as error:
+            names = "".join(f", {name}" for name in condition or {})
+            error.add_note(
+                f"the network was called as net(x, t{names}) with x of shape {tuple(x.shape)}, {dtype}: does it take that?"
+            )
+            raise
         out = getattr(out, "sample", out)
         if not isinstance(out, Tensor) or out.shape != x.shape:
             got = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"{type(out).__name__}"

@@ -92,6 +92,17 @@ def test_output_with_sample_attribute_and_condition() -> None:
     torch.testing.assert_close(model.noise(x, 0.5, shift=torch.ones(2, 1)), torch.ones(2, 3))
 
 
+@pytest.mark.uses_global_rng
+def test_a_network_that_refuses_its_input_keeps_its_error_and_gets_a_note() -> None:
+    layer = torch.nn.Linear(2, 2)
+    model = sd.ScoreModel(lambda x, t: layer(x), sd.VP())
+    with pytest.raises(RuntimeError) as caught:
+        sd.sample(model, (4, 3), steps=2, seed=0)
+    assert caught.value.__notes__ == [
+        "the network was called as net(x, t) with x of shape (4, 3), torch.float32: does it take that?"
+    ]
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
