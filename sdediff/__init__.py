@@ -7,7 +7,7 @@ from sdediff.discrete import DDPM
 from sdediff.model import ScoreModel
 from sdediff.objectives import DenoisingScoreMatching
 from sdediff.sampling import sample
-from sdediff.sde import SDE, VE, VP, LinearSDE, SubVP
+from sdediff.sde import EDM, SDE, VE, VP, Cosine, LinearSDE, Prior, RectifiedFlow, SubVP
 from solvers import (
     DDIM,
     RK23,
@@ -37,12 +37,14 @@ __version__ = "0.1.0"
 __all__ = [
     "DDIM",
     "DDPM",
+    "EDM",
     "RK23",
     "RK45",
     "SDE",
     "VE",
     "VP",
     "Ancestral",
+    "Cosine",
     "DenoisingScoreMatching",
     "Euler",
     "EulerMaruyama",
@@ -51,6 +53,8 @@ __all__ = [
     "LinearSDE",
     "Midpoint",
     "PredictorCorrector",
+    "Prior",
+    "RectifiedFlow",
     "ReverseDiffusion",
     "RungeKutta4",
     "ScoreModel",

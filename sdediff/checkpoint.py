@@ -23,7 +23,7 @@ from sdediff._extras import require
 from sdediff.model import ScoreModel
 from sdediff.names import nearest
 from sdediff.networks import NETWORKS, initialised
-from sdediff.sde.base import LinearSDE
+from sdediff.sde import LinearSDE
 
 __all__ = ["CONFIG", "TRAINING", "WEIGHTS", "describe", "load", "read_config", "read_tensors", "write_atomically", "write_tensors"]
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from sdediff.model import ScoreModel
-from sdediff.sde.base import LinearSDE, as_time
+from sdediff.sde import LinearSDE
+from sdediff.sde.coefficient import as_time
 
 __all__ = ["Gaussian"]
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sdediff.names import nearest
-from sdediff.sde.base import LinearSDE, as_time
+from sdediff.sde import LinearSDE
+from sdediff.sde.coefficient import as_time
 from solvers import expand
 
 __all__ = ["PREDICTIONS", "ScoreModel"]

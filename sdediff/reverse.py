@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdediff.model import ScoreModel
-from sdediff.sde.base import SDE, LinearSDE
+from sdediff.sde import SDE, LinearSDE
 from solvers import Problem, expand
 
 __all__ = ["Forward", "Reverse"]

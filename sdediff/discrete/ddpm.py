@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from sdediff.sde.base import LinearSDE
+from sdediff.sde import LinearSDE
 from solvers import Problem, Solver, Step, StepNoise, check_grid, expand
 
 __all__ = ["DDPM"]

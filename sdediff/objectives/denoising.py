@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdediff.model import ScoreModel
 from sdediff.names import nearest
-from sdediff.sde.base import LinearSDE
+from sdediff.sde import LinearSDE
 from solvers import expand, rowwise
 
 __all__ = ["TIMES", "WEIGHTINGS", "DenoisingScoreMatching"]

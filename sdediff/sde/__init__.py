@@ -1,6 +1,7 @@
-"""Forward SDEs: the protocol and the families that ship."""
+"""Forward SDEs: the protocol, the derivation of what is not given, and the families that ship."""
 
-from sdediff.sde.base import SDE, LinearSDE, Prior
-from sdediff.sde.families import VE, VP, SubVP
+from sdediff.sde.base import SDE, Prior
+from sdediff.sde.families import EDM, VE, VP, Cosine, RectifiedFlow, SubVP
+from sdediff.sde.linear import LinearSDE
 
-__all__ = ["SDE", "VE", "VP", "LinearSDE", "Prior", "SubVP"]
+__all__ = ["EDM", "SDE", "VE", "VP", "Cosine", "LinearSDE", "Prior", "RectifiedFlow", "SubVP"]

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
-import torch
 from torch import Tensor
 
-from solvers import expand, rowwise
+from solvers import rowwise
 
-__all__ = ["SDE", "LinearSDE", "Prior", "as_time"]
+__all__ = ["SDE", "Prior"]
 
 _SLACK = 1e-6
-
-
-def as_time(t: Tensor | float) -> Tensor:
-    """``t`` as a float64 tensor on the host, () or (B,), where schedules are evaluated."""
-    time = torch.as_tensor(t, dtype=torch.float64) if not isinstance(t, Tensor) else t.detach().cpu().to(torch.float64)
-    if time.ndim > 1:
-        raise ValueError(f"t must be a number or one number a sample, (B,); got shape {tuple(time.shape)}")
-    return time
 
 
 @dataclass(frozen=True)
@@ -42,30 +34,62 @@ class Prior:
 class SDE:
     """dx = drift(x, t) dt + diffusion(t) dw, t from 0 (data) to T (noise), as in Song et al. 2021 (arXiv 2011.13456, eq. 5).
 
-    ``[t_min, t_max]`` is the usable range of time, shared by losses, sampling and likelihood. Times are numbers or float64 host
-    tensors, () or (B,); states are (B, *event) of any rank.
+    A subclass gives ``drift`` and ``diffusion``, and ``prior`` if samples are to start from it. Any drift can be simulated forward
+    (`simulate`) and sampled in reverse with a given score (`sample`); all that rests on a Gaussian kernel (alpha, sigma, losses by
+    denoising, other predictions than the score, data-form solvers) takes a `LinearSDE`.
+
+    ``[t_min, t_max]`` is the usable range of time, shared by losses, sampling and likelihood: T / 1000 and T unless a class
+    attribute, a field or an argument says otherwise. Times are numbers or float64 host tensors, () or (B,); states are
+    (B, *event) of any rank.
     """
 
+    offers: frozenset[str] = frozenset({"drift", "diffusion"})
+    """What is known of it: ``kernel`` says that x_t given x_0 is N(alpha x_0, sigma^2 I), with all that `LinearSDE` has."""
     T: float = 1.0
-    t_min: float = 1e-3
 
-    @property
+    def __init__(self, *, T: float | None = None, t_min: float | None = None, t_max: float | None = None) -> None:
+        self._declare(T=T, t_min=t_min, t_max=t_max)
+        if not 0 < self.T < math.inf:
+            raise ValueError(f"T must be a positive number, got {self.T!r}")
+        if t_min is not None and not 0 <= t_min < self.T:
+            raise ValueError(f"t_min must lie in [0, T) = [0, {self.T:g}), got {t_min!r}")
+        if t_max is not None and not (t_min or 0.0) < t_max <= self.T:
+            raise ValueError(f"t_max must lie in (t_min, T] = ({t_min or 0.0:g}, {self.T:g}], got {t_max!r}")
+
+    def _declare(self, **given: float | None) -> None:
+        """Let arguments take the place of class attributes and derived values."""
+        values = {name: float(value) for name, value in given.items() if value is not None}
+        vars(self).update(values, _declared=vars(self).get("_declared", {}) | values)
+
+    def __repr__(self) -> str:
+        """The class and its arguments."""
+        declared = vars(self).get("_declared", {})
+        return f"{type(self).__name__}({', '.join(f'{name}={value:g}' for name, value in declared.items())})"
+
+    @cached_property
+    def t_min(self) -> float:
+        """The smallest usable time: T / 1000."""
+        return 1e-3 * self.T
+
+    @cached_property
     def t_max(self) -> float:
-        """Where sampling starts: T, unless coefficients are infinite there."""
+        """The largest usable time, where sampling starts: T."""
         return self.T
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """Drift at (x, t), (B, *event)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no drift: give drift(self, x, t)")
 
     def diffusion(self, t: Tensor) -> Tensor:
         """Diffusion coefficient g(t), shaped as t."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no diffusion: give diffusion(self, t)")
 
     @property
     def prior(self) -> Prior:
         """The law from which sampling starts, at t_max."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} has no prior: give the class one, `prior = Prior(std)` say, or pass x_init to sample"
+        )
 
     def check_time(self, t: Tensor) -> Tensor:
         """Return t; a ValueError if any of it is outside the usable range."""
@@ -78,60 +102,3 @@ class SDE:
                 f"t = {float(wrong.flatten()[0]):.6g} is outside the usable range [t_min, t_max] = [{low:g}, {high:g}] of {self!r}"
             )
         return t
-
-
-class LinearSDE(SDE):
-    """dx = f(t) x dt + g(t) dw, so that x_t given x_0 is N(alpha(t) x_0, sigma(t)^2 I).
-
-    A subclass gives ``f``, ``g``, ``alpha`` and ``sigma`` as functions of a tensor of times, consistent with one another:
-    f = d log(alpha) / dt and g^2 = d sigma^2 / dt - 2 f sigma^2; and ``log_snr`` where cancellation would spoil
-    2 log(alpha / sigma). ``sigma(0)`` is the noise that data carry at t = 0: ``perturb`` conditions on clean data,
-    ``kernel(t, 0)`` on the state at 0.
-    """
-
-    def f(self, t: Tensor) -> Tensor:
-        """Drift coefficient, shaped as t."""
-        raise NotImplementedError
-
-    def g(self, t: Tensor) -> Tensor:
-        """Diffusion coefficient, shaped as t."""
-        raise NotImplementedError
-
-    def alpha(self, t: Tensor) -> Tensor:
-        """Scale of the data in x_t, shaped as t."""
-        raise NotImplementedError
-
-    def sigma(self, t: Tensor) -> Tensor:
-        """Standard deviation of the noise in x_t, shaped as t."""
-        raise NotImplementedError
-
-    def log_snr(self, t: Tensor) -> Tensor:
-        """log(alpha^2 / sigma^2), twice DPM-Solver's lambda, shaped as t."""
-        return 2 * (self.alpha(t).log() - self.sigma(t).log())
-
-    def drift(self, x: Tensor, t: Tensor) -> Tensor:
-        """f(t) x."""
-        return expand(self.f(as_time(t)), x) * x
-
-    def diffusion(self, t: Tensor) -> Tensor:
-        """g(t)."""
-        return self.g(t)
-
-    def kernel(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """(ratio, std) of x_t given x_s, s <= t: N(ratio x_s, std^2 I).
-
-        ratio = alpha_t / alpha_s and std^2 = sigma_t^2 - ratio^2 sigma_s^2 = -sigma_t^2 expm1(log_snr(t) - log_snr(s)).
-        """
-        t, s = as_time(t), as_time(s)
-        std = self.sigma(t) * (-torch.expm1(self.log_snr(t) - self.log_snr(s))).clamp(min=0).sqrt()
-        return self.alpha(t) / self.alpha(s), std
-
-    def perturb(self, x_0: Tensor, t: Tensor | float, noise: Tensor) -> Tensor:
-        """x_t = alpha(t) x_0 + sigma(t) noise for clean data x_0 (B, *event) and standard normal noise of the same shape."""
-        time = self.check_time(as_time(t))
-        return expand(self.alpha(time), x_0) * x_0 + expand(self.sigma(time), x_0) * noise
-
-    @property
-    def prior(self) -> Prior:
-        """N(0, sigma(t_max)^2 I)."""
-        return Prior(float(self.sigma(torch.tensor(self.t_max, dtype=torch.float64))))

@@ -1,4 +1,4 @@
-"""The SDEs of Song et al. 2021, Score-Based Generative Modeling through SDEs (arXiv 2011.13456)."""
+"""The SDEs that ship: each gives what has a closed form, the rest is derived."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdediff.sde.base import LinearSDE
+from sdediff.sde.linear import LinearSDE
 
-__all__ = ["VE", "VP", "SubVP"]
+__all__ = ["EDM", "VE", "VP", "Cosine", "RectifiedFlow", "SubVP"]
 
 
 def _check_positive(name: str, **values: float) -> None:
@@ -19,9 +19,11 @@ def _check_positive(name: str, **values: float) -> None:
             raise ValueError(f"{name}: {key} must be a positive number, got {value!r}")
 
 
-def _check_range(name: str, T: float, t_min: float) -> None:
+def _check_range(name: str, T: float, t_min: float, t_max: float | None = None) -> None:
     if not 0 <= t_min < T:
         raise ValueError(f"{name}: t_min must lie in [0, T) = [0, {T:g}), got {t_min!r}")
+    if t_max is not None and not t_min < t_max <= T:
+        raise ValueError(f"{name}: t_max must lie in (t_min, T] = ({t_min:g}, {T:g}], got {t_max!r}")
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class VE(LinearSDE):
 
 @dataclass(frozen=True)
 class _Linear(LinearSDE):
-    """What VP and sub-VP share: beta(t) = beta_min + (beta_max - beta_min) t / T and f = -beta / 2."""
+    """What VP and sub-VP share (Song et al. 2021): beta(t) = beta_min + (beta_max - beta_min) t / T and f = -beta / 2."""
 
     beta_min: float = 0.1
     beta_max: float = 20.0
@@ -117,8 +119,9 @@ class VP(_Linear):
         return (-torch.expm1(-self.integral(t))).sqrt()
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """-log(exp(B) - 1)."""
-        return -torch.expm1(self.integral(t)).log()
+        """-B - log(1 - exp(-B))."""
+        integral = self.integral(t)
+        return -integral - (-torch.expm1(-integral)).log()
 
 
 @dataclass(frozen=True)
@@ -140,3 +143,106 @@ class SubVP(_Linear):
         """-B - 2 log(1 - exp(-B))."""
         integral = self.integral(t)
         return -integral - 2 * (-torch.expm1(-integral)).log()
+
+
+@dataclass(frozen=True)
+class Cosine(LinearSDE):
+    """The cosine schedule in continuous time: alpha = cos(a) / cos(a_0), sigma^2 = 1 - alpha^2 (Nichol and Dhariwal 2021,
+    arXiv 2102.09672, eq. 17).
+
+    a goes from a_0 = pi / 2 offset / (1 + offset) to pi / 2, so that alpha(1) = 0: no signal is left at T = 1 (zero terminal SNR),
+    where f is infinite. By default sampling starts at t_max with log-SNR -19.9. With ``t_max=1.0`` it starts at alpha = 0 itself:
+    the first step is then of first order in data form (`DDIM`, `Ancestral`), from a network that predicts data, v or flow.
+    """
+
+    offset: float = 0.008
+    t_min: float = 1e-3
+    t_max: float = 1 - 3e-5
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        _check_positive("Cosine", offset=self.offset, t_min=self.t_min, t_max=self.t_max)
+        _check_range("Cosine", self.T, self.t_min, self.t_max)
+
+    def _angles(self, t: Tensor) -> tuple[Tensor, Tensor, float]:
+        """(a, pi / 2 - a, a_0), each without cancellation."""
+        rate = math.pi / 2 / (1 + self.offset)
+        return rate * (t + self.offset), rate * (1 - t), rate * self.offset
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """cos(a) / cos(a_0)."""
+        _, rest, start = self._angles(t)
+        return torch.sin(rest) / math.cos(start)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """sqrt(1 - alpha^2) = sqrt(sin(a - a_0) sin(a + a_0)) / cos(a_0)."""
+        angle, _, start = self._angles(t)
+        return (torch.sin(math.pi / 2 / (1 + self.offset) * t) * torch.sin(angle + start)).sqrt() / math.cos(start)
+
+
+@dataclass(frozen=True)
+class EDM(LinearSDE):
+    """dx = sqrt(2 t) dw, sigma(t) = t, alpha = 1: time is the standard deviation of the noise (Karras et al. 2022,
+    arXiv 2206.00364, Table 1), from sigma_max = T down to sigma_min = t_min.
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        _check_positive("EDM", sigma_min=self.sigma_min, sigma_max=self.sigma_max)
+        if self.sigma_max <= self.sigma_min:
+            raise ValueError(f"EDM: sigma_max must exceed sigma_min, got {self.sigma_max!r} and {self.sigma_min!r}")
+
+    @property
+    def T(self) -> float:  # type: ignore[override]
+        """sigma_max."""
+        return self.sigma_max
+
+    @property
+    def t_min(self) -> float:
+        """sigma_min."""
+        return self.sigma_min
+
+    def f(self, t: Tensor) -> Tensor:
+        """0."""
+        return torch.zeros_like(t)
+
+    def g(self, t: Tensor) -> Tensor:
+        """sqrt(2 t)."""
+        return (2 * t).sqrt()
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """t."""
+        return t
+
+
+@dataclass(frozen=True)
+class RectifiedFlow(LinearSDE):
+    """alpha = 1 - t, sigma = t: straight lines from data to noise (Liu et al. 2023, arXiv 2209.03003; Lipman et al. 2023,
+    arXiv 2210.02747), whose SDE is dx = -x / (1 - t) dt + sqrt(2 t / (1 - t)) dw.
+
+    f is infinite at T = 1. By default sampling starts at t_max with log-SNR -20; with ``t_max=1.0`` it starts at alpha = 0
+    itself, as `Cosine` says.
+    """
+
+    t_min: float = 1e-3
+    t_max: float = 1 / (1 + math.exp(-10))
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        _check_positive("RectifiedFlow", t_min=self.t_min, t_max=self.t_max)
+        _check_range("RectifiedFlow", self.T, self.t_min, self.t_max)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """1 - t."""
+        return 1 - t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """t."""
+        return t

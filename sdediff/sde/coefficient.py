@@ -1,0 +1,62 @@
+"""Functions of time: what they take, what they return and how they are differentiated."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["as_time", "coefficient", "slope", "values"]
+
+
+def as_time(t: Tensor | float) -> Tensor:
+    """``t`` as a float64 tensor on the host, () or (B,), where schedules are evaluated."""
+    time = t.to("cpu", torch.float64) if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64)
+    if time.ndim > 1:
+        raise ValueError(f"t must be a number or one number a sample, (B,); got shape {tuple(time.shape)}")
+    return time
+
+
+def values(function: Callable[[Tensor], Any], t: Tensor | float, name: str) -> Tensor:
+    """function(t) as float64, shaped as t; a function may return one number for all times."""
+    time = as_time(t)
+    try:
+        out = torch.as_tensor(function(time), dtype=torch.float64, device=time.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        error.add_note(f"{name} was called with a float64 tensor of shape {tuple(time.shape)}: write it with torch functions")
+        raise
+    if out.shape == time.shape:
+        return out
+    if out.numel() == 1:
+        return out.reshape(()).expand(time.shape)
+    raise ValueError(f"{name} must return one number for each time, shape {tuple(time.shape)}; got shape {tuple(out.shape)}")
+
+
+def coefficient(method: Callable[..., Any]) -> Callable[..., Tensor]:
+    """Make a method of (self, t) take numbers and tensors of any kind, and return float64 shaped as t."""
+
+    @functools.wraps(method)
+    def wrapped(self: object, t: Tensor | float) -> Tensor:
+        return values(functools.partial(method, self), t, f"{type(self).__name__}.{method.__name__}(t)")
+
+    return wrapped
+
+
+def slope(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """d function / dt by autograd, shaped as t; differentiable again where t asks for gradients."""
+    with torch.inference_mode(False), torch.enable_grad():
+        u = t if t.requires_grad else t.detach().clone().requires_grad_()
+        out = function(u)
+        if not out.requires_grad:
+            with torch.no_grad():
+                moved = function(0.875 * u)
+            if not torch.equal(moved, out):
+                raise ValueError(
+                    f"{function} changes with t but carries no gradient: write it with torch functions of t, or give f and g too"
+                )
+            return torch.zeros_like(t)
+        (derivative,) = torch.autograd.grad(out.sum(), u, create_graph=t.requires_grad)
+    return derivative

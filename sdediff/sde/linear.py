@@ -1,0 +1,235 @@
+"""Linear SDEs: two coefficients are given, all else follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from sdediff.sde.base import SDE, Prior
+from sdediff.sde.coefficient import as_time, coefficient, slope, values
+from sdediff.sde.quadrature import Integral
+from solvers import expand
+
+__all__ = ["LinearSDE"]
+
+COEFFICIENTS: Final = ("f", "g", "alpha", "sigma", "log_snr")
+_LOWEST_LOG_SNR: Final = -20.0
+
+
+class LinearSDE(SDE):
+    """dx = f(t) x dt + g(t) dw, so that x_t given x_0 is N(alpha(t) x_0, sigma(t)^2 I).
+
+    Give ``f`` and ``g``, or ``alpha`` and ``sigma``, or ``alpha`` and ``log_snr``, as methods of a subclass or as functions:
+    ``LinearSDE(f=lambda t: -5.0, g=lambda t: 10**0.5)``. Each takes a float64 tensor of times, () or (n,), and returns as many
+    numbers (or one). The others are derived (Song et al. 2021, arXiv 2011.13456; Kingma et al. 2021, arXiv 2107.00630):
+
+        log alpha = int_0^t f,    sigma^2 = alpha^2 (sigma_0^2 + int_0^t g^2 / alpha^2),
+        f = d log alpha / dt,     g^2 = d sigma^2 / dt - 2 f sigma^2 = -sigma^2 d log_snr / dt.
+
+    An override of any method is used where it is given; `testing.check_sde` holds it against the derivation.
+
+    ``sigma_0`` is the noise that data carry at t = 0: by default sigma(0) where sigma is given, else 0. ``perturb`` and
+    ``posterior`` condition on clean data, ``kernel(t, 0)`` on the state at 0. ``T``, ``sigma_0``, ``t_min`` and ``t_max`` are class
+    attributes, fields or arguments; by default ``t_min`` is T / 1000 (0 if sigma_0 > 0), and ``t_max`` is T, or where log_snr
+    reaches -20 if that is before: f is infinite where alpha = 0.
+    """
+
+    offers = SDE.offers | {"kernel"}
+
+    def __init__(
+        self,
+        *,
+        f: Callable[[Tensor], Any] | None = None,
+        g: Callable[[Tensor], Any] | None = None,
+        alpha: Callable[[Tensor], Any] | None = None,
+        sigma: Callable[[Tensor], Any] | None = None,
+        log_snr: Callable[[Tensor], Any] | None = None,
+        T: float | None = None,
+        sigma_0: float | None = None,
+        t_min: float | None = None,
+        t_max: float | None = None,
+    ) -> None:
+        super().__init__(T=T, t_min=t_min, t_max=t_max)
+        if sigma_0 is not None and not 0 <= sigma_0 < float("inf"):
+            raise ValueError(f"sigma_0 must be a finite number >= 0, got {sigma_0!r}")
+        self._declare(sigma_0=sigma_0)
+        for name, function in zip(COEFFICIENTS, (f, g, alpha, sigma, log_snr), strict=True):
+            if function is not None:
+                if not callable(function):
+                    raise TypeError(f"{name} must be a function of t, got {function!r}; write {name}=lambda t: {function!r}")
+                vars(self)[name] = partial(values, function, name=f"{name}(t)")
+        if not (self._gives("f", "g") or self._gives("alpha", "sigma") or self._gives("alpha", "log_snr")):
+            raise TypeError(self._lacking())
+
+    def __init_subclass__(cls) -> None:
+        """Let the coefficients of a subclass take numbers and tensors of any kind."""
+        super().__init_subclass__()
+        for name in COEFFICIENTS:
+            if callable(method := vars(cls).get(name)):
+                setattr(cls, name, coefficient(method))
+
+    def _gives(self, *names: str) -> bool:
+        """Whether all of these are the user's and not derived."""
+        return all(name in vars(self) or getattr(type(self), name) is not getattr(LinearSDE, name) for name in names)
+
+    def _lacking(self) -> str:
+        given = [name for name in COEFFICIENTS if self._gives(name)]
+        return (
+            f"{type(self).__name__} gives {' and '.join(given) or 'no coefficient'}: "
+            "give f and g, or alpha and sigma, or alpha and log_snr, as methods or as functions of t"
+        )
+
+    @cached_property
+    def _integral(self) -> Integral:
+        if not self._gives("f", "g"):
+            raise TypeError(self._lacking())
+        return Integral(self.f, self.g, self.T, self.sigma_0)
+
+    @cached_property
+    def sigma_0(self) -> float:
+        """Standard deviation of the noise that data carry at t = 0."""
+        if self._gives("sigma") or self._gives("alpha", "log_snr"):
+            return float(self.sigma(0.0))
+        return 0.0
+
+    @cached_property
+    def t_min(self) -> float:
+        """The smallest usable time: T / 1000, or 0 where data carry noise."""
+        return 0.0 if self.sigma_0 > 0 else 1e-3 * self.T
+
+    @cached_property
+    def t_max(self) -> float:
+        """The largest usable time, where sampling starts: T, or where log_snr reaches -20."""
+        return self.T if float(self.log_snr(self.T)) >= _LOWEST_LOG_SNR else float(self.time_of(_LOWEST_LOG_SNR))
+
+    @coefficient
+    def f(self, t: Tensor) -> Tensor:
+        """Drift coefficient d log alpha / dt, shaped as t."""
+        if not self._gives("alpha"):
+            raise TypeError(self._lacking())
+        return slope(self.alpha, t) / self.alpha(t)
+
+    @coefficient
+    def g(self, t: Tensor) -> Tensor:
+        """Diffusion coefficient, sqrt(d sigma^2 / dt - 2 f sigma^2), shaped as t."""
+        if self._gives("log_snr"):
+            rate = -slope(self.log_snr, t)
+            square = self.sigma(t) ** 2 * rate
+        elif self._gives("sigma"):
+            sigma, excess = self.sigma(t), slope(self.sigma, t) - self.f(t) * self.sigma(t)
+            rate, square = 2 * excess / sigma, 2 * sigma * excess
+        else:
+            raise TypeError(self._lacking())
+        # log_snr is flat to rounding where g = 0; where it rises, no g exists and NaN says so.
+        return torch.where((square < 0) & (rate * self.T > -1e-10), 0.0, square).sqrt()
+
+    @coefficient
+    def alpha(self, t: Tensor) -> Tensor:
+        """Scale of the data in x_t, shaped as t."""
+        return self._integral(t)[0].exp()
+
+    @coefficient
+    def sigma(self, t: Tensor) -> Tensor:
+        """Standard deviation of the noise in x_t given clean data, shaped as t."""
+        if self._gives("log_snr"):
+            return self.alpha(t) * torch.exp(-0.5 * self.log_snr(t))
+        log_alpha, log_ratio = self._integral(t)
+        return torch.exp(log_alpha + 0.5 * log_ratio)
+
+    @coefficient
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(alpha^2 / sigma^2), twice DPM-Solver's lambda, shaped as t; it falls with t."""
+        if self._gives("sigma"):
+            return 2 * (self.alpha(t).log() - self.sigma(t).log())
+        return -self._integral(t)[1]
+
+    def time_of(self, log_snr: Tensor | float) -> Tensor:
+        """The earliest t in [0, T] with log_snr(t) <= ``log_snr``, shaped as it: the inverse of `log_snr`, by bisection.
+
+        Exact to 1e-10 where the slope of log_snr exceeds 1e-4. Raises ValueError beyond log_snr's own range on [0, T].
+        """
+        target = as_time(log_snr)
+        ends = self.log_snr(torch.tensor([0.0, self.T], dtype=torch.float64))
+        slack = 1e-9 * target.abs().clamp(min=1)
+        outside = ~((target <= ends[0] + slack) & ~(target < ends[1] - slack))
+        if bool(outside.any()):
+            worst = float(target[outside].flatten()[0] if target.ndim else target)
+            raise ValueError(
+                f"log_snr = {worst:.6g} is never reached: that of {self!r} falls from {float(ends[0]):.6g} to {float(ends[1]):.6g}"
+            )
+        # On a stretch where g = 0 rounding decides: two units of it are forgiven.
+        reached = torch.where(target.isinf(), target, target + 2 * torch.finfo(torch.float64).eps * target.abs().clamp(min=1))
+        low, high = torch.zeros_like(target), torch.full_like(target, self.T)
+        with torch.no_grad():
+            for _ in range(66):
+                middle = 0.5 * (low + high)
+                beyond = self.log_snr(middle) <= reached
+                low, high = torch.where(beyond, low, middle), torch.where(beyond, middle, high)
+        return torch.where(ends[0] <= reached, 0.0, high)
+
+    def rates(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """(d alpha / dt, d sigma / dt), shaped as t."""
+        time = as_time(t)
+        if not self._gives("f", "g"):
+            return slope(self.alpha, time), slope(self.sigma, time)
+        f, sigma = self.f(time), self.sigma(time)
+        return f * self.alpha(time), f * sigma + self.g(time) ** 2 / (2 * sigma)
+
+    def drift(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """f(t) x, (B, *event)."""
+        return expand(self.f(t), x) * x
+
+    def diffusion(self, t: Tensor | float) -> Tensor:
+        """g(t), shaped as t."""
+        return self.g(t)
+
+    def kernel(self, t: Tensor | float, s: Tensor | float) -> tuple[Tensor, Tensor]:
+        """(ratio, std) of x_t given x_s, s <= t: N(ratio x_s, std^2 I).
+
+        ratio = alpha_t / alpha_s and std^2 = sigma_t^2 - ratio^2 sigma_s^2 = -sigma_t^2 expm1(log_snr(t) - log_snr(s)).
+        """
+        t, s = as_time(t), as_time(s)
+        if bool((s > t).any()):
+            raise ValueError("kernel(t, s) goes forward in time, from s to t: s must not exceed t; swap them")
+        fall = torch.where(t == s, 0.0, self.log_snr(t) - self.log_snr(s))
+        return self.alpha(t) / self.alpha(s), self.sigma(t) * (-torch.expm1(fall)).clamp(min=0).sqrt()
+
+    def posterior(self, x_t: Tensor, x_0: Tensor, t: Tensor | float, s: Tensor | float) -> tuple[Tensor, Tensor]:
+        """(mean, std) of x_s given x_t and clean data x_0, s <= t; mean (B, *event), std shaped as the times.
+
+        mean = ratio sigma_s^2 / sigma_t^2 x_t + alpha_s v / sigma_t^2 x_0 and std^2 = sigma_s^2 v / sigma_t^2 with the kernel
+        N(ratio x_s, v) from s to t (Ho et al. 2020, arXiv 2006.11239, eq. 7; Kingma et al. 2021, arXiv 2107.00630, eq. 27).
+        """
+        t, s = as_time(t), as_time(s)
+        ratio, std = self.kernel(t, s)
+        sigma_t, sigma_s = self.sigma(t), self.sigma(s)
+        share = (std / sigma_t) ** 2  # v / sigma_t^2
+        keep, data = ratio * (sigma_s / sigma_t) ** 2, self.alpha(s) * share
+        return expand(keep, x_t) * x_t + expand(data, x_t) * x_0, sigma_s * share.sqrt()
+
+    def perturb(self, x_0: Tensor, t: Tensor | float, noise: Tensor) -> Tensor:
+        """x_t = alpha(t) x_0 + sigma(t) noise for clean data x_0 (B, *event) and standard normal noise of the same shape."""
+        time = self.check_time(as_time(t))
+        return expand(self.alpha(time), x_0) * x_0 + expand(self.sigma(time), x_0) * noise
+
+    @property
+    def prior(self) -> Prior:
+        """N(0, sigma(t_max)^2 I)."""
+        return Prior(float(self.sigma(self.t_max)))
+
+    def prior_gap(self, mean: Tensor | float, variance: Tensor | float) -> float:
+        """Nats by which the law at t_max exceeds the prior for Gaussian data: KL(N(alpha m, alpha^2 v + sigma^2) || prior).
+
+        ``mean`` and ``variance`` hold one entry for each coordinate of an event (or one number for one coordinate); the sum over
+        coordinates is returned: sum of (r - log(1 + r) + snr m^2) / 2 with snr = exp(log_snr(t_max)) and r = snr v.
+        """
+        m, v = torch.broadcast_tensors(torch.as_tensor(mean, dtype=torch.float64), torch.as_tensor(variance, dtype=torch.float64))
+        if bool((v < 0).any()) or not bool(torch.isfinite(v).all() and torch.isfinite(m).all()):
+            raise ValueError("prior_gap: mean and variance must be finite and the variance not negative")
+        snr = self.log_snr(self.t_max).exp()
+        r = snr * v
+        return float(0.5 * (r - torch.log1p(r) + snr * m**2).sum())
