@@ -3,11 +3,14 @@
 from typing import TYPE_CHECKING, Any
 
 from sdediff import exact
+from sdediff.clocks import Timesteps
+from sdediff.diagnosis import diagnose
 from sdediff.discrete import DDPM
 from sdediff.model import ScoreModel
 from sdediff.objectives import DenoisingScoreMatching
 from sdediff.sampling import sample
 from sdediff.sde import EDM, SDE, VE, VP, Cosine, LinearSDE, Prior, RectifiedFlow, SubVP
+from sdediff.simulation import simulate
 from solvers import (
     DDIM,
     RK23,
@@ -62,12 +65,15 @@ __all__ = [
     "SolveError",
     "Status",
     "SubVP",
+    "Timesteps",
     "White",
+    "diagnose",
     "exact",
     "fit",
     "load",
     "sample",
     "seeds",
+    "simulate",
 ]
 
 

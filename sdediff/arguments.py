@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,10 +13,13 @@ from torch import Tensor
 import solvers
 from sdediff.model import ScoreModel
 from sdediff.names import nearest
-from solvers import DDIM, GRIDS, RK45, Noise, Solver
+from sdediff.sde import SDE
+from sdediff.sde.base import check_span
+from solvers import GRIDS, Noise, Solver
 
 __all__ = [
     "Grid",
+    "Span",
     "check_choice",
     "check_condition",
     "check_device",
@@ -24,6 +28,7 @@ __all__ = [
     "check_shape",
     "check_solver",
     "check_start",
+    "check_states",
     "check_stochasticity",
     "make_times",
 ]
@@ -62,10 +67,10 @@ def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}{nearest(str(value), known)}")
 
 
-def check_solver(solver: Solver | None, steps: int | None, grid: Grid | None) -> Solver:
+def check_solver(solver: Solver | None, default: Solver) -> Solver:
     """A solver value; the default where there is none."""
     if solver is None:
-        return RK45() if steps is None and grid is None else DDIM()
+        return default
     if isinstance(solver, Solver):
         return solver
     if isinstance(solver, type):
@@ -77,11 +82,31 @@ def check_solver(solver: Solver | None, steps: int | None, grid: Grid | None) ->
     raise TypeError(f"solver must be a solver value, got {solver!r}; did you mean sdediff.{close[0]}()?")
 
 
+class Span(NamedTuple):
+    """Where a solve goes by default, and which times it may take."""
+
+    start: float
+    end: float
+    low: float
+    high: float
+    what: str
+    sde: SDE
+
+    @classmethod
+    def reverse(cls, sde: SDE) -> Span:
+        """From t_max to t_min."""
+        return cls(sde.t_max, sde.t_min, sde.t_min, sde.t_max, "the usable range [t_min, t_max]", sde)
+
+    @classmethod
+    def forward(cls, sde: SDE) -> Span:
+        """From 0 to t_max."""
+        return cls(0.0, sde.t_max, 0.0, sde.T, "[0, T]", sde)
+
+
 def make_times(
-    model: ScoreModel, solver: Solver, steps: int | None, grid: Grid | None, t_start: float | None, t_end: float | None
+    span: Span, solver: Solver, steps: int | None, grid: Grid | None, t_start: float | None, t_end: float | None
 ) -> Tensor:
-    """The grid, float64 on the host, inside the usable range and falling."""
-    sde = model.sde
+    """The grid, float64 on the host, inside the span and in its direction."""
     name = type(solver).__name__
     array = grid is not None and not isinstance(grid, str) and not callable(grid)
     if solver.times is not None:
@@ -102,8 +127,9 @@ def make_times(
         raise ValueError(f"{name} takes fixed steps: pass steps=N, or grid as an array of times")
     if grid is not None and isinstance(grid, str) and grid not in GRIDS:
         raise ValueError(f"no grid is called {grid!r}{nearest(grid, GRIDS)}; known: {', '.join(GRIDS)}")
-    start = sde.t_max if t_start is None else float(t_start)
-    end = sde.t_min if t_end is None else float(t_end)
+    start = span.start if t_start is None else float(t_start)
+    end = span.end if t_end is None else float(t_end)
+    bounds = (span.low, span.high, span.what, span.sde)
     if grid is not None and array:
         times = torch.as_tensor(np.asarray(grid, dtype=np.float64) if not isinstance(grid, Tensor) else grid)
     elif callable(grid):
@@ -113,13 +139,14 @@ def make_times(
     elif solver.adaptive:
         times = torch.tensor([start, end], dtype=torch.float64)
     else:
-        sde.check_time(torch.tensor([start, end], dtype=torch.float64))
+        check_span(torch.tensor([start, end], dtype=torch.float64), *bounds)
         times = GRIDS[grid if isinstance(grid, str) else "uniform"](steps or 0, start, end)
-    times = sde.check_time(solvers.check_grid(times))
-    if len(times) > 1 and times[1] > times[0]:
-        raise ValueError(
-            f"sampling goes back in time, from noise to data: the grid must fall, it goes from {times[0]:g} to {times[-1]:g}"
-        )
+    times = check_span(solvers.check_grid(times), *bounds)
+    backward = span.start > span.end
+    if len(times) > 1 and (times[1] > times[0]) == backward:
+        way = "sampling goes back in time, from noise to data: the grid must fall"
+        way = way if backward else "simulation goes forward in time, from data to noise: the grid must rise"
+        raise ValueError(f"{way}, it goes from {times[0]:g} to {times[-1]:g}")
     return times
 
 
@@ -173,10 +200,19 @@ def check_start(
             raise ValueError(
                 f"a start at t = {start:g} below t_max = {model.sde.t_max:g} needs x_init: sde.perturb(x_0, {start:g}, noise), say"
             )
+        try:
+            _ = model.sde.prior
+        except NotImplementedError as error:
+            raise ValueError(str(error)) from error
         return None
-    if not isinstance(x_init, Tensor) or tuple(x_init.shape) != shape or not x_init.is_floating_point():
-        got = f"{x_init.dtype} {tuple(x_init.shape)}" if isinstance(x_init, Tensor) else type(x_init).__name__
-        raise ValueError(f"x_init must be a floating-point tensor of shape {shape}, got {got}")
-    if not bool(torch.isfinite(x_init).all()):
-        raise ValueError("x_init contains values that are not finite")
-    return x_init.to(dtype).to(device)
+    return check_states("x_init", x_init, shape).to(dtype).to(device)
+
+
+def check_states(name: str, x: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
+    """Finite floating-point states (B, *event)."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 1 or (shape is not None and tuple(x.shape) != shape):
+        got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"{name} must be a floating-point tensor of shape {shape or '(B, *event)'}, got {got}")
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError(f"{name} contains values that are not finite")
+    return x

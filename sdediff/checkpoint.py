@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from sdediff import sde as families
 from sdediff._extras import require
+from sdediff.clocks import Clock, Timesteps
 from sdediff.model import ScoreModel
 from sdediff.names import nearest
 from sdediff.networks import NETWORKS, initialised
-from sdediff.sde import LinearSDE
+from sdediff.sde import SDE, LinearSDE
 
 __all__ = ["CONFIG", "TRAINING", "WEIGHTS", "describe", "load", "read_config", "read_tensors", "write_atomically", "write_tensors"]
 
@@ -31,7 +32,10 @@ CONFIG: Final = "config.json"
 WEIGHTS: Final = "model.safetensors"
 TRAINING: Final = "training.safetensors"
 
-_SDES: Final[dict[str, type[LinearSDE]]] = {"VE": families.VE, "VP": families.VP, "SubVP": families.SubVP}
+_SDES: Final[dict[str, type[LinearSDE]]] = {
+    family.__name__: family
+    for family in (families.VE, families.VP, families.SubVP, families.Cosine, families.EDM, families.RectifiedFlow)
+}
 
 
 def describe(model: ScoreModel) -> dict[str, Any]:
@@ -42,26 +46,41 @@ def describe(model: ScoreModel) -> dict[str, Any]:
     return {
         "sde": {
             "class": type(model.sde).__name__,
-            "parameters": dataclasses.asdict(model.sde) if known_sde else None,  # type: ignore[call-overload]
+            "parameters": dataclasses.asdict(model.sde) if known_sde else None,
         },
         "network": {"class": type(net).__name__, "parameters": net.config if known_net else None},
-        "model": {"predicts": model.predicts, "sigma_data": model.sigma_data},
+        "model": {"predicts": model.predicts, "sigma_data": model.sigma_data, "time": _describe_clock(model.time)},
     }
 
 
+def _describe_clock(clock: Clock) -> str | dict[str, Any] | None:
+    if isinstance(clock, str):
+        return clock
+    return dataclasses.asdict(clock) if isinstance(clock, Timesteps) else None
+
+
 def load(
-    run: str | Path, *, sde: LinearSDE | None = None, net: nn.Module | None = None, device: torch.device | str = "cpu"
+    run: str | Path,
+    *,
+    sde: SDE | None = None,
+    net: nn.Module | None = None,
+    time: Clock | None = None,
+    device: torch.device | str = "cpu",
 ) -> ScoreModel:
     """The model of a run folder, with its averaged weights, in evaluation mode.
 
-    SDEs and networks that ship are built again from their recorded parameters; your own are passed as ``sde=`` and ``net=``:
-    loading never imports or runs code that a file names. Raises FileNotFoundError or ValueError.
+    SDEs and networks that ship are built again from their recorded parameters; your own are passed as ``sde=``, ``net=`` and
+    ``time=``: loading never imports or runs code that a file names. Raises FileNotFoundError or ValueError.
     """
     config = read_config(run)
     try:
         sde = sde or _build(config["sde"], _SDES, "sde", run)
         net = net or _build(config["network"], NETWORKS, "net", run)
-        model = ScoreModel(net, sde, config["model"]["predicts"], sigma_data=config["model"]["sigma_data"])
+        recorded = config["model"].get("time", "t")
+        if time is None and recorded is None:
+            raise ValueError(f"{run} was trained with your own function of time; pass it: load({str(run)!r}, time=...)")
+        clock = time or (Timesteps(**recorded) if isinstance(recorded, dict) else recorded)
+        model = ScoreModel(net, sde, config["model"]["predicts"], sigma_data=config["model"]["sigma_data"], time=clock)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{Path(run) / CONFIG} is damaged: {error}; train again or restore the file") from error
     weights, _ = read_tensors(Path(run) / WEIGHTS)

@@ -2,75 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sdediff.names import nearest
-from sdediff.sde import LinearSDE
+from sdediff.clocks import Clock, check_clock, read_clock
+from sdediff.predictions import PREDICTIONS, Pair, canonical, conversion, singular
+from sdediff.sde import SDE
 from sdediff.sde.coefficient import as_time
 from solvers import expand
 
-__all__ = ["PREDICTIONS", "ScoreModel"]
-
-Pair = tuple[Tensor, Tensor]
-
-
-def _edm(sde: LinearSDE, t: Tensor, sigma_data: float) -> Pair:
-    alpha, sigma = sde.alpha(t), sde.sigma(t)
-    root = (sigma**2 + (sigma_data * alpha) ** 2).sqrt()
-    return sigma / (sigma_data * root), -sigma_data * alpha / root
-
-
-def _flow(sde: LinearSDE, t: Tensor, _: float) -> Pair:
-    f, sigma = sde.f(t), sde.sigma(t)
-    return f * sde.alpha(t), f * sigma + sde.g(t) ** 2 / (2 * sigma)
-
-
-PREDICTIONS: Final[dict[str, Callable[[LinearSDE, Tensor, float], Pair]]] = {
-    "noise": lambda sde, t, _: (torch.zeros_like(t), torch.ones_like(t)),
-    "data": lambda sde, t, _: (torch.ones_like(t), torch.zeros_like(t)),
-    "score": lambda sde, t, _: (torch.zeros_like(t), -1 / sde.sigma(t)),
-    "v": lambda sde, t, _: (-sde.sigma(t), sde.alpha(t)),
-    "flow": _flow,
-    "edm": _edm,
-}
-"""What each prediction is, as (p, q) of p x_0 + q noise where x_t = alpha x_0 + sigma noise.
-
-``v`` is alpha noise - sigma x_0 (Salimans and Ho 2022), ``flow`` the time derivative of alpha x_0 + sigma noise, ``edm`` the
-output of a network preconditioned as by Karras et al. 2022 (arXiv 2206.00364, Table 1), after division of x by alpha.
-"""
-
-_ALIASES: Final = {"eps": "noise", "x0": "data"}
+__all__ = ["ScoreModel", "combine", "evaluating"]
 
 
 class ScoreModel(nn.Module):
     """A network and the SDE it belongs to.
 
-    ``net(x, t, **condition)`` takes states (B, *event) and times (B,), in the state's dtype and never rounded, and returns a tensor
-    of the shape of x (or an object with that tensor as ``.sample``, as diffusers' networks do). ``predicts`` says what it returns:
-    ``noise`` (or ``eps``), ``data`` (``x0``), ``score``, ``v``, ``flow``, or ``edm``, where the network sees x divided by
-    sqrt(sigma^2 + alpha^2 sigma_data^2), so that its input and output have unit variance for data of standard deviation
-    ``sigma_data``. All of these are affine in x_0 and noise, so each is computed from any other.
+    ``net(x, time, **condition)`` takes states (B, *event) and times (B,) and returns a tensor of the shape of x (or an object with
+    that tensor as ``.sample``, as diffusers' networks do). ``predicts`` says what it returns: ``noise`` (or ``eps``), ``data``
+    (``x0``), ``score``, ``v``, ``flow``, or ``edm``, where the network sees x divided by sqrt(sigma^2 + alpha^2 sigma_data^2), so
+    that its input and output have unit variance for data of standard deviation ``sigma_data``. All of these are affine in x_0 and
+    noise, so each is computed from any other; where that is singular a ValueError says which to use.
 
-    The methods take t as a number or one number a sample, inside the SDE's usable range, and ``**condition`` for the network.
+    ``time`` says which time the network is handed: ``"t"``, ``"log_snr"``, ``"sigma"``, `Timesteps` (a scaled integer), or a
+    function of float64 times, () or (B,). It is never rounded: it arrives in the dtype of the state (``time_dtype`` changes that),
+    integers as they are.
+
+    Under an SDE without a Gaussian kernel the network predicts the score. The methods take t as a number or one number a sample,
+    inside the SDE's usable range, and ``**condition`` for the network.
     """
 
-    def __init__(self, net: Callable[..., Any], sde: LinearSDE, predicts: str = "noise", *, sigma_data: float = 0.5) -> None:
+    sde: Any  # SDE at least, with all of LinearSDE where it offers "kernel"
+
+    def __init__(
+        self,
+        net: Callable[..., Any],
+        sde: SDE,
+        predicts: str = "noise",
+        *,
+        sigma_data: float = 0.5,
+        time: Clock = "t",
+        time_dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         if not callable(net):
             raise TypeError(f"net must be callable as net(x, t), got {net!r}")
-        if isinstance(sde, type) or not isinstance(sde, LinearSDE):
+        if isinstance(sde, type) or not isinstance(sde, SDE):
             hint = f"pass an instance, {sde.__name__}()" if isinstance(sde, type) else "pass VP(), say"
-            raise TypeError(f"sde must be a LinearSDE, got {sde!r}; {hint}")
-        predicts = _ALIASES.get(predicts, predicts)
-        if predicts not in PREDICTIONS:
-            raise ValueError(f"predicts must be one of {', '.join(PREDICTIONS)}, got {predicts!r}{nearest(predicts, PREDICTIONS)}")
+            raise TypeError(f"sde must be an SDE, got {sde!r}; {hint}")
+        predicts = canonical(predicts)
+        if "kernel" not in sde.offers and predicts != "score":
+            raise ValueError(f"{sde!r} has no Gaussian kernel: its network predicts 'score', got {predicts!r}; or use a LinearSDE")
         if not sigma_data > 0:
             raise ValueError(f"sigma_data must be positive, got {sigma_data!r}")
         self.net, self.sde, self.predicts, self.sigma_data = net, sde, predicts, float(sigma_data)
+        self.time, self.time_dtype = check_clock(time, sde), time_dtype
 
     @property
     def device(self) -> torch.device:
@@ -78,29 +67,47 @@ class ScoreModel(nn.Module):
         return next((p.device for p in self.parameters()), torch.device("cpu"))
 
     def conversion(self, target: str, t: Tensor) -> Pair:
-        """(A, B) such that the prediction ``target`` is A x + B output, for float64 host times () or (B,)."""
-        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
-        p, q = PREDICTIONS[self.predicts](self.sde, t, self.sigma_data)
-        p_to, q_to = PREDICTIONS[target](self.sde, t, self.sigma_data)
-        det = alpha * q - sigma * p
-        return (p_to * q - q_to * p) / det, (q_to * alpha - p_to * sigma) / det
+        """(A, B) such that ``target`` is A x + B output, for float64 host times () or (B,); not finite where there is none."""
+        return conversion(self.sde, self.predicts, target, t, self.sigma_data)
+
+    def singular(self, target: str, t: Tensor) -> str:
+        """Why `conversion` to ``target`` is not finite at the first such time of t, and what to use instead."""
+        times = t.reshape(-1)
+        bad = ~torch.stack([torch.isfinite(c).reshape(-1) for c in self.conversion(target, t)]).all(dim=0)
+        return singular(self.sde, self.predicts, target, times[bad][0] if bool(bad.any()) else times[0], self.sigma_data)
 
     def target(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What the network should return at alpha x_0 + sigma noise, for float64 host times () or (B,)."""
         p, q = PREDICTIONS[self.predicts](self.sde, t, self.sigma_data)
         return expand(p, x_0) * x_0 + expand(q, x_0) * noise
 
-    def output(self, x: Tensor, t: Tensor, condition: Mapping[str, Tensor] | None = None) -> Tensor:
-        """The network's own output at states x (B, *event) and float64 host times t, () or (B,), in the dtype of x."""
+    def inputs(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(scale, time) that the network is handed at float64 host times t: scale x, and its own time; both shaped as t."""
         if self.predicts == "edm":
             alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
-            given = x / expand((sigma**2 + (self.sigma_data * alpha) ** 2).sqrt(), x)
+            scale = (sigma**2 + (self.sigma_data * alpha) ** 2).rsqrt()
         else:
-            given = x
+            scale = torch.ones_like(t)
+        return scale, read_clock(self.time, self.sde, t)
+
+    def output(
+        self,
+        x: Tensor,
+        t: Tensor,
+        condition: Mapping[str, Tensor] | None = None,
+        inputs: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """The network's own output at states x (B, *event) and float64 host times t, () or (B,), in the dtype of x.
+
+        ``inputs`` are those of `inputs` at t, where they are known already.
+        """
+        scale, time = self.inputs(t) if inputs is None else inputs
+        given = expand(scale, x) * x if self.predicts == "edm" else x
         dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), x.dtype)
-        times = t.to(x.dtype).to(x.device).expand(x.shape[0])
+        if time.is_floating_point():
+            time = time.to(self.time_dtype or x.dtype)
         try:
-            out = self.net(given.to(dtype), times, **(condition or {}))
+            out = self.net(given.to(dtype), time.to(x.device).expand(x.shape[0]), **(condition or {}))
         except (RuntimeError, ValueError, TypeError) as error:
             names = "".join(f", {name}" for name in condition or {})
             error.add_note(
@@ -113,20 +120,16 @@ class ScoreModel(nn.Module):
             raise ValueError(f"the network must return a tensor of the shape of its input {tuple(x.shape)}, got {got}")
         return out.to(x.dtype)
 
-    def convert(self, out: Tensor, x: Tensor, t: Tensor, target: str) -> Tensor:
-        """The prediction ``target`` from the network's output."""
-        a, b = self.conversion(target, t)
-        scaled = expand(b, x) * out
-        return scaled if not bool(a.any()) else scaled + expand(a, x) * x
-
     def predict(self, target: str, x: Tensor, t: Tensor | float, condition: Mapping[str, Tensor] | None = None) -> Tensor:
         """The prediction ``target`` at (x, t), one evaluation of the network."""
-        if target not in PREDICTIONS:
-            raise ValueError(f"no prediction is called {target!r}{nearest(target, PREDICTIONS)}; known: {', '.join(PREDICTIONS)}")
+        target = canonical(target, "a prediction")
         time = self.sde.check_time(as_time(t))
         if time.ndim and time.shape[0] != x.shape[0]:
             raise ValueError(f"t must be a number or (B,) with B = {x.shape[0]} as in x, got shape {tuple(time.shape)}")
-        return self.convert(self.output(x, time, condition), x, time, target)
+        a, b = self.conversion(target, time)
+        if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
+            raise ValueError(self.singular(target, time))
+        return combine(a, b, x, self.output(x, time, condition))
 
     def score(self, x: Tensor, t: Tensor | float, **condition: Tensor) -> Tensor:
         """grad log p_t(x), (B, *event)."""
@@ -147,3 +150,21 @@ class ScoreModel(nn.Module):
     def flow(self, x: Tensor, t: Tensor | float, **condition: Tensor) -> Tensor:
         """The velocity of the probability flow, f x - g^2 score / 2."""
         return self.predict("flow", x, t, condition)
+
+
+def combine(a: Tensor, b: Tensor, x: Tensor, out: Tensor) -> Tensor:
+    """a x + b out for host numbers a and b, () or (B,)."""
+    scaled = expand(b, x) * out
+    return scaled if not bool(a.any()) else scaled + expand(a, x) * x
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the network into evaluation mode (no dropout) and back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

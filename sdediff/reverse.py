@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from sdediff.model import ScoreModel
+from sdediff.model import ScoreModel, combine
 from sdediff.sde import SDE, LinearSDE
 from solvers import Problem, expand
 
@@ -27,7 +29,7 @@ class Forward(Problem):
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """The SDE's drift."""
-        return self.sde.drift(x, t)
+        return self.seen(x, self.sde.drift(x, t))
 
     def diffuse(self, dw: Tensor, t: Tensor) -> Tensor:
         """g(t) dw."""
@@ -35,13 +37,12 @@ class Forward(Problem):
 
 
 class Reverse(Problem):
-    """dx = [f x - (1 + lambda^2) / 2 g^2 score(x, t)] dt + lambda g dw, backward in time.
+    """dx = [drift(x, t) - (1 + lambda^2) / 2 g^2 score(x, t)] dt + lambda g dw, backward in time.
 
     lambda = 1 is the reverse-time SDE (Song et al. 2021, arXiv 2011.13456, eq. 6), lambda = 0 the probability flow (eq. 13), and
-    every lambda(t) >= 0 has the same marginals.
+    every lambda(t) >= 0 has the same marginals. Drift, diffusion and score are there for every SDE; the rest where it has a
+    Gaussian kernel.
     """
-
-    offers = frozenset({"drift", "diffusion", "score", "marginal", "kernel", "data", "semilinear:data"})
 
     def __init__(
         self,
@@ -52,6 +53,10 @@ class Reverse(Problem):
     ) -> None:
         super().__init__(samples)
         self.model, self.sde, self.lam = model, model.sde, stochasticity
+        self.linear = "kernel" in model.sde.offers
+        self.offers = frozenset({"drift", "diffusion", "score"})
+        if self.linear:
+            self.offers |= {"marginal", "kernel", "data", "semilinear:data"}
         self.condition = dict(condition or {})
 
     def take(self, rows: Tensor) -> Self:
@@ -67,25 +72,48 @@ class Reverse(Problem):
         return torch.full_like(t, self.lam)
 
     def _output(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.seen(x, self.model.output(x, t, self.condition))
+        inputs = self.schedule("inputs", self.model.inputs, t)
+        return self.seen(x, self.model.output(x, t, self.condition, (inputs[0], inputs[1])))
+
+    def _prediction(self, target: str, t: Tensor) -> tuple[Tensor, ...]:
+        """(a, b) such that ``target`` is a x + b output."""
+        pair = self.schedule(target, partial(self.model.conversion, target), t)
+        if not _finite(pair):
+            raise ValueError(self.model.singular(target, t))
+        return pair
+
+    def _pull(self, t: Tensor) -> tuple[Tensor, ...]:
+        """(a, b) such that the drift is a x + b output, and the nonlinear SDE's own drift beside it."""
+        a, b = self.model.conversion("score", t)
+        pull = -0.5 * (1 + self.stochasticity(t) ** 2) * self.sde.diffusion(t) ** 2
+        return (self.sde.f(t) if self.linear else 0) + pull * a, pull * b
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
-        """f x - (1 + lambda^2) / 2 g^2 score, with one evaluation."""
-        a, b = self.model.conversion("score", t)
-        pull = -0.5 * (1 + self.stochasticity(t) ** 2) * self.sde.g(t) ** 2
-        return expand(self.sde.f(t) + pull * a, x) * x + expand(pull * b, x) * self._output(x, t)
+        """drift - (1 + lambda^2) / 2 g^2 score, with one evaluation."""
+        a, b = self.schedule("drift", self._pull, t)
+        if not _finite((a, b)):
+            self._prediction("score", t)
+            raise ValueError(
+                f"f or g of {self.sde!r} is not finite at t = {float(t.max()):.6g}: start inside its default range, "
+                "or take the first step in data form, by DDIM or Ancestral"
+            )
+        out = expand(b, x) * self._output(x, t)
+        return out + (expand(a, x) * x if self.linear else self.sde.drift(x, t))
 
     def diffuse(self, dw: Tensor, t: Tensor) -> Tensor:
         """lambda g dw."""
-        return expand(self.stochasticity(t) * self.sde.g(t), dw) * dw
+        (size,) = self.schedule("diffusion", lambda time: (self.stochasticity(time) * self.sde.diffusion(time),), t)
+        return expand(size, dw) * dw
 
     def score(self, x: Tensor, t: Tensor) -> Tensor:
         """grad log p_t(x)."""
-        return self.model.convert(self._output(x, t), x, t, "score")
+        a, b = self._prediction("score", t)
+        return combine(a, b, x, self._output(x, t))
 
     def data(self, x: Tensor, t: Tensor) -> Tensor:
         """E[x_0 | x_t = x]."""
-        return self.model.convert(self._output(x, t), x, t, "data")
+        a, b = self._prediction("data", t)
+        return combine(a, b, x, self._output(x, t))
 
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma)."""
@@ -93,7 +121,8 @@ class Reverse(Problem):
 
     def kernel(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """The SDE's forward kernel."""
-        return self.sde.kernel(t, s)
+        ratio, std = self.sde.kernel(t, s)
+        return ratio, std
 
     def semilinear(self, form: str) -> DataForm:
         """The data form, for a constant lambda."""
@@ -104,12 +133,16 @@ class Reverse(Problem):
         return DataForm(self, self.sde, float(self.lam))
 
 
+def _finite(coefficients: tuple[Tensor, ...]) -> bool:
+    return all(math.isfinite(float(c)) if c.ndim == 0 else bool(torch.isfinite(c).all()) for c in coefficients)
+
+
 @dataclass(frozen=True)
 class DataForm:
     """d(x / scale) = E[x_0 | x] dclock + dB(variance), with u = log(alpha / sigma) and lambda constant.
 
-    scale = alpha exp(-(1 + lambda^2) u), clock = exp((1 + lambda^2) u), variance = exp(2 lambda^2 u): for lambda = 0 the
-    variables of DDIM, sigma and alpha / sigma; for lambda = 1, sigma^2 / alpha and the signal-to-noise ratio.
+    scale = alpha exp(-(1 + lambda^2) u) = sigma exp(-lambda^2 u), clock = exp((1 + lambda^2) u), variance = exp(2 lambda^2 u):
+    for lambda = 0 the variables of DDIM, sigma and alpha / sigma; for lambda = 1, sigma^2 / alpha and the signal-to-noise ratio.
     """
 
     problem: Problem
@@ -117,16 +150,20 @@ class DataForm:
     lam: float
 
     def scale(self, t: Tensor) -> Tensor:
-        """alpha exp(-(1 + lambda^2) u)."""
-        return self.sde.alpha(t) / self.clock(t)
+        """sigma exp(-lambda^2 u), which has its limit where alpha = 0."""
+        return self.sde.sigma(t) * self._power(t, -0.5 * self.lam**2)
 
     def clock(self, t: Tensor) -> Tensor:
         """exp((1 + lambda^2) u)."""
-        return torch.exp((1 + self.lam**2) * 0.5 * self.sde.log_snr(t))
+        return self._power(t, 0.5 * (1 + self.lam**2))
 
     def variance(self, t: Tensor) -> Tensor:
         """exp(2 lambda^2 u)."""
-        return torch.exp(self.lam**2 * self.sde.log_snr(t))
+        return self._power(t, self.lam**2)
+
+    def _power(self, t: Tensor, exponent: float) -> Tensor:
+        """(alpha^2 / sigma^2)^exponent."""
+        return torch.exp(exponent * self.sde.log_snr(t)) if exponent else torch.ones_like(t)
 
     def nonlinear(self, x: Tensor, t: Tensor) -> Tensor:
         """E[x_0 | x_t = x]."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from sdediff.arguments import (
     Grid,
+    Span,
     check_choice,
     check_condition,
     check_device,
@@ -23,10 +23,25 @@ from sdediff.arguments import (
     check_stochasticity,
     make_times,
 )
-from sdediff.model import ScoreModel
+from sdediff.model import ScoreModel, evaluating
 from sdediff.progress import progress_bar
 from sdediff.reverse import Reverse
-from solvers import Failure, Noise, Options, Snapshot, Solution, SolveError, Solver, Status, White, rowwise
+from sdediff.sde import Prior
+from solvers import (
+    DDIM,
+    RK45,
+    EulerMaruyama,
+    Failure,
+    Noise,
+    Options,
+    Snapshot,
+    Solution,
+    SolveError,
+    Solver,
+    Status,
+    White,
+    rowwise,
+)
 from solvers.solution import merge
 
 __all__ = ["sample"]
@@ -59,13 +74,15 @@ def sample(
 ) -> Solution:
     """Draw samples of shape ``shape`` = (B, *event) by solving the reverse process from noise at t_max to data at t_min.
 
-    ``solver``: any solver value; by default `DDIM` where ``steps`` or ``grid`` is given, else `RK45`.
+    ``solver``: any solver value; by default `DDIM` where ``steps`` or ``grid`` is given (`EulerMaruyama` under an SDE without a
+    Gaussian kernel), else `RK45`.
     ``steps``, ``grid``: fixed-step solvers take ``steps=N`` intervals, uniform in t unless ``grid`` names another spacing or is a
     function of N; or ``grid`` as a falling array of times. Adaptive solvers take no ``steps``; an array is where they must land.
     ``t_start``, ``t_end``: the span of a grid made from ``steps``, by default the SDE's usable range. A start below t_max needs
     ``x_init``.
     ``last``: ``"denoise"`` ends with one more evaluation, E[x_0 | x]; ``"mean"`` adds no noise in the last stochastic step;
-    ``"noisy"`` returns the state at ``t_end``. Default: ``"denoise"``, or ``"noisy"`` where ``t_end`` is given.
+    ``"noisy"`` returns the state at ``t_end``. Default: ``"denoise"``, or ``"noisy"`` where ``t_end`` is given or there is no
+    Gaussian kernel.
     ``seed``: an int, from which sample i takes seed i of `seeds`, or one int a sample; None draws one from the operating system.
     The result holds the seeds. Sample i depends on its seed alone, not on B; torch's global generator plays no part
     (``torch.manual_seed`` does nothing here) and is not touched. ``noise``: a noise object in place of seeds.
@@ -84,11 +101,15 @@ def sample(
     check_model(model)
     shape = check_shape(shape)
     device = check_device(model, device)
-    solver = check_solver(solver, steps, grid)
-    times = make_times(model, solver, steps, grid, t_start, t_end)
+    sde, linear = model.sde, "kernel" in model.sde.offers
+    fixed = DDIM() if linear else EulerMaruyama()
+    solver = check_solver(solver, RK45() if steps is None and grid is None else fixed)
+    times = make_times(Span.reverse(sde), solver, steps, grid, t_start, t_end)
     if last is None:
-        last = "denoise" if t_end is None else "noisy"
+        last = "denoise" if t_end is None and linear else "noisy"
     check_choice("last", last, ("denoise", "mean", "noisy"))
+    if last == "denoise" and not linear:
+        raise ValueError(f"last='denoise' takes E[x_0 | x], which {sde!r} does not have: it is no LinearSDE; use 'mean' or 'noisy'")
     check_choice("on_fail", on_fail, ("raise", "return"))
     check_choice("grad", grad, ("none", "full", "checkpoint"))
     if dtype not in (torch.float32, torch.float64):
@@ -108,7 +129,7 @@ def sample(
     options = Options("mean" if last == "mean" else "noisy", trajectory, callback, max_nfe, "return", grad)
     parts = []
     chunk = shape[0] if batch_size is None else batch_size
-    with _evaluating(model), progress_bar("sampling", total=shape[0], show=progress) as bar:
+    with evaluating(model), progress_bar("sampling", total=shape[0], show=progress) as bar:
         for first in range(0, shape[0], chunk):
             rows = torch.arange(first, min(first + chunk, shape[0]))
             part_noise = noise if noise is None or len(rows) == shape[0] else noise.take(rows)
@@ -162,7 +183,8 @@ def _fail(solution: Solution, samples: list[int], status: Status, t: float) -> S
 def _draw(model: ScoreModel, noise: Noise | None) -> Tensor:
     if noise is None:
         raise ValueError("sampling from the prior needs noise; pass seed or x_init")
-    return model.sde.prior.from_noise(noise.at(0).normal("prior"))
+    prior: Prior = model.sde.prior
+    return prior.from_noise(noise.at(0).normal("prior"))
 
 
 def _with_bar(
@@ -174,15 +196,3 @@ def _with_bar(
             callback(snapshot)
 
     return both
-
-
-@contextmanager
-def _evaluating(model: ScoreModel) -> Iterator[None]:
-    """Put the network into evaluation mode (no dropout) and back."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

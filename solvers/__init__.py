@@ -5,7 +5,7 @@ from solvers.grid import GRIDS, check_grid, quadratic, uniform
 from solvers.integrate import Options, Snapshot, integrate
 from solvers.langevin import Langevin, PredictorCorrector
 from solvers.noise import Noise, StepNoise, White, fresh_seed, seeds
-from solvers.problem import Monitor, Problem, Semilinear, expand, rowwise
+from solvers.problem import Monitor, Problem, Schedule, Semilinear, expand, rowwise
 from solvers.runge_kutta import RK23, RK45, Euler, Heun, Midpoint, RungeKutta, RungeKutta4
 from solvers.solution import Failure, Solution, SolveError, Status
 from solvers.solver import Solver, Step
@@ -32,6 +32,7 @@ __all__ = [
     "ReverseDiffusion",
     "RungeKutta",
     "RungeKutta4",
+    "Schedule",
     "Semilinear",
     "Snapshot",
     "Solution",

@@ -52,6 +52,7 @@ class Langevin(Solver):
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """The step size at the end of each interval."""
+        problem.prepare(times)
         s = times[1:]
         size = 2 * (self.snr * problem.marginal(s)[1]) ** 2
         root = (2 * size).sqrt()

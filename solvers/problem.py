@@ -7,12 +7,13 @@ of shape () (all rows share one time) or (rows,) (every row has its own). States
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
-__all__ = ["Monitor", "Problem", "Semilinear", "expand", "rowwise"]
+__all__ = ["Monitor", "Problem", "Schedule", "Semilinear", "expand", "rowwise"]
 
 
 def expand(c: Tensor, x: Tensor) -> Tensor:
@@ -57,6 +58,35 @@ class Monitor:
             self.bad[slice(None) if rows is None else rows] |= bad.cpu()
 
 
+class Schedule:
+    """Functions of time, evaluated once for all times that are known beforehand."""
+
+    def __init__(self) -> None:
+        self._times: list[Tensor] = []
+        self._index: dict[float, int] = {}
+        self._rows: dict[str, list[tuple[Tensor, ...]]] = {}
+
+    def prepare(self, times: Tensor) -> None:
+        """Make known that functions will be asked for at each of ``times`` (n,)."""
+        before = len(self._index)
+        for time in times.unbind():
+            if (key := float(time)) not in self._index:
+                self._index[key] = len(self._index)
+                self._times.append(time)
+        if len(self._index) > before:
+            self._rows.clear()
+
+    def __call__(self, name: str, function: Callable[[Tensor], tuple[Tensor, ...]], t: Tensor) -> tuple[Tensor, ...]:
+        """function(t), shaped as t; ``name`` says which function it is."""
+        place = self._index.get(float(t)) if t.ndim == 0 else None
+        if place is None:
+            return function(t)
+        if name not in self._rows:
+            columns = function(torch.stack(self._times))
+            self._rows[name] = list(zip(*(column.unbind() for column in columns), strict=True))
+        return self._rows[name][place]
+
+
 class Semilinear(Protocol):
     """d(x / scale) = nonlinear(x, t) dclock + dB(variance): a problem with its linear part solved exactly.
 
@@ -88,7 +118,16 @@ class Problem:
 
     def __init__(self, samples: int) -> None:
         self.monitor = Monitor(samples)
+        self.schedule = Schedule()
         self.rows: Tensor | None = None
+
+    def prepare(self, times: Tensor) -> None:
+        """Say at which times the problem will be evaluated: solvers call it from `plan`, so that no step computes a coefficient.
+
+        Times of shape (N, rows) are let go: where every row has its own time nothing is known beforehand.
+        """
+        if times.ndim == 1:
+            self.schedule.prepare(times)
 
     def seen(self, x: Tensor, out: Tensor) -> Tensor:
         """Pass an evaluation of the network, ``out`` at ``x``, through the monitor: call it once for each."""

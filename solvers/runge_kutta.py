@@ -48,6 +48,8 @@ class RungeKutta(Solver):
         starts, h = times[:-1], times.diff(dim=0)
         # A stage at c = 1 is at s itself, not at t + (s - t), which rounding can put beyond the end.
         stages = [times[1:] if c == 1 else starts + float(c) * h for c in self.tableau.c]
+        for stage in stages:
+            problem.prepare(stage)
         return [_Plan(h[i], tuple(stage[i] for stage in stages)) for i in range(len(h))]
 
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:

@@ -55,7 +55,11 @@ class Solver:
     """The grid of a discrete model that brings its own."""
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[Any]:
-        """Coefficients of every step of the grid ``times`` (N + 1,) or (N + 1, rows): N of them, float64 on the host."""
+        """Coefficients of every step of the grid ``times`` (N + 1,) or (N + 1, rows): N of them, float64 on the host.
+
+        A plan says by ``problem.prepare`` at which times its steps evaluate the problem; this one takes the ends of the intervals.
+        """
+        problem.prepare(times)
         return list(itertools.pairwise(times))
 
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:

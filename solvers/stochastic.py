@@ -55,6 +55,7 @@ class ReverseDiffusion(Solver):
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Kernel]:
         """The forward kernel of each interval."""
+        problem.prepare(times)
         t, s = times[:-1], times[1:]
         ratio, std = problem.kernel(t, s)
         lam = problem.stochasticity(t)

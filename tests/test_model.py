@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import sdediff as sd
-from sdediff.model import PREDICTIONS
+from sdediff.predictions import PREDICTIONS
 
 
 def reparametrised(exact: sd.ScoreModel, predicts: str) -> sd.ScoreModel:
@@ -124,7 +124,7 @@ def test_a_network_that_refuses_its_input_keeps_its_error_and_gets_a_note() -> N
         (
             lambda: sd.ScoreModel(lambda x, t: x, sd.VP()).predict("velocity", torch.zeros(2, 3), 0.5),
             ValueError,
-            "no prediction is called",
+            "a prediction must be one of",
         ),
         (lambda: sd.exact.Gaussian([0.0, 0.0], [[1.0, 2.0], [2.0, 1.0]]), ValueError, "no negative eigenvalue"),
         (lambda: sd.exact.Gaussian([0.0, 0.0], [[1.0, 0.5], [0.0, 1.0]]), ValueError, "symmetric"),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import sdediff as sd
-from sdediff.model import PREDICTIONS
+from sdediff.predictions import PREDICTIONS
 
 
 def gauss_hermite(nodes: int) -> tuple[Tensor, Tensor]:

@@ -37,7 +37,7 @@ def _interruptible() -> Iterator[None]:
 @app.command()
 def train(
     out: Annotated[Path, typer.Option(help="run folder to write")],
-    sde: Annotated[str, typer.Option(help="vp, ve or subvp")] = "vp",
+    sde: Annotated[str, typer.Option(help="vp, ve, subvp, cosine or rectified-flow")] = "vp",
     data: Annotated[str, typer.Option(help="digits, mnist, a folder of images, or an .npy or .npz array")] = "digits",
     steps: Annotated[int, typer.Option(help="training steps", min=1)] = 10_000,
     checkpoint_every: Annotated[int, typer.Option(help="steps between checkpoints", min=1)] = 1000,

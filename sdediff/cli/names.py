@@ -9,7 +9,7 @@ import torch
 
 from sdediff.discrete import DDPM
 from sdediff.names import nearest
-from sdediff.sde import VE, VP, LinearSDE, SubVP
+from sdediff.sde import VE, VP, Cosine, LinearSDE, RectifiedFlow, SubVP
 from solvers import (
     DDIM,
     RK23,
@@ -27,7 +27,13 @@ from solvers import (
 
 __all__ = ["SDES", "SOLVERS", "Request", "check_device", "make_sde", "make_solver"]
 
-SDES: Final[dict[str, Callable[[], LinearSDE]]] = {"vp": VP, "ve": VE, "subvp": SubVP}
+SDES: Final[dict[str, Callable[[], LinearSDE]]] = {
+    "vp": VP,
+    "ve": VE,
+    "subvp": SubVP,
+    "cosine": Cosine,
+    "rectified-flow": RectifiedFlow,
+}
 
 
 class Request(NamedTuple):

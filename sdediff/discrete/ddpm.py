@@ -115,6 +115,7 @@ class DDPM(Solver):
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """Posterior coefficients of the steps from i to i - 1."""
+        problem.prepare(times)
         data, keep, tilde = self._posterior
         size = (tilde if self.variance == "beta_tilde" else torch.tensor(self.betas, dtype=torch.float64)).sqrt()
         return [_Plan(times[n], data[i], keep[i], size[i]) for n, i in enumerate(range(len(self.betas) - 1, 0, -1))]

@@ -80,6 +80,11 @@ class DenoisingScoreMatching:
                 f"x_0 must be a floating-point tensor (B, *event), got {x_0.dtype} of shape {tuple(x_0.shape)}; use x.float()"
             )
         sde = model.sde
+        if "kernel" not in sde.offers:
+            raise ValueError(
+                f"denoising score matching needs a Gaussian kernel, which {sde!r} does not have: use a LinearSDE, "
+                "or draw x_t by sdediff.simulate and match a score that you know"
+            )
         time = self.draw_times(sde, len(x_0), generator) if t is None else sde.check_time(t.detach().cpu().double())
         if time.shape != x_0.shape[:1]:
             raise ValueError(f"t must have shape ({len(x_0)},), one time a sample, got {tuple(time.shape)}")

@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NoReturn
 
 from torch import Tensor
 
+from sdediff.sde.coefficient import coefficient
 from solvers import rowwise
 
-__all__ = ["SDE", "Prior"]
+__all__ = ["SDE", "Prior", "check_span"]
 
 _SLACK = 1e-6
+_COEFFICIENTS = ("diffusion", "f", "g", "alpha", "sigma", "log_snr")
+_OF_KERNELS = frozenset({*_COEFFICIENTS[1:], "time_of", "rates", "kernel", "posterior", "perturb", "prior_gap"})
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,23 @@ class SDE:
         if t_max is not None and not (t_min or 0.0) < t_max <= self.T:
             raise ValueError(f"t_max must lie in (t_min, T] = ({t_min or 0.0:g}, {self.T:g}], got {t_max!r}")
 
+    def __init_subclass__(cls) -> None:
+        """Let the coefficients of a subclass take numbers and tensors of any kind."""
+        super().__init_subclass__()
+        for name in _COEFFICIENTS:
+            method = vars(cls).get(name)
+            if callable(method) and not hasattr(method, "__wrapped__"):
+                setattr(cls, name, coefficient(method))
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Say why there is no kernel where there is none."""
+        if name in _OF_KERNELS:
+            raise AttributeError(
+                f"{type(self).__name__} has no {name}: only a LinearSDE has a Gaussian kernel. Draw x_t by sdediff.simulate, "
+                "and sample with a network that predicts the score, by EulerMaruyama or RK45"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     def _declare(self, **given: float | None) -> None:
         """Let arguments take the place of class attributes and derived values."""
         values = {name: float(value) for name, value in given.items() if value is not None}
@@ -77,9 +98,10 @@ class SDE:
         return self.T
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
-        """Drift at (x, t), (B, *event)."""
+        """Drift at (x, t), (B, *event), for t () or (B,): `solvers.expand` shapes a (B,) so that it multiplies x."""
         raise NotImplementedError(f"{type(self).__name__} has no drift: give drift(self, x, t)")
 
+    @coefficient
     def diffusion(self, t: Tensor) -> Tensor:
         """Diffusion coefficient g(t), shaped as t."""
         raise NotImplementedError(f"{type(self).__name__} has no diffusion: give diffusion(self, t)")
@@ -93,12 +115,14 @@ class SDE:
 
     def check_time(self, t: Tensor) -> Tensor:
         """Return t; a ValueError if any of it is outside the usable range."""
-        low, high = self.t_min, self.t_max
-        # The slack lets a bound pass that was rounded to float32; written so that NaN does not.
-        inside = (t >= low * (1 - _SLACK)) & (t <= high * (1 + _SLACK))
-        if not bool(inside.all()):
-            wrong = t[~inside] if t.ndim else t
-            raise ValueError(
-                f"t = {float(wrong.flatten()[0]):.6g} is outside the usable range [t_min, t_max] = [{low:g}, {high:g}] of {self!r}"
-            )
-        return t
+        return check_span(t, self.t_min, self.t_max, "the usable range [t_min, t_max]", self)
+
+
+def check_span(t: Tensor, low: float, high: float, what: str, sde: SDE) -> Tensor:
+    """Return t; a ValueError if any of it is outside [low, high], which is called ``what``."""
+    # The slack lets a bound pass that was rounded to float32; written so that NaN does not.
+    inside = (t >= low * (1 - _SLACK)) & (t <= high * (1 + _SLACK))
+    if not bool(inside.all()):
+        wrong = t[~inside] if t.ndim else t
+        raise ValueError(f"t = {float(wrong.flatten()[0]):.6g} is outside {what} = [{low:g}, {high:g}] of {sde!r}")
+    return t

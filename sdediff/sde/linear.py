@@ -65,13 +65,6 @@ class LinearSDE(SDE):
         if not (self._gives("f", "g") or self._gives("alpha", "sigma") or self._gives("alpha", "log_snr")):
             raise TypeError(self._lacking())
 
-    def __init_subclass__(cls) -> None:
-        """Let the coefficients of a subclass take numbers and tensors of any kind."""
-        super().__init_subclass__()
-        for name in COEFFICIENTS:
-            if callable(method := vars(cls).get(name)):
-                setattr(cls, name, coefficient(method))
-
     def _gives(self, *names: str) -> bool:
         """Whether all of these are the user's and not derived."""
         return all(name in vars(self) or getattr(type(self), name) is not getattr(LinearSDE, name) for name in names)
@@ -183,7 +176,8 @@ class LinearSDE(SDE):
         """f(t) x, (B, *event)."""
         return expand(self.f(t), x) * x
 
-    def diffusion(self, t: Tensor | float) -> Tensor:
+    @coefficient
+    def diffusion(self, t: Tensor) -> Tensor:
         """g(t), shaped as t."""
         return self.g(t)
 

@@ -29,6 +29,7 @@ class _ExponentialEuler(Solver):
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """The exact coefficients of each interval."""
+        problem.prepare(times)
         form = problem.semilinear("data")
         scale, clock, variance = form.scale(times), form.clock(times), form.variance(times)
         keep, push = scale[1:] / scale[:-1], scale[1:] * clock.diff(dim=0)

@@ -1,0 +1,78 @@
+"""The time that a network is handed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from torch import Tensor
+
+from sdediff.names import nearest
+from sdediff.sde import SDE, LinearSDE
+
+__all__ = ["CLOCKS", "Clock", "Timesteps", "check_clock", "read_clock"]
+
+
+@dataclass(frozen=True)
+class Timesteps:
+    """n t / T + shift: the step index of a network trained on integers, at real numbers too.
+
+    With ``n`` = N and shift = -1 the times t_i = T (i + 1) / N are i = 0..N - 1, as in a DDPM of N steps;
+    ``Timesteps(999, shift=0)`` is the convention of Song et al.'s code. Nothing is rounded unless ``rounded``: then the network
+    gets integers (int64).
+    """
+
+    n: float = 1000
+    shift: float = -1.0
+    rounded: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        if not 0 < self.n < float("inf"):
+            raise ValueError(f"Timesteps: n must be a positive number, 1000 say, got {self.n!r}")
+
+    def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        """Indices, shaped as t."""
+        index = self.n * t / sde.T + self.shift
+        return index.round().long() if self.rounded else index
+
+
+Clock = str | Timesteps | Callable[[Tensor], Tensor]
+
+
+def _log_snr(sde: LinearSDE, t: Tensor) -> Tensor:
+    return sde.log_snr(t)
+
+
+def _sigma(sde: LinearSDE, t: Tensor) -> Tensor:
+    return sde.sigma(t)
+
+
+CLOCKS: Final[dict[str, Callable[[Any, Tensor], Tensor]]] = {"t": lambda _, t: t, "log_snr": _log_snr, "sigma": _sigma}
+"""Clocks with a name."""
+
+
+def check_clock(clock: Clock, sde: SDE) -> Clock:
+    """Return the clock; a ValueError or TypeError if it is none, or takes a kernel that the SDE does not have."""
+    expected = f"time must be one of {', '.join(CLOCKS)}, Timesteps(1000) or a function of t, got {clock!r}"
+    if isinstance(clock, str):
+        if clock not in CLOCKS:
+            raise ValueError(expected + nearest(clock, CLOCKS))
+        if clock != "t" and "kernel" not in sde.offers:
+            raise ValueError(f"{sde!r} has no Gaussian kernel, so no {clock}: hand the network time='t' or a function of t")
+    elif not callable(clock):
+        hint = f"; write Timesteps({clock!r})" if isinstance(clock, int | float) else ""
+        raise TypeError(expected + hint)
+    return clock
+
+
+def read_clock(clock: Clock, sde: SDE, t: Tensor) -> Tensor:
+    """What the clock shows at float64 host times t, shaped as t."""
+    if isinstance(clock, str):
+        return CLOCKS[clock](sde, t)
+    shown = clock(sde, t) if isinstance(clock, Timesteps) else clock(t)
+    if not isinstance(shown, Tensor) or shown.shape != t.shape:
+        got = f"shape {tuple(shown.shape)}" if isinstance(shown, Tensor) else type(shown).__name__
+        raise ValueError(f"time(t) must return a tensor of the shape of t, {tuple(t.shape)}; got {got}")
+    return shown

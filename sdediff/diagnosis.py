@@ -1,0 +1,91 @@
+"""Does a network predict what was declared? Its denoising errors under every reading tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdediff.arguments import check_condition, check_model, check_states
+from sdediff.model import ScoreModel, combine, evaluating
+from sdediff.predictions import PREDICTIONS
+from solvers import expand
+
+__all__ = ["Diagnosis", "diagnose"]
+
+_FIT = 0.9
+"""A reading fits if its error is below this share of the error without a network."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `diagnose` found: for each reading of the output its denoising error, where 1 is the error without a network."""
+
+    declared: str
+    errors: dict[str, float]
+
+    @property
+    def best(self) -> str:
+        """The reading with the least error."""
+        return min(self.errors, key=lambda name: self.errors[name])
+
+    @property
+    def ok(self) -> bool:
+        """Whether the declared reading fits, and no other fits better."""
+        return self.errors[self.declared] < _FIT and self.best == self.declared
+
+    def __str__(self) -> str:
+        """The errors and a verdict."""
+        lines = [f"{'predicts':<10}{'denoising error':>16}"]
+        for name, error in sorted(self.errors.items(), key=lambda item: item[1]):
+            lines.append(f"{name:<10}{error:>16.4g}{'   declared' if name == self.declared else ''}")
+        if self.ok:
+            lines.append(f"The network predicts {self.declared}, as declared.")
+        elif self.errors[self.best] < _FIT:
+            lines.append(f"Declared: {self.declared}. The output denoises as {self.best}: say ScoreModel(net, sde, {self.best!r}).")
+        else:
+            lines.append("The output denoises under no reading: is the network trained, and is `time` what it was trained with?")
+        return "\n".join(lines)
+
+
+def diagnose(model: ScoreModel, x_0: Tensor, *, condition: Mapping[str, Tensor] | None = None, seed: int = 0) -> Diagnosis:
+    """Compare the denoising errors of the network's output on clean data x_0 (B, *event), read as each kind of prediction.
+
+    Every sample is perturbed at a log-SNR of its own, evenly spread over [-4, 4]; fewer than 256 samples are repeated. The error is
+    the mean of |E[x_0 | x] - x_0|^2, weighted so that the best linear guess from x has error 1 for white data: the squared error of
+    Karras et al.'s preconditioned output (arXiv 2206.00364, Table 1). The network is evaluated twice.
+
+    Raises ValueError or TypeError for a model without a Gaussian kernel, or data that are no batch of finite numbers.
+    """
+    check_model(model)
+    sde = model.sde
+    if "kernel" not in sde.offers:
+        raise ValueError(f"diagnose needs a Gaussian kernel, which {sde!r} does not have: its networks predict the score alone")
+    check_states("x_0", x_0)
+    condition = check_condition(condition, len(x_0))
+    copies = -(-256 // len(x_0))
+    x_0 = x_0.repeat(copies, *(1,) * (x_0.ndim - 1))
+    condition = {name: value.repeat(copies, *(1,) * (value.ndim - 1)) for name, value in condition.items()}
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype).to(x_0.device)
+    ends = sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))
+    levels = torch.linspace(min(4.0, float(ends[0])), max(-4.0, float(ends[1])), len(x_0), dtype=torch.float64)
+    t = sde.time_of(levels[torch.randperm(len(levels), generator=generator)]).clamp(sde.t_min, sde.t_max)
+    x_t = sde.perturb(x_0, t, noise)
+    spread = float(x_0.std())
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
+    unit = (sigma**2 + (alpha * spread) ** 2) / (sigma * spread) ** 2
+    errors = {}
+    with torch.no_grad(), evaluating(model):
+        outputs: dict[bool, Tensor] = {}
+        for name in PREDICTIONS:
+            read = ScoreModel(model.net, sde, name, sigma_data=model.sigma_data, time=model.time, time_dtype=model.time_dtype)
+            scaled = name == "edm"
+            if scaled not in outputs:
+                outputs[scaled] = read.output(x_t, t, condition)
+            a, b = read.conversion("data", t)
+            wrong = combine(a, b, x_t, outputs[scaled]) - x_0
+            errors[name] = float((expand(unit, wrong) * wrong.square()).mean(dtype=torch.float64))
+    return Diagnosis(model.predicts, errors)

@@ -1,0 +1,93 @@
+"""What networks predict, and how one prediction follows from another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, cast
+
+import torch
+from torch import Tensor
+
+from sdediff.names import nearest
+from sdediff.sde import SDE, LinearSDE
+
+__all__ = ["PREDICTIONS", "Pair", "canonical", "conversion", "singular"]
+
+Pair = tuple[Tensor, Tensor]
+
+
+def _edm(sde: LinearSDE, t: Tensor, sigma_data: float) -> Pair:
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
+    root = (sigma**2 + (sigma_data * alpha) ** 2).sqrt()
+    return sigma / (sigma_data * root), -sigma_data * alpha / root
+
+
+PREDICTIONS: Final[dict[str, Callable[[LinearSDE, Tensor, float], Pair]]] = {
+    "noise": lambda sde, t, _: (torch.zeros_like(t), torch.ones_like(t)),
+    "data": lambda sde, t, _: (torch.ones_like(t), torch.zeros_like(t)),
+    "score": lambda sde, t, _: (torch.zeros_like(t), -1 / sde.sigma(t)),
+    "v": lambda sde, t, _: (-sde.sigma(t), sde.alpha(t)),
+    "flow": lambda sde, t, _: sde.rates(t),
+    "edm": _edm,
+}
+"""What each prediction is, as (p, q) of p x_0 + q noise where x_t = alpha x_0 + sigma noise.
+
+``v`` is alpha noise - sigma x_0 (Salimans and Ho 2022, arXiv 2202.00512), ``flow`` the time derivative of alpha x_0 + sigma noise,
+``edm`` the output of a network preconditioned as by Karras et al. 2022 (arXiv 2206.00364, Table 1), after division of x by alpha.
+"""
+
+_ALIASES: Final = {"eps": "noise", "x0": "data"}
+
+
+def canonical(name: str, what: str = "predicts") -> str:
+    """The table's own name for a prediction; ValueError if there is none."""
+    name = _ALIASES.get(name, name)
+    if name not in PREDICTIONS:
+        raise ValueError(f"{what} must be one of {', '.join(PREDICTIONS)}, got {name!r}{nearest(str(name), PREDICTIONS)}")
+    return name
+
+
+def conversion(sde: SDE, source: str, target: str, t: Tensor, sigma_data: float) -> Pair:
+    """(A, B) such that ``target`` = A x + B ``source``, shaped as t; not finite where ``source`` does not determine it.
+
+    x = alpha x_0 + sigma noise and ``source`` = p x_0 + q noise are solved for x_0 and noise; a ``target`` parallel to ``source``
+    (noise and score) is a multiple of it, also where x is parallel to both.
+    """
+    if source == target:
+        return torch.zeros_like(t), torch.ones_like(t)
+    if "kernel" not in sde.offers:
+        raise ValueError(
+            f"{target} cannot be computed from a network that predicts {source} under {sde!r}, which has no Gaussian kernel: "
+            "use the score, which EulerMaruyama and RK45 need alone"
+        )
+    linear = cast(LinearSDE, sde)
+    alpha, sigma = linear.alpha(t), linear.sigma(t)
+    p, q = PREDICTIONS[source](linear, t, sigma_data)
+    p_to, q_to = PREDICTIONS[target](linear, t, sigma_data)
+    det = _difference(alpha * q, sigma * p)
+    cross = _difference(p_to * q, q_to * p)
+    multiple = (p_to * p + q_to * q) / (p**2 + q**2)
+    a = torch.where(cross == 0, 0.0, cross / det)
+    return a, torch.where(cross == 0, multiple, (q_to * alpha - p_to * sigma) / det)
+
+
+def _difference(a: Tensor, b: Tensor) -> Tensor:
+    """a - b, and 0 where that is rounding."""
+    return torch.where((a - b).abs() <= 64 * torch.finfo(torch.float64).eps * (a.abs() + b.abs()), 0.0, a - b)
+
+
+def singular(sde: LinearSDE, source: str, target: str, t: Tensor, sigma_data: float) -> str:
+    """Why ``target`` does not follow from ``source`` at the time t, (), and what to use instead."""
+
+    def finite(name: str) -> bool:
+        return all(bool(torch.isfinite(c)) for c in conversion(sde, name, target, t, sigma_data))
+
+    if float(sde.alpha(t)) == 0:
+        reason = "alpha = 0: no signal is left"
+    elif float(sde.sigma(t)) == 0:
+        reason = "sigma = 0: there is no noise"
+    else:
+        reason = "log_snr is flat"
+    able = [name for name in PREDICTIONS if name != target and finite(name)]
+    advice = f"let the network predict {' or '.join(able)}" if able else f"no parametrisation has the {target} there"
+    return f"{target} cannot be computed from a network that predicts {source} at t = {float(t):.6g}, where {reason}; {advice}"

@@ -1,0 +1,57 @@
+"""The forward SDE, simulated by the solvers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from torch import Tensor
+
+from sdediff.arguments import Grid, Span, check_choice, check_seed, check_solver, check_states, make_times
+from sdediff.reverse import Forward
+from sdediff.sde import SDE
+from solvers import EulerMaruyama, Noise, Options, Snapshot, Solution, Solver, White
+
+__all__ = ["simulate"]
+
+
+def simulate(
+    sde: SDE,
+    x_0: Tensor,
+    *,
+    solver: Solver | None = None,
+    steps: int | None = None,
+    grid: Grid | None = None,
+    t_start: float | None = None,
+    t_end: float | None = None,
+    seed: int | Sequence[int] | None = None,
+    noise: Noise | None = None,
+    trajectory: bool = False,
+    callback: Callable[[Snapshot], None] | None = None,
+    on_fail: Literal["raise", "return"] = "raise",
+    grad: Literal["none", "full", "checkpoint"] = "none",
+) -> Solution:
+    """Carry states x_0 (B, *event) from t_start (default 0) forward to t_end (default t_max): dx = drift(x, t) dt + g(t) dw.
+
+    For any `SDE`, with a Gaussian kernel or without: for a `LinearSDE` the same law comes at once from ``perturb``. ``solver`` is
+    one that takes the diffusion in its steps, `EulerMaruyama` by default. The other arguments and the result are those of `sample`;
+    ``nfe`` counts evaluations of the drift. Under VE the states at t = 0 carry noise already, and x_0 should.
+
+    Raises ValueError or TypeError before any work, `SolveError` where a state goes bad.
+    """
+    if isinstance(sde, type) or not isinstance(sde, SDE):
+        raise TypeError(f"sde must be an SDE, got {sde!r}; pass an instance, VP() say")
+    check_states("x_0", x_0)
+    solver = check_solver(solver, EulerMaruyama())
+    if not solver.diffuses:
+        raise ValueError(f"{solver!r} integrates no diffusion, and the forward SDE has one; use EulerMaruyama()")
+    times = make_times(Span.forward(sde), solver, steps, grid, t_start, t_end)
+    check_choice("on_fail", on_fail, ("raise", "return"))
+    check_choice("grad", grad, ("none", "full", "checkpoint"))
+    seeds = check_seed(seed, noise, len(x_0))
+    if seeds is not None:
+        noise = White(seeds, x_0.shape[1:], dtype=x_0.dtype, device=x_0.device)
+    options = Options(trajectory=trajectory, callback=callback, on_fail=on_fail, grad=grad)
+    solution = solver.solve(Forward(sde, len(x_0)), x_0, times, noise, options)
+    return replace(solution, seeds=seeds)

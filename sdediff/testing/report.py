@@ -1,0 +1,94 @@
+"""What a check has found: one line for each identity, and the error that names the broken ones."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+__all__ = ["Finding", "Report", "SDEError"]
+
+Verdict = Literal["ok", "fail", "warn", "skipped"]
+
+
+class Finding(NamedTuple):
+    """What one identity came to."""
+
+    name: str
+    verdict: Verdict
+    deviation: float = math.nan
+    """The largest, relative; infinite where something is not finite, has the wrong shape or has raised."""
+    bound: float = math.nan
+    where: str = ""
+    """The time or times of the largest deviation: "t = 0.5" or "t = 0.5, s = 0.1"."""
+    detail: str = ""
+    """What deviates, with the value found and the value expected; of a skipped identity, why."""
+    hint: str = ""
+    """The likely slip; "" where none is recognised."""
+    error: Exception | None = None
+    """What a method of the SDE has raised."""
+
+    def __str__(self) -> str:
+        """One line: name, what deviates by how much and where, likely slip."""
+        text = f"{self.name}: {self.detail}" if self.detail else self.name
+        if math.isfinite(self.deviation) and self.verdict != "skipped":
+            text += f" (deviation {self.deviation:.2g}, bound {self.bound:.0e})"
+        return f"{text}; likely slip: {self.hint}" if self.hint else text
+
+
+@dataclass(frozen=True)
+class Report:
+    """The findings of `check_sde`, one for each identity; printed as a table."""
+
+    sde: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no identity fails."""
+        return not self.failures
+
+    @property
+    def failures(self) -> tuple[Finding, ...]:
+        """The identities that fail, the more basic first."""
+        return tuple(finding for finding in self.findings if finding.verdict == "fail")
+
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        """What is no error and may yet surprise."""
+        return tuple(finding for finding in self.findings if finding.verdict == "warn")
+
+    def __getitem__(self, name: str) -> Finding:
+        """The finding of that name."""
+        for finding in self.findings:
+            if finding.name == name:
+                return finding
+        raise KeyError(name)
+
+    def __str__(self) -> str:
+        """A table: identity, largest deviation, bound, where, verdict."""
+        rows = [("identity", "deviation", "bound", "where", "verdict")]
+        for finding in self.findings:
+            deviation = "-" if math.isnan(finding.deviation) else f"{finding.deviation:.1e}"
+            bound = "-" if math.isnan(finding.bound) else f"{finding.bound:.0e}"
+            note = f": {finding.detail}" if finding.detail and finding.verdict in ("warn", "skipped", "ok") else ""
+            rows.append((finding.name, deviation, bound, finding.where, finding.verdict + note))
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        lines = [
+            f"{name:<{widths[0]}}  {deviation:>{widths[1]}}  {bound:>{widths[2]}}  {where:<{widths[3]}}  {verdict}"
+            for name, deviation, bound, where, verdict in rows
+        ]
+        return "\n".join([self.sde, *(line.rstrip() for line in lines)])
+
+
+class SDEError(ValueError):
+    """An SDE breaks at least one identity; ``report`` has them all."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        broken = report.failures
+        count = "an identity" if len(broken) == 1 else f"{len(broken)} identities"
+        lines = [f"{report.sde} breaks {count}:", *(f"- {finding}" for finding in broken)]
+        if len(broken) > 1:
+            lines.append("They are listed from the basic to the derived: mend the first and check again.")
+        super().__init__("\n".join(lines))
