@@ -113,7 +113,7 @@ def test_perturb_is_alpha_x_plus_sigma_noise_for_any_rank() -> None:
 def test_prior_density_against_scipy(sde: sd.LinearSDE) -> None:
     x = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(2, 3, 2)
     prior = sde.prior
-    assert prior.std == pytest.approx(float(sde.sigma(torch.tensor(sde.T, dtype=torch.float64))))
+    assert prior.std == float(sde.sigma(sde.t_max))
     expected = multivariate_normal(cov=prior.std**2 * torch.eye(6, dtype=torch.float64).numpy()).logpdf(x.reshape(2, 6).numpy())
     torch.testing.assert_close(prior.log_prob(x), torch.as_tensor(expected), rtol=1e-12, atol=1e-12)
 

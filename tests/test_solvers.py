@@ -39,7 +39,9 @@ def test_order_on_the_exact_flow(sde: sd.LinearSDE, gaussian: sd.exact.Gaussian,
         times = gentle(sde, n)
         out = integrate(Reverse(gaussian.model(sde), 2), solver, x, times).x
         errors.append(float((out - gaussian.flow(sde, x, times[0], times[-1])).abs().max()))
-    assert slope(errors) == pytest.approx(ODE_ORDERS[solver], abs=0.25), errors
+    # Where sigma / alpha = t (up to scale) and data are Gaussian, f''(f, f) / 24 + f' f' f / 6 = 0: Midpoint gains an order.
+    gain = isinstance(solver, Midpoint) and str(sde).startswith(("EDM", "RectifiedFlow"))
+    assert slope(errors) == pytest.approx(ODE_ORDERS[solver] + gain, abs=0.25), errors
     assert solver.order == ODE_ORDERS[solver]
 
 

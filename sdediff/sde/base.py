@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from torch import Tensor
 
-from sdediff.sde.coefficient import coefficient
+from sdediff.sde.coefficient import coefficient, derived
 from solvers import rowwise
 
 __all__ = ["SDE", "Prior", "check_span"]
@@ -101,7 +101,7 @@ class SDE:
         """Drift at (x, t), (B, *event), for t () or (B,): `solvers.expand` shapes a (B,) so that it multiplies x."""
         raise NotImplementedError(f"{type(self).__name__} has no drift: give drift(self, x, t)")
 
-    @coefficient
+    @derived
     def diffusion(self, t: Tensor) -> Tensor:
         """Diffusion coefficient g(t), shaped as t."""
         raise NotImplementedError(f"{type(self).__name__} has no diffusion: give diffusion(self, t)")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["as_time", "coefficient", "slope", "values"]
+__all__ = ["as_time", "coefficient", "derived", "slope", "values"]
 
 
 def as_time(t: Tensor | float) -> Tensor:
@@ -26,7 +26,8 @@ def values(function: Callable[[Tensor], Any], t: Tensor | float, name: str) -> T
     try:
         out = torch.as_tensor(function(time), dtype=torch.float64, device=time.device)
     except (TypeError, ValueError, RuntimeError) as error:
-        error.add_note(f"{name} was called with a float64 tensor of shape {tuple(time.shape)}: write it with torch functions")
+        if not getattr(error, "__notes__", None):
+            error.add_note(f"{name} was called with a float64 tensor of shape {tuple(time.shape)}: write it with torch functions")
         raise
     if out.shape == time.shape:
         return out
@@ -41,6 +42,16 @@ def coefficient(method: Callable[..., Any]) -> Callable[..., Tensor]:
     @functools.wraps(method)
     def wrapped(self: object, t: Tensor | float) -> Tensor:
         return values(functools.partial(method, self), t, f"{type(self).__name__}.{method.__name__}(t)")
+
+    return wrapped
+
+
+def derived(method: Callable[[Any, Tensor], Tensor]) -> Callable[..., Tensor]:
+    """`coefficient` for a method of ours: it takes numbers and tensors of any kind."""
+
+    @functools.wraps(method)
+    def wrapped(self: object, t: Tensor | float) -> Tensor:
+        return method(self, as_time(t))
 
     return wrapped
 

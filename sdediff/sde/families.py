@@ -47,6 +47,11 @@ class VE(LinearSDE):
             raise ValueError(f"VE: sigma_max must exceed sigma_min, got {self.sigma_max!r} and {self.sigma_min!r}")
 
     @property
+    def sigma_0(self) -> float:
+        """sigma_min."""
+        return self.sigma_min
+
+    @property
     def _rate(self) -> float:
         return math.log(self.sigma_max / self.sigma_min) / self.T
 

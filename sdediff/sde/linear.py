@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdediff.sde.base import SDE, Prior
-from sdediff.sde.coefficient import as_time, coefficient, slope, values
+from sdediff.sde.coefficient import as_time, derived, slope, values
 from sdediff.sde.quadrature import Integral
 from solvers import expand
 
@@ -32,7 +32,7 @@ class LinearSDE(SDE):
 
     An override of any method is used where it is given; `testing.check_sde` holds it against the derivation.
 
-    ``sigma_0`` is the noise that data carry at t = 0: by default sigma(0) where sigma is given, else 0. ``perturb`` and
+    ``sigma_0`` is the noise that data carry at t = 0: by default 0 where f and g are given, else sigma(0). ``perturb`` and
     ``posterior`` condition on clean data, ``kernel(t, 0)`` on the state at 0. ``T``, ``sigma_0``, ``t_min`` and ``t_max`` are class
     attributes, fields or arguments; by default ``t_min`` is T / 1000 (0 if sigma_0 > 0), and ``t_max`` is T, or where log_snr
     reaches -20 if that is before: f is infinite where alpha = 0.
@@ -84,10 +84,8 @@ class LinearSDE(SDE):
 
     @cached_property
     def sigma_0(self) -> float:
-        """Standard deviation of the noise that data carry at t = 0."""
-        if self._gives("sigma") or self._gives("alpha", "log_snr"):
-            return float(self.sigma(0.0))
-        return 0.0
+        """Standard deviation of the noise that data carry at t = 0: not to be had from f and g, so 0 where they are given."""
+        return 0.0 if self._gives("f", "g") else float(self.sigma(0.0))
 
     @cached_property
     def t_min(self) -> float:
@@ -99,14 +97,14 @@ class LinearSDE(SDE):
         """The largest usable time, where sampling starts: T, or where log_snr reaches -20."""
         return self.T if float(self.log_snr(self.T)) >= _LOWEST_LOG_SNR else float(self.time_of(_LOWEST_LOG_SNR))
 
-    @coefficient
+    @derived
     def f(self, t: Tensor) -> Tensor:
         """Drift coefficient d log alpha / dt, shaped as t."""
         if not self._gives("alpha"):
             raise TypeError(self._lacking())
         return slope(self.alpha, t) / self.alpha(t)
 
-    @coefficient
+    @derived
     def g(self, t: Tensor) -> Tensor:
         """Diffusion coefficient, sqrt(d sigma^2 / dt - 2 f sigma^2), shaped as t."""
         if self._gives("log_snr"):
@@ -120,20 +118,20 @@ class LinearSDE(SDE):
         # log_snr is flat to rounding where g = 0; where it rises, no g exists and NaN says so.
         return torch.where((square < 0) & (rate * self.T > -1e-10), 0.0, square).sqrt()
 
-    @coefficient
+    @derived
     def alpha(self, t: Tensor) -> Tensor:
         """Scale of the data in x_t, shaped as t."""
         return self._integral(t)[0].exp()
 
-    @coefficient
+    @derived
     def sigma(self, t: Tensor) -> Tensor:
         """Standard deviation of the noise in x_t given clean data, shaped as t."""
-        if self._gives("log_snr"):
+        if self._gives("log_snr") and not self._gives("f", "g"):
             return self.alpha(t) * torch.exp(-0.5 * self.log_snr(t))
         log_alpha, log_ratio = self._integral(t)
         return torch.exp(log_alpha + 0.5 * log_ratio)
 
-    @coefficient
+    @derived
     def log_snr(self, t: Tensor) -> Tensor:
         """log(alpha^2 / sigma^2), twice DPM-Solver's lambda, shaped as t; it falls with t."""
         if self._gives("sigma"):
@@ -176,7 +174,7 @@ class LinearSDE(SDE):
         """f(t) x, (B, *event)."""
         return expand(self.f(t), x) * x
 
-    @coefficient
+    @derived
     def diffusion(self, t: Tensor) -> Tensor:
         """g(t), shaped as t."""
         return self.g(t)
