@@ -9,7 +9,7 @@ from scipy.integrate import solve_ivp
 
 import sdediff as sd
 from sdediff.reverse import Reverse
-from solvers import RungeKutta, Solver, Tableau, integrate
+from solvers import Midpoint, RungeKutta, Solver, Tableau, integrate
 from solvers.tableau import BOGACKI_SHAMPINE, DORMAND_PRINCE
 
 ODE_ORDERS = {sd.Euler(): 1, sd.DDIM(): 1, sd.Midpoint(): 2, sd.Heun(): 2, sd.RungeKutta4(): 4}

@@ -174,6 +174,15 @@ class Cosine(LinearSDE):
         rate = math.pi / 2 / (1 + self.offset)
         return rate * (t + self.offset), rate * (1 - t), rate * self.offset
 
+    def f(self, t: Tensor) -> Tensor:
+        """-a' tan(a)."""
+        angle, rest, _ = self._angles(t)
+        return -math.pi / 2 / (1 + self.offset) * torch.sin(angle) / torch.sin(rest)
+
+    def g(self, t: Tensor) -> Tensor:
+        """sqrt(-2 f), as alpha^2 + sigma^2 = 1."""
+        return (-2 * self.f(t)).sqrt()
+
     def alpha(self, t: Tensor) -> Tensor:
         """cos(a) / cos(a_0)."""
         _, rest, start = self._angles(t)

@@ -107,6 +107,7 @@ class LinearSDE(SDE):
     @derived
     def g(self, t: Tensor) -> Tensor:
         """Diffusion coefficient, sqrt(d sigma^2 / dt - 2 f sigma^2), shaped as t."""
+        t = t.clamp(min=1e-12 * self.T)  # where sigma vanishes as sqrt(t), its derivative at 0 is infinite and g is not
         if self._gives("log_snr"):
             rate = -slope(self.log_snr, t)
             square = self.sigma(t) ** 2 * rate
