@@ -105,7 +105,7 @@ class ScoreModel(nn.Module):
         given = expand(scale, x) * x if self.predicts == "edm" else x
         dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), x.dtype)
         if time.is_floating_point():
-            time = time.to(self.time_dtype or x.dtype)
+            time = time.to(x.dtype if self.time_dtype is None or x.device.type == "mps" else self.time_dtype)
         try:
             out = self.net(given.to(dtype), time.to(x.device).expand(x.shape[0]), **(condition or {}))
         except (RuntimeError, ValueError, TypeError) as error:

@@ -28,7 +28,7 @@ def broken(at: float, sample: float, value: float = float("nan")) -> sd.ScoreMod
         bad = (label == sample) & (t < at)
         return torch.where(bad[:, None], torch.full_like(out, value), out)
 
-    return sd.ScoreModel(net, VP)
+    return sd.ScoreModel(net, VP, "v")
 
 
 def test_last_step_policies() -> None:

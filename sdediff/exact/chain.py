@@ -22,11 +22,12 @@ Key = tuple[int, str, int]
 
 _ROUNDING: Final = 1e3 * torch.finfo(torch.float64).eps
 _MEAN, _START, _ALL, _FIRST = 0, 1, 2, 3
+_SHARE: Final = -2.0
 
 
 @dataclass(frozen=True)
 class Impulses:
-    """Noise that is 1 in row 3 + n for draw number n, 1 in row 2 for every draw, 0 elsewhere. Draws are numbered as they come."""
+    """Noise that is 1 in row 3 + n for draw number n, -2 in row 2 for every draw, 0 elsewhere. Draws are numbered as they come."""
 
     rows: Tensor
     d: int
@@ -43,8 +44,8 @@ class Impulses:
     def draw(self, key: Key) -> Tensor:
         """The draw (step, stream, k), float64 (rows, d)."""
         number = self.keys.setdefault(key, len(self.keys))
-        hit = (self.rows == _ALL) | (self.rows == _FIRST + number)
-        return hit.to(torch.float64)[:, None].repeat(1, self.d)
+        z = torch.where(self.rows == _ALL, _SHARE, (self.rows == _FIRST + number).to(torch.float64))
+        return z[:, None].repeat(1, self.d)
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ def affine_moments(
     """Mean and variance (d,) of what the solver makes of N(mean, diag(std^2)) over the grid ``times``.
 
     ``problem(rows)`` is the problem for that many rows (it may be one for any number), with independent coordinates and a drift
-    that is affine in x. One more row, with twice, once and zero times the start's impulse in turn and all other impulses at once,
-    has to be what the others add up to: a ValueError says that the solver is not affine, or mixes coordinates. Adaptive solvers
+    that is affine in x. One more row, with twice, once and zero times the start's impulse in turn and all the others at once, times
+    -2, has to be what they add up to: a ValueError says that the solver is not affine, or mixes coordinates. Adaptive solvers
     are refused.
     """
     if solver.adaptive:
@@ -86,7 +87,7 @@ def affine_moments(
     out = solver.solve(problem(rows), x, times, noise, Options()).x
     response = out - out[_MEAN]
     start, draws = response[_START], response[_FIRST:]
-    excess = (response[_ALL] - share * start - draws.sum(dim=0)).abs()
+    excess = (response[_ALL] - share * start - _SHARE * draws.sum(dim=0)).abs()
     scale = float(std.max() + mean.abs().max() + out[_MEAN].abs().max())
     bound = 1e-8 * (share.abs() * start.abs() + draws.abs().sum(dim=0)) + _ROUNDING * scale
     if len(noise.keys) != len(known.keys) or not bool((excess <= bound).all()):

@@ -112,7 +112,7 @@ class Law:
 
         It predicts v, from which all others follow by division by alpha^2 + sigma^2 alone.
         """
-        return ScoreModel(LawNet(self, sde), sde, predicts="v")
+        return ScoreModel(LawNet(self, sde), sde, predicts="v", time_dtype=torch.float64)
 
     def __repr__(self) -> str:
         """The kind and the shape, no numbers."""
@@ -172,7 +172,8 @@ class LawNet:
 def numbers(name: str, value: Any, *, at_least: float | None = None) -> Tensor:
     """``value`` as a float64 tensor of its own on the host; an error names ``name`` unless it is finite and large enough."""
     try:
-        out = torch.as_tensor(value).detach().to("cpu", torch.float64, copy=True)
+        tensor = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
+        out = tensor.detach().to("cpu", torch.float64, copy=True)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be numbers (a number, nested lists, an array or a tensor), got {value!r}") from error
     if not bool(torch.isfinite(out).all()):
