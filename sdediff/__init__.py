@@ -13,9 +13,11 @@ from sdediff.sde import EDM, SDE, VE, VP, Cosine, LinearSDE, Prior, RectifiedFlo
 from sdediff.simulation import simulate
 from solvers import (
     DDIM,
+    DOP853,
     RK23,
     RK45,
     Ancestral,
+    DormandPrince,
     Euler,
     EulerMaruyama,
     Heun,
@@ -27,11 +29,13 @@ from solvers import (
     Solution,
     SolveError,
     Status,
+    Tsit5,
     White,
     seeds,
 )
 
 if TYPE_CHECKING:
+    from sdediff import testing
     from sdediff.checkpoint import load
     from sdediff.training import fit
 
@@ -40,6 +44,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DDIM",
     "DDPM",
+    "DOP853",
     "EDM",
     "RK23",
     "RK45",
@@ -49,6 +54,7 @@ __all__ = [
     "Ancestral",
     "Cosine",
     "DenoisingScoreMatching",
+    "DormandPrince",
     "Euler",
     "EulerMaruyama",
     "Heun",
@@ -66,6 +72,7 @@ __all__ = [
     "Status",
     "SubVP",
     "Timesteps",
+    "Tsit5",
     "White",
     "diagnose",
     "exact",
@@ -74,11 +81,12 @@ __all__ = [
     "sample",
     "seeds",
     "simulate",
+    "testing",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Training and checkpoints are imported when they are first used: they belong to the extra ``train``."""
+    """Training, checkpoints and checks are imported when they are first used; the first two belong to the extra ``train``."""
     if name == "fit":
         from sdediff.training import fit
 
@@ -87,4 +95,8 @@ def __getattr__(name: str) -> Any:
         from sdediff.checkpoint import load
 
         return load
+    if name == "testing":
+        from importlib import import_module
+
+        return import_module("sdediff.testing")
     raise AttributeError(f"module 'sdediff' has no attribute {name!r}")

@@ -56,7 +56,7 @@ class Reverse(Problem):
         self.linear = "kernel" in model.sde.offers
         self.offers = frozenset({"drift", "diffusion", "score"})
         if self.linear:
-            self.offers |= {"marginal", "kernel", "data", "semilinear:data"}
+            self.offers |= {"marginal", "kernel", "data", "noise", "semilinear:data", "semilinear:noise"}
         self.condition = dict(condition or {})
 
     def take(self, rows: Tensor) -> Self:
@@ -115,6 +115,11 @@ class Reverse(Problem):
         a, b = self._prediction("data", t)
         return combine(a, b, x, self._output(x, t))
 
+    def noise(self, x: Tensor, t: Tensor) -> Tensor:
+        """E[noise | x_t = x]."""
+        a, b = self._prediction("noise", t)
+        return combine(a, b, x, self._output(x, t))
+
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma)."""
         return self.sde.alpha(t), self.sde.sigma(t)
@@ -124,10 +129,12 @@ class Reverse(Problem):
         ratio, std = self.sde.kernel(t, s)
         return ratio, std
 
-    def semilinear(self, form: str) -> DataForm:
-        """The data form, for a constant lambda."""
+    def semilinear(self, form: str) -> DataForm | NoiseForm:
+        """The data form, for a constant lambda, or the noise form of the probability flow."""
+        if form == "noise":
+            return NoiseForm(self, self.sde)
         if form != "data":
-            raise ValueError(f"no semilinear form is called {form!r}; there is 'data'")
+            raise ValueError(f"no semilinear form is called {form!r}; there are 'data' and 'noise'")
         if callable(self.lam):
             raise ValueError("this solver takes a constant stochasticity; EulerMaruyama and ReverseDiffusion take a function of t")
         return DataForm(self, self.sde, float(self.lam))
@@ -138,15 +145,31 @@ def _finite(coefficients: tuple[Tensor, ...]) -> bool:
 
 
 @dataclass(frozen=True)
-class DataForm:
+class _Form:
+    """What the forms of an SDE share."""
+
+    problem: Reverse
+    sde: LinearSDE
+
+    def scale(self, t: Tensor) -> Tensor:
+        """Scale of the state."""
+        raise NotImplementedError
+
+    @property
+    def unscaled(self) -> bool:
+        """Whether scale is constant: looked up at five times."""
+        scale = self.scale(torch.linspace(self.sde.t_min, self.sde.t_max, 5, dtype=torch.float64))
+        return bool((scale == scale[0]).all())
+
+
+@dataclass(frozen=True)
+class DataForm(_Form):
     """d(x / scale) = E[x_0 | x] dclock + dB(variance), with u = log(alpha / sigma) and lambda constant.
 
     scale = alpha exp(-(1 + lambda^2) u) = sigma exp(-lambda^2 u), clock = exp((1 + lambda^2) u), variance = exp(2 lambda^2 u):
     for lambda = 0 the variables of DDIM, sigma and alpha / sigma; for lambda = 1, sigma^2 / alpha and the signal-to-noise ratio.
     """
 
-    problem: Problem
-    sde: LinearSDE
     lam: float
 
     def scale(self, t: Tensor) -> Tensor:
@@ -161,6 +184,11 @@ class DataForm:
         """exp(2 lambda^2 u)."""
         return self._power(t, self.lam**2)
 
+    def time_of(self, clock: Tensor) -> Tensor:
+        """The time of log_snr = 2 log(clock) / (1 + lambda^2)."""
+        time: Tensor = self.sde.time_of(2 * clock.log() / (1 + self.lam**2))
+        return time
+
     def _power(self, t: Tensor, exponent: float) -> Tensor:
         """(alpha^2 / sigma^2)^exponent."""
         return torch.exp(exponent * self.sde.log_snr(t)) if exponent else torch.ones_like(t)
@@ -168,3 +196,29 @@ class DataForm:
     def nonlinear(self, x: Tensor, t: Tensor) -> Tensor:
         """E[x_0 | x_t = x]."""
         return self.problem.data(x, t)
+
+
+@dataclass(frozen=True)
+class NoiseForm(_Form):
+    """d(x / alpha) = E[noise | x] d(sigma / alpha): the probability flow."""
+
+    def scale(self, t: Tensor) -> Tensor:
+        """alpha."""
+        return self.sde.alpha(t)
+
+    def clock(self, t: Tensor) -> Tensor:
+        """sigma / alpha."""
+        return torch.exp(-0.5 * self.sde.log_snr(t))
+
+    def variance(self, t: Tensor) -> Tensor:
+        """0."""
+        return torch.zeros_like(t)
+
+    def time_of(self, clock: Tensor) -> Tensor:
+        """The time of sigma / alpha = clock."""
+        time: Tensor = self.sde.time_of(-2 * clock.log())
+        return time
+
+    def nonlinear(self, x: Tensor, t: Tensor) -> Tensor:
+        """E[noise | x_t = x]."""
+        return self.problem.noise(x, t)

@@ -6,7 +6,7 @@ from solvers.integrate import Options, Snapshot, integrate
 from solvers.langevin import Langevin, PredictorCorrector
 from solvers.noise import Noise, StepNoise, White, fresh_seed, seeds
 from solvers.problem import Monitor, Problem, Schedule, Semilinear, expand, rowwise
-from solvers.runge_kutta import RK23, RK45, Euler, Heun, Midpoint, RungeKutta, RungeKutta4
+from solvers.runge_kutta import DOP853, RK23, RK45, DormandPrince, Euler, Heun, Midpoint, RungeKutta, RungeKutta4, Tsit5
 from solvers.solution import Failure, Solution, SolveError, Status
 from solvers.solver import Solver, Step
 from solvers.stochastic import EulerMaruyama, ReverseDiffusion
@@ -14,10 +14,12 @@ from solvers.tableau import Tableau
 
 __all__ = [
     "DDIM",
+    "DOP853",
     "GRIDS",
     "RK23",
     "RK45",
     "Ancestral",
+    "DormandPrince",
     "Euler",
     "EulerMaruyama",
     "Failure",
@@ -42,6 +44,7 @@ __all__ = [
     "Step",
     "StepNoise",
     "Tableau",
+    "Tsit5",
     "White",
     "check_grid",
     "expand",

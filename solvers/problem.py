@@ -93,6 +93,10 @@ class Semilinear(Protocol):
     The Brownian motion B has variance ``variance(s) - variance(t)`` over a step from t to s.
     """
 
+    @property
+    def unscaled(self) -> bool:
+        """Whether scale is constant."""
+
     def scale(self, t: Tensor) -> Tensor:
         """Scale of the state at time t."""
 
@@ -101,6 +105,9 @@ class Semilinear(Protocol):
 
     def variance(self, t: Tensor) -> Tensor:
         """Accumulated variance of the noise at time t."""
+
+    def time_of(self, clock: Tensor) -> Tensor:
+        """The time at which the clock shows ``clock``."""
 
     def nonlinear(self, x: Tensor, t: Tensor) -> Tensor:
         """What remains to be integrated, (rows, *event)."""

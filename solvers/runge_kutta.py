@@ -3,33 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from solvers.clock import Variable, clock
 from solvers.noise import StepNoise
 from solvers.problem import Problem, expand
 from solvers.solver import Solver, Step
-from solvers.tableau import BOGACKI_SHAMPINE, DORMAND_PRINCE, EULER, HEUN, MIDPOINT, RK4, Tableau
+from solvers.tableau import BOGACKI_SHAMPINE, DORMAND_PRINCE, EULER, HEUN, MIDPOINT, RK4, TSITOURAS, Tableau
+from solvers.tableau import DOP853 as DOP853_TABLEAU
 
-__all__ = ["RK23", "RK45", "Euler", "Heun", "Midpoint", "RungeKutta", "RungeKutta4"]
+__all__ = ["DOP853", "RK23", "RK45", "DormandPrince", "Euler", "Heun", "Midpoint", "RungeKutta", "RungeKutta4", "Tsit5"]
 
 
 class _Plan(NamedTuple):
-    h: Tensor  # () or (rows,)
-    stages: tuple[Tensor, ...]  # the time of each stage
+    variable: Variable
+    times: tuple[Tensor, ...]  # of each stage
+    weights: tuple[Tensor, ...] | None  # of each stage's evaluation, None: 1
+    keeps: tuple[Tensor, ...] | None  # scale of each stage and of the end over that of the start, None: 1
+    steps: tuple[Tensor, ...]  # h in the integration variable, times the scale of each stage and of the end
+    plain: bool  # an Euler step
 
 
+@dataclass(frozen=True)
 class RungeKutta(Solver):
-    """k_i = drift(x + h sum_j a_ij k_j, t + c_i h),  x_s = x + h sum_i b_i k_i,  h = s - t.
+    """k_i = slope(y + h sum_j a_ij k_j, u + c_i h),  y_s = y + h sum_i b_i k_i, with h the step in an integration variable u.
+
+    ``variable`` is u. ``"t"``: y = x, and the slope is the drift. ``"sigma"``: u = sigma / alpha, y = x / alpha, and the slope is
+    the noise prediction, as in Karras et al. 2022 (arXiv 2206.00364). ``"log_snr"``: u = log(sigma / alpha), y as before. By default
+    ``"t"``, and ``"sigma"`` for fixed steps where alpha is constant (VE). A step to sigma = 0, where there is no noise prediction,
+    is an Euler step in ``"sigma"``, as Karras et al.'s last.
 
     A method is a subclass with a ``tableau``.
     """
 
-    tableau: Tableau
+    variable: Variable | None = field(default=None, kw_only=True)
+
+    tableau: ClassVar[Tableau]
 
     def __init_subclass__(cls) -> None:
         """Read order and cost off the tableau."""
@@ -37,36 +51,90 @@ class RungeKutta(Solver):
             cls.order = float(cls.tableau.order)
             cls.evaluations = len(cls.tableau.a) - cls.tableau.first_same_as_last
 
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        if self.variable is not None and self.variable not in get_args(Variable):
+            known = ", ".join(map(repr, get_args(Variable)))
+            raise ValueError(f"{type(self).__name__}: variable must be one of {known}, got {self.variable!r}")
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """The drift, or the noise form where a variable other than t is asked for."""
+        return frozenset({"drift"} if self.variable in (None, "t") else {"semilinear:noise"})
+
+    def _variable(self, problem: Problem) -> Variable:
+        if self.variable is not None:
+            return self.variable
+        able = "semilinear:noise" in problem.offers and not self.adaptive
+        return "sigma" if able and problem.semilinear("noise").unscaled else "t"
+
     @cached_property
-    def _coefficients(self) -> tuple[list[list[float]], list[float], list[float] | None]:
+    def _coefficients(self) -> tuple[list[list[float]], list[float], list[list[float]]]:
         tab = self.tableau
-        low = None if tab.b_low is None else [float(b - e) for b, e in zip(tab.b, tab.b_low, strict=True)]
-        return [[float(v) for v in row] for row in tab.a], [float(v) for v in tab.b], low
+        errors = [[float(b - e) for b, e in zip(tab.b, low, strict=True)] for low, _ in tab.low]
+        return [[float(v) for v in row] for row in tab.a], [float(v) for v in tab.b], errors
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
-        """Step lengths and stage times."""
-        starts, h = times[:-1], times.diff(dim=0)
-        # A stage at c = 1 is at s itself, not at t + (s - t), which rounding can put beyond the end.
-        stages = [times[1:] if c == 1 else starts + float(c) * h for c in self.tableau.c]
+        """Step lengths, and time, scale and weight of every stage."""
+        name = self._variable(problem)
+        variable = clock(problem, name)
+        u = variable.value(times)
+        starts, h, ends = times[:-1], u.diff(dim=0), times[1:]
+        # Stages at c = 0 and 1 are at t and s themselves, not at what rounding makes of them, which may lie beyond the end.
+        stages = []
+        for c in self.tableau.c:
+            inside = 1e-12 < c < 1 - 1e-12
+            stages.append(variable.time(u[:-1] + float(c) * h) if inside else starts if c < 0.5 else ends)
         for stage in stages:
             problem.prepare(stage)
-        return [_Plan(h[i], tuple(stage[i] for stage in stages)) for i in range(len(h))]
+        scales = [variable.scale(time) for time in (*stages, ends)]
+        keeps, steps = [scale / variable.scale(starts) for scale in scales], [scale * h for scale in scales]
+        weights = [variable.weight(stage) for stage in stages]
+        in_t = name == "t"
+        plain = ((u[1:] == 0) & (name == "sigma")).reshape(len(h), -1).all(dim=1).tolist()
+        return [
+            _Plan(
+                name,
+                tuple(stage[i] for stage in stages),
+                None if in_t else tuple(weight[i] for weight in weights),
+                None if in_t else tuple(keep[i] for keep in keeps),
+                tuple(step[i] for step in steps),
+                plain[i],
+            )
+            for i in range(len(h))
+        ]
 
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         """The first stage of the first step, where steps share stages."""
-        return (problem.drift(x, t),) if self.tableau.first_same_as_last else ()
+        if not self.tableau.first_same_as_last:
+            return ()
+        variable = clock(problem, self._variable(problem))
+        return (expand(variable.weight(t), x) * variable.evaluate(x, t),)
 
     def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
-        """One step, with the difference from the embedded method as error."""
-        a, b, low = self._coefficients
-        h = expand(plan.h, x)
-        k = [state[0] if state else problem.drift(x, plan.stages[0])]
-        for row, time in zip(a[1:], plan.stages[1:], strict=True):
-            x_next = x + h * _combine(row, k)
-            k.append(problem.drift(x_next, time))
+        """One step, with the difference from the embedded methods as error."""
+        a, b, errors = self._coefficients
+        evaluate = clock(problem, plan.variable).evaluate
+        last = len(plan.times)
+
+        def slope(i: int, at: Tensor) -> Tensor:
+            k = evaluate(at, plan.times[i])
+            return k if plan.weights is None else expand(plan.weights[i], k) * k
+
+        def move(i: int, weights: list[float], k: list[Tensor]) -> Tensor:
+            kept = x if plan.keeps is None else expand(plan.keeps[i], x) * x
+            return kept + expand(plan.steps[i], x) * _combine(weights, k)
+
+        k = [state[0] if state else slope(0, x)]
+        if plan.plain:
+            x_next = move(last, [1.0], k)
+            return Step(x_next, x_next, (torch.zeros_like(x),) if self.tableau.first_same_as_last else ())
+        for i, row in enumerate(a[1:], start=1):
+            x_next = move(i, row, k)
+            k.append(slope(i, x_next))
         if not self.tableau.first_same_as_last:
-            x_next = x + h * _combine(b, k)
-        error = None if low is None or not self.adaptive else h * _combine(low, k)
+            x_next = move(last, b, k)
+        error = _error([expand(plan.steps[last], x) * _combine(row, k) for row in errors]) if self.adaptive else None
         return Step(x_next, x_next, (k[-1],) if self.tableau.first_same_as_last else (), error)
 
 
@@ -78,32 +146,42 @@ def _combine(weights: list[float], k: list[Tensor]) -> Tensor:
     return torch.zeros_like(k[0]) if total is None else total
 
 
-@dataclass(frozen=True)
+def _error(estimates: list[Tensor]) -> Tensor:
+    """The estimate; of two, e_5^2 / sqrt(e_5^2 + 0.01 e_3^2) (Hairer, Norsett and Wanner I, II.10.17)."""
+    if len(estimates) == 1:
+        return estimates[0]
+    fifth, third = estimates
+    return fifth * fifth.abs() / torch.hypot(fifth, 0.1 * third).clamp(min=torch.finfo(fifth.dtype).tiny)
+
+
 class Euler(RungeKutta):
-    """x_s = x + (s - t) drift(x, t). Order 1, one evaluation a step."""
+    """y_s = y + h slope(y, u_t). Order 1, one evaluation a step; in ``"sigma"`` it is `DDIM`."""
 
     tableau = EULER
 
 
-@dataclass(frozen=True)
 class Midpoint(RungeKutta):
     """The explicit midpoint rule. Order 2, two evaluations a step."""
 
     tableau = MIDPOINT
 
 
-@dataclass(frozen=True)
 class Heun(RungeKutta):
-    """The explicit trapezoidal rule. Order 2, two evaluations a step."""
+    """The explicit trapezoidal rule. Order 2, two evaluations a step; in ``"sigma"`` Karras et al.'s sampler (Algorithm 1)."""
 
     tableau = HEUN
 
 
-@dataclass(frozen=True)
 class RungeKutta4(RungeKutta):
     """The classical method of Kutta (1901). Order 4, four evaluations a step."""
 
     tableau = RK4
+
+
+class DormandPrince(RungeKutta):
+    """Dormand and Prince's method of order 5 with fixed steps; six evaluations a step and one to start."""
+
+    tableau = DORMAND_PRINCE
 
 
 @dataclass(frozen=True)
@@ -114,6 +192,7 @@ class _Adaptive(RungeKutta):
     adaptive = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, value in (("rtol", self.rtol), ("atol", self.atol)):
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{type(self).__name__}: {name} must be a finite number >= 0, got {value!r}")
@@ -123,10 +202,9 @@ class _Adaptive(RungeKutta):
     @property
     def error_order(self) -> int:
         """The local error estimate is O(h^error_order)."""
-        return (self.tableau.order_low or self.tableau.order) + 1
+        return self.tableau.error_order
 
 
-@dataclass(frozen=True)
 class RK45(_Adaptive):
     """Dormand-Prince 5(4), adaptive: the probability-flow sampler of Song et al. 2021 (arXiv 2011.13456, D.4).
 
@@ -138,8 +216,19 @@ class RK45(_Adaptive):
     tableau = DORMAND_PRINCE
 
 
-@dataclass(frozen=True)
 class RK23(_Adaptive):
     """Bogacki-Shampine 3(2), adaptive, as `RK45`: cheaper where tolerances are loose. Three evaluations a step."""
 
     tableau = BOGACKI_SHAMPINE
+
+
+class Tsit5(_Adaptive):
+    """Tsitouras 5(4), adaptive, as `RK45`, with a smaller error constant. Six evaluations a step."""
+
+    tableau = TSITOURAS
+
+
+class DOP853(_Adaptive):
+    """Dormand-Prince 8(5,3), adaptive, as `RK45`: for tight tolerances. Twelve evaluations a step."""
+
+    tableau = DOP853_TABLEAU

@@ -312,6 +312,15 @@ def test_coefficients_are_differentiable_in_time(sde: sd.LinearSDE) -> None:
         torch.testing.assert_close(given.double(), (moved[0] - moved[1]) / (2 * step), rtol=1e-6, atol=1e-6)
 
 
+def test_derivatives_are_right_on_the_edges_of_panels() -> None:
+    """T / 4, T / 2 and 3 T / 4 are edges, where the last integral is empty."""
+    t = numbers(0.125, 0.25, 0.5, 0.75).requires_grad_()
+    for function in (MyVP().log_snr, MyVP().alpha, MyVP().sigma):
+        expected = getattr(sd.VP(), function.__name__)
+        given, wanted = (torch.autograd.grad(f(t).sum(), t)[0] for f in (function, expected))
+        torch.testing.assert_close(given, wanted, rtol=1e-11, atol=0)
+
+
 def test_coefficients_work_in_inference_mode_and_take_any_time(sde: sd.LinearSDE) -> None:
     expected = [float(getattr(sde, name)(0.5)) for name in ("f", "g", "alpha", "sigma", "log_snr")]
     with torch.inference_mode():

@@ -10,9 +10,18 @@ from scipy.integrate import solve_ivp
 import sdediff as sd
 from sdediff.reverse import Reverse
 from solvers import Midpoint, RungeKutta, Solver, Tableau, integrate
-from solvers.tableau import BOGACKI_SHAMPINE, DORMAND_PRINCE
+from solvers.tableau import BOGACKI_SHAMPINE, DOP853, DORMAND_PRINCE, TSITOURAS
 
-ODE_ORDERS = {sd.Euler(): 1, sd.DDIM(): 1, sd.Midpoint(): 2, sd.Heun(): 2, sd.RungeKutta4(): 4}
+ODE_ORDERS = {
+    sd.Euler(variable="t"): 1,
+    sd.DDIM(): 1,
+    sd.Midpoint(variable="t"): 2,
+    sd.Heun(): 2,
+    sd.Heun(variable="sigma"): 2,
+    sd.Heun(variable="log_snr"): 2,
+    sd.RungeKutta4(): 4,
+    sd.RungeKutta4(variable="sigma"): 4,
+}
 STOCHASTIC = (sd.EulerMaruyama(), sd.ReverseDiffusion(), sd.Ancestral())
 PAIRS = (
     sd.PredictorCorrector(sd.ReverseDiffusion(), sd.Langevin(snr=0.05)),
@@ -173,7 +182,11 @@ def test_adaptive_rows_leave_as_they_finish(gaussian: sd.exact.Gaussian) -> None
     assert int(out.nfe.min()) < int(out.nfe.max())
 
 
-@pytest.mark.parametrize(("solver", "twin"), [(sd.EulerMaruyama(), sd.Euler()), (sd.Ancestral(), sd.DDIM())], ids=ids)
+@pytest.mark.parametrize(
+    ("solver", "twin"),
+    [(sd.EulerMaruyama(), sd.Euler(variable="t")), (sd.Ancestral(), sd.DDIM()), (sd.Ancestral(), sd.Euler(variable="sigma"))],
+    ids=ids,
+)
 def test_twins_at_zero_stochasticity(sde: sd.LinearSDE, gaussian: sd.exact.Gaussian, solver: Solver, twin: Solver) -> None:
     model = gaussian.model(sde)
     out = sd.sample(model, (4, 2), solver=solver, steps=30, seed=1, stochasticity=0, last="noisy", dtype=torch.float64).x
@@ -270,17 +283,17 @@ def test_nfe_is_counted_at_the_network(gaussian: sd.exact.Gaussian) -> None:
 
 
 def test_tableaus_are_checked() -> None:
-    with pytest.raises(ValueError, match="sum b = 1"):
+    with pytest.raises(ValueError, match=r"b breaks a condition of order 1 by -0\.167"):
         Tableau.parse("bad", 1, ["1/2"], "1/2 1/3")
-    with pytest.raises(ValueError, match="sum b c = 1/2"):
+    with pytest.raises(ValueError, match="breaks a condition of order 2"):
         Tableau.parse("bad", 2, ["1/3"], "0 1")
-    with pytest.raises(ValueError, match="sum b a c = 1/6"):
+    with pytest.raises(ValueError, match="breaks a condition of order 3"):
         Tableau.parse("bad", 3, ["2/3", "2/3 0"], "1/4 3/8 3/8")
     with pytest.raises(ValueError, match="one weight for each of the 2 stages"):
         Tableau.parse("bad", 1, ["1"], "1")
 
 
-@pytest.mark.parametrize("tableau", [DORMAND_PRINCE, BOGACKI_SHAMPINE], ids=lambda tableau: tableau.name)
+@pytest.mark.parametrize("tableau", [DORMAND_PRINCE, BOGACKI_SHAMPINE, TSITOURAS, DOP853], ids=lambda tableau: tableau.name)
 def test_embedded_pairs_have_the_orders_they_claim(gaussian: sd.exact.Gaussian, tableau: Tableau) -> None:
     """With fixed steps: the solution's order over an interval, and the error estimate's over one step."""
 
@@ -294,7 +307,8 @@ def test_embedded_pairs_have_the_orders_they_claim(gaussian: sd.exact.Gaussian, 
     sde, problem = sd.VP(), Reverse(gaussian.model(sd.VP()), 1)
     x = torch.ones(1, 2, dtype=torch.float64)
     errors, estimates = [], []
-    for n in (20, 40, 80):
+    ladder = (20, 40, 80) if tableau.order < 8 else (4, 8, 16)
+    for n in ladder:
         times = gentle(sde, n)
         out = integrate(problem, Fixed(), x, times).x
         errors.append(float((out - gaussian.flow(sde, x, times[0], times[-1])).abs().max()))
@@ -302,9 +316,8 @@ def test_embedded_pairs_have_the_orders_they_claim(gaussian: sd.exact.Gaussian, 
         step = Estimate().step(problem, x, plan, sd.White([0], (2,)).at(0), Estimate().init(problem, x, times[0]))
         assert step.error is not None
         estimates.append(float(step.error.abs().max()))
-    assert slope(errors) == pytest.approx(tableau.order, abs=0.4), errors
-    assert tableau.order_low is not None
-    assert slope(estimates) == pytest.approx(tableau.order_low + 1, abs=0.4), estimates
+    assert slope(errors) > tableau.order - 0.4, errors
+    assert slope(estimates) == pytest.approx(tableau.error_order, abs=0.5), estimates
 
 
 def test_a_new_method_is_a_tableau(gaussian: sd.exact.Gaussian) -> None:

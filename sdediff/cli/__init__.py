@@ -1,4 +1,4 @@
-"""The command line: ``sdediff train``, ``sdediff sample``, ``sdediff demo``."""
+"""The command line: ``sdediff train``, ``sdediff sample``, ``sdediff check``, ``sdediff demo``."""
 
 from __future__ import annotations
 

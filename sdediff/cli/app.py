@@ -123,3 +123,17 @@ def demo(
 
     with _interruptible():
         run(out=out, steps=steps, count=count, seed=seed, device=device, quiet=quiet)
+
+
+@app.command()
+def check(
+    target: Annotated[
+        str, typer.Argument(help="FILE.py:Name of an SDE, a class of one or a function that makes one; or vp, ve, ...")
+    ],
+    quiet: Quiet = False,
+) -> None:
+    """Check that an SDE is consistent: every identity, its largest deviation and where; exit code 1 if one fails."""
+    from sdediff.cli.check import run
+
+    if not run(target, quiet=quiet):
+        raise typer.Exit(1)

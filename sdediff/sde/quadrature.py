@@ -68,8 +68,7 @@ class Integral:
         f, h = self._nodes(self._edges[k], flat - self._edges[k])
         width, before = flat - self._edges[k], self._log_alpha[k]
         log_alpha = before + _scaled(width, f @ _W)
-        log_ratio = torch.logaddexp(self._log_ratio[k], _scaled(width, h @ _W).log() - 2 * before)
-        return log_alpha.reshape(t.shape), log_ratio.reshape(t.shape)
+        return log_alpha.reshape(t.shape), _grown(self._log_ratio[k], _scaled(width, h @ _W), -2 * before).reshape(t.shape)
 
     def _nodes(self, start: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
         """f and h at the nodes of each interval, (n, nodes)."""
@@ -128,5 +127,13 @@ class Integral:
 
 
 def _scaled(width: Tensor, mean: Tensor) -> Tensor:
-    """width * mean, and 0 over an empty interval, where a coefficient may be infinite."""
-    return torch.where(width == 0, torch.zeros_like(mean), width * mean)
+    """width * mean, and 0 over an empty interval where a coefficient is infinite."""
+    return torch.where((width == 0) & ~torch.isfinite(mean), 0.0, width * mean)
+
+
+def _grown(log_before: Tensor, part: Tensor, log_scale: Tensor) -> Tensor:
+    """log(exp(log_before) + exp(log_scale) part), differentiable also where part is 0; log_before may be -inf."""
+    some = torch.isfinite(log_before)
+    before = torch.where(some, log_before, 0.0)
+    grown = before + torch.log1p(part * torch.exp(torch.where(some, log_scale - before, 0.0)))
+    return torch.where(some, grown, torch.where(some, 1.0, part).log() + log_scale)

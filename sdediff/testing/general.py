@@ -27,7 +27,7 @@ def finite_drift(context: Context) -> Iterator[Comparison]:
             yield require(bool(torch.isfinite(out).all()), f"drift of {shape} is not finite at {where}", where=where)
 
 
-@identity("rows are independent", "general")
+@identity("rows are independent", "general", after=("finite drift",))
 def rows(context: Context) -> Iterator[Comparison]:
     """The drift of a sample does not depend on the others in its batch."""
     for shape in event_shapes(context):
@@ -35,7 +35,7 @@ def rows(context: Context) -> Iterator[Comparison]:
         for t in context.times[:: max(len(context.times) // 4, 1)]:
             time = times_tensor(t)
             whole, each = context.sde.drift(x, time), torch.cat([context.sde.drift(row[None], time) for row in x])
-            scale = max(float(each.abs().max()), 1e-30)
+            scale = max(float(each.abs().max()), float(whole.abs().max()), 1e-30)
             yield compare(
                 f"drift of {shape}",
                 whole.numpy(),

@@ -63,19 +63,18 @@ def kernel_moments(context: Context) -> Iterator[Comparison]:
     """ratio' = f ratio from 1 and v' = 2 f v + g^2 from 0, at s, with (ratio, sqrt(v)) = kernel(t, s)."""
     t, s = pairs(context.times, 10)
     expected_ratio, variance = np.empty_like(t), np.empty_like(t)
-    with np.errstate(all="ignore"):
-        for first in np.unique(s):
-            of = s == first
-            expected_ratio[of], variance[of] = context.integrated.kernel(float(first), t[of])
+    for first in np.unique(s):
+        of = s == first
+        expected_ratio[of], variance[of] = context.integrated.kernel(float(first), t[of])
     ratio, std = _kernel(context, t, s)
     at = {"t": t, "s": s}
     others = {"the ratio of alphas upside down": 1 / expected_ratio}
-    yield compare("the ratio of kernel(t, s)", ratio, expected_ratio, at, INTEGRATED, others=others)
+    yield compare("the ratio of kernel(t, s)", ratio, expected_ratio, at, context.bound, others=others)
     # Where next to no noise comes in between s and t, what there is drowns in the rounding of sigma(t).
     level = np.interp(t, context.times, context.moments[1])
     scale = np.maximum(np.sqrt(variance), 1e-3 * level)
     yield compare(
-        "the std of kernel(t, s)", std, np.sqrt(variance), at, INTEGRATED, scale=scale, others={"v for sqrt(v)": variance}
+        "the std of kernel(t, s)", std, np.sqrt(variance), at, context.bound, scale=scale, others={"v for sqrt(v)": variance}
     )
 
 
@@ -112,7 +111,7 @@ def from_zero(context: Context) -> Iterator[Comparison]:
     )
 
 
-@identity("perturb")
+@identity("perturb", after=("usable range",))
 def perturb(context: Context) -> Iterator[Comparison]:
     """perturb(x_0, t, noise) = alpha x_0 + sigma noise."""
     x_0, noise = _states(len(context.times))
@@ -134,12 +133,11 @@ def posterior(context: Context) -> Iterator[Comparison]:
     """N(x_s; alpha_s x_0, sigma_s^2) N(x_t; ratio x_s, v), normalised in x_s, with ratio and v from alpha and sigma."""
     t, s = pairs(context.times, 10)
     alpha_t, alpha_s, sigma_t, sigma_s = (context.value(name, u) for name in ("alpha", "sigma") for u in (t, s))
-    with np.errstate(all="ignore"):
-        ratio = alpha_t / alpha_s
-        v = sigma_t**2 - (ratio * sigma_s) ** 2
-        use = (v > 1e-3 * sigma_t**2) & (sigma_s > 0)
-        precision = 1 / sigma_s**2 + ratio**2 / v
-        keep, data, std = ratio / v / precision, alpha_s / sigma_s**2 / precision, np.sqrt(1 / precision)
+    ratio = alpha_t / alpha_s
+    v = sigma_t**2 - (ratio * sigma_s) ** 2
+    use = (v > 1e-3 * sigma_t**2) & (sigma_s > 0)
+    precision = 1 / sigma_s**2 + ratio**2 / v
+    keep, data, std = ratio / v / precision, alpha_s / sigma_s**2 / precision, np.sqrt(1 / precision)
     if not use.any():
         raise Skip("sigma^2 - ratio^2 sigma_s^2 is positive nowhere")
     t, s, keep, data, std = (item[use] for item in (t, s, keep, data, std))

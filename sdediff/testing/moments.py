@@ -6,7 +6,7 @@ It shares nothing with `sdediff.sde.quadrature`, which it checks: other nodes, o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.polynomial import chebyshev
@@ -17,11 +17,9 @@ __all__ = ["Moments", "Rates", "integrate"]
 Array = NDArray[np.float64]
 
 _NODES: Final = 16
-_TOLERANCE: Final = 1e-11
+_TOLERANCE: Final = 1e-10
 _NARROWEST: Final = 2.0**-44
 """Width of the smallest panel as a share of the interval: how near a jump is located."""
-_MOST: Final = 6000
-"""Panels at most; noisy coefficients would need any number."""
 
 
 class Rates(NamedTuple):
@@ -53,6 +51,8 @@ class Moments(NamedTuple):
     a: Array
     c: Array
     d: Array
+    error: float
+    """Estimate of the relative error of the results: what halving the panels changed, summed."""
 
     def march(self, mean: Array, variance: Array) -> tuple[Array, Array]:
         """Means and variances at all edges, (edges, k), from those at the first."""
@@ -71,7 +71,7 @@ class Moments(NamedTuple):
     def kernel(self, s: float, times: Array) -> tuple[Array, Array]:
         """(growth, variance) from s to each time, for k = 1: the moments from m = 1 and V = 0 at s; all of them are edges."""
         first = int(np.searchsorted(self.edges, s))
-        part = Moments(self.edges[first:], *(item[first:] for item in self[1:]))
+        part = Moments(self.edges[first:], self.a[first:], self.c[first:], self.d[first:], self.error)
         mean, variance = part.at(times, part.march(np.ones(1), np.zeros(1)))
         return mean[:, 0], variance[:, 0]
 
@@ -84,31 +84,30 @@ class _Panels(NamedTuple):
     c: Array
     d: Array
 
-    def pick(self, which: Array) -> _Panels:
+    def pick(self, which: NDArray[Any]) -> _Panels:
         return _Panels(*(item[which] for item in self))
 
 
-def integrate(rates: Callable[[Array], Rates], edges: Array, mean: Array, variance: Array, *, lead: int = 0) -> Moments:
+def integrate(
+    rates: Callable[[Array], Rates], edges: Array, mean: Array, variance: Array, level: Array, *, most: int = 4000
+) -> Moments:
     """The moments along ``edges``, which rise or fall and stay edges, from ``mean`` and ``variance`` (k,) at the first.
 
-    Panels are halved until both halves agree with the whole to 1e-11 of the standard deviation there, or of that after ``lead``
-    panels if it is larger. Where time falls, dx = (a x + c) dt + sqrt(d) dw runs backward and V' = 2 a V - d.
+    Panels are halved until both halves agree with the whole to 1e-10 of the standard deviation at their end, whose square is
+    ``level`` (panels, k), or until there are ``most``: noise and thousands of jumps could take any number, and are left with the
+    error that is reported. Where time falls, dx = (a x + c) dt + sqrt(d) dw runs backward and V' = 2 a V - d.
     """
-    with np.errstate(all="ignore"):
-        start, width = edges[:-1], np.diff(edges)
-        whole = _panels(rates, start, width, np.zeros((len(start), len(mean))))
-        _, variances = Moments(edges, whole.a, whole.c, whole.d).march(mean, variance)
-        scale = variances[1:].copy()
-        scale[:lead] = np.maximum(scale[:lead], scale[min(lead, len(scale) - 1)])
-        done = _refine(rates, whole._replace(scale=scale), abs(float(edges[-1] - edges[0])))
-        return Moments(np.append(done.start, edges[-1]), done.a, done.c, done.d)
+    start, width = edges[:-1], np.diff(edges)
+    whole = _panels(rates, start, width, level)
+    done, error = _refine(rates, whole, abs(float(edges[-1] - edges[0])), most)
+    return Moments(np.append(done.start, edges[-1]), done.a, done.c, done.d, error)
 
 
-def _refine(rates: Callable[[Array], Rates], panels: _Panels, span: float) -> _Panels:
-    """Halve panels until they are resolved."""
+def _refine(rates: Callable[[Array], Rates], panels: _Panels, span: float, most: int) -> tuple[_Panels, float]:
+    """Halve panels until they are resolved; the panels and what the last halving changed."""
     direction = float(np.sign(panels.width[0]))
     finished: list[_Panels] = []
-    count = 0
+    count, error = 0, 0.0
     while len(panels.start):
         half, n = panels.width / 2, len(panels.start)
         halves = _panels(
@@ -117,20 +116,30 @@ def _refine(rates: Callable[[Array], Rates], panels: _Panels, span: float) -> _P
             np.concatenate([half, half]),
             np.concatenate([panels.scale, panels.scale]),
         )
-        first, second = halves.pick(np.arange(n)), halves.pick(np.arange(n, 2 * n))
-        grown = np.exp(second.a)
-        gaps = np.stack(
-            [first.a + second.a - panels.a, grown * first.c + second.c - panels.c, grown**2 * first.d + second.d - panels.d]
-        )
-        room = np.stack([np.ones_like(panels.scale), np.sqrt(panels.scale), panels.scale])
-        close = ~(np.abs(gaps) > _TOLERANCE * room)  # what is not finite will not get better
+        gap = _gap(panels, halves.pick(np.arange(n)), halves.pick(np.arange(n, 2 * n)))
         count += n
-        end = close.all(axis=(0, 2)) | (np.abs(panels.width) <= _NARROWEST * span) | (count > _MOST)
+        # What is not finite will not get better.
+        end = ~(gap > _TOLERANCE) | (np.abs(panels.width) <= _NARROWEST * span) | (count > most)
+        error += float(np.nansum(gap[end]))
         both = np.concatenate([end, end])
         finished.append(halves.pick(both))
         panels = halves.pick(~both)
     every = _Panels(*(np.concatenate(items) for items in zip(*finished, strict=True)))
-    return every.pick(np.argsort(direction * every.start, kind="stable"))
+    return every.pick(np.argsort(direction * every.start, kind="stable")), error
+
+
+def _gap(whole: _Panels, first: _Panels, second: _Panels) -> Array:
+    """By how much two halves differ from their panel, (panels,), relative to the standard deviation."""
+    grown = np.exp(second.a)
+    gaps = np.stack(
+        [
+            np.abs(first.a + second.a - whole.a),
+            np.abs(grown * first.c + second.c - whole.c) / np.sqrt(whole.scale),
+            np.abs(grown**2 * first.d + second.d - whole.d) / whole.scale,
+        ]
+    )
+    # 0 / 0 where there is no noise yet
+    return np.asarray(np.where(np.isnan(gaps) & (whole.scale == 0), 0.0, gaps).max(axis=(0, 2)))
 
 
 def _panels(rates: Callable[[Array], Rates], start: Array, width: Array, scale: Array) -> _Panels:

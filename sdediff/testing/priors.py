@@ -24,7 +24,7 @@ def _moments_at_end(context: Context) -> tuple[float, float]:
     return float(context.value("alpha", end)[0]), float(context.value("sigma", end)[0])
 
 
-@identity("prior", "any")
+@identity("prior", "any", after=("usable range",))
 def prior(context: Context) -> Iterator[Comparison]:
     """N(0, std^2 I) with std = sigma(t_max) to 1e-3; from_noise and log_prob are of that law."""
     try:
@@ -62,7 +62,7 @@ def _gap(alpha: float, sigma: float, mean: float, variance: float) -> float:
     return float(weights @ log_ratio / weights.sum())
 
 
-@identity("prior_gap")
+@identity("prior_gap", after=("usable range",))
 def prior_gap(context: Context) -> Iterator[Comparison]:
     """The divergence for Gaussian data, which adds up over coordinates; a large one is a matter of the next line."""
     alpha, sigma = _moments_at_end(context)
@@ -80,7 +80,7 @@ def prior_gap(context: Context) -> Iterator[Comparison]:
     yield compare("prior_gap of three coordinates", total, expected.sum(), {}, INTEGRATED, scale=scale, hint="sum over coordinates")
 
 
-@identity("prior_gap is small", after=("prior_gap",))
+@identity("prior_gap is small", after=("usable range", "prior_gap"))
 def small_gap(context: Context) -> Iterator[Comparison]:
     """For data of unit variance; no error, since data may be wider or narrower than that."""
     alpha, sigma = _moments_at_end(context)

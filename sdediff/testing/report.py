@@ -71,8 +71,8 @@ class Report:
         for finding in self.findings:
             deviation = "-" if math.isnan(finding.deviation) else f"{finding.deviation:.1e}"
             bound = "-" if math.isnan(finding.bound) else f"{finding.bound:.0e}"
-            note = f": {finding.detail}" if finding.detail and finding.verdict in ("warn", "skipped", "ok") else ""
-            rows.append((finding.name, deviation, bound, finding.where, finding.verdict + note))
+            note = finding.hint if finding.verdict == "fail" else finding.detail
+            rows.append((finding.name, deviation, bound, finding.where, f"{finding.verdict}: {note}" if note else finding.verdict))
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         lines = [
             f"{name:<{widths[0]}}  {deviation:>{widths[1]}}  {bound:>{widths[2]}}  {where:<{widths[3]}}  {verdict}"

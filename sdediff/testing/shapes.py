@@ -38,7 +38,7 @@ def _methods(context: Context) -> dict[str, Method]:
 
 
 def _devices() -> list[tuple[torch.device, tuple[torch.dtype, ...]]]:
-    found = [(torch.device("cpu"), (torch.float64, torch.float32))]
+    found: list[tuple[torch.device, tuple[torch.dtype, ...]]] = [(torch.device("cpu"), (torch.float64, torch.float32))]
     if torch.cuda.is_available():
         found.append((torch.device("cuda"), (torch.float64, torch.float32)))
     if torch.backends.mps.is_available():
@@ -46,7 +46,7 @@ def _devices() -> list[tuple[torch.device, tuple[torch.dtype, ...]]]:
     return found
 
 
-@identity("any rank and dtype", "any")
+@identity("any rank and dtype", "any", after=("usable range",))
 def any_rank(context: Context) -> Iterator[Comparison]:
     """Shape, dtype and device are those of the state, and each row is what it is alone, in float64, at its own time."""
     t, s = _times(context)
@@ -89,10 +89,8 @@ def any_time(context: Context) -> Iterator[Comparison]:
             )
         names = {"diffusion": sde.diffusion}
     else:
-        log_snr = sde.log_snr
         names = {
             **{name: getattr(sde, name) for name in ("f", "g", "alpha", "sigma", "log_snr", "diffusion")},
-            "time_of": lambda u: sde.time_of(log_snr(u)),
             "rates[0]": lambda u: sde.rates(u)[0],
             "rates[1]": lambda u: sde.rates(u)[1],
             "kernel[0]": lambda u: sde.kernel(u, 0.5 * u),

@@ -22,17 +22,17 @@ _FACTORS: Final = {
 _CLOSE: Final = 1e-4
 
 
-def likely_slip(given: Any, expected: Any, others: Mapping[str, Any] | None = None) -> str:
-    """Name the slip that turns ``expected`` into ``given``, or "" if none fits everywhere.
+def likely_slip(given: Any, expected: Any, others: Mapping[str, Any] | None = None, otherwise: str = "") -> str:
+    """Name the slip that turns ``expected`` into ``given``, or "" if none fits.
 
-    Tried in this order: a constant factor, one of ``others`` (a name for each array that may stand in its place), the square,
-    the square root, 1 - and 1 /; each up to a constant factor where that factor is a common one.
+    Tried in this order: a common factor; one of ``others``, a name for each array that may stand in its place; the square, the
+    square root, 1 / and 1 -, up to a common factor; then ``otherwise``, or any constant factor.
     """
     given, expected = np.broadcast_arrays(np.asarray(given, dtype=np.float64), np.asarray(expected, dtype=np.float64))
     with np.errstate(all="ignore"):
-        factor = _constant(given, expected)
-        if factor is not None:
-            return "" if abs(factor - 1) < _CLOSE else _factor(factor)
+        constant = _constant(given, expected)
+        if constant is not None and (abs(constant - 1) < _CLOSE or _known(constant)):
+            return _known(constant) or otherwise
         for name, other in (others or {}).items():
             if _near_one(_constant(given, np.broadcast_to(np.asarray(other, dtype=np.float64), given.shape))):
                 return name
@@ -43,37 +43,31 @@ def likely_slip(given: Any, expected: Any, others: Mapping[str, Any] | None = No
             ("1 - x for x", 1 - expected),
         ):
             factor = _constant(given, other)
-            if factor is not None and (known := "" if abs(factor - 1) < _CLOSE else _known(factor)) is not None:
-                return f"{name}, and {known}" if known else name
-    return ""
+            if factor is not None and (_near_one(factor) or _known(factor)):
+                return name if _near_one(factor) else f"{name}, and {_known(factor)}"
+    return otherwise or ("" if constant is None else f"a constant factor {constant:.4g}")
 
 
 def _constant(given: Array, other: Array) -> float | None:
-    """c where given = c other everywhere, else None."""
-    use = (
-        np.isfinite(given)
-        & np.isfinite(other)
-        & (np.abs(other) > 1e-9 * np.max(np.abs(other), initial=0, where=np.isfinite(other)))
-    )
+    """c where given = c other, but for a tenth of the entries; else None."""
+    size = np.abs(other)
+    use = np.isfinite(given) & np.isfinite(other) & (size > 1e-9 * np.max(size, initial=0, where=np.isfinite(size)))
     if not use.any() or not np.isfinite(given).all() or use.sum() < 0.5 * use.size:
         return None
     ratio = given[use] / other[use]
     middle = float(np.median(ratio))
-    return middle if middle != 0 and bool((np.abs(ratio - middle) <= _CLOSE * abs(middle)).all()) else None
+    return middle if middle != 0 and float(np.mean(np.abs(ratio - middle) <= _CLOSE * abs(middle))) >= 0.9 else None
 
 
 def _near_one(factor: float | None) -> bool:
     return factor is not None and abs(factor - 1) < _CLOSE
 
 
-def _known(factor: float) -> str | None:
+def _known(factor: float) -> str:
+    """The name of a common factor, or ""; "" for 1."""
     size = max(abs(factor), 1 / abs(factor))
     sign = "a sign" if factor < 0 else ""
     if abs(size - 1) < _CLOSE:
-        return sign or None
-    name = next((text for value, text in _FACTORS.items() if abs(size / value - 1) < _CLOSE), None)
-    return None if name is None else " and ".join(filter(None, (sign, name)))
-
-
-def _factor(factor: float) -> str:
-    return _known(factor) or f"a constant factor {factor:.4g}"
+        return sign
+    name = next((text for value, text in _FACTORS.items() if abs(size / value - 1) < _CLOSE), "")
+    return " and ".join(filter(None, (sign, name))) if name else ""

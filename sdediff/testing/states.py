@@ -13,8 +13,16 @@ from sdediff.testing.context import Context, times_tensor
 __all__ = ["ROWS", "event_shapes", "irregular"]
 
 ROWS: Final = 3
-_SHAPES: Final = ((ROWS,), (ROWS, 1), (ROWS, 2, 3), (ROWS, 2, 3, 4, 5))
-_GENERAL_SHAPES: Final = ((ROWS,), (ROWS, 1), (ROWS, 2), (ROWS, 3), (ROWS, 4), (ROWS, 2, 3), (ROWS, 3, 8, 8))
+_SHAPES: Final[tuple[tuple[int, ...], ...]] = ((ROWS,), (ROWS, 1), (ROWS, 2, 3), (ROWS, 2, 3, 4, 5))
+_GENERAL_SHAPES: Final[tuple[tuple[int, ...], ...]] = (
+    (ROWS,),
+    (ROWS, 1),
+    (ROWS, 2),
+    (ROWS, 3),
+    (ROWS, 4),
+    (ROWS, 2, 3),
+    (ROWS, 3, 8, 8),
+)
 
 
 def irregular(shape: tuple[int, ...], shift: float) -> Tensor:

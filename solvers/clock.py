@@ -1,0 +1,91 @@
+"""Integration variables: the same deterministic problem as dy / du = slope, for y = x / scale and u a function of time."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from solvers.problem import Problem
+
+__all__ = ["Clock", "Variable", "clock"]
+
+Variable = Literal["t", "sigma", "log_snr"]
+
+
+class Clock(Protocol):
+    """What a step in a variable u needs of the problem."""
+
+    def value(self, t: Tensor) -> Tensor:
+        """u at time t."""
+
+    def time(self, u: Tensor) -> Tensor:
+        """t at u."""
+
+    def scale(self, t: Tensor) -> Tensor:
+        """What y is multiplied by to give x, shaped as t."""
+
+    def weight(self, t: Tensor) -> Tensor:
+        """What an evaluation is multiplied by to give dy / du, shaped as t."""
+
+    def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
+        """One evaluation at the state x."""
+
+
+class _Time:
+    """u = t, y = x."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.evaluate = problem.drift
+
+    def value(self, t: Tensor) -> Tensor:
+        return t
+
+    def time(self, u: Tensor) -> Tensor:
+        return u
+
+    def scale(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def weight(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+
+class _Sigma:
+    """u = sigma / alpha, y = x / alpha: dy / du = noise."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.form = problem.semilinear("noise")
+        self.evaluate = self.form.nonlinear
+
+    def value(self, t: Tensor) -> Tensor:
+        return self.form.clock(t)
+
+    def time(self, u: Tensor) -> Tensor:
+        return self.form.time_of(u)
+
+    def scale(self, t: Tensor) -> Tensor:
+        return self.form.scale(t)
+
+    def weight(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+
+class _LogSnr(_Sigma):
+    """u = log(sigma / alpha), half the negative log-SNR: dy / du = sigma / alpha noise."""
+
+    def value(self, t: Tensor) -> Tensor:
+        return self.form.clock(t).log()
+
+    def time(self, u: Tensor) -> Tensor:
+        return self.form.time_of(u.exp())
+
+    def weight(self, t: Tensor) -> Tensor:
+        return self.form.clock(t)
+
+
+def clock(problem: Problem, variable: Variable) -> Clock:
+    """The problem in an integration variable."""
+    kinds: dict[str, type[_Time] | type[_Sigma]] = {"t": _Time, "sigma": _Sigma, "log_snr": _LogSnr}
+    return kinds[variable](problem)

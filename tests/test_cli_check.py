@@ -1,0 +1,110 @@
+"""``sdediff check``, as its user meets it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from sdediff.cli import main
+
+GOOD = """
+import torch
+import sdediff as sd
+from my_helper import RATE
+
+class Cubic(sd.LinearSDE):
+    def f(self, t): return -0.5 * (0.1 + RATE * t**3)
+    def g(self, t): return (0.1 + RATE * t**3).sqrt()
+
+class Wrong(sd.VP):
+    def g(self, t): return self.beta(t)
+
+class NeedsArguments(sd.VP):
+    def __init__(self, beta): super().__init__(beta_max=beta)
+
+ready = sd.RectifiedFlow(t_max=1.0)
+
+def make(): return sd.EDM()
+def make_nothing(): return None
+number = 3
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "my_helper.py").write_text("RATE = 19.9\n")
+    (tmp_path / "mine.py").write_text(GOOD)
+    return tmp_path / "mine.py"
+
+
+def command(*words: str) -> int:
+    try:
+        main(["check", *words])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def refuse(capsys: pytest.CaptureFixture[str], target: str) -> str:
+    """The one line on stderr; exit code 2."""
+    assert command(target) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.mark.parametrize("name", ["Cubic", "ready", "make"])
+def test_a_file_with_a_consistent_sde(file: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = list(sys.path)
+    assert command(f"{file}:{name}") == 0
+    captured = capsys.readouterr()
+    assert "variance of the forward SDE" in captured.out
+    assert captured.err == ""
+    assert "fail" not in captured.out
+    assert sys.path == before
+
+
+def test_a_file_with_a_broken_one(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(f"{file}:Wrong") == 1
+    captured = capsys.readouterr()
+    assert "g^2 = d sigma^2 / dt - 2 f sigma^2" in captured.out
+    assert captured.err.startswith("Wrong(beta_min=0.1")
+    assert "likely slip: a missing square root" in captured.err
+    assert "Traceback" not in captured.err
+    assert command(f"{file}:Wrong", "--quiet") == 1
+    assert capsys.readouterr().out == ""
+
+
+def test_a_built_in_needs_no_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("vp") == 0
+    assert capsys.readouterr().out.startswith("VP(")
+    assert command("VE", "--quiet") == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_bad_input(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no SDE is called 'subpv' (did you mean 'subvp'?)" in refuse(capsys, "subpv")
+    assert f"lacks the name of the SDE in it: write {file}:Name" in refuse(capsys, str(file))
+    assert "has no 'Cubik' (did you mean 'Cubic'?); it has Cubic, Wrong, NeedsArguments, ready" in refuse(capsys, f"{file}:Cubik")
+    assert "after the colon stands the name" in refuse(capsys, f"{file}:")
+    assert "no Python file" in refuse(capsys, f"{tmp_path}/none.py:Cubic")
+    assert "no Python file" in refuse(capsys, f"{tmp_path}:Cubic")
+    wanting = refuse(capsys, f"{file}:NeedsArguments")
+    assert "missing 1 required positional argument: 'beta'" in wanting
+    assert "make an instance in the file" in wanting
+    assert "must be an SDE, a class of one or a function that returns one; got 3" in refuse(capsys, f"{file}:number")
+    assert "must return an SDE, got None" in refuse(capsys, f"{file}:make_nothing")
+    (tmp_path / "typo.py").write_text("x = 1\nclass A(:\n")
+    assert "does not load: SyntaxError" in (said := refuse(capsys, f"{tmp_path}/typo.py:A"))
+    assert "line 2" in said
+    (tmp_path / "lacks.py").write_text("import no_such_module_here\n")
+    assert "does not load: ModuleNotFoundError: No module named 'no_such_module_here'" in refuse(capsys, f"{tmp_path}/lacks.py:A")
+    (tmp_path / "empty.py").write_text("")
+    assert "it defines no SDE" in refuse(capsys, f"{tmp_path}/empty.py:A")
+
+
+def test_no_target_is_a_usage_error() -> None:
+    assert command() == 2
