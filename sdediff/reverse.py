@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Self
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sdediff.model import ScoreModel, combine
 from sdediff.sde import SDE, LinearSDE
+from sdediff.sde.quadrature import Integral
 from solvers import Problem, expand
 
 __all__ = ["Forward", "Reverse"]
@@ -56,7 +57,7 @@ class Reverse(Problem):
         self.linear = "kernel" in model.sde.offers
         self.offers = frozenset({"drift", "diffusion", "score"})
         if self.linear:
-            self.offers |= {"marginal", "kernel", "data", "noise", "semilinear:data", "semilinear:noise"}
+            self.offers |= {"marginal", "kernel", "coefficients", "data", "noise", "semilinear:data", "semilinear:noise"}
         self.condition = dict(condition or {})
 
     def take(self, rows: Tensor) -> Self:
@@ -124,20 +125,46 @@ class Reverse(Problem):
         """(alpha, sigma)."""
         return self.sde.alpha(t), self.sde.sigma(t)
 
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        """The SDE's inverse of log_snr."""
+        time: Tensor = self.sde.time_of(log_snr)
+        return time
+
     def kernel(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """The SDE's forward kernel."""
         ratio, std = self.sde.kernel(t, s)
         return ratio, std
 
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(f, g)."""
+        return self.sde.f(t), self.sde.g(t)
+
+    @cached_property
+    def _accumulated(self) -> Integral:
+        """The integral of -lambda^2 g^2 / (2 sigma^2), which is lambda^2 du / dt with u = log(alpha / sigma), from t_min on."""
+        low, high = self.sde.t_min, self.sde.t_max
+
+        def rate(after: Tensor) -> Tensor:
+            t = low + after
+            return -0.5 * (self.stochasticity(t) * self.sde.g(t) / self.sde.sigma(t)) ** 2
+
+        return Integral(rate, torch.zeros_like, high - low, 0.0)
+
+    def mixing(self, t: Tensor) -> Tensor:
+        """The integral of lambda^2 du, u = log(alpha / sigma), up to a constant: lambda^2 u where lambda is constant."""
+        if callable(self.lam):
+            total: Tensor = self._accumulated(t - self.sde.t_min)[0]
+            return total
+        half: Tensor = 0.5 * self.sde.log_snr(t)
+        return self.lam**2 * half if self.lam else torch.zeros_like(t)
+
     def semilinear(self, form: str) -> DataForm | NoiseForm:
-        """The data form, for a constant lambda, or the noise form of the probability flow."""
+        """The data form, at any stochasticity, or the noise form of the probability flow."""
         if form == "noise":
             return NoiseForm(self, self.sde)
         if form != "data":
             raise ValueError(f"no semilinear form is called {form!r}; there are 'data' and 'noise'")
-        if callable(self.lam):
-            raise ValueError("this solver takes a constant stochasticity; EulerMaruyama and ReverseDiffusion take a function of t")
-        return DataForm(self, self.sde, float(self.lam))
+        return DataForm(self, self.sde)
 
 
 def _finite(coefficients: tuple[Tensor, ...]) -> bool:
@@ -164,34 +191,23 @@ class _Form:
 
 @dataclass(frozen=True)
 class DataForm(_Form):
-    """d(x / scale) = E[x_0 | x] dclock + dB(variance), with u = log(alpha / sigma) and lambda constant.
+    """d(x / scale) = E[x_0 | x] dclock + dB(variance), with u = log(alpha / sigma) and L the integral of lambda^2 du.
 
-    scale = alpha exp(-(1 + lambda^2) u) = sigma exp(-lambda^2 u), clock = exp((1 + lambda^2) u), variance = exp(2 lambda^2 u):
-    for lambda = 0 the variables of DDIM, sigma and alpha / sigma; for lambda = 1, sigma^2 / alpha and the signal-to-noise ratio.
+    scale = sigma exp(-L), clock = exp(u + L), variance = exp(2 L), so that scale clock = alpha: for lambda = 0 the variables of
+    DDIM, sigma and alpha / sigma; for lambda = 1, sigma^2 / alpha and the signal-to-noise ratio. Where alpha = 0 they have limits.
     """
 
-    lam: float
-
     def scale(self, t: Tensor) -> Tensor:
-        """sigma exp(-lambda^2 u), which has its limit where alpha = 0."""
-        return self.sde.sigma(t) * self._power(t, -0.5 * self.lam**2)
+        """sigma exp(-L)."""
+        return self.sde.sigma(t) * torch.exp(-self.problem.mixing(t))
 
     def clock(self, t: Tensor) -> Tensor:
-        """exp((1 + lambda^2) u)."""
-        return self._power(t, 0.5 * (1 + self.lam**2))
+        """exp(u + L)."""
+        return torch.exp(0.5 * self.sde.log_snr(t) + self.problem.mixing(t))
 
     def variance(self, t: Tensor) -> Tensor:
-        """exp(2 lambda^2 u)."""
-        return self._power(t, self.lam**2)
-
-    def time_of(self, clock: Tensor) -> Tensor:
-        """The time of log_snr = 2 log(clock) / (1 + lambda^2)."""
-        time: Tensor = self.sde.time_of(2 * clock.log() / (1 + self.lam**2))
-        return time
-
-    def _power(self, t: Tensor, exponent: float) -> Tensor:
-        """(alpha^2 / sigma^2)^exponent."""
-        return torch.exp(exponent * self.sde.log_snr(t)) if exponent else torch.ones_like(t)
+        """exp(2 L)."""
+        return torch.exp(2 * self.problem.mixing(t))
 
     def nonlinear(self, x: Tensor, t: Tensor) -> Tensor:
         """E[x_0 | x_t = x]."""
@@ -213,11 +229,6 @@ class NoiseForm(_Form):
     def variance(self, t: Tensor) -> Tensor:
         """0."""
         return torch.zeros_like(t)
-
-    def time_of(self, clock: Tensor) -> Tensor:
-        """The time of sigma / alpha = clock."""
-        time: Tensor = self.sde.time_of(-2 * clock.log())
-        return time
 
     def nonlinear(self, x: Tensor, t: Tensor) -> Tensor:
         """E[noise | x_t = x]."""

@@ -1,15 +1,16 @@
 """Numerical solvers for score-based sampling: they see a drift, a score and a noise, and no SDE class and no network."""
 
+from solvers.churn import Churn, Restart
 from solvers.exponential import DDIM, Ancestral
 from solvers.grid import GRIDS, check_grid, quadratic, uniform
 from solvers.integrate import Options, Snapshot, integrate
-from solvers.langevin import Langevin, PredictorCorrector
+from solvers.langevin import Langevin, MetropolisLangevin, PredictorCorrector
 from solvers.noise import Noise, StepNoise, White, fresh_seed, seeds
 from solvers.problem import Monitor, Problem, Schedule, Semilinear, expand, rowwise
 from solvers.runge_kutta import DOP853, RK23, RK45, DormandPrince, Euler, Heun, Midpoint, RungeKutta, RungeKutta4, Tsit5
 from solvers.solution import Failure, Solution, SolveError, Status
 from solvers.solver import Solver, Step
-from solvers.stochastic import EulerMaruyama, ReverseDiffusion
+from solvers.stochastic import SRA1, SRA3, EulerMaruyama, ReverseDiffusion, StochasticHeun
 from solvers.tableau import Tableau
 
 __all__ = [
@@ -18,19 +19,24 @@ __all__ = [
     "GRIDS",
     "RK23",
     "RK45",
+    "SRA1",
+    "SRA3",
     "Ancestral",
+    "Churn",
     "DormandPrince",
     "Euler",
     "EulerMaruyama",
     "Failure",
     "Heun",
     "Langevin",
+    "MetropolisLangevin",
     "Midpoint",
     "Monitor",
     "Noise",
     "Options",
     "PredictorCorrector",
     "Problem",
+    "Restart",
     "ReverseDiffusion",
     "RungeKutta",
     "RungeKutta4",
@@ -43,6 +49,7 @@ __all__ = [
     "Status",
     "Step",
     "StepNoise",
+    "StochasticHeun",
     "Tableau",
     "Tsit5",
     "White",

@@ -56,14 +56,14 @@ class _Sigma:
     """u = sigma / alpha, y = x / alpha: dy / du = noise."""
 
     def __init__(self, problem: Problem) -> None:
-        self.form = problem.semilinear("noise")
+        self.problem, self.form = problem, problem.semilinear("noise")
         self.evaluate = self.form.nonlinear
 
     def value(self, t: Tensor) -> Tensor:
         return self.form.clock(t)
 
     def time(self, u: Tensor) -> Tensor:
-        return self.form.time_of(u)
+        return self.problem.time_of(-2 * u.log())
 
     def scale(self, t: Tensor) -> Tensor:
         return self.form.scale(t)
@@ -79,7 +79,7 @@ class _LogSnr(_Sigma):
         return self.form.clock(t).log()
 
     def time(self, u: Tensor) -> Tensor:
-        return self.form.time_of(u.exp())
+        return self.problem.time_of(-2 * u)
 
     def weight(self, t: Tensor) -> Tensor:
         return self.form.clock(t)

@@ -282,6 +282,9 @@ class _NoNoise:
     def increment(self, a: Tensor, b: Tensor) -> Tensor:
         return self.normal()
 
+    def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        return self.normal(), self.normal()
+
 
 def _no_noise(solver: Solver) -> StepNoise:
     return _NoNoise(solver)

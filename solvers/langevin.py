@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from solvers.noise import StepNoise
-from solvers.problem import Problem, expand
+from solvers.problem import Problem, expand, rowwise
 from solvers.solver import Solver, Step
 
-__all__ = ["Langevin", "PredictorCorrector"]
+__all__ = ["Langevin", "MetropolisLangevin", "PredictorCorrector"]
 
 
 class _Plan(NamedTuple):
@@ -22,28 +22,49 @@ class _Plan(NamedTuple):
     root: Tensor
 
 
+def _check(solver: Langevin | MetropolisLangevin) -> None:
+    name = type(solver).__name__
+    if not 0 < solver.snr < float("inf"):
+        raise ValueError(f"{name}: snr must be a positive number, got {solver.snr!r}; 0.16 is a common choice")
+    if isinstance(solver.n_steps, bool) or not isinstance(solver.n_steps, int) or solver.n_steps < 1:
+        raise ValueError(f"{name}: n_steps must be an int of at least 1, got {solver.n_steps!r}")
+
+
+def _plan(problem: Problem, times: Tensor, snr: float) -> list[_Plan]:
+    """Steps of 2 (snr sigma)^2 at the end of each interval."""
+    problem.prepare(times)
+    s = times[1:]
+    size = 2 * (snr * problem.marginal(s)[1]) ** 2
+    root = (2 * size).sqrt()
+    return [_Plan(s[i], size[i], root[i]) for i in range(len(s))]
+
+
 @dataclass(frozen=True)
 class Langevin(Solver):
     """x <- x + step score(x, t) + sqrt(2 step) z with step = 2 (snr sigma(t))^2, ``n_steps`` times at one time t.
 
     A corrector: over the interval from t to s it leaves time alone and moves the samples towards the law at s. The step is
     Song et al.'s (arXiv 2011.13456, Algorithms 4 and 5) with the norms of noise and score replaced by what they are on
-    average, so that a sample does not depend on its batch. A chain with a fixed step has a variance excess of order snr^2.
-    Alone on a grid it is annealed Langevin dynamics.
+    average, so that a sample does not depend on its batch. A chain with a fixed step has a variance excess of order snr^2:
+    `MetropolisLangevin` has none. Alone on a grid it is annealed Langevin dynamics; that of NCSN (Song and Ermon 2019,
+    arXiv 1907.05600, Algorithm 1) with step eps sigma^2 / sigma_L^2 has snr = sqrt(eps) / (2 sigma_L).
+
+    ``rule="song"``: step = 2 (snr |z| / |score|)^2 with the norms averaged over the batch, as in Song et al.'s code. It is the one
+    solver whose samples depend on the batch that they are drawn in.
     """
 
     snr: float = 0.16
     n_steps: int = 1
+    rule: Literal["schedule", "song"] = "schedule"
 
     needs = frozenset({"score", "marginal"})
     stochastic = True
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        if not 0 < self.snr < float("inf"):
-            raise ValueError(f"Langevin: snr must be a positive number, got {self.snr!r}; 0.16 is a common choice")
-        if self.n_steps < 1:
-            raise ValueError(f"Langevin: n_steps must be at least 1, got {self.n_steps!r}")
+        _check(self)
+        if self.rule not in ("schedule", "song"):
+            raise ValueError(f"Langevin: rule must be 'schedule' or 'song', got {self.rule!r}")
 
     @property
     def evaluations(self) -> int:  # type: ignore[override]
@@ -52,19 +73,67 @@ class Langevin(Solver):
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """The step size at the end of each interval."""
-        problem.prepare(times)
-        s = times[1:]
-        size = 2 * (self.snr * problem.marginal(s)[1]) ** 2
-        root = (2 * size).sqrt()
-        return [_Plan(s[i], size[i], root[i]) for i in range(len(s))]
+        return _plan(problem, times, self.snr)
 
     def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """``n_steps`` steps at the end of the interval."""
         mean = x
         for k in range(self.n_steps):
-            mean = x + expand(plan.step, x) * problem.score(x, plan.t)
-            x = mean + expand(plan.root, x) * noise.normal("corrector", k)
+            score, z = problem.score(x, plan.t), noise.normal("corrector", k)
+            size, root = expand(plan.step, x), expand(plan.root, x)
+            if self.rule == "song":
+                size = 2 * (self.snr * rowwise(z).norm(dim=1).mean() / rowwise(score).norm(dim=1).mean()) ** 2
+                root = (2 * size).sqrt()
+            mean = x + size * score
+            x = mean + root * z
         return Step(x, mean)
+
+
+@dataclass(frozen=True)
+class MetropolisLangevin(Solver):
+    """A Langevin step proposes, and is accepted with the probability that leaves the law at s exactly as it is.
+
+    y = x + step score(x) + sqrt(2 step) z, step = 2 (snr sigma)^2, is accepted with probability
+    min(1, p(y) q(x | y) / (p(x) q(y | x))) (MALA: Roberts and Tweedie 1996). No density being known, log p(y) - log p(x) is the
+    integral of the score along the segment from x to y by Simpson's rule: exact for Gaussian laws and for any log-density of
+    degree 4. Two evaluations a Langevin step, and one to start. Small steps are hardly ever rejected: a larger ``snr`` mixes
+    faster. For a network whose score is no gradient the law that is kept is near that of the score.
+    """
+
+    snr: float = 0.5
+    n_steps: int = 1
+
+    needs = frozenset({"score", "marginal"})
+    stochastic = True
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        _check(self)
+
+    @property
+    def evaluations(self) -> int:  # type: ignore[override]
+        """Two a Langevin step, and one to start."""
+        return 2 * self.n_steps + 1
+
+    def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
+        """The step size at the end of each interval."""
+        return _plan(problem, times, self.snr)
+
+    def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+        """``n_steps`` steps at the end of the interval; the mean is the state itself, as a rejected step adds no noise."""
+        size, root = expand(plan.step, x), expand(plan.root, x)
+        score = problem.score(x, plan.t)
+        for k in range(self.n_steps):
+            z = noise.normal("corrector", 2 * k)
+            y = x + size * score + root * z
+            there = problem.score(y, plan.t)
+            slope = (score + 4 * problem.score(0.5 * (x + y), plan.t) + there) / 6
+            back = (x - y - size * there) / root
+            log_ratio = rowwise((y - x) * slope + 0.5 * (z.square() - back.square())).sum(dim=1)
+            uniform = torch.special.ndtr(rowwise(noise.normal("corrector", 2 * k + 1))[:, 0])
+            accept = (uniform.log() < log_ratio).reshape(-1, *(1,) * (x.ndim - 1))
+            x, score = torch.where(accept, y, x), torch.where(accept, there, score)
+        return Step(x, x)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from solvers.problem import expand
 
-__all__ = ["STREAMS", "Noise", "StepNoise", "White", "fresh_seed", "seeds"]
+__all__ = ["STREAMS", "Noise", "StepNoise", "White", "fresh_seed", "paired", "seeds"]
 
 STREAMS: Final = {"prior": 0, "path": 1, "corrector": 2, "churn": 3, "probe": 4, "dequantization": 5}
 """Names of the independent streams that every sample has."""
@@ -42,6 +42,12 @@ def fresh_seed() -> int:
     return secrets.randbits(48)
 
 
+def paired(z: Tensor, other: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """(increment, time integral) of a Brownian path over a step h from two standard normals (Kloeden and Platen 1992, 10.4.3)."""
+    root = expand(h.abs().sqrt(), z)
+    return root * z, 0.5 * root**3 * (z + other / 3**0.5)
+
+
 class StepNoise(Protocol):
     """The noise of one step."""
 
@@ -50,6 +56,12 @@ class StepNoise(Protocol):
 
     def increment(self, a: Tensor, b: Tensor) -> Tensor:
         """Increment of the Brownian path between the times a and b, of variance abs(b - a)."""
+
+    def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """The increment w_b - w_a and the integral of w - w_a over the same interval, its length taken positive.
+
+        Their variances are h and h^3 / 3, their covariance is h^2 / 2, h = abs(b - a).
+        """
 
 
 class Noise(Protocol):
@@ -118,3 +130,6 @@ class _WhiteStep:
     def increment(self, a: Tensor, b: Tensor) -> Tensor:
         z = self.normal("path")
         return z * expand((b - a).abs().sqrt(), z)
+
+    def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        return paired(self.normal("path"), self.normal("path", 1), b - a)

@@ -106,9 +106,6 @@ class Semilinear(Protocol):
     def variance(self, t: Tensor) -> Tensor:
         """Accumulated variance of the noise at time t."""
 
-    def time_of(self, clock: Tensor) -> Tensor:
-        """The time at which the clock shows ``clock``."""
-
     def nonlinear(self, x: Tensor, t: Tensor) -> Tensor:
         """What remains to be integrated, (rows, *event)."""
 
@@ -118,7 +115,7 @@ class Problem:
 
     A subclass overrides what it has and names that in ``offers``; a solver names what it wants in ``needs``, and
     the driver compares the two before the first evaluation. The names are ``drift``, ``diffusion``, ``score``,
-    ``marginal``, ``kernel``, ``data`` and ``semilinear:<form>``.
+    ``marginal``, ``kernel``, ``coefficients``, ``data``, ``noise`` and ``semilinear:<form>``.
     """
 
     offers: frozenset[str] = frozenset({"drift"})
@@ -167,8 +164,16 @@ class Problem:
         """(alpha, sigma) of x_t = alpha x_0 + sigma noise."""
         raise NotImplementedError
 
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        """The time at which log(alpha^2 / sigma^2) = log_snr."""
+        raise NotImplementedError
+
     def kernel(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """(ratio, std) of the forward transition x_t = ratio x_s + std noise, s < t."""
+        raise NotImplementedError
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(f, g) of the forward SDE dx = f x dt + g dw."""
         raise NotImplementedError
 
     def stochasticity(self, t: Tensor) -> Tensor:

@@ -34,9 +34,9 @@ class RungeKutta(Solver):
     """k_i = slope(y + h sum_j a_ij k_j, u + c_i h),  y_s = y + h sum_i b_i k_i, with h the step in an integration variable u.
 
     ``variable`` is u. ``"t"``: y = x, and the slope is the drift. ``"sigma"``: u = sigma / alpha, y = x / alpha, and the slope is
-    the noise prediction, as in Karras et al. 2022 (arXiv 2206.00364). ``"log_snr"``: u = log(sigma / alpha), y as before. By default
-    ``"t"``, and ``"sigma"`` for fixed steps where alpha is constant (VE). A step to sigma = 0, where there is no noise prediction,
-    is an Euler step in ``"sigma"``, as Karras et al.'s last.
+    the noise prediction, as in Karras et al. 2022 (arXiv 2206.00364). ``"log_snr"``: u = log(sigma / alpha), y as before. By
+    default ``"t"``, and ``"sigma"`` for fixed steps where alpha is constant (VE). A step to sigma = 0, where there is no noise
+    prediction, is an Euler step in ``"sigma"``, as Karras et al.'s last.
 
     A method is a subclass with a ``tableau``.
     """

@@ -316,7 +316,9 @@ def test_embedded_pairs_have_the_orders_they_claim(gaussian: sd.exact.Gaussian, 
         step = Estimate().step(problem, x, plan, sd.White([0], (2,)).at(0), Estimate().init(problem, x, times[0]))
         assert step.error is not None
         estimates.append(float(step.error.abs().max()))
-    assert slope(errors) > tableau.order - 0.4, errors
+    if tableau.order < 8:  # at order 8 rounding is reached before the slope: the order conditions stand for it
+        assert slope(errors) > tableau.order - 0.4, errors
+    assert errors[-1] < (1e-7 if tableau.order < 8 else 1e-12)
     assert slope(estimates) == pytest.approx(tableau.error_order, abs=0.5), estimates
 
 

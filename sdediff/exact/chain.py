@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from solvers import Options, Problem, Solver, StepNoise, expand
+from solvers.noise import paired
 
 __all__ = ["Impulses", "affine_moments"]
 
@@ -59,6 +60,9 @@ class _StepImpulses:
     def increment(self, a: Tensor, b: Tensor) -> Tensor:
         z = self.normal()
         return z * expand((b - a).abs().sqrt(), z)
+
+    def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        return paired(self.normal(), self.normal(k=1), b - a)
 
 
 def affine_moments(

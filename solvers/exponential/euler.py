@@ -1,4 +1,4 @@
-"""The first-order exponential integrator in its data form, stochastic and deterministic."""
+"""First-order steps of the exact posterior: the exponential integrator in its data form, and DDIM."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from solvers.noise import StepNoise
@@ -17,15 +18,29 @@ __all__ = ["DDIM", "Ancestral"]
 
 class _Plan(NamedTuple):
     t: Tensor
-    keep: Tensor  # scale_s / scale_t
-    push: Tensor  # scale_s (clock_s - clock_t)
-    noise: Tensor  # scale_s sqrt(variance_s - variance_t)
+    keep: Tensor  # coefficient of x
+    push: Tensor  # coefficient of E[x_0 | x]
+    noise: Tensor
 
 
-class _ExponentialEuler(Solver):
-    """x_s = scale_s (x / scale_t + (clock_s - clock_t) nonlinear(x, t) + sqrt(variance_s - variance_t) z)."""
+def _step(problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise | None) -> Step:
+    mean = expand(plan.keep, x) * x + expand(plan.push, x) * problem.data(x, plan.t)
+    return Step(mean if noise is None else mean + expand(plan.noise, x) * noise.normal("path"), mean)
 
-    needs = frozenset({"semilinear:data"})
+
+@dataclass(frozen=True)
+class Ancestral(Solver):
+    """x_s ~ q(x_s | x_t, x_0) at x_0 = E[x_0 | x_t], the exact Gaussian posterior of the forward process.
+
+    DDPM's ancestral step with the posterior variance (Ho et al. 2020, eq. 6 and 7) between any two times of any linear SDE;
+    equally, the reverse SDE with the data prediction held over the step and everything else integrated exactly
+    (SDE-DPM-Solver++ of order 1): x_s = scale_s (x / scale_t + (clock_s - clock_t) x_0 + sqrt(variance_s - variance_t) z) in the
+    data form. With ``stochasticity`` lambda it is that step of the family lambda; 0 is `DDIM`. Order 1.
+    """
+
+    needs = frozenset({"data", "semilinear:data"})
+    stochastic = True
+    diffuses = True
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """The exact coefficients of each interval."""
@@ -38,30 +53,52 @@ class _ExponentialEuler(Solver):
 
     def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step."""
-        held = problem.semilinear("data").nonlinear(x, plan.t)
-        mean = expand(plan.keep, x) * x + expand(plan.push, x) * held
-        if not self.stochastic:
-            return Step(mean, mean)
-        return Step(mean + expand(plan.noise, x) * noise.normal("path"), mean)
+        return _step(problem, x, plan, noise)
 
 
 @dataclass(frozen=True)
-class Ancestral(_ExponentialEuler):
-    """x_s ~ q(x_s | x_t, x_0) at x_0 = E[x_0 | x_t], the exact Gaussian posterior of the forward process.
+class DDIM(Solver):
+    """x_s = alpha_s x_0 + sqrt(sigma_s^2 - v^2) (x - alpha_t x_0) / sigma_t + v z, with x_0 = E[x_0 | x_t] and
+    v = eta std(x_s | x_t, x_0).
 
-    DDPM's ancestral step with the posterior variance (Ho et al. 2020, eq. 6 and 7) between any two times of any linear SDE;
-    equally, the reverse SDE with the data prediction held over the step and everything else integrated exactly
-    (SDE-DPM-Solver++ of order 1). With ``stochasticity`` lambda it is that step of the family lambda; 0 is `DDIM`. Order 1.
+    DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16) for any linear SDE. ``eta`` = 0 is the exponential Euler step of the
+    probability flow, 1 is `Ancestral`, larger values up to where sigma_s^2 = v^2 add more noise. Order 1, one evaluation a step.
     """
 
-    stochastic = True
-    diffuses = True
+    eta: float = 0.0
 
+    needs = frozenset({"data", "marginal", "kernel"})
 
-@dataclass(frozen=True)
-class DDIM(_ExponentialEuler):
-    """x_s = alpha_s x_0 + sigma_s (x - alpha_t x_0) / sigma_t at x_0 = E[x_0 | x_t].
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        if not 0 <= self.eta < float("inf"):
+            raise ValueError(f"DDIM: eta must be a number >= 0, got {self.eta!r}; 0 is deterministic, 1 is ancestral sampling")
 
-    Deterministic DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12 with eta = 0) for any linear SDE: the exponential Euler
-    step of the probability flow. Order 1, one evaluation a step.
-    """
+    @property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        """Whether eta > 0."""
+        return self.eta > 0
+
+    def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
+        """The coefficients of each interval."""
+        problem.prepare(times)
+        t, s = times[:-1], times[1:]
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = problem.marginal(t), problem.marginal(s)
+        _, std = problem.kernel(torch.maximum(t, s), torch.minimum(t, s))
+        # Towards noise (encoding) the conditional spread is the kernel's own: DDIM has no noise to add there.
+        share = torch.where(s <= t, (std / sigma_t) ** 2, 0.0)
+        left = 1 - self.eta**2 * share
+        if bool((left < 0).any()):
+            i = int(torch.nonzero((left < 0).reshape(len(left), -1).any(dim=1))[0])
+            raise ValueError(
+                f"DDIM: eta = {self.eta:g} asks for more noise than there is in x at step {i}; "
+                f"take eta <= {float(share.max()) ** -0.5:.4g}"
+            )
+        keep = sigma_s / sigma_t * left.sqrt()
+        noise = self.eta * sigma_s * share.sqrt()
+        push = alpha_s - keep * alpha_t
+        return [_Plan(times[i], keep[i], push[i], noise[i]) for i in range(len(keep))]
+
+    def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+        """One step."""
+        return _step(problem, x, plan, noise if self.stochastic else None)

@@ -1,0 +1,175 @@
+"""Noise added and taken away again: EDM's churn and Restart, around any solver with fixed steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from solvers.noise import StepNoise
+from solvers.problem import Problem, expand
+from solvers.solver import Solver, Step
+
+__all__ = ["Churn", "Restart"]
+
+
+def check_inner(name: str, solver: Solver) -> None:
+    """A solver with fixed steps that carries nothing from one step to the next."""
+    if not isinstance(solver, Solver):
+        raise TypeError(f"{name}: the solver must be a solver value such as Heun(), got {solver!r}")
+    if solver.adaptive or solver.times is not None:
+        raise ValueError(f"{name}: {solver!r} chooses its own steps; take a solver with fixed steps, Heun() say")
+    if solver.stochastic:
+        raise ValueError(f"{name}: {solver!r} adds noise itself; take a deterministic solver, Heun() say")
+    if getattr(getattr(solver, "tableau", None), "first_same_as_last", False):
+        raise ValueError(f"{name}: {solver!r} shares stages between steps, which added noise would make stale; take Heun(), say")
+
+
+class _Noised(NamedTuple):
+    ratio: Tensor
+    std: Tensor
+    inner: Any  # the plan of the step that follows
+
+
+def _path(problem: Problem, solver: Solver, points: list[Tensor]) -> list[Any]:
+    """The solver's plans for consecutive pairs (t, s) of ``points``, all coefficients at once: the pairs between are let go."""
+    return list(solver.plan(problem, torch.stack(points)))[::2]
+
+
+@dataclass(frozen=True)
+class Churn(Solver):
+    """Before each step from t, noise is added up to sigma^ = (1 + gamma) sigma: the stochastic sampler of Karras et al. 2022.
+
+    gamma = min(churn / N, sqrt(2) - 1) where sigma / alpha lies in ``between``, else 0; the added noise is multiplied by
+    ``noise`` (arXiv 2206.00364, Algorithm 2: S_churn, S_tmin, S_tmax, S_noise), and ``solver`` then steps from sigma^ to s. For any
+    linear SDE, noise being added by its own kernel, and never beyond the start of the grid. ``Churn(Heun(variable="sigma"))`` is
+    the published sampler; ``churn`` = 0 is ``solver`` itself.
+    """
+
+    solver: Solver
+    churn: float = 40.0
+    between: tuple[float, float] = (0.0, float("inf"))
+    noise: float = 1.0
+
+    stochastic = True
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        check_inner("Churn", self.solver)
+        if not 0 <= self.churn < float("inf"):
+            raise ValueError(f"Churn: churn must be a number >= 0, got {self.churn!r}")
+        if not 0 <= self.between[0] <= self.between[1]:
+            raise ValueError(
+                f"Churn: between must be (low, high), 0 <= low <= high, in units of sigma / alpha; got {self.between!r}"
+            )
+        if not 0 < self.noise < float("inf"):
+            raise ValueError(f"Churn: noise must be a positive number, got {self.noise!r}")
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """The solver's, and the kernel."""
+        return self.solver.needs | {"kernel", "semilinear:noise"}
+
+    @property
+    def order(self) -> float:  # type: ignore[override]
+        """The solver's, in the limit of small steps."""
+        return self.solver.order
+
+    @property
+    def evaluations(self) -> int:  # type: ignore[override]
+        """The solver's."""
+        return self.solver.evaluations
+
+    def plan(self, problem: Problem, times: Tensor) -> Sequence[_Noised]:
+        """Where each step starts, and the solver's plan from there."""
+        form = problem.semilinear("noise")
+        u, t = form.clock(times), times[:-1]
+        inside = (u[:-1] >= self.between[0]) & (u[:-1] <= self.between[1])
+        gamma = inside.to(torch.float64) * min(self.churn / len(t), 2**0.5 - 1)
+        above = torch.minimum((1 + gamma) * u[:-1], u[0])
+        hat = torch.where(above > u[:-1], torch.maximum(problem.time_of(-2 * above.log()), t), t)
+        ratio, std = problem.kernel(hat, t)
+        inner = _path(problem, self.solver, [time for pair in zip(hat, times[1:], strict=True) for time in pair])
+        return [_Noised(ratio[i], self.noise * std[i], inner[i]) for i in range(len(t))]
+
+    def step(self, problem: Problem, x: Tensor, plan: _Noised, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+        """Add noise, then one step of the solver."""
+        noisy = expand(plan.ratio, x) * x + expand(plan.std, x) * noise.normal("churn")
+        return self.solver.step(problem, noisy, plan.inner, noise, ())
+
+
+class _Restarted(NamedTuple):
+    inner: Any
+    again: _Noised | None  # its inner: the plans of the way back
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Restart(Solver):
+    """Solve on; at t_low add the noise of the forward process up to t_high, and solve back to t_low, ``rounds`` times.
+
+    Restart sampling (Xu et al. 2023, arXiv 2306.14878, Algorithm 2) around any deterministic ``solver`` for any linear SDE.
+    ``between`` is (t_low, t_high); the time of the grid nearest to t_low takes its place. The way back takes ``steps`` steps,
+    uniform in log(sigma / alpha). What discretization errors the solver has made above t_low, the added noise contracts.
+    """
+
+    solver: Solver
+    between: tuple[float, float]
+    rounds: int = 1
+    steps: int = 4
+
+    stochastic = True
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        check_inner("Restart", self.solver)
+        if not 0 <= self.between[0] < self.between[1]:
+            raise ValueError(f"Restart: between must be (t_low, t_high) with t_low < t_high, got {self.between!r}")
+        for name, value in (("rounds", self.rounds), ("steps", self.steps)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"Restart: {name} must be an int of at least 1, got {value!r}")
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """The solver's, and the kernel."""
+        return self.solver.needs | {"kernel", "semilinear:noise"}
+
+    @property
+    def order(self) -> float:  # type: ignore[override]
+        """The solver's."""
+        return self.solver.order
+
+    @property
+    def evaluations(self) -> int:  # type: ignore[override]
+        """Of the step that restarts."""
+        return self.solver.evaluations * (1 + self.rounds * self.steps)
+
+    def plan(self, problem: Problem, times: Tensor) -> Sequence[_Restarted]:
+        """The solver's plan, and the way back after the step that ends nearest to t_low."""
+        at = int((times[1:] - self.between[0]).abs().argmin())
+        low, high = times[at + 1], torch.tensor(self.between[1], dtype=torch.float64)
+        if not low < high <= times[0]:
+            raise ValueError(
+                f"Restart: t_high = {self.between[1]:g} must lie above {float(low):.6g}, the grid's time next to t_low, "
+                f"and not above the grid's start, {float(times[0]):.6g}"
+            )
+        ends = -2 * problem.semilinear("noise").clock(torch.stack([high, low])).log()
+        back = problem.time_of(torch.linspace(float(ends[0]), float(ends[1]), self.steps + 1, dtype=torch.float64))
+        back[0], back[-1] = high, low
+        ratio, std = problem.kernel(high, low)
+        again = _Noised(ratio, std, self.solver.plan(problem, back))
+        return [
+            _Restarted(inner, again if i == at else None, self.rounds) for i, inner in enumerate(self.solver.plan(problem, times))
+        ]
+
+    def step(self, problem: Problem, x: Tensor, plan: _Restarted, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+        """One step of the solver, and the rounds that follow it."""
+        x = self.solver.step(problem, x, plan.inner, noise, ()).x
+        for k in range(plan.rounds if plan.again is not None else 0):
+            x = expand(plan.again.ratio, x) * x + expand(plan.again.std, x) * noise.normal("churn", k)  # type: ignore[union-attr]
+            for inner in plan.again.inner:  # type: ignore[union-attr]
+                x = self.solver.step(problem, x, inner, noise, ()).x
+        return Step(x, x)

@@ -1,0 +1,380 @@
+"""Orders, laws and published formulas of the stochastic solvers and the correctors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from exact_moments import reverse_moments, slope
+from torch import Tensor
+
+import sdediff as sd
+from sdediff.reverse import Reverse
+from solvers import Solver, expand, integrate
+from solvers.noise import paired
+
+MIXTURE = sd.exact.GaussianMixture([[-1.0, 0.5], [1.0, 0.0], [0.3, -1.0]], 0.3)
+STRONG = {sd.EulerMaruyama(): 1.0, sd.StochasticHeun(): 1.0, sd.SRA1(): 1.5, sd.SRA3(): 1.5}
+WEAK = {sd.EulerMaruyama(): 1, sd.StochasticHeun(): 2, sd.SRA1(): 2, sd.SRA3(): 2, sd.Ancestral(): 1, sd.ReverseDiffusion(): 1}
+
+
+def gentle(sde: sd.LinearSDE, n: int) -> Tensor:
+    return torch.linspace(0.8 * sde.T, 0.2 * sde.T, n + 1, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class FinePath:
+    """One Brownian path on a grid of ``w`` (M, rows, d) increments and ``z`` time integrals, seen in steps of M / n intervals."""
+
+    w: Tensor
+    z: Tensor
+    length: float
+    n: int
+
+    @classmethod
+    def draw(cls, fine: int, rows: int, d: int, length: float) -> FinePath:
+        normals = torch.randn(2, fine, rows, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        w, z = paired(normals[0], normals[1], torch.tensor(length / fine, dtype=torch.float64))
+        return cls(w, z, length, fine)
+
+    def coarse(self, n: int) -> FinePath:
+        return FinePath(self.w, self.z, self.length, n)
+
+    def at(self, step: int) -> _Piece:
+        return _Piece(self, step)
+
+    def take(self, rows: Tensor) -> FinePath:
+        raise AssertionError(rows)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    path: FinePath
+    step: int
+
+    def normal(self, stream: str = "path", k: int = 0) -> Tensor:
+        raise AssertionError((stream, k))
+
+    def increment(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.pair(a, b)[0]
+
+    def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        fine = len(self.path.w)
+        part = slice(self.step * fine // self.path.n, (self.step + 1) * fine // self.path.n)
+        w, z = self.path.w[part], self.path.z[part]
+        before = w.cumsum(0) - w
+        return w.sum(0), (before * (self.path.length / fine) + z).sum(0)
+
+
+@pytest.mark.parametrize("solver", STRONG, ids=repr)
+@pytest.mark.parametrize("sde", [sd.VP(), sd.VE(0.05, 5.0), sd.RectifiedFlow()], ids=lambda s: type(s).__name__)
+def test_strong_order_on_a_mixture(sde: sd.LinearSDE, solver: Solver) -> None:
+    """One path, coarse and fine: the root mean square error over 200 samples, against the best solver on the finest grid."""
+    rows, fine = 200, 1024
+    path = FinePath.draw(fine, rows, 2, 0.6 * sde.T)
+    x = torch.randn(rows, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * float(sde.sigma(0.8 * sde.T))
+    smooth = sd.exact.GaussianMixture([[-0.5, 0.3], [0.5, 0.0], [0.2, -0.5]], 0.5)
+    problem = Reverse(smooth.model(sde), rows, 1.0)
+    exact = integrate(problem, sd.SRA3(), x, gentle(sde, fine), path).x
+    errors = []
+    for n in (64, 128, 256):
+        out = integrate(problem, solver, x, gentle(sde, n), path.coarse(n)).x
+        errors.append(float((out - exact).square().mean().sqrt()))
+    assert slope(errors) > STRONG[solver] - 0.25, errors
+
+
+FOUR = pytest.mark.parametrize("sde", ["VP", "VE", "RectifiedFlow", "user, f and g"], indirect=True)
+
+
+@FOUR
+@pytest.mark.parametrize("solver", WEAK, ids=repr)
+@pytest.mark.parametrize("stochasticity", [1.0, lambda t: 1.2 - t], ids=["1", "1.2 - t"])
+def test_weak_order_by_exact_moments(sde: sd.LinearSDE, solver: Solver, stochasticity: float) -> None:
+    errors = []
+    for n in (40, 80, 160):
+        times = gentle(sde, n)
+        mean, std = reverse_moments(sde, solver, times, mean=0.4, std=0.3, stochasticity=stochasticity)
+        true_mean, true_cov = sd.exact.Gaussian(0.4, 0.09).moments(sde, times[-1])
+        errors.append(abs(mean - float(true_mean)) + abs(std - float(true_cov) ** 0.5))
+    assert slope(errors) > WEAK[solver] - 0.25, errors
+    assert solver.order == WEAK[solver]
+
+
+def test_the_pair_of_a_path_has_its_moments() -> None:
+    """Var W = h, Var Z = h^3 / 3, Cov = h^2 / 2 with h = 0.3, of 200,000 pairs; within 6 standard errors."""
+    noise = sd.White(sd.seeds(0, 2), (100_000,), dtype=torch.float64).at(3)
+    w, z = (part.flatten() for part in noise.pair(torch.tensor(0.7), torch.tensor(0.4)))
+    h, n = 0.3, len(w)
+    for given, expected, spread in (
+        ((w * w).mean(), h, h * 2**0.5),
+        ((z * z).mean(), h**3 / 3, h**3 / 3 * 2**0.5),
+        ((w * z).mean(), h**2 / 2, (h * h**3 / 3 + h**4 / 4) ** 0.5),
+    ):
+        assert abs(float(given) - expected) < 6 * spread / n**0.5
+    torch.testing.assert_close(w.reshape(2, -1), noise.increment(torch.tensor(0.7), torch.tensor(0.4)))
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_ddim_with_eta_is_the_published_formula(sde: sd.LinearSDE, gaussian: sd.exact.Gaussian, eta: float) -> None:
+    """Song et al. 2021 (arXiv 2010.02502), eq. 12 and 16; eta = 1 is the ancestral step, in a whole run too."""
+    model, white = gaussian.model(sde), sd.White([5, 6], (2,), dtype=torch.float64)
+    t, s = (torch.tensor(share * sde.T, dtype=torch.float64) for share in (0.7, 0.6))
+    x = torch.tensor([[3.0, -2.0], [0.5, 1.0]], dtype=torch.float64)
+    (a_t, s_t), (a_s, s_s) = ((sde.alpha(r), sde.sigma(r)) for r in (t, s))
+    v = eta * s_s / s_t * (s_t**2 - (a_t / a_s * s_s) ** 2).sqrt()
+    data, eps = model.data(x, t), model.noise(x, t)
+    want = a_s * data + (s_s**2 - v**2).sqrt() * eps + v * white.at(0).normal("path")
+    out = integrate(Reverse(model, 2), sd.DDIM(eta), x, torch.stack([t, s]), white).x
+    torch.testing.assert_close(out, want, rtol=1e-10, atol=1e-10)
+    if eta == 1:
+        runs = [
+            sd.sample(model, (4, 2), solver=solver, steps=20, seed=3, last="noisy", dtype=torch.float64).x
+            for solver in (sd.DDIM(1.0), sd.Ancestral())
+        ]
+        torch.testing.assert_close(runs[0], runs[1], rtol=1e-9, atol=1e-9)
+
+
+def test_ddim_with_too_much_noise_says_how_much_is_possible() -> None:
+    model = MIXTURE.model(sd.VP())
+    with pytest.raises(ValueError, match=r"eta = 3 asks for more noise than there is in x at step 0; take eta <= 1"):
+        sd.sample(model, (2, 2), solver=sd.DDIM(3.0), steps=5, seed=0)
+    with pytest.raises(ValueError, match="eta must be a number >= 0"):
+        sd.DDIM(-1.0)
+
+
+def test_reverse_diffusion_by_songs_rule(gaussian: sd.exact.Gaussian) -> None:
+    """sde_lib.py of score_sde: x_{i-1} = (2 - sqrt(1 - beta_i)) x + beta_i score + sqrt(beta_i) z with beta_i = beta(t_i) / N."""
+    sde, n = sd.VP(), 50
+    model, white = gaussian.model(sde), sd.White([5, 6], (2,), dtype=torch.float64)
+    times = torch.linspace(1, 0, n + 1, dtype=torch.float64)[:2]
+    x = torch.tensor([[3.0, -2.0], [0.5, 1.0]], dtype=torch.float64)
+    beta = sde.beta(times[0]) / n
+    want = (2 - (1 - beta).sqrt()) * x + beta * model.score(x, times[0]) + beta.sqrt() * white.at(0).normal("path")
+    out = integrate(Reverse(model, 2, 1.0), sd.ReverseDiffusion("song"), x, times, white).x
+    torch.testing.assert_close(out, want, rtol=1e-10, atol=1e-10)
+    with pytest.raises(ValueError, match=r"needs beta h < 1, and beta h = 7.2: take 7.2 times as many steps"):
+        sd.sample(model, (2, 2), solver=sd.ReverseDiffusion("song"), grid=[1.0, 0.9, 0.5], seed=0)
+    with pytest.raises(ValueError, match="rule must be 'kernel' or 'song'"):
+        sd.ReverseDiffusion("songs")
+
+
+# -- churn and Restart --------------------------------------------------------------------------------------------------
+
+
+def test_churned_heun_is_karras_algorithm_2(gaussian: sd.exact.Gaussian) -> None:
+    """Karras et al. 2022 (arXiv 2206.00364), Algorithm 2, written out for D(x; sigma) = E[x_0 | x]."""
+    sde = sd.EDM(0.01, 20.0)
+    model, white = gaussian.model(sde), sd.White([5, 6], (2,), dtype=torch.float64)
+    grid = torch.tensor([20.0, 8.0, 3.0, 1.0, 0.3], dtype=torch.float64)
+    x = torch.tensor([[3.0, -2.0], [0.5, 1.0]], dtype=torch.float64)
+    solver = sd.Churn(sd.Heun(variable="sigma"), churn=1.2, between=(0.5, 10.0), noise=1.003)
+    out = integrate(Reverse(model, 2), solver, x, grid, white).x
+    for i in range(4):
+        t, s = grid[i], grid[i + 1]
+        gamma = min(1.2 / 4, 2**0.5 - 1) if 0.5 <= float(t) <= 10 else 0.0
+        hat = t + gamma * t
+        x = x + (hat**2 - t**2).sqrt() * 1.003 * white.at(i).normal("churn")
+        d = (x - model.data(x, hat)) / hat
+        y = x + (s - hat) * d
+        x = x + (s - hat) * (0.5 * d + 0.5 * (y - model.data(y, s)) / s)
+    torch.testing.assert_close(out, x, rtol=1e-10, atol=1e-10)
+
+
+def test_churn_of_zero_is_the_solver(sde: sd.LinearSDE) -> None:
+    model = MIXTURE.model(sde)
+    one, two = (
+        sd.sample(model, (4, 2), solver=solver, steps=8, seed=3, dtype=torch.float64).x
+        for solver in (sd.Churn(sd.Heun(), 0.0), sd.Heun())
+    )
+    torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", [sd.Churn(sd.Heun(), 30.0), sd.Restart(sd.Heun(), (0.3, 0.6), 2, 60)], ids=["churn", "restart"])
+@pytest.mark.parametrize("family", [sd.VP(), sd.VE(0.02, 10.0), sd.RectifiedFlow()], ids=lambda s: type(s).__name__)
+def test_churn_and_restart_keep_the_law(family: sd.LinearSDE, solver: Solver) -> None:
+    """Exact moments of the whole chain, from the exact law at t_max to t_min, in 200 steps uniform in log-SNR."""
+    ends = [float(family.log_snr(family.t_max)), float(family.log_snr(family.t_min))]
+    grid = family.time_of(torch.linspace(*ends, 201, dtype=torch.float64))
+    grid[0], grid[-1] = family.t_max, family.t_min
+    data = sd.exact.Gaussian(0.4, 0.09)
+    mean, cov = data.chain(family, solver, grid)
+    true_mean, true_cov = data.moments(family, family.t_min)
+    torch.testing.assert_close(mean, true_mean, rtol=0, atol=2e-3)
+    torch.testing.assert_close(cov.sqrt(), true_cov.sqrt(), rtol=5e-3, atol=0)
+
+
+def test_restart_does_what_it_says() -> None:
+    """One interval written out: step, noise up to t_high, solve back; NFE counts all of it."""
+    sde = sd.VP()
+    model, white = MIXTURE.model(sde), sd.White([5, 6], (2,), dtype=torch.float64)
+    grid = torch.tensor([0.8, 0.5, 0.2], dtype=torch.float64)
+    x = torch.tensor([[1.0, -0.5], [0.5, 1.0]], dtype=torch.float64)
+    problem = Reverse(model, 2)
+    out = integrate(problem, sd.Restart(sd.DDIM(), (0.48, 0.7), 2, 3), x, grid, white)
+    assert out.nfe.tolist() == [2 + 2 * 3] * 2
+    y = integrate(Reverse(model, 2), sd.DDIM(), x, grid[:2]).x
+    levels = torch.linspace(float(sde.log_snr(0.7)), float(sde.log_snr(0.5)), 4, dtype=torch.float64)
+    ratio, std = sde.kernel(0.7, 0.5)
+    for k in range(2):
+        y = integrate(Reverse(model, 2), sd.DDIM(), ratio * y + std * white.at(0).normal("churn", k), sde.time_of(levels)).x
+    y = integrate(Reverse(model, 2), sd.DDIM(), y, grid[1:]).x
+    torch.testing.assert_close(out.x, y, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: sd.Churn(sd.RK45()), ValueError, "chooses its own steps"),
+        (lambda: sd.Churn(sd.EulerMaruyama()), ValueError, "adds noise itself"),
+        (lambda: sd.Churn(sd.DormandPrince()), ValueError, "shares stages between steps"),
+        (lambda: sd.Churn("heun"), TypeError, "must be a solver value such as Heun"),
+        (lambda: sd.Churn(sd.Heun(), -1.0), ValueError, "churn must be a number >= 0"),
+        (lambda: sd.Churn(sd.Heun(), between=(2.0, 1.0)), ValueError, r"between must be \(low, high\)"),
+        (lambda: sd.Churn(sd.Heun(), noise=0.0), ValueError, "noise must be a positive number"),
+        (lambda: sd.Restart(sd.Heun(), (0.5, 0.2)), ValueError, r"between must be \(t_low, t_high\)"),
+        (lambda: sd.Restart(sd.Heun(), (0.2, 0.5), rounds=0), ValueError, "rounds must be an int of at least 1"),
+        (
+            lambda: sd.sample(MIXTURE.model(sd.VP()), (2, 2), solver=sd.Restart(sd.Heun(), (0.2, 1.5)), steps=10, seed=0),
+            ValueError,
+            "not above the grid's start, 1",
+        ),
+        (lambda: sd.Heun(variable="snr"), ValueError, "variable must be one of 't', 'sigma', 'log_snr'"),
+        (lambda: sd.Langevin(rule="songs"), ValueError, "rule must be 'schedule' or 'song'"),
+        (lambda: sd.MetropolisLangevin(n_steps=0), ValueError, "n_steps must be an int of at least 1"),
+        (lambda: sd.MetropolisLangevin(snr=0), ValueError, "snr must be a positive number"),
+    ],
+)
+def test_bad_arguments(make, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_heun_in_sigma_ends_with_an_euler_step_where_sigma_is_zero() -> None:
+    """NFE is 2 N - 1, as in Karras et al.'s Algorithm 1, and the result is E[x_0 | x] of the step before."""
+    sde = sd.LinearSDE(alpha=lambda t: 1.0, sigma=lambda t: t, T=10.0, t_min=0.0)
+    model = MIXTURE.model(sde)
+    x = torch.tensor([[3.0, -2.0], [0.5, 1.0]], dtype=torch.float64)
+    out = sd.sample(model, (2, 2), solver=sd.Heun(), grid=[10.0, 3.0, 1.0, 0.0], x_init=x, last="noisy", dtype=torch.float64)
+    assert out.nfe.tolist() == [5, 5]
+    before = sd.sample(model, (2, 2), solver=sd.Heun(), grid=[10.0, 3.0, 1.0], x_init=x, last="denoise", dtype=torch.float64)
+    torch.testing.assert_close(out.x, before.x, rtol=0, atol=1e-12)
+
+
+# -- correctors ----------------------------------------------------------------------------------------------------------
+
+
+def test_langevin_by_songs_rule(gaussian: sd.exact.Gaussian) -> None:
+    """sampling.py of score_sde: step = 2 (snr |z| / |score|)^2 with norms averaged over the batch."""
+    sde = sd.VE(0.02, 10.0)
+    model, white = gaussian.model(sde), sd.White([5, 6, 7], (2,), dtype=torch.float64)
+    t = torch.tensor(0.5, dtype=torch.float64)
+    x = torch.tensor([[3.0, -2.0], [0.5, 1.0], [0.1, 0.2]], dtype=torch.float64)
+    want = x
+    for k in range(2):
+        score, z = model.score(want, t), white.at(0).normal("corrector", k)
+        step = 2 * (0.16 * z.norm(dim=-1).mean() / score.norm(dim=-1).mean()) ** 2
+        want = want + step * score + (2 * step).sqrt() * z
+    out = integrate(Reverse(model, 3), sd.Langevin(0.16, 2, "song"), x, torch.stack([t + 0.1, t]), white).x
+    torch.testing.assert_close(out, want, rtol=1e-10, atol=1e-10)
+
+
+def at_one_time(solver: Solver, data: sd.exact.Law, t: float, rows: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Samples of the law at t, and what a corrector makes of them."""
+    sde = sd.VP()
+    x = sde.perturb(data.sample(rows, seed=seed), t, torch.randn(rows, 2, generator=torch.Generator().manual_seed(9)).double())
+    noise = sd.White(sd.seeds(seed, rows), (2,), dtype=torch.float64)
+    return x, integrate(Reverse(data.model(sde), rows), solver, x, torch.full((2,), t, dtype=torch.float64), noise).x
+
+
+def test_metropolis_keeps_the_law_where_langevin_does_not() -> None:
+    """12 steps of size 2 (0.8 sigma)^2 at t = 0.3 from 5,000 samples of the law: second moments within 5 standard errors
+    (Gaussian data, where Simpson's rule is exact); the unadjusted chain is off by many more."""
+    data = sd.exact.Gaussian([0.4, -0.2], [[0.3, 0.1], [0.1, 0.2]])
+    _, cov = data.moments(sd.VP(), 0.3)
+    n = 5000
+    errors = {}
+    for solver in (sd.MetropolisLangevin(0.8, 12), sd.Langevin(0.8, 12)):
+        before, after = at_one_time(solver, data, 0.3, n, 1)
+        errors[type(solver).__name__] = float(((torch.cov(after.T) - cov) / cov.diagonal().mean()).abs().max()) * (n / 2) ** 0.5
+        assert float((after - before).abs().mean()) > 0.3
+    assert errors["MetropolisLangevin"] < 5
+    assert errors["Langevin"] > 15
+
+
+def test_metropolis_on_a_mixture() -> None:
+    """Energy of the mixture's law: E log p before and after 12 adjusted steps, 5,000 samples, within 5 standard errors."""
+    before, after = at_one_time(sd.MetropolisLangevin(0.8, 12), MIXTURE, 0.1, 5000, 2)
+    log = [MIXTURE.log_prob(sd.VP(), x, 0.1) for x in (before, after)]
+    assert abs(float(log[0].mean() - log[1].mean())) < 5 * float(log[0].std()) * (2 / 5000) ** 0.5
+    _, plain = at_one_time(sd.Langevin(0.8, 12), MIXTURE, 0.1, 5000, 2)
+    assert abs(float(log[0].mean() - MIXTURE.log_prob(sd.VP(), plain, 0.1).mean())) > 10 * float(log[0].std()) * (2 / 5000) ** 0.5
+
+
+def test_metropolis_step_written_out() -> None:
+    """With the exact density in place of Simpson's rule: the same proposals are accepted (Gaussian data)."""
+    data, sde, t = sd.exact.Gaussian([0.4, -0.2], [[0.3, 0.1], [0.1, 0.2]]), sd.VP(), torch.tensor(0.3, dtype=torch.float64)
+    rows = 500
+    white = sd.White(sd.seeds(0, rows), (2,), dtype=torch.float64)
+    x = torch.randn(rows, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    out = integrate(Reverse(data.model(sde), rows), sd.MetropolisLangevin(1.0), x, torch.stack([t, t]), white)
+    assert out.nfe.tolist() == [3] * rows
+    step = 2 * sde.sigma(t) ** 2
+    z = white.at(0).normal("corrector", 0)
+    drift = lambda at: at + step * data.score(sde, at, t)  # noqa: E731
+    y = drift(x) + (2 * step).sqrt() * z
+    log_q = lambda to, start: -((to - drift(start)) ** 2).sum(1) / (4 * step)  # noqa: E731
+    log_ratio = data.log_prob(sde, y, t) + log_q(x, y) - data.log_prob(sde, x, t) - log_q(y, x)
+    uniform = torch.special.ndtr(white.at(0).normal("corrector", 1)[:, 0])
+    accept = uniform.log() < log_ratio
+    assert 0.1 < float(accept.double().mean()) < 0.95
+    torch.testing.assert_close(out.x, torch.where(accept[:, None], y, x), rtol=1e-10, atol=1e-10)
+
+
+# -- stochasticity as a function of time ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "solver", [sd.EulerMaruyama(), sd.StochasticHeun(), sd.SRA1(), sd.SRA3(), sd.ReverseDiffusion(), sd.Ancestral()], ids=repr
+)
+def test_a_constant_function_is_the_constant(sde: sd.LinearSDE, solver: Solver) -> None:
+    one, two = (
+        sd.sample(MIXTURE.model(sde), (4, 2), solver=solver, steps=12, seed=3, stochasticity=lam, dtype=torch.float64).x
+        for lam in (0.7, lambda t: 0.7 + 0 * t)
+    )
+    torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("solver", "twin"),
+    [
+        (sd.StochasticHeun(), sd.Heun(variable="t")),
+        (sd.EulerMaruyama(), sd.Euler(variable="t")),
+        (sd.Ancestral(), sd.DDIM()),
+        (sd.DDIM(0.0), sd.Euler(variable="sigma")),
+    ],
+    ids=repr,
+)
+def test_twins_at_zero(sde: sd.LinearSDE, solver: Solver, twin: Solver) -> None:
+    lam = 0.0 if solver.diffuses else None
+    out = sd.sample(
+        MIXTURE.model(sde), (4, 2), solver=solver, steps=9, seed=1, stochasticity=lam, last="noisy", dtype=torch.float64
+    )
+    expected = sd.sample(MIXTURE.model(sde), (4, 2), solver=twin, steps=9, seed=1, last="noisy", dtype=torch.float64)
+    torch.testing.assert_close(out.x, expected.x, rtol=0, atol=1e-10)
+
+
+def test_stages_of_sra_see_the_diffusion_at_their_times() -> None:
+    """dx = a x dt + g(t) dw has an exact solution on one path: SRA1 against it, written out for one step."""
+    sde = sd.LinearSDE(f=lambda t: -1.0, g=lambda t: 1 + t)
+    x = torch.tensor([[0.5]], dtype=torch.float64)
+    path = FinePath.draw(8, 1, 1, 0.25)
+    from sdediff.reverse import Forward
+
+    out = integrate(Forward(sde, 1), sd.SRA1(), x, torch.tensor([0.5, 0.75], dtype=torch.float64), path.coarse(1)).x
+    w, z = path.coarse(1).at(0).pair(torch.tensor(0.5), torch.tensor(0.75))
+    h, z = 0.25, z / 0.25
+    stage = x + 0.75 * h * (-x) + 1.5 * z * 1.75
+    want = x + h * (-x / 3 - 2 * stage / 3) + (w - z) * 1.75 + z * 1.5
+    torch.testing.assert_close(out, want, rtol=1e-12, atol=1e-12)
+    assert expand(w[:, 0], x).shape == (1, 1)
