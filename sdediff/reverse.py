@@ -146,7 +146,8 @@ class Reverse(Problem):
 
         def rate(after: Tensor) -> Tensor:
             t = low + after
-            return -0.5 * (self.stochasticity(t) * self.sde.g(t) / self.sde.sigma(t)) ** 2
+            value: Tensor = -0.5 * (self.stochasticity(t) * self.sde.g(t) / self.sde.sigma(t)) ** 2
+            return value
 
         return Integral(rate, torch.zeros_like, high - low, 0.0)
 

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sdediff import metrics
 from sdediff._extras import require
 from sdediff.data import Dataset
 
@@ -148,28 +149,14 @@ class _Classifier:
 
 
 def frechet_distance(a: _Array, b: _Array) -> float:
-    """d^2 = |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^{1/2}) between Gaussians fitted to the rows of a and b.
-
-    a (N, d), b (M, d): features, N and M at least 2; covariances are the unbiased ones. d^2, as in the Frechet inception
-    distance (Heusel et al. 2017, eq. 6). tr (C_a C_b)^{1/2} is the sum of the singular values of C_a^{1/2} C_b^{1/2}.
-    """
+    """`sdediff.metrics.frechet_distance` between features a (N, d) and b (M, d), N and M at least 2."""
     for name, value in (("a", a), ("b", b)):
         if value.ndim != 2 or len(value) < 2 or value.shape[1] != a.shape[-1]:
             got = f"a {a.shape} and b {b.shape}"
             raise ValueError(f"{got}: expected (N, d) and (M, d) with the same d and at least two rows each; reshape {name}")
         if not np.isfinite(value).all():
             raise ValueError(f"{name} has values that are NaN or inf: leave those rows out")
-    means = a.mean(axis=0) - b.mean(axis=0)
-    root_a, root_b = _root(a), _root(b)
-    overlap = np.linalg.svd(root_a @ root_b, compute_uv=False).sum()
-    return max(0.0, float(means @ means + (root_a**2).sum() + (root_b**2).sum() - 2 * overlap))
-
-
-def _root(a: _Array) -> _Array:
-    """C^{1/2}, symmetric, of the covariance C of the rows; the sum of its squared entries is tr C."""
-    values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(a, rowvar=False)))
-    root: _Array = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    return root
+    return float(metrics.frechet_distance(torch.tensor(a), torch.tensor(b)))
 
 
 def _ridge(kernel: _Array, targets: _Array) -> _Array:

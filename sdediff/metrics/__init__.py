@@ -1,0 +1,29 @@
+"""Distances between samples, two-sample tests and scores of samples: torch only, on the device of the samples, in bounded memory.
+
+Samples are x (n, *event) and y (m, *event); n and m may differ. Sums are in float64 (float32 on devices without it). Nothing
+here is differentiable or touches a global random number generator: what is random depends on ``seed`` alone.
+
+Every function returns a `Metric`, a number with its noise floor. ``floor=50`` splits the pooled sample at random into n and m
+rows 50 times: what the metric gives between samples of one law, and the p-value of the permutation test.
+"""
+
+from sdediff.metrics.classifier import classifier_two_sample_test
+from sdediff.metrics.features import InceptionScore, frechet_distance, inception_score
+from sdediff.metrics.kernels import energy_distance, mmd
+from sdediff.metrics.marginals import KolmogorovSmirnov, kolmogorov_smirnov
+from sdediff.metrics.result import Floor, Metric
+from sdediff.metrics.transport import sliced_wasserstein
+
+__all__ = [
+    "Floor",
+    "InceptionScore",
+    "KolmogorovSmirnov",
+    "Metric",
+    "classifier_two_sample_test",
+    "energy_distance",
+    "frechet_distance",
+    "inception_score",
+    "kolmogorov_smirnov",
+    "mmd",
+    "sliced_wasserstein",
+]

@@ -1,0 +1,152 @@
+"""Distances that are sums over pairs: energy distance and maximum mean discrepancy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+
+from sdediff.arguments import check_choice
+from sdediff.metrics.permutation import Statistic, check_floor, measure
+from sdediff.metrics.result import Metric
+from sdediff.metrics.samples import Pool, generator
+
+__all__ = ["energy_distance", "mmd"]
+
+_MEDIAN: Final = 2
+"""Stream of the rows between which the median distance is taken."""
+_MEDIAN_ROWS: Final = 2000
+_DIRECT: Final = 8  # up to so many coordinates, differences are as quick as a matrix product and lose no digits
+
+Kernel = Callable[[Tensor], Tensor]
+"""From distances to values of the kernel."""
+
+_KERNELS: dict[str, Kernel] = {
+    "gaussian": lambda r: (-0.5 * r.square()).exp(),
+    "laplacian": lambda r: (-r).exp(),
+    "imq": lambda r: (1 + r.square()).rsqrt(),
+}
+
+
+def energy_distance(x: Tensor, y: Tensor, *, unbiased: bool = True, floor: int = 0, seed: int = 0) -> Metric:
+    """Energy distance (squared in Székely's sense), in the units of x.
+
+    D = 2 E|X - Y| - E|X - X'| - E|Y - Y'|    >= 0, zero only for equal laws
+
+    with Euclidean norms over the flattened x (n, *event) and y (m, *event). ``unbiased=True`` averages |X - X'| over distinct
+    rows (U-statistic: mean zero for equal laws, and may be negative), ``unbiased=False`` over all pairs (V-statistic: D of the
+    empirical laws, >= 0; too large by E|X - X'| / n + E|Y - Y'| / m on average). In one dimension the V-statistic is the square of
+    ``scipy.stats.energy_distance``. ``floor``: random splits of the pooled sample. O((n + m)^2 d) operations, in blocks.
+    ValueError on samples of different shape or with NaN or inf, or of fewer than two rows.
+
+    Székely & Rizzo 2013, Energy statistics: a class of statistics based on distances.
+    """
+    check_floor(floor, seed)
+    pool = Pool.of(x, y, least=2)
+    return measure(_pair_statistic(pool, lambda r: -r, unbiased), pool, floor, seed)
+
+
+def mmd(
+    x: Tensor,
+    y: Tensor,
+    *,
+    kernel: Literal["gaussian", "laplacian", "imq"] = "gaussian",
+    bandwidth: float | Sequence[float] | None = None,
+    unbiased: bool = True,
+    floor: int = 0,
+    seed: int = 0,
+) -> Metric:
+    """Squared maximum mean discrepancy, without units.
+
+    MMD^2 = E k(X, X') + E k(Y, Y') - 2 E k(X, Y)
+
+    for the flattened x (n, *event) and y (m, *event), with r = |x - y| / bandwidth and k = exp(-r^2 / 2) (``"gaussian"``),
+    exp(-r) (``"laplacian"``) or (1 + r^2)^{-1/2} (``"imq"``, inverse multiquadric). ``bandwidth`` is in the units of x; of several
+    the kernels are averaged; by default it is the median distance of two rows of the pooled sample (of 2000 of its rows, if it
+    has more, chosen by ``seed``). ``unbiased=True`` is the U-statistic (may be negative), False the V-statistic (>= 0, too large by
+    (1 - E k(X, X')) / n + (1 - E k(Y, Y')) / m on average). ``floor``: random splits of the pooled sample. O((n + m)^2 d)
+    operations, in blocks. ValueError on samples of different shape or with NaN or inf, or of fewer than two rows.
+
+    Gretton et al. 2012, A kernel two-sample test, eq. 3 and 5.
+    """
+    check_choice("kernel", kernel, tuple(_KERNELS))
+    check_floor(floor, seed)
+    given = _check_bandwidths(bandwidth)
+    random = generator(seed, _MEDIAN)
+    pool = Pool.of(x, y, least=2)
+    widths = given or (_median_distance(pool, random),)
+    shape = _KERNELS[kernel]
+
+    def average(r: Tensor) -> Tensor:
+        total = shape(r / widths[0])
+        for width in widths[1:]:
+            total += shape(r / width)
+        return total / len(widths)
+
+    return measure(_pair_statistic(pool, average, unbiased), pool, floor, seed)
+
+
+def _pair_statistic(pool: Pool, kernel: Kernel, unbiased: bool) -> Statistic:
+    """E k(X, X') + E k(Y, Y') - 2 E k(X, Y) over the pairs of rows, for all labels at once.
+
+    With the labels l in {0, 1}^(n + m) and the matrix K of the pooled sample, the sums over pairs within x, between x and y, and
+    within y are l K l, l K 1 - l K l and 1 K 1 - 2 l K 1 + l K l; K is symmetric, and is built tile by tile.
+    """
+    n, m = pool.n, pool.m
+    own = float(kernel(torch.zeros(1, dtype=torch.float64)))  # k of a row with itself
+
+    def statistic(labels: Tensor) -> Tensor:
+        kind = pool.center.dtype
+        lKl = torch.zeros(len(labels), dtype=kind, device=labels.device)
+        K1 = torch.zeros(len(pool.rows), dtype=kind, device=labels.device)
+        tiles = list(pool.tiles())
+        for i, rows in enumerate(tiles):
+            left, label = pool.centred(rows), labels[:, rows].to(kind)
+            for j, columns in enumerate(tiles[: i + 1]):
+                K = kernel(_distances(left, left if i == j else pool.centred(columns), i == j))
+                K1[rows] += K.sum(dim=1)
+                if i != j:
+                    K1[columns] += K.sum(dim=0)
+                lKl += (1 if i == j else 2) * ((label @ K) * labels[:, columns]).sum(dim=1)
+        lK1 = torch.cat([part.to(kind) @ K1 for part in labels.split(64)])
+        xx, xy, yy = lKl, lK1 - lKl, K1.sum() - 2 * lK1 + lKl
+        return _mean(xx, n, own, unbiased) + _mean(yy, m, own, unbiased) - 2 * xy / (n * m)
+
+    return statistic
+
+
+def _mean(total: Tensor, n: int, own: float, unbiased: bool) -> Tensor:
+    """Mean over pairs of n rows, from the sum over all of them; unbiased: without those of a row with itself."""
+    return (total - n * own) / (n * (n - 1)) if unbiased else total / n**2
+
+
+def _distances(a: Tensor, b: Tensor, same: bool) -> Tensor:
+    """|a_i - b_j|, (i, j); exactly zero on the diagonal of a with itself."""
+    mode = "donot_use_mm_for_euclid_dist" if a.shape[1] <= _DIRECT else "use_mm_for_euclid_dist"
+    distances = torch.cdist(a, b, compute_mode=mode)
+    return distances.fill_diagonal_(0.0) if same else distances
+
+
+def _check_bandwidths(bandwidth: float | Sequence[float] | None) -> tuple[float, ...]:
+    """Positive numbers; none where the median is to be taken."""
+    if bandwidth is None:
+        return ()
+    widths = tuple(float(width) for width in (bandwidth if isinstance(bandwidth, Sequence) else (bandwidth,)))
+    if not widths or not all(0 < width < math.inf for width in widths):
+        raise ValueError(f"bandwidth must be a positive number or several, in the units of x, got {bandwidth!r}")
+    return widths
+
+
+def _median_distance(pool: Pool, random: torch.Generator) -> float:
+    """The median distance of two different rows; of an even number of pairs, the lower one."""
+    size = len(pool.rows)
+    rows = torch.randperm(size, generator=random)[:_MEDIAN_ROWS] if size > _MEDIAN_ROWS else torch.arange(size)
+    chosen = pool.centred(rows.to(pool.rows.device))
+    upper = torch.ones(len(rows), len(rows), dtype=torch.bool, device=chosen.device).triu(1)
+    median = float(_distances(chosen, chosen, True)[upper].median())
+    if median == 0:
+        raise ValueError("more than half of the pairs of rows are equal, so that their median distance is 0: pass bandwidth")
+    return median

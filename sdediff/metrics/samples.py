@@ -1,0 +1,126 @@
+"""The arguments of metrics: checked, pooled, and handed out in blocks of bounded size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+import solvers
+from sdediff.model import evaluating
+
+__all__ = ["ELEMENTS", "Pool", "accumulator", "apply", "blocks", "check_count", "check_sample", "check_samples", "generator"]
+
+ELEMENTS: Final = 2**20
+"""Numbers in the largest temporary tensor, about; events of more coordinates come one by one."""
+
+
+def accumulator(device: torch.device) -> torch.dtype:
+    """float64 where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def blocks(count: int, width: int) -> Iterator[slice]:
+    """Slices of ``count`` rows of ``width`` numbers, about ELEMENTS numbers each."""
+    size = max(1, ELEMENTS // max(1, width))
+    return (slice(i, min(i + size, count)) for i in range(0, count, size))
+
+
+def generator(seed: int, stream: int) -> torch.Generator:
+    """The generator on the host of one use of randomness: streams of one seed are independent."""
+    return torch.Generator().manual_seed(solvers.seeds(seed, range(stream, stream + 1))[0])
+
+
+def check_count(name: str, value: int, least: int, *, zero: bool = False) -> None:
+    """An int of at least ``least``, or 0 where that means none."""
+    if isinstance(value, bool) or not isinstance(value, int) or (value < least and not (zero and value == 0)):
+        raise ValueError(f"{name} must be {'0 (none) or ' if zero else ''}an int of at least {least}, got {value!r}")
+
+
+def check_sample(name: str, x: Tensor, least: int = 1) -> Tensor:
+    """A finite floating-point tensor (n, *event) with enough rows, detached."""
+    return _finite(name, _shaped(name, x, least))
+
+
+def check_samples(x: Tensor, y: Tensor, least: int = 1, of: str = "") -> tuple[Tensor, Tensor]:
+    """Two such samples of one shape of event on one device; ``of`` says what of x and y they are."""
+    x, y = _shaped(f"{of}x", x, least), _shaped(f"{of}y", y, least)
+    if x.shape[1:] != y.shape[1:]:
+        got = f"{of}x {tuple(x.shape)} and y {tuple(y.shape)}"
+        raise ValueError(f"{got} differ in more than their first dimension: expected (n, *event) and (m, *event)")
+    if x.device != y.device:
+        raise ValueError(f"{of}x on {x.device} and y on {y.device}: expected one device; move one of them, y.to(x.device) say")
+    return _finite(f"{of}x", x), _finite(f"{of}y", y)
+
+
+def _shaped(name: str, x: Tensor, least: int) -> Tensor:
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 1:
+        got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"{name} must be a floating-point tensor of shape (n, *event), got {got}; convert it first")
+    if len(x) < least or x[:1].numel() == 0:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}: expected at least {least} samples of at least one number")
+    return x.detach()
+
+
+def _finite(name: str, x: Tensor) -> Tensor:
+    bad = ~torch.isfinite(x).reshape(len(x), -1).all(dim=1)
+    if count := int(bad.sum()):
+        first = int(bad.int().argmax())
+        raise ValueError(
+            f"{name} has NaN or inf in {count} of {len(x)} samples, first in sample {first}: leave those out, and say so"
+        )
+    return x
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """The rows of x and then those of y, (n + m, d), as they came."""
+
+    rows: Tensor
+    n: int
+    center: Tensor
+    """Mean of the rows, (d,): distances are between centred rows, where fewer digits cancel."""
+    event: tuple[int, ...]
+
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor, least: int = 1) -> Pool:
+        """The checked samples."""
+        x, y = check_samples(x, y, least)
+        rows = torch.cat([x.reshape(len(x), -1), y.reshape(len(y), -1)])
+        total = torch.zeros(rows.shape[1], dtype=accumulator(rows.device), device=rows.device)
+        for part in blocks(*rows.shape):
+            total += rows[part].to(total.dtype).sum(dim=0)
+        return cls(rows, len(x), total / len(rows), tuple(x.shape[1:]))
+
+    @property
+    def m(self) -> int:
+        """Rows of y."""
+        return len(self.rows) - self.n
+
+    def centred(self, which: slice | Tensor) -> Tensor:
+        """Some rows less their mean, in float64."""
+        return self.rows[which].to(self.center.dtype) - self.center
+
+    def tiles(self) -> Iterator[slice]:
+        """Slices of the rows so that a matrix of two of them, and each of them, stays small."""
+        return blocks(len(self.rows), max(math.isqrt(ELEMENTS), self.rows.shape[1] // 8))
+
+
+def apply(name: str, function: Callable[[Tensor], Tensor], x: Tensor, batch_size: int) -> Tensor:
+    """(n, k): function of the rows of x in batches, without gradients; a module is in evaluation mode for as long."""
+    outputs: list[Tensor] = []
+    with torch.no_grad(), evaluating(function) if isinstance(function, nn.Module) else nullcontext():
+        for i in range(0, len(x), batch_size):
+            batch = x[i : i + batch_size]
+            value = function(batch)
+            width = value.shape[1:] if isinstance(value, Tensor) and value.ndim == 2 else None
+            if width is None or len(value) != len(batch) or (outputs and width != outputs[0].shape[1:]):
+                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"{name} returned {got} for a batch {tuple(batch.shape)}: expected ({len(batch)}, k); flatten it")
+            outputs.append(value)
+    return torch.cat(outputs)
