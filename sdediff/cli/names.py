@@ -12,17 +12,24 @@ from sdediff.names import nearest
 from sdediff.sde import VE, VP, Cosine, LinearSDE, RectifiedFlow, SubVP
 from solvers import (
     DDIM,
+    DOP853,
     RK23,
     RK45,
+    SRA1,
+    SRA3,
     Ancestral,
+    Churn,
     Euler,
     EulerMaruyama,
     Heun,
     Langevin,
+    Midpoint,
     PredictorCorrector,
     ReverseDiffusion,
     RungeKutta4,
     Solver,
+    StochasticHeun,
+    Tsit5,
 )
 
 __all__ = ["SDES", "SOLVERS", "Request", "check_device", "make_sde", "make_solver"]
@@ -53,11 +60,18 @@ SOLVERS: Final[dict[str, Callable[[Request], Solver]]] = {
     "ddpm": lambda request: DDPM.from_sde(request.sde, request.steps),
     "ddim": lambda _: DDIM(),
     "euler": lambda _: Euler(),
+    "stochastic-heun": lambda _: StochasticHeun(),
+    "sra1": lambda _: SRA1(),
+    "sra3": lambda _: SRA3(),
+    "midpoint": lambda _: Midpoint(),
     "heun": lambda _: Heun(),
+    "churn": lambda _: Churn(Heun()),
     "rk4": lambda _: RungeKutta4(),
     "ode": lambda request: RK45(rtol=request.rtol, atol=request.atol),
     "rk45": lambda request: RK45(rtol=request.rtol, atol=request.atol),
     "rk23": lambda request: RK23(rtol=request.rtol, atol=request.atol),
+    "tsit5": lambda request: Tsit5(rtol=request.rtol, atol=request.atol),
+    "dop853": lambda request: DOP853(rtol=request.rtol, atol=request.atol),
 }
 
 
