@@ -151,16 +151,22 @@ def make_times(
 
 
 def check_stochasticity(
-    solver: Solver, stochasticity: float | Callable[[Tensor], Tensor] | None
+    solver: Solver, stochasticity: float | Callable[[Tensor], Tensor] | None, times: Tensor
 ) -> float | Callable[[Tensor], Tensor]:
-    """lambda >= 0, and 0 where the solver has no noise along the path."""
+    """lambda >= 0, at all times of the grid if it is a function, and 0 where the solver has no noise along the path."""
     if stochasticity is None:
         return 1.0 if solver.diffuses else 0.0
     if not callable(stochasticity) and not 0 <= float(stochasticity) < float("inf"):
         raise ValueError(f"stochasticity must be a finite number >= 0 or a function of t, got {stochasticity!r}")
     if not solver.diffuses and (callable(stochasticity) or stochasticity != 0):
         raise ValueError(f"{type(solver).__name__} draws no noise along the path: stochasticity must be 0; EulerMaruyama takes any")
-    return stochasticity if callable(stochasticity) else float(stochasticity)
+    if not callable(stochasticity):
+        return float(stochasticity)
+    values = torch.as_tensor(stochasticity(times), dtype=torch.float64)
+    if values.shape not in (times.shape, ()) or not bool((torch.isfinite(values) & (values >= 0)).all()):
+        got = f"shape {tuple(values.shape)}" if values.shape not in (times.shape, ()) else f"{float(values.min()):.4g}"
+        raise ValueError(f"stochasticity(t) must be finite and >= 0, shaped as t, {tuple(times.shape)}; got {got}")
+    return stochasticity
 
 
 def check_condition(condition: Mapping[str, Tensor] | None, count: int) -> dict[str, Tensor]:

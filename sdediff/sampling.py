@@ -119,7 +119,7 @@ def sample(
             raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
     if solver.adaptive and max_nfe is not None and max_nfe < solver.evaluations + 2:
         raise ValueError(f"{solver!r} takes {solver.evaluations + 2} evaluations to make its first step; raise max_nfe = {max_nfe}")
-    lam = check_stochasticity(solver, stochasticity)
+    lam = check_stochasticity(solver, stochasticity, times)
     condition = check_condition(condition, shape[0])
     sample_seeds = check_seed(seed, noise, shape[0])
     if sample_seeds is not None:

@@ -128,7 +128,11 @@ def test_simulation_is_seeded_and_shows_its_path() -> None:
         (lambda: sd.simulate(DoubleWell, torch.zeros(2, 1), steps=5), TypeError, "pass an instance"),
         (lambda: sd.simulate(DoubleWell(), torch.zeros(2, 1, dtype=torch.int64), steps=5), ValueError, "x_0 must be a floating"),
         (lambda: sd.simulate(DoubleWell(), torch.zeros(2, 1), solver=sd.RK45()), ValueError, "integrates no diffusion"),
-        (lambda: sd.simulate(DoubleWell(), torch.zeros(2, 1), solver=sd.Ancestral(), steps=3), ValueError, "needs semilinear:data"),
+        (
+            lambda: sd.simulate(DoubleWell(), torch.zeros(2, 1), solver=sd.Ancestral(), steps=3),
+            ValueError,
+            "needs data, semilinear:data",
+        ),
         (lambda: sd.simulate(DoubleWell(), torch.zeros(2, 1)), ValueError, "pass steps=N"),
         (lambda: sd.simulate(DoubleWell(), torch.zeros(2, 1), grid=[1.0, 0.5]), ValueError, "the grid must rise"),
         (lambda: sd.simulate(DoubleWell(), torch.zeros(2, 1), steps=5, t_end=3.0), ValueError, r"outside \[0, T\] = \[0, 2\]"),
@@ -148,7 +152,7 @@ def test_simulation_is_seeded_and_shows_its_path() -> None:
         (
             lambda: sd.sample(stationary_model(), (2, 1), solver=sd.DDIM(), steps=5, x_init=torch.zeros(2, 1)),
             ValueError,
-            "DDIM.* needs semilinear:data, which this problem does not offer; EulerMaruyama and RK45",
+            "DDIM.* needs data, kernel, marginal, which this problem does not offer; EulerMaruyama and RK45",
         ),
         (
             lambda: sd.sample(stationary_model(), (2, 1), steps=5, x_init=torch.zeros(2, 1), last="denoise"),

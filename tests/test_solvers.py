@@ -99,10 +99,11 @@ def test_samples_have_the_mean_and_covariance_of_the_data(gaussian: sd.exact.Gau
     assert bool(((torch.cov(x.T) - cov).abs() < 5 * error).all())
 
 
+@pytest.mark.parametrize("sde", ["VP", "VE", "RectifiedFlow", "user, alpha and log_snr"], indirect=True)
 @pytest.mark.parametrize("sequence", ["predictor-first", "corrector-first"])
 def test_corrector_law_is_right_as_snr_falls(sde: sd.LinearSDE, sequence: str) -> None:
     """The excess of a Langevin chain with fixed steps is of order snr^2: it falls fourfold as snr is halved."""
-    times = gentle(sde, 400)
+    times = gentle(sde, 250)
     excess = []
     for snr in (0.4, 0.2):
         solver = sd.PredictorCorrector(sd.Ancestral(), sd.Langevin(snr=snr), sequence)  # type: ignore[arg-type]

@@ -288,27 +288,27 @@ def at_one_time(solver: Solver, data: sd.exact.Law, t: float, rows: int, seed: i
 
 
 def test_metropolis_keeps_the_law_where_langevin_does_not() -> None:
-    """12 steps of size 2 (0.8 sigma)^2 at t = 0.3 from 5,000 samples of the law: second moments within 5 standard errors
+    """12 steps of size 2 (0.8 sigma)^2 at t = 0.3 from 3,000 samples of the law: second moments within 5 standard errors
     (Gaussian data, where Simpson's rule is exact); the unadjusted chain is off by many more."""
     data = sd.exact.Gaussian([0.4, -0.2], [[0.3, 0.1], [0.1, 0.2]])
     _, cov = data.moments(sd.VP(), 0.3)
-    n = 5000
+    n = 3000
     errors = {}
     for solver in (sd.MetropolisLangevin(0.8, 12), sd.Langevin(0.8, 12)):
         before, after = at_one_time(solver, data, 0.3, n, 1)
         errors[type(solver).__name__] = float(((torch.cov(after.T) - cov) / cov.diagonal().mean()).abs().max()) * (n / 2) ** 0.5
         assert float((after - before).abs().mean()) > 0.3
     assert errors["MetropolisLangevin"] < 5
-    assert errors["Langevin"] > 15
+    assert errors["Langevin"] > 10
 
 
 def test_metropolis_on_a_mixture() -> None:
-    """Energy of the mixture's law: E log p before and after 12 adjusted steps, 5,000 samples, within 5 standard errors."""
-    before, after = at_one_time(sd.MetropolisLangevin(0.8, 12), MIXTURE, 0.1, 5000, 2)
+    """Energy of the mixture's law: E log p before and after 12 adjusted steps, 3,000 samples, within 5 standard errors."""
+    before, after = at_one_time(sd.MetropolisLangevin(0.8, 12), MIXTURE, 0.1, 3000, 2)
     log = [MIXTURE.log_prob(sd.VP(), x, 0.1) for x in (before, after)]
-    assert abs(float(log[0].mean() - log[1].mean())) < 5 * float(log[0].std()) * (2 / 5000) ** 0.5
-    _, plain = at_one_time(sd.Langevin(0.8, 12), MIXTURE, 0.1, 5000, 2)
-    assert abs(float(log[0].mean() - MIXTURE.log_prob(sd.VP(), plain, 0.1).mean())) > 10 * float(log[0].std()) * (2 / 5000) ** 0.5
+    assert abs(float(log[0].mean() - log[1].mean())) < 5 * float(log[0].std()) * (2 / 3000) ** 0.5
+    _, plain = at_one_time(sd.Langevin(0.8, 12), MIXTURE, 0.1, 3000, 2)
+    assert abs(float(log[0].mean() - MIXTURE.log_prob(sd.VP(), plain, 0.1).mean())) > 10 * float(log[0].std()) * (2 / 3000) ** 0.5
 
 
 def test_metropolis_step_written_out() -> None:
