@@ -132,7 +132,8 @@ class MetropolisLangevin(Solver):
             log_ratio = rowwise((y - x) * slope + 0.5 * (z.square() - back.square())).sum(dim=1)
             uniform = torch.special.ndtr(rowwise(noise.normal("corrector", 2 * k + 1))[:, 0])
             accept = (uniform.log() < log_ratio).reshape(-1, *(1,) * (x.ndim - 1))
-            x, score = torch.where(accept, y, x), torch.where(accept, there, score)
+            # A network that fails at the proposal must not pass for a rejection: 0 * NaN is NaN.
+            x, score = torch.where(accept, y, x) + 0.0 * slope, torch.where(accept, there, score)
         return Step(x, x)
 
 

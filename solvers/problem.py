@@ -12,6 +12,7 @@ from typing import Protocol, Self
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 __all__ = ["Monitor", "Problem", "Schedule", "Semilinear", "expand", "rowwise"]
 
@@ -58,6 +59,10 @@ class Monitor:
             self.bad[slice(None) if rows is None else rows] |= bad.cpu()
 
 
+def _as_it_is(saved: Tensor) -> Tensor:
+    return saved
+
+
 class Schedule:
     """Functions of time, evaluated once for all times that are known beforehand."""
 
@@ -82,7 +87,9 @@ class Schedule:
         if place is None:
             return function(t)
         if name not in self._rows:
-            columns = function(torch.stack(self._times))
+            # Filled once: a checkpointed step that is computed again must not miss what the first time saved here.
+            with saved_tensors_hooks(_as_it_is, _as_it_is):
+                columns = function(torch.stack(self._times))
             self._rows[name] = list(zip(*(column.unbind() for column in columns), strict=True))
         return self._rows[name][place]
 

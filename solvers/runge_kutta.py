@@ -154,30 +154,35 @@ def _error(estimates: list[Tensor]) -> Tensor:
     return fifth * fifth.abs() / torch.hypot(fifth, 0.1 * third).clamp(min=torch.finfo(fifth.dtype).tiny)
 
 
+@dataclass(frozen=True)
 class Euler(RungeKutta):
     """y_s = y + h slope(y, u_t). Order 1, one evaluation a step; in ``"sigma"`` it is `DDIM`."""
 
     tableau = EULER
 
 
+@dataclass(frozen=True)
 class Midpoint(RungeKutta):
     """The explicit midpoint rule. Order 2, two evaluations a step."""
 
     tableau = MIDPOINT
 
 
+@dataclass(frozen=True)
 class Heun(RungeKutta):
     """The explicit trapezoidal rule. Order 2, two evaluations a step; in ``"sigma"`` Karras et al.'s sampler (Algorithm 1)."""
 
     tableau = HEUN
 
 
+@dataclass(frozen=True)
 class RungeKutta4(RungeKutta):
     """The classical method of Kutta (1901). Order 4, four evaluations a step."""
 
     tableau = RK4
 
 
+@dataclass(frozen=True)
 class DormandPrince(RungeKutta):
     """Dormand and Prince's method of order 5 with fixed steps; six evaluations a step and one to start."""
 
@@ -205,6 +210,7 @@ class _Adaptive(RungeKutta):
         return self.tableau.error_order
 
 
+@dataclass(frozen=True)
 class RK45(_Adaptive):
     """Dormand-Prince 5(4), adaptive: the probability-flow sampler of Song et al. 2021 (arXiv 2011.13456, D.4).
 
@@ -216,18 +222,21 @@ class RK45(_Adaptive):
     tableau = DORMAND_PRINCE
 
 
+@dataclass(frozen=True)
 class RK23(_Adaptive):
     """Bogacki-Shampine 3(2), adaptive, as `RK45`: cheaper where tolerances are loose. Three evaluations a step."""
 
     tableau = BOGACKI_SHAMPINE
 
 
+@dataclass(frozen=True)
 class Tsit5(_Adaptive):
     """Tsitouras 5(4), adaptive, as `RK45`, with a smaller error constant. Six evaluations a step."""
 
     tableau = TSITOURAS
 
 
+@dataclass(frozen=True)
 class DOP853(_Adaptive):
     """Dormand-Prince 8(5,3), adaptive, as `RK45`: for tight tolerances. Twelve evaluations a step."""
 

@@ -177,7 +177,7 @@ class Gaussian(Normal):
             raise ValueError(f"the chain goes from noise to data: times must fall, they go from {grid[0]:g} to {grid[-1]:g}")
         if solver.times is not None and not (len(grid) == len(solver.times) and torch.allclose(grid, solver.times)):
             raise ValueError(f"{solver!r} is a discrete model with a grid of its own: pass times=solver.times")
-        lam = check_stochasticity(solver, stochasticity)
+        lam = check_stochasticity(solver, stochasticity, grid)
         rotated = Gaussian(self._split(self.mean.flatten())[0], self.variances)
         if start is None:
             alpha, sigma = sde.alpha(grid[0]), sde.sigma(grid[0])
