@@ -1,0 +1,48 @@
+"""Time of a step's normals from ``White``, where sample i depends on seed i alone, against ``torch.randn``."""
+
+from __future__ import annotations
+
+import torch
+from timing import Run, arguments, micro, race, ratios, report, shape_name
+
+from solvers import White, seeds
+
+SHAPES = {(16, 2): (64, 640), (64, 3, 32, 32): (8, 40), (512, 1, 8, 8): (64, 128)}  # and draws: multiples of White's block
+TARGET = 2.0
+
+
+def white(shape: tuple[int, ...]) -> Run:
+    numbers = seeds(0, shape[0])
+
+    def run(draws: int) -> None:
+        noise = White(numbers, shape[1:])
+        for i in range(draws):
+            noise.at(i).normal("path")
+
+    return run
+
+
+def randn(shape: tuple[int, ...]) -> Run:
+    generator = torch.Generator().manual_seed(0)
+
+    def run(draws: int) -> None:
+        for _ in range(draws):
+            torch.randn(shape, generator=generator)
+
+    return run
+
+
+def main() -> None:
+    args = arguments(__doc__ or "", rounds=40)
+    rows: list[dict[str, object]] = []
+    for shape, (few, many) in SHAPES.items():
+        times = race({"White": white(shape), "randn": randn(shape)}, few, many, args.rounds)
+        found = ratios(times["White"], times["randn"])
+        met = "yes" if found["ratio"] <= TARGET else "no"
+        shown = {"shape": shape_name(shape), "randn us": micro(times["randn"]), "White us": micro(times["White"])}
+        rows.append({**shown, **found, "target": TARGET, "met": met})
+    report("noise", rows, args)
+
+
+if __name__ == "__main__":
+    main()
