@@ -27,11 +27,3 @@ def reverse_moments(
     draws = draws_a_step * (len(times) - 1)
     problem = Reverse(data.model(sde), draws + 2, stochasticity)
     return chain_moments(problem, solver, times, float(start_mean), float(start_cov) ** 0.5, draws)
-
-
-def slope(errors: list[float], factor: float = 2.0) -> float:
-    """Order of convergence from errors on grids refined by ``factor``, by least squares in the logarithm."""
-    logs = torch.tensor(errors, dtype=torch.float64).log()
-    n = torch.arange(len(errors), dtype=torch.float64)
-    n = n - n.mean()
-    return float(-(n * logs).sum() / (n**2).sum() / torch.tensor(factor).log())

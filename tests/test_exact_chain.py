@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from exact_moments import reverse_moments, slope
+from exact_moments import reverse_moments
 from torch import Tensor
 
 import sdediff as sd
+from sdediff.testing.paths import slope
 from solvers import Problem, Solver, Step, StepNoise
 
 MEAN, COVARIANCE = torch.tensor([0.3, -0.5, 0.8], dtype=torch.float64), torch.tensor(

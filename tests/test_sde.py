@@ -6,12 +6,13 @@ import math
 
 import pytest
 import torch
-from exact_moments import chain_moments, slope
+from exact_moments import chain_moments
 from scipy.integrate import solve_ivp
 from scipy.stats import multivariate_normal
 
 import sdediff as sd
 from sdediff.reverse import Forward
+from sdediff.testing.paths import slope
 from solvers import EulerMaruyama
 
 TIMES = torch.linspace(0.02, 1.0, 40, dtype=torch.float64)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from exact_moments import chain_moments, reverse_moments, slope
+from exact_moments import chain_moments, reverse_moments
 from scipy.integrate import solve_ivp
 
 import sdediff as sd
 from sdediff.reverse import Reverse
+from sdediff.testing.paths import slope
 from solvers import Midpoint, RungeKutta, Solver, Tableau, integrate
 from solvers.tableau import BOGACKI_SHAMPINE, DOP853, DORMAND_PRINCE, TSITOURAS
 

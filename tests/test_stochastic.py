@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import torch
-from exact_moments import reverse_moments, slope
+from exact_moments import reverse_moments
 from torch import Tensor
 
 import sdediff as sd
 from sdediff.reverse import Reverse
+from sdediff.testing.paths import FinePath, slope
 from solvers import Solver, expand, integrate
-from solvers.noise import paired
 
 MIXTURE = sd.exact.GaussianMixture([[-1.0, 0.5], [1.0, 0.0], [0.3, -1.0]], 0.3)
 STRONG = {sd.EulerMaruyama(): 1.0, sd.StochasticHeun(): 1.0, sd.SRA1(): 1.5, sd.SRA3(): 1.5}
@@ -23,56 +21,12 @@ def gentle(sde: sd.LinearSDE, n: int) -> Tensor:
     return torch.linspace(0.8 * sde.T, 0.2 * sde.T, n + 1, dtype=torch.float64)
 
 
-@dataclass(frozen=True)
-class FinePath:
-    """One Brownian path on a grid of ``w`` (M, rows, d) increments and ``z`` time integrals, seen in steps of M / n intervals."""
-
-    w: Tensor
-    z: Tensor
-    length: float
-    n: int
-
-    @classmethod
-    def draw(cls, fine: int, rows: int, d: int, length: float) -> FinePath:
-        normals = torch.randn(2, fine, rows, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        w, z = paired(normals[0], normals[1], torch.tensor(length / fine, dtype=torch.float64))
-        return cls(w, z, length, fine)
-
-    def coarse(self, n: int) -> FinePath:
-        return FinePath(self.w, self.z, self.length, n)
-
-    def at(self, step: int) -> _Piece:
-        return _Piece(self, step)
-
-    def take(self, rows: Tensor) -> FinePath:
-        raise AssertionError(rows)
-
-
-@dataclass(frozen=True)
-class _Piece:
-    path: FinePath
-    step: int
-
-    def normal(self, stream: str = "path", k: int = 0) -> Tensor:
-        raise AssertionError((stream, k))
-
-    def increment(self, a: Tensor, b: Tensor) -> Tensor:
-        return self.pair(a, b)[0]
-
-    def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        fine = len(self.path.w)
-        part = slice(self.step * fine // self.path.n, (self.step + 1) * fine // self.path.n)
-        w, z = self.path.w[part], self.path.z[part]
-        before = w.cumsum(0) - w
-        return w.sum(0), (before * (self.path.length / fine) + z).sum(0)
-
-
 @pytest.mark.parametrize("solver", STRONG, ids=repr)
 @pytest.mark.parametrize("sde", [sd.VP(), sd.VE(0.05, 5.0), sd.RectifiedFlow()], ids=lambda s: type(s).__name__)
 def test_strong_order_on_a_mixture(sde: sd.LinearSDE, solver: Solver) -> None:
     """One path, coarse and fine: the root mean square error over 200 samples, against the best solver on the finest grid."""
     rows, fine = 200, 1024
-    path = FinePath.draw(fine, rows, 2, 0.6 * sde.T)
+    path = FinePath.draw(fine, (rows, 2), 0.6 * sde.T)
     x = torch.randn(rows, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * float(sde.sigma(0.8 * sde.T))
     smooth = sd.exact.GaussianMixture([[-0.5, 0.3], [0.5, 0.0], [0.2, -0.5]], 0.5)
     problem = Reverse(smooth.model(sde), rows, 1.0)
@@ -368,7 +322,7 @@ def test_stages_of_sra_see_the_diffusion_at_their_times() -> None:
     """dx = a x dt + g(t) dw has an exact solution on one path: SRA1 against it, written out for one step."""
     sde = sd.LinearSDE(f=lambda t: -1.0, g=lambda t: 1 + t)
     x = torch.tensor([[0.5]], dtype=torch.float64)
-    path = FinePath.draw(8, 1, 1, 0.25)
+    path = FinePath.draw(8, (1, 1), 0.25)
     from sdediff.reverse import Forward
 
     out = integrate(Forward(sde, 1), sd.SRA1(), x, torch.tensor([0.5, 0.75], dtype=torch.float64), path.coarse(1)).x
