@@ -112,7 +112,7 @@ def evaluate(name: str, context: Context) -> Finding:
     except Skip as reason:
         return Finding(name, "skipped", detail=str(reason))
     except Exception as error:
-        message = " ".join(str(error).split())
+        message = " ".join("; ".join([str(error), *getattr(error, "__notes__", ())]).split())
         return Finding(name, "fail", math.inf, detail=f"{type(error).__name__}: {message}", error=error)
     if not compared:
         return Finding(name, "skipped", detail="nothing to compare")
