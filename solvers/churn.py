@@ -40,33 +40,16 @@ def _path(problem: Problem, solver: Solver, points: list[Tensor]) -> list[Any]:
 
 
 @dataclass(frozen=True)
-class Churn(Solver):
-    """Before each step from t, noise is added up to sigma^ = (1 + gamma) sigma: the stochastic sampler of Karras et al. 2022.
-
-    gamma = min(churn / N, sqrt(2) - 1) where sigma / alpha lies in ``between``, else 0; the added noise is multiplied by
-    ``noise`` (arXiv 2206.00364, Algorithm 2: S_churn, S_tmin, S_tmax, S_noise), and ``solver`` then steps from sigma^ to s. For any
-    linear SDE, noise being added by its own kernel, and never beyond the start of the grid. ``Churn(Heun(variable="sigma"))`` is
-    the published sampler; ``churn`` = 0 is ``solver`` itself.
-    """
+class _Around(Solver):
+    """What Churn and Restart share: a deterministic solver with fixed steps, and noise by the forward kernel."""
 
     solver: Solver
-    churn: float = 40.0
-    between: tuple[float, float] = (0.0, float("inf"))
-    noise: float = 1.0
 
     stochastic = True
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
-        check_inner("Churn", self.solver)
-        if not 0 <= self.churn < float("inf"):
-            raise ValueError(f"Churn: churn must be a number >= 0, got {self.churn!r}")
-        if not 0 <= self.between[0] <= self.between[1]:
-            raise ValueError(
-                f"Churn: between must be (low, high), 0 <= low <= high, in units of sigma / alpha; got {self.between!r}"
-            )
-        if not 0 < self.noise < float("inf"):
-            raise ValueError(f"Churn: noise must be a positive number, got {self.noise!r}")
+        """Check the solver."""
+        check_inner(type(self).__name__, self.solver)
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
@@ -77,6 +60,33 @@ class Churn(Solver):
     def order(self) -> float:  # type: ignore[override]
         """The solver's, in the limit of small steps."""
         return self.solver.order
+
+
+@dataclass(frozen=True)
+class Churn(_Around):
+    """Before each step from t, noise is added up to sigma^ = (1 + gamma) sigma: the stochastic sampler of Karras et al. 2022.
+
+    gamma = min(churn / N, sqrt(2) - 1) where sigma / alpha lies in ``between``, else 0; the added noise is multiplied by
+    ``noise`` (arXiv 2206.00364, Algorithm 2: S_churn, S_tmin, S_tmax, S_noise), and ``solver`` then steps from sigma^ to s. For any
+    linear SDE, noise being added by its own kernel, and never beyond the start of the grid. ``Churn(Heun(variable="sigma"))`` is
+    the published sampler; ``churn`` = 0 is ``solver`` itself.
+    """
+
+    churn: float = 40.0
+    between: tuple[float, float] = (0.0, float("inf"))
+    noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        super().__post_init__()
+        if not 0 <= self.churn < float("inf"):
+            raise ValueError(f"Churn: churn must be a number >= 0, got {self.churn!r}")
+        if not 0 <= self.between[0] <= self.between[1]:
+            raise ValueError(
+                f"Churn: between must be (low, high), 0 <= low <= high, in units of sigma / alpha; got {self.between!r}"
+            )
+        if not 0 < self.noise < float("inf"):
+            raise ValueError(f"Churn: noise must be a positive number, got {self.noise!r}")
 
     @property
     def evaluations(self) -> int:  # type: ignore[override]
@@ -108,7 +118,7 @@ class _Restarted(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Restart(Solver):
+class Restart(_Around):
     """Solve on; at t_low add the noise of the forward process up to t_high, and solve back to t_low, ``rounds`` times.
 
     Restart sampling (Xu et al. 2023, arXiv 2306.14878, Algorithm 2) around any deterministic ``solver`` for any linear SDE.
@@ -116,31 +126,18 @@ class Restart(Solver):
     uniform in log(sigma / alpha). What discretization errors the solver has made above t_low, the added noise contracts.
     """
 
-    solver: Solver
     between: tuple[float, float]
     rounds: int = 1
     steps: int = 4
 
-    stochastic = True
-
     def __post_init__(self) -> None:
         """Check the arguments."""
-        check_inner("Restart", self.solver)
+        super().__post_init__()
         if not 0 <= self.between[0] < self.between[1]:
             raise ValueError(f"Restart: between must be (t_low, t_high) with t_low < t_high, got {self.between!r}")
         for name, value in (("rounds", self.rounds), ("steps", self.steps)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"Restart: {name} must be an int of at least 1, got {value!r}")
-
-    @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
-        """The solver's, and the kernel."""
-        return self.solver.needs | {"kernel", "semilinear:noise"}
-
-    @property
-    def order(self) -> float:  # type: ignore[override]
-        """The solver's."""
-        return self.solver.order
 
     @property
     def evaluations(self) -> int:  # type: ignore[override]
