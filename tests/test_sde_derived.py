@@ -407,6 +407,8 @@ class OnlyF(sd.LinearSDE):
         (lambda: sd.LinearSDE(f=lambda t: t, g=lambda t: t, t_min=2), ValueError, r"t_min must lie in \[0, T\)"),
         (lambda: sd.LinearSDE(f=lambda t: t, g=lambda t: t, t_max=2), ValueError, r"t_max must lie in \(t_min, T\]"),
         (lambda: sd.LinearSDE(f=lambda t: t, g=lambda t: t, sigma_0=-1), ValueError, "sigma_0 must be a finite number >= 0"),
+        (lambda: sd.VP().perturb(torch.zeros(3, 2), numbers(0.1, 0.2), torch.zeros(3, 2)), ValueError, "with B = 3 as in x_0"),
+        (lambda: sd.VP().perturb(torch.zeros(3, 2), 0.1, torch.zeros(2)), ValueError, r"the shape of x_0, \(3, 2\), got \(2,\)"),
         (lambda: MyVP().kernel(0.2, 0.5), ValueError, "kernel.* goes forward in time.*swap them"),
         (lambda: MyVP().alpha(torch.zeros(2, 2)), ValueError, r"t must be a number or one number a sample.*\(2, 2\)"),
         (

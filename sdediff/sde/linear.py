@@ -207,6 +207,10 @@ class LinearSDE(SDE):
     def perturb(self, x_0: Tensor, t: Tensor | float, noise: Tensor) -> Tensor:
         """x_t = alpha(t) x_0 + sigma(t) noise for clean data x_0 (B, *event) and standard normal noise of the same shape."""
         time = self.check_time(as_time(t))
+        if time.ndim and time.shape != x_0.shape[:1]:
+            raise ValueError(f"t must be a number or (B,) with B = {x_0.shape[0]} as in x_0, got shape {tuple(time.shape)}")
+        if noise.shape != x_0.shape:
+            raise ValueError(f"noise must have the shape of x_0, {tuple(x_0.shape)}, got {tuple(noise.shape)}")
         return expand(self.alpha(time), x_0) * x_0 + expand(self.sigma(time), x_0) * noise
 
     @property
