@@ -85,7 +85,7 @@ def diagnose(model: ScoreModel, x_0: Tensor, *, condition: Mapping[str, Tensor] 
             read = ScoreModel(model.net, sde, name, sigma_data=model.sigma_data, time=model.time, time_dtype=model.time_dtype)
             scaled = name == "edm"
             if scaled not in outputs:
-                outputs[scaled] = read.output(x_t, t, condition)
+                outputs[scaled] = read.evaluate(x_t, t, condition)
             a, b = read.conversion("data", t)
             wrong = combine(a, b, x_t, outputs[scaled]) - x_0
             errors[name] = float((expand(unit, wrong) * wrong.square()).mean(dtype=torch.float64))

@@ -66,6 +66,11 @@ class ScoreModel(nn.Module):
         """Where the network's parameters are; the host if it has none."""
         return next((p.device for p in self.parameters()), torch.device("cpu"))
 
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of the network's parameters; None if it has none."""
+        return next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
+
     def conversion(self, target: str, t: Tensor) -> Pair:
         """(A, B) such that ``target`` is A x + B output, for float64 host times () or (B,); not finite where there is none."""
         return conversion(self.sde, self.predicts, target, t, self.sigma_data)
@@ -81,33 +86,23 @@ class ScoreModel(nn.Module):
         p, q = PREDICTIONS[self.predicts](self.sde, t, self.sigma_data)
         return expand(p, x_0) * x_0 + expand(q, x_0) * noise
 
-    def inputs(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(scale, time) that the network is handed at float64 host times t: scale x, and its own time; both shaped as t."""
+    def inputs(self, t: Tensor, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(scale, time) shaped as float64 host times t: what states of ``dtype`` are scaled by, and the network's own time."""
         if self.predicts == "edm":
             alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
             scale = (sigma**2 + (self.sigma_data * alpha) ** 2).rsqrt()
         else:
             scale = torch.ones_like(t)
-        return scale, read_clock(self.time, self.sde, t)
-
-    def output(
-        self,
-        x: Tensor,
-        t: Tensor,
-        condition: Mapping[str, Tensor] | None = None,
-        inputs: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """The network's own output at states x (B, *event) and float64 host times t, () or (B,), in the dtype of x.
-
-        ``inputs`` are those of `inputs` at t, where they are known already.
-        """
-        scale, time = self.inputs(t) if inputs is None else inputs
-        given = expand(scale, x) * x if self.predicts == "edm" else x
-        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), x.dtype)
+        time = read_clock(self.time, self.sde, t)
         if time.is_floating_point():
-            time = time.to(x.dtype if self.time_dtype is None or x.device.type == "mps" else self.time_dtype)
+            time = time.to(dtype if self.time_dtype is None or device.type == "mps" else self.time_dtype)
+        return scale, time.to(device, non_blocking=True)
+
+    def output(self, x: Tensor, time: Tensor, condition: Mapping[str, Tensor] | None, dtype: torch.dtype) -> Tensor:
+        """The output, in the dtype of x, of a network of ``dtype`` at inputs (B, *event) and times () or (B,) as `inputs` has them."""
+        given = x if x.dtype == dtype else x.to(dtype)
         try:
-            out = self.net(given.to(dtype), time.to(x.device).expand(x.shape[0]), **(condition or {}))
+            out = self.net(given, time if time.ndim else time.expand(x.shape[0]), **(condition or {}))
         except (RuntimeError, ValueError, TypeError) as error:
             names = "".join(f", {name}" for name in condition or {})
             error.add_note(
@@ -118,7 +113,13 @@ class ScoreModel(nn.Module):
         if not isinstance(out, Tensor) or out.shape != x.shape:
             got = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"{type(out).__name__}"
             raise ValueError(f"the network must return a tensor of the shape of its input {tuple(x.shape)}, got {got}")
-        return out.to(x.dtype)
+        return out if out.dtype == x.dtype else out.to(x.dtype)
+
+    def evaluate(self, x: Tensor, t: Tensor, condition: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The network's own output at states x (B, *event) and float64 host times t, () or (B,)."""
+        scale, time = self.inputs(t, x.dtype, x.device)
+        given = expand(scale, x) * x if self.predicts == "edm" else x
+        return self.output(given, time, condition, self.dtype or x.dtype)
 
     def predict(self, target: str, x: Tensor, t: Tensor | float, condition: Mapping[str, Tensor] | None = None) -> Tensor:
         """The prediction ``target`` at (x, t), one evaluation of the network."""
@@ -129,7 +130,7 @@ class ScoreModel(nn.Module):
         a, b = self.conversion(target, time)
         if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
             raise ValueError(self.singular(target, time))
-        return combine(a, b, x, self.output(x, time, condition))
+        return combine(a, b, x, self.evaluate(x, time, condition))
 
     def score(self, x: Tensor, t: Tensor | float, **condition: Tensor) -> Tensor:
         """grad log p_t(x), (B, *event)."""

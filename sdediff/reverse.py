@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Self
+from functools import cached_property
+from typing import NoReturn, Self
 
 import torch
 from torch import Tensor
 
-from sdediff.model import ScoreModel, combine
+from sdediff.model import ScoreModel
 from sdediff.sde import SDE, LinearSDE
 from sdediff.sde.quadrature import Integral
-from solvers import Problem, expand
+from solvers import Problem
+from solvers.arithmetic import Number, weighted
+from solvers.problem import Columns
 
 __all__ = ["Forward", "Reverse"]
 
@@ -34,7 +36,10 @@ class Forward(Problem):
 
     def diffuse(self, dw: Tensor, t: Tensor) -> Tensor:
         """g(t) dw."""
-        return expand(self.sde.diffusion(t), dw) * dw
+        return weighted((self.schedule(self._size, t)[0], dw))
+
+    def _size(self, t: Tensor) -> Columns:
+        return (self.sde.diffusion(t),), ()
 
 
 class Reverse(Problem):
@@ -59,6 +64,7 @@ class Reverse(Problem):
         if self.linear:
             self.offers |= {"marginal", "kernel", "coefficients", "data", "noise", "semilinear:data", "semilinear:noise"}
         self.condition = dict(condition or {})
+        self.dtype = model.dtype
 
     def take(self, rows: Tensor) -> Self:
         """Some of the rows, with their conditions."""
@@ -72,54 +78,56 @@ class Reverse(Problem):
             return torch.as_tensor(self.lam(t), dtype=torch.float64).expand(t.shape)
         return torch.full_like(t, self.lam)
 
-    def _output(self, x: Tensor, t: Tensor) -> Tensor:
-        inputs = self.schedule("inputs", self.model.inputs, t)
-        return self.seen(x, self.model.output(x, t, self.condition, (inputs[0], inputs[1])))
+    def _columns(self, t: Tensor, quantity: str, dtype: torch.dtype, device: torch.device) -> Columns:
+        """(a, b, scale) and the network's time at times t: ``quantity`` is a x + b network(scale x, time)."""
+        a, b = self.model.conversion("score" if quantity == "drift" else quantity, t)
+        if quantity == "drift":
+            pull = -0.5 * (1 + self.stochasticity(t) ** 2) * self.sde.diffusion(t) ** 2
+            a, b = (self.sde.f(t) if self.linear else 0) + pull * a, pull * b
+        scale, time = self.model.inputs(t, dtype, device)
+        return (a, b, scale), (time,)
 
-    def _prediction(self, target: str, t: Tensor) -> tuple[Tensor, ...]:
-        """(a, b) such that ``target`` is a x + b output."""
-        pair = self.schedule(target, partial(self.model.conversion, target), t)
-        if not _finite(pair):
+    def blend(self, quantity: str, x: Tensor, t: Tensor, keep: Number, push: Number) -> Tensor:
+        """keep x + push quantity(x, t), by one pass over x and one over the network's output."""
+        a, b, scale, time = self.schedule(self._columns, t, quantity, x.dtype, x.device, rows=x.shape[0])
+        if not _finite(a + b):
+            self._refuse(quantity, t)
+        out = self.seen(x, self.model.output(weighted((scale, x)), time, self.condition, self.dtype or x.dtype))
+        if quantity == "drift" and not self.linear:
+            return weighted((keep, x), (push, self.sde.drift(x, t)), (push * b, out))
+        return weighted((keep + push * a, x), (push * b, out))
+
+    def _refuse(self, quantity: str, t: Tensor) -> NoReturn:
+        target = "score" if quantity == "drift" else quantity
+        if quantity != "drift" or not all(bool(torch.isfinite(c).all()) for c in self.model.conversion(target, t)):
             raise ValueError(self.model.singular(target, t))
-        return pair
-
-    def _pull(self, t: Tensor) -> tuple[Tensor, ...]:
-        """(a, b) such that the drift is a x + b output, and the nonlinear SDE's own drift beside it."""
-        a, b = self.model.conversion("score", t)
-        pull = -0.5 * (1 + self.stochasticity(t) ** 2) * self.sde.diffusion(t) ** 2
-        return (self.sde.f(t) if self.linear else 0) + pull * a, pull * b
+        raise ValueError(
+            f"f or g of {self.sde!r} is not finite at t = {float(t.max()):.6g}: start inside its default range, "
+            "or take the first step in data form, by DDIM or Ancestral"
+        )
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """drift - (1 + lambda^2) / 2 g^2 score, with one evaluation."""
-        a, b = self.schedule("drift", self._pull, t)
-        if not _finite((a, b)):
-            self._prediction("score", t)
-            raise ValueError(
-                f"f or g of {self.sde!r} is not finite at t = {float(t.max()):.6g}: start inside its default range, "
-                "or take the first step in data form, by DDIM or Ancestral"
-            )
-        out = expand(b, x) * self._output(x, t)
-        return out + (expand(a, x) * x if self.linear else self.sde.drift(x, t))
-
-    def diffuse(self, dw: Tensor, t: Tensor) -> Tensor:
-        """lambda g dw."""
-        (size,) = self.schedule("diffusion", lambda time: (self.stochasticity(time) * self.sde.diffusion(time),), t)
-        return expand(size, dw) * dw
+        return self.blend("drift", x, t, 0.0, 1.0)
 
     def score(self, x: Tensor, t: Tensor) -> Tensor:
         """grad log p_t(x)."""
-        a, b = self._prediction("score", t)
-        return combine(a, b, x, self._output(x, t))
+        return self.blend("score", x, t, 0.0, 1.0)
 
     def data(self, x: Tensor, t: Tensor) -> Tensor:
         """E[x_0 | x_t = x]."""
-        a, b = self._prediction("data", t)
-        return combine(a, b, x, self._output(x, t))
+        return self.blend("data", x, t, 0.0, 1.0)
 
     def noise(self, x: Tensor, t: Tensor) -> Tensor:
         """E[noise | x_t = x]."""
-        a, b = self._prediction("noise", t)
-        return combine(a, b, x, self._output(x, t))
+        return self.blend("noise", x, t, 0.0, 1.0)
+
+    def _spread(self, t: Tensor) -> Columns:
+        return (self.stochasticity(t) * self.sde.diffusion(t),), ()
+
+    def diffuse(self, dw: Tensor, t: Tensor) -> Tensor:
+        """lambda g dw."""
+        return weighted((self.schedule(self._spread, t)[0], dw))
 
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma)."""
@@ -168,8 +176,8 @@ class Reverse(Problem):
         return DataForm(self, self.sde)
 
 
-def _finite(coefficients: tuple[Tensor, ...]) -> bool:
-    return all(math.isfinite(float(c)) if c.ndim == 0 else bool(torch.isfinite(c).all()) for c in coefficients)
+def _finite(c: Number) -> bool:
+    return bool(torch.isfinite(c).all()) if isinstance(c, Tensor) else math.isfinite(c)
 
 
 @dataclass(frozen=True)

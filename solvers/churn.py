@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from solvers.arithmetic import Number, entries, weighted
 from solvers.noise import StepNoise
-from solvers.problem import Problem, expand
+from solvers.problem import Problem
 from solvers.solver import Solver, Step
 
 __all__ = ["Churn", "Restart"]
@@ -29,8 +30,8 @@ def check_inner(name: str, solver: Solver) -> None:
 
 
 class _Noised(NamedTuple):
-    ratio: Tensor
-    std: Tensor
+    ratio: Number
+    std: Number
     inner: Any  # the plan of the step that follows
 
 
@@ -103,11 +104,11 @@ class Churn(_Around):
         hat = torch.where(above > u[:-1], torch.maximum(problem.time_of(-2 * above.log()), t), t)
         ratio, std = problem.kernel(hat, t)
         inner = _path(problem, self.solver, [time for pair in zip(hat, times[1:], strict=True) for time in pair])
-        return [_Noised(ratio[i], self.noise * std[i], inner[i]) for i in range(len(t))]
+        return [_Noised(a, b, plan) for (a, b), plan in zip(entries(ratio, self.noise * std), inner, strict=True)]
 
     def step(self, problem: Problem, x: Tensor, plan: _Noised, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """Add noise, then one step of the solver."""
-        noisy = expand(plan.ratio, x) * x + expand(plan.std, x) * noise.normal("churn")
+        noisy = weighted((plan.ratio, x), (plan.std, noise.normal("churn")))
         return self.solver.step(problem, noisy, plan.inner, noise, ())
 
 
@@ -166,7 +167,7 @@ class Restart(_Around):
         """One step of the solver, and the rounds that follow it."""
         x = self.solver.step(problem, x, plan.inner, noise, ()).x
         for k in range(plan.rounds if plan.again is not None else 0):
-            x = expand(plan.again.ratio, x) * x + expand(plan.again.std, x) * noise.normal("churn", k)  # type: ignore[union-attr]
+            x = weighted((plan.again.ratio, x), (plan.again.std, noise.normal("churn", k)))  # type: ignore[union-attr]
             for inner in plan.again.inner:  # type: ignore[union-attr]
                 x = self.solver.step(problem, x, inner, noise, ()).x
         return Step(x, x)

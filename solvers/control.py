@@ -7,8 +7,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from solvers.arithmetic import expand, rowwise
 from solvers.noise import Noise, StepNoise
-from solvers.problem import Problem, expand, rowwise
+from solvers.problem import Problem
 from solvers.solution import Failure, Status
 from solvers.solver import Solver, Step
 
@@ -87,7 +88,8 @@ class FixedSteps(Control):
             raise ValueError(
                 f"{solver!r} planned {len(self.plans)} steps for a grid of {len(times) - 1}; plan() gives one entry a step"
             )
-        self.index, self.t = 0, times[0]
+        self.index = 0
+        self.silent = _NoNoise(solver)
         self.capped = False
         self.failed = torch.zeros(self.samples, dtype=torch.bool)
         self.state = solver.init(problem, x, times[0]) if self.plans else ()
@@ -102,7 +104,12 @@ class FixedSteps(Control):
 
     @property
     def noise(self) -> StepNoise:
-        return _no_noise(self.solver) if self.all_noise is None else self.all_noise.at(self.index)
+        return self.silent if self.all_noise is None else self.all_noise.at(self.index)
+
+    @property
+    def t(self) -> Tensor:  # type: ignore[override]
+        """Where the samples are."""
+        return self.times[self.index]
 
     def propose(self) -> Any:
         return self.plans[self.index]
@@ -112,8 +119,6 @@ class FixedSteps(Control):
         x = step.mean if last and self.last_mean else step.x
         self.x = self._hold_failed(x) if self.watch else x
         self.index, self.state = self.index + 1, step.state
-        self.accepted += (~self.failed).long()
-        self.t = self.times[self.index]
         return [(self.index, self.x, None)]
 
     def _hold_failed(self, x: Tensor) -> Tensor:
@@ -122,7 +127,7 @@ class FixedSteps(Control):
         for sample in torch.nonzero((~finite | network) & ~self.failed).flatten().tolist():
             status = Status.NETWORK_NOT_FINITE if network[sample] else Status.STATE_NOT_FINITE
             self.failures.append(Failure(sample, status, float(self.t)))
-            self.failed[sample] = True
+            self.failed[sample], self.accepted[sample] = True, self.index
         keep = self.failed.to(x.device).reshape(-1, *(1,) * (x.ndim - 1))
         return torch.where(keep, self.x, x)
 
@@ -133,6 +138,7 @@ class FixedSteps(Control):
             self.capped = True
 
     def result(self) -> Tensor:
+        self.accepted[~self.failed] = self.index
         return self.x
 
 
@@ -175,7 +181,7 @@ class PerSample(Control):
 
     @property
     def noise(self) -> StepNoise:
-        return _no_noise(self.solver)
+        return _NoNoise(self.solver)
 
     def _norm(self, error: Tensor, x: Tensor, y: Tensor) -> Tensor:
         scaled = rowwise(error / (self.atol + self.rtol * torch.maximum(x.abs(), y.abs())))
@@ -284,7 +290,3 @@ class _NoNoise:
 
     def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         return self.normal(), self.normal()
-
-
-def _no_noise(solver: Solver) -> StepNoise:
-    return _NoNoise(solver)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from solvers.arithmetic import rowwise
 from solvers.control import Control, FixedSteps, PerSample
 from solvers.noise import Noise
-from solvers.problem import Monitor, Problem, rowwise
+from solvers.problem import Monitor, Problem
 from solvers.solution import Failure, Solution, SolveError, Status
 from solvers.solver import Solver, Step
 
@@ -111,10 +111,10 @@ def _drive(
 
 
 def _step(solver: Solver, control: Control, options: Options) -> Step:
-    take = partial(solver.step, control.problem, plan=control.propose(), noise=control.noise, state=control.state)
+    problem, plan, noise, state = control.problem, control.propose(), control.noise, control.state
     if options.grad == "checkpoint":
-        return Step(*checkpoint(take, control.x, use_reentrant=False))
-    return take(control.x)
+        return Step(*checkpoint(lambda x: solver.step(problem, x, plan, noise, state), control.x, use_reentrant=False))
+    return solver.step(problem, control.x, plan, noise, state)
 
 
 def _solution(control: Control, frames: Tensor | None, options: Options) -> Solution:

@@ -9,8 +9,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from solvers.arithmetic import Number, entries, expand, rowwise, weighted
 from solvers.noise import StepNoise
-from solvers.problem import Problem, expand, rowwise
+from solvers.problem import Problem
 from solvers.solver import Solver, Step
 
 __all__ = ["Langevin", "MetropolisLangevin", "PredictorCorrector"]
@@ -18,8 +19,8 @@ __all__ = ["Langevin", "MetropolisLangevin", "PredictorCorrector"]
 
 class _Plan(NamedTuple):
     t: Tensor
-    step: Tensor
-    root: Tensor
+    step: Number
+    root: Number
 
 
 def _check(solver: Langevin | MetropolisLangevin) -> None:
@@ -36,7 +37,7 @@ def _plan(problem: Problem, times: Tensor, snr: float) -> list[_Plan]:
     s = times[1:]
     size = 2 * (snr * problem.marginal(s)[1]) ** 2
     root = (2 * size).sqrt()
-    return [_Plan(s[i], size[i], root[i]) for i in range(len(s))]
+    return [_Plan(time, *row) for time, row in zip(s.unbind(), entries(size, root), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,15 @@ class Langevin(Solver):
         """``n_steps`` steps at the end of the interval."""
         mean = x
         for k in range(self.n_steps):
-            score, z = problem.score(x, plan.t), noise.normal("corrector", k)
-            size, root = expand(plan.step, x), expand(plan.root, x)
+            z = noise.normal("corrector", k)
             if self.rule == "song":
+                score = problem.score(x, plan.t)
                 size = 2 * (self.snr * rowwise(z).norm(dim=1).mean() / rowwise(score).norm(dim=1).mean()) ** 2
-                root = (2 * size).sqrt()
-            mean = x + size * score
-            x = mean + root * z
+                mean = x + size * score
+                x = mean + (2 * size).sqrt() * z
+            else:
+                mean = problem.blend("score", x, plan.t, 1.0, plan.step)
+                x = weighted((1.0, mean), (plan.root, z))
         return Step(x, mean)
 
 

@@ -7,29 +7,16 @@ of shape () (all rows share one time) or (rows,) (every row has its own). States
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Protocol, Self
+from collections.abc import Callable, Hashable
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from solvers.arithmetic import Number, expand, numbers, rowwise, weighted
+
 __all__ = ["Monitor", "Problem", "Schedule", "Semilinear", "expand", "rowwise"]
-
-
-def expand(c: Tensor, x: Tensor) -> Tensor:
-    """Shape host numbers ``c``, () or (rows,), so that they multiply a state ``x`` (rows, *event).
-
-    A 0-d host tensor is left as it is: it multiplies a state on any device without a copy and without changing its dtype.
-    """
-    if c.ndim == 0:
-        return c
-    return c.to(x.dtype).to(x.device).reshape(-1, *(1,) * (x.ndim - 1))
-
-
-def rowwise(x: Tensor) -> Tensor:
-    """View a state (rows, *event) as a matrix (rows, d), for norms and checks over the event."""
-    return x.reshape(x.shape[0], -1)
 
 
 class Monitor:
@@ -59,6 +46,9 @@ class Monitor:
             self.bad[slice(None) if rows is None else rows] |= bad.cpu()
 
 
+Columns = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+
+
 def _as_it_is(saved: Tensor) -> Tensor:
     return saved
 
@@ -69,29 +59,39 @@ class Schedule:
     def __init__(self) -> None:
         self._times: list[Tensor] = []
         self._index: dict[float, int] = {}
-        self._rows: dict[str, list[tuple[Tensor, ...]]] = {}
+        self._rows: dict[Hashable, list[tuple[Any, ...]]] = {}
 
     def prepare(self, times: Tensor) -> None:
         """Make known that functions will be asked for at each of ``times`` (n,)."""
-        before = len(self._index)
-        for time in times.unbind():
-            if (key := float(time)) not in self._index:
-                self._index[key] = len(self._index)
-                self._times.append(time)
-        if len(self._index) > before:
+        new = []
+        for i, time in enumerate(times.tolist()):
+            if time not in self._index:
+                self._index[time] = len(self._index)
+                new.append(i)
+        if new:
+            self._times.append(times[new])
             self._rows.clear()
 
-    def __call__(self, name: str, function: Callable[[Tensor], tuple[Tensor, ...]], t: Tensor) -> tuple[Tensor, ...]:
-        """function(t), shaped as t; ``name`` says which function it is."""
-        place = self._index.get(float(t)) if t.ndim == 0 else None
+    def __call__(self, function: Callable[..., Columns], t: Tensor, *rest: Any, rows: int = 1) -> tuple[Any, ...]:
+        """The entry at t of the columns function(times, *rest).
+
+        ``function`` returns (coefficients, others), tuples of tensors shaped as the times. An entry has the
+        coefficients first, as floats where that loses nothing (see `numbers`); the others repeated for so many ``rows``.
+        """
+        place = self._index.get(t.item()) if t.ndim == 0 else None
         if place is None:
-            return function(t)
-        if name not in self._rows:
+            coefficients, others = function(t, *rest)
+            free = t.ndim == 0 and not any(c.requires_grad for c in coefficients)
+            return (*(map(Tensor.item, coefficients) if free else coefficients), *others)
+        key = (function, rest, rows)
+        found = self._rows.get(key)
+        if found is None:
             # Filled once: a checkpointed step that is computed again must not miss what the first time saved here.
             with saved_tensors_hooks(_as_it_is, _as_it_is):
-                columns = function(torch.stack(self._times))
-            self._rows[name] = list(zip(*(column.unbind() for column in columns), strict=True))
-        return self._rows[name][place]
+                coefficients, others = function(torch.cat(self._times), *rest)
+                columns = [*map(numbers, coefficients), *(other[:, None].expand(-1, rows).unbind() for other in others)]
+            found = self._rows[key] = list(zip(*columns, strict=True))
+        return found[place]
 
 
 class Semilinear(Protocol):
@@ -144,6 +144,13 @@ class Problem:
         """Pass an evaluation of the network, ``out`` at ``x``, through the monitor: call it once for each."""
         self.monitor.record(x, out, self.rows)
         return out
+
+    def blend(self, quantity: str, x: Tensor, t: Tensor, keep: Number, push: Number) -> Tensor:
+        """keep x + push q(x, t) with one evaluation, q the ``quantity``: ``"drift"``, ``"score"``, ``"data"`` or ``"noise"``.
+
+        Most steps are of this form. A problem whose quantities are linear in x and an output overrides it, to save passes.
+        """
+        return weighted((keep, x), (push, getattr(self, quantity)(x, t)))
 
     def take(self, rows: Tensor) -> Self:
         """The same problem for some of its rows, int64 (k,) on the host."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, NamedTuple, get_args
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from solvers.arithmetic import Number, entries, numbers, weighted
 from solvers.clock import Variable, clock
 from solvers.noise import StepNoise
-from solvers.problem import Problem, expand
+from solvers.problem import Problem
 from solvers.solver import Solver, Step
 from solvers.tableau import BOGACKI_SHAMPINE, DORMAND_PRINCE, EULER, HEUN, MIDPOINT, RK4, TSITOURAS, Tableau
 from solvers.tableau import DOP853 as DOP853_TABLEAU
@@ -21,11 +22,11 @@ __all__ = ["DOP853", "RK23", "RK45", "DormandPrince", "Euler", "Heun", "Midpoint
 
 
 class _Plan(NamedTuple):
-    variable: Variable
+    quantity: Literal["drift", "noise"]  # what is evaluated
     times: tuple[Tensor, ...]  # of each stage
-    weights: tuple[Tensor, ...] | None  # of each stage's evaluation, None: 1
-    keeps: tuple[Tensor, ...] | None  # scale of each stage and of the end over that of the start, None: 1
-    steps: tuple[Tensor, ...]  # h in the integration variable, times the scale of each stage and of the end
+    weights: tuple[Number, ...] | None  # of each stage's evaluation, None: 1
+    keeps: tuple[Number, ...] | None  # scale of each stage and of the end over that of the start, None: 1
+    steps: tuple[Number, ...]  # h in the integration variable, times the scale of each stage and of the end
     plain: bool  # an Euler step
 
 
@@ -87,63 +88,58 @@ class RungeKutta(Solver):
             stages.append(variable.time(u[:-1] + float(c) * h) if inside else starts if c < 0.5 else ends)
         for stage in stages:
             problem.prepare(stage)
+        each = zip(*(stage.unbind() for stage in stages), strict=True)
+        if name == "t":
+            return [
+                _Plan("drift", at, None, None, (step,) * (len(at) + 1), False) for at, step in zip(each, numbers(h), strict=True)
+            ]
         scales = [variable.scale(time) for time in (*stages, ends)]
-        keeps, steps = [scale / variable.scale(starts) for scale in scales], [scale * h for scale in scales]
-        weights = [variable.weight(stage) for stage in stages]
-        in_t = name == "t"
+        weights = entries(*(variable.weight(stage) for stage in stages))
+        keeps, steps = entries(*(scale / variable.scale(starts) for scale in scales)), entries(*(scale * h for scale in scales))
         plain = ((u[1:] == 0) & (name == "sigma")).reshape(len(h), -1).all(dim=1).tolist()
-        return [
-            _Plan(
-                name,
-                tuple(stage[i] for stage in stages),
-                None if in_t else tuple(weight[i] for weight in weights),
-                None if in_t else tuple(keep[i] for keep in keeps),
-                tuple(step[i] for step in steps),
-                plain[i],
-            )
-            for i in range(len(h))
-        ]
+        return [_Plan("noise", *row) for row in zip(each, weights, keeps, steps, plain, strict=True)]
 
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         """The first stage of the first step, where steps share stages."""
         if not self.tableau.first_same_as_last:
             return ()
         variable = clock(problem, self._variable(problem))
-        return (expand(variable.weight(t), x) * variable.evaluate(x, t),)
+        return (weighted((variable.weight(t), variable.evaluate(x, t))),)
 
     def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step, with the difference from the embedded methods as error."""
+        last, shares = len(plan.times), self.tableau.first_same_as_last
+        if not state and (plan.plain or last == 1):
+            push = plan.steps[last] if plan.weights is None else plan.steps[last] * plan.weights[0]
+            x_next = problem.blend(plan.quantity, x, plan.times[0], 1.0 if plan.keeps is None else plan.keeps[last], push)
+            return Step(x_next, x_next)
         a, b, errors = self._coefficients
-        evaluate = clock(problem, plan.variable).evaluate
-        last = len(plan.times)
 
         def slope(i: int, at: Tensor) -> Tensor:
-            k = evaluate(at, plan.times[i])
-            return k if plan.weights is None else expand(plan.weights[i], k) * k
+            k: Tensor = getattr(problem, plan.quantity)(at, plan.times[i])
+            return k if plan.weights is None else weighted((plan.weights[i], k))
 
         def move(i: int, weights: list[float], k: list[Tensor]) -> Tensor:
-            kept = x if plan.keeps is None else expand(plan.keeps[i], x) * x
-            return kept + expand(plan.steps[i], x) * _combine(weights, k)
+            return weighted((1.0 if plan.keeps is None else plan.keeps[i], x), *_stages(plan.steps[i], weights, k))
 
         k = [state[0] if state else slope(0, x)]
         if plan.plain:
             x_next = move(last, [1.0], k)
-            return Step(x_next, x_next, (torch.zeros_like(x),) if self.tableau.first_same_as_last else ())
+            return Step(x_next, x_next, (torch.zeros_like(x),) if shares else ())
         for i, row in enumerate(a[1:], start=1):
             x_next = move(i, row, k)
             k.append(slope(i, x_next))
-        if not self.tableau.first_same_as_last:
+        if not shares:
             x_next = move(last, b, k)
-        error = _error([expand(plan.steps[last], x) * _combine(row, k) for row in errors]) if self.adaptive else None
-        return Step(x_next, x_next, (k[-1],) if self.tableau.first_same_as_last else (), error)
+        error = _error([weighted(*_stages(plan.steps[last], row, k)) for row in errors]) if self.adaptive else None
+        return Step(x_next, x_next, (k[-1],) if shares else (), error)
 
 
-def _combine(weights: list[float], k: list[Tensor]) -> Tensor:
-    total: Tensor | None = None
-    for weight, stage in zip(weights, k, strict=True):
-        if weight:
-            total = weight * stage if total is None else torch.add(total, stage, alpha=weight)
-    return torch.zeros_like(k[0]) if total is None else total
+def _stages(step: Number, weights: list[float], k: list[Tensor]) -> list[tuple[Number, Tensor]]:
+    """The terms step w_j k_j: one pass over each where the step is a float, and one over their sum where it is not."""
+    if isinstance(step, float):
+        return [(step * weight, stage) for weight, stage in zip(weights, k, strict=True)]
+    return [(step, weighted(*zip(weights, k, strict=True)))]
 
 
 def _error(estimates: list[Tensor]) -> Tensor:

@@ -6,14 +6,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
+from solvers.arithmetic import Number, entries, numbers, weighted
 from solvers.noise import StepNoise
-from solvers.problem import Problem, expand
+from solvers.problem import Problem
 from solvers.solver import Solver, Step
 
 __all__ = ["SRA1", "SRA3", "EulerMaruyama", "ReverseDiffusion", "StochasticHeun"]
+
+
+class _Interval(NamedTuple):
+    t: Tensor
+    s: Tensor
+    h: Number
+
+
+def _intervals(problem: Problem, times: Tensor) -> list[_Interval]:
+    problem.prepare(times)
+    each = times.unbind()
+    return [_Interval(t, s, h) for t, s, h in zip(each[:-1], each[1:], numbers(times.diff(dim=0)), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -28,11 +40,14 @@ class EulerMaruyama(Solver):
     stochastic = True
     diffuses = True
 
-    def step(self, problem: Problem, x: Tensor, plan: tuple[Tensor, Tensor], noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+    def plan(self, problem: Problem, times: Tensor) -> Sequence[_Interval]:
+        """Ends and length of each interval."""
+        return _intervals(problem, times)
+
+    def step(self, problem: Problem, x: Tensor, plan: _Interval, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step."""
-        t, s = plan
-        mean = x + expand(s - t, x) * problem.drift(x, t)
-        return Step(mean + problem.diffuse(noise.increment(t, s), t), mean)
+        mean = problem.blend("drift", x, plan.t, 1.0, plan.h)
+        return Step(mean + problem.diffuse(noise.increment(plan.t, plan.s), plan.t), mean)
 
 
 @dataclass(frozen=True)
@@ -49,13 +64,18 @@ class StochasticHeun(Solver):
     diffuses = True
     evaluations = 2
 
-    def step(self, problem: Problem, x: Tensor, plan: tuple[Tensor, Tensor], noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+    def plan(self, problem: Problem, times: Tensor) -> Sequence[_Interval]:
+        """Ends and length of each interval."""
+        return _intervals(problem, times)
+
+    def step(self, problem: Problem, x: Tensor, plan: _Interval, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step."""
-        t, s = plan
-        h, dw = expand(s - t, x), noise.increment(t, s)
-        shock = 0.5 * (problem.diffuse(dw, t) + problem.diffuse(dw, s))
+        t, s, h = plan
+        dw = noise.increment(t, s)
+        shock = weighted((0.5, problem.diffuse(dw, t)), (0.5, problem.diffuse(dw, s)))
         first = problem.drift(x, t)
-        mean = x + 0.5 * h * (first + problem.drift(x + h * first + shock, s))
+        second = problem.drift(weighted((1.0, x), (h, first), (1.0, shock)), s)
+        mean = weighted((1.0, x), (0.5 * h, first), (0.5 * h, second))
         return Step(mean + shock, mean)
 
 
@@ -72,6 +92,8 @@ class _SRATableau(NamedTuple):
 class _SRAPlan(NamedTuple):
     t: Tensor
     s: Tensor
+    h: Number
+    length: Number
     drift: tuple[Tensor, ...]
     noise: tuple[Tensor, ...]
 
@@ -100,26 +122,26 @@ class _SRA(Solver):
         drift, noise = [at(c) for c in self.tableau.c], [at(d) for d in self.tableau.d]
         for stage in (*drift, *noise):
             problem.prepare(stage)
-        return [_SRAPlan(times[i], times[i + 1], tuple(r[i] for r in drift), tuple(r[i] for r in noise)) for i in range(len(h))]
+        stages = (zip(*(stage.unbind() for stage in kind), strict=True) for kind in (drift, noise))
+        return [
+            _SRAPlan(*row)
+            for row in zip(times[:-1].unbind(), times[1:].unbind(), numbers(h), numbers(h.abs()), *stages, strict=True)
+        ]
 
     def step(self, problem: Problem, x: Tensor, plan: _SRAPlan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step."""
-        tab, h = self.tableau, expand(plan.s - plan.t, x)
+        tab, h = self.tableau, plan.h
         w, z = noise.pair(plan.t, plan.s)
-        z = z / h.abs()
+        z = weighted((1.0 / plan.length, z))
         k: list[Tensor] = []
         for row, spread, time in zip(tab.a, tab.b, plan.drift, strict=True):
-            at = x
-            for weight, stage in zip(row, k, strict=True):
-                at = at + weight * h * stage if weight else at
-            for weight, when in zip(spread, plan.noise, strict=False):
-                at = at + problem.diffuse(weight * z, when) if weight else at
-            k.append(problem.drift(at, time))
-        mean = x + h * sum(weight * stage for weight, stage in zip(tab.alpha, k, strict=True) if weight)
-        shocks = [
-            problem.diffuse(b * w + c * z, when) for b, c, when in zip(tab.beta, tab.gamma, plan.noise, strict=True) if b or c
-        ]
-        return Step(mean + torch.stack(shocks).sum(dim=0), mean)
+            stages: list[tuple[Number, Tensor]] = [(weight * h, stage) for weight, stage in zip(row, k, strict=True)]
+            shocks = [(weight, problem.diffuse(z, when)) for weight, when in zip(spread, plan.noise, strict=False) if weight]
+            k.append(problem.drift(weighted((1.0, x), *stages, *shocks), time))
+        mean = weighted((1.0, x), *((weight * h, stage) for weight, stage in zip(tab.alpha, k, strict=True)))
+        ends = zip(tab.beta, tab.gamma, plan.noise, strict=True)
+        noises = [problem.diffuse(weighted((b, w), (c, z)), when) for b, c, when in ends if b or c]
+        return Step(weighted((1.0, mean), *((1.0, each) for each in noises)), mean)
 
 
 @dataclass(frozen=True)
@@ -156,9 +178,9 @@ class SRA3(_SRA):
 
 class _Kernel(NamedTuple):
     t: Tensor
-    keep: Tensor  # 2 - ratio
-    push: Tensor  # (1 + lambda^2)/2 std^2
-    noise: Tensor  # lambda std
+    keep: Number  # 2 - ratio
+    push: Number  # (1 + lambda^2)/2 std^2
+    noise: Number  # lambda std
 
 
 @dataclass(frozen=True)
@@ -204,9 +226,9 @@ class ReverseDiffusion(Solver):
             ratio, variance = left.sqrt(), g**2 * (t - s)
         lam = problem.stochasticity(t)
         push, size = 0.5 * (1 + lam**2) * variance, lam * variance.sqrt()
-        return [_Kernel(t[i], 2 - ratio[i], push[i], size[i]) for i in range(len(t))]
+        return [_Kernel(time, *row) for time, row in zip(t.unbind(), entries(2 - ratio, push, size), strict=True)]
 
     def step(self, problem: Problem, x: Tensor, plan: _Kernel, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step."""
-        mean = expand(plan.keep, x) * x + expand(plan.push, x) * problem.score(x, plan.t)
-        return Step(mean + expand(plan.noise, x) * noise.normal("path"), mean)
+        mean = problem.blend("score", x, plan.t, plan.keep, plan.push)
+        return Step(weighted((1.0, mean), (plan.noise, noise.normal("path"))), mean)

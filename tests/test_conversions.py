@@ -180,7 +180,7 @@ def test_diagnose_finds_what_is_predicted(sde: sd.LinearSDE, predicts: str) -> N
     def net(x: Tensor, t: Tensor) -> Tensor:
         t = t.double()
         if predicts == "edm":
-            x = x / truth.inputs(t)[0][:, None]
+            x = x / truth.inputs(t, x.dtype, x.device)[0][:, None]
         return truth.target(exact.data(x, t), exact.noise(x, t), t)
 
     for declared in PREDICTIONS:

@@ -222,7 +222,7 @@ def test_a_sample_that_fails_names_itself_and_spares_its_neighbours(solver: sd.R
 
 def test_a_state_that_overflows_is_told_from_a_network_that_fails() -> None:
     out = sd.sample(
-        broken(0.4, 1.0, 1e38),
+        broken(0.4, 1.0, 3e38),
         (2, 2),
         solver=SOLVER,
         steps=20,

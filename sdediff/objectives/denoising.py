@@ -91,7 +91,7 @@ class DenoisingScoreMatching:
         if noise is None:
             noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype).to(x_0.device)
         x_t = sde.perturb(x_0, time, noise)
-        error = model.output(x_t, time, condition) - model.target(x_0, noise, time)
+        error = model.evaluate(x_t, time, condition) - model.target(x_0, noise, time)
         if isinstance(self.weighting, str):
             weight = WEIGHTINGS[self.weighting](sde, time, model.sigma_data)
         else:

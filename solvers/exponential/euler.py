@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from solvers.arithmetic import Number, entries, weighted
 from solvers.noise import StepNoise
-from solvers.problem import Problem, expand
+from solvers.problem import Problem
 from solvers.solver import Solver, Step
 
 __all__ = ["DDIM", "Ancestral"]
@@ -18,14 +19,18 @@ __all__ = ["DDIM", "Ancestral"]
 
 class _Plan(NamedTuple):
     t: Tensor
-    keep: Tensor  # coefficient of x
-    push: Tensor  # coefficient of E[x_0 | x]
-    noise: Tensor
+    keep: Number  # coefficient of x
+    push: Number  # coefficient of E[x_0 | x]
+    noise: Number
+
+
+def _plans(times: Tensor, *columns: Tensor) -> list[_Plan]:
+    return [_Plan(t, *row) for t, row in zip(times[:-1].unbind(), entries(*columns), strict=True)]
 
 
 def _step(problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise | None) -> Step:
-    mean = expand(plan.keep, x) * x + expand(plan.push, x) * problem.data(x, plan.t)
-    return Step(mean if noise is None else mean + expand(plan.noise, x) * noise.normal("path"), mean)
+    mean = problem.blend("data", x, plan.t, plan.keep, plan.push)
+    return Step(mean if noise is None else weighted((1.0, mean), (plan.noise, noise.normal("path"))), mean)
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Ancestral(Solver):
         scale, clock, variance = form.scale(times), form.clock(times), form.variance(times)
         keep, push = scale[1:] / scale[:-1], scale[1:] * clock.diff(dim=0)
         noise = scale[1:] * variance.diff(dim=0).clamp(min=0).sqrt()
-        return [_Plan(times[i], keep[i], push[i], noise[i]) for i in range(len(keep))]
+        return _plans(times, keep, push, noise)
 
     def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step."""
@@ -97,7 +102,7 @@ class DDIM(Solver):
         keep = sigma_s / sigma_t * left.sqrt()
         noise = self.eta * sigma_s * share.sqrt()
         push = alpha_s - keep * alpha_t
-        return [_Plan(times[i], keep[i], push[i], noise[i]) for i in range(len(keep))]
+        return _plans(times, keep, push, noise)
 
     def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step."""
