@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import secrets
 from collections.abc import Sequence
 from typing import Final, Protocol, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from solvers.generator import fill
 from solvers.problem import expand
 
 __all__ = ["STREAMS", "Noise", "StepNoise", "White", "fresh_seed", "paired", "seeds"]
@@ -42,10 +46,21 @@ def fresh_seed() -> int:
     return secrets.randbits(48)
 
 
-def paired(z: Tensor, other: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+def paired(z: Tensor, other: Tensor, h: Tensor | float) -> tuple[Tensor, Tensor]:
     """(increment, time integral) of a Brownian path over a step h from two standard normals (Kloeden and Platen 1992, 10.4.3)."""
-    root = expand(h.abs().sqrt(), z)
+    root = _root(h, z)
     return root * z, 0.5 * root**3 * (z + other / 3**0.5)
+
+
+def _between(a: Tensor, b: Tensor) -> Tensor | float:
+    # A number where nothing is lost by it: arithmetic on 0-d tensors costs as much as on a small state.
+    if a.ndim or b.ndim or a.requires_grad or b.requires_grad:
+        return b - a
+    return float(b) - float(a)
+
+
+def _root(h: Tensor | float, z: Tensor) -> Tensor | float:
+    return expand(h.abs().sqrt(), z) if isinstance(h, Tensor) else math.sqrt(abs(h))
 
 
 class StepNoise(Protocol):
@@ -77,10 +92,14 @@ class Noise(Protocol):
 class White:
     """Independent normals for steps of a fixed grid, one seed a sample.
 
-    Float32 normals are drawn on the host by PCG64 keyed (seed, stream, k, block) and moved to the device a block of steps at a
-    time, so that the values are the same on every device. The block's length depends on the event's shape alone.
-    (torch's own CPU generator would not do: it uses 32 bits of a seed, and among 50,000 samples two would agree.)
+    Float32 normals, drawn on the host a block of steps at a time and moved to the device, so that the values are the same on every
+    device: Philox4x32-7 with the seed in its counter and (stream, k, block) as its key, then Box and Muller. The block's length
+    depends on the event's shape alone.
     """
+
+    # What can coincide: nothing, for seeds below 2^64. Philox's counter is 32 bits within the block and 96 of the seed, its key
+    # (stream, k, block): a million samples of 10^9 numbers never meet the same counter and key, and under one key Philox is a
+    # bijection. Two longer seeds are confused with probability 2^-95, any two of a million of them with 2^-56.
 
     def __init__(
         self, seeds: Sequence[int], event: Sequence[int], *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
@@ -88,8 +107,10 @@ class White:
         self.seeds = tuple(seeds)
         self.event = torch.Size(event)
         self.dtype, self.device = dtype, device
-        self.length = max(1, min(64, _BLOCK // max(1, self.event.numel())))
-        self._blocks: dict[tuple[str, int], tuple[int, Tensor]] = {}
+        length = min(64, _BLOCK // max(1, self.event.numel()))
+        self.length = max(1, length - length % 2)
+        self._rows = _words(self.seeds)
+        self._blocks: dict[tuple[str, int], tuple[int, tuple[Tensor, ...]]] = {}
 
     def at(self, step: int) -> _WhiteStep:
         """Noise of the step number ``step``."""
@@ -101,23 +122,45 @@ class White:
 
     def normal(self, step: int, stream: str, k: int) -> Tensor:
         """Standard normal (rows, *event) of the key (step, stream, k)."""
-        number, within = divmod(step, self.length)
+        # The prior is one draw a solve, so its block is one step long.
+        length = 1 if stream == "prior" else self.length
+        number, within = divmod(step, length)
         held = self._blocks.get((stream, k))
         if held is None or held[0] != number:
-            held = (number, self._draw(stream, k, number))
+            held = (number, self._draw(stream, k, number, length))
             self._blocks[stream, k] = held
         return held[1][within]
 
-    def _draw(self, stream: str, k: int, number: int) -> Tensor:
-        # The prior is one draw a solve, so its block is one step long.
-        length = 1 if stream == "prior" else self.length
-        block = np.empty((len(self.seeds), length, self.event.numel()), dtype=np.float32)
-        for row, seed in zip(block, self.seeds, strict=True):
-            generator = np.random.Generator(np.random.PCG64((seed, STREAMS[stream], k, number)))
-            generator.standard_normal(out=row, dtype=np.float32)
-        # Step first, so that a step reads one contiguous piece.
-        steps = torch.from_numpy(block).transpose(0, 1).contiguous().to(self.dtype).to(self.device)
-        return steps.reshape(length, len(self.seeds), *self.event)
+    def _draw(self, stream: str, k: int, number: int, length: int) -> tuple[Tensor, ...]:
+        if not (0 <= number < 2**32 and 0 <= k < 2**24):
+            raise ValueError(f"step and k must not be negative, nor so large: block {number} of steps, k = {k}")
+        rows, size = len(self.seeds), self.event.numel()
+        # Normals come in pairs of pairs. The halves are the first and the second steps of the block, or of the one event.
+        if length > 1:
+            width = size + size % 2
+            block = np.empty((length, rows, width), np.float32)
+            halves = block.reshape(2, length // 2, rows, width)
+        else:
+            width = 4 * -(-size // 4)
+            block = np.empty((1, rows, width), np.float32)
+            halves = block.reshape(1, rows, 2, width // 2).transpose(2, 0, 1, 3)
+        if block.size:
+            fill(halves, self._rows, (number, STREAMS[stream] << 24 | k))
+        steps = torch.from_numpy(block)[..., :size].contiguous().to(self.dtype).to(self.device)
+        return steps.reshape(length, rows, *self.event).unbind()
+
+
+def _words(seeds: Sequence[int]) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
+    """Three words of 32 bits a seed: a seed below 2^64 as it is, a longer one hashed, with the first bit set."""
+    if any(seed < 0 for seed in seeds):
+        raise ValueError("seeds must not be negative")
+    long = {i: seed for i, seed in enumerate(seeds) if seed >= 2**64}
+    low = np.array([0 if i in long else seed for i, seed in enumerate(seeds)] if long else seeds, np.uint64)
+    tag, mask = np.zeros(len(seeds), np.uint64), np.uint64(2**32 - 1)
+    for i, seed in long.items():
+        digest = hashlib.blake2b(seed.to_bytes(-(-seed.bit_length() // 8), "little"), digest_size=12).digest()
+        low[i], tag[i] = int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little") | 2**31
+    return tag, low & mask, low >> np.uint64(32)
 
 
 class _WhiteStep:
@@ -129,7 +172,7 @@ class _WhiteStep:
 
     def increment(self, a: Tensor, b: Tensor) -> Tensor:
         z = self.normal("path")
-        return z * expand((b - a).abs().sqrt(), z)
+        return z * _root(_between(a, b), z)
 
     def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        return paired(self.normal("path"), self.normal("path", 1), b - a)
+        return paired(self.normal("path"), self.normal("path", 1), _between(a, b))

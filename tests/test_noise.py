@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
-from scipy.stats import kstest
+from scipy.special import ndtri
+from scipy.stats import chi2, kstest
 
 import sdediff as sd
-from solvers import White
-from solvers.noise import STREAMS
+from solvers import White, generator
+from solvers.noise import STREAMS, paired
+
+# Counter, key and result: kat_vectors of Random123 (https://github.com/DEShawResearch/random123).
+KNOWN = """
+00000000 00000000 00000000 00000000 00000000 00000000 5f6fb709 0d893f64 4f121f81 4f730a48
+ffffffff ffffffff ffffffff ffffffff ffffffff ffffffff 5207ddc2 45165e59 4d8ee751 8c52f662
+243f6a88 85a308d3 13198a2e 03707344 a4093822 299f31d0 4dfccaba 190a87f0 c47362ba b6b5242a
+"""
+TOP = 2**32 - 1
+PINNED = """
+-0x1.9fb10c0000000p-3 0x1.5fd0820000000p+0 0x1.9911c80000000p-1 0x1.7ceb180000000p-1 0x1.93ce600000000p+0 0x1.4816d60000000p-3
+""".split()
+CHECKSUM = -1832542373474
 
 
 def test_seeds_of_shards_agree_and_differ() -> None:
@@ -57,6 +72,192 @@ def test_values_are_standard_normal() -> None:
     white = White(sd.seeds(0, 500), (4,))
     values = torch.cat([white.at(i).normal().flatten() for i in range(0, 200, 2)])
     assert kstest(values.numpy(), "norm").pvalue > 1e-6
+
+
+def philox(c0, c1, c2, c3, key: tuple[int, int]) -> np.ndarray:
+    """The four words, (4, n)."""
+    counter = [np.array(word, np.uint64).reshape(-1) for word in (c0, c1, c2, c3)]
+    out = np.empty((2, max(map(len, counter))), np.uint64)
+    generator.philox(*counter, generator.schedule(key), out, np.empty_like(out))
+    return np.stack([out[0] >> np.uint64(32), out[0] & np.uint64(TOP), out[1] >> np.uint64(32), out[1] & np.uint64(TOP)])
+
+
+@pytest.mark.parametrize("line", KNOWN.split("\n")[1:-1])
+def test_the_generator_is_philox(line: str) -> None:
+    words = [int(word, 16) for word in line.split()]
+    assert philox(*words[:4], tuple(words[4:6]))[:, 0].tolist() == words[6:]
+    # A batch with words that differ gives what each counter gives alone.
+    batch = philox([1, words[0]], [2, words[1]], [3, words[2]], [4, words[3]], tuple(words[4:6]))
+    assert batch[:, 1].tolist() == words[6:]
+    assert batch[:, 0].tolist() == philox(1, 2, 3, 4, tuple(words[4:6]))[:, 0].tolist()
+
+
+@pytest.mark.parametrize("place", range(6), ids=["c0", "c1", "c2", "c3", "k0", "k1"])
+def test_every_bit_depends_on_every_word(place: int) -> None:
+    """Neighbouring numbers in one word: 2^15 results, each of 128 bits set in half of them and changed in half of the next, the
+    same for neighbouring bits; 3 x 128 normal deviations, none beyond 6.5: chance 3e-8."""
+    n = 2**15
+    if place < 4:
+        words = philox(*(np.arange(n) if i == place else 7 * i for i in range(4)), (1, 2))
+    else:
+        n = 2**11
+        keys = [(i, 5) if place == 4 else (5, i) for i in range(n)]
+        words = np.concatenate([philox(1, 2, 3, 4, key) for key in keys], axis=1)
+    bits = np.unpackbits(words.astype("<u4").T.copy().view(np.uint8), axis=1)
+    assert bits.shape == (n, 128)
+    for each in (bits, bits[1:] ^ bits[:-1], bits ^ np.roll(bits, 1, axis=1)):
+        deviation = (each.mean(axis=0) - 0.5) * 2 * len(each) ** 0.5
+        assert np.abs(deviation).max() < 6.5
+
+
+def box_muller(words: np.ndarray) -> np.ndarray:
+    """Normals (2, n) in float32 from the words (2, n)."""
+    s = np.empty((5, words.shape[1]), np.float32)
+    generator._box_muller(words.copy(), s)
+    return s[:2] * s[3:]
+
+
+def test_normals_are_box_and_muller_of_the_words() -> None:
+    words = np.random.default_rng(0).integers(0, 2**32, (2, 100_001), dtype=np.uint32)
+    # What float32 rounds near u = 1 included: the largest 31 bits, and powers of 2.
+    words[0, :4000] |= 0x7FFFF000
+    words[0, 4000:4032] = 2 ** np.arange(32, dtype=np.uint32)
+    u = 1 - (((words[0] & 0x7FFFFFFF).astype(np.float64) // 2) + 0.5) / 2**30
+    r = np.sqrt(-2 * np.log(u)) * np.where(words[0] >> 31, -1, 1)
+    angle = np.pi / 2 * words[1].view(np.int32) / 2**31
+    expected = np.stack([r * np.cos(angle), r * np.sin(angle)])
+    # Near u = 1 float32 holds u to 6e-8, and the radius to the root of that.
+    small = np.abs(r) < 0.01
+    assert np.abs(box_muller(words) - expected)[:, ~small].max() < 1e-5
+    assert np.abs(box_muller(words) - expected)[:, small].max() < 4e-4
+
+
+def test_no_word_gives_an_infinite_or_lopsided_normal() -> None:
+    """The ends of both words: finite, up to 6.5 standard deviations on both sides, and the sign bit turns both numbers round."""
+    ends = [0, 1, 2, 2**30, 2**31 - 2, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 2, 2**32 - 1]
+    words = np.array(list(itertools.product(ends, ends)), np.uint32).T
+    values = box_muller(words)
+    assert np.isfinite(values).all()
+    assert values.min() < -6.5
+    assert values.max() > 6.5
+    words[0] ^= 2**31
+    assert np.array_equal(box_muller(words), -values)
+
+
+def test_tails_and_middle_have_their_share() -> None:
+    """Chi-square of 4,194,304 values on 40 bins, the outermost beyond 4.5 standard deviations (7.1 expected on each side);
+    false alarm 1e-6."""
+    white = White(sd.seeds(3, 1024), (64,))
+    edges = np.concatenate([[-4.5, -4.0, -3.5, -3.0], ndtri(np.linspace(0.005, 0.995, 33)), [3.0, 3.5, 4.0, 4.5]])
+    counts = np.zeros(len(edges) + 1)
+    for i in range(64):
+        counts += np.bincount(np.searchsorted(edges, white.at(i).normal().flatten().numpy()), minlength=len(counts))
+    share = np.diff([0.0, *(0.5 * math.erfc(-float(e) / 2**0.5) for e in edges), 1.0])
+    expected = counts.sum() * share
+    assert chi2.sf(((counts - expected) ** 2 / expected).sum(), len(counts) - 1) > 1e-6
+
+
+def test_neighbours_are_independent() -> None:
+    """Draws of 4096 numbers from keys that differ in one part, shifted by up to four elements too: no correlation of the values, of
+    their squares or of one with the other's square. 48,000 pairs beyond 8 standard deviations; squares have heavier tails than
+    normals, and a sum of 4096 such products goes there with a chance near 1e-11: in all 1e-6."""
+    event, n = (4096,), 4096
+    keys = [(seed, step, stream, k) for seed in (0, 1, 2**32) for step in (0, 1, 2) for stream in ("path", "churn") for k in (0, 1)]
+    keys += [(2**64 + i, 0, "path", 0) for i in (0, 1)] + [(0, 0, "prior", 0)]
+    draws = [White([seed], event).at(step).normal(stream, k)[0] for seed, step, stream, k in keys]
+    x = torch.stack([torch.roll(draw, shift) for draw in draws for shift in (0, 1, 2, 4)])
+    x = torch.cat([x, (x**2 - 1) / 2**0.5]).double()
+    gram = x @ x.T / n**0.5
+    same = torch.eye(len(x) // 2, dtype=torch.bool).repeat(2, 2)  # a draw and its own square are no two draws
+    assert float(gram[~same].abs().max()) < 8
+
+
+@pytest.mark.parametrize("event", [(), (1,), (2,), (3,), (7,), (5, 5), (4096,), (4097,), (3, 40, 40)], ids=str)
+def test_a_sample_is_the_same_in_any_batch(event: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = [*sd.seeds(1, 20), 2**70 + 1, 2**200]
+    white = White(seeds, event)
+    steps = (0, white.length - 1, white.length, 3 * white.length)
+    whole = {(i, stream): white.at(i).normal(stream) for i in steps for stream in ("prior", "path")}
+    assert all(draw.shape == (22, *event) for draw in whole.values())
+    order = torch.randperm(22, generator=torch.Generator().manual_seed(0))[:9]
+    monkeypatch.setattr(generator, "_CHUNK", 60)  # and however the work is cut
+    parts = [white.take(order), White([seeds[i] for i in order], event)]
+    for part, (i, stream) in itertools.product(parts, whole):
+        assert torch.equal(part.at(i).normal(stream), whole[i, stream][order])
+
+
+def test_all_numbers_of_a_block_differ() -> None:
+    """Of 64 steps, 40 seeds and 5 elements no float32 comes in two places by a slip: 12,800 numbers, 20 to 40 agree by chance."""
+    white = White([*range(38), 2**64, 2**64 + 1], (5,))
+    values = torch.cat([white.at(i).normal().flatten() for i in range(65)])
+    assert len(values.unique()) > len(values) - 100
+
+
+def test_the_values_are_these() -> None:
+    """On every machine and with every version of torch and numpy: only sums, products, quotients and roots are rounded."""
+    found = White([0, 2**32 + 1, 10**30], (2,)).at(64).normal("corrector", 3)
+    assert [value.hex() for value in found.flatten().tolist()] == PINNED
+    assert int(White(range(100), (999,)).at(5).normal().view(torch.int32).sum()) == CHECKSUM
+
+
+def test_threads_and_global_generators_play_no_part() -> None:
+    threads, state, legacy = torch.get_num_threads(), torch.get_rng_state(), np.random.get_state()[1].tolist()
+    try:
+        torch.set_num_threads(1)
+        one = White(range(300), (40,)).at(7).normal()
+        torch.set_num_threads(3)
+        assert torch.equal(White(range(300), (40,)).at(7).normal(), one)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert np.random.get_state()[1].tolist() == legacy
+
+
+def test_long_seeds_are_kept_in_full() -> None:
+    seeds = [5, 2**32 + 5, 2**63 + 5, 2**64 + 5, 2**65 + 5, 2**96 + 5, 2**128 + 5, 2**1000 + 5, 5 * 2**64, 2**1000]
+    assert len({tuple(row) for row in White(seeds, (6,)).at(0).normal().tolist()}) == len(seeds)
+
+
+@pytest.mark.parametrize(("step", "k"), [(-1, 0), (0, -1), (0, 2**24), (64 * 2**32, 0)])
+def test_keys_out_of_range(step: int, k: int) -> None:
+    with pytest.raises(ValueError, match="step and k must"):
+        White([0], (2,)).at(step).normal("path", k)
+
+
+def test_negative_seed() -> None:
+    with pytest.raises(ValueError, match="seeds must not be negative"):
+        White([3, -1], (2,))
+
+
+def test_a_draw_that_is_kept_does_not_change() -> None:
+    white = White([1, 2], (3,))
+    kept = white.at(0).normal()
+    before = kept.clone()
+    for i in range(200):
+        white.at(i).normal()
+    assert torch.equal(kept, before)
+
+
+def test_increments_carry_gradients_to_the_times() -> None:
+    step = White([3, 4], (2,), dtype=torch.float64).at(5)
+    times = torch.tensor([0.7, 0.3], dtype=torch.float64, requires_grad=True)
+
+    def numbers(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return step.increment(a, b), *step.pair(a, b)
+
+    with_gradient = numbers(*times)
+    without = numbers(*times.detach())
+    for draw, plain in zip(with_gradient, without, strict=True):
+        assert not plain.requires_grad
+        torch.testing.assert_close(draw, plain, rtol=1e-14, atol=0)
+        (gradient,) = torch.autograd.grad(draw.sum(), times, retain_graph=True)
+        # An increment goes with h^(1/2), its integral with h^(3/2).
+        power = 1.5 if draw is with_gradient[2] else 0.5
+        expected = power * plain.sum() / 0.4 * torch.tensor([1.0, -1.0], dtype=torch.float64)
+        torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=0)
+    assert torch.autograd.gradcheck(numbers, tuple(times))
+    rows = paired(step.normal(), step.normal("path", 1), torch.tensor([0.4, -0.4], dtype=torch.float64))
+    torch.testing.assert_close(rows, without[1:], rtol=1e-14, atol=0)
 
 
 def test_increment_has_the_variance_of_its_interval() -> None:
