@@ -99,7 +99,8 @@ class ScoreModel(nn.Module):
         return scale, time.to(device, non_blocking=True)
 
     def output(self, x: Tensor, time: Tensor, condition: Mapping[str, Tensor] | None, dtype: torch.dtype) -> Tensor:
-        """The output, in the dtype of x, of a network of ``dtype`` at inputs (B, *event) and times () or (B,) as `inputs` has them."""
+        """The output, in the dtype of x, of a network of ``dtype`` at inputs (B, *event) and times () or (B,) as `inputs` has
+        them."""
         given = x if x.dtype == dtype else x.to(dtype)
         try:
             out = self.net(given, time if time.ndim else time.expand(x.shape[0]), **(condition or {}))

@@ -87,6 +87,11 @@ class Reverse(Problem):
         scale, time = self.model.inputs(t, dtype, device)
         return (a, b, scale), (time,)
 
+    @property
+    def constant_stochasticity(self) -> float | None:
+        """lambda, unless it is a function."""
+        return None if callable(self.lam) else float(self.lam)
+
     def blend(self, quantity: str, x: Tensor, t: Tensor, keep: Number, push: Number) -> Tensor:
         """keep x + push quantity(x, t), by one pass over x and one over the network's output."""
         a, b, scale, time = self.schedule(self._columns, t, quantity, x.dtype, x.device, rows=x.shape[0])
@@ -132,6 +137,11 @@ class Reverse(Problem):
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma)."""
         return self.sde.alpha(t), self.sde.sigma(t)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """The SDE's."""
+        found: Tensor = self.sde.log_snr(t)
+        return found
 
     def time_of(self, log_snr: Tensor) -> Tensor:
         """The SDE's inverse of log_snr."""

@@ -1,7 +1,23 @@
 """Numerical solvers for score-based sampling: they see a drift, a score and a noise, and no SDE class and no network."""
 
 from solvers.churn import Churn, Restart
-from solvers.exponential import DDIM, Ancestral
+from solvers.exponential import (
+    DDIM,
+    DEIS,
+    ERSDE,
+    IPNDM,
+    LMS,
+    SEEDS,
+    Ancestral,
+    DPMSolver,
+    DPMSolverPP,
+    DPMSolverPPSinglestep,
+    ExponentialMultistep,
+    ExponentialSinglestep,
+    SASolver,
+    SDEDPMSolverPP,
+    UniPC,
+)
 from solvers.grid import GRIDS, check_grid, quadratic, uniform
 from solvers.integrate import Options, Snapshot, integrate
 from solvers.langevin import Langevin, MetropolisLangevin, PredictorCorrector
@@ -15,17 +31,27 @@ from solvers.tableau import Tableau
 
 __all__ = [
     "DDIM",
+    "DEIS",
     "DOP853",
+    "ERSDE",
     "GRIDS",
+    "IPNDM",
+    "LMS",
     "RK23",
     "RK45",
+    "SEEDS",
     "SRA1",
     "SRA3",
     "Ancestral",
     "Churn",
+    "DPMSolver",
+    "DPMSolverPP",
+    "DPMSolverPPSinglestep",
     "DormandPrince",
     "Euler",
     "EulerMaruyama",
+    "ExponentialMultistep",
+    "ExponentialSinglestep",
     "Failure",
     "Heun",
     "Langevin",
@@ -40,6 +66,8 @@ __all__ = [
     "ReverseDiffusion",
     "RungeKutta",
     "RungeKutta4",
+    "SASolver",
+    "SDEDPMSolverPP",
     "Schedule",
     "Semilinear",
     "Snapshot",
@@ -52,6 +80,7 @@ __all__ = [
     "StochasticHeun",
     "Tableau",
     "Tsit5",
+    "UniPC",
     "White",
     "check_grid",
     "expand",

@@ -174,8 +174,16 @@ class Problem:
         """E[x_0 | x_t = x], (rows, *event)."""
         raise NotImplementedError
 
+    def noise(self, x: Tensor, t: Tensor) -> Tensor:
+        """E[noise | x_t = x]."""
+        raise NotImplementedError
+
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) of x_t = alpha x_0 + sigma noise."""
+        raise NotImplementedError
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(alpha^2 / sigma^2), without the cancellation that computing it from the two would bring."""
         raise NotImplementedError
 
     def time_of(self, log_snr: Tensor) -> Tensor:
@@ -192,6 +200,15 @@ class Problem:
 
     def stochasticity(self, t: Tensor) -> Tensor:
         """lambda(t) >= 0 of the reverse family; 0 is the probability flow, 1 the reverse SDE."""
+        return torch.zeros_like(t)
+
+    @property
+    def constant_stochasticity(self) -> float | None:
+        """lambda where it is a constant, else None."""
+        return 0.0
+
+    def mixing(self, t: Tensor) -> Tensor:
+        """The integral of lambda^2 du, u = log(alpha / sigma), up to a constant: lambda^2 u where lambda is constant."""
         return torch.zeros_like(t)
 
     def semilinear(self, form: str) -> Semilinear:

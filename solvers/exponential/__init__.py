@@ -1,5 +1,36 @@
-"""Exponential integrators: the linear part solved exactly, the network's prediction held or extrapolated over the step."""
+"""Exponential integrators: the linear part solved exactly, the network's prediction integrated as a polynomial."""
 
 from solvers.exponential.euler import DDIM, Ancestral
+from solvers.exponential.multistep import ExponentialMultistep
+from solvers.exponential.presets import (
+    DEIS,
+    ERSDE,
+    IPNDM,
+    LMS,
+    SEEDS,
+    DPMSolver,
+    DPMSolverPP,
+    DPMSolverPPSinglestep,
+    SASolver,
+    SDEDPMSolverPP,
+    UniPC,
+)
+from solvers.exponential.singlestep import ExponentialSinglestep
 
-__all__ = ["DDIM", "Ancestral"]
+__all__ = [
+    "DDIM",
+    "DEIS",
+    "ERSDE",
+    "IPNDM",
+    "LMS",
+    "SEEDS",
+    "Ancestral",
+    "DPMSolver",
+    "DPMSolverPP",
+    "DPMSolverPPSinglestep",
+    "ExponentialMultistep",
+    "ExponentialSinglestep",
+    "SASolver",
+    "SDEDPMSolverPP",
+    "UniPC",
+]

@@ -1,0 +1,177 @@
+"""Exponential multistep methods: polynomials through predictions of earlier steps, integrated exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from solvers.arithmetic import weighted
+from solvers.exponential.flow import Flow, Points
+from solvers.exponential.singlestep import Exponential, plain_step
+from solvers.exponential.stages import (
+    Evaluation,
+    Move,
+    Plain,
+    Stages,
+    Table,
+    evaluate,
+    evaluations,
+    history,
+    move,
+    plan_moves,
+    plan_plain,
+    plan_stages,
+    run_stages,
+    table,
+    terms,
+)
+from solvers.noise import StepNoise
+from solvers.problem import Problem
+from solvers.solver import Step
+
+__all__ = ["ExponentialMultistep"]
+
+
+class _Plan(NamedTuple):
+    at: Evaluation
+    correct: Move | None  # of the step before, with the prediction at its end
+    go: Move | Stages | Plain
+
+
+@dataclass(frozen=True, repr=False)
+class ExponentialMultistep(Exponential):
+    """x_s = S_s / S_t x + the integral of the polynomial through the last ``order`` predictions: Adams and Bashforth's methods
+    for the exact form of the equation, one evaluation a step.
+
+    ``corrector``: with k > 0 (None: ``order``) each state is corrected, once the network has been evaluated there, by the
+    polynomial through that prediction and the k before, at no further evaluation (UniC: Zhao et al. 2023, arXiv 2302.04867); the
+    last state is not.
+    ``startup``: ``"exact"`` takes single steps for as long as history is too short, which keeps the order, at
+    `startup_evaluations` more; ``"published"`` begins with lower orders, which caps the order at 2 (at 3 with a corrector).
+    ``lower_final``: lower the order again towards the end, as published codes do for few steps.
+
+    Without noise the order is ``order``, and one more with a corrector of that many. As an SDE (``sde``), strong order 1 and weak
+    order 2 at most, whatever the polynomials: a path is nowhere smooth.
+    """
+
+    corrector: int | None = 0
+    startup: Literal["exact", "published"] = "exact"
+    lower_final: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        super().__post_init__()
+        name = type(self).__name__
+        if isinstance(self.corrector, bool) or self.corrector not in (None, 0, 1, 2, 3, 4):
+            raise ValueError(f"{name}: corrector must be an int from 0 (none) to 4, or None for the order; got {self.corrector!r}")
+        if self.startup not in ("exact", "published"):
+            raise ValueError(f"{name}: startup must be 'exact' or 'published', got {self.startup!r}")
+
+    @property
+    def past(self) -> int:
+        """How many earlier predictions the corrector takes."""
+        return self.order if self.corrector is None else self.corrector
+
+    @property
+    def _full(self) -> int:
+        return max(self.order, min(self.order, self.past) + 1 if self.past else 0)
+
+    @property
+    def deterministic_order(self) -> int:
+        """Without noise."""
+        full, ramp = self._full, 3 if self.past else 2
+        return min(full, 2 if self.lower_final else full, ramp if self.startup == "published" else full)
+
+    @property
+    def weak_order(self) -> int:
+        """As an SDE."""
+        return min(2, self._full)
+
+    @property
+    def _single(self) -> tuple[int, Table]:
+        """How many steps are single steps, and of which method."""
+        count = max(0, self._full - 2 - (self.past > 0))
+        return (count if self.startup == "exact" and not self.sde else 0), table(min(4, max(1, self._full - 1)))
+
+    @property
+    def startup_evaluations(self) -> int:
+        """Evaluations of the first steps beyond one a step."""
+        count, method = self._single
+        return count * (len(method.c) - 1)
+
+    @property
+    def evaluations(self) -> int:  # type: ignore[override]
+        """At most, of a step."""
+        return len(self._single[1].c) if self._single[0] else 1
+
+    def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
+        """The coefficients of all steps."""
+        if times.ndim != 1:
+            raise ValueError(f"{type(self).__name__} carries history from step to step: it takes one grid for all samples")
+        flow, steps = self.flow(problem), len(times) - 1
+        points, inside, ends = self._split(flow, times)
+        single, method = self._single
+        go: dict[int, Move | Stages | Plain] = {}
+        first = [i for i in inside if i < single]
+        if first:
+            a, b = _pairs(points, first)
+            go.update(zip(first, plan_stages(flow, a, b, method, self.moments, stochastic=False), strict=True))
+        if ends:
+            go.update(zip(ends, plan_plain(*_pairs(points, ends)), strict=True))
+        usable = torch.isfinite(points.u).tolist()
+        go.update(self._moves(flow, points, [i for i in inside if i >= single], self.order, steps, usable, end=False))
+        corrected = [i for i in inside if i >= single and i < steps - 1] if self.past else []
+        correct = self._moves(flow, points, corrected, self.past, steps, usable, end=True)
+        return [_Plan(at, correct.get(i - 1), go[i]) for i, at in enumerate(evaluations(points.part(slice(None, -1))))]
+
+    def _moves(
+        self, flow: Flow, points: Points, which: list[int], most: int, steps: int, usable: list[bool], *, end: bool
+    ) -> dict[int, Move]:
+        """Moves over the intervals ``which``, by polynomials through at most ``most`` past nodes, and the end's if asked."""
+        counts: dict[int, list[int]] = {}
+        for i in which:
+            count = min(most, i + 1, steps - i if self.lower_final else most)
+            counts.setdefault(count if all(usable[i + 1 - count : i + 1]) else count - 1, []).append(i)
+        found: dict[int, Move] = {}
+        for count, some in counts.items():
+            a, b = _pairs(points, some)
+            nodes = [points.v[torch.tensor(some) - k] for k in range(count)]
+            nodes[1:1] = [b.v] if end else []
+            std = flow.std(a, b) if self.sde and not end else None
+            found.update(zip(some, plan_moves(flow, a, b, nodes, self.moments, std), strict=True))
+        return found
+
+    def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+        """One step; the state is the uncorrected part of the last one and the predictions before."""
+        theta, width = self.theta, 1 if self.theta in (0, 1) else 2
+        before = [state[i : i + width] for i in range(1, len(state), width)]
+        if isinstance(plan.go, Plain):
+            taken, data = plain_step(problem, x, plan.go, noise if self.sde else None)
+            return taken._replace(state=(taken.x, *history(theta, x, data, plan.at)))
+        here = evaluate(problem, theta, x, plan.at)
+        if plan.correct is not None:
+            nodes = [before[0], here, *before[1:]]
+            x = weighted((1.0, state[0]), *terms(plan.correct.weights, nodes[: len(plan.correct.weights)]))
+        kept = [here, *before][: max(self.order - 1, self.past, 1)]
+        past = [each for node in kept for each in node]
+        if isinstance(plan.go, Stages):
+            moved, mean, _ = run_stages(problem, theta, self._single[1], x, here, plan.go, noise)
+            return Step(moved, mean, (moved, *past))
+        nodes = [here, *before][: len(plan.go.weights)]
+        if not self.past:
+            mean = move(x, plan.go, nodes)
+            return Step(weighted((1.0, mean), (plan.go.std, noise.normal("path"))) if self.sde else mean, mean, (x, *past))
+        base = weighted((plan.go.keep, x), *([(plan.go.std, noise.normal("path"))] if self.sde else []))
+        moved = weighted((1.0, base), *terms(plan.go.weights, nodes))
+        mean = weighted((1.0, moved), (-plan.go.std, noise.normal("path"))) if self.sde else moved
+        return Step(moved, mean, (base, *past))
+
+
+def _pairs(points: Points, which: list[int]) -> tuple[Points, Points]:
+    """The starts and the ends of some intervals."""
+    i = torch.tensor(which)
+    return points.part(i), points.part(i + 1)

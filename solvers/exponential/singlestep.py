@@ -1,0 +1,160 @@
+"""Exponential Runge-Kutta methods: everything but the network's prediction is integrated exactly, with nothing carried over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solvers.exponential.flow import FORMS, MOMENTS, VARIABLES, Flow, Form, Moments, Points, Variable, share
+from solvers.exponential.stages import (
+    Plain,
+    Stages,
+    Table,
+    evaluate,
+    move,
+    plan_plain,
+    plan_stages,
+    run_stages,
+    table,
+    unbounded,
+)
+from solvers.noise import StepNoise
+from solvers.problem import Problem
+from solvers.solver import Solver, Step
+
+__all__ = ["Exponential", "ExponentialSinglestep"]
+
+
+@dataclass(frozen=True)
+class Exponential(Solver):
+    """What the exponential integrators share: the form, and the polynomials that the network's predictions are taken for.
+
+    ``form``: ``"data"``, ``"noise"``, or a number theta between, the share of the prediction that is put as data; the rest is put
+    as noise (see `Flow`). ``variable``: what the polynomials are in, ``"log_snr"``, ``"sigma"`` (over alpha) or ``"t"``.
+    ``moments``: ``"exact"``, or a published simplification (see `Flow.weights`). ``sde``: solve the reverse SDE, at the
+    problem's stochasticity, with the exact Gaussian integral.
+    """
+
+    order: int = 3
+    form: Form = "data"
+    variable: Variable = "log_snr"
+    moments: Moments = "exact"
+    sde: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        name = type(self).__name__
+        if isinstance(self.order, bool) or self.order not in (1, 2, 3, 4):
+            raise ValueError(f"{name}: order must be 1, 2, 3 or 4, got {self.order!r}")
+        if self.form not in FORMS and not (isinstance(self.form, float | int) and 0 <= self.form <= 1):
+            raise ValueError(f"{name}: form must be 'data', 'noise' or a number between 0 (noise) and 1 (data), got {self.form!r}")
+        for field, value, known in (("variable", self.variable, VARIABLES), ("moments", self.moments, MOMENTS)):
+            if value not in known:
+                raise ValueError(f"{name}: {field} must be one of {', '.join(map(repr, known))}; got {value!r}")
+
+    def __repr__(self) -> str:
+        """The class and what differs from its defaults."""
+        given = [field for field in fields(self) if field.name == "order" or getattr(self, field.name) != field.default]
+        return f"{type(self).__name__}({', '.join(f'{field.name}={getattr(self, field.name)!r}' for field in given)})"
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """The predictions of the form, and the schedule."""
+        return frozenset({"marginal", "data"} | ({"noise"} if self.theta == 0 else set()))
+
+    @property
+    def theta(self) -> float:
+        """The share of the prediction that is put as data."""
+        return share(self.form)
+
+    @property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        """Whether it solves the reverse SDE."""
+        return self.sde
+
+    @property
+    def diffuses(self) -> bool:  # type: ignore[override]
+        """Whether it solves the reverse SDE."""
+        return self.sde
+
+    def flow(self, problem: Problem) -> Flow:
+        """The problem in the solver's form."""
+        return Flow(problem, self.theta, self.variable)
+
+    def _split(self, flow: Flow, times: Tensor) -> tuple[Points, list[int], list[int]]:
+        """The grid's points, and which intervals are bounded and which are not."""
+        flow.problem.prepare(times)
+        points = flow.points(times)
+        if bool((points.sigma[:-1] == 0).any()):
+            raise ValueError(f"{type(self).__name__} cannot step from sigma = 0: start at t_min > 0")
+        ends = unbounded(points.part(slice(None, -1)), points.part(slice(1, None))).tolist()
+        return points, [i for i, end in enumerate(ends) if not end], [i for i, end in enumerate(ends) if end]
+
+
+def plain_step(problem: Problem, x: Tensor, plan: Plain, noise: StepNoise | None) -> tuple[Step, Tensor]:
+    """A step of order 1 in data form, and the prediction of the data."""
+    data = problem.data(x, plan.at.t)
+    mean = move(x, plan.move._replace(std=0.0), [(data,)])
+    moved = mean if noise is None else move(x, plan.move, [(data,)], noise.normal("path"))
+    return Step(moved, mean), data
+
+
+@dataclass(frozen=True, repr=False)
+class ExponentialSinglestep(Exponential):
+    """An exponential Runge-Kutta method of order 1 to 4: predictions at stages inside the step, and nothing carried over.
+
+    Orders 1 to 3 have DPM-Solver's stages (Lu et al. 2022, arXiv 2206.00927, Algorithms 1 and 2), order 4 has them at 1/3, 1/2 and
+    1; as many evaluations a step as the order. ``r``: where the method of order 2 has its stage; ``moments`` concerns that order
+    alone. Steps that begin at alpha = 0 or end at sigma = 0 are of order 1. As an SDE: strong order 1, weak order at most 2.
+    """
+
+    r: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        super().__post_init__()
+        if not 0 < self.r <= 1:
+            raise ValueError(f"{type(self).__name__}: r must lie in (0, 1], got {self.r!r}")
+
+    @property
+    def evaluations(self) -> int:  # type: ignore[override]
+        """As many as the order."""
+        return self.order
+
+    @property
+    def weak_order(self) -> int:
+        """As an SDE."""
+        return min(2, self.order)
+
+    @property
+    def table(self) -> Table:
+        """The method."""
+        return table(self.order, self.r)
+
+    def plan(self, problem: Problem, times: Tensor) -> Sequence[Any]:
+        """The coefficients of each interval."""
+        flow = self.flow(problem)
+        points, inside, ends = self._split(flow, times)
+        plans: list[Stages | Plain | None] = [None] * (len(times) - 1)
+        for part, which in ((inside, True), (ends, False)):
+            if not part:
+                continue
+            i = torch.tensor(part)
+            a, b = points.part(i), points.part(i + 1)
+            moments = self.moments if self.order == 2 else "exact"
+            found = plan_stages(flow, a, b, self.table, moments, stochastic=self.sde) if which else plan_plain(a, b)
+            for k, each in zip(part, found, strict=True):
+                plans[k] = each  # type: ignore[call-overload]
+        return plans
+
+    def step(self, problem: Problem, x: Tensor, plan: Any, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+        """One step."""
+        if isinstance(plan, Plain):
+            return plain_step(problem, x, plan, noise if self.sde else None)[0]
+        first = evaluate(problem, self.theta, x, plan.at[0])
+        moved, mean, error = run_stages(problem, self.theta, self.table, x, first, plan, noise)
+        return Step(moved, mean, (), error)

@@ -1,0 +1,197 @@
+"""Single steps of exponential Runge-Kutta methods: predictions at stages inside the step, polynomials through them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from solvers.arithmetic import Number, entries, weighted
+from solvers.exponential.flow import Flow, Moments, Points, Weight
+from solvers.noise import StepNoise
+from solvers.problem import Problem
+
+__all__ = [
+    "Evaluation",
+    "Move",
+    "Plain",
+    "Stages",
+    "Table",
+    "evaluate",
+    "evaluations",
+    "history",
+    "move",
+    "plan_moves",
+    "plan_plain",
+    "plan_stages",
+    "run_stages",
+    "table",
+    "terms",
+    "unbounded",
+]
+
+Nodes = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """An explicit exponential Runge-Kutta method that interpolates.
+
+    ``c``: the place of each stage in the step. ``through``: for each stage but the first, and for the end, the stages that the
+    polynomial goes through which is integrated up to there. ``low``: the end's, of an embedded method of ``low_order``.
+    """
+
+    order: int
+    c: tuple[float, ...]
+    through: tuple[Nodes, ...]
+    low: Nodes = ()
+    low_order: int = 0
+
+
+def table(order: int, r: float = 0.5) -> Table:
+    """The method of an order from 1 to 4; ``r`` is where that of order 2 has its stage."""
+    if order == 1:
+        return Table(1, (0,), ((0,),))
+    if order == 2:
+        return Table(2, (0, r), ((0,), (0, 1)), (0,), 1)
+    if order == 3:
+        # DPM-Solver-3: with the last node at 2/3, Radau's, a polynomial of degree 1 has the order of one of degree 2.
+        return Table(3, (0, 1 / 3, 2 / 3), ((0,), (0, 1), (0, 2)), (0, 1), 2)
+    # Of the methods of four stages and order 4 (Kutta's), the one whose every stage interpolates: c_3 = 1/2 makes stage 3 exact for
+    # degree 1, and then c_2 = 1/3 makes stage 4 exact for degree 2; the end is Simpson's.
+    return Table(4, (0, 1 / 3, 0.5, 1), ((0,), (0, 1), (0, 1, 2), (0, 2, 3)), (0, 1), 2)
+
+
+class Move(NamedTuple):
+    """x_s = keep x + sum of weights times predictions + std z."""
+
+    keep: Number
+    weights: tuple[tuple[Number, ...], ...]  # of each node: one for each prediction of the form
+    std: Number = 0.0
+
+
+class Evaluation(NamedTuple):
+    """Where the network is evaluated, and the two that its other prediction is made with."""
+
+    t: Tensor
+    alpha: Number
+    sigma: Number
+
+
+class Stages(NamedTuple):
+    """A planned single step."""
+
+    at: tuple[Evaluation, ...]  # of each stage
+    moves: tuple[Move, ...]  # to each stage but the first, and to the end
+    places: tuple[int, ...]  # which of the noises each move has
+    noises: tuple[tuple[Number, ...], ...]  # keep and std from each place in the step to the next
+    low: Move | None = None
+
+
+class Plain(NamedTuple):
+    """A step of order 1 in data form, which there is at the ends of time too."""
+
+    at: Evaluation
+    move: Move
+
+
+def evaluate(problem: Problem, theta: float, x: Tensor, at: Evaluation) -> tuple[Tensor, ...]:
+    """The predictions that a form takes: data, or noise, or both, by one evaluation."""
+    return (problem.noise(x, at.t),) if theta == 0 else history(theta, x, problem.data(x, at.t), at)
+
+
+def history(theta: float, x: Tensor, data: Tensor, at: Evaluation) -> tuple[Tensor, ...]:
+    """The predictions that a form takes, of that of the data."""
+    noise = weighted((1.0 / at.sigma, x), (-at.alpha / at.sigma, data)) if theta != 1 else data
+    return (data,) if theta == 1 else (noise,) if theta == 0 else (data, noise)
+
+
+def terms(weights: Sequence[Sequence[Number]], nodes: Sequence[Sequence[Tensor]]) -> list[tuple[Number, Tensor]]:
+    """What `weighted` adds up."""
+    return [(w, q) for each, node in zip(weights, nodes, strict=True) for w, q in zip(each, node, strict=True)]
+
+
+def numbers_of(weights: Sequence[Weight]) -> list[tuple[tuple[Number, ...], ...]]:
+    """The weights of a step's nodes, a tuple a node, for each step."""
+    columns = [each for weight in weights for each in weight if each is not None]
+    width = len(columns) // max(1, len(weights))
+    return [tuple(zip(*[iter(row)] * width, strict=True)) for row in entries(*columns)]
+
+
+def plan_moves(flow: Flow, a: Points, b: Points, nodes: Sequence[Tensor], moments: Moments, std: Tensor | None) -> list[Move]:
+    """A move for each interval."""
+    weights = numbers_of(flow.weights(a, b, nodes, moments))
+    stds: Sequence[tuple[Number, ...]] = [(0.0,)] * len(weights) if std is None else entries(std)
+    return [Move(keep, each, size) for (keep,), each, (size,) in zip(entries(flow.keep(a, b)), weights, stds, strict=True)]
+
+
+def plan_plain(a: Points, b: Points) -> list[Plain]:
+    """The step of order 1 in data form for each interval: it has a limit where alpha is 0 at a, or sigma at b."""
+    gone = torch.exp((a.mixing - b.mixing).nan_to_num(nan=-torch.inf))
+    keep = b.sigma / a.sigma * gone
+    columns = entries(keep, b.alpha - keep * a.alpha, b.sigma * (1 - gone**2).clamp(min=0).sqrt())
+    return [Plain(at, Move(kept, ((push,),), std)) for at, (kept, push, std) in zip(evaluations(a), columns, strict=True)]
+
+
+def unbounded(a: Points, b: Points) -> Tensor:
+    """Which of the intervals end or begin where log-SNR is infinite, (n,)."""
+    finite = torch.isfinite(a.u) & torch.isfinite(b.u) & torch.isfinite(a.v) & torch.isfinite(b.v)
+    return ~finite.reshape(len(a.u), -1).all(dim=1)
+
+
+def evaluations(points: Points) -> list[Evaluation]:
+    """For each of the times."""
+    return [Evaluation(t, *row) for t, row in zip(points.t.unbind(), entries(points.alpha, points.sigma), strict=True)]
+
+
+def move(x: Tensor, step: Move, nodes: Sequence[Sequence[Tensor]], z: Tensor | None = None) -> Tensor:
+    """The state after a move."""
+    noise: list[tuple[Number, Tensor]] = [] if z is None else [(step.std, z)]
+    return weighted((step.keep, x), *terms(step.weights, nodes), *noise)
+
+
+def plan_stages(flow: Flow, a: Points, b: Points, table: Table, moments: Moments, *, stochastic: bool) -> list[Stages]:
+    """A single step for each interval."""
+    points = [a if c == 0 else b if c == 1 else flow.between(a, b, c) for c in table.c]
+    for each in points:
+        flow.problem.prepare(each.t)
+    # The path of the noise is drawn in pieces, between the places where stages are.
+    places = sorted({*table.c[1:], 1.0})
+    ends = [b if c == 1 else points[table.c.index(c)] for c in places]
+    pairs = list(zip([a, *ends[:-1]], ends, strict=True)) if stochastic else []
+    noises: list[tuple[tuple[Number, ...], ...]] = [()] * len(a.u)
+    if pairs:
+        noises = list(zip(*(entries(flow.keep(x, y), flow.std(x, y)) for x, y in pairs), strict=True))
+
+    def moves(c: float, through: Nodes) -> list[Move]:
+        return plan_moves(flow, a, ends[places.index(c)], [points[i].v for i in through], moments, None)
+
+    targets = [*table.c[1:], 1.0]
+    steps = list(zip(*(moves(c, through) for c, through in zip(targets, table.through, strict=True)), strict=True))
+    lows: Sequence[Move | None] = moves(1.0, table.low) if table.low else [None] * len(a.u)
+    at, where = list(zip(*map(evaluations, points), strict=True)), tuple(map(places.index, targets))
+    return [Stages(at[i], steps[i], where, noises[i], lows[i]) for i in range(len(a.u))]
+
+
+def run_stages(
+    problem: Problem, theta: float, table: Table, x: Tensor, first: tuple[Tensor, ...], plan: Stages, noise: StepNoise
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(state, the same without noise, embedded estimate of the local error); ``first`` are the predictions at the start."""
+    shifts: list[Tensor] = []
+    for k, (keep, std) in enumerate(plan.noises):
+        fresh = (std, noise.normal("path", k))
+        shifts.append(weighted((keep, shifts[-1]), fresh) if shifts else weighted(fresh))
+    found = [first]
+
+    def target(step: Move, through: Nodes) -> Tensor:
+        return move(x, step, [found[i] for i in through])
+
+    for step, place, at, through in zip(plan.moves, plan.places, plan.at[1:], table.through, strict=False):
+        y = target(step, through)
+        found.append(evaluate(problem, theta, y + shifts[place] if shifts else y, at))
+    mean = target(plan.moves[-1], table.through[-1])
+    error = None if plan.low is None else mean - target(plan.low, table.low)
+    return mean + shifts[-1] if shifts else mean, mean, error
