@@ -145,6 +145,10 @@ class Restart(_Around):
         """Of the step that restarts."""
         return self.solver.evaluations * (1 + self.rounds * self.steps)
 
+    def cost(self, plan: _Restarted) -> int:
+        """Of any step."""
+        return self.evaluations if plan.again is not None else self.solver.evaluations
+
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Restarted]:
         """The solver's plan, and the way back after the step that ends nearest to t_low."""
         at = int((times[1:] - self.between[0]).abs().argmin())

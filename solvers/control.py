@@ -133,7 +133,7 @@ class FixedSteps(Control):
 
     def cap(self, max_nfe: int) -> None:
         nfe = self.problem.monitor.nfe
-        if len(nfe) and int(nfe.max()) + self.solver.evaluations > max_nfe:
+        if len(nfe) and int(nfe.max()) + self.solver.cost(self.plans[self.index]) > max_nfe:
             self.failures += [Failure(i, Status.MAX_NFE, float(self.t)) for i in range(self.samples)]
             self.capped = True
 

@@ -42,7 +42,7 @@ class Solver:
     needs: frozenset[str] = frozenset({"drift"})
     """What the problem must offer."""
     order: float = 1.0
-    """Order of convergence: deterministic, or weak for a stochastic solver."""
+    """Order of convergence: deterministic, or weak for a stochastic solver, unless the two below say more."""
     stochastic: bool = False
     """Whether steps draw noise."""
     diffuses: bool = False
@@ -53,6 +53,20 @@ class Solver:
     """Evaluations of the network a step makes, for caps and progress (results report what was counted)."""
     times: Tensor | None = None
     """The grid of a discrete model that brings its own."""
+
+    @property
+    def deterministic_order(self) -> float:
+        """Without noise."""
+        return 1.0 if self.stochastic else self.order
+
+    @property
+    def weak_order(self) -> float:
+        """In law."""
+        return self.order
+
+    def cost(self, plan: Any) -> int:
+        """Evaluations of the network that the step with this entry of `plan` makes."""
+        return self.evaluations
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[Any]:
         """Coefficients of every step of the grid ``times`` (N + 1,) or (N + 1, rows): N of them, float64 on the host.

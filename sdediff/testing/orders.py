@@ -70,8 +70,7 @@ def _deterministic(solver: Solver) -> Iterator[Comparison]:
         hint = "draw by problem.diffuse(dw, t), which has lambda in it"
         yield compare("a sample at stochasticity 0, with noise,", ends[0], ends[1], {}, 1e-9, scale=1.0, hint=hint)
     errors = [float((_flow(solver, n, noise) - _flow_end()).abs().max()) for n in (16, 32, 64)]
-    declared = 1.0 if solver.stochastic else solver.order
-    yield _order("deterministic", errors, min(float(getattr(solver, "deterministic_order", declared)), 4.0))
+    yield _order("deterministic", errors, min(float(solver.deterministic_order), 4.0))
 
 
 def _flow(solver: Solver, n: int, noise: Noise | None) -> Tensor:
@@ -91,7 +90,7 @@ def _weak(solver: Solver) -> Iterator[Comparison]:
             mean, cov = _chain(solver, _grid(n), lam)
             true_mean, true_cov = _GAUSSIAN.moments(_SDE, _END)
             errors.append(float((mean - true_mean).abs().max() + (cov.sqrt() - true_cov.sqrt()).abs().max()))
-        found = _order("weak", errors, solver.order)
+        found = _order("weak", errors, solver.weak_order)
         if found.deviation > found.bound and solver.diffuses:
             found = found._replace(hint=_excess_noise(solver, lam) or found.hint)
         yield found

@@ -81,13 +81,13 @@ class ExponentialMultistep(Exponential):
         return max(self.order, min(self.order, self.past) + 1 if self.past else 0)
 
     @property
-    def deterministic_order(self) -> int:
+    def deterministic_order(self) -> float:
         """Without noise."""
         full, ramp = self._full, 3 if self.past else 2
-        return min(full, 2 if self.lower_final else full, ramp if self.startup == "published" else full)
+        return min(full, 2 if self.lower_final else full, ramp if self.startup == "published" or self.sde else full)
 
     @property
-    def weak_order(self) -> int:
+    def weak_order(self) -> float:
         """As an SDE."""
         return min(2, self._full)
 
@@ -105,8 +105,12 @@ class ExponentialMultistep(Exponential):
 
     @property
     def evaluations(self) -> int:  # type: ignore[override]
-        """At most, of a step."""
-        return len(self._single[1].c) if self._single[0] else 1
+        """Of a step after the first ones."""
+        return 1
+
+    def cost(self, plan: _Plan) -> int:
+        """Of any step."""
+        return len(plan.go.at) if isinstance(plan.go, Stages) else 1
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """The coefficients of all steps."""

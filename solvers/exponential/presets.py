@@ -111,6 +111,11 @@ class IPNDM(ExponentialMultistep):
     form: Form = "noise"
     moments: Moments = "uniform"
 
+    @property
+    def deterministic_order(self) -> float:
+        """Where the grid is smooth."""
+        return min(2.0, super().deterministic_order)
+
 
 @dataclass(frozen=True, repr=False)
 class SDEDPMSolverPP(ExponentialMultistep):
@@ -174,7 +179,11 @@ class ERSDE(ExponentialMultistep):
 
         def mixing(u: Tensor) -> tuple[Tensor, Tensor]:
             rho = torch.exp(-u)
-            phi, slope = torch.func.jvp(self.scale, (rho,), (torch.ones_like(rho),))  # type: ignore[misc]
+            with torch.enable_grad():
+                at = rho if rho.requires_grad else rho.detach().requires_grad_()
+                phi = self.scale(at)
+                (slope,) = torch.autograd.grad(phi.sum(), at, create_graph=rho.requires_grad)
+            phi = phi if rho.requires_grad else phi.detach()
             return -u - phi.log(), (rho * slope / phi - 1).clamp(min=0)
 
         return Flow(problem, self.theta, self.variable, mixing)

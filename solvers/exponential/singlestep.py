@@ -126,7 +126,12 @@ class ExponentialSinglestep(Exponential):
         return self.order
 
     @property
-    def weak_order(self) -> int:
+    def deterministic_order(self) -> float:
+        """Without noise."""
+        return self.order
+
+    @property
+    def weak_order(self) -> float:
         """As an SDE."""
         return min(2, self.order)
 
