@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -65,12 +66,23 @@ class Reverse(Problem):
             self.offers |= {"marginal", "kernel", "coefficients", "data", "noise", "semilinear:data", "semilinear:noise"}
         self.condition = dict(condition or {})
         self.dtype = model.dtype
+        self._still: Reverse | None = None
 
     def take(self, rows: Tensor) -> Self:
         """Some of the rows, with their conditions."""
         part = super().take(rows)
         part.condition = {name: value[rows.to(value.device)] for name, value in self.condition.items()}
+        part._still = None
         return part
+
+    def without_noise(self) -> Problem:
+        """The probability flow of the same law, evaluations counted together."""
+        if self.constant_stochasticity == 0:
+            return self
+        if self._still is None:
+            self._still = copy.copy(self)
+            self._still.lam = 0.0
+        return self._still
 
     def stochasticity(self, t: Tensor) -> Tensor:
         """lambda(t)."""

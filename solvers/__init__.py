@@ -1,6 +1,6 @@
 """Numerical solvers for score-based sampling: they see a drift, a score and a noise, and no SDE class and no network."""
 
-from solvers.churn import Churn, Restart
+from solvers.churn import Churn, Renoise, Restart
 from solvers.exponential import (
     DDIM,
     DEIS,
@@ -62,6 +62,7 @@ __all__ = [
     "Options",
     "PredictorCorrector",
     "Problem",
+    "Renoise",
     "Restart",
     "ReverseDiffusion",
     "RungeKutta",

@@ -1,4 +1,4 @@
-"""Noise added and taken away again: EDM's churn and Restart, around any solver with fixed steps."""
+"""Noise added and taken away again: EDM's churn, Restart and re-noising, around any solver with fixed steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from solvers.noise import StepNoise
 from solvers.problem import Problem
 from solvers.solver import Solver, Step
 
-__all__ = ["Churn", "Restart"]
+__all__ = ["Churn", "Renoise", "Restart"]
 
 
 def check_inner(name: str, solver: Solver) -> None:
@@ -25,8 +25,8 @@ def check_inner(name: str, solver: Solver) -> None:
         raise ValueError(f"{name}: {solver!r} chooses its own steps; take a solver with fixed steps, Heun() say")
     if solver.stochastic:
         raise ValueError(f"{name}: {solver!r} adds noise itself; take a deterministic solver, Heun() say")
-    if getattr(getattr(solver, "tableau", None), "first_same_as_last", False):
-        raise ValueError(f"{name}: {solver!r} shares stages between steps, which added noise would make stale; take Heun(), say")
+    if solver.carries:
+        raise ValueError(f"{name}: {solver!r} carries history from step to step, which added noise makes stale; take Heun(), say")
 
 
 class _Noised(NamedTuple):
@@ -175,3 +175,47 @@ class Restart(_Around):
             for inner in plan.again.inner:  # type: ignore[union-attr]
                 x = self.solver.step(problem, x, inner, noise, ()).x
         return Step(x, x)
+
+
+@dataclass(frozen=True)
+class Renoise(_Around):
+    """A step of ``solver`` from t to s' beyond s, and the forward process from s' back to s: x_s = ratio x_s' + std z.
+
+    s' is where log(alpha / sigma) exceeds that at s by the integral of lambda^2 over the step, but never beyond the end of the
+    grid: as steps shrink this is the reverse SDE at the problem's stochasticity lambda, and at lambda = 0 it is ``solver``. The
+    noise being exact, the law has the order of the ODE ``solver``, 4 with `RungeKutta4`, where methods that discretize the SDE have
+    weak order 1 or 2. The last step adds no noise, so that a path is followed to order 1/2 only.
+    """
+
+    diffuses = True
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """The solver's, the kernel and the schedule."""
+        return self.solver.needs | {"kernel", "marginal"}
+
+    @property
+    def deterministic_order(self) -> float:
+        """The solver's."""
+        return self.solver.deterministic_order
+
+    @property
+    def evaluations(self) -> int:  # type: ignore[override]
+        """The solver's."""
+        return self.solver.evaluations
+
+    def plan(self, problem: Problem, times: Tensor) -> Sequence[_Noised]:
+        """Where each step ends before noise is added, and the solver's plan to there."""
+        u, ends = 0.5 * problem.log_snr(times), times[1:]
+        mixing = problem.mixing(times)
+        beyond = torch.minimum(u[1:] + mixing.diff(), u[-1])
+        past = torch.where(beyond > u[1:], torch.minimum(problem.time_of(2 * beyond), ends), ends).clamp(min=times[-1])
+        ratio, std = problem.kernel(ends, past)
+        points = [time for pair in zip(times[:-1], past, strict=True) for time in pair]
+        inner = _path(problem.without_noise(), self.solver, points)
+        return [_Noised(a, b, plan) for (a, b), plan in zip(entries(ratio, std), inner, strict=True)]
+
+    def step(self, problem: Problem, x: Tensor, plan: _Noised, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+        """One step of the solver, then noise."""
+        mean = weighted((plan.ratio, self.solver.step(problem.without_noise(), x, plan.inner, noise, ()).x))
+        return Step(weighted((1.0, mean), (plan.std, noise.normal("path"))), mean)

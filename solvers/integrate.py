@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from solvers.arithmetic import rowwise
 from solvers.control import Control, FixedSteps, PerSample
 from solvers.noise import Noise
-from solvers.problem import Monitor, Problem
+from solvers.problem import Problem
 from solvers.solution import Failure, Solution, SolveError, Status
 from solvers.solver import Solver, Step
 
@@ -75,7 +75,7 @@ def integrate(
     with torch.set_grad_enabled(options.grad != "none"):
         control, frames = _drive(problem, solver, x, times, noise, options, watch=False)
         if not control.failures and not bool(torch.isfinite(control.result()).all()):
-            problem.monitor = Monitor(problem.monitor.samples)
+            problem.monitor.clear()
             control, frames = _drive(problem, solver, x, times, noise, options, watch=True)
     solution = _solution(control, frames, options)
     if solution.failures and options.on_fail == "raise":

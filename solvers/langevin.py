@@ -178,6 +178,11 @@ class PredictorCorrector(Solver):
         return self.predictor.stochastic or self.corrector.stochastic
 
     @property
+    def carries(self) -> bool:  # type: ignore[override]
+        """Whether the predictor does."""
+        return self.predictor.carries
+
+    @property
     def diffuses(self) -> bool:  # type: ignore[override]
         """Whether the predictor does."""
         return self.predictor.diffuses

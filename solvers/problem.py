@@ -26,9 +26,13 @@ class Monitor:
     def __init__(self, samples: int) -> None:
         self.samples = samples
         self.watch = False
-        self.bad = torch.zeros(samples, dtype=torch.bool)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all evaluations, for a solve that is run again."""
+        self.bad = torch.zeros(self.samples, dtype=torch.bool)
         self._all = 0
-        self._some = torch.zeros(samples, dtype=torch.int64)
+        self._some = torch.zeros(self.samples, dtype=torch.int64)
 
     @property
     def nfe(self) -> Tensor:
@@ -206,6 +210,10 @@ class Problem:
     def constant_stochasticity(self) -> float | None:
         """lambda where it is a constant, else None."""
         return 0.0
+
+    def without_noise(self) -> Problem:
+        """The same problem at lambda = 0."""
+        return self
 
     def mixing(self, t: Tensor) -> Tensor:
         """The integral of lambda^2 du, u = log(alpha / sigma), up to a constant: lambda^2 u where lambda is constant."""

@@ -51,6 +51,7 @@ class RungeKutta(Solver):
         if "tableau" in vars(cls):
             cls.order = float(cls.tableau.order)
             cls.evaluations = len(cls.tableau.a) - cls.tableau.first_same_as_last
+            cls.carries = cls.tableau.first_same_as_last
 
     def __post_init__(self) -> None:
         """Check the arguments."""

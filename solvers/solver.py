@@ -49,6 +49,8 @@ class Solver:
     """Whether steps integrate the diffusion of the reverse SDE: then lambda is 1 by default, else 0."""
     adaptive: bool = False
     """Whether every sample chooses its own steps; then ``error_order``, ``rtol`` and ``atol`` are there too."""
+    carries: bool = False
+    """Whether a step leaves something to the next one: then nothing may be done to the samples between the two."""
     evaluations: int = 1
     """Evaluations of the network a step makes, for caps and progress (results report what was counted)."""
     times: Tensor | None = None

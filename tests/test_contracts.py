@@ -40,6 +40,8 @@ class Method(NamedTuple):
     """The solver for n steps, where its own parameters have to be refined as well."""
     ladder: tuple[int, ...] = (10, 20, 40)
     """Numbers of steps at which the deterministic error follows its order."""
+    law: tuple[int, ...] = (16, 32, 64)
+    """The same for the law."""
 
     def at(self, n: int) -> Solver:
         return self.solver if self.refined is None else self.refined(n)
@@ -49,7 +51,7 @@ def _pair(predictor: Solver, corrector: Solver, first: str = "predictor-first") 
     return Method(sd.PredictorCorrector(predictor, corrector, first))  # type: ignore[arg-type]
 
 
-MANY = (40, 80, 160)
+MANY = (80, 160, 320)
 METHODS = [
     *(Method(sd.Euler(variable=u), 1) for u in (None, "t", "sigma", "log_snr")),
     *(Method(sd.Midpoint(variable=u), 2) for u in (None, "t", "sigma", "log_snr")),
@@ -84,13 +86,16 @@ METHODS = [
     Method(sd.UniPC(3, startup="published", lower_final=True), 2),
     Method(sd.DEIS(), 3, ladder=MANY),
     Method(sd.LMS(), 4, ladder=MANY),
-    Method(sd.IPNDM(), 2),
+    Method(sd.IPNDM(), 2, ladder=(20, 40, 80)),
     Method(sd.SDEDPMSolverPP(), 2, 1, 2),
     Method(sd.SDEDPMSolverPP(3), 2, 1, 2),
-    Method(sd.SASolver(2, corrector=1), 2, 1, 2),
+    Method(sd.SASolver(2), 3, 1, 2, ladder=MANY),
     Method(sd.SASolver(), 3, 1, 2),
     Method(sd.SEEDS(), 3, weak=2),
     Method(sd.ERSDE(), weak=2),
+    Method(sd.Renoise(sd.Heun()), 2, weak=2),
+    Method(sd.Renoise(sd.RungeKutta4()), 4, weak=4, law=(64, 128, 256)),
+    Method(sd.Renoise(sd.ExponentialSinglestep(3, "noise")), 3, weak=3, law=(32, 64, 128)),
     Method(sd.DDPM.from_sde(sd.VP(), 26)),
     Method(sd.Langevin()),
     Method(sd.Langevin(0.1, 2, "song")),
@@ -107,7 +112,7 @@ METHODS = [
         sd.Restart(sd.Heun(), (0.35, 0.55), 2, 4), weak=2, refined=lambda n: sd.Restart(sd.Heun(), (0.35, 0.55), 2, max(1, n // 4))
     ),
 ]
-NOT_CUT = sd.Restart | sd.Churn | sd.ExponentialMultistep
+NOT_CUT = sd.Restart | sd.Churn | sd.Renoise | sd.ExponentialMultistep
 """Methods for which two grids are not one: they look at all of it, or carry history."""
 AT_LEAST = {sd.ReverseDiffusion("song"): 24}
 """Steps over VP's range below which a method refuses, in words."""
@@ -282,7 +287,7 @@ def law_errors(sde: sd.LinearSDE, method: Method, ladder: tuple[int, ...], lam: 
 @families(*FAST)
 def test_weak_order(sde: sd.LinearSDE, method: Method) -> None:
     """Moments to 1e-10 by unit impulses: the score of Gaussian data is affine, and so is the chain."""
-    errors = law_errors(sde, method, (16, 32, 64))
+    errors = law_errors(sde, method, method.law)
     assert slope(errors) > method.weak - 0.25, errors  # type: ignore[operator]
 
 
@@ -383,7 +388,7 @@ def test_last_does_what_it_says(method: Method) -> None:
     shock = noisy.x - mean.x
     if solver not in OF_ITS_BATCH:
         torch.testing.assert_close(end("noisy", 0.3).x - end("mean", 0.3).x, shock, rtol=0, atol=1e-9)
-    keeps = solver.stochastic and not isinstance(solver, sd.Churn | sd.Restart)
+    keeps = solver.stochastic and not isinstance(solver, sd.Churn | sd.Restart | sd.Renoise)
     part = solver.predictor if isinstance(solver, sd.PredictorCorrector) else solver
     if isinstance(solver, sd.PredictorCorrector) and solver.sequence == "predictor-first":
         part = solver.corrector

@@ -62,6 +62,8 @@ class ExponentialMultistep(Exponential):
     startup: Literal["exact", "published"] = "exact"
     lower_final: bool = False
 
+    carries = True
+
     def __post_init__(self) -> None:
         """Check the arguments."""
         super().__post_init__()
