@@ -110,7 +110,8 @@ class ScoreModel(nn.Module):
                 f"the network was called as net(x, t{names}) with x of shape {tuple(x.shape)}, {dtype}: does it take that?"
             )
             raise
-        out = getattr(out, "sample", out)
+        if not isinstance(out, Tensor):
+            out = getattr(out, "sample", out)
         if not isinstance(out, Tensor) or out.shape != x.shape:
             got = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"{type(out).__name__}"
             raise ValueError(f"the network must return a tensor of the shape of its input {tuple(x.shape)}, got {got}")

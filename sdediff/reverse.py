@@ -37,7 +37,7 @@ class Forward(Problem):
 
     def diffuse(self, dw: Tensor, t: Tensor) -> Tensor:
         """g(t) dw."""
-        return weighted((self.schedule(self._size, t)[0], dw))
+        return weighted((self.schedule("size", self._size, t)[0], dw))
 
     def _size(self, t: Tensor) -> Columns:
         return (self.sde.diffusion(t),), ()
@@ -65,7 +65,7 @@ class Reverse(Problem):
         if self.linear:
             self.offers |= {"marginal", "kernel", "coefficients", "data", "noise", "semilinear:data", "semilinear:noise"}
         self.condition = dict(condition or {})
-        self.dtype = model.dtype
+        self.dtype, self.scaled = model.dtype, model.predicts == "edm"
         self._still: Reverse | None = None
 
     def take(self, rows: Tensor) -> Self:
@@ -106,10 +106,13 @@ class Reverse(Problem):
 
     def blend(self, quantity: str, x: Tensor, t: Tensor, keep: Number, push: Number) -> Tensor:
         """keep x + push quantity(x, t), by one pass over x and one over the network's output."""
-        a, b, scale, time = self.schedule(self._columns, t, quantity, x.dtype, x.device, rows=x.shape[0])
+        rows, dtype = x.shape[0], x.dtype
+        key = (quantity, dtype, rows, self.lam)
+        a, b, scale, time = self.schedule(key, self._columns, t, quantity, dtype, x.device, rows=rows)
         if not _finite(a + b):
             self._refuse(quantity, t)
-        out = self.seen(x, self.model.output(weighted((scale, x)), time, self.condition, self.dtype or x.dtype))
+        given = weighted((scale, x)) if self.scaled else x
+        out = self.seen(x, self.model.output(given, time, self.condition, self.dtype or dtype))
         if quantity == "drift" and not self.linear:
             return weighted((keep, x), (push, self.sde.drift(x, t)), (push * b, out))
         return weighted((keep + push * a, x), (push * b, out))
@@ -144,7 +147,11 @@ class Reverse(Problem):
 
     def diffuse(self, dw: Tensor, t: Tensor) -> Tensor:
         """lambda g dw."""
-        return weighted((self.schedule(self._spread, t)[0], dw))
+        return weighted((self.schedule(("spread", self.lam), self._spread, t)[0], dw))
+
+    def shake(self, x: Tensor, dw: Tensor, t: Tensor) -> Tensor:
+        """x + lambda g dw, in one pass."""
+        return weighted((1.0, x), (self.schedule(("spread", self.lam), self._spread, t)[0], dw))
 
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma)."""

@@ -18,7 +18,7 @@ from solvers.exponential import (
     SDEDPMSolverPP,
     UniPC,
 )
-from solvers.grid import GRIDS, check_grid, quadratic, uniform
+from solvers.grid import GRIDS, LogSNR, check_grid, quadratic, uniform
 from solvers.integrate import Options, Snapshot, integrate
 from solvers.langevin import Langevin, MetropolisLangevin, PredictorCorrector
 from solvers.noise import Noise, StepNoise, White, fresh_seed, seeds
@@ -55,6 +55,7 @@ __all__ = [
     "Failure",
     "Heun",
     "Langevin",
+    "LogSNR",
     "MetropolisLangevin",
     "Midpoint",
     "Monitor",

@@ -76,8 +76,8 @@ class Schedule:
             self._times.append(times[new])
             self._rows.clear()
 
-    def __call__(self, function: Callable[..., Columns], t: Tensor, *rest: Any, rows: int = 1) -> tuple[Any, ...]:
-        """The entry at t of the columns function(times, *rest).
+    def __call__(self, key: Hashable, function: Callable[..., Columns], t: Tensor, *rest: Any, rows: int = 1) -> tuple[Any, ...]:
+        """The entry at t of the columns function(times, *rest), of which there is one for each ``key``.
 
         ``function`` returns (coefficients, others), tuples of tensors shaped as the times. An entry has the
         coefficients first, as floats where that loses nothing (see `numbers`); the others repeated for so many ``rows``.
@@ -87,7 +87,6 @@ class Schedule:
             coefficients, others = function(t, *rest)
             free = t.ndim == 0 and not any(c.requires_grad for c in coefficients)
             return (*(map(Tensor.item, coefficients) if free else coefficients), *others)
-        key = (function, rest, rows)
         found = self._rows.get(key)
         if found is None:
             # Filled once: a checkpointed step that is computed again must not miss what the first time saved here.
@@ -169,6 +168,10 @@ class Problem:
     def diffuse(self, dw: Tensor, t: Tensor) -> Tensor:
         """The diffusion coefficient at t applied to a Brownian increment, (rows, *event)."""
         raise NotImplementedError
+
+    def shake(self, x: Tensor, dw: Tensor, t: Tensor) -> Tensor:
+        """x + diffuse(dw, t)."""
+        return x + self.diffuse(dw, t)
 
     def score(self, x: Tensor, t: Tensor) -> Tensor:
         """grad log p_t(x), (rows, *event)."""

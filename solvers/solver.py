@@ -55,6 +55,8 @@ class Solver:
     """Evaluations of the network a step makes, for caps and progress (results report what was counted)."""
     times: Tensor | None = None
     """The grid of a discrete model that brings its own."""
+    spacing: str = "uniform"
+    """The grid that ``steps`` means without a ``grid``: a name in `GRIDS`. Where there is no Gaussian kernel it is uniform."""
 
     @property
     def deterministic_order(self) -> float:

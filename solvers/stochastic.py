@@ -47,7 +47,7 @@ class EulerMaruyama(Solver):
     def step(self, problem: Problem, x: Tensor, plan: _Interval, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step."""
         mean = problem.blend("drift", x, plan.t, 1.0, plan.h)
-        return Step(mean + problem.diffuse(noise.increment(plan.t, plan.s), plan.t), mean)
+        return Step(problem.shake(mean, noise.increment(plan.t, plan.s), plan.t), mean)
 
 
 @dataclass(frozen=True)

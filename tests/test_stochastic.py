@@ -181,7 +181,7 @@ def test_restart_does_what_it_says() -> None:
     [
         (lambda: sd.Churn(sd.RK45()), ValueError, "chooses its own steps"),
         (lambda: sd.Churn(sd.EulerMaruyama()), ValueError, "adds noise itself"),
-        (lambda: sd.Churn(sd.DormandPrince()), ValueError, "shares stages between steps"),
+        (lambda: sd.Churn(sd.DormandPrince()), ValueError, "carries history"),
         (lambda: sd.Churn("heun"), TypeError, "must be a solver value such as Heun"),
         (lambda: sd.Churn(sd.Heun(), -1.0), ValueError, "churn must be a number >= 0"),
         (lambda: sd.Churn(sd.Heun(), between=(2.0, 1.0)), ValueError, r"between must be \(low, high\)"),
