@@ -142,7 +142,8 @@ class LinearSDE(SDE):
     def time_of(self, log_snr: Tensor | float) -> Tensor:
         """The earliest t in [0, T] with log_snr(t) <= ``log_snr``, shaped as it: the inverse of `log_snr`, by bisection.
 
-        Exact to 1e-10 where the slope of log_snr exceeds 1e-4. Raises ValueError beyond log_snr's own range on [0, T].
+        Exact to 1e-10 where the slope of log_snr exceeds 1e-4, and differentiable. Raises ValueError beyond log_snr's own range on
+        [0, T].
         """
         target = as_time(log_snr)
         ends = self.log_snr(torch.tensor([0.0, self.T], dtype=torch.float64))
@@ -161,7 +162,12 @@ class LinearSDE(SDE):
                 middle = 0.5 * (low + high)
                 beyond = self.log_snr(middle) <= reached
                 low, high = torch.where(beyond, low, middle), torch.where(beyond, middle, high)
-        return torch.where(ends[0] <= reached, 0.0, high)
+        found = torch.where(ends[0] <= reached, 0.0, high)
+        if not (torch.is_grad_enabled() and target.requires_grad):
+            return found
+        with torch.no_grad():
+            rate = (-self.g(found).square() / self.sigma(found).square()).clamp(max=-torch.finfo(torch.float64).tiny)
+        return found + (target - target.detach()) / rate  # d t / d log_snr
 
     def rates(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
         """(d alpha / dt, d sigma / dt), shaped as t."""

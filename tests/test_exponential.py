@@ -1,0 +1,302 @@
+"""The coefficient engine of the exponential integrators, its orders beyond the contracts, and the ends of time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mpmath
+import pytest
+import torch
+from conftest import SDES
+from torch import Tensor
+
+import sdediff as sd
+from sdediff.reverse import Reverse
+from sdediff.testing.paths import Still, slope
+from solvers import Options, Solver, integrate
+from solvers.exponential.flow import Flow
+from solvers.exponential.stages import Stages
+
+LAW = sd.exact.GaussianMixture([[-0.5, 0.3], [0.5, 0.0], [0.2, -0.5]], 0.5)
+VP = sd.VP()
+
+
+def problem(sde: sd.LinearSDE, rows: int = 1, lam: float | Callable[[Tensor], Tensor] = 0.0) -> Reverse:
+    return Reverse(LAW.model(sde), rows, lam)
+
+
+def starts(sde: sd.LinearSDE, rows: int, t: float) -> Tensor:
+    z = torch.randn(rows, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return sde.perturb(LAW.sample(rows, seed=0), t, z)
+
+
+def grid(*times: float) -> Tensor:
+    return torch.tensor(times, dtype=torch.float64)
+
+
+# -- coefficients ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("h", [1e-9, 1e-4, 0.3, 4.0, 35.0])
+@pytest.mark.parametrize(("theta", "lam"), [(1.0, 0.0), (1.0, 1.0), (0.0, 0.0), (0.0, 0.7), (0.4, 0.5)])
+@pytest.mark.parametrize("past", [0, 1, 3])
+def test_weights_to_fifty_digits(theta: float, lam: float, h: float, past: int) -> None:
+    """Integrals of exponential times Lagrange polynomial in log(alpha / sigma), from steps of 1e-9 to 35, against mpmath."""
+    sde = sd.VE(1e-10, 1e10)  # alpha = 1, log sigma linear in t
+    flow = Flow(problem(sde, lam=lam), theta, "log_snr")
+    times = sde.time_of(2 * (torch.tensor([-16.0 - 0.7 * k for k in range(past, -1, -1)] + [-16.0 + h], dtype=torch.float64)))
+    points = flow.points(times)
+    a, b = points.part(slice(past, past + 1)), points.part(slice(past + 1, None))
+    got = flow.weights(a, b, [points.v[past - k : past - k + 1] for k in range(past + 1)])
+    with mpmath.workdps(50):
+        u = [mpmath.mpf(float(value)) for value in points.u]
+        start, end, nodes = u[past], u[past + 1], u[past::-1]
+        kappa = 1 + mpmath.mpf(lam) ** 2
+        breaks = mpmath.linspace(start, end, 12)
+        for j, weight in enumerate(got):
+
+            def basis(x: mpmath.mpf, j: int = j) -> mpmath.mpf:
+                return mpmath.fprod((x - other) / (nodes[j] - other) for k, other in enumerate(nodes) if k != j)
+
+            rate = theta * kappa
+            data = theta * kappa * mpmath.quad(lambda x: mpmath.exp(rate * (x - end)) * basis(x), breaks)  # noqa: B023
+            noise = (theta - 1) * kappa * mpmath.quad(lambda x: mpmath.exp((rate - 1) * (x - end)) * basis(x), breaks)  # noqa: B023
+            sigma = mpmath.exp(-end)
+            for value, expected in ((weight.data, data), (weight.noise, noise * sigma)):
+                if value is not None:
+                    # The nodes themselves are rounded: h is known to 1e-15 of u.
+                    assert float(value) == pytest.approx(float(expected), rel=1e-12 + 4e-15 / h)
+
+
+@pytest.mark.parametrize("theta", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("lam", [0.0, 1.0])
+def test_noise_to_fifty_digits(theta: float, lam: float) -> None:
+    """sigma_s^2 times the integral of 2 lambda^2 exp(-2 (u - u_s) + 2 theta (1 + lambda^2) (u - u_s))."""
+    flow = Flow(problem(VP, lam=lam), theta, "log_snr")
+    points = flow.points(grid(0.9, 0.4, 0.3999999, 0.1))
+    got = flow.std(points.part(slice(None, -1)), points.part(slice(1, None)))
+    with mpmath.workdps(50):
+        for i in range(3):
+            h = mpmath.mpf(float(points.u[i + 1])) - mpmath.mpf(float(points.u[i]))
+            rate = 2 * (theta * (1 + lam**2) - 1)
+            integral = 2 * lam**2 * (h if rate == 0 else (1 - mpmath.exp(-rate * h)) / rate)
+            expected = float(points.sigma[i + 1]) * float(mpmath.sqrt(integral))
+            assert float(got[i]) == pytest.approx(expected, rel=1e-8 if i == 1 else 1e-12)
+
+
+@pytest.mark.parametrize("name", ["VP", "RectifiedFlow", "user, f and g"])
+@pytest.mark.parametrize("theta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("variable", ["log_snr", "sigma", "t"])
+def test_a_constant_prediction_is_integrated_exactly(name: str, theta: float, variable: str) -> None:
+    """Whatever the polynomial: with data and noise constant along a path alpha D + sigma E, a step of any size stays on it."""
+    sde = SDES[name]
+    flow = Flow(problem(sde), theta, variable)  # type: ignore[arg-type]
+    points = flow.points(sde.T * grid(0.95, 0.9, 0.6, 0.05))
+    a, b = points.part(slice(2, 3)), points.part(slice(3, None))
+    weights = flow.weights(a, b, [points.v[k : k + 1] for k in (2, 1, 0)])
+    data, noise = 0.7, -1.3
+    total = flow.keep(a, b) * (a.alpha * data + a.sigma * noise)
+    for weight in weights:
+        total = total + (0 if weight.data is None else weight.data * data) + (0 if weight.noise is None else weight.noise * noise)
+    torch.testing.assert_close(total, b.alpha * data + b.sigma * noise, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "solver", [sd.UniPC(), sd.DEIS(), sd.ExponentialSinglestep(4, 0.5), sd.DPMSolverPP(startup="published")], ids=repr
+)
+def test_gradients_with_respect_to_the_times(solver: Solver) -> None:
+    x = starts(VP, 2, 0.8)
+
+    def end(times: Tensor) -> Tensor:
+        return integrate(problem(VP, 2), solver, x, times, options=Options(grad="full")).x
+
+    times = grid(0.8, 0.7, 0.55, 0.45, 0.3).requires_grad_()
+    assert torch.autograd.gradcheck(end, (times,), eps=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["data", "noise"])
+def test_a_form_is_its_number(form: str) -> None:
+    number, x, times = {"data": 1.0, "noise": 0.0}[form], starts(VP, 3, 0.8), torch.linspace(0.8, 0.1, 9, dtype=torch.float64)
+    one, two = (integrate(problem(VP, 3), sd.UniPC(form=f), x, times).x for f in (form, number))  # type: ignore[arg-type]
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("solver", [sd.SASolver(), sd.SEEDS(), sd.SDEDPMSolverPP(3), sd.Renoise(sd.Heun())], ids=repr)
+def test_a_stochasticity_that_is_a_function(solver: Solver) -> None:
+    """lambda(t) = 0.8, by quadrature, gives what the number gives."""
+    x, times, noise = (
+        starts(VP, 3, 0.8),
+        torch.linspace(0.8, 0.1, 9, dtype=torch.float64),
+        sd.White((1, 2, 3), (2,), dtype=torch.float64),
+    )
+    one = integrate(problem(VP, 3, 0.8), solver, x, times, noise).x
+    two = integrate(problem(VP, 3, lambda t: torch.full_like(t, 0.8)), solver, x, times, noise).x
+    torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
+
+
+# -- orders and cost ---------------------------------------------------------------------------------------------------
+
+
+def test_unipc_4_has_order_5() -> None:
+    sde = SDES["user, f and g"]
+    x = starts(sde, 6, 0.8 * sde.T)
+
+    def end(solver: Solver, n: int) -> Tensor:
+        return integrate(problem(sde, 6), solver, x, torch.linspace(0.8 * sde.T, 0.2 * sde.T, n + 1, dtype=torch.float64)).x
+
+    exact = end(sd.DormandPrince(variable="t"), 500)
+    assert slope([float((end(sd.UniPC(4), n) - exact).abs().max()) for n in (40, 80, 160)]) > 4.75
+
+
+@pytest.mark.parametrize("solver", [sd.DPMSolverPP(3), sd.LMS(4)], ids=repr)
+def test_what_a_first_step_of_order_one_costs(solver: sd.ExponentialMultistep) -> None:
+    """startup="published": the errors fall at order 2, not at the full one; without any evaluation more."""
+    published = type(solver)(solver.order, startup="published")
+    assert published.deterministic_order == 2 < solver.deterministic_order
+    sde = sd.RectifiedFlow()
+    x = starts(sde, 6, 0.8)
+
+    def end(method: Solver, n: int) -> sd.Solution:
+        return integrate(problem(sde, 6), method, x, torch.linspace(0.8, 0.2, n + 1, dtype=torch.float64))
+
+    exact = end(sd.DormandPrince(variable="t"), 500).x
+    measured = slope([float((end(published, n).x - exact).abs().max()) for n in (160, 320, 640)])
+    assert 1.75 < measured < 2.25
+    assert end(published, 10).nfe.tolist() == [10] * 6
+    assert end(solver, 10).nfe.tolist() == [10 + solver.startup_evaluations] * 6
+
+
+@pytest.mark.parametrize(("order", "estimate"), [(2, 2), (3, 3), (4, 3)])
+def test_embedded_error_estimates(order: int, estimate: int) -> None:
+    """Of the local error of the lower method: O(h^(low + 1))."""
+    solver, x = sd.ExponentialSinglestep(order), starts(VP, 4, 0.6)
+    sizes = []
+    for h in (0.04, 0.02, 0.01):
+        (plan,) = solver.plan(problem(VP, 4), grid(0.6, 0.6 - h))
+        assert isinstance(plan, Stages)
+        error = solver.step(problem(VP, 4), x, plan, Still((4, 2)), ()).error
+        assert error is not None
+        sizes.append(float(error.abs().max()))
+    assert slope(sizes) == pytest.approx(estimate, abs=0.25)
+
+
+def test_rows_with_times_of_their_own() -> None:
+    """A single step of three samples, each over its own interval, is three steps: ready for step-size control by sample."""
+    solver, x = sd.ExponentialSinglestep(3, "noise"), starts(VP, 3, 0.6)
+    times = grid(0.6, 0.5, 0.45, 0.3, 0.2, 0.44).reshape(2, 3)
+    (plan,) = solver.plan(problem(VP, 3), times)
+    whole = solver.step(problem(VP, 3), x, plan, Still((3, 2)), ()).x
+    for i in range(3):
+        alone = integrate(problem(VP, 1), solver, x[i : i + 1], times[:, i]).x
+        torch.testing.assert_close(whole[i : i + 1], alone, rtol=1e-12, atol=1e-12)
+
+
+def test_there_and_back() -> None:
+    """Towards noise and back to data along the flow closes at the method's order."""
+    gaps = []
+    for n in (40, 80):
+        up = torch.linspace(0.2, 0.8, n + 1, dtype=torch.float64)
+        x = starts(VP, 4, 0.2)
+        there = integrate(problem(VP, 4), sd.UniPC(2), x, up).x
+        gaps.append(float((integrate(problem(VP, 4), sd.UniPC(2), there, up.flip(0)).x - x).abs().max()))
+    assert slope(gaps) > 2.5
+    assert gaps[1] < 1e-4
+
+
+# -- the ends of time --------------------------------------------------------------------------------------------------
+
+
+def flow_model(sde: sd.LinearSDE) -> sd.ScoreModel:
+    """One whose prediction has a limit at both ends."""
+    exact = LAW.model(sde)
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        t = t.clamp(sde.t_min, sde.t_max)
+        alpha, sigma = sde.alpha(t.double()), sde.sigma(t.double())
+        data = exact.data(x, t.double())
+        return (x - alpha[:, None] * data) / sigma[:, None] - data
+
+    return sd.ScoreModel(net, sde, "flow", time_dtype=torch.float64)
+
+
+METHODS = [
+    sd.DPMSolverPP(3),
+    sd.UniPC(),
+    sd.UniPC(form="noise"),
+    sd.DEIS(),
+    sd.LMS(3),
+    sd.ExponentialMultistep(3, 0.5),
+    sd.ExponentialSinglestep(4),
+    sd.DPMSolver(),
+    sd.SASolver(),
+    sd.SEEDS(),
+    sd.SDEDPMSolverPP(),
+]
+
+
+@pytest.mark.parametrize("solver", METHODS, ids=repr)
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_from_alpha_0_to_sigma_0(solver: Solver, steps: int) -> None:
+    """Rectified flow over all of [0, 1]: finite, and the law of the data for Gaussian data as the steps allow."""
+    sde = sd.RectifiedFlow()
+    times = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    noise = sd.White(range(5), (2,), dtype=torch.float64)
+    lam = 1.0 if solver.diffuses else 0.0
+    out = integrate(Reverse(flow_model(sde), 5, lam), solver, x, times, noise)
+    assert out.success
+    assert float(out.x.abs().max()) < 4
+
+
+@pytest.mark.parametrize("solver", METHODS, ids=repr)
+def test_the_steps_at_the_ends_are_of_order_one(solver: Solver) -> None:
+    """To sigma = 0 they give E[data]; from alpha = 0 they are DDIM's, or at lambda = 1 the exact posterior's."""
+    sde = sd.RectifiedFlow()
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    noise, lam = sd.White(range(5), (2,), dtype=torch.float64), 1.0 if solver.diffuses else 0.0
+
+    def end(method: Solver, *times: float) -> Tensor:
+        return integrate(Reverse(flow_model(sde), 5, lam), method, x, grid(*times), noise).x
+
+    torch.testing.assert_close(end(solver, 0.3, 0.0), flow_model(sde).data(x, 0.3), rtol=1e-9, atol=1e-9)
+    twin = sd.Ancestral() if solver.diffuses else sd.DDIM()
+    torch.testing.assert_close(end(solver, 1.0, 0.6), end(twin, 1.0, 0.6), rtol=1e-9, atol=1e-9)
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: sd.UniPC(5), "UniPC: order must be 1, 2, 3 or 4, got 5"),
+        (lambda: sd.UniPC(True), "order must be"),
+        (lambda: sd.DEIS(form="eps"), "DEIS: form must be 'data', 'noise' or a number"),
+        (lambda: sd.DEIS(form=1.5), "form must be"),
+        (lambda: sd.DPMSolver(variable="lambda"), "variable must be one of 'log_snr', 'sigma', 't'; got 'lambda'"),
+        (lambda: sd.DPMSolver(moments="bh2"), "moments must be one of"),
+        (lambda: sd.DPMSolver(r=0.0), "r must lie in"),
+        (lambda: sd.SASolver(corrector=5), "corrector must be an int from 0"),
+        (lambda: sd.SASolver(startup="none"), "startup must be 'exact' or 'published'"),
+    ],
+)
+def test_bad_arguments(make: Callable[[], Solver], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_refusals() -> None:
+    """Before any evaluation of the network, in words."""
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        raise AssertionError
+
+    model, x = sd.ScoreModel(net, VP), torch.zeros(2, 2, dtype=torch.float64)
+    with pytest.raises(ValueError, match="cannot step from sigma = 0: start at t_min"):
+        integrate(Reverse(model, 2), sd.UniPC(), x, grid(0.0, 0.5))
+    with pytest.raises(ValueError, match="one grid for all samples"):
+        sd.UniPC().plan(Reverse(model, 2), torch.tensor([[0.5, 0.4], [0.3, 0.3]], dtype=torch.float64))
+    with pytest.raises(ValueError, match="carries history"):
+        sd.Churn(sd.UniPC())
+    with pytest.raises(ValueError, match="stochasticity"):
+        sd.sample(model, (2, 2), solver=sd.UniPC(), steps=3, stochasticity=1.0)
