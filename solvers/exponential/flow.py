@@ -23,6 +23,7 @@ VARIABLES: Final = ("log_snr", "sigma", "t")
 MOMENTS: Final = ("exact", "half", "half-h", "uniform")
 
 _PER_PANEL: Final = 16
+_NOTHING: Final = 8 * torch.finfo(torch.float64).eps
 _FOLDS: Final = 4.0  # e-foldings of the weight in a panel: the rule's error is then below rounding
 
 
@@ -139,7 +140,9 @@ class Flow:
     def std(self, a: Points, b: Points) -> Tensor:
         """The standard deviation of what the noise adds from a to b."""
         if self.theta == 1:
-            return b.sigma * (-torch.expm1(2 * (a.mixing - b.mixing))).clamp(min=0).sqrt()
+            gain = b.mixing - a.mixing
+            gain = torch.where(gain < _NOTHING * b.mixing.abs().clamp(min=1), 0.0, gain)  # of rounding the root would be seen
+            return b.sigma * (-torch.expm1(-2 * gain)).clamp(min=0).sqrt()
         u, w = self._nodes(a, b)
         mixing, square = self.mixed(u)
         exponent = 2 * (self.theta * (u + mixing - b.u - b.mixing) - (u - b.u))
@@ -171,7 +174,8 @@ class Flow:
         if self.theta != 1:
             terms.append(((self.theta - 1) * b.sigma, w * (growth - (u - b.u)).exp()))
         basis = lagrange(nodes, self._value(u)) if moments == "exact" or (moments != "uniform" and len(nodes) > 2) else None
-        found = [self._integrals(scale, density, a, b, nodes, basis, moments) for scale, density in terms]
+        length = w.sum(dim=0)
+        found = [self._integrals(scale, density, length, b.v - a.v, nodes, basis, moments) for scale, density in terms]
         if len(found) == 2:
             return [Weight(data, noise) for data, noise in zip(*found, strict=True)]
         return [Weight(each, None) if self.theta else Weight(None, each) for each in found[0]]
@@ -180,8 +184,8 @@ class Flow:
         self,
         scale: Tensor,
         density: Tensor,
-        a: Points,
-        b: Points,
+        length: Tensor,
+        step: Tensor,
         nodes: Sequence[Tensor],
         basis: list[Tensor] | None,
         moments: Moments,
@@ -193,7 +197,7 @@ class Flow:
             return [total * weight for weight in _equal_steps(len(nodes))]
         if len(nodes) == 1:
             return [total]
-        slope = (total if moments == "half" else scale * (b.u - a.u)) * 0.5 * (b.v - a.v) / (nodes[1] - nodes[0])
+        slope = (total if moments == "half" else scale * length) * 0.5 * step / (nodes[1] - nodes[0])
         return [total - slope, slope]
 
 

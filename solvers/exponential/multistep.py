@@ -122,15 +122,16 @@ class ExponentialMultistep(Exponential):
         points, inside, ends = self._split(flow, times)
         single, method = self._single
         go: dict[int, Move | Stages | Plain] = {}
-        first = [i for i in inside if i < single]
+        first, rest = inside[:single], inside[single:]
         if first:
             a, b = _pairs(points, first)
-            go.update(zip(first, plan_stages(flow, a, b, method, self.moments, stochastic=False), strict=True))
+            moments = self.moments if method.order == 2 else "exact"
+            go.update(zip(first, plan_stages(flow, a, b, method, moments, stochastic=False), strict=True))
         if ends:
             go.update(zip(ends, plan_plain(*_pairs(points, ends)), strict=True))
         usable = torch.isfinite(points.u).tolist()
-        go.update(self._moves(flow, points, [i for i in inside if i >= single], self.order, steps, usable, end=False))
-        corrected = [i for i in inside if i >= single and i < steps - 1] if self.past else []
+        go.update(self._moves(flow, points, rest, self.order, steps, usable, end=False))
+        corrected = [i for i in rest if i < steps - 1] if self.past else []
         correct = self._moves(flow, points, corrected, self.past, steps, usable, end=True)
         return [_Plan(at, correct.get(i - 1), go[i]) for i, at in enumerate(evaluations(points.part(slice(None, -1))))]
 

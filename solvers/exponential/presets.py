@@ -184,6 +184,6 @@ class ERSDE(ExponentialMultistep):
                 phi = self.scale(at)
                 (slope,) = torch.autograd.grad(phi.sum(), at, create_graph=rho.requires_grad)
             phi = phi if rho.requires_grad else phi.detach()
-            return -u - phi.log(), (rho * slope / phi - 1).clamp(min=0)
+            return -(phi / rho).log(), (rho * slope / phi - 1).clamp(min=0)
 
         return Flow(problem, self.theta, self.variable, mixing)

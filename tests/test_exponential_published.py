@@ -1,0 +1,300 @@
+"""Exponential solvers against the published update formulas, whole solves with the same noise, to 1e-10.
+
+The formulas are in `published_formulas` and `published_singlestep`, written from the papers; where a publication or a widely used
+code differs from its own derivation, `test_exponential_peers` says by how much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from math import cosh, log, tanh
+from typing import Any, Literal, NamedTuple
+
+import published_formulas as published
+import published_singlestep as singlestep
+import pytest
+import torch
+from conftest import SDES
+from published_formulas import Walk
+from torch import Tensor
+
+import sdediff as sd
+from sdediff.reverse import Reverse
+from solvers import Solver, StepNoise, integrate
+
+MIXTURE = sd.exact.GaussianMixture([[-0.5, 0.3], [0.5, 0.0], [0.2, -0.5]], 0.3)
+SHARES = [0.95, 0.9, 0.72, 0.66, 0.33, 0.3, 0.05]
+"""Of the SDE's T: a grid whose steps differ by a factor 11."""
+
+
+def families(*fast: str) -> pytest.MarkDecorator:
+    """VP, VE, cosine and rectified flow, those that are not named in the slow run only."""
+    names = ["VP", "VE", "Cosine", "RectifiedFlow"]
+    return pytest.mark.parametrize(
+        "sde", [pytest.param(name, marks=[] if name in fast else [pytest.mark.slow]) for name in names], indirect=True
+    )
+
+
+def grid(sde: sd.LinearSDE, count: int = len(SHARES)) -> Tensor:
+    return torch.tensor(SHARES[:count], dtype=torch.float64) * sde.T
+
+
+def start(sde: sd.LinearSDE, t: Tensor, rows: int = 3) -> Tensor:
+    z = torch.randn(rows, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return sde.perturb(MIXTURE.sample(rows, seed=0), t, z)
+
+
+def white(rows: int = 3) -> sd.White:
+    return sd.White(sd.seeds(3, rows), (2,), dtype=torch.float64)
+
+
+Lam = float | Callable[[Tensor], Tensor]
+
+
+def ours(sde: sd.LinearSDE, solver: Solver, times: Tensor, lam: Lam | None = None) -> Tensor:
+    x = start(sde, times[0])
+    return sd.sample(
+        MIXTURE.model(sde),
+        x.shape,
+        solver=solver,
+        grid=times,
+        x_init=x,
+        last="noisy",
+        stochasticity=lam,
+        dtype=torch.float64,
+        noise=white(),
+    ).x
+
+
+def theirs(sde: sd.LinearSDE, formula: Callable[[Walk, Tensor], Tensor], times: Tensor) -> Tensor:
+    return formula(Walk(MIXTURE.model(sde), times, white()), start(sde, times[0]))
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+# -- published formulas ------------------------------------------------------------------------------------------------
+
+
+class Equality(NamedTuple):
+    name: str
+    solver: Solver
+    formula: Callable[[Walk, Tensor], Tensor]
+    lam: float | None = None
+
+
+P: dict[str, Any] = {"startup": "published"}
+PHI = {
+    "rho": (lambda rho: rho, lambda rho: rho),
+    "rho^2": (lambda rho: rho**2, lambda rho: rho**2),
+    "SDE_5": (sd.ERSDE().scale, lambda rho: float(sd.ERSDE().scale(torch.tensor(rho, dtype=torch.float64)))),
+    "rho^1.5": (lambda rho: rho**1.5, lambda rho: rho**1.5),
+}
+
+BH: list[tuple[int, Literal["half-h", "half"]]] = [(1, "half-h"), (2, "half")]
+EQUALITIES = [
+    *(Equality(f"DPM-Solver-{p}", sd.DPMSolver(p), partial(singlestep.dpm_solver, order=p)) for p in (1, 2, 3)),
+    *(Equality(f"DPM-Solver-2, r={r}", sd.DPMSolver(2, r=r), partial(singlestep.dpm_solver, order=2, r=r)) for r in (0.3, 1.0)),
+    *(
+        Equality(f"DPM-Solver++({p}S)", sd.DPMSolverPPSinglestep(p), partial(singlestep.dpm_solver_pp_singlestep, order=p))
+        for p in (1, 2, 3)
+    ),
+    Equality(
+        "DPM-Solver++(2S), r=0.7",
+        sd.DPMSolverPPSinglestep(2, r=0.7),
+        partial(singlestep.dpm_solver_pp_singlestep, order=2, r=0.7),
+    ),
+    *(Equality(f"DPM-Solver++({p}M)", sd.DPMSolverPP(p, **P), partial(published.dpm_solver_pp, order=p)) for p in (1, 2, 3)),
+    Equality("DPM-Solver++(2M)", sd.DPMSolverPP(2), partial(published.dpm_solver_pp, order=2)),
+    *(
+        Equality(
+            f"DPM-Solver++({p}M), lower final",
+            sd.DPMSolverPP(p, lower_final=True, **P),
+            partial(published.dpm_solver_pp, order=p, lower_final=True),
+        )
+        for p in (2, 3)
+    ),
+    Equality(
+        "DPM-Solver++(2M), taylor",
+        sd.DPMSolverPP(2, moments="exact"),
+        partial(published.dpm_solver_pp, order=2, taylor=True),
+    ),
+    *(
+        Equality(
+            f"SDE-DPM-Solver++({p})",
+            sd.SDEDPMSolverPP(p, **({} if p < 3 else P)),
+            partial(published.dpm_solver_pp, order=p, noisy=True),
+            1.0,
+        )
+        for p in (1, 2, 3)
+    ),
+    Equality(
+        "SDE-DPM-Solver++(2), taylor",
+        sd.SDEDPMSolverPP(2, moments="exact"),
+        partial(published.dpm_solver_pp, order=2, noisy=True, taylor=True),
+        1.0,
+    ),
+    *(
+        Equality(
+            f"UniPC-{p}, B_{b}",
+            sd.UniPC(p, moments=moments, **P),
+            partial(published.unipc, order=p, b=b),
+        )
+        for b, moments in BH
+        for p in (1, 2, 3)
+    ),
+    *(
+        Equality(
+            f"UniPC-{p}, lower final",
+            sd.UniPC(p, lower_final=True, **P),
+            partial(published.unipc, order=p, b=2, lower_final=True),
+        )
+        for p in (2, 3)
+    ),
+    Equality("UniPC-4", sd.UniPC(4, **P), partial(published.unipc, order=4, b=2)),
+    *(
+        Equality(
+            f"UniPC-{p} of noise, B_{b}",
+            sd.UniPC(p, form="noise", moments=moments, **P),
+            partial(published.unipc, order=p, b=b, data=False),
+        )
+        for b, moments in BH
+        for p in (2, 3)
+    ),
+    *(
+        Equality(
+            f"SA-Solver {p}, {c}, tau {tau}",
+            sd.SASolver(p, corrector=c),
+            partial(published.sa_solver, order=p, corrector=c, law=published.constant(tau)),
+            tau,
+        )
+        for p, c, tau in ((1, 1, 0.4), (2, 2, 0.4), (2, 0, 1.0), (2, 1, 1.0), (1, 3, 1.0), (3, 3, 0.4), (3, 2, 1.6), (4, 3, 1.0))
+    ),
+    *(
+        Equality(
+            f"SA-Solver {p}, {c}, tau {tau}, rescaled",
+            sd.SASolver(p, corrector=c, moments="half-h"),
+            partial(published.sa_solver, order=p, corrector=c, law=published.constant(tau), rescaled=True),
+            tau,
+        )
+        for p, c, tau in ((2, 0, 1.0), (2, 1, 0.4), (3, 3, 1.0))
+    ),
+    Equality(
+        "SA-Solver 3, 3, lower final",
+        sd.SASolver(3, lower_final=True),
+        partial(published.sa_solver, order=3, corrector=3, law=published.constant(1.0), lower_final=True),
+        1.0,
+    ),
+    *(Equality(f"DEIS-tAB{p - 1}", sd.DEIS(p, **P), partial(published.deis_tab, order=p)) for p in (1, 2, 3, 4)),
+    *(
+        Equality(f"DEIS-rhoAB{p - 1}", sd.DEIS(p, variable="sigma", **P), partial(published.deis_rho_ab, order=p))
+        for p in (1, 2, 3, 4)
+    ),
+    Equality("LMS-4", sd.LMS(**P), partial(published.deis_rho_ab, order=4)),
+    *(
+        Equality(f"DEIS-{p}, log rho", sd.DEIS(p, variable="log_snr", **P), partial(published.deis_log_rho, order=p))
+        for p in (2, 3)
+    ),
+    *(Equality(f"iPNDM-{p}", sd.IPNDM(p, **P), partial(published.ipndm, order=p)) for p in (1, 2, 3, 4)),
+    *(
+        Equality(
+            f"SEEDS-{p}",
+            sd.SEEDS(p, moments="half"),
+            partial(singlestep.seeds, order=p),
+            1.0,
+        )
+        for p in (1, 2, 3)
+    ),
+    *(
+        Equality(
+            f"ER-SDE-{p}, {name}",
+            sd.ERSDE(p, scale=torch_phi, **P),
+            partial(published.er_sde, order=p, phi=phi, newton=True),
+        )
+        for p in (1, 2, 3)
+        for name, (torch_phi, phi) in PHI.items()
+    ),
+]
+
+
+@families("RectifiedFlow")
+@pytest.mark.parametrize("case", EQUALITIES, ids=lambda case: case.name)
+def test_equals_the_published_formula(sde: sd.LinearSDE, case: Equality) -> None:
+    times = grid(sde)
+    close(ours(sde, case.solver, times, case.lam), theirs(sde, case.formula, times))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+@pytest.mark.parametrize("case", [case for case in EQUALITIES if "final" in case.name], ids=lambda case: case.name)
+def test_warm_up_and_lower_orders_meet_in_few_steps(case: Equality, steps: int) -> None:
+    sde = SDES["VP"]
+    times = grid(sde, steps + 1)
+    close(ours(sde, case.solver, times, case.lam), theirs(sde, case.formula, times))
+
+
+@pytest.mark.parametrize(("order", "corrector"), [(1, 0), (3, 0), (2, 2), (3, 3)])
+@pytest.mark.parametrize("sde", ["VP", "VE"], indirect=True)
+def test_sa_solver_at_a_tau_that_varies(sde: sd.LinearSDE, order: int, corrector: int) -> None:
+    """tau^2 = 0.6 + 0.4 tanh(u / 2), whose integral is known: the coefficients of eq. 14 by adaptive quadrature."""
+
+    def lam(t: Tensor) -> Tensor:
+        return (0.6 + 0.4 * torch.tanh(sde.log_snr(t) / 4)).sqrt()
+
+    def law(u: float) -> tuple[float, float]:
+        return 0.6 * u + 0.8 * log(cosh(u / 2)), 0.6 + 0.4 * tanh(u / 2)
+
+    times = grid(sde)
+    got = ours(sde, sd.SASolver(order, corrector=corrector), times, lam)
+    close(got, theirs(sde, partial(published.sa_solver, order=order, corrector=corrector, law=law, closed=False), times))
+
+
+FAR = [
+    (sd.DPMSolver(2), partial(singlestep.dpm_solver, order=2), None),
+    (sd.DPMSolverPP(3, **P), partial(published.dpm_solver_pp, order=3), None),
+    (sd.UniPC(3, **P), partial(published.unipc, order=3, b=2), None),
+    (sd.SASolver(3), partial(published.sa_solver, order=3, corrector=3, law=published.constant(2.5)), 2.5),
+    (sd.SEEDS(3), partial(singlestep.seeds, order=3), 1.0),
+]
+
+
+@pytest.mark.parametrize(("solver", "formula", "lam"), FAR, ids=[repr(row[0]) for row in FAR])
+def test_three_steps_over_the_whole_range(solver: Solver, formula: Callable[[Walk, Tensor], Tensor], lam: float | None) -> None:
+    """VE over 17 e-foldings of sigma: steps of up to 9, where a weight falls by up to 62."""
+    sde = sd.VE(1e-6, 30.0)
+    times = torch.tensor([1.0, 0.6, 0.55, 0.05], dtype=torch.float64)
+    close(ours(sde, solver, times, lam), theirs(sde, formula, times))
+
+
+# -- where log-SNR is infinite -----------------------------------------------------------------------------------------
+
+
+def from_no_signal(w: Walk, x: Tensor, order: int, noisy: bool = False) -> Tensor:
+    """DPM-Solver++ whose first step starts at alpha = 0 and whose last ends at sigma = 0: the limits are of order 1, and a
+    prediction where u is infinite is no node of a polynomial."""
+    d = w.x0(x, 0)
+    x = w.a[1] * d + w.s[1] * (w.z(0) if noisy else x / w.s[0])
+    assert isinstance(w.noise, sd.White)
+    inner = Walk(w.model, torch.tensor(w.times[1:-1], dtype=torch.float64), Later(w.noise))  # type: ignore[arg-type]
+    x = published.dpm_solver_pp(inner, x, order, noisy=noisy)
+    return w.a[-1] * w.x0(x, w.n - 1)
+
+
+class Later(NamedTuple):
+    """The noise from the second step on."""
+
+    noise: sd.White
+
+    def at(self, step: int) -> StepNoise:
+        return self.noise.at(step + 1)
+
+
+@pytest.mark.parametrize(("order", "noisy"), [(1, False), (2, False), (3, False), (2, True), (3, True)])
+def test_steps_from_alpha_zero_and_to_sigma_zero(order: int, noisy: bool) -> None:
+    sde = sd.RectifiedFlow(t_min=1e-3, t_max=1.0)
+    times = torch.tensor([1.0, 0.9, 0.72, 0.5, 0.3, 0.1, 0.0], dtype=torch.float64)
+    solver = sd.SDEDPMSolverPP(order, **P) if noisy else sd.DPMSolverPP(order, **P)
+    problem = Reverse(MIXTURE.model(sde), 3, 1.0 if noisy else 0.0)
+    x = start(sde, times[0])
+    close(integrate(problem, solver, x, times, white()).x, theirs(sde, lambda w, x: from_no_signal(w, x, order, noisy), times))
