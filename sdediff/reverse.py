@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import NoReturn, Self
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdediff.model import ScoreModel
-from sdediff.sde import SDE, LinearSDE
+from sdediff.sde import SDE
 from sdediff.sde.quadrature import Integral
 from solvers import Problem
 from solvers.arithmetic import Number, weighted
@@ -63,7 +62,7 @@ class Reverse(Problem):
         self.linear = "kernel" in model.sde.offers
         self.offers = frozenset({"drift", "diffusion", "score"})
         if self.linear:
-            self.offers |= {"marginal", "kernel", "coefficients", "data", "noise", "semilinear:data", "semilinear:noise"}
+            self.offers |= {"marginal", "kernel", "coefficients", "data", "noise"}
         self.condition = dict(condition or {})
         self.dtype, self.scaled = model.dtype, model.predicts == "edm"
         self._still: Reverse | None = None
@@ -196,78 +195,12 @@ class Reverse(Problem):
         half: Tensor = 0.5 * self.sde.log_snr(t)
         return self.lam**2 * half if self.lam else torch.zeros_like(t)
 
-    def semilinear(self, form: str) -> DataForm | NoiseForm:
-        """The data form, at any stochasticity, or the noise form of the probability flow."""
-        if form == "noise":
-            return NoiseForm(self, self.sde)
-        if form != "data":
-            raise ValueError(f"no semilinear form is called {form!r}; there are 'data' and 'noise'")
-        return DataForm(self, self.sde)
+    @property
+    def unscaled(self) -> bool:
+        """Whether alpha is constant: looked up at five times."""
+        alpha = self.sde.alpha(torch.linspace(self.sde.t_min, self.sde.t_max, 5, dtype=torch.float64))
+        return bool((alpha == alpha[0]).all())
 
 
 def _finite(c: Number) -> bool:
     return bool(torch.isfinite(c).all()) if isinstance(c, Tensor) else math.isfinite(c)
-
-
-@dataclass(frozen=True)
-class _Form:
-    """What the forms of an SDE share."""
-
-    problem: Reverse
-    sde: LinearSDE
-
-    def scale(self, t: Tensor) -> Tensor:
-        """Scale of the state."""
-        raise NotImplementedError
-
-    @property
-    def unscaled(self) -> bool:
-        """Whether scale is constant: looked up at five times."""
-        scale = self.scale(torch.linspace(self.sde.t_min, self.sde.t_max, 5, dtype=torch.float64))
-        return bool((scale == scale[0]).all())
-
-
-@dataclass(frozen=True)
-class DataForm(_Form):
-    """d(x / scale) = E[x_0 | x] dclock + dB(variance), with u = log(alpha / sigma) and L the integral of lambda^2 du.
-
-    scale = sigma exp(-L), clock = exp(u + L), variance = exp(2 L), so that scale clock = alpha: for lambda = 0 the variables of
-    DDIM, sigma and alpha / sigma; for lambda = 1, sigma^2 / alpha and the signal-to-noise ratio. Where alpha = 0 they have limits.
-    """
-
-    def scale(self, t: Tensor) -> Tensor:
-        """sigma exp(-L)."""
-        return self.sde.sigma(t) * torch.exp(-self.problem.mixing(t))
-
-    def clock(self, t: Tensor) -> Tensor:
-        """exp(u + L)."""
-        return torch.exp(0.5 * self.sde.log_snr(t) + self.problem.mixing(t))
-
-    def variance(self, t: Tensor) -> Tensor:
-        """exp(2 L)."""
-        return torch.exp(2 * self.problem.mixing(t))
-
-    def nonlinear(self, x: Tensor, t: Tensor) -> Tensor:
-        """E[x_0 | x_t = x]."""
-        return self.problem.data(x, t)
-
-
-@dataclass(frozen=True)
-class NoiseForm(_Form):
-    """d(x / alpha) = E[noise | x] d(sigma / alpha): the probability flow."""
-
-    def scale(self, t: Tensor) -> Tensor:
-        """alpha."""
-        return self.sde.alpha(t)
-
-    def clock(self, t: Tensor) -> Tensor:
-        """sigma / alpha."""
-        return torch.exp(-0.5 * self.sde.log_snr(t))
-
-    def variance(self, t: Tensor) -> Tensor:
-        """0."""
-        return torch.zeros_like(t)
-
-    def nonlinear(self, x: Tensor, t: Tensor) -> Tensor:
-        """E[noise | x_t = x]."""
-        return self.problem.noise(x, t)

@@ -22,7 +22,7 @@ from solvers.grid import GRIDS, LogSNR, check_grid, quadratic, uniform
 from solvers.integrate import Options, Snapshot, integrate
 from solvers.langevin import Langevin, MetropolisLangevin, PredictorCorrector
 from solvers.noise import Noise, StepNoise, White, fresh_seed, seeds
-from solvers.problem import Monitor, Problem, Schedule, Semilinear, expand, rowwise
+from solvers.problem import Monitor, Problem, Schedule, expand, rowwise
 from solvers.runge_kutta import DOP853, RK23, RK45, DormandPrince, Euler, Heun, Midpoint, RungeKutta, RungeKutta4, Tsit5
 from solvers.solution import Failure, Solution, SolveError, Status
 from solvers.solver import Solver, Step
@@ -71,7 +71,6 @@ __all__ = [
     "SASolver",
     "SDEDPMSolverPP",
     "Schedule",
-    "Semilinear",
     "Snapshot",
     "Solution",
     "SolveError",

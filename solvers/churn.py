@@ -54,8 +54,8 @@ class _Around(Solver):
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
-        """The solver's, and the kernel."""
-        return self.solver.needs | {"kernel", "semilinear:noise"}
+        """The solver's, the kernel and the schedule."""
+        return self.solver.needs | {"kernel", "marginal"}
 
     @property
     def order(self) -> float:  # type: ignore[override]
@@ -96,8 +96,7 @@ class Churn(_Around):
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Noised]:
         """Where each step starts, and the solver's plan from there."""
-        form = problem.semilinear("noise")
-        u, t = form.clock(times), times[:-1]
+        u, t = torch.exp(-0.5 * problem.log_snr(times)), times[:-1]
         inside = (u[:-1] >= self.between[0]) & (u[:-1] <= self.between[1])
         gamma = inside.to(torch.float64) * min(self.churn / len(t), 2**0.5 - 1)
         above = torch.minimum((1 + gamma) * u[:-1], u[0])
@@ -158,7 +157,7 @@ class Restart(_Around):
                 f"Restart: t_high = {self.between[1]:g} must lie above {float(low):.6g}, the grid's time next to t_low, "
                 f"and not above the grid's start, {float(times[0]):.6g}"
             )
-        ends = -2 * problem.semilinear("noise").clock(torch.stack([high, low])).log()
+        ends = problem.log_snr(torch.stack([high, low]))
         back = problem.time_of(torch.linspace(float(ends[0]), float(ends[1]), self.steps + 1, dtype=torch.float64))
         back[0], back[-1] = high, low
         ratio, std = problem.kernel(high, low)
@@ -188,11 +187,6 @@ class Renoise(_Around):
     """
 
     diffuses = True
-
-    @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
-        """The solver's, the kernel and the schedule."""
-        return self.solver.needs | {"kernel", "marginal"}
 
     @property
     def deterministic_order(self) -> float:

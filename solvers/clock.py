@@ -56,17 +56,16 @@ class _Sigma:
     """u = sigma / alpha, y = x / alpha: dy / du = noise."""
 
     def __init__(self, problem: Problem) -> None:
-        self.problem, self.form = problem, problem.semilinear("noise")
-        self.evaluate = self.form.nonlinear
+        self.problem, self.evaluate = problem, problem.noise
 
     def value(self, t: Tensor) -> Tensor:
-        return self.form.clock(t)
+        return torch.exp(-0.5 * self.problem.log_snr(t))
 
     def time(self, u: Tensor) -> Tensor:
         return self.problem.time_of(-2 * u.log())
 
     def scale(self, t: Tensor) -> Tensor:
-        return self.form.scale(t)
+        return self.problem.marginal(t)[0]
 
     def weight(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -76,13 +75,13 @@ class _LogSnr(_Sigma):
     """u = log(sigma / alpha), half the negative log-SNR: dy / du = sigma / alpha noise."""
 
     def value(self, t: Tensor) -> Tensor:
-        return self.form.clock(t).log()
+        return -0.5 * self.problem.log_snr(t)
 
     def time(self, u: Tensor) -> Tensor:
         return self.problem.time_of(-2 * u)
 
     def weight(self, t: Tensor) -> Tensor:
-        return self.form.clock(t)
+        return super().value(t)
 
 
 def clock(problem: Problem, variable: Variable) -> Clock:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from solvers.arithmetic import Number, expand, numbers, rowwise, weighted
 
-__all__ = ["Monitor", "Problem", "Schedule", "Semilinear", "expand", "rowwise"]
+__all__ = ["Monitor", "Problem", "Schedule", "expand", "rowwise"]
 
 
 class Monitor:
@@ -97,35 +97,12 @@ class Schedule:
         return found[place]
 
 
-class Semilinear(Protocol):
-    """d(x / scale) = nonlinear(x, t) dclock + dB(variance): a problem with its linear part solved exactly.
-
-    The Brownian motion B has variance ``variance(s) - variance(t)`` over a step from t to s.
-    """
-
-    @property
-    def unscaled(self) -> bool:
-        """Whether scale is constant."""
-
-    def scale(self, t: Tensor) -> Tensor:
-        """Scale of the state at time t."""
-
-    def clock(self, t: Tensor) -> Tensor:
-        """Integration variable at time t."""
-
-    def variance(self, t: Tensor) -> Tensor:
-        """Accumulated variance of the noise at time t."""
-
-    def nonlinear(self, x: Tensor, t: Tensor) -> Tensor:
-        """What remains to be integrated, (rows, *event)."""
-
-
 class Problem:
     """dx = drift(x, t) dt + diffuse(dw, t), solved from the first to the last time of a grid, in either direction.
 
     A subclass overrides what it has and names that in ``offers``; a solver names what it wants in ``needs``, and
     the driver compares the two before the first evaluation. The names are ``drift``, ``diffusion``, ``score``,
-    ``marginal``, ``kernel``, ``coefficients``, ``data``, ``noise`` and ``semilinear:<form>``.
+    ``marginal`` (with log-SNR and its inverse), ``kernel``, ``coefficients``, ``data`` and ``noise``.
     """
 
     offers: frozenset[str] = frozenset({"drift"})
@@ -193,6 +170,11 @@ class Problem:
         """log(alpha^2 / sigma^2), without the cancellation that computing it from the two would bring."""
         raise NotImplementedError
 
+    @property
+    def unscaled(self) -> bool:
+        """Whether alpha is constant."""
+        return False
+
     def time_of(self, log_snr: Tensor) -> Tensor:
         """The time at which log(alpha^2 / sigma^2) = log_snr."""
         raise NotImplementedError
@@ -221,7 +203,3 @@ class Problem:
     def mixing(self, t: Tensor) -> Tensor:
         """The integral of lambda^2 du, u = log(alpha / sigma), up to a constant: lambda^2 u where lambda is constant."""
         return torch.zeros_like(t)
-
-    def semilinear(self, form: str) -> Semilinear:
-        """The problem with its linear part solved exactly; ``form`` names what is left to integrate."""
-        raise NotImplementedError

@@ -61,14 +61,13 @@ class RungeKutta(Solver):
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
-        """The drift, or the noise form where a variable other than t is asked for."""
-        return frozenset({"drift"} if self.variable in (None, "t") else {"semilinear:noise"})
+        """The drift, or the noise where a variable other than t is asked for."""
+        return frozenset({"drift"} if self.variable in (None, "t") else {"noise", "marginal"})
 
     def _variable(self, problem: Problem) -> Variable:
         if self.variable is not None:
             return self.variable
-        able = "semilinear:noise" in problem.offers and not self.adaptive
-        return "sigma" if able and problem.semilinear("noise").unscaled else "t"
+        return "sigma" if "noise" in problem.offers and not self.adaptive and problem.unscaled else "t"
 
     @cached_property
     def _coefficients(self) -> tuple[list[list[float]], list[float], list[list[float]]]:

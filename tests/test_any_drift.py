@@ -131,7 +131,7 @@ def test_simulation_is_seeded_and_shows_its_path() -> None:
         (
             lambda: sd.simulate(DoubleWell(), torch.zeros(2, 1), solver=sd.Ancestral(), steps=3),
             ValueError,
-            "needs data, semilinear:data",
+            "needs data, marginal",
         ),
         (lambda: sd.simulate(DoubleWell(), torch.zeros(2, 1)), ValueError, "pass steps=N"),
         (lambda: sd.simulate(DoubleWell(), torch.zeros(2, 1), grid=[1.0, 0.5]), ValueError, "the grid must rise"),

@@ -231,6 +231,8 @@ METHODS = [
     sd.SASolver(),
     sd.SEEDS(),
     sd.SDEDPMSolverPP(),
+    sd.Ancestral(),
+    sd.DDIM(),
 ]
 
 

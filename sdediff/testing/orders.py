@@ -31,7 +31,7 @@ def _predictor(solver: Solver) -> None:
     """What moves samples from t to s at its own order."""
     if hasattr(solver, "corrector"):
         raise Skip("its corrector has no order in the step: see that its law is right as snr falls")
-    moves = {"drift", "data", "noise", "semilinear:data", "semilinear:noise"}
+    moves = {"drift", "data", "noise"}
     if solver.stochastic and not solver.diffuses and not moves & set(solver.needs):
         raise Skip("a corrector: it leaves time alone")
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from solvers.arithmetic import Number, entries, weighted
+from solvers.arithmetic import entries, weighted
+from solvers.exponential.flow import Flow
+from solvers.exponential.stages import Evaluation, Move, Plain, plan_plain
 from solvers.noise import StepNoise
 from solvers.problem import Problem
 from solvers.solver import Solver, Step
@@ -17,52 +18,39 @@ from solvers.solver import Solver, Step
 __all__ = ["DDIM", "Ancestral"]
 
 
-class _Plan(NamedTuple):
-    t: Tensor
-    keep: Number  # coefficient of x
-    push: Number  # coefficient of E[x_0 | x]
-    noise: Number
+@dataclass(frozen=True)
+class _OrderOne(Solver):
+    """x_s = keep x + push E[x_0 | x] + std z."""
 
-
-def _plans(times: Tensor, *columns: Tensor) -> list[_Plan]:
-    return [_Plan(t, *row) for t, row in zip(times[:-1].unbind(), entries(*columns), strict=True)]
-
-
-def _step(problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise | None) -> Step:
-    mean = problem.blend("data", x, plan.t, plan.keep, plan.push)
-    return Step(mean if noise is None else weighted((1.0, mean), (plan.noise, noise.normal("path"))), mean)
+    def step(self, problem: Problem, x: Tensor, plan: Plain, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+        """One step."""
+        (push,) = plan.move.weights[0]
+        mean = problem.blend("data", x, plan.at.t, plan.move.keep, push)
+        return Step(weighted((1.0, mean), (plan.move.std, noise.normal("path"))) if self.stochastic else mean, mean)
 
 
 @dataclass(frozen=True)
-class Ancestral(Solver):
+class Ancestral(_OrderOne):
     """x_s ~ q(x_s | x_t, x_0) at x_0 = E[x_0 | x_t], the exact Gaussian posterior of the forward process.
 
     DDPM's ancestral step with the posterior variance (Ho et al. 2020, eq. 6 and 7) between any two times of any linear SDE;
     equally, the reverse SDE with the data prediction held over the step and everything else integrated exactly
-    (SDE-DPM-Solver++ of order 1): x_s = scale_s (x / scale_t + (clock_s - clock_t) x_0 + sqrt(variance_s - variance_t) z) in the
-    data form. With ``stochasticity`` lambda it is that step of the family lambda; 0 is `DDIM`. Order 1.
+    (SDE-DPM-Solver++ of order 1). With ``stochasticity`` lambda it is that step of the family lambda; 0 is `DDIM`. Order 1.
     """
 
-    needs = frozenset({"data", "semilinear:data"})
+    needs = frozenset({"data", "marginal"})
     stochastic = True
     diffuses = True
 
-    def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
+    def plan(self, problem: Problem, times: Tensor) -> Sequence[Plain]:
         """The exact coefficients of each interval."""
         problem.prepare(times)
-        form = problem.semilinear("data")
-        scale, clock, variance = form.scale(times), form.clock(times), form.variance(times)
-        keep, push = scale[1:] / scale[:-1], scale[1:] * clock.diff(dim=0)
-        noise = scale[1:] * variance.diff(dim=0).clamp(min=0).sqrt()
-        return _plans(times, keep, push, noise)
-
-    def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
-        """One step."""
-        return _step(problem, x, plan, noise)
+        points = Flow(problem, 1.0, "log_snr").points(times)
+        return plan_plain(points.part(slice(None, -1)), points.part(slice(1, None)))
 
 
 @dataclass(frozen=True)
-class DDIM(Solver):
+class DDIM(_OrderOne):
     """x_s = alpha_s x_0 + sqrt(sigma_s^2 - v^2) (x - alpha_t x_0) / sigma_t + v z, with x_0 = E[x_0 | x_t] and
     v = eta std(x_s | x_t, x_0).
 
@@ -84,7 +72,7 @@ class DDIM(Solver):
         """Whether eta > 0."""
         return self.eta > 0
 
-    def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
+    def plan(self, problem: Problem, times: Tensor) -> Sequence[Plain]:
         """The coefficients of each interval."""
         problem.prepare(times)
         t, s = times[:-1], times[1:]
@@ -102,8 +90,5 @@ class DDIM(Solver):
         keep = sigma_s / sigma_t * left.sqrt()
         noise = self.eta * sigma_s * share.sqrt()
         push = alpha_s - keep * alpha_t
-        return _plans(times, keep, push, noise)
-
-    def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
-        """One step."""
-        return _step(problem, x, plan, noise if self.stochastic else None)
+        rows = zip(t.unbind(), entries(alpha_t, sigma_t, keep, push, noise), strict=True)
+        return [Plain(Evaluation(time, *at), Move(kept, ((pushed,),), std)) for time, (*at, kept, pushed, std) in rows]
