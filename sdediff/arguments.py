@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,17 @@ from sdediff.model import ScoreModel
 from sdediff.names import nearest
 from sdediff.sde import SDE
 from sdediff.sde.base import check_span
-from solvers import GRIDS, Noise, Solver
+from solvers import (
+    GRIDS,
+    RK45,
+    EulerMaruyama,
+    ExponentialMultistep,
+    ExponentialSinglestep,
+    LogSNR,
+    Noise,
+    Renoise,
+    Solver,
+)
 
 __all__ = [
     "Grid",
@@ -30,6 +40,8 @@ __all__ = [
     "check_start",
     "check_states",
     "check_stochasticity",
+    "default_solver",
+    "intervals",
     "make_times",
 ]
 
@@ -80,6 +92,34 @@ def check_solver(solver: Solver | None, default: Solver) -> Solver:
     ]
     close = difflib.get_close_matches(str(solver), names, n=1, cutoff=0.3) or ["EulerMaruyama"]
     raise TypeError(f"solver must be a solver value, got {solver!r}; did you mean sdediff.{close[0]}()?")
+
+
+def default_solver(sde: SDE, steps: int | None, *, stochastic: bool) -> Solver:
+    """The rule of docs/solvers.md: by the number of steps, and by whether noise is asked for; RK45 where there are no steps.
+
+    Without noise: of the prediction 0.4 is put as data and 0.6 as noise, polynomials are in log-SNR, the first steps have lower
+    orders: an evaluation a step, and none more to start. With noise: single steps of order 2, and exact noise: two a step.
+    """
+    if "kernel" not in sde.offers:
+        return EulerMaruyama() if stochastic or steps is not None else RK45()
+    if stochastic:
+        return Renoise(ExponentialSinglestep(2, form=0.3))
+    if steps is None:
+        return RK45()
+    order, corrector = next((choice for least, *choice in _BY_STEPS if isinstance(steps, int) and steps >= least), (2, 0))
+    return ExponentialMultistep(order, form=0.4, corrector=corrector, startup="published")
+
+
+_BY_STEPS: Final = ((25, 4, 4), (12, 3, 3))
+"""Order and corrector, from so many steps on; with fewer, order 2 without a corrector."""
+
+
+def intervals(steps: int | None, grid: Grid | None) -> int | None:
+    """How many steps there will be; None where the solver is to choose."""
+    array = grid is not None and not isinstance(grid, str) and not callable(grid)
+    if not array:
+        return steps
+    return (grid.numel() if isinstance(grid, Tensor) else np.size(np.asarray(grid))) - 1
 
 
 class Span(NamedTuple):
@@ -140,7 +180,7 @@ def make_times(
         times = torch.tensor([start, end], dtype=torch.float64)
     else:
         check_span(torch.tensor([start, end], dtype=torch.float64), *bounds)
-        times = GRIDS[grid if isinstance(grid, str) else "uniform"](steps or 0, start, end)
+        times = _named(span.sde, grid if isinstance(grid, str) else None, solver.spacing, steps or 0, start, end)
     times = check_span(solvers.check_grid(times), *bounds)
     backward = span.start > span.end
     if len(times) > 1 and (times[1] > times[0]) == backward:
@@ -148,6 +188,14 @@ def make_times(
         way = way if backward else "simulation goes forward in time, from data to noise: the grid must rise"
         raise ValueError(f"{way}, it goes from {times[0]:g} to {times[-1]:g}")
     return times
+
+
+def _named(sde: SDE, grid: str | None, spacing: str, steps: int, start: float, end: float) -> Tensor:
+    """The grid of that name, or the one that there is without a name."""
+    if "kernel" not in sde.offers:
+        return GRIDS["uniform" if grid is None else grid](steps, start, end, None)
+    schedule = LogSNR(sde.log_snr, sde.time_of, bounded=grid is None)
+    return GRIDS[spacing if grid is None else grid](steps, start, end, schedule)
 
 
 def check_stochasticity(

@@ -21,6 +21,8 @@ from sdediff.arguments import (
     check_solver,
     check_start,
     check_stochasticity,
+    default_solver,
+    intervals,
     make_times,
 )
 from sdediff.model import ScoreModel, evaluating
@@ -28,9 +30,6 @@ from sdediff.progress import progress_bar
 from sdediff.reverse import Reverse
 from sdediff.sde import Prior
 from solvers import (
-    DDIM,
-    RK45,
-    EulerMaruyama,
     Failure,
     Noise,
     Options,
@@ -74,10 +73,14 @@ def sample(
 ) -> Solution:
     """Draw samples of shape ``shape`` = (B, *event) by solving the reverse process from noise at t_max to data at t_min.
 
-    ``solver``: any solver value; by default `DDIM` where ``steps`` or ``grid`` is given (`EulerMaruyama` under an SDE without a
-    Gaussian kernel), else `RK45`.
-    ``steps``, ``grid``: fixed-step solvers take ``steps=N`` intervals, uniform in t unless ``grid`` names another spacing or is a
-    function of N; or ``grid`` as a falling array of times. Adaptive solvers take no ``steps``; an array is where they must land.
+    ``solver``: any solver value. By default, with ``steps=N`` or a ``grid``, an `ExponentialMultistep` of order 2 to 4 by N, or
+    `Renoise` where ``stochasticity`` is given (docs/solvers.md: the rule and what it was chosen by), or `EulerMaruyama` under an
+    SDE without a Gaussian kernel; with neither, `RK45`.
+    ``steps``, ``grid``: fixed-step solvers take ``steps=N`` intervals, spaced as ``solver.spacing`` says (``"logistic"`` for
+    exponential integrators, else ``"uniform"``) unless ``grid`` is another name, a function of N, or a falling array of times.
+    Adaptive solvers take no ``steps``; an array is where they must land. The network is evaluated N times (``solver.evaluations``
+    times N: 2 N by the stochastic default; more in the first steps of a multistep solver with ``startup="exact"``), and once more
+    for ``last="denoise"``.
     ``t_start``, ``t_end``: the span of a grid made from ``steps``, by default the SDE's usable range. A start below t_max needs
     ``x_init``.
     ``last``: ``"denoise"`` ends with one more evaluation, E[x_0 | x]; ``"mean"`` adds no noise in the last stochastic step;
@@ -88,7 +91,7 @@ def sample(
     (``torch.manual_seed`` does nothing here) and is not touched. ``noise``: a noise object in place of seeds.
     ``x_init``: (B, *event) states at the start, in place of a draw from the prior.
     ``stochasticity``: lambda >= 0 of dx = [f x - (1 + lambda^2)/2 g^2 score] dt + lambda g dw, a number or a function of t; by
-    default 1 for stochastic solvers. Other solvers admit 0 only.
+    default 1 for stochastic solvers. Other solvers admit 0 only. Given without a solver, it chooses a stochastic one.
     ``condition``: tensors with leading dimension B for the network. ``batch_size``: solve so many samples at a time.
     ``trajectory``: keep the state at every time of the grid. ``callback``: sees a `Snapshot` after each step. ``progress``: show
     a bar. ``max_nfe``: no sample has the network evaluated more often.
@@ -102,8 +105,8 @@ def sample(
     shape = check_shape(shape)
     device = check_device(model, device)
     sde, linear = model.sde, "kernel" in model.sde.offers
-    fixed = DDIM() if linear else EulerMaruyama()
-    solver = check_solver(solver, RK45() if steps is None and grid is None else fixed)
+    noisy = stochasticity is not None and (callable(stochasticity) or stochasticity != 0)
+    solver = check_solver(solver, default_solver(sde, intervals(steps, grid), stochastic=noisy))
     times = make_times(Span.reverse(sde), solver, steps, grid, t_start, t_end)
     if last is None:
         last = "denoise" if t_end is None and linear else "noisy"

@@ -62,6 +62,11 @@ class _Around(Solver):
         """The solver's, in the limit of small steps."""
         return self.solver.order
 
+    @property
+    def spacing(self) -> str:  # type: ignore[override]
+        """The solver's."""
+        return self.solver.spacing
+
 
 @dataclass(frozen=True)
 class Churn(_Around):

@@ -178,6 +178,11 @@ class PredictorCorrector(Solver):
         return self.predictor.stochastic or self.corrector.stochastic
 
     @property
+    def spacing(self) -> str:  # type: ignore[override]
+        """The predictor's."""
+        return self.predictor.spacing
+
+    @property
     def carries(self) -> bool:  # type: ignore[override]
         """Whether the predictor does."""
         return self.predictor.carries

@@ -60,6 +60,7 @@ class DDIM(_OrderOne):
 
     eta: float = 0.0
 
+    spacing = "logistic"
     needs = frozenset({"data", "marginal", "kernel"})
 
     def __post_init__(self) -> None:

@@ -45,6 +45,8 @@ class Exponential(Solver):
     moments: Moments = "exact"
     sde: bool = False
 
+    spacing = "logistic"
+
     def __post_init__(self) -> None:
         """Check the arguments."""
         name = type(self).__name__

@@ -139,7 +139,7 @@ def plan_plain(a: Points, b: Points) -> list[Plain]:
 def unbounded(a: Points, b: Points) -> Tensor:
     """Which of the intervals end or begin where log-SNR is infinite, (n,)."""
     finite = torch.isfinite(a.u) & torch.isfinite(b.u) & torch.isfinite(a.v) & torch.isfinite(b.v)
-    return ~finite.reshape(len(a.u), -1).all(dim=1)
+    return ~(finite.flatten(1).all(dim=1) if finite.ndim > 1 else finite)
 
 
 def evaluations(points: Points) -> list[Evaluation]:

@@ -1,0 +1,281 @@
+"""Error of the default solver against the best of the published ones, each on three grids, on mixtures with a known flow.
+
+A row is an SDE and a number of evaluations. The deterministic table has the error of the state at the end of the grid, by sample,
+as root mean square over coordinates: its median and 90th percentile, over those of the *envelope*, the least that any of the
+published solvers reaches on any of the grids uniform in t, uniform in log-SNR and Karras et al.'s. The stochastic table has the
+spread (the distance to the nearest mean over the component's standard deviation, root mean square, right: 1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import sdediff as sd
+import solvers
+from sdediff.arguments import default_solver
+from solvers import GRIDS, LogSNR
+from solvers.exponential.flow import Flow, Points, Weight
+
+NFES = (5, 8, 10, 15, 20, 30, 50, 100, 200)
+NOISY = (10, 20, 50, 100)
+SDES = {
+    "VP": (sd.VP(), 1e-3),
+    "VE": (sd.VE(), 1e-5),
+    "SubVP": (sd.SubVP(), 1e-3),
+    "Cosine": (sd.Cosine(), None),
+    "RectifiedFlow": (sd.RectifiedFlow(), None),
+    "EDM": (sd.EDM(), None),
+}
+
+
+class Mixtures:
+    """``count`` mixtures side by side, (count, components, d): a batch has rows of all of them, so that one solve serves many."""
+
+    def __init__(self, d: int, count: int, seed: int) -> None:
+        g = torch.Generator().manual_seed(seed)
+        k = 8 if d == 2 else 10
+        means = torch.randn(count, k, d, generator=g, dtype=torch.float64)
+        weights = torch.rand(count, k, generator=g, dtype=torch.float64) + 0.5
+        self.weights = weights / weights.sum(dim=1, keepdim=True)
+        self.stds = 0.05 + 0.15 * torch.rand(count, k, generator=g, dtype=torch.float64)
+        means = means - (self.weights[..., None] * means).sum(dim=1, keepdim=True)
+        between = (self.weights[..., None] * means**2).sum(dim=1).mean(dim=1)
+        within = (self.weights * self.stds**2).sum(dim=1)
+        self.means = means * ((1 - within) / between).sqrt()[:, None, None]  # a coordinate's variance is 1
+        self.count, self.d = count, d
+
+    def apart(self, x: Tensor, alpha: float) -> Tensor:
+        """|x - alpha m_k|^2, (count, n, components)."""
+        if self.d == 2:
+            return (x[:, :, None] - alpha * self.means[:, None]).square().sum(dim=-1)
+        cross = x @ self.means.transpose(1, 2)
+        return x.square().sum(dim=-1, keepdim=True) - 2 * alpha * cross + alpha**2 * self.means.square().sum(dim=-1)[:, None]
+
+    def data(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
+        """E[x_0 | x]."""
+        rows = x.double().reshape(self.count, -1, self.d)
+        variance = alpha**2 * self.stds**2 + sigma**2
+        logits = (self.weights.log() - 0.5 * self.d * variance.log())[:, None] - 0.5 * self.apart(rows, alpha) / variance[:, None]
+        share = torch.softmax(logits, dim=-1)
+        pull = share * (alpha * self.stds**2 / variance)[:, None]
+        return ((share - alpha * pull) @ self.means + pull.sum(dim=-1, keepdim=True) * rows).reshape(x.shape).to(x.dtype)
+
+    def draw(self, n: int, alpha: float, sigma: float, generator: torch.Generator) -> Tensor:
+        """Samples of x_t, (count, n, d)."""
+        k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        z = torch.randn(2, self.count, n, self.d, generator=generator, dtype=torch.float64)
+        clean = torch.gather(self.means, 1, k[..., None].expand(-1, -1, self.d)) + torch.gather(self.stds, 1, k)[..., None] * z[0]
+        return alpha * clean + sigma * z[1]
+
+
+class Task:
+    """An SDE and mixtures, states at the start of the grid, and where the exact flow takes them."""
+
+    def __init__(self, name: str, d: int, *, count: int, rows: int, seed: int) -> None:
+        self.sde, end = SDES[name]
+        self.start, self.end = self.sde.t_max, self.sde.t_min if end is None else end
+        self.mixtures = Mixtures(d, count, seed)
+        self.model = sd.ScoreModel(self.net, self.sde, predicts="data")
+        self.known: dict[float, tuple[float, float]] = {}
+        self.generator = torch.Generator().manual_seed(seed + 1)
+        self.x = self.mixtures.draw(rows, *self.kernel(self.start), self.generator).reshape(-1, d)
+
+    def kernel(self, t: float) -> tuple[float, float]:
+        if t not in self.known:
+            self.known[t] = float(self.sde.alpha(t)), float(self.sde.sigma(t))
+        return self.known[t]
+
+    def net(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.mixtures.data(x, *self.kernel(float(t.flatten()[0])))
+
+    def grid(self, name: str, steps: int) -> Tensor:
+        return GRIDS[name](steps, self.start, self.end, LogSNR(self.sde.log_snr, self.sde.time_of))
+
+    def solve(self, solver: solvers.Solver, times: Tensor, stochasticity: float | None = None) -> tuple[Tensor, int]:
+        out = sd.sample(
+            self.model,
+            tuple(self.x.shape),
+            solver=solver,
+            grid=times,
+            x_init=self.x,
+            seed=0,
+            last="noisy",
+            stochasticity=stochasticity,
+            dtype=torch.float64,
+            on_fail="return",
+        )
+        return out.x, int(out.nfe.max())
+
+    def reference(self, steps: int) -> float:
+        """Find the exact flow by Dormand and Prince's method in log-SNR; how far RK4 in sigma / alpha is from it (median)."""
+        times = self.grid("log_snr", steps)
+        self.exact, _ = self.solve(solvers.DormandPrince(variable="log_snr"), times)
+        other, _ = self.solve(solvers.RungeKutta4(variable="sigma"), times)
+        return float((other - self.exact).square().mean(dim=1).sqrt().median())
+
+    def errors(self, x: Tensor) -> tuple[float, float]:
+        error = (x - self.exact).square().mean(dim=1).sqrt().nan_to_num(nan=math.inf)
+        return float(error.median()), float(error.quantile(0.9))
+
+    def spread(self, x: Tensor) -> float:
+        alpha, sigma = self.kernel(self.end)
+        least, k = self.mixtures.apart(x.reshape(self.mixtures.count, -1, self.mixtures.d), alpha).min(dim=-1)
+        variance = torch.gather(alpha**2 * self.mixtures.stds**2 + sigma**2, 1, k)
+        return float((least / variance / self.mixtures.d).mean().sqrt())
+
+
+class _Lacking(Flow):
+    def weights(self, a: Points, b: Points, nodes, moments="exact") -> list[Weight]:
+        if len(nodes) < 3:
+            return super().weights(a, b, nodes, moments)
+        h = b.v - a.v
+        near, far = (a.v - nodes[1]) / h, (nodes[1] - nodes[2]) / h
+        if self.theta:
+            e = torch.expm1(-h)
+            total, first, second = -b.alpha * e, b.alpha * (e / h + 1), -b.alpha * ((e + h) / h**2 - 0.5)
+        else:
+            e = torch.expm1(h)
+            total, first, second = -b.sigma * e, -b.sigma * (e / h - 1), -b.sigma * ((e - h) / h**2 - 0.5)
+        part = near / (near + far)
+        one, two = first * (1 + part) + second / (near + far), -first * part - second / (near + far)
+        found = [total + one / near, two / far - one / near, -two / far]
+        return [Weight(w, None) if self.theta else Weight(None, w) for w in found]
+
+
+@dataclass(frozen=True, repr=False)
+class Lacking(solvers.ExponentialMultistep):
+    """DPM-Solver(++) 3M as the official code and diffusers have it: its second difference lacks a factor 2."""
+
+    def flow(self, problem: solvers.Problem) -> Flow:
+        return _Lacking(problem, self.theta, self.variable)
+
+
+def peers() -> dict[str, tuple[solvers.Solver, int]]:
+    """The published solvers, and how many evaluations a step takes."""
+    multi = solvers.ExponentialMultistep
+    found: dict[str, tuple[solvers.Solver, int]] = {"DDIM": (solvers.DDIM(), 1)}
+    for low in (False, True):
+        ends = {"startup": "published", "lower_final": low}
+        some = {
+            "DPM++2M": solvers.DPMSolverPP(2, **ends),
+            "DPM++3M": Lacking(3, moments="half", **ends),
+            "DPM2M": multi(2, form="noise", moments="half", **ends),
+            "DPM3M": Lacking(3, form="noise", moments="half", **ends),
+            "UniPC2bh1": solvers.UniPC(2, moments="half-h", **ends),
+            "UniPC2bh2": solvers.UniPC(2, **ends),
+            "UniPC3bh1": solvers.UniPC(3, moments="half-h", **ends),
+            "UniPC3bh2": solvers.UniPC(3, **ends),
+            "DEIS2": multi(2, form="noise", **ends),
+            "DEIS3": multi(3, form="noise", **ends),
+        }
+        found |= {name + ("-lower" if low else ""): (solver, 1) for name, solver in some.items()}
+    more = {
+        "tAB3": solvers.DEIS(3, startup="published"),
+        "LMS3": solvers.LMS(3, startup="published"),
+        "LMS4": solvers.LMS(4, startup="published"),
+        "iPNDM3": solvers.IPNDM(3, startup="published"),
+        "iPNDM4": solvers.IPNDM(4, startup="published"),
+    }
+    single = {
+        "Heun": solvers.Heun(variable="sigma"),
+        "RK4": solvers.RungeKutta4(variable="log_snr"),
+        "DPM-2S": solvers.DPMSolver(2),
+        "DPM-3S": solvers.DPMSolver(3),
+        "DPM++2S": solvers.DPMSolverPPSinglestep(2),
+        "DPM++3S": solvers.DPMSolverPPSinglestep(3),
+    }
+    return found | {k: (v, 1) for k, v in more.items()} | {k: (v, v.evaluations) for k, v in single.items()}
+
+
+def envelope(task: Task, nfe: int) -> tuple[tuple[float, str], tuple[float, str]]:
+    """The least median and the least 90th percentile of the peers, and whose they are."""
+    scores: list[tuple[float, float, str]] = []
+    for (name, (solver, cost)), grid in itertools.product(peers().items(), ("uniform", "log_snr", "karras")):
+        if nfe // cost:
+            x, used = task.solve(solver, task.grid(grid, nfe // cost))
+            if used > nfe:
+                raise ValueError(f"{name} took {used} evaluations, {nfe} are allowed")
+            scores.append((*task.errors(x), f"{name}/{grid}"))
+    return min((s[0], s[2]) for s in scores), min((s[1], s[2]) for s in scores)
+
+
+def deterministic(name: str, d: int, args: argparse.Namespace) -> list[dict[str, object]]:
+    task = Task(name, d, count=args.mixtures, rows=args.rows, seed=args.seed)
+    check = task.reference(60 if args.quick else 1500)
+    rows: list[dict[str, object]] = []
+    for nfe in args.nfes:
+        solver = default_solver(task.sde, nfe, stochastic=False)
+        x, used = task.solve(solver, task.grid("logistic", nfe))
+        median, high = task.errors(x)
+        (best, whose), (best_high, whose_high) = envelope(task, nfe)
+        row = {"task": f"{name}-{d}d", "NFE": used, "median": median, "ratio": median / best, "p90": high}
+        rows.append({**row, "p90 ratio": high / best_high, "best": whose, "best p90": whose_high, "reference": check})
+    return rows
+
+
+def stochastic(name: str, d: int, args: argparse.Namespace) -> list[dict[str, object]]:
+    task = Task(name, d, count=args.mixtures, rows=args.rows * (16 if d == 2 else 4), seed=args.seed)
+    truth = task.mixtures.draw(20000 if d == 2 else 5000, *task.kernel(task.end), task.generator)
+    right, rows = task.spread(truth), []
+    for nfe in [n for n in NOISY if n in args.nfes] or args.nfes[:1]:
+        solver = default_solver(task.sde, nfe, stochastic=True)
+        x, used = task.solve(solver, task.grid("logistic", nfe // solver.evaluations), 1.0)
+        count = min(1000, len(x) // args.mixtures)
+        pairs = list(zip(x.reshape(args.mixtures, -1, d)[:, :count], truth[:, :count], strict=True))
+        floor = list(zip(truth[:, -count:], truth[:, :count], strict=True))
+        row: dict[str, object] = {"task": f"{name}-{d}d", "NFE": used, "spread": task.spread(x) / right}
+        for key, metric in (("SW2", sd.metrics.sliced_wasserstein), ("energy", sd.metrics.energy_distance)):
+            row[key] = sum(float(metric(a, b)) for a, b in pairs) / len(pairs)
+            row[f"{key} floor"] = sum(float(metric(a, b)) for a, b in floor) / len(floor)
+        rows.append(row)
+    return rows
+
+
+def show(title: str, rows: list[dict[str, object]]) -> None:
+    text = [[f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+    cells = [list(rows[0]), *text]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    print(title)
+    for line in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    print(flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one small task: shows that it runs, measures nothing")
+    parser.add_argument("--seed", type=int, default=100, help="of the mixtures; 0 are those that the rule was chosen on")
+    parser.add_argument("--tasks", default=None, help="VP-2,VE-64 and so on; all of them by default")
+    parser.add_argument("--only", choices=("deterministic", "stochastic"), default=None, help="one of the two tables")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.nfes, args.mixtures, args.rows = ((5, 10), 1, 16) if args.quick else (NFES, 4, 64)
+    every = [f"{name}-{d}" for d, name in itertools.product((2, 64), SDES)]
+    tasks = [t.split("-") for t in (args.tasks.split(",") if args.tasks else ["VP-2"] if args.quick else every)]
+    exact = [] if args.only == "stochastic" else [row for name, d in tasks for row in deterministic(name, int(d), args)]
+    noisy = [] if args.only == "deterministic" else [row for name, d in tasks for row in stochastic(name, int(d), args)]
+    for title, rows in (("default solver over the envelope of the published ones", exact), ("with stochasticity=1", noisy)):
+        if rows:
+            show(f"{title}, mixtures {args.seed}", rows)
+    if args.json is not None:
+        facts = {
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "quick": args.quick,
+        }
+        args.json.write_text(json.dumps({"benchmark": "default", **facts, "rows": exact, "stochastic": noisy}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
