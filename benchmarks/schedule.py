@@ -11,9 +11,11 @@ from timing import Run, arguments, micro, race, ratios, report, seconds
 from torch import Tensor
 
 import sdediff as sd
+from sdediff.reverse import Reverse
 
 FEW, MANY = 64, 320
 SHAPE = (16, 2)
+PLANNED = {"UniPC-3": sd.UniPC(), "DEIS-3": sd.DEIS()}
 SOLVERS = {"Euler": sd.Euler(), "DDIM": sd.DDIM(), "EulerMaruyama": sd.EulerMaruyama()}
 
 
@@ -50,6 +52,16 @@ def solve(sde: sd.LinearSDE, solver: sd.Solver) -> Run:
     return run
 
 
+def plan(sde: sd.LinearSDE, solver: sd.UniPC | sd.DEIS, grid: torch.Tensor) -> Run:
+    model = sd.ScoreModel(lambda x, t: x, sde, predicts="noise")
+
+    def run(calls: int) -> None:
+        for _ in range(calls):
+            solver.plan(Reverse(model, 1), grid)
+
+    return run
+
+
 def main() -> None:
     args = arguments(__doc__ or "", rounds=40)
     kinds = {"VP": sd.VP(), "own": Own()}
@@ -70,6 +82,10 @@ def main() -> None:
         alone = {k: [seconds(run, 1) for _ in range(args.rounds)] for k, run in runs.items()}
         setup = {"what": f"set-up of {name}", "VP us": micro(alone["VP"]), "own us": micro(alone["own"])}
         rows.append({**setup, **ratios(alone["own"], alone["VP"])})
+    grid = torch.linspace(1.0, 1e-3, 51, dtype=torch.float64)
+    for name, solver in PLANNED.items():
+        runs = {k: plan(sde, solver, grid) for k, sde in kinds.items()}
+        add(f"plan of {name}, 50 steps", runs, 1, 6)
     report("schedule", rows, args)
 
 

@@ -230,3 +230,15 @@ def test_a_missing_docstring_is_caught():
     module = types.ModuleType(__name__)
     module.Base, module.Child = Base, Child
     assert undocumented_methods(module) == [f"{__name__}.Base.untold"]
+
+
+def test_the_orders_in_the_table_are_the_declared_ones():
+    """docs/solvers.md says of each exponential integrator what the contracts measure."""
+    text = (ROOT / "docs" / "solvers.md").read_text().split("| solver | form, variable | order without noise |")[1]
+    rows = re.findall(r"^\| `(\w.*?)` \|(.*?)\|(.*?)\|(.*?)\|(.*?)\|", text, flags=re.MULTILINE)
+    assert len(rows) > 15
+    for call, _, deterministic, _, weak in rows:
+        solver = eval(call, vars(importlib.import_module("sdediff")))
+        assert solver.deterministic_order == float(deterministic), call
+        assert not weak.strip() or solver.weak_order == float(weak), call
+        assert bool(weak.strip()) == solver.stochastic, call

@@ -101,7 +101,8 @@ def test_a_solver_names_its_grid() -> None:
         spacing = "karras"
 
     model = sd.exact.Gaussian([0.2, -0.1], 0.25).model(sd.VP())
-    assert torch.equal(sd.sample(model, (1, 2), solver=sd.DDIM(), steps=4, seed=0).times, grid("uniform", 4, sd.VP()))
+    assert torch.equal(sd.sample(model, (1, 2), solver=sd.Heun(), steps=4, seed=0).times, grid("uniform", 4, sd.VP()))
+    assert torch.equal(sd.sample(model, (1, 2), solver=sd.DDIM(), steps=4, seed=0).times, grid("logistic", 4, sd.VP()))
     assert torch.equal(sd.sample(model, (1, 2), solver=Spaced(), steps=4, seed=0).times, grid("karras", 4, sd.VP()))
     spaced = sd.sample(model, (1, 2), solver=Spaced(), steps=4, grid="uniform", seed=0)
     assert torch.equal(spaced.times, grid("uniform", 4, sd.VP()))

@@ -75,6 +75,10 @@ class VE(LinearSDE):
         """-2 log sigma(t)."""
         return -2 * (math.log(self.sigma_min) + self._rate * t)
 
+    def invert(self, log_snr: Tensor) -> Tensor:
+        """T (-log_snr / 2 - log sigma_min) / log(sigma_max / sigma_min)."""
+        return ((-0.5 * log_snr - math.log(self.sigma_min)) / self._rate).clamp(0, self.T)
+
 
 @dataclass(frozen=True)
 class _Linear(LinearSDE):
@@ -98,6 +102,11 @@ class _Linear(LinearSDE):
     def integral(self, t: Tensor) -> Tensor:
         """The integral of beta from 0 to t."""
         return t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t / self.T)
+
+    def when(self, integral: Tensor) -> Tensor:
+        """The time at which the integral of beta has that value."""
+        curve = 2 * (self.beta_max - self.beta_min) / self.T
+        return (2 * integral / (self.beta_min + (self.beta_min**2 + curve * integral).sqrt())).clamp(0, self.T)
 
     def f(self, t: Tensor) -> Tensor:
         """-beta(t) / 2."""
@@ -128,6 +137,10 @@ class VP(_Linear):
         integral = self.integral(t)
         return -integral - (-torch.expm1(-integral)).log()
 
+    def invert(self, log_snr: Tensor) -> Tensor:
+        """Where B = log(1 + exp(-log_snr))."""
+        return self.when(torch.logaddexp(torch.zeros_like(log_snr), -log_snr))
+
 
 @dataclass(frozen=True)
 class SubVP(_Linear):
@@ -148,6 +161,10 @@ class SubVP(_Linear):
         """-B - 2 log(1 - exp(-B))."""
         integral = self.integral(t)
         return -integral - 2 * (-torch.expm1(-integral)).log()
+
+    def invert(self, log_snr: Tensor) -> Tensor:
+        """Where B = 2 arsinh(exp(-log_snr / 2) / 2)."""
+        return self.when(2 * torch.asinh(0.5 * torch.exp(-0.5 * log_snr)))
 
 
 @dataclass(frozen=True)
@@ -193,6 +210,15 @@ class Cosine(LinearSDE):
         angle, _, start = self._angles(t)
         return (torch.sin(math.pi / 2 / (1 + self.offset) * t) * torch.sin(angle + start)).sqrt() / math.cos(start)
 
+    def invert(self, log_snr: Tensor) -> Tensor:
+        """From tan a, near t = 0 from sin(a - a_0) sin(a + a_0) = sigma^2 cos(a_0)^2, which does not cancel there."""
+        rate, start = math.pi / 2 / (1 + self.offset), math.pi / 2 * self.offset / (1 + self.offset)
+        height, noise = torch.sigmoid(log_snr).sqrt() * math.cos(start), torch.sigmoid(-log_snr) * math.cos(start) ** 2
+        rest = torch.atan2(height, (noise + math.sin(start) ** 2).sqrt())
+        early = torch.asin((noise / torch.cos(rest - start)).clamp(max=1)) / rate
+        late = 1 - rest / rate
+        return torch.where(late < 0.5, early, late).clamp(0, self.T)
+
 
 @dataclass(frozen=True)
 class EDM(LinearSDE):
@@ -235,6 +261,10 @@ class EDM(LinearSDE):
         """t."""
         return t
 
+    def invert(self, log_snr: Tensor) -> Tensor:
+        """exp(-log_snr / 2)."""
+        return torch.exp(-0.5 * log_snr).clamp(0, self.T)
+
 
 @dataclass(frozen=True)
 class RectifiedFlow(LinearSDE):
@@ -260,3 +290,7 @@ class RectifiedFlow(LinearSDE):
     def sigma(self, t: Tensor) -> Tensor:
         """t."""
         return t
+
+    def invert(self, log_snr: Tensor) -> Tensor:
+        """1 / (1 + exp(log_snr / 2))."""
+        return torch.sigmoid(-0.5 * log_snr)

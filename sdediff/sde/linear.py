@@ -12,6 +12,7 @@ from torch import Tensor
 from sdediff.sde.base import SDE, Prior
 from sdediff.sde.coefficient import as_time, derived, slope, values
 from sdediff.sde.quadrature import Integral
+from sdediff.sde.roots import crossing
 from solvers import expand
 
 __all__ = ["LinearSDE"]
@@ -140,7 +141,7 @@ class LinearSDE(SDE):
         return -self._integral(t)[1]
 
     def time_of(self, log_snr: Tensor | float) -> Tensor:
-        """The earliest t in [0, T] with log_snr(t) <= ``log_snr``, shaped as it: the inverse of `log_snr`, by bisection.
+        """The earliest t in [0, T] with log_snr(t) <= ``log_snr``, shaped as it: the inverse of `log_snr`.
 
         Exact to 1e-10 where the slope of log_snr exceeds 1e-4, and differentiable. Raises ValueError beyond log_snr's own range on
         [0, T].
@@ -154,20 +155,25 @@ class LinearSDE(SDE):
             raise ValueError(
                 f"log_snr = {worst:.6g} is never reached: that of {self!r} falls from {float(ends[0]):.6g} to {float(ends[1]):.6g}"
             )
-        # On a stretch where g = 0 rounding decides: two units of it are forgiven.
-        reached = torch.where(target.isinf(), target, target + 2 * torch.finfo(torch.float64).eps * target.abs().clamp(min=1))
-        low, high = torch.zeros_like(target), torch.full_like(target, self.T)
-        with torch.no_grad():
-            for _ in range(66):
-                middle = 0.5 * (low + high)
-                beyond = self.log_snr(middle) <= reached
-                low, high = torch.where(beyond, low, middle), torch.where(beyond, middle, high)
-        found = torch.where(ends[0] <= reached, 0.0, high)
-        if not (torch.is_grad_enabled() and target.requires_grad):
+        found = self.invert(target)
+        # A subclass may have changed the schedule and not its inverse.
+        if not bool(torch.isclose(self.log_snr(found), target, rtol=1e-8, atol=1e-8).all()):
+            found = LinearSDE.invert(self, target)
+        if found.requires_grad or not (torch.is_grad_enabled() and target.requires_grad):
             return found
         with torch.no_grad():
             rate = (-self.g(found).square() / self.sigma(found).square()).clamp(max=-torch.finfo(torch.float64).tiny)
         return found + (target - target.detach()) / rate  # d t / d log_snr
+
+    def invert(self, log_snr: Tensor) -> Tensor:
+        """What `time_of` is for a float64 tensor of values that are reached; an SDE with a closed form overrides it."""
+        # On a stretch where g = 0 rounding decides: two units of it are forgiven.
+        reached = log_snr + 2 * torch.finfo(torch.float64).eps * log_snr.abs().clamp(min=1)
+        reached = torch.where(log_snr.isinf(), log_snr, reached)
+        with torch.no_grad():
+            first, last = self.log_snr(torch.tensor([0.0, self.T], dtype=torch.float64))
+            late = crossing(lambda t: self.log_snr(t) - reached, log_snr.shape, self.T, (first - reached, last - reached))
+        return torch.where(first <= reached, 0.0, late)
 
     def rates(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
         """(d alpha / dt, d sigma / dt), shaped as t."""

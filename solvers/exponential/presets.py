@@ -157,6 +157,7 @@ class SEEDS(ExponentialSinglestep):
 
 
 def _balanced(rho: Tensor) -> Tensor:
+    """rho (exp(rho^0.3) + 10), the paper's choice."""
     return rho * (torch.exp(rho**0.3) + 10)
 
 
