@@ -191,8 +191,10 @@ def test_adaptive_rows_leave_as_they_finish(gaussian: sd.exact.Gaussian) -> None
 )
 def test_twins_at_zero_stochasticity(sde: sd.LinearSDE, gaussian: sd.exact.Gaussian, solver: Solver, twin: Solver) -> None:
     model = gaussian.model(sde)
-    out = sd.sample(model, (4, 2), solver=solver, steps=30, seed=1, stochasticity=0, last="noisy", dtype=torch.float64).x
-    expected = sd.sample(model, (4, 2), solver=twin, steps=30, seed=1, last="noisy", dtype=torch.float64).x
+    out = sd.sample(
+        model, (4, 2), solver=solver, steps=30, grid="uniform", seed=1, stochasticity=0, last="noisy", dtype=torch.float64
+    ).x
+    expected = sd.sample(model, (4, 2), solver=twin, steps=30, grid="uniform", seed=1, last="noisy", dtype=torch.float64).x
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-10)
 
 

@@ -22,6 +22,8 @@ __all__ = ["DDIM", "Ancestral"]
 class _OrderOne(Solver):
     """x_s = keep x + push E[x_0 | x] + std z."""
 
+    spacing = "logistic"
+
     def step(self, problem: Problem, x: Tensor, plan: Plain, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step."""
         (push,) = plan.move.weights[0]
@@ -60,7 +62,6 @@ class DDIM(_OrderOne):
 
     eta: float = 0.0
 
-    spacing = "logistic"
     needs = frozenset({"data", "marginal", "kernel"})
 
     def __post_init__(self) -> None:
