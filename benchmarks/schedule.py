@@ -47,7 +47,7 @@ def solve(sde: sd.LinearSDE, solver: sd.Solver) -> Run:
     model = sd.ScoreModel(lambda x, t: eps, sde, predicts="noise")
 
     def run(steps: int) -> None:
-        sd.sample(model, SHAPE, solver=solver, steps=steps, x_init=start, seed=0, last="noisy")
+        sd.sample(model, SHAPE, solver=solver, steps=steps, grid="uniform", x_init=start, seed=0, last="noisy")
 
     return run
 
