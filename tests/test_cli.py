@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from sdediff.cli import main
+from sdediff.cli.names import SOLVERS
 
 POINTS = np.random.Generator(np.random.PCG64(0)).normal(size=(60, 2)).astype(np.float32)
 
@@ -88,13 +89,19 @@ def test_train_and_sample(points: Path, tmp_path: Path, sde: str) -> None:
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), file["x"][:3], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "solver", ["pc", "ddpm", "ode", "reverse-diffusion", "ancestral", "ddim", "heun", "rk4", "euler", "rk23", "rk45"]
-)
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_every_named_solver(run: Path, tmp_path: Path, solver: str) -> None:
-    steps = [] if solver in ("ode", "rk23", "rk45") else ["--steps", "10"]
+    steps = [] if solver in ("ode", "rk23", "rk45", "tsit5", "dop853") else ["--steps", "10"]
     command("sample", run, "--solver", solver, *steps, "--count", 2, "--out", tmp_path / "x.npy", "--quiet")
     assert np.isfinite(np.load(tmp_path / "x.npy")).all()
+
+
+def test_without_a_solver_it_is_the_librarys(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command("sample", run, "--steps", 9, "--count", 2, "--out", tmp_path / "x.npy")
+    assert "2 samples by the default solver" in (told := capsys.readouterr().err)
+    assert "10.0 evaluations each" in told
+    command("sample", run, "--count", 2, "--out", tmp_path / "x.npy")
+    assert "RK45" in capsys.readouterr().err
 
 
 def test_images_from_a_folder_to_a_grid(tmp_path: Path) -> None:

@@ -81,7 +81,10 @@ def train(
 def sample(
     run: Annotated[Path, typer.Argument(help="run folder made by train")],
     out: Annotated[Path, typer.Option(help="file to write: .png (a grid of images), .npy or .npz")],
-    solver: Annotated[str, typer.Option(help="one of the names in the README's table of solvers")] = "ode",
+    solver: Annotated[
+        str | None,
+        typer.Option(help="one of the names in the README's table of solvers; by default the library's for --steps, else ode"),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="steps of a fixed-step solver", min=1)] = None,
     count: Annotated[int, typer.Option(help="how many samples", min=1)] = 64,
     batch_size: Annotated[int | None, typer.Option(help="samples solved at a time", min=1)] = None,

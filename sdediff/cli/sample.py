@@ -13,7 +13,7 @@ from sdediff.checkpoint import load, read_config, write_atomically
 from sdediff.cli.names import check_device, make_solver
 from sdediff.plots import image_grid, save_png
 from sdediff.sampling import sample
-from solvers import Solution
+from solvers import Solution, Solver
 
 __all__ = ["run"]
 
@@ -22,7 +22,7 @@ def run(
     *,
     folder: Path,
     out: Path,
-    solver: str,
+    solver: str | None,
     steps: int | None,
     count: int,
     batch_size: int | None,
@@ -37,14 +37,20 @@ def run(
     event, image = tuple(config["data"]["event"]), bool(config["data"].get("image", False))
     _check_out(out, image)
     model = load(folder, device=check_device(device))
-    method, given = make_solver(solver, model.sde, steps, rtol, atol)
+    method: Solver | None
+    given: int | None
+    if solver is None and steps is not None:
+        method, given = None, steps
+    else:
+        method, given = make_solver(solver or "ode", model.sde, steps, rtol, atol)
     began = time.perf_counter()
     solution = sample(model, (count, *event), solver=method, steps=given, seed=seed, batch_size=batch_size, progress=not quiet)
     seconds = time.perf_counter() - began
     _write(out, solution)
     if not quiet:
         nfe = solution.nfe.double()
-        print(f"{count} samples by {method} in {seconds:.1f} s, {nfe.mean():.1f} evaluations each; wrote {out}", file=sys.stderr)
+        by = method or "the default solver"
+        print(f"{count} samples by {by} in {seconds:.1f} s, {nfe.mean():.1f} evaluations each; wrote {out}", file=sys.stderr)
 
 
 def _check_out(out: Path, image: bool) -> None:
