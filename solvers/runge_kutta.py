@@ -14,7 +14,7 @@ from solvers.arithmetic import Number, entries, numbers, weighted
 from solvers.clock import Variable, clock
 from solvers.noise import StepNoise
 from solvers.problem import Problem
-from solvers.solver import Solver, Step
+from solvers.solver import Solver, Step, check_tolerances
 from solvers.tableau import BOGACKI_SHAMPINE, DORMAND_PRINCE, EULER, HEUN, MIDPOINT, RK4, TSITOURAS, Tableau
 from solvers.tableau import DOP853 as DOP853_TABLEAU
 
@@ -194,11 +194,7 @@ class _Adaptive(RungeKutta):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value in (("rtol", self.rtol), ("atol", self.atol)):
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{type(self).__name__}: {name} must be a finite number >= 0, got {value!r}")
-        if self.rtol == 0 and self.atol == 0:
-            raise ValueError(f"{type(self).__name__}: rtol and atol cannot both be 0; give one, 1e-5 say")
+        check_tolerances(self)
 
     @property
     def error_order(self) -> int:

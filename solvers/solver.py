@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from solvers.noise import Noise
     from solvers.solution import Solution
 
-__all__ = ["Solver", "Step"]
+__all__ = ["Solver", "Step", "check_tolerances"]
 
 
 class Step(NamedTuple):
@@ -30,6 +30,16 @@ class Step(NamedTuple):
     mean: Tensor
     state: tuple[Tensor, ...] = ()
     error: Tensor | None = None
+
+
+def check_tolerances(solver: Any) -> None:
+    """A ValueError unless rtol and atol of an adaptive solver make sense."""
+    name = type(solver).__name__
+    for field, value in (("rtol", solver.rtol), ("atol", solver.atol)):
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"{name}: {field} must be a finite number >= 0, got {value!r}")
+    if solver.rtol == 0 and solver.atol == 0:
+        raise ValueError(f"{name}: rtol and atol cannot both be 0; give one, 1e-5 say")
 
 
 class Solver:

@@ -73,6 +73,7 @@ METHODS = [
     Method(sd.DDIM(0.5), weak=1),
     Method(sd.DDIM(1.0), strong=1, weak=1),
     *(Method(sd.ExponentialSinglestep(p), p) for p in (1, 2, 3, 4)),
+    Method(sd.ExponentialPair(3, rtol=1e-3, atol=1e-3), 3),
     Method(sd.ExponentialSinglestep(3, "noise", "sigma"), 3),
     Method(sd.ExponentialSinglestep(4, 0.5, "t"), 4),
     *(Method(sd.ExponentialMultistep(p), p, ladder=MANY) for p in (1, 2, 3, 4)),
@@ -205,6 +206,9 @@ def with_fixed_steps(solver: Solver) -> Solver:
     """The solver, or an adaptive method's tableau with fixed steps."""
     if not solver.adaptive:
         return solver
+
+    if isinstance(solver, sd.ExponentialPair):
+        return sd.ExponentialSinglestep(solver.order, solver.form)
 
     class Fixed(RungeKutta):
         tableau = solver.tableau  # type: ignore[attr-defined]

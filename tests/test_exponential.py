@@ -169,7 +169,8 @@ def test_what_a_first_step_of_order_one_costs(solver: sd.ExponentialMultistep) -
 @pytest.mark.parametrize(("order", "estimate"), [(2, 2), (3, 3), (4, 3)])
 def test_embedded_error_estimates(order: int, estimate: int) -> None:
     """Of the local error of the lower method: O(h^(low + 1))."""
-    solver, x = sd.ExponentialSinglestep(order), starts(VP, 4, 0.6)
+    solver, x = sd.ExponentialPair(order), starts(VP, 4, 0.6)
+    assert solver.error_order == estimate
     sizes = []
     for h in (0.04, 0.02, 0.01):
         (plan,) = solver.plan(problem(VP, 4), grid(0.6, 0.6 - h))
@@ -178,6 +179,20 @@ def test_embedded_error_estimates(order: int, estimate: int) -> None:
         assert error is not None
         sizes.append(float(error.abs().max()))
     assert slope(sizes) == pytest.approx(estimate, abs=0.25)
+
+
+@pytest.mark.parametrize("order", [2, 3, 4])
+def test_adaptive_pairs_reach_their_tolerance(order: int) -> None:
+    """Against the flow to 1e-11; every sample by itself, and errors fall with the tolerance."""
+    x = starts(VP, 6, 0.8)
+    exact = integrate(problem(VP, 6), sd.DormandPrince(variable="t"), x, torch.linspace(0.8, 0.05, 400, dtype=torch.float64)).x
+    errors = []
+    for tolerance in (1e-4, 1e-6):
+        out = integrate(problem(VP, 6), sd.ExponentialPair(order, rtol=tolerance, atol=tolerance), x, grid(0.8, 0.05))
+        errors.append(float((out.x - exact).abs().max()))
+        assert out.nfe.tolist() == [2 + order * n for n in (out.accepted + out.rejected).tolist()]
+        assert errors[-1] < 20 * tolerance
+    assert errors[1] < 0.1 * errors[0]
 
 
 def test_rows_with_times_of_their_own() -> None:
@@ -278,6 +293,8 @@ def test_the_steps_at_the_ends_are_of_order_one(solver: Solver) -> None:
         (lambda: sd.DPMSolver(variable="lambda"), "variable must be one of 'log_snr', 'sigma', 't'; got 'lambda'"),
         (lambda: sd.DPMSolver(moments="bh2"), "moments must be one of"),
         (lambda: sd.DPMSolver(r=0.0), "r must lie in"),
+        (lambda: sd.ExponentialPair(1), "order must be 2, 3 or 4, for the probability flow"),
+        (lambda: sd.ExponentialPair(rtol=0, atol=0), "rtol and atol cannot both be 0"),
         (lambda: sd.SASolver(corrector=5), "corrector must be an int from 0"),
         (lambda: sd.SASolver(startup="none"), "startup must be 'exact' or 'published'"),
     ],

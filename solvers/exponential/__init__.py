@@ -15,7 +15,7 @@ from solvers.exponential.presets import (
     SDEDPMSolverPP,
     UniPC,
 )
-from solvers.exponential.singlestep import ExponentialSinglestep
+from solvers.exponential.singlestep import ExponentialPair, ExponentialSinglestep
 
 __all__ = [
     "DDIM",
@@ -29,6 +29,7 @@ __all__ = [
     "DPMSolverPP",
     "DPMSolverPPSinglestep",
     "ExponentialMultistep",
+    "ExponentialPair",
     "ExponentialSinglestep",
     "SASolver",
     "SDEDPMSolverPP",

@@ -126,7 +126,7 @@ class ExponentialMultistep(Exponential):
         if first:
             a, b = _pairs(points, first)
             moments = self.moments if method.order == 2 else "exact"
-            go.update(zip(first, plan_stages(flow, a, b, method, moments, stochastic=False), strict=True))
+            go.update(zip(first, plan_stages(flow, a, b, method, moments), strict=True))
         if ends:
             go.update(zip(ends, plan_plain(*_pairs(points, ends)), strict=True))
         usable = torch.isfinite(points.u).tolist()

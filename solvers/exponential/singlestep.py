@@ -24,9 +24,9 @@ from solvers.exponential.stages import (
 )
 from solvers.noise import StepNoise
 from solvers.problem import Problem
-from solvers.solver import Solver, Step
+from solvers.solver import Solver, Step, check_tolerances
 
-__all__ = ["Exponential", "ExponentialSinglestep"]
+__all__ = ["Exponential", "ExponentialPair", "ExponentialSinglestep"]
 
 
 @dataclass(frozen=True)
@@ -146,17 +146,18 @@ class ExponentialSinglestep(Exponential):
         """The coefficients of each interval."""
         flow = self.flow(problem)
         points, inside, ends = self._split(flow, times)
-        plans: list[Stages | Plain | None] = [None] * (len(times) - 1)
-        for part, which in ((inside, True), (ends, False)):
-            if not part:
-                continue
-            i = torch.tensor(part)
+        if ends and self.adaptive:
+            raise ValueError(f"{type(self).__name__} cannot choose steps where log-SNR is infinite: start and end inside")
+        plans: dict[int, Stages | Plain] = {}
+        if inside:
+            i, moments = torch.tensor(inside), self.moments if self.order == 2 else "exact"
             a, b = points.part(i), points.part(i + 1)
-            moments = self.moments if self.order == 2 else "exact"
-            found = plan_stages(flow, a, b, self.table, moments, stochastic=self.sde) if which else plan_plain(a, b)
-            for k, each in zip(part, found, strict=True):
-                plans[k] = each  # type: ignore[call-overload]
-        return plans
+            found = plan_stages(flow, a, b, self.table, moments, stochastic=self.sde, embedded=self.adaptive)
+            plans.update(zip(inside, found, strict=True))
+        if ends:
+            i = torch.tensor(ends)
+            plans.update(zip(ends, plan_plain(points.part(i), points.part(i + 1)), strict=True))
+        return [plans[i] for i in range(len(times) - 1)]
 
     def step(self, problem: Problem, x: Tensor, plan: Any, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step."""
@@ -165,3 +166,35 @@ class ExponentialSinglestep(Exponential):
         first = evaluate(problem, self.theta, x, plan.at[0])
         moved, mean, error = run_stages(problem, self.theta, self.table, x, first, plan, noise)
         return Step(moved, mean, (), error)
+
+
+@dataclass(frozen=True, repr=False)
+class ExponentialPair(ExponentialSinglestep):
+    """`ExponentialSinglestep` of order 2, 3 or 4 and the lower method in its stages: adaptive for each sample, as `RK45`.
+
+    Orders 2(1), 3(2) and 4(2): DPM-Solver-12 and -23 (Lu et al. 2022, arXiv 2206.00927, Appendix C) under the controller of the
+    Runge-Kutta methods. In noise form by default; as many evaluations a step as the order. For the probability flow.
+    """
+
+    form: Form = "noise"
+    rtol: float = 1e-5
+    atol: float = 1e-5
+
+    adaptive = True
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        super().__post_init__()
+        check_tolerances(self)
+        if self.order == 1 or self.sde:
+            raise ValueError("ExponentialPair: order must be 2, 3 or 4, for the probability flow")
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """The form's, and the drift for the first step's size."""
+        return super().needs | {"drift"}
+
+    @property
+    def error_order(self) -> int:
+        """The local error estimate is O(h^error_order)."""
+        return self.table.low_order + 1

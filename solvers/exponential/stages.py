@@ -153,8 +153,10 @@ def move(x: Tensor, step: Move, nodes: Sequence[Sequence[Tensor]], z: Tensor | N
     return weighted((step.keep, x), *terms(step.weights, nodes), *noise)
 
 
-def plan_stages(flow: Flow, a: Points, b: Points, table: Table, moments: Moments, *, stochastic: bool) -> list[Stages]:
-    """A single step for each interval."""
+def plan_stages(
+    flow: Flow, a: Points, b: Points, table: Table, moments: Moments, *, stochastic: bool = False, embedded: bool = False
+) -> list[Stages]:
+    """A single step for each interval, with the table's lower method where it is ``embedded``."""
     points = [a if c == 0 else b if c == 1 else flow.between(a, b, c) for c in table.c]
     for each in points:
         flow.problem.prepare(each.t)
@@ -171,7 +173,7 @@ def plan_stages(flow: Flow, a: Points, b: Points, table: Table, moments: Moments
 
     targets = [*table.c[1:], 1.0]
     steps = list(zip(*(moves(c, through) for c, through in zip(targets, table.through, strict=True)), strict=True))
-    lows: Sequence[Move | None] = moves(1.0, table.low) if table.low else [None] * len(a.u)
+    lows: Sequence[Move | None] = moves(1.0, table.low) if embedded else [None] * len(a.u)
     at, where = list(zip(*map(evaluations, points), strict=True)), tuple(map(places.index, targets))
     return [Stages(at[i], steps[i], where, noises[i], lows[i]) for i in range(len(a.u))]
 
