@@ -88,10 +88,10 @@ METHODS = [
     Method(sd.DEIS(), 3, ladder=MANY),
     Method(sd.LMS(), 4, ladder=MANY),
     Method(sd.IPNDM(), 2, ladder=(20, 40, 80)),
-    Method(sd.SDEDPMSolverPP(), 2, 1, 2),
+    Method(sd.SDEDPMSolverPP(), 2, 1, 2, law=(32, 64, 128)),
     Method(sd.SDEDPMSolverPP(3), 2, 1, 2),
     Method(sd.SASolver(2), 3, 1, 2, ladder=MANY),
-    Method(sd.SASolver(), 3, 1, 2),
+    Method(sd.SASolver(), 3, 1, 2, law=(32, 64, 128)),
     Method(sd.SEEDS(), 3, weak=2),
     Method(sd.ERSDE(), weak=2),
     Method(sd.Renoise(sd.Heun()), 2, weak=2),
@@ -127,7 +127,8 @@ FAST = ["VP", "VE", "RectifiedFlow", "user, f and g"]
 
 def methods(select: Callable[[Method], bool] = lambda method: True, *, variants: bool = False) -> pytest.MarkDecorator:
     """The methods of the table; one in several integration variables counts once in the fast run, without ``variants``."""
-    slow = [m for m in METHODS if not variants and getattr(m.solver, "variable", None) in ("t", "log_snr")]
+    named = [m for m in METHODS if isinstance(m.solver, RungeKutta) and m.solver.variable in ("t", "log_snr")]
+    slow = [] if variants else named
     chosen = [pytest.param(m, id=repr(m.solver), marks=[pytest.mark.slow] if m in slow else []) for m in METHODS if select(m)]
     return pytest.mark.parametrize("method", chosen)
 

@@ -34,6 +34,13 @@ def test_costs_one_evaluation_a_step_and_one_at_the_end(sde: sd.LinearSDE, steps
     torch.testing.assert_close(out.times, spaced(sde, "logistic", steps))
 
 
+@pytest.mark.parametrize(("steps", "order", "corrector"), [(1, 2, 0), (11, 2, 0), (12, 3, 3), (24, 3, 3), (25, 4, 4), (80, 4, 4)])
+def test_the_rule(steps: int, order: int, corrector: int) -> None:
+    rule = sd.ExponentialMultistep(order, form=0.4, corrector=corrector, startup="published")
+    one, two = (sd.sample(mixture().model(sd.VP()), (3, 2), solver=solver, steps=steps, seed=0).x for solver in (None, rule))
+    assert torch.equal(one, two)
+
+
 @each_sde
 def test_median_error_is_below_unipc_on_every_grid(sde: sd.LinearSDE) -> None:
     """At 20 evaluations, UniPC as published, of order 2 and 3: at most 0.9 of the best of its eight errors."""

@@ -217,6 +217,7 @@ def test_a_sample_that_fails_names_itself_and_spares_its_neighbours(solver: sd.R
     assert int(out.accepted[1]) < int(healthy.accepted[1])
     if not solver.adaptive:
         assert out.accepted[[0, 2]].tolist() == [20, 20]
+        assert float(out.times[int(out.accepted[1])]) == failure.t
     assert healthy.success
 
 

@@ -447,3 +447,21 @@ def test_a_function_of_python_numbers_is_told_what_it_is_called_with() -> None:
 def test_a_rising_log_snr_has_no_g() -> None:
     wrong = sd.LinearSDE(alpha=lambda t: 1.0, sigma=lambda t: 1 - 0.5 * t)
     assert bool(wrong.g(0.5).isnan())
+
+
+@pytest.mark.parametrize(
+    "sde", [sd.VP(), sd.VE(), sd.SubVP(), sd.Cosine(), sd.EDM(), sd.RectifiedFlow()], ids=lambda s: type(s).__name__
+)
+def test_closed_forms_of_the_inverse(sde: sd.LinearSDE) -> None:
+    """`invert` of the built-ins, and what is found where there is none."""
+    t = torch.linspace(sde.t_min, sde.t_max, 57, dtype=torch.float64)
+    levels = sde.log_snr(t)
+    assert type(sde).invert is not sd.LinearSDE.invert
+    torch.testing.assert_close(sde.invert(levels), t, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(sd.LinearSDE.invert(sde, levels), t, rtol=1e-12, atol=1e-13)
+
+
+def test_time_of_is_differentiable_where_it_is_found_by_search() -> None:
+    own = sd.LinearSDE(f=lambda t: -0.5 - t, g=lambda t: 1 + t)
+    levels = own.log_snr(torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)).detach().requires_grad_()
+    assert torch.autograd.gradcheck(own.time_of, (levels,), eps=1e-6, atol=1e-7)

@@ -6,11 +6,12 @@ import pytest
 import torch
 from exact_moments import chain_moments, reverse_moments
 from scipy.integrate import solve_ivp
+from torch import Tensor
 
 import sdediff as sd
 from sdediff.reverse import Reverse
 from sdediff.testing.paths import slope
-from solvers import Midpoint, RungeKutta, Solver, Tableau, integrate
+from solvers import Midpoint, RungeKutta, Schedule, Solver, Tableau, integrate
 from solvers.tableau import BOGACKI_SHAMPINE, DOP853, DORMAND_PRINCE, TSITOURAS
 
 ODE_ORDERS = {
@@ -338,3 +339,22 @@ def test_a_new_method_is_a_tableau(gaussian: sd.exact.Gaussian) -> None:
         out = integrate(Reverse(gaussian.model(sde), 1), Ralston(), x, times).x
         errors.append(float((out - gaussian.flow(sde, x, times[0], times[-1])).abs().max()))
     assert slope(errors) == pytest.approx(2, abs=0.2)
+
+
+def test_a_schedule_that_learns_of_more_times() -> None:
+    """Times made known after a first evaluation are computed too, and a repeated one is not computed twice."""
+    asked: list[int] = []
+
+    def function(t: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        asked.append(t.numel())
+        return (2 * t,), (t.float(),)
+
+    schedule = Schedule()
+    first, second = torch.tensor([0.5, 0.25, 0.5]), torch.tensor([0.125, 0.25])
+    schedule.prepare(first.double())
+    assert schedule("double", function, first[1].double(), rows=3)[0] == 0.5
+    schedule.prepare(second.double())
+    twice, time = schedule("double", function, second[0].double(), rows=3)
+    assert (twice, time.tolist()) == (0.25, [0.125] * 3)
+    assert asked == [2, 3]
+    assert schedule("double", function, torch.tensor(0.75, dtype=torch.float64), rows=3)[0] == 1.5
