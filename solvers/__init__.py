@@ -1,5 +1,6 @@
 """Numerical solvers for score-based sampling: they see a drift, a score and a noise, and no SDE class and no network."""
 
+from solvers.arithmetic import expand, rowwise
 from solvers.churn import Churn, Renoise, Restart
 from solvers.exponential import (
     DDIM,
@@ -23,7 +24,7 @@ from solvers.grid import GRIDS, LogSNR, check_grid, quadratic, uniform
 from solvers.integrate import Options, Snapshot, integrate
 from solvers.langevin import Langevin, MetropolisLangevin, PredictorCorrector
 from solvers.noise import Noise, StepNoise, White, fresh_seed, seeds
-from solvers.problem import Monitor, Problem, Schedule, expand, rowwise
+from solvers.problem import Monitor, Problem, Schedule
 from solvers.runge_kutta import DOP853, RK23, RK45, DormandPrince, Euler, Heun, Midpoint, RungeKutta, RungeKutta4, Tsit5
 from solvers.solution import Failure, Solution, SolveError, Status
 from solvers.solver import Solver, Step

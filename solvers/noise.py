@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from solvers.arithmetic import expand
 from solvers.generator import fill
-from solvers.problem import expand
 
 __all__ = ["STREAMS", "Noise", "StepNoise", "White", "fresh_seed", "paired", "seeds"]
 

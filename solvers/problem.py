@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from solvers.arithmetic import Number, expand, numbers, rowwise, weighted
+from solvers.arithmetic import Number, numbers, rowwise, weighted
 
-__all__ = ["Monitor", "Problem", "Schedule", "expand", "rowwise"]
+__all__ = ["Monitor", "Problem", "Schedule"]
 
 
 class Monitor:
@@ -194,10 +194,12 @@ class Problem:
     @property
     def constant_stochasticity(self) -> float | None:
         """lambda where it is a constant, else None."""
-        return 0.0
+        return 0.0 if type(self).stochasticity is Problem.stochasticity else None
 
     def without_noise(self) -> Problem:
         """The same problem at lambda = 0."""
+        if self.constant_stochasticity != 0:
+            raise NotImplementedError
         return self
 
     def mixing(self, t: Tensor) -> Tensor:

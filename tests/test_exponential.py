@@ -290,6 +290,8 @@ def test_the_steps_at_the_ends_are_of_order_one(solver: Solver) -> None:
         (lambda: sd.UniPC(True), "order must be"),
         (lambda: sd.DEIS(form="eps"), "DEIS: form must be 'data', 'noise' or a number"),
         (lambda: sd.DEIS(form=1.5), "form must be"),
+        (lambda: sd.DEIS(form=True), "form must be"),
+        (lambda: sd.DEIS(form=[1.0]), "form must be"),
         (lambda: sd.DPMSolver(variable="lambda"), "variable must be one of 'log_snr', 'sigma', 't'; got 'lambda'"),
         (lambda: sd.DPMSolver(moments="bh2"), "moments must be one of"),
         (lambda: sd.DPMSolver(r=0.0), "r must lie in"),
@@ -302,6 +304,15 @@ def test_the_steps_at_the_ends_are_of_order_one(solver: Solver) -> None:
 def test_bad_arguments(make: Callable[[], Solver], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_bad_scales_of_noise() -> None:
+    """A scale that grows more slowly than rho would take noise away."""
+    model = LAW.model(VP)
+    with pytest.raises(TypeError, match="scale must be a function of rho"):
+        sd.ERSDE(scale=3.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"grow at least as fast as rho; .* at rho = .* is -0\.5"):
+        sd.sample(model, (2, 2), solver=sd.ERSDE(scale=lambda rho: rho**0.5), steps=5)
 
 
 def test_refusals() -> None:

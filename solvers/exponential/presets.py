@@ -148,7 +148,7 @@ class SASolver(ExponentialMultistep):
 class SEEDS(ExponentialSinglestep):
     """SEEDS-1 to -3 (Gonzalez et al. 2023, arXiv 2305.14267): exponential single steps for the reverse SDE in noise form.
 
-    ``order`` evaluations a step; the noise at the stages is that of the path. Strong order 1, weak order min(order, 2); at
+    ``order`` evaluations a step; the noise at the stages is that of the path. Weak order min(order, 2); at
     lambda = 0 it is `DPMSolver` with exact integrals.
     """
 
@@ -166,7 +166,7 @@ class ERSDE(ExponentialMultistep):
     """ER-SDE-Solver-1 to -3 (Cui et al. 2023, arXiv 2309.06169): multistep in data form and sigma / alpha, with a scale of noise.
 
     ``scale`` is the paper's phi, a function of rho = sigma / alpha: rho itself is the probability flow, rho^2 the reverse SDE;
-    in general lambda^2 = d log phi / d log rho - 1. One evaluation a step; orders as `SDEDPMSolverPP`'s.
+    in general lambda^2 = d log phi / d log rho - 1. One evaluation a step; weak order min(order, 2).
     """
 
     variable: Variable = "sigma"
@@ -174,6 +174,12 @@ class ERSDE(ExponentialMultistep):
     scale: Callable[[Tensor], Tensor] = _balanced
 
     diffuses = False
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        super().__post_init__()
+        if not callable(self.scale):
+            raise TypeError(f"ERSDE: scale must be a function of rho = sigma / alpha, got {self.scale!r}")
 
     def flow(self, problem: Problem) -> Flow:
         """The problem with the solver's own stochasticity."""
@@ -185,6 +191,12 @@ class ERSDE(ExponentialMultistep):
                 phi = self.scale(at)
                 (slope,) = torch.autograd.grad(phi.sum(), at, create_graph=rho.requires_grad)
             phi = phi if rho.requires_grad else phi.detach()
-            return -(phi / rho).log(), (rho * slope / phi - 1).clamp(min=0)
+            square = rho * slope / phi - 1
+            if bool((wrong := ~(square > -1e-9)).any()):
+                raise ValueError(
+                    "ERSDE: scale must be positive and grow at least as fast as rho; lambda^2 = d log scale / d log rho - 1 at "
+                    f"rho = {float(rho[wrong][0]):.4g} is {float(square[wrong][0]):.3g}"
+                )
+            return -(phi / rho).log(), square.clamp(min=0)
 
         return Flow(problem, self.theta, self.variable, mixing)

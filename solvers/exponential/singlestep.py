@@ -52,7 +52,8 @@ class Exponential(Solver):
         name = type(self).__name__
         if isinstance(self.order, bool) or self.order not in (1, 2, 3, 4):
             raise ValueError(f"{name}: order must be 1, 2, 3 or 4, got {self.order!r}")
-        if self.form not in FORMS and not (isinstance(self.form, float | int) and 0 <= self.form <= 1):
+        fits = self.form in FORMS if isinstance(self.form, str) else isinstance(self.form, float | int) and 0 <= self.form <= 1
+        if not fits or isinstance(self.form, bool):
             raise ValueError(f"{name}: form must be 'data', 'noise' or a number between 0 (noise) and 1 (data), got {self.form!r}")
         for field, value, known in (("variable", self.variable, VARIABLES), ("moments", self.moments, MOMENTS)):
             if value not in known:
@@ -111,7 +112,7 @@ class ExponentialSinglestep(Exponential):
 
     Orders 1 to 3 have DPM-Solver's stages (Lu et al. 2022, arXiv 2206.00927, Algorithms 1 and 2), order 4 has them at 1/3, 1/2 and
     1; as many evaluations a step as the order. ``r``: where the method of order 2 has its stage; ``moments`` concerns that order
-    alone. Steps that begin at alpha = 0 or end at sigma = 0 are of order 1. As an SDE: strong order 1, weak order at most 2.
+    alone. Steps that begin at alpha = 0 or end at sigma = 0 are of order 1. As an SDE the weak order is at most 2.
     """
 
     r: float = 0.5
