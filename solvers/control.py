@@ -80,7 +80,7 @@ class FixedSteps(Control):
     def __init__(
         self, problem: Problem, solver: Solver, x: Tensor, times: Tensor, noise: Noise | None, *, watch: bool, last_mean: bool
     ) -> None:
-        super().__init__(problem, solver, x, times, noise)
+        super().__init__(problem, solver, x, times, noise if solver.stochastic else None)
         self.watch, self.last_mean = watch, last_mean
         problem.monitor.watch = watch
         self.plans = solver.plan(problem, times)

@@ -62,19 +62,19 @@ class Schedule:
 
     def __init__(self) -> None:
         self._times: list[Tensor] = []
-        self._index: dict[float, int] = {}
-        self._rows: dict[Hashable, list[tuple[Any, ...]]] = {}
+        self._known: dict[float, None] = {}  # the times as floats, in the same order
+        self._tables: dict[Hashable, dict[float, tuple[Any, ...]]] = {}
 
     def prepare(self, times: Tensor) -> None:
         """Make known that functions will be asked for at each of ``times`` (n,)."""
         new = []
         for i, time in enumerate(times.tolist()):
-            if time not in self._index:
-                self._index[time] = len(self._index)
+            if time not in self._known:
+                self._known[time] = None
                 new.append(i)
         if new:
             self._times.append(times[new])
-            self._rows.clear()
+            self._tables.clear()
 
     def __call__(self, key: Hashable, function: Callable[..., Columns], t: Tensor, *rest: Any, rows: int = 1) -> tuple[Any, ...]:
         """The entry at t of the columns function(times, *rest), of which there is one for each ``key``.
@@ -82,19 +82,25 @@ class Schedule:
         ``function`` returns (coefficients, others), tuples of tensors shaped as the times. An entry has the
         coefficients first, as floats where that loses nothing (see `numbers`); the others repeated for so many ``rows``.
         """
-        place = self._index.get(t.item()) if t.ndim == 0 else None
-        if place is None:
-            coefficients, others = function(t, *rest)
-            free = t.ndim == 0 and not any(c.requires_grad for c in coefficients)
-            return (*(map(Tensor.item, coefficients) if free else coefficients), *others)
-        found = self._rows.get(key)
-        if found is None:
-            # Filled once: a checkpointed step that is computed again must not miss what the first time saved here.
-            with saved_tensors_hooks(_as_it_is, _as_it_is):
-                coefficients, others = function(torch.cat(self._times), *rest)
-                columns = [*map(numbers, coefficients), *(other[:, None].expand(-1, rows).unbind() for other in others)]
-            found = self._rows[key] = list(zip(*columns, strict=True))
-        return found[place]
+        if t.ndim == 0:
+            table = self._tables.get(key)
+            if table is None:
+                table = self._tables[key] = self._table(function, rest, rows)
+            found = table.get(t.item())
+            if found is not None:
+                return found
+        coefficients, others = function(t, *rest)
+        free = t.ndim == 0 and not any(c.requires_grad for c in coefficients)
+        return (*(map(Tensor.item, coefficients) if free else coefficients), *others)
+
+    def _table(self, function: Callable[..., Columns], rest: tuple[Any, ...], rows: int) -> dict[float, tuple[Any, ...]]:
+        if not self._times:
+            return {}
+        # Filled once: a checkpointed step that is computed again must not miss what the first time saved here.
+        with saved_tensors_hooks(_as_it_is, _as_it_is):
+            coefficients, others = function(torch.cat(self._times), *rest)
+            columns = [*map(numbers, coefficients), *(other[:, None].expand(-1, rows).unbind() for other in others)]
+        return dict(zip(self._known, zip(*columns, strict=True), strict=True))
 
 
 class Problem:
