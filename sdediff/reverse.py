@@ -161,6 +161,11 @@ class Reverse(Problem):
         found: Tensor = self.sde.log_snr(t)
         return found
 
+    def levels(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(alpha, sigma, log_snr)."""
+        alpha, sigma, log_snr = self.sde.levels(t)
+        return alpha, sigma, log_snr
+
     def time_of(self, log_snr: Tensor) -> Tensor:
         """The SDE's inverse of log_snr."""
         time: Tensor = self.sde.time_of(log_snr)

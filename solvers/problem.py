@@ -176,6 +176,10 @@ class Problem:
         """log(alpha^2 / sigma^2), without the cancellation that computing it from the two would bring."""
         raise NotImplementedError
 
+    def levels(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(alpha, sigma, log(alpha^2 / sigma^2)): overridden where they cost less together."""
+        return *self.marginal(t), self.log_snr(t)
+
     @property
     def unscaled(self) -> bool:
         """Whether alpha is constant."""

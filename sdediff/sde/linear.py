@@ -12,7 +12,7 @@ from torch import Tensor
 from sdediff.sde.base import SDE, Prior
 from sdediff.sde.coefficient import as_time, derived, slope, values
 from sdediff.sde.quadrature import Integral
-from sdediff.sde.roots import crossing
+from sdediff.sde.roots import Inverse, crossing
 from solvers import expand
 
 __all__ = ["LinearSDE"]
@@ -140,6 +140,14 @@ class LinearSDE(SDE):
             return 2 * (self.alpha(t).log() - self.sigma(t).log())
         return -self._integral(t)[1]
 
+    def levels(self, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+        """(alpha, sigma, log_snr), each shaped as t: by one quadrature where all of them are derived from f and g."""
+        time = as_time(t)
+        if any(map(self._gives, ("alpha", "sigma", "log_snr"))):
+            return self.alpha(time), self.sigma(time), self.log_snr(time)
+        log_alpha, log_ratio = self._integral(time)
+        return log_alpha.exp(), torch.exp(log_alpha + 0.5 * log_ratio), -log_ratio
+
     def time_of(self, log_snr: Tensor | float) -> Tensor:
         """The earliest t in [0, T] with log_snr(t) <= ``log_snr``, shaped as it: the inverse of `log_snr`.
 
@@ -147,17 +155,10 @@ class LinearSDE(SDE):
         [0, T].
         """
         target = as_time(log_snr)
-        ends = self.log_snr(torch.tensor([0.0, self.T], dtype=torch.float64))
-        slack = 1e-9 * target.abs().clamp(min=1)
-        outside = ~((target <= ends[0] + slack) & ~(target < ends[1] - slack))
-        if bool(outside.any()):
-            worst = float(target[outside].flatten()[0] if target.ndim else target)
-            raise ValueError(
-                f"log_snr = {worst:.6g} is never reached: that of {self!r} falls from {float(ends[0]):.6g} to {float(ends[1]):.6g}"
-            )
         found = self.invert(target)
         # A subclass may have changed the schedule and not its inverse.
-        if not bool(torch.isclose(self.log_snr(found), target, rtol=1e-8, atol=1e-8).all()):
+        given = type(self).invert is not LinearSDE.invert
+        if given and not bool(torch.isclose(self.log_snr(found), target, rtol=1e-8, atol=1e-8).all()):
             found = LinearSDE.invert(self, target)
         if found.requires_grad or not (torch.is_grad_enabled() and target.requires_grad):
             return found
@@ -166,14 +167,32 @@ class LinearSDE(SDE):
         return found + (target - target.detach()) / rate  # d t / d log_snr
 
     def invert(self, log_snr: Tensor) -> Tensor:
-        """What `time_of` is for a float64 tensor of values that are reached; an SDE with a closed form overrides it."""
+        """What `time_of` is for a float64 tensor, without gradients; an SDE with a closed form overrides it."""
         # On a stretch where g = 0 rounding decides: two units of it are forgiven.
-        reached = log_snr + 2 * torch.finfo(torch.float64).eps * log_snr.abs().clamp(min=1)
-        reached = torch.where(log_snr.isinf(), log_snr, reached)
+        level = log_snr.detach().reshape(-1)
+        reached = level + 2 * torch.finfo(torch.float64).eps * level.abs().clamp(min=1)
+        reached = torch.where(level.isinf(), level, reached)
         with torch.no_grad():
-            first, last = self.log_snr(torch.tensor([0.0, self.T], dtype=torch.float64))
-            late = crossing(lambda t: self.log_snr(t) - reached, log_snr.shape, self.T, (first - reached, last - reached))
+            time, known = self._inverse(self.log_snr, reached)
+            if not bool(known.all()):
+                time[~known] = self._search(level[~known], reached[~known])
+        return time.reshape(log_snr.shape)
+
+    def _search(self, target: Tensor, reached: Tensor) -> Tensor:
+        first, last = self.log_snr(torch.tensor([0.0, self.T], dtype=torch.float64))
+        slack = 1e-9 * target.abs().clamp(min=1)
+        outside = ~((target <= first + slack) & ~(target < last - slack))
+        if bool(outside.any()):
+            raise ValueError(
+                f"log_snr = {float(target[outside][0]):.6g} is never reached: that of {self!r} falls from {float(first):.6g} "
+                f"to {float(last):.6g}"
+            )
+        late = crossing(lambda t: self.log_snr(t) - reached, reached.shape, self.T, (first - reached, last - reached))
         return torch.where(first <= reached, 0.0, late)
+
+    @cached_property
+    def _inverse(self) -> Inverse:
+        return Inverse(self.log_snr, self.T)
 
     def rates(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
         """(d alpha / dt, d sigma / dt), shaped as t."""

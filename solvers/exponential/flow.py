@@ -114,7 +114,7 @@ class Flow:
     def points(self, t: Tensor) -> Points:
         """All that is needed at times t."""
         flat = t.reshape(-1)
-        (alpha, sigma), log_snr = self.problem.marginal(flat), self.problem.log_snr(flat)
+        alpha, sigma, log_snr = self.problem.levels(flat)
         alpha, sigma, u = (each.reshape(t.shape) for each in (alpha, sigma, 0.5 * log_snr))
         return Points(t, alpha, sigma, u, self.mixed(u, t)[0], t if self.variable == "t" else self._value(u))
 
