@@ -74,10 +74,12 @@ def integrate(
         raise ValueError(f"{solver!r} draws noise: pass a noise object, White(seeds, event) say")
     with torch.set_grad_enabled(options.grad != "none"):
         control, frames = _drive(problem, solver, x, times, noise, options, watch=False)
-        if not control.failures and not bool(torch.isfinite(control.result()).all()):
+        # The one look at the states, which is where the host waits for the device.
+        lost = not control.failures and not bool(torch.isfinite(control.result()).all())
+        if lost:
             problem.monitor.clear()
             control, frames = _drive(problem, solver, x, times, noise, options, watch=True)
-    solution = _solution(control, frames, options)
+    solution = _solution(control, frames, lost=lost)
     if solution.failures and options.on_fail == "raise":
         raise SolveError(solution)
     return solution
@@ -117,12 +119,12 @@ def _step(solver: Solver, control: Control, options: Options) -> Step:
     return solver.step(problem, control.x, plan, noise, state)
 
 
-def _solution(control: Control, frames: Tensor | None, options: Options) -> Solution:
+def _solution(control: Control, frames: Tensor | None, *, lost: bool) -> Solution:
     x = control.result()
     failures = sorted(control.failures, key=lambda failure: failure.sample)
-    if not failures:  # not finite, but the replay found nothing: the network answered differently the second time
-        lost = torch.nonzero(~torch.isfinite(rowwise(x)).all(dim=1)).flatten().tolist()
-        failures = [Failure(sample, Status.STATE_NOT_FINITE, float("nan")) for sample in lost]
+    if lost and not failures:  # the replay found nothing: the network answered differently the second time
+        rows = torch.nonzero(~torch.isfinite(rowwise(x)).all(dim=1)).flatten().tolist()
+        failures = [Failure(sample, Status.STATE_NOT_FINITE, float("nan")) for sample in rows]
     status = torch.zeros(len(x), dtype=torch.int64)
     for failure in failures:
         status[failure.sample] = failure.status

@@ -146,7 +146,9 @@ class White:
             halves = block.reshape(1, rows, 2, width // 2).transpose(2, 0, 1, 3)
         if block.size:
             fill(halves, self._rows, (number, STREAMS[stream] << 24 | k))
-        steps = torch.from_numpy(block)[..., :size].contiguous().to(self.dtype).to(self.device)
+        steps = torch.from_numpy(block)[..., :size].contiguous().to(self.dtype)
+        pinned = torch.device(self.device).type == "cuda"  # from other memory a copy makes the host wait for the device
+        steps = (steps.pin_memory() if pinned else steps).to(self.device, non_blocking=pinned)
         return steps.reshape(length, rows, *self.event).unbind()
 
 
