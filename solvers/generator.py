@@ -24,19 +24,21 @@ def _constants(kind: type[np.number[Any]], *values: float) -> list[NDArray[Any]]
 
 _HALF: Final = np.array(32, np.uint64)
 _MULTIPLIERS: Final = np.array([0xCD9E8D57, 0xD2511F53], np.uint64)
-_WEYL: Final = (0x9E3779B9, 0xBB67AE85)
+_WEYL: Final = np.array([[(i * w) % 2**32 << 32 for w in (0x9E3779B9, 0xBB67AE85)] for i in range(ROUNDS)], np.uint64)
 
 
-def schedule(key: tuple[int, int]) -> Words:
-    """The round keys (rounds, 2) of Philox4x32, in the upper halves of words of 64 bits."""
-    return np.array([[((k + i * w) % 2**32) << 32 for k, w in zip(key, _WEYL, strict=True)] for i in range(ROUNDS)], np.uint64)
+def schedule(key: tuple[int, int] | Words) -> Words:
+    """The round keys (rounds, 2, ...) of Philox4x32 for a key (2, ...), in the upper halves of words of 64 bits."""
+    words = np.array(key, np.uint64)
+    return (words << _HALF) + _WEYL.reshape(ROUNDS, 2, *(1,) * (words.ndim - 1))
 
 
 def philox(c0: Words, c1: Words, c2: Words, c3: Words, k: Words, out: Words, scratch: Words) -> None:
     """Philox4x32-7 (Salmon et al. 2011, doi 10.1145/2063384.2063405): four 32-bit words from the counter (c0, c1, c2, c3).
 
     Writes them to ``out`` (2, *shape) as c0 * 2^32 + c1 and c2 * 2^32 + c3. The counter's words broadcast to ``shape``; ``k`` is
-    the key's schedule. For one key it is a bijection of the counter: no two counters give the same result.
+    the key's schedule, (rounds, 2) or, with keys that differ, (rounds, 2, *shape) or what broadcasts to it. For one key it is a
+    bijection of the counter: no two counters give the same result.
     """
     a, b = out
     # In the first two rounds most of the state depends on c0 alone or on the rest alone, and costs little.
@@ -48,11 +50,12 @@ def philox(c0: Words, c1: Words, c2: Words, c3: Words, k: Words, out: Words, scr
     np.bitwise_xor(b, ((first >> _HALF) * _MULTIPLIERS[1]) ^ k[1, 1], b)
     x, y = out.reshape(2, -1), scratch.reshape(2, -1)
     swapped, multipliers = x[::-1], _MULTIPLIERS[:, None]
-    for each in k[2:, :, None]:
+    keyed = x if k.ndim == 2 else out
+    for each in k[2:, :, None] if k.ndim == 2 else k[2:]:
         np.multiply(np.right_shift(swapped, _HALF, y), multipliers, y)
         np.left_shift(x, _HALF, x)
         np.bitwise_xor(x, y, x)
-        np.bitwise_xor(x, each, x)
+        np.bitwise_xor(keyed, each, keyed)
 
 
 _SIGN: Final = np.array(2**31, np.uint32)
@@ -110,11 +113,12 @@ def _even(total: int, most: int) -> int:
     return -(-total // pieces)
 
 
-def fill(block: NDArray[np.float32], rows: tuple[Words, Words, Words], key: tuple[int, int]) -> None:
+def fill(block: NDArray[np.float32], rows: tuple[Words, Words, Words], key: tuple[int, int] | Words) -> None:
     """Fill ``block`` (2, m, rows, d), d even, with standard normals: cosines in block[0], sines in block[1].
 
     ``rows`` are three words c1, c2, c3 (rows,) of Philox's counter. A value depends on d, on the key, on the words of its row and
-    on its place, except the row's number.
+    on its place, except the row's number. With keys (2, m, rows), one for each of m for every row, it does not depend on its
+    place in m either.
     """
     _, m, n, d = block.shape
     d //= 2
@@ -128,11 +132,13 @@ def fill(block: NDArray[np.float32], rows: tuple[Words, Words, Words], key: tupl
         part = block[:, i : i + depth, j : j + height, 2 * start : 2 * (start + width)]
         shape = (*part.shape[:3], part.shape[3] // 2)
         size = part.size // 2
-        step = np.arange(i, i + shape[1], dtype=np.uint64)[:, None, None]
-        index = step * np.uint64(d) + np.arange(start, start + shape[3], dtype=np.uint64)
+        index = np.arange(start, start + shape[3], dtype=np.uint64)
+        if k.ndim == 2:
+            index = np.arange(i, i + shape[1], dtype=np.uint64)[:, None, None] * np.uint64(d) + index
         x = words[:size].reshape(shape)
         c1, c2, c3 = (word[j : j + height, None] for word in rows)
         s = floats[: 5 * size].reshape(5, size)
-        philox(index, c1, c2, c3, k, x, s[:2].reshape(-1).view(np.uint64).reshape(shape))
+        keys = k if k.ndim == 2 else k[:, :, i : i + depth, j : j + height, None]
+        philox(index, c1, c2, c3, keys, x, s[:2].reshape(-1).view(np.uint64).reshape(shape))
         _box_muller(x.reshape(2, -1).view(np.uint32), s)
         np.multiply(s[:2].reshape(part.shape), s[3:].reshape(part.shape), part)

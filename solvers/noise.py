@@ -16,12 +16,15 @@ from torch import Tensor
 from solvers.arithmetic import expand
 from solvers.generator import fill
 
-__all__ = ["STREAMS", "Noise", "StepNoise", "White", "fresh_seed", "paired", "seeds"]
+__all__ = ["STREAMS", "Nodes", "Noise", "StepNoise", "White", "fresh_seed", "paired", "seeds"]
 
-STREAMS: Final = {"prior": 0, "path": 1, "corrector": 2, "churn": 3, "probe": 4, "dequantization": 5}
+STREAMS: Final = {"prior": 0, "path": 1, "corrector": 2, "churn": 3, "probe": 4, "dequantization": 5, "tree": 6}
 """Names of the independent streams that every sample has."""
 
 _BLOCK: Final = 2**13
+_MASK, _HALF = np.uint64(2**32 - 1), np.uint64(32)
+
+Rows = tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]
 
 
 def seeds(seed: int, samples: range | int) -> tuple[int, ...]:
@@ -152,17 +155,56 @@ class White:
         return steps.reshape(length, rows, *self.event).unbind()
 
 
-def _words(seeds: Sequence[int]) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
+class Nodes:
+    """Normals by number, each row having its own: what the tree of a Brownian path is made of.
+
+    As `White`'s in kind, and never the same as those of its streams. Each is a function of (seed, node, k), ``node`` from 0 to
+    2^50 - 1 and ``k``, the number of the normal among those of one node, from 0 to 63.
+    """
+
+    # Philox's key: 32 bits of the node, then the stream, k and the node's other 18 bits.
+
+    def __init__(
+        self, seeds: Sequence[int], event: Sequence[int], *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> None:
+        self.seeds = tuple(seeds)
+        self.event = torch.Size(event)
+        self.dtype, self.device = dtype, device
+        self._rows = _words(self.seeds)
+
+    def take(self, rows: Tensor) -> Nodes:
+        """The normals of some of the rows."""
+        return Nodes([self.seeds[i] for i in rows.tolist()], self.event, dtype=self.dtype, device=self.device)
+
+    def normal(self, node: Tensor, k: int = 0) -> Tensor:
+        """Standard normals (rows, *event) of ``node``, int64 (rows,) on the host."""
+        drawn = keyed(self._rows, node.numpy()[None], "tree", k, self.event.numel())
+        return torch.from_numpy(drawn[0]).contiguous().to(self.dtype).to(self.device).reshape(len(self.seeds), *self.event)
+
+
+def keyed(rows: Rows, node: NDArray[np.int64], stream: str, k: int, size: int) -> NDArray[np.float32]:
+    """Standard normals (m, rows, size), keyed by (stream, node, k) for nodes (m, rows) and 0 <= k < 64."""
+    if not 0 <= k < 64 or (node.size and not (node.min() >= 0 and node.max() < 2**50)):
+        raise ValueError(f"nodes must lie in [0, 2^50) and k in [0, 64), got k = {k} and nodes {node.min()} to {node.max()}")
+    words = node.astype(np.uint64)
+    key = np.stack([words & _MASK, words >> _HALF | np.uint64(STREAMS[stream] << 24 | k << 18)])
+    block = np.empty((*node.shape, 2, 2 * -(-size // 4)), np.float32)
+    if block.size:
+        fill(block.transpose(2, 0, 1, 3), rows, key)
+    return block.reshape(*node.shape, -1)[..., :size]
+
+
+def _words(seeds: Sequence[int]) -> Rows:
     """Three words of 32 bits a seed: a seed below 2^64 as it is, a longer one hashed, with the first bit set."""
     if any(seed < 0 for seed in seeds):
         raise ValueError("seeds must not be negative")
     long = {i: seed for i, seed in enumerate(seeds) if seed >= 2**64}
     low = np.array([0 if i in long else seed for i, seed in enumerate(seeds)] if long else seeds, np.uint64)
-    tag, mask = np.zeros(len(seeds), np.uint64), np.uint64(2**32 - 1)
+    tag = np.zeros(len(seeds), np.uint64)
     for i, seed in long.items():
         digest = hashlib.blake2b(seed.to_bytes(-(-seed.bit_length() // 8), "little"), digest_size=12).digest()
         low[i], tag[i] = int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little") | 2**31
-    return tag, low & mask, low >> np.uint64(32)
+    return tag, low & _MASK, low >> _HALF
 
 
 class _WhiteStep:
