@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 import torch
@@ -33,6 +34,11 @@ class Clock(Protocol):
         """One evaluation at the state x."""
 
 
+def _flat(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """A function of times () or (n,), at times of any shape."""
+    return function(t.reshape(-1)).reshape(t.shape) if t.ndim > 1 else function(t)
+
+
 class _Time:
     """u = t, y = x."""
 
@@ -59,13 +65,13 @@ class _Sigma:
         self.problem, self.evaluate = problem, problem.noise
 
     def value(self, t: Tensor) -> Tensor:
-        return torch.exp(-0.5 * self.problem.log_snr(t))
+        return torch.exp(-0.5 * _flat(self.problem.log_snr, t))
 
     def time(self, u: Tensor) -> Tensor:
-        return self.problem.time_of(-2 * u.log())
+        return _flat(self.problem.time_of, -2 * u.log())
 
     def scale(self, t: Tensor) -> Tensor:
-        return self.problem.marginal(t)[0]
+        return _flat(lambda t: self.problem.marginal(t)[0], t)
 
     def weight(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -75,10 +81,10 @@ class _LogSnr(_Sigma):
     """u = log(sigma / alpha), half the negative log-SNR: dy / du = sigma / alpha noise."""
 
     def value(self, t: Tensor) -> Tensor:
-        return -0.5 * self.problem.log_snr(t)
+        return -0.5 * _flat(self.problem.log_snr, t)
 
     def time(self, u: Tensor) -> Tensor:
-        return self.problem.time_of(-2 * u)
+        return _flat(self.problem.time_of, -2 * u)
 
     def weight(self, t: Tensor) -> Tensor:
         return super().value(t)
