@@ -24,11 +24,11 @@ class Clock(Protocol):
     def time(self, u: Tensor) -> Tensor:
         """t at u."""
 
-    def scale(self, t: Tensor) -> Tensor:
-        """What y is multiplied by to give x, shaped as t."""
+    def scale(self, t: Tensor) -> Tensor | None:
+        """What y is multiplied by to give x, shaped as t; None: nothing."""
 
-    def weight(self, t: Tensor) -> Tensor:
-        """What an evaluation is multiplied by to give dy / du, shaped as t."""
+    def weight(self, t: Tensor) -> Tensor | None:
+        """What an evaluation is multiplied by to give dy / du, shaped as t; None: nothing."""
 
     def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
         """One evaluation at the state x."""
@@ -51,11 +51,11 @@ class _Time:
     def time(self, u: Tensor) -> Tensor:
         return u
 
-    def scale(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
+    def scale(self, t: Tensor) -> Tensor | None:
+        return None
 
-    def weight(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
+    def weight(self, t: Tensor) -> Tensor | None:
+        return None
 
 
 class _Sigma:
@@ -70,11 +70,11 @@ class _Sigma:
     def time(self, u: Tensor) -> Tensor:
         return _flat(self.problem.time_of, -2 * u.log())
 
-    def scale(self, t: Tensor) -> Tensor:
+    def scale(self, t: Tensor) -> Tensor | None:
         return _flat(lambda t: self.problem.marginal(t)[0], t)
 
-    def weight(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
+    def weight(self, t: Tensor) -> Tensor | None:
+        return None
 
 
 class _LogSnr(_Sigma):
@@ -86,7 +86,7 @@ class _LogSnr(_Sigma):
     def time(self, u: Tensor) -> Tensor:
         return _flat(self.problem.time_of, -2 * u)
 
-    def weight(self, t: Tensor) -> Tensor:
+    def weight(self, t: Tensor) -> Tensor | None:
         return super().value(t)
 
 
