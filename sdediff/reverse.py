@@ -15,7 +15,7 @@ from sdediff.model import ScoreModel
 from sdediff.sde import SDE
 from sdediff.sde.quadrature import Integral
 from solvers import Problem
-from solvers.arithmetic import Number, weighted
+from solvers.arithmetic import Number, expand, weighted
 from solvers.problem import Columns
 
 __all__ = ["Forward", "Reverse"]
@@ -36,7 +36,7 @@ class Forward(Problem):
 
     def diffuse(self, dw: Tensor, t: Tensor) -> Tensor:
         """g(t) dw."""
-        return weighted((self.schedule("size", self._size, t)[0], dw))
+        return weighted((self.schedule("size", self._size, t, x=dw)[0], dw))
 
     def _size(self, t: Tensor) -> Columns:
         return (self.sde.diffusion(t),), ()
@@ -105,11 +105,12 @@ class Reverse(Problem):
 
     def blend(self, quantity: str, x: Tensor, t: Tensor, keep: Number, push: Number) -> Tensor:
         """keep x + push quantity(x, t), by one pass over x and one over the network's output."""
-        rows, dtype = x.shape[0], x.dtype
-        key = (quantity, dtype, rows, self.lam)
-        a, b, scale, time = self.schedule(key, self._columns, t, quantity, dtype, x.device, rows=rows)
-        if not _finite(a + b):
+        dtype = x.dtype
+        key = (quantity, dtype, x.shape[0], self.lam)
+        a, b, scale, time = self.schedule(key, self._columns, t, quantity, dtype, x.device, x=x)
+        if not _finite(a, b):
             self._refuse(quantity, t)
+        keep, push = expand(keep, x), expand(push, x)
         given = weighted((scale, x)) if self.scaled else x
         out = self.seen(x, self.model.output(given, time, self.condition, self.dtype or dtype))
         if quantity == "drift" and not self.linear:
@@ -146,11 +147,11 @@ class Reverse(Problem):
 
     def diffuse(self, dw: Tensor, t: Tensor) -> Tensor:
         """lambda g dw."""
-        return weighted((self.schedule(("spread", self.lam), self._spread, t)[0], dw))
+        return weighted((self.schedule(("spread", self.lam), self._spread, t, x=dw)[0], dw))
 
     def shake(self, x: Tensor, dw: Tensor, t: Tensor) -> Tensor:
         """x + lambda g dw, in one pass."""
-        return weighted((1.0, x), (self.schedule(("spread", self.lam), self._spread, t)[0], dw))
+        return weighted((1.0, x), (self.schedule(("spread", self.lam), self._spread, t, x=dw)[0], dw))
 
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma)."""
@@ -200,12 +201,15 @@ class Reverse(Problem):
         half: Tensor = 0.5 * self.sde.log_snr(t)
         return self.lam**2 * half if self.lam else torch.zeros_like(t)
 
-    @property
+    @cached_property
     def unscaled(self) -> bool:
         """Whether alpha is constant: looked up at five times."""
         alpha = self.sde.alpha(torch.linspace(self.sde.t_min, self.sde.t_max, 5, dtype=torch.float64))
         return bool((alpha == alpha[0]).all())
 
 
-def _finite(c: Number) -> bool:
-    return bool(torch.isfinite(c).all()) if isinstance(c, Tensor) else math.isfinite(c)
+def _finite(a: Number, b: Number) -> bool:
+    """Whether both are finite; coefficients that are beside the state already have been looked at."""
+    if isinstance(a, Tensor):
+        return a.ndim > 1 or bool(torch.isfinite(a + b).all())
+    return math.isfinite(a + b)

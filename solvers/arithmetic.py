@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-__all__ = ["Number", "entries", "expand", "numbers", "rowwise", "weighted"]
+__all__ = ["Number", "entries", "expand", "numbers", "place", "rowwise", "weighted"]
 
 Number = float | Tensor
-"""A planned coefficient: a float, or a float64 host tensor, () where it has a gradient or (rows,) where rows differ."""
+"""A planned coefficient: a float, or a float64 host tensor, () where it has a gradient or (rows,) where rows differ; the latter may
+be beside the state already (see `place`)."""
 
 _ZERO: Final = torch.zeros(())
 
@@ -21,9 +22,33 @@ def expand(c: Number, x: Tensor) -> Number:
 
     A float or 0-d host tensor is left as it is: it multiplies a state on any device without a copy and without changing its dtype.
     """
-    if not isinstance(c, Tensor) or c.ndim == 0:
+    if not isinstance(c, Tensor) or c.ndim != 1:
         return c
     return c.to(x.dtype).to(x.device).reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def place(plan: Any, x: Tensor) -> Any:
+    """``plan``, nested tuples of numbers, with those of shape (rows,) beside a state ``x`` and shaped for it, by one transfer."""
+    found: dict[int, Tensor] = {}
+    _collect(plan, found)
+    if not found:
+        return plan
+    there = torch.stack(list(found.values())).to(x.dtype).to(x.device)
+    parts = there.reshape(len(found), -1, *(1,) * (x.ndim - 1)).unbind()
+    return _exchange(plan, dict(zip(found, parts, strict=True)))
+
+
+def _collect(plan: Any, found: dict[int, Tensor]) -> None:
+    for part in plan:
+        if isinstance(part, tuple):
+            _collect(part, found)
+        elif isinstance(part, Tensor) and part.ndim == 1:
+            found[id(part)] = part
+
+
+def _exchange(plan: Any, parts: dict[int, Tensor]) -> Any:
+    new = [_exchange(part, parts) if isinstance(part, tuple) else parts.get(id(part), part) for part in plan]
+    return type(plan)(*new) if hasattr(plan, "_fields") else tuple(new)
 
 
 def rowwise(x: Tensor) -> Tensor:
@@ -59,7 +84,10 @@ def weighted(*terms: tuple[Number, Tensor]) -> Tensor:
                 continue
             total = total.add_(x, alpha=c) if fresh else total.add(x, alpha=c)
         else:
-            part = expand(c, x) * x
-            total = part if total is None else total + part
+            factor = expand(c, x)
+            if total is not None and isinstance(factor, Tensor) and factor.ndim == x.ndim:
+                total = torch.addcmul(total, factor, x)
+            else:
+                total = factor * x if total is None else total + factor * x
         fresh = True
     return torch.zeros_like(terms[0][1]) if total is None else total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 import torch
@@ -23,14 +24,19 @@ class Clock(Protocol):
     def time(self, u: Tensor) -> Tensor:
         """t at u."""
 
-    def scale(self, t: Tensor) -> Tensor:
-        """What y is multiplied by to give x, shaped as t."""
+    def scale(self, t: Tensor) -> Tensor | None:
+        """What y is multiplied by to give x, shaped as t; None: nothing."""
 
-    def weight(self, t: Tensor) -> Tensor:
-        """What an evaluation is multiplied by to give dy / du, shaped as t."""
+    def weight(self, t: Tensor) -> Tensor | None:
+        """What an evaluation is multiplied by to give dy / du, shaped as t; None: nothing."""
 
     def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
         """One evaluation at the state x."""
+
+
+def _flat(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """A function of times () or (n,), at times of any shape."""
+    return function(t.reshape(-1)).reshape(t.shape) if t.ndim > 1 else function(t)
 
 
 class _Time:
@@ -45,11 +51,11 @@ class _Time:
     def time(self, u: Tensor) -> Tensor:
         return u
 
-    def scale(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
+    def scale(self, t: Tensor) -> Tensor | None:
+        return None
 
-    def weight(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
+    def weight(self, t: Tensor) -> Tensor | None:
+        return None
 
 
 class _Sigma:
@@ -59,28 +65,28 @@ class _Sigma:
         self.problem, self.evaluate = problem, problem.noise
 
     def value(self, t: Tensor) -> Tensor:
-        return torch.exp(-0.5 * self.problem.log_snr(t))
+        return torch.exp(-0.5 * _flat(self.problem.log_snr, t))
 
     def time(self, u: Tensor) -> Tensor:
-        return self.problem.time_of(-2 * u.log())
+        return _flat(self.problem.time_of, -2 * u.log())
 
-    def scale(self, t: Tensor) -> Tensor:
-        return self.problem.marginal(t)[0]
+    def scale(self, t: Tensor) -> Tensor | None:
+        return _flat(lambda t: self.problem.marginal(t)[0], t)
 
-    def weight(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
+    def weight(self, t: Tensor) -> Tensor | None:
+        return None
 
 
 class _LogSnr(_Sigma):
     """u = log(sigma / alpha), half the negative log-SNR: dy / du = sigma / alpha noise."""
 
     def value(self, t: Tensor) -> Tensor:
-        return -0.5 * self.problem.log_snr(t)
+        return -0.5 * _flat(self.problem.log_snr, t)
 
     def time(self, u: Tensor) -> Tensor:
-        return self.problem.time_of(-2 * u)
+        return _flat(self.problem.time_of, -2 * u)
 
-    def weight(self, t: Tensor) -> Tensor:
+    def weight(self, t: Tensor) -> Tensor | None:
         return super().value(t)
 
 

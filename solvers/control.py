@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 import torch
@@ -15,7 +16,8 @@ from solvers.solver import Solver, Step
 
 __all__ = ["Control", "FixedSteps", "PerSample"]
 
-_SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0
+_SAFETY, _SHRINK, _GROW, _STRETCH = 0.9, 0.2, 10.0, 1e-10
+_ALPHA, _BETA = 0.7, 0.4
 _ROUNDING: Final = 16 * torch.finfo(torch.float64).eps
 
 
@@ -162,10 +164,15 @@ class PerSample(Control):
         self.before = torch.full((self.samples,), 1e-4, dtype=torch.float64)
         self.retry = torch.zeros(self.samples, dtype=torch.bool)
         self.rtol, self.atol, self.q = float(solver.rtol), float(solver.atol), int(solver.error_order)  # type: ignore[attr-defined]
+        self.dt_min = float(getattr(solver, "dt_min", 0.0))
         self.sign = 1.0 if len(times) < 2 or times[1] > times[0] else -1.0
+        if self.dt_min > float((times[0] - times[-1]).abs()):
+            raise ValueError(
+                f"{solver!r}: dt_min exceeds the whole way from {float(times[0]):g} to {float(times[-1]):g}; give less"
+            )
         if self.active:
             self.state = solver.init(problem, x, self.t)
-            self.h = self._first_step()
+            self.h = torch.maximum(self._first_step(), self._floor())
             problem.monitor.bad[:] = False  # the probe of the step size may have gone where no step will go
 
     @property
@@ -184,8 +191,11 @@ class PerSample(Control):
         return _NoNoise(self.solver)
 
     def _norm(self, error: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        scaled = rowwise(error / (self.atol + self.rtol * torch.maximum(x.abs(), y.abs())))
-        return scaled.detach().square().mean(dim=1).sqrt().cpu().to(torch.float64)
+        error, x, y = error.detach(), x.detach(), y.detach()
+        scale = torch.maximum(x.abs(), y.abs()).mul_(self.rtol).add_(self.atol)
+        scaled = rowwise(error / scale)
+        norm: Tensor = torch.linalg.vector_norm(scaled, dim=1) / math.sqrt(scaled.shape[1])
+        return norm.cpu().to(torch.float64)
 
     def _first_step(self) -> Tensor:
         """Step sizes (rows,) by the rule of Hairer et al. I, II.4: two evaluations, one of them already in ``state``."""
@@ -202,9 +212,9 @@ class PerSample(Control):
         return torch.where(torch.isfinite(step) & (step > 0), step, guess.nan_to_num(1e-6)).clamp(max=span)
 
     def propose(self) -> Any:
-        left = (self.times[self.target] - self.t).abs()
-        self.landing = self.h >= left * (1 - 1e-10)
-        self.s = torch.where(self.landing, self.times[self.target], self.t + self.sign * self.h)
+        target = self.times[self.target]
+        self.landing = self.h * (1 + _STRETCH) >= (target - self.t).abs()
+        self.s = torch.where(self.landing, target, self.t + self.sign * self.h)
         return self.solver.plan(self.problem, torch.stack([self.t, self.s]))[0]
 
     def accept(self, step: Step) -> list[tuple[int, Tensor, Tensor | None]]:
@@ -213,40 +223,59 @@ class PerSample(Control):
         norm = self._norm(step.error, self.x, step.x)
         good = norm <= 1
         used = (self.s - self.t).abs()
-        safe = norm.nan_to_num(1e10, 1e10).clamp(min=1e-10)
-        factor = _SAFETY * safe ** (-0.7 / self.q) * self.before ** (0.4 / self.q)
-        factor = torch.where(good, factor, torch.minimum(factor, _SAFETY * safe ** (-1 / self.q))).clamp(_SHRINK, _GROW)
-        factor = torch.where(self.retry & good, factor.clamp(max=1.0), factor)
-        # A step cut short to land on the grid says nothing against the longer one that was planned.
-        self.h = torch.where(good & self.landing, torch.maximum(self.h, used * factor), used * factor)
-        self.before = torch.where(good, safe.clamp(min=1e-4), self.before)
+        # A rejected step of the least size cannot be taken again with less.
+        stuck = ~good & (used <= self._floor() * (1 + 1e-10))
+        self.h = self._resize(norm, good, used)
         self.retry = ~good
-        self.accepted[self.rows] += good.long()
-        self.rejected[self.rows] += (~good).long()
-
-        mask = good.to(self.x.device)
-        self.x = _choose(mask, step.x, self.x)
-        self.state = tuple(_choose(mask, new, old) for new, old in zip(step.state, self.state, strict=True))
-        self.t = torch.where(good, self.s, self.t)
+        if bool(good.all()):
+            self.accepted[self.rows] += 1
+            self.x, self.state, self.t = step.x, step.state, self.s
+        else:
+            self.accepted[self.rows] += good
+            self.rejected[self.rows] += self.retry
+            mask = good.to(self.x.device)
+            self.x = _choose(mask, step.x, self.x)
+            self.state = tuple(_choose(mask, new, old) for new, old in zip(step.state, self.state, strict=True))
+            self.t = torch.where(good, self.s, self.t)
         arrived = good & self.landing
         reached = self._reached(arrived)
-        self.target = self.target + arrived.long()
-        self._leave(arrived & (self.target == len(self.times)))
+        self._leave(arrived & (self.target == len(self.times)), stuck)
         return reached
 
+    def _floor(self) -> Tensor:
+        """The least step sizes (rows,): ``dt_min``, and what rounding lets pass."""
+        return (_ROUNDING * self.t.abs().clamp(min=1e-3)).clamp(min=self.dt_min)
+
+    def _resize(self, norm: Tensor, good: Tensor, used: Tensor) -> Tensor:
+        """The next step sizes (rows,), from the error norms of steps of size ``used``."""
+        safe = norm.nan_to_num(1e10, 1e10).clamp(1e-10)
+        factor = _SAFETY * safe ** (-_ALPHA / self.q) * self.before ** (_BETA / self.q)
+        factor = torch.where(good, factor, torch.minimum(factor, _SAFETY * safe ** (-1 / self.q))).clamp(_SHRINK, _GROW)
+        factor = torch.where(self.retry & good, factor.clamp(max=1.0), factor)
+        self.before = torch.where(good, safe.clamp(min=1e-4), self.before)
+        # A step cut short to land on the grid says nothing against the longer one that was planned.
+        size = torch.where(good & self.landing, torch.maximum(self.h, used * factor), used * factor)
+        return torch.maximum(size, self._floor())
+
     def _reached(self, arrived: Tensor) -> list[tuple[int, Tensor, Tensor | None]]:
+        """(k, state, rows) for the times of the grid where rows ``arrived``; their next targets are set."""
         found: list[tuple[int, Tensor, Tensor | None]] = []
+        if not bool(arrived.any()):
+            return found
         for k in self.target[arrived].unique().tolist():
             here = torch.nonzero(arrived & (self.target == k)).flatten()
             found.append((k, self.x[here.to(self.x.device)], self.rows[here]))
+        self.target = self.target + arrived
         return found
 
-    def _leave(self, finished: Tensor) -> None:
+    def _leave(self, finished: Tensor, stuck: Tensor) -> None:
+        """Let go who has arrived at the end, and who failed."""
         bad = self.problem.monitor.bad[self.rows] & ~finished
-        tiny = (self.h < _ROUNDING * self.t.abs().clamp(min=1e-3)) & ~finished & ~bad
-        for status, mask in ((Status.NETWORK_NOT_FINITE, bad), (Status.STEP_TOO_SMALL, tiny)):
-            self._fail(mask, status)
-        self._drop(finished | bad | tiny)
+        gone = finished | bad | stuck
+        if bool(gone.any()):
+            for status, mask in ((Status.NETWORK_NOT_FINITE, bad), (Status.STEP_TOO_SMALL, stuck & ~bad)):
+                self._fail(mask, status)
+            self._drop(gone)
 
     def _fail(self, mask: Tensor, status: Status) -> None:
         self.failures += [

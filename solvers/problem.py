@@ -7,6 +7,7 @@ of shape () (all rows share one time) or (rows,) (every row has its own). States
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Hashable
 from typing import Any, Self
 
@@ -30,24 +31,40 @@ class Monitor:
 
     def clear(self) -> None:
         """Forget all evaluations, for a solve that is run again."""
-        self.bad = torch.zeros(self.samples, dtype=torch.bool)
+        self._bad = torch.zeros(self.samples, dtype=torch.bool)
+        self._seen: list[tuple[Tensor | None, Tensor]] = []
         self._all = 0
         self._some = torch.zeros(self.samples, dtype=torch.int64)
+        self._rows, self._times = torch.zeros(0, dtype=torch.int64), 0
 
     @property
     def nfe(self) -> Tensor:
         """Evaluations so far, int64 (samples,)."""
+        if self._times:
+            self._some[self._rows] += self._times
+            self._times = 0
         return self._some + self._all
+
+    @property
+    def bad(self) -> Tensor:
+        """Whose output was not finite though the state was, bool (samples,): the one place that waits for the device."""
+        for rows, bad in self._seen:
+            self._bad[slice(None) if rows is None else rows] |= bad.cpu()
+        self._seen.clear()
+        return self._bad
 
     def record(self, x: Tensor, out: Tensor, rows: Tensor | None) -> None:
         """Count one evaluation at states ``x`` of the samples ``rows`` (None: all of them)."""
         if rows is None:
             self._all += 1
+        elif rows is self._rows:
+            self._times += 1
         else:
-            self._some[rows] += 1
-        if self.watch:
-            bad = ~torch.isfinite(rowwise(out)).all(dim=1) & torch.isfinite(rowwise(x)).all(dim=1)
-            self.bad[slice(None) if rows is None else rows] |= bad.cpu()
+            self._some[self._rows] += self._times
+            self._rows, self._times = rows, 1
+        # On the host one sum tells whether there is anything to look for; on a device nothing waits for the answer.
+        if self.watch and (out.device.type != "cpu" or not math.isfinite(float(out.detach().sum()))):
+            self._seen.append((rows, ~torch.isfinite(rowwise(out)).all(dim=1) & torch.isfinite(rowwise(x)).all(dim=1)))
 
 
 Columns = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
@@ -64,9 +81,19 @@ class Schedule:
         self._times: list[Tensor] = []
         self._known: dict[float, None] = {}  # the times as floats, in the same order
         self._tables: dict[Hashable, dict[float, tuple[Any, ...]]] = {}
+        self._each: tuple[Tensor, ...] = ()
+        self._own: dict[int, int] = {}
+        self._own_rows: dict[Hashable, list[tuple[Any, ...]]] = {}
 
-    def prepare(self, times: Tensor) -> None:
-        """Make known that functions will be asked for at each of ``times`` (n,)."""
+    def prepare(self, times: Tensor) -> tuple[Tensor, ...]:
+        """Make known that functions will be asked for at each of ``times``, (n,), or (n, rows) until others of that shape come.
+
+        Returns the times one by one, to ask with: those of (n, rows) are known by these tensors, not by their numbers.
+        """
+        if times.ndim == 2:
+            self._each = times.unbind()
+            self._own, self._own_rows = {id(each): i for i, each in enumerate(self._each)}, {}
+            return self._each
         new = []
         for i, time in enumerate(times.tolist()):
             if time not in self._known:
@@ -75,20 +102,30 @@ class Schedule:
         if new:
             self._times.append(times[new])
             self._tables.clear()
+        return times.unbind()
 
-    def __call__(self, key: Hashable, function: Callable[..., Columns], t: Tensor, *rest: Any, rows: int = 1) -> tuple[Any, ...]:
+    def __call__(
+        self, key: Hashable, function: Callable[..., Columns], t: Tensor, *rest: Any, x: Tensor | None = None
+    ) -> tuple[Any, ...]:
         """The entry at t of the columns function(times, *rest), of which there is one for each ``key``.
 
         ``function`` returns (coefficients, others), tuples of tensors shaped as the times. An entry has the
-        coefficients first, as floats where that loses nothing (see `numbers`); the others repeated for so many ``rows``.
+        coefficients first, as floats where that loses nothing (see `numbers`) or, for known times of every row, beside the
+        state ``x`` and shaped for it; the others repeated for its rows.
         """
         if t.ndim == 0:
             table = self._tables.get(key)
             if table is None:
-                table = self._tables[key] = self._table(function, rest, rows)
+                table = self._tables[key] = self._table(function, rest, 1 if x is None else len(x))
             found = table.get(t.item())
             if found is not None:
                 return found
+        elif x is not None and not torch.is_grad_enabled():
+            own = self._own.get(id(t))
+            if own is not None:
+                if key not in self._own_rows:
+                    self._own_rows[key] = self._by_row(function, rest, x)
+                return self._own_rows[key][own]
         coefficients, others = function(t, *rest)
         free = t.ndim == 0 and not any(c.requires_grad for c in coefficients)
         return (*(map(Tensor.item, coefficients) if free else coefficients), *others)
@@ -101,6 +138,17 @@ class Schedule:
             coefficients, others = function(torch.cat(self._times), *rest)
             columns = [*map(numbers, coefficients), *(other[:, None].expand(-1, rows).unbind() for other in others)]
         return dict(zip(self._known, zip(*columns, strict=True), strict=True))
+
+    def _by_row(self, function: Callable[..., Columns], rest: tuple[Any, ...], x: Tensor) -> list[tuple[Any, ...]]:
+        """The entries at the known times of every row, coefficients beside the state by one transfer unless some are not finite."""
+        times = torch.stack(self._each)
+        coefficients, others = function(times.flatten(), *rest)
+        table = torch.stack(coefficients)
+        shape = (len(table), *times.shape)
+        if bool(torch.isfinite(table).all()):
+            table, shape = table.to(x.dtype).to(x.device), (*shape, *(1,) * (x.ndim - 1))
+        columns = [*table.reshape(shape), *(other.reshape(times.shape) for other in others)]
+        return list(zip(*(column.unbind() for column in columns), strict=True))
 
 
 class Problem:
@@ -118,13 +166,13 @@ class Problem:
         self.schedule = Schedule()
         self.rows: Tensor | None = None
 
-    def prepare(self, times: Tensor) -> None:
+    def prepare(self, times: Tensor) -> tuple[Tensor, ...]:
         """Say at which times the problem will be evaluated: solvers call it from `plan`, so that no step computes a coefficient.
 
-        Times of shape (N, rows) are let go: where every row has its own time nothing is known beforehand.
+        Returns the times one by one. Where every row has its own, (N, rows), evaluate at these very tensors: what is computed for
+        them together is found by them, until the next such call.
         """
-        if times.ndim == 1:
-            self.schedule.prepare(times)
+        return self.schedule.prepare(times)
 
     def seen(self, x: Tensor, out: Tensor) -> Tensor:
         """Pass an evaluation of the network, ``out`` at ``x``, through the monitor: call it once for each."""

@@ -10,11 +10,11 @@ from typing import ClassVar, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from solvers.arithmetic import Number, entries, numbers, weighted
+from solvers.arithmetic import Number, entries, numbers, place, weighted
 from solvers.clock import Variable, clock
 from solvers.noise import StepNoise
 from solvers.problem import Problem
-from solvers.solver import Solver, Step, check_tolerances
+from solvers.solver import Adaptive, Solver, Step
 from solvers.tableau import BOGACKI_SHAMPINE, DORMAND_PRINCE, EULER, HEUN, MIDPOINT, RK4, TSITOURAS, Tableau
 from solvers.tableau import DOP853 as DOP853_TABLEAU
 
@@ -28,6 +28,11 @@ class _Plan(NamedTuple):
     keeps: tuple[Number, ...] | None  # scale of each stage and of the end over that of the start, None: 1
     steps: tuple[Number, ...]  # h in the integration variable, times the scale of each stage and of the end
     plain: bool  # an Euler step
+
+    def beside(self, x: Tensor) -> _Plan:
+        """The plan with its numbers where the state is."""
+        weights, keeps, steps = place((self.weights or (), self.keeps or (), self.steps), x)
+        return self._replace(weights=weights or None, keeps=keeps or None, steps=steps)
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class RungeKutta(Solver):
 
     def __post_init__(self) -> None:
         """Check the arguments."""
+        super().__post_init__()
         if self.variable is not None and self.variable not in get_args(Variable):
             known = ", ".join(map(repr, get_args(Variable)))
             raise ValueError(f"{type(self).__name__}: variable must be one of {known}, got {self.variable!r}")
@@ -70,6 +76,10 @@ class RungeKutta(Solver):
         return "sigma" if "noise" in problem.offers and not self.adaptive and problem.unscaled else "t"
 
     @cached_property
+    def _places(self) -> list[float]:
+        return [float(each) for each in self.tableau.c]
+
+    @cached_property
     def _coefficients(self) -> tuple[list[list[float]], list[float], list[list[float]]]:
         tab = self.tableau
         errors = [[float(b - e) for b, e in zip(tab.b, low, strict=True)] for low, _ in tab.low]
@@ -82,29 +92,33 @@ class RungeKutta(Solver):
         u = variable.value(times)
         starts, h, ends = times[:-1], u.diff(dim=0), times[1:]
         # Stages at c = 0 and 1 are at t and s themselves, not at what rounding makes of them, which may lie beyond the end.
-        stages = []
-        for c in self.tableau.c:
-            inside = 1e-12 < c < 1 - 1e-12
-            stages.append(variable.time(u[:-1] + float(c) * h) if inside else starts if c < 0.5 else ends)
-        for stage in stages:
-            problem.prepare(stage)
-        each = zip(*(stage.unbind() for stage in stages), strict=True)
-        if name == "t":
-            return [
-                _Plan("drift", at, None, None, (step,) * (len(at) + 1), False) for at, step in zip(each, numbers(h), strict=True)
-            ]
-        scales = [variable.scale(time) for time in (*stages, ends)]
-        weights = entries(*(variable.weight(stage) for stage in stages))
-        keeps, steps = entries(*(scale / variable.scale(starts) for scale in scales)), entries(*(scale * h for scale in scales))
-        plain = ((u[1:] == 0) & (name == "sigma")).reshape(len(h), -1).all(dim=1).tolist()
-        return [_Plan("noise", *row) for row in zip(each, weights, keeps, steps, plain, strict=True)]
+        c = self._places
+        inside = [1e-12 < each < 1 - 1e-12 for each in c]
+        share = torch.tensor([each for each, lies in zip(c, inside, strict=True) if lies], dtype=h.dtype)
+        within = iter(variable.time(u[:-1] + share.reshape(-1, *(1,) * h.ndim) * h))
+        stages = torch.stack([next(within) if lies else starts if at < 0.5 else ends for lies, at in zip(inside, c, strict=True)])
+        prepared, n = problem.prepare(stages.flatten(0, 1)), len(h)
+        each = [prepared[i::n] for i in range(n)]
+        quantity: Literal["drift", "noise"] = "drift" if name == "t" else "noise"
+        weight, scale = variable.weight(stages), variable.scale(torch.cat([stages, ends[None]]))
+        nothing: Sequence[None] = [None] * n
+        weights: Sequence[tuple[Number, ...] | None]
+        keeps: Sequence[tuple[Number, ...] | None]
+        weights = nothing if weight is None else entries(*weight)
+        if scale is None:
+            keeps, steps = nothing, [(step,) * (len(c) + 1) for step in numbers(h)]
+        else:
+            keeps, steps = entries(*(scale / scale[0])), entries(*(scale * h))
+        plain = ((u[1:] == 0) & (name == "sigma")).reshape(n, -1).all(dim=1).tolist()
+        return [_Plan(quantity, *row) for row in zip(each, weights, keeps, steps, plain, strict=True)]
 
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         """The first stage of the first step, where steps share stages."""
         if not self.tableau.first_same_as_last:
             return ()
         variable = clock(problem, self._variable(problem))
-        return (weighted((variable.weight(t), variable.evaluate(x, t))),)
+        weight, slope = variable.weight(t), variable.evaluate(x, t)
+        return (slope if weight is None else weighted((weight, slope)),)
 
     def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step, with the difference from the embedded methods as error."""
@@ -114,6 +128,7 @@ class RungeKutta(Solver):
             x_next = problem.blend(plan.quantity, x, plan.times[0], 1.0 if plan.keeps is None else plan.keeps[last], push)
             return Step(x_next, x_next)
         a, b, errors = self._coefficients
+        plan = plan.beside(x)
 
         def slope(i: int, at: Tensor) -> Tensor:
             k: Tensor = getattr(problem, plan.quantity)(at, plan.times[i])
@@ -186,16 +201,7 @@ class DormandPrince(RungeKutta):
 
 
 @dataclass(frozen=True)
-class _Adaptive(RungeKutta):
-    rtol: float = 1e-5
-    atol: float = 1e-5
-
-    adaptive = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_tolerances(self)
-
+class _Adaptive(Adaptive, RungeKutta):
     @property
     def error_order(self) -> int:
         """The local error estimate is O(h^error_order)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from solvers.noise import Noise
     from solvers.solution import Solution
 
-__all__ = ["Solver", "Step", "check_tolerances"]
+__all__ = ["Adaptive", "Solver", "Step", "check_tolerances"]
 
 
 class Step(NamedTuple):
@@ -33,11 +34,13 @@ class Step(NamedTuple):
 
 
 def check_tolerances(solver: Any) -> None:
-    """A ValueError unless rtol and atol of an adaptive solver make sense."""
-    name = type(solver).__name__
-    for field, value in (("rtol", solver.rtol), ("atol", solver.atol)):
+    """A ValueError unless rtol and atol of an adaptive solver make sense, and dt_min where it has one."""
+    name, dt_min = type(solver).__name__, getattr(solver, "dt_min", 0.0)
+    if isinstance(dt_min, bool) or not (isinstance(dt_min, int | float) and 0 <= dt_min < float("inf")):
+        raise ValueError(f"{name}: dt_min must be a finite time >= 0, the least step; got {dt_min!r}")
+    for given, value in (("rtol", solver.rtol), ("atol", solver.atol)):
         if not 0 <= value < float("inf"):
-            raise ValueError(f"{name}: {field} must be a finite number >= 0, got {value!r}")
+            raise ValueError(f"{name}: {given} must be a finite number >= 0, got {value!r}")
     if solver.rtol == 0 and solver.atol == 0:
         raise ValueError(f"{name}: rtol and atol cannot both be 0; give one, 1e-5 say")
 
@@ -68,6 +71,9 @@ class Solver:
     spacing: str = "uniform"
     """The grid that ``steps`` means without a ``grid``: a name in `GRIDS`. Where there is no Gaussian kernel it is uniform."""
 
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+
     @property
     def deterministic_order(self) -> float:
         """Without noise."""
@@ -87,8 +93,7 @@ class Solver:
 
         A plan says by ``problem.prepare`` at which times its steps evaluate the problem; this one takes the ends of the intervals.
         """
-        problem.prepare(times)
-        return list(itertools.pairwise(times))
+        return list(itertools.pairwise(problem.prepare(times)))
 
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         """State carried into the first step."""
@@ -103,3 +108,28 @@ class Solver:
         from solvers.integrate import integrate
 
         return integrate(problem, self, x, times, noise, options)
+
+
+@dataclass(frozen=True, repr=False)
+class Adaptive(Solver):
+    """What the solvers share that choose a step size for every sample: bases come after it, so that its fields come last.
+
+    The root mean square over the event of error / (atol + rtol max(abs(x_t), abs(x_s))) is kept below 1. ``dt_min``: a step is
+    not made smaller than that; a sample that would need it fails with `Status.STEP_TOO_SMALL`. 0: as small as rounding lets it.
+    """
+
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    dt_min: float = field(default=0.0, kw_only=True)
+
+    adaptive = True
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        super().__post_init__()
+        check_tolerances(self)
+
+    @property
+    def error_order(self) -> int:
+        """The local error estimate is O(h^error_order)."""
+        raise NotImplementedError

@@ -352,9 +352,9 @@ def test_a_schedule_that_learns_of_more_times() -> None:
     schedule = Schedule()
     first, second = torch.tensor([0.5, 0.25, 0.5]), torch.tensor([0.125, 0.25])
     schedule.prepare(first.double())
-    assert schedule("double", function, first[1].double(), rows=3)[0] == 0.5
+    assert schedule("double", function, first[1].double(), x=torch.zeros(3))[0] == 0.5
     schedule.prepare(second.double())
-    twice, time = schedule("double", function, second[0].double(), rows=3)
+    twice, time = schedule("double", function, second[0].double(), x=torch.zeros(3))
     assert (twice, time.tolist()) == (0.25, [0.125] * 3)
     assert asked == [2, 3]
-    assert schedule("double", function, torch.tensor(0.75, dtype=torch.float64), rows=3)[0] == 1.5
+    assert schedule("double", function, torch.tensor(0.75, dtype=torch.float64), x=torch.zeros(3))[0] == 1.5

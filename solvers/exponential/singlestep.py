@@ -24,7 +24,7 @@ from solvers.exponential.stages import (
 )
 from solvers.noise import StepNoise
 from solvers.problem import Problem
-from solvers.solver import Solver, Step, check_tolerances
+from solvers.solver import Adaptive, Solver, Step
 
 __all__ = ["Exponential", "ExponentialPair", "ExponentialSinglestep"]
 
@@ -49,6 +49,7 @@ class Exponential(Solver):
 
     def __post_init__(self) -> None:
         """Check the arguments."""
+        super().__post_init__()
         name = type(self).__name__
         if isinstance(self.order, bool) or self.order not in (1, 2, 3, 4):
             raise ValueError(f"{name}: order must be 1, 2, 3 or 4, got {self.order!r}")
@@ -170,7 +171,7 @@ class ExponentialSinglestep(Exponential):
 
 
 @dataclass(frozen=True, repr=False)
-class ExponentialPair(ExponentialSinglestep):
+class ExponentialPair(Adaptive, ExponentialSinglestep):
     """`ExponentialSinglestep` of order 2, 3 or 4 and the lower method in its stages: adaptive for each sample, as `RK45`.
 
     Orders 2(1), 3(2) and 4(2): DPM-Solver-12 and -23 (Lu et al. 2022, arXiv 2206.00927, Appendix C) under the controller of the
@@ -178,15 +179,10 @@ class ExponentialPair(ExponentialSinglestep):
     """
 
     form: Form = "noise"
-    rtol: float = 1e-5
-    atol: float = 1e-5
-
-    adaptive = True
 
     def __post_init__(self) -> None:
         """Check the arguments."""
         super().__post_init__()
-        check_tolerances(self)
         if self.order == 1 or self.sde:
             raise ValueError("ExponentialPair: order must be 2, 3 or 4, for the probability flow")
 
