@@ -1,6 +1,7 @@
 """Numerical solvers for score-based sampling: they see a drift, a score and a noise, and no SDE class and no network."""
 
 from solvers.arithmetic import expand, rowwise
+from solvers.brownian import BrownianPath
 from solvers.churn import Churn, Renoise, Restart
 from solvers.exponential import (
     DDIM,
@@ -45,6 +46,7 @@ __all__ = [
     "SRA1",
     "SRA3",
     "Ancestral",
+    "BrownianPath",
     "Churn",
     "DPMSolver",
     "DPMSolverPP",

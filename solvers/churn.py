@@ -181,6 +181,12 @@ class Restart(_Around):
         return Step(x, x)
 
 
+class _Renoised(NamedTuple):
+    t: Tensor
+    s: Tensor
+    noised: _Noised  # its inner: the plan of the step before
+
+
 @dataclass(frozen=True)
 class Renoise(_Around):
     """A step of ``solver`` from t to s' beyond s, and the forward process from s' back to s: x_s = ratio x_s' + std z.
@@ -203,7 +209,7 @@ class Renoise(_Around):
         """The solver's."""
         return self.solver.evaluations
 
-    def plan(self, problem: Problem, times: Tensor) -> Sequence[_Noised]:
+    def plan(self, problem: Problem, times: Tensor) -> Sequence[_Renoised]:
         """Where each step ends before noise is added, and the solver's plan to there."""
         u, ends = 0.5 * problem.log_snr(times), times[1:]
         mixing = problem.mixing(times)
@@ -212,9 +218,11 @@ class Renoise(_Around):
         ratio, std = problem.kernel(ends, past)
         points = [time for pair in zip(times[:-1], past, strict=True) for time in pair]
         inner = _path(problem.without_noise(), self.solver, points)
-        return [_Noised(a, b, plan) for (a, b), plan in zip(entries(ratio, std), inner, strict=True)]
+        noised = (_Noised(a, b, plan) for (a, b), plan in zip(entries(ratio, std), inner, strict=True))
+        return [_Renoised(*row) for row in zip(times[:-1], ends, noised, strict=True)]
 
-    def step(self, problem: Problem, x: Tensor, plan: _Noised, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+    def step(self, problem: Problem, x: Tensor, plan: _Renoised, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step of the solver, then noise."""
-        mean = weighted((plan.ratio, self.solver.step(problem.without_noise(), x, plan.inner, noise, ()).x))
-        return Step(weighted((1.0, mean), (plan.std, noise.normal("path"))), mean)
+        ratio, std, inner = plan.noised
+        mean = weighted((ratio, self.solver.step(problem.without_noise(), x, inner, noise, ()).x))
+        return Step(weighted((1.0, mean), (std, noise.over(plan.t, plan.s))), mean)

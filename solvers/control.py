@@ -311,11 +311,14 @@ class _NoNoise:
     def __init__(self, solver: Solver) -> None:
         self.solver = solver
 
-    def normal(self, stream: str = "path", k: int = 0) -> Tensor:
+    def normal(self, stream: str, k: int = 0) -> Tensor:
         raise ValueError(f"{self.solver!r} draws noise but declares stochastic = False; declare it stochastic")
 
+    def over(self, a: Tensor, b: Tensor, k: int = 0) -> Tensor:
+        return self.normal("path", k)
+
     def increment(self, a: Tensor, b: Tensor) -> Tensor:
-        return self.normal()
+        return self.normal("path")
 
     def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        return self.normal(), self.normal()
+        return self.normal("path"), self.normal("path")

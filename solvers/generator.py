@@ -113,12 +113,14 @@ def _even(total: int, most: int) -> int:
     return -(-total // pieces)
 
 
-def fill(block: NDArray[np.float32], rows: tuple[Words, Words, Words], key: tuple[int, int] | Words) -> None:
+def fill(
+    block: NDArray[np.float32], rows: tuple[Words, Words, Words], key: tuple[int, int] | Words, place: Words | None = None
+) -> None:
     """Fill ``block`` (2, m, rows, d), d even, with standard normals: cosines in block[0], sines in block[1].
 
     ``rows`` are three words c1, c2, c3 (rows,) of Philox's counter. A value depends on d, on the key, on the words of its row and
-    on its place, except the row's number. With keys (2, m, rows), one for each of m for every row, it does not depend on its
-    place in m either.
+    on its place, except the row's number. With keys (2, m, rows) or (2, m, 1) it depends on its own key, and
+    on ``place`` (m, rows), 0 by default, as otherwise on its place in m.
     """
     _, m, n, d = block.shape
     d //= 2
@@ -126,19 +128,22 @@ def fill(block: NDArray[np.float32], rows: tuple[Words, Words, Words], key: tupl
     height = _even(n, _CHUNK // width)
     depth = _even(m, _CHUNK // (width * height))
     k = schedule(key)
+    if place is None:
+        place = np.arange(m if k.ndim == 2 else 1, dtype=np.uint64)[:, None]
+    place = place * np.uint64(d)
     words = np.empty(2 * depth * height * width, np.uint64)
     floats = np.empty(5 * len(words), np.float32)
     for i, j, start in itertools.product(range(0, m, depth), range(0, n, height), range(0, d, width)):
-        part = block[:, i : i + depth, j : j + height, 2 * start : 2 * (start + width)]
+        down, across = slice(i, i + depth), slice(j, j + height)
+        part = block[:, down, across, 2 * start : 2 * (start + width)]
         shape = (*part.shape[:3], part.shape[3] // 2)
         size = part.size // 2
-        index = np.arange(start, start + shape[3], dtype=np.uint64)
-        if k.ndim == 2:
-            index = np.arange(i, i + shape[1], dtype=np.uint64)[:, None, None] * np.uint64(d) + index
+        first = place[down if len(place) > 1 else slice(None), across if place.shape[1] > 1 else slice(None), None]
+        index = first + np.arange(start, start + shape[3], dtype=np.uint64)
         x = words[:size].reshape(shape)
-        c1, c2, c3 = (word[j : j + height, None] for word in rows)
+        c1, c2, c3 = (word[across, None] for word in rows)
         s = floats[: 5 * size].reshape(5, size)
-        keys = k if k.ndim == 2 else k[:, :, i : i + depth, j : j + height, None]
+        keys = k if k.ndim == 2 else k[:, :, down, across if k.shape[3] > 1 else slice(None), None]
         philox(index, c1, c2, c3, keys, x, s[:2].reshape(-1).view(np.uint64).reshape(shape))
         _box_muller(x.reshape(2, -1).view(np.uint32), s)
         np.multiply(s[:2].reshape(part.shape), s[3:].reshape(part.shape), part)

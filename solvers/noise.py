@@ -18,7 +18,7 @@ from solvers.generator import fill
 
 __all__ = ["STREAMS", "Nodes", "Noise", "StepNoise", "White", "fresh_seed", "paired", "seeds"]
 
-STREAMS: Final = {"prior": 0, "path": 1, "corrector": 2, "churn": 3, "probe": 4, "dequantization": 5, "tree": 6}
+STREAMS: Final = {"prior": 0, "path": 1, "corrector": 2, "churn": 3, "probe": 4, "dequantization": 5, "tree": 6, "bridge": 7}
 """Names of the independent streams that every sample has."""
 
 _BLOCK: Final = 2**13
@@ -69,8 +69,14 @@ def _root(h: Tensor | float, z: Tensor) -> Tensor | float:
 class StepNoise(Protocol):
     """The noise of one step."""
 
-    def normal(self, stream: str = "path", k: int = 0) -> Tensor:
-        """Standard normal (rows, *event); ``k`` numbers the draws that a step takes from one stream."""
+    def normal(self, stream: str, k: int = 0) -> Tensor:
+        """Standard normal (rows, *event) that is no part of the path; ``k`` numbers the draws of a step from one stream."""
+
+    def over(self, a: Tensor, b: Tensor, k: int = 0) -> Tensor:
+        """The Brownian path's increment from a to b over the root of abs(b - a): a standard normal.
+
+        A step that takes the path in pieces, disjoint ones, numbers them by ``k``.
+        """
 
     def increment(self, a: Tensor, b: Tensor) -> Tensor:
         """Increment of the Brownian path between the times a and b, of variance abs(b - a)."""
@@ -112,8 +118,10 @@ class White:
         self.dtype, self.device = dtype, device
         length = min(64, _BLOCK // max(1, self.event.numel()))
         self.length = max(1, length - length % 2)
-        self._rows = _words(self.seeds)
-        self._blocks: dict[tuple[str, int], tuple[int, tuple[Tensor, ...]]] = {}
+        self.words = _words(self.seeds)
+        self.keep = 1  # blocks of each stream and k
+        self._blocks: dict[tuple[str, int, int], tuple[tuple[Tensor, ...], Tensor]] = {}
+        self._held: dict[tuple[str, int], list[int]] = {}
 
     def at(self, step: int) -> _WhiteStep:
         """Noise of the step number ``step``."""
@@ -126,15 +134,37 @@ class White:
     def normal(self, step: int, stream: str, k: int) -> Tensor:
         """Standard normal (rows, *event) of the key (step, stream, k)."""
         # The prior is one draw a solve, so its block is one step long.
-        length = 1 if stream == "prior" else self.length
-        number, within = divmod(step, length)
-        held = self._blocks.get((stream, k))
-        if held is None or held[0] != number:
-            held = (number, self._draw(stream, k, number, length))
-            self._blocks[stream, k] = held
-        return held[1][within]
+        number, within = divmod(step, 1 if stream == "prior" else self.length)
+        return (self._blocks.get((stream, k, number)) or self._hold(stream, k, number))[0][within]
 
-    def _draw(self, stream: str, k: int, number: int, length: int) -> tuple[Tensor, ...]:
+    def block(self, stream: str, k: int, number: int) -> Tensor:
+        """The normals of ``length`` steps from step ``number * length`` on, (length, rows, *event)."""
+        return (self._blocks.get((stream, k, number)) or self._hold(stream, k, number))[1]
+
+    def _hold(self, stream: str, k: int, number: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        block = self._draw(stream, k, number, 1 if stream == "prior" else self.length)
+        held = self._held.setdefault((stream, k), [])
+        if len(held) >= self.keep:
+            del self._blocks[stream, k, held.pop(0)]
+        held.append(number)
+        self._blocks[stream, k, number] = found = (block.unbind(), block)
+        return found
+
+    def each(self, steps: NDArray[np.int64], stream: str, k: int) -> NDArray[np.float32]:
+        """`normal` where every row has its own step: float32 (m, rows, size) on the host, for ``steps`` (m, rows)."""
+        size = self.event.numel()
+        number, within = (part.astype(np.uint64) for part in np.divmod(steps, self.length))
+        key = np.stack([number, np.full_like(number, STREAMS[stream] << 24 | k)])
+        if self.length == 1:
+            return _split(self.words, key, size)
+        half = np.uint64(self.length // 2)
+        block = np.empty((2, *steps.shape, size + size % 2), np.float32)
+        if block.size:
+            fill(block, self.words, key, within % half)
+        chosen: NDArray[np.float32] = np.where((within < half)[..., None], block[0], block[1])[..., :size]
+        return chosen
+
+    def _draw(self, stream: str, k: int, number: int, length: int) -> Tensor:
         if not (0 <= number < 2**32 and 0 <= k < 2**24):
             raise ValueError(f"step and k must not be negative, nor so large: block {number} of steps, k = {k}")
         rows, size = len(self.seeds), self.event.numel()
@@ -148,11 +178,11 @@ class White:
             block = np.empty((1, rows, width), np.float32)
             halves = block.reshape(1, rows, 2, width // 2).transpose(2, 0, 1, 3)
         if block.size:
-            fill(halves, self._rows, (number, STREAMS[stream] << 24 | k))
+            fill(halves, self.words, (number, STREAMS[stream] << 24 | k))
         steps = torch.from_numpy(block)[..., :size].contiguous().to(self.dtype)
         pinned = torch.device(self.device).type == "cuda"  # from other memory a copy makes the host wait for the device
         steps = (steps.pin_memory() if pinned else steps).to(self.device, non_blocking=pinned)
-        return steps.reshape(length, rows, *self.event).unbind()
+        return steps.reshape(length, rows, *self.event)
 
 
 class Nodes:
@@ -170,7 +200,7 @@ class Nodes:
         self.seeds = tuple(seeds)
         self.event = torch.Size(event)
         self.dtype, self.device = dtype, device
-        self._rows = _words(self.seeds)
+        self.words = _words(self.seeds)
 
     def take(self, rows: Tensor) -> Nodes:
         """The normals of some of the rows."""
@@ -178,20 +208,27 @@ class Nodes:
 
     def normal(self, node: Tensor, k: int = 0) -> Tensor:
         """Standard normals (rows, *event) of ``node``, int64 (rows,) on the host."""
-        drawn = keyed(self._rows, node.numpy()[None], "tree", k, self.event.numel())
+        if not 0 <= k < 64 or bool(((node < 0) | (node >= 2**50)).any()):
+            raise ValueError(f"nodes must lie in [0, 2^50) and k in [0, 64); got k = {k}, nodes {node.tolist()}")
+        drawn = keyed(self.words, node.numpy()[None], "tree", k, self.event.numel())
         return torch.from_numpy(drawn[0]).contiguous().to(self.dtype).to(self.device).reshape(len(self.seeds), *self.event)
 
 
 def keyed(rows: Rows, node: NDArray[np.int64], stream: str, k: int, size: int) -> NDArray[np.float32]:
-    """Standard normals (m, rows, size), keyed by (stream, node, k) for nodes (m, rows) and 0 <= k < 64."""
-    if not 0 <= k < 64 or (node.size and not (node.min() >= 0 and node.max() < 2**50)):
-        raise ValueError(f"nodes must lie in [0, 2^50) and k in [0, 64), got k = {k} and nodes {node.min()} to {node.max()}")
-    words = node.astype(np.uint64)
-    key = np.stack([words & _MASK, words >> _HALF | np.uint64(STREAMS[stream] << 24 | k << 18)])
-    block = np.empty((*node.shape, 2, 2 * -(-size // 4)), np.float32)
+    """Standard normals (m, rows, size), keyed by (stream, node, k) for nodes (m, rows) or (m, 1)."""
+    words, key = node.astype(np.uint64), np.empty((2, *node.shape), np.uint64)
+    np.bitwise_and(words, _MASK, key[0])
+    np.bitwise_or(words >> _HALF, np.uint64(STREAMS[stream] << 24 | k << 18), key[1])
+    return _split(rows, key, size)
+
+
+def _split(rows: Rows, key: NDArray[np.uint64], size: int) -> NDArray[np.float32]:
+    """Normals (m, rows, size) by keys (2, m, rows) or (2, m, 1), the cosines before the sines."""
+    m, n = key.shape[1], len(rows[0])
+    block = np.empty((m, n, 2, 2 * -(-size // 4)), np.float32)
     if block.size:
         fill(block.transpose(2, 0, 1, 3), rows, key)
-    return block.reshape(*node.shape, -1)[..., :size]
+    return block.reshape(m, n, -1)[..., :size]
 
 
 def _words(seeds: Sequence[int]) -> Rows:
@@ -213,6 +250,9 @@ class _WhiteStep:
 
     def normal(self, stream: str = "path", k: int = 0) -> Tensor:
         return self.white.normal(self.step, stream, k)
+
+    def over(self, a: Tensor, b: Tensor, k: int = 0) -> Tensor:
+        return self.white.normal(self.step, "path", k)
 
     def increment(self, a: Tensor, b: Tensor) -> Tensor:
         z = self.normal("path")

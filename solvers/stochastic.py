@@ -178,6 +178,7 @@ class SRA3(_SRA):
 
 class _Kernel(NamedTuple):
     t: Tensor
+    s: Tensor
     keep: Number  # 2 - ratio
     push: Number  # (1 + lambda^2)/2 std^2
     noise: Number  # lambda std
@@ -226,9 +227,10 @@ class ReverseDiffusion(Solver):
             ratio, variance = left.sqrt(), g**2 * (t - s)
         lam = problem.stochasticity(t)
         push, size = 0.5 * (1 + lam**2) * variance, lam * variance.sqrt()
-        return [_Kernel(time, *row) for time, row in zip(t.unbind(), entries(2 - ratio, push, size), strict=True)]
+        rows = zip(t.unbind(), s.unbind(), entries(2 - ratio, push, size), strict=True)
+        return [_Kernel(start, end, *row) for start, end, row in rows]
 
     def step(self, problem: Problem, x: Tensor, plan: _Kernel, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step."""
         mean = problem.blend("score", x, plan.t, plan.keep, plan.push)
-        return Step(weighted((1.0, mean), (plan.noise, noise.normal("path"))), mean)
+        return Step(weighted((1.0, mean), (plan.noise, noise.over(plan.t, plan.s))), mean)

@@ -21,7 +21,7 @@ import sdediff as sd
 import solvers
 from sdediff.exact.chain import affine_moments
 from sdediff.reverse import Reverse
-from sdediff.testing.paths import FinePath, Still, slope
+from sdediff.testing.paths import Still, slope
 from solvers import Options, RungeKutta, Solver, Status, Step, Tableau, expand, integrate
 from solvers.trees import conditions
 
@@ -253,20 +253,24 @@ def test_strong_order(sde: sd.LinearSDE, method: Method) -> None:
     """Root mean square error along one path in coarse steps, against SRA3 on the path itself; a mixture in float64."""
     rows, fine = 32, 256
     x = starts(sde, rows, 0.8 * sde.T)
-    path = FinePath.draw(fine, (rows, 2), 0.6 * sde.T)
-    end, model = fine_end(name_of(sde), rows, fine), SMOOTH.model(sde)
+    path, model = along(sde, rows, fine), SMOOTH.model(sde)
+    end = fine_end(name_of(sde), rows, fine)
     lam = 1.0 if method.solver.diffuses else 0.0
     errors = []
     for n in (16, 32, 64):
-        out = integrate(Reverse(model, rows, lam), method.solver, x, inner(sde, n), path.coarse(n)).x
+        out = integrate(Reverse(model, rows, lam), method.solver, x, inner(sde, n), path).x
         errors.append(float((out - end).square().mean().sqrt()))
     assert slope(errors) > method.strong - 0.25, errors  # type: ignore[operator]
+
+
+def along(sde: sd.LinearSDE, rows: int, intervals: int) -> sd.BrownianPath:
+    return sd.BrownianPath(sd.seeds(0, rows), (2,), 0.8 * sde.T, 0.2 * sde.T, intervals=intervals, dtype=torch.float64)
 
 
 @cache
 def fine_end(name: str, rows: int, fine: int) -> Tensor:
     sde = SDES[name]
-    path = FinePath.draw(fine, (rows, 2), 0.6 * sde.T)
+    path = along(sde, rows, fine)
     return integrate(Reverse(SMOOTH.model(sde), rows, 1.0), sd.SRA3(), starts(sde, rows, 0.8 * sde.T), inner(sde, fine), path).x
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import sdediff as sd
 from sdediff.reverse import Reverse
-from sdediff.testing.paths import FinePath, slope
+from sdediff.testing.paths import slope
 from solvers import Solver, expand, integrate
 
 MIXTURE = sd.exact.GaussianMixture([[-1.0, 0.5], [1.0, 0.0], [0.3, -1.0]], 0.3)
@@ -26,14 +26,14 @@ def gentle(sde: sd.LinearSDE, n: int) -> Tensor:
 def test_strong_order_on_a_mixture(sde: sd.LinearSDE, solver: Solver) -> None:
     """One path, coarse and fine: the root mean square error over 200 samples, against the best solver on the finest grid."""
     rows, fine = 200, 1024
-    path = FinePath.draw(fine, (rows, 2), 0.6 * sde.T)
+    path = sd.BrownianPath(sd.seeds(0, rows), (2,), 0.8 * sde.T, 0.2 * sde.T, intervals=fine, dtype=torch.float64)
     x = torch.randn(rows, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * float(sde.sigma(0.8 * sde.T))
     smooth = sd.exact.GaussianMixture([[-0.5, 0.3], [0.5, 0.0], [0.2, -0.5]], 0.5)
     problem = Reverse(smooth.model(sde), rows, 1.0)
     exact = integrate(problem, sd.SRA3(), x, gentle(sde, fine), path).x
     errors = []
     for n in (64, 128, 256):
-        out = integrate(problem, solver, x, gentle(sde, n), path.coarse(n)).x
+        out = integrate(problem, solver, x, gentle(sde, n), path).x
         errors.append(float((out - exact).square().mean().sqrt()))
     assert slope(errors) > STRONG[solver] - 0.25, errors
 
@@ -332,11 +332,11 @@ def test_stages_of_sra_see_the_diffusion_at_their_times() -> None:
     """dx = a x dt + g(t) dw has an exact solution on one path: SRA1 against it, written out for one step."""
     sde = sd.LinearSDE(f=lambda t: -1.0, g=lambda t: 1 + t)
     x = torch.tensor([[0.5]], dtype=torch.float64)
-    path = FinePath.draw(8, (1, 1), 0.25)
+    path = sd.BrownianPath([0], (1,), 0.5, 0.75, intervals=8, dtype=torch.float64)
     from sdediff.reverse import Forward
 
-    out = integrate(Forward(sde, 1), sd.SRA1(), x, torch.tensor([0.5, 0.75], dtype=torch.float64), path.coarse(1)).x
-    w, z = path.coarse(1).at(0).pair(torch.tensor(0.5), torch.tensor(0.75))
+    out = integrate(Forward(sde, 1), sd.SRA1(), x, torch.tensor([0.5, 0.75], dtype=torch.float64), path).x
+    w, z = path.pair(torch.tensor(0.5), torch.tensor(0.75))
     h, z = 0.25, z / 0.25
     stage = x + 0.75 * h * (-x) + 1.5 * z * 1.75
     want = x + h * (-x / 3 - 2 * stage / 3) + (w - z) * 1.75 + z * 1.5

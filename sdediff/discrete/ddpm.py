@@ -19,6 +19,7 @@ __all__ = ["DDPM"]
 
 class _Plan(NamedTuple):
     t: Tensor
+    s: Tensor
     data: Tensor  # coefficient of x_0 in the posterior mean
     keep: Tensor  # coefficient of x_t
     noise: Tensor
@@ -118,9 +119,9 @@ class DDPM(Solver):
         problem.prepare(times)
         data, keep, tilde = self._posterior
         size = (tilde if self.variance == "beta_tilde" else torch.tensor(self.betas, dtype=torch.float64)).sqrt()
-        return [_Plan(times[n], data[i], keep[i], size[i]) for n, i in enumerate(range(len(self.betas) - 1, 0, -1))]
+        return [_Plan(times[n], times[n + 1], data[i], keep[i], size[i]) for n, i in enumerate(range(len(self.betas) - 1, 0, -1))]
 
     def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """Draw x_{i-1}."""
         mean = expand(plan.data, x) * problem.data(x, plan.t) + expand(plan.keep, x) * x
-        return Step(mean + expand(plan.noise, x) * noise.normal("path"), mean)
+        return Step(mean + expand(plan.noise, x) * noise.over(plan.t, plan.s), mean)

@@ -57,6 +57,9 @@ class _StepImpulses:
     def normal(self, stream: str = "path", k: int = 0) -> Tensor:
         return self.noise.draw((self.step, stream, k))
 
+    def over(self, a: Tensor, b: Tensor, k: int = 0) -> Tensor:
+        return self.normal("path", k)
+
     def increment(self, a: Tensor, b: Tensor) -> Tensor:
         z = self.normal()
         return z * expand((b - a).abs().sqrt(), z)

@@ -12,8 +12,8 @@ from sdediff.exact.chain import affine_moments
 from sdediff.reverse import Reverse
 from sdediff.testing.contracts import _END, _GAUSSIAN, _MIXTURE, _ROWS, _SDE, _START, _contract, _fixed, _grid, _solve, _white, _x
 from sdediff.testing.identity import Comparison, Skip, compare
-from sdediff.testing.paths import FinePath, Still, slope
-from solvers import Noise, Options, RungeKutta, Solver, integrate, seeds
+from sdediff.testing.paths import Still, slope
+from solvers import BrownianPath, Noise, Options, RungeKutta, Solver, integrate, seeds
 from solvers.runge_kutta import DormandPrince
 from solvers.stochastic import SRA3, EulerMaruyama
 
@@ -118,11 +118,11 @@ def _strong(solver: Solver) -> Iterator[Comparison]:
     if claim is None:
         raise Skip("no strong_order is declared")
     rows, fine = 32, 256
-    path, errors = FinePath.draw(fine, (rows, 2), _START - _END), []
+    path, errors = BrownianPath(seeds(0, rows), (2,), _START, _END, intervals=fine, dtype=torch.float64), []
     problem = Reverse(_MIXTURE.model(_SDE), rows, 1.0)
     end = integrate(problem, SRA3(), _x(rows), _grid(fine), path).x
     for n in (16, 32, 64):
-        out = solver.solve(problem, _x(rows), _grid(n), path.coarse(n), Options()).x
+        out = solver.solve(problem, _x(rows), _grid(n), path, Options()).x
         errors.append(float((out - end).square().mean().sqrt()))
     yield _order("strong", errors, float(claim))
 

@@ -28,7 +28,7 @@ class _OrderOne(Solver):
         """One step."""
         (push,) = plan.move.weights[0]
         mean = problem.blend("data", x, plan.at.t, plan.move.keep, push)
-        return Step(weighted((1.0, mean), (plan.move.std, noise.normal("path"))) if self.stochastic else mean, mean)
+        return Step(weighted((1.0, mean), (plan.move.std, noise.over(plan.at.t, plan.move.s))) if self.stochastic else mean, mean)
 
 
 @dataclass(frozen=True)
@@ -92,5 +92,5 @@ class DDIM(_OrderOne):
         keep = sigma_s / sigma_t * left.sqrt()
         noise = self.eta * sigma_s * share.sqrt()
         push = alpha_s - keep * alpha_t
-        rows = zip(t.unbind(), entries(alpha_t, sigma_t, keep, push, noise), strict=True)
-        return [Plain(Evaluation(time, *at), Move(kept, ((pushed,),), std)) for time, (*at, kept, pushed, std) in rows]
+        rows = zip(t.unbind(), s.unbind(), entries(alpha_t, sigma_t, keep, push, noise), strict=True)
+        return [Plain(Evaluation(time, *at), Move(kept, ((pushed,),), end, std)) for time, end, (*at, kept, pushed, std) in rows]

@@ -169,12 +169,13 @@ class ExponentialMultistep(Exponential):
             moved, mean, _ = run_stages(problem, theta, self._single[1], x, here, plan.go, noise)
             return Step(moved, mean, (moved, *past))
         nodes = [here, *before][: len(plan.go.weights)]
+        fresh = [(plan.go.std, noise.over(plan.at.t, plan.go.s))] if self.sde else []
         if not self.past:
             mean = move(x, plan.go, nodes)
-            return Step(weighted((1.0, mean), (plan.go.std, noise.normal("path"))) if self.sde else mean, mean, (x, *past))
-        base = weighted((plan.go.keep, x), *([(plan.go.std, noise.normal("path"))] if self.sde else []))
+            return Step(weighted((1.0, mean), *fresh), mean, (x, *past))
+        base = weighted((plan.go.keep, x), *fresh)
         moved = weighted((1.0, base), *terms(plan.go.weights, nodes))
-        mean = weighted((1.0, moved), (-plan.go.std, noise.normal("path"))) if self.sde else moved
+        mean = weighted((1.0, moved), *((-std, z) for std, z in fresh))
         return Step(moved, mean, (base, *past))
 
 

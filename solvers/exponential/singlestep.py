@@ -103,7 +103,7 @@ def plain_step(problem: Problem, x: Tensor, plan: Plain, noise: StepNoise | None
     """A step of order 1 in data form, and the prediction of the data."""
     data = problem.data(x, plan.at.t)
     mean = move(x, plan.move._replace(std=0.0), [(data,)])
-    moved = mean if noise is None else move(x, plan.move, [(data,)], noise.normal("path"))
+    moved = mean if noise is None else move(x, plan.move, [(data,)], noise.over(plan.at.t, plan.move.s))
     return Step(moved, mean), data
 
 

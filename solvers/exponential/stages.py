@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from solvers.arithmetic import Number, entries, weighted
+from solvers.arithmetic import Number, entries, numbers, weighted
 from solvers.exponential.flow import Flow, Moments, Points, Weight
 from solvers.noise import StepNoise
 from solvers.problem import Problem
@@ -70,6 +70,7 @@ class Move(NamedTuple):
 
     keep: Number
     weights: tuple[tuple[Number, ...], ...]  # of each node: one for each prediction of the form
+    s: Tensor
     std: Number = 0.0
 
 
@@ -87,7 +88,7 @@ class Stages(NamedTuple):
     at: tuple[Evaluation, ...]  # of each stage
     moves: tuple[Move, ...]  # to each stage but the first, and to the end
     places: tuple[int, ...]  # which of the noises each move has
-    noises: tuple[tuple[Number, ...], ...]  # keep and std from each place in the step to the next
+    noises: tuple[tuple[Tensor, Number, Number], ...]  # of each place in the step: its time, and keep and std up to there
     low: Move | None = None
 
 
@@ -125,7 +126,8 @@ def plan_moves(flow: Flow, a: Points, b: Points, nodes: Sequence[Tensor], moment
     """A move for each interval."""
     weights = numbers_of(flow.weights(a, b, nodes, moments))
     stds: Sequence[tuple[Number, ...]] = [(0.0,)] * len(weights) if std is None else entries(std)
-    return [Move(keep, each, size) for (keep,), each, (size,) in zip(entries(flow.keep(a, b)), weights, stds, strict=True)]
+    rows = zip(entries(flow.keep(a, b)), weights, b.t.unbind(), stds, strict=True)
+    return [Move(keep, each, s, size) for (keep,), each, s, (size,) in rows]
 
 
 def plan_plain(a: Points, b: Points) -> list[Plain]:
@@ -133,7 +135,8 @@ def plan_plain(a: Points, b: Points) -> list[Plain]:
     gone = torch.exp((a.mixing - b.mixing).nan_to_num(nan=-torch.inf))
     keep = b.sigma / a.sigma * gone
     columns = entries(keep, b.alpha - keep * a.alpha, b.sigma * (1 - gone**2).clamp(min=0).sqrt())
-    return [Plain(at, Move(kept, ((push,),), std)) for at, (kept, push, std) in zip(evaluations(a), columns, strict=True)]
+    rows = zip(evaluations(a), b.t.unbind(), columns, strict=True)
+    return [Plain(at, Move(kept, ((push,),), s, std)) for at, s, (kept, push, std) in rows]
 
 
 def unbounded(a: Points, b: Points) -> Tensor:
@@ -164,9 +167,10 @@ def plan_stages(
     places = sorted({*table.c[1:], 1.0})
     ends = [b if c == 1 else points[table.c.index(c)] for c in places]
     pairs = list(zip([a, *ends[:-1]], ends, strict=True)) if stochastic else []
-    noises: list[tuple[tuple[Number, ...], ...]] = [()] * len(a.u)
+    noises: list[tuple[tuple[Tensor, Number, Number], ...]] = [()] * len(a.u)
     if pairs:
-        noises = list(zip(*(entries(flow.keep(x, y), flow.std(x, y)) for x, y in pairs), strict=True))
+        numbered = (zip(y.t.unbind(), numbers(flow.keep(x, y)), numbers(flow.std(x, y)), strict=True) for x, y in pairs)
+        noises = list(zip(*numbered, strict=True))
 
     def moves(c: float, through: Nodes) -> list[Move]:
         return plan_moves(flow, a, ends[places.index(c)], [points[i].v for i in through], moments, None)
@@ -183,9 +187,11 @@ def run_stages(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(state, the same without noise, embedded estimate of the local error); ``first`` are the predictions at the start."""
     shifts: list[Tensor] = []
-    for k, (keep, std) in enumerate(plan.noises):
-        fresh = (std, noise.normal("path", k))
+    here = plan.at[0].t
+    for k, (there, keep, std) in enumerate(plan.noises):
+        fresh = (std, noise.over(here, there, k))
         shifts.append(weighted((keep, shifts[-1]), fresh) if shifts else weighted(fresh))
+        here = there
     found = [first]
 
     def target(step: Move, through: Nodes) -> Tensor:
