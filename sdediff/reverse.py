@@ -62,7 +62,7 @@ class Reverse(Problem):
         self.linear = "kernel" in model.sde.offers
         self.offers = frozenset({"drift", "diffusion", "score"})
         if self.linear:
-            self.offers |= {"marginal", "kernel", "coefficients", "data", "noise"}
+            self.offers |= {"marginal", "kernel", "coefficients", "data", "noise", "v"}
         self.condition = dict(condition or {})
         self.dtype, self.scaled = model.dtype, model.predicts == "edm"
         self._still: Reverse | None = None
@@ -141,6 +141,10 @@ class Reverse(Problem):
     def noise(self, x: Tensor, t: Tensor) -> Tensor:
         """E[noise | x_t = x]."""
         return self.blend("noise", x, t, 0.0, 1.0)
+
+    def v(self, x: Tensor, t: Tensor) -> Tensor:
+        """E[alpha noise - sigma x_0 | x_t = x]."""
+        return self.blend("v", x, t, 0.0, 1.0)
 
     def _spread(self, t: Tensor) -> Columns:
         return (self.stochasticity(t) * self.sde.diffusion(t),), ()

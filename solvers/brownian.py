@@ -88,6 +88,9 @@ class BrownianPath:
         options = {"depth": self.depth, "dtype": self.dtype, "device": self.device}
         return BrownianPath(seeds, self.event, self.start, self.end, intervals=self._times, **options)  # type: ignore[arg-type]
 
+    def tree(self) -> None:
+        """None: it is a path itself."""
+
     def over(self, a: Tensor, b: Tensor) -> Tensor:
         """The increment from a to b over the root of the interval's length, (rows, *event); 0 over no length."""
         i, j = self._ends(a, b)

@@ -151,6 +151,8 @@ class PerSample(Control):
     0.7 / q and 0.4 / q of the error before, q the order of the error estimate. Samples land on every time of the grid.
     """
 
+    columns: tuple[str, ...] = ("rows", "t", "h", "target", "before", "retry")
+    """What there is one of for each row."""
     rows: Tensor
 
     def __init__(self, problem: Problem, solver: Solver, x: Tensor, times: Tensor, noise: Noise | None) -> None:
@@ -163,7 +165,7 @@ class PerSample(Control):
         self.target = torch.ones(self.samples, dtype=torch.int64)
         self.before = torch.full((self.samples,), 1e-4, dtype=torch.float64)
         self.retry = torch.zeros(self.samples, dtype=torch.bool)
-        self.rtol, self.atol, self.q = float(solver.rtol), float(solver.atol), int(solver.error_order)  # type: ignore[attr-defined]
+        self.rtol, self.atol, self.q = float(solver.rtol), float(solver.atol), float(solver.error_order)  # type: ignore[attr-defined]
         self.dt_min = float(getattr(solver, "dt_min", 0.0))
         self.sign = 1.0 if len(times) < 2 or times[1] > times[0] else -1.0
         if self.dt_min > float((times[0] - times[-1]).abs()):
@@ -246,13 +248,17 @@ class PerSample(Control):
         """The least step sizes (rows,): ``dt_min``, and what rounding lets pass."""
         return (_ROUNDING * self.t.abs().clamp(min=1e-3)).clamp(min=self.dt_min)
 
-    def _resize(self, norm: Tensor, good: Tensor, used: Tensor) -> Tensor:
-        """The next step sizes (rows,), from the error norms of steps of size ``used``."""
+    def _factor(self, norm: Tensor, good: Tensor) -> Tensor:
+        """The ratio (rows,) of the next step sizes to those whose error norms these are."""
         safe = norm.nan_to_num(1e10, 1e10).clamp(1e-10)
         factor = _SAFETY * safe ** (-_ALPHA / self.q) * self.before ** (_BETA / self.q)
         factor = torch.where(good, factor, torch.minimum(factor, _SAFETY * safe ** (-1 / self.q))).clamp(_SHRINK, _GROW)
-        factor = torch.where(self.retry & good, factor.clamp(max=1.0), factor)
         self.before = torch.where(good, safe.clamp(min=1e-4), self.before)
+        return torch.where(self.retry & good, factor.clamp(max=1.0), factor)
+
+    def _resize(self, norm: Tensor, good: Tensor, used: Tensor) -> Tensor:
+        """The next step sizes (rows,), from the error norms of steps of size ``used``."""
+        factor = self._factor(norm, good)
         # A step cut short to land on the grid says nothing against the longer one that was planned.
         size = torch.where(good & self.landing, torch.maximum(self.h, used * factor), used * factor)
         return torch.maximum(size, self._floor())
@@ -290,7 +296,7 @@ class PerSample(Control):
         self.final[self.rows[gone].to(self.final.device)] = self.x[gone.to(self.x.device)]
         there = stay.to(self.x.device)
         self.x, self.state = self.x[there], tuple(part[there] for part in self.state)
-        for name in ("rows", "t", "h", "target", "before", "retry"):
+        for name in self.columns:
             setattr(self, name, getattr(self, name)[stay])
         self.problem = self.whole.take(self.rows)
 

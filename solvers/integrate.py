@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from solvers.arithmetic import rowwise
 from solvers.control import Control, FixedSteps, PerSample
+from solvers.dyadic import DyadicSteps
 from solvers.noise import Noise
 from solvers.problem import Problem
 from solvers.solution import Failure, Solution, SolveError, Status
@@ -90,7 +91,7 @@ def _drive(
 ) -> tuple[Control, Tensor | None]:
     control: Control
     if solver.adaptive:
-        control = PerSample(problem, solver, x, times, noise)
+        control = (DyadicSteps if solver.stochastic else PerSample)(problem, solver, x, times, noise)
     else:
         control = FixedSteps(problem, solver, x, times, noise, watch=watch, last_mean=options.last == "mean")
     frames = [x] + [x.clone() for _ in times[1:]] if options.trajectory else None

@@ -6,7 +6,7 @@ import hashlib
 import math
 import secrets
 from collections.abc import Sequence
-from typing import Final, Protocol, Self
+from typing import Final, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from solvers.arithmetic import expand
 from solvers.generator import fill
 
-__all__ = ["STREAMS", "Nodes", "Noise", "StepNoise", "White", "fresh_seed", "paired", "seeds"]
+__all__ = ["STREAMS", "Nodes", "Noise", "Refinable", "StepNoise", "White", "fresh_seed", "paired", "seeds"]
 
 STREAMS: Final = {"prior": 0, "path": 1, "corrector": 2, "churn": 3, "probe": 4, "dequantization": 5, "tree": 6, "bridge": 7}
 """Names of the independent streams that every sample has."""
@@ -98,6 +98,14 @@ class Noise(Protocol):
         """The noise of some of the rows, int64 (k,) on the host."""
 
 
+@runtime_checkable
+class Refinable(Noise, Protocol):
+    """Noise for steps that are not known beforehand."""
+
+    def tree(self) -> Nodes | None:
+        """Normals for a path that an adaptive solver makes for itself; None: this is a path, to be asked at any times."""
+
+
 class White:
     """Independent normals for steps of a fixed grid, one seed a sample.
 
@@ -130,6 +138,10 @@ class White:
     def take(self, rows: Tensor) -> White:
         """The noise of some of the rows."""
         return White([self.seeds[i] for i in rows.tolist()], self.event, dtype=self.dtype, device=self.device)
+
+    def tree(self) -> Nodes:
+        """Normals of the same seeds, by number."""
+        return Nodes(self.seeds, self.event, dtype=self.dtype, device=self.device)
 
     def normal(self, step: int, stream: str, k: int) -> Tensor:
         """Standard normal (rows, *event) of the key (step, stream, k)."""

@@ -156,7 +156,7 @@ class Problem:
 
     A subclass overrides what it has and names that in ``offers``; a solver names what it wants in ``needs``, and
     the driver compares the two before the first evaluation. The names are ``drift``, ``diffusion``, ``score``,
-    ``marginal`` (with log-SNR and its inverse), ``kernel``, ``coefficients``, ``data`` and ``noise``.
+    ``marginal`` (with log-SNR and its inverse), ``kernel``, ``coefficients``, ``data``, ``noise`` and ``v``.
     """
 
     offers: frozenset[str] = frozenset({"drift"})
@@ -214,6 +214,10 @@ class Problem:
 
     def noise(self, x: Tensor, t: Tensor) -> Tensor:
         """E[noise | x_t = x]."""
+        raise NotImplementedError
+
+    def v(self, x: Tensor, t: Tensor) -> Tensor:
+        """E[alpha noise - sigma x_0 | x_t = x]."""
         raise NotImplementedError
 
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
+from solvers.clock import Clock, clock
 from solvers.noise import StepNoise
 from solvers.problem import Problem
 
@@ -98,6 +99,14 @@ class Solver:
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         """State carried into the first step."""
         return ()
+
+    def lattice(self, problem: Problem) -> Clock:
+        """The variable in which the dyadic steps of an adaptive stochastic solver are uniform."""
+        return clock(problem, "log_snr" if "marginal" in problem.offers else "t")
+
+    def split(self, problem: Problem, a: Tensor, m: Tensor, b: Tensor) -> Tensor:
+        """The share that a step from a to m has in the variance of the noise of one from a to b, for times (n,)."""
+        return (m - a) / (b - a)
 
     def step(self, problem: Problem, x: Tensor, plan: Any, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step; ``plan`` is this step's entry of `plan`."""

@@ -36,6 +36,9 @@ class Still:
         """No noise for some of the rows."""
         return replace(self, shape=(len(rows), *self.shape[1:]))
 
+    def tree(self) -> None:
+        """None: any steps will do."""
+
     def normal(self, stream: str = "path", k: int = 0) -> Tensor:
         """Zeros."""
         return torch.zeros(self.shape, dtype=torch.float64)

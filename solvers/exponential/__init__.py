@@ -16,6 +16,7 @@ from solvers.exponential.presets import (
     UniPC,
 )
 from solvers.exponential.singlestep import ExponentialPair, ExponentialSinglestep
+from solvers.exponential.trapezoid import AdaptiveSDE, EulerTrapezoid
 
 __all__ = [
     "DDIM",
@@ -24,10 +25,12 @@ __all__ = [
     "IPNDM",
     "LMS",
     "SEEDS",
+    "AdaptiveSDE",
     "Ancestral",
     "DPMSolver",
     "DPMSolverPP",
     "DPMSolverPPSinglestep",
+    "EulerTrapezoid",
     "ExponentialMultistep",
     "ExponentialPair",
     "ExponentialSinglestep",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from solvers.problem import Problem
 
-__all__ = ["FORMS", "MOMENTS", "VARIABLES", "Flow", "Form", "Moments", "Points", "Variable", "Weight", "share"]
+__all__ = ["FORMS", "MOMENTS", "VARIABLES", "Flow", "Form", "Moments", "Points", "Variable", "Weight", "gauss_legendre", "share"]
 
 Form = Literal["data", "noise"] | float
 Variable = Literal["log_snr", "sigma", "t"]
@@ -55,7 +55,7 @@ def share(form: Form) -> float:
 
 
 @cache
-def _rule() -> tuple[Tensor, Tensor]:
+def gauss_legendre() -> tuple[Tensor, Tensor]:
     """Nodes and weights of Gauss and Legendre's rule on [0, 1]."""
     x, w = np.polynomial.legendre.leggauss(_PER_PANEL)
     return torch.from_numpy(0.5 * (1 + x)), torch.from_numpy(0.5 * w)
@@ -153,7 +153,7 @@ class Flow:
         h = b.u - a.u
         folds = torch.maximum(h.abs(), (h + b.mixing - a.mixing).abs()).detach()
         panels = max(1, math.ceil(float(folds.max()) / _FOLDS)) if h.numel() else 1
-        x, w = _rule()
+        x, w = gauss_legendre()
         at = ((torch.arange(panels, dtype=torch.float64)[:, None] + x) / panels).reshape(-1, *(1,) * h.ndim)
         return a.u + at * h, (w / panels).repeat(panels).reshape(at.shape) * h
 
@@ -204,6 +204,6 @@ class Flow:
 @cache
 def _equal_steps(n: int) -> tuple[float, ...]:
     """The weights of Adams and Bashforth."""
-    x, w = _rule()
+    x, w = gauss_legendre()
     nodes = [torch.tensor(-float(j), dtype=torch.float64) for j in range(n)]
     return tuple(float((w * each).sum()) for each in lagrange(nodes, x))

@@ -1,0 +1,161 @@
+"""Step sizes for each sample of an SDE: dyadic parts of the way, and a Brownian path that can be halved."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from solvers.arithmetic import expand, weighted
+from solvers.clock import Clock
+from solvers.control import PerSample
+from solvers.noise import Nodes, Noise, Refinable, StepNoise
+from solvers.problem import Problem
+from solvers.solver import Solver
+
+__all__ = ["DyadicSteps"]
+
+_DEPTH: Final = 30
+_WHOLE: Final = 1 << _DEPTH
+_LONGEST: Final = 8  # steps that the whole way takes at least
+_FARTHEST: Final = 10.0  # where an end of infinite log(sigma / alpha) is placed
+
+
+class Lattice:
+    """Times at dyadic places of each interval of a grid, uniform in the solver's variable between its ends."""
+
+    def __init__(self, variable: Clock, times: Tensor) -> None:
+        self.variable, self.times = variable, times
+        self.ends = variable.value(times).nan_to_num(posinf=_FARTHEST, neginf=-_FARTHEST)
+        self.widths = self.ends.diff()
+        share = (self.widths / self.widths.sum()) * _LONGEST
+        self.coarsest = share.log2().ceil().clamp(min=0).long()
+
+    def __call__(self, segment: Tensor, place: Tensor) -> Tensor:
+        """Times at ``place`` / 2^30 of the way through the intervals ``segment``, int64 of one shape."""
+        keys, back = torch.unique(segment * (2 * _WHOLE) + place, return_inverse=True)
+        which, at = keys // (2 * _WHOLE), keys % (2 * _WHOLE)
+        inside = (at > 0) & (at < _WHOLE)
+        found = torch.where(at == 0, self.times[which], self.times[(which + 1).clamp(max=len(self.times) - 1)])
+        if bool(inside.any()):
+            k = which[inside]
+            found[inside] = self.variable.time(self.ends[k] + self.widths[k] * (at[inside].to(torch.float64) / _WHOLE))
+        return found[back]
+
+
+class DyadicSteps(PerSample):
+    """As `PerSample`, for solvers that draw noise: a step is a dyadic part of an interval of the grid, and never longer than where
+    it starts allows, so that rounding cannot make two steps of one; what noise a rejected step had is kept, and split.
+
+    Under `White` noise the path is a tree of its own, halved by rotations: the noise of an interval, as a standard normal, and a
+    fresh one give those of its halves (the Brownian bridge, in the variance that the solver's `split` tells). A noise
+    that is a path is asked for its own.
+    """
+
+    columns = (*PerSample.columns, "level", "spot")
+
+    def __init__(self, problem: Problem, solver: Solver, x: Tensor, times: Tensor, noise: Noise | None) -> None:
+        if not isinstance(noise, Refinable):
+            raise ValueError(f"{solver!r} splits the noise of its steps: pass White(seeds, event) or a BrownianPath, got {noise!r}")
+        self.path, self.tree = noise, noise.tree()
+        self.spot = torch.zeros(len(x), dtype=torch.int64)
+        self.level = torch.zeros(len(x), dtype=torch.int64)
+        if len(times) > 1:
+            self.lattice = Lattice(solver.lattice(problem), times)
+            self.level += self.lattice.coarsest[0]
+        super().__init__(problem, solver, x, times, noise)
+
+    @property
+    def segment(self) -> Tensor:
+        """Which interval of the grid each row is in."""
+        return self.target - 1
+
+    @property
+    def noise(self) -> StepNoise:
+        return self.path.at(0) if self.tree is None else _Interval(self, self.tree)
+
+    def _first_step(self) -> Tensor:
+        return (self._end() - self.t).abs()
+
+    def _end(self) -> Tensor:
+        return self.lattice(self.segment, self.spot + (_WHOLE >> self.level))
+
+    def _floor(self) -> Tensor:
+        return torch.where(self.level < _DEPTH, super()._floor(), torch.inf)
+
+    def propose(self) -> Any:
+        self.landing = self.spot + (_WHOLE >> self.level) == _WHOLE
+        self.s = self._end()
+        return self.solver.plan(self.problem, torch.stack([self.t, self.s]))[0]
+
+    def _resize(self, norm: Tensor, good: Tensor, used: Tensor) -> Tensor:
+        """The next steps: a power of two of the factor, one level coarser at most, and only where such a step may start."""
+        wanted = self.level - self._factor(norm, good).log2().floor().long()
+        wanted = torch.where(good, torch.maximum(wanted, self.level - 1), torch.maximum(wanted, self.level + 1))
+        spot = torch.where(good, self.spot + (_WHOLE >> self.level), self.spot)
+        segment, arrived = self.segment, good & self.landing
+        spot = torch.where(arrived, 0, spot)
+        if bool(arrived.any()):
+            # In the next interval, steps that are no longer than the one wanted here.
+            after = (segment + 1).clamp(max=len(self.lattice.widths) - 1)
+            ratio = (self.lattice.widths[after] / self.lattice.widths[segment]).log2().ceil().long()
+            wanted = torch.where(arrived, wanted + ratio, wanted)
+            segment = torch.where(arrived, after, segment)
+        low = torch.where(spot == 0, 0, _DEPTH - _twos(spot))
+        self.level = torch.maximum(torch.maximum(wanted, low), self.lattice.coarsest[segment]).clamp(max=_DEPTH)
+        self.spot = spot
+        return used
+
+    def _drop(self, mask: Tensor) -> None:
+        super()._drop(mask)
+        if bool(mask.any()):
+            stay = torch.nonzero(~mask).flatten()
+            self.path = self.path.take(stay)
+            self.tree = None if self.tree is None else self.tree.take(stay)
+
+
+def _twos(n: Tensor) -> Tensor:
+    """How often 2 divides n > 0."""
+    return (n & -n).to(torch.float64).log2().long()
+
+
+class _Interval:
+    """The noise of the steps that a `DyadicSteps` has proposed."""
+
+    def __init__(self, control: DyadicSteps, tree: Nodes) -> None:
+        self.control, self.tree = control, tree
+
+    def over(self, a: Tensor, b: Tensor, k: int = 0) -> Tensor:
+        """Standard normals of the intervals (rows, *event): down the tree from the longest steps that there are."""
+        c = self.control
+        top, bottom = int(c.lattice.coarsest[c.segment].min()), int(c.level.max())
+        first = c.lattice.coarsest[c.segment]
+        z = self.tree.normal(self._node(first))
+        for level in range(top + 1, bottom + 1):
+            live = (level > first) & (level <= c.level)
+            above = torch.where(live, level - 1, c.level)
+            width = _WHOLE >> above
+            begin = c.spot & -width
+            ends = c.lattice(c.segment.expand(3, -1), torch.stack([begin, begin + width // 2, begin + width]))
+            share = c.solver.split(c.problem, *ends)
+            right = (c.spot & (width // 2)) > 0
+            keep = torch.where(live, torch.where(right, 1 - share, share).sqrt(), 1.0)
+            turn = torch.where(live, torch.where(right, -share.sqrt(), (1 - share).sqrt()), 0.0)
+            z = weighted((keep, z), (turn, self.tree.normal(self._node(above), 1)))
+        return z
+
+    def _node(self, level: Tensor) -> Tensor:
+        """Numbers of the tree's nodes above the rows at ``level``."""
+        c = self.control
+        return c.segment * (2 * _WHOLE) + (1 << level) + (c.spot >> (_DEPTH - level))
+
+    def increment(self, a: Tensor, b: Tensor) -> Tensor:
+        z = self.over(a, b)
+        return z * expand((b - a).abs().sqrt(), z)
+
+    def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        raise ValueError("a step size for each sample goes with increments of the path, and not with its time integrals")
+
+    def normal(self, stream: str, k: int = 0) -> Tensor:
+        raise ValueError(f"a step size for each sample goes with the path of the noise alone, and not with the stream {stream!r}")
