@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Final
 
 import torch
@@ -34,13 +35,10 @@ class Lattice:
 
     def __call__(self, segment: Tensor, place: Tensor) -> Tensor:
         """Times at ``place`` / 2^30 of the way through the intervals ``segment``, int64 of one shape."""
-        keys, back = torch.unique(segment * (2 * _WHOLE) + place, return_inverse=True)
+        keys, back = _unique(segment * (2 * _WHOLE) + place)
         which, at = keys // (2 * _WHOLE), keys % (2 * _WHOLE)
-        inside = (at > 0) & (at < _WHOLE)
-        found = torch.where(at == 0, self.times[which], self.times[(which + 1).clamp(max=len(self.times) - 1)])
-        if bool(inside.any()):
-            k = which[inside]
-            found[inside] = self.variable.time(self.ends[k] + self.widths[k] * (at[inside].to(torch.float64) / _WHOLE))
+        inside = self.variable.time(self.ends[which] + self.widths[which] * (at.clamp(1, _WHOLE - 1).to(torch.float64) / _WHOLE))
+        found = torch.where(at == 0, self.times[which], torch.where(at == _WHOLE, self.times[which + 1], inside))
         return found[back]
 
 
@@ -115,47 +113,68 @@ class DyadicSteps(PerSample):
             self.tree = None if self.tree is None else self.tree.take(stay)
 
 
+def _unique(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """The different ones and where each of ``keys`` is among them. There are 16 n of them, the last one being repeated: functions
+    of so many numbers round alike on each, whereas those left over by the machine's vectors may differ in the last digit.
+    """
+    few, back = torch.unique(keys, return_inverse=True)
+    return torch.cat([few, few[-1:].expand(-len(few) % 16)]), back
+
+
 def _twos(n: Tensor) -> Tensor:
     """How often 2 divides n > 0."""
     return (n & -n).to(torch.float64).log2().long()
 
 
 class _Interval:
-    """The noise of the steps that a `DyadicSteps` has proposed."""
+    """The noise of the steps that a `DyadicSteps` proposes."""
 
     def __init__(self, control: DyadicSteps, tree: Nodes) -> None:
-        self.control, self.tree = control, tree
+        self.problem, self.solver, self.lattice, self.tree = control.problem, control.solver, control.lattice, tree
+        self.segment, self.spot, self.level = control.segment, control.spot, control.level
 
-    def over(self, a: Tensor, b: Tensor, k: int = 0) -> Tensor:
-        """Standard normals of the intervals (rows, *event): down the tree from the longest steps that there are."""
-        c = self.control
-        top, bottom = int(c.lattice.coarsest[c.segment].min()), int(c.level.max())
-        first = c.lattice.coarsest[c.segment]
+    @cached_property
+    def _normal(self) -> Tensor:
+        """Standard normals (rows, *event): down the tree from the longest steps that there are."""
+        first = self.lattice.coarsest[self.segment]
+        levels = torch.arange(int(first.min()), int(self.level.max()))[:, None]  # of the nodes that are halved
+        live = (levels >= first) & (levels < self.level)
+        nodes = self._node(torch.where(live, levels, self.level))
+        share = self._shares(nodes)
+        right = ((self.spot >> (_DEPTH - 1 - levels)) & 1).bool()
+        keep = torch.where(live, torch.where(right, 1 - share, share).sqrt(), 1.0)
+        turn = torch.where(live, torch.where(right, -share.sqrt(), (1 - share).sqrt()), 0.0)
         z = self.tree.normal(self._node(first))
-        for level in range(top + 1, bottom + 1):
-            live = (level > first) & (level <= c.level)
-            above = torch.where(live, level - 1, c.level)
-            width = _WHOLE >> above
-            begin = c.spot & -width
-            ends = c.lattice(c.segment.expand(3, -1), torch.stack([begin, begin + width // 2, begin + width]))
-            share = c.solver.split(c.problem, *ends)
-            right = (c.spot & (width // 2)) > 0
-            keep = torch.where(live, torch.where(right, 1 - share, share).sqrt(), 1.0)
-            turn = torch.where(live, torch.where(right, -share.sqrt(), (1 - share).sqrt()), 0.0)
-            z = weighted((keep, z), (turn, self.tree.normal(self._node(above), 1)))
+        for fresh, kept, turned in zip(self.tree.normal(nodes, 1), keep, turn, strict=True):
+            z = weighted((kept, z), (turned, fresh))
         return z
 
     def _node(self, level: Tensor) -> Tensor:
-        """Numbers of the tree's nodes above the rows at ``level``."""
-        c = self.control
-        return c.segment * (2 * _WHOLE) + (1 << level) + (c.spot >> (_DEPTH - level))
+        """Numbers of the tree's nodes above the rows at ``level``, which broadcasts."""
+        return self.segment * (2 * _WHOLE) + (1 << level) + (self.spot >> (_DEPTH - level))
+
+    def _shares(self, nodes: Tensor) -> Tensor:
+        """The solver's `split` of nodes, shaped as they are: computed once for each."""
+        few, back = _unique(nodes)
+        segment, number = few // (2 * _WHOLE), few % (2 * _WHOLE)
+        level = number.to(torch.float64).log2().floor().long()
+        width = _WHOLE >> level
+        begin = (number - (1 << level)) * width
+        ends = self.lattice(segment.expand(3, -1), torch.stack([begin, begin + width // 2, begin + width]))
+        return self.solver.split(self.problem, *ends)[back]
+
+    def over(self, a: Tensor, b: Tensor, k: int = 0) -> Tensor:
+        """Standard normals of the intervals, whose ends are a and b."""
+        return self._normal
 
     def increment(self, a: Tensor, b: Tensor) -> Tensor:
-        z = self.over(a, b)
-        return z * expand((b - a).abs().sqrt(), z)
+        """The same, of the variance of time."""
+        return self._normal * expand((b - a).abs().sqrt(), self._normal)
 
     def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """There is none."""
         raise ValueError("a step size for each sample goes with increments of the path, and not with its time integrals")
 
     def normal(self, stream: str, k: int = 0) -> Tensor:
+        """There is none."""
         raise ValueError(f"a step size for each sample goes with the path of the noise alone, and not with the stream {stream!r}")

@@ -219,11 +219,11 @@ class Nodes:
         return Nodes([self.seeds[i] for i in rows.tolist()], self.event, dtype=self.dtype, device=self.device)
 
     def normal(self, node: Tensor, k: int = 0) -> Tensor:
-        """Standard normals (rows, *event) of ``node``, int64 (rows,) on the host."""
+        """Standard normals (rows, *event) of ``node``, int64 (rows,) on the host, or (m, rows, *event) of (m, rows)."""
         if not 0 <= k < 64 or bool(((node < 0) | (node >= 2**50)).any()):
             raise ValueError(f"nodes must lie in [0, 2^50) and k in [0, 64); got k = {k}, nodes {node.tolist()}")
-        drawn = keyed(self.words, node.numpy()[None], "tree", k, self.event.numel())
-        return torch.from_numpy(drawn[0]).contiguous().to(self.dtype).to(self.device).reshape(len(self.seeds), *self.event)
+        drawn = keyed(self.words, node.reshape(-1, len(self.seeds)).numpy(), "tree", k, self.event.numel())
+        return torch.from_numpy(drawn).contiguous().to(self.dtype).to(self.device).reshape(*node.shape, *self.event)
 
 
 def keyed(rows: Rows, node: NDArray[np.int64], stream: str, k: int, size: int) -> NDArray[np.float32]:

@@ -79,6 +79,8 @@ METHODS = [
     *(Method(sd.ExponentialMultistep(p), p, ladder=MANY) for p in (1, 2, 3, 4)),
     Method(sd.ExponentialMultistep(4, "noise", "sigma"), 4, ladder=MANY),
     Method(sd.ExponentialMultistep(3, 0.5, "t", corrector=3), 4, ladder=MANY),
+    Method(sd.EulerTrapezoid(), 2, 1, 2, law=(32, 64, 128)),
+    Method(sd.AdaptiveSDE(1e-2, 1e-2)),
     Method(sd.DPMSolver(2), 2),
     Method(sd.DPMSolverPPSinglestep(), 2),
     Method(sd.DPMSolverPP(), 2),
@@ -113,7 +115,7 @@ METHODS = [
         sd.Restart(sd.Heun(), (0.35, 0.55), 2, 4), weak=2, refined=lambda n: sd.Restart(sd.Heun(), (0.35, 0.55), 2, max(1, n // 4))
     ),
 ]
-NOT_CUT = sd.Restart | sd.Churn | sd.Renoise | sd.ExponentialMultistep
+NOT_CUT = sd.Restart | sd.Churn | sd.Renoise | sd.ExponentialMultistep | sd.EulerTrapezoid
 """Methods for which two grids are not one: they look at all of it, or carry history."""
 AT_LEAST = {sd.ReverseDiffusion("song"): 24}
 """Steps over VP's range below which a method refuses, in words."""
@@ -451,6 +453,8 @@ def test_without_score_and_noise_nothing_moves(method: Method) -> None:
     x, grid = starts(sde, 3, 1.0), torch.tensor([1.0, 0.9, 0.5, 0.48, 0.4, 0.0], dtype=torch.float64)
     if method.solver in OF_ITS_BATCH:
         pytest.skip("divides by the score's norm")
+    if isinstance(method.solver, sd.EulerTrapezoid):
+        pytest.skip("v is not constant where x is")
     out = integrate(Reverse(model, 3, 1.0 if method.solver.diffuses else 0.0), method.solver, x, grid, Still((3, 2)))
     torch.testing.assert_close(out.x, x, rtol=1e-12, atol=1e-12)
 
