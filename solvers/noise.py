@@ -240,7 +240,7 @@ def _split(rows: Rows, key: NDArray[np.uint64], size: int) -> NDArray[np.float32
     block = np.empty((m, n, 2, 2 * -(-size // 4)), np.float32)
     if block.size:
         fill(block.transpose(2, 0, 1, 3), rows, key)
-    return block.reshape(m, n, -1)[..., :size]
+    return block.reshape(m, n, 4 * -(-size // 4))[..., :size]
 
 
 def _words(seeds: Sequence[int]) -> Rows:
