@@ -20,6 +20,7 @@ from solvers.exponential import (
     SDEDPMSolverPP,
     UniPC,
 )
+from solvers.external import External, SciPy, TorchDiffEq, TorchSDE
 from solvers.grid import GRIDS, LogSNR, check_grid, quadratic, uniform
 from solvers.integrate import Options, Snapshot, integrate
 from solvers.langevin import Langevin, MetropolisLangevin, PredictorCorrector
@@ -55,6 +56,7 @@ __all__ = [
     "ExponentialMultistep",
     "ExponentialPair",
     "ExponentialSinglestep",
+    "External",
     "Failure",
     "Heun",
     "Langevin",
@@ -74,6 +76,7 @@ __all__ = [
     "SASolver",
     "SDEDPMSolverPP",
     "Schedule",
+    "SciPy",
     "Snapshot",
     "Solution",
     "SolveError",
@@ -83,6 +86,8 @@ __all__ = [
     "StepNoise",
     "StochasticHeun",
     "Tableau",
+    "TorchDiffEq",
+    "TorchSDE",
     "Tsit5",
     "UniPC",
     "White",
