@@ -34,10 +34,14 @@ ALL: list[External] = [*ODES, *SDE_SOLVERS, sd.TorchSDE("srk", adaptive=True), s
 
 
 QUICK = ("dopri5", "rk4", "implicit_adams", "RK45", "LSODA", "euler", "srk", "heun")
-EVERY = pytest.mark.parametrize(
-    "solver", [pytest.param(s, id=repr(s), marks=[] if s.method in QUICK else pytest.mark.slow) for s in ALL]
-)
-"""Every method; in the fast run those that stand for the others."""
+
+
+def every(solvers: list[External]) -> pytest.MarkDecorator:
+    """Every method; in the fast run those that stand for the others."""
+    slow = [s for s in solvers if s.method not in QUICK or s == sd.TorchSDE("euler", adaptive=True)]  # type: ignore[attr-defined]
+    return pytest.mark.parametrize(
+        "solver", [pytest.param(s, id=repr(s), marks=pytest.mark.slow if s in slow else []) for s in solvers]
+    )
 
 
 class Heun3(RungeKutta):
@@ -82,12 +86,14 @@ def watched(model: sd.ScoreModel) -> list[float]:
 
 @cache
 def reference(name: str) -> Tensor:
-    return sd.sample(MIXTURE.model(SDES[name]), (4, 2), solver=sd.DOP853(1e-9, 1e-9), seed=0, dtype=torch.float64).x
+    """By the classical method in 200 steps: off by some 1e-8."""
+    solver = sd.RungeKutta4(variable="t")
+    return sd.sample(MIXTURE.model(SDES[name]), (4, 2), solver=solver, steps=200, seed=0, dtype=torch.float64).x
 
 
 TIGHT = [
     *(pytest.param(sd.TorchDiffEq("dopri8", 1e-8, 1e-8), name) for name in FOUR),
-    *(pytest.param(sd.SciPy("DOP853", 1e-8, 1e-8), name) for name in FOUR),
+    *(pytest.param(sd.SciPy("DOP853", 1e-8, 1e-8), name) for name in FOUR[:2]),
     *(pytest.param(solver, "VP") for solver in (sd.TorchDiffEq("dopri5", 1e-8, 1e-8), sd.SciPy("RK45", 1e-8, 1e-8))),
     *(pytest.param(sd.TorchDiffEq("dopri5", 1e-9, 1e-9), name, marks=pytest.mark.slow) for name in SDES),
     *(pytest.param(sd.SciPy("LSODA", 1e-9, 1e-9), name, marks=pytest.mark.slow) for name in SDES),
@@ -201,13 +207,13 @@ def test_stratonovich_methods_are_their_formulas(name: str, method: str) -> None
 
 @dataclasses.dataclass(frozen=True)
 class Straight:
-    """A path that is straight between 2,048 times from 1 to 0, at any times: every solver can follow it."""
+    """A path that is straight between 512 times from 1 to 0, at any times: every solver can follow it."""
 
-    w: Tensor  # (2049, rows, *event)
+    w: Tensor  # (513, rows, *event)
 
     @classmethod
     def draw(cls, rows: int) -> Straight:
-        z = torch.randn(2048, rows, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64) / 2048**0.5
+        z = torch.randn(512, rows, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64) / 512**0.5
         return cls(torch.cat([torch.zeros_like(z[:1]), z.cumsum(0)]))
 
     def at(self, step: int) -> Straight:
@@ -217,15 +223,15 @@ class Straight:
         return Straight(self.w[:, rows])
 
     def _value(self, t: Tensor) -> Tensor:
-        place = (1 - float(t)) * 2048
-        i = min(int(place), 2047)
+        place = (1 - float(t)) * 512
+        i = min(int(place), 511)
         return self.w[i] + (place - i) * (self.w[i + 1] - self.w[i])
 
     def increment(self, a: Tensor, b: Tensor) -> Tensor:
         return self._value(b) - self._value(a)
 
     def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        inside = torch.linspace(1, 0, 2049, dtype=torch.float64)
+        inside = torch.linspace(1, 0, 513, dtype=torch.float64)
         knots = [a, *inside[(inside < a) & (inside > b)], b]
         values = [self._value(t) - self._value(a) for t in knots]
         pieces = zip(itertools.pairwise(knots), itertools.pairwise(values), strict=True)
@@ -236,21 +242,22 @@ class Straight:
 def test_adaptive_torchsde_follows_the_path_and_lands(method: str) -> None:
     """Against Euler-Maruyama on all the path's times; the callback sees each accepted step and both landings."""
     sde, path, seen = sd.VP(), Straight.draw(3), []
-    fine = torch.linspace(1, 0, 2049, dtype=torch.float64)[:1639]
+    fine = torch.linspace(1, 0, 513, dtype=torch.float64)[:410]
     ours = integrate(Reverse(MIXTURE.model(sde), 3, 1.0), sd.EulerMaruyama(), X, fine, path)
-    grid = torch.stack([fine[0], fine[1024], fine[-1]])
-    solver = sd.TorchSDE(method, adaptive=True, rtol=1e-3, atol=1e-3)
+    grid = torch.stack([fine[0], fine[256], fine[-1]])
+    solver = sd.TorchSDE(method, adaptive=True, rtol=3e-3, atol=3e-3)
     options = Options(trajectory=True, callback=seen.append)
     out = solver.solve(Reverse(MIXTURE.model(sde), 3, 1.0), X, grid, path, options)
-    torch.testing.assert_close(out.x, ours.x, rtol=0, atol=2e-2)
+    torch.testing.assert_close(out.x, ours.x, rtol=0, atol=3e-2)
     times = [float(snapshot.t) for snapshot in seen]
     assert times == sorted(times, reverse=True)
     assert set(grid[1:].tolist()) <= set(times)
-    assert len(times) == int(out.accepted[0]) < 600
+    assert len(times) == int(out.accepted[0]) < 400
     assert out.nfe.tolist() == [int(out.accepted[0] + out.rejected[0]) * solver.evaluations] * 3
     assert torch.equal(seen[times.index(float(grid[1]))].x, out.trajectory[1])  # type: ignore[index]
 
 
+@pytest.mark.slow
 def test_adaptive_torchsde_from_seeds_keeps_the_law() -> None:
     """Mean and spread of 300 samples within 5 standard errors of the exact law at t_end."""
     data = sd.exact.Gaussian([0.4], [[0.09]])
@@ -267,7 +274,7 @@ def test_adaptive_torchsde_from_seeds_keeps_the_law() -> None:
 GAUSSIAN = sd.exact.Gaussian(0.4, 0.09)
 
 
-@pytest.mark.parametrize("solver", SDE_SOLVERS, ids=repr)
+@every(SDE_SOLVERS)
 def test_the_law_has_the_declared_order(solver: Solver) -> None:
     """Exact moments of the chain on Gaussian data, by unit impulses; midpoint has order 1 where the score is not affine."""
     sde, errors = sd.VP(), []
@@ -335,7 +342,7 @@ def test_an_sde_without_a_kernel(solver: Solver) -> None:
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("VP", torch.float64), ("RectifiedFlow", torch.float32)])
-@EVERY
+@every(ALL)
 def test_evaluations_are_counted_and_inside_the_span(solver: External, name: str, dtype: torch.dtype) -> None:
     """Both ends are where f or the score blow up: one step beyond them would show."""
     sde = SDES[name]
@@ -364,7 +371,7 @@ def test_evaluations_are_counted_and_inside_the_span(solver: External, name: str
         assert out.nfe.tolist() == [attempts * solver.evaluations + start + 1] * 2
 
 
-@pytest.mark.parametrize("solver", [solver for solver in ODES if solver.adaptive], ids=repr)
+@every([solver for solver in ODES if solver.adaptive])
 def test_adaptive_methods_land_on_every_time(solver: External) -> None:
     """What is saved at a time is what a solve to that time gives, to what tolerances leave; the callback sees every landing."""
     model, grid, seen = MIXTURE.model(sd.VP()), [1.0, 0.5, 0.12, 1e-3], []
@@ -393,7 +400,7 @@ def test_adaptive_methods_land_on_every_time(solver: External) -> None:
             assert torch.equal(x, out.trajectory[grid.index(t)])
 
 
-@pytest.mark.parametrize("solver", [s for s in ALL if not s.adaptive], ids=repr)
+@every([solver for solver in ALL if not solver.adaptive])
 def test_fixed_methods_report_every_step(solver: External) -> None:
     seen: list[sd.Snapshot] = []
     out = sd.sample(
@@ -407,7 +414,7 @@ def test_fixed_methods_report_every_step(solver: External) -> None:
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3, 8, 8)], ids=str)
-@EVERY
+@every(ALL)
 def test_any_shape_is_the_flat_problem(solver: External, shape: tuple[int, ...]) -> None:
     if "Radau" in repr(solver) and len(shape) > 1:
         pytest.skip("slow: a Jacobian of 192 coordinates a step")
@@ -421,7 +428,7 @@ def test_any_shape_is_the_flat_problem(solver: External, shape: tuple[int, ...])
     torch.testing.assert_close(rank.flatten(), flat.flatten(), rtol=0, atol=1e-9)
 
 
-@EVERY
+@every(ALL)
 def test_a_batch_in_parts(solver: External) -> None:
     """Parts are solves of their own; steps of a fixed grid do not couple samples, so that parts are the whole."""
     model = MIXTURE.model(sd.VP())
@@ -470,7 +477,7 @@ def breaking(at: float = 0.4, value: float = float("nan")) -> sd.ScoreModel:
     return sd.ScoreModel(net, sd.VP(), exact.predicts)
 
 
-@EVERY
+@every(ALL)
 def test_nan_at_one_sample_and_time(solver: External) -> None:
     def solve(label: list[float], on_fail: str) -> sd.Solution:
         condition = {"label": torch.tensor(label)}
@@ -490,7 +497,7 @@ def test_nan_at_one_sample_and_time(solver: External) -> None:
     assert solver.adaptive or 0.3 < out.failures[0].t < 0.5
 
 
-@pytest.mark.parametrize("solver", [s for s in ALL if "adams" not in repr(s)], ids=repr)
+@every([solver for solver in ALL if "adams" not in repr(solver)])
 def test_max_nfe(solver: External) -> None:
     cap = solver.evaluations + (2 if solver.adaptive else 6)
     solver = dataclasses.replace(solver, rtol=1e-8, atol=1e-8) if solver.adaptive else solver
@@ -561,7 +568,7 @@ def test_a_state_that_overflows(solver: External) -> None:
 @pytest.mark.parametrize(
     "error", [AssertionError("mine"), ValueError("mine"), ZeroDivisionError("mine"), KeyError("mine")], ids=repr
 )
-@EVERY
+@every(ALL)
 def test_errors_of_the_network_and_the_callback_are_their_own(solver: External, error: Exception) -> None:
     def net(x: Tensor, t: Tensor) -> Tensor:
         if float(t[0]) < 0.5:
@@ -573,7 +580,7 @@ def test_errors_of_the_network_and_the_callback_are_their_own(solver: External, 
 
     steps = steps_of(solver, 4)
     with pytest.raises(type(error), match="mine") as caught:
-        sd.sample(sd.ScoreModel(net, sd.VP()), (2, 2), solver=solver, steps=steps, seed=0)
+        sd.sample(sd.ScoreModel(net, sd.VP()), (2, 2), solver=loose(solver), steps=steps, seed=0)
     assert caught.value is error
     with pytest.raises(type(error), match="mine") as caught:
         sd.sample(MIXTURE.model(sd.VP()), (2, 2), solver=solver, steps=steps, seed=0, callback=look)
@@ -610,12 +617,12 @@ def agree(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor], bound: float) 
         torch.testing.assert_close(a, b, rtol=bound, atol=bound)
 
 
-@pytest.mark.parametrize("method", ["dopri5", "dopri8"])
+@pytest.mark.parametrize("method", [pytest.param("dopri5", marks=pytest.mark.slow), "dopri8"])
 def test_gradients_through_adaptive_steps(method: str) -> None:
-    """1e-6 from those of RK4 in 200 steps: the size of the first step depends on the state, and must not be differentiated."""
-    agree(gradients(sd.TorchDiffEq(method, 1e-9, 1e-9)), gradients(sd.RungeKutta4(variable="t"), steps=200), 1e-6)
-    loose = gradients(sd.TorchDiffEq(method, 1e-4, 1e-4))
-    agree(loose, gradients(sd.RungeKutta4(variable="t"), steps=200), 3e-3)
+    """1e-6 from those of RK4 in 150 steps: the size of the first step depends on the state, and must not be differentiated."""
+    ours = gradients(sd.RungeKutta4(variable="t"), steps=150)
+    agree(gradients(sd.TorchDiffEq(method, 1e-8, 1e-8)), ours, 1e-6)
+    agree(gradients(sd.TorchDiffEq(method, 1e-4, 1e-4)), ours, 3e-3)
 
 
 PAIRS: list[tuple[Solver, Solver]] = [
@@ -630,7 +637,7 @@ def test_gradients_through_fixed_steps_are_ours(solver: Solver, ours: Solver) ->
     agree(gradients(solver), gradients(ours), 1e-10)
 
 
-@pytest.mark.parametrize("solver", [sd.TorchDiffEq("dopri5"), sd.TorchDiffEq("rk4"), sd.TorchSDE("heun")], ids=repr)
+@pytest.mark.parametrize("solver", [sd.TorchDiffEq("dopri5", 1e-2, 1e-2), sd.TorchDiffEq("rk4"), sd.TorchSDE("heun")], ids=repr)
 def test_checkpointing_changes_no_gradient(solver: Solver) -> None:
     agree(gradients(solver, "checkpoint"), gradients(solver), 1e-12)
 
@@ -694,7 +701,7 @@ def test_refusals_come_first(refused: Callable[[], object], error: type[Exceptio
         refused()
 
 
-@EVERY
+@every(ALL)
 def test_values_are_frozen_and_a_single_time_is_the_start(solver: External) -> None:
     assert dataclasses.replace(solver) == solver
     assert hash(dataclasses.replace(solver)) == hash(solver)
