@@ -23,6 +23,7 @@ from solvers.exponential import (
     SDEDPMSolverPP,
     UniPC,
 )
+from solvers.external import External, SciPy, TorchDiffEq, TorchSDE
 from solvers.grid import GRIDS, LogSNR, check_grid, quadratic, uniform
 from solvers.integrate import Options, Snapshot, integrate
 from solvers.langevin import Langevin, MetropolisLangevin, PredictorCorrector
@@ -61,6 +62,7 @@ __all__ = [
     "ExponentialMultistep",
     "ExponentialPair",
     "ExponentialSinglestep",
+    "External",
     "Failure",
     "Heun",
     "Langevin",
@@ -80,6 +82,7 @@ __all__ = [
     "SASolver",
     "SDEDPMSolverPP",
     "Schedule",
+    "SciPy",
     "Snapshot",
     "Solution",
     "SolveError",
@@ -89,6 +92,8 @@ __all__ = [
     "StepNoise",
     "StochasticHeun",
     "Tableau",
+    "TorchDiffEq",
+    "TorchSDE",
     "Tsit5",
     "UniPC",
     "White",

@@ -23,6 +23,8 @@ def check_inner(name: str, solver: Solver) -> None:
         raise TypeError(f"{name}: the solver must be a solver value such as Heun(), got {solver!r}")
     if solver.adaptive or solver.times is not None:
         raise ValueError(f"{name}: {solver!r} chooses its own steps; take a solver with fixed steps, Heun() say")
+    if solver.whole:
+        raise ValueError(f"{name}: {solver!r} is another library's driver, without steps of its own; take Heun(), say")
     if solver.stochastic:
         raise ValueError(f"{name}: {solver!r} adds noise itself; take a deterministic solver, Heun() say")
     if solver.carries:

@@ -159,6 +159,8 @@ class PredictorCorrector(Solver):
                 raise TypeError(f"PredictorCorrector: the {role} must be a solver such as ReverseDiffusion(), got {part!r}")
             if part.adaptive:
                 raise ValueError(f"PredictorCorrector: the {role} {part!r} chooses its own steps; take a solver with fixed steps")
+            if part.whole:
+                raise ValueError(f"PredictorCorrector: the {role} {part!r} is another library's driver, without steps of its own")
         if self.sequence not in ("predictor-first", "corrector-first"):
             raise ValueError(f"PredictorCorrector: sequence must be 'predictor-first' or 'corrector-first', got {self.sequence!r}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import torch
@@ -19,6 +19,7 @@ class Status(IntEnum):
     STATE_NOT_FINITE = 2
     MAX_NFE = 3
     STEP_TOO_SMALL = 4
+    DRIVER_STOPPED = 5
 
 
 _REASON = {
@@ -26,20 +27,23 @@ _REASON = {
     Status.STATE_NOT_FINITE: "the state is not finite though the network's output was; take more steps or a more stable solver",
     Status.MAX_NFE: "max_nfe is reached; raise it or loosen the tolerances",
     Status.STEP_TOO_SMALL: "the step size fell to rounding error; loosen the tolerances or look for a jump in the network",
+    Status.DRIVER_STOPPED: "the other library gave up",
 }
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why and at which time a sample failed."""
+    """Why and at which time a sample failed; ``words`` are those of another library whose driver failed."""
 
     sample: int
     status: Status
     t: float
+    words: str = ""
 
     def __str__(self) -> str:
         """Say it in one line."""
-        return f"sample {self.sample} failed at t = {self.t:.6g}: {_REASON[self.status]}"
+        words = f" ({self.words})" if self.words else ""
+        return f"sample {self.sample} failed at t = {self.t:.6g}: {_REASON[self.status]}{words}"
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,6 @@ def merge(parts: list[Solution]) -> Solution:
         trajectory=torch.cat(frames, dim=1) if frames else None,
         seeds=tuple(seed for group in seeds for seed in group) if seeds else None,
         failures=tuple(
-            Failure(f.sample + offset, f.status, f.t) for part, offset in zip(parts, offsets, strict=False) for f in part.failures
+            replace(f, sample=f.sample + offset) for part, offset in zip(parts, offsets, strict=False) for f in part.failures
         ),
     )

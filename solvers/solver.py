@@ -65,6 +65,8 @@ class Solver:
     """Whether every sample chooses its own steps; then ``error_order``, ``rtol`` and ``atol`` are there too."""
     carries: bool = False
     """Whether a step leaves something to the next one: then nothing may be done to the samples between the two."""
+    whole: bool = False
+    """Whether it is another library's driver: then it has no step, only `solve`, and cannot be a part of another solver."""
     evaluations: int = 1
     """Evaluations of the network a step makes, for caps and progress (results report what was counted)."""
     times: Tensor | None = None

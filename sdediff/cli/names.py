@@ -37,9 +37,12 @@ from solvers import (
     ReverseDiffusion,
     RungeKutta4,
     SASolver,
+    SciPy,
     SDEDPMSolverPP,
     Solver,
     StochasticHeun,
+    TorchDiffEq,
+    TorchSDE,
     Tsit5,
     UniPC,
 )
@@ -96,6 +99,9 @@ SOLVERS: Final[dict[str, Callable[[Request], Solver]]] = {
     "rk23": lambda request: RK23(rtol=request.rtol, atol=request.atol),
     "tsit5": lambda request: Tsit5(rtol=request.rtol, atol=request.atol),
     "dop853": lambda request: DOP853(rtol=request.rtol, atol=request.atol),
+    "scipy-rk45": lambda request: SciPy("RK45", request.rtol, request.atol),
+    "torchdiffeq-dopri5": lambda request: TorchDiffEq("dopri5", request.rtol, request.atol),
+    "torchsde-srk": lambda _: TorchSDE("srk"),
 }
 
 
