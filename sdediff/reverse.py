@@ -89,13 +89,13 @@ class Reverse(Problem):
             return torch.as_tensor(self.lam(t), dtype=torch.float64).expand(t.shape)
         return torch.full_like(t, self.lam)
 
-    def _columns(self, t: Tensor, quantity: str, dtype: torch.dtype, device: torch.device) -> Columns:
-        """(a, b, scale) and the network's time at times t: ``quantity`` is a x + b network(scale x, time)."""
+    def _columns(self, t: Tensor, quantity: str, x: Tensor) -> Columns:
+        """(a, b, scale) and the network's time at times t, for states like x: ``quantity`` is a x + b network(scale x, time)."""
         a, b = self.model.conversion("score" if quantity == "drift" else quantity, t)
         if quantity == "drift":
             pull = -0.5 * (1 + self.stochasticity(t) ** 2) * self.sde.diffusion(t) ** 2
             a, b = (self.sde.f(t) if self.linear else 0) + pull * a, pull * b
-        scale, time = self.model.inputs(t, dtype, device)
+        scale, time = self.model.inputs(t, x.dtype, x.device)
         return (a, b, scale), (time,)
 
     @property
@@ -107,11 +107,12 @@ class Reverse(Problem):
         """keep x + push quantity(x, t), by one pass over x and one over the network's output."""
         rows, dtype = x.shape[0], x.dtype
         key = (quantity, dtype, rows, self.lam)
-        a, b, scale, time = self.schedule(key, self._columns, t, quantity, dtype, x.device, rows=rows)
+        a, b, scale, time = self.schedule(key, self._columns, t, quantity, x, rows=rows)
         if not _finite(a + b):
             self._refuse(quantity, t)
         given = weighted((scale, x)) if self.scaled else x
-        out = self.seen(x, self.model.output(given, time, self.condition, self.dtype or dtype))
+        out = self.model.output(given, time, self.condition, self.dtype or dtype)
+        self.monitor.record(x, out, self.rows)
         if quantity == "drift" and not self.linear:
             return weighted((keep, x), (push, self.sde.drift(x, t)), (push * b, out))
         return weighted((keep + push * a, x), (push * b, out))
@@ -208,4 +209,4 @@ class Reverse(Problem):
 
 
 def _finite(c: Number) -> bool:
-    return bool(torch.isfinite(c).all()) if isinstance(c, Tensor) else math.isfinite(c)
+    return math.isfinite(c) if isinstance(c, float) else bool(torch.isfinite(c).all())
