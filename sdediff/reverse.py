@@ -149,9 +149,9 @@ class Reverse(Problem):
         """lambda g dw."""
         return weighted((self.schedule(("spread", self.lam), self._spread, t)[0], dw))
 
-    def shake(self, x: Tensor, dw: Tensor, t: Tensor) -> Tensor:
-        """x + lambda g dw, in one pass."""
-        return weighted((1.0, x), (self.schedule(("spread", self.lam), self._spread, t)[0], dw))
+    def shake(self, x: Tensor, z: Tensor, t: Tensor, root: Number) -> Tensor:
+        """x + lambda g root z, in one pass."""
+        return weighted((1.0, x), (self.schedule(("spread", self.lam), self._spread, t)[0] * root, z))
 
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma)."""

@@ -169,14 +169,14 @@ class ExponentialMultistep(Exponential):
         if isinstance(plan.go, Stages):
             moved, mean, _ = run_stages(problem, theta, self._single[1], weighted(*start), here, plan.go, noise)
             return Step(moved, mean, (moved, *past))
-        keep, weights, std = plan.go
-        nodes = [here, *before][: len(weights)]
+        keep, std = plan.go.keep, plan.go.std
+        nodes = [here, *before][: len(plan.go.weights)]
         if not self.past:
             mean = move(x, plan.go, nodes)
             # Nothing will be corrected, so the first place is idle: it holds no other tensor alive.
             return Step(weighted((1.0, mean), (std, noise.normal("path"))) if self.sde else mean, mean, (past[0], *past))
         base = weighted(*((keep * c, each) for c, each in start), *([(std, noise.normal("path"))] if self.sde else []))
-        moved = weighted((1.0, base), *terms(weights, nodes))
+        moved = weighted((1.0, base), *terms(plan.go.weights, nodes))
         mean = weighted((1.0, moved), (-std, noise.normal("path"))) if self.sde else moved
         return Step(moved, mean, (base, *past))
 
