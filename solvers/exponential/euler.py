@@ -89,7 +89,8 @@ class DDIM(_OrderOne):
         """The coefficients of each interval."""
         problem.prepare(times)
         t, s = times[:-1], times[1:]
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = problem.marginal(t), problem.marginal(s)
+        alpha, sigma = problem.marginal(times)
+        (alpha_t, alpha_s), (sigma_t, sigma_s) = (alpha[:-1], alpha[1:]), (sigma[:-1], sigma[1:])
         _, std = problem.kernel(torch.maximum(t, s), torch.minimum(t, s))
         # Towards noise (encoding) the conditional spread is the kernel's own: DDIM has no noise to add there.
         share = torch.where(s <= t, (std / sigma_t) ** 2, 0.0)
