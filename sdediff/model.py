@@ -110,11 +110,8 @@ class ScoreModel(nn.Module):
                 f"the network was called as net(x, t{names}) with x of shape {tuple(x.shape)}, {dtype}: does it take that?"
             )
             raise
-        if not isinstance(out, Tensor):
-            out = getattr(out, "sample", out)
         if not isinstance(out, Tensor) or out.shape != x.shape:
-            got = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"{type(out).__name__}"
-            raise ValueError(f"the network must return a tensor of the shape of its input {tuple(x.shape)}, got {got}")
+            out = _tensor_of(out, x.shape)
         return out if out.dtype == x.dtype else out.to(x.dtype)
 
     def evaluate(self, x: Tensor, t: Tensor, condition: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -153,6 +150,15 @@ class ScoreModel(nn.Module):
     def flow(self, x: Tensor, t: Tensor | float, **condition: Tensor) -> Tensor:
         """The velocity of the probability flow, f x - g^2 score / 2."""
         return self.predict("flow", x, t, condition)
+
+
+def _tensor_of(out: object, shape: torch.Size) -> Tensor:
+    """What a network returned, if it is an object with the tensor as ``.sample``; a ValueError if that is of another shape."""
+    found = out if isinstance(out, Tensor) else getattr(out, "sample", out)
+    if isinstance(found, Tensor) and found.shape == shape:
+        return found
+    got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+    raise ValueError(f"the network must return a tensor of the shape of its input {tuple(shape)}, got {got}")
 
 
 def combine(a: Tensor, b: Tensor, x: Tensor, out: Tensor) -> Tensor:

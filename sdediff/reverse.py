@@ -89,13 +89,13 @@ class Reverse(Problem):
             return torch.as_tensor(self.lam(t), dtype=torch.float64).expand(t.shape)
         return torch.full_like(t, self.lam)
 
-    def _columns(self, t: Tensor, quantity: str, dtype: torch.dtype, device: torch.device) -> Columns:
-        """(a, b, scale) and the network's time at times t: ``quantity`` is a x + b network(scale x, time)."""
+    def _columns(self, t: Tensor, quantity: str, x: Tensor) -> Columns:
+        """(a, b, scale) and the network's time at times t, for states like x: ``quantity`` is a x + b network(scale x, time)."""
         a, b = self.model.conversion("score" if quantity == "drift" else quantity, t)
         if quantity == "drift":
             pull = -0.5 * (1 + self.stochasticity(t) ** 2) * self.sde.diffusion(t) ** 2
             a, b = (self.sde.f(t) if self.linear else 0) + pull * a, pull * b
-        scale, time = self.model.inputs(t, dtype, device)
+        scale, time = self.model.inputs(t, x.dtype, x.device)
         return (a, b, scale), (time,)
 
     @property
@@ -105,14 +105,14 @@ class Reverse(Problem):
 
     def blend(self, quantity: str, x: Tensor, t: Tensor, keep: Number, push: Number) -> Tensor:
         """keep x + push quantity(x, t), by one pass over x and one over the network's output."""
-        dtype = x.dtype
-        key = (quantity, dtype, x.shape[0], self.lam)
-        a, b, scale, time = self.schedule(key, self._columns, t, quantity, dtype, x.device, x=x)
+        key = (quantity, x.dtype, x.shape[0], self.lam)
+        a, b, scale, time = self.schedule(key, self._columns, t, quantity, x, x=x)
         if not _finite(a, b):
             self._refuse(quantity, t)
         keep, push = expand(keep, x), expand(push, x)
         given = weighted((scale, x)) if self.scaled else x
-        out = self.seen(x, self.model.output(given, time, self.condition, self.dtype or dtype))
+        out = self.model.output(given, time, self.condition, self.dtype or x.dtype)
+        self.monitor.record(x, out, self.rows)
         if quantity == "drift" and not self.linear:
             return weighted((keep, x), (push, self.sde.drift(x, t)), (push * b, out))
         return weighted((keep + push * a, x), (push * b, out))
@@ -153,9 +153,9 @@ class Reverse(Problem):
         """lambda g dw."""
         return weighted((self.schedule(("spread", self.lam), self._spread, t, x=dw)[0], dw))
 
-    def shake(self, x: Tensor, dw: Tensor, t: Tensor) -> Tensor:
-        """x + lambda g dw, in one pass."""
-        return weighted((1.0, x), (self.schedule(("spread", self.lam), self._spread, t, x=dw)[0], dw))
+    def shake(self, x: Tensor, z: Tensor, t: Tensor, root: Number) -> Tensor:
+        """x + lambda g root z, in one pass."""
+        return weighted((1.0, x), (self.schedule(("spread", self.lam), self._spread, t, x=x)[0] * root, z))
 
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma)."""
@@ -214,6 +214,6 @@ class Reverse(Problem):
 
 def _finite(a: Number, b: Number) -> bool:
     """Whether both are finite; coefficients that are beside the state already have been looked at."""
-    if isinstance(a, Tensor):
-        return a.ndim > 1 or bool(torch.isfinite(a + b).all())
-    return math.isfinite(a + b)
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isfinite(a + b)
+    return (isinstance(a, Tensor) and a.ndim > 1) or bool(torch.isfinite(torch.as_tensor(a + b)).all())

@@ -101,7 +101,10 @@ def _drive(
             control.cap(options.max_nfe)
             if not control.active:
                 break
-        step = _step(solver, control, options)
+        if options.grad == "checkpoint":
+            step = _checkpointed(solver, control)
+        else:
+            step = solver.step(control.problem, control.x, control.propose(), control.noise, control.state)
         for k, state, rows in control.accept(step):
             if frames is not None and rows is None:
                 frames[k] = state
@@ -113,11 +116,9 @@ def _drive(
     return control, None if frames is None else torch.stack(frames)
 
 
-def _step(solver: Solver, control: Control, options: Options) -> Step:
+def _checkpointed(solver: Solver, control: Control) -> Step:
     problem, plan, noise, state = control.problem, control.propose(), control.noise, control.state
-    if options.grad == "checkpoint":
-        return Step(*checkpoint(lambda x: solver.step(problem, x, plan, noise, state), control.x, use_reentrant=False))
-    return solver.step(problem, control.x, plan, noise, state)
+    return Step(*checkpoint(lambda x: solver.step(problem, x, plan, noise, state), control.x, use_reentrant=False))
 
 
 def _solution(control: Control, frames: Tensor | None, *, lost: bool) -> Solution:

@@ -200,9 +200,9 @@ class Problem:
         """The diffusion coefficient at t applied to a Brownian increment, (rows, *event)."""
         raise NotImplementedError
 
-    def shake(self, x: Tensor, dw: Tensor, t: Tensor) -> Tensor:
-        """x + diffuse(dw, t)."""
-        return x + self.diffuse(dw, t)
+    def shake(self, x: Tensor, z: Tensor, t: Tensor, root: Number) -> Tensor:
+        """x + diffuse(root z, t)."""
+        return weighted((1.0, x), (root, self.diffuse(z, t)))
 
     def score(self, x: Tensor, t: Tensor) -> Tensor:
         """grad log p_t(x), (rows, *event)."""

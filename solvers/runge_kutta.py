@@ -122,7 +122,7 @@ class RungeKutta(Solver):
 
     def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step, with the difference from the embedded methods as error."""
-        last, shares = len(plan.times), self.tableau.first_same_as_last
+        last, shares = len(plan.times), self.carries
         if not state and (plan.plain or last == 1):
             push = plan.steps[last] if plan.weights is None else plan.steps[last] * plan.weights[0]
             x_next = problem.blend(plan.quantity, x, plan.times[0], 1.0 if plan.keeps is None else plan.keeps[last], push)

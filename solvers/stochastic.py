@@ -20,12 +20,13 @@ class _Interval(NamedTuple):
     t: Tensor
     s: Tensor
     h: Number
+    root: Number  # of abs(h): the path moves by root z, z the step's normal
 
 
 def _intervals(problem: Problem, times: Tensor) -> list[_Interval]:
     problem.prepare(times)
-    each = times.unbind()
-    return [_Interval(t, s, h) for t, s, h in zip(each[:-1], each[1:], numbers(times.diff(dim=0)), strict=True)]
+    each, h = times.unbind(), times.diff(dim=0)
+    return [_Interval(*row) for row in zip(each[:-1], each[1:], numbers(h), numbers(h.abs().sqrt()), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class EulerMaruyama(Solver):
     def step(self, problem: Problem, x: Tensor, plan: _Interval, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step."""
         mean = problem.blend("drift", x, plan.t, 1.0, plan.h)
-        return Step(problem.shake(mean, noise.increment(plan.t, plan.s), plan.t), mean)
+        return Step(problem.shake(mean, noise.over(plan.t, plan.s), plan.t, plan.root), mean)
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,9 @@ class StochasticHeun(Solver):
 
     def step(self, problem: Problem, x: Tensor, plan: _Interval, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step."""
-        t, s, h = plan
-        dw = noise.increment(t, s)
-        shock = weighted((0.5, problem.diffuse(dw, t)), (0.5, problem.diffuse(dw, s)))
+        t, s, h, root = plan
+        z = noise.over(t, s)
+        shock = weighted((0.5 * root, problem.diffuse(z, t)), (0.5 * root, problem.diffuse(z, s)))
         first = problem.drift(x, t)
         second = problem.drift(weighted((1.0, x), (h, first), (1.0, shock)), s)
         mean = weighted((1.0, x), (0.5 * h, first), (0.5 * h, second))

@@ -24,7 +24,9 @@ MIXTURE = sd.exact.GaussianMixture(MEANS.tolist(), 0.15)
 F64 = torch.float64
 
 
-def solve(sde: sd.SDE, law: sd.exact.GaussianMixture | sd.exact.Gaussian, shape: tuple[int, ...], tol: float, **options) -> sd.Solution:
+def solve(
+    sde: sd.SDE, law: sd.exact.GaussianMixture | sd.exact.Gaussian, shape: tuple[int, ...], tol: float, **options
+) -> sd.Solution:
     return sd.sample(law.model(sde), shape, **{"solver": sd.AdaptiveSDE(tol, tol), "seed": 1, "dtype": F64, **options})
 
 
@@ -102,7 +104,9 @@ def test_noise_is_standard_normal_and_of_disjoint_steps_independent() -> None:
     n = 20_000
     law = sd.exact.Gaussian(0.3, 0.25)
     steps = control(Reverse(law.model(sd.VP()), n, 1.0), n, torch.tensor([1.0, 1e-3], dtype=F64))
-    found = torch.stack([at(steps, spot, level)[0].flatten() for spot, level in ((2, 3), (6, 4), (28, 6), (29, 6), (60, 7), (7, 3))])
+    found = torch.stack(
+        [at(steps, spot, level)[0].flatten() for spot, level in ((2, 3), (6, 4), (28, 6), (29, 6), (60, 7), (7, 3))]
+    )
     for z in found[[0, 1, 2, 4]]:
         assert stats.kstest(z.numpy(), "norm").pvalue > 1e-6
     # (6, 4) is half of (3, 3), and (28, 6), (29, 6) are in (7, 4): all but the two pairs below are disjoint.

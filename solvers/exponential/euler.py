@@ -4,18 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from solvers.arithmetic import entries, weighted
+from solvers.arithmetic import Number, numbers, weighted
 from solvers.exponential.flow import Flow
-from solvers.exponential.stages import Evaluation, Move, Plain, plan_plain
+from solvers.exponential.stages import order_one
 from solvers.noise import StepNoise
 from solvers.problem import Problem
 from solvers.solver import Solver, Step
 
 __all__ = ["DDIM", "Ancestral"]
+
+
+class _Plan(NamedTuple):
+    t: Tensor
+    s: Tensor
+    keep: Number
+    push: Number
+    std: Number
+
+
+def _plan(times: Tensor, keep: Tensor, push: Tensor, std: Tensor) -> list[_Plan]:
+    each = times.unbind()
+    return [_Plan(*row) for row in zip(each[:-1], each[1:], *map(numbers, (keep, push, std)), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -24,11 +38,10 @@ class _OrderOne(Solver):
 
     spacing = "logistic"
 
-    def step(self, problem: Problem, x: Tensor, plan: Plain, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+    def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step."""
-        (push,) = plan.move.weights[0]
-        mean = problem.blend("data", x, plan.at.t, plan.move.keep, push)
-        return Step(weighted((1.0, mean), (plan.move.std, noise.over(plan.at.t, plan.move.s))) if self.stochastic else mean, mean)
+        mean = problem.blend("data", x, plan.t, plan.keep, plan.push)
+        return Step(weighted((1.0, mean), (plan.std, noise.over(plan.t, plan.s))) if self.stochastic else mean, mean)
 
 
 @dataclass(frozen=True)
@@ -44,11 +57,11 @@ class Ancestral(_OrderOne):
     stochastic = True
     diffuses = True
 
-    def plan(self, problem: Problem, times: Tensor) -> Sequence[Plain]:
+    def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """The exact coefficients of each interval."""
         problem.prepare(times)
         points = Flow(problem, 1.0, "log_snr").points(times)
-        return plan_plain(points.part(slice(None, -1)), points.part(slice(1, None)))
+        return _plan(times, *order_one(points.part(slice(None, -1)), points.part(slice(1, None))))
 
 
 @dataclass(frozen=True)
@@ -74,11 +87,12 @@ class DDIM(_OrderOne):
         """Whether eta > 0."""
         return self.eta > 0
 
-    def plan(self, problem: Problem, times: Tensor) -> Sequence[Plain]:
+    def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """The coefficients of each interval."""
         problem.prepare(times)
         t, s = times[:-1], times[1:]
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = problem.marginal(t), problem.marginal(s)
+        alpha, sigma = problem.marginal(times)
+        (alpha_t, alpha_s), (sigma_t, sigma_s) = (alpha[:-1], alpha[1:]), (sigma[:-1], sigma[1:])
         _, std = problem.kernel(torch.maximum(t, s), torch.minimum(t, s))
         # Towards noise (encoding) the conditional spread is the kernel's own: DDIM has no noise to add there.
         share = torch.where(s <= t, (std / sigma_t) ** 2, 0.0)
@@ -91,6 +105,4 @@ class DDIM(_OrderOne):
             )
         keep = sigma_s / sigma_t * left.sqrt()
         noise = self.eta * sigma_s * share.sqrt()
-        push = alpha_s - keep * alpha_t
-        rows = zip(t.unbind(), s.unbind(), entries(alpha_t, sigma_t, keep, push, noise), strict=True)
-        return [Plain(Evaluation(time, *at), Move(kept, ((pushed,),), end, std)) for time, end, (*at, kept, pushed, std) in rows]
+        return _plan(times, keep, alpha_s - keep * alpha_t, noise)

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from solvers.arithmetic import weighted
+from solvers.arithmetic import Number, weighted
 from solvers.exponential.flow import Flow, Points
 from solvers.exponential.singlestep import Exponential, plain_step
 from solvers.exponential.stages import (
@@ -160,20 +160,22 @@ class ExponentialMultistep(Exponential):
             taken, data = plain_step(problem, x, plan.go, noise if self.sde else None)
             return taken._replace(state=(taken.x, *history(theta, x, data, plan.at)))
         here = evaluate(problem, theta, x, plan.at)
+        start: list[tuple[Number, Tensor]] = [(1.0, x)]  # the state as the terms of a sum: corrected, it is never made
         if plan.correct is not None:
-            nodes = [before[0], here, *before[1:]]
-            x = weighted((1.0, state[0]), *terms(plan.correct.weights, nodes[: len(plan.correct.weights)]))
+            nodes = [before[0], here, *before[1:]][: len(plan.correct.weights)]
+            start = [(1.0, state[0]), *terms(plan.correct.weights, nodes)]
         kept = [here, *before][: max(self.order - 1, self.past, 1)]
         past = [each for node in kept for each in node]
         if isinstance(plan.go, Stages):
-            moved, mean, _ = run_stages(problem, theta, self._single[1], x, here, plan.go, noise)
+            moved, mean, _ = run_stages(problem, theta, self._single[1], weighted(*start), here, plan.go, noise)
             return Step(moved, mean, (moved, *past))
         nodes = [here, *before][: len(plan.go.weights)]
         fresh = [(plan.go.std, noise.over(plan.at.t, plan.go.s))] if self.sde else []
         if not self.past:
             mean = move(x, plan.go, nodes)
-            return Step(weighted((1.0, mean), *fresh), mean, (x, *past))
-        base = weighted((plan.go.keep, x), *fresh)
+            # Nothing will be corrected, so the first place is idle: it holds no other tensor alive.
+            return Step(weighted((1.0, mean), *fresh), mean, (past[0], *past))
+        base = weighted(*((plan.go.keep * c, each) for c, each in start), *fresh)
         moved = weighted((1.0, base), *terms(plan.go.weights, nodes))
         mean = weighted((1.0, moved), *((-std, z) for std, z in fresh))
         return Step(moved, mean, (base, *past))

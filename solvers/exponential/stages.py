@@ -24,6 +24,7 @@ __all__ = [
     "evaluations",
     "history",
     "move",
+    "order_one",
     "plan_moves",
     "plan_plain",
     "plan_stages",
@@ -130,12 +131,17 @@ def plan_moves(flow: Flow, a: Points, b: Points, nodes: Sequence[Tensor], moment
     return [Move(keep, each, s, size) for (keep,), each, s, (size,) in rows]
 
 
-def plan_plain(a: Points, b: Points) -> list[Plain]:
-    """The step of order 1 in data form for each interval: it has a limit where alpha is 0 at a, or sigma at b."""
+def order_one(a: Points, b: Points) -> tuple[Tensor, Tensor, Tensor]:
+    """(keep, push, std) of x_s = keep x + push data + std z, the step of order 1 in data form from a to b: it has a limit where
+    alpha is 0 at a, or sigma at b."""
     gone = torch.exp((a.mixing - b.mixing).nan_to_num(nan=-torch.inf))
     keep = b.sigma / a.sigma * gone
-    columns = entries(keep, b.alpha - keep * a.alpha, b.sigma * (1 - gone**2).clamp(min=0).sqrt())
-    rows = zip(evaluations(a), b.t.unbind(), columns, strict=True)
+    return keep, b.alpha - keep * a.alpha, b.sigma * (1 - gone**2).clamp(min=0).sqrt()
+
+
+def plan_plain(a: Points, b: Points) -> list[Plain]:
+    """That step for each interval."""
+    rows = zip(evaluations(a), b.t.unbind(), entries(*order_one(a, b)), strict=True)
     return [Plain(at, Move(kept, ((push,),), s, std)) for at, s, (kept, push, std) in rows]
 
 
