@@ -337,6 +337,34 @@ def test_a_sample_depends_on_its_seed_alone(method: Method) -> None:
         torch.testing.assert_close(draw([i])[0], whole[i], rtol=0, atol=1e-6)
 
 
+@methods()
+def test_nothing_that_was_handed_out_is_written_to(method: Method) -> None:
+    """What a network, a callback or a noise object may have kept is left alone; torch counts the writes to a tensor."""
+    held: list[tuple[Tensor, int]] = []
+
+    def note(x: Tensor) -> Tensor:
+        held.append((x, x._version))
+        return x
+
+    class Noted(sd.White):
+        def normal(self, step: int, stream: str, k: int) -> Tensor:
+            return note(super().normal(step, stream, k))
+
+    model = sd.ScoreModel(lambda x, t: note(0.5 * note(x)), sd.VP())
+    out = sd.sample(
+        model,
+        (3, 2),
+        solver=method.solver,
+        steps=usable(method.solver, 6),
+        x_init=note(torch.ones(3, 2, dtype=torch.float64)),
+        noise=Noted(sd.seeds(0, 3), (2,), dtype=torch.float64),
+        callback=lambda snapshot: held.append((snapshot.x, snapshot.x._version)),
+        dtype=torch.float64,
+    )
+    assert out.success
+    assert [x._version for x, _ in held] == [version for _, version in held]
+
+
 # -- 3. ends -----------------------------------------------------------------------------------------------------------
 
 
