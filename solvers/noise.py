@@ -191,10 +191,7 @@ class White:
             halves = block.reshape(1, rows, 2, width // 2).transpose(2, 0, 1, 3)
         if block.size:
             fill(halves, self.words, (number, STREAMS[stream] << 24 | k))
-        steps = torch.from_numpy(block)[..., :size].contiguous().to(self.dtype)
-        pinned = torch.device(self.device).type == "cuda"  # from other memory a copy makes the host wait for the device
-        steps = (steps.pin_memory() if pinned else steps).to(self.device, non_blocking=pinned)
-        return steps.reshape(length, rows, *self.event)
+        return _sent(block[..., :size], self.dtype, self.device).reshape(length, rows, *self.event)
 
 
 class Nodes:
@@ -223,7 +220,14 @@ class Nodes:
         if not 0 <= k < 64 or bool(((node < 0) | (node >= 2**50)).any()):
             raise ValueError(f"nodes must lie in [0, 2^50) and k in [0, 64); got k = {k}, nodes {node.tolist()}")
         drawn = keyed(self.words, node.reshape(-1, len(self.seeds)).numpy(), "tree", k, self.event.numel())
-        return torch.from_numpy(drawn).contiguous().to(self.dtype).to(self.device).reshape(*node.shape, *self.event)
+        return _sent(drawn, self.dtype, self.device).reshape(*node.shape, *self.event)
+
+
+def _sent(drawn: NDArray[np.float32], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Numbers drawn on the host, on a device."""
+    there = torch.from_numpy(drawn).contiguous().to(dtype)
+    pinned = torch.device(device).type == "cuda"  # from other memory a copy makes the host wait for the device
+    return (there.pin_memory() if pinned else there).to(device, non_blocking=pinned)
 
 
 def keyed(rows: Rows, node: NDArray[np.int64], stream: str, k: int, size: int) -> NDArray[np.float32]:

@@ -71,7 +71,7 @@ def test_the_push_is_the_integral(lam: float) -> None:
     times = torch.tensor([1.0, 0.6, 0.2, 0.001], dtype=F64)
     for plan in sd.EulerTrapezoid().plan(problem, times):
         a, b = (math.atan2(float(sde.sigma(t)), float(sde.alpha(t))) for t in (plan.t, plan.s))
-        exact = (1 + lam**2) * quad(lambda phi: (math.cos(phi) / math.cos(b)) ** (lam**2), a, b, epsabs=1e-13, epsrel=1e-13)[0]
+        exact = (1 + lam**2) * quad(lambda phi, b=b: (math.cos(phi) / math.cos(b)) ** (lam**2), a, b, epsabs=1e-13, epsrel=1e-13)[0]
         rel = 1e-8 if lam == 0.6 else 1e-12  # a broken power of the cosine is no polynomial near pi / 2
         assert plan.push == pytest.approx(exact, rel=rel)
         assert plan.correct == pytest.approx(exact / 2, rel=rel)

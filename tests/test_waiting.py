@@ -65,6 +65,9 @@ class Drawn:
     def normal(self, stream: str = "path", k: int = 0) -> Tensor:
         return self.z
 
+    def over(self, a: Tensor, b: Tensor, k: int = 0) -> Tensor:
+        return self.z
+
     def increment(self, a: Tensor, b: Tensor) -> Tensor:
         return self.z * float((b - a).abs().sqrt())
 
