@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from solvers.arithmetic import rowwise
-from solvers.control import Control, FixedSteps, PerSample
+from solvers.control import Control, PerSample
+from solvers.fixed import FixedSteps
 from solvers.noise import Noise
 from solvers.problem import Problem
 from solvers.solution import Failure, Solution, SolveError, Status
