@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -141,12 +142,12 @@ class PerSample(Control):
         return torch.where(torch.isfinite(step) & (step > 0), step, guess.nan_to_num(1e-6)).clamp(max=span)
 
     def propose(self) -> Any:
-        target = self.times[self.target]
-        left = (target - self.t).abs()
-        self.landing = self.h >= left * (1 - 1e-10)
+        t, h, target = self.t.numpy(), self.h.numpy(), self.times.numpy()[self.target.numpy()]
+        left, self.floor = np.abs(target - t), self._floor()
+        landing = h >= left * (1 - 1e-10)
         # What is left for less than two steps is shared by two, so that the last is never tiny.
-        size = torch.where(left < 2 * self.h, torch.maximum(0.5 * left, self._floor()), self.h)
-        self.s = torch.where(self.landing, target, self.t + self.sign * size)
+        size = np.where(left < 2 * h, np.maximum(0.5 * left, self.floor.numpy()), h)
+        self.landing, self.s = torch.from_numpy(landing), torch.from_numpy(np.where(landing, target, t + self.sign * size))
         return self.solver.plan(self.problem, torch.stack([self.t, self.s]))[0]
 
     def accept(self, step: Step) -> list[tuple[int, Tensor, Tensor | None]]:
@@ -156,15 +157,14 @@ class PerSample(Control):
         good = norm <= 1
         used = (self.s - self.t).abs()
         # A rejected step of the least size cannot be taken again with less.
-        stuck = ~good & (used <= self._floor() * (1 + 1e-10))
+        stuck = ~good & (used <= self.floor * (1 + 1e-10))
         self.h = self._resize(norm, good, used)
-        self.retry = ~good
+        self.retry, rows = ~good, self.rows.numpy()
+        self.accepted.numpy()[rows] += good.numpy()
         if bool(good.all()):
-            self.accepted[self.rows] += 1
             self.x, self.state, self.t = step.x, step.state, self.s
         else:
-            self.accepted[self.rows] += good
-            self.rejected[self.rows] += self.retry
+            self.rejected.numpy()[rows] += self.retry.numpy()
             mask = good.to(self.x.device)
             self.x = _choose(mask, step.x, self.x)
             self.state = tuple(_choose(mask, new, old) for new, old in zip(step.state, self.state, strict=True))
@@ -180,13 +180,14 @@ class PerSample(Control):
 
     def _resize(self, norm: Tensor, good: Tensor, used: Tensor) -> Tensor:
         """The next step sizes (rows,), from the error norms of steps of size ``used``."""
-        excess = norm.nan_to_num(1e10, 1e10).clamp(1e-10) / _GOAL
-        factor = excess ** (-0.7 / self.q) * self.before ** (0.4 / self.q)
-        again = (_SAFETY * (_GOAL * excess) ** (-1 / self.q)).minimum(factor)
-        factor = torch.where(good, factor.where(~self.retry, factor.clamp(max=1.0)), again).clamp(_SHRINK, _GROW)
-        self.before = torch.where(good, excess.clamp(min=0.01), self.before)
+        excess, before, ok = np.nan_to_num(norm.numpy(), nan=1e10).clip(1e-10, 1e10) / _GOAL, self.before.numpy(), good.numpy()
+        factor = excess ** (-0.7 / self.q) * before ** (0.4 / self.q)
+        again = np.minimum(_SAFETY * (_GOAL * excess) ** (-1 / self.q), factor)
+        factor = np.where(ok, np.minimum(factor, np.where(self.retry.numpy(), 1.0, _GROW)), again).clip(_SHRINK, _GROW)
+        self.before = torch.from_numpy(np.where(ok, excess.clip(0.01), before))
         # A step cut short to land on the grid says nothing against the longer one that was planned.
-        return (used * factor).maximum(torch.where(good & self.landing, self.h, self._floor()))
+        least = np.where(ok & self.landing.numpy(), self.h.numpy(), self.floor.numpy())
+        return torch.from_numpy(np.maximum(used.numpy() * factor, least))
 
     def _reached(self, arrived: Tensor) -> list[tuple[int, Tensor, Tensor | None]]:
         """(k, state, rows) for the times of the grid where rows ``arrived``; their next targets are set."""
