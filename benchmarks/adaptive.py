@@ -175,6 +175,8 @@ def table(name: str, args: argparse.Namespace) -> list[dict[str, object]]:
     flow = Flow(name, 16 if args.quick else 256, args.seed)
     rows: list[dict[str, object]] = []
     for solver, solve in candidates(flow, quick=args.quick).items():
+        if args.solvers is not None and not is_peer(solver) and solver not in args.solvers.split(";"):
+            continue
         runs = sweep(flow, solve, args)
         for target in args.targets:
             reached = [run for run in runs if run.error <= target]
@@ -212,11 +214,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one small task: shows that it runs, measures nothing")
     parser.add_argument("--seed", type=int, default=100, help="of the mixture and the samples")
     parser.add_argument("--tasks", default=None, help=f"some of {','.join(TASKS)}; all of them by default")
+    parser.add_argument("--solvers", default=None, help="which of ours, by the table's names, 'RK45;DOP853, t'; all by default")
     parser.add_argument("--density", type=int, default=5, help="tolerances a decade")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    args.targets, args.decades, args.most = ((1e-2, 1e-3), 4, 200) if args.quick else (TARGETS, 10, 1500)
+    args.targets, args.decades, args.most = ((1e-2, 1e-3), 4, 200) if args.quick else (TARGETS, 10, 800)
     names = args.tasks.split(",") if args.tasks else TASKS[:1] if args.quick else TASKS
     rows: list[dict[str, object]] = []
     lines: list[dict[str, object]] = []

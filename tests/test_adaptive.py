@@ -18,7 +18,7 @@ from solvers import Solver, Status
 
 ALL = [
     sd.ExponentialPair(2, "data", rtol=1e-2, atol=1e-2),
-    sd.ExponentialPair(3, rtol=1e-3, atol=1e-3),
+    sd.ExponentialPair(3, rtol=1e-2, atol=1e-2),
     sd.ExponentialPair(4, 0.4, rtol=1e-2, atol=1e-2),
     sd.RK23(1e-3, 1e-3, variable="sigma"),
     sd.RK45(1e-3, 1e-3),
