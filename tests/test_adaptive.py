@@ -103,7 +103,7 @@ def test_a_bad_sample_fails_alone(solver: Solver, change: Callable[..., Tensor],
     if status is Status.MAX_NFE:
         assert 400 - solver.evaluations < int(out.nfe[1]) <= 400
     if status is Status.NETWORK_NOT_FINITE:
-        assert failure.t >= 0.4
+        assert failure.t > 0.3
 
 
 def test_dt_min_bounds_the_steps() -> None:
