@@ -15,7 +15,7 @@ from solvers.problem import Problem
 from solvers.solution import Failure, Status
 from solvers.solver import Solver, Step
 
-__all__ = ["Control", "NoNoise", "PerSample"]
+__all__ = ["Control", "PerSample"]
 
 _GOAL, _SAFETY, _SHRINK, _GROW = 0.005, 0.9, 0.2, 10.0
 _ROUNDING: Final = 16 * torch.finfo(torch.float64).eps
@@ -118,7 +118,7 @@ class PerSample(Control):
 
     @property
     def noise(self) -> StepNoise:
-        return NoNoise(self.solver)
+        return _NoNoise(self.solver)
 
     def _norm(self, error: Tensor, x: Tensor, y: Tensor) -> Tensor:
         error, x, y = error.detach(), x.detach(), y.detach()
@@ -239,7 +239,7 @@ def _choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return torch.where(mask.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
 
-class NoNoise:
+class _NoNoise:
     """The noise of a solver that draws none."""
 
     def __init__(self, solver: Solver) -> None:

@@ -171,6 +171,7 @@ def test_the_first_step_sees_the_drift(variable: str) -> None:
     assert problem.monitor.nfe.tolist() == [2, 2, 2]
 
 
+@torch.no_grad()
 def test_times_known_for_every_row_give_the_same_numbers() -> None:
     problem = Reverse(DATA.model(sd.VP()), 3)
     x = torch.linspace(-1, 2, 6, dtype=torch.float64).reshape(3, 2)
