@@ -53,20 +53,23 @@ class Mixtures:
         self.means = means * ((1 - within) / between).sqrt()[:, None, None]  # a coordinate's variance is 1
         self.count, self.d = count, d
 
-    def apart(self, x: Tensor, alpha: float) -> Tensor:
+    def apart(self, x: Tensor, alpha: float | Tensor) -> Tensor:
         """|x - alpha m_k|^2, (count, n, components)."""
         if self.d == 2:
-            return (x[:, :, None] - alpha * self.means[:, None]).square().sum(dim=-1)
+            scale = alpha[..., None] if isinstance(alpha, Tensor) else alpha
+            return (x[:, :, None] - scale * self.means[:, None]).square().sum(dim=-1)
         cross = x @ self.means.transpose(1, 2)
         return x.square().sum(dim=-1, keepdim=True) - 2 * alpha * cross + alpha**2 * self.means.square().sum(dim=-1)[:, None]
 
-    def data(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
-        """E[x_0 | x]."""
+    def data(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
+        """E[x_0 | x], for numbers or one of each for every row (rows,)."""
         rows = x.double().reshape(self.count, -1, self.d)
-        variance = alpha**2 * self.stds**2 + sigma**2
-        logits = (self.weights.log() - 0.5 * self.d * variance.log())[:, None] - 0.5 * self.apart(rows, alpha) / variance[:, None]
+        alpha, sigma = (c.reshape(self.count, -1, 1) if isinstance(c, Tensor) else c for c in (alpha, sigma))
+        squares = (self.stds**2)[:, None]
+        variance = alpha**2 * squares + sigma**2
+        logits = self.weights.log()[:, None] - 0.5 * self.d * variance.log() - 0.5 * self.apart(rows, alpha) / variance
         share = torch.softmax(logits, dim=-1)
-        pull = share * (alpha * self.stds**2 / variance)[:, None]
+        pull = share * (alpha * squares / variance)
         return ((share - alpha * pull) @ self.means + pull.sum(dim=-1, keepdim=True) * rows).reshape(x.shape).to(x.dtype)
 
     def draw(self, n: int, alpha: float, sigma: float, generator: torch.Generator) -> Tensor:

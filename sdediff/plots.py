@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-__all__ = ["image_grid", "reverse_process", "save_png", "scatter_flow"]
+    from solvers import Snapshot, Solution
+
+__all__ = ["StepRecorder", "image_grid", "reverse_process", "save_png", "scatter_flow", "step_sizes"]
 
 _TILE: Final = 48  # pixels, the size to which small images are enlarged
 _SEPARATOR: Final = 127  # mid grey, neither background nor ink
@@ -125,6 +127,60 @@ def scatter_flow(frames: Tensor, times: Sequence[float], columns: int | None = 5
     panels[-1].legend(fontsize=7, frameon=False, loc="upper right", handletextpad=0.1, borderpad=0.1)
     _square(panels[-1], all_around, common, f"{len(some)} paths")
     figure.suptitle("Reverse process: from noise to data", fontsize=12, color=_INK, x=0.01, ha="left")
+    return figure
+
+
+class StepRecorder:
+    """A ``callback`` that keeps where every sample stood: ``out = sample(..., callback=steps)``, then ``steps.times(out)``."""
+
+    def __init__(self) -> None:
+        self._paths: dict[int, list[float]] = {}
+
+    def __call__(self, snapshot: Snapshot) -> None:
+        rows = range(len(snapshot.nfe)) if snapshot.rows is None else snapshot.rows.tolist()
+        for sample, t in zip(rows, snapshot.t.expand(len(rows)).tolist(), strict=True):
+            path = self._paths.setdefault(sample, [])
+            if not path or path[-1] != t:
+                path.append(t)
+
+    def times(self, solution: Solution) -> list[Tensor]:
+        """The times that each sample stepped on, float64, from the start to the end or to where it failed."""
+        start, end = float(solution.times[0]), float(solution.times[-1])
+        found = []
+        for sample, status in enumerate(solution.status.tolist()):
+            path = [start, *(t for t in self._paths.get(sample, ()) if t not in (start, end)), *([] if status else [end])]
+            found.append(torch.tensor(path, dtype=torch.float64))
+        return found
+
+
+def step_sizes(times: Sequence[Tensor]) -> Figure:
+    """The size of every step over the time that it covers: a line for each sample, those of fewest and most steps in colour.
+
+    times: the times that each sample stepped on (see `StepRecorder`), from noise on the left to data on the right.
+    """
+    paths = [np.asarray(path.detach().double().cpu()) for path in times]
+    if not paths or any(path.ndim != 1 or len(path) < 2 or not np.isfinite(path).all() for path in paths):
+        raise ValueError("times must hold two finite times or more for each sample, as StepRecorder.times gives them")
+    count = np.array([len(path) - 1 for path in paths])
+    figure = _figure(7.0, 3.4)
+    axes = figure.add_subplot()
+    few, many = int(count.argmin()), int(count.argmax())
+    shown = np.unique(np.linspace(0, len(paths) - 1, min(200, len(paths))).round().astype(int))
+    for i in [*shown.tolist(), few, many]:
+        size = np.abs(np.diff(paths[i]))
+        line, colour = (1.6, _DATA if i == few else _NOISE) if i in (few, many) else (0.5, _QUIET)
+        axes.plot(paths[i], [*size, size[-1]], drawstyle="steps-post", color=colour, linewidth=line, alpha=1 if line > 1 else 0.25)
+    for i, colour, label in ((few, _DATA, "fewest"), (many, _NOISE, "most")):
+        axes.plot([], [], color=colour, linewidth=1.6, label=f"{label}: {count[i]} steps")
+    axes.plot([], [], color=_QUIET, linewidth=0.5, label=f"{len(shown)} samples")
+    axes.set_yscale("log")
+    axes.set_xlim(max(path.max() for path in paths), min(path.min() for path in paths))
+    axes.legend(fontsize=8, frameon=False)
+    axes.set_xlabel("time t, from noise on the left to data on the right", fontsize=9, color=_QUIET)
+    axes.set_ylabel("step size", fontsize=9, color=_QUIET)
+    axes.tick_params(labelsize=7, colors=_QUIET)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title("Every sample has its own steps", fontsize=12, color=_INK, loc="left")
     return figure
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, cast
+from typing import Any, Final, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,19 +62,25 @@ def conversion(sde: SDE, source: str, target: str, t: Tensor, sigma_data: float)
             "use the score, which EulerMaruyama and RK45 need alone"
         )
     linear = cast(LinearSDE, sde)
-    alpha, sigma = linear.alpha(t), linear.sigma(t)
-    p, q = PREDICTIONS[source](linear, t, sigma_data)
-    p_to, q_to = PREDICTIONS[target](linear, t, sigma_data)
-    det = _difference(alpha * q, sigma * p)
-    cross = _difference(p_to * q, q_to * p)
+    schedule = linear.alpha(t), linear.sigma(t)
+    given = (*schedule, *PREDICTIONS[source](linear, t, sigma_data), *PREDICTIONS[target](linear, t, sigma_data))
+    if any(c.requires_grad for c in given):
+        a, b = _solve(torch.where, *given)
+        return a, b
+    with np.errstate(all="ignore"):  # many times at once are the cost of an adaptive step, and numpy's share of it is a quarter
+        a, b = _solve(np.where, *(c.numpy() for c in given))
+    return torch.as_tensor(a), torch.as_tensor(b)
+
+
+def _solve(where: Callable[..., Any], alpha: Any, sigma: Any, p: Any, q: Any, p_to: Any, q_to: Any) -> tuple[Any, Any]:
+    def difference(a: Any, b: Any) -> Any:
+        """a - b, and 0 where that is rounding."""
+        return where(abs(a - b) <= 64 * torch.finfo(torch.float64).eps * (abs(a) + abs(b)), 0.0, a - b)
+
+    det, cross = difference(alpha * q, sigma * p), difference(p_to * q, q_to * p)
     multiple = (p_to * p + q_to * q) / (p**2 + q**2)
-    a = torch.where(cross == 0, 0.0, cross / det)
-    return a, torch.where(cross == 0, multiple, (q_to * alpha - p_to * sigma) / det)
-
-
-def _difference(a: Tensor, b: Tensor) -> Tensor:
-    """a - b, and 0 where that is rounding."""
-    return torch.where((a - b).abs() <= 64 * torch.finfo(torch.float64).eps * (a.abs() + b.abs()), 0.0, a - b)
+    parallel = cross == 0
+    return where(parallel, 0.0, cross / det), where(parallel, multiple, (q_to * alpha - p_to * sigma) / det)
 
 
 def singular(sde: LinearSDE, source: str, target: str, t: Tensor, sigma_data: float) -> str:

@@ -93,7 +93,8 @@ class Reverse(Problem):
         """(a, b, scale) and the network's time at times t, for states like x: ``quantity`` is a x + b network(scale x, time)."""
         a, b = self.model.conversion("score" if quantity == "drift" else quantity, t)
         if quantity == "drift":
-            pull = -0.5 * (1 + self.stochasticity(t) ** 2) * self.sde.diffusion(t) ** 2
+            lam = self.stochasticity(t) if callable(self.lam) else self.lam
+            pull = -0.5 * (1 + lam**2) * self.sde.diffusion(t) ** 2
             a, b = (self.sde.f(t) if self.linear else 0) + pull * a, pull * b
         scale, time = self.model.inputs(t, x.dtype, x.device)
         return (a, b, scale), (time,)

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from solvers.arithmetic import rowwise
-from solvers.control import Control, FixedSteps, PerSample
+from solvers.control import Control, PerSample
 from solvers.dyadic import DyadicSteps
+from solvers.fixed import FixedSteps
 from solvers.noise import Noise
 from solvers.problem import Problem
 from solvers.solution import Failure, Solution, SolveError, Status

@@ -41,7 +41,7 @@ class RungeKutta(Solver):
 
     ``variable`` is u. ``"t"``: y = x, and the slope is the drift. ``"sigma"``: u = sigma / alpha, y = x / alpha, and the slope is
     the noise prediction, as in Karras et al. 2022 (arXiv 2206.00364). ``"log_snr"``: u = log(sigma / alpha), y as before. By
-    default ``"t"``, and ``"sigma"`` for fixed steps where alpha is constant (VE). A step to sigma = 0, where there is no noise
+    default ``"t"``, and ``"sigma"`` where alpha is constant (VE). A step to sigma = 0, where there is no noise
     prediction, is an Euler step in ``"sigma"``, as Karras et al.'s last.
 
     A method is a subclass with a ``tableau``.
@@ -68,12 +68,14 @@ class RungeKutta(Solver):
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """The drift, or the noise where a variable other than t is asked for."""
-        return frozenset({"drift"} if self.variable in (None, "t") else {"noise", "marginal"})
+        others = {"noise", "marginal"} | ({"drift", "coefficients"} if self.adaptive else set())
+        return frozenset({"drift"} if self.variable in (None, "t") else others)
 
     def _variable(self, problem: Problem) -> Variable:
         if self.variable is not None:
             return self.variable
-        return "sigma" if "noise" in problem.offers and not self.adaptive and problem.unscaled else "t"
+        able = {"noise", "coefficients"} <= problem.offers
+        return "sigma" if able and problem.unscaled else "t"
 
     @cached_property
     def _places(self) -> list[float]:
@@ -109,7 +111,7 @@ class RungeKutta(Solver):
             keeps, steps = nothing, [(step,) * (len(c) + 1) for step in numbers(h)]
         else:
             keeps, steps = entries(*(scale / scale[0])), entries(*(scale * h))
-        plain = ((u[1:] == 0) & (name == "sigma")).reshape(n, -1).all(dim=1).tolist()
+        plain = [False] * n if self.adaptive or name != "sigma" else (u[1:] == 0).tolist()
         return [_Plan(quantity, *row) for row in zip(each, weights, keeps, steps, plain, strict=True)]
 
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
@@ -119,6 +121,14 @@ class RungeKutta(Solver):
         variable = clock(problem, self._variable(problem))
         weight, slope = variable.weight(t), variable.evaluate(x, t)
         return (slope if weight is None else weighted((weight, slope)),)
+
+    def slope(self, problem: Problem, x: Tensor, t: Tensor, state: tuple[Tensor, ...]) -> Tensor:
+        """The first stage, or what follows from its noise prediction: f x + g^2 / (2 sigma) noise."""
+        if not state or self._variable(problem) == "t":
+            return state[0] if state else problem.drift(x, t)
+        (f, g), (_, sigma) = problem.coefficients(t), problem.marginal(t)
+        weight = clock(problem, self._variable(problem)).weight(t)
+        return weighted((f, x), (g**2 / (2 * sigma) / (1 if weight is None else weight), state[0]))
 
     def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step, with the difference from the embedded methods as error."""

@@ -110,6 +110,10 @@ class Solver:
         """The share that a step from a to m has in the variance of the noise of one from a to b, for times (n,)."""
         return (m - a) / (b - a)
 
+    def slope(self, problem: Problem, x: Tensor, t: Tensor, state: tuple[Tensor, ...]) -> Tensor:
+        """dx / dt at the start of an adaptive solve, from what `init` evaluated if that will do."""
+        return problem.drift(x, t)
+
     def step(self, problem: Problem, x: Tensor, plan: Any, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step; ``plan`` is this step's entry of `plan`."""
         raise NotImplementedError

@@ -12,7 +12,8 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sdediff.plots import image_grid, reverse_process, save_png, scatter_flow
+import sdediff as sd
+from sdediff.plots import StepRecorder, image_grid, reverse_process, save_png, scatter_flow, step_sizes
 
 
 def images(n, channels=1, height=3, width=3):
@@ -320,3 +321,47 @@ def test_figure_is_a_plain_figure_that_users_can_go_on_with():
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg")
     assert b"mine" in buffer.getvalue()
+
+
+# -- steps of adaptive solvers
+
+
+def test_step_recorder_keeps_the_times_of_accepted_steps():
+    """As many as were accepted, from the start to the end, and to where a sample failed; rejected attempts leave nothing."""
+
+    def net(x, t):
+        return torch.where((x[:, :1] > 1e4) & (t[:, None] < 0.5), torch.nan, 0.1 * x)
+
+    steps = StepRecorder()
+    start = torch.tensor([[0.5], [1.5], [1e6]], dtype=torch.float64)
+    out = sd.sample(
+        sd.ScoreModel(net, sd.VP()), (3, 1), solver=sd.RK45(1e-8, 1e-8), seed=0, x_init=start, callback=steps, on_fail="return",
+        last="noisy", dtype=torch.float64,
+    )  # fmt: skip
+    paths = steps.times(out)
+    assert out.status.tolist() == [0, 0, 1]
+    assert [len(path) - 1 for path in paths] == out.accepted.tolist()
+    for path, end in zip(paths, (1e-3, 1e-3, out.failures[0].t), strict=True):
+        assert (float(path[0]), float(path[-1])) == (1.0, end)
+        assert bool((path.diff() < 0).all())
+
+
+def test_step_sizes_draws_every_size_over_the_time_it_covers():
+    paths = [torch.tensor([1.0, 0.75, 0.25, 0.0]), torch.tensor([1.0, 0.9, 0.7, 0.4, 0.0]), torch.tensor([1.0, 0.5, 0.25, 0.0])]
+    figure = step_sizes(paths)
+    (axes,) = figure.axes
+    lines = [line for line in axes.lines if len(line.get_xdata())]
+    for line, path in zip(lines, paths, strict=False):
+        np.testing.assert_allclose(line.get_xdata(), path)
+        np.testing.assert_allclose(line.get_ydata()[:-1], -path.diff().numpy())
+        assert line.get_drawstyle() == "steps-post"
+    assert axes.get_yscale() == "log"
+    assert axes.get_xlim() == (1.0, 0.0)
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["fewest: 3 steps", "most: 4 steps", "3 samples"]
+
+
+@pytest.mark.parametrize("times", [[], [torch.tensor([1.0])], [torch.tensor([1.0, np.nan])], [torch.zeros(2, 2)]])
+def test_step_sizes_refuses_what_is_no_path(times):
+    with refusal(ValueError, "two finite times"):
+        step_sizes(times)

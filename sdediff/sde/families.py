@@ -139,7 +139,7 @@ class VP(_Linear):
 
     def invert(self, log_snr: Tensor) -> Tensor:
         """Where B = log(1 + exp(-log_snr))."""
-        return self.when(torch.logaddexp(torch.zeros_like(log_snr), -log_snr))
+        return self.when(torch.log1p(torch.exp(-log_snr)))  # logaddexp rounds an entry by its place in the tensor
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,11 @@ def gauss_legendre() -> tuple[Tensor, Tensor]:
     return torch.from_numpy(0.5 * (1 + x)), torch.from_numpy(0.5 * w)
 
 
+def _total(x: Tensor) -> Tensor:
+    """The sum over the first dimension, in one order for every entry: torch's own depends on how many there are."""
+    return x.cumsum(dim=0)[-1]
+
+
 def lagrange(nodes: Sequence[Tensor], at: Tensor) -> list[Tensor]:
     """Each node's polynomial, 1 there and 0 at the others, at ``at``."""
     found = []
@@ -174,7 +179,7 @@ class Flow:
         if self.theta != 1:
             terms.append(((self.theta - 1) * b.sigma, w * (growth - (u - b.u)).exp()))
         basis = lagrange(nodes, self._value(u)) if moments == "exact" or (moments != "uniform" and len(nodes) > 2) else None
-        length = w.sum(dim=0)
+        length = _total(w)
         found = [self._integrals(scale, density, length, b.v - a.v, nodes, basis, moments) for scale, density in terms]
         if len(found) == 2:
             return [Weight(data, noise) for data, noise in zip(*found, strict=True)]
@@ -191,8 +196,8 @@ class Flow:
         moments: Moments,
     ) -> list[Tensor]:
         if basis is not None:
-            return [scale * (density * each).sum(dim=0) for each in basis]
-        total = scale * density.sum(dim=0)
+            return [scale * _total(density * each) for each in basis]
+        total = scale * _total(density)
         if moments == "uniform":
             return [total * weight for weight in _equal_steps(len(nodes))]
         if len(nodes) == 1:

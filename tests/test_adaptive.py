@@ -1,0 +1,195 @@
+"""Solvers that choose a step size for every sample: what it costs, what it reaches, and who fails."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import SDES
+from torch import Tensor
+
+import sdediff as sd
+from sdediff.plots import StepRecorder
+from sdediff.reverse import Reverse
+from sdediff.testing.paths import slope
+from solvers import Solver, Status
+
+ALL = [
+    sd.ExponentialPair(2, "data", rtol=1e-2, atol=1e-2),
+    sd.ExponentialPair(3, rtol=1e-2, atol=1e-2),
+    sd.ExponentialPair(4, 0.4, rtol=1e-2, atol=1e-2),
+    sd.RK23(1e-3, 1e-3, variable="sigma"),
+    sd.RK45(1e-3, 1e-3),
+    sd.Tsit5(1e-3, 1e-3, variable="log_snr"),
+    sd.DOP853(1e-3, 1e-3, variable="t"),
+]
+SOME = ALL[1::2]
+DATA = sd.exact.Gaussian([0.3, -0.5], 0.25)
+
+
+def labelled(change: Callable[[Tensor, Tensor, Tensor], Tensor]) -> sd.ScoreModel:
+    """The exact model under VP, whose output is changed, given (out, x, t), for samples labelled 1."""
+    exact = DATA.model(sd.VP())
+
+    def net(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        out = exact.net(x, t)
+        return torch.where((label == 1)[:, None], change(out, x, t[:, None]), out)
+
+    return sd.ScoreModel(net, sd.VP(), exact.predicts)
+
+
+def solve(model: sd.ScoreModel, solver: Solver, labels: list[int], seeds: list[int], **kw: object) -> sd.Solution:
+    condition = {"label": torch.tensor(labels)}
+    return sd.sample(model, (len(labels), 2), solver=solver, seed=seeds, condition=condition, on_fail="return", **kw)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("solver", ALL, ids=repr)
+def test_the_network_computes_as_many_rows_as_samples_count(solver: Solver) -> None:
+    sde, rows = sd.VE(0.02, 30.0), []
+    exact = sd.exact.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], 0.2).model(sde)
+    model = sd.ScoreModel(lambda x, t: (rows.append(len(x)), exact.net(x, t))[1], sde, exact.predicts)
+    out = sd.sample(model, (9, 2), solver=solver, seed=3)
+    assert sum(rows) == int(out.nfe.sum())
+    assert int(out.nfe.min()) < int(out.nfe.max())
+    # Two to start, and the last for E[x_0 | x].
+    assert torch.equal(out.nfe, solver.evaluations * (out.accepted + out.rejected) + 3)
+    assert out.status.tolist() == [0] * 9
+
+
+@pytest.mark.parametrize("solver", SOME, ids=repr)
+def test_a_sample_does_not_see_its_batch(solver: Solver) -> None:
+    """Alone, among 7, permuted: the same to 1e-6 in float32."""
+    model, seeds = DATA.model(sd.VP()), sd.seeds(11, 7)
+    whole = sd.sample(model, (7, 2), solver=solver, seed=seeds)
+    order = [3, 0, 6, 2, 5, 1, 4]
+    permuted = sd.sample(model, (7, 2), solver=solver, seed=[seeds[i] for i in order])
+    torch.testing.assert_close(permuted.x, whole.x[order], rtol=0, atol=1e-6)
+    assert torch.equal(permuted.nfe, whole.nfe[order])
+    for i in (0, 5):
+        alone = sd.sample(model, (1, 2), solver=solver, seed=[seeds[i]])
+        torch.testing.assert_close(alone.x[0], whole.x[i], rtol=0, atol=1e-6)
+        assert int(alone.nfe) == int(whole.nfe[i])
+
+
+@pytest.mark.parametrize("solver", SOME, ids=repr)
+@pytest.mark.parametrize(
+    ("change", "status", "limits"),
+    [
+        (lambda out, x, t: torch.where(t < 0.4, torch.nan, out), Status.NETWORK_NOT_FINITE, {}),
+        (lambda out, x, t: out + 1e5 * (x - 1), Status.MAX_NFE, {"max_nfe": 400}),
+        (lambda out, x, t: out + 1e5 * (x - 1), Status.STEP_TOO_SMALL, {"dt_min": 1e-3}),
+    ],
+    ids=["nan", "stiff, max_nfe", "stiff, dt_min"],
+)
+def test_a_bad_sample_fails_alone(solver: Solver, change: Callable[..., Tensor], status: Status, limits: dict[str, float]) -> None:
+    """Its neighbours are, bit for bit, what they are without it."""
+    seeds, dtype = list(sd.seeds(5, 4)), torch.float64
+    if "dt_min" in limits:
+        solver = dataclasses.replace(solver, dt_min=limits["dt_min"])
+    kw = {"max_nfe": limits["max_nfe"]} if "max_nfe" in limits else {}
+    out = solve(labelled(change), solver, [0, 1, 0, 0], seeds, dtype=dtype, **kw)
+    without = solve(labelled(change), solver, [0, 0, 0], seeds[:1] + seeds[2:], dtype=dtype, **kw)
+    assert out.status.tolist() == [0, status, 0, 0]
+    assert without.success
+    keep = [0, 2, 3]
+    for name in ("x", "nfe", "accepted", "rejected"):
+        assert torch.equal(getattr(out, name)[keep], getattr(without, name)), name
+    (failure,) = out.failures
+    assert (failure.sample, failure.status) == (1, status)
+    assert 0 < failure.t <= 1
+    assert bool(torch.isfinite(out.x).all())
+    if status is Status.MAX_NFE:
+        assert 400 - solver.evaluations < int(out.nfe[1]) <= 400
+    if status is Status.NETWORK_NOT_FINITE:
+        assert failure.t > 0.3
+
+
+def test_dt_min_bounds_the_steps() -> None:
+    """No step is shorter but one cut by the grid, and nothing changes where none would be."""
+    model = DATA.model(sd.VP())
+    kw = {"seed": 0, "last": "noisy", "dtype": torch.float64}
+    steps = StepRecorder()
+    free = sd.sample(model, (5, 2), solver=sd.RK45(1e-6, 1e-6), callback=steps, **kw)
+    least = min(float(path.diff().abs().min()) for path in steps.times(free))
+    same = sd.sample(model, (5, 2), solver=sd.RK45(1e-6, 1e-6, dt_min=0.9 * least), **kw)
+    assert torch.equal(same.x, free.x)
+    bound, steps = 3 * least, StepRecorder()
+    out = sd.sample(model, (5, 2), solver=sd.RK45(1e-6, 1e-6, dt_min=bound), callback=steps, on_fail="return", **kw)
+    for path in steps.times(out):
+        assert float(path.diff().abs()[:-1].min()) >= bound * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("dt_min", [-1e-3, float("nan"), float("inf"), True, "small", 1.0])
+@pytest.mark.parametrize("make", [sd.RK45, sd.ExponentialPair], ids=["RK45", "ExponentialPair"])
+def test_dt_min_is_checked_before_the_network_is_called(make: Callable[..., Solver], dt_min: float) -> None:
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        raise AssertionError("called")
+
+    with pytest.raises(ValueError, match="dt_min"):
+        sd.sample(sd.ScoreModel(net, sd.VP()), (2, 2), solver=make(dt_min=dt_min), seed=0)
+
+
+def test_tolerances_are_positional_as_ever() -> None:
+    assert sd.RK45(1e-3, 1e-4) == sd.RK45(rtol=1e-3, atol=1e-4, dt_min=0.0)
+    pair = sd.ExponentialPair(3, "data", "sigma", "exact", False, 0.5, 1e-3, 1e-4)
+    assert (pair.order, pair.form, pair.variable, pair.rtol, pair.atol) == (3, "data", "sigma", 1e-3, 1e-4)
+    assert repr(sd.ExponentialPair(2, rtol=1e-3)) == "ExponentialPair(order=2, rtol=0.001)"
+
+
+@pytest.mark.parametrize("variable", ["t", "sigma", "log_snr"])
+@pytest.mark.parametrize("name", ["VP", "VE", "EDM", "user, alpha and log_snr"])
+def test_the_error_follows_the_tolerance(name: str, variable: str) -> None:
+    """On the exact flow, in every variable: the error is at most of the tolerance's size, and falls with it."""
+    sde = SDES[name]
+    x = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(6, 2) * sde.prior.std
+    exact = DATA.flow(sde, x, sde.t_max, sde.t_min)
+    kw = {"x_init": x, "last": "noisy", "dtype": torch.float64}
+    errors, tolerances = [], (1e-4, 1e-7)
+    for tol in tolerances:
+        out = sd.sample(DATA.model(sde), (6, 2), solver=sd.RK45(tol, tol, variable=variable), **kw)
+        errors.append(float((out.x - exact).abs().max()))
+        assert errors[-1] < 10 * tol
+    assert slope(errors, 1000.0) > 0.7, errors
+
+
+def test_the_variable_by_default() -> None:
+    for sde, variable in ((sd.VP(), "t"), (sd.VE(), "sigma"), (sd.RectifiedFlow(), "t"), (SDES["EDM"], "sigma")):
+        model = DATA.model(sde)
+        kw = {"seed": 1, "dtype": torch.float64}
+        default, named = (sd.sample(model, (3, 2), solver=solver, **kw) for solver in (sd.RK45(), sd.RK45(variable=variable)))
+        assert torch.equal(default.x, named.x)
+
+
+@pytest.mark.parametrize("variable", ["t", "sigma", "log_snr"])
+def test_the_first_step_sees_the_drift(variable: str) -> None:
+    sde, solver = sd.VP(), sd.RK45(variable=variable)
+    problem = Reverse(DATA.model(sde), 3)
+    x, t = torch.linspace(-1, 2, 6, dtype=torch.float64).reshape(3, 2), torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64)
+    torch.testing.assert_close(solver.slope(problem, x, t, solver.init(problem, x, t)), problem.drift(x, t))
+    assert problem.monitor.nfe.tolist() == [2, 2, 2]
+
+
+@torch.no_grad()
+def test_times_known_for_every_row_give_the_same_numbers() -> None:
+    problem = Reverse(DATA.model(sd.VP()), 3)
+    x = torch.linspace(-1, 2, 6, dtype=torch.float64).reshape(3, 2)
+    times = torch.tensor([[0.9, 0.5, 0.1], [0.8, 0.45, 0.05]], dtype=torch.float64)
+    expected = [(problem.drift(x, t), problem.noise(x, t), problem.diffuse(x, t)) for t in times]
+    for t, want in zip(problem.prepare(times), expected, strict=True):
+        found = problem.drift(x, t), problem.noise(x, t), problem.diffuse(x, t)
+        for a, b in zip(found, want, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-14, atol=0)
+    part = problem.take(torch.tensor([2, 0]))
+    (late,) = part.prepare(times[:1, [2, 0]])
+    torch.testing.assert_close(part.drift(x[[2, 0]], late), expected[0][0][[2, 0]], rtol=1e-14, atol=0)
+
+
+def test_the_last_step_is_shared() -> None:
+    """The last step of a sample is the one before it, or longer."""
+    steps = StepRecorder()
+    out = sd.sample(DATA.model(sd.RectifiedFlow()), (20, 2), solver=sd.RK45(1e-6, 1e-6), seed=2, callback=steps, last="noisy")
+    for path in steps.times(out):
+        sizes = path.diff().abs()
+        assert float(sizes[-1]) > 0.5 * float(sizes[-2])
