@@ -137,6 +137,8 @@ class BrownianPath:
             raise ValueError(f"times must be () or ({rows},), one for each row; got {tuple(a.shape)} and {tuple(b.shape)}")
         times = np.empty((2, rows if a.ndim or b.ndim else 1))
         times[0], times[1] = a.numpy(), b.numpy()
+        if not rows or not size:
+            return [torch.zeros(rows, *self.event, dtype=self.dtype, device=self.device)] * outputs
         at = self._locate(times, outputs, standard=standard)
         total = self._base(at, (outputs, rows, size))
         if at.x.any():

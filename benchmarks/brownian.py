@@ -1,0 +1,124 @@
+"""Time of a query of `BrownianPath`, every sample with a seed of its own, against torchsde's paths and ``randn``.
+
+``--memory`` also measures what 1000 queries leave behind, each path in a process of its own.
+"""
+
+from __future__ import annotations
+
+import random
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+
+import torch
+import torchsde
+from timing import arguments, micro, ratios, report, shape_name
+
+from solvers import BrownianPath, seeds
+
+SHAPES = ((16, 2), (4, 4, 64, 64))
+STEPS = 100
+Query = Callable[[float, float], object]
+
+
+def ours(shape: tuple[int, ...]) -> Query:
+    path = BrownianPath(seeds(0, shape[0]), shape[1:], 0.0, 1.0, intervals=torch.tensor(GRID, dtype=torch.float64))
+    at = {t: torch.tensor(t, dtype=torch.float64) for t in GRID}
+
+    def query(a: float, b: float) -> object:
+        return path.increment(*(at[t] if t in at else torch.tensor(t, dtype=torch.float64) for t in (a, b)))
+
+    return query
+
+
+def interval(shape: tuple[int, ...], **options: object) -> Query:
+    return torchsde.BrownianInterval(t0=0.0, t1=1.0, size=shape, entropy=1, **options)
+
+
+def tree_per_item(shape: tuple[int, ...]) -> Query:
+    """BatchedBrownianTree of k-diffusion with a seed for each item: a tree each, stacked."""
+    trees = [torchsde.BrownianTree(t0=0.0, w0=torch.zeros(shape[1:]), t1=1.0, entropy=seed) for seed in range(shape[0])]
+    return lambda a, b: torch.stack([tree(a, b) for tree in trees])
+
+
+def randn(shape: tuple[int, ...]) -> Query:
+    generator = torch.Generator().manual_seed(0)
+    return lambda a, b: torch.randn(shape, generator=generator) * (b - a) ** 0.5
+
+
+PATHS: dict[str, Callable[[tuple[int, ...]], Query]] = {
+    "BrownianPath": ours,
+    "randn": randn,
+    "interval, dt": lambda shape: interval(shape, dt=1 / STEPS),
+    "interval, cache": lambda shape: interval(shape, cache_size=1000),
+    "tree per item": tree_per_item,
+}
+GRID = [i / STEPS for i in range(STEPS + 1)]
+_RANDOM = random.Random(0)
+_POINTS = sorted(_RANDOM.random() for _ in range(STEPS + 1))
+QUERIES = {
+    "grid": list(zip(GRID[:-1], GRID[1:], strict=True)),
+    "grid, any order": _RANDOM.sample(list(zip(GRID[:-1], GRID[1:], strict=True)), STEPS),
+    "any times": list(zip(_POINTS[:-1], _POINTS[1:], strict=True)),
+    "any, any order": [(min(p), max(p)) for p in ([_RANDOM.random(), _RANDOM.random()] for _ in range(STEPS))],
+}
+
+
+def rounds(shape: tuple[int, ...], kind: str, count: int, few: int) -> dict[str, list[float]]:
+    """Seconds a query of a new path, a list with one entry a round; paths alternate."""
+    times: dict[str, list[float]] = {name: [] for name in PATHS}
+    for _ in range(count):
+        for name, make in PATHS.items():
+            asked = QUERIES[kind][: few if name != "tree per item" else max(2, few // 10)]
+            path = make(shape)
+            start = time.thread_time()
+            for a, b in asked:
+                path(a, b)
+            times[name].append((time.thread_time() - start) / len(asked))
+    return times
+
+
+def grown(name: str, shape: tuple[int, ...], kind: str) -> float:
+    """Megabytes by which the process grows in 1000 queries."""
+    out = subprocess.run([sys.executable, __file__, "--grow", name, repr(shape), kind], capture_output=True, text=True, check=True)
+    return float(out.stdout)
+
+
+def _grow(name: str, shape: tuple[int, ...], kind: str) -> None:
+    warnings.simplefilter("ignore")
+    path, asked = PATHS[name](shape), QUERIES[kind]
+    path(*asked[0])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    numbers: Iterator[float] = iter(lambda: _RANDOM.random(), None)
+    for i in range(1000):
+        path(*(asked[i % STEPS] if kind.startswith("grid") else sorted((next(numbers), next(numbers)))))
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def main() -> None:
+    memory = "--memory" in sys.argv and not sys.argv.remove("--memory")  # type: ignore[func-returns-value]
+    args = arguments(__doc__ or "", rounds=5)
+    warnings.simplefilter("ignore")  # torchsde's, about times that it rounds
+    rows: list[dict[str, object]] = []
+    for shape in SHAPES:
+        for kind in QUERIES:
+            times = rounds(shape, kind, args.rounds, 10 if args.quick else STEPS)
+            row: dict[str, object] = {"shape": shape_name(shape), "queries": kind}
+            row |= {f"{name} us": micro(each) for name, each in times.items()}
+            for name in list(PATHS)[1:]:
+                row[f"ratio to {name}"] = ratios(times["BrownianPath"], times[name])["ratio"]
+            if memory:
+                row |= {f"{name} MB": grown(name, shape, kind) for name in ("BrownianPath", "interval, dt", "interval, cache")}
+            rows.append(row)
+    report("brownian", rows, args)
+
+
+if __name__ == "__main__":
+    if "--grow" in sys.argv:
+        name, shape, kind = sys.argv[2:]
+        _grow(name, tuple(int(n) for n in shape.strip("()").split(",")), kind)
+    else:
+        main()
