@@ -1,6 +1,6 @@
 """Time of a query of `BrownianPath`, every sample with a seed of its own, against torchsde's paths and ``randn``.
 
-``--memory`` also measures what 1000 queries leave behind, each path in a process of its own.
+``--memory`` also measures what 200 queries leave behind, each path in a process of its own.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def rounds(shape: tuple[int, ...], kind: str, count: int, few: int) -> dict[str,
     times: dict[str, list[float]] = {name: [] for name in PATHS}
     for _ in range(count):
         for name, make in PATHS.items():
-            asked = QUERIES[kind][: few if name != "tree per item" else max(2, few // 10)]
+            asked = QUERIES[kind][: max(2, few // 10) if name == "tree per item" else few]
             path = make(shape)
             start = time.thread_time()
             for a, b in asked:
@@ -82,7 +82,7 @@ def rounds(shape: tuple[int, ...], kind: str, count: int, few: int) -> dict[str,
 
 
 def grown(name: str, shape: tuple[int, ...], kind: str) -> float:
-    """Megabytes by which the process grows in 1000 queries."""
+    """Megabytes by which the process grows in 200 queries."""
     out = subprocess.run([sys.executable, __file__, "--grow", name, repr(shape), kind], capture_output=True, text=True, check=True)
     return float(out.stdout)
 
@@ -93,19 +93,19 @@ def _grow(name: str, shape: tuple[int, ...], kind: str) -> None:
     path(*asked[0])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     numbers: Iterator[float] = iter(lambda: _RANDOM.random(), None)
-    for i in range(1000):
+    for i in range(200):
         path(*(asked[i % STEPS] if kind.startswith("grid") else sorted((next(numbers), next(numbers)))))
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
 def main() -> None:
     memory = "--memory" in sys.argv and not sys.argv.remove("--memory")  # type: ignore[func-returns-value]
-    args = arguments(__doc__ or "", rounds=5)
+    args = arguments(__doc__ or "", rounds=3)
     warnings.simplefilter("ignore")  # torchsde's, about times that it rounds
     rows: list[dict[str, object]] = []
     for shape in SHAPES:
         for kind in QUERIES:
-            times = rounds(shape, kind, args.rounds, 10 if args.quick else STEPS)
+            times = rounds(shape, kind, args.rounds, 4 if args.quick else STEPS if kind.startswith("grid") else STEPS // 4)
             row: dict[str, object] = {"shape": shape_name(shape), "queries": kind}
             row |= {f"{name} us": micro(each) for name, each in times.items()}
             for name in list(PATHS)[1:]:

@@ -193,10 +193,10 @@ def test_what_is_kept_is_bounded() -> None:
         assert all(z.base is None or z.base.size == z.size for z in one._kept.values())
 
 
-STRONG = {sd.EulerMaruyama(): 1.0, sd.SRA1(): 1.5, sd.Ancestral(): 1.0, sd.SEEDS(2): 1.0}
+STRONG = {sd.EulerMaruyama(): 1.0, sd.SRA1(): 1.5, sd.SEEDS(2): 1.0, sd.ERSDE(2, scale=torch.square): 1.0}
 
 
-@pytest.mark.parametrize("solver", STRONG, ids=repr)
+@pytest.mark.parametrize("solver", STRONG, ids=lambda solver: type(solver).__name__)
 def test_solvers_converge_along_one_path(solver: Solver) -> None:
     """20, 40 and 80 steps, which the 64 base intervals do not fit, against SRA3 in 200."""
     exact = end(sd.SRA3(), 200)
