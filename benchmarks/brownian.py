@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import resource
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 import torchsde
@@ -24,14 +25,15 @@ STEPS = 100
 Query = Callable[[float, float], object]
 
 
+class _Tensors(dict[float, torch.Tensor]):
+    def __missing__(self, t: float) -> torch.Tensor:
+        return torch.tensor(t, dtype=torch.float64)
+
+
 def ours(shape: tuple[int, ...]) -> Query:
     path = BrownianPath(seeds(0, shape[0]), shape[1:], 0.0, 1.0, intervals=torch.tensor(GRID, dtype=torch.float64))
-    at = {t: torch.tensor(t, dtype=torch.float64) for t in GRID}
-
-    def query(a: float, b: float) -> object:
-        return path.increment(*(at[t] if t in at else torch.tensor(t, dtype=torch.float64) for t in (a, b)))
-
-    return query
+    at = _Tensors({t: torch.tensor(t, dtype=torch.float64) for asked in QUERIES.values() for pair in asked for t in pair})
+    return lambda a, b: path.increment(at[a], at[b])
 
 
 def interval(shape: tuple[int, ...], **options: object) -> Query:
@@ -60,9 +62,9 @@ GRID = [i / STEPS for i in range(STEPS + 1)]
 _RANDOM = random.Random(0)
 _POINTS = sorted(_RANDOM.random() for _ in range(STEPS + 1))
 QUERIES = {
-    "grid": list(zip(GRID[:-1], GRID[1:], strict=True)),
-    "grid, any order": _RANDOM.sample(list(zip(GRID[:-1], GRID[1:], strict=True)), STEPS),
-    "any times": list(zip(_POINTS[:-1], _POINTS[1:], strict=True)),
+    "grid": list(itertools.pairwise(GRID)),
+    "grid, any order": _RANDOM.sample(list(itertools.pairwise(GRID)), STEPS),
+    "any times": list(itertools.pairwise(_POINTS)),
     "any, any order": [(min(p), max(p)) for p in ([_RANDOM.random(), _RANDOM.random()] for _ in range(STEPS))],
 }
 
@@ -92,9 +94,8 @@ def _grow(name: str, shape: tuple[int, ...], kind: str) -> None:
     path, asked = PATHS[name](shape), QUERIES[kind]
     path(*asked[0])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    numbers: Iterator[float] = iter(lambda: _RANDOM.random(), None)
     for i in range(200):
-        path(*(asked[i % STEPS] if kind.startswith("grid") else sorted((next(numbers), next(numbers)))))
+        path(*(asked[i % STEPS] if kind == "grid" else sorted((_RANDOM.random(), _RANDOM.random()))))
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
@@ -110,10 +111,14 @@ def main() -> None:
             row |= {f"{name} us": micro(each) for name, each in times.items()}
             for name in list(PATHS)[1:]:
                 row[f"ratio to {name}"] = ratios(times["BrownianPath"], times[name])["ratio"]
-            if memory:
-                row |= {f"{name} MB": grown(name, shape, kind) for name in ("BrownianPath", "interval, dt", "interval, cache")}
             rows.append(row)
     report("brownian", rows, args)
+    if memory:
+        names = ("BrownianPath", "interval, dt", "interval, cache")
+        left = [
+            {"queries": kind} | {f"{name} MB": grown(name, SHAPES[-1], kind) for name in names} for kind in ("grid", "any times")
+        ]
+        report(f"brownian, {shape_name(SHAPES[-1])}: left behind", left, args)
 
 
 if __name__ == "__main__":
