@@ -30,9 +30,9 @@ class BrownianPath:
         W1 - W2 = 3 H + sqrt(h)/2 z1,   H1 + H2 = H/2 - sqrt(h)/4 z1,   H1 - H2 = sqrt(h/12) z2
 
     for its halves, down to 2^-``depth`` of it, below which the path is its conditional mean, a parabola: the variance of w is short
-    of h 2^-depth / 16 at most. A time costs two normals for each of ``depth`` nodes, drawn at once, fewer where it is a dyadic part of
-    its base interval, none where it is an end of one: take base intervals in which the steps' ends are. Over those `White` has the
-    same normals in steps of the same numbers.
+    of h 2^-depth / 16 at most. A time costs two normals for each of ``depth`` nodes, drawn at once, fewer at a dyadic part of a
+    base interval, none at an end of one: take base intervals in which the steps' ends are. Over those `White` has the same normals
+    in steps of the same numbers.
 
     Values depend on (seed, start, end, intervals, depth) and the times alone: not on the batch, the device, or what was asked
     before. Memory is bounded: kept are 2^23 numbers of base intervals and the nodes of two times. Times are in float64, () or

@@ -34,6 +34,10 @@ def path(rows: int = 3, event: tuple[int, ...] = (2,), intervals: int | Tensor =
 # Both ends of the path, ends of base intervals, dyadic parts of one, and others; within one interval, over several, backwards.
 INTERVALS = [(1.0, 0.2), (0.84, 0.68), (0.92, 0.88), (0.93, 0.31), (0.9501, 0.9499), (0.99, 0.86), (0.5, 0.9), (0.21, 0.2)]
 N = 20_000
+PINNED = """
+-0x1.b9c3c40000000p-2 -0x1.7903ec0000000p+0 0x1.33f7ea0000000p+0 0x1.21d07c0000000p-1
+-0x1.a758040000000p-5 -0x1.74939e0000000p-2 0x1.365ba20000000p-2 0x1.3de2b80000000p-3
+""".split()
 
 
 @pytest.mark.parametrize(("a", "b"), INTERVALS)
@@ -117,6 +121,22 @@ def test_over_base_intervals_it_is_white_noise() -> None:
             assert torch.equal(step.normal(stream, 2), white.at(3).normal(stream, 2))
         with pytest.raises(ValueError, match=r"noise\.over\(t, s\)"):
             step.normal("path")
+
+
+def test_times_beside_the_ends_of_base_intervals_draw_no_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grid that was computed in another way is off by rounding."""
+    want = path().increment(time(0.84), time(0.36))
+    monkeypatch.setattr(brownian, "keyed", None)
+    for shift in (-2e-15, 0.0, 2e-15):
+        found = path().increment(time(0.84 + shift), time(0.36 + shift))
+        torch.testing.assert_close(found, want, rtol=0, atol=1e-14)
+
+
+def test_the_values_are_these() -> None:
+    """On every machine, as those of `White`; the nodes' stream is their own."""
+    one = sd.BrownianPath([0, 2**32 + 1], (2,), 1.0, 0.0, intervals=4)
+    found = torch.stack(one.pair(time(0.9), time(0.3)))
+    assert [value.hex() for value in found.flatten().tolist()] == PINNED
 
 
 def test_an_uneven_base() -> None:
