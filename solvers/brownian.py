@@ -25,8 +25,8 @@ class BrownianPath:
 
     From ``start`` to ``end`` (in either direction) there are ``intervals`` base intervals: so many equal ones, or those between the
     given times (M + 1,). Over one of length h the increment W and H = 1/h int (w_r - w_a - (r - a)/h W) dr are independent normals,
-    of variance h and h/12 (space-time Levy area: Foster, Lyons and Oberhauser 2020, SIAM Journal on Numerical Analysis 58); and given
-    the two
+    of variance h and h/12 (space-time Levy area: Foster, Lyons and Oberhauser 2020, SIAM Journal on Numerical Analysis 58); and
+    given the two
 
         W1 - W2 = 3 H + sqrt(h)/2 z1,   H1 + H2 = H/2 - sqrt(h)/4 z1,   H1 - H2 = sqrt(h/12) z2
 
