@@ -33,6 +33,7 @@ bench: $(STAMP)  ## times against hand-written loops, as ratios (benchmarks/READ
 	OMP_NUM_THREADS=1 $(PY) benchmarks/step.py $(ARGS)
 	OMP_NUM_THREADS=1 $(PY) benchmarks/noise.py $(ARGS)
 	OMP_NUM_THREADS=1 $(PY) benchmarks/schedule.py $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) benchmarks/brownian.py $(ARGS)
 
 lint: $(STAMP)  ## ruff: rules and format
 	$(PY) -m ruff check .

@@ -25,13 +25,15 @@ class BrownianPath:
 
     From ``start`` to ``end`` (in either direction) there are ``intervals`` base intervals: so many equal ones, or those between the
     given times (M + 1,). Over one of length h the increment W and H = 1/h int (w_r - w_a - (r - a)/h W) dr are independent normals,
-    of variance h and h/12 (Foster, Lyons and Oberhauser 2020, arXiv 1905.01720, space-time Levy area); and given the two
+    of variance h and h/12 (space-time Levy area: Foster, Lyons and Oberhauser 2020, SIAM Journal on Numerical Analysis 58); and
+    given the two
 
         W1 - W2 = 3 H + sqrt(h)/2 z1,   H1 + H2 = H/2 - sqrt(h)/4 z1,   H1 - H2 = sqrt(h/12) z2
 
-    for its halves, down to 2^-``depth`` of it, below which the path is its conditional mean, a parabola. A time costs one draw of
-    all its ``depth`` nodes, fewer where it is a dyadic part of its base interval, none where it is an end of one: take base
-    intervals in which the steps' ends are. Over those `White` has the same normals in steps of the same numbers.
+    for its halves, down to 2^-``depth`` of it, below which the path is its conditional mean, a parabola: the variance of w is short
+    of h 2^-depth / 16 at most. A time costs two normals for each of ``depth`` nodes, drawn at once, fewer at a dyadic part of a
+    base interval, none at an end of one: take base intervals in which the steps' ends are. Over those `White` has the same normals
+    in steps of the same numbers.
 
     Values depend on (seed, start, end, intervals, depth) and the times alone: not on the batch, the device, or what was asked
     before. Memory is bounded: kept are 2^23 numbers of base intervals and the nodes of two times. Times are in float64, () or
@@ -140,6 +142,8 @@ class BrownianPath:
             raise ValueError(f"times must be () or ({rows},), one for each row; got {tuple(a.shape)} and {tuple(b.shape)}")
         times = np.empty((2, rows if a.ndim or b.ndim else 1))
         times[0], times[1] = a.numpy(), b.numpy()
+        if not rows or not size:
+            return [torch.zeros(rows, *self.event, dtype=self.dtype, device=self.device)] * outputs
         at = self._locate(times, outputs, standard=standard)
         total = self._base(at, (outputs, rows, size))
         if at.x.any():
@@ -204,7 +208,8 @@ class BrownianPath:
         normals = self._nodes(ids.reshape(-1, at.x.shape[1]), weights)
         outputs, rows, size = shape
         parts = total_of(weights, normals, (outputs, rows, 2, size), self._number)
-        return parts[:, :, 0] + parts[:, :, 1]
+        total: NDArray[Any] = parts[:, :, 0] + parts[:, :, 1]
+        return total
 
     def _nodes(self, ids: Ints, weights: Floats) -> Iterable[Numbers]:
         """The normals (rows, 2, size) of nodes (m, R), those that have a weight."""

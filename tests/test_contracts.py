@@ -94,7 +94,7 @@ METHODS = [
     Method(sd.SDEDPMSolverPP(3), 2, 1, 2),
     Method(sd.SASolver(2), 3, 1, 2, ladder=MANY),
     Method(sd.SASolver(), 3, 1, 2, law=(32, 64, 128)),
-    Method(sd.SEEDS(), 3, weak=2),
+    Method(sd.SEEDS(), 3, 1, 2),
     Method(sd.ERSDE(), weak=2),
     Method(sd.Renoise(sd.Heun()), 2, weak=2),
     Method(sd.Renoise(sd.RungeKutta4()), 4, weak=4, law=(64, 128, 256)),

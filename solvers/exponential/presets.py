@@ -148,8 +148,8 @@ class SASolver(ExponentialMultistep):
 class SEEDS(ExponentialSinglestep):
     """SEEDS-1 to -3 (Gonzalez et al. 2023, arXiv 2305.14267): exponential single steps for the reverse SDE in noise form.
 
-    ``order`` evaluations a step; the noise at the stages is that of the path. Weak order min(order, 2); at
-    lambda = 0 it is `DPMSolver` with exact integrals.
+    ``order`` evaluations a step; the noise at the stages is that of the path. Strong order 1 and weak order
+    min(order, 2); at lambda = 0 it is `DPMSolver` with exact integrals.
     """
 
     form: Form = "noise"
@@ -166,7 +166,8 @@ class ERSDE(ExponentialMultistep):
     """ER-SDE-Solver-1 to -3 (Cui et al. 2023, arXiv 2309.06169): multistep in data form and sigma / alpha, with a scale of noise.
 
     ``scale`` is the paper's phi, a function of rho = sigma / alpha: rho itself is the probability flow, rho^2 the reverse SDE;
-    in general lambda^2 = d log phi / d log rho - 1. One evaluation a step; weak order min(order, 2).
+    in general lambda^2 = d log phi / d log rho - 1. One evaluation a step; strong order 1 and weak order
+    min(order, 2).
     """
 
     variable: Variable = "sigma"
