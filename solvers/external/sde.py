@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from solvers.arithmetic import rowwise
+from solvers.brownian import BrownianPath
 from solvers.external.driver import External, Run, check_method
-from solvers.noise import Noise
+from solvers.noise import White
 from solvers.solver import check_tolerances
 
 __all__ = ["TorchSDE"]
@@ -116,9 +117,16 @@ class TorchSDE(External):
     def _noise(self, run: Run, flat: Tensor) -> Path:
         """The noise as a path at all times, one for the whole solve."""
         if run.memory is None:
-            run.memory = run.noise if isinstance(run.noise, Path) else _made(run.noise, flat, run.times, run.sign)
+            run.memory = run.noise if isinstance(run.noise, Path) else self._made(run, flat)
         path: Path = run.memory
         return path
+
+    def _made(self, run: Run, flat: Tensor) -> Path:
+        noise = run.noise
+        if not isinstance(noise, White):
+            raise ValueError(f"{self!r} needs a Brownian path at all times, which {noise!r} is not: pass seeds, or a BrownianPath")
+        start, end = run.times[[0, -1]].tolist()
+        return BrownianPath(noise.seeds, noise.event, start, end, dtype=flat.dtype, device=flat.device)
 
 
 @runtime_checkable
@@ -130,33 +138,6 @@ class Path(Protocol):
 
     def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """The increment and the integral of w - w_a over the interval, its length taken positive."""
-
-
-def _made(noise: Noise | None, flat: Tensor, times: Tensor, sign: float) -> Path:
-    """A path made from the seeds of a noise. The one place that chooses which: by now torchsde's own, one a sample."""
-    seeds: tuple[int, ...] | None = getattr(noise, "seeds", None)
-    if seeds is None:
-        raise ValueError(f"adaptive steps need a Brownian path at all times, which {noise!r} is not; pass seeds")
-    return _Intervals(seeds, flat, times, sign)
-
-
-class _Intervals:
-    """torchsde's paths, which depend on their seeds and on the times asked for."""
-
-    def __init__(self, seeds: Sequence[int], like: Tensor, times: Tensor, sign: float) -> None:
-        from torchsde import BrownianInterval
-
-        self.sign = sign
-        low, high = sorted((sign * times[[0, -1]]).tolist())
-        kind: dict[str, Any] = {"size": (1, like.shape[1]), "dtype": like.dtype, "device": like.device}
-        self.parts = [BrownianInterval(low, high, entropy=s, levy_area_approximation="space-time", **kind) for s in seeds]
-
-    def increment(self, a: Tensor, b: Tensor) -> Tensor:
-        return self.pair(a, b)[0]
-
-    def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        found = [part(self.sign * a, self.sign * b, return_U=True) for part in self.parts]
-        return torch.cat([w for w, _ in found]), torch.cat([u for _, u in found])
 
 
 class _Sde:
