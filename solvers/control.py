@@ -100,13 +100,13 @@ class PerSample(Control):
         self.rtol, self.atol, self.q = float(solver.rtol), float(solver.atol), float(solver.error_order)  # type: ignore[attr-defined]
         self.dt_min = float(getattr(solver, "dt_min", 0.0))
         self.sign = 1.0 if len(times) < 2 or times[1] > times[0] else -1.0
-        if self.dt_min > float((times[0] - times[-1]).abs()):
+        if self.dt_min > float((times[0] - times[-1]).detach().abs()):
             raise ValueError(
                 f"{solver!r}: dt_min exceeds the whole way from {float(times[0]):g} to {float(times[-1]):g}; give less"
             )
         if self.active:
             self.state = solver.init(problem, x, self.t)
-            self.h = torch.maximum(self._first_step(), self._floor())
+            self.h = torch.maximum(self._first_step().detach(), self._floor())
             problem.monitor.bad[:] = False  # the probe of the step size may have gone where no step will go
 
     @property
@@ -146,12 +146,13 @@ class PerSample(Control):
         return torch.where(torch.isfinite(step) & (step > 0), step, guess.nan_to_num(1e-6)).clamp(max=span)
 
     def propose(self) -> Any:
-        t, h, target = self.t.numpy(), self.h.numpy(), self.times.numpy()[self.target.numpy()]
-        left, self.floor = np.abs(target - t), self._floor()
+        h, target, self.floor = self.h.numpy(), self.times[self.target], self._floor()
+        left = (target - self.t).detach().abs().numpy()
         landing = h >= left * (1 - 1e-10)
         # What is left for less than two steps is shared by two, so that the last is never tiny.
         size = np.where(left < 2 * h, np.maximum(0.5 * left, self.floor.numpy()), h)
-        self.landing, self.s = torch.from_numpy(landing), torch.from_numpy(np.where(landing, target, t + self.sign * size))
+        self.landing = torch.from_numpy(landing)
+        self.s = torch.where(self.landing, target, self.t + self.sign * torch.from_numpy(size))
         return self.solver.plan(self.problem, torch.stack([self.t, self.s]))[0]
 
     def accept(self, step: Step) -> list[tuple[int, Tensor, Tensor | None]]:
@@ -159,7 +160,7 @@ class PerSample(Control):
             raise ValueError(f"{self.solver!r} is adaptive but its step gave no error estimate")
         norm = self._norm(step.error, self.x, step.x)
         good = norm <= 1
-        used = (self.s - self.t).abs()
+        used = (self.s - self.t).detach().abs()
         # A rejected step of the least size cannot be taken again with less.
         stuck = ~good & (used <= self.floor * (1 + 1e-10))
         self.h = self._resize(norm, good, used)
@@ -180,7 +181,7 @@ class PerSample(Control):
 
     def _floor(self) -> Tensor:
         """The least step sizes (rows,): ``dt_min``, and what rounding lets pass."""
-        return (_ROUNDING * self.t.abs().clamp(min=1e-3)).clamp(min=self.dt_min)
+        return (_ROUNDING * self.t.detach().abs().clamp(min=1e-3)).clamp(min=self.dt_min)
 
     def _factor(self, norm: Tensor, good: Tensor) -> NDArray[np.float64]:
         """The ratio (rows,) of the next step sizes to those that had these error norms."""

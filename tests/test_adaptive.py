@@ -14,7 +14,7 @@ import sdediff as sd
 from sdediff.plots import StepRecorder
 from sdediff.reverse import Reverse
 from sdediff.testing.paths import slope
-from solvers import Solver, Status
+from solvers import Options, Solver, Status, integrate
 
 ALL = [
     sd.ExponentialPair(2, "data", rtol=1e-2, atol=1e-2),
@@ -193,3 +193,14 @@ def test_the_last_step_is_shared() -> None:
     for path in steps.times(out):
         sizes = path.diff().abs()
         assert float(sizes[-1]) > 0.5 * float(sizes[-2])
+
+
+def test_gradients_reach_the_times_of_the_grid() -> None:
+    """d x / d t at the end of the grid is the drift there."""
+    model = DATA.model(sd.VP())
+    grid = torch.tensor([1.0, 0.5, 0.2], dtype=torch.float64, requires_grad=True)
+    start = torch.tensor([[0.7, -1.2]], dtype=torch.float64)
+    x = integrate(Reverse(model, 1), sd.RK45(1e-8, 1e-8), start, grid, options=Options(grad="full")).x
+    (rate,) = torch.autograd.grad(x[0, 0], grid)
+    drift = Reverse(model, 1).drift(x.detach(), torch.tensor(0.2, dtype=torch.float64))
+    assert float(rate[-1]) == pytest.approx(float(drift[0, 0]), rel=1e-5)
