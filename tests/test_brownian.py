@@ -8,17 +8,17 @@ from functools import cache
 
 import pytest
 import torch
-import torchsde
 from scipy.stats import kstest
-from test_references import MIXTURE, X, _Backward
 from torch import Tensor
 
 import sdediff as sd
 from sdediff.reverse import Reverse
 from sdediff.testing.paths import slope
-from solvers import Solver, bridge, brownian, integrate
+from solvers import Options, Solver, bridge, brownian, integrate
 from solvers.noise import STREAMS
 
+MIXTURE = sd.exact.GaussianMixture([[-1.0, 0.5], [1.0, 0.0], [0.3, -1.0]], 0.3)
+X = torch.tensor([[0.3, -1.2], [1.4, 0.2], [-0.6, 0.9]], dtype=torch.float64)
 F64 = torch.float64
 
 
@@ -246,26 +246,15 @@ def test_sampling_on_a_path() -> None:
     torch.testing.assert_close(parts, coarse, rtol=0, atol=1e-5)
 
 
-class _Path(torchsde.BrownianInterval):
-    """Our path in torchsde's time u = -t."""
-
-    def __init__(self, one: sd.BrownianPath) -> None:
-        super().__init__(t0=-one.start, t1=-one.end, size=(3, 2), dtype=F64, entropy=0)
-        self.one = one
-
-    def __call__(self, ta: Tensor, tb: Tensor, return_U: bool = False, return_A: bool = False) -> Tensor:
-        return self.one.increment(-torch.as_tensor(ta, dtype=F64), -torch.as_tensor(tb, dtype=F64))
-
-
 @pytest.mark.parametrize("steps", [20, 33])
 def test_euler_maruyama_is_that_of_torchsde_on_our_path(steps: int) -> None:
-    one = path()
     grid = torch.linspace(1.0, 0.2, steps + 1, dtype=F64)
-    dt = float(grid[0] - grid[1]) * (1 + 1e-12)
-    reference = torchsde.sdeint(_Backward(Reverse(MIXTURE.model(sd.VP()), 3, 1.0)), X, -grid, bm=_Path(one), dt=dt, method="euler")
-    ours = integrate(Reverse(MIXTURE.model(sd.VP()), 3, 1.0), sd.EulerMaruyama(), X, grid, one).x
-    # torchsde's times are up to 1e-12 off the grid, and a path of cells of 1.5e-7 has slopes of some 3e3.
-    torch.testing.assert_close(ours, reference[-1], rtol=0, atol=1e-7)
+    ours, theirs = (integrate_by(solver, grid, path()) for solver in (sd.EulerMaruyama(), sd.TorchSDE("euler")))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+def integrate_by(solver: sd.EulerMaruyama | sd.TorchSDE, grid: Tensor, noise: sd.BrownianPath) -> Tensor:
+    return solver.solve(Reverse(MIXTURE.model(sd.VP()), 3, 1.0), X, grid, noise, Options()).x
 
 
 @pytest.mark.parametrize(

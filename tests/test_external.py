@@ -231,6 +231,9 @@ class Straight:
     def increment(self, a: Tensor, b: Tensor) -> Tensor:
         return self._value(b) - self._value(a)
 
+    def over(self, a: Tensor, b: Tensor, k: int = 0) -> Tensor:
+        return self.increment(a, b) / (b - a).abs().sqrt()
+
     def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         inside = torch.linspace(1, 0, 513, dtype=torch.float64)
         knots = [a, *inside[(inside < a) & (inside > b)], b]
