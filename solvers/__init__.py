@@ -18,6 +18,7 @@ from solvers.exponential import (
     ExponentialSinglestep,
     SASolver,
     SDEDPMSolverPP,
+    Straight,
     UniPC,
 )
 from solvers.grid import GRIDS, LogSNR, check_grid, quadratic, uniform
@@ -82,6 +83,7 @@ __all__ = [
     "Step",
     "StepNoise",
     "StochasticHeun",
+    "Straight",
     "Tableau",
     "Tsit5",
     "UniPC",

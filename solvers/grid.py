@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["GRIDS", "LogSNR", "check_grid", "karras", "log_snr", "logistic", "quadratic", "uniform"]
+__all__ = ["GRIDS", "LogSNR", "central", "check_grid", "karras", "log_snr", "logistic", "quadratic", "uniform"]
 
 _FARTHEST: Final = 20.0
 
@@ -76,6 +76,17 @@ def logistic(
     return _warped("logistic", steps, start, end, schedule, warp, lambda place: centre + size * torch.logit(place))
 
 
+def central(steps: int, start: float, end: float, schedule: LogSNR | None = None) -> Tensor:
+    """`logistic` of width 3 and a centre of 1, of 15 / steps from 15 steps on: shorter intervals in the middle, longer ones at both
+    ends.
+
+    For polynomials in the angle arctan(sigma / alpha), which are bounded at both ends; chosen by measurement (docs/solvers.md), for
+    data whose coordinates have a variance near 1. The more steps there are, the more of the error is that of choosing among
+    distant parts of the data, which happens at higher noise.
+    """
+    return logistic(steps, start, end, schedule, centre=min(1.0, 15 / steps), width=3.0)
+
+
 def _warped(
     name: str,
     steps: int,
@@ -109,6 +120,7 @@ GRIDS: Final[dict[str, Callable[[int, float, float, LogSNR | None], Tensor]]] = 
     "log_snr": log_snr,
     "karras": karras,
     "logistic": logistic,
+    "central": central,
 }
 """Grids with a name."""
 
