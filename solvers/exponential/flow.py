@@ -47,6 +47,7 @@ MOMENTS: Final = ("exact", "half", "half-h", "uniform")
 
 _PER_PANEL: Final = 16
 _NOTHING: Final = 8 * torch.finfo(torch.float64).eps
+_FARTHEST: Final = 40.0  # in u: exp(-40) is below rounding
 _FOLDS: Final = 4.0  # e-foldings of the weight in a panel: the rule's error is then below rounding
 
 
@@ -152,6 +153,11 @@ class Flow:
         ratio = torch.exp(-u)
         return ratio if self.variable == "sigma" else torch.atan(ratio)
 
+    def bounded(self, points: Points) -> Tensor:
+        """At which of the points predictions can be integrated up to there: not where log-SNR is infinite, unless `Straight`."""
+        finite = torch.isfinite(points.v)
+        return finite if isinstance(self.theta, Straight) else finite & torch.isfinite(points.u)
+
     def between(self, a: Points, b: Points, share: float) -> Points:
         """The points at a share of the way from a to b, in the variable."""
         v = a.v + share * (b.v - a.v)
@@ -184,14 +190,18 @@ class Flow:
 
     def _nodes(self, a: Points, b: Points) -> tuple[Tensor, Tensor]:
         """u and weights, (nodes, *shape), of a rule from a to b."""
-        h = b.u - a.u
+        start, h = a.u, b.u - a.u
+        if isinstance(self.theta, Straight):
+            # Its densities fall as exp(-|u|).
+            start = a.u.clamp(-_FARTHEST, _FARTHEST)
+            h = b.u.clamp(-_FARTHEST, _FARTHEST) - start
         folds = torch.maximum(h.abs(), (h + b.mixing - a.mixing).abs()).detach()
         # arctan(exp(-u)) has poles half as far from the real line as Straight's share, which sets the length of panels.
         most = _FOLDS / 2 if self.variable == "angle" or isinstance(self.theta, Straight) else _FOLDS
         panels = max(1, math.ceil(float(folds.max()) / most)) if h.numel() else 1
         x, w = _rule()
         at = ((torch.arange(panels, dtype=torch.float64)[:, None] + x) / panels).reshape(-1, *(1,) * h.ndim)
-        return a.u + at * h, (w / panels).repeat(panels).reshape(at.shape) * h
+        return start + at * h, (w / panels).repeat(panels).reshape(at.shape) * h
 
     def weights(self, a: Points, b: Points, nodes: Sequence[Tensor], moments: Moments = "exact") -> list[Weight]:
         """What each node's predictions are multiplied by in the step from a to b; ``nodes`` are values v, the first of them a's.

@@ -129,7 +129,7 @@ class ExponentialMultistep(Exponential):
             go.update(zip(first, plan_stages(flow, a, b, method, moments), strict=True))
         if ends:
             go.update(zip(ends, plan_plain(*_pairs(points, ends)), strict=True))
-        usable = torch.isfinite(points.u).tolist()
+        usable = flow.bounded(points).tolist()
         go.update(self._moves(flow, points, rest, self.order, steps, usable, end=False))
         corrected = [i for i in rest if i < steps - 1] if self.past else []
         correct = self._moves(flow, points, corrected, self.past, steps, usable, end=True)

@@ -102,7 +102,7 @@ class Exponential(Solver):
         points = flow.points(times)
         if bool((points.sigma[:-1] == 0).any()):
             raise ValueError(f"{type(self).__name__} cannot step from sigma = 0: start at t_min > 0")
-        ends = unbounded(points.part(slice(None, -1)), points.part(slice(1, None))).tolist()
+        ends = unbounded(flow, points).tolist()
         return points, [i for i, end in enumerate(ends) if not end], [i for i, end in enumerate(ends) if end]
 
 

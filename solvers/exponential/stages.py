@@ -143,10 +143,11 @@ def plan_plain(a: Points, b: Points) -> list[Plain]:
     return [Plain(at, Move(kept, ((push,),), std)) for at, (kept, push, std) in zip(evaluations(a), columns, strict=True)]
 
 
-def unbounded(a: Points, b: Points) -> Tensor:
-    """Which of the intervals end or begin where log-SNR is infinite, (n,)."""
-    finite = torch.isfinite(a.u) & torch.isfinite(b.u) & torch.isfinite(a.v) & torch.isfinite(b.v)
-    return ~(finite.flatten(1).all(dim=1) if finite.ndim > 1 else finite)
+def unbounded(flow: Flow, points: Points) -> Tensor:
+    """Which of the intervals between the points end or begin where the form has no bound, (n,)."""
+    bounded = flow.bounded(points)
+    bounded = bounded.flatten(1).all(dim=1) if bounded.ndim > 1 else bounded
+    return ~(bounded[:-1] & bounded[1:])
 
 
 def evaluations(points: Points) -> list[Evaluation]:
