@@ -77,14 +77,13 @@ def logistic(
 
 
 def central(steps: int, start: float, end: float, schedule: LogSNR | None = None) -> Tensor:
-    """`logistic` of width 3 and a centre of 1, of 15 / steps from 15 steps on: shorter intervals in the middle, longer ones at both
-    ends.
+    """`logistic` with centre min(0.75, 15 / N) and width 3 + 2 / N for N steps: finer in the middle, coarser at both ends.
 
-    For polynomials in the angle arctan(sigma / alpha), which are bounded at both ends; chosen by measurement (docs/solvers.md), for
-    data whose coordinates have a variance near 1. The more steps there are, the more of the error is that of choosing among
-    distant parts of the data, which happens at higher noise.
+    For polynomials in the angle arctan(sigma / alpha), which are bounded at both ends. The more steps there are, the more of the
+    error comes from high noise, where samples choose among distant parts of the data. All numbers were chosen by measurement
+    (docs/solvers.md), for data whose coordinates have a variance near 1.
     """
-    return logistic(steps, start, end, schedule, centre=min(1.0, 15 / steps), width=3.0)
+    return logistic(steps, start, end, schedule, centre=min(0.75, 15 / steps), width=3 + 2 / steps)
 
 
 def _warped(

@@ -79,6 +79,8 @@ METHODS = [
     *(Method(sd.ExponentialMultistep(p), p, ladder=MANY) for p in (1, 2, 3, 4)),
     Method(sd.ExponentialMultistep(4, "noise", "sigma"), 4, ladder=MANY),
     Method(sd.ExponentialMultistep(3, 0.5, "t", corrector=3), 4, ladder=MANY),
+    Method(sd.ExponentialSinglestep(3, sd.Straight(0.3), "angle"), 3),
+    Method(sd.ExponentialMultistep(3, sd.Straight(0.3), "angle", corrector=3), 4, ladder=MANY),
     Method(sd.DPMSolver(2), 2),
     Method(sd.DPMSolverPPSinglestep(), 2),
     Method(sd.DPMSolverPP(), 2),
