@@ -15,7 +15,7 @@ from sdediff.reverse import Reverse
 from sdediff.testing.paths import Still, slope
 from solvers import Options, Solver, integrate
 from solvers.exponential.flow import Flow
-from solvers.exponential.stages import Stages
+from solvers.exponential.stages import Evaluation, Stages, evaluate, history
 
 LAW = sd.exact.GaussianMixture([[-0.5, 0.3], [0.5, 0.0], [0.2, -0.5]], 0.5)
 VP = sd.VP()
@@ -128,6 +128,14 @@ def test_the_straight_form_at_scale_1_is_adams_and_bashforths_for_the_velocity(o
         rule = {1: (1.0,), 2: (3 / 2, -1 / 2)}.get(min(len(past), order), weights)
         x = x - sum(w * v for w, v in zip(rule, past, strict=False)) / 8
     torch.testing.assert_close(got, x, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("theta", [0.0, 0.4, 1.0, sd.Straight(0.2)])
+def test_predictions_of_a_form_are_one_whether_evaluated_or_made_of_the_data(theta: float | sd.Straight) -> None:
+    x, t = starts(VP, 3, 0.5), torch.tensor(0.5, dtype=torch.float64)
+    at = Evaluation(t, float(VP.alpha(t)), float(VP.sigma(t)))
+    for one, two in zip(evaluate(problem(VP, 3), theta, x, at), history(theta, x, problem(VP, 3).data(x, t), at), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("scale", "form"), [(1e-7, "data"), (1e7, "noise")])
