@@ -217,7 +217,7 @@ def deterministic(name: str, d: int, args: argparse.Namespace) -> list[dict[str,
     rows: list[dict[str, object]] = []
     for nfe in args.nfes:
         solver = default_solver(task.sde, nfe, stochastic=False)
-        x, used = task.solve(solver, task.grid("logistic", nfe))
+        x, used = task.solve(solver, task.grid(solver.spacing, nfe))
         median, high = task.errors(x)
         (best, whose), (best_high, whose_high) = envelope(task, nfe)
         row = {"task": f"{name}-{d}d", "NFE": used, "median": median, "ratio": median / best, "p90": high}
@@ -231,7 +231,7 @@ def stochastic(name: str, d: int, args: argparse.Namespace) -> list[dict[str, ob
     right, rows = task.spread(truth), []
     for nfe in [n for n in NOISY if n in args.nfes] or args.nfes[:1]:
         solver = default_solver(task.sde, nfe, stochastic=True)
-        x, used = task.solve(solver, task.grid("logistic", nfe // solver.evaluations), 1.0)
+        x, used = task.solve(solver, task.grid(solver.spacing, nfe // solver.evaluations), 1.0)
         count = min(1000, len(x) // args.mixtures)
         pairs = list(zip(x.reshape(args.mixtures, -1, d)[:, :count], truth[:, :count], strict=True))
         floor = list(zip(truth[:, -count:], truth[:, :count], strict=True))

@@ -25,6 +25,7 @@ from solvers import (
     Noise,
     Renoise,
     Solver,
+    Straight,
 )
 
 __all__ = [
@@ -97,8 +98,9 @@ def check_solver(solver: Solver | None, default: Solver) -> Solver:
 def default_solver(sde: SDE, steps: int | None, *, stochastic: bool) -> Solver:
     """The rule of docs/solvers.md: by the number of steps, and by whether noise is asked for; RK45 where there are no steps.
 
-    Without noise: of the prediction 0.4 is put as data and 0.6 as noise, polynomials are in log-SNR, the first steps have lower
-    orders: an evaluation a step, and none more to start. With noise: single steps of order 2, and exact noise: two a step.
+    Without noise: the equation in the form that is straight while data and noise do not change, at the scale of details,
+    polynomials in the angle arctan(sigma / alpha), the first steps of lower orders: an evaluation a step, and none more to start.
+    With noise: single steps of order 2, and exact noise: two a step.
     """
     if "kernel" not in sde.offers:
         return EulerMaruyama() if stochastic or steps is not None else RK45()
@@ -106,12 +108,12 @@ def default_solver(sde: SDE, steps: int | None, *, stochastic: bool) -> Solver:
         return Renoise(ExponentialSinglestep(2, form=0.3))
     if steps is None:
         return RK45()
-    order, corrector = next((choice for least, *choice in _BY_STEPS if isinstance(steps, int) and steps >= least), (2, 0))
-    return ExponentialMultistep(order, form=0.4, corrector=corrector, startup="published")
+    order = next((order for least, order in _BY_STEPS if isinstance(steps, int) and steps >= least), 2)
+    return ExponentialMultistep(order, form=Straight(0.1), variable="angle", corrector=None, startup="published")
 
 
-_BY_STEPS: Final = ((25, 4, 4), (12, 3, 3))
-"""Order and corrector, from so many steps on; with fewer, order 2 without a corrector."""
+_BY_STEPS: Final = ((20, 4), (8, 3))
+"""The order, from so many steps on; with fewer, 2."""
 
 
 def intervals(steps: int | None, grid: Grid | None) -> int | None:

@@ -76,8 +76,9 @@ def sample(
     ``solver``: any solver value. By default, with ``steps=N`` or a ``grid``, an `ExponentialMultistep` of order 2 to 4 by N, or
     `Renoise` where ``stochasticity`` is given (docs/solvers.md: the rule and what it was chosen by), or `EulerMaruyama` under an
     SDE without a Gaussian kernel; with neither, `RK45`.
-    ``steps``, ``grid``: fixed-step solvers take ``steps=N`` intervals, spaced as ``solver.spacing`` says (``"logistic"`` for
-    exponential integrators, else ``"uniform"``) unless ``grid`` is another name, a function of N, or a falling array of times.
+    ``steps``, ``grid``: fixed-step solvers take ``steps=N`` intervals, spaced as ``solver.spacing`` says (``"central"`` for
+    the default and others in the angle, ``"logistic"`` for the other exponential integrators, else ``"uniform"``) unless ``grid``
+    is another name, a function of N, or a falling array of times.
     Adaptive solvers take no ``steps``; an array is where they must land. The network is evaluated N times (``solver.evaluations``
     times N: 2 N by the stochastic default; more in the first steps of a multistep solver with ``startup="exact"``), and once more
     for ``last="denoise"``.

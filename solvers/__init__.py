@@ -21,6 +21,7 @@ from solvers.exponential import (
     ExponentialSinglestep,
     SASolver,
     SDEDPMSolverPP,
+    Straight,
     UniPC,
 )
 from solvers.external import External, SciPy, TorchDiffEq, TorchSDE
@@ -91,6 +92,7 @@ __all__ = [
     "Step",
     "StepNoise",
     "StochasticHeun",
+    "Straight",
     "Tableau",
     "TorchDiffEq",
     "TorchSDE",

@@ -81,6 +81,8 @@ METHODS = [
     Method(sd.ExponentialMultistep(3, 0.5, "t", corrector=3), 4, ladder=MANY),
     Method(sd.EulerTrapezoid(), 2, 1, 2, law=(32, 64, 128)),
     Method(sd.AdaptiveSDE(1e-2, 1e-2)),
+    Method(sd.ExponentialSinglestep(3, sd.Straight(0.3), "angle"), 3),
+    Method(sd.ExponentialMultistep(3, sd.Straight(0.3), "angle", corrector=3), 4, ladder=MANY),
     Method(sd.DPMSolver(2), 2),
     Method(sd.DPMSolverPPSinglestep(), 2),
     Method(sd.DPMSolverPP(), 2),

@@ -31,19 +31,20 @@ def test_costs_one_evaluation_a_step_and_one_at_the_end(sde: sd.LinearSDE, steps
     out = sd.sample(mixture().model(sde), (3, 2), steps=steps, seed=0)
     assert out.nfe.tolist() == [steps + 1] * 3
     assert bool(torch.isfinite(out.x).all())
-    torch.testing.assert_close(out.times, spaced(sde, "logistic", steps))
+    torch.testing.assert_close(out.times, spaced(sde, "central", steps))
 
 
-@pytest.mark.parametrize(("steps", "order", "corrector"), [(1, 2, 0), (11, 2, 0), (12, 3, 3), (24, 3, 3), (25, 4, 4), (80, 4, 4)])
-def test_the_rule(steps: int, order: int, corrector: int) -> None:
-    rule = sd.ExponentialMultistep(order, form=0.4, corrector=corrector, startup="published")
+@pytest.mark.parametrize(("steps", "order"), [(1, 2), (7, 2), (8, 3), (19, 3), (20, 4), (80, 4)])
+def test_the_rule(steps: int, order: int) -> None:
+    rule = sd.ExponentialMultistep(order, form=sd.Straight(0.1), variable="angle", corrector=order, startup="published")
     one, two = (sd.sample(mixture().model(sd.VP()), (3, 2), solver=solver, steps=steps, seed=0).x for solver in (None, rule))
     assert torch.equal(one, two)
 
 
 @each_sde
-def test_median_error_is_below_unipc_on_every_grid(sde: sd.LinearSDE) -> None:
-    """At 20 evaluations, UniPC as published, of order 2 and 3: at most 0.9 of the best of its eight errors."""
+@pytest.mark.parametrize(("steps", "most"), [(8, 0.6), (20, 0.25)])
+def test_median_error_is_below_published_ones_on_every_grid(sde: sd.LinearSDE, steps: int, most: float) -> None:
+    """UniPC of order 2 and 3, as published, and iPNDM, on three grids: at most that much of the best of their errors."""
     model, x = mixture().model(sde), sd.sample(mixture().model(sde), (256, 2), grid=[sde.t_max], last="noisy", seed=5).x.double()
 
     def error(solver: sd.Solver | None, grid: Tensor) -> float:
@@ -51,15 +52,14 @@ def test_median_error_is_below_unipc_on_every_grid(sde: sd.LinearSDE) -> None:
         assert int(out.nfe.max()) == len(grid) - 1
         return float((out.x - exact).square().mean(dim=1).sqrt().median())
 
-    fine = spaced(sde, "log_snr", 200)
+    fine = spaced(sde, "log_snr", 100)
     exact = sd.sample(
         model, (256, 2), solver=sd.DormandPrince(variable="log_snr"), grid=fine, x_init=x, last="noisy", seed=0, dtype=torch.float64
     ).x
-    published = [
-        error(sd.UniPC(order, startup="published", lower_final=low), spaced(sde, name, 20))
-        for order, low, name in itertools.product((2, 3), (False, True), ("uniform", "log_snr", "karras"))
-    ]
-    assert error(None, spaced(sde, "logistic", 20)) < 0.9 * min(published)
+    unipc = [sd.UniPC(order, startup="published", lower_final=low) for order in (2, 3) for low in (False, True)]
+    others = [*unipc, sd.IPNDM(3, startup="published"), sd.IPNDM(4, startup="published")]
+    published = [error(s, spaced(sde, name, steps)) for s, name in itertools.product(others, ("uniform", "log_snr", "karras"))]
+    assert error(None, spaced(sde, "central", steps)) < most * min(published)
 
 
 @each_sde
@@ -94,7 +94,7 @@ def test_where_there_is_no_kernel_or_no_steps() -> None:
 
 @pytest.mark.parametrize("stochasticity", [None, 0.0, 0.5, lambda t: t])
 def test_starts_at_infinite_log_snr(stochasticity: object) -> None:
-    """The first step is then one of order 1 in data form; a grid of the user's own is taken as it is."""
+    """And on a grid of the user's own, which is taken as it is."""
     for sde in (sd.RectifiedFlow(t_max=1.0), sd.Cosine(t_max=1.0)):
         model = mixture().model(sde)
         for steps in (1, 2, 6, 20, 40):
@@ -104,6 +104,15 @@ def test_starts_at_infinite_log_snr(stochasticity: object) -> None:
     assert out.times.tolist() == [1.0, 0.5, 0.2, 0.1]
     part = sd.sample(mixture().model(sd.VP()), (4, 2), steps=6, t_end=0.3, seed=0)
     assert float(part.times[-1]) == 0.3
+
+
+@pytest.mark.parametrize("family", [sd.RectifiedFlow, sd.Cosine])
+@pytest.mark.parametrize("steps", [5, 10, 20])
+def test_a_start_at_infinite_log_snr_costs_no_accuracy(family: type[sd.RectifiedFlow | sd.Cosine], steps: int) -> None:
+    """The same states as from log-SNR -20, but for what differs there: 5e-5 of the data."""
+    near, far = family(), family(t_max=1.0)
+    ends = [sd.sample(mixture(d=16).model(sde), (32, 16), steps=steps, seed=2, dtype=torch.float64).x for sde in (near, far)]
+    torch.testing.assert_close(*ends, rtol=0, atol=2e-3)
 
 
 @each_sde

@@ -15,7 +15,7 @@ from sdediff.reverse import Reverse
 from sdediff.testing.paths import Still, slope
 from solvers import Options, Solver, integrate
 from solvers.exponential.flow import Flow
-from solvers.exponential.stages import Stages
+from solvers.exponential.stages import Evaluation, Stages, evaluate, history
 
 LAW = sd.exact.GaussianMixture([[-0.5, 0.3], [0.5, 0.0], [0.2, -0.5]], 0.5)
 VP = sd.VP()
@@ -68,6 +68,83 @@ def test_weights_to_fifty_digits(theta: float, lam: float, h: float, past: int) 
                     assert float(value) == pytest.approx(float(expected), rel=1e-12 + 4e-15 / h)
 
 
+@pytest.mark.parametrize("h", [1e-9, 0.3, 20.0])
+@pytest.mark.parametrize(("variable", "past"), [("log_snr", 0), ("angle", 0), ("angle", 2)])
+def test_weights_of_the_straight_form_to_thirty_digits(variable: str, h: float, past: int) -> None:
+    """S_b / scale times the integral of w' = w (1 - w) times Lagrange polynomials, w = scale / (scale + exp(-u)): mpmath."""
+    sde, scale = sd.VE(1e-10, 1e10), 0.1
+    flow = Flow(problem(sde), sd.Straight(scale), variable)  # type: ignore[arg-type]
+    levels = [-6.0 - 0.7 * k for k in range(past, -1, -1)] + [-6.0 + h]
+    points = flow.points(sde.time_of(2 * torch.tensor(levels, dtype=torch.float64)))
+    a, b = points.part(slice(past, past + 1)), points.part(slice(past + 1, None))
+    got = flow.weights(a, b, [points.v[past - k : past - k + 1] for k in range(past + 1)])
+    with mpmath.workdps(30):
+        u = [mpmath.mpf(float(each)) for each in points.u]
+
+        def value(x: mpmath.mpf) -> mpmath.mpf:
+            return x if variable == "log_snr" else mpmath.atan(mpmath.exp(-x))
+
+        nodes = [value(x) for x in u[past::-1]]
+        for j, weight in enumerate(got):
+
+            def density(x: mpmath.mpf, j: int = j) -> mpmath.mpf:
+                basis = mpmath.fprod((value(x) - other) / (nodes[j] - other) for k, other in enumerate(nodes) if k != j)
+                w = scale / (scale + mpmath.exp(-x))
+                return w * (1 - w) * basis
+
+            expected = (1 + mpmath.exp(-u[past + 1]) / scale) * mpmath.quad(
+                density, mpmath.linspace(u[past], u[past + 1], 3 if h < 1 else 16)
+            )
+            assert weight.noise is None
+            assert weight.data is not None
+            assert float(weight.data) == pytest.approx(float(expected), rel=1e-11 + 4e-15 / h)
+
+
+@pytest.mark.parametrize("variable", ["t", "angle", "log_snr", "sigma"])
+def test_the_straight_form_of_a_constant_prediction(variable: str) -> None:
+    """A path alpha D + sigma E, over its whole length: from alpha = 0 and to sigma = 0 where the variable is bounded there."""
+    flow = Flow(problem(sd.RectifiedFlow()), sd.Straight(0.2), variable)  # type: ignore[arg-type]
+    bounded = variable in ("t", "angle")
+    points = flow.points(grid(1.0, 0.9, 0.6, 0.0) if bounded else grid(0.99, 0.9, 0.6, 0.05))
+    a, b = points.part(slice(0, 3)), points.part(slice(1, 4))
+    weights = flow.weights(a, b, [a.v, points.v[torch.tensor([1, 2, 0])]])
+    total = flow.keep(a, b) * (a.alpha * 0.7 - a.sigma * 1.3)
+    for weight in weights:
+        assert weight.data is not None
+        total = total + weight.data * (0.7 + 0.2 * 1.3)
+    torch.testing.assert_close(total, b.alpha * 0.7 - b.sigma * 1.3, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("order", "weights"), [(2, (3 / 2, -1 / 2)), (3, (23 / 12, -16 / 12, 5 / 12))])
+def test_the_straight_form_at_scale_1_is_adams_and_bashforths_for_the_velocity(order: int, weights: tuple[float, ...]) -> None:
+    """Rectified flow over all of [0, 1], x' = -(noise - data), on equal steps: the textbook's weights."""
+    model, x = flow_model(sd.RectifiedFlow()), torch.randn(4, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    times = torch.linspace(1.0, 0.0, 9, dtype=torch.float64)
+    solver = sd.ExponentialMultistep(order, sd.Straight(), "t", startup="published")
+    got = integrate(Reverse(model, 4), solver, x, times).x
+    past: list[Tensor] = []
+    for t in times[:-1].tolist():
+        past = [model.net(x, torch.full((4,), t, dtype=torch.float64)), *past]
+        rule = {1: (1.0,), 2: (3 / 2, -1 / 2)}.get(min(len(past), order), weights)
+        x = x - sum(w * v for w, v in zip(rule, past, strict=False)) / 8
+    torch.testing.assert_close(got, x, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("theta", [0.0, 0.4, 1.0, sd.Straight(0.2)])
+def test_predictions_of_a_form_are_one_whether_evaluated_or_made_of_the_data(theta: float | sd.Straight) -> None:
+    x, t = starts(VP, 3, 0.5), torch.tensor(0.5, dtype=torch.float64)
+    at = Evaluation(t, float(VP.alpha(t)), float(VP.sigma(t)))
+    for one, two in zip(evaluate(problem(VP, 3), theta, x, at), history(theta, x, problem(VP, 3).data(x, t), at), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("scale", "form"), [(1e-7, "data"), (1e7, "noise")])
+def test_the_straight_form_of_extreme_scale_is_data_or_noise(scale: float, form: str) -> None:
+    x, times = starts(VP, 3, 0.8), torch.linspace(0.8, 0.1, 9, dtype=torch.float64)
+    one, two = (integrate(problem(VP, 3), sd.UniPC(form=f), x, times).x for f in (sd.Straight(scale), form))  # type: ignore[arg-type]
+    torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("theta", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("lam", [0.0, 1.0])
 def test_noise_to_fifty_digits(theta: float, lam: float) -> None:
@@ -86,7 +163,7 @@ def test_noise_to_fifty_digits(theta: float, lam: float) -> None:
 
 @pytest.mark.parametrize("name", ["VP", "RectifiedFlow", "user, f and g"])
 @pytest.mark.parametrize("theta", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("variable", ["log_snr", "sigma", "t"])
+@pytest.mark.parametrize("variable", ["log_snr", "sigma", "angle", "t"])
 def test_a_constant_prediction_is_integrated_exactly(name: str, theta: float, variable: str) -> None:
     """Whatever the polynomial: with data and noise constant along a path alpha D + sigma E, a step of any size stays on it."""
     sde = SDES[name]
@@ -102,7 +179,15 @@ def test_a_constant_prediction_is_integrated_exactly(name: str, theta: float, va
 
 
 @pytest.mark.parametrize(
-    "solver", [sd.UniPC(), sd.DEIS(), sd.ExponentialSinglestep(4, 0.5), sd.DPMSolverPP(startup="published")], ids=repr
+    "solver",
+    [
+        sd.UniPC(),
+        sd.DEIS(),
+        sd.ExponentialSinglestep(4, 0.5),
+        sd.DPMSolverPP(startup="published"),
+        sd.ExponentialMultistep(2, sd.Straight(0.3), "angle", corrector=2),
+    ],
+    ids=repr,
 )
 def test_gradients_with_respect_to_the_times(solver: Solver) -> None:
     x = starts(VP, 2, 0.8)
@@ -241,6 +326,7 @@ METHODS = [
     sd.DEIS(),
     sd.LMS(3),
     sd.ExponentialMultistep(3, 0.5),
+    sd.ExponentialMultistep(3, sd.Straight(0.2), "angle", corrector=3, startup="published"),
     sd.ExponentialSinglestep(4),
     sd.DPMSolver(),
     sd.SASolver(),
@@ -288,11 +374,14 @@ def test_the_steps_at_the_ends_are_of_order_one(solver: Solver) -> None:
     [
         (lambda: sd.UniPC(5), "UniPC: order must be 1, 2, 3 or 4, got 5"),
         (lambda: sd.UniPC(True), "order must be"),
-        (lambda: sd.DEIS(form="eps"), "DEIS: form must be 'data', 'noise' or a number"),
+        (lambda: sd.DEIS(form="eps"), "DEIS: form must be 'data', 'noise', a number from 0"),
+        (lambda: sd.SASolver(form=sd.Straight()), "Straight.* is for the probability flow; take sde=False"),
+        (lambda: sd.Straight(0.0), "scale must be a positive number, got 0.0"),
+        (lambda: sd.Straight(True), "scale must be a positive number"),
         (lambda: sd.DEIS(form=1.5), "form must be"),
         (lambda: sd.DEIS(form=True), "form must be"),
         (lambda: sd.DEIS(form=[1.0]), "form must be"),
-        (lambda: sd.DPMSolver(variable="lambda"), "variable must be one of 'log_snr', 'sigma', 't'; got 'lambda'"),
+        (lambda: sd.DPMSolver(variable="lambda"), "variable must be one of 'log_snr', 'sigma', 'angle', 't'; got 'lambda'"),
         (lambda: sd.DPMSolver(moments="bh2"), "moments must be one of"),
         (lambda: sd.DPMSolver(r=0.0), "r must lie in"),
         (lambda: sd.ExponentialPair(1), "order must be 2, 3 or 4, for the probability flow"),

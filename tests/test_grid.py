@@ -63,13 +63,20 @@ def test_logistic_is_its_formula(sde: sd.LinearSDE, steps: int, width: float) ->
     torch.testing.assert_close(place.diff(), place.diff().mean().expand(steps), rtol=1e-6, atol=0)
 
 
+@each_sde
+@pytest.mark.parametrize(("steps", "centre", "width"), [(4, 0.75, 3.5), (50, 0.3, 3.04)])
+def test_central_is_its_formula(sde: sd.LinearSDE, steps: int, centre: float, width: float) -> None:
+    place = 1 / (1 + (-(sde.log_snr(grid("central", steps, sde)) - centre) / width).exp())
+    torch.testing.assert_close(place.diff(), place.diff().mean().expand(steps), rtol=1e-6, atol=0)
+
+
 def test_logistic_of_centre_0_and_width_2_is_uniform_under_straight_lines() -> None:
     sde = sd.RectifiedFlow()
     times = logistic(10, sde.t_max, sde.t_min, schedule(sde), centre=0.0, width=2.0)
     torch.testing.assert_close(times, grid("uniform", 10, sde), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["log_snr", "karras", "logistic"])
+@pytest.mark.parametrize("name", ["log_snr", "karras", "logistic", "central"])
 def test_what_has_no_finite_log_snr_is_refused(name: str) -> None:
     sde = sd.RectifiedFlow(t_max=1.0)
     with pytest.raises(ValueError, match=r"-inf at t = 1: start below"):
@@ -106,3 +113,5 @@ def test_a_solver_names_its_grid() -> None:
     assert torch.equal(sd.sample(model, (1, 2), solver=Spaced(), steps=4, seed=0).times, grid("karras", 4, sd.VP()))
     spaced = sd.sample(model, (1, 2), solver=Spaced(), steps=4, grid="uniform", seed=0)
     assert torch.equal(spaced.times, grid("uniform", 4, sd.VP()))
+    angle = sd.ExponentialMultistep(2, variable="angle", startup="published")
+    assert torch.equal(sd.sample(model, (1, 2), solver=angle, steps=4, seed=0).times, grid("central", 4, sd.VP()))

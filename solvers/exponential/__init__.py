@@ -1,6 +1,7 @@
 """Exponential integrators: the linear part solved exactly, the network's prediction integrated as a polynomial."""
 
 from solvers.exponential.euler import DDIM, Ancestral
+from solvers.exponential.flow import Straight
 from solvers.exponential.multistep import ExponentialMultistep
 from solvers.exponential.presets import (
     DEIS,
@@ -36,5 +37,6 @@ __all__ = [
     "ExponentialSinglestep",
     "SASolver",
     "SDEDPMSolverPP",
+    "Straight",
     "UniPC",
 ]

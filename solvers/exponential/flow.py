@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Final, Literal, NamedTuple
 
@@ -13,17 +14,53 @@ from torch import Tensor
 
 from solvers.problem import Problem
 
-__all__ = ["FORMS", "MOMENTS", "VARIABLES", "Flow", "Form", "Moments", "Points", "Variable", "Weight", "gauss_legendre", "share"]
+__all__ = [
+    "FORMS",
+    "MOMENTS",
+    "VARIABLES",
+    "Flow",
+    "Form",
+    "Moments",
+    "Points",
+    "Straight",
+    "Variable",
+    "Weight",
+    "gauss_legendre",
+    "share",
+]
 
-Form = Literal["data", "noise"] | float
-Variable = Literal["log_snr", "sigma", "t"]
+
+@dataclass(frozen=True)
+class Straight:
+    """The form d(x / S) = (data / scale - noise) dw with S = scale alpha + sigma and w = scale alpha / S, for the probability flow.
+
+    While data and noise hardly change, x / S moves straight on from the noise, w = 0, to the data over ``scale``, w = 1. The share
+    theta = sigma / S of the prediction is put as data: all where noise is much larger than ``scale``, none where it is much
+    smaller. ``scale`` is that of details of the data; with 1, data - noise is the velocity of a rectified flow.
+    """
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the scale."""
+        if isinstance(self.scale, bool) or not isinstance(self.scale, float | int) or not 0 < self.scale < math.inf:
+            raise ValueError(f"Straight: scale must be a positive number, got {self.scale!r}; 0.1 for details of that size")
+
+    def share(self, u: Tensor) -> Tensor:
+        """theta = sigma / (scale alpha + sigma) at u = log(alpha / sigma)."""
+        return 1 / (1 + self.scale * u.exp())
+
+
+Form = Literal["data", "noise"] | float | Straight
+Variable = Literal["log_snr", "sigma", "angle", "t"]
 Moments = Literal["exact", "half", "half-h", "uniform"]
 FORMS: Final = {"data": 1.0, "noise": 0.0}
-VARIABLES: Final = ("log_snr", "sigma", "t")
+VARIABLES: Final = ("log_snr", "sigma", "angle", "t")
 MOMENTS: Final = ("exact", "half", "half-h", "uniform")
 
 _PER_PANEL: Final = 16
 _NOTHING: Final = 8 * torch.finfo(torch.float64).eps
+_FARTHEST: Final = 40.0  # in u: exp(-40) is below rounding
 _FOLDS: Final = 4.0  # e-foldings of the weight in a panel: the rule's error is then below rounding
 
 
@@ -43,15 +80,18 @@ class Points(NamedTuple):
 
 
 class Weight(NamedTuple):
-    """What a node's predictions are multiplied by; None where the form has no such term."""
+    """What a node's predictions are multiplied by; None where the form has no such term.
+
+    `Straight` has one prediction, data - scale noise, and its weight is ``data``.
+    """
 
     data: Tensor | None
     noise: Tensor | None
 
 
-def share(form: Form) -> float:
-    """theta of a form: 1 for data, 0 for noise, a number between for a mixture."""
-    return FORMS[form] if isinstance(form, str) else float(form)
+def share(form: Form) -> float | Straight:
+    """theta of a form: 1 for data, 0 for noise, a number between for a mixture; a form whose share changes is itself."""
+    return FORMS[form] if isinstance(form, str) else form if isinstance(form, Straight) else float(form)
 
 
 @cache
@@ -85,16 +125,16 @@ class Flow:
 
         d(x / S) = (1 + lambda^2) [theta alpha data - (1 - theta) sigma noise] / S du + ...,   S = alpha exp(-theta (u + L)),
 
-    L the integral of lambda^2 du. theta = 1 is the data form (S = sigma exp(-L)), 0 the noise form (S = alpha). Over a step the
-    predictions are replaced by polynomials in ``variable``, u itself or sigma / alpha or t, and the integrals are computed to
-    rounding: by Gauss and Legendre's rule in u, whose terms do not cancel however small the step. Coefficients are float64
-    and differentiable in the times.
+    L the integral of lambda^2 du. theta = 1 is the data form (S = sigma exp(-L)), 0 the noise form (S = alpha); for one that
+    changes, at lambda = 0, see `Straight`. Over a step the predictions are replaced by polynomials in ``variable``, u itself or
+    sigma / alpha or arctan(sigma / alpha) or t, and the integrals are computed to rounding: by Gauss and Legendre's rule in u,
+    whose terms do not cancel however small the step. Coefficients are float64 and differentiable in the times.
     """
 
     def __init__(
         self,
         problem: Problem,
-        theta: float,
+        theta: float | Straight,
         variable: Variable,
         mixing: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
@@ -126,17 +166,28 @@ class Flow:
     def _value(self, u: Tensor) -> Tensor:
         if self.variable == "t":
             return self._time(2 * u)
-        return u if self.variable == "log_snr" else torch.exp(-u)
+        if self.variable == "log_snr":
+            return u
+        ratio = torch.exp(-u)
+        return ratio if self.variable == "sigma" else torch.atan(ratio)
+
+    def bounded(self, points: Points) -> Tensor:
+        """At which of the points predictions can be integrated up to there: not where log-SNR is infinite, unless `Straight`."""
+        finite = torch.isfinite(points.v)
+        return finite if isinstance(self.theta, Straight) else finite & torch.isfinite(points.u)
 
     def between(self, a: Points, b: Points, share: float) -> Points:
         """The points at a share of the way from a to b, in the variable."""
         v = a.v + share * (b.v - a.v)
         if self.variable == "t":
             return self.points(v)
-        return self.points(self._time(2 * v if self.variable == "log_snr" else -2 * v.log()))._replace(v=v)
+        u = v if self.variable == "log_snr" else -(v if self.variable == "sigma" else torch.tan(v)).log()
+        return self.points(self._time(2 * u))._replace(v=v)
 
     def keep(self, a: Points, b: Points) -> Tensor:
         """S_b / S_a."""
+        if isinstance(self.theta, Straight):
+            return (self.theta.scale * b.alpha + b.sigma) / (self.theta.scale * a.alpha + a.sigma)
         kept = torch.exp(-self.theta * (b.mixing - a.mixing)) if self.theta else torch.ones_like(a.u)
         for ratio, power in ((b.alpha / a.alpha, 1 - self.theta), (b.sigma / a.sigma, self.theta)):
             kept = kept * (ratio if power == 1 else ratio**power) if power else kept
@@ -144,6 +195,8 @@ class Flow:
 
     def std(self, a: Points, b: Points) -> Tensor:
         """The standard deviation of what the noise adds from a to b."""
+        if isinstance(self.theta, Straight):
+            return torch.zeros_like(a.u)
         if self.theta == 1:
             gain = b.mixing - a.mixing
             gain = torch.where(gain < _NOTHING * b.mixing.abs().clamp(min=1), 0.0, gain)  # of rounding the root would be seen
@@ -155,12 +208,18 @@ class Flow:
 
     def _nodes(self, a: Points, b: Points) -> tuple[Tensor, Tensor]:
         """u and weights, (nodes, *shape), of a rule from a to b."""
-        h = b.u - a.u
+        start, h = a.u, b.u - a.u
+        if isinstance(self.theta, Straight):
+            # Its densities fall as exp(-|u|).
+            start = a.u.clamp(-_FARTHEST, _FARTHEST)
+            h = b.u.clamp(-_FARTHEST, _FARTHEST) - start
         folds = torch.maximum(h.abs(), (h + b.mixing - a.mixing).abs()).detach()
-        panels = max(1, math.ceil(float(folds.max()) / _FOLDS)) if h.numel() else 1
+        # arctan(exp(-u)) has poles half as far from the real line as Straight's share, which sets the length of panels.
+        most = _FOLDS / 2 if self.variable == "angle" or isinstance(self.theta, Straight) else _FOLDS
+        panels = max(1, math.ceil(float(folds.max()) / most)) if h.numel() else 1
         x, w = gauss_legendre()
         at = ((torch.arange(panels, dtype=torch.float64)[:, None] + x) / panels).reshape(-1, *(1,) * h.ndim)
-        return a.u + at * h, (w / panels).repeat(panels).reshape(at.shape) * h
+        return start + at * h, (w / panels).repeat(panels).reshape(at.shape) * h
 
     def weights(self, a: Points, b: Points, nodes: Sequence[Tensor], moments: Moments = "exact") -> list[Weight]:
         """What each node's predictions are multiplied by in the step from a to b; ``nodes`` are values v, the first of them a's.
@@ -172,12 +231,16 @@ class Flow:
         u, w = self._nodes(a, b)
         mixing, square = self.mixed(u)
         w = w * (1 + square)
-        growth = self.theta * (u + mixing - b.u - b.mixing)
         terms = []
-        if self.theta:
-            terms.append((self.theta * b.alpha, w * growth.exp()))
-        if self.theta != 1:
-            terms.append(((self.theta - 1) * b.sigma, w * (growth - (u - b.u)).exp()))
+        if isinstance(self.theta, Straight):
+            theta = self.theta.share(u)
+            terms.append((b.alpha + b.sigma / self.theta.scale, w * theta * (1 - theta)))
+        else:
+            growth = self.theta * (u + mixing - b.u - b.mixing)
+            if self.theta:
+                terms.append((self.theta * b.alpha, w * growth.exp()))
+            if self.theta != 1:
+                terms.append(((self.theta - 1) * b.sigma, w * (growth - (u - b.u)).exp()))
         basis = lagrange(nodes, self._value(u)) if moments == "exact" or (moments != "uniform" and len(nodes) > 2) else None
         length = _total(w)
         found = [self._integrals(scale, density, length, b.v - a.v, nodes, basis, moments) for scale, density in terms]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from solvers.arithmetic import Number, weighted
-from solvers.exponential.flow import Flow, Points
+from solvers.exponential.flow import Flow, Points, Straight
 from solvers.exponential.singlestep import Exponential, plain_step
 from solvers.exponential.stages import (
     Evaluation,
@@ -129,7 +129,7 @@ class ExponentialMultistep(Exponential):
             go.update(zip(first, plan_stages(flow, a, b, method, moments), strict=True))
         if ends:
             go.update(zip(ends, plan_plain(*_pairs(points, ends)), strict=True))
-        usable = torch.isfinite(points.u).tolist()
+        usable = flow.bounded(points).tolist()
         go.update(self._moves(flow, points, rest, self.order, steps, usable, end=False))
         corrected = [i for i in rest if i < steps - 1] if self.past else []
         correct = self._moves(flow, points, corrected, self.past, steps, usable, end=True)
@@ -154,7 +154,7 @@ class ExponentialMultistep(Exponential):
 
     def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step; the state is the uncorrected part of the last one and the predictions before."""
-        theta, width = self.theta, 1 if self.theta in (0, 1) else 2
+        theta, width = self.theta, 1 if isinstance(self.theta, Straight) or self.theta in (0, 1) else 2
         before = [state[i : i + width] for i in range(1, len(state), width)]
         if isinstance(plan.go, Plain):
             taken, data = plain_step(problem, x, plan.go, noise if self.sde else None)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solvers.exponential.flow import FORMS, MOMENTS, VARIABLES, Flow, Form, Moments, Points, Variable, share
+from solvers.exponential.flow import FORMS, MOMENTS, VARIABLES, Flow, Form, Moments, Points, Straight, Variable, share
 from solvers.exponential.stages import (
     Plain,
     Stages,
@@ -34,7 +34,8 @@ class Exponential(Solver):
     """What the exponential integrators share: the form, and the polynomials that the network's predictions are taken for.
 
     ``form``: ``"data"``, ``"noise"``, or a number theta between, the share of the prediction that is put as data; the rest is put
-    as noise (see `Flow`). ``variable``: what the polynomials are in, ``"log_snr"``, ``"sigma"`` (over alpha) or ``"t"``.
+    as noise (see `Flow`); or `Straight`, a share that falls with the noise. ``variable``: what the polynomials are in,
+    ``"log_snr"``, ``"sigma"`` (over alpha), ``"angle"`` (its arctangent, bounded at both ends of time) or ``"t"``.
     ``moments``: ``"exact"``, or a published simplification (see `Flow.weights`). ``sde``: solve the reverse SDE, at the
     problem's stochasticity, with the exact Gaussian integral.
     """
@@ -45,17 +46,19 @@ class Exponential(Solver):
     moments: Moments = "exact"
     sde: bool = False
 
-    spacing = "logistic"
-
     def __post_init__(self) -> None:
         """Check the arguments."""
         super().__post_init__()
         name = type(self).__name__
         if isinstance(self.order, bool) or self.order not in (1, 2, 3, 4):
             raise ValueError(f"{name}: order must be 1, 2, 3 or 4, got {self.order!r}")
-        fits = self.form in FORMS if isinstance(self.form, str) else isinstance(self.form, float | int) and 0 <= self.form <= 1
-        if not fits or isinstance(self.form, bool):
-            raise ValueError(f"{name}: form must be 'data', 'noise' or a number between 0 (noise) and 1 (data), got {self.form!r}")
+        number = isinstance(self.form, float | int) and not isinstance(self.form, bool) and 0 <= self.form <= 1
+        if not (number or isinstance(self.form, Straight) or (isinstance(self.form, str) and self.form in FORMS)):
+            raise ValueError(
+                f"{name}: form must be 'data', 'noise', a number from 0 (noise) to 1 (data) or Straight(scale), got {self.form!r}"
+            )
+        if self.sde and isinstance(self.form, Straight):
+            raise ValueError(f"{name}: form=Straight(...) is for the probability flow; take sde=False, or a number as the form")
         for field, value, known in (("variable", self.variable, VARIABLES), ("moments", self.moments, MOMENTS)):
             if value not in known:
                 raise ValueError(f"{name}: {field} must be one of {', '.join(map(repr, known))}; got {value!r}")
@@ -66,12 +69,17 @@ class Exponential(Solver):
         return f"{type(self).__name__}({', '.join(f'{field.name}={getattr(self, field.name)!r}' for field in given)})"
 
     @property
+    def spacing(self) -> str:  # type: ignore[override]
+        """Polynomials in the angle take long steps at both ends, where others are far from the predictions."""
+        return "central" if self.variable == "angle" else "logistic"
+
+    @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """The predictions of the form, and the schedule."""
         return frozenset({"marginal", "data"} | ({"noise"} if self.theta == 0 else set()))
 
     @property
-    def theta(self) -> float:
+    def theta(self) -> float | Straight:
         """The share of the prediction that is put as data."""
         return share(self.form)
 
@@ -95,7 +103,7 @@ class Exponential(Solver):
         points = flow.points(times)
         if bool((points.sigma[:-1] == 0).any()):
             raise ValueError(f"{type(self).__name__} cannot step from sigma = 0: start at t_min > 0")
-        ends = unbounded(points.part(slice(None, -1)), points.part(slice(1, None))).tolist()
+        ends = unbounded(flow, points).tolist()
         return points, [i for i, end in enumerate(ends) if not end], [i for i, end in enumerate(ends) if end]
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from solvers.arithmetic import Number, entries, numbers, weighted
-from solvers.exponential.flow import Flow, Moments, Points, Weight
+from solvers.exponential.flow import Flow, Moments, Points, Straight, Weight
 from solvers.noise import StepNoise
 from solvers.problem import Problem
 
@@ -100,15 +100,22 @@ class Plain(NamedTuple):
     move: Move
 
 
-def evaluate(problem: Problem, theta: float, x: Tensor, at: Evaluation) -> tuple[Tensor, ...]:
-    """The predictions that a form takes: data, or noise, or both, by one evaluation."""
+def evaluate(problem: Problem, theta: float | Straight, x: Tensor, at: Evaluation) -> tuple[Tensor, ...]:
+    """The predictions that a form takes, data, or noise, or both, or data - scale noise, by one evaluation."""
+    if isinstance(theta, Straight):
+        ratio = theta.scale / at.sigma
+        return (problem.blend("data", x, at.t, -ratio, 1.0 + ratio * at.alpha),)
     return (problem.noise(x, at.t),) if theta == 0 else history(theta, x, problem.data(x, at.t), at)
 
 
-def history(theta: float, x: Tensor, data: Tensor, at: Evaluation) -> tuple[Tensor, ...]:
+def history(theta: float | Straight, x: Tensor, data: Tensor, at: Evaluation) -> tuple[Tensor, ...]:
     """The predictions that a form takes, of that of the data."""
-    noise = weighted((1.0 / at.sigma, x), (-at.alpha / at.sigma, data)) if theta != 1 else data
-    return (data,) if theta == 1 else (noise,) if theta == 0 else (data, noise)
+    if theta == 1:
+        return (data,)
+    noise = weighted((1.0 / at.sigma, x), (-at.alpha / at.sigma, data))
+    if isinstance(theta, Straight):
+        return (weighted((1.0, data), (-theta.scale, noise)),)
+    return (noise,) if theta == 0 else (data, noise)
 
 
 def terms(weights: Sequence[Sequence[Number]], nodes: Sequence[Sequence[Tensor]]) -> list[tuple[Number, Tensor]]:
@@ -145,10 +152,11 @@ def plan_plain(a: Points, b: Points) -> list[Plain]:
     return [Plain(at, Move(kept, ((push,),), s, std)) for at, s, (kept, push, std) in rows]
 
 
-def unbounded(a: Points, b: Points) -> Tensor:
-    """Which of the intervals end or begin where log-SNR is infinite, (n,)."""
-    finite = torch.isfinite(a.u) & torch.isfinite(b.u) & torch.isfinite(a.v) & torch.isfinite(b.v)
-    return ~(finite.flatten(1).all(dim=1) if finite.ndim > 1 else finite)
+def unbounded(flow: Flow, points: Points) -> Tensor:
+    """Which of the intervals between the points end or begin where the form has no bound, (n,)."""
+    bounded = flow.bounded(points)
+    bounded = bounded.flatten(1).all(dim=1) if bounded.ndim > 1 else bounded
+    return ~(bounded[:-1] & bounded[1:])
 
 
 def evaluations(points: Points) -> list[Evaluation]:
@@ -189,7 +197,7 @@ def plan_stages(
 
 
 def run_stages(
-    problem: Problem, theta: float, table: Table, x: Tensor, first: tuple[Tensor, ...], plan: Stages, noise: StepNoise
+    problem: Problem, theta: float | Straight, table: Table, x: Tensor, first: tuple[Tensor, ...], plan: Stages, noise: StepNoise
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(state, the same without noise, embedded estimate of the local error); ``first`` are the predictions at the start."""
     shifts: list[Tensor] = []
