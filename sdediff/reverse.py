@@ -110,7 +110,7 @@ class Reverse(Problem):
         a, b, scale, time = self.schedule(key, self._columns, t, quantity, x, x=x)
         if not _finite(a, b):
             self._refuse(quantity, t)
-        keep, push = expand(keep, x), expand(push, x)
+        keep, push, a, b = expand(keep, x), expand(push, x), expand(a, x), expand(b, x)
         given = weighted((scale, x)) if self.scaled else x
         out = self.model.output(given, time, self.condition, self.dtype or x.dtype)
         self.monitor.record(x, out, self.rows)

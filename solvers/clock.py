@@ -12,11 +12,14 @@ from solvers.problem import Problem
 
 __all__ = ["Clock", "Variable", "clock"]
 
-Variable = Literal["t", "sigma", "log_snr"]
+Variable = Literal["t", "sigma", "log_snr", "angle"]
 
 
 class Clock(Protocol):
     """What a step in a variable u needs of the problem."""
+
+    quantity: Literal["drift", "noise", "v"]
+    """What is evaluated."""
 
     def value(self, t: Tensor) -> Tensor:
         """u at time t."""
@@ -42,6 +45,8 @@ def _flat(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
 class _Time:
     """u = t, y = x."""
 
+    quantity: Literal["drift"] = "drift"
+
     def __init__(self, problem: Problem) -> None:
         self.evaluate = problem.drift
 
@@ -61,8 +66,10 @@ class _Time:
 class _Sigma:
     """u = sigma / alpha, y = x / alpha: dy / du = noise."""
 
+    quantity: Literal["noise", "v"] = "noise"
+
     def __init__(self, problem: Problem) -> None:
-        self.problem, self.evaluate = problem, problem.noise
+        self.problem, self.evaluate = problem, getattr(problem, self.quantity)
 
     def value(self, t: Tensor) -> Tensor:
         return torch.exp(-0.5 * _flat(self.problem.log_snr, t))
@@ -90,7 +97,25 @@ class _LogSnr(_Sigma):
         return super().value(t)
 
 
+class _Angle(_Sigma):
+    """u = arctan(sigma / alpha), y = x / c with c = sqrt(alpha^2 + sigma^2): dy / du = v / c."""
+
+    quantity: Literal["noise", "v"] = "v"
+
+    def value(self, t: Tensor) -> Tensor:
+        return super().value(t).arctan()
+
+    def time(self, u: Tensor) -> Tensor:
+        return super().time(u.tan())
+
+    def scale(self, t: Tensor) -> Tensor | None:
+        return _flat(lambda t: torch.hypot(*self.problem.marginal(t)), t)
+
+    def weight(self, t: Tensor) -> Tensor | None:
+        return 1 / _flat(lambda t: torch.hypot(*self.problem.marginal(t)), t)
+
+
 def clock(problem: Problem, variable: Variable) -> Clock:
     """The problem in an integration variable."""
-    kinds: dict[str, type[_Time] | type[_Sigma]] = {"t": _Time, "sigma": _Sigma, "log_snr": _LogSnr}
+    kinds: dict[str, type[_Time] | type[_Sigma]] = {"t": _Time, "sigma": _Sigma, "log_snr": _LogSnr, "angle": _Angle}
     return kinds[variable](problem)

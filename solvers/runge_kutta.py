@@ -22,7 +22,7 @@ __all__ = ["DOP853", "RK23", "RK45", "DormandPrince", "Euler", "Heun", "Midpoint
 
 
 class _Plan(NamedTuple):
-    quantity: Literal["drift", "noise"]  # what is evaluated
+    quantity: Literal["drift", "noise", "v"]  # what is evaluated
     times: tuple[Tensor, ...]  # of each stage
     weights: tuple[Number, ...] | None  # of each stage's evaluation, None: 1
     keeps: tuple[Number, ...] | None  # scale of each stage and of the end over that of the start, None: 1
@@ -68,7 +68,7 @@ class RungeKutta(Solver):
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """The drift, or the noise where a variable other than t is asked for."""
-        others = {"noise", "marginal"} | ({"drift", "coefficients"} if self.adaptive else set())
+        others = {"v" if self.variable == "angle" else "noise", "marginal"} | ({"drift", "coefficients"} if self.adaptive else set())
         return frozenset({"drift"} if self.variable in (None, "t") else others)
 
     def _variable(self, problem: Problem) -> Variable:
@@ -101,7 +101,6 @@ class RungeKutta(Solver):
         stages = torch.stack([next(within) if lies else starts if at < 0.5 else ends for lies, at in zip(inside, c, strict=True)])
         prepared, n = problem.prepare(stages.flatten(0, 1)), len(h)
         each = [prepared[i::n] for i in range(n)]
-        quantity: Literal["drift", "noise"] = "drift" if name == "t" else "noise"
         weight, scale = variable.weight(stages), variable.scale(torch.cat([stages, ends[None]]))
         nothing: Sequence[None] = [None] * n
         weights: Sequence[tuple[Number, ...] | None]
@@ -112,7 +111,7 @@ class RungeKutta(Solver):
         else:
             keeps, steps = entries(*(scale / scale[0])), entries(*(scale * h))
         plain = [False] * n if self.adaptive or name != "sigma" else (u[1:] == 0).tolist()
-        return [_Plan(quantity, *row) for row in zip(each, weights, keeps, steps, plain, strict=True)]
+        return [_Plan(variable.quantity, *row) for row in zip(each, weights, keeps, steps, plain, strict=True)]
 
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         """The first stage of the first step, where steps share stages."""
@@ -126,9 +125,13 @@ class RungeKutta(Solver):
         """The first stage, or what follows from its noise prediction: f x + g^2 / (2 sigma) noise."""
         if not state or self._variable(problem) == "t":
             return state[0] if state else problem.drift(x, t)
-        (f, g), (_, sigma) = problem.coefficients(t), problem.marginal(t)
-        weight = clock(problem, self._variable(problem)).weight(t)
-        return weighted((f, x), (g**2 / (2 * sigma) / (1 if weight is None else weight), state[0]))
+        variable, (f, g), (alpha, sigma) = clock(problem, self._variable(problem)), problem.coefficients(t), problem.marginal(t)
+        weight = variable.weight(t)
+        back = g**2 / (2 * sigma) / (1 if weight is None else weight)
+        if variable.quantity == "v":  # noise = (sigma x + alpha v) / (alpha^2 + sigma^2)
+            square = alpha**2 + sigma**2
+            return weighted((f + g**2 / (2 * square), x), (back * alpha / square, state[0]))
+        return weighted((f, x), (back, state[0]))
 
     def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step, with the difference from the embedded methods as error."""

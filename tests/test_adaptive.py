@@ -20,6 +20,8 @@ ALL = [
     sd.ExponentialPair(2, "data", rtol=1e-2, atol=1e-2),
     sd.ExponentialPair(3, rtol=1e-2, atol=1e-2),
     sd.ExponentialPair(4, 0.4, rtol=1e-2, atol=1e-2),
+    sd.ExponentialPair(3, sd.Straight(0.3), "angle", rtol=1e-2, atol=1e-2),
+    sd.RK23(1e-2, 1e-2, variable="angle"),
     sd.RK23(1e-3, 1e-3, variable="sigma"),
     sd.RK45(1e-3, 1e-3),
     sd.Tsit5(1e-3, 1e-3, variable="log_snr"),

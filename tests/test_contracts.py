@@ -53,10 +53,10 @@ def _pair(predictor: Solver, corrector: Solver, first: str = "predictor-first") 
 
 MANY = (80, 160, 320)
 METHODS = [
-    *(Method(sd.Euler(variable=u), 1) for u in (None, "t", "sigma", "log_snr")),
-    *(Method(sd.Midpoint(variable=u), 2) for u in (None, "t", "sigma", "log_snr")),
-    *(Method(sd.Heun(variable=u), 2) for u in (None, "t", "sigma", "log_snr")),
-    *(Method(sd.RungeKutta4(variable=u), 4) for u in (None, "t", "sigma", "log_snr")),
+    *(Method(sd.Euler(variable=u), 1) for u in (None, "t", "sigma", "log_snr", "angle")),
+    *(Method(sd.Midpoint(variable=u), 2) for u in (None, "t", "sigma", "log_snr", "angle")),
+    *(Method(sd.Heun(variable=u), 2) for u in (None, "t", "sigma", "log_snr", "angle")),
+    *(Method(sd.RungeKutta4(variable=u), 4) for u in (None, "t", "sigma", "log_snr", "angle")),
     Method(sd.DormandPrince(), 5),
     Method(sd.RK23(1e-3, 1e-3), 3),
     Method(sd.RK45(1e-3, 1e-3), 5),
