@@ -134,14 +134,16 @@ class Flow:
 
 def candidates(flow: Flow, *, quick: bool) -> dict[str, Callable[[float], tuple[Tensor, Tensor]]]:
     ours: dict[str, Callable[[float], solvers.Solver]] = {}
-    for cls in (sd.RK45,) if quick else (sd.RK45, sd.Tsit5, sd.DOP853):
-        for variable in (None,) if quick else (None, "t", "log_snr", "sigma"):
+    for cls in (sd.RK45,) if quick else (sd.RK45, sd.RK23, sd.Tsit5, sd.DOP853):
+        for variable in (None,) if quick else (None, "t", "log_snr", "sigma", "angle"):
             name = cls.__name__ + (f", {variable}" if variable else "")
             ours[name] = lambda tol, cls=cls, variable=variable: cls(tol, tol, variable=variable)
     for order in () if quick else (2, 3, 4):
         for form in ("noise", "data", 0.4):
             make = lambda tol, order=order, form=form: sd.ExponentialPair(order, form, rtol=tol, atol=tol)  # noqa: E731
             ours[f"ExponentialPair({order}, {form!r})"] = make
+        make = lambda tol, order=order: sd.ExponentialPair(order, sd.Straight(0.1), "angle", rtol=tol, atol=tol)  # noqa: E731
+        ours[f"ExponentialPair({order}, straight)"] = make
     found = {name: (lambda tol, make=make: flow.ours(make(tol))) for name, make in ours.items()}
     peers = {
         "scipy RK45": lambda tol: flow.scipy("RK45", "t", tol),

@@ -1,7 +1,7 @@
 """The reverse SDE with a step size for each sample against fixed steps: evaluations until the spread of the samples is right.
 
 The spread is the distance to the nearest mean over the component's standard deviation, root mean square, over that of true
-samples. A row is a solver with a tolerance or a number of steps. The summary has the fewest evaluations (the mean over samples) from
+samples. A row is a solver with a tolerance or a number of steps. The summary has the fewest evaluations (mean over samples) from
 which on the spread is within 5 % and within 2 % in every dearer run, and the ratio of Euler-Maruyama's to ours.
 """
 

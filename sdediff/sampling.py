@@ -75,7 +75,7 @@ def sample(
 
     ``solver``: any solver value. By default, with ``steps=N`` or a ``grid``, an `ExponentialMultistep` of order 2 to 4 by N, or
     `Renoise` where ``stochasticity`` is given (docs/solvers.md: the rule and what it was chosen by), or `EulerMaruyama` under an
-    SDE without a Gaussian kernel; with neither, `RK45`.
+    SDE without a Gaussian kernel; with neither, `RK45`, or `AdaptiveSDE` where ``stochasticity`` is given.
     ``steps``, ``grid``: fixed-step solvers take ``steps=N`` intervals, spaced as ``solver.spacing`` says (``"central"`` for
     the default and others in the angle, ``"logistic"`` for the other exponential integrators, else ``"uniform"``) unless ``grid``
     is another name, a function of N, or a falling array of times.

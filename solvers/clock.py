@@ -18,8 +18,9 @@ Variable = Literal["t", "sigma", "log_snr", "angle"]
 class Clock(Protocol):
     """What a step in a variable u needs of the problem."""
 
-    quantity: Literal["drift", "noise", "v"]
-    """What is evaluated."""
+    @property
+    def quantity(self) -> Literal["drift", "noise", "v"]:
+        """What is evaluated."""
 
     def value(self, t: Tensor) -> Tensor:
         """u at time t."""

@@ -40,9 +40,10 @@ class RungeKutta(Solver):
     """k_i = slope(y + h sum_j a_ij k_j, u + c_i h),  y_s = y + h sum_i b_i k_i, with h the step in an integration variable u.
 
     ``variable`` is u. ``"t"``: y = x, and the slope is the drift. ``"sigma"``: u = sigma / alpha, y = x / alpha, and the slope is
-    the noise prediction, as in Karras et al. 2022 (arXiv 2206.00364). ``"log_snr"``: u = log(sigma / alpha), y as before. By
-    default ``"t"``, and ``"sigma"`` where alpha is constant (VE). A step to sigma = 0, where there is no noise
-    prediction, is an Euler step in ``"sigma"``, as Karras et al.'s last.
+    the noise prediction, as in Karras et al. 2022 (arXiv 2206.00364). ``"log_snr"``: u = log(sigma / alpha), y as before.
+    ``"angle"``: u = arctan(sigma / alpha), y = x / c with c = sqrt(alpha^2 + sigma^2), and the slope is v / c. By default ``"t"``,
+    and ``"sigma"`` where alpha is constant (VE). A step to sigma = 0, where there is no noise prediction, is an Euler step in
+    ``"sigma"``, as Karras et al.'s last.
 
     A method is a subclass with a ``tableau``.
     """
@@ -68,8 +69,10 @@ class RungeKutta(Solver):
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """The drift, or the noise where a variable other than t is asked for."""
-        others = {"v" if self.variable == "angle" else "noise", "marginal"} | ({"drift", "coefficients"} if self.adaptive else set())
-        return frozenset({"drift"} if self.variable in (None, "t") else others)
+        if self.variable in (None, "t"):
+            return frozenset({"drift"})
+        more = {"drift", "coefficients"} if self.adaptive else set()
+        return frozenset({"v" if self.variable == "angle" else "noise", "marginal"} | more)
 
     def _variable(self, problem: Problem) -> Variable:
         if self.variable is not None:

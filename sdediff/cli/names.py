@@ -22,6 +22,7 @@ from solvers import (
     SEEDS,
     SRA1,
     SRA3,
+    AdaptiveSDE,
     Ancestral,
     Churn,
     DPMSolver,
@@ -29,6 +30,7 @@ from solvers import (
     DPMSolverPPSinglestep,
     Euler,
     EulerMaruyama,
+    EulerTrapezoid,
     Heun,
     Langevin,
     Midpoint,
@@ -63,8 +65,12 @@ class Request(NamedTuple):
 
     sde: LinearSDE
     steps: int
-    rtol: float
-    atol: float
+    rtol: float | None
+    atol: float | None
+
+    def tolerances(self, default: float = 1e-4) -> tuple[float, float]:
+        """rtol and atol, as given or by default."""
+        return default if self.rtol is None else self.rtol, default if self.atol is None else self.atol
 
 
 SOLVERS: Final[dict[str, Callable[[Request], Solver]]] = {
@@ -85,6 +91,8 @@ SOLVERS: Final[dict[str, Callable[[Request], Solver]]] = {
     "sa-solver": lambda _: SASolver(),
     "seeds": lambda _: SEEDS(),
     "er-sde": lambda _: ERSDE(),
+    "adaptive-sde": lambda request: AdaptiveSDE(*request.tolerances(1e-2)),
+    "euler-trapezoid": lambda _: EulerTrapezoid(),
     "renoise": lambda _: Renoise(RungeKutta4()),
     "euler": lambda _: Euler(),
     "stochastic-heun": lambda _: StochasticHeun(),
@@ -94,13 +102,13 @@ SOLVERS: Final[dict[str, Callable[[Request], Solver]]] = {
     "heun": lambda _: Heun(),
     "churn": lambda _: Churn(Heun()),
     "rk4": lambda _: RungeKutta4(),
-    "ode": lambda request: RK45(rtol=request.rtol, atol=request.atol),
-    "rk45": lambda request: RK45(rtol=request.rtol, atol=request.atol),
-    "rk23": lambda request: RK23(rtol=request.rtol, atol=request.atol),
-    "tsit5": lambda request: Tsit5(rtol=request.rtol, atol=request.atol),
-    "dop853": lambda request: DOP853(rtol=request.rtol, atol=request.atol),
-    "scipy-rk45": lambda request: SciPy("RK45", request.rtol, request.atol),
-    "torchdiffeq-dopri5": lambda request: TorchDiffEq("dopri5", request.rtol, request.atol),
+    "ode": lambda request: RK45(*request.tolerances()),
+    "rk45": lambda request: RK45(*request.tolerances()),
+    "rk23": lambda request: RK23(*request.tolerances()),
+    "tsit5": lambda request: Tsit5(*request.tolerances()),
+    "dop853": lambda request: DOP853(*request.tolerances()),
+    "scipy-rk45": lambda request: SciPy("RK45", *request.tolerances()),
+    "torchdiffeq-dopri5": lambda request: TorchDiffEq("dopri5", *request.tolerances()),
     "torchsde-srk": lambda _: TorchSDE("srk"),
 }
 
@@ -117,7 +125,7 @@ def make_sde(name: str) -> LinearSDE:
     return SDES[_choose("SDE", name, dict(SDES))]()
 
 
-def make_solver(name: str, sde: LinearSDE, steps: int | None, rtol: float, atol: float) -> tuple[Solver, int | None]:
+def make_solver(name: str, sde: LinearSDE, steps: int | None, rtol: float | None, atol: float | None) -> tuple[Solver, int | None]:
     """The solver of that name, and the steps to hand to `sample` with it."""
     make = SOLVERS[_choose("solver", name, dict(SOLVERS))]
     solver = make(Request(sde, steps or 100, rtol, atol))
