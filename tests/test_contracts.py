@@ -192,7 +192,7 @@ def test_claimed_orders_are_the_declared_ones() -> None:
         )
         assert claim is None or claim == declared, solver
         assert claim is not None or isinstance(
-            solver, sd.PredictorCorrector | sd.Langevin | sd.MetropolisLangevin | sd.DDPM | sd.Churn
+            solver, sd.PredictorCorrector | sd.Langevin | sd.MetropolisLangevin | sd.DDPM | sd.Churn | sd.AdaptiveSDE
         )
 
 
