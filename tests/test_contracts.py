@@ -487,7 +487,8 @@ def test_without_score_and_noise_nothing_moves(method: Method) -> None:
     x, grid = starts(sde, 3, 1.0), torch.tensor([1.0, 0.9, 0.5, 0.48, 0.4, 0.0], dtype=torch.float64)
     if method.solver in OF_ITS_BATCH:
         pytest.skip("divides by the score's norm")
-    if isinstance(method.solver, sd.EulerTrapezoid):
+    in_v = isinstance(method.solver, RungeKutta) and method.solver.variable == "angle"
+    if isinstance(method.solver, sd.EulerTrapezoid) or in_v:
         pytest.skip("v is not constant where x is")
     out = integrate(Reverse(model, 3, 1.0 if method.solver.diffuses else 0.0), method.solver, x, grid, Still((3, 2)))
     torch.testing.assert_close(out.x, x, rtol=1e-12, atol=1e-12)
