@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from solvers.arithmetic import expand, weighted
+from solvers.arithmetic import expand, place, weighted
 from solvers.clock import Clock
 from solvers.control import PerSample
 from solvers.noise import Nodes, Noise, Refinable, StepNoise
@@ -34,9 +34,9 @@ class Lattice:
         share = (self.widths / self.widths.sum()) * _LONGEST
         self.coarsest = share.log2().ceil().clamp(min=0).long()
 
-    def __call__(self, segment: Tensor, place: Tensor) -> Tensor:
-        """Times at ``place`` / 2^30 of the way through the intervals ``segment``, int64 of one shape."""
-        keys, back = _unique(segment * (2 * _WHOLE) + place)
+    def __call__(self, segment: Tensor, spot: Tensor) -> Tensor:
+        """Times at ``spot`` / 2^30 of the way through the intervals ``segment``, int64 of one shape."""
+        keys, back = _unique(segment * (2 * _WHOLE) + spot)
         which, at = keys // (2 * _WHOLE), keys % (2 * _WHOLE)
         inside = self.variable.time(self.ends[which] + self.widths[which] * (at.clamp(1, _WHOLE - 1).to(torch.float64) / _WHOLE))
         found = torch.where(at == 0, self.times[which], torch.where(at == _WHOLE, self.times[which + 1], inside))
@@ -147,7 +147,8 @@ class _Interval:
         keep = torch.where(live, torch.where(right, 1 - share, share).sqrt(), 1.0)
         turn = torch.where(live, torch.where(right, -share.sqrt(), (1 - share).sqrt()), 0.0)
         z = self.tree.normal(self._node(first))
-        for fresh, kept, turned in zip(self.tree.normal(nodes, 1), keep, turn, strict=True):
+        turns = place(tuple(zip(keep.unbind(), turn.unbind(), strict=True)), z)
+        for fresh, (kept, turned) in zip(self.tree.normal(nodes, 1), turns, strict=True):
             z = weighted((kept, z), (turned, fresh))
         return z
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 import sdediff as sd
 from sdediff.reverse import Reverse
 from sdediff.testing.paths import Still
-from solvers import LogSNR, Options, Status, White, integrate
+from solvers import LogSNR, Options, Solver, Status, Step, White, expand, integrate
 from solvers.dyadic import _DEPTH, DyadicSteps
 from solvers.grid import log_snr
 
@@ -209,6 +210,34 @@ def test_any_drift() -> None:
     assert out.rejected.sum() > 0
     cdf = weights.cumsum(0).numpy()
     assert stats.kstest(out.x.flatten().numpy(), lambda x: np.interp(x, grid.numpy(), cdf)).pvalue > 1e-4
+
+
+@dataclass(frozen=True)
+class Mine(Solver):
+    """A user's own pair: Euler-Maruyama and Heun, in t."""
+
+    rtol: float = 0.02
+    atol: float = 0.02
+
+    needs = frozenset({"drift", "diffusion"})
+    stochastic = diffuses = adaptive = True
+    evaluations = 2
+    error_order = 1.5
+
+    def step(self, problem, x, plan, noise, state):
+        h = expand(plan[1] - plan[0], x)
+        first = problem.drift(x, plan[0])
+        guess = x + h * first + problem.diffuse(noise.increment(*plan), plan[0])
+        error = h / 2 * (problem.drift(guess, plan[1]) - first)
+        return Step(guess + error, guess + error, (), error)
+
+
+def test_a_solver_of_ones_own_takes_dyadic_steps() -> None:
+    law = sd.exact.Gaussian(0.3, 0.25)
+    out = solve(sd.VP(), law, (4000, 1), 1, solver=Mine())
+    assert float(out.x.std()) == pytest.approx(0.5, rel=0.03)
+    assert abs(float(out.x.mean()) - 0.3) < 4 * 0.5 / math.sqrt(4000)
+    assert out.nfe.tolist() == (2 * (out.accepted + out.rejected) + 1).tolist()
 
 
 # Every sample by itself.

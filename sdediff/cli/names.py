@@ -91,7 +91,7 @@ SOLVERS: Final[dict[str, Callable[[Request], Solver]]] = {
     "sa-solver": lambda _: SASolver(),
     "seeds": lambda _: SEEDS(),
     "er-sde": lambda _: ERSDE(),
-    "adaptive-sde": lambda request: AdaptiveSDE(*request.tolerances(1e-2)),
+    "adaptive-sde": lambda request: AdaptiveSDE(*request.tolerances(0.05)),
     "euler-trapezoid": lambda _: EulerTrapezoid(),
     "renoise": lambda _: Renoise(RungeKutta4()),
     "euler": lambda _: Euler(),

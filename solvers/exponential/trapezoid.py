@@ -167,8 +167,8 @@ class AdaptiveSDE(Adaptive, EulerTrapezoid):
     another path. One evaluation an attempt, one to start. ``rtol``, ``atol`` bound the local error as in `RK45`.
     """
 
-    rtol: float = 1e-2
-    atol: float = 1e-2
+    rtol: float = 0.05
+    atol: float = 0.05
 
     @property
     def error_order(self) -> float:  # type: ignore[override]
