@@ -161,7 +161,7 @@ def test_moments_fall_to_the_standard_error(sde: sd.LinearSDE, d: int) -> None:
     n = 24_000 // d
     means = torch.randn(3, d, generator=torch.Generator().manual_seed(d), dtype=F64)
     for law in (sd.exact.Gaussian(means[0], torch.full((d,), 0.25, dtype=F64)), sd.exact.GaussianMixture(means.tolist(), 0.3)):
-        out, exact = solve(sde, law, (n, d), 0.01), law.sample(200_000, generator=torch.Generator().manual_seed(7)).to(F64)
+        out, exact = solve(sde, law, (n, d), 0.01), law.sample(200_000, seed=7)
         for power in (1, 2):
             ours, theirs = (x - exact.mean(dim=0) for x in (out.x, exact))
             error = (ours**power).mean(dim=0) - (theirs**power).mean(dim=0)
