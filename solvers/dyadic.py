@@ -62,6 +62,7 @@ class DyadicSteps(PerSample):
         self.spot = torch.zeros(len(x), dtype=torch.int64)
         self.level = torch.zeros(len(x), dtype=torch.int64)
         if len(times) > 1:
+            solver.plan(problem, times[:, None])  # what it cannot do it says before the first evaluation
             self.lattice = Lattice(solver.lattice(problem), times)
             self.level += self.lattice.coarsest[0]
         super().__init__(problem, solver, x, times, noise)

@@ -42,7 +42,7 @@ def at(steps: DyadicSteps, spot: int, level: int) -> tuple[Tensor, tuple[float, 
     steps.spot = torch.full_like(steps.spot, spot << (_DEPTH - level))
     steps.t = steps.lattice(steps.segment, steps.spot)
     plan = steps.propose()
-    return steps.noise.over(steps.t, steps.s), tuple(float(c[0]) for c in plan[2:])
+    return steps.noise.over(steps.t, steps.s), tuple(float(c[0]) for c in plan[3:])
 
 
 # The coefficients.
@@ -82,7 +82,22 @@ def test_a_function_of_time_that_is_constant_is_the_constant() -> None:
     times = torch.linspace(1.0, 1e-3, 9, dtype=F64)
     model = MIXTURE.model(sd.VP())
     one, same = (sd.EulerTrapezoid().plan(Reverse(model, 1, lam), times) for lam in (0.7, lambda t: 0.7 + 0 * t))
-    torch.testing.assert_close([list(p[2:]) for p in one], [list(p[2:]) for p in same], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close([list(p[3:]) for p in one], [list(p[3:]) for p in same], rtol=1e-9, atol=1e-12)
+
+
+def test_ends_of_time() -> None:
+    """From alpha = 0 to sigma = 0 with a network that predicts the data: there is a limit at both ends."""
+    law, sde, rows = sd.exact.Gaussian(0.3, 0.25), sd.RectifiedFlow(), 4000
+    model = sd.ScoreModel(lambda x, t: torch.where(t[:, None] > 0, law.data(sde, x, t.clamp(1e-9)), x), sde, "data")
+    x = torch.randn(rows, 1, generator=torch.Generator().manual_seed(0), dtype=F64)
+
+    def run(solver: sd.EulerTrapezoid, times: Tensor) -> Tensor:
+        return integrate(Reverse(model, rows, 1.0), solver, x, times, White(sd.seeds(1, rows), (1,), dtype=F64)).x
+
+    assert float(run(sd.EulerTrapezoid(), torch.linspace(1.0, 0.0, 41, dtype=F64)).std()) == pytest.approx(0.5, rel=0.04)
+    with pytest.raises(ValueError, match=r"at sigma = 0 there is none: end above that time"):
+        run(sd.AdaptiveSDE(), torch.tensor([1.0, 0.0], dtype=F64))
+    assert float(run(sd.AdaptiveSDE(), torch.tensor([1.0, 0.001], dtype=F64)).std()) == pytest.approx(0.5, rel=0.04)
 
 
 # The noise.

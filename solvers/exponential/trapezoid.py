@@ -23,6 +23,7 @@ __all__ = ["AdaptiveSDE", "EulerTrapezoid"]
 class _Plan(NamedTuple):
     t: Tensor
     s: Tensor
+    last: bool  # a step to sigma = 0, where v need not be known: it is not corrected
     keep: Number
     push: Number  # of v at t
     correct: Number  # of v at s; that at t gives way by half of push
@@ -100,7 +101,8 @@ class EulerTrapezoid(Solver):
         each = problem.prepare(times)
         ends = pairwise(each)
         if "v" not in problem.offers:
-            return [_Plan(t, s, 1.0, h, 0.5 * h, None) for (t, s), h in zip(ends, numbers(times.diff(dim=0)), strict=True)]
+            steps = numbers(times.diff(dim=0))
+            return [_Plan(t, s, False, 1.0, h, 0.5 * h, None) for (t, s), h in zip(ends, steps, strict=True)]
         angles = _angles(problem, times)
         a, b = angles.part(slice(None, -1)), angles.part(slice(1, None))
         square = _square(problem, a, b)
@@ -108,8 +110,12 @@ class EulerTrapezoid(Solver):
         keep = b.size / a.size * (-decay).exp()
         std = b.size * (-torch.expm1(-2 * decay)).clamp(min=0).sqrt()
         push = b.size * _integral(square, a.phi, b.phi)
-        rows = entries(keep, push / a.size, 0.5 * push / b.size, std)
-        return [_Plan(t, s, *row) for (t, s), row in zip(ends, rows, strict=True)]
+        rows, last = entries(keep, push / a.size, 0.5 * push / b.size, std), (b.phi == 0).reshape(len(keep), -1).any(dim=1)
+        if times.ndim > 1 and bool(last.any()):
+            raise ValueError(
+                f"{self!r} evaluates v at the end of each step, and at sigma = 0 there is none: end above that time (t_end)"
+            )
+        return [_Plan(t, s, end, *row) for (t, s), row, end in zip(ends, rows, last.tolist(), strict=True)]
 
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         """v at the start."""
@@ -117,7 +123,7 @@ class EulerTrapezoid(Solver):
 
     def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step, with the correction as error."""
-        (t, s), (keep, push, correct, std) = plan[:2], place(plan[2:], x)
+        (t, s), (keep, push, correct, std) = plan[:2], place(plan[3:], x)
         (before,) = state
         if std is None:
             dw = noise.increment(t, s)
@@ -125,6 +131,8 @@ class EulerTrapezoid(Solver):
         else:
             shock = weighted((std, noise.over(t, s)))
         predicted = weighted((keep, x), (push, before), (1.0, shock))
+        if plan.last:
+            return Step(predicted, predicted - shock, state)
         after = _slope(problem, predicted, s)
         error = weighted((correct, after), (-0.5 * push, before))
         moved = predicted + error
