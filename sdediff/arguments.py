@@ -232,11 +232,15 @@ def check_condition(condition: Mapping[str, Tensor] | None, count: int) -> dict[
     return dict(condition or {})
 
 
-def check_seed(seed: int | Sequence[int] | None, noise: Noise | None, count: int) -> tuple[int, ...] | None:
-    """One seed a sample, or None where there is a noise object."""
+def check_seed(seed: int | Sequence[int] | None, noise: Noise | None, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """One seed a sample, or None where there is a noise object, which is for these samples if it says for which."""
+    count = shape[0]
     if noise is not None:
         if seed is not None:
             raise ValueError("seed and noise are two ways to say the same: pass one of them")
+        seeds, event = getattr(noise, "seeds", None), getattr(noise, "event", None)
+        if seeds is not None and event is not None and (len(seeds), *event) != shape:
+            raise ValueError(f"the noise is for samples of shape {(len(seeds), *event)}, and shape is {shape}")
         return None
     if seed is None:
         return solvers.seeds(solvers.fresh_seed(), count)

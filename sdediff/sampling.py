@@ -125,7 +125,7 @@ def sample(
         raise ValueError(f"{solver!r} takes {solver.evaluations + 2} evaluations to make its first step; raise max_nfe = {max_nfe}")
     lam = check_stochasticity(solver, stochasticity, times)
     condition = check_condition(condition, shape[0])
-    sample_seeds = check_seed(seed, noise, shape[0])
+    sample_seeds = check_seed(seed, noise, shape)
     if sample_seeds is not None:
         noise = White(sample_seeds, shape[1:], dtype=dtype, device=device)
     x_start = check_start(model, x_init, shape, float(times[0]), dtype, device)

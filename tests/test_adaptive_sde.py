@@ -143,6 +143,11 @@ def test_noise_that_cannot_be_split_is_refused() -> None:
         sd.sample(MIXTURE.model(sd.VP()), (2, 2), solver=sd.AdaptiveSDE(), noise=Fixed(), x_init=torch.zeros(2, 2))
 
 
+def test_noise_for_other_samples_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"the noise is for samples of shape \(3, 2\), and shape is \(4, 2\)"):
+        solve(sd.VP(), MIXTURE, (4, 2), 0.1, seed=None, noise=sd.BrownianPath(sd.seeds(0, 3), (2,), 1.0, 1e-3))
+
+
 def test_on_a_brownian_path_it_follows_other_solvers() -> None:
     """The same path seen by DDPM's ancestral steps, 1,024 of them: nearer as the tolerance falls."""
     sde, rows = sd.VP(), 30

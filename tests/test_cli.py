@@ -220,10 +220,10 @@ def test_demo_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     """Everything the demo writes, after 3 steps of training."""
     command("demo", "--out", tmp_path / "demo", "--steps", 3, "--count", 8, "--device", "cpu")
     files = {p.name for p in (tmp_path / "demo").iterdir()}
-    grids = {"euler-maruyama.png", "predictor-corrector.png", "ode.png", "ddpm.png", "real.png", "process.png"}
+    grids = {"euler-maruyama.png", "adaptive-sde.png", "predictor-corrector.png", "ode.png", "ddpm.png", "real.png", "process.png"}
     assert files == grids | {"config.json", "model.safetensors", "training.safetensors", "results.json", "table.txt"}
     results = json.loads((tmp_path / "demo" / "results.json").read_text())
-    assert [row["name"] for row in results["solvers"]] == ["euler-maruyama", "predictor-corrector", "ode", "ddpm"]
+    assert [row["name"] for row in results["solvers"]] == ["euler-maruyama", "adaptive-sde", "predictor-corrector", "ode", "ddpm"]
     assert results["held_out"]["recognised"] > 0.9
     assert sum(results["solvers"][0]["quality"]["counts"]) == 8
     assert (tmp_path / "demo" / "table.txt").read_text().strip() in capsys.readouterr().out

@@ -24,7 +24,7 @@ from sdediff.progress import progress_bar
 from sdediff.sampling import sample
 from sdediff.sde import VP
 from sdediff.training import fit
-from solvers import RK45, EulerMaruyama, Langevin, PredictorCorrector, ReverseDiffusion, Solver
+from solvers import RK45, AdaptiveSDE, EulerMaruyama, Langevin, PredictorCorrector, ReverseDiffusion, Solver
 
 __all__ = ["run"]
 
@@ -57,10 +57,11 @@ class Family(NamedTuple):
 
 
 def families(sde: VP) -> list[Family]:
-    """The four families. Fixed steps are finer near the data, where the digits take shape."""
+    """The five families. Fixed steps are finer near the data, where the digits take shape."""
     pair = PredictorCorrector(ReverseDiffusion(), Langevin())
     return [
         Family("euler-maruyama", "reverse SDE, Euler-Maruyama", EulerMaruyama(), {"steps": 80, "grid": "quadratic"}),
+        Family("adaptive-sde", "reverse SDE, a step size a sample", AdaptiveSDE(), {}),
         Family("predictor-corrector", "predictor-corrector, Langevin", pair, {"steps": 50, "grid": "quadratic"}),
         Family("ode", "probability-flow ODE, RK45", _ODE, {}),
         Family("ddpm", "DDPM, ancestral steps", DDPM.from_sde(sde, 80), {}),
