@@ -230,8 +230,9 @@ def stochastic(name: str, d: int, args: argparse.Namespace) -> list[dict[str, ob
     truth = task.mixtures.draw(20000 if d == 2 else 5000, *task.kernel(task.end), task.generator)
     right, rows = task.spread(truth), []
     for nfe in [n for n in NOISY if n in args.nfes] or args.nfes[:1]:
-        solver = default_solver(task.sde, nfe, stochastic=True)
-        x, used = task.solve(solver, task.grid(solver.spacing, nfe // solver.evaluations), 1.0)
+        steps = next(n for n in range(nfe, 0, -1) if n * default_solver(task.sde, n, stochastic=True).evaluations <= nfe)
+        solver = default_solver(task.sde, steps, stochastic=True)
+        x, used = task.solve(solver, task.grid(solver.spacing, steps), 1.0)
         count = min(1000, len(x) // args.mixtures)
         pairs = list(zip(x.reshape(args.mixtures, -1, d)[:, :count], truth[:, :count], strict=True))
         floor = list(zip(truth[:, -count:], truth[:, :count], strict=True))

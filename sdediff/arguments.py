@@ -101,14 +101,16 @@ def default_solver(sde: SDE, steps: int | None, *, stochastic: bool) -> Solver:
 
     Without noise: the equation in the form that is straight while data and noise do not change, at the scale of details,
     polynomials in the angle arctan(sigma / alpha), the first steps of lower orders: an evaluation a step, and none more to start.
-    With noise: single steps of order 2, and exact noise: two a step; AdaptiveSDE where there are no steps.
+    With noise: single steps of order 2, from 12 of them on of order 3, and exact noise: so many evaluations a step; AdaptiveSDE
+    where there are no steps.
     """
     if steps is None:
         return AdaptiveSDE() if stochastic else RK45()
     if "kernel" not in sde.offers:
         return EulerMaruyama()
     if stochastic:
-        return Renoise(ExponentialSinglestep(2, form=0.3))
+        few = not isinstance(steps, int) or steps < 12
+        return Renoise(ExponentialSinglestep(2, form=0.3) if few else ExponentialSinglestep(3))
     order = next((order for least, order in _BY_STEPS if isinstance(steps, int) and steps >= least), 2)
     return ExponentialMultistep(order, form=Straight(0.1), variable="angle", corrector=None, startup="published")
 

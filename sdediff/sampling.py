@@ -80,8 +80,8 @@ def sample(
     the default and others in the angle, ``"logistic"`` for the other exponential integrators, else ``"uniform"``) unless ``grid``
     is another name, a function of N, or a falling array of times.
     Adaptive solvers take no ``steps``; an array is where they must land. The network is evaluated N times (``solver.evaluations``
-    times N: 2 N by the stochastic default; more in the first steps of a multistep solver with ``startup="exact"``), and once more
-    for ``last="denoise"``.
+    times N: 2 or 3 N by the stochastic default; more in the first steps of a multistep solver with ``startup="exact"``), and once
+    more for ``last="denoise"``.
     ``t_start``, ``t_end``: the span of a grid made from ``steps``, by default the SDE's usable range. A start below t_max needs
     ``x_init``.
     ``last``: ``"denoise"`` ends with one more evaluation, E[x_0 | x]; ``"mean"`` adds no noise in the last stochastic step;

@@ -92,16 +92,15 @@ class DyadicSteps(PerSample):
 
     def _resize(self, norm: Tensor, good: Tensor, used: Tensor) -> Tensor:
         """The next steps: a power of two of the factor, one level coarser at most, and only where such a step may start."""
-        wanted = self.level - torch.from_numpy(np.log2(self._factor(norm, good))).floor().long()
-        wanted = torch.where(good, torch.maximum(wanted, self.level - 1), torch.maximum(wanted, self.level + 1))
+        free = self.level - torch.from_numpy(np.log2(self._factor(norm, good))).floor().long()
+        wanted = torch.maximum(free, self.level - 1)
         spot = torch.where(good, self.spot + (_WHOLE >> self.level), self.spot)
         segment, arrived = self.segment, good & self.landing
-        spot = torch.where(arrived, 0, spot)
         if bool(arrived.any()):
-            # In the next interval, steps that are no longer than the one wanted here.
+            # In a shorter interval steps of the same length, in a longer one as many: one that is too long is only taken again.
             after = (segment + 1).clamp(max=len(self.lattice.widths) - 1)
             ratio = (self.lattice.widths[after] / self.lattice.widths[segment]).log2().ceil().long()
-            wanted = torch.where(arrived, wanted + ratio, wanted)
+            wanted, spot = torch.where(arrived, free + ratio.clamp(max=0), wanted), torch.where(arrived, 0, spot)
             segment = torch.where(arrived, after, segment)
         low = torch.where(spot == 0, 0, _DEPTH - _twos(spot))
         self.level = torch.maximum(torch.maximum(wanted, low), self.lattice.coarsest[segment]).clamp(max=_DEPTH)

@@ -62,19 +62,20 @@ def test_data_of_unit_variance_are_exact_in_any_steps(sde: sd.LinearSDE, lam: fl
             assert plan.std == 0
 
 
+@pytest.mark.parametrize("sde", [sd.VP(), sd.VE()], ids=lambda sde: type(sde).__name__)
 @pytest.mark.parametrize("lam", [0.0, 0.6, 1.0])
-def test_the_push_is_the_integral(lam: float) -> None:
+def test_the_push_is_the_integral(sde: sd.LinearSDE, lam: float) -> None:
     """Against SciPy's quadrature of (1 + lambda^2) exp(-(m_b - m)) over the angle, m = lambda^2 log cos."""
     from scipy.integrate import quad
 
-    sde = sd.VP()
     problem = Reverse(MIXTURE.model(sde), 1, lam)
     times = torch.tensor([1.0, 0.6, 0.2, 0.001], dtype=F64)
     for plan in sd.EulerTrapezoid().plan(problem, times):
         a, b = (math.atan2(float(sde.sigma(t)), float(sde.alpha(t))) for t in (plan.t, plan.s))
         exact = (1 + lam**2) * quad(lambda phi, b=b: (math.cos(phi) / math.cos(b)) ** (lam**2), a, b, epsabs=1e-13, epsrel=1e-13)[0]
         rel = 1e-8 if lam == 0.6 else 1e-12  # a broken power of the cosine is no polynomial near pi / 2
-        assert plan.push == pytest.approx(exact, rel=rel)
+        sizes = [math.hypot(float(sde.sigma(t)), float(sde.alpha(t))) for t in (plan.t, plan.s)]
+        assert plan.push == pytest.approx(exact * sizes[1] / sizes[0], rel=rel)
         assert plan.correct == pytest.approx(exact / 2, rel=rel)
 
 
@@ -129,6 +130,15 @@ def test_noise_is_standard_normal_and_of_disjoint_steps_independent() -> None:
     correlations = torch.corrcoef(found)
     for i, j in ((0, 1), (1, 2), (2, 3), (0, 5), (3, 4)):
         assert abs(float(correlations[i, j])) < 4.9 / math.sqrt(n)
+
+
+def test_noise_of_two_intervals_of_the_grid_is_independent() -> None:
+    n = 20_000
+    steps = control(Reverse(sd.exact.Gaussian(0.3, 0.25).model(sd.VP()), n, 1.0), n, torch.tensor([1.0, 0.5, 1e-3], dtype=F64))
+    first = at(steps, 1, 4)[0].flatten()
+    steps.target = steps.target + 1
+    second = at(steps, 1, 4)[0].flatten()
+    assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 4.9 / math.sqrt(n)
 
 
 def test_noise_that_cannot_be_split_is_refused() -> None:
@@ -208,6 +218,22 @@ def test_a_function_of_time_is_taken() -> None:
     law = sd.exact.Gaussian(0.3, 0.25)
     out = solve(sd.VP(), law, (6000, 1), 0.05, stochasticity=lambda t: t)
     assert float(out.x.std()) == pytest.approx(0.5, rel=0.03)
+
+
+def test_any_drift_of_zero_leaves_the_noise() -> None:
+    """With no drift and no score a step is (g_t + g_s) / 2 times the path's increment."""
+
+    class Still(sd.SDE):
+        def drift(self, x: Tensor, t: Tensor) -> Tensor:
+            return torch.zeros_like(x)
+
+        def diffusion(self, t: Tensor) -> Tensor:
+            return 1 + t
+
+    model = sd.ScoreModel(lambda x, t: torch.zeros_like(x), Still(), predicts="score")
+    noise, (t, s) = White(sd.seeds(0, 3), (2,), dtype=F64), torch.tensor([0.9, 0.4], dtype=F64)
+    out = integrate(Reverse(model, 3, 1.0), sd.EulerTrapezoid(), torch.ones(3, 2, dtype=F64), torch.stack([t, s]), noise)
+    torch.testing.assert_close(out.x, 1 + (1.9 + 1.4) / 2 * noise.at(0).increment(t, s))
 
 
 def test_any_drift() -> None:
@@ -309,6 +335,15 @@ def test_lands_on_the_times_of_a_grid() -> None:
     assert set(grid.tolist()) <= set(times)
     assert (min(times), max(times)) == (1e-3, 1.0)
     assert len(set(out.trajectory[:, 0, 0].tolist())) == 5
+
+
+def test_landing_costs_little() -> None:
+    """Two short intervals on the way: steps are as long after them as before, and no shorter within."""
+    free, cut = (
+        float(solve(sd.VP(), MIXTURE, (60, 2), 0.05, grid=grid).nfe.double().mean())
+        for grid in ([1.0, 1e-3], [1.0, 0.3, 0.29, 0.28, 1e-3])
+    )
+    assert cut < 1.35 * free
 
 
 # Failures.
