@@ -111,8 +111,10 @@ class DyadicSteps(PerSample):
         super()._drop(mask)
         if bool(mask.any()):
             stay = torch.nonzero(~mask).flatten()
-            self.path = self.path.take(stay)
-            self.tree = None if self.tree is None else self.tree.take(stay)
+            if self.tree is None:
+                self.path = self.path.take(stay)
+            else:
+                self.tree = self.tree.take(stay)
 
 
 def _unique(keys: Tensor) -> tuple[Tensor, Tensor]:

@@ -106,7 +106,23 @@ class Refinable(Noise, Protocol):
         """Normals for a path that an adaptive solver makes for itself; None: this is a path, to be asked at any times."""
 
 
-class White:
+class _Seeded:
+    """Normals that are functions of a seed a row: for states (rows, *event), drawn on the host and moved to the device."""
+
+    def __init__(
+        self, seeds: Sequence[int], event: Sequence[int], *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> None:
+        self.seeds = tuple(seeds)
+        self.event = torch.Size(event)
+        self.dtype, self.device = dtype, device
+        self.words = _words(self.seeds)
+
+    def take(self, rows: Tensor) -> Self:
+        """The same for some of the rows."""
+        return type(self)([self.seeds[i] for i in rows.tolist()], self.event, dtype=self.dtype, device=self.device)
+
+
+class White(_Seeded):
     """Independent normals for steps of a fixed grid, one seed a sample.
 
     Float32 normals, drawn on the host a block of steps at a time and moved to the device, so that the values are the same on every
@@ -121,12 +137,9 @@ class White:
     def __init__(
         self, seeds: Sequence[int], event: Sequence[int], *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> None:
-        self.seeds = tuple(seeds)
-        self.event = torch.Size(event)
-        self.dtype, self.device = dtype, device
+        super().__init__(seeds, event, dtype=dtype, device=device)
         length = min(64, _BLOCK // max(1, self.event.numel()))
         self.length = max(1, length - length % 2)
-        self.words = _words(self.seeds)
         self.keep = 1  # blocks of each stream and k
         self._blocks: dict[tuple[str, int, int], tuple[tuple[Tensor, ...], Tensor]] = {}
         self._held: dict[tuple[str, int], list[int]] = {}
@@ -134,10 +147,6 @@ class White:
     def at(self, step: int) -> _WhiteStep:
         """Noise of the step number ``step``."""
         return _WhiteStep(self, step)
-
-    def take(self, rows: Tensor) -> White:
-        """The noise of some of the rows."""
-        return White([self.seeds[i] for i in rows.tolist()], self.event, dtype=self.dtype, device=self.device)
 
     def tree(self) -> Nodes:
         """Normals of the same seeds, by number."""
@@ -194,7 +203,7 @@ class White:
         return _sent(block[..., :size], self.dtype, self.device).reshape(length, rows, *self.event)
 
 
-class Nodes:
+class Nodes(_Seeded):
     """Normals by number, each row having its own: what the tree of a Brownian path is made of.
 
     As `White`'s in kind, and never the same as those of its streams. Each is a function of (seed, node, k), ``node`` from 0 to
@@ -202,18 +211,6 @@ class Nodes:
     """
 
     # Philox's key: 32 bits of the node, then the stream, k and the node's other 18 bits.
-
-    def __init__(
-        self, seeds: Sequence[int], event: Sequence[int], *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-    ) -> None:
-        self.seeds = tuple(seeds)
-        self.event = torch.Size(event)
-        self.dtype, self.device = dtype, device
-        self.words = _words(self.seeds)
-
-    def take(self, rows: Tensor) -> Nodes:
-        """The normals of some of the rows."""
-        return Nodes([self.seeds[i] for i in rows.tolist()], self.event, dtype=self.dtype, device=self.device)
 
     def normal(self, node: Tensor, k: int = 0) -> Tensor:
         """Standard normals (rows, *event) of ``node``, int64 (rows,) on the host, or (m, rows, *event) of (m, rows)."""
