@@ -15,6 +15,7 @@ import math
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ import sdediff as sd
 import solvers
 from sdediff.arguments import default_solver
 from solvers import GRIDS, LogSNR
-from solvers.exponential.flow import Flow, Points, Weight
+from solvers.exponential.flow import Flow, Points, Weight, gauss_legendre, lagrange
 
 NFES = (5, 8, 10, 15, 20, 30, 50, 100, 200)
 NOISY = (10, 20, 50, 100)
@@ -162,6 +163,49 @@ class Lacking(solvers.ExponentialMultistep):
         return _Lacking(problem, self.theta, self.variable)
 
 
+class _Step(NamedTuple):
+    t: Tensor
+    look: tuple[float, float]  # what is kept of x and of the data in the quantity that polynomials are of
+    keep: float
+    weights: list[float]  # of the quantity here, one step back, ...
+
+
+@dataclass(frozen=True)
+class Azula(solvers.Solver):
+    """azula's vAB and REAB: Adams and Bashforth's methods for the velocity in sigma / (alpha + sigma) and v in log(sigma / alpha).
+
+    The latter as it is meant, with sigma_s where azula's code has sigma_t by mistake, or ``as_is``.
+    """
+
+    order: int = 3
+    quantity: str = "velocity"
+    as_is: bool = False
+
+    needs = frozenset({"data", "marginal"})
+
+    def plan(self, problem: solvers.Problem, times: Tensor) -> list[_Step]:
+        alpha, sigma = problem.marginal(times)
+        straight = self.quantity == "velocity"
+        size = alpha + sigma if straight else torch.hypot(alpha, sigma)
+        u = sigma / size if straight else sigma.log() - alpha.log()
+        found, (x, w) = [], gauss_legendre()
+        for i, t in enumerate(times[:-1]):
+            at = u[i] + x * (u[i + 1] - u[i])
+            density = w * (u[i + 1] - u[i]) * (1 if straight else 0.5 / at.cosh())
+            nodes = [u[i - k] for k in range(min(self.order, i + 1))]
+            scale = torch.hypot(alpha[i + 1], sigma[i]) if self.as_is else size[i + 1]
+            look = (1 / sigma[i], -size[i] / sigma[i]) if straight else (alpha[i] / sigma[i] / size[i], -size[i] / sigma[i])
+            weights = [float(scale * (density * each).sum()) for each in lagrange(nodes, at)]
+            found.append(_Step(t, (float(look[0]), float(look[1])), float(size[i + 1] / size[i]), weights))
+        return found
+
+    def step(self, problem: solvers.Problem, x: Tensor, plan: _Step, noise: object, state: tuple[Tensor, ...]) -> solvers.Step:
+        here = plan.look[0] * x + plan.look[1] * problem.data(x, plan.t)
+        known = (here, *state)[: len(plan.weights)]
+        moved = plan.keep * x + sum(weight * each for weight, each in zip(plan.weights, known, strict=True))
+        return solvers.Step(moved, moved, known)
+
+
 def peers() -> dict[str, tuple[solvers.Solver, int]]:
     """The published solvers, and how many evaluations a step takes."""
     multi = solvers.ExponentialMultistep
@@ -187,6 +231,9 @@ def peers() -> dict[str, tuple[solvers.Solver, int]]:
         "LMS4": solvers.LMS(4, startup="published"),
         "iPNDM3": solvers.IPNDM(3, startup="published"),
         "iPNDM4": solvers.IPNDM(4, startup="published"),
+        **{f"vAB{k}": Azula(k) for k in (2, 3)},
+        **{f"REAB{k}": Azula(k, "v", as_is=True) for k in (2, 3)},
+        **{f"REAB{k}, mended": Azula(k, "v") for k in (2, 3)},
     }
     single = {
         "Heun": solvers.Heun(variable="sigma"),

@@ -100,7 +100,6 @@ METHODS = [
     Method(sd.ERSDE(), weak=2),
     Method(sd.Renoise(sd.Heun()), 2, weak=2),
     Method(sd.Renoise(sd.RungeKutta4()), 4, weak=4, law=(64, 128, 256)),
-    Method(sd.Renoise(sd.ExponentialSinglestep(3)), 3, weak=3, law=(32, 64, 128)),
     Method(sd.Renoise(sd.ExponentialSinglestep(3, "noise")), 3, weak=3, law=(32, 64, 128)),
     Method(sd.DDPM.from_sde(sd.VP(), 26)),
     Method(sd.Langevin()),

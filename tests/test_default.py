@@ -6,9 +6,12 @@ import itertools
 
 import pytest
 import torch
+from test_contracts import Method, law_errors
 from torch import Tensor
 
 import sdediff as sd
+from sdediff.arguments import default_solver
+from sdediff.testing.paths import slope
 from solvers import GRIDS, LogSNR
 
 SDES = [sd.VP(), sd.VE(), sd.SubVP(), sd.Cosine(), sd.EDM(), sd.RectifiedFlow()]
@@ -73,6 +76,12 @@ def test_stochastic_default_has_the_right_spread(sde: sd.LinearSDE, stochasticit
     apart = torch.cdist(out.x.double(), alpha * data.means).min(dim=1).values
     spread = float((apart.square().mean() / 16 / (alpha**2 * 0.01 + sigma**2)).sqrt())
     assert abs(spread - 1) < 0.02
+
+
+@pytest.mark.parametrize("sde", [sd.VP(), sd.VE(), sd.SubVP(), sd.RectifiedFlow()], ids=lambda sde: type(sde).__name__)
+def test_law_of_the_stochastic_default_has_order_3(sde: sd.LinearSDE) -> None:
+    solver = default_solver(sde, 32, stochastic=True)
+    assert slope(law_errors(sde, Method(solver), (32, 64, 128))) > 2.75
 
 
 def test_where_there_is_no_kernel_or_no_steps() -> None:
