@@ -14,7 +14,7 @@ from solvers.clock import Clock
 from solvers.control import PerSample
 from solvers.noise import Nodes, Noise, Refinable, StepNoise
 from solvers.problem import Problem
-from solvers.solver import Solver
+from solvers.solver import Solver, Step
 
 __all__ = ["DyadicSteps"]
 
@@ -55,10 +55,12 @@ class DyadicSteps(PerSample):
     goal = 0.6  # the error is mostly noise's: there is no order to be gained by staying further below 1
     columns = (*PerSample.columns, "level", "spot")
 
-    def __init__(self, problem: Problem, solver: Solver, x: Tensor, times: Tensor, noise: Noise | None) -> None:
+    def __init__(
+        self, problem: Problem, solver: Solver, x: Tensor, times: Tensor, noise: Noise | None, *, last_mean: bool = False
+    ) -> None:
         if not isinstance(noise, Refinable):
             raise ValueError(f"{solver!r} splits the noise of its steps: pass White(seeds, event) or a BrownianPath, got {noise!r}")
-        self.path, self.tree = noise, noise.tree()
+        self.path, self.tree, self.last_mean = noise, noise.tree(), last_mean
         self.spot = torch.zeros(len(x), dtype=torch.int64)
         self.level = torch.zeros(len(x), dtype=torch.int64)
         if len(times) > 1:
@@ -89,6 +91,12 @@ class DyadicSteps(PerSample):
         self.landing = self.spot + (_WHOLE >> self.level) == _WHOLE
         self.s, self.floor = self._end(), self._floor()
         return self.solver.plan(self.problem, torch.stack([self.t, self.s]))[0]
+
+    def accept(self, step: Step) -> list[tuple[int, Tensor, Tensor | None]]:
+        if self.last_mean:
+            final = (self.landing & (self.target == len(self.times) - 1)).to(step.x.device)
+            step = step._replace(x=torch.where(final.reshape(-1, *(1,) * (step.x.ndim - 1)), step.mean, step.x))
+        return super().accept(step)
 
     def _resize(self, norm: Tensor, good: Tensor, used: Tensor) -> Tensor:
         """The next steps: a power of two of the factor, one level coarser at most, and only where such a step may start."""

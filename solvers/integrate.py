@@ -91,10 +91,13 @@ def _drive(
     problem: Problem, solver: Solver, x: Tensor, times: Tensor, noise: Noise | None, options: Options, *, watch: bool
 ) -> tuple[Control, Tensor | None]:
     control: Control
-    if solver.adaptive:
-        control = (DyadicSteps if solver.stochastic else PerSample)(problem, solver, x, times, noise)
+    last_mean = options.last == "mean"
+    if solver.adaptive and solver.stochastic:
+        control = DyadicSteps(problem, solver, x, times, noise, last_mean=last_mean)
+    elif solver.adaptive:
+        control = PerSample(problem, solver, x, times, noise)
     else:
-        control = FixedSteps(problem, solver, x, times, noise, watch=watch, last_mean=options.last == "mean")
+        control = FixedSteps(problem, solver, x, times, noise, watch=watch, last_mean=last_mean)
     frames = [x] + [x.clone() for _ in times[1:]] if options.trajectory else None
     index = 0
     while control.active:

@@ -337,6 +337,18 @@ def test_lands_on_the_times_of_a_grid() -> None:
     assert len(set(out.trajectory[:, 0, 0].tolist())) == 5
 
 
+def test_the_last_step_without_noise() -> None:
+    """``last="mean"``: all is as with noise until the end, where each sample is short of its last step's noise."""
+    law, grid = sd.exact.Gaussian(0.3, 0.25), [1.0, 0.5, 0.1]
+    options = {"grid": grid, "trajectory": True}
+    noisy, mean = (solve(sd.VP(), law, (2000, 1), 0.05, last=last, **options) for last in ("noisy", "mean"))
+    assert torch.equal(noisy.trajectory[:2], mean.trajectory[:2])
+    gone = noisy.x - mean.x
+    assert float(gone.abs().min()) > 0
+    assert abs(float(torch.corrcoef(torch.stack([gone.flatten(), mean.x.flatten()]))[0, 1])) < 4.9 / math.sqrt(2000)
+    assert float(mean.x.var() + gone.var()) == pytest.approx(float(noisy.x.var()), rel=0.05)
+
+
 def test_landing_costs_little() -> None:
     """Two short intervals on the way: steps are as long after them as before, and no shorter within."""
     free, cut = (

@@ -170,9 +170,9 @@ class AdaptiveSDE(Adaptive, EulerTrapezoid):
     """The reverse SDE with a step size for each sample: `EulerTrapezoid`, whose correction is the estimate of the error.
 
     Steps are dyadic parts of the way, uniform in log(alpha / sigma) between the times of the grid, at most an eighth of it each.
-    The noise is that of a Brownian path: a rejected step is split by the Brownian bridge, so that nothing is thrown away
-    and rejection brings no bias; the same seed gives nearby samples at all tolerances, and asking for other times (``grid``)
-    another path. One evaluation an attempt, one to start. ``rtol``, ``atol`` bound the local error as in `RK45`.
+    The noise is that of a Brownian path: a rejected step is split by the Brownian bridge, and nothing is thrown away, which would
+    bias the law. The same seed gives nearby samples at all tolerances; asking for other times (``grid``) asks for another path.
+    One evaluation an attempt, one to start. ``rtol``, ``atol`` bound the local error as in `RK45`.
     """
 
     rtol: float = 0.05
