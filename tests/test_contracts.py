@@ -85,20 +85,20 @@ METHODS = [
     Method(sd.ExponentialMultistep(3, sd.Straight(0.3), "angle", corrector=3), 4, ladder=MANY),
     Method(sd.DPMSolver(2), 2),
     Method(sd.DPMSolverPPSinglestep(), 2),
-    Method(sd.DPMSolverPP(), 2),
+    Method(sd.DPMSolverPP(), 2, ladder=MANY),
     Method(sd.DPMSolverPP(3), 3, ladder=MANY),
     *(Method(sd.UniPC(p), p + 1, ladder=MANY) for p in (1, 2, 3)),
-    Method(sd.UniPC(3, startup="published", lower_final=True), 2),
-    Method(sd.DEIS(), 3, ladder=MANY),
+    Method(sd.UniPC(3, startup="published", lower_final=True), 2, ladder=MANY),
+    Method(sd.DEIS(), 3, ladder=(160, 320, 640)),
     Method(sd.LMS(), 4, ladder=MANY),
     Method(sd.IPNDM(), 2, ladder=(20, 40, 80)),
-    Method(sd.SDEDPMSolverPP(), 2, 1, 2, law=(32, 64, 128)),
-    Method(sd.SDEDPMSolverPP(3), 2, 1, 2),
+    Method(sd.SDEDPMSolverPP(), 2, 1, 2, ladder=MANY, law=(32, 64, 128)),
+    Method(sd.SDEDPMSolverPP(3), 2, 1, 2, ladder=(40, 80, 160)),
     Method(sd.SASolver(2), 3, 1, 2, ladder=MANY),
     Method(sd.SASolver(), 3, 1, 2, law=(32, 64, 128)),
     Method(sd.SEEDS(), 3, 1, 2),
     Method(sd.ERSDE(), weak=2),
-    Method(sd.Renoise(sd.Heun()), 2, weak=2),
+    Method(sd.Renoise(sd.Heun()), 2, weak=2, law=(64, 128, 256)),
     Method(sd.Renoise(sd.RungeKutta4()), 4, weak=4, law=(64, 128, 256)),
     Method(sd.Renoise(sd.ExponentialSinglestep(3, "noise")), 3, weak=3, law=(32, 64, 128)),
     Method(sd.DDPM.from_sde(sd.VP(), 26)),
@@ -114,7 +114,10 @@ METHODS = [
     Method(sd.Churn(sd.Heun(variable="sigma"), 4.0), weak=2),
     Method(sd.Churn(sd.Euler(variable="sigma"), 4.0), weak=1),
     Method(
-        sd.Restart(sd.Heun(), (0.35, 0.55), 2, 4), weak=2, refined=lambda n: sd.Restart(sd.Heun(), (0.35, 0.55), 2, max(1, n // 4))
+        sd.Restart(sd.Heun(), (0.35, 0.55), 2, 4),
+        weak=2,
+        refined=lambda n: sd.Restart(sd.Heun(), (0.35, 0.55), 2, max(1, n // 4)),
+        law=(32, 64, 128),
     ),
 ]
 NOT_CUT = sd.Restart | sd.Churn | sd.Renoise | sd.ExponentialMultistep | sd.EulerTrapezoid
@@ -304,7 +307,12 @@ def law_errors(sde: sd.LinearSDE, method: Method, ladder: tuple[int, ...], lam: 
 @families(*FAST)
 def test_weak_order(sde: sd.LinearSDE, method: Method) -> None:
     """Moments to 1e-10 by unit impulses: the score of Gaussian data is affine, and so is the chain."""
-    errors = law_errors(sde, method, method.law)
+    try:
+        errors = law_errors(sde, method, method.law)
+    except ValueError as refusal:
+        if "the grid's time next to t_low" not in str(refusal):
+            raise
+        pytest.skip("this SDE's grid has no times between those that Restart goes back between")
     assert slope(errors) > method.weak - 0.25, errors  # type: ignore[operator]
 
 
@@ -408,7 +416,8 @@ def finite_or_refused(sde: sd.LinearSDE, solver: Solver, counts) -> None:
                 SMOOTH.model(sde), (2, 2), solver=solver, steps=steps if usable(solver, 1) else None, seed=0, dtype=torch.float64
             )
         except ValueError as refusal:
-            if solver not in AT_LEAST or "times as many steps" not in str(refusal):
+            too_few = solver in AT_LEAST and "times as many steps" in str(refusal)
+            if not too_few and "the grid's time next to t_low" not in str(refusal):
                 raise
             continue
         assert bool(torch.isfinite(out.x).all()), steps
