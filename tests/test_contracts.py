@@ -310,7 +310,7 @@ def test_weak_order(sde: sd.LinearSDE, method: Method) -> None:
     try:
         errors = law_errors(sde, method, method.law)
     except ValueError as refusal:
-        if "the grid's time next to t_low" not in str(refusal):
+        if not isinstance(method.solver, sd.Restart) or "the grid's time next to t_low" not in str(refusal):
             raise
         pytest.skip("this SDE's grid has no times between those that Restart goes back between")
     assert slope(errors) > method.weak - 0.25, errors  # type: ignore[operator]
@@ -417,7 +417,8 @@ def finite_or_refused(sde: sd.LinearSDE, solver: Solver, counts) -> None:
             )
         except ValueError as refusal:
             too_few = solver in AT_LEAST and "times as many steps" in str(refusal)
-            if not too_few and "the grid's time next to t_low" not in str(refusal):
+            too_coarse = isinstance(solver, sd.Restart) and "the grid's time next to t_low" in str(refusal)
+            if not too_few and not too_coarse:
                 raise
             continue
         assert bool(torch.isfinite(out.x).all()), steps

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from solvers.arithmetic import Number, entries, numbers, place, weighted
-from solvers.clock import Clock, clock
 from solvers.exponential.flow import gauss_legendre
 from solvers.noise import StepNoise
 from solvers.problem import Problem
@@ -138,14 +137,10 @@ class EulerTrapezoid(Solver):
         moved = predicted + error
         return Step(moved, moved - shock, (after,), error)
 
-    def lattice(self, problem: Problem) -> Clock:
-        """log(sigma / alpha), or t where there is none."""
-        return clock(problem, "log_snr" if "v" in problem.offers else "t")
-
     def split(self, problem: Problem, a: Tensor, m: Tensor, b: Tensor) -> Tensor:
         """The share in the variance of the noise from a to b of what it is up to m, seen at b; times (n,)."""
         if "v" not in problem.offers:
-            return (m - a) / (b - a)
+            return super().split(problem, a, m, b)
         start, middle, end = (_angles(problem, t) for t in (a, m, b))
         first = _decay(_square(problem, start, middle), start, middle)
         second = _decay(_square(problem, middle, end), middle, end)
