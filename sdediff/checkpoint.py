@@ -34,7 +34,16 @@ TRAINING: Final = "training.safetensors"
 
 _SDES: Final[dict[str, type[LinearSDE]]] = {
     family.__name__: family
-    for family in (families.VE, families.VP, families.SubVP, families.Cosine, families.EDM, families.RectifiedFlow)
+    for family in (
+        families.VE,
+        families.VP,
+        families.SubVP,
+        families.Cosine,
+        families.EDM,
+        families.RectifiedFlow,
+        families.InterpolatedVP,
+        families.InterpolatedVE,
+    )
 }
 
 

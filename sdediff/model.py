@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sdediff.clocks import Clock, check_clock, read_clock
+from sdediff.constraints import Constraint
 from sdediff.predictions import PREDICTIONS, Pair, canonical, conversion, singular
 from sdediff.sde import SDE
 from sdediff.sde.coefficient import as_time
@@ -31,6 +33,9 @@ class ScoreModel(nn.Module):
     function of float64 times, () or (B,). It is never rounded: it arrives in the dtype of the state (``time_dtype`` changes that),
     integers as they are.
 
+    ``learned_variance``: the network returns twice the channels (dimension 1), the second half of which says how large the variance
+    of DDPM's reverse step is (``DDPM(variance="learned")``); other solvers and losses leave it aside.
+
     Under an SDE without a Gaussian kernel the network predicts the score. The methods take t as a number or one number a sample,
     inside the SDE's usable range, and ``**condition`` for the network.
     """
@@ -46,6 +51,7 @@ class ScoreModel(nn.Module):
         sigma_data: float = 0.5,
         time: Clock = "t",
         time_dtype: torch.dtype | None = None,
+        learned_variance: bool = False,
     ) -> None:
         super().__init__()
         if not callable(net):
@@ -60,6 +66,8 @@ class ScoreModel(nn.Module):
             raise ValueError(f"sigma_data must be positive, got {sigma_data!r}")
         self.net, self.sde, self.predicts, self.sigma_data = net, sde, predicts, float(sigma_data)
         self.time, self.time_dtype = check_clock(time, sde), time_dtype
+        self.learned_variance = learned_variance
+        self.constraint: Constraint | None = None
 
     @property
     def device(self) -> torch.device:
@@ -98,9 +106,25 @@ class ScoreModel(nn.Module):
             time = time.to(dtype if self.time_dtype is None or device.type == "mps" else self.time_dtype)
         return scale, time.to(device, non_blocking=True)
 
-    def output(self, x: Tensor, time: Tensor, condition: Mapping[str, Tensor] | None, dtype: torch.dtype) -> Tensor:
-        """The output, in the dtype of x, of a network of ``dtype`` at inputs (B, *event) and times () or (B,) as `inputs` has
-        them."""
+    def constrained(self, constraint: Constraint) -> ScoreModel:
+        """This model, its network shared, with ``constraint`` applied to E[x_0 | x_t] wherever it is predicted or sampled.
+
+        `Clip` and `DynamicThreshold` ship; any function of states (B, *event) that treats samples alone will do. Every prediction
+        follows from the constrained data, so that every solver sees it. Losses do not.
+        """
+        if not callable(constraint):
+            raise TypeError(f"constraint must be a function of the data prediction, Clip(-1, 1) say; got {constraint!r}")
+        if "kernel" not in self.sde.offers:
+            raise ValueError(f"{self.sde!r} has no Gaussian kernel, so no data prediction to constrain")
+        model = copy.copy(self)
+        vars(model).update(constraint=constraint)  # not by attribute: a module would be entered among the shared ones
+        return model
+
+    def outputs(
+        self, x: Tensor, time: Tensor, condition: Mapping[str, Tensor] | None, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor | None]:
+        """(prediction, what the network says of the variance or None), each in the dtype and shape of x: of a network of ``dtype``
+        at inputs (B, *event) and times () or (B,) as `inputs` has them."""
         given = x if x.dtype == dtype else x.to(dtype)
         try:
             out = self.net(given, time if time.ndim else time.expand(x.shape[0]), **(condition or {}))
@@ -110,15 +134,29 @@ class ScoreModel(nn.Module):
                 f"the network was called as net(x, t{names}) with x of shape {tuple(x.shape)}, {dtype}: does it take that?"
             )
             raise
+        if self.learned_variance:
+            both = _tensor_of(out, doubled(x.shape), " with learned_variance").to(x.dtype)
+            first, second = both.chunk(2, dim=1)
+            return first, second
         if not isinstance(out, Tensor) or out.shape != x.shape:
             out = _tensor_of(out, x.shape)
-        return out if out.dtype == x.dtype else out.to(x.dtype)
+        return (out if out.dtype == x.dtype else out.to(x.dtype)), None
 
-    def evaluate(self, x: Tensor, t: Tensor, condition: Mapping[str, Tensor] | None = None) -> Tensor:
-        """The network's own output at states x (B, *event) and float64 host times t, () or (B,)."""
+    def output(self, x: Tensor, time: Tensor, condition: Mapping[str, Tensor] | None, dtype: torch.dtype) -> Tensor:
+        """The prediction alone of `outputs`."""
+        return self.outputs(x, time, condition, dtype)[0]
+
+    def evaluate_with_variance(
+        self, x: Tensor, t: Tensor, condition: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The network's own outputs, as `outputs` has them, at states x (B, *event) and float64 host times t, () or (B,)."""
         scale, time = self.inputs(t, x.dtype, x.device)
         given = expand(scale, x) * x if self.predicts == "edm" else x
-        return self.output(given, time, condition, self.dtype or x.dtype)
+        return self.outputs(given, time, condition, self.dtype or x.dtype)
+
+    def evaluate(self, x: Tensor, t: Tensor, condition: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The network's own prediction at states x (B, *event) and float64 host times t, () or (B,)."""
+        return self.evaluate_with_variance(x, t, condition)[0]
 
     def predict(self, target: str, x: Tensor, t: Tensor | float, condition: Mapping[str, Tensor] | None = None) -> Tensor:
         """The prediction ``target`` at (x, t), one evaluation of the network."""
@@ -126,10 +164,13 @@ class ScoreModel(nn.Module):
         time = self.sde.check_time(as_time(t))
         if time.ndim and time.shape[0] != x.shape[0]:
             raise ValueError(f"t must be a number or (B,) with B = {x.shape[0]} as in x, got shape {tuple(time.shape)}")
-        a, b = self.conversion(target, time)
+        a, b = self.conversion("data" if self.constraint else target, time)
         if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
-            raise ValueError(self.singular(target, time))
-        return combine(a, b, x, self.evaluate(x, time, condition))
+            raise ValueError(self.singular("data" if self.constraint else target, time))
+        out = combine(a, b, x, self.evaluate(x, time, condition))
+        if self.constraint is None:
+            return out
+        return combine(*conversion(self.sde, "data", target, time, self.sigma_data), x, self.constraint(out))
 
     def score(self, x: Tensor, t: Tensor | float, **condition: Tensor) -> Tensor:
         """grad log p_t(x), (B, *event)."""
@@ -152,13 +193,20 @@ class ScoreModel(nn.Module):
         return self.predict("flow", x, t, condition)
 
 
-def _tensor_of(out: object, shape: torch.Size) -> Tensor:
+def doubled(shape: torch.Size) -> torch.Size:
+    """The shape with twice the channels, (B, 2 C, ...)."""
+    if len(shape) < 2:
+        raise ValueError(f"learned_variance needs states (B, C, ...) with channels to double, got shape {tuple(shape)}")
+    return torch.Size([shape[0], 2 * shape[1], *shape[2:]])
+
+
+def _tensor_of(out: object, shape: torch.Size, why: str = " of the shape of its input") -> Tensor:
     """What a network returned, if it is an object with the tensor as ``.sample``; a ValueError if that is of another shape."""
     found = out if isinstance(out, Tensor) else getattr(out, "sample", out)
     if isinstance(found, Tensor) and found.shape == shape:
         return found
     got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-    raise ValueError(f"the network must return a tensor of the shape of its input {tuple(shape)}, got {got}")
+    raise ValueError(f"the network must return a tensor{why}, {tuple(shape)}, got {got}")
 
 
 def combine(a: Tensor, b: Tensor, x: Tensor, out: Tensor) -> Tensor:

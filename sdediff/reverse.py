@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sdediff.model import ScoreModel
+from sdediff.predictions import conversion
 from sdediff.sde import SDE
 from sdediff.sde.quadrature import Integral
 from solvers import Problem
@@ -63,6 +64,8 @@ class Reverse(Problem):
         self.offers = frozenset({"drift", "diffusion", "score"})
         if self.linear:
             self.offers |= {"marginal", "kernel", "coefficients", "data", "noise", "v"}
+        if model.learned_variance:
+            self.offers |= {"variance"}
         self.condition = dict(condition or {})
         self.dtype, self.scaled = model.dtype, model.predicts == "edm"
         self._still: Reverse | None = None
@@ -91,13 +94,20 @@ class Reverse(Problem):
 
     def _columns(self, t: Tensor, quantity: str, x: Tensor) -> Columns:
         """(a, b, scale) and the network's time at times t, for states like x: ``quantity`` is a x + b network(scale x, time)."""
-        a, b = self.model.conversion("score" if quantity == "drift" else quantity, t)
+        scale, time = self.model.inputs(t, x.dtype, x.device)
+        return (*self._pair(t, quantity, self.model.predicts), scale), (time,)
+
+    def _pair(self, t: Tensor, quantity: str, source: str) -> tuple[Tensor, Tensor]:
+        """(a, b) such that ``quantity`` is a x + b times the prediction ``source``, at times t."""
+        a, b = conversion(self.sde, source, "score" if quantity == "drift" else quantity, t, self.model.sigma_data)
         if quantity == "drift":
             lam = self.stochasticity(t) if callable(self.lam) else self.lam
             pull = -0.5 * (1 + lam**2) * self.sde.diffusion(t) ** 2
             a, b = (self.sde.f(t) if self.linear else 0) + pull * a, pull * b
-        scale, time = self.model.inputs(t, x.dtype, x.device)
-        return (a, b, scale), (time,)
+        return a, b
+
+    def _from_data(self, t: Tensor, quantity: str) -> Columns:
+        return self._pair(t, quantity, "data"), ()
 
     @property
     def constant_stochasticity(self) -> float | None:
@@ -106,17 +116,37 @@ class Reverse(Problem):
 
     def blend(self, quantity: str, x: Tensor, t: Tensor, keep: Number, push: Number) -> Tensor:
         """keep x + push quantity(x, t), by one pass over x and one over the network's output."""
+        constraint = self.model.constraint
+        a, b, out, _ = self._evaluate(quantity if constraint is None else "data", x, t)
+        if constraint is not None:
+            out = constraint(weighted((a, x), (b, out)))
+            a, b = self.schedule(("from data", quantity, self.lam), self._from_data, t, quantity, x=x)
+            if not _finite(a, b):
+                self._refuse(quantity, t)
+            a, b = expand(a, x), expand(b, x)
+        keep, push = expand(keep, x), expand(push, x)
+        if quantity == "drift" and not self.linear:
+            return weighted((keep, x), (push, self.sde.drift(x, t)), (push * b, out))
+        return weighted((keep + push * a, x), (push * b, out))
+
+    def _evaluate(self, quantity: str, x: Tensor, t: Tensor) -> tuple[Number, Number, Tensor, Tensor | None]:
+        """(a, b, out, variance) such that ``quantity`` is a x + b out, by one evaluation of the network."""
         key = (quantity, x.dtype, x.shape[0], self.lam)
         a, b, scale, time = self.schedule(key, self._columns, t, quantity, x, x=x)
         if not _finite(a, b):
             self._refuse(quantity, t)
-        keep, push, a, b = expand(keep, x), expand(push, x), expand(a, x), expand(b, x)
         given = weighted((scale, x)) if self.scaled else x
-        out = self.model.output(given, time, self.condition, self.dtype or x.dtype)
+        out, variance = self.model.outputs(given, time, self.condition, self.dtype or x.dtype)
         self.monitor.record(x, out, self.rows)
-        if quantity == "drift" and not self.linear:
-            return weighted((keep, x), (push, self.sde.drift(x, t)), (push * b, out))
-        return weighted((keep + push * a, x), (push * b, out))
+        return expand(a, x), expand(b, x), out, variance
+
+    def data_and_variance(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """E[x_0 | x_t = x], and the second output of a network with a learned variance."""
+        a, b, out, variance = self._evaluate("data", x, t)
+        if variance is None:
+            raise NotImplementedError
+        data = weighted((a, x), (b, out))
+        return (data if self.model.constraint is None else self.model.constraint(data)), variance
 
     def _refuse(self, quantity: str, t: Tensor) -> NoReturn:
         target = "score" if quantity == "drift" else quantity

@@ -156,7 +156,7 @@ class Problem:
 
     A subclass overrides what it has and names that in ``offers``; a solver names what it wants in ``needs``, and
     the driver compares the two before the first evaluation. The names are ``drift``, ``diffusion``, ``score``,
-    ``marginal`` (with log-SNR and its inverse), ``kernel``, ``coefficients``, ``data``, ``noise`` and ``v``.
+    ``marginal`` (with log-SNR and its inverse), ``kernel``, ``coefficients``, ``data``, ``noise``, ``v`` and ``variance``.
     """
 
     offers: frozenset[str] = frozenset({"drift"})
@@ -214,6 +214,10 @@ class Problem:
 
     def noise(self, x: Tensor, t: Tensor) -> Tensor:
         """E[noise | x_t = x]."""
+        raise NotImplementedError
+
+    def data_and_variance(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """E[x_0 | x_t = x] and what the network says of the reverse step's variance, both (rows, *event), by one evaluation."""
         raise NotImplementedError
 
     def v(self, x: Tensor, t: Tensor) -> Tensor:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sdediff.sde import LinearSDE
+from sdediff.discrete.chain import Chain, Levels, evenly, floats
+from sdediff.discrete.schedules import schedule, zero_terminal_snr
+from sdediff.sde import InterpolatedVP, LinearSDE
 from solvers import Problem, Solver, Step, StepNoise, check_grid, expand
 
-__all__ = ["DDPM"]
+__all__ = ["DDPM", "Variance"]
+
+Variance = Literal["beta", "beta_tilde", "learned"]
+_VARIANCES = ("beta", "beta_tilde", "learned")
 
 
 class _Plan(NamedTuple):
@@ -22,106 +26,195 @@ class _Plan(NamedTuple):
     s: Tensor
     data: Tensor  # coefficient of x_0 in the posterior mean
     keep: Tensor  # coefficient of x_t
-    noise: Tensor
+    low: Tensor  # log of beta_tilde
+    high: Tensor  # log of beta
 
 
 @dataclass(frozen=True, repr=False)
-class DDPM(Solver):
+class DDPM(Chain, Solver):
     """The chain x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) noise, i = 1..N, at the times t_i of an SDE.
 
-    As a solver it takes DDPM's ancestral steps from i = N to 1: x_{i-1} is drawn from q(x_{i-1} | x_i, x_0) at
-    x_0 = E[x_0 | x_i] (eq. 6 and 7), the variance ``"beta_tilde"`` (the posterior's, exact for a point mass) or ``"beta"``
-    (exact for unit Gaussian data). The last step, from i = 1 to data, is the ``last="denoise"`` of `sample`, so that N
-    evaluations are made. Build it with `from_sde`.
+    ``betas`` lie in (0, 1); the last may be 1 (zero terminal SNR). ``grid`` are the times t_i, by default i / N. Other ways to
+    make one are `from_sde` and `from_schedule`; `to_sde` is the SDE that has the chain's marginals, for a model to train or sample.
+
+    As a solver it takes DDPM's ancestral steps from i = N to 1: x_{i-1} is drawn from N(posterior mean at E[x_0 | x_i], variance)
+    (eq. 6, 7 and 11) with the variance ``"beta_tilde"`` (the posterior's, exact for a point mass), ``"beta"`` (exact for unit
+    Gaussian data), or ``"learned"``: exp(u log beta + (1 - u) log beta_tilde), u from the network (Nichol and Dhariwal 2021,
+    arXiv 2102.09672, eq. 15), of a `ScoreModel` with ``learned_variance``. The last step, from i = 1 to data, is the
+    ``last="denoise"`` of `sample`, so that N evaluations are made. x_0 is clipped only if the model is (`ScoreModel.constrained`).
     """
 
     betas: tuple[float, ...]
-    grid: tuple[float, ...]
-    variance: Literal["beta", "beta_tilde"] = "beta_tilde"
+    grid: tuple[float, ...] = ()
+    variance: Variance = "beta_tilde"
 
-    needs = frozenset({"data"})
     stochastic = True
     diffuses = True
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        if not self.betas or not all(0 < beta < 1 for beta in self.betas):
-            wrong = next((f"beta_{i + 1} = {beta:g}" for i, beta in enumerate(self.betas) if not 0 < beta < 1), "none")
-            raise ValueError(f"DDPM: betas must lie in (0, 1), got {wrong}")
-        if len(self.grid) != len(self.betas):
-            raise ValueError(f"DDPM: needs one time for each of the {len(self.betas)} betas, got {len(self.grid)}")
-        if self.variance not in ("beta", "beta_tilde"):
-            raise ValueError(f"DDPM: variance must be 'beta' or 'beta_tilde', got {self.variance!r}")
-        check_grid(torch.tensor(self.grid))
+        betas = floats("DDPM", "betas", self.betas)
+        wrong = [i for i, beta in enumerate(betas) if not 0 < beta < 1 and not (beta == 1 and 0 < i == len(betas) - 1)]
+        if wrong:
+            raise ValueError(
+                f"DDPM: betas must lie in (0, 1), and the last may be 1; got beta_{wrong[0] + 1} = {betas[wrong[0]]:g}"
+            )
+        grid = floats("DDPM", "grid", self.grid) if len(self.grid) else tuple((i + 1) / len(betas) for i in range(len(betas)))
+        if len(grid) != len(betas):
+            raise ValueError(f"DDPM: needs one time for each of the {len(betas)} betas, got {len(grid)}")
+        if self.variance not in _VARIANCES:
+            raise ValueError(f"DDPM: variance must be one of {', '.join(map(repr, _VARIANCES))}, got {self.variance!r}")
+        check_grid(torch.tensor(grid))
+        if grid[0] <= 0 or (len(grid) > 1 and grid[1] < grid[0]):
+            raise ValueError(f"DDPM: the times of i = 1..N must rise from above 0, got {grid[0]:g} to {grid[-1]:g}")
+        vars(self).update(betas=betas, grid=grid)
 
     @classmethod
-    def from_sde(cls, sde: LinearSDE, N: int, *, variance: Literal["beta", "beta_tilde"] = "beta_tilde") -> DDPM:
-        """The chain whose marginals are exactly the SDE's at t_i = T i / N: 1 - beta_i = (alpha(t_i) / alpha(t_{i-1}))^2.
+    def from_sde(
+        cls, sde: LinearSDE, N: int, *, rule: Literal["kernel", "song"] = "kernel", variance: Variance = "beta_tilde"
+    ) -> DDPM:
+        """A chain at the times t_i = T i / N of an SDE with alpha^2 + sigma^2 = 1.
 
-        For SDEs with alpha^2 + sigma^2 = 1. T / N must not fall below t_min, where the network is not trained.
+        ``rule="kernel"``: 1 - beta_i = (alpha(t_i) / alpha(t_{i-1}))^2, so that its marginals are exactly the SDE's.
+        ``rule="song"``: beta_i = beta(t_i) T / N with beta = g^2 (Song et al. 2021, arXiv 2011.13456, Appendix C), whose marginals
+        are the SDE's up to O(1 / N); it needs N > T max beta.
+        T / N must not fall below t_min, where the network is not trained.
         """
         if isinstance(N, bool) or not isinstance(N, int) or N < 1:
             raise ValueError(f"N must be an int of at least 1, got {N!r}")
-        times = torch.arange(N + 1, dtype=torch.float64) * (sde.T / N)
+        if rule not in ("kernel", "song"):
+            raise ValueError(f"rule must be 'kernel' or 'song', got {rule!r}")
+        end = sde.T if sde.t_max >= sde.T * (1 - 1e-12) else sde.t_max
+        times = torch.arange(N + 1, dtype=torch.float64) * (end / N)
         alpha, sigma = sde.alpha(times), sde.sigma(times)
         gap = float((alpha**2 + sigma**2 - 1).abs().max())
         if gap > 1e-9:
             raise ValueError(
-                f"DDPM needs alpha^2 + sigma^2 = 1, {sde!r} is off by {gap:.2g}; use Ancestral(), which takes any linear SDE"
+                f"DDPM needs alpha^2 + sigma^2 = 1, {sde!r} is off by {gap:.2g}; use Ancestral(), which takes any linear SDE, "
+                "or NCSN.from_sde where alpha = 1"
             )
         if times[1] < sde.t_min * (1 - 1e-6):
             raise ValueError(
-                f"N = {N} puts t_1 = {float(times[1]):.3g} below t_min = {sde.t_min:g}; take N <= {int(sde.T / sde.t_min + 1e-6)}"
+                f"N = {N} puts t_1 = {float(times[1]):.3g} below t_min = {sde.t_min:g}; take N <= {int(end / sde.t_min + 1e-6)}"
             )
-        # 1 - beta_i = (alpha_i / alpha_{i-1})^2, through the SDE's kernel, whose variance does not cancel.
-        betas = sde.kernel(times[1:], times[:-1])[1] ** 2
+        if rule == "song":
+            betas = sde.g(times[1:]).square() * (end / N)
+            if float(betas.max()) >= 1:
+                raise ValueError(
+                    f"rule='song' takes beta_i = beta(t_i) T / N, which must stay below 1 and is {float(betas.max()):.3g}; "
+                    f"take N > {float(betas.max()) * N:.4g}, or rule='kernel'"
+                )
+        else:
+            # 1 - beta_i = (alpha_i / alpha_{i-1})^2, through the SDE's kernel, whose variance does not cancel.
+            betas = sde.kernel(times[1:], times[:-1])[1] ** 2
         return cls(tuple(betas.tolist()), tuple(times[1:].tolist()), variance)
+
+    @classmethod
+    def from_schedule(
+        cls, name: str | Callable[[Tensor], Any] = "linear", N: int = 1000, *, variance: Variance = "beta_tilde"
+    ) -> DDPM:
+        """Betas by name: ``"linear"`` (Ho et al. 2020), ``"scaled-linear"``, ``"cosine"`` or ``"sigmoid"`` (`SCHEDULES`), or by a
+        function alpha_bar(t) that falls from t = 0 to 1."""
+        return cls(tuple(schedule(name, N).tolist()), variance=variance)
+
+    def to_sde(self) -> InterpolatedVP:
+        """The variance-preserving SDE with the chain's marginals at t_1..t_N, smooth between them; t_min is t_1."""
+        return InterpolatedVP(self.betas, self.grid)
+
+    def respaced(self, steps: int | Sequence[int], *, spacing: Literal["uniform", "quadratic"] = "uniform") -> DDPM:
+        """The chain on a subsequence of its levels: 1 - beta of each step is the product of those that it takes at once.
+
+        ``steps``: indices i in 1..N that rise, or how many from 1 to N, evenly or (``"quadratic"``: Song et al. 2021,
+        arXiv 2010.02502, Appendix D.2) denser near data. Times stay what they are, so that a model of this chain's SDE goes with
+        it. Its ``times`` are a grid for `DDIM` too.
+        """
+        if spacing not in ("uniform", "quadratic"):
+            raise ValueError(f"spacing must be 'uniform' or 'quadratic', got {spacing!r}")
+        chosen = evenly(self.N, steps, 2.0 if spacing == "quadratic" else 1.0) if isinstance(steps, int) else list(steps)
+        index = self.index(torch.as_tensor(chosen))
+        if index.ndim != 1 or not len(index) or bool((index.diff() <= 0).any()):
+            raise ValueError(f"a subsequence of steps must rise within 1..{self.N}, got {chosen!r}")
+        logs = torch.cat(
+            [torch.zeros(1, dtype=torch.float64), torch.log1p(-torch.tensor(self.betas, dtype=torch.float64)).cumsum(0)]
+        )
+        betas = -torch.expm1(logs[index] - torch.cat([logs[:1], logs[index[:-1]]]))
+        return replace(self, betas=tuple(betas.tolist()), grid=tuple(self.grid[i - 1] for i in index.tolist()))
+
+    def with_zero_terminal_snr(self) -> DDPM:
+        """The chain rescaled so that no signal is left at i = N (Lin et al. 2024, arXiv 2305.08891, Algorithm 1).
+
+        At alpha = 0 the noise does not determine the data: the network has to predict v, data or flow.
+        """
+        return replace(self, betas=tuple(zero_terminal_snr(torch.tensor(self.betas, dtype=torch.float64)).tolist()))
 
     def __repr__(self) -> str:
         """The number of steps, not all betas."""
         return f"DDPM(N={len(self.betas)}, variance={self.variance!r})"
 
     @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """The data prediction, and the network's variance if that is learned."""
+        return frozenset({"data", "variance"} if self.variance == "learned" else {"data"})
+
+    @property
     def times(self) -> Tensor:  # type: ignore[override]
         """t_N, ..., t_1."""
-        return torch.tensor(self.grid, dtype=torch.float64).flip(0)
+        return self.level_times.flip(0)
 
     @cached_property
+    def levels(self) -> Levels:
+        """alpha_i^2 = alpha_bar_i, the product of 1 - beta_j over j <= i, and sigma_i^2 = 1 - alpha_bar_i."""
+        betas, logs = torch.tensor(self.betas, dtype=torch.float64), self._log_alphas_bar
+        return Levels((0.5 * logs).exp(), (-torch.expm1(logs)).sqrt(), (1 - betas).sqrt(), betas)
+
+    @cached_property
+    def _log_alphas_bar(self) -> Tensor:
+        betas = torch.tensor(self.betas, dtype=torch.float64)
+        return torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-betas).cumsum(0)])
+
+    @property
     def alphas_bar(self) -> Tensor:
         """The products of 1 - beta_j over j <= i, float64 (N,)."""
-        return torch.cumprod(1 - torch.tensor(self.betas, dtype=torch.float64), dim=0)
-
-    def perturb(self, x_0: Tensor, i: int, noise: Tensor) -> Tensor:
-        """x_i = sqrt(alpha_bar_i) x_0 + sqrt(1 - alpha_bar_i) noise, i = 1..N (eq. 4)."""
-        bar = float(self.alphas_bar[self._index(i)])
-        return math.sqrt(bar) * x_0 + math.sqrt(1 - bar) * noise
-
-    def posterior(self, x: Tensor, x_0: Tensor, i: int) -> tuple[Tensor, float]:
-        """Mean and variance of q(x_{i-1} | x_i = x, x_0), i = 1..N (eq. 7)."""
-        data, keep, variance = (float(c[self._index(i)]) for c in self._posterior)
-        return data * x_0 + keep * x, variance
-
-    def _index(self, i: int) -> int:
-        if not 1 <= i <= len(self.betas):
-            raise ValueError(f"i must lie in 1..{len(self.betas)}, got {i!r}")
-        return i - 1
+        return self.levels.alphas[1:].square()
 
     @cached_property
-    def _posterior(self) -> tuple[Tensor, Tensor, Tensor]:
-        beta, bar = torch.tensor(self.betas, dtype=torch.float64), self.alphas_bar
-        before = torch.cat([torch.ones(1, dtype=torch.float64), bar[:-1]])
-        data = before.sqrt() * beta / (1 - bar)
-        keep = (1 - beta).sqrt() * (1 - before) / (1 - bar)
-        return data, keep, beta * (1 - before) / (1 - bar)
+    def log_variances(self) -> tuple[Tensor, Tensor]:
+        """(log beta_tilde, log beta), each (N,): the bounds of the reverse variance. At i = 1, where beta_tilde = 0, both are
+        that of i = 2, as in the code of both papers (beta_1 if N = 1): it is the variance of the decoder p(x_0 | x_1)."""
+        tilde, beta = self.posterior_columns[2].clone(), self.levels.variances.clone()
+        tilde[0] = tilde[1] if self.N > 1 else beta[0]
+        beta[0] = tilde[0]
+        return tilde.log(), beta.log()
+
+    def log_variance(self, i: int | Tensor, learned: Tensor | None = None) -> Tensor:
+        """log of the variance of p(x_{i-1} | x_i): shaped as i, or as ``learned``, the network's second output, where there is one.
+
+        ``learned`` r in [-1, 1] is u = (r + 1) / 2 of the way from log beta_tilde to log beta; it is not confined to that range.
+        """
+        at = self.index(i) - 1
+        low, high = (column[at] for column in self.log_variances)
+        if self.variance == "learned":
+            if learned is None:
+                raise ValueError("DDPM(variance='learned') needs what the network says of the variance")
+            return expand(low, learned) + 0.5 * (learned + 1) * expand(high - low, learned)
+        return low if self.variance == "beta_tilde" else high
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """Posterior coefficients of the steps from i to i - 1."""
         problem.prepare(times)
-        data, keep, tilde = self._posterior
-        size = (tilde if self.variance == "beta_tilde" else torch.tensor(self.betas, dtype=torch.float64)).sqrt()
-        return [_Plan(times[n], times[n + 1], data[i], keep[i], size[i]) for n, i in enumerate(range(len(self.betas) - 1, 0, -1))]
+        data, keep, _ = self.posterior_columns
+        low, high = self.log_variances
+        if self.variance != "learned":
+            low = high = low if self.variance == "beta_tilde" else high
+        rows = zip(*(column[1:].flip(0).unbind() for column in (data, keep, low, high)), strict=True)
+        return [_Plan(times[n], times[n + 1], *row) for n, row in enumerate(rows)]
 
     def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """Draw x_{i-1}."""
-        mean = expand(plan.data, x) * problem.data(x, plan.t) + expand(plan.keep, x) * x
-        return Step(mean + expand(plan.noise, x) * noise.over(plan.t, plan.s), mean)
+        if self.variance == "learned":
+            clean, learned = problem.data_and_variance(x, plan.t)
+            std = torch.exp(0.5 * (plan.low + 0.5 * (learned + 1) * (plan.high - plan.low)))
+        else:
+            clean, std = problem.data(x, plan.t), torch.exp(0.5 * plan.low)
+        mean = plan.data * clean + plan.keep * x
+        return Step(mean + std * noise.over(plan.t, plan.s), mean)

@@ -1,0 +1,144 @@
+"""Gaussian Markov chains from data to noise: what DDPM and NCSN share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdediff.model import ScoreModel
+from sdediff.sde import LinearSDE
+from solvers import expand
+
+__all__ = ["Chain", "Levels", "evenly", "floats"]
+
+
+class Levels(NamedTuple):
+    """x_i = ratios_i x_{i-1} + sqrt(variances_i) noise, so that x_i given x_0 is N(alphas_i x_0, sigmas_i^2 I).
+
+    Alphas and sigmas have N + 1 entries, i = 0 (clean data: 1 and 0) to N; ratios and variances N, i = 1 to N. Float64, host.
+    """
+
+    alphas: Tensor
+    sigmas: Tensor
+    ratios: Tensor
+    variances: Tensor
+
+
+class Chain:
+    """x_0, x_1, ..., x_N: a discrete model, whose level i = 1..N is the time t_i of an SDE with the same marginals.
+
+    A subclass gives ``levels``, and ``grid``, the times t_1 < ... < t_N. Indices i are ints or int64 tensors (B,).
+    """
+
+    grid: tuple[float, ...]
+
+    @property
+    def levels(self) -> Levels:
+        """The chain's coefficients."""
+        raise NotImplementedError
+
+    def to_sde(self) -> LinearSDE:
+        """An SDE with the chain's marginals at the times ``grid``, smooth between them."""
+        raise NotImplementedError
+
+    @property
+    def N(self) -> int:
+        """How many levels there are."""
+        return len(self.grid)
+
+    @cached_property
+    def level_times(self) -> Tensor:
+        """t_1, ..., t_N, float64."""
+        return torch.tensor(self.grid, dtype=torch.float64)
+
+    def index(self, i: int | Tensor, x: Tensor | None = None) -> Tensor:
+        """i as an int64 host tensor, () or (B,) with B as in x; a ValueError unless all of it lies in 1..N."""
+        index = torch.as_tensor(i).cpu()
+        if index.is_floating_point() or index.dtype == torch.bool or bool(((index < 1) | (index > self.N)).any()):
+            raise ValueError(f"i must lie in 1..{self.N}, ints, got {i!r}")
+        if index.ndim > 1 or (index.ndim and x is not None and len(index) != len(x)):
+            raise ValueError(f"i must be an int or (B,), one for each sample, got shape {tuple(index.shape)}")
+        return index.long()
+
+    def kernel(self, i: int | Tensor) -> tuple[Tensor, Tensor]:
+        """(ratio, std) of q(x_i | x_{i-1}) = N(ratio x_{i-1}, std^2 I), shaped as i."""
+        at = self.index(i) - 1
+        return self.levels.ratios[at], self.levels.variances[at].sqrt()
+
+    def forward(self, x: Tensor, i: int | Tensor, noise: Tensor) -> Tensor:
+        """x_i = ratio x_{i-1} + std noise from x = x_{i-1} (B, *event)."""
+        ratio, std = self.kernel(self.index(i, x))
+        return expand(ratio, x) * x + expand(std, x) * noise
+
+    def perturb(self, x_0: Tensor, i: int | Tensor, noise: Tensor) -> Tensor:
+        """x_i = alpha_i x_0 + sigma_i noise (B, *event), at once."""
+        at = self.index(i, x_0)
+        return expand(self.levels.alphas[at], x_0) * x_0 + expand(self.levels.sigmas[at], x_0) * noise
+
+    def posterior(self, x: Tensor, x_0: Tensor, i: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (B, *event) and variance, shaped as i, of q(x_{i-1} | x_i = x, x_0)."""
+        at = self.index(i, x) - 1
+        data, keep, variance = (column[at] for column in self.posterior_columns)
+        return expand(data, x) * x_0 + expand(keep, x) * x, variance
+
+    @cached_property
+    def posterior_columns(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(data, keep, variance), each (N,): q(x_{i-1} | x_i, x_0) = N(data x_0 + keep x_i, variance I).
+
+        The product of the Gaussians q(x_i | x_{i-1}) and q(x_{i-1} | x_0): data = alpha_{i-1} v / sigma_i^2,
+        keep = ratio sigma_{i-1}^2 / sigma_i^2, variance = v sigma_{i-1}^2 / sigma_i^2 with v the kernel's variance.
+        """
+        alphas, sigmas, ratios, variances = self.levels
+        before, here = sigmas[:-1].square(), sigmas[1:].square()
+        return alphas[:-1] * variances / here, ratios * before / here, variances * before / here
+
+    def check_model(self, model: ScoreModel) -> None:
+        """A ValueError unless the model's SDE has the chain's marginals at the times ``grid``."""
+        if not isinstance(model, ScoreModel):
+            raise TypeError(f"model must be a ScoreModel, got {type(model).__name__}; wrap the network: ScoreModel(net, sde)")
+        if vars(self).get("_matched") is model.sde:
+            return
+        gap = self._gap(model.sde)
+        if not gap <= 1e-6:
+            raise ValueError(
+                f"{model.sde!r} does not have the marginals of {self!r} at its times (they differ by {gap:.2g}); "
+                "give the model the chain's own SDE, ScoreModel(net, chain.to_sde())"
+            )
+        vars(self)["_matched"] = model.sde
+
+    def _gap(self, sde: Any) -> float:
+        """The largest difference of alpha and sigma at the chain's times: of alpha absolute, of sigma relative."""
+        times = self.level_times
+        if "kernel" not in sde.offers or float(times[-1]) > sde.T * (1 + 1e-6):
+            return float("inf")
+        times = times.clamp(max=sde.T)
+        off = (sde.alpha(times) - self.levels.alphas[1:]).abs(), (sde.sigma(times) / self.levels.sigmas[1:] - 1).abs()
+        return float(torch.maximum(*off).max())
+
+
+def floats(name: str, what: str, values: Any) -> tuple[float, ...]:
+    """A sequence or a vector as a tuple of floats, at least one."""
+    try:
+        vector = torch.as_tensor(values, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name}: {what} must be a sequence of numbers, got {values!r}") from error
+    if vector.ndim != 1 or not len(vector):
+        raise ValueError(f"{name}: {what} must be a vector of at least one number, got shape {tuple(vector.shape)}")
+    return tuple(vector.tolist())
+
+
+def evenly(N: int, count: int, power: float = 1.0) -> Sequence[int]:
+    """``count`` of 1..N that rise from 1 to N (N alone for one): at shares (k / (count - 1))^power, rounded, no two alike."""
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= N:
+        raise ValueError(f"the number of steps must be an int in 1..{N}, got {count!r}")
+    if count == 1:
+        return [N]
+    chosen: list[int] = []
+    for k in range(count):
+        wanted = round(1 + (N - 1) * (k / (count - 1)) ** power)
+        chosen.append(max(wanted, chosen[-1] + 1 if chosen else 1))
+    return chosen
