@@ -4,12 +4,13 @@ from typing import TYPE_CHECKING, Any
 
 from sdediff import exact, metrics
 from sdediff.clocks import Timesteps
+from sdediff.constraints import Clip, DynamicThreshold
 from sdediff.diagnosis import diagnose
-from sdediff.discrete import DDPM
+from sdediff.discrete import DDPM, NCSN, Bins, DDPMLoss, LossAware, NCSNLoss, variational_bound
 from sdediff.model import ScoreModel
 from sdediff.objectives import DenoisingScoreMatching
 from sdediff.sampling import sample
-from sdediff.sde import EDM, SDE, VE, VP, Cosine, LinearSDE, Prior, RectifiedFlow, SubVP
+from sdediff.sde import EDM, SDE, VE, VP, Cosine, InterpolatedVE, InterpolatedVP, LinearSDE, Prior, RectifiedFlow, SubVP
 from sdediff.simulation import simulate
 from solvers import (
     DDIM,
@@ -38,6 +39,7 @@ from solvers import (
     ExponentialPair,
     ExponentialSinglestep,
     Heun,
+    InverseDDIM,
     Langevin,
     MetropolisLangevin,
     Midpoint,
@@ -78,6 +80,7 @@ __all__ = [
     "ERSDE",
     "IPNDM",
     "LMS",
+    "NCSN",
     "RK23",
     "RK45",
     "SDE",
@@ -88,14 +91,18 @@ __all__ = [
     "VP",
     "AdaptiveSDE",
     "Ancestral",
+    "Bins",
     "BrownianPath",
     "Churn",
+    "Clip",
     "Cosine",
+    "DDPMLoss",
     "DPMSolver",
     "DPMSolverPP",
     "DPMSolverPPSinglestep",
     "DenoisingScoreMatching",
     "DormandPrince",
+    "DynamicThreshold",
     "Euler",
     "EulerMaruyama",
     "EulerTrapezoid",
@@ -103,10 +110,15 @@ __all__ = [
     "ExponentialPair",
     "ExponentialSinglestep",
     "Heun",
+    "InterpolatedVE",
+    "InterpolatedVP",
+    "InverseDDIM",
     "Langevin",
     "LinearSDE",
+    "LossAware",
     "MetropolisLangevin",
     "Midpoint",
+    "NCSNLoss",
     "PredictorCorrector",
     "Prior",
     "RectifiedFlow",
@@ -139,6 +151,7 @@ __all__ = [
     "seeds",
     "simulate",
     "testing",
+    "variational_bound",
 ]
 
 

@@ -58,7 +58,12 @@ def describe(model: ScoreModel) -> dict[str, Any]:
             "parameters": dataclasses.asdict(model.sde) if known_sde else None,
         },
         "network": {"class": type(net).__name__, "parameters": net.config if known_net else None},
-        "model": {"predicts": model.predicts, "sigma_data": model.sigma_data, "time": _describe_clock(model.time)},
+        "model": {
+            "predicts": model.predicts,
+            "sigma_data": model.sigma_data,
+            "time": _describe_clock(model.time),
+            "learned_variance": model.learned_variance,
+        },
     }
 
 
@@ -85,11 +90,13 @@ def load(
     try:
         sde = sde or _build(config["sde"], _SDES, "sde", run)
         net = net or _build(config["network"], NETWORKS, "net", run)
-        recorded = config["model"].get("time", "t")
+        entry = config["model"]
+        recorded = entry.get("time", "t")
         if time is None and recorded is None:
             raise ValueError(f"{run} was trained with your own function of time; pass it: load({str(run)!r}, time=...)")
         clock = time or (Timesteps(**recorded) if isinstance(recorded, dict) else recorded)
-        model = ScoreModel(net, sde, config["model"]["predicts"], sigma_data=config["model"]["sigma_data"], time=clock)
+        learned = entry.get("learned_variance", False)
+        model = ScoreModel(net, sde, entry["predicts"], sigma_data=entry["sigma_data"], time=clock, learned_variance=learned)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{Path(run) / CONFIG} is damaged: {error}; train again or restore the file") from error
     weights, _ = read_tensors(Path(run) / WEIGHTS)

@@ -21,6 +21,7 @@ class UNet(nn.Module):
     """diffusers' UNet2DModel for images (B, C, H, W) of any size and times (B,) in [0, 1].
 
     ``widths`` are the channels of each level, each level half as wide as the one before; ``attention`` says which levels attend.
+    ``out_channels``: by default ``channels``; twice as many for a learned variance.
     Images whose sides are no multiple of 2^(levels - 1) are padded by repetition and cropped again. The embedding sees 1000 t.
     """
 
@@ -32,6 +33,7 @@ class UNet(nn.Module):
         attention: Sequence[bool] = (False, False),
         dropout: float = 0.0,
         groups: int = 8,
+        out_channels: int | None = None,
     ) -> None:
         super().__init__()
         if len(widths) != len(attention):
@@ -43,11 +45,12 @@ class UNet(nn.Module):
             "attention": list(attention),
             "dropout": dropout,
             "groups": groups,
+            "out_channels": out_channels,
         }
         self.multiple = 2 ** (len(widths) - 1)
         self.unet = require("diffusers", "images").UNet2DModel(
             in_channels=channels,
-            out_channels=channels,
+            out_channels=out_channels or channels,
             block_out_channels=tuple(widths),
             layers_per_block=layers,
             down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
@@ -59,7 +62,7 @@ class UNet(nn.Module):
         )
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Prediction (B, C, H, W)."""
+        """Prediction (B, out_channels, H, W)."""
         height, width = x.shape[-2:]
         right, below = -width % self.multiple, -height % self.multiple
         padded = functional.pad(x, (0, right, 0, below), mode="replicate") if right or below else x

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sdediff import checkpoint
 from sdediff.model import ScoreModel
-from sdediff.objectives import DenoisingScoreMatching
+from sdediff.objectives import Objective
 
 __all__ = ["Settings", "Trainer"]
 
@@ -49,7 +49,7 @@ class Trainer:
     """A model on its way. What a step does depends on the seed and the step's number alone."""
 
     def __init__(
-        self, model: ScoreModel, data: Tensor, condition: Mapping[str, Tensor], loss: DenoisingScoreMatching, settings: Settings
+        self, model: ScoreModel, data: Tensor, condition: Mapping[str, Tensor], loss: Objective, settings: Settings
     ) -> None:
         self.model, self.data, self.condition, self.loss, self.settings = model, data, condition, loss, settings
         self.module = cast(Any, model.net)
@@ -98,6 +98,8 @@ class Trainer:
         net, ema, state = self.module.state_dict(), self.ema.module.state_dict(), self.optimizer.state_dict()["state"]
         tensors = {f"net.{k}": v for k, v in net.items()} | {f"ema.{k}": v for k, v in ema.items()}
         tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for i, entry in state.items() for k, v in entry.items()}
+        if hasattr(self.loss, "state_dict"):
+            tensors |= {f"loss.{k}": v for k, v in self.loss.state_dict().items()}
         meta = {"step": str(self.step)}
         checkpoint.write_tensors(folder / checkpoint.TRAINING, tensors, meta)
         checkpoint.write_tensors(folder / checkpoint.WEIGHTS, ema, meta)
@@ -105,7 +107,7 @@ class Trainer:
     def restore(self, folder: Path) -> None:
         """Go back to where the folder's last checkpoint stands; before `prepare`."""
         tensors, meta = checkpoint.read_tensors(folder / checkpoint.TRAINING)
-        parts: dict[str, dict[str, Tensor]] = {"net": {}, "ema": {}, "optimizer": {}}
+        parts: dict[str, dict[str, Tensor]] = {"net": {}, "ema": {}, "optimizer": {}, "loss": {}}
         try:
             for name, value in tensors.items():
                 part, key = name.split(".", 1)
@@ -120,6 +122,8 @@ class Trainer:
                 state.setdefault(int(i), {})[name] = value
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+            if hasattr(self.loss, "load_state_dict"):
+                self.loss.load_state_dict(parts["loss"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise ValueError(f"{folder / checkpoint.TRAINING} does not fit this training ({error}); train anew") from error
 

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sdediff import checkpoint
 from sdediff._extras import require
 from sdediff.model import ScoreModel
-from sdediff.objectives import DenoisingScoreMatching
+from sdediff.objectives import DenoisingScoreMatching, Objective
 from sdediff.progress import Bar, progress_bar
 from sdediff.trainer import Settings, Trainer
 
@@ -43,7 +43,7 @@ def fit(
     batch_size: int = 128,
     lr: float = 1e-3,
     warmup: int = 100,
-    loss: DenoisingScoreMatching | None = None,
+    loss: Objective | None = None,
     ema: float = 0.999,
     clip: float = 1.0,
     condition: Mapping[str, Tensor] | None = None,
@@ -60,8 +60,9 @@ def fit(
     """Train the network of ``model`` on ``data`` (N, *event), write a run folder and return the model with its averaged weights.
 
     AdamW with ``warmup`` linear steps and a cosine to zero at ``steps``, the gradient's norm clipped at ``clip``; the weights are
-    averaged with decay min(``ema``, (1 + k) / (10 + k)) at step k. ``loss`` is by default `DenoisingScoreMatching` with stratified
-    times. ``condition`` holds tensors (N, ...) that go to the network with their samples.
+    averaged with decay min(``ema``, (1 + k) / (10 + k)) at step k. ``loss`` is any function loss(model, x_0, condition) -> (B,), by
+    default `DenoisingScoreMatching` with stratified times. ``condition`` holds tensors (N, ...) that go to the network with their
+    samples.
 
     Batches, times, noise and dropout of a step depend on ``seed`` and its number alone, so that a run that is stopped and resumed
     gives the weights of one that is not. torch's global generator is left as it was. Under ``accelerate launch`` every process
@@ -73,6 +74,8 @@ def fit(
     """
     loss = loss or DenoisingScoreMatching(stratified=True)
     condition = dict(condition or {})
+    if not callable(loss):
+        raise TypeError(f"loss must be a function loss(model, x_0, condition) -> (B,), DDPMLoss(chain) say; got {loss!r}")
     _check(model, data, condition, checkpoint_every)
     settings = Settings(steps, batch_size, lr, warmup, ema, clip, seed)
     folder = Path(out)
@@ -121,8 +124,14 @@ def _accelerator(device: str | None, mixed_precision: str | None) -> Any:
     return accelerator
 
 
-def _name(loss: DenoisingScoreMatching) -> dict[str, Any]:
-    return {key: value if isinstance(value, str | bool) else "custom" for key, value in vars(loss).items()}
+def _name(loss: Objective) -> dict[str, Any]:
+    """The loss as a configuration says it: its class, its plain fields as they are, other values that are dataclasses in words."""
+    given: dict[str, Any] = {field.name: getattr(loss, field.name) for field in fields(loss)} if is_dataclass(loss) else {}
+    plain: dict[str, Any] = {}
+    for key, value in given.items():
+        simple = value is None or isinstance(value, str | bool | int | float)
+        plain[key] = value if simple else repr(value) if is_dataclass(value) else "own"
+    return {"class": getattr(loss, "__name__", type(loss).__name__), **plain}
 
 
 def _check(model: ScoreModel, data: Tensor, condition: Mapping[str, Tensor], checkpoint_every: int) -> None:

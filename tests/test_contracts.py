@@ -101,7 +101,9 @@ METHODS = [
     Method(sd.Renoise(sd.Heun()), 2, weak=2, law=(64, 128, 256)),
     Method(sd.Renoise(sd.RungeKutta4()), 4, weak=4, law=(64, 128, 256)),
     Method(sd.Renoise(sd.ExponentialSinglestep(3, "noise")), 3, weak=3, law=(32, 64, 128)),
+    Method(sd.InverseDDIM(tol=0, iterations=8), 1),
     Method(sd.DDPM.from_sde(sd.VP(), 26)),
+    Method(sd.NCSN.from_sde(sd.VE(0.02, 30.0), 12, n_steps=2)),
     Method(sd.Langevin()),
     Method(sd.Langevin(0.1, 2, "song")),
     Method(sd.MetropolisLangevin()),
@@ -120,12 +122,19 @@ METHODS = [
         law=(32, 64, 128),
     ),
 ]
-NOT_CUT = sd.Restart | sd.Churn | sd.Renoise | sd.ExponentialMultistep | sd.EulerTrapezoid
+NOT_CUT = sd.InverseDDIM | sd.Restart | sd.Churn | sd.Renoise | sd.ExponentialMultistep | sd.EulerTrapezoid
 """Methods for which two grids are not one: they look at all of it, or carry history."""
 AT_LEAST = {sd.ReverseDiffusion("song"): 24}
 """Steps over VP's range below which a method refuses, in words."""
-OWN_SDE = {sd.DDPM: sd.VP}
+OWN_SDE = {sd.DDPM: SDES["VP"], sd.NCSN: SDES["VE"]}
 """Methods with a grid of their own are of one SDE."""
+
+
+def sde_of(solver: Solver) -> sd.LinearSDE:
+    """Its own SDE, or VP."""
+    return OWN_SDE.get(type(solver), SDES["VP"])  # type: ignore[call-overload]
+
+
 OF_ITS_BATCH = [method.solver for method in METHODS if isinstance(method.solver, sd.Langevin) and method.solver.rule == "song"]
 """Documented exceptions from batch invariance."""
 
@@ -166,13 +175,13 @@ def usable(solver: Solver, steps: int) -> int | None:
 
 
 def skip_unless_own(solver: Solver, sde: sd.LinearSDE) -> None:
-    if solver.times is not None and sde != OWN_SDE[type(solver)]():  # type: ignore[index]
+    if solver.times is not None and sde != OWN_SDE[type(solver)]:  # type: ignore[index]
         pytest.skip("a discrete model of one SDE")
 
 
 def starting(solver: Solver) -> int:
     """Evaluations before the first step."""
-    return int(getattr(getattr(solver, "tableau", None), "first_same_as_last", False))
+    return int(isinstance(solver, sd.InverseDDIM) or getattr(getattr(solver, "tableau", None), "first_same_as_last", False))
 
 
 def test_every_solver_is_in_the_table() -> None:
@@ -195,7 +204,7 @@ def test_claimed_orders_are_the_declared_ones() -> None:
         )
         assert claim is None or claim == declared, solver
         assert claim is not None or isinstance(
-            solver, sd.PredictorCorrector | sd.Langevin | sd.MetropolisLangevin | sd.DDPM | sd.Churn | sd.AdaptiveSDE
+            solver, sd.PredictorCorrector | sd.Langevin | sd.MetropolisLangevin | sd.DDPM | sd.NCSN | sd.Churn | sd.AdaptiveSDE
         )
 
 
@@ -333,7 +342,7 @@ def test_ddpm_has_order_one_in_its_own_steps() -> None:
 @methods(lambda m: m.solver not in OF_ITS_BATCH)
 def test_a_sample_depends_on_its_seed_alone(method: Method) -> None:
     """Alone, in a batch of 7, permuted: equal to 1e-6 (states of order 1, float64). conftest.py watches torch's generator."""
-    model, seeds, order = SMOOTH.model(sd.VP()), sd.seeds(11, 7), [3, 0, 6, 2, 5, 1, 4]
+    model, seeds, order = SMOOTH.model(sde_of(method.solver)), sd.seeds(11, 7), [3, 0, 6, 2, 5, 1, 4]
 
     def draw(chosen: list[int]) -> Tensor:
         steps = usable(method.solver, 8)
@@ -360,7 +369,7 @@ def test_nothing_that_was_handed_out_is_written_to(method: Method) -> None:
         def normal(self, step: int, stream: str, k: int) -> Tensor:
             return note(super().normal(step, stream, k))
 
-    model = sd.ScoreModel(lambda x, t: note(0.5 * note(x)), sd.VP())
+    model = sd.ScoreModel(lambda x, t: note(0.5 * note(x)), sde_of(method.solver))
     out = sd.sample(
         model,
         (3, 2),
@@ -428,7 +437,7 @@ def finite_or_refused(sde: sd.LinearSDE, solver: Solver, counts) -> None:
 @methods(lambda m: not m.solver.adaptive)
 def test_last_does_what_it_says(method: Method) -> None:
     """denoise: one more evaluation, E[x_0 | x] of the noisy state; mean: the noisy state less what depends on the noise alone."""
-    sde, solver = sd.VP(), method.solver
+    sde, solver = sde_of(method.solver), method.solver
     model, x = SMOOTH.model(sde), starts(sde, 3, 1.0)
 
     def end(last: str, shift: float = 0.0) -> sd.Solution:
@@ -609,15 +618,15 @@ def test_marginals_of_a_mixture(solver: Solver, lam: float | None) -> None:
 # -- 5. failure --------------------------------------------------------------------------------------------------------
 
 
-def breaking(at: float, value: float = float("nan")) -> sd.ScoreModel:
+def breaking(at: float, value: float = float("nan"), sde: sd.LinearSDE = SDES["VP"]) -> sd.ScoreModel:
     """Exact, but for samples labelled 1 below t = ``at``."""
-    exact = SMOOTH.model(sd.VP())
+    exact = SMOOTH.model(sde)
 
     def net(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
         out = exact.net(x, t)
         return torch.where(((label == 1) & (t < at))[:, None], torch.full_like(out, value), out)
 
-    return sd.ScoreModel(net, sd.VP(), exact.predicts)
+    return sd.ScoreModel(net, sde, exact.predicts)
 
 
 @methods(lambda m: m.solver not in OF_ITS_BATCH and m.solver != sd.MetropolisLangevin())
@@ -626,7 +635,7 @@ def test_nan_at_one_sample_and_time(method: Method) -> None:
 
     def solve(label: list[float], on_fail: str) -> sd.Solution:
         return sd.sample(
-            breaking(0.4),
+            breaking(0.4, sde=sde_of(solver)),
             (3, 2),
             solver=solver,
             steps=usable(solver, 8),
@@ -657,7 +666,7 @@ def test_nan_in_a_metropolis_chain() -> None:
 @methods()
 def test_max_nfe(method: Method) -> None:
     """Never more evaluations than allowed; what was reached comes back, with its status."""
-    solver, model = method.solver, SMOOTH.model(sd.VP())
+    solver, model = method.solver, SMOOTH.model(sde_of(method.solver))
     solver = dataclasses.replace(solver, rtol=1e-7, atol=1e-7) if solver.adaptive else solver
     cap = solver.evaluations + (2 if solver.adaptive else 3)
 
@@ -682,7 +691,7 @@ def test_solvers_are_frozen_values(method: Method) -> None:
     assert twin == solver
     assert hash(twin) == hash(solver)
     before = dict(vars(solver))
-    run(sd.VP(), solver, 3)
+    run(sde_of(solver), solver, 3)
     fields = {field.name for field in dataclasses.fields(solver)}
     assert {name: value for name, value in vars(solver).items() if name in fields} == {
         name: value for name, value in before.items() if name in fields
@@ -695,7 +704,7 @@ def test_solvers_are_frozen_values(method: Method) -> None:
 @methods()
 def test_interleaved_and_threaded_solves_are_separate(method: Method) -> None:
     """One inside the other at every step, and both in threads: bit for bit what each gives by itself."""
-    solver, model = method.solver, SMOOTH.model(sd.VP())
+    solver, model = method.solver, SMOOTH.model(sde_of(method.solver))
 
     def solve(seed: int, callback=None) -> Tensor:
         return sd.sample(model, (3, 2), solver=solver, steps=usable(solver, 3), seed=seed, callback=callback).x
@@ -735,7 +744,7 @@ def test_the_state_is_float32_under_a_bf16_network(method: Method) -> None:
     solver = method.solver
     solver = dataclasses.replace(solver, rtol=1e-1, atol=1e-1) if solver.adaptive else solver
     out = sd.sample(
-        sd.ScoreModel(net, sd.VP()),
+        sd.ScoreModel(net, sde_of(solver)),
         (2, 3),
         solver=solver,
         steps=usable(solver, 4),
@@ -745,14 +754,14 @@ def test_the_state_is_float32_under_a_bf16_network(method: Method) -> None:
     assert net.seen == {torch.bfloat16}
     assert states == {torch.float32}
     assert out.x.dtype == torch.float32
-    assert run(sd.VP(), solver, 2).x.dtype == torch.float64
+    assert run(sde_of(solver), solver, 2).x.dtype == torch.float64
 
 
 @methods()
 @pytest.mark.parametrize("shape", [(3,), (2, 3, 2, 2)], ids=str)
 def test_any_rank_is_the_flat_problem(shape: tuple[int, ...], method: Method) -> None:
     """Unit Gaussian data in any shape give what the flattened problem gives."""
-    sde, solver = sd.VP(), method.solver
+    sde, solver = sde_of(method.solver), method.solver
     model = sd.ScoreModel(lambda x, t: x * sde.sigma(t.double()).to(x).reshape(-1, *(1,) * (x.ndim - 1)), sde)
     rank, flat = (
         sd.sample(model, size, solver=solver, steps=usable(solver, 5), seed=0, dtype=torch.float64).x
@@ -773,7 +782,7 @@ def gradients(solver: Solver, grad: str, width: int = 4, steps: int = 4) -> Grad
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(2, width, generator=generator, dtype=torch.float64).requires_grad_()
     x = torch.randn(4, 2, generator=generator, dtype=torch.float64).requires_grad_()
-    sde = sd.VP()
+    sde = sde_of(solver)
     model = sd.ScoreModel(lambda at, t: torch.tanh(at @ weight) @ weight.T / width + 0.5 * at, sde)
     kept: dict[int, Tensor] = {}
 

@@ -1,7 +1,22 @@
 """Discrete-time models as exact discretizations of SDEs."""
 
+from sdediff.discrete.bound import Bins, VariationalBound, variational_bound
 from sdediff.discrete.chain import Chain, Levels
 from sdediff.discrete.ddpm import DDPM
+from sdediff.discrete.losses import DDPMLoss, LossAware
+from sdediff.discrete.ncsn import NCSN, NCSNLoss
 from sdediff.discrete.schedules import SCHEDULES
 
-__all__ = ["DDPM", "SCHEDULES", "Chain", "Levels"]
+__all__ = [
+    "DDPM",
+    "NCSN",
+    "SCHEDULES",
+    "Bins",
+    "Chain",
+    "DDPMLoss",
+    "Levels",
+    "LossAware",
+    "NCSNLoss",
+    "VariationalBound",
+    "variational_bound",
+]

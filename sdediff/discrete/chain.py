@@ -13,7 +13,7 @@ from sdediff.model import ScoreModel
 from sdediff.sde import LinearSDE
 from solvers import expand
 
-__all__ = ["Chain", "Levels", "evenly", "floats"]
+__all__ = ["Chain", "Levels", "evenly", "floats", "uniform"]
 
 
 class Levels(NamedTuple):
@@ -64,6 +64,14 @@ class Chain:
             raise ValueError(f"i must be an int or (B,), one for each sample, got shape {tuple(index.shape)}")
         return index.long()
 
+    def draw(self, count: int, generator: torch.Generator | None = None, *, stratified: bool = False) -> Tensor:
+        """``count`` indices of 1..N, each equally likely; ``stratified``: spread evenly, in random order."""
+        return self.level_of(uniform(count, generator, stratified=stratified))
+
+    def level_of(self, u: Tensor) -> Tensor:
+        """The index at the share u of 1..N."""
+        return (u * self.N).long().clamp(max=self.N - 1) + 1
+
     def kernel(self, i: int | Tensor) -> tuple[Tensor, Tensor]:
         """(ratio, std) of q(x_i | x_{i-1}) = N(ratio x_{i-1}, std^2 I), shaped as i."""
         at = self.index(i) - 1
@@ -108,6 +116,9 @@ class Chain:
                 f"{model.sde!r} does not have the marginals of {self!r} at its times (they differ by {gap:.2g}); "
                 "give the model the chain's own SDE, ScoreModel(net, chain.to_sde())"
             )
+        bad = ~torch.isfinite(model.conversion("data", self.level_times)[1])
+        if bool(bad.any()):
+            raise ValueError(model.singular("data", self.level_times[bad][0]))
         vars(self)["_matched"] = model.sde
 
     def _gap(self, sde: Any) -> float:
@@ -118,6 +129,12 @@ class Chain:
         times = times.clamp(max=sde.T)
         off = (sde.alpha(times) - self.levels.alphas[1:]).abs(), (sde.sigma(times) / self.levels.sigmas[1:] - 1).abs()
         return float(torch.maximum(*off).max())
+
+
+def uniform(count: int, generator: torch.Generator | None, *, stratified: bool) -> Tensor:
+    """Uniform u (count,), float64 on the host: with ``stratified`` (i + u_i) / count in random order."""
+    u = torch.rand(count, generator=generator, dtype=torch.float64)
+    return (torch.randperm(count, generator=generator) + u) / count if stratified else u
 
 
 def floats(name: str, what: str, values: Any) -> tuple[float, ...]:

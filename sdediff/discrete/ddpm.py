@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sdediff.discrete.chain import Chain, Levels, evenly, floats
 from sdediff.discrete.schedules import schedule, zero_terminal_snr
+from sdediff.model import ScoreModel
 from sdediff.sde import InterpolatedVP, LinearSDE
 from solvers import Problem, Solver, Step, StepNoise, check_grid, expand
 
@@ -19,6 +20,7 @@ __all__ = ["DDPM", "Variance"]
 
 Variance = Literal["beta", "beta_tilde", "learned"]
 _VARIANCES = ("beta", "beta_tilde", "learned")
+_FAR = 0.1  # Song's rule has other marginals than its SDE, by less than this where it is any good
 
 
 class _Plan(NamedTuple):
@@ -154,7 +156,7 @@ class DDPM(Chain, Solver):
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """The data prediction, and the network's variance if that is learned."""
-        return frozenset({"data", "variance"} if self.variance == "learned" else {"data"})
+        return frozenset({"data", "marginal"} | ({"variance"} if self.variance == "learned" else set()))
 
     @property
     def times(self) -> Tensor:  # type: ignore[override]
@@ -199,9 +201,23 @@ class DDPM(Chain, Solver):
             return expand(low, learned) + 0.5 * (learned + 1) * expand(high - low, learned)
         return low if self.variance == "beta_tilde" else high
 
+    def check_model(self, model: ScoreModel) -> None:
+        """A ValueError unless the model's SDE has the chain's marginals, and a variance if that is learned."""
+        super().check_model(model)
+        if self.variance == "learned" and not model.learned_variance:
+            raise ValueError(
+                f"{self!r} takes the variance from the network: make the model with ScoreModel(..., learned_variance=True)"
+            )
+
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """Posterior coefficients of the steps from i to i - 1."""
         problem.prepare(times)
+        gap = float((problem.marginal(times)[0] - self.levels.alphas[1:].flip(0)).abs().max())
+        if gap > _FAR:
+            raise ValueError(
+                f"{self!r} is no chain of the model's SDE: alpha differs by {gap:.2g}; "
+                "take DDPM.from_sde(model.sde, N), or a model of the chain's to_sde()"
+            )
         data, keep, _ = self.posterior_columns
         low, high = self.log_variances
         if self.variance != "learned":

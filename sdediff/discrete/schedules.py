@@ -55,7 +55,7 @@ SCHEDULES: Final[dict[str, Callable[[int], Tensor]]] = {
 
 - ``linear``: from 0.1 / N to 20 / N, which at N = 1000 is 1e-4 to 0.02 (Ho et al. 2020, arXiv 2006.11239, section 4);
 - ``scaled-linear``: linear in sqrt(beta), 0.00085 to 0.012 at N = 1000 (Rombach et al. 2022, arXiv 2112.10752);
-- ``cosine``: alpha_bar = cos^2((t + 0.008) / 1.008 pi / 2) over its value at 0 (Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 17);
+- ``cosine``: alpha_bar = cos^2((t + 0.008) / 1.008 pi / 2) over its value at 0 (Nichol and Dhariwal 2021, eq. 17);
 - ``sigmoid``: alpha_bar = (sigmoid(3) - sigmoid(6 t - 3)) / (sigmoid(3) - sigmoid(-3)) (Jabri et al. 2022, arXiv 2212.11972)."""
 
 

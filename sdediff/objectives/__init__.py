@@ -1,5 +1,6 @@
 """Training objectives: ``loss(model, x_0) -> (B,)``."""
 
 from sdediff.objectives.denoising import TIMES, WEIGHTINGS, DenoisingScoreMatching
+from sdediff.objectives.objective import Objective
 
-__all__ = ["TIMES", "WEIGHTINGS", "DenoisingScoreMatching"]
+__all__ = ["TIMES", "WEIGHTINGS", "DenoisingScoreMatching", "Objective"]

@@ -103,8 +103,8 @@ class InterpolatedVP(LinearSDE):
 
     @property
     def t_min(self) -> float:
-        """The first time."""
-        return self.times[0]
+        """The first time; of a single one, a thousandth of it."""
+        return self.times[0] if len(self.times) > 1 else 1e-3 * self.T
 
     @property
     def t_max(self) -> float:
@@ -149,7 +149,8 @@ class InterpolatedVP(LinearSDE):
 class InterpolatedVE(LinearSDE):
     """alpha = 1 with a smooth sigma(t) such that sigma(times_i) = sigmas_i, both rising: dx = sqrt(d sigma^2 / dt) dw.
 
-    log sigma is interpolated by a cubic spline. The first time is 0, as in `VE`: data carry noise of the first sigma there.
+    log sigma is interpolated by a cubic spline. t_min is the first time. Data carry noise of sigma(0) at t = 0, the first sigma if
+    that is its time, as in `VE`; else log sigma goes on in a straight line.
     """
 
     sigmas: tuple[float, ...]
@@ -160,8 +161,8 @@ class InterpolatedVE(LinearSDE):
         sigmas, times = _points("InterpolatedVE", "sigmas", self.sigmas, self.times)
         if len(sigmas) < 2 or sigmas[0] <= 0 or any(b <= a for a, b in itertools.pairwise(sigmas)):
             raise ValueError("InterpolatedVE: sigmas must be at least two positive numbers that rise")
-        if times[0] != 0:
-            raise ValueError(f"InterpolatedVE: the first time must be 0, got {times[0]!r}")
+        if times[0] < 0:
+            raise ValueError(f"InterpolatedVE: the first time must be at least 0, got {times[0]!r}")
         vars(self).update(sigmas=sigmas, times=times)
 
     def __repr__(self) -> str:
@@ -175,13 +176,13 @@ class InterpolatedVE(LinearSDE):
 
     @property
     def sigma_0(self) -> float:
-        """The first level."""
-        return self.sigmas[0]
+        """The level at t = 0."""
+        return math.exp(float(self._log_sigma.y[0]))
 
     @property
     def t_min(self) -> float:
-        """0."""
-        return 0.0
+        """The first time."""
+        return self.times[0]
 
     @property
     def t_max(self) -> float:
@@ -190,7 +191,11 @@ class InterpolatedVE(LinearSDE):
 
     @cached_property
     def _log_sigma(self) -> _Rising:
-        return _Rising(np.array(self.times), np.log(self.sigmas))
+        times, logs = np.array(self.times), np.log(self.sigmas)
+        if times[0] > 0:
+            start = logs[0] - times[0] * (logs[1] - logs[0]) / (times[1] - times[0])
+            times, logs = np.concatenate([[0.0], times]), np.concatenate([[start], logs])
+        return _Rising(times, logs)
 
     def f(self, t: Tensor) -> Tensor:
         """0."""

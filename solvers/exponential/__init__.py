@@ -2,6 +2,7 @@
 
 from solvers.exponential.euler import DDIM, Ancestral
 from solvers.exponential.flow import Straight
+from solvers.exponential.inversion import InverseDDIM
 from solvers.exponential.multistep import ExponentialMultistep
 from solvers.exponential.presets import (
     DEIS,
@@ -35,6 +36,7 @@ __all__ = [
     "ExponentialMultistep",
     "ExponentialPair",
     "ExponentialSinglestep",
+    "InverseDDIM",
     "SASolver",
     "SDEDPMSolverPP",
     "Straight",

@@ -1,0 +1,204 @@
+"""The variational bound of a DDPM: every term of it, in nats and in bits per dimension."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdediff.arguments import check_condition, check_seed, check_states
+from sdediff.discrete.ddpm import DDPM
+from sdediff.model import ScoreModel, evaluating
+from sdediff.progress import progress_bar
+from solvers import White, expand, rowwise
+
+__all__ = ["Bins", "VariationalBound", "data_error", "prior_term", "transition", "variational_bound"]
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Data on ``count`` evenly spaced values from ``low`` to ``high``, 8-bit images scaled to [-1, 1] by default.
+
+    The decoder is p(x_0 | x_1) = Phi((x_0 + h - mean) / std) - Phi((x_0 - h - mean) / std) with h half the spacing, and the
+    outermost bins open (Ho et al. 2020, arXiv 2006.11239, eq. 13).
+    """
+
+    count: int = 256
+    low: float = -1.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        if isinstance(self.count, bool) or not isinstance(self.count, int) or self.count < 2:
+            raise ValueError(f"Bins: count must be an int of at least 2, got {self.count!r}")
+        if not self.low < self.high:
+            raise ValueError(f"Bins: low must be below high, got {self.low!r} and {self.high!r}")
+
+    @property
+    def spacing(self) -> float:
+        """Distance of two neighbours."""
+        return (self.high - self.low) / (self.count - 1)
+
+    def check(self, x_0: Tensor) -> None:
+        """A ValueError unless all of x_0 lies on the values: scales are declared, never guessed."""
+        place = (x_0.detach() - self.low) / self.spacing
+        off = float((place - place.round()).abs().max()) if x_0.numel() else 0.0
+        if not off < 1e-2 or bool((place.round() < 0).any()) or bool((place.round() > self.count - 1).any()):
+            raise ValueError(
+                f"x_0 must lie on the {self.count} values from {self.low:g} to {self.high:g}; it runs from "
+                f"{float(x_0.min()):.4g} to {float(x_0.max()):.4g}, up to {off:.2g} of their spacing off; declare how it was "
+                "scaled, Bins(count, low, high), or take bins=None for data with a density"
+            )
+
+    def log_prob(self, x_0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+        """log p(x_0 | x_1) of each entry, shaped as x_0."""
+        narrow = torch.exp(-0.5 * log_variance)
+        upper, lower = (x_0 + 0.5 * self.spacing - mean) * narrow, (x_0 - 0.5 * self.spacing - mean) * narrow
+        upper = torch.where(x_0 > self.high - 0.5 * self.spacing, torch.inf, upper)
+        lower = torch.where(x_0 < self.low + 0.5 * self.spacing, -torch.inf, lower)
+        # Mirrored into the lower tail, where the logarithm of Phi loses nothing.
+        flip = lower > 0
+        upper, lower = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
+        return _log_difference(upper, lower)
+
+
+def _log_difference(upper: Tensor, lower: Tensor) -> Tensor:
+    """log(Phi(upper) - Phi(lower)) for lower < upper, the ends of which may be infinite."""
+    open_below, open_above = lower == -torch.inf, upper == torch.inf
+    # Finite stand-ins, so that no gradient is infinity times 0.
+    high, low = torch.where(open_above, 0.0, upper), torch.where(open_below, -40.0, lower)
+    top = torch.where(open_above, 0.0, torch.special.log_ndtr(high))
+    fall = torch.where(open_below, -torch.inf, torch.special.log_ndtr(low) - top)
+    return top + torch.where(open_below, 0.0, torch.log(-torch.expm1(torch.where(open_below, -1.0, fall))))
+
+
+def prior_term(chain: DDPM, x_0: Tensor) -> Tensor:
+    """L_N = KL(q(x_N | x_0) || N(0, I)) of x_0 (B, *event), nats (B,)."""
+    alpha, sigma = float(chain.levels.alphas[-1]), float(chain.levels.sigmas[-1])
+    flat = rowwise(x_0).double() if x_0.device.type != "mps" else rowwise(x_0)
+    spread = sigma**2 - 1 - 2 * math.log(sigma)
+    return 0.5 * (alpha**2 * flat.square().sum(dim=1) + spread * flat.shape[1])
+
+
+def transition(chain: DDPM, i: Tensor, x_0: Tensor, error: Tensor, learned: Tensor | None, bins: Bins | None) -> Tensor:
+    """The bound's term of each sample, nats (B,): -log p(x_0 | x_1) where i = 1, else the divergence of the model's reverse step.
+
+    KL(q(x_{i-1} | x_i, x_0) || p(x_{i-1} | x_i)), Gaussians both. ``error`` is E[x_0 | x_i] - x_0, ``learned`` the network's second
+    output. With q's mean data x_0 + keep x_i and variance v_q, and p's at the predicted x_0 with variance v, the divergence of a
+    coordinate is (log(v / v_q) - 1 + v_q / v + data^2 error^2 / v) / 2.
+    """
+    dtype = torch.float64 if x_0.device.type != "mps" else torch.float32
+    x_0, error, learned = x_0.to(dtype), error.to(dtype), None if learned is None else learned.to(dtype)
+    data = chain.posterior_columns[0][i - 1]
+    own = chain.log_variances[0][i - 1]  # of q; at i = 1, where it has none, what is not used
+    log_v = chain.log_variance(i, learned)
+    if learned is None:
+        log_v = torch.as_tensor(expand(log_v, x_0)).expand_as(x_0)
+    ratio = torch.exp(torch.as_tensor(expand(own, x_0)) - log_v)
+    pull = torch.as_tensor(expand(data.square(), x_0)) * error.square() * torch.exp(-log_v)
+    terms = rowwise(0.5 * (ratio - 1 - ratio.log() + pull)).sum(dim=1)
+    first = torch.nonzero(i == 1).flatten().to(x_0.device)
+    if not len(first):
+        return terms
+    clean, off, log_v = x_0[first], error[first], log_v[first]
+    if bins is None:
+        log_prob = -0.5 * (off.square() * torch.exp(-log_v) + log_v + math.log(2 * math.pi))
+    else:
+        log_prob = bins.log_prob(clean, clean + off, log_v)
+    return terms.index_copy(0, first, -rowwise(log_prob).sum(dim=1))
+
+
+@dataclass(frozen=True)
+class VariationalBound:
+    """-log p(x_0) <= L_N + sum over i = 2..N of L_{i-1} + L_0, nats of each sample (Ho et al. 2020, eq. 5)."""
+
+    prior: Tensor
+    """L_N, (B,)."""
+    transitions: Tensor
+    """L_{i-1} for i = 2..N, (B, N - 1)."""
+    decoder: Tensor
+    """L_0 = -log p(x_0 | x_1), (B,)."""
+    dimensions: int
+    """Coordinates of an event."""
+
+    @property
+    def total(self) -> Tensor:
+        """Nats, (B,)."""
+        return self.prior + self.transitions.sum(dim=1) + self.decoder
+
+    @property
+    def bits_per_dim(self) -> Tensor:
+        """Bits per dimension, (B,)."""
+        return self.total / (self.dimensions * math.log(2))
+
+
+def variational_bound(
+    chain: DDPM,
+    model: ScoreModel,
+    x_0: Tensor,
+    *,
+    bins: Bins | None,
+    condition: Mapping[str, Tensor] | None = None,
+    seed: int | Sequence[int] | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> VariationalBound:
+    """Every term of the variational bound of samples x_0 (B, *event), each by one draw of x_i: N evaluations of the network.
+
+    ``bins``: what values the data lie on, for the discretized decoder; None for data with a density, whose decoder is Gaussian.
+    ``seed``: as in `sample`: the draws of sample i depend on its seed alone. ``batch_size``: so many samples at a time.
+
+    The bound is that of the chain's own ancestral sampling, and so of the SDE; the probability flow has another likelihood.
+    """
+    chain.check_model(model)
+    if chain.variance == "learned" and not model.learned_variance:
+        raise ValueError(
+            f"{chain!r} takes the variance from the network: make the model with ScoreModel(..., learned_variance=True)"
+        )
+    check_states("x_0", x_0)
+    if bins is not None:
+        bins.check(x_0)
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise ValueError(f"batch_size must be an int of at least 1, got {batch_size!r}")
+    keys = check_seed(seed, None, tuple(x_0.shape))
+    given = check_condition(condition, len(x_0))
+    chunk = batch_size or len(x_0)
+    parts = []
+    with torch.no_grad(), evaluating(model), progress_bar("variational bound", total=len(x_0), show=progress) as bar:
+        for first in range(0, len(x_0), chunk):
+            rows = slice(first, first + chunk)
+            noise = White((keys or ())[rows], x_0.shape[1:], dtype=x_0.dtype, device=x_0.device)
+            conditions = {name: value[rows] for name, value in given.items()}
+            terms = []
+            for i in range(1, chain.N + 1):
+                terms.append(_term(chain, model, x_0[rows], i, noise.at(i).normal("churn"), conditions, bins))
+                bar.update(first + len(x_0[rows]) * i / chain.N)
+            parts.append(torch.stack(terms, dim=1))
+    terms_of = torch.cat(parts)
+    return VariationalBound(prior_term(chain, x_0), terms_of[:, 1:], terms_of[:, 0], rowwise(x_0).shape[1])
+
+
+def _term(
+    chain: DDPM, model: ScoreModel, x_0: Tensor, i: int, noise: Tensor, condition: Mapping[str, Tensor], bins: Bins | None
+) -> Tensor:
+    index = torch.full((len(x_0),), i)
+    error, learned = data_error(chain, model, x_0, index, noise, condition)[1:]
+    return transition(chain, index, x_0, error, learned if chain.variance == "learned" else None, bins)
+
+
+def data_error(
+    chain: DDPM, model: ScoreModel, x_0: Tensor, i: Tensor, noise: Tensor, condition: Mapping[str, Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(error of the predicted noise, error of the predicted data, what the network says of the variance) at x_i, (B, *event).
+
+    Both errors are the network's own, rescaled: they do not cancel, whatever it predicts.
+    """
+    t = chain.level_times[i - 1]
+    out, learned = model.evaluate_with_variance(chain.perturb(x_0, i, noise), t, condition)
+    error = out - model.target(x_0, noise, t)
+    scales = (model.conversion(name, t)[1] for name in ("noise", "data"))
+    in_noise, in_data = (expand(scale, error) * error for scale in scales)
+    return in_noise, in_data, learned

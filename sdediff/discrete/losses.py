@@ -1,0 +1,167 @@
+"""Losses of DDPM: simple, variational and both, and times drawn by how large the losses are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sdediff.discrete.bound import Bins, data_error, transition
+from sdediff.discrete.chain import uniform
+from sdediff.discrete.ddpm import DDPM
+from sdediff.model import ScoreModel
+from solvers import expand, rowwise
+
+__all__ = ["DDPMLoss", "LossAware"]
+
+
+class LossAware(nn.Module):
+    """Levels drawn with p_i in proportion to sqrt(E[L_i^2]) over the last ``history`` losses of each (Nichol and Dhariwal 2021,
+    arXiv 2102.09672, eq. 18), and weights 1 / (N p_i) that keep the mean what it was.
+
+    Until every level has been seen ``history`` times, and afterwards with probability ``uniform``, all are alike. It learns as the
+    loss is evaluated with gradients; its state is kept in the run folder.
+    """
+
+    losses: Tensor
+    counts: Tensor
+
+    def __init__(self, N: int, history: int = 10, uniform: float = 1e-3) -> None:
+        super().__init__()
+        for name, value in (("N", N), ("history", history)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"LossAware: {name} must be an int of at least 1, got {value!r}")
+        if not 0 < uniform <= 1:
+            raise ValueError(f"LossAware: uniform must lie in (0, 1], or weights have no bound; got {uniform!r}")
+        self.uniform = uniform
+        self.register_buffer("losses", torch.zeros(N, history, dtype=torch.float64))
+        self.register_buffer("counts", torch.zeros(N, dtype=torch.int64))
+
+    @property
+    def probabilities(self) -> Tensor:
+        """p_i, (N,)."""
+        N, history = self.losses.shape
+        if bool((self.counts < history).any()):
+            return torch.full((N,), 1 / N, dtype=torch.float64)
+        size = self.losses.square().mean(dim=1).sqrt()
+        total = float(size.sum())
+        share = size / total if 0 < total < math.inf else torch.full_like(size, 1 / N)
+        return (1 - self.uniform) * share + self.uniform / N
+
+    def levels(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """(i, weights) for uniform u (B,)."""
+        p = self.probabilities
+        i = torch.searchsorted(p.cumsum(0) / p.sum(), u).clamp(max=len(p) - 1)
+        return i + 1, 1 / (len(p) * p[i])
+
+    @torch.no_grad()
+    def record(self, i: Tensor, losses: Tensor) -> None:
+        """Remember losses (B,), before they are weighted, of the levels i (B,)."""
+        for level, value in zip((i - 1).tolist(), losses.detach().double().cpu().tolist(), strict=True):
+            self.losses[level, int(self.counts[level]) % self.losses.shape[1]] = value
+            self.counts[level] += 1
+
+
+@dataclass(frozen=True)
+class DDPMLoss:
+    """A loss of DDPM at one random level i in 1..N a sample (or `LossAware` ones).
+
+    - ``"simple"``: L_simple = ||noise - predicted noise||^2 / d (Ho et al. 2020, arXiv 2006.11239, eq. 14): denoising score
+      matching with the weighting sigma^2, at the chain's times;
+    - ``"vlb"``: N times the bound's term at i, in bits per dimension: on average the bound less L_N, which nothing learns from;
+    - ``"hybrid"``: L_simple + vlb_weight L_vlb, the latter with no gradient through the predicted mean (Nichol and Dhariwal 2021,
+      arXiv 2102.09672, eq. 16), so that it trains the variance alone; takes ``DDPM(variance="learned")``.
+
+    ``bins`` are the values on which the data lie; None: a Gaussian decoder. ``stratified`` spreads the levels of a batch evenly.
+    The model's SDE has the chain's marginals: the SDE of `DDPM.from_sde`, or `DDPM.to_sde`.
+    """
+
+    chain: DDPM
+    kind: Literal["simple", "vlb", "hybrid"] = "simple"
+    vlb_weight: float = 1e-3
+    bins: Bins | None = None
+    stratified: bool = False
+    sampler: LossAware | None = None
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        if not isinstance(self.chain, DDPM):
+            raise TypeError(f"DDPMLoss takes a DDPM, DDPM.from_schedule('linear', 1000) say; got {self.chain!r}")
+        if self.kind not in ("simple", "vlb", "hybrid"):
+            raise ValueError(f"DDPMLoss: kind must be 'simple', 'vlb' or 'hybrid', got {self.kind!r}")
+        if not 0 < self.vlb_weight < math.inf:
+            raise ValueError(f"DDPMLoss: vlb_weight must be a positive number, got {self.vlb_weight!r}")
+        if self.kind == "hybrid" and self.chain.variance != "learned":
+            raise ValueError(
+                f"DDPMLoss: the hybrid loss trains a variance, and {self.chain!r} has none to learn: take variance='learned'"
+            )
+        if self.sampler is not None and len(self.sampler.counts) != self.chain.N:
+            raise ValueError(f"DDPMLoss: the sampler is for {len(self.sampler.counts)} levels, the chain has {self.chain.N}")
+
+    def __call__(
+        self,
+        model: ScoreModel,
+        x_0: Tensor,
+        condition: Mapping[str, Tensor] | None = None,
+        *,
+        i: Tensor | None = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Losses of the samples x_0 (B, *event), (B,).
+
+        ``i`` (B,) and ``noise`` (shape of x_0) are drawn where they are not given, on the host from ``generator`` (default: torch's
+        own), so that a seed gives the same loss on every device.
+        """
+        self._check(model, x_0)
+        weights = torch.ones(len(x_0), dtype=torch.float64)
+        given = i is not None
+        if i is None:
+            i, weights = self.draw_levels(len(x_0), generator)
+        i = self.chain.index(i, x_0).expand(len(x_0))
+        if noise is None:
+            noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype).to(x_0.device)
+        losses = self._losses(model, x_0, condition, i, noise)
+        if self.sampler is not None and not given and torch.is_grad_enabled():
+            self.sampler.record(i, losses)
+        return losses * torch.as_tensor(expand(weights, losses))
+
+    def _losses(self, model: ScoreModel, x_0: Tensor, condition: Mapping[str, Tensor] | None, i: Tensor, noise: Tensor) -> Tensor:
+        in_noise, in_data, learned = data_error(self.chain, model, x_0, i, noise, condition)
+        simple = rowwise(in_noise).square().mean(dim=1)
+        if self.kind == "simple":
+            return simple
+        learned = learned if self.chain.variance == "learned" else None
+        error = in_data.detach() if self.kind == "hybrid" else in_data
+        nats = transition(self.chain, i, x_0, error, learned, self.bins)
+        bits = (self.chain.N / (rowwise(x_0).shape[1] * math.log(2)) * nats).to(simple.dtype)
+        return bits if self.kind == "vlb" else simple + self.vlb_weight * bits
+
+    def draw_levels(self, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """(i, weights), each (count,) on the host."""
+        u = uniform(count, generator, stratified=self.stratified)
+        if self.sampler is not None:
+            return self.sampler.levels(u)
+        return self.chain.level_of(u), torch.ones(count, dtype=torch.float64)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the sampler has seen."""
+        return {} if self.sampler is None else dict(self.sampler.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        if self.sampler is not None:
+            self.sampler.load_state_dict(dict(state))
+
+    def _check(self, model: ScoreModel, x_0: Tensor) -> None:
+        if x_0.ndim < 1 or not x_0.is_floating_point():
+            raise TypeError(
+                f"x_0 must be a floating-point tensor (B, *event), got {x_0.dtype} of shape {tuple(x_0.shape)}; use x.float()"
+            )
+        self.chain.check_model(model)
+        if self.kind != "simple" and self.bins is not None:
+            self.bins.check(x_0)

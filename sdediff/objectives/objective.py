@@ -1,0 +1,22 @@
+"""What training asks of a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from sdediff.model import ScoreModel
+
+__all__ = ["Objective"]
+
+
+class Objective(Protocol):
+    """``loss(model, x_0, condition) -> (B,)``, the losses of samples x_0 (B, *event), random by torch's own generator.
+
+    One that learns something itself has ``state_dict`` and ``load_state_dict`` too, with tensors, which run folders keep.
+    """
+
+    def __call__(self, model: ScoreModel, x_0: Tensor, condition: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Losses, (B,)."""
