@@ -1,14 +1,20 @@
-"""DDPM as an exact discretization of VP."""
+"""DDPM as an exact discretization of a variance-preserving SDE."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from fractions import Fraction
 
+import mpmath as mp
 import pytest
 import torch
 from exact_moments import reverse_moments
 
 import sdediff as sd
+from sdediff.discrete.bound import prior_term, transition
+
+MODEL = sd.exact.Gaussian(0.4, 0.25).model(sd.Cosine())
 
 
 def test_betas_are_the_exact_transition() -> None:
@@ -44,10 +50,16 @@ def test_posterior_is_bayes_rule() -> None:
         mean = ((1 - beta) ** 0.5 * float(x) / beta + bar[i - 1] ** 0.5 * float(x_0) / (1 - bar[i - 1])) / precision
         got_mean, got_variance = ddpm.posterior(x, x_0, i)
         assert float(got_mean) == pytest.approx(mean, rel=1e-12)
-        assert got_variance == pytest.approx(1 / precision, rel=1e-12)
+        assert float(got_variance) == pytest.approx(1 / precision, rel=1e-12)
     mean, variance = ddpm.posterior(x, x_0, 1)
     assert float(mean) == pytest.approx(-0.4)
-    assert variance == 0
+    assert float(variance) == 0
+    rows, i = torch.tensor([[0.7], [0.7], [0.7]], dtype=torch.float64), torch.tensor([3, 1, 2])
+    means, variances = ddpm.posterior(rows, 0 * rows - 0.4, i)
+    for row, level in enumerate(i.tolist()):
+        alone = ddpm.posterior(x, x_0, level)
+        assert float(means[row]) == pytest.approx(float(alone[0]), rel=1e-14)
+        assert float(variances[row]) == pytest.approx(float(alone[1]), rel=1e-14)
 
 
 @pytest.mark.parametrize("n", [1, 2, 10, 200])
@@ -83,6 +95,214 @@ def test_reverse_law_converges_to_the_data() -> None:
     assert errors[0] > 1.6 * errors[1] > 1.6 * 1.6 * errors[2]
 
 
+def exact_table(betas: list[mp.mpf]) -> dict[str, list[mp.mpf]]:
+    """Posterior coefficients and the bound's terms for x_0 = 1, error 0.1, with the variance beta, from the definitions."""
+    table: dict[str, list[mp.mpf]] = {"data": [], "keep": [], "variance": [], "term": []}
+    bar = mp.mpf(1)
+    for beta in betas:
+        before, bar = bar, bar * (1 - beta)
+        table["data"].append(mp.sqrt(before) * beta / (1 - bar))
+        table["keep"].append(mp.sqrt(1 - beta) * (1 - before) / (1 - bar))
+        table["variance"].append(beta * (1 - before) / (1 - bar))
+        tilde, off = table["variance"][-1], table["data"][-1] / 10
+        if before < 1:
+            table["term"].append((mp.log(beta / tilde) - 1 + tilde / beta + off**2 / beta) / 2)
+    table["prior"] = [(bar + (1 - bar) - 1 - mp.log(1 - bar)) / 2]
+    return table
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_tables_in_fifty_digits(name: str) -> None:
+    """T = 1000: what a schedule gives, from its betas as they are in float64, to 1e-12."""
+    chain = sd.DDPM.from_schedule(name, 1000, variance="beta")
+    with mp.workdps(50):
+        expected = exact_table([mp.mpf(beta) for beta in chain.betas])
+        bar = mp.mpf(1)
+        for beta, found in zip(chain.betas, chain.alphas_bar.tolist(), strict=True):
+            bar *= 1 - mp.mpf(beta)
+            assert found == pytest.approx(float(bar), rel=1e-11)
+        for column, key in zip(chain.posterior_columns, ("data", "keep", "variance"), strict=True):
+            got, want = column, torch.tensor([float(v) for v in expected[key]], dtype=torch.float64)
+            torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-300)
+        i = torch.arange(2, 1001)
+        x = torch.ones(999, 1, dtype=torch.float64)
+        got = transition(chain, i, x, 0.1 * x, None, None)
+        # log(v / v_q) - 1 + v_q / v cancels to second order: absolute to the rounding of 1.
+        torch.testing.assert_close(
+            got, torch.tensor([float(v) for v in expected["term"]], dtype=torch.float64), rtol=1e-10, atol=1e-14
+        )
+        assert float(prior_term(chain, x[:1])) == pytest.approx(float(expected["prior"][0]), rel=1e-9)
+
+
+def test_schedules_are_the_published_ones() -> None:
+    linear, cosine = sd.DDPM.from_schedule("linear", 1000), sd.DDPM.from_schedule("cosine", 1000)
+    assert linear.betas[0] == pytest.approx(1e-4, rel=1e-12)
+    assert linear.betas[-1] == pytest.approx(0.02, rel=1e-12)
+    assert linear.betas[500] - linear.betas[499] == pytest.approx(0.0199 / 999, rel=1e-9)
+    scaled = torch.tensor(sd.DDPM.from_schedule("scaled-linear", 1000).betas, dtype=torch.float64).sqrt()
+    assert float(scaled[0]) == pytest.approx(0.00085**0.5)
+    assert float(scaled.diff().max() - scaled.diff().min()) == pytest.approx(0, abs=1e-15)
+    assert float(scaled[-1]) == pytest.approx(0.012**0.5)
+    assert cosine.betas[-1] == 0.999
+    for name, bar in (
+        ("cosine", lambda u: math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2),
+        ("sigmoid", lambda u: 1 / (1 + math.exp(-3)) - 1 / (1 + math.exp(3 - 6 * u))),
+    ):
+        chain = sd.DDPM.from_schedule(name, 50)
+        for i in (1, 20, 49):
+            assert float(chain.alphas_bar[i - 1]) == pytest.approx(bar(i / 50) / bar(0), rel=1e-10)
+    own = sd.DDPM.from_schedule(lambda t: torch.exp(-3 * t), 10)
+    assert own.betas == pytest.approx([1 - math.exp(-0.3)] * 10)
+
+
+@pytest.mark.parametrize("name", ["linear", "scaled-linear", "cosine", "sigmoid"])
+def test_the_chains_sde_has_its_marginals(name: str) -> None:
+    """Exactly at the chain's times, between neighbours in between, and consistent as an SDE."""
+    chain = sd.DDPM.from_schedule(name, 200)
+    sde = chain.to_sde()
+    levels, times = chain.levels, chain.level_times
+    torch.testing.assert_close(sde.alpha(times), levels.alphas[1:], rtol=2e-11, atol=0)
+    torch.testing.assert_close(sde.sigma(times), levels.sigmas[1:], rtol=1e-12, atol=0)
+    ratio, std = sde.kernel(times[1:], times[:-1])
+    torch.testing.assert_close(std.square(), levels.variances[1:], rtol=1e-9, atol=0)
+    torch.testing.assert_close(ratio, levels.ratios[1:], rtol=1e-9, atol=0)
+    sd.testing.check_sde(sde, verbose=False)
+    assert (sde.t_min, sde.t_max, sde.T) == (1 / 200, 1, 1)
+    assert repr(sde) == "InterpolatedVP(200 levels up to t = 1)"
+
+
+def test_the_chains_sde_is_smooth_between_the_levels() -> None:
+    """That of VP's own chain is VP, up to the fourth power of the spacing."""
+    vp, t = sd.VP(), torch.linspace(0.1, 0.95, 40, dtype=torch.float64)
+    errors = [float((sd.DDPM.from_sde(vp, n).to_sde().alpha(t) - vp.alpha(t)).abs().max()) for n in (25, 50, 100)]
+    assert errors[0] > 11 * errors[1] > 11 * 11 * errors[2]
+    rates = [float((sd.DDPM.from_sde(vp, n).to_sde().g(t) - vp.g(t)).abs().max()) for n in (25, 50, 100)]
+    assert rates[0] > 5 * rates[1] > 5 * 5 * rates[2]
+
+
+def test_rough_chains_become_sdes_too() -> None:
+    """Where the cubic spline would fall, a monotone one: betas of all sizes at uneven times."""
+    generator = torch.Generator().manual_seed(0)
+    betas = torch.rand(30, generator=generator, dtype=torch.float64).pow(4) * 0.9 + 1e-4
+    times = torch.rand(30, generator=generator, dtype=torch.float64).add(0.1).cumsum(0)
+    chain = sd.DDPM(tuple(betas.tolist()), tuple(times.tolist()))
+    sde = chain.to_sde()
+    torch.testing.assert_close(sde.sigma(times), chain.levels.sigmas[1:], rtol=1e-12, atol=0)
+    t = torch.linspace(0, float(times[-1]), 5000, dtype=torch.float64)
+    assert bool((sde.alpha(t).diff() < 0).all())
+    assert bool(torch.isfinite(sde.g(t)).all())
+    torch.testing.assert_close(sde.time_of(sde.log_snr(times)), times, rtol=1e-9, atol=0)
+    sd.testing.check_sde(sd.DDPM((0.3,), (2.0,)).to_sde(), verbose=False)
+
+
+def test_songs_rule_converges_at_order_one() -> None:
+    sde, errors = sd.VP(), []
+    with pytest.raises(ValueError, match=r"is 1; take N > 20"):
+        sd.DDPM.from_sde(sde, 20, rule="song")
+    for n in (100, 200, 400):
+        chain = sd.DDPM.from_sde(sde, n, rule="song")
+        torch.testing.assert_close(chain.levels.variances, sde.beta(chain.level_times) / n, rtol=1e-12, atol=0)
+        errors.append(float((chain.levels.alphas[1:] - sde.alpha(chain.level_times)).abs().max()))
+    for coarse, fine in itertools.pairwise(errors):
+        assert math.log2(coarse / fine) == pytest.approx(1, abs=0.1)
+    model = sd.exact.Gaussian(0.4, 0.25).model(sde)
+    assert sd.sample(model, (2, 1), solver=sd.DDPM.from_sde(sde, 100, rule="song"), seed=0).nfe.tolist() == [100, 100]
+
+
+@pytest.mark.parametrize("spacing", ["uniform", "quadratic"])
+def test_respacing_is_the_sdes_chain_on_fewer_times(spacing: str) -> None:
+    sde = sd.VP()
+    few = sd.DDPM.from_sde(sde, 500).respaced(20, spacing=spacing)  # type: ignore[arg-type]
+    times = few.level_times
+    assert few.N == 20
+    assert few.grid[-1] == 1
+    assert few.grid[0] == pytest.approx(1 / 500)
+    std = sde.kernel(times, torch.cat([torch.zeros(1), times[:-1]]).double())[1]
+    torch.testing.assert_close(few.levels.variances, std.square(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(few.levels.alphas[1:], sde.alpha(times), rtol=1e-11, atol=0)
+    gaps = times.diff()
+    assert float(gaps.max() / gaps.min()) < 1.1 if spacing == "uniform" else float(gaps[-1] / gaps[1]) > 5
+    model = sd.exact.Gaussian([0.3, -0.5], [0.25, 0.5]).model(sde)
+    one = sd.sample(model, (4, 2), solver=few, seed=1, dtype=torch.float64).x
+    two = sd.sample(model, (4, 2), solver=sd.DDIM(eta=1.0), grid=few.times, seed=1, dtype=torch.float64).x
+    torch.testing.assert_close(one, two, rtol=0, atol=1e-10)
+
+
+def test_zero_terminal_snr() -> None:
+    """Lin et al. 2024: the first level as it was, none of the signal at the last, sqrt(alpha_bar) an affine function of the old."""
+    chain = sd.DDPM.from_schedule("scaled-linear", 100)
+    zero = chain.with_zero_terminal_snr()
+    old, new = chain.alphas_bar.sqrt(), zero.levels.alphas[1:]
+    assert float(new[-1]) == 0
+    assert float(new[0]) == pytest.approx(float(old[0]), rel=1e-12)
+    slope = (new[0] - new[-1]) / (old[0] - old[-1])
+    torch.testing.assert_close(new, (old - old[-1]) * slope, rtol=1e-9, atol=1e-12)
+    sde = zero.to_sde()
+    sd.testing.check_sde(sde, verbose=False)
+    assert float(sde.alpha(sde.t_max)) == 0
+    model = sd.exact.Gaussian([0.3, -0.5], [0.25, 0.5]).model(sde)  # predicts v
+    out = sd.sample(model, (4, 2), solver=zero, seed=1, dtype=torch.float64).x
+    twin = sd.sample(model, (4, 2), solver=sd.Ancestral(), grid=zero.times, seed=1, dtype=torch.float64).x
+    torch.testing.assert_close(out, twin, rtol=0, atol=1e-9)
+    with pytest.raises(ValueError, match="alpha = 0: no signal is left; let the network predict v or edm"):
+        sd.DDPMLoss(zero)(sd.ScoreModel(lambda x, t: x, sde), torch.zeros(2, 2))
+
+
+def test_any_solver_samples_a_model_of_integer_times() -> None:
+    """A network of T = 1000 integer times, as a model of the chain's SDE: the network's own time at the grid is i - 1, real numbers
+    between, and the probability flow by tolerances ends where the exact flow does."""
+    chain = sd.DDPM.from_schedule("linear", 1000)
+    sde, law, seen = chain.to_sde(), sd.exact.Gaussian([0.3, -0.5], [0.25, 0.5]), []
+
+    def net(x, index):
+        seen.append(index.clone())
+        t = (index.double() + 1) / 1000
+        alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
+        v = torch.tensor([0.25, 0.5], dtype=torch.float64)
+        return sigma * (x - alpha * torch.tensor([0.3, -0.5], dtype=torch.float64)) / (alpha**2 * v + sigma**2)
+
+    model = sd.ScoreModel(net, sde, time=sd.Timesteps(1000))
+    z = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    end = law.flow(sde, z, sde.t_max, sde.t_min)
+    for solver, steps in ((sd.RK45(1e-8, 1e-8), None), (sd.UniPC(3), 120)):
+        out = sd.sample(model, (3, 2), solver=solver, steps=steps, x_init=z, last="noisy", dtype=torch.float64)
+        torch.testing.assert_close(out.x, end, rtol=0, atol=1e-5)
+    seen.clear()
+    sd.sample(model, (3, 2), solver=chain, seed=0)
+    indices = torch.stack(seen)[:, 0]
+    assert indices.tolist() == list(range(999, -1, -1))
+
+
+def test_learned_variance_lies_between_the_two() -> None:
+    """The second half of the channels, r: the log variance is (r + 1) / 2 of the way from beta_tilde's to beta's; other solvers do
+    not see it."""
+    sde = sd.VP()
+    exact = sd.exact.GaussianMixture([[0.3, 0.1], [-0.5, 0.2]], 0.4).model(sde)
+
+    def model(r: float) -> sd.ScoreModel:
+        def net(x, t):
+            return torch.cat([exact.net(x, t), torch.full_like(x, r)], dim=1)
+
+        return sd.ScoreModel(net, sde, "v", time_dtype=torch.float64, learned_variance=True)
+
+    def draw(model: sd.ScoreModel, solver: sd.DDPM | sd.DDIM, **options) -> torch.Tensor:
+        return sd.sample(model, (4, 2), solver=solver, seed=3, dtype=torch.float64, **options).x
+
+    for r, variance in ((-1.0, "beta_tilde"), (1.0, "beta")):
+        learned, fixed = (sd.DDPM.from_sde(sde, 30, variance=v) for v in ("learned", variance))  # type: ignore[arg-type]
+        torch.testing.assert_close(draw(model(r), learned), draw(exact, fixed), rtol=0, atol=1e-12)
+    chain = sd.DDPM.from_sde(sde, 30, variance="learned")
+    log_v = chain.log_variance(torch.tensor([5]), torch.zeros(1, 2, dtype=torch.float64))
+    beta, tilde = chain.levels.variances[4], chain.posterior_columns[2][4]
+    torch.testing.assert_close(log_v, (0.5 * (beta * tilde).log()).expand(1, 2))
+    torch.testing.assert_close(draw(model(0.3), sd.DDIM(), steps=8), draw(exact, sd.DDIM(), steps=8), rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="needs variance, which this problem does not offer"):
+        draw(exact, chain)
+    narrow = sd.ScoreModel(lambda x, t: x, sde, learned_variance=True)
+    with pytest.raises(ValueError, match=r"with learned_variance, \(4, 4\), got shape \(4, 2\)"):
+        draw(narrow, chain)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -90,6 +310,20 @@ def test_reverse_law_converges_to_the_data() -> None:
         (lambda: sd.DDPM.from_sde(sd.VP(), 0), "N must be an int of at least 1"),
         (lambda: sd.DDPM.from_sde(sd.VP(), 5000), r"below t_min = 0.001; take N <= 1000"),
         (lambda: sd.DDPM((0.1, 1.2), (0.5, 1.0)), r"beta_2 = 1.2"),
+        (lambda: sd.DDPM((0.1, 1.0, 0.2)), r"beta_2 = 1$"),
+        (lambda: sd.DDPM((1.0,)), r"beta_1 = 1$"),
+        (lambda: sd.DDPM(()), "a vector of at least one number"),
+        (lambda: sd.DDPM((0.1, 0.2), (1.0, 0.5)), "must rise from above 0"),
+        (lambda: sd.DDPM.from_schedule("linar", 10), "did you mean 'linear'"),
+        (lambda: sd.DDPM.from_schedule("linear", 0), "N must be an int of at least 1"),
+        (lambda: sd.DDPM.from_schedule(lambda t: t, 10), r"alpha_bar\(t\) must fall"),
+        (lambda: sd.DDPM.from_sde(sd.VP(), 10, rule="exact"), "rule must be 'kernel' or 'song'"),
+        (lambda: sd.DDPM.from_schedule("linear", 10).respaced([3, 2]), "must rise within 1..10"),
+        (lambda: sd.DDPM.from_schedule("linear", 10).respaced([0, 2]), "must lie in 1..10"),
+        (lambda: sd.DDPM.from_schedule("linear", 10).respaced(11), "an int in 1..10"),
+        (lambda: sd.DDPM.from_schedule("linear", 10).respaced(5, spacing="cubic"), "spacing must be"),
+        (lambda: sd.DDPM((0.1,)).with_zero_terminal_snr(), "at least two steps"),
+        (lambda: sd.sample(MODEL, (2, 1), solver=sd.DDPM.from_schedule("linear", 50)), "no chain of the model's SDE"),
         (lambda: sd.DDPM((0.1, 0.2), (0.5,)), "one time for each of the 2 betas"),
         (lambda: sd.DDPM((0.1,), (0.5,), "gamma"), "variance must be"),
         (lambda: sd.DDPM((0.1,), (0.5,)).posterior(torch.zeros(1), torch.zeros(1), 2), "i must lie in 1..1"),

@@ -65,7 +65,11 @@ class NCSN(Chain, Solver):
                 f"by {sigmas[rise + 1]:g}"
             )
         count = len(sigmas)
-        grid = floats("NCSN", "grid", self.grid) if len(self.grid) else tuple(i / max(1, count - 1) for i in range(count))
+        grid = (
+            floats("NCSN", "grid", self.grid)
+            if len(self.grid)
+            else (tuple(i / (count - 1) for i in range(count)) if count > 1 else (1.0,))
+        )
         if len(grid) != count:
             raise ValueError(f"NCSN: needs one time for each of the {count} sigmas, got {len(grid)}")
         if grid[0] < 0 or any(b <= a for a, b in itertools.pairwise(grid)):

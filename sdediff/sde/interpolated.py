@@ -34,7 +34,8 @@ class _Rising:
         least, most = 0.05 * secant, 3 * secant
         ends = np.stack([slope[:-1], slope[1:]])
         if not bool(((ends > least) & (ends < most)).all()):
-            slope = PchipInterpolator(x, y)(x, 1)
+            least = 0.05 * np.minimum(np.concatenate([secant[:1], secant]), np.concatenate([secant, secant[-1:]]))
+            slope = np.maximum(PchipInterpolator(x, y)(x, 1), least)  # at an end it may be 0
         self.x, self.y, self.slope = (torch.from_numpy(np.ascontiguousarray(each)) for each in (x, y, slope))
 
     def _cell(self, t: Tensor) -> tuple[Tensor, ...]:
@@ -51,7 +52,8 @@ class _Rising:
         """The derivative."""
         u, width, low, high, rise, last = self._cell(t)
         v = 1 - u
-        return 6 * u * v * (high - low) / width + v * (1 - 3 * u) * rise + u * (1 - 3 * v) * last
+        rate = 6 * u * v * (high - low) / width + v * (1 - 3 * u) * rise + u * (1 - 3 * v) * last
+        return rate.clamp(min=0)  # below by rounding alone
 
     def inverse(self, value: Tensor) -> Tensor:
         """Where it takes ``value`` (n,), which lies in its range."""

@@ -1,0 +1,113 @@
+"""Clipping and thresholding of the data prediction, for every solver alike."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import sdediff as sd
+
+VP = sd.VP()
+LAW = sd.exact.GaussianMixture([[-0.9, 0.3], [0.8, 0.0]], 0.5)
+X = torch.tensor([[2.0, -1.5], [0.1, 0.2], [-3.0, 0.4]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("predicts", ["noise", "data", "score", "v", "flow", "edm"])
+def test_every_prediction_follows_from_the_clipped_data(predicts: str) -> None:
+    from test_model import reparametrised
+
+    plain = reparametrised(LAW.model(VP), predicts)
+    model = plain.constrained(sd.Clip(-0.5, 0.5))
+    clean = plain.data(X, 0.4).clamp(-0.5, 0.5)
+    assert bool((clean.abs() == 0.5).any())
+    alpha, sigma = VP.alpha(0.4), VP.sigma(0.4)
+    noise = (X - alpha * clean) / sigma
+    torch.testing.assert_close(model.data(X, 0.4), clean)
+    torch.testing.assert_close(model.noise(X, 0.4), noise)
+    torch.testing.assert_close(model.score(X, 0.4), -noise / sigma)
+    torch.testing.assert_close(model.v(X, 0.4), alpha * noise - sigma * clean)
+    torch.testing.assert_close(plain.data(X, 0.4).abs().max() > 0.5, torch.tensor(True))
+    assert plain.constraint is None
+
+
+@pytest.mark.parametrize(
+    ("solver", "steps"),
+    [(sd.EulerMaruyama(), 30), (sd.UniPC(), 8), (sd.RK45(1e-6, 1e-6), None), (sd.DDPM.from_sde(VP, 30), None), (sd.Heun(), 10)],
+    ids=repr,
+)
+def test_solvers_see_the_clipped_model(solver: sd.DDPM, steps: int | None) -> None:
+    """The same samples as from a network that clips its own data prediction."""
+    plain = LAW.model(VP)
+    clip = sd.Clip(-0.4, 0.4)
+    within = sd.ScoreModel(lambda x, t: clip(plain.data(x, t)), VP, "data", time_dtype=torch.float64)
+    one, two = (
+        sd.sample(m, (5, 2), solver=solver, steps=steps, seed=0, dtype=torch.float64) for m in (plain.constrained(clip), within)
+    )
+    torch.testing.assert_close(one.x, two.x, rtol=0, atol=1e-8)
+    assert float(one.x.abs().max()) <= 0.4
+    assert torch.equal(one.nfe, two.nfe)
+    free = sd.sample(plain, (5, 2), solver=solver, steps=steps, seed=0, dtype=torch.float64).x
+    assert float(free.abs().max()) > 0.5
+
+
+def test_a_learned_variance_is_clipped_too() -> None:
+    plain = LAW.model(VP)
+    net = sd.ScoreModel(
+        lambda x, t: torch.cat([plain.net(x, t), torch.full_like(x, -1.0)], dim=1),
+        VP,
+        "v",
+        time_dtype=torch.float64,
+        learned_variance=True,
+    )
+    clip = sd.Clip(-0.4, 0.4)
+    one = sd.sample(net.constrained(clip), (4, 2), solver=sd.DDPM.from_sde(VP, 20, variance="learned"), seed=1, dtype=torch.float64)
+    two = sd.sample(plain.constrained(clip), (4, 2), solver=sd.DDPM.from_sde(VP, 20), seed=1, dtype=torch.float64)
+    torch.testing.assert_close(one.x, two.x, rtol=0, atol=1e-10)
+
+
+def test_losses_do_not_see_it() -> None:
+    plain = LAW.model(VP)
+    loss, t = sd.DenoisingScoreMatching(), torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    values = [loss(m, X, t=t, noise=X.flip(0)) for m in (plain, plain.constrained(sd.Clip(-0.1, 0.1)))]
+    assert torch.equal(values[0], values[1])
+
+
+def test_dynamic_threshold() -> None:
+    """Saharia et al. 2022: s the 75 % quantile where that exceeds 1: 3 of 4 entries within; then all divided by it."""
+    x = torch.tensor([[0.5, -0.2, 0.9, 0.3], [4.0, -2.0, 1.0, 0.5]])
+    out = sd.DynamicThreshold(0.75)(x)
+    torch.testing.assert_close(out, torch.tensor([[0.5, -0.2, 0.9, 0.3], [1.0, -1.0, 0.5, 0.25]]))
+    images = x.reshape(2, 1, 2, 2)
+    assert torch.equal(sd.DynamicThreshold(0.75)(images).reshape(2, 4), out)
+    torch.testing.assert_close(sd.DynamicThreshold(1.0, 2.0)(x)[1], x[1] / 2)
+
+
+def test_a_module_as_constraint_is_not_entered_into_the_model() -> None:
+    plain = sd.ScoreModel(torch.nn.Identity(), VP)
+    model = plain.constrained(torch.nn.Tanh())
+    assert [name for name, _ in model.named_children()] == ["net"]
+    assert float(model.data(100 * X, 0.4).abs().max()) <= 1
+    assert float(plain.data(100 * X, 0.4).abs().max()) > 1
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: LAW.model(VP).constrained((-1, 1)), TypeError, r"Clip\(-1, 1\) say"),
+        (lambda: sd.Clip(1, 1), ValueError, "low must be below high"),
+        (lambda: sd.DynamicThreshold(0.0), ValueError, r"quantile must lie in \(0, 1\]"),
+        (lambda: sd.DynamicThreshold(bound=0.0), ValueError, "bound be positive"),
+        (lambda: sd.ScoreModel(lambda x, t: x, _General(), "score").constrained(sd.Clip()), ValueError, "no data prediction"),
+    ],
+)
+def test_bad_input(call, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+class _General(sd.SDE):
+    def drift(self, x, t):
+        return -x
+
+    def diffusion(self, t):
+        return t
