@@ -83,7 +83,7 @@ def test_dynamic_threshold() -> None:
 
 
 def test_a_module_as_constraint_is_not_entered_into_the_model() -> None:
-    plain = sd.ScoreModel(torch.nn.Identity(), VP)
+    plain = sd.ScoreModel(_Same(), VP)
     model = plain.constrained(torch.nn.Tanh())
     assert [name for name, _ in model.named_children()] == ["net"]
     assert float(model.data(100 * X, 0.4).abs().max()) <= 1
@@ -103,6 +103,11 @@ def test_a_module_as_constraint_is_not_entered_into_the_model() -> None:
 def test_bad_input(call, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+class _Same(torch.nn.Module):
+    def forward(self, x, t):
+        return x
 
 
 class _General(sd.SDE):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -49,7 +50,7 @@ def test_explicit_round_trip_closes_at_order_one(sde: sd.LinearSDE) -> None:
         x = start(sde, times[0])
         back = along(sde, sd.DDIM(), along(sde, sd.DDIM(), x, times).x, times.flip(0))
         off.append(float((back.x - x).norm()))
-    slopes = [math.log2(a / b) for a, b in zip(off, off[1:], strict=False)]
+    slopes = [math.log2(a / b) for a, b in itertools.pairwise(off)]
     assert slopes[-1] == pytest.approx(1, abs=0.25), (off, slopes)
 
 

@@ -65,11 +65,8 @@ class NCSN(Chain, Solver):
                 f"by {sigmas[rise + 1]:g}"
             )
         count = len(sigmas)
-        grid = (
-            floats("NCSN", "grid", self.grid)
-            if len(self.grid)
-            else (tuple(i / (count - 1) for i in range(count)) if count > 1 else (1.0,))
-        )
+        even = tuple(i / (count - 1) for i in range(count)) if count > 1 else (1.0,)
+        grid = floats("NCSN", "grid", self.grid) if len(self.grid) else even
         if len(grid) != count:
             raise ValueError(f"NCSN: needs one time for each of the {count} sigmas, got {len(grid)}")
         if grid[0] < 0 or any(b <= a for a, b in itertools.pairwise(grid)):
