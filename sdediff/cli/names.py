@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 import torch
 
-from sdediff.discrete import DDPM
+from sdediff.discrete import DDPM, NCSN
 from sdediff.names import nearest
 from sdediff.sde import VE, VP, Cosine, LinearSDE, RectifiedFlow, SubVP
 from solvers import (
@@ -79,6 +79,7 @@ SOLVERS: Final[dict[str, Callable[[Request], Solver]]] = {
     "pc": lambda _: PredictorCorrector(ReverseDiffusion(), Langevin()),
     "ancestral": lambda _: Ancestral(),
     "ddpm": lambda request: DDPM.from_sde(request.sde, request.steps),
+    "ncsn": lambda request: NCSN.from_sde(request.sde, request.steps, n_steps=5),
     "ddim": lambda _: DDIM(),
     "dpm-solver": lambda _: DPMSolver(),
     "dpm-solver++": lambda _: DPMSolverPP(),
