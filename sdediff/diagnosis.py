@@ -82,7 +82,15 @@ def diagnose(model: ScoreModel, x_0: Tensor, *, condition: Mapping[str, Tensor] 
     with torch.no_grad(), evaluating(model):
         outputs: dict[bool, Tensor] = {}
         for name in PREDICTIONS:
-            read = ScoreModel(model.net, sde, name, sigma_data=model.sigma_data, time=model.time, time_dtype=model.time_dtype)
+            read = ScoreModel(
+                model.net,
+                sde,
+                name,
+                sigma_data=model.sigma_data,
+                time=model.time,
+                time_dtype=model.time_dtype,
+                learned_variance=model.learned_variance,
+            )
             scaled = name == "edm"
             if scaled not in outputs:
                 outputs[scaled] = read.evaluate(x_t, t, condition)

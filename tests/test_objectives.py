@@ -88,19 +88,24 @@ def test_default_generator_is_torchs_own() -> None:
 
 
 def test_times_are_uniform_and_stratified_ones_fill_their_strata() -> None:
-    sde = sd.VP(t_min=0.1)
     generator = torch.Generator().manual_seed(0)
-    t = sd.DenoisingScoreMatching(stratified=True).draw_times(sde, 1000, generator)
+
+    def draw(loss: sd.DenoisingScoreMatching, count: int) -> Tensor:
+        t, weights = loss.draw(sd.exact.Gaussian(0.0, 1.0).model(sd.VP(t_min=0.1)), count, generator)
+        assert bool((weights == 1).all())
+        return t
+
+    t = draw(sd.DenoisingScoreMatching(stratified=True), 1000)
     strata = ((t - 0.1) / 0.9 * 1000).floor().long()
     assert sorted(strata.tolist()) == list(range(1000))
     assert strata.tolist() != list(range(1000))
-    law = sd.DenoisingScoreMatching(times="logit-normal").draw_times(sd.VP(t_min=0.1), 20_000, generator)
+    law = draw(sd.DenoisingScoreMatching(times="logit-normal"), 20_000)
     share = (law - 0.1) / 0.9
     # The logit is N(-1, 1.2^2): standard error of its mean 1.2 / sqrt(2e4) = 8.5e-3.
     logit = (share / (1 - share)).log()
     assert float(logit.mean()) == pytest.approx(-1.0, abs=6 * 8.5e-3)
     assert float(logit.std()) == pytest.approx(1.2, abs=6 * 6e-3)
-    plain = sd.DenoisingScoreMatching().draw_times(sde, 100_000, generator)
+    plain = draw(sd.DenoisingScoreMatching(), 100_000)
     # Mean 0.55, standard error 0.9 / sqrt(12 * 1e5) = 8e-4; 6 of them: chance 2e-9.
     assert float(plain.mean()) == pytest.approx(0.55, abs=6 * 8.3e-4)
     assert float(plain.min()) >= 0.1

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from sdediff.model import ScoreModel
+from sdediff.objectives.times import uniform
 from sdediff.sde import LinearSDE
 from solvers import expand
 
-__all__ = ["Chain", "Levels", "evenly", "floats", "uniform"]
+__all__ = ["Chain", "Levels", "evenly", "floats"]
 
 
 class Levels(NamedTuple):
@@ -129,12 +130,6 @@ class Chain:
         times = times.clamp(max=sde.T)
         off = (sde.alpha(times) - self.levels.alphas[1:]).abs(), (sde.sigma(times) / self.levels.sigmas[1:] - 1).abs()
         return float(torch.maximum(*off).max())
-
-
-def uniform(count: int, generator: torch.Generator | None, *, stratified: bool) -> Tensor:
-    """Uniform u (count,), float64 on the host: with ``stratified`` (i + u_i) / count in random order."""
-    u = torch.rand(count, generator=generator, dtype=torch.float64)
-    return (torch.randperm(count, generator=generator) + u) / count if stratified else u
 
 
 def floats(name: str, what: str, values: Any) -> tuple[float, ...]:

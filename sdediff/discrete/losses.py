@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from sdediff.discrete.bound import Bins, data_error, transition
-from sdediff.discrete.chain import uniform
 from sdediff.discrete.ddpm import DDPM
 from sdediff.model import ScoreModel
+from sdediff.objectives.timed import check_samples
+from sdediff.objectives.times import uniform
 from solvers import expand, rowwise
 
 __all__ = ["DDPMLoss", "LossAware"]
@@ -158,10 +159,7 @@ class DDPMLoss:
             self.sampler.load_state_dict(dict(state))
 
     def _check(self, model: ScoreModel, x_0: Tensor) -> None:
-        if x_0.ndim < 1 or not x_0.is_floating_point():
-            raise TypeError(
-                f"x_0 must be a floating-point tensor (B, *event), got {x_0.dtype} of shape {tuple(x_0.shape)}; use x.float()"
-            )
+        check_samples(x_0)
         self.chain.check_model(model)
         if self.kind != "simple" and self.bins is not None:
             self.bins.check(x_0)

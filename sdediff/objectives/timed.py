@@ -1,0 +1,74 @@
+"""What all objectives over random times share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sdediff.model import ScoreModel
+from sdediff.objectives.times import Proposal, Times, check_times, time_at, uniform
+from sdediff.objectives.weightings import Weighting, check_weighting, factor
+
+__all__ = ["Timed", "check_samples"]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """The mean over t of w(t) times an error, t of the density ``times``, one a sample.
+
+    ``weighting`` is a name in `WEIGHTINGS` or a function w(sde, t) of float64 host times (B,); ``times`` a name in `TIMES`, a
+    `TimeLaw` (`LogNormal(-1.2, 1.2)`, `LogitNormal(0, 1)`) or a function from a uniform u (B,) to the share of [t_min, t_max].
+
+    Two ways to lower the variance, neither of which changes the objective: ``stratified`` takes u = (i + u_i) / B in random order,
+    so that a batch covers the range; ``importance`` draws times in proportion to w(t) / sigma(t)^2, the weight of the squared error
+    of the noise, and divides by the density (Song et al. 2021, arXiv 2101.09258, Appendix B, for the weighting ``"likelihood"``).
+    """
+
+    weighting: str | Weighting = "sigma2"
+    times: str | Times = "uniform"
+    stratified: bool = False
+    importance: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        check_weighting(self.weighting)
+        check_times(self.times)
+
+    def draw(self, model: ScoreModel, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """(t, weights), float64 (count,) on the host: a mean of the weighted losses is the objective."""
+        u = uniform(count, generator, stratified=self.stratified)
+        weights = torch.ones_like(u)
+        if self.importance:
+            u, weights = self._proposal(model)(u)
+        return time_at(self.times, model.sde, u), weights
+
+    def _proposal(self, model: ScoreModel) -> Proposal:
+        known = vars(self).get("_known")
+        if known is None or known[0] is not model.sde or known[1] != model.sigma_data:
+
+            def size(u: Tensor) -> Tensor:
+                return factor(self.weighting, model.sde, "noise", time_at(self.times, model.sde, u), model.sigma_data)
+
+            known = (model.sde, model.sigma_data, Proposal(size))
+            vars(self)["_known"] = known
+        proposal: Proposal = known[2]
+        return proposal
+
+    def given(self, model: ScoreModel, x_0: Tensor, t: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """(t, weights) of the samples x_0: those given, weighted by 1, or drawn."""
+        check_samples(x_0)
+        if t is None:
+            return self.draw(model, len(x_0), generator)
+        time = model.sde.check_time(t.detach().cpu().double())
+        if time.shape != x_0.shape[:1]:
+            raise ValueError(f"t must have shape ({len(x_0)},), one time a sample, got {tuple(time.shape)}")
+        return time, torch.ones_like(time)
+
+
+def check_samples(x_0: Tensor) -> None:
+    """A TypeError unless x_0 is (B, *event) of floating point."""
+    if not isinstance(x_0, Tensor) or x_0.ndim < 1 or not x_0.is_floating_point():
+        got = f"{x_0.dtype} of shape {tuple(x_0.shape)}" if isinstance(x_0, Tensor) else type(x_0).__name__
+        raise TypeError(f"x_0 must be a floating-point tensor (B, *event), got {got}; use x.float()")
