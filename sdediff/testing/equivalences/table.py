@@ -92,5 +92,5 @@ def agree(
 
 def markdown() -> str:
     """The table for the docs: name, statement, bound."""
-    rows = [f"| {name} | {entry.statement} | {entry.bound:.0e} |" for name, entry in EQUIVALENCES.items()]
+    rows = [f"| {name} | {entry.statement} | {entry.bound:g} |" for name, entry in EQUIVALENCES.items()]
     return "\n".join(["| name | statement | bound |", "|---|---|---|", *rows])
