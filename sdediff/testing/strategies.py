@@ -19,7 +19,7 @@ from sdediff.testing.families import ByLevels, ByRates, BySchedule, Preserving
 if TYPE_CHECKING:
     from hypothesis import strategies as st
 else:
-    st = require("hypothesis.strategies", "testing")
+    st = require("hypothesis", "testing").strategies
 
 __all__ = ["cases", "event_shapes", "grids", "mixtures", "predictions", "sdes"]
 

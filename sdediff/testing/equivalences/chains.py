@@ -48,6 +48,7 @@ _WINDOW = 3.0
     statement="`EulerMaruyama`, `ReverseDiffusion` (by either rule) and `Ancestral` agree in law at order 1 as N grows: by how much "
     "the measured order falls short of 1",
     bound=_SLOPE,
+    costly=True,
 )
 def reverse_sde(case: Case) -> Iterator[Comparison]:
     """Mean and standard deviation of the chain on Gaussian data against those of x_s, without Monte Carlo (`Gaussian.chain`).

@@ -115,6 +115,7 @@ def _karras(
     statement="the probability flows of any two linear SDEs are one up to scale: between equal log-SNR ends the SDE, `VE` and `VP` "
     "take one start, scaled, to one end, scaled",
     bound=_TIGHT,
+    costly=True,
 )
 def one_flow(case: Case) -> Iterator[Comparison]:
     """x / alpha at equal log-SNR, by `DOP853` in t at tolerances of 1e-6: Song et al. 2021 (arXiv 2010.02502, Proposition 1)."""

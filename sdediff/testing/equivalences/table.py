@@ -30,16 +30,20 @@ class Equivalence(NamedTuple):
     """What every comparison is held to: largest deviation over the size of the states, or as the statement says."""
     needs: frozenset[str]
     """What the SDE must have, names in `case.NEEDS`."""
+    costly: bool
+    """Whether one case takes about a second, so that `check_equivalences` looks at one only."""
 
 
 EQUIVALENCES: Final[dict[str, Equivalence]] = {}
 
 
-def equivalence(name: str, *, statement: str, bound: float = EXACT, needs: tuple[str, ...] = ()) -> Callable[[Check], Check]:
+def equivalence(
+    name: str, *, statement: str, bound: float = EXACT, needs: tuple[str, ...] = (), costly: bool = False
+) -> Callable[[Check], Check]:
     """Enter a function into the table under that name."""
 
     def enter(check: Check) -> Check:
-        EQUIVALENCES[name] = Equivalence(check, statement, bound, frozenset(needs))
+        EQUIVALENCES[name] = Equivalence(check, statement, bound, frozenset(needs), costly)
         return check
 
     return enter
