@@ -135,8 +135,8 @@ def check(
     ],
     quiet: Quiet = False,
 ) -> None:
-    """Check an SDE, every identity and then the equivalences of solvers under it, or a solver, every contract: the largest deviation
-    and where; exit code 1 if one fails."""
+    """Check an SDE, every identity and then the equivalences of solvers under it, or a solver, every contract: the largest
+    deviation and where; exit code 1 if one fails."""
     from sdediff.cli.check import run
 
     if not run(target, quiet=quiet):

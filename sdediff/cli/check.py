@@ -19,7 +19,10 @@ __all__ = ["load", "run"]
 
 
 def run(target: str, *, quiet: bool) -> bool:
-    """Print the tables, and what fails on stderr; whether all holds. The equivalences of an SDE that is not consistent say nothing."""
+    """Print the tables, and what fails on stderr; whether all holds.
+
+    The equivalences are left out where the SDE is not consistent: they would say the same, less clearly.
+    """
     value = load(target)
     try:
         if isinstance(value, Solver):
@@ -71,7 +74,9 @@ def _make(value: object, name: str, file: str) -> SDE | Solver:
     if isinstance(value, SDE | Solver):
         return value
     if not callable(value) or (isinstance(value, type) and not _is_class(value)):
-        raise TypeError(f"{name} in {file} must be an SDE or a solver, a class of one or a function that returns one; got {value!r}")
+        raise TypeError(
+            f"{name} in {file} must be an SDE or a solver, a class of one or a function that returns one; got {value!r}"
+        )
     try:
         made = value()
     except TypeError as error:

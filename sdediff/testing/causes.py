@@ -79,7 +79,8 @@ def _misread(run: Run) -> str:
             read = ScoreModel(mine.net, mine.sde, way, sigma_data=mine.sigma_data, time=mine.time, time_dtype=mine.time_dtype)
             if way != mine.predicts and _close(_noise_of(read, x, t), due, run.bound):
                 return f"the network of {name} predicts {way}, and is declared to predict {mine.predicts}"
-    slip = likely_slip(*(_noise_of(model, x, t).numpy() for model in run.models))
+    one, other = (_noise_of(model, x, t).numpy() for model in run.models)
+    slip = likely_slip(one, other)
     return f"their noise predictions differ by {slip}" if slip else ""
 
 

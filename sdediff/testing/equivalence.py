@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import torch
 
-from sdediff.arguments import Grid, Span, check_stochasticity, make_times
+from sdediff.arguments import Grid, Span, check_stochasticity, intervals, make_times
 from sdediff.exact import GaussianMixture
 from sdediff.exact.law import Law
 from sdediff.model import ScoreModel
@@ -130,15 +130,16 @@ def check_equivalence(
     for pair, process, models, name in _pairs(a, b, sde, solver, law):
         fixed = next((each for each in pair if each.times is not None), next((each for each in pair if not each.adaptive), pair[0]))
         own = fixed.times is not None
-        count = steps if own or grid is not None or fixed.adaptive or steps is not None else _STEPS
-        times = make_times(Span.reverse(process), fixed, count, grid, None, None)
+        free = not own and not fixed.adaptive and intervals(steps, grid) is None
+        times = make_times(Span.reverse(process), fixed, _STEPS if free else steps, grid, None, None)
         lams = tuple(check_stochasticity(each, stochasticity if each.diffuses else None, times) for each in pair)
         case = Case(process, law, tuple(times.tolist()), "v", seed, rows)
         labels = (repr(a), repr(b)) if isinstance(a, Solver) else (f"a ({models[0].predicts})", f"b ({models[1].predicts})")
         runs.append((name, Run(case, pair, models, lams, labels, bound, refinable=not own and not any(s.adaptive for s in pair))))
     with torch.inference_mode(False), torch.no_grad():
         findings = [_compared(name, run) for name, run in runs]
-    who = f"{a!r} and {b!r}" if isinstance(a, Solver) else f"a model of {runs[0][1].models[0].predicts} and one of {runs[0][1].models[1].predicts}"
+    one, other = runs[0][1].models
+    who = f"{a!r} and {b!r}" if isinstance(a, Solver) else f"a model of {one.predicts} and one of {other.predicts}"
     return _settled(EquivalenceReport(who, tuple(findings)), verbose, "differ")
 
 

@@ -41,7 +41,7 @@ class ByRates(LinearSDE):
     pull: float = 0.0
     low: float = 1.0
     high: float = 5.0
-    sigma_0: float = 0.0  # type: ignore[assignment]
+    sigma_0: float = 0.0
     T: float = 1.0
 
     def f(self, t: Tensor) -> Tensor:

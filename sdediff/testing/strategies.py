@@ -18,13 +18,16 @@ from sdediff.testing.families import ByLevels, ByRates, BySchedule, Preserving
 
 if TYPE_CHECKING:
     from hypothesis import strategies as st
+
+    Numbers = st.SearchStrategy[float]
+    SDEs = st.SearchStrategy[LinearSDE]
 else:
     st = require("hypothesis", "testing").strategies
 
 __all__ = ["cases", "event_shapes", "grids", "mixtures", "predictions", "sdes"]
 
 
-def _tenths(low: float, high: float) -> st.SearchStrategy[float]:
+def _tenths(low: float, high: float) -> Numbers:
     """Numbers of one decimal; they shrink to ``low``."""
     return st.integers(0, round(10 * (high - low))).map(lambda k: round(low + k / 10, 1))
 
@@ -33,7 +36,7 @@ def sdes(needs: Iterable[str] = (), *, built_in: bool = True, users: bool = True
     """Linear SDEs: every built-in family, and users' own by f and g, by alpha and sigma and by alpha and log_snr.
 
     ``needs`` are what an equivalence needs, names in `NEEDS`: ``("unit variance",)`` draws VP and users' like it. They shrink to
-    ``VP()`` or, without ``built_in``, to ``Preserving()``.
+    ``VP()``.
     """
     wanted = frozenset(needs)
     if unknown := sorted(wanted - set(NEEDS)):
@@ -41,22 +44,32 @@ def sdes(needs: Iterable[str] = (), *, built_in: bool = True, users: bool = True
     if not (built_in or users):
         raise ValueError("sdes draws built-in families, users' own, or both: set built_in or users")
     horizon = st.sampled_from([1.0, 0.5, 3.0])
-    unit = {
-        True: [st.builds(VP, beta_min=_tenths(0.1, 1.0), beta_max=_tenths(2.0, 20.0), T=st.just(1.0)), st.just(VP())],
-        False: [st.builds(Preserving, low=_tenths(0.1, 2.0), high=_tenths(2.0, 12.0), power=st.sampled_from([1.0, 2.0, 0.5, 3.0]))],
-    }
-    ours = [
+    ours, theirs = _built_in(horizon), _users(horizon)
+    if "unit variance" in wanted:
+        ours, theirs = ours[:2], theirs[:1]
+    return st.one_of(*(ours if built_in else []), *(theirs if users else []))
+
+
+def _built_in(horizon: Numbers) -> list[SDEs]:
+    """The families that ship; the first two of unit variance."""
+    return [
         st.just(VP()),
+        st.builds(VP, beta_min=_tenths(0.1, 1.0), beta_max=_tenths(2.0, 20.0)),
         st.builds(VE, sigma_min=st.sampled_from([0.01, 0.05, 0.2]), sigma_max=_tenths(1.0, 50.0), T=horizon),
         st.builds(SubVP, beta_min=_tenths(0.1, 1.0), beta_max=_tenths(4.0, 20.0)),
         st.builds(EDM, sigma_min=st.sampled_from([0.01, 0.1]), sigma_max=_tenths(2.0, 80.0)),
         st.builds(Cosine, offset=st.sampled_from([0.008, 0.02])),
         st.builds(RectifiedFlow, t_min=st.sampled_from([1e-3, 1e-2])),
-        unit[True][0],
     ]
-    theirs = [
-        unit[False][0],
-        st.builds(ByRates, pull=_tenths(0.0, 8.0), low=_tenths(0.2, 2.0), high=_tenths(2.0, 8.0), sigma_0=_tenths(0.0, 0.3), T=horizon),
+
+
+def _users(horizon: Numbers) -> list[SDEs]:
+    """As users write them; the first of unit variance."""
+    return [
+        st.builds(Preserving, low=_tenths(0.1, 2.0), high=_tenths(2.0, 12.0), power=st.sampled_from([1.0, 2.0, 0.5, 3.0])),
+        st.builds(
+            ByRates, pull=_tenths(0.0, 8.0), low=_tenths(0.2, 2.0), high=_tenths(2.0, 8.0), sigma_0=_tenths(0.0, 0.3), T=horizon
+        ),
         st.builds(BySchedule, fall=_tenths(0.0, 20.0), top=_tenths(1.0, 10.0), power=st.sampled_from([1.0, 0.5, 2.0]), T=horizon),
         st.builds(
             ByLevels,
@@ -67,9 +80,6 @@ def sdes(needs: Iterable[str] = (), *, built_in: bool = True, users: bool = True
             T=horizon,
         ),
     ]
-    if "unit variance" in wanted:
-        ours, theirs = unit[True][::-1], unit[False]
-    return st.one_of(*(ours if built_in else []), *(theirs if users else []))
 
 
 def grids(sde: Any, *, max_steps: int = 8) -> st.SearchStrategy[tuple[float, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -48,7 +49,8 @@ def chain(case: Case) -> Iterator[Comparison]:
 
 @equivalence(
     "DDPM sampling",
-    statement="`DDPM` with beta_tilde draws x_{i-1} from q(x_{i-1} given x_i, E[x_0 given x_i]), and is `Ancestral` on the times T i / N",
+    statement="`DDPM` with beta_tilde draws x_{i-1} from q(x_{i-1} given x_i, E[x_0 given x_i]), and is `Ancestral` on the times "
+    "T i / N",
     needs=("unit variance",),
 )
 def sampling(case: Case) -> Iterator[Comparison]:
@@ -74,7 +76,7 @@ def _posterior(case: Case, times: Tensor) -> Tensor:
     """x_s = mean + std z of `LinearSDE.posterior` at the law's own E[x_0 | x_t], along the grid."""
     x = case.start(times[0])
     states = [x]
-    for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+    for i, (t, s) in enumerate(pairwise(times)):
         mean, std = case.sde.posterior(x, case.law.data(case.sde, x, t), t, s)
         x = mean + std * case.noise.at(i).over(t, s)
         states.append(x)

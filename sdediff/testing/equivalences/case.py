@@ -128,7 +128,8 @@ class Case:
         """(rows, *event) from the law at time t, grid[0] by default."""
         time = self.times[0] if t is None else torch.as_tensor(t, dtype=torch.float64)
         x_0, z = self.law.sample(self.rows, seed=self.seed), self.noise.at(0).normal("prior")
-        return self.sde.alpha(time) * x_0 + self.sde.sigma(time) * z
+        x: Tensor = self.sde.alpha(time) * x_0 + self.sde.sigma(time) * z
+        return x
 
     def problem(self, lam: float = 0.0, model: ScoreModel | None = None) -> Problem:
         """The reverse process at stochasticity ``lam``."""
@@ -172,7 +173,9 @@ def usual(law: Law, sde: Any, predicts: str, sigma_data: float = 0.5) -> ScoreMo
             alpha, sigma = sde.alpha(t), sde.sigma(t)
             x = x * expand((sigma**2 + (sigma_data * alpha) ** 2).sqrt(), x)
         p, q = PREDICTIONS[predicts](sde, t, sigma_data)
-        return expand(p, x) * law.data(sde, x, t) + expand(q, x) * law.noise(sde, x, t)
+        values, _, sigma = law._at(sde, x, t)
+        data, noise = law._like(values.data, x), law._like(-sigma * values.score, x)
+        return expand(p, x) * data + expand(q, x) * noise
 
     return ScoreModel(net, sde, predicts, sigma_data=sigma_data, time_dtype=torch.float64)
 

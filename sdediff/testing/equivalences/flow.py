@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ def ddim(case: Case) -> Iterator[Comparison]:
     """
     sde, x = case.sde, case.start()
     states = [x]
-    for t, s in zip(case.times[:-1], case.times[1:], strict=True):
+    for t, s in pairwise(case.times):
         h = 0.5 * (sde.log_snr(s) - sde.log_snr(t))
         x = sde.alpha(s) / sde.alpha(t) * x - sde.sigma(s) * torch.expm1(h) * case.law.noise(sde, x, t)
         states.append(x)
@@ -43,7 +44,8 @@ def ddim(case: Case) -> Iterator[Comparison]:
 
 @equivalence(
     "EDM sampler",
-    statement="EDM's sampler without churn (Karras et al. 2022, Algorithm 1) is `Heun(variable='sigma')`, in x / alpha under any SDE",
+    statement="EDM's sampler without churn (Karras et al. 2022, Algorithm 1) is `Heun(variable='sigma')`, in x / alpha under "
+    "any SDE",
 )
 def edm(case: Case) -> Iterator[Comparison]:
     """The published loop on the levels sigma / alpha; down to sigma = 0 where that is at t = 0."""
