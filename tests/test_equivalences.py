@@ -18,6 +18,7 @@ from sdediff.testing import (
     Case,
     EquivalenceError,
     check_equivalences,
+    check_solver,
     evaluate,
     strategies,
 )
@@ -151,9 +152,16 @@ def test_ends_where_signal_or_noise_is_lost_are_cut(sde: sd.LinearSDE) -> None:
     assert check_equivalences(sde, names=names, verbose=False).passed
 
 
+class Lost(sd.VP):
+    def log_snr(self, t):
+        return torch.nan * t
+
+
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match=r"no equivalence is called 'DDIN' \(did you mean 'DDIM'\?\)"):
         check_equivalences(sd.VP(), names=["DDIN"])
+    with pytest.raises(ValueError, match=r"no grid can be made for Lost\(.*see what check_sde says of it"):
+        check_equivalences(Lost())
     with pytest.raises(TypeError, match="check_equivalences takes an SDE"):
         check_equivalences(3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="a case takes a LinearSDE"):
@@ -309,3 +317,5 @@ def test_a_corrector_of_no_steps_costs_nothing_and_keeps_the_mean(corrector, seq
 def test_a_deterministic_predictor_with_a_corrector_of_no_steps_draws_nothing() -> None:
     assert not PredictorCorrector(sd.DDIM(), sd.Langevin(n_steps=0)).stochastic
     assert PredictorCorrector(sd.DDIM(), sd.Langevin()).stochastic
+    report = check_solver(sd.Langevin(n_steps=0), verbose=False)
+    assert report["deterministic order"].detail == "it leaves the samples alone"

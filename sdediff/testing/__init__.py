@@ -5,8 +5,8 @@ They need no test library. `strategies` are for Hypothesis, of the extra ``testi
 
 from typing import TYPE_CHECKING, Any
 
+from sdediff.testing.agreement import EquivalenceError, check_equivalence, check_equivalences
 from sdediff.testing.check import check_sde
-from sdediff.testing.equivalence import EquivalenceError, check_equivalence, check_equivalences
 from sdediff.testing.equivalences import EQUIVALENCES, Case, evaluate
 from sdediff.testing.report import Finding, Report, SDEError
 from sdediff.testing.solvers import SolverError, check_solver

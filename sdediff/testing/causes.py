@@ -53,7 +53,7 @@ class Run:
     def short(self, share: float) -> Run:
         """On one step, that share of the middle interval of the grid."""
         t, s = self.case.grid[(k := (len(self.case.grid) - 1) // 2) : k + 2]
-        return replace(self, case=self.case.but(grid=(t, t + share * (s - t))))
+        return replace(self, case=replace(self.case, grid=(t, t + share * (s - t))))
 
 
 def cause(run: Run) -> str:

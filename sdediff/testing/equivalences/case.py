@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
@@ -159,10 +159,6 @@ class Case:
             words, holds = NEEDS[name]
             if not holds(self.sde):
                 yield f"needs {words}"
-
-    def but(self, **changes: Any) -> Case:
-        """The same with some of its fields changed."""
-        return replace(self, **changes)
 
 
 def usual(law: Law, sde: Any, predicts: str, sigma_data: float = 0.5) -> ScoreModel:

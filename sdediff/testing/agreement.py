@@ -159,6 +159,8 @@ def _pairs(
         process = _linear(a.sde if sde is None else instance_of(sde, "check_equivalence"))
         for name, model in (("a", a), ("b", b)):
             _same_schedule(process, model.sde, name)
+            if model.device.type != "cpu":
+                raise ValueError(f"check_equivalence runs on the host, in float64: move the model {name} there, by .cpu()")
         chosen: list[Solver] = [DDIM(), EulerMaruyama()] if solver is None else [solver]
         return [((each, each), process, (a, b), f"by {each!r}") for each in chosen]
     hint = "; write it with parentheses, as a value" if any(isinstance(each, type) for each in (a, b)) else ""
