@@ -35,11 +35,14 @@ def test_two_solvers_that_are_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("Ancestral() and DDIM(eta=1.0)\nequivalence")
     assert check_equivalence(sd.Churn(sd.Heun(), churn=0.0), sd.Heun(), grid="karras", steps=6, verbose=False).passed
     assert check_equivalence(sd.SRA1(), sd.SRA1(), sde=Cubic, grid=[0.9, 0.5, 0.1], stochasticity=0.5, verbose=False).passed
+    assert check_equivalence(sd.EulerMaruyama(), sd.Euler(variable="t"), stochasticity=0.0, verbose=False).passed
 
 
 def test_a_discrete_model_brings_its_grid() -> None:
     ddpm = sd.DDPM.from_sde(sd.VP(), 10)
     report = check_equivalence(ddpm, sd.Ancestral(), sde=sd.VP(), data=MIXTURE, verbose=False)
+    assert " of 9, t = " in report.findings[0].where
+    report = check_equivalence(sd.DDIM(1.0), ddpm, sde=sd.VP(), verbose=False)
     assert " of 9, t = " in report.findings[0].where
     said = differ(replace(ddpm, variance="beta"), sd.Ancestral(), sde=sd.VP())
     assert "without noise they agree: the noise of the first has 1.0" in said

@@ -79,14 +79,14 @@ def test_comparisons_name_the_bound_of_their_line(name: str) -> None:
 
 
 def test_agree_names_the_first_place_beyond_the_bound() -> None:
-    times, expected = torch.tensor([1.0, 0.5, 0.2]), torch.full((3, 2, 2, 2), 4.0)
+    times, expected = torch.tensor([1.0, 0.5, 0.2]), torch.full((3, 2, 2, 2), 4.0, dtype=torch.float64)
     given = expected.clone()
     given[1, 1, 0, 1] += 0.04
     given[2, 0, 1, 1] += 2.0
     found = agree("x", given, expected, times, 1e-3)
     assert found.deviation == 0.5
     assert found.where == "step 1 of 2, t = 0.5, sample 1, coordinate (0, 1)"
-    assert found.detail == f"x is 4.03999996, not 4, first at {found.where}"
+    assert found.detail == f"x is 4.04, not 4, first at {found.where}"
     given[2, 0, 0, 0] = torch.nan
     assert agree("x", given, expected, times).deviation == torch.inf
     expected[2] = 0.1  # small after it was large: rounding stays of the size that it had
