@@ -63,7 +63,7 @@ class Integral:
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(log alpha, log(sigma^2 / alpha^2)), shaped as t."""
-        flat = t.reshape(-1).contiguous()  # of a slice searchsorted would warn
+        flat = t.reshape(-1)
         k = (torch.searchsorted(self._edges, flat.detach(), right=True) - 1).clamp(0, len(self._edges) - 2)
         f, h = self._nodes(self._edges[k], flat - self._edges[k])
         width, before = flat - self._edges[k], self._log_alpha[k]
