@@ -27,8 +27,8 @@ def _check(solver: Langevin | MetropolisLangevin) -> None:
     name = type(solver).__name__
     if not 0 < solver.snr < float("inf"):
         raise ValueError(f"{name}: snr must be a positive number, got {solver.snr!r}; 0.16 is a common choice")
-    if isinstance(solver.n_steps, bool) or not isinstance(solver.n_steps, int) or solver.n_steps < 1:
-        raise ValueError(f"{name}: n_steps must be an int of at least 1, got {solver.n_steps!r}")
+    if isinstance(solver.n_steps, bool) or not isinstance(solver.n_steps, int) or solver.n_steps < 0:
+        raise ValueError(f"{name}: n_steps must be an int of at least 0, got {solver.n_steps!r}; 0 leaves the samples alone")
 
 
 def _plan(problem: Problem, times: Tensor, snr: float) -> list[_Plan]:
@@ -59,13 +59,17 @@ class Langevin(Solver):
     rule: Literal["schedule", "song"] = "schedule"
 
     needs = frozenset({"score", "marginal"})
-    stochastic = True
 
     def __post_init__(self) -> None:
         """Check the arguments."""
         _check(self)
         if self.rule not in ("schedule", "song"):
             raise ValueError(f"Langevin: rule must be 'schedule' or 'song', got {self.rule!r}")
+
+    @property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        """Unless there are no steps."""
+        return self.n_steps > 0
 
     @property
     def evaluations(self) -> int:  # type: ignore[override]
@@ -107,16 +111,20 @@ class MetropolisLangevin(Solver):
     n_steps: int = 1
 
     needs = frozenset({"score", "marginal"})
-    stochastic = True
 
     def __post_init__(self) -> None:
         """Check the arguments."""
         _check(self)
 
     @property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        """Unless there are no steps."""
+        return self.n_steps > 0
+
+    @property
     def evaluations(self) -> int:  # type: ignore[override]
         """Two a Langevin step, and one to start."""
-        return 2 * self.n_steps + 1
+        return 2 * self.n_steps + 1 if self.n_steps else 0
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """The step size at the end of each interval."""
@@ -124,6 +132,8 @@ class MetropolisLangevin(Solver):
 
     def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """``n_steps`` steps at the end of the interval; the mean is the state itself, as a rejected step adds no noise."""
+        if not self.n_steps:
+            return Step(x, x)
         size, root = expand(plan.step, x), expand(plan.root, x)
         score = problem.score(x, plan.t)
         for k in range(self.n_steps):
@@ -145,7 +155,8 @@ class PredictorCorrector(Solver):
     """A solver made of two: the predictor moves from t to s, the corrector improves the samples at one time.
 
     ``order="predictor-first"`` corrects at s, after the move (Song et al. 2021, arXiv 2011.13456, Algorithm 1);
-    ``"corrector-first"`` corrects at t, before it (the order of their code), so that the last samples are not corrected.
+    ``"corrector-first"`` corrects at t, before it (the order of their code), so that the last samples are not corrected. With a
+    corrector of no steps, ``Langevin(n_steps=0)``, it is the predictor.
     """
 
     predictor: Solver
@@ -217,4 +228,5 @@ class PredictorCorrector(Solver):
             return self.predictor.step(problem, x, move, noise, state)
         moved = self.predictor.step(problem, x, move, noise, state)
         corrected = self.corrector.step(problem, moved.x, correct, noise, ())
-        return Step(corrected.x, corrected.mean, moved.state)
+        mean = moved.mean if corrected.x is moved.x else corrected.mean  # a corrector of no steps
+        return Step(corrected.x, mean, moved.state)

@@ -340,7 +340,7 @@ def test_bad_input_is_refused_before_the_network_is_called(change: dict[str, obj
         (lambda: sd.RK45(rtol=-1), "rtol must be"),
         (lambda: sd.RK45(0, 0), "cannot both be 0"),
         (lambda: sd.Langevin(snr=0), "snr must be"),
-        (lambda: sd.Langevin(n_steps=0), "n_steps must be"),
+        (lambda: sd.Langevin(n_steps=-1), "n_steps must be"),
         (lambda: sd.PredictorCorrector(sd.RK45(), sd.Langevin()), "chooses its own steps"),
         (lambda: sd.PredictorCorrector(sd.DDIM(), sd.Langevin(), "both"), "sequence must be"),
     ],

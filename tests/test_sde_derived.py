@@ -465,3 +465,20 @@ def test_time_of_is_differentiable_where_it_is_found_by_search() -> None:
     own = sd.LinearSDE(f=lambda t: -0.5 - t, g=lambda t: 1 + t)
     levels = own.log_snr(torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)).detach().requires_grad_()
     assert torch.autograd.gradcheck(own.time_of, (levels,), eps=1e-6, atol=1e-7)
+
+
+def test_schedules_are_handed_contiguous_times() -> None:
+    """torch.searchsorted and others warn of slices, which solvers take of their stages: the warning would name the user's line."""
+    seen = []
+
+    def log_snr(t):
+        seen.append(t.is_contiguous())
+        return 8 - 14 * t
+
+    sde = sd.LinearSDE(alpha=lambda t: 1 - 0.5 * t, log_snr=log_snr)
+    times = torch.linspace(0.9, 0.1, 9, dtype=torch.float64)[::2]
+    assert not times.is_contiguous()
+    for method in (sde.log_snr, sde.sigma, sde.g, sde.rates):
+        method(times)
+    assert seen
+    assert all(seen)

@@ -195,7 +195,7 @@ def test_restart_does_what_it_says() -> None:
         ),
         (lambda: sd.Heun(variable="snr"), ValueError, "variable must be one of 't', 'sigma', 'log_snr'"),
         (lambda: sd.Langevin(rule="songs"), ValueError, "rule must be 'schedule' or 'song'"),
-        (lambda: sd.MetropolisLangevin(n_steps=0), ValueError, "n_steps must be an int of at least 1"),
+        (lambda: sd.MetropolisLangevin(n_steps=-1), ValueError, "n_steps must be an int of at least 0"),
         (lambda: sd.MetropolisLangevin(snr=0), ValueError, "snr must be a positive number"),
     ],
 )

@@ -131,11 +131,12 @@ def demo(
 @app.command()
 def check(
     target: Annotated[
-        str, typer.Argument(help="FILE.py:Name of an SDE, a class of one or a function that makes one; or vp, ve, ...")
+        str, typer.Argument(help="FILE.py:Name of an SDE or a solver, a class of one or a function that makes one; or vp, ve, ...")
     ],
     quiet: Quiet = False,
 ) -> None:
-    """Check that an SDE is consistent: every identity, its largest deviation and where; exit code 1 if one fails."""
+    """Check an SDE, every identity and then the equivalences of solvers under it, or a solver, every contract: the largest
+    deviation and where; exit code 1 if one fails."""
     from sdediff.cli.check import run
 
     if not run(target, quiet=quiet):

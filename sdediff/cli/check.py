@@ -1,4 +1,4 @@
-"""``sdediff check``: an SDE named as FILE.py:Name, or a built-in, goes through `testing.check_sde`."""
+"""``sdediff check``: an SDE goes through `check_sde` and `check_equivalences`, a solver through `check_solver`."""
 
 from __future__ import annotations
 
@@ -12,61 +12,78 @@ from types import ModuleType
 from sdediff.cli.names import SDES, make_sde
 from sdediff.names import nearest
 from sdediff.sde import SDE
-from sdediff.testing import SDEError, check_sde
+from sdediff.testing import EquivalenceError, SDEError, SolverError, check_equivalences, check_sde, check_solver
+from solvers import Solver
 
-__all__ = ["load_sde", "run"]
+__all__ = ["load", "run"]
 
 
 def run(target: str, *, quiet: bool) -> bool:
-    """Print the table, and what fails on stderr; whether all identities hold."""
-    sde = load_sde(target)
+    """Print the tables, and what fails on stderr; whether all holds.
+
+    The equivalences are left out where the SDE is not consistent: they would say the same, less clearly.
+    """
+    value = load(target)
     try:
-        check_sde(sde, verbose=not quiet)
-    except SDEError as error:
+        if isinstance(value, Solver):
+            check_solver(value, verbose=not quiet)
+        else:
+            check_sde(value, verbose=not quiet)
+            if not quiet:
+                print()
+            check_equivalences(value, verbose=not quiet)
+    except (SDEError, SolverError, EquivalenceError) as error:
         print(error, file=sys.stderr)
         return False
     return True
 
 
-def load_sde(target: str) -> SDE:
-    """The SDE of that name: FILE.py:Name with an instance, a class or a function that takes no arguments; or a built-in."""
+def load(target: str) -> SDE | Solver:
+    """What is called that: FILE.py:Name, an instance, a class or a function that takes no arguments; or a built-in SDE."""
     file, colon, name = target.rpartition(":")
     if not colon:
         if target.endswith(".py"):
-            raise ValueError(f"{target} lacks the name of the SDE in it: write {target}:Name")
+            raise ValueError(f"{target} lacks the name of the SDE or solver in it: write {target}:Name")
         if target.lower() not in SDES:
             ours = f"one of {', '.join(SDES)}"
             raise ValueError(f"no SDE is called {target!r}{nearest(target, SDES)}: write FILE.py:Name for your own, or {ours}")
         return make_sde(target)
     path = Path(file)
     if not name.isidentifier():
-        raise ValueError(f"{target!r}: after the colon stands the name of an SDE in {file}, got {name!r}")
+        raise ValueError(f"{target!r}: after the colon stands the name of an SDE or a solver in {file}, got {name!r}")
     if path.suffix != ".py" or not path.is_file():
         raise ValueError(f"no Python file {file!r}: write FILE.py:Name")
     module = _load(path)
     if not hasattr(module, name):
-        known = [key for key, value in vars(module).items() if not key.startswith("_") and _is_sde(value)]
-        there = f"; it has {', '.join(known)}" if known else "; it defines no SDE"
+        known = [key for key, value in vars(module).items() if not key.startswith("_") and _theirs(value, module)]
+        there = f"; it has {', '.join(known)}" if known else "; it defines no SDE and no solver"
         raise ValueError(f"{file} has no {name!r}{nearest(name, known)}{there}")
     return _make(getattr(module, name), name, file)
 
 
-def _is_sde(value: object) -> bool:
-    return isinstance(value, SDE) or (isinstance(value, type) and issubclass(value, SDE))
+def _theirs(value: object, module: ModuleType) -> bool:
+    """Whether it can be checked, and is not only imported there."""
+    return isinstance(value, SDE | Solver) or (_is_class(value) and getattr(value, "__module__", "") == module.__name__)
 
 
-def _make(value: object, name: str, file: str) -> SDE:
-    if isinstance(value, SDE):
+def _is_class(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, SDE | Solver)
+
+
+def _make(value: object, name: str, file: str) -> SDE | Solver:
+    if isinstance(value, SDE | Solver):
         return value
-    if not callable(value) or (isinstance(value, type) and not _is_sde(value)):
-        raise TypeError(f"{name} in {file} must be an SDE, a class of one or a function that returns one; got {value!r}")
+    if not callable(value) or (isinstance(value, type) and not _is_class(value)):
+        raise TypeError(
+            f"{name} in {file} must be an SDE or a solver, a class of one or a function that returns one; got {value!r}"
+        )
     try:
         made = value()
     except TypeError as error:
-        hint = f"if it needs arguments, make an instance in the file, sde = {name}(...), and check {file}:sde"
+        hint = f"if it needs arguments, make an instance in the file, mine = {name}(...), and check {file}:mine"
         raise TypeError(f"{name}() failed: {error}; {hint}") from error
-    if not isinstance(made, SDE):
-        raise TypeError(f"{name}() in {file} must return an SDE, got {made!r}")
+    if not isinstance(made, SDE | Solver):
+        raise TypeError(f"{name}() in {file} must return an SDE or a solver, got {made!r}")
     return made
 
 

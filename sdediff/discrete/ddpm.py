@@ -109,6 +109,7 @@ class DDPM(Chain, Solver):
         else:
             # 1 - beta_i = (alpha_i / alpha_{i-1})^2, through the SDE's kernel, whose variance does not cancel.
             betas = sde.kernel(times[1:], times[:-1])[1] ** 2
+            betas[0] = sde.sigma(times[1]) ** 2  # from clean data, which may carry noise at t = 0
         return cls(tuple(betas.tolist()), tuple(times[1:].tolist()), variance)
 
     @classmethod

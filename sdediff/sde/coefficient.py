@@ -13,11 +13,11 @@ __all__ = ["as_time", "coefficient", "derived", "slope", "values"]
 
 
 def as_time(t: Tensor | float) -> Tensor:
-    """``t`` as a float64 tensor on the host, () or (B,), where schedules are evaluated."""
+    """``t`` as a contiguous float64 tensor on the host, () or (B,), where schedules are evaluated."""
     time = t.to("cpu", torch.float64) if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64)
     if time.ndim > 1:
         raise ValueError(f"t must be a number or one number a sample, (B,); got shape {tuple(time.shape)}")
-    return time
+    return time.contiguous()
 
 
 def values(function: Callable[[Tensor], Any], t: Tensor | float, name: str) -> Tensor:

@@ -1,7 +1,40 @@
-"""Checks for what users bring: `check_sde` an SDE, `check_solver` a solver. They need no test library."""
+"""Checks for what users bring: `check_sde` an SDE, `check_solver` a solver, `check_equivalence` two of one kind.
 
+They need no test library. `strategies` are for Hypothesis, of the extra ``testing``, imported when they are first used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from sdediff.testing.agreement import EquivalenceError, check_equivalence, check_equivalences
 from sdediff.testing.check import check_sde
+from sdediff.testing.equivalences import EQUIVALENCES, Case, evaluate
 from sdediff.testing.report import Finding, Report, SDEError
 from sdediff.testing.solvers import SolverError, check_solver
 
-__all__ = ["Finding", "Report", "SDEError", "SolverError", "check_sde", "check_solver"]
+if TYPE_CHECKING:
+    from sdediff.testing import strategies
+
+__all__ = [
+    "EQUIVALENCES",
+    "Case",
+    "EquivalenceError",
+    "Finding",
+    "Report",
+    "SDEError",
+    "SolverError",
+    "check_equivalence",
+    "check_equivalences",
+    "check_sde",
+    "check_solver",
+    "evaluate",
+    "strategies",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Strategies need hypothesis."""
+    if name == "strategies":
+        from importlib import import_module
+
+        return import_module("sdediff.testing.strategies")
+    raise AttributeError(f"module 'sdediff.testing' has no attribute {name!r}")

@@ -14,7 +14,7 @@ from sdediff.testing.context import Context
 from sdediff.testing.identity import IDENTITIES, evaluate
 from sdediff.testing.report import Finding, Report, SDEError
 
-__all__ = ["check_sde"]
+__all__ = ["check_sde", "instance_of"]
 
 
 def check_sde(sde: SDE | type[SDE], *, verbose: bool = True) -> Report:
@@ -33,7 +33,7 @@ def check_sde(sde: SDE | type[SDE], *, verbose: bool = True) -> Report:
 
     Prints a table unless ``verbose`` is false and returns it as a `Report`. Raises TypeError for what is no SDE.
     """
-    instance = _instance(sde)
+    instance = instance_of(sde, "check_sde")
     with torch.inference_mode(False), torch.no_grad():
         context = Context(instance)
         findings: dict[str, Finding] = {}
@@ -54,12 +54,13 @@ def check_sde(sde: SDE | type[SDE], *, verbose: bool = True) -> Report:
     return report
 
 
-def _instance(sde: Any) -> SDE:
+def instance_of(sde: Any, by: str) -> SDE:
+    """An SDE, or that which its class makes without arguments; a TypeError in the name of the function ``by`` for anything else."""
     if isinstance(sde, type) and issubclass(sde, SDE):
         try:
             sde = sde()
         except TypeError as error:
-            raise TypeError(f"{error}; check_sde makes a class without arguments: pass an instance if it needs some") from error
+            raise TypeError(f"{error}; {by} makes a class without arguments: pass an instance if it needs some") from error
     if not isinstance(sde, SDE):
-        raise TypeError(f"check_sde takes an SDE or a LinearSDE, or a class of either; got {sde!r}")
+        raise TypeError(f"{by} takes an SDE or a LinearSDE, or a class of either; got {sde!r}")
     return sde

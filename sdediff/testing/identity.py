@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -15,7 +15,19 @@ from sdediff.testing.slips import likely_slip
 if TYPE_CHECKING:
     from sdediff.testing.context import Context
 
-__all__ = ["ALGEBRAIC", "IDENTITIES", "INTEGRATED", "Comparison", "Identity", "Skip", "compare", "evaluate", "identity", "require"]
+__all__ = [
+    "ALGEBRAIC",
+    "IDENTITIES",
+    "INTEGRATED",
+    "Comparison",
+    "Identity",
+    "Skip",
+    "compare",
+    "evaluate",
+    "identity",
+    "require",
+    "settle",
+]
 
 Array = NDArray[np.float64]
 
@@ -104,11 +116,16 @@ def require(holds: bool, detail: str, *, where: str = "", hint: str = "", note: 
 
 
 def evaluate(name: str, context: Context) -> Finding:
-    """Check one identity. Whatever a method of the SDE raises makes it fail, and NaN deviates by infinity."""
+    """Check one identity."""
+    return settle(name, IDENTITIES[name].check(context))
+
+
+def settle(name: str, comparisons: Iterable[Comparison]) -> Finding:
+    """What the comparisons come to. Whatever raises on the way makes a failure, and NaN deviates by infinity."""
     compared: list[Comparison] = []
     try:
         with np.errstate(all="ignore"):
-            compared.extend(IDENTITIES[name].check(context))
+            compared.extend(comparisons)
     except Skip as reason:
         return Finding(name, "skipped", detail=str(reason))
     except Exception as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 __all__ = ["Finding", "Report", "SDEError"]
 
@@ -40,6 +40,9 @@ class Finding(NamedTuple):
 class Report:
     """The findings of `check_sde`, one for each identity; printed as a table."""
 
+    kind: ClassVar[str] = "identity"
+    """What there is a finding for: the head of the table's first column."""
+
     sde: str
     findings: tuple[Finding, ...]
 
@@ -66,8 +69,8 @@ class Report:
         raise KeyError(name)
 
     def __str__(self) -> str:
-        """A table: identity, largest deviation, bound, where, verdict."""
-        rows = [("identity", "deviation", "bound", "where", "verdict")]
+        """A table: name, largest deviation, bound, where, verdict."""
+        rows = [(self.kind, "deviation", "bound", "where", "verdict")]
         for finding in self.findings:
             deviation = "-" if math.isnan(finding.deviation) else f"{finding.deviation:.1e}"
             bound = "-" if math.isnan(finding.bound) else f"{finding.bound:.0e}"

@@ -1,0 +1,129 @@
+"""Why two solvers or two models that should agree do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from sdediff.model import ScoreModel, evaluating
+from sdediff.predictions import PREDICTIONS
+from sdediff.reverse import Reverse
+from sdediff.testing.equivalences.case import Case
+from sdediff.testing.paths import Still, slope
+from sdediff.testing.slips import likely_slip
+from solvers import Noise, Options, Solver
+
+__all__ = ["Run", "cause"]
+
+Lam = float | Callable[[Tensor], Tensor]
+
+_SHARES: Final = (1e-2, 1e-3, 1e-4)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Two solvers, each with its model and stochasticity, on one case."""
+
+    case: Case
+    pair: tuple[Solver, Solver]
+    models: tuple[ScoreModel, ScoreModel]
+    lams: tuple[Lam, ...]
+    labels: tuple[str, str]
+    bound: float
+    refinable: bool
+
+    def states(self, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
+        """What each makes of the start, at all times of the grid."""
+        first, second = (self._solve(i, self.case.noise if noise is None else noise) for i in (0, 1))
+        return first, second
+
+    def _solve(self, i: int, noise: Noise) -> Tensor:
+        solver, case = self.pair[i], self.case
+        with evaluating(self.models[i]):
+            problem = Reverse(self.models[i], case.rows, self.lams[i])
+            out = solver.solve(problem, case.start(), case.times, noise, Options(trajectory=True)).trajectory
+        if out is None:
+            raise ValueError(f"{solver!r} kept no trajectory")
+        return out
+
+    def short(self, share: float) -> Run:
+        """On one step, that share of the middle interval of the grid."""
+        t, s = self.case.grid[(k := (len(self.case.grid) - 1) // 2) : k + 2]
+        return replace(self, case=replace(self.case, grid=(t, t + share * (s - t))))
+
+
+def cause(run: Run) -> str:
+    """The likely one, "" where none is recognised."""
+    if run.models[0] is not run.models[1] and (found := _misread(run)):
+        return found
+    draws = [solver.stochastic for solver in run.pair]
+    if draws[0] != draws[1]:
+        one, other = (run.labels[i] for i in (draws.index(True), draws.index(False)))
+        return f"{one} draws noise and {other} does not"
+    if draws[0] and (found := _noise(run)):
+        return found
+    return _order(run) if run.refinable else ""
+
+
+def _misread(run: Run) -> str:
+    """Whether a network of one model, read as another prediction, is the other model; else how their noises differ."""
+    case = run.case
+    t, x = case.times[len(case.times) // 2], case.start(case.times[len(case.times) // 2])
+    for i, name in ((1, "b"), (0, "a")):
+        mine, due = run.models[i], _noise_of(run.models[1 - i], x, t)
+        for way in PREDICTIONS:
+            read = ScoreModel(mine.net, mine.sde, way, sigma_data=mine.sigma_data, time=mine.time, time_dtype=mine.time_dtype)
+            if way != mine.predicts and _close(_noise_of(read, x, t), due, run.bound):
+                return f"the network of {name} predicts {way}, and is declared to predict {mine.predicts}"
+    one, other = (_noise_of(model, x, t).numpy() for model in run.models)
+    slip = likely_slip(one, other)
+    return f"their noise predictions differ by {slip}" if slip else ""
+
+
+def _noise_of(model: ScoreModel, x: Tensor, t: Tensor) -> Tensor:
+    try:
+        with evaluating(model):
+            return model.noise(x, t)
+    except ValueError:
+        return torch.full_like(x, torch.nan)
+
+
+def _noise(run: Run) -> str:
+    """Whether only the noise differs, and how."""
+    still = run.states(Still((run.case.rows, *run.case.law.event)))
+    if not _close(*still, run.bound):
+        return ""
+    one, other = (noisy[1] - quiet[1] for noisy, quiet in zip(run.states(), still, strict=True))
+    ratio = float((one * other).sum() / other.square().sum()) if bool(other.any()) else float("nan")
+    if not _close(one, ratio * other, 1e-6):
+        return "without noise they agree: the noise is of another stream or number, or of more than one draw"
+    if abs(ratio - 1) < 1e-6:
+        return "without noise, and in the first step, they agree: the noise of later steps differs"
+    named = likely_slip(one.numpy(), other.numpy())
+    known = f" ({named})" if named and "constant" not in named else ""
+    return f"without noise they agree: the noise of the first has {ratio:.6g} times the size in the first step{known}"
+
+
+def _order(run: Run) -> str:
+    """How fast one step of the one approaches one step of the other as it shrinks."""
+    gaps = []
+    for share in _SHARES:
+        one, other = run.short(share).states()
+        gaps.append(float((one[-1] - other[-1]).abs().max()))
+    if not all(0 < gap < float("inf") for gap in gaps):
+        return ""
+    power = slope(gaps, 10.0)
+    if power >= 1.3:
+        return f"two discretizations of one process: one step h differs as h^{power:.1f}"
+    if power >= 0.75:
+        return f"one step h differs as h^{power:.1f}: another drift"
+    return f"one step h differs as h^{power:.1f}: another amount of noise (stochasticity, eta)"
+
+
+def _close(given: Tensor, expected: Tensor, bound: float) -> bool:
+    size: Any = expected.abs().max()
+    return bool((given - expected).abs().max() <= bound * size)

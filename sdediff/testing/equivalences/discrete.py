@@ -1,0 +1,164 @@
+"""Discrete models: chains by Song's rule and on subsequences, as SDEs; NCSN; their losses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from sdediff.discrete import DDPM, NCSN, Chain, DDPMLoss, NCSNLoss
+from sdediff.objectives import DenoisingScoreMatching
+from sdediff.testing.equivalences.ancestral import chain_of
+from sdediff.testing.equivalences.case import Case
+from sdediff.testing.equivalences.table import agree, equivalence
+from sdediff.testing.identity import Comparison, Skip, compare
+from sdediff.testing.paths import slope
+from solvers import DDIM, Ancestral
+
+__all__: list[str] = []
+
+_LEVELS = 1e-9
+_SHORT = 0.25
+_ROUNDED = 1e-8  # the noise is found from the data, over sigma
+
+
+def _ncsn(case: Case, n_steps: int = 2) -> NCSN:
+    """As many levels as the grid has times."""
+    return NCSN.from_sde(case.sde, len(case.grid), n_steps=n_steps, step_size=0.05 * float(case.sde.sigma(case.sde.t_min)) ** 2)
+
+
+@equivalence(
+    "Song's rule",
+    statement="`DDPM.from_sde(rule='song')`: with beta_i = beta(t_i) T / N the marginals of the chain are the SDE's at order 1 as "
+    "N grows: by how much the measured order falls short of 1",
+    bound=_SHORT,
+    needs=("unit variance",),
+)
+def song(case: Case) -> Iterator[Comparison]:
+    """Song et al. 2021 (arXiv 2011.13456, Appendix C)."""
+    sde = case.sde
+    least = float((sde.g(torch.linspace(sde.t_min, sde.T, 257, dtype=torch.float64)) ** 2).max()) * sde.T
+    counts = [int(factor * max(least, 16)) + 1 for factor in (8, 16, 32)]
+    errors = []
+    for n in counts:
+        if sde.T / n < sde.t_min:
+            raise Skip(f"N = {n} puts t_1 below t_min")
+        chain = DDPM.from_sde(sde, n, rule="song")
+        times = chain.level_times
+        yield compare("beta_i", chain.levels.variances, sde.g(times) ** 2 * (sde.T / n), {"t": times}, _SHORT)
+        errors.append(float((chain.levels.alphas[1:] - sde.alpha(times)).abs().max()))
+    measured = slope(errors)
+    said = ", ".join(f"{error:.2g}" for error in errors)
+    gap = 0.0 if errors[-1] < 1e-9 else max(0.0, 1 - measured)
+    yield Comparison(gap, _SHORT, "", f"the order of alpha is {measured:.2f}, not 1 (errors {said} at N = {counts})", "")
+
+
+@equivalence(
+    "respacing",
+    statement="`DDPM.respaced`: the betas of a subsequence are the SDE's kernels over its intervals, and its ancestral step is "
+    "`DDIM(eta=1)` there",
+    needs=("unit variance",),
+)
+def respacing(case: Case) -> Iterator[Comparison]:
+    """Nichol and Dhariwal 2021 (arXiv 2102.09672, section 4); Song et al. 2021 (arXiv 2010.02502, section 4.2)."""
+    whole = chain_of(case)
+    few = whole.respaced(sorted({1, (whole.N + 1) // 2, whole.N}))
+    times = torch.cat([torch.zeros(1, dtype=torch.float64), few.level_times])
+    std = case.sde.kernel(times[1:], times[:-1])[1]
+    yield compare("beta_i of the subsequence", few.levels.variances, std**2, {"t": times[1:], "s": times[:-1]}, 1e-10, scale=1.0)
+    if few.N > 1:
+        yield agree("DDPM", case.solve(few, times=few.times), case.solve(DDIM(1.0), times=few.times), few.times)
+
+
+@equivalence(
+    "a chain's SDE",
+    statement="`to_sde` of `DDPM` and `NCSN`: the SDE has the chain's marginals and kernels at its levels, and its exact posterior "
+    "step there is the chain's",
+    bound=_LEVELS,
+    needs=("unit variance or scale",),
+)
+def as_sde(case: Case) -> Iterator[Comparison]:
+    """Alpha and sigma to the rounding of the larger of the two."""
+    chain: Chain = chain_of(case) if float(case.sde.alpha(case.sde.t_max)) < 0.999 else _ncsn(case)
+    if chain.N < 2:
+        return
+    sde, times = chain.to_sde(), chain.level_times
+    at = {"t": times}
+    yield compare("alpha(t_i)", sde.alpha(times), chain.levels.alphas[1:], at, _LEVELS, scale=1.0)
+    yield compare("sigma(t_i)", sde.sigma(times), chain.levels.sigmas[1:], at, _LEVELS)
+    ratio, std = sde.kernel(times[1:], times[:-1])
+    pairs = {"t": times[1:], "s": times[:-1]}
+    yield compare("variance of the kernel", std**2, chain.levels.variances[1:], pairs, _LEVELS, scale=1.0)
+    yield compare("ratio of the kernel", ratio, chain.levels.ratios[1:], pairs, _LEVELS, scale=1.0)
+    given = case.solve(Ancestral(), model=case.model(sde=sde), x=case.start(times[-1]), times=times.flip(0))
+    x, data, keep = given[0], chain.posterior_columns[0], chain.posterior_columns[1]
+    states = [x]
+    for step, i in enumerate(range(chain.N, 1, -1)):
+        mean = data[i - 1] * case.law.data(case.sde, x, times[i - 1]) + keep[i - 1] * x
+        z = case.noise.at(step).over(times[i - 1], times[i - 2])
+        x = mean + chain.posterior_columns[2][i - 1].sqrt() * z
+        states.append(x)
+    yield agree("Ancestral under the chain's SDE", given, torch.stack(states), times.flip(0), _LEVELS)
+
+
+@equivalence(
+    "NCSN chain",
+    statement="`NCSN.from_sde`: geometric levels, x_i = x_{i-1} + sqrt(sigma_i^2 - sigma_{i-1}^2) noise is the SDE's kernel",
+    needs=("constant scale",),
+)
+def ncsn(case: Case) -> Iterator[Comparison]:
+    """Song et al. 2021 (arXiv 2011.13456, eq. 8 and 20)."""
+    chain = _ncsn(case)
+    times, sigmas = chain.level_times, chain.levels.sigmas[1:]
+    yield compare("sigma_i", sigmas, case.sde.sigma(times), {"t": times}, 1e-10)
+    if chain.N > 1:
+        ratio = sigmas[1:] / sigmas[:-1]
+        yield compare("sigma_i / sigma_{i-1}", ratio, ratio[:1].expand_as(ratio), {"t": times[1:]}, 1e-10)
+        std = case.sde.kernel(times[1:], times[:-1])[1]
+        yield compare("sigma_i^2 - sigma_{i-1}^2", chain.levels.variances[1:], std**2, {"t": times[1:], "s": times[:-1]}, 1e-10)
+
+
+@equivalence(
+    "NCSN sampling",
+    statement="`NCSN` samples by annealed Langevin dynamics as its Algorithm 1 writes it, with epsilon = 2 step_size",
+    needs=("constant scale",),
+)
+def ncsn_sampling(case: Case) -> Iterator[Comparison]:
+    """Song and Ermon 2019 (arXiv 1907.05600, Algorithm 1): all levels, the first one included."""
+    chain = _ncsn(case)
+    if chain.N < 2:
+        return
+    x = case.start(chain.times[0])
+    states = [x]
+    for level, (t, sigma) in enumerate(zip(chain.times, chain.sigmas, strict=True)):
+        alpha = 2 * (chain.step_size or math.nan) * sigma**2 / chain.sigmas[-1] ** 2
+        step, first = max(level - 1, 0), chain.n_steps if level == 1 else 0
+        for k in range(chain.n_steps):
+            z = case.noise.at(step).normal("corrector", first + k)
+            x = x + alpha / 2 * case.law.score(case.sde, x, t) + math.sqrt(alpha) * z
+        if level:
+            states.append(x)
+    yield agree("NCSN", case.solve(chain, times=chain.times), torch.stack(states), chain.times)
+
+
+@equivalence(
+    "discrete losses",
+    statement="L_simple and NCSN's loss are denoising score matching with the weighting sigma^2 at the chain's times",
+    bound=_ROUNDED,
+    needs=("unit variance or scale",),
+)
+def losses(case: Case) -> Iterator[Comparison]:
+    """Ho et al. 2020 (arXiv 2006.11239, eq. 14); Song and Ermon 2019 (arXiv 1907.05600, eq. 6)."""
+    ddpm = float(case.sde.alpha(case.sde.t_max)) < 0.999
+    chain: Any = chain_of(case) if ddpm else _ncsn(case)
+    x_0, z = case.law.sample(case.rows, seed=case.seed), case.noise.at(0).normal("prior")
+    i = torch.arange(case.rows) % chain.N + 1
+    model, t = case.model(), chain.level_times[i - 1]
+    given = (DDPMLoss(chain) if ddpm else NCSNLoss(chain))(model, x_0, i=i, noise=z)
+    error = model.noise(case.sde.perturb(x_0, t, z), t) - z
+    by_hand = error.reshape(case.rows, -1).square().mean(dim=1)
+    yield compare("the loss", given, by_hand, {"t": t}, _ROUNDED, scale=1.0)
+    matching = DenoisingScoreMatching("sigma2")(model, x_0, t=t, noise=z)
+    yield compare("the loss", given, matching, {"t": t}, _ROUNDED, scale=1.0)
