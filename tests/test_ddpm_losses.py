@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import mpmath as mp
-import numpy as np
 import pytest
 import torch
 from test_objectives import gauss_hermite
@@ -64,46 +63,6 @@ def test_bound_of_gaussian_data_in_closed_form(variance: str) -> None:
     last = float((prior_term(chain, x) * w).sum())
     bar = float(chain.alphas_bar[-1])
     assert last == pytest.approx(0.5 * (bar * (MEAN**2 + VAR) - bar - math.log(1 - bar)), rel=1e-9)
-
-
-@pytest.mark.parametrize("variance", ["beta", "beta_tilde"])
-def test_bound_exceeds_the_likelihood_by_its_closed_form_gap(variance: str) -> None:
-    """With exact scores of Gaussian data everything is Gaussian: the mean bound less the mean of -log p(x_0), p the law of the
-    reverse chain, is the mean of KL(q(x_1..N | x_0) || p(x_1..N | x_0)), from the joint covariances."""
-    chain = chain_of(variance)
-    n = chain.N
-    bound = sum(expected_terms(chain)) + float((prior_term(chain, quadrature()[0]) * quadrature()[2]).sum())
-    # x_{i-1} = offset + slope x_i + std z with x_N ~ N(0, 1): the joint law of (x_0, ..., x_N).
-    mean, cov = np.zeros(n + 1), np.zeros((n + 1, n + 1))
-    cov[n, n] = 1.0
-    data, keep, _ = (c.numpy() for c in chain.posterior_columns)
-    log_v = chain.log_variance(torch.arange(1, n + 1)).numpy()
-    for i in range(n, 0, -1):
-        alpha, sigma = float(chain.levels.alphas[i]), float(chain.levels.sigmas[i])
-        gain = alpha * VAR / (alpha**2 * VAR + sigma**2)  # E[x_0 | x_i] = MEAN + gain (x_i - alpha MEAN)
-        slope, offset = keep[i - 1] + data[i - 1] * gain, data[i - 1] * MEAN * (1 - gain * alpha)
-        mean[i - 1] = offset + slope * mean[i]
-        cov[i - 1, i:] = cov[i:, i - 1] = slope * cov[i, i:]
-        cov[i - 1, i - 1] = slope**2 * cov[i, i] + math.exp(log_v[i - 1])
-    likelihood = 0.5 * (math.log(2 * math.pi * cov[0, 0]) + (VAR + (MEAN - mean[0]) ** 2) / cov[0, 0])
-    # q(x_1..N | x_0): mean alphas x_0, covariance alpha_j / alpha_i sigma_i^2 for i <= j; p(x_1..N | x_0) by conditioning.
-    alphas, sigmas = chain.levels.alphas[1:].numpy(), chain.levels.sigmas[1:].numpy()
-    low = np.minimum.outer(np.arange(n), np.arange(n))
-    q = alphas[np.maximum.outer(np.arange(n), np.arange(n))] / alphas[low] * sigmas[low] ** 2
-    pull = cov[1:, 0] / cov[0, 0]
-    p = cov[1:, 1:] - np.outer(pull, cov[0, 1:])
-    inverse = np.linalg.inv(p)
-
-    def square(v: np.ndarray) -> float:
-        return float(v @ inverse @ v)
-
-    # The mean of q less that of p is a + b x_0.
-    b, a = alphas - pull, -(mean[1:] - pull * mean[0])
-    apart = square(a + b * MEAN) + VAR * square(b)
-    gap = 0.5 * (np.trace(inverse @ q) - n + np.linalg.slogdet(p)[1] - np.linalg.slogdet(q)[1] + apart)
-    assert bound - likelihood == pytest.approx(gap, rel=1e-8)
-    assert gap > 0
-    assert likelihood > 0.5 * math.log(2 * math.pi * math.e * VAR)
 
 
 def test_variational_bound_estimates_the_closed_form() -> None:

@@ -180,6 +180,14 @@ def test_the_chains_sde_is_smooth_between_the_levels() -> None:
     assert rates[0] > 5 * rates[1] > 5 * 5 * rates[2]
 
 
+def test_data_that_carry_noise_at_t_0() -> None:
+    """beta_1 is the whole variance at t_1: the chain starts from clean data."""
+    sde = sd.LinearSDE(log_snr=lambda t: 8 - 14 * t, alpha=lambda t: torch.sigmoid(8 - 14 * t).sqrt())
+    chain = sd.DDPM.from_sde(sde, 10)
+    torch.testing.assert_close(chain.levels.alphas[1:], sde.alpha(chain.level_times), rtol=1e-12, atol=0)
+    torch.testing.assert_close(chain.levels.sigmas[1:], sde.sigma(chain.level_times), rtol=1e-12, atol=0)
+
+
 def test_rough_chains_become_sdes_too() -> None:
     """Where the cubic spline would fall, a monotone one: betas of all sizes at uneven times."""
     generator = torch.Generator().manual_seed(0)
