@@ -340,3 +340,29 @@ def test_learned_variance_lies_between_the_two() -> None:
 def test_bad_input(call: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()  # type: ignore[operator]
+
+
+def test_diffusers_numbers() -> None:
+    """diffusers' DDPMScheduler (float32): betas, alpha_bar, posterior and learned variances, zero terminal SNR."""
+    diffusers = pytest.importorskip("diffusers")
+    for name, theirs, ends in (
+        ("linear", "linear", (1e-4, 0.02)),
+        ("scaled-linear", "scaled_linear", (0.00085, 0.012)),
+        ("cosine", "squaredcos_cap_v2", (1e-4, 0.02)),
+    ):
+        options = {"num_train_timesteps": 1000, "beta_schedule": theirs, "beta_start": ends[0], "beta_end": ends[1]}
+        scheduler = diffusers.DDPMScheduler(**options, variance_type="fixed_small", clip_sample=False)
+        chain = sd.DDPM.from_schedule(name, 1000)
+        torch.testing.assert_close(torch.tensor(chain.betas), scheduler.betas, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(chain.alphas_bar.float(), scheduler.alphas_cumprod, rtol=2e-3, atol=1e-9)
+        for t in (1, 10, 500, 900):
+            assert float(scheduler._get_variance(t)) == pytest.approx(float(chain.posterior_columns[2][t]), rel=1e-3)
+        if name == "scaled-linear":
+            rescaled = diffusers.DDPMScheduler(**options, rescale_betas_zero_snr=True)
+            zero = chain.with_zero_terminal_snr()
+            torch.testing.assert_close(zero.alphas_bar.float(), rescaled.alphas_cumprod, rtol=1e-3, atol=2e-7)
+    learned = sd.DDPM.from_schedule("linear", 1000, variance="learned")
+    scheduler = diffusers.DDPMScheduler(1000, variance_type="learned_range", clip_sample=False)
+    said = torch.tensor([[-1.0, 0.2, 1.0]])
+    theirs = scheduler._get_variance(500, predicted_variance=said)  # its logarithm
+    torch.testing.assert_close(learned.log_variance(torch.tensor([501]), said), theirs, rtol=1e-4, atol=0)
