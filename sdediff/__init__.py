@@ -8,7 +8,18 @@ from sdediff.constraints import Clip, DynamicThreshold
 from sdediff.diagnosis import diagnose
 from sdediff.discrete import DDPM, NCSN, Bins, DDPMLoss, LossAware, NCSNLoss, variational_bound
 from sdediff.model import ScoreModel
-from sdediff.objectives import DenoisingScoreMatching
+from sdediff.objectives import (
+    ConditionDropout,
+    Coupled,
+    DenoisingScoreMatching,
+    FlowMatching,
+    ImplicitScoreMatching,
+    LogitNormal,
+    LogNormal,
+    MinSNR,
+    SlicedScoreMatching,
+    reflow,
+)
 from sdediff.sampling import sample
 from sdediff.sde import EDM, SDE, VE, VP, Cosine, InterpolatedVE, InterpolatedVP, LinearSDE, Prior, RectifiedFlow, SubVP
 from sdediff.simulation import simulate
@@ -95,7 +106,9 @@ __all__ = [
     "BrownianPath",
     "Churn",
     "Clip",
+    "ConditionDropout",
     "Cosine",
+    "Coupled",
     "DDPMLoss",
     "DPMSolver",
     "DPMSolverPP",
@@ -109,15 +122,20 @@ __all__ = [
     "ExponentialMultistep",
     "ExponentialPair",
     "ExponentialSinglestep",
+    "FlowMatching",
     "Heun",
+    "ImplicitScoreMatching",
     "InterpolatedVE",
     "InterpolatedVP",
     "InverseDDIM",
     "Langevin",
     "LinearSDE",
+    "LogNormal",
+    "LogitNormal",
     "LossAware",
     "MetropolisLangevin",
     "Midpoint",
+    "MinSNR",
     "NCSNLoss",
     "PredictorCorrector",
     "Prior",
@@ -130,6 +148,7 @@ __all__ = [
     "SDEDPMSolverPP",
     "SciPy",
     "ScoreModel",
+    "SlicedScoreMatching",
     "Solution",
     "SolveError",
     "Status",
@@ -147,6 +166,7 @@ __all__ = [
     "fit",
     "load",
     "metrics",
+    "reflow",
     "sample",
     "seeds",
     "simulate",

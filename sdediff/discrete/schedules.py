@@ -78,5 +78,5 @@ def zero_terminal_snr(betas: Tensor) -> Tensor:
     if len(betas) < 2:
         raise ValueError("zero terminal SNR needs at least two steps")
     root = torch.cumsum(torch.log1p(-betas), dim=0).mul(0.5).exp()
-    scaled = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
-    return torch.cat([betas[:1], 1 - (scaled[1:] / scaled[:-1]).square()])
+    shifted = root - root[-1]  # the scale is that of the first, whose beta stays
+    return torch.cat([betas[:1], 1 - (shifted[1:] / shifted[:-1]).square()])

@@ -1,6 +1,8 @@
 """Training objectives: ``loss(model, x_0) -> (B,)``."""
 
+from sdediff.objectives.coupled import ConditionDropout, Coupled, reflow
 from sdediff.objectives.denoising import DenoisingScoreMatching, FlowMatching
+from sdediff.objectives.matching import ImplicitScoreMatching, SlicedScoreMatching
 from sdediff.objectives.objective import Objective
 from sdediff.objectives.times import TIMES, LogitNormal, LogNormal, TimeLaw
 from sdediff.objectives.weightings import WEIGHTINGS, MinSNR
@@ -8,11 +10,16 @@ from sdediff.objectives.weightings import WEIGHTINGS, MinSNR
 __all__ = [
     "TIMES",
     "WEIGHTINGS",
+    "ConditionDropout",
+    "Coupled",
     "DenoisingScoreMatching",
     "FlowMatching",
+    "ImplicitScoreMatching",
     "LogNormal",
     "LogitNormal",
     "MinSNR",
     "Objective",
+    "SlicedScoreMatching",
     "TimeLaw",
+    "reflow",
 ]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from sdediff.model import ScoreModel
 
-__all__ = ["Objective"]
+__all__ = ["DrawingObjective", "Objective"]
 
 
 class Objective(Protocol):
@@ -19,4 +20,18 @@ class Objective(Protocol):
     """
 
     def __call__(self, model: ScoreModel, x_0: Tensor, condition: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Losses, (B,)."""
+
+
+class DrawingObjective(Protocol):
+    """An `Objective` that takes the generator to draw from, as all of ours do."""
+
+    def __call__(
+        self,
+        model: ScoreModel,
+        x_0: Tensor,
+        condition: Mapping[str, Tensor] | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """Losses, (B,)."""

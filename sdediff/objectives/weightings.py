@@ -21,7 +21,7 @@ Weighting = Callable[[LinearSDE, Tensor], Tensor]
 
 
 def _likelihood(sde: LinearSDE, t: Tensor) -> Tensor:
-    return sde.g(t) ** 2
+    return sde.diffusion(t) ** 2
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,149 @@
+"""Score matching without a target: implicit (by the trace) and sliced (by projections)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sdediff.model import ScoreModel
+from sdediff.objectives.timed import Timed
+from sdediff.objectives.weightings import factor
+from sdediff.simulation import simulate
+from solvers import expand, rowwise
+
+__all__ = ["ImplicitScoreMatching", "SlicedScoreMatching"]
+
+Score = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class _Matching(Timed):
+    """What the two share: where the score is looked at.
+
+    ``perturbed``: at x_t, as denoising score matching does: drawn by the Gaussian kernel, and under an SDE that has none by
+    `simulate` in ``simulated`` steps from 0 to t_max, times being multiples of those. If not: at the data themselves and t_min.
+    """
+
+    perturbed: bool = field(default=True, kw_only=True)
+    simulated: int = field(default=100, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        super().__post_init__()
+        if isinstance(self.simulated, bool) or not isinstance(self.simulated, int) or self.simulated < 1:
+            raise ValueError(f"simulated must be an int of at least 1, the steps of the forward SDE; got {self.simulated!r}")
+
+    def __call__(
+        self,
+        model: ScoreModel,
+        x_0: Tensor,
+        condition: Mapping[str, Tensor] | None = None,
+        *,
+        t: Tensor | None = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Losses of the samples x_0 (B, *event), (B,), differentiable twice where gradients are on.
+
+        ``t`` (B,) and ``noise`` (shape of x_0) are drawn where they are not given, and directions always, on the host from
+        ``generator`` (default: torch's own).
+        """
+        if not self.perturbed:
+            t = torch.full(x_0.shape[:1], model.sde.t_min, dtype=torch.float64)
+        time, weights = self.given(model, x_0, t, generator)
+        graph = torch.is_grad_enabled()
+        x, time = self._states(model, x_0, time, noise, generator)
+        weights = weights * factor(self.weighting, model.sde, "score", time, model.sigma_data)
+        with torch.enable_grad():
+            losses = self._objective(lambda at: model.predict("score", at, time, condition), x, generator) / rowwise(x).shape[1]
+        losses = losses if graph else losses.detach()
+        return torch.as_tensor(expand(weights, losses)) * losses
+
+    def _states(
+        self, model: ScoreModel, x_0: Tensor, t: Tensor, noise: Tensor | None, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """(x_t, t), the states requiring gradients."""
+        sde = model.sde
+        if not self.perturbed:
+            x = x_0
+        elif "kernel" in sde.offers:
+            noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype).to(x_0.device) if noise is None else noise
+            x = sde.perturb(x_0, t, noise)
+        else:
+            if noise is not None:
+                raise ValueError(f"{sde!r} has no Gaussian kernel: x_t is simulated, and no one noise makes it; drop noise=")
+            seeds = torch.randint(2**62, (len(x_0),), generator=generator).tolist()
+            with torch.no_grad():
+                path = simulate(sde, x_0, steps=self.simulated, seed=seeds, trajectory=True)
+            frames = path.trajectory if path.trajectory is not None else x_0[None]
+            index = (t / sde.t_max * self.simulated).round().long().clamp(math.ceil(sde.t_min / sde.t_max * self.simulated))
+            x, t = frames[index.to(x_0.device), torch.arange(len(x_0), device=x_0.device)], path.times[index]
+        return x.detach().requires_grad_(), t
+
+    def _objective(self, score: Score, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """||s||^2 + 2 tr(grad s), or what has that mean; (B,)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ImplicitScoreMatching(_Matching):
+    """w(t) / d (||s||^2 + 2 tr(grad s)) at (x_t, t), s the model's score (Hyvaerinen 2005, Theorem 1, in twice its units).
+
+    On average denoising score matching in the same weighting, less w(t) / sigma^2: it has no target, so that an SDE without a
+    Gaussian kernel will do, and data at no noise. The trace is exact and costs one backward pass a coordinate.
+    """
+
+    def _objective(self, score: Score, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        s = rowwise(score(x))
+        trace = torch.zeros_like(s[:, 0])
+        for k in range(s.shape[1]):
+            (row,) = torch.autograd.grad(s[:, k].sum(), x, create_graph=True, allow_unused=True, materialize_grads=True)
+            trace = trace + rowwise(row)[:, k]
+        return s.square().sum(dim=1) + 2 * trace
+
+
+@dataclass(frozen=True)
+class SlicedScoreMatching(_Matching):
+    """w(t) / d (||s||^2 + 2 v^T grad(s) v), the mean over ``slices`` random directions v with E[v v^T] = I.
+
+    Song et al. 2019 (arXiv 1905.07088, eq. 8), in twice its units. ``variance_reduction=False`` has (v^T s)^2 for ||s||^2 (eq. 7).
+    ``directions`` are ``"rademacher"`` or ``"gaussian"``. ``finite_difference`` eps: (s(x + eps v) - s(x - eps v)) / (2 eps) for
+    grad(s) v (Pang et al. 2020, arXiv 2007.03317): two more evaluations in place of a second derivative, off by O(eps^2).
+    """
+
+    slices: int = field(default=1, kw_only=True)
+    directions: Literal["rademacher", "gaussian"] = field(default="rademacher", kw_only=True)
+    variance_reduction: bool = field(default=True, kw_only=True)
+    finite_difference: float | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        super().__post_init__()
+        if isinstance(self.slices, bool) or not isinstance(self.slices, int) or self.slices < 1:
+            raise ValueError(f"slices must be an int of at least 1, got {self.slices!r}")
+        if self.directions not in ("rademacher", "gaussian"):
+            raise ValueError(f"directions must be 'rademacher' or 'gaussian', got {self.directions!r}")
+        if self.finite_difference is not None and not 0 < self.finite_difference < math.inf:
+            raise ValueError(f"finite_difference must be a positive number or None, got {self.finite_difference!r}")
+
+    def _objective(self, score: Score, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        s = score(x)
+        total = torch.zeros_like(rowwise(s)[:, 0])
+        for _ in range(self.slices):
+            v = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+            v = torch.where(v < 0, -1.0, 1.0).to(x.dtype) if self.directions == "rademacher" else v
+            if self.finite_difference is None:
+                (pulled,) = torch.autograd.grad((s * v).sum(), x, create_graph=True, allow_unused=True, materialize_grads=True)
+            else:
+                step = self.finite_difference * v
+                pulled = (score(x + step) - score(x - step)) / (2 * self.finite_difference)
+            size = s.square() if self.variance_reduction else 0 * s
+            total = total + rowwise(size + 2 * pulled * v).sum(dim=1)
+            if not self.variance_reduction:
+                total = total + rowwise(s * v).sum(dim=1).square()
+        return total / self.slices
