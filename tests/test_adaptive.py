@@ -115,7 +115,7 @@ def test_gradients_of_steps_that_begin_so() -> None:
 
 
 def test_max_nfe_counts_what_a_step_begins_with() -> None:
-    """A sample stops before the attempt that would take it beyond, and no earlier: where the last of those within the limit ended."""
+    """A sample stops before the attempt that would take it beyond, and no earlier: where the last one within the limit ended."""
     solver, ends = dataclasses.replace(ALL[1], rtol=1e-3, atol=1e-3), []
     free, _ = bumpy(solver, callback=lambda snapshot: ends.append(snapshot.nfe.clone()))
     i = int(free.rejected.argmax())
