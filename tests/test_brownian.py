@@ -110,6 +110,16 @@ def test_below_the_depth_the_path_is_a_parabola(area: bool) -> None:
         assert (float((w.diff(dim=0) if area else w).abs().max()) < 1e-14) == smooth
 
 
+@pytest.mark.parametrize("area", [True, False])
+def test_nodes_lie_on_the_path_beside_them(area: bool) -> None:
+    """At dyadic parts of a base interval, which are of fewer normals, it is what it is 1e-9 away, but for 1e-5 of its size."""
+    one = path(50, area=area)
+    for level in range(1, 12):
+        at = 1.0 - 0.16 * (1 + 3 / 2**level)
+        near = one.increment(time(1.0), time(at - 1e-9))
+        torch.testing.assert_close(one.increment(time(1.0), time(at)), near, rtol=0, atol=5e-5)
+
+
 def test_over_base_intervals_it_is_white_noise() -> None:
     white = sd.White(sd.seeds(7, 3), (2,), dtype=F64)
     times = torch.linspace(1.0, 0.2, 6, dtype=F64)
@@ -260,6 +270,8 @@ def test_it_takes_half_the_normals_and_refuses_integrals(monkeypatch: pytest.Mon
     for area in (True, False):
         path(area=area).increment(time(0.9301), time(0.7107))
     assert sizes[0] == 2 * sizes[1] == 2 * 20 * 2 * 2  # two times, 20 levels, two normals for each of two numbers
+    some, w = torch.tensor([2, 0]), path(area=False).increment(time(0.93), time(0.71))
+    assert torch.equal(path(area=False).take(some).increment(time(0.93), time(0.71)), w[some])
     for a in (0.93, 1.0):
         with pytest.raises(ValueError, match=r"made with area=False it has no time integrals.*take area=True"):
             path(area=False).pair(time(a), time(0.84))
