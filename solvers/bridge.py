@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-__all__ = ["SMALL", "Floats", "Ints", "Numbers", "basis", "total_of"]
+__all__ = ["SMALL", "Floats", "Ints", "Numbers", "basis", "edges", "total_of"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -57,3 +60,22 @@ def total_of(weights: Floats, normals: Iterable[Numbers], shape: tuple[int, ...]
         for out, weight in zip(total, weights[:, k], strict=True):
             out += np.multiply(weight, z, term)
     return total
+
+
+def edges(start: float, end: float, intervals: int | Tensor) -> Tensor:
+    """The ends of the base intervals, (M + 1,)."""
+    if isinstance(intervals, Tensor):
+        times = intervals.detach().to("cpu", torch.float64)
+        steps = times.diff() if times.ndim == 1 else times
+        if times.ndim != 1 or len(times) < 2 or not (bool((steps > 0).all()) or bool((steps < 0).all())):
+            raise ValueError("BrownianPath: intervals must be times (M + 1,) that rise or fall, or how many equal intervals")
+        if float(times[0]) != start or float(times[-1]) != end:
+            raise ValueError(
+                f"BrownianPath: intervals go from {float(times[0]):g} to {float(times[-1]):g}, not from {start:g} to {end:g}"
+            )
+        return times
+    if isinstance(intervals, bool) or not isinstance(intervals, int) or not 1 <= intervals <= 2**20:
+        raise ValueError(f"BrownianPath: intervals must be an int from 1 to 2^20, or times (M + 1,); got {intervals!r}")
+    if not (math.isfinite(start) and math.isfinite(end) and start != end):
+        raise ValueError(f"BrownianPath: start and end must be two different times, got {start:g} and {end:g}")
+    return torch.linspace(start, end, intervals + 1, dtype=torch.float64)

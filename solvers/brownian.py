@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from solvers.bridge import SMALL, Floats, Ints, Numbers, basis, total_of
+from solvers.bridge import SMALL, Floats, Ints, Numbers, basis, edges, total_of
 from solvers.noise import White, keyed, paired
 
 __all__ = ["BrownianPath"]
@@ -54,7 +53,7 @@ class BrownianPath:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        times = _edges(float(start), float(end), intervals)
+        times = edges(float(start), float(end), intervals)
         if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= 30:
             raise ValueError(f"BrownianPath: depth must be an int from 1 to 30, got {depth!r}")
         self.start, self.end, self.depth, self.area = float(times[0]), float(times[-1]), depth, area
@@ -265,25 +264,6 @@ class BrownianPath:
             drawn = keyed(self._white.words, part.reshape(-1, ids.shape[2]), "bridge", 0, normals * size)
             shaped = drawn.reshape(len(part), width, rows, normals, size).transpose(0, 3, 1, 2, 4)
             yield shaped.reshape(-1, width, rows, size)
-
-
-def _edges(start: float, end: float, intervals: int | Tensor) -> Tensor:
-    """The ends of the base intervals, (M + 1,)."""
-    if isinstance(intervals, Tensor):
-        times = intervals.detach().to("cpu", torch.float64)
-        steps = times.diff() if times.ndim == 1 else times
-        if times.ndim != 1 or len(times) < 2 or not (bool((steps > 0).all()) or bool((steps < 0).all())):
-            raise ValueError("BrownianPath: intervals must be times (M + 1,) that rise or fall, or how many equal intervals")
-        if float(times[0]) != start or float(times[-1]) != end:
-            raise ValueError(
-                f"BrownianPath: intervals go from {float(times[0]):g} to {float(times[-1]):g}, not from {start:g} to {end:g}"
-            )
-        return times
-    if isinstance(intervals, bool) or not isinstance(intervals, int) or not 1 <= intervals <= 2**20:
-        raise ValueError(f"BrownianPath: intervals must be an int from 1 to 2^20, or times (M + 1,); got {intervals!r}")
-    if not (math.isfinite(start) and math.isfinite(end) and start != end):
-        raise ValueError(f"BrownianPath: start and end must be two different times, got {start:g} and {end:g}")
-    return torch.linspace(start, end, intervals + 1, dtype=torch.float64)
 
 
 class _PathStep:
