@@ -30,8 +30,8 @@ class _Tensors(dict[float, torch.Tensor]):
         return torch.tensor(t, dtype=torch.float64)
 
 
-def ours(shape: tuple[int, ...]) -> Query:
-    path = BrownianPath(seeds(0, shape[0]), shape[1:], 0.0, 1.0, intervals=torch.tensor(GRID, dtype=torch.float64))
+def ours(shape: tuple[int, ...], *, area: bool = True) -> Query:
+    path = BrownianPath(seeds(0, shape[0]), shape[1:], 0.0, 1.0, intervals=torch.tensor(GRID, dtype=torch.float64), area=area)
     at = _Tensors({t: torch.tensor(t, dtype=torch.float64) for asked in QUERIES.values() for pair in asked for t in pair})
     return lambda a, b: path.increment(at[a], at[b])
 
@@ -53,6 +53,7 @@ def randn(shape: tuple[int, ...]) -> Query:
 
 PATHS: dict[str, Callable[[tuple[int, ...]], Query]] = {
     "BrownianPath": ours,
+    "area=False": lambda shape: ours(shape, area=False),
     "randn": randn,
     "interval, dt": lambda shape: interval(shape, dt=1 / STEPS),
     "interval, cache": lambda shape: interval(shape, cache_size=1000),

@@ -121,8 +121,9 @@ def sample(
     for name, value in (("batch_size", batch_size), ("max_nfe", max_nfe)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
-    if solver.adaptive and max_nfe is not None and max_nfe < solver.evaluations + 2:
-        raise ValueError(f"{solver!r} takes {solver.evaluations + 2} evaluations to make its first step; raise max_nfe = {max_nfe}")
+    least = solver.evaluations + (1 if solver.begins else 2)
+    if solver.adaptive and max_nfe is not None and max_nfe < least:
+        raise ValueError(f"{solver!r} takes {least} evaluations to make its first step; raise max_nfe = {max_nfe}")
     lam = check_stochasticity(solver, stochasticity, times)
     condition = check_condition(condition, shape[0])
     sample_seeds = check_seed(seed, noise, shape)

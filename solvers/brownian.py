@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from solvers.bridge import NOTHING, SMALL, Floats, Ints, Numbers, Times, basis, total_of, used
+from solvers.bridge import SMALL, Floats, Ints, Numbers, basis, edges, total_of
 from solvers.noise import White, keyed, paired
 
 __all__ = ["BrownianPath"]
@@ -31,13 +30,14 @@ class BrownianPath:
         W1 - W2 = 3 H + sqrt(h)/2 z1,   H1 + H2 = H/2 - sqrt(h)/4 z1,   H1 - H2 = sqrt(h/12) z2
 
     for its halves, down to 2^-``depth`` of it, below which the path is its conditional mean, a parabola: the variance of w is short
-    of h 2^-depth / 16 at most. A time costs two normals for each of ``depth`` nodes, drawn at once, fewer at a dyadic part of a
-    base interval, none at an end of one: take base intervals in which the steps' ends are. Over those `White` has the same normals
-    in steps of the same numbers.
+    of h 2^-depth / 16 at most. A time costs two normals for each of ``depth`` nodes, fewer at a dyadic part of a base interval,
+    none at an end of one or where the last query ended: take base intervals in which the steps' ends are. Over those `White` has
+    the same normals in steps of the same numbers. ``area=False``: another path, with one normal a node (Levy's, sqrt(h)/2 z for
+    the middle given the ends), a line below the depth (short of h 2^-depth / 4), and without time integrals: at half the cost.
 
-    Values depend on (seed, start, end, intervals, depth) and the times alone: not on the batch, the device, or what was asked
-    before. Memory is bounded: kept are 2^23 numbers of base intervals and the nodes of two times. Times are in float64, () or
-    (rows,), anywhere between start and end, and have no gradient.
+    Values depend on (seed, start, end, intervals, depth, area) and the times alone: not on the batch, the device, or what was
+    asked before. Memory is bounded: kept are 2^23 numbers of base intervals and the path at two times. Times are in float64, ()
+    or (rows,), anywhere between start and end, and have no gradient.
     """
 
     def __init__(
@@ -49,18 +49,18 @@ class BrownianPath:
         *,
         intervals: int | Tensor = 64,
         depth: int = 20,
+        area: bool = True,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        times = _edges(float(start), float(end), intervals)
+        times = edges(float(start), float(end), intervals)
         if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= 30:
             raise ValueError(f"BrownianPath: depth must be an int from 1 to 30, got {depth!r}")
-        self.start, self.end, self.depth = float(times[0]), float(times[-1]), depth
+        self.start, self.end, self.depth, self.area = float(times[0]), float(times[-1]), depth, area
         self.dtype, self.device = dtype, device
         self._white = White(seeds, event)
         self._white.keep = max(1, _KEEP // max(1, self._white.length * len(self._white.seeds) * self._white.event.numel()))
         self._plain = dtype == torch.float32 and torch.device(device).type == "cpu"
-        self._number: type = np.float64 if dtype == torch.float64 else np.float32
         self._times = times
         self._knots = {time: i for i, time in enumerate(times.tolist())}
         self._sign = 1.0 if self.end > self.start else -1.0
@@ -68,7 +68,7 @@ class BrownianPath:
         self._length: Floats = np.append(np.diff(self._distance), 1.0)  # one more interval, where nothing is ever asked
         self._roots: list[float] = np.sqrt(self._length).tolist()
         self._levels: Floats = np.exp2(np.arange(depth, dtype=np.float64))[:, None, None]
-        self._kept: dict[bytes, Numbers] = {}
+        self._kept: dict[tuple[int, bytes, bytes], Floats] = {}
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -87,7 +87,7 @@ class BrownianPath:
     def take(self, rows: Tensor) -> BrownianPath:
         """The paths of some of the rows."""
         seeds = [self.seeds[i] for i in rows.tolist()]
-        options = {"depth": self.depth, "dtype": self.dtype, "device": self.device}
+        options = {"depth": self.depth, "area": self.area, "dtype": self.dtype, "device": self.device}
         return BrownianPath(seeds, self.event, self.start, self.end, intervals=self._times, **options)  # type: ignore[arg-type]
 
     def tree(self) -> None:
@@ -109,6 +109,10 @@ class BrownianPath:
 
     def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """w_b - w_a and the integral of w - w_a over the interval, its length taken positive."""
+        if not self.area:
+            raise ValueError(
+                "BrownianPath: made with area=False it has no time integrals, which this solver asks for: take area=True"
+            )
         i, j = self._ends(a, b)
         if j - i == 1:
             w, area = (self._out(self._white.normal(i, "path", k)) for k in (0, 1))
@@ -140,112 +144,126 @@ class BrownianPath:
         rows, size = len(self.seeds), self.event.numel()
         if {a.shape, b.shape} - {torch.Size(), torch.Size((rows,))}:
             raise ValueError(f"times must be () or ({rows},), one for each row; got {tuple(a.shape)} and {tuple(b.shape)}")
-        times = np.empty((2, rows if a.ndim or b.ndim else 1))
-        times[0], times[1] = a.numpy(), b.numpy()
         if not rows or not size:
             return [torch.zeros(rows, *self.event, dtype=self.dtype, device=self.device)] * outputs
-        at = self._locate(times, outputs, standard=standard)
-        total = self._base(at, (outputs, rows, size))
-        if at.x.any():
-            total += self._bridge(at, (outputs, rows, size))
+        times = np.empty((2, rows if a.ndim or b.ndim else 1))
+        times[0], times[1] = a.numpy(), b.numpy()
+        back = self._sign * (times[1] - times[0]) < 0
+        turned = bool(back.any())
+        i, x, p = self._locate(np.where(back, times[::-1], times) if turned else times)
+        total = self._between(i, x, p, outputs)
+        if standard:
+            total /= np.sqrt(np.where(p[1] > p[0], p[1] - p[0], 1.0))[:, None]
+        if turned:
+            if outputs == 2:
+                total[1] -= np.where(back, p[1] - p[0], 0.0)[:, None] * total[0]
+            np.negative(total[0], total[0], where=back[:, None])
         return [torch.from_numpy(each).to(self.dtype).to(self.device).reshape(rows, *self.event) for each in total]
 
-    def _locate(self, times: Floats, outputs: int, *, standard: bool) -> Times:
-        p = self._sign * (times - self.start)
-        far = self._distance[-1]
+    def _locate(self, times: Floats) -> tuple[Ints, Floats, Floats]:
+        """The base intervals of times (2, R), the places in them, from 0 to 1, and the distances from the start."""
+        p, far = self._sign * (times - self.start), self._distance[-1]
         if p.size and not (p.min() >= -1e-12 * far and p.max() <= (1 + 1e-12) * far):
             raise ValueError(f"times must lie between {self.start:g} and {self.end:g}, where this path is; got {times.tolist()}")
-        back = p[0] > p[1]
-        p = np.clip(np.sort(p, axis=0), 0.0, far)
+        p = p.clip(0.0, far)
         i = self._distance[1:].searchsorted(p, side="right")
         cells = 2.0**self.depth
         x = (p - self._distance[i]) / self._length[i] * cells
         whole = np.rint(x)
         x = np.where(np.abs(x - whole) < _SNAP, whole, x)
         i, x = i + (x >= cells), np.where(x >= cells, 0.0, x / cells)
-        p = self._distance[i] + self._length[i] * x
-        return Times(i, x, p, p[1] - p[0], back, standard, outputs)
+        return i, x, self._distance[i] + self._length[i] * x
 
-    def _base(self, at: Times, shape: tuple[int, int, int]) -> NDArray[Any]:
-        """What the base intervals' increments and areas contribute, (outputs, rows, size)."""
-        most = int((at.i[1] - at.i[0]).max(initial=0)) + 1
-        every = (at.i[0] + np.arange(most)[:, None])[:, None]  # (m, 1, R)
-        q = np.minimum(every, len(self._times) - 2)
+    def _between(self, i: Ints, x: Floats, p: Floats, outputs: int) -> Floats:
+        """w_b - w_a and, of two outputs, the integral of w - w_a, (outputs, rows, size), a being before b."""
+        (start, end), length = self._places(i, x, outputs), p[1] - p[0]
+        total: Floats = end - start
+        if outputs == 2:
+            total[1] -= length[:, None] * start[0]
+        most = int((i[1] - i[0]).max())
+        if not most:
+            return total
+        q = i[0] + np.arange(most)[:, None]  # (m, R)
+        passed, q = q < i[1], np.minimum(q, len(self._times) - 2)
         h = self._length[q]
-        passed = every < at.i
-        y = np.where(passed, 1.0, np.where(every == at.i, at.x, 0.0))
-        beyond = np.where(passed, at.p - self._distance[q + 1], 0.0)
-        root = np.sqrt(h[:, 0])
-        w = (at.weights(y, 0.5 * h * y * y + beyond) * root)[..., None]
-        total = total_of(w, self._steps(q[:, 0], w, 0), shape, self._number)
-        area = (at.weights(6 * y * (1 - y), h * y * y * (3 - 2 * y)) * (root / 12**0.5))[..., None]
-        if area.any():
-            total += total_of(area, self._steps(q[:, 0], area, 1), shape, self._number)
+        root = np.sqrt(h) * passed
+        weights = np.empty((outputs, *root.shape, 1))
+        weights[0, ..., 0] = root
+        if outputs == 2:
+            weights[1, ..., 0] = root * (0.5 * h + p[1] - self._distance[q + 1])
+        total += total_of(weights, self._steps(q, 0), total.shape[1:])
+        if outputs == 2:
+            total[1:] += total_of((root * h / 12**0.5)[None, ..., None], self._steps(q, 1), total.shape[1:])
         return total
 
-    def _steps(self, q: Ints, weights: Floats, k: int) -> Iterable[Numbers]:
-        """Normals (rows, size) of the base intervals ``q`` (m, R), those that have a weight."""
+    def _steps(self, q: Ints, k: int) -> Iterable[Numbers]:
+        """Normals (rows, size) of the base intervals ``q`` (m, R), R being 1 or rows."""
         white, shape = self._white, (-1, len(self.seeds), self.event.numel())
         if q.shape[1] != 1:
             return white.each(q, "path", k)
-        if white.length == 1:
-            wanted = zip(q[:, 0].tolist(), used(weights), strict=True)
-            return (white.normal(i, "path", k).numpy().reshape(shape[1:]) if want else NOTHING for i, want in wanted)
-        blocks = range(int(q[0, 0]) // white.length, int(q[-1, 0]) // white.length + 1)
-        found = [white.block("path", k, number).numpy().reshape(shape) for number in blocks]
-        return (found[0] if len(found) == 1 else np.concatenate(found))[q[:, 0] - blocks[0] * white.length]
+        if len(q) == 1 or white.length == 1:
+            return (white.normal(i, "path", k).numpy().reshape(shape[1:]) for i in q[:, 0].tolist())
+        first, last = int(q.min()) // white.length, int(q.max()) // white.length
+        found = [white.block("path", k, number).numpy().reshape(shape) for number in range(first, last + 1)]
+        return (found[0] if len(found) == 1 else np.concatenate(found))[q[:, 0] - first * white.length]
 
-    def _bridge(self, at: Times, shape: tuple[int, int, int]) -> NDArray[Any]:
-        """What the nodes above both times contribute, (outputs, rows, size)."""
-        within, f, area = basis(at.x, self._length[at.i], self._levels)
-        ids = (at.i << self.depth) + (self._levels + within).astype(np.int64)
-        # A node above both times is counted with the first of them.
-        same = ids[:, 0] == ids[:, 1]
-        of = np.zeros((len(ids), 2, *at.x.shape))
-        of[:, 0, 0], of[:, 0, 1], of[:, 1, 1] = 1.0, same, ~same
-        each = at.weights(f[:, :, None] * of, area[:, :, None] * of)  # (outputs, 2 normals, L, 2 times, R)
-        weights = each.transpose(0, 2, 3, 4, 1).reshape(len(each), -1, at.x.shape[1], 2, 1)
-        normals = self._nodes(ids.reshape(-1, at.x.shape[1]), weights)
-        outputs, rows, size = shape
-        parts = total_of(weights, normals, (outputs, rows, 2, size), self._number)
-        total: NDArray[Any] = parts[:, :, 0] + parts[:, :, 1]
-        return total
+    def _places(self, i: Ints, x: Floats, outputs: int) -> list[Floats]:
+        """w and, of two outputs, its integral, from the start of base intervals ``i`` to places ``x`` in them, of two times (2, R).
 
-    def _nodes(self, ids: Ints, weights: Floats) -> Iterable[Numbers]:
-        """The normals (rows, 2, size) of nodes (m, R), those that have a weight."""
+        What was found for the query before is kept: the next one often begins where it ended.
+        """
+        keys = [(outputs, at.tobytes(), place.tobytes()) for at, place in zip(i, x, strict=True)]
+        new = [k for k in (0, 1) if keys[k] not in self._kept]
+        if new:
+            self._kept.update(zip([keys[k] for k in new], self._place(i[new], x[new], outputs), strict=True))
+        self._kept = {key: self._kept[key] for key in keys}
+        return [self._kept[key] for key in keys]
+
+    def _place(self, i: Ints, x: Floats, outputs: int) -> Iterable[Floats]:
+        """The same without a memory, for T times (T, R): T of (outputs, rows, size)."""
         rows, size = len(self.seeds), self.event.numel()
+        if not x.any():
+            return np.zeros((len(x), outputs, rows, size))
+        q = np.minimum(i, len(self._times) - 2)
+        h = self._length[q]
+        within, nodes = basis(x, h, self._levels, area=self.area, integrals=outputs == 2)
+        deep = len(nodes[0])
+        while deep and not nodes[:, deep - 1].any():  # below, the times are nodes
+            deep -= 1
+        ids = (i << self.depth) + (self._levels[:deep] + within[:deep]).astype(np.int64)
+        first, k = np.sqrt(h), 1 + self.area
+        weights = np.empty((outputs, k * (1 + deep), *x.shape, 1))
+        weights[:, k:] = nodes[:, :deep].reshape(outputs, -1, *x.shape, 1)
+        weights[0, 0, ..., 0] = x * first
+        if outputs == 2:
+            weights[1, 0, ..., 0] = 0.5 * h * x * x * first
+        if self.area:
+            weights[0, 1, ..., 0] = 3**0.5 * x * (1 - x) * first
+        if outputs == 2:
+            weights[1, 1, ..., 0] = 12**-0.5 * h * x * x * (3 - 2 * x) * first
+        normals: Iterable[Numbers] = itertools.chain(self._whole(q), self._nodes(ids))
+        if weights.shape[1] * len(x) * outputs * rows * size <= SMALL:
+            normals = np.concatenate(list(normals))
+        else:
+            normals = itertools.chain.from_iterable(normals)
+        return total_of(weights, normals, (len(x), rows, size)).swapaxes(0, 1)
 
-        def draw(ids: Ints) -> Numbers:
-            return keyed(self._white.words, ids, "bridge", 0, 2 * size).reshape(len(ids), rows, 2, size)
+    def _whole(self, q: Ints) -> Iterable[Numbers]:
+        """The normals (1, T, rows, size) of the base intervals ``q`` (T, R)."""
+        for k in range(1 + self.area):
+            found = list(self._steps(q, k))
+            yield found[0][None, None] if len(found) == 1 else np.stack(found)[None]
 
-        if 2 * len(ids) * rows * size <= SMALL:
-            return draw(ids)
-        wanted, keys = used(weights), [each.tobytes() for each in ids]
-        missing = [i for i, key in enumerate(keys) if wanted[i] and key not in self._kept]
-        if missing:
-            # A copy of each: what is kept must not hold on to what was drawn with it.
-            self._kept.update(zip((keys[i] for i in missing), map(np.copy, draw(ids[missing])), strict=True))
-        self._kept = {key: self._kept[key] for key in keys if key in self._kept}
-        return (self._kept[key] if want else NOTHING for key, want in zip(keys, wanted, strict=True))
-
-
-def _edges(start: float, end: float, intervals: int | Tensor) -> Tensor:
-    """The ends of the base intervals, (M + 1,)."""
-    if isinstance(intervals, Tensor):
-        times = intervals.detach().to("cpu", torch.float64)
-        steps = times.diff() if times.ndim == 1 else times
-        if times.ndim != 1 or len(times) < 2 or not (bool((steps > 0).all()) or bool((steps < 0).all())):
-            raise ValueError("BrownianPath: intervals must be times (M + 1,) that rise or fall, or how many equal intervals")
-        if float(times[0]) != start or float(times[-1]) != end:
-            raise ValueError(
-                f"BrownianPath: intervals go from {float(times[0]):g} to {float(times[-1]):g}, not from {start:g} to {end:g}"
-            )
-        return times
-    if isinstance(intervals, bool) or not isinstance(intervals, int) or not 1 <= intervals <= 2**20:
-        raise ValueError(f"BrownianPath: intervals must be an int from 1 to 2^20, or times (M + 1,); got {intervals!r}")
-    if not (math.isfinite(start) and math.isfinite(end) and start != end):
-        raise ValueError(f"BrownianPath: start and end must be two different times, got {start:g} and {end:g}")
-    return torch.linspace(start, end, intervals + 1, dtype=torch.float64)
+    def _nodes(self, ids: Ints) -> Iterable[Numbers]:
+        """The normals (m, T, rows, size) of nodes (L, T, R), some of them at a time, in their order."""
+        rows, size, width = len(self.seeds), self.event.numel(), ids.shape[1]
+        normals = 1 + self.area
+        most = max(1, SMALL // (normals * width * rows * size))
+        for k in range(0, len(ids), most):
+            part = ids[k : k + most]
+            drawn = keyed(self._white.words, part.reshape(-1, ids.shape[2]), "bridge", 0, normals * size)
+            shaped = drawn.reshape(len(part), width, rows, normals, size).transpose(0, 3, 1, 2, 4)
+            yield shaped.reshape(-1, width, rows, size)
 
 
 class _PathStep:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from solvers.arithmetic import expand, rowwise
 from solvers.noise import Noise, StepNoise
@@ -33,6 +34,8 @@ class Control:
     state: tuple[Tensor, ...]
     rows: Tensor | None = None
     t: Tensor
+    recompute = False
+    """Whether evaluations are made again for the gradient, rather than kept."""
 
     def __init__(self, problem: Problem, solver: Solver, x: Tensor, times: Tensor, noise: Noise | None) -> None:
         self.problem, self.solver, self.x, self.times, self.all_noise = problem, solver, x, times, noise
@@ -83,7 +86,7 @@ class PerSample(Control):
     """
 
     goal = 0.005
-    columns: tuple[str, ...] = ("rows", "t", "h", "target", "before", "retry")
+    columns: tuple[str, ...] = ("rows", "t", "h", "target", "before", "retry", "moved")
     """What there is one of for each row."""
     rows: Tensor
 
@@ -96,7 +99,7 @@ class PerSample(Control):
         self.t = times[0].expand(self.samples).clone()
         self.target = torch.ones(self.samples, dtype=torch.int64)
         self.before = torch.ones(self.samples, dtype=torch.float64)
-        self.retry = torch.zeros(self.samples, dtype=torch.bool)
+        self.retry, self.moved = torch.zeros(2, self.samples, dtype=torch.bool)
         self.rtol, self.atol, self.q = float(solver.rtol), float(solver.atol), float(solver.error_order)  # type: ignore[attr-defined]
         self.dt_min = float(getattr(solver, "dt_min", 0.0))
         self.sign = 1.0 if len(times) < 2 or times[1] > times[0] else -1.0
@@ -146,6 +149,7 @@ class PerSample(Control):
         return torch.where(torch.isfinite(step) & (step > 0), step, guess.nan_to_num(1e-6)).clamp(max=span)
 
     def propose(self) -> Any:
+        self._begin()
         h, target, self.floor = self.h.numpy(), self.times[self.target], self._floor()
         left = (target - self.t).detach().abs().numpy()
         landing = h >= left * (1 - 1e-10)
@@ -154,6 +158,22 @@ class PerSample(Control):
         self.landing = torch.from_numpy(landing)
         self.s = torch.where(self.landing, target, self.t + self.sign * torch.from_numpy(size))
         return self.solver.plan(self.problem, torch.stack([self.t, self.s]))[0]
+
+    def _begin(self) -> None:
+        """Evaluate what a step begins with, of the rows that have moved since it was."""
+        if not (self.solver.begins and bool(self.moved.any())):
+            return
+        some = torch.nonzero(self.moved).flatten()
+        there, whole = some.to(self.x.device), len(some) == len(self.rows)
+        problem, t = (self.problem, self.t) if whole else (self.problem.take(some), self.t[some])
+        x = self.x if whole else self.x[there]
+
+        def init(x: Tensor) -> tuple[Tensor, ...]:
+            return self.solver.init(problem, x, t)
+
+        found = checkpoint(init, x, use_reentrant=False) if self.recompute else init(x)
+        self.state = found if whole else tuple(old.index_copy(0, there, new) for old, new in zip(self.state, found, strict=True))
+        self.moved = torch.zeros_like(self.moved)
 
     def accept(self, step: Step) -> list[tuple[int, Tensor, Tensor | None]]:
         if step.error is None:
@@ -166,13 +186,14 @@ class PerSample(Control):
         self.h = self._resize(norm, good, used)
         self.retry, rows = ~good, self.rows.numpy()
         self.accepted.numpy()[rows] += good.numpy()
+        state, self.moved = self.state if self.solver.begins else step.state, good
         if bool(good.all()):
-            self.x, self.state, self.t = step.x, step.state, self.s
+            self.x, self.state, self.t = step.x, state, self.s
         else:
             self.rejected.numpy()[rows] += self.retry.numpy()
             mask = good.to(self.x.device)
             self.x = _choose(mask, step.x, self.x)
-            self.state = tuple(_choose(mask, new, old) for new, old in zip(step.state, self.state, strict=True))
+            self.state = tuple(_choose(mask, new, old) for new, old in zip(state, self.state, strict=True))
             self.t = torch.where(good, self.s, self.t)
         arrived = good & self.landing
         reached = self._reached(arrived)
@@ -237,7 +258,8 @@ class PerSample(Control):
         self.problem = self.whole.take(self.rows)
 
     def cap(self, max_nfe: int) -> None:
-        over = self.problem.monitor.nfe[self.rows] + self.solver.evaluations > max_nfe
+        cost = self.solver.evaluations - (1 - self.moved.long() if self.solver.begins else 0)
+        over = self.problem.monitor.nfe[self.rows] + cost > max_nfe
         self._fail(over, Status.MAX_NFE)
         self._drop(over)
 

@@ -88,6 +88,7 @@ class DyadicSteps(PerSample):
         return torch.where(self.level < _DEPTH, super()._floor(), torch.inf)
 
     def propose(self) -> Any:
+        self._begin()
         self.landing = self.spot + (_WHOLE >> self.level) == _WHOLE
         self.s, self.floor = self._end(), self._floor()
         return self.solver.plan(self.problem, torch.stack([self.t, self.s]))[0]

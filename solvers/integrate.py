@@ -98,6 +98,7 @@ def _drive(
         control = PerSample(problem, solver, x, times, noise)
     else:
         control = FixedSteps(problem, solver, x, times, noise, watch=watch, last_mean=last_mean)
+    control.recompute = options.grad == "checkpoint"
     frames = [x] + [x.clone() for _ in times[1:]] if options.trajectory else None
     index = 0
     while control.active:

@@ -65,6 +65,8 @@ class Solver:
     """Whether every sample chooses its own steps; then ``error_order``, ``rtol`` and ``atol`` are there too."""
     carries: bool = False
     """Whether a step leaves something to the next one: then nothing may be done to the samples between the two."""
+    begins: bool = False
+    """Whether each step of an adaptive solver takes what `init` evaluates at its start, which a rejected one leaves to the next."""
     whole: bool = False
     """Whether it is another library's driver: then it has no step, only `solve`, and cannot be a part of another solver."""
     evaluations: int = 1
@@ -99,7 +101,7 @@ class Solver:
         return list(itertools.pairwise(problem.prepare(times)))
 
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-        """State carried into the first step."""
+        """State carried into the first step; into every one where the solver ``begins`` them so."""
         return ()
 
     def lattice(self, problem: Problem) -> Clock:

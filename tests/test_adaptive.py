@@ -55,9 +55,77 @@ def test_the_network_computes_as_many_rows_as_samples_count(solver: Solver) -> N
     out = sd.sample(model, (9, 2), solver=solver, seed=3)
     assert sum(rows) == int(out.nfe.sum())
     assert int(out.nfe.min()) < int(out.nfe.max())
-    # Two to start, and the last for E[x_0 | x].
-    assert torch.equal(out.nfe, solver.evaluations * (out.accepted + out.rejected) + 3)
+    # To start, the trial for the first step's size and what the first step begins with; and the last for E[x_0 | x].
+    begun = out.rejected if solver.begins else torch.tensor(-1)
+    assert torch.equal(out.nfe, solver.evaluations * (out.accepted + out.rejected) - begun + 2)
     assert out.status.tolist() == [0] * 9
+
+
+def bumpy(solver: Solver, x: Tensor | None = None, **options: object) -> tuple[sd.Solution, int]:
+    """Of samples 1 and 3 the flow turns suddenly at t = 0.5 and 0.3; and the rows that the network computed."""
+    rows = []
+
+    def net(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        rows.append(len(x))
+        turn = torch.sigmoid(4000 * (label - t.to(x)))[:, None] * (label > 0)[:, None]
+        return torch.tanh(x) * (1 - 3 * turn)
+
+    label = {"label": torch.tensor([0.0, 0.5, 0.0, 0.3], dtype=torch.float64)}
+    model = sd.ScoreModel(net, sd.VP())
+    x = torch.tensor([[0.3, 1.0], [-0.7, 1.3], [1.1, -0.2], [0.9, -1.2]], dtype=torch.float64) if x is None else x
+    kw = {"condition": label, "last": "noisy", "dtype": torch.float64, **options}
+    return sd.sample(model, (4, 2), solver=solver, x_init=x, **kw), sum(rows)  # type: ignore[arg-type]
+
+
+class Forgetful(sd.ExponentialPair):
+    """Evaluates the start of its steps again."""
+
+    begins = False
+
+    def init(self, problem: Reverse, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        return ()
+
+    def slope(self, problem: Reverse, x: Tensor, t: Tensor, state: tuple[Tensor, ...]) -> Tensor:
+        return problem.drift(x, t)
+
+
+@pytest.mark.parametrize("solver", [solver for solver in ALL if solver.begins], ids=repr)
+def test_a_rejected_step_leaves_its_first_evaluation(solver: Solver) -> None:
+    """The same steps and states as of one that evaluates again, for one evaluation less a rejection, and one at the start."""
+    solver = dataclasses.replace(solver, rtol=1e-3, atol=1e-3)
+    (out, rows), (again, more) = bumpy(solver), bumpy(Forgetful(**vars(solver)))
+    assert torch.equal(out.accepted, again.accepted)
+    assert torch.equal(out.rejected, again.rejected)
+    assert int(out.rejected.max()) >= 1
+    assert int(out.rejected.min()) == 0  # some rows begin anew while others try again
+    torch.testing.assert_close(out.x, again.x, rtol=0, atol=1e-9)
+    assert torch.equal(again.nfe - out.nfe, out.rejected + 1)
+    assert (rows, more) == (int(out.nfe.sum()), int(again.nfe.sum()))
+
+
+def test_gradients_of_steps_that_begin_so() -> None:
+    """By checkpoints, with and without, and of another pair."""
+    found = []
+    for solver, grad in ((ALL[1], "full"), (ALL[1], "checkpoint"), (sd.RK45(), "full")):
+        x = torch.tensor([[0.3, 1.0], [-0.7, 1.3], [1.1, -0.2], [0.9, -1.2]], dtype=torch.float64).requires_grad_()
+        out, _ = bumpy(dataclasses.replace(solver, rtol=1e-4, atol=1e-4), x, grad=grad)
+        found.append(torch.autograd.grad(out.x.square().sum(), x)[0])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found[0], found[2], rtol=1e-2, atol=1e-2)
+
+
+def test_max_nfe_counts_what_a_step_begins_with() -> None:
+    """A sample stops before the attempt that would take it beyond, and no earlier: where the last one within the limit ended."""
+    solver, ends = dataclasses.replace(ALL[1], rtol=1e-3, atol=1e-3), []
+    free, _ = bumpy(solver, callback=lambda snapshot: ends.append(snapshot.nfe.clone()))
+    i = int(free.rejected.argmax())
+    mine = torch.stack(ends)[:, i].unique()
+    after = mine[1:][mine.diff() == solver.evaluations - 1]  # the ends of attempts after a rejected one
+    assert len(after) == int(free.rejected[i]) >= 1
+    for limit in [*after.tolist(), int(after[0]) - 1, int(after[0]) + 1, int(mine[0]), int(mine[5]) - 1]:
+        out, _ = bumpy(solver, max_nfe=limit, on_fail="return")
+        assert int(out.nfe[i]) == int(mine[mine <= limit].max())
+        assert int(out.status[i]) == Status.MAX_NFE
 
 
 @pytest.mark.parametrize("solver", SOME, ids=repr)
@@ -164,9 +232,13 @@ def test_the_variable_by_default() -> None:
         assert torch.equal(default.x, named.x)
 
 
-@pytest.mark.parametrize("variable", ["t", "sigma", "log_snr"])
-def test_the_first_step_sees_the_drift(variable: str) -> None:
-    sde, solver = sd.VP(), sd.RK45(variable=variable)
+@pytest.mark.parametrize(
+    "solver",
+    [*(sd.RK45(variable=v) for v in ("t", "sigma", "log_snr", "angle")), *(s for s in ALL if s.begins)],  # type: ignore[arg-type]
+    ids=repr,
+)
+def test_the_first_step_sees_the_drift(solver: Solver) -> None:
+    sde = sd.VP()
     problem = Reverse(DATA.model(sde), 3)
     x, t = torch.linspace(-1, 2, 6, dtype=torch.float64).reshape(3, 2), torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64)
     torch.testing.assert_close(solver.slope(problem, x, t, solver.init(problem, x, t)), problem.drift(x, t))

@@ -35,8 +35,9 @@ def path(rows: int = 3, event: tuple[int, ...] = (2,), intervals: int | Tensor =
 INTERVALS = [(1.0, 0.2), (0.84, 0.68), (0.92, 0.88), (0.93, 0.31), (0.9501, 0.9499), (0.99, 0.86), (0.5, 0.9), (0.21, 0.2)]
 N = 20_000
 PINNED = """
--0x1.b9c3c40000000p-2 -0x1.7903ec0000000p+0 0x1.33f7ea0000000p+0 0x1.21d07c0000000p-1
+-0x1.b9c3c60000000p-2 -0x1.7903ee0000000p+0 0x1.33f7ea0000000p+0 0x1.21d07e0000000p-1
 -0x1.a758040000000p-5 -0x1.74939e0000000p-2 0x1.365ba20000000p-2 0x1.3de2b80000000p-3
+-0x1.9cee420000000p-1 -0x1.3697220000000p-2 0x1.36d4ea0000000p-1 0x1.8964780000000p-3
 """.split()
 
 
@@ -99,24 +100,36 @@ def test_many_small_parts_add_up() -> None:
     torch.testing.assert_close(w, one.increment(times[0], times[-1]), rtol=0, atol=1e-13)
 
 
-def test_below_the_depth_the_path_is_a_parabola() -> None:
-    """Third differences vanish within the last cells, and only there."""
+@pytest.mark.parametrize("area", [True, False])
+def test_below_the_depth_the_path_is_a_parabola(area: bool) -> None:
+    """Third differences vanish within the last cells, and only there; without areas second ones, of a line."""
     times = time(1.0) - 0.16 / 8 * torch.linspace(0.0, 1.0, 5, dtype=F64)
     for depth, smooth in ((3, True), (4, False)):
-        one = path(depth=depth)
-        w = torch.stack([one.increment(time(1.0), t) for t in times])
-        assert (float(w.diff(dim=0).diff(dim=0).diff(dim=0).abs().max()) < 1e-14) == smooth
+        one = path(depth=depth, area=area)
+        w = torch.stack([one.increment(time(1.0), t) for t in times]).diff(dim=0).diff(dim=0)
+        assert (float((w.diff(dim=0) if area else w).abs().max()) < 1e-14) == smooth
+
+
+@pytest.mark.parametrize("area", [True, False])
+def test_nodes_lie_on_the_path_beside_them(area: bool) -> None:
+    """At dyadic parts of a base interval, which are of fewer normals, it is what it is 1e-9 away, but for 1e-5 of its size."""
+    one = path(50, area=area)
+    for level in range(1, 12):
+        at = 1.0 - 0.16 * (1 + 3 / 2**level)
+        near = one.increment(time(1.0), time(at - 1e-9))
+        torch.testing.assert_close(one.increment(time(1.0), time(at)), near, rtol=0, atol=5e-5)
 
 
 def test_over_base_intervals_it_is_white_noise() -> None:
     white = sd.White(sd.seeds(7, 3), (2,), dtype=F64)
     times = torch.linspace(1.0, 0.2, 6, dtype=F64)
-    for options in ({"intervals": 5}, {"intervals": times}):
+    for options in ({"intervals": 5}, {"intervals": times}, {"area": False}):
         step = path(**options).at(3)  # type: ignore[arg-type]
         a, b = times[3], times[4]
         assert torch.equal(step.over(a, b), white.at(3).over(a, b))
         torch.testing.assert_close(step.increment(a, b), white.at(3).increment(a, b), rtol=1e-14, atol=0)
-        torch.testing.assert_close(step.pair(a, b), white.at(3).pair(a, b), rtol=1e-13, atol=1e-16)
+        if "area" not in options:
+            torch.testing.assert_close(step.pair(a, b), white.at(3).pair(a, b), rtol=1e-13, atol=1e-16)
         for stream in set(STREAMS) - {"path"}:
             assert torch.equal(step.normal(stream, 2), white.at(3).normal(stream, 2))
         with pytest.raises(ValueError, match=r"noise\.over\(t, s\)"):
@@ -135,7 +148,8 @@ def test_times_beside_the_ends_of_base_intervals_draw_no_nodes(monkeypatch: pyte
 def test_the_values_are_these() -> None:
     """On every machine, as those of `White`; the nodes' stream is their own."""
     one = sd.BrownianPath([0, 2**32 + 1], (2,), 1.0, 0.0, intervals=4)
-    found = torch.stack(one.pair(time(0.9), time(0.3)))
+    other = sd.BrownianPath([0, 2**32 + 1], (2,), 1.0, 0.0, intervals=4, area=False)
+    found = torch.stack([*one.pair(time(0.9), time(0.3)), other.increment(time(0.9), time(0.3))])
     assert [value.hex() for value in found.flatten().tolist()] == PINNED
 
 
@@ -149,13 +163,20 @@ def test_an_uneven_base() -> None:
 
 @pytest.mark.parametrize("event", [(), (3,), (4096,), (5000,)], ids=str)
 @pytest.mark.parametrize("small", [None, 0, 2**40], ids=["as it is", "large", "small"])
-def test_values_do_not_depend_on_batch_or_order(event: tuple[int, ...], small: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("area", [True, False])
+def test_values_do_not_depend_on_batch_or_order(
+    event: tuple[int, ...], small: int | None, area: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seeds = [*sd.seeds(2, 3), 2**70]
     asked = [*INTERVALS[:6], (0.97, 0.9502)]
 
     def ask(rows: list[int], order: list[int]) -> dict[int, Tensor]:
-        one = sd.BrownianPath([seeds[i] for i in rows], event, 1.0, 0.2, intervals=5, depth=6)
-        return {i: torch.stack([*one.pair(*map(time, asked[i])), one.over(*map(time, asked[i]))]) for i in order}
+        one = sd.BrownianPath([seeds[i] for i in rows], event, 1.0, 0.2, intervals=5, depth=6, area=area)
+        kinds = (one.increment, one.over, one.pair)[: 2 + area]
+        return {i: torch.stack([each for kind in kinds for each in flat(kind(*map(time, asked[i])))]) for i in order}
+
+    def flat(found: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        return found if isinstance(found, tuple) else (found,)
 
     whole = ask([0, 1, 2, 3], [0, 1, 2, 3, 4, 5, 6])
     if small is not None:
@@ -185,32 +206,80 @@ def test_every_row_may_have_its_own_times(event: tuple[int, ...]) -> None:
     assert bool((found[:, 5] == 0).all())
 
 
-def grow(queries: int) -> int:
-    """Bytes that the second half of so many random queries leaves behind."""
-    one = sd.BrownianPath(range(2), (2,), 0.0, 1.0)
-    times = torch.rand(queries, 2, generator=torch.Generator().manual_seed(0), dtype=F64).tolist()
+def grow(queries: int, rows: int) -> int:
+    """Bytes that the second half of so many random queries, each row's its own, leaves behind."""
+    one = sd.BrownianPath(range(rows), (), 0.0, 1.0, intervals=4, depth=6)
+    times = torch.rand(queries // rows, 2, rows, generator=torch.Generator().manual_seed(0), dtype=F64)
     tracemalloc.start()
     for i, (a, b) in enumerate(times):
-        one.pair(time(a), time(b))
-        if i == queries // 2:
+        one.pair(a, b)
+        if i == len(times) // 2:
             before = tracemalloc.get_traced_memory()[0]
     after = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     return after - before
 
 
-@pytest.mark.parametrize("queries", [300, pytest.param(100_000, marks=pytest.mark.slow)])
-def test_memory_does_not_grow(queries: int) -> None:
-    assert grow(queries) < 20_000
+@pytest.mark.parametrize(("queries", "rows"), [(300, 1), (100_000, 250), pytest.param(100_000, 1, marks=pytest.mark.slow)])
+def test_memory_does_not_grow(queries: int, rows: int) -> None:
+    """A sixteenth of what a hundredth of the queries would be that were kept."""
+    assert grow(queries, rows) < 20_000
 
 
 def test_what_is_kept_is_bounded() -> None:
-    """Of an event too large for one call: the nodes of the last two times, whatever was asked."""
-    one = sd.BrownianPath([0], (2000,), 0.0, 1.0, intervals=4)
+    """The path at the last two times, whatever was asked."""
+    one = sd.BrownianPath([0, 1], (2000,), 0.0, 1.0, intervals=4)
     for a, b in torch.rand(20, 2, generator=torch.Generator().manual_seed(0), dtype=F64):
-        one.increment(a, b)
-        assert len(one._kept) <= 2 * 20
-        assert all(z.base is None or z.base.size == z.size for z in one._kept.values())
+        for ask in (one.increment, one.pair):
+            ask(a, b)
+            assert len(one._kept) <= 2
+            assert sum(place.base.nbytes for place in one._kept.values()) <= 2 * 2 * 2 * 2 * 2000 * 8  # type: ignore[union-attr]
+
+
+def test_a_step_that_begins_where_the_last_one_ended_draws_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, keyed = [], brownian.keyed
+    monkeypatch.setattr(brownian, "keyed", lambda words, ids, *rest: (drawn.append(len(ids)), keyed(words, ids, *rest))[1])
+    one = path(depth=9)
+    one.increment(time(0.9301), time(0.7107))
+    one.increment(time(0.7107), time(0.503))
+    one.increment(time(0.7107), time(0.503))
+    assert sum(drawn) == 3 * 9
+
+
+# -- without time integrals --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("a", "b"), INTERVALS)
+def test_law_of_an_increment_alone(a: float, b: float) -> None:
+    """Kolmogorov-Smirnov, 20,000 samples; false alarm 3e-7 each."""
+    w = path(N, (), area=False).over(time(a), time(b))
+    assert kstest(w.numpy(), "norm").pvalue > 3e-7
+
+
+def test_increments_alone_are_independent() -> None:
+    """Of 33 neighbouring intervals across nodes of all levels; 528 pairs, none beyond 6 deviations."""
+    times = torch.cat([torch.linspace(0.97, 0.6, 31, dtype=F64), torch.tensor([0.599999, 0.59999, 0.5999], dtype=F64)])
+    one = path(N, (), area=False)
+    x = torch.stack([one.over(a, b) for a, b in itertools.pairwise(times)])
+    assert float((x @ x.T / N - torch.eye(len(x))).abs().max()) < 6 * 2**0.5 / N**0.5
+
+
+def test_it_takes_half_the_normals_and_refuses_integrals(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, keyed = [], brownian.keyed
+    monkeypatch.setattr(brownian, "keyed", lambda *args: (sizes.append(args[-1] * len(args[1])), keyed(*args))[1])
+    for area in (True, False):
+        path(area=area).increment(time(0.9301), time(0.7107))
+    assert sizes[0] == 2 * sizes[1] == 2 * 20 * 2 * 2  # two times, 20 levels, two normals for each of two numbers
+    some, w = torch.tensor([2, 0]), path(area=False).increment(time(0.93), time(0.71))
+    assert torch.equal(path(area=False).take(some).increment(time(0.93), time(0.71)), w[some])
+    for a in (0.93, 1.0):
+        with pytest.raises(ValueError, match=r"made with area=False it has no time integrals.*take area=True"):
+            path(area=False).pair(time(a), time(0.84))
+    with pytest.raises(ValueError, match="take area=True"):
+        integrate_by(sd.SRA1(), torch.linspace(1.0, 0.2, 8, dtype=F64), path(area=False))
+    grid = torch.linspace(1.0, 0.2, 8, dtype=F64)
+    ours, theirs = (integrate_by(solver, grid, path(area=False)) for solver in (sd.EulerMaruyama(), sd.TorchSDE("euler")))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
 STRONG = {sd.EulerMaruyama(): 1.0, sd.SRA1(): 1.5, sd.SEEDS(2): 1.0, sd.ERSDE(2, scale=torch.square): 1.0}

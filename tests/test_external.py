@@ -614,24 +614,16 @@ def test_errors_of_the_network_and_the_callback_are_their_own(solver: External, 
 # -- gradients ---------------------------------------------------------------------------------------------------------
 
 
-def gradients(solver: Solver, grad: str = "full", steps: int = 6) -> tuple[Tensor, Tensor]:
+def gradients(solver: Solver, grad: str = "full", steps: int | None = 6, **options: object) -> tuple[Tensor, Tensor]:
     """d sum(x^2) with respect to the start and the weights of a network."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(2, 4, generator=generator, dtype=torch.float64).requires_grad_()
     x = torch.randn(4, 2, generator=generator, dtype=torch.float64).requires_grad_()
     model = sd.ScoreModel(lambda at, t: torch.tanh(at @ weight * (1 + t[:, None])) @ weight.T / 4 + 0.5 * at, sd.VP())
-    out = sd.sample(
-        model,
-        (4, 2),
-        solver=solver,
-        steps=steps_of(solver, steps),
-        x_init=x,
-        t_start=0.9,
-        t_end=0.2,
-        seed=0,
-        grad=grad,
-        dtype=torch.float64,
-    )  # type: ignore[arg-type]
+    options = {"seed": 0, "x_init": x, "grad": grad, "dtype": torch.float64, **options}
+    if "grid" not in options:
+        options |= {"steps": None if steps is None else steps_of(solver, steps), "t_start": 0.9, "t_end": 0.2}
+    out = sd.sample(model, (4, 2), solver=solver, **options)  # type: ignore[arg-type]
     return torch.autograd.grad(out.x.square().sum(), (x, weight))  # type: ignore[return-value]
 
 
@@ -658,6 +650,21 @@ PAIRS: list[tuple[Solver, Solver]] = [
 @pytest.mark.parametrize(("solver", "ours"), PAIRS, ids=lambda value: repr(value))
 def test_gradients_through_fixed_steps_are_ours(solver: Solver, ours: Solver) -> None:
     agree(gradients(solver), gradients(ours), 1e-10)
+
+
+@pytest.mark.parametrize(("method", "ours"), [("srk", sd.SRA1()), ("euler", sd.EulerMaruyama())], ids=repr)
+@pytest.mark.parametrize("grad", ["full", "checkpoint"])
+def test_gradients_through_adaptive_torchsde_are_ours(method: str, ours: Solver, grad: str) -> None:
+    """Of its accepted steps, each two halves, on the same path: sizes are not differentiated, rejected ones leave nothing."""
+    solver = sd.TorchSDE(method, adaptive=True, rtol=0.05, atol=0.05, dt=0.1)
+    options = {"seed": None, "noise": sd.BrownianPath(sd.seeds(0, 4), (2,), 0.9, 0.2, dtype=torch.float64), "last": "noisy"}
+    times = [torch.tensor(0.9, dtype=torch.float64)]
+    theirs = gradients(solver, grad, callback=lambda snapshot: times.append(snapshot.t), **options)
+    assert times[-1] == 0.2
+    ends = torch.stack(times)
+    assert float(-ends[1:].diff().max()) < 0.5 * float(-ends.diff().min())  # it did choose
+    grid = torch.stack([ends[:-1], 0.5 * (ends[:-1] + ends[1:])], dim=1).flatten()
+    agree(theirs, gradients(ours, grid=torch.cat([grid, ends[-1:]]), **options), 1e-9)
 
 
 @pytest.mark.parametrize("solver", [sd.TorchDiffEq("dopri5", 1e-2, 1e-2), sd.TorchDiffEq("rk4"), sd.TorchSDE("heun")], ids=repr)

@@ -9,13 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from solvers.arithmetic import weighted
 from solvers.exponential.flow import FORMS, MOMENTS, VARIABLES, Flow, Form, Moments, Points, Straight, Variable, share
 from solvers.exponential.stages import (
     Plain,
     Stages,
     Table,
     evaluate,
+    evaluations,
     move,
+    noise_of,
     plan_plain,
     plan_stages,
     run_stages,
@@ -173,7 +176,7 @@ class ExponentialSinglestep(Exponential):
         """One step."""
         if isinstance(plan, Plain):
             return plain_step(problem, x, plan, noise if self.sde else None)[0]
-        first = evaluate(problem, self.theta, x, plan.at[0])
+        first = state or evaluate(problem, self.theta, x, plan.at[0])
         moved, mean, error = run_stages(problem, self.theta, self.table, x, first, plan, noise)
         return Step(moved, mean, (), error)
 
@@ -183,10 +186,13 @@ class ExponentialPair(Adaptive, ExponentialSinglestep):
     """`ExponentialSinglestep` of order 2, 3 or 4 and the lower method in its stages: adaptive for each sample, as `RK45`.
 
     Orders 2(1), 3(2) and 4(2): DPM-Solver-12 and -23 (Lu et al. 2022, arXiv 2206.00927, Appendix C) under the controller of the
-    Runge-Kutta methods. In noise form by default; as many evaluations a step as the order. For the probability flow.
+    Runge-Kutta methods. In noise form by default; as many evaluations a step as the order, one less after a rejected one, which
+    leaves its first, and one to start. For the probability flow.
     """
 
     form: Form = "noise"
+
+    begins = True
 
     def __post_init__(self) -> None:
         """Check the arguments."""
@@ -197,9 +203,18 @@ class ExponentialPair(Adaptive, ExponentialSinglestep):
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """The form's, and the drift for the first step's size."""
-        return super().needs | {"drift"}
+        return super().needs | {"drift", "coefficients"}
 
     @property
     def error_order(self) -> int:
         """The local error estimate is O(h^error_order)."""
         return self.table.low_order + 1
+
+    def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        """The predictions at the start of a step."""
+        return evaluate(problem, self.theta, x, evaluations(self.flow(problem).points(t[None]))[0])
+
+    def slope(self, problem: Problem, x: Tensor, t: Tensor, state: tuple[Tensor, ...]) -> Tensor:
+        """f x + g^2 / (2 sigma) noise, by the predictions at the start."""
+        (f, g), (alpha, sigma) = problem.coefficients(t), problem.marginal(t)
+        return weighted((f, x), (g**2 / (2 * sigma), noise_of(self.theta, x, state, alpha, sigma)))

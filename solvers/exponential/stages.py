@@ -24,6 +24,7 @@ __all__ = [
     "evaluations",
     "history",
     "move",
+    "noise_of",
     "order_one",
     "plan_moves",
     "plan_plain",
@@ -116,6 +117,14 @@ def history(theta: float | Straight, x: Tensor, data: Tensor, at: Evaluation) ->
     if isinstance(theta, Straight):
         return (weighted((1.0, data), (-theta.scale, noise)),)
     return (noise,) if theta == 0 else (data, noise)
+
+
+def noise_of(theta: float | Straight, x: Tensor, found: Sequence[Tensor], alpha: Number, sigma: Number) -> Tensor:
+    """The noise by the predictions that a form takes; x = alpha data + sigma noise."""
+    if isinstance(theta, Straight):
+        size = 1.0 / (theta.scale * alpha + sigma)
+        return weighted((size, x), (-alpha * size, found[0]))
+    return found[-1] if theta != 1 else weighted((1.0 / sigma, x), (-alpha / sigma, found[0]))
 
 
 def terms(weights: Sequence[Sequence[Number]], nodes: Sequence[Sequence[Tensor]]) -> list[tuple[Number, Tensor]]:

@@ -52,7 +52,8 @@ class TorchSDE(External):
     ``adaptive=True``: torchsde compares a step with two halves of it, by the root mean square over the whole batch, at three times
     the evaluations of a step. ``dt`` is the first step in each interval of the grid, by default a thousandth of it; steps do not
     fall below 1e-6 of it: such a one is taken whatever its error, with torchsde's warning. The path has to be known at all
-    times: it is the noise if that is one, else made from its seeds. Then a sample depends on its batch.
+    times: it is the noise if that is one, else made from its seeds. Then a sample depends on its batch. Gradients are those of the
+    accepted steps; their sizes are not differentiated.
     """
 
     method: str = "srk"
