@@ -6,9 +6,10 @@ from sdediff import exact, metrics
 from sdediff.clocks import Timesteps
 from sdediff.constraints import Clip, DynamicThreshold
 from sdediff.diagnosis import diagnose
-from sdediff.discrete import DDPM, NCSN, Bins, DDPMLoss, LossAware, NCSNLoss, variational_bound
+from sdediff.discrete import DDPM, NCSN, DDPMLoss, LossAware, NCSNLoss, variational_bound
 from sdediff.model import ScoreModel
 from sdediff.objectives import (
+    Bins,
     ConditionDropout,
     Coupled,
     DenoisingScoreMatching,
@@ -18,10 +19,25 @@ from sdediff.objectives import (
     LogNormal,
     MinSNR,
     SlicedScoreMatching,
+    VariationalDiffusion,
     reflow,
 )
 from sdediff.sampling import sample
-from sdediff.sde import EDM, SDE, VE, VP, Cosine, InterpolatedVE, InterpolatedVP, LinearSDE, Prior, RectifiedFlow, SubVP
+from sdediff.sde import (
+    EDM,
+    SDE,
+    VE,
+    VP,
+    Cosine,
+    InterpolatedVE,
+    InterpolatedVP,
+    LearnedVP,
+    LinearSDE,
+    MonotoneSchedule,
+    Prior,
+    RectifiedFlow,
+    SubVP,
+)
 from sdediff.simulation import simulate
 from solvers import (
     DDIM,
@@ -129,6 +145,7 @@ __all__ = [
     "InterpolatedVP",
     "InverseDDIM",
     "Langevin",
+    "LearnedVP",
     "LinearSDE",
     "LogNormal",
     "LogitNormal",
@@ -136,6 +153,7 @@ __all__ = [
     "MetropolisLangevin",
     "Midpoint",
     "MinSNR",
+    "MonotoneSchedule",
     "NCSNLoss",
     "PredictorCorrector",
     "Prior",
@@ -160,6 +178,7 @@ __all__ = [
     "TorchSDE",
     "Tsit5",
     "UniPC",
+    "VariationalDiffusion",
     "White",
     "diagnose",
     "exact",

@@ -26,11 +26,23 @@ from sdediff.names import nearest
 from sdediff.networks import NETWORKS, initialised
 from sdediff.sde import SDE, LinearSDE
 
-__all__ = ["CONFIG", "TRAINING", "WEIGHTS", "describe", "load", "read_config", "read_tensors", "write_atomically", "write_tensors"]
+__all__ = [
+    "CONFIG",
+    "SCHEDULE",
+    "TRAINING",
+    "WEIGHTS",
+    "describe",
+    "load",
+    "read_config",
+    "read_tensors",
+    "write_atomically",
+    "write_tensors",
+]
 
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "model.safetensors"
 TRAINING: Final = "training.safetensors"
+SCHEDULE: Final = "schedule."
 
 _SDES: Final[dict[str, type[LinearSDE]]] = {
     family.__name__: family
@@ -100,7 +112,10 @@ def load(
     except (KeyError, TypeError) as error:
         raise ValueError(f"{Path(run) / CONFIG} is damaged: {error}; train again or restore the file") from error
     weights, _ = read_tensors(Path(run) / WEIGHTS)
+    learned = {name.removeprefix(SCHEDULE): weights.pop(name) for name in list(weights) if name.startswith(SCHEDULE)}
     try:
+        if learned:
+            model.sde.schedule.load_state_dict(learned)
         net.load_state_dict(weights)
     except RuntimeError as error:
         first = str(error).splitlines()[-1].strip()

@@ -54,7 +54,10 @@ class Trainer:
         self.model, self.data, self.condition, self.loss, self.settings = model, data, condition, loss, settings
         self.module = cast(Any, model.net)
         self.ema = averaged(self.module, settings.ema)
-        self.optimizer: Any = torch.optim.AdamW(self.module.parameters(), lr=settings.lr, betas=(0.9, 0.99), fused=True)
+        schedule = getattr(model.sde, "schedule", None)
+        self.schedule: nn.Module = schedule if isinstance(schedule, nn.Module) else nn.Module()  # learned with the network
+        learned = [*self.module.parameters(), *self.schedule.parameters()]
+        self.optimizer: Any = torch.optim.AdamW(learned, lr=settings.lr, betas=(0.9, 0.99), fused=True)
         self.step = 0
 
     def prepare(self, accelerator: Any) -> None:
@@ -96,18 +99,19 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         net, ema, state = self.module.state_dict(), self.ema.module.state_dict(), self.optimizer.state_dict()["state"]
-        tensors = {f"net.{k}": v for k, v in net.items()} | {f"ema.{k}": v for k, v in ema.items()}
+        schedule = {f"{checkpoint.SCHEDULE}{k}": v for k, v in self.schedule.state_dict().items()}
+        tensors = {f"net.{k}": v for k, v in net.items()} | {f"ema.{k}": v for k, v in ema.items()} | schedule
         tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for i, entry in state.items() for k, v in entry.items()}
         if hasattr(self.loss, "state_dict"):
             tensors |= {f"loss.{k}": v for k, v in self.loss.state_dict().items()}
         meta = {"step": str(self.step)}
         checkpoint.write_tensors(folder / checkpoint.TRAINING, tensors, meta)
-        checkpoint.write_tensors(folder / checkpoint.WEIGHTS, ema, meta)
+        checkpoint.write_tensors(folder / checkpoint.WEIGHTS, ema | schedule, meta)
 
     def restore(self, folder: Path) -> None:
         """Go back to where the folder's last checkpoint stands; before `prepare`."""
         tensors, meta = checkpoint.read_tensors(folder / checkpoint.TRAINING)
-        parts: dict[str, dict[str, Tensor]] = {"net": {}, "ema": {}, "optimizer": {}, "loss": {}}
+        parts: dict[str, dict[str, Tensor]] = {"net": {}, "ema": {}, "optimizer": {}, "loss": {}, "schedule": {}}
         try:
             for name, value in tensors.items():
                 part, key = name.split(".", 1)
@@ -115,6 +119,7 @@ class Trainer:
             self.step = int(meta["step"])
             self.module.load_state_dict(parts["net"])
             self.ema.module.load_state_dict(parts["ema"])
+            self.schedule.load_state_dict(parts["schedule"])
             self.ema.n_averaged.fill_(self.step)
             state: dict[int, dict[str, Tensor]] = {}
             for key, value in parts["optimizer"].items():

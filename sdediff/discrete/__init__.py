@@ -1,6 +1,6 @@
 """Discrete-time models as exact discretizations of SDEs."""
 
-from sdediff.discrete.bound import Bins, VariationalBound, variational_bound
+from sdediff.discrete.bound import VariationalBound, variational_bound
 from sdediff.discrete.chain import Chain, Levels
 from sdediff.discrete.ddpm import DDPM
 from sdediff.discrete.losses import DDPMLoss, LossAware
@@ -11,7 +11,6 @@ __all__ = [
     "DDPM",
     "NCSN",
     "SCHEDULES",
-    "Bins",
     "Chain",
     "DDPMLoss",
     "Levels",

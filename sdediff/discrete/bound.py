@@ -12,67 +12,11 @@ from torch import Tensor
 from sdediff.arguments import check_condition, check_seed, check_states
 from sdediff.discrete.ddpm import DDPM
 from sdediff.model import ScoreModel, evaluating
+from sdediff.objectives.bins import Bins
 from sdediff.progress import progress_bar
 from solvers import White, expand, rowwise
 
-__all__ = ["Bins", "VariationalBound", "data_error", "prior_term", "transition", "variational_bound"]
-
-
-@dataclass(frozen=True)
-class Bins:
-    """Data on ``count`` evenly spaced values from ``low`` to ``high``, 8-bit images scaled to [-1, 1] by default.
-
-    The decoder is p(x_0 | x_1) = Phi((x_0 + h - mean) / std) - Phi((x_0 - h - mean) / std) with h half the spacing, and the
-    outermost bins open (Ho et al. 2020, arXiv 2006.11239, eq. 13).
-    """
-
-    count: int = 256
-    low: float = -1.0
-    high: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Check the arguments."""
-        if isinstance(self.count, bool) or not isinstance(self.count, int) or self.count < 2:
-            raise ValueError(f"Bins: count must be an int of at least 2, got {self.count!r}")
-        if not self.low < self.high:
-            raise ValueError(f"Bins: low must be below high, got {self.low!r} and {self.high!r}")
-
-    @property
-    def spacing(self) -> float:
-        """Distance of two neighbours."""
-        return (self.high - self.low) / (self.count - 1)
-
-    def check(self, x_0: Tensor) -> None:
-        """A ValueError unless all of x_0 lies on the values: scales are declared, never guessed."""
-        place = (x_0.detach() - self.low) / self.spacing
-        off = float((place - place.round()).abs().max()) if x_0.numel() else 0.0
-        if not off < 1e-2 or bool((place.round() < 0).any()) or bool((place.round() > self.count - 1).any()):
-            raise ValueError(
-                f"x_0 must lie on the {self.count} values from {self.low:g} to {self.high:g}; it runs from "
-                f"{float(x_0.min()):.4g} to {float(x_0.max()):.4g}, up to {off:.2g} of their spacing off; declare how it was "
-                "scaled, Bins(count, low, high), or take bins=None for data with a density"
-            )
-
-    def log_prob(self, x_0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-        """log p(x_0 | x_1) of each entry, shaped as x_0."""
-        narrow = torch.exp(-0.5 * log_variance)
-        upper, lower = (x_0 + 0.5 * self.spacing - mean) * narrow, (x_0 - 0.5 * self.spacing - mean) * narrow
-        upper = torch.where(x_0 > self.high - 0.5 * self.spacing, torch.inf, upper)
-        lower = torch.where(x_0 < self.low + 0.5 * self.spacing, -torch.inf, lower)
-        # Mirrored into the lower tail, where the logarithm of Phi loses nothing.
-        flip = lower > 0
-        upper, lower = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
-        return _log_difference(upper, lower)
-
-
-def _log_difference(upper: Tensor, lower: Tensor) -> Tensor:
-    """log(Phi(upper) - Phi(lower)) for lower < upper, the ends of which may be infinite."""
-    open_below, open_above = lower == -torch.inf, upper == torch.inf
-    # Finite stand-ins, so that no gradient is infinity times 0.
-    high, low = torch.where(open_above, 0.0, upper), torch.where(open_below, -40.0, lower)
-    top = torch.where(open_above, 0.0, torch.special.log_ndtr(high))
-    fall = torch.where(open_below, -torch.inf, torch.special.log_ndtr(low) - top)
-    return top + torch.where(open_below, 0.0, torch.log(-torch.expm1(torch.where(open_below, -1.0, fall))))
+__all__ = ["VariationalBound", "data_error", "prior_term", "transition", "variational_bound"]
 
 
 def prior_term(chain: DDPM, x_0: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sdediff.discrete.bound import Bins, data_error, transition
+from sdediff.discrete.bound import data_error, transition
 from sdediff.discrete.ddpm import DDPM
 from sdediff.model import ScoreModel
+from sdediff.objectives.bins import Bins
 from sdediff.objectives.timed import check_samples
 from sdediff.objectives.times import uniform
 from solvers import expand, rowwise

@@ -1,15 +1,18 @@
 """Training objectives: ``loss(model, x_0) -> (B,)``."""
 
+from sdediff.objectives.bins import Bins
 from sdediff.objectives.coupled import ConditionDropout, Coupled, reflow
 from sdediff.objectives.denoising import DenoisingScoreMatching, FlowMatching
 from sdediff.objectives.matching import ImplicitScoreMatching, SlicedScoreMatching
 from sdediff.objectives.objective import Objective
 from sdediff.objectives.times import TIMES, LogitNormal, LogNormal, TimeLaw
+from sdediff.objectives.variational import VariationalDiffusion
 from sdediff.objectives.weightings import WEIGHTINGS, MinSNR
 
 __all__ = [
     "TIMES",
     "WEIGHTINGS",
+    "Bins",
     "ConditionDropout",
     "Coupled",
     "DenoisingScoreMatching",
@@ -21,5 +24,6 @@ __all__ = [
     "Objective",
     "SlicedScoreMatching",
     "TimeLaw",
+    "VariationalDiffusion",
     "reflow",
 ]

@@ -3,6 +3,21 @@
 from sdediff.sde.base import SDE, Prior
 from sdediff.sde.families import EDM, VE, VP, Cosine, RectifiedFlow, SubVP
 from sdediff.sde.interpolated import InterpolatedVE, InterpolatedVP
+from sdediff.sde.learned import LearnedVP, MonotoneSchedule
 from sdediff.sde.linear import LinearSDE
 
-__all__ = ["EDM", "SDE", "VE", "VP", "Cosine", "InterpolatedVE", "InterpolatedVP", "LinearSDE", "Prior", "RectifiedFlow", "SubVP"]
+__all__ = [
+    "EDM",
+    "SDE",
+    "VE",
+    "VP",
+    "Cosine",
+    "InterpolatedVE",
+    "InterpolatedVP",
+    "LearnedVP",
+    "LinearSDE",
+    "MonotoneSchedule",
+    "Prior",
+    "RectifiedFlow",
+    "SubVP",
+]
