@@ -195,6 +195,7 @@ def make_times(
     return times
 
 
+@torch.no_grad()
 def _named(sde: SDE, grid: str | None, spacing: str, steps: int, start: float, end: float) -> Tensor:
     """The grid of that name, or the one that there is without a name."""
     if "kernel" not in sde.offers:

@@ -247,7 +247,7 @@ class LinearSDE(SDE):
     @property
     def prior(self) -> Prior:
         """N(0, sigma(t_max)^2 I)."""
-        return Prior(float(self.sigma(self.t_max)))
+        return Prior(float(self.sigma(self.t_max).detach()))
 
     def prior_gap(self, mean: Tensor | float, variance: Tensor | float) -> float:
         """Nats by which the law at t_max exceeds the prior for Gaussian data: KL(N(alpha m, alpha^2 v + sigma^2) || prior).
