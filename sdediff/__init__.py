@@ -6,6 +6,7 @@ from sdediff import exact, metrics
 from sdediff.clocks import Timesteps
 from sdediff.diagnosis import diagnose
 from sdediff.discrete import DDPM
+from sdediff.encoding import decode, encode
 from sdediff.model import ScoreModel
 from sdediff.objectives import DenoisingScoreMatching
 from sdediff.sampling import sample
@@ -130,7 +131,9 @@ __all__ = [
     "Tsit5",
     "UniPC",
     "White",
+    "decode",
     "diagnose",
+    "encode",
     "exact",
     "fit",
     "load",

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import NoReturn, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor
@@ -56,6 +56,7 @@ class Reverse(Problem):
         samples: int,
         stochasticity: float | Callable[[Tensor], Tensor] = 0.0,
         condition: Mapping[str, Tensor] | None = None,
+        sees: torch.dtype | None = None,
     ) -> None:
         super().__init__(samples)
         self.model, self.sde, self.lam = model, model.sde, stochasticity
@@ -64,7 +65,8 @@ class Reverse(Problem):
         if self.linear:
             self.offers |= {"marginal", "kernel", "coefficients", "data", "noise", "v"}
         self.condition = dict(condition or {})
-        self.dtype, self.scaled = model.dtype, model.predicts == "edm"
+        self.sees = sees  # the dtype of times for the network, and of states if it has none of its own; None: the state's
+        self.dtype, self.scaled = model.dtype or sees, model.predicts == "edm"
         self._still: Reverse | None = None
 
     def take(self, rows: Tensor) -> Self:
@@ -96,7 +98,7 @@ class Reverse(Problem):
             lam = self.stochasticity(t) if callable(self.lam) else self.lam
             pull = -0.5 * (1 + lam**2) * self.sde.diffusion(t) ** 2
             a, b = (self.sde.f(t) if self.linear else 0) + pull * a, pull * b
-        scale, time = self.model.inputs(t, x.dtype, x.device)
+        scale, time = self.model.inputs(t, self.sees or x.dtype, x.device)
         return (a, b, scale), (time,)
 
     @property
@@ -106,14 +108,29 @@ class Reverse(Problem):
 
     def blend(self, quantity: str, x: Tensor, t: Tensor, keep: Number, push: Number) -> Tensor:
         """keep x + push quantity(x, t), by one pass over x and one over the network's output."""
-        key = (quantity, x.dtype, x.shape[0], self.lam)
-        a, b, scale, time = self.schedule(key, self._columns, t, quantity, x, x=x)
-        if not _finite(a, b):
-            self._refuse(quantity, t)
-        keep, push, a, b = expand(keep, x), expand(push, x), expand(a, x), expand(b, x)
-        given = weighted((scale, x)) if self.scaled else x
-        out = self.model.output(given, time, self.condition, self.dtype or x.dtype)
+        entry = self.entry(quantity, x, t)
+        out = self.respond(entry, x)
         self.monitor.record(x, out, self.rows)
+        return self.joined(quantity, entry, x, t, out, keep, push)
+
+    def entry(self, quantity: str, x: Tensor, t: Tensor) -> tuple[Any, ...]:
+        """(a, b, scale, time) at t for states like x, as `_columns` has them; finite."""
+        key = (quantity, x.dtype, x.shape[0], self.lam)
+        found = self.schedule(key, self._columns, t, quantity, x, x=x)
+        if not _finite(found[0], found[1]):
+            self._refuse(quantity, t)
+        return found
+
+    def respond(self, entry: tuple[Any, ...], x: Tensor) -> Tensor:
+        """The network's output: one evaluation, which the caller records."""
+        given = weighted((entry[2], x)) if self.scaled else x
+        return self.model.output(given, entry[3], self.condition, self.dtype or x.dtype)
+
+    def joined(
+        self, quantity: str, entry: tuple[Any, ...], x: Tensor, t: Tensor, out: Tensor, keep: Number, push: Number
+    ) -> Tensor:
+        """keep x + push quantity(x, t) from the network's output."""
+        keep, push, a, b = expand(keep, x), expand(push, x), expand(entry[0], x), expand(entry[1], x)
         if quantity == "drift" and not self.linear:
             return weighted((keep, x), (push, self.sde.drift(x, t)), (push * b, out))
         return weighted((keep + push * a, x), (push * b, out))

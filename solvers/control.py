@@ -128,7 +128,9 @@ class PerSample(Control):
         error, x, y = error.detach(), x.detach(), y.detach()
         scale = torch.maximum(x.abs(), y.abs()).mul_(self.rtol).add_(self.atol)
         scaled = rowwise(error / scale)
-        norm: Tensor = torch.linalg.vector_norm(scaled, dim=1) / math.sqrt(scaled.shape[1])
+        sizes = self.problem.parts or (scaled.shape[1],)
+        norms = [torch.linalg.vector_norm(part, dim=1) / math.sqrt(part.shape[1]) for part in scaled.split(sizes, dim=1)]
+        norm = norms[0] if len(norms) == 1 else torch.stack(norms).amax(dim=0)
         return norm.cpu().to(torch.float64)
 
     def _first_step(self) -> Tensor:

@@ -160,6 +160,8 @@ class Problem:
     """
 
     offers: frozenset[str] = frozenset({"drift"})
+    parts: tuple[int, ...] = ()
+    """Sizes of parts of the flattened event: of their errors, each a root mean square, the largest counts. (): there is one."""
 
     def __init__(self, samples: int) -> None:
         self.monitor = Monitor(samples)
