@@ -24,7 +24,7 @@ from sdediff.arguments import (
 )
 from sdediff.model import ScoreModel
 from sdediff.reverse import Reverse
-from sdediff.sde import Prior
+from sdediff.sde import SDE, Prior
 from sdediff.solving import Solving
 from solvers import Failure, Noise, Options, Snapshot, Solution, Solver, Status, White, rowwise
 
@@ -89,16 +89,9 @@ def sample(
     """
     check_model(model)
     shape = check_shape(shape)
-    linear = "kernel" in model.sde.offers
     noisy = stochasticity is not None and (callable(stochasticity) or stochasticity != 0)
     solver = check_solver(solver, default_solver(model.sde, intervals(steps, grid), stochastic=noisy))
-    if last is None:
-        last = "denoise" if t_end is None and linear else "noisy"
-    check_choice("last", last, ("denoise", "mean", "noisy"))
-    if last == "denoise" and not linear:
-        raise ValueError(
-            f"last='denoise' takes E[x_0 | x], which {model.sde!r} does not have: it is no LinearSDE; use 'mean' or 'noisy'"
-        )
+    last = _check_last(model.sde, last, t_end)
     solving = Solving.checked(
         model,
         shape[0],
@@ -133,6 +126,16 @@ def sample(
         return _solve(solving.reverse(rows, lam), solver, x, times, own, options, denoise=last == "denoise")
 
     return replace(solving.run("sampling", part), seeds=sample_seeds)
+
+
+def _check_last(sde: SDE, last: str | None, t_end: float | None) -> str:
+    linear = "kernel" in sde.offers
+    if last is None:
+        return "denoise" if t_end is None and linear else "noisy"
+    check_choice("last", last, ("denoise", "mean", "noisy"))
+    if last == "denoise" and not linear:
+        raise ValueError(f"last='denoise' takes E[x_0 | x], which {sde!r} does not have: it is no LinearSDE; use 'mean' or 'noisy'")
+    return last
 
 
 def _solve(
