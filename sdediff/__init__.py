@@ -7,6 +7,7 @@ from sdediff.clocks import Timesteps
 from sdediff.diagnosis import diagnose
 from sdediff.discrete import DDPM
 from sdediff.encoding import decode, encode
+from sdediff.likelihood import LogProb, log_prob
 from sdediff.model import ScoreModel
 from sdediff.objectives import DenoisingScoreMatching
 from sdediff.sampling import sample
@@ -106,6 +107,7 @@ __all__ = [
     "Heun",
     "Langevin",
     "LinearSDE",
+    "LogProb",
     "MetropolisLangevin",
     "Midpoint",
     "PredictorCorrector",
@@ -137,6 +139,7 @@ __all__ = [
     "exact",
     "fit",
     "load",
+    "log_prob",
     "metrics",
     "sample",
     "seeds",
