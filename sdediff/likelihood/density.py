@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -131,6 +131,7 @@ def log_prob(
         device=device,
     )
     _check_end(solving)
+    times = solving.times
     seeds = check_seed(seed, None, tuple(x.shape)) if estimate.draws else None
     place = torch.float32 if solving.device.type == "mps" else torch.float64
     sees = kind if model.dtype is None else torch.promote_types(kind, model.dtype)
@@ -142,7 +143,9 @@ def log_prob(
             own = start[rows.to(start.device)]
             trace = estimate.of([seeds[i] for i in rows.tolist()] if seeds else (), own)
             problem = Augmented(solving.reverse(rows, sees=sees), trace, own.shape[1:])
-            return solver.solve(problem, problem.start(own), solving.times, None, options)
+            found = solver.solve(problem, problem.start(own, times[0]), times, None, options)
+            with torch.set_grad_enabled(grad != "none"):
+                return replace(found, x=problem.end(found.x, times))
 
         solution = solving.run("log-density", part)
         return _result(solution, prior, solving, x.shape, estimate, seeds)
@@ -169,7 +172,7 @@ def _result(
     solution: Solution, prior: Prior, solving: Solving, shape: torch.Size, estimate: Estimate, seeds: tuple[int, ...] | None
 ) -> LogProb:
     d, net, sde = shape[1:].numel(), solving.model.net, solving.model.sde
-    z, integrals = solution.x[:, :d].reshape(shape), d * solution.x[:, d:]
+    z, integrals = solution.x[:, :d].reshape(shape), solution.x[:, d:]
     lost = (solution.status != 0).to(z.device)
     with torch.set_grad_enabled(solving.options.grad != "none"):
         at_end = prior.log_prob(z)
