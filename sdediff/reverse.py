@@ -179,19 +179,13 @@ class Reverse(Problem):
         """(alpha, sigma)."""
         return self.sde.alpha(t), self.sde.sigma(t)
 
-    def scale(self, t: Tensor, x: Tensor) -> tuple[Number, Number]:
-        """(c, d log c / dt) at t for states like x, c = sqrt(alpha^2 + sigma^2): x_t / c stays of one size for data of unit variance.
-
-        d log c / dt = f + g^2 / (2 c^2), the rate at which the flow of such data spreads. (1, 0) without a Gaussian kernel.
-        """
-        if not self.linear:
-            return 1.0, 0.0
-        c, rate = self.schedule("scale", self._scale, t, x=x)
-        return c, rate
+    def scale(self, t: Tensor, x: Tensor) -> Number:
+        """c = sqrt(alpha^2 + sigma^2), for states like x: x_t / c stays of one size for data of unit variance."""
+        c: Number = self.schedule("scale", self._scale, t, x=x)[0]
+        return c
 
     def _scale(self, t: Tensor) -> Columns:
-        c = torch.hypot(self.sde.alpha(t), self.sde.sigma(t))
-        return (c, self.sde.f(t) + 0.5 * (self.sde.diffusion(t) / c) ** 2), ()
+        return (torch.hypot(self.sde.alpha(t), self.sde.sigma(t)),), ()
 
     def log_snr(self, t: Tensor) -> Tensor:
         """The SDE's."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import torch
 from torch import Tensor
@@ -22,36 +22,56 @@ fifth more evaluations."""
 
 
 class Augmented(Problem):
-    """dy / dt = drift(c y, t) / c - r y, dl / dt = tr(d drift / dx) / d - r: states (rows, d + k) of y, flat, and of k estimates of l.
+    """dy / du = v(c y, t) / c, dl / du = tr(dv / dx) / d: states (rows, d + k) of y = x / c, flat, and of k estimates of l.
 
     d log p_t(x_t) / dt = -div drift along the path (Chen et al. 2018, arXiv 1806.07366, Theorem 1; Song et al. 2021,
-    arXiv 2011.13456, eq. 39). It is solved for y = x / c, with c = sqrt(alpha^2 + sigma^2) and r = d log c / dt, because y and l stay
-    of the size of 1 where x and log p do not: log p at the start is log p at the end plus d (l + log c_end - log c_start). Without
-    a Gaussian kernel c = 1. One evaluation of the network serves drift and divergence. Solvers keep the error of y
-    below their tolerance and that of l below a tenth of it.
+    arXiv 2011.13456, eq. 39). With c = sqrt(alpha^2 + sigma^2), y and its log-density stay of the size of 1 where x and log p(x) do not,
+    and in the angle u = arctan(sigma / alpha), which takes the place of time, the flow is smooth: dx / du = d log c / du x + v, v
+    the prediction of alpha noise - sigma x_0. So log p at the start is log p at the end plus d (l + log c_end - log c_start).
+    Without a Gaussian kernel u = t, c = 1, and the drift takes the place of v. One evaluation of the network serves both equations.
+    Solvers keep the error of y below their tolerance and that of l below a tenth of it.
     """
 
     offers = frozenset({"drift"})
 
-    def __init__(self, flow: Reverse, divergence: Divergence, event: torch.Size) -> None:
+    def __init__(self, flow: Reverse, divergence: Divergence, event: torch.Size, times: Tensor) -> None:
         super().__init__(flow.monitor.samples)
         self.flow, self.divergence, self.event, self.d = flow, divergence, event, event.numel()
+        self.quantity = "v" if flow.linear else "drift"
+        self.times, self.clock = times, self._angle(times) if flow.linear else times
         self.parts = ((self.d, 1.0), (divergence.channels, _WEIGHT))
         self.single: list[bool] = []
         self.known: list[bool] = []  # that the network's output has a gradient
+        self._prepared: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def start(self, x: Tensor, t: Tensor) -> Tensor:
-        """The state at x (rows, *event) and one time t, l = 0."""
-        return torch.cat([rowwise(x) / self.flow.scale(t, x)[0], x.new_zeros(len(x), self.divergence.channels)], dim=1)
+    def _angle(self, t: Tensor) -> Tensor:
+        return torch.exp(-0.5 * self.flow.log_snr(t)).arctan()
 
-    def end(self, y: Tensor, times: Tensor) -> Tensor:
+    def time(self, u: Tensor) -> Tensor:
+        """t at u, between the ends of ``times``."""
+        if not self.flow.linear:
+            return u
+        t = self.flow.time_of(-2 * u.reshape(-1).tan().log()).reshape(u.shape)
+        return t.clamp(min=float(self.times[0]), max=float(self.times[-1]))
+
+    def start(self, x: Tensor) -> Tensor:
+        """The state at x (rows, *event) and the first of ``times``, l = 0."""
+        return torch.cat([rowwise(x) / self._scale(self.times[0], x), x.new_zeros(len(x), self.divergence.channels)], dim=1)
+
+    def end(self, y: Tensor) -> Tensor:
         """x at the last of ``times``, flat, and log p at the first less log p at the last: (rows, d + k)."""
-        (first, _), (last, _) = self.flow.scale(times[0], y), self.flow.scale(times[-1], y)
+        first, last = self._scale(self.times[0], y), self._scale(self.times[-1], y)
         return torch.cat([last * y[:, : self.d], self.d * (y[:, self.d :] + math.log(last / first))], dim=1)
 
+    def _scale(self, t: Tensor, x: Tensor) -> Any:
+        return self.flow.scale(t, x) if self.flow.linear else 1.0
+
     def prepare(self, times: Tensor) -> tuple[Tensor, ...]:
-        """The flow's."""
-        return self.flow.prepare(times)
+        """The flow's, at the times t of these."""
+        each = times.unbind()
+        found = {id(u): (u, t) for u, t in zip(each, self.flow.prepare(self.time(times)), strict=True)}
+        self._prepared = found if times.ndim == 2 else self._prepared | found
+        return each
 
     def take(self, rows: Tensor) -> Self:
         """Some of the rows, with their probes and conditions."""
@@ -60,20 +80,21 @@ class Augmented(Problem):
         return part
 
     def drift(self, y: Tensor, t: Tensor) -> Tensor:
-        """(dy / dt, dl / dt)."""
+        """(dy / du, dl / du) at u = t."""
         differentiable = torch.is_grad_enabled()
-        u = y[:, : self.d].reshape(-1, *self.event)
-        entry, (c, rate) = self.flow.entry("drift", u, t), self.flow.scale(t, u)
+        time = self._prepared[id(t)][1] if id(t) in self._prepared else self.time(t)
+        y, whole = y[:, : self.d].reshape(-1, *self.event), y
+        entry, c = self.flow.entry(self.quantity, y, time), self._scale(time, y)
         with torch.enable_grad():
-            u = u if differentiable and u.requires_grad else u.detach().requires_grad_()
-            x = expand(c, u) * u
+            y = y if differentiable and y.requires_grad else y.detach().requires_grad_()
+            x = expand(c, y) * y
             out = self.flow.respond(entry, x)
             self._check(entry, x, out)
-            slope = self.flow.joined("drift", entry, x, t, out, -rate / c, 1 / c)
-        products = Products(slope, u, differentiable=differentiable, single=self.single)
-        trace = self.divergence(products, rowwise(u.detach()))
+            slope = self.flow.joined(self.quantity, entry, x, time, out, 0.0, 1 / c)
+        products = Products(slope, y, differentiable=differentiable, single=self.single)
+        trace = self.divergence(products, rowwise(y.detach()))
         slope = slope if differentiable else slope.detach()
-        return self.seen(y, torch.cat([rowwise(slope), trace / self.d], dim=1))
+        return self.seen(whole, torch.cat([rowwise(slope), trace / self.d], dim=1))
 
     def _check(self, entry: tuple[object, ...], x: Tensor, out: Tensor) -> None:
         """A ValueError if the network's output changes with x and has no gradient that would say how."""

@@ -89,9 +89,9 @@ def log_prob(
     states there as they are, (for `VP`) data with the little noise of t_min. The log-density is accumulated in float64, and the
     state with it (float32 on a device without float64).
 
-    ``solver``: a deterministic one that needs the drift alone: `RK45` by default, `DOP853` for tight tolerances, `RungeKutta4` (the
-    default with ``steps=N``) and others in t with fixed steps, `TorchDiffEq`, `SciPy`. Tolerances hold for the state and,
-    by itself, for the log-density over the number d of coordinates. ``grid``: rising times to t_max.
+    ``solver``: a Runge-Kutta method, adaptive (`RK45` by default, `DOP853` for tight tolerances) or not (`RungeKutta4` by default with
+    ``steps=N``), `TorchDiffEq` or `SciPy`. Whichever it is, it steps in the angle arctan(sigma / alpha). Steps are accepted with an error of the state up to the tolerance, and of the log-density over the number d of coordinates up to a
+    tenth of it. ``grid``: rising times to t_max.
     ``divergence``: ``"exact"`` by d vector-Jacobian products an evaluation; ``"hutchinson"`` by ``probes`` of them, unbiased, with
     a standard error; ``"hutch++"`` by ``probes`` too, a third of which find the dominant directions, better where these are few.
     All share the one forward pass with the drift. ``probes``: 8 (hutch++: 12) unless given, d at most with Hadamard probes.
@@ -109,8 +109,8 @@ def log_prob(
     check_model(model)
     prior = _prior(model)
     solver = check_deterministic(check_solver(solver, RK45() if steps is None else RungeKutta4()), "the likelihood")
-    if not solver.needs <= {"drift"}:
-        raise ValueError(f"the log-density goes along with the drift in t, and {solver!r} solves in another form: take RK45(), say")
+    if not solver.needs <= Augmented.offers:
+        raise ValueError(f"the log-density has a drift and no other form, and {solver!r} needs {', '.join(sorted(solver.needs))}: take RK45()")
     kind = state_dtype("x", x, dtype)
     estimate = Estimate.checked(divergence, probes, probe, x[0].numel())
     solving = Solving.checked(
@@ -131,7 +131,6 @@ def log_prob(
         device=device,
     )
     _check_end(solving)
-    times = solving.times
     seeds = check_seed(seed, None, tuple(x.shape)) if estimate.draws else None
     place = torch.float32 if solving.device.type == "mps" else torch.float64
     sees = kind if model.dtype is None else torch.promote_types(kind, model.dtype)
@@ -142,10 +141,11 @@ def log_prob(
         def part(rows: Tensor, options: Options) -> Solution:
             own = start[rows.to(start.device)]
             trace = estimate.of([seeds[i] for i in rows.tolist()] if seeds else (), own)
-            problem = Augmented(solving.reverse(rows, sees=sees), trace, own.shape[1:])
-            found = solver.solve(problem, problem.start(own, times[0]), times, None, options)
+            problem = Augmented(solving.reverse(rows, sees=sees), trace, own.shape[1:], solving.times)
+            found = solver.solve(problem, problem.start(own), problem.clock, None, options)
+            failures = [replace(f, t=float(problem.time(torch.tensor(f.t, dtype=torch.float64)))) for f in found.failures]
             with torch.set_grad_enabled(grad != "none"):
-                return replace(found, x=problem.end(found.x, times))
+                return replace(found, x=problem.end(found.x), times=solving.times, failures=tuple(failures))
 
         solution = solving.run("log-density", part)
         return _result(solution, prior, solving, x.shape, estimate, seeds)
