@@ -7,7 +7,7 @@ from sdediff.clocks import Timesteps
 from sdediff.diagnosis import diagnose
 from sdediff.discrete import DDPM
 from sdediff.encoding import decode, encode
-from sdediff.likelihood import LogProb, log_prob
+from sdediff.likelihood import BitsPerDim, LogProb, bits_per_dim, log_prob
 from sdediff.model import ScoreModel
 from sdediff.objectives import DenoisingScoreMatching
 from sdediff.sampling import sample
@@ -90,6 +90,7 @@ __all__ = [
     "VP",
     "AdaptiveSDE",
     "Ancestral",
+    "BitsPerDim",
     "BrownianPath",
     "Churn",
     "Cosine",
@@ -133,6 +134,7 @@ __all__ = [
     "Tsit5",
     "UniPC",
     "White",
+    "bits_per_dim",
     "decode",
     "diagnose",
     "encode",

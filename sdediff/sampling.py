@@ -91,7 +91,7 @@ def sample(
     shape = check_shape(shape)
     noisy = stochasticity is not None and (callable(stochasticity) or stochasticity != 0)
     solver = check_solver(solver, default_solver(model.sde, intervals(steps, grid), stochastic=noisy))
-    last = _check_last(model.sde, last, t_end)
+    ending = _check_last(model.sde, last, t_end)
     solving = Solving.checked(
         model,
         shape[0],
@@ -101,7 +101,7 @@ def sample(
         grid=grid,
         t_start=t_start,
         t_end=t_end,
-        last="mean" if last == "mean" else "noisy",
+        last="mean" if ending == "mean" else "noisy",
         condition=condition,
         batch_size=batch_size,
         trajectory=trajectory,
@@ -123,7 +123,7 @@ def sample(
     def part(rows: Tensor, options: Options) -> Solution:
         own = noise if noise is None or len(rows) == shape[0] else noise.take(rows)
         x = x_start[rows.to(solving.device)] if x_start is not None else _draw(model, own)
-        return _solve(solving.reverse(rows, lam), solver, x, times, own, options, denoise=last == "denoise")
+        return _solve(solving.reverse(rows, lam), solver, x, times, own, options, denoise=ending == "denoise")
 
     return replace(solving.run("sampling", part), seeds=sample_seeds)
 

@@ -110,7 +110,7 @@ class Solving:
         return Reverse(self.model, len(rows), stochasticity, condition, sees)
 
     def run(self, title: str, part: Callable[[Tensor, Options], Solution]) -> Solution:
-        """``part(rows, options)`` of ``batch_size`` samples at a time, joined; `SolveError` if a sample failed and that is asked."""
+        """``part(rows, options)`` of ``batch_size`` samples at a time, joined; `SolveError` if a sample failed and ``raises``."""
         parts = []
         with evaluating(self.model), progress_bar(title, total=self.count, show=self.progress) as bar:
             for first in range(0, self.count, self.batch_size):

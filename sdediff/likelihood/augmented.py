@@ -17,19 +17,19 @@ __all__ = ["Augmented"]
 
 _WEIGHT: Final = 10.0
 """Of the error of l, beside that of y. A step is accepted with an error up to the tolerance, and errors add up: with weight 1 the
-log-density of 8 of 18 mixtures by DOP853 was off by more than the tolerance times d (by 5 times at most), with 10 that of none, for a
-fifth more evaluations."""
+log-density of 8 of 18 mixtures by DOP853 was off by more than the tolerance times d (by 5 times at most), with 10 that of none,
+for a fifth more evaluations."""
 
 
 class Augmented(Problem):
     """dy / du = v(c y, t) / c, dl / du = tr(dv / dx) / d: states (rows, d + k) of y = x / c, flat, and of k estimates of l.
 
     d log p_t(x_t) / dt = -div drift along the path (Chen et al. 2018, arXiv 1806.07366, Theorem 1; Song et al. 2021,
-    arXiv 2011.13456, eq. 39). With c = sqrt(alpha^2 + sigma^2), y and its log-density stay of the size of 1 where x and log p(x) do not,
-    and in the angle u = arctan(sigma / alpha), which takes the place of time, the flow is smooth: dx / du = d log c / du x + v, v
-    the prediction of alpha noise - sigma x_0. So log p at the start is log p at the end plus d (l + log c_end - log c_start).
-    Without a Gaussian kernel u = t, c = 1, and the drift takes the place of v. One evaluation of the network serves both equations.
-    Solvers keep the error of y below their tolerance and that of l below a tenth of it.
+    arXiv 2011.13456, eq. 39). With c = sqrt(alpha^2 + sigma^2), y and its log-density stay of the size of 1 where x and log p(x) do
+    not, and in the angle u = arctan(sigma / alpha), which takes the place of time, the flow is smooth: v is the prediction of
+    alpha noise - sigma x_0. So log p at the start is log p at the end plus d (l + log c_end - log c_start). Without a Gaussian
+    kernel u = t, c = 1, and the drift takes the place of v. One evaluation of the network serves both equations. Solvers keep the
+    error of y below their tolerance and that of l below a tenth of it.
     """
 
     offers = frozenset({"drift"})

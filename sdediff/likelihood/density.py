@@ -15,7 +15,7 @@ from sdediff.exact.law import LawNet
 from sdediff.likelihood.augmented import Augmented
 from sdediff.likelihood.estimate import Estimate, Kind, Probe
 from sdediff.model import ScoreModel
-from sdediff.sde import Prior
+from sdediff.sde import LinearSDE, Prior
 from sdediff.solving import Solving, check_deterministic
 from solvers import RK45, Failure, Options, RungeKutta4, Solution, Solver
 
@@ -89,9 +89,10 @@ def log_prob(
     states there as they are, (for `VP`) data with the little noise of t_min. The log-density is accumulated in float64, and the
     state with it (float32 on a device without float64).
 
-    ``solver``: a Runge-Kutta method, adaptive (`RK45` by default, `DOP853` for tight tolerances) or not (`RungeKutta4` by default with
-    ``steps=N``), `TorchDiffEq` or `SciPy`. Whichever it is, it steps in the angle arctan(sigma / alpha). Steps are accepted with an error of the state up to the tolerance, and of the log-density over the number d of coordinates up to a
-    tenth of it. ``grid``: rising times to t_max.
+    ``solver``: a Runge-Kutta method, adaptive (`RK45` by default, `DOP853` for tight tolerances) or not (`RungeKutta4` by default
+    with ``steps=N``), `TorchDiffEq` or `SciPy`. All of them step in the angle arctan(sigma / alpha). Steps are accepted
+    with an error of the state up to the tolerance, and of the log-density over the number d of coordinates up to a tenth of it.
+    ``grid``: rising times to t_max; ``steps=N`` alone are uniform in the angle.
     ``divergence``: ``"exact"`` by d vector-Jacobian products an evaluation; ``"hutchinson"`` by ``probes`` of them, unbiased, with
     a standard error; ``"hutch++"`` by ``probes`` too, a third of which find the dominant directions, better where these are few.
     All share the one forward pass with the drift. ``probes``: 8 (hutch++: 12) unless given, d at most with Hadamard probes.
@@ -110,7 +111,9 @@ def log_prob(
     prior = _prior(model)
     solver = check_deterministic(check_solver(solver, RK45() if steps is None else RungeKutta4()), "the likelihood")
     if not solver.needs <= Augmented.offers:
-        raise ValueError(f"the log-density has a drift and no other form, and {solver!r} needs {', '.join(sorted(solver.needs))}: take RK45()")
+        raise ValueError(
+            f"the log-density has a drift and no other form, and {solver!r} needs {', '.join(sorted(solver.needs))}: take RK45()"
+        )
     kind = state_dtype("x", x, dtype)
     estimate = Estimate.checked(divergence, probes, probe, x[0].numel())
     solving = Solving.checked(
@@ -131,6 +134,8 @@ def log_prob(
         device=device,
     )
     _check_end(solving)
+    if steps is not None and grid is None and "kernel" in model.sde.offers:
+        solving = replace(solving, times=_angular(model.sde, solving.times))
     seeds = check_seed(seed, None, tuple(x.shape)) if estimate.draws else None
     place = torch.float32 if solving.device.type == "mps" else torch.float64
     sees = kind if model.dtype is None else torch.promote_types(kind, model.dtype)
@@ -166,6 +171,13 @@ def _check_end(solving: Solving) -> None:
     end, t_max = float(solving.times[-1]), solving.model.sde.t_max
     if abs(end - t_max) > 1e-6 * t_max:
         raise ValueError(f"the prior is the law at t_max = {t_max:g}: the grid must end there, it ends at t = {end:g}")
+
+
+def _angular(sde: LinearSDE, times: Tensor) -> Tensor:
+    """As many times between the same ends, uniform in the angle arctan(sigma / alpha)."""
+    ends = torch.exp(-0.5 * sde.log_snr(times[[0, -1]])).arctan()
+    inside = torch.linspace(float(ends[0]), float(ends[1]), len(times), dtype=torch.float64)[1:-1]
+    return torch.cat([times[:1], sde.time_of(-2 * inside.tan().log()), times[-1:]])
 
 
 def _result(

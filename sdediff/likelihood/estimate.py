@@ -77,7 +77,7 @@ class Estimate:
 
     @property
     def _random(self) -> bool:
-        """Not if all of d orthogonal probes are asked for and there is no Hadamard matrix of order d: unit vectors take their place."""
+        """Not if d orthogonal probes are asked for and no Hadamard matrix of order d is known: unit vectors take their place."""
         whole = self.divergence == "hutchinson" and self.probe == "hadamard" and self.probes == self.d
         return self.draws and not (whole and population(self.d, self.probe) > self.d)
 
