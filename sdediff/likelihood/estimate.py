@@ -71,8 +71,8 @@ class Estimate:
         found = make_probes(seeds, self.d, self.probes - 2 * sketches, self.probe).to(x.dtype).to(x.device)
         if not sketches:
             return Hutchinson(found)
-        # A sketch need not be orthogonal, but has to be independent of the probes: signs, from draws that these do not take.
-        signs = make_probes(seeds, self.d, sketches, "rademacher", first=self.probes)
+        # From draws that the probes do not take, and orthogonal: of independent signs two may be the same, and then there is no basis.
+        signs = make_probes(seeds, self.d, sketches, "hadamard", first=self.probes)
         return HutchPlusPlus(signs.to(x.dtype).to(x.device), found)
 
     @property
