@@ -131,7 +131,7 @@ class PerSample(Control):
         parts = self.problem.parts or ((scaled.shape[1], 1.0),)
         pieces = scaled.split([size for size, _ in parts], dim=1)
         norms = [
-            torch.linalg.vector_norm(piece, dim=1) * (weight / math.sqrt(size))
+            torch.linalg.vector_norm(piece, dim=1) / (math.sqrt(size) / weight)
             for piece, (size, weight) in zip(pieces, parts, strict=True)
         ]
         norm = norms[0] if len(norms) == 1 else torch.stack(norms).amax(dim=0)

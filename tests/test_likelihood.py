@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 import sdediff as sd
-from conftest import SDES
 from sdediff.likelihood.probes import hadamard, make_probes, population
 
 F64 = torch.float64
@@ -127,9 +126,7 @@ def test_one_forward_pass_an_evaluation(options: dict[str, object], solver: sd.R
         return exact.net(x, t)
 
     x = torch.tensor([[0.1] * 5, [1.0, -0.5, 0.3, 2.0, 0.7]], dtype=F64)
-    out = sd.log_prob(
-        sd.ScoreModel(net, sd.VP(), "v"), x, solver=solver, steps=None if solver.adaptive else 10, seed=0, **options
-    )
+    out = sd.log_prob(sd.ScoreModel(net, sd.VP(), "v"), x, solver=solver, steps=None if solver.adaptive else 10, seed=0, **options)
     assert rows == int(out.nfe.sum())
     assert solver.adaptive or out.nfe.tolist() == [40, 40]
 
@@ -198,7 +195,6 @@ def test_the_global_generator_and_the_mode_are_left_alone() -> None:
     assert net.training
 
 
-
 # -- probes ------------------------------------------------------------------------------------------------------------
 
 
@@ -254,9 +250,7 @@ def test_coverage(divergence: str, k: int, probe: str) -> None:
     x = correlated(64).sample(1, seed=1)
     solver, grid = sd.RungeKutta4(), [1e-3, 0.05, 0.2, 1.0]  # coarse: the same for both
     exact = sd.log_prob(model, x, solver=solver, grid=grid).value
-    out = sd.log_prob(
-        model, x.expand(count, -1), solver=solver, grid=grid, divergence=divergence, probes=k, probe=probe, seed=0
-    )
+    out = sd.log_prob(model, x.expand(count, -1), solver=solver, grid=grid, divergence=divergence, probes=k, probe=probe, seed=0)
     low, high = out.interval(0.9)
     covered = float(((low < exact) & (exact < high)).double().mean())
     assert abs(covered - 0.9) < 4.5 * (0.9 * 0.1 / count) ** 0.5 + 0.01

@@ -98,7 +98,9 @@ def test_a_compiled_network() -> None:
 
 def test_no_other_process_is_waited_for(tmp_path) -> None:
     """The network of DistributedDataParallel is called without it: its forward pass is never run."""
-    torch.distributed.init_process_group("gloo", store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
+    )
     try:
         inner = OfStd(0.6)
         wrapped = torch.nn.parallel.DistributedDataParallel(inner)
@@ -187,7 +189,7 @@ def test_a_gaussian_with_bins(dequantization: str) -> None:
 
 
 def test_bits_of_a_hand_computed_case() -> None:
-    """One draw: -(log_2 p(x + u) + log_2 width) with the u of the seed, and p of x_t / alpha; width 2 / 255 by 256 bins on [-1, 1]."""
+    """One draw: -(log_2 p(x + u) + log_2 width), u by the seed, p of x_t / alpha, width 2 / 255 by 256 bins on [-1, 1]."""
     x = torch.tensor([[2 * 100 / 255 - 1, 2 * 30 / 255 - 1]], dtype=F64)
     out = sd.bits_per_dim(GAUSSIAN.model(VP), x, seed=7, solver=sd.DOP853(1e-8, 1e-8))
     u = torch.special.ndtr(sd.White(sd.seeds(7, 1), (2,), dtype=F64).at(0).normal("dequantization")) - 0.5

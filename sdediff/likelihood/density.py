@@ -111,8 +111,9 @@ def log_prob(
     prior = _prior(model)
     solver = check_deterministic(check_solver(solver, RK45() if steps is None else RungeKutta4()), "the likelihood")
     if not solver.needs <= Augmented.offers:
+        lacking = ", ".join(sorted(solver.needs - Augmented.offers))
         raise ValueError(
-            f"the log-density has a drift and no other form, and {solver!r} needs {', '.join(sorted(solver.needs))}: take RK45()"
+            f"{solver!r} needs {lacking}, and the log-density has a drift alone: take RK45(), or RungeKutta4() with steps=N"
         )
     kind = state_dtype("x", x, dtype)
     estimate = Estimate.checked(divergence, probes, probe, x[0].numel())

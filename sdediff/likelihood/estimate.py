@@ -71,7 +71,7 @@ class Estimate:
         found = make_probes(seeds, self.d, self.probes - 2 * sketches, self.probe).to(x.dtype).to(x.device)
         if not sketches:
             return Hutchinson(found)
-        # From draws that the probes do not take, and orthogonal: of independent signs two may be the same, and then there is no basis.
+        # From draws that the probes do not take, and orthogonal: independent signs may coincide, and leave no basis.
         signs = make_probes(seeds, self.d, sketches, "hadamard", first=self.probes)
         return HutchPlusPlus(signs.to(x.dtype).to(x.device), found)
 
