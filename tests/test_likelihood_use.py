@@ -204,9 +204,9 @@ def test_bits_of_a_hand_computed_case() -> None:
 
 def test_each_sample_has_its_own_bins_noise() -> None:
     x = torch.tensor([[0.0, 1.0], [-1.0, 1.0], [0.0, 0.0]], dtype=F64)
-    for draws in (1, 3):
-        whole = sd.bits_per_dim(GAUSSIAN.model(VP), x, bins=3, seed=1, draws=draws)
-        alone = sd.bits_per_dim(GAUSSIAN.model(VP), x[1:2], bins=3, seed=sd.seeds(1, 3)[1:2], draws=draws)
+    for options in ({}, {"draws": 3}, {"divergence": "hutchinson", "probes": 1, "probe": "gaussian"}):
+        whole = sd.bits_per_dim(GAUSSIAN.model(VP), x, bins=3, seed=1, **options)
+        alone = sd.bits_per_dim(GAUSSIAN.model(VP), x[1:2], bins=3, seed=sd.seeds(1, 3)[1:2], **options)
         torch.testing.assert_close(alone.log_weights, whole.log_weights[:, 1:2], rtol=0, atol=1e-9)
 
 
