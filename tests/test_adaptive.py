@@ -14,7 +14,7 @@ import sdediff as sd
 from sdediff.plots import StepRecorder
 from sdediff.reverse import Reverse
 from sdediff.testing.paths import slope
-from solvers import Options, Solver, Status, integrate
+from solvers import Options, Problem, Solver, Status, integrate
 
 ALL = [
     sd.ExponentialPair(2, "data", rtol=1e-2, atol=1e-2),
