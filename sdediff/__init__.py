@@ -7,6 +7,8 @@ from sdediff.clocks import Timesteps
 from sdediff.constraints import Clip, DynamicThreshold
 from sdediff.diagnosis import diagnose
 from sdediff.discrete import DDPM, NCSN, DDPMLoss, LossAware, NCSNLoss, variational_bound
+from sdediff.encoding import decode, encode
+from sdediff.likelihood import BitsPerDim, LogProb, bits_per_dim, log_prob
 from sdediff.model import ScoreModel
 from sdediff.objectives import (
     Bins,
@@ -119,6 +121,7 @@ __all__ = [
     "AdaptiveSDE",
     "Ancestral",
     "Bins",
+    "BitsPerDim",
     "BrownianPath",
     "Churn",
     "Clip",
@@ -148,6 +151,7 @@ __all__ = [
     "LearnedVP",
     "LinearSDE",
     "LogNormal",
+    "LogProb",
     "LogitNormal",
     "LossAware",
     "MetropolisLangevin",
@@ -180,10 +184,14 @@ __all__ = [
     "UniPC",
     "VariationalDiffusion",
     "White",
+    "bits_per_dim",
+    "decode",
     "diagnose",
+    "encode",
     "exact",
     "fit",
     "load",
+    "log_prob",
     "metrics",
     "reflow",
     "sample",

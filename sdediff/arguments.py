@@ -143,6 +143,11 @@ class Span(NamedTuple):
         return cls(sde.t_max, sde.t_min, sde.t_min, sde.t_max, "the usable range [t_min, t_max]", sde)
 
     @classmethod
+    def encoding(cls, sde: SDE) -> Span:
+        """From t_min to t_max."""
+        return cls(sde.t_min, sde.t_max, sde.t_min, sde.t_max, "the usable range [t_min, t_max]", sde)
+
+    @classmethod
     def forward(cls, sde: SDE) -> Span:
         """From 0 to t_max."""
         return cls(0.0, sde.t_max, 0.0, sde.T, "[0, T]", sde)
@@ -157,6 +162,8 @@ def make_times(
     if solver.times is not None:
         if any(value is not None for value in (steps, grid, t_start, t_end)):
             raise ValueError(f"{name} is a discrete model with a grid of its own; drop steps, grid, t_start and t_end")
+        if span.start < span.end:
+            raise ValueError(f"{name} is a discrete model with a grid of its own, from noise to data: take another solver")
         return solver.times
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise ValueError(f"steps must be an int of at least 1, got {steps!r}")
@@ -190,7 +197,7 @@ def make_times(
     backward = span.start > span.end
     if len(times) > 1 and (times[1] > times[0]) == backward:
         way = "sampling goes back in time, from noise to data: the grid must fall"
-        way = way if backward else "simulation goes forward in time, from data to noise: the grid must rise"
+        way = way if backward else "this goes forward in time, from data to noise: the grid must rise"
         raise ValueError(f"{way}, it goes from {times[0]:g} to {times[-1]:g}")
     return times
 

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import NoReturn, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor
@@ -57,6 +57,7 @@ class Reverse(Problem):
         samples: int,
         stochasticity: float | Callable[[Tensor], Tensor] = 0.0,
         condition: Mapping[str, Tensor] | None = None,
+        sees: torch.dtype | None = None,
     ) -> None:
         super().__init__(samples)
         self.model, self.sde, self.lam = model, model.sde, stochasticity
@@ -67,7 +68,8 @@ class Reverse(Problem):
         if model.learned_variance:
             self.offers |= {"variance"}
         self.condition = dict(condition or {})
-        self.dtype, self.scaled = model.dtype, model.predicts == "edm"
+        self.sees = sees  # the dtype of times for the network, and of states if it has none of its own; None: the state's
+        self.dtype, self.scaled = model.dtype or sees, model.predicts == "edm"
         self._still: Reverse | None = None
 
     def take(self, rows: Tensor) -> Self:
@@ -94,7 +96,7 @@ class Reverse(Problem):
 
     def _columns(self, t: Tensor, quantity: str, x: Tensor) -> Columns:
         """(a, b, scale) and the network's time at times t, for states like x: ``quantity`` is a x + b network(scale x, time)."""
-        scale, time = self.model.inputs(t, x.dtype, x.device)
+        scale, time = self.model.inputs(t, self.sees or x.dtype, x.device)
         return (*self._pair(t, quantity, self.model.predicts), scale), (time,)
 
     def _pair(self, t: Tensor, quantity: str, source: str) -> tuple[Tensor, Tensor]:
@@ -116,37 +118,50 @@ class Reverse(Problem):
 
     def blend(self, quantity: str, x: Tensor, t: Tensor, keep: Number, push: Number) -> Tensor:
         """keep x + push quantity(x, t), by one pass over x and one over the network's output."""
-        constraint = self.model.constraint
-        a, b, out, _ = self._evaluate(quantity if constraint is None else "data", x, t)
-        if constraint is not None:
-            out = constraint(weighted((a, x), (b, out)))
+        entry = self.entry(quantity, x, t)
+        out = self.respond(entry, x)
+        self.monitor.record(x, out, self.rows)
+        return self.joined(quantity, entry, x, t, out, keep, push)
+
+    def entry(self, quantity: str, x: Tensor, t: Tensor) -> tuple[Any, ...]:
+        """(a, b, scale, time) at t for states like x, as `_columns` has them; finite. Of the data, if those are constrained."""
+        wanted = quantity if self.model.constraint is None else "data"
+        found = self.schedule((wanted, x.dtype, x.shape[0], self.lam), self._columns, t, wanted, x, x=x)
+        if not _finite(found[0], found[1]):
+            self._refuse(wanted, t)
+        return found
+
+    def respond(self, entry: tuple[Any, ...], x: Tensor) -> Tensor:
+        """The network's output: one evaluation, which the caller records."""
+        return self._outputs(entry, x)[0]
+
+    def _outputs(self, entry: tuple[Any, ...], x: Tensor) -> tuple[Tensor, Tensor | None]:
+        given = weighted((entry[2], x)) if self.scaled else x
+        return self.model.outputs(given, entry[3], self.condition, self.dtype or x.dtype)
+
+    def joined(
+        self, quantity: str, entry: tuple[Any, ...], x: Tensor, t: Tensor, out: Tensor, keep: Number, push: Number
+    ) -> Tensor:
+        """keep x + push quantity(x, t) from the network's output."""
+        keep, push, a, b = expand(keep, x), expand(push, x), expand(entry[0], x), expand(entry[1], x)
+        if self.model.constraint is not None:
+            out = self.model.constraint(weighted((a, x), (b, out)))
             a, b = self.schedule(("from data", quantity, self.lam), self._from_data, t, quantity, x=x)
             if not _finite(a, b):
                 self._refuse(quantity, t)
             a, b = expand(a, x), expand(b, x)
-        keep, push = expand(keep, x), expand(push, x)
         if quantity == "drift" and not self.linear:
             return weighted((keep, x), (push, self.sde.drift(x, t)), (push * b, out))
         return weighted((keep + push * a, x), (push * b, out))
 
-    def _evaluate(self, quantity: str, x: Tensor, t: Tensor) -> tuple[Number, Number, Tensor, Tensor | None]:
-        """(a, b, out, variance) such that ``quantity`` is a x + b out, by one evaluation of the network."""
-        key = (quantity, x.dtype, x.shape[0], self.lam)
-        a, b, scale, time = self.schedule(key, self._columns, t, quantity, x, x=x)
-        if not _finite(a, b):
-            self._refuse(quantity, t)
-        given = weighted((scale, x)) if self.scaled else x
-        out, variance = self.model.outputs(given, time, self.condition, self.dtype or x.dtype)
-        self.monitor.record(x, out, self.rows)
-        return expand(a, x), expand(b, x), out, variance
-
     def data_and_variance(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """E[x_0 | x_t = x], and the second output of a network with a learned variance."""
-        a, b, out, variance = self._evaluate("data", x, t)
+        entry = self.entry("data", x, t)
+        out, variance = self._outputs(entry, x)
         if variance is None:
             raise NotImplementedError
-        data = weighted((a, x), (b, out))
-        return (data if self.model.constraint is None else self.model.constraint(data)), variance
+        self.monitor.record(x, out, self.rows)
+        return self.joined("data", entry, x, t, out, 0.0, 1.0), variance
 
     def _refuse(self, quantity: str, t: Tensor) -> NoReturn:
         target = "score" if quantity == "drift" else quantity
@@ -191,6 +206,14 @@ class Reverse(Problem):
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma)."""
         return self.sde.alpha(t), self.sde.sigma(t)
+
+    def scale(self, t: Tensor, x: Tensor) -> Number:
+        """c = sqrt(alpha^2 + sigma^2), for states like x: x_t / c stays of one size for data of unit variance."""
+        c: Number = self.schedule("scale", self._scale, t, x=x)[0]
+        return c
+
+    def _scale(self, t: Tensor) -> Columns:
+        return (torch.hypot(self.sde.alpha(t), self.sde.sigma(t)),), ()
 
     def log_snr(self, t: Tensor) -> Tensor:
         """The SDE's."""

@@ -13,8 +13,6 @@ from sdediff.arguments import (
     Grid,
     Span,
     check_choice,
-    check_condition,
-    check_device,
     check_model,
     check_seed,
     check_shape,
@@ -23,25 +21,12 @@ from sdediff.arguments import (
     check_stochasticity,
     default_solver,
     intervals,
-    make_times,
 )
-from sdediff.model import ScoreModel, evaluating
-from sdediff.progress import progress_bar
+from sdediff.model import ScoreModel
 from sdediff.reverse import Reverse
-from sdediff.sde import Prior
-from solvers import (
-    Failure,
-    Noise,
-    Options,
-    Snapshot,
-    Solution,
-    SolveError,
-    Solver,
-    Status,
-    White,
-    rowwise,
-)
-from solvers.solution import merge
+from sdediff.sde import SDE, Prior
+from sdediff.solving import Solving
+from solvers import Failure, Noise, Options, Snapshot, Solution, Solver, Status, White, rowwise
 
 __all__ = ["sample"]
 
@@ -104,48 +89,53 @@ def sample(
     """
     check_model(model)
     shape = check_shape(shape)
-    device = check_device(model, device)
-    sde, linear = model.sde, "kernel" in model.sde.offers
     noisy = stochasticity is not None and (callable(stochasticity) or stochasticity != 0)
-    solver = check_solver(solver, default_solver(sde, intervals(steps, grid), stochastic=noisy))
-    times = make_times(Span.reverse(sde), solver, steps, grid, t_start, t_end)
+    solver = check_solver(solver, default_solver(model.sde, intervals(steps, grid), stochastic=noisy))
+    ending = _check_last(model.sde, last, t_end)
+    solving = Solving.checked(
+        model,
+        shape[0],
+        Span.reverse(model.sde),
+        solver,
+        steps=steps,
+        grid=grid,
+        t_start=t_start,
+        t_end=t_end,
+        last="mean" if ending == "mean" else "noisy",
+        condition=condition,
+        batch_size=batch_size,
+        trajectory=trajectory,
+        callback=callback,
+        progress=progress,
+        max_nfe=max_nfe,
+        on_fail=on_fail,
+        grad=grad,
+        dtype=dtype,
+        device=device,
+    )
+    times = solving.times
+    lam = check_stochasticity(solver, stochasticity, times)
+    sample_seeds = check_seed(seed, noise, shape)
+    if sample_seeds is not None:
+        noise = White(sample_seeds, shape[1:], dtype=dtype, device=solving.device)
+    x_start = check_start(model, x_init, shape, float(times[0]), dtype, solving.device)
+
+    def part(rows: Tensor, options: Options) -> Solution:
+        own = noise if noise is None or len(rows) == shape[0] else noise.take(rows)
+        x = x_start[rows.to(solving.device)] if x_start is not None else _draw(model, own)
+        return _solve(solving.reverse(rows, lam), solver, x, times, own, options, denoise=ending == "denoise")
+
+    return replace(solving.run("sampling", part), seeds=sample_seeds)
+
+
+def _check_last(sde: SDE, last: str | None, t_end: float | None) -> str:
+    linear = "kernel" in sde.offers
     if last is None:
-        last = "denoise" if t_end is None and linear else "noisy"
+        return "denoise" if t_end is None and linear else "noisy"
     check_choice("last", last, ("denoise", "mean", "noisy"))
     if last == "denoise" and not linear:
         raise ValueError(f"last='denoise' takes E[x_0 | x], which {sde!r} does not have: it is no LinearSDE; use 'mean' or 'noisy'")
-    check_choice("on_fail", on_fail, ("raise", "return"))
-    check_choice("grad", grad, ("none", "full", "checkpoint"))
-    if dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"the state's dtype must be torch.float32 or torch.float64, got {dtype}; the network keeps its own")
-    for name, value in (("batch_size", batch_size), ("max_nfe", max_nfe)):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
-    least = solver.evaluations + (1 if solver.begins else 2)
-    if solver.adaptive and max_nfe is not None and max_nfe < least:
-        raise ValueError(f"{solver!r} takes {least} evaluations to make its first step; raise max_nfe = {max_nfe}")
-    lam = check_stochasticity(solver, stochasticity, times)
-    condition = check_condition(condition, shape[0])
-    sample_seeds = check_seed(seed, noise, shape)
-    if sample_seeds is not None:
-        noise = White(sample_seeds, shape[1:], dtype=dtype, device=device)
-    x_start = check_start(model, x_init, shape, float(times[0]), dtype, device)
-
-    options = Options("mean" if last == "mean" else "noisy", trajectory, callback, max_nfe, "return", grad)
-    parts = []
-    chunk = shape[0] if batch_size is None else batch_size
-    with evaluating(model), progress_bar("sampling", total=shape[0], show=progress) as bar:
-        for first in range(0, shape[0], chunk):
-            rows = torch.arange(first, min(first + chunk, shape[0]))
-            part_noise = noise if noise is None or len(rows) == shape[0] else noise.take(rows)
-            x = x_start[rows.to(device)] if x_start is not None else _draw(model, part_noise)
-            problem = Reverse(model, len(rows), lam, {k: v[rows.to(v.device)] for k, v in condition.items()})
-            watched = replace(options, callback=_with_bar(callback, bar.update, first, len(rows)) if progress else callback)
-            parts.append(_solve(problem, solver, x, times, part_noise, watched, denoise=last == "denoise"))
-    solution = replace(merge(parts), seeds=sample_seeds)
-    if solution.failures and on_fail == "raise":
-        raise SolveError(solution)
-    return solution
+    return last
 
 
 def _solve(
@@ -190,14 +180,3 @@ def _draw(model: ScoreModel, noise: Noise | None) -> Tensor:
         raise ValueError("sampling from the prior needs noise; pass seed or x_init")
     prior: Prior = model.sde.prior
     return prior.from_noise(noise.at(0).normal("prior"))
-
-
-def _with_bar(
-    callback: Callable[[Snapshot], None] | None, update: Callable[[float], None], first: int, count: int
-) -> Callable[[Snapshot], None]:
-    def both(snapshot: Snapshot) -> None:
-        update(first + snapshot.done * count)
-        if callback is not None:
-            callback(snapshot)
-
-    return both

@@ -131,7 +131,13 @@ class PerSample(Control):
         error, x, y = error.detach(), x.detach(), y.detach()
         scale = torch.maximum(x.abs(), y.abs()).mul_(self.rtol).add_(self.atol)
         scaled = rowwise(error / scale)
-        norm: Tensor = torch.linalg.vector_norm(scaled, dim=1) / math.sqrt(scaled.shape[1])
+        parts = self.problem.parts or ((scaled.shape[1], 1.0),)
+        pieces = scaled.split([size for size, _ in parts], dim=1)
+        norms = [
+            torch.linalg.vector_norm(piece, dim=1) / (math.sqrt(size) / weight)
+            for piece, (size, weight) in zip(pieces, parts, strict=True)
+        ]
+        norm = norms[0] if len(norms) == 1 else torch.stack(norms).amax(dim=0)
         return norm.cpu().to(torch.float64)
 
     def _first_step(self) -> Tensor:

@@ -160,6 +160,11 @@ class Problem:
     """
 
     offers: frozenset[str] = frozenset({"drift"})
+    parts: tuple[tuple[int, float], ...] = ()
+    """(size, weight) of parts of a flat event: the norm of an error is the largest weight times root mean square over a part.
+
+    (): the event is one part of weight 1.
+    """
 
     def __init__(self, samples: int) -> None:
         self.monitor = Monitor(samples)

@@ -14,7 +14,7 @@ import sdediff as sd
 from sdediff.plots import StepRecorder
 from sdediff.reverse import Reverse
 from sdediff.testing.paths import slope
-from solvers import Options, Solver, Status, integrate
+from solvers import Options, Problem, Solver, Status, integrate
 
 ALL = [
     sd.ExponentialPair(2, "data", rtol=1e-2, atol=1e-2),
@@ -278,3 +278,31 @@ def test_gradients_reach_the_times_of_the_grid() -> None:
     (rate,) = torch.autograd.grad(x[0, 0], grid)
     drift = Reverse(model, 1).drift(x.detach(), torch.tensor(0.2, dtype=torch.float64))
     assert float(rate[-1]) == pytest.approx(float(drift[0, 0]), rel=1e-5)
+
+
+class Parted(Problem):
+    """One fast coordinate behind ``still`` ones that do not move; its error is measured apart, with a weight."""
+
+    def __init__(self, still: int, weight: float) -> None:
+        super().__init__(1)
+        self.still, self.parts = still, ((still, 1.0), (1, weight)) if still else ((1, weight),)
+
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        fast = torch.cos(30 * t).reshape(-1, 1) * x[:, self.still :]
+        return self.seen(x, torch.cat([torch.zeros_like(x[:, : self.still]), fast], dim=1))
+
+
+@pytest.mark.parametrize("solver", [sd.RK45(1e-5, 1e-5), sd.DOP853(1e-4, 1e-4)])
+def test_parts_of_the_state_have_errors_of_their_own(solver: sd.RK45) -> None:
+    """Still coordinates do not dilute a fast one's error, and a weight is a tolerance that is so much smaller."""
+
+    def steps(problem: Problem, solver: Solver = solver) -> list[int]:
+        x = torch.ones(1, getattr(problem, "still", 0) + 1, dtype=torch.float64)
+        out = integrate(problem, solver, x, torch.tensor([0.0, 1.0], dtype=torch.float64))
+        return [int(out.accepted), int(out.rejected)]
+
+    finer = type(solver)(solver.rtol / 50, solver.atol / 50)
+    alone, fine = steps(Parted(0, 1.0)), steps(Parted(0, 1.0), finer)
+    assert steps(Parted(50, 1.0)) == alone
+    assert sum(steps(Parted(0, 50.0))) > 1.2 * sum(alone)
+    assert abs(sum(steps(Parted(50, 50.0))) - sum(fine)) <= 2

@@ -1,0 +1,206 @@
+"""The log-density of data under a score model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sdediff.arguments import Grid, Span, check_model, check_seed, check_solver
+from sdediff.encoding import state_dtype
+from sdediff.exact.law import LawNet
+from sdediff.likelihood.augmented import Augmented
+from sdediff.likelihood.estimate import Estimate, Kind, Probe
+from sdediff.model import ScoreModel
+from sdediff.sde import LinearSDE, Prior
+from sdediff.solving import Solving, check_deterministic
+from solvers import RK45, Failure, Options, RungeKutta4, Solution, Solver
+
+__all__ = ["LogProb", "log_prob"]
+
+
+@dataclass(frozen=True)
+class LogProb:
+    """Log-densities, and for each sample what it took.
+
+    ``value`` (B,) in nats, float64; NaN for a sample that failed. ``stderr`` (B,) is the standard error of the value by the spread
+    of the probes' estimates (solver and prior have no part in it): 0 for the exact divergence, NaN for one probe.
+    ``dof`` are its degrees of freedom, the number of estimates less 1. ``z`` (B, *event) is the latent, the state at t_max.
+    ``prior_gap`` (B,) is log p(z) at t_max less the prior's log-density of z, in nats, where the law of the data is
+    known (models of `sdediff.exact`), else None: ``value + prior_gap`` is free of the prior's error. ``nfe``, ``accepted``,
+    ``rejected``, ``status`` and ``failures`` are those of `Solution`. ``seeds`` are the probes'; None where none were drawn.
+    """
+
+    value: Tensor
+    stderr: Tensor
+    dof: int
+    z: Tensor
+    nfe: Tensor
+    accepted: Tensor
+    rejected: Tensor
+    status: Tensor
+    prior_gap: Tensor | None = None
+    seeds: tuple[int, ...] | None = None
+    failures: tuple[Failure, ...] = field(default=())
+
+    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """(low, high), (B,) each: covers the value of the exact divergence with probability ``level``, by Student's t."""
+        if not 0 < level < 1:
+            raise ValueError(f"level must lie in (0, 1), got {level!r}")
+        from scipy.special import stdtrit
+
+        width = self.stderr * (float(stdtrit(self.dof, 0.5 + 0.5 * level)) if self.dof else 1.0)
+        return self.value - width, self.value + width
+
+    def __repr__(self) -> str:
+        """Shape and cost, not the numbers."""
+        nfe = f"{int(self.nfe.min())} to {int(self.nfe.max())}"
+        return f"LogProb(value: ({len(self.value)},) nats, nfe a sample: {nfe}, failed: {len(self.failures)} of {len(self.value)})"
+
+
+def log_prob(
+    model: ScoreModel,
+    x: Tensor,
+    *,
+    solver: Solver | None = None,
+    steps: int | None = None,
+    grid: Grid | None = None,
+    t_start: float | None = None,
+    divergence: Kind = "exact",
+    probes: int | None = None,
+    probe: Probe = "hadamard",
+    seed: int | Sequence[int] | None = None,
+    condition: Mapping[str, Tensor] | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+    max_nfe: int | None = None,
+    on_fail: Literal["raise", "return"] = "raise",
+    grad: Literal["none", "full", "checkpoint"] = "none",
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> LogProb:
+    """Log-density of x (B, *event) under the law that the probability flow carries from the prior to ``t_start``, in nats.
+
+    log p(x) = log prior(z) + int div drift dt, from x at t_start up to z at t_max along dx = drift dt,
+    drift = f x - g^2 / 2 score (Song et al. 2021, arXiv 2011.13456, eq. 39). ``t_start`` is t_min unless given: x are
+    states there as they are, (for `VP`) data with the little noise of t_min. The log-density is accumulated in float64, and the
+    state with it (float32 on a device without float64).
+
+    ``solver``: a Runge-Kutta method, adaptive (`RK45` by default, `DOP853` for tight tolerances) or not (`RungeKutta4` by default
+    with ``steps=N``), `TorchDiffEq` or `SciPy`. All of them step in the angle arctan(sigma / alpha). Steps are accepted
+    with an error of the state up to the tolerance, and of the log-density over the number d of coordinates up to a tenth of it.
+    ``grid``: rising times to t_max; ``steps=N`` alone are uniform in the angle.
+    ``divergence``: ``"exact"`` by d vector-Jacobian products an evaluation; ``"hutchinson"`` by ``probes`` of them, unbiased, with
+    a standard error; ``"hutch++"`` by ``probes`` too, a third of which find the dominant directions, better where these are few.
+    All share the one forward pass with the drift. ``probes``: 8 (hutch++: 12) unless given, d at most with Hadamard probes.
+    ``probe``: ``"hadamard"`` for orthogonal signs, of variance times (d - k) / (d - 1) and exact at k = d (with d such that there
+    is a Hadamard matrix, as there is for nearly all multiples of 4; the next such n takes the place of d otherwise),
+    ``"rademacher"`` for independent signs, ``"gaussian"`` for normals. They are drawn once for the solve, for sample i from its
+    own ``seed`` (as in `sample`), so that every sample is the same in any batch.
+    ``grad``: ``"full"`` keeps the graph, to x and to the network's parameters; a compiled network has no second derivatives
+    and cannot. ``dtype``: what a network without parameters sees, by default that of x, float32 at least; the latents have it.
+    ``condition``, ``batch_size``, ``progress``, ``max_nfe``, ``on_fail``, ``device``: as in `sample`. A network whose backward pass
+    does not go through torch.func's vmap (a compiled one) has its products one by one: k or d backward passes an evaluation.
+
+    Raises ValueError or TypeError before the first evaluation of the network, `SolveError` after it.
+    """
+    check_model(model)
+    prior = _prior(model)
+    solver = check_deterministic(check_solver(solver, RK45() if steps is None else RungeKutta4()), "the likelihood")
+    if not solver.needs <= Augmented.offers:
+        lacking = ", ".join(sorted(solver.needs - Augmented.offers))
+        raise ValueError(
+            f"{solver!r} needs {lacking}, and the log-density has a drift alone: take RK45(), or RungeKutta4() with steps=N"
+        )
+    kind = state_dtype("x", x, dtype)
+    estimate = Estimate.checked(divergence, probes, probe, x[0].numel())
+    solving = Solving.checked(
+        model,
+        len(x),
+        Span.encoding(model.sde),
+        solver,
+        steps=steps,
+        grid=grid,
+        t_start=t_start,
+        condition=condition,
+        batch_size=batch_size,
+        progress=progress,
+        max_nfe=max_nfe,
+        on_fail=on_fail,
+        grad=grad,
+        dtype=kind,
+        device=device,
+    )
+    _check_end(solving)
+    if steps is not None and grid is None and "kernel" in model.sde.offers:
+        solving = replace(solving, times=_angular(model.sde, solving.times))
+    seeds = check_seed(seed, None, tuple(x.shape)) if estimate.draws else None
+    place = torch.float32 if solving.device.type == "mps" else torch.float64
+    sees = kind if model.dtype is None else torch.promote_types(kind, model.dtype)
+
+    with torch.inference_mode(False):
+        start = (x.clone() if x.is_inference() else x).to(place).to(solving.device)
+
+        def part(rows: Tensor, options: Options) -> Solution:
+            own = start[rows.to(start.device)]
+            trace = estimate.of([seeds[i] for i in rows.tolist()] if seeds else (), own)
+            problem = Augmented(solving.reverse(rows, sees=sees), trace, own.shape[1:], solving.times)
+            found = solver.solve(problem, problem.start(own), problem.clock, None, options)
+            failures = [replace(f, t=float(problem.time(torch.tensor(f.t, dtype=torch.float64)))) for f in found.failures]
+            with torch.set_grad_enabled(grad != "none"):
+                return replace(found, x=problem.end(found.x), times=solving.times, failures=tuple(failures))
+
+        solution = solving.run("log-density", part)
+        return _result(solution, prior, solving, x.shape, estimate, seeds)
+
+
+def _prior(model: ScoreModel) -> Prior:
+    try:
+        prior: Prior = model.sde.prior
+    except NotImplementedError as error:
+        raise ValueError(
+            f"the log-density ends in that of the prior, and {type(model.sde).__name__} has no prior: give the class one, "
+            "`prior = Prior(std)` say"
+        ) from error
+    return prior
+
+
+def _check_end(solving: Solving) -> None:
+    end, t_max = float(solving.times[-1]), solving.model.sde.t_max
+    if abs(end - t_max) > 1e-6 * t_max:
+        raise ValueError(f"the prior is the law at t_max = {t_max:g}: the grid must end there, it ends at t = {end:g}")
+
+
+def _angular(sde: LinearSDE, times: Tensor) -> Tensor:
+    """As many times between the same ends, uniform in the angle arctan(sigma / alpha)."""
+    ends = torch.exp(-0.5 * sde.log_snr(times[[0, -1]])).arctan()
+    inside = torch.linspace(float(ends[0]), float(ends[1]), len(times), dtype=torch.float64)[1:-1]
+    return torch.cat([times[:1], sde.time_of(-2 * inside.tan().log()), times[-1:]])
+
+
+def _result(
+    solution: Solution, prior: Prior, solving: Solving, shape: torch.Size, estimate: Estimate, seeds: tuple[int, ...] | None
+) -> LogProb:
+    d, net, sde = shape[1:].numel(), solving.model.net, solving.model.sde
+    z, integrals = solution.x[:, :d].reshape(shape), solution.x[:, d:]
+    lost = (solution.status != 0).to(z.device)
+    with torch.set_grad_enabled(solving.options.grad != "none"):
+        at_end = prior.log_prob(z)
+        value = torch.where(lost, torch.nan, at_end + integrals.mean(dim=1))
+        gap = net.law.log_prob(sde, z, sde.t_max) - at_end if isinstance(net, LawNet) else None
+    return LogProb(
+        value=value,
+        stderr=torch.where(lost, torch.nan, estimate.stderr(integrals.detach())),
+        dof=integrals.shape[1] - 1,
+        z=z.to(solving.dtype),
+        nfe=solution.nfe,
+        accepted=solution.accepted,
+        rejected=solution.rejected,
+        status=solution.status,
+        prior_gap=gap,
+        seeds=seeds,
+        failures=solution.failures,
+    )

@@ -1,0 +1,183 @@
+"""Bits per dimension of data with bins, by dequantization."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sdediff.arguments import check_choice, check_condition, check_model, check_seed, check_shape, check_states
+from sdediff.likelihood.density import log_prob
+from sdediff.likelihood.estimate import Kind, Probe
+from sdediff.model import ScoreModel
+from solvers import Failure, Solver, White
+
+__all__ = ["BitsPerDim", "bits_per_dim"]
+
+Dequantization = Literal["uniform", "truncated-normal"]
+
+
+@dataclass(frozen=True)
+class BitsPerDim:
+    """Bits per dimension, and for each sample what it took.
+
+    ``value`` (B,) is -log_2 of the bound on the probability of the sample's bins, over the number of coordinates, float64; NaN
+    where a draw failed. ``log_weights`` (draws, B) are log p(x + u) - log q(u), in nats, of each draw: the bound is the log of
+    the mean of their exponentials. ``stderr`` (B,) is the standard error by the probes in bits per dimension, as in `LogProb`:
+    0 for the exact divergence; that of the draws is not in it. ``nfe`` (B,) is the sum over draws, ``status`` (B,) the first that
+    is not 0. ``seeds`` reproduce all of it.
+    """
+
+    value: Tensor
+    log_weights: Tensor
+    stderr: Tensor
+    nfe: Tensor
+    status: Tensor
+    seeds: tuple[int, ...]
+    failures: tuple[Failure, ...] = field(default=())
+
+    def __repr__(self) -> str:
+        """Shape and cost, not the numbers."""
+        draws, count = self.log_weights.shape
+        return f"BitsPerDim(value: ({count},), draws: {draws}, nfe a sample: {int(self.nfe.min())} to {int(self.nfe.max())})"
+
+
+def bits_per_dim(
+    model: ScoreModel,
+    x: Tensor,
+    *,
+    bins: int = 256,
+    range: tuple[float, float] = (-1.0, 1.0),
+    dequantization: Dequantization = "uniform",
+    draws: int = 1,
+    solver: Solver | None = None,
+    steps: int | None = None,
+    divergence: Kind = "exact",
+    probes: int | None = None,
+    probe: Probe = "hadamard",
+    seed: int | Sequence[int] | None = None,
+    condition: Mapping[str, Tensor] | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+    max_nfe: int | None = None,
+    on_fail: Literal["raise", "return"] = "raise",
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> BitsPerDim:
+    """An upper bound on -log_2 P(x) / d for data x (B, *event) of which every coordinate has one of ``bins`` values.
+
+    P(x) = int p(x + u) du over the bin, u in [-width / 2, width / 2]^d, is bounded from below with draws u_i ~ q by
+
+        log P(x) >= E log (1 / draws) sum_i p(x + u_i) / q(u_i)
+
+    (Theis et al. 2016, arXiv 1511.01844, for one; Burda et al. 2016, arXiv 1509.00519, for several: the more, the tighter.)
+    ``range``: the values of the first and the last bin, which lie ``width`` = (high - low) / (bins - 1) apart: (-1, 1) with 256
+    bins for ``x = 2 * u8 / 255 - 1``. For x = (u8 + 0.5) / 128 - 1 it is (-255 / 256, 255 / 256). x has to lie on them.
+    p is the density of x_t / alpha(t) at t_min: alpha^d p_{t_min}(alpha (x + u)), in the units of x.
+    ``dequantization``: ``"uniform"`` over the bin, log q = -d log width; ``"truncated-normal"`` of standard deviation sigma / alpha
+    at t_min, cut to the bin (Zheng et al. 2023, arXiv 2305.03935, Section 4.1), which makes of x what the model saw of it at t_min.
+    ``draws`` > 1 needs the exact divergence: the noise of probes in log p does not average to the bound. One draw with
+    probes is unbiased for the bound's expectation. Sample i draws from its own ``seed`` alone. The other arguments are those of
+    `log_prob`; ``batch_size`` counts draws.
+
+    Raises ValueError or TypeError before the first evaluation of the network, `SolveError` after it.
+    """
+    check_model(model)
+    width = _check_bins(x, bins, range)
+    check_choice("dequantization", dequantization, ("uniform", "truncated-normal"))
+    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
+        raise ValueError(f"draws must be an int of at least 1, got {draws!r}")
+    if draws > 1 and divergence != "exact":
+        raise ValueError(
+            f"a bound by {draws} draws needs divergence='exact': by Jensen's inequality the noise of divergence={divergence!r} "
+            "makes it too good; take draws=1, where it averages out"
+        )
+    seeds = check_seed(seed, None, tuple(x.shape)) or ()
+    alpha, u, log_q = _noise(model, x, width, dequantization, draws, seeds)
+    d = x[0].numel()
+    states = alpha * (x.detach().cpu().double() + u).flatten(0, 1)
+    found = log_prob(
+        model,
+        states,
+        solver=solver,
+        steps=steps,
+        divergence=divergence,
+        probes=probes,
+        probe=probe,
+        seed=seeds * draws,
+        condition={k: v.repeat(draws, *(1,) * (v.ndim - 1)) for k, v in check_condition(condition, len(x)).items()},
+        batch_size=batch_size,
+        progress=progress,
+        max_nfe=max_nfe,
+        on_fail=on_fail,
+        dtype=torch.promote_types(x.dtype, torch.float32) if dtype is None else dtype,
+        device=device,
+    )
+    log_weights = found.value.reshape(draws, -1) + d * math.log(alpha) - log_q.to(found.value)
+    status = found.status.reshape(draws, -1)
+    return BitsPerDim(
+        value=-(torch.logsumexp(log_weights, dim=0) - math.log(draws)) / (d * math.log(2)),
+        log_weights=log_weights,
+        stderr=found.stderr[: len(x)] / (d * math.log(2)),
+        nfe=found.nfe.reshape(draws, -1).sum(dim=0),
+        status=status.gather(0, (status != 0).int().argmax(dim=0, keepdim=True))[0],
+        seeds=seeds,
+        failures=tuple(replace(f, sample=f.sample % len(x)) for f in found.failures),
+    )
+
+
+def _check_bins(x: Tensor, bins: int, range: tuple[float, float]) -> float:
+    """The distance of two values; a ValueError unless every coordinate of x has one of them."""
+    if isinstance(bins, bool) or not isinstance(bins, int) or bins < 2:
+        raise ValueError(f"bins must be an int of at least 2, got {bins!r}")
+    if not (isinstance(range, tuple | list) and len(range) == 2 and math.isfinite(range[0]) and math.isfinite(range[1])):
+        raise ValueError(f"range must be (low, high), the values of the first and of the last bin, got {range!r}")
+    low, high = map(float, range)
+    if not low < high:
+        raise ValueError(f"range must be (low, high) with low < high, got {range!r}")
+    if isinstance(x, Tensor) and not x.is_floating_point() and not x.is_complex():
+        raise ValueError(
+            f"x must be data as the model takes them, floating-point in {range!r}, got {x.dtype}; "
+            f"scale bin numbers first: low + number * (high - low) / {bins - 1}"
+        )
+    check_shape(check_states("x", x).shape)
+    width = (high - low) / (bins - 1)
+    least, most = float(x.min()), float(x.max())
+    if least < low - 0.01 * width or most > high + 0.01 * width:
+        raise ValueError(f"x goes from {least:.6g} to {most:.6g}, beyond range={range!r}: declare the range that x was scaled to")
+    number = (x.detach().cpu().double() - low) / width
+    off = float((number - number.round()).abs().max())
+    if off > 0.01:
+        raise ValueError(
+            f"x does not lie on the {bins} values of range={range!r}, {width:.6g} apart: it is off by up to {off:.2g} of that. "
+            "Declare the bins and the range of the data, and pass data without noise"
+        )
+    return width
+
+
+def _noise(
+    model: ScoreModel, x: Tensor, width: float, dequantization: str, draws: int, seeds: Sequence[int]
+) -> tuple[float, Tensor, Tensor]:
+    """alpha at t_min, u (draws, B, *event) and log q(u) (draws, B), float64."""
+    sde, white = model.sde, White(seeds, x.shape[1:], dtype=torch.float64)
+    linear = "kernel" in sde.offers
+    alpha = float(sde.alpha(sde.t_min)) if linear else 1.0
+    normals = torch.stack([white.at(i).normal("dequantization") for i in torch.arange(draws).tolist()])
+    share = torch.special.ndtr(normals)
+    if dequantization == "uniform":
+        log_q = torch.full(normals.shape[:2], -x[0].numel() * math.log(width), dtype=torch.float64)
+        return alpha, (share - 0.5) * width, log_q
+    if not linear:
+        raise ValueError(
+            f"{sde!r} has no Gaussian kernel, so that there is no noise at t_min to copy: take dequantization='uniform'"
+        )
+    std = float(sde.sigma(sde.t_min)) / alpha
+    edge = 0.5 * width / std
+    inside = math.erf(edge / math.sqrt(2))  # the normal's probability of the bin
+    z = torch.special.ndtri(0.5 + inside * (share - 0.5)).clamp(-edge, edge)
+    log_q = (-0.5 * z**2 - math.log(std * inside) - 0.5 * math.log(2 * math.pi)).flatten(2).sum(dim=2)
+    return alpha, std * z, log_q

@@ -1,0 +1,147 @@
+"""What sampling, encoding and the likelihood share: their arguments are checked, and parts of a batch are solved one by one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from sdediff.arguments import Grid, Span, check_choice, check_condition, check_device, make_times
+from sdediff.model import ScoreModel, evaluating
+from sdediff.progress import progress_bar
+from sdediff.reverse import Reverse
+from solvers import Options, Snapshot, Solution, SolveError, Solver
+from solvers.solution import merge
+
+__all__ = ["Solving", "check_deterministic"]
+
+OnFail = Literal["raise", "return"]
+Grad = Literal["none", "full", "checkpoint"]
+
+
+def check_deterministic(solver: Solver, what: str) -> Solver:
+    """Return ``solver``; a ValueError if it draws noise."""
+    if solver.stochastic or solver.diffuses:
+        raise ValueError(
+            f"{what} goes along the probability flow, where there is no noise, and {solver!r} draws some: take RK45(), say, "
+            "or a deterministic solver with steps=N"
+        )
+    return solver
+
+
+@dataclass(frozen=True)
+class Solving:
+    """A solve of ``count`` samples from the first to the last of ``times``, its arguments checked."""
+
+    model: ScoreModel
+    count: int
+    solver: Solver
+    times: Tensor
+    condition: Mapping[str, Tensor]
+    batch_size: int
+    options: Options
+    raises: bool
+    progress: bool
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def checked(
+        cls,
+        model: ScoreModel,
+        count: int,
+        span: Span,
+        solver: Solver,
+        *,
+        steps: int | None = None,
+        grid: Grid | None = None,
+        t_start: float | None = None,
+        t_end: float | None = None,
+        last: Literal["mean", "noisy"] = "noisy",
+        condition: Mapping[str, Tensor] | None = None,
+        batch_size: int | None = None,
+        trajectory: bool = False,
+        callback: Callable[[Snapshot], None] | None = None,
+        progress: bool = False,
+        max_nfe: int | None = None,
+        on_fail: OnFail = "raise",
+        grad: Grad = "none",
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> Self:
+        """From the arguments that `sample` documents; ValueError or TypeError for those that are wrong."""
+        place = check_device(model, device)
+        times = make_times(span, solver, steps, grid, t_start, t_end)
+        check_choice("on_fail", on_fail, ("raise", "return"))
+        check_choice("grad", grad, ("none", "full", "checkpoint"))
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"the state's dtype must be torch.float32 or torch.float64, got {dtype}; the network keeps its own")
+        for name, value in (("batch_size", batch_size), ("max_nfe", max_nfe)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
+        least = solver.evaluations + (1 if solver.begins else 2)
+        if solver.adaptive and max_nfe is not None and max_nfe < least:
+            raise ValueError(f"{solver!r} takes {least} evaluations to make its first step; raise max_nfe = {max_nfe}")
+        return cls(
+            model=_local(model),
+            count=count,
+            solver=solver,
+            times=times,
+            condition=check_condition(condition, count),
+            batch_size=batch_size or count,
+            options=Options(last, trajectory, callback, max_nfe, "return", grad),
+            raises=on_fail == "raise",
+            progress=progress,
+            dtype=dtype,
+            device=place,
+        )
+
+    def reverse(
+        self, rows: Tensor, stochasticity: float | Callable[[Tensor], Tensor] = 0.0, sees: torch.dtype | None = None
+    ) -> Reverse:
+        """The problem of the samples ``rows``."""
+        condition = {name: value[rows.to(value.device)] for name, value in self.condition.items()}
+        return Reverse(self.model, len(rows), stochasticity, condition, sees)
+
+    def run(self, title: str, part: Callable[[Tensor, Options], Solution]) -> Solution:
+        """``part(rows, options)`` of ``batch_size`` samples at a time, joined; `SolveError` if a sample failed and ``raises``."""
+        parts = []
+        with evaluating(self.model), progress_bar(title, total=self.count, show=self.progress) as bar:
+            for first in range(0, self.count, self.batch_size):
+                rows = torch.arange(first, min(first + self.batch_size, self.count))
+                callback = self.options.callback
+                if self.progress:
+                    callback = _with_bar(callback, bar.update, first, len(rows))
+                parts.append(part(rows, replace(self.options, callback=callback)))
+        solution = merge(parts)
+        if solution.failures and self.raises:
+            raise SolveError(solution)
+        return solution
+
+
+def _local(model: ScoreModel) -> ScoreModel:
+    """The model with its network out of DistributedDataParallel, whose forward pass waits for that of the other processes.
+
+    They need not make as many: every sample has its own steps.
+    """
+    if not isinstance(model.net, DistributedDataParallel):
+        return model
+    alone = copy.copy(model)
+    vars(alone)["_modules"] = {**vars(model)["_modules"], "net": model.net.module}
+    return alone
+
+
+def _with_bar(
+    callback: Callable[[Snapshot], None] | None, update: Callable[[float], None], first: int, count: int
+) -> Callable[[Snapshot], None]:
+    def both(snapshot: Snapshot) -> None:
+        update(first + snapshot.done * count)
+        if callback is not None:
+            callback(snapshot)
+
+    return both
