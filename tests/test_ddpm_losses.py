@@ -280,7 +280,11 @@ CHAIN = chain_of("beta_tilde")
         (lambda: sd.DDPMLoss(CHAIN)(VP_MODEL, torch.zeros(2, 2), i=torch.tensor([1, 2, 3])), ValueError, r"int or \(B,\)"),
         (lambda: sd.DDPMLoss(chain_of("learned"), "vlb")(VP_MODEL, torch.zeros(2, 2)), ValueError, "learned_variance=True"),
         (lambda: sd.DDPMLoss(CHAIN, "vlb", bins=sd.Bins())(VP_MODEL, torch.full((2, 2), 0.3)), ValueError, "must lie on the 256"),
-        (lambda: sd.variational_bound(CHAIN, VP_MODEL, torch.full((2, 2), 2.0), bins=sd.Bins()), ValueError, "declare how it was"),
+        (
+            lambda: sd.variational_bound(CHAIN, VP_MODEL, torch.full((2, 2), 2.0), bins=sd.Bins()),
+            ValueError,
+            "declare how",
+        ),
         (lambda: sd.variational_bound(CHAIN, VP_MODEL, torch.full((2, 2), float("nan")), bins=None), ValueError, "not finite"),
         (lambda: sd.variational_bound(CHAIN, VP_MODEL, torch.zeros(2, 2), bins=None, batch_size=0), ValueError, "batch_size"),
         (lambda: sd.variational_bound(CHAIN, torch.nn.Identity(), torch.zeros(2, 2), bins=None), TypeError, "wrap the network"),

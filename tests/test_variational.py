@@ -146,7 +146,11 @@ class Wave(nn.Module):
         (lambda: sd.MonotoneSchedule(2.0, 1.0), ValueError, "rises from first to last"),
         (lambda: sd.MonotoneSchedule(width=0), ValueError, "width must be"),
         (lambda: sd.VariationalDiffusion()(LAW.model(sd.VP()), torch.zeros(2, 1).int()), TypeError, r"use x.float\(\)"),
-        (lambda: sd.VariationalDiffusion(sd.Bins())(LAW.model(sd.VP()), torch.full((2, 1), 3.0)), ValueError, "declare how it was"),
+        (
+            lambda: sd.VariationalDiffusion(sd.Bins())(LAW.model(sd.VP()), torch.full((2, 1), 3.0)),
+            ValueError,
+            "declare how",
+        ),
     ],
 )
 def test_bad_input(call, error: type[Exception], message: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
@@ -14,11 +14,15 @@ from sdediff.arguments import check_choice, check_condition, check_model, check_
 from sdediff.likelihood.density import log_prob
 from sdediff.likelihood.estimate import Kind, Probe
 from sdediff.model import ScoreModel
+from sdediff.objectives.bins import Bins
 from solvers import Failure, Solver, White
 
 __all__ = ["BitsPerDim", "bits_per_dim"]
 
 Dequantization = Literal["uniform", "truncated-normal"]
+
+
+_PIXELS: Final = Bins()
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,7 @@ def bits_per_dim(
     model: ScoreModel,
     x: Tensor,
     *,
-    bins: int = 256,
-    range: tuple[float, float] = (-1.0, 1.0),
+    bins: Bins = _PIXELS,
     dequantization: Dequantization = "uniform",
     draws: int = 1,
     solver: Solver | None = None,
@@ -68,15 +71,15 @@ def bits_per_dim(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> BitsPerDim:
-    """An upper bound on -log_2 P(x) / d for data x (B, *event) of which every coordinate has one of ``bins`` values.
+    """An upper bound on -log_2 P(x) / d for data x (B, *event) of which every coordinate has one of the values of ``bins``.
 
     P(x) = int p(x + u) du over the bin, u in [-width / 2, width / 2]^d, is bounded from below with draws u_i ~ q by
 
         log P(x) >= E log (1 / draws) sum_i p(x + u_i) / q(u_i)
 
     (Theis et al. 2016, arXiv 1511.01844, for one; Burda et al. 2016, arXiv 1509.00519, for several: the more, the tighter.)
-    ``range``: the values of the first and the last bin, which lie ``width`` = (high - low) / (bins - 1) apart: (-1, 1) with 256
-    bins for ``x = 2 * u8 / 255 - 1``. For x = (u8 + 0.5) / 128 - 1 it is (-255 / 256, 255 / 256). x has to lie on them.
+    ``bins``: by default ``Bins(256, -1, 1)``, for ``x = 2 * u8 / 255 - 1``; for x = (u8 + 0.5) / 128 - 1 it is
+    ``Bins(256, -255 / 256, 255 / 256)``. x has to lie on them; they are ``width`` = (high - low) / (count - 1) apart.
     p is the density of x_t / alpha(t) at t_min: alpha^d p_{t_min}(alpha (x + u)), in the units of x.
     ``dequantization``: ``"uniform"`` over the bin, log q = -d log width; ``"truncated-normal"`` of standard deviation sigma / alpha
     at t_min, cut to the bin (Zheng et al. 2023, arXiv 2305.03935, Section 4.1), which makes of x what the model saw of it at t_min.
@@ -87,7 +90,9 @@ def bits_per_dim(
     Raises ValueError or TypeError before the first evaluation of the network, `SolveError` after it.
     """
     check_model(model)
-    width = _check_bins(x, bins, range)
+    bins.check(x)
+    check_shape(check_states("x", x).shape)
+    width = bins.spacing
     check_choice("dequantization", dequantization, ("uniform", "truncated-normal"))
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
         raise ValueError(f"draws must be an int of at least 1, got {draws!r}")
@@ -128,35 +133,6 @@ def bits_per_dim(
         seeds=seeds,
         failures=tuple(replace(f, sample=f.sample % len(x)) for f in found.failures),
     )
-
-
-def _check_bins(x: Tensor, bins: int, range: tuple[float, float]) -> float:
-    """The distance of two values; a ValueError unless every coordinate of x has one of them."""
-    if isinstance(bins, bool) or not isinstance(bins, int) or bins < 2:
-        raise ValueError(f"bins must be an int of at least 2, got {bins!r}")
-    if not (isinstance(range, tuple | list) and len(range) == 2 and math.isfinite(range[0]) and math.isfinite(range[1])):
-        raise ValueError(f"range must be (low, high), the values of the first and of the last bin, got {range!r}")
-    low, high = map(float, range)
-    if not low < high:
-        raise ValueError(f"range must be (low, high) with low < high, got {range!r}")
-    if isinstance(x, Tensor) and not x.is_floating_point() and not x.is_complex():
-        raise ValueError(
-            f"x must be data as the model takes them, floating-point in {range!r}, got {x.dtype}; "
-            f"scale bin numbers first: low + number * (high - low) / {bins - 1}"
-        )
-    check_shape(check_states("x", x).shape)
-    width = (high - low) / (bins - 1)
-    least, most = float(x.min()), float(x.max())
-    if least < low - 0.01 * width or most > high + 0.01 * width:
-        raise ValueError(f"x goes from {least:.6g} to {most:.6g}, beyond range={range!r}: declare the range that x was scaled to")
-    number = (x.detach().cpu().double() - low) / width
-    off = float((number - number.round()).abs().max())
-    if off > 0.01:
-        raise ValueError(
-            f"x does not lie on the {bins} values of range={range!r}, {width:.6g} apart: it is off by up to {off:.2g} of that. "
-            "Declare the bins and the range of the data, and pass data without noise"
-        )
-    return width
 
 
 def _noise(

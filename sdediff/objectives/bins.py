@@ -35,14 +35,22 @@ class Bins:
         return (self.high - self.low) / (self.count - 1)
 
     def check(self, x_0: Tensor) -> None:
-        """A ValueError unless all of x_0 lies on the values: scales are declared, never guessed."""
-        place = (x_0.detach() - self.low) / self.spacing
+        """A ValueError or TypeError unless all of x_0 lies on the values: scales are declared, never guessed."""
+        if isinstance(x_0, Tensor) and not x_0.is_floating_point():
+            raise TypeError(
+                f"data are floating-point, as the model takes them, got {x_0.dtype}; scale bin numbers first: "
+                f"{self.low:g} + number * {self.high - self.low:g} / {self.count - 1}"
+            )
+        if not bool(torch.isfinite(x_0).all()):
+            raise ValueError("data contain values that are not finite")
+        place = (x_0.detach().cpu().double() - self.low) / self.spacing
         off = float((place - place.round()).abs().max()) if x_0.numel() else 0.0
         if not off < 1e-2 or bool((place.round() < 0).any()) or bool((place.round() > self.count - 1).any()):
             raise ValueError(
-                f"x_0 must lie on the {self.count} values from {self.low:g} to {self.high:g}; it runs from "
-                f"{float(x_0.min()):.4g} to {float(x_0.max()):.4g}, up to {off:.2g} of their spacing off; declare how it was "
-                "scaled, Bins(count, low, high), or take bins=None for data with a density"
+                f"data must lie on the {self.count} values from {self.low:g} to {self.high:g}, and run from "
+                f"{float(x_0.min()):.4g} to {float(x_0.max()):.4g}, up to {off:.2g} of their spacing off; declare how they were "
+                "scaled, Bins(count, low, high), and pass them without noise (DDPMLoss and variational_bound take bins=None for "
+                "data with a density)"
             )
 
     def log_prob(self, x_0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
