@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -79,7 +80,9 @@ class LogDensity(Target):
             if not value.requires_grad:
                 raise ValueError("log_prob(x) has no gradient by autograd; pass LogDensity(log_prob, score), or use RandomWalk")
             (gradient,) = torch.autograd.grad(value.sum(), leaf)
-        return Point(x, value.detach(), gradient)
+        # Autograd may find a number beside a NaN, a branch of torch.where: a failure must not pass for a slope.
+        failed = torch.isnan(value.detach()).reshape(-1, *(1,) * (x.ndim - 1))
+        return Point(x, value.detach(), gradient.masked_fill(failed, math.nan))
 
     def rise(self, here: Point, there: Point) -> Tensor:
         """The difference of the two."""
