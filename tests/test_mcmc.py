@@ -303,7 +303,7 @@ def test_burn_in_and_thinning(kernel):
 
 
 def test_langevin_kernels_agree():
-    """SGLD with all data is ULA; MALA on a score is that on the log-density where Simpson's rule is exact, and takes ULA's steps."""
+    """SGLD with all data is ULA; on a score MALA is what it is on the log-density (Simpson's rule is exact), with ULA's steps."""
     x = START[:, :1]
     ula = mcmc.run(mcmc.ULA(0.1), WELL, x, steps=10, seed=1)
     assert torch.equal(mcmc.run(mcmc.SGLD(0.1), WELL, x, steps=10, seed=1).samples, ula.samples)
