@@ -285,21 +285,20 @@ def test_chains_go_on_from_a_state(kernel):
     first = mcmc.run(kernel, DENSITY, START, steps=4, seed=3)
     second = mcmc.run(kernel, DENSITY, first.state, steps=5)
     assert torch.equal(torch.cat([first.samples, second.samples]), whole.samples)
+    if whole.weights is not None:
+        torch.testing.assert_close(second.weights, whole.weights[4:] / whole.weights[4:].sum())
     assert (second.state.number, second.state.seeds) == (9, whole.state.seeds)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=str)
 def test_burn_in_and_thinning(kernel):
     whole = mcmc.run(kernel, DENSITY, START, steps=15, seed=3)
-    thin = mcmc.run(kernel, DENSITY, START, burn_in=3, steps=12, thin=3, seed=3)
-    assert torch.equal(thin.samples, whole.samples[5::3])
+    thin = mcmc.run(kernel, DENSITY, START, burn_in=5, steps=10, thin=2, seed=3)
+    assert torch.equal(thin.samples, whole.samples[6::2])
     assert torch.equal(thin.state.x, whole.samples[-1])
     if thin.weights is not None:
-        torch.testing.assert_close(
-            thin.weights,
-            torch.tensor([0.1 * (1 + n) ** -0.55 for n in (6, 9, 12, 15)]).double()
-            / sum(0.1 * (1 + n) ** -0.55 for n in (6, 9, 12, 15)),
-        )
+        sizes = (1 + torch.tensor([7.0, 9.0, 11.0, 13.0, 15.0], dtype=F64)) ** -0.55
+        torch.testing.assert_close(thin.weights, sizes / sizes.sum())
 
 
 def test_langevin_kernels_agree():
@@ -383,6 +382,13 @@ def test_a_target_that_fails_is_no_rejection(kernel):
     first = int(torch.isfinite(chains.samples[:, 1, 0]).sum())
     assert f"between its steps {max(first, 1)} and {first + 1}:" in str(caught.value) or first == 0
     assert "1 failed" in repr(chains)
+
+
+@pytest.mark.parametrize("kernel", [mcmc.RandomWalk(0.5), mcmc.MALA(0.2)], ids=str)
+def test_an_infinite_density_is_a_failure(kernel):
+    """A chain that got there would never leave."""
+    with pytest.raises(mcmc.ChainError, match="chain 0 left the finite numbers"):
+        mcmc.run(kernel, lambda x: torch.where(x[:, 0] > 1.5, math.inf, -0.5 * x[:, 0] ** 2), torch.ones(1, 1), steps=100, seed=1)
 
 
 def test_a_chain_that_diverges():
