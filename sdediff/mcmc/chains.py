@@ -187,7 +187,7 @@ def _start(x_init: Tensor | State, seed: int | Sequence[int] | None) -> State:
     x = check_states("x_init", x_init)
     if x.dtype not in (torch.float32, torch.float64) or not x.numel():
         raise ValueError(f"x_init must be float32 or float64 and not empty, got {x.dtype} {tuple(x.shape)}")
-    return State(x.detach().clone(), None, 0, check_seed(seed, None, tuple(x.shape)) or ())
+    return State(x.detach(), None, 0, check_seed(seed, None, tuple(x.shape)) or ())
 
 
 def _check_density(log_prob: Tensor | None) -> None:
