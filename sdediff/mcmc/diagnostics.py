@@ -8,7 +8,6 @@ from typing import Final
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 __all__ = ["effective_sample_size", "split_rhat"]
@@ -83,6 +82,8 @@ def _largest_rhat(x: Tensor) -> Tensor:
 
 def _scores(x: Tensor) -> Tensor:
     """Normal scores of the ranks among all draws, ties shared: Phi^{-1}((r - 3/8) / (S + 1/4))."""
+    from scipy.stats import rankdata  # heavy, and kept out of `import sdediff`
+
     ranks = torch.from_numpy(np.asarray(rankdata(x.reshape(-1, x.shape[2]).numpy(), axis=0)))
     scores: Tensor = torch.special.ndtri((ranks - 0.375) / (len(ranks) + 0.25))
     return scores.reshape(x.shape)
