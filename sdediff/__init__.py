@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from sdediff import exact, metrics
+from sdediff import exact, mcmc, metrics
 from sdediff.clocks import Timesteps
 from sdediff.constraints import Clip, DynamicThreshold
 from sdediff.diagnosis import diagnose
@@ -192,6 +192,7 @@ __all__ = [
     "fit",
     "load",
     "log_prob",
+    "mcmc",
     "metrics",
     "reflow",
     "sample",

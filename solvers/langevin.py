@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from solvers.arithmetic import Number, entries, expand, rowwise, weighted
+from solvers.metropolis import accepts, line_integral, proposal_ratio
 from solvers.noise import StepNoise
 from solvers.problem import Problem
 from solvers.solver import Solver, Step
@@ -140,13 +141,12 @@ class MetropolisLangevin(Solver):
             z = noise.normal("corrector", 2 * k)
             y = x + size * score + root * z
             there = problem.score(y, plan.t)
-            slope = (score + 4 * problem.score(0.5 * (x + y), plan.t) + there) / 6
-            back = (x - y - size * there) / root
-            log_ratio = rowwise((y - x) * slope + 0.5 * (z.square() - back.square())).sum(dim=1)
-            uniform = torch.special.ndtr(rowwise(noise.normal("corrector", 2 * k + 1))[:, 0])
-            accept = (uniform.log() < log_ratio).reshape(-1, *(1,) * (x.ndim - 1))
+            middle = problem.score(0.5 * (x + y), plan.t)
+            log_ratio = line_integral(x, y, score, middle, there) + proposal_ratio(x, y, z, there, size, root)
+            accept = accepts(log_ratio, rowwise(noise.normal("corrector", 2 * k + 1))[:, 0])
+            accept = accept.reshape(-1, *(1,) * (x.ndim - 1))
             # A network that fails at the proposal must not pass for a rejection: 0 * NaN is NaN.
-            x, score = torch.where(accept, y, x) + 0.0 * slope, torch.where(accept, there, score)
+            x, score = torch.where(accept, y, x) + 0.0 * (middle + there), torch.where(accept, there, score)
         return Step(x, x)
 
 

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from solvers.arithmetic import expand
-from solvers.generator import fill
+from solvers.generator import fill, philox, schedule
 
 __all__ = ["STREAMS", "Nodes", "Noise", "Refinable", "StepNoise", "White", "fresh_seed", "paired", "seeds"]
 
-STREAMS: Final = {"prior": 0, "path": 1, "corrector": 2, "churn": 3, "probe": 4, "dequantization": 5, "tree": 6, "bridge": 7}
+_NAMES: Final = "prior path corrector churn probe dequantization tree bridge proposal acceptance minibatch"
+STREAMS: Final = {name: number for number, name in enumerate(_NAMES.split())}
 """Names of the independent streams that every sample has."""
 
 _BLOCK: Final = 2**13
@@ -184,6 +185,16 @@ class White(_Seeded):
             fill(block, self.words, key, within % half)
         chosen: NDArray[np.float32] = np.where((within < half)[..., None], block[0], block[1])[..., :size]
         return chosen
+
+    def integers(self, step: int, stream: str, count: int, below: int) -> Tensor:
+        """Uniform on 0..below - 1, independent, int64 (rows, count) on the host: of the stream's key (step, stream), to 2^-53."""
+        words = np.empty((2, len(self.seeds), -(-count // 2)), np.uint64)
+        c1, c2, c3 = (word[:, None] for word in self.words)
+        key = schedule((step, STREAMS[stream] << 24))
+        philox(np.arange(words.shape[2], dtype=np.uint64), c1, c2, c3, key, words, np.empty_like(words))
+        unit = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        drawn = (unit * below).astype(np.int64).transpose(1, 2, 0).reshape(len(self.seeds), -1)
+        return torch.from_numpy(drawn[:, :count])
 
     def _draw(self, stream: str, k: int, number: int, length: int) -> Tensor:
         if not (0 <= number < 2**32 and 0 <= k < 2**24):

@@ -1,0 +1,34 @@
+"""Markov chain Monte Carlo: Metropolis and Langevin chains on a log-density, a score, or a score model at one time.
+
+`run` moves a batch of chains by a kernel, a value: `RandomWalk`, `MALA` (exact), `ULA`, `Underdamped` (biased by their step) or
+`SGLD` (minibatches of a `Posterior`). Chain i depends on its seed and its first state alone.
+"""
+
+from sdediff.mcmc.chains import ChainError, Chains, State, run
+from sdediff.mcmc.diagnostics import effective_sample_size, split_rhat
+from sdediff.mcmc.kernels import MALA, ULA, Kernel, RandomWalk
+from sdediff.mcmc.stochastic_gradient import SGLD, Decay, Posterior
+from sdediff.mcmc.target import LogDensity, Point, Score, Target, at
+from sdediff.mcmc.underdamped import Underdamped
+
+__all__ = [
+    "MALA",
+    "SGLD",
+    "ULA",
+    "ChainError",
+    "Chains",
+    "Decay",
+    "Kernel",
+    "LogDensity",
+    "Point",
+    "Posterior",
+    "RandomWalk",
+    "Score",
+    "State",
+    "Target",
+    "Underdamped",
+    "at",
+    "effective_sample_size",
+    "run",
+    "split_rhat",
+]

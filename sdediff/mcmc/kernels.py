@@ -1,0 +1,145 @@
+"""One step of a Markov chain that has a given law, or nearly so, as its stationary one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdediff.mcmc.target import Point, Target, known
+from solvers import White
+from solvers.arithmetic import weighted
+from solvers.metropolis import accepts, proposal_ratio
+
+__all__ = ["MALA", "ULA", "Kernel", "Noise", "RandomWalk", "langevin", "positive"]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What a chain draws, by the number of the step: functions of the chain's seed alone."""
+
+    events: White
+    rows: White
+
+    def normal(self, step: int, k: int = 0) -> Tensor:
+        """Standard normal (chains, *event), the draw number ``k`` of the step."""
+        return self.events.normal(step, "proposal", k)
+
+    def decision(self, step: int) -> Tensor:
+        """Standard normal (chains,), for the Metropolis test."""
+        return self.rows.normal(step, "acceptance", 0)
+
+
+class Kernel:
+    """A Markov chain's transition, a value: subclasses are frozen dataclasses and give `move`."""
+
+    uses_score: bool = True
+    minibatches: bool = False
+    """Whether it may see estimates of the score in place of the score."""
+
+    def start(self, target: Target, x: Tensor, momentum: Tensor | None, noise: Noise) -> Point:
+        """What is known at the first states; ``momentum`` is that of a chain that goes on."""
+        return target.look(x, score=self.uses_score)
+
+    def move(self, target: Target, here: Point, noise: Noise, number: int) -> tuple[Point, Tensor | None]:
+        """The point after the step ``number``, and which proposals were taken, bool (chains,), where there is a test."""
+        raise NotImplementedError
+
+    def size(self, number: int) -> float | None:
+        """The step size of the step ``number``, by which draws are weighted; None where it is constant."""
+        return None
+
+
+@dataclass(frozen=True)
+class RandomWalk(Kernel):
+    """Random-walk Metropolis-Hastings: y = x + step z is accepted with probability min(1, p(y) / p(x)).
+
+    (Metropolis et al. 1953.) Exact for every step. In d dimensions steps of 2.38 / sqrt(d) standard deviations of the target, which
+    accept 0.234 of the proposals, mix fastest (Roberts, Gelman and Gilks 1997). One evaluation a step, of log p alone; two on a
+    score.
+    """
+
+    step: float
+
+    uses_score = False
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        positive("RandomWalk", "step", self.step)
+
+    def move(self, target: Target, here: Point, noise: Noise, number: int) -> tuple[Point, Tensor]:
+        """A proposal and the test."""
+        there = target.look(weighted((1.0, here.x), (float(self.step), noise.normal(number))), score=False)
+        return _decide(here, there, target.rise(here, there), noise, number)
+
+
+@dataclass(frozen=True)
+class ULA(Kernel):
+    """Unadjusted Langevin: x <- x + step score(x) + sqrt(2 step) z, the Euler-Maruyama scheme of dx = score(x) dt + sqrt(2) dw.
+
+    Its stationary law is off by O(step): on N(0, v) its variance is v / (1 - step / (2 v)), and it diverges from step = 2 v on
+    (Roberts and Tweedie 1996; Durmus and Moulines 2017, arXiv 1507.05021). One evaluation a step.
+    """
+
+    step: float
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        positive("ULA", "step", self.step)
+
+    def move(self, target: Target, here: Point, noise: Noise, number: int) -> tuple[Point, None]:
+        """A step without a test."""
+        return target.look(langevin(here, self.step, noise.normal(number)), score=True), None
+
+
+@dataclass(frozen=True)
+class MALA(Kernel):
+    """Metropolis-adjusted Langevin: y = x + step score(x) + sqrt(2 step) z is accepted with probability
+
+        min(1, p(y) q(x | y) / (p(x) q(y | x))),    q(. | x) = N(x + step score(x), 2 step I).
+
+    (Roberts and Tweedie 1996.) Exact for every step; steps that accept 0.574 of the proposals mix fastest in many dimensions
+    (Roberts and Rosenthal 1998), at a cost that grows as d^{1/3}. One evaluation a step; two on a score.
+    """
+
+    step: float
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        positive("MALA", "step", self.step)
+
+    def move(self, target: Target, here: Point, noise: Noise, number: int) -> tuple[Point, Tensor]:
+        """A Langevin step and the test."""
+        z = noise.normal(number)
+        there = target.look(langevin(here, self.step, z), score=True)
+        ratio = proposal_ratio(here.x, there.x, z, known(there.score), float(self.step), math.sqrt(2 * self.step))
+        return _decide(here, there, target.rise(here, there) + ratio, noise, number)
+
+
+def langevin(here: Point, step: float, z: Tensor) -> Tensor:
+    """x + step score(x) + sqrt(2 step) z."""
+    return weighted((1.0, here.x), (float(step), known(here.score)), (math.sqrt(2 * step), z))
+
+
+def _decide(here: Point, there: Point, log_ratio: Tensor, noise: Noise, number: int) -> tuple[Point, Tensor]:
+    """Go, or stay. A state becomes NaN where the ratio is none, so that a target that fails does not pass for a rejection."""
+    if there.log_prob is not None:
+        log_ratio = log_ratio.masked_fill(there.log_prob == -math.inf, -math.inf)  # outside the support
+    lost = torch.isnan(log_ratio) | (log_ratio == math.inf)
+    go = accepts(log_ratio, noise.decision(number))
+    x = torch.where(_along(go, here.x), there.x, here.x).masked_fill(_along(lost, here.x), math.nan)
+    pairs = ((here.log_prob, there.log_prob), (here.score, there.score))
+    return Point(x, *(None if a is None or b is None else torch.where(_along(go, a), b, a) for a, b in pairs)), go
+
+
+def _along(rows: Tensor, x: Tensor) -> Tensor:
+    return rows.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def positive(kernel: str, name: str, value: object, *, zero: bool = False) -> None:
+    """A finite number > 0, or >= 0."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not (0 < value < math.inf or (zero and value == 0)):  # type: ignore[operator]
+        raise ValueError(f"{kernel}: {name} must be a finite number {'>= 0' if zero else '> 0'}, got {value!r}")

@@ -1,0 +1,167 @@
+"""What a chain is to sample: a log-density, a score, or a score model at one time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdediff.arguments import check_condition, check_model
+from sdediff.model import ScoreModel, evaluating
+from sdediff.sde.coefficient import as_time
+from solvers import White
+from solvers.metropolis import line_integral
+
+__all__ = ["LogDensity", "Point", "Score", "Target", "as_target", "at", "known"]
+
+
+class Point(NamedTuple):
+    """States (chains, *event) and what is known there."""
+
+    x: Tensor
+    log_prob: Tensor | None = None
+    """(chains,), up to a constant."""
+    score: Tensor | None = None
+    """grad log p, (chains, *event)."""
+    momentum: Tensor | None = None
+    """(chains, *event), of the kernels that have one."""
+
+
+class Target:
+    """A law p(x) on events of one shape, known up to its constant; every chain is a row."""
+
+    whole: bool = True
+    """Whether `look` is at p itself; otherwise at an unbiased estimate of its score, from the data that `draw` took."""
+
+    def look(self, x: Tensor, *, score: bool) -> Point:
+        """log p and its gradient, as far as there are any; ``score`` says whether the gradient is wanted."""
+        raise NotImplementedError
+
+    def rise(self, here: Point, there: Point) -> Tensor:
+        """log p(there) - log p(here), (chains,)."""
+        raise NotImplementedError
+
+    def draw(self, noise: White, step: int) -> Target:
+        """What to look at in the step number ``step``."""
+        return self
+
+    def check(self, chains: int) -> None:
+        """Whether this is a target for so many chains; a ValueError if not."""
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """What to be in while it is evaluated."""
+        return nullcontext()
+
+
+@dataclass(frozen=True)
+class LogDensity(Target):
+    """log p(x) up to a constant: ``log_prob(x)`` is (chains,) for states (chains, *event), a row by itself.
+
+    -inf is outside the support. The gradient is that of autograd, or ``score(x)``, (chains, *event), where it is given.
+    """
+
+    log_prob: Callable[[Tensor], Tensor]
+    score: Callable[[Tensor], Tensor] | None = None
+
+    def look(self, x: Tensor, *, score: bool) -> Point:
+        """One evaluation, and the gradient by one backward pass."""
+        if not score:
+            return Point(x, self._value(x))
+        if self.score is not None:
+            return Point(x, self._value(x), _shaped("score", self.score(x), x.shape))
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            value = self._value(leaf)
+            if not value.requires_grad:
+                raise ValueError("log_prob(x) has no gradient by autograd; pass LogDensity(log_prob, score), or use RandomWalk")
+            (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        # Autograd may find a number beside a NaN, a branch of torch.where: a failure must not pass for a slope.
+        failed = torch.isnan(value.detach()).reshape(-1, *(1,) * (x.ndim - 1))
+        return Point(x, value.detach(), gradient.masked_fill(failed, math.nan))
+
+    def rise(self, here: Point, there: Point) -> Tensor:
+        """The difference of the two."""
+        return known(there.log_prob) - known(here.log_prob)
+
+    def _value(self, x: Tensor) -> Tensor:
+        return _shaped("log_prob", self.log_prob(x), x.shape[:1])
+
+
+@dataclass(frozen=True)
+class Score(Target):
+    """grad log p(x): ``score(x)`` is (chains, *event), as its states are.
+
+    A Metropolis test takes log p(y) - log p(x) as the integral of the score from x to y by Simpson's rule, for one more evaluation:
+    exact for Gaussian laws and any log-density of degree 4, otherwise of order 5 in the length of the proposal.
+    """
+
+    score: Callable[[Tensor], Tensor]
+
+    def look(self, x: Tensor, *, score: bool) -> Point:
+        """One evaluation."""
+        return Point(x, None, _shaped("score", self.score(x), x.shape))
+
+    def rise(self, here: Point, there: Point) -> Tensor:
+        """The line integral: one evaluation half-way."""
+        middle = self.look(0.5 * (here.x + there.x), score=True)
+        return line_integral(here.x, there.x, known(here.score), known(middle.score), known(there.score))
+
+
+@dataclass(frozen=True)
+class _AtTime(Score):
+    model: ScoreModel = field(kw_only=True)
+    condition: Mapping[str, Tensor] = field(kw_only=True)
+
+    def check(self, chains: int) -> None:
+        """Of the conditions' leading dimension."""
+        check_condition(self.condition, chains)
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """The network's evaluation mode."""
+        return evaluating(self.model)
+
+
+def at(model: ScoreModel, t: float | Tensor, condition: Mapping[str, Tensor] | None = None) -> Score:
+    """The law p_t of a score model at one time t, in the SDE's usable range; ``condition`` has a row a chain."""
+    check_model(model)
+    time = model.sde.check_time(as_time(t))
+    if time.ndim:
+        raise ValueError(f"chains sample the law at one time: t must be a number, got shape {tuple(time.shape)}")
+    if not all(bool(torch.isfinite(part)) for part in model.conversion("score", time)):
+        raise ValueError(model.singular("score", time))
+    given = dict(condition or {})
+    return _AtTime(lambda x: model.predict("score", x, time, given), model=model, condition=given)
+
+
+def as_target(target: Target | Callable[[Tensor], Tensor]) -> Target:
+    """A target, a function being a log-density."""
+    if isinstance(target, Target):
+        return target
+    if isinstance(target, ScoreModel):
+        raise TypeError("a score model has a law at every time: pass mcmc.at(model, t)")
+    if isinstance(target, type) or not callable(target):
+        raise TypeError(
+            f"target must be a function log_prob(x) -> (chains,), mcmc.Score(score), mcmc.at(model, t) or mcmc.Posterior(...), "
+            f"got {target!r}"
+        )
+    return LogDensity(target)
+
+
+def _shaped(name: str, value: object, shape: torch.Size) -> Tensor:
+    if isinstance(value, Tensor) and value.shape == shape:
+        return value
+    got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    hint = "; a function that returns the score is mcmc.Score(function)" if name == "log_prob" else ""
+    raise ValueError(f"{name}(x) must return a tensor of shape {tuple(shape)}, got {got}{hint}")
+
+
+def known(value: Tensor | None) -> Tensor:
+    """What a point must have."""
+    if value is None:
+        raise ValueError("this point lacks what is asked of it: a kernel that wants the score must look with score=True")
+    return value
