@@ -54,6 +54,16 @@ def test_explicit_round_trip_closes_at_order_one(sde: sd.LinearSDE) -> None:
     assert slopes[-1] == pytest.approx(1, abs=0.25), (off, slopes)
 
 
+def test_one_step_is_inverted_to_the_tolerance(sde: sd.LinearSDE) -> None:
+    """Where the iteration contracts, DDIM's step from the result ends within tol (1 + largest) of where it should."""
+    pair = grid(sde, 6)[2:4]
+    x = start(sde, pair[0])
+    for tol in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6):
+        y = along(sde, sd.InverseDDIM(tol), x, pair).x
+        off = (along(sde, sd.DDIM(), y, pair.flip(0)).x - x).abs().amax(dim=1)
+        assert bool((off <= tol * (1 + y.abs().amax(dim=1))).all())
+
+
 def test_samples_stop_by_themselves() -> None:
     """A sample's latent does not depend on its batch."""
     sde = sd.VP()
