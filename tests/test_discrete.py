@@ -342,6 +342,13 @@ def test_bad_input(call: object, message: str) -> None:
         call()  # type: ignore[operator]
 
 
+def test_bad_types() -> None:
+    with pytest.raises(TypeError, match=r"DDPM.from_schedule\('linear', 1000\)"):
+        sd.DDPM("linear")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="how many, an int, or indices"):
+        sd.DDPM.from_schedule("linear", 10).respaced(2.5)  # type: ignore[arg-type]
+
+
 def test_diffusers_numbers() -> None:
     """diffusers' DDPMScheduler (float32): betas, alpha_bar, posterior and learned variances, zero terminal SNR."""
     diffusers = pytest.importorskip("diffusers")

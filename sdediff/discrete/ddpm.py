@@ -55,6 +55,8 @@ class DDPM(Chain, Solver):
 
     def __post_init__(self) -> None:
         """Check the arguments."""
+        if isinstance(self.betas, str):
+            raise TypeError(f"DDPM takes the betas themselves; for a schedule by name, DDPM.from_schedule({self.betas!r}, 1000)")
         betas = floats("DDPM", "betas", self.betas)
         wrong = [i for i, beta in enumerate(betas) if not 0 < beta < 1 and not (beta == 1 and 0 < i == len(betas) - 1)]
         if wrong:
@@ -133,6 +135,8 @@ class DDPM(Chain, Solver):
         """
         if spacing not in ("uniform", "quadratic"):
             raise ValueError(f"spacing must be 'uniform' or 'quadratic', got {spacing!r}")
+        if not isinstance(steps, int | Sequence | Tensor):
+            raise TypeError(f"steps must be how many, an int, or indices that rise within 1..{self.N}; got {steps!r}")
         chosen = evenly(self.N, steps, 2.0 if spacing == "quadratic" else 1.0) if isinstance(steps, int) else list(steps)
         index = self.index(torch.as_tensor(chosen))
         if index.ndim != 1 or not len(index) or bool((index.diff() <= 0).any()):
