@@ -98,10 +98,6 @@ def variational_bound(
     The bound is that of the chain's own ancestral sampling, and so of the SDE; the probability flow has another likelihood.
     """
     chain.check_model(model)
-    if chain.variance == "learned" and not model.learned_variance:
-        raise ValueError(
-            f"{chain!r} takes the variance from the network: make the model with ScoreModel(..., learned_variance=True)"
-        )
     check_states("x_0", x_0)
     if bins is not None:
         bins.check(x_0)
