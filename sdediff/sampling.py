@@ -53,6 +53,7 @@ def sample(
     max_nfe: int | None = None,
     on_fail: Literal["raise", "return"] = "raise",
     grad: Literal["none", "full", "checkpoint"] = "none",
+    compile: bool = False,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> Solution:
@@ -83,6 +84,7 @@ def sample(
     a bar. ``max_nfe``: no sample has the network evaluated more often.
     ``on_fail``: ``"raise"`` a `SolveError`, or ``"return"`` what there is.
     ``grad``: ``"full"`` keeps the graph, ``"checkpoint"`` recomputes each step in the backward pass.
+    ``compile``: run the network by torch.compile, with solvers of fixed steps.
     ``dtype``: of the state, float32 or float64. ``device``: the model's by default.
 
     Raises ValueError or TypeError before the first evaluation of the network, `SolveError` after it.
@@ -110,6 +112,7 @@ def sample(
         max_nfe=max_nfe,
         on_fail=on_fail,
         grad=grad,
+        compile=compile,
         dtype=dtype,
         device=device,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -70,6 +70,7 @@ class Solving:
         progress: bool = False,
         max_nfe: int | None = None,
         on_fail: OnFail = "raise",
+        compile: bool = False,
         grad: Grad = "none",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
@@ -88,7 +89,7 @@ class Solving:
         if solver.adaptive and max_nfe is not None and max_nfe < least:
             raise ValueError(f"{solver!r} takes {least} evaluations to make its first step; raise max_nfe = {max_nfe}")
         return cls(
-            model=_local(model),
+            model=_compiled(_local(model), solver) if compile else _local(model),
             count=count,
             solver=solver,
             times=times,
@@ -129,11 +130,25 @@ def _local(model: ScoreModel) -> ScoreModel:
 
     They need not make as many: every sample has its own steps.
     """
-    if not isinstance(model.net, DistributedDataParallel):
-        return model
-    alone = copy.copy(model)
-    vars(alone)["_modules"] = {**vars(model)["_modules"], "net": model.net.module}
-    return alone
+    return _with_net(model, model.net.module) if isinstance(model.net, DistributedDataParallel) else model
+
+
+def _compiled(model: ScoreModel, solver: Solver) -> ScoreModel:
+    """The model with its network compiled; a ValueError where the batch changes its shape on the way."""
+    if solver.adaptive:
+        raise ValueError(
+            f"compile=True with {solver!r}: samples leave the batch as they arrive, and each new shape would be compiled anew; "
+            "take a solver with fixed steps, or compile the network yourself, torch.compile(net, dynamic=True)"
+        )
+    return _with_net(model, torch.compile(model.net))
+
+
+def _with_net(model: ScoreModel, net: Any) -> ScoreModel:
+    """The same model around another network, the given one left as it is."""
+    other = copy.copy(model)
+    vars(other)["_modules"] = dict(vars(model)["_modules"])
+    other.net = net
+    return other
 
 
 def _with_bar(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import sdediff as sd
+from sdediff.networks import MLP, initialised
 from solvers import Snapshot, Status
 
 VP = sd.VP()
@@ -350,3 +351,19 @@ def test_bad_solver_arguments(make: object, message: str) -> None:
         make()  # type: ignore[operator]
     with pytest.raises(TypeError, match="must be a solver such as"):
         sd.PredictorCorrector(sd.ReverseDiffusion, sd.Langevin())  # type: ignore[arg-type]
+
+
+def test_compile_is_refused_where_the_batch_changes() -> None:
+    model = sd.exact.Gaussian([0.0, 0.0], 1.0).model(sd.VP())
+    for solver in (sd.RK45(), sd.AdaptiveSDE()):
+        with pytest.raises(ValueError, match=r"samples leave the batch as they arrive.*take a solver with fixed steps"):
+            sd.sample(model, (2, 2), solver=solver, compile=True)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_gives_the_same_samples() -> None:
+    net = initialised(lambda: MLP(2, 16, 2), 0)
+    model = sd.ScoreModel(net, sd.VP())
+    plain, compiled = (sd.sample(model, (8, 2), steps=6, seed=0, compile=on) for on in (False, True))
+    torch.testing.assert_close(compiled.x, plain.x, rtol=1e-4, atol=1e-5)
+    assert model.net is net
