@@ -272,7 +272,7 @@ def test_adaptive_pairs_reach_their_tolerance(order: int) -> None:
     x = starts(VP, 6, 0.8)
     exact = integrate(problem(VP, 6), sd.DormandPrince(variable="t"), x, torch.linspace(0.8, 0.05, 400, dtype=torch.float64)).x
     errors = []
-    for tolerance in (1e-4, 1e-6):
+    for tolerance in (1e-2, 1e-4) if order == 2 else (1e-4, 1e-6):  # that of order 2 takes ten thousand steps at 1e-6
         out = integrate(problem(VP, 6), sd.ExponentialPair(order, rtol=tolerance, atol=tolerance), x, grid(0.8, 0.05))
         errors.append(float((out.x - exact).abs().max()))
         assert torch.equal(out.nfe, 1 + order * out.accepted + (order - 1) * out.rejected)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_contracts import AT_LEAST, METHODS, Method
+from test_contracts import AT_LEAST, METHODS, Method, sde_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -79,7 +79,7 @@ class Drawn:
 
 
 def task(method: Method) -> tuple[sd.ScoreModel, Tensor]:
-    model = sd.ScoreModel(lambda x, t: x * t[:, None], sd.VP(), predicts="noise")
+    model = sd.ScoreModel(lambda x, t: x * t[:, None], sde_of(method.solver), predicts="noise")
     steps = max(6, AT_LEAST.get(method.solver, 1))
     times = method.solver.times if method.solver.times is not None else torch.linspace(0.9, 0.01, steps + 1, dtype=torch.float64)
     return model, times
