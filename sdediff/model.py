@@ -120,31 +120,36 @@ class ScoreModel(nn.Module):
         vars(model).update(constraint=constraint)  # not by attribute: a module would be entered among the shared ones
         return model
 
+    def output(self, x: Tensor, time: Tensor, condition: Mapping[str, Tensor] | None, dtype: torch.dtype) -> Tensor:
+        """The prediction, in the dtype and shape of x, of a network of ``dtype`` at inputs (B, *event) and times () or (B,) as
+        `inputs` has them."""
+        if self.learned_variance:
+            return self.outputs(x, time, condition, dtype)[0]
+        out = self._called(x, time, condition, dtype)
+        if not isinstance(out, Tensor) or out.shape != x.shape:
+            out = _tensor_of(out, x.shape)
+        return out if out.dtype == x.dtype else out.to(x.dtype)
+
     def outputs(
         self, x: Tensor, time: Tensor, condition: Mapping[str, Tensor] | None, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor | None]:
-        """(prediction, what the network says of the variance or None), each in the dtype and shape of x: of a network of ``dtype``
-        at inputs (B, *event) and times () or (B,) as `inputs` has them."""
+        """`output`, and beside it what the network says of the variance, of the same shape; None without ``learned_variance``."""
+        if not self.learned_variance:
+            return self.output(x, time, condition, dtype), None
+        both = _tensor_of(self._called(x, time, condition, dtype), doubled(x.shape), " with learned_variance").to(x.dtype)
+        first, second = both.chunk(2, dim=1)
+        return first, second
+
+    def _called(self, x: Tensor, time: Tensor, condition: Mapping[str, Tensor] | None, dtype: torch.dtype) -> Any:
         given = x if x.dtype == dtype else x.to(dtype)
         try:
-            out = self.net(given, time if time.ndim else time.expand(x.shape[0]), **(condition or {}))
+            return self.net(given, time if time.ndim else time.expand(x.shape[0]), **(condition or {}))
         except (RuntimeError, ValueError, TypeError) as error:
             names = "".join(f", {name}" for name in condition or {})
             error.add_note(
                 f"the network was called as net(x, t{names}) with x of shape {tuple(x.shape)}, {dtype}: does it take that?"
             )
             raise
-        if self.learned_variance:
-            both = _tensor_of(out, doubled(x.shape), " with learned_variance").to(x.dtype)
-            first, second = both.chunk(2, dim=1)
-            return first, second
-        if not isinstance(out, Tensor) or out.shape != x.shape:
-            out = _tensor_of(out, x.shape)
-        return (out if out.dtype == x.dtype else out.to(x.dtype)), None
-
-    def output(self, x: Tensor, time: Tensor, condition: Mapping[str, Tensor] | None, dtype: torch.dtype) -> Tensor:
-        """The prediction alone of `outputs`."""
-        return self.outputs(x, time, condition, dtype)[0]
 
     def evaluate_with_variance(
         self, x: Tensor, t: Tensor, condition: Mapping[str, Tensor] | None = None

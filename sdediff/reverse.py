@@ -133,11 +133,8 @@ class Reverse(Problem):
 
     def respond(self, entry: tuple[Any, ...], x: Tensor) -> Tensor:
         """The network's output: one evaluation, which the caller records."""
-        return self._outputs(entry, x)[0]
-
-    def _outputs(self, entry: tuple[Any, ...], x: Tensor) -> tuple[Tensor, Tensor | None]:
         given = weighted((entry[2], x)) if self.scaled else x
-        return self.model.outputs(given, entry[3], self.condition, self.dtype or x.dtype)
+        return self.model.output(given, entry[3], self.condition, self.dtype or x.dtype)
 
     def joined(
         self, quantity: str, entry: tuple[Any, ...], x: Tensor, t: Tensor, out: Tensor, keep: Number, push: Number
@@ -157,7 +154,8 @@ class Reverse(Problem):
     def data_and_variance(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """E[x_0 | x_t = x], and the second output of a network with a learned variance."""
         entry = self.entry("data", x, t)
-        out, variance = self._outputs(entry, x)
+        given = weighted((entry[2], x)) if self.scaled else x
+        out, variance = self.model.outputs(given, entry[3], self.condition, self.dtype or x.dtype)
         if variance is None:
             raise NotImplementedError
         self.monitor.record(x, out, self.rows)
