@@ -62,6 +62,21 @@ def test_posterior_is_bayes_rule() -> None:
         assert float(variances[row]) == pytest.approx(float(alone[1]), rel=1e-14)
 
 
+@pytest.mark.parametrize("chain", [sd.DDPM.from_schedule("cosine", 30), sd.NCSN.from_sde(sd.VE(), 30)], ids=["DDPM", "NCSN"])
+def test_both_forms_of_the_posterior_agree(chain: sd.DDPM) -> None:
+    """Given x_0, or the noise that is in x_i; for DDPM as Ho et al. write it (eq. 11)."""
+    x_0, z = torch.tensor([[0.4, -1.0]] * 3, dtype=torch.float64), torch.tensor([[0.3, 1.2]] * 3, dtype=torch.float64)
+    i = torch.tensor([2, 15, 29])
+    x = chain.perturb(x_0, i, z)
+    mean, variance = chain.posterior_from_noise(x, z, i)
+    expected, spread = chain.posterior(x, x_0, i)
+    torch.testing.assert_close(mean, expected, rtol=1e-9, atol=1e-12)
+    assert torch.equal(variance, spread)
+    if isinstance(chain, sd.DDPM):
+        beta, bar = torch.tensor(chain.betas, dtype=torch.float64)[i - 1, None], chain.alphas_bar[i - 1, None]
+        torch.testing.assert_close(mean, (x - beta / (1 - bar).sqrt() * z) / (1 - beta).sqrt(), rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("n", [1, 2, 10, 200])
 def test_ancestral_sampling_is_the_exact_posterior_step(gaussian: sd.exact.Gaussian, n: int) -> None:
     """DDPM's own update on its own betas equals the exponential integrator of the reverse SDE on the same times."""

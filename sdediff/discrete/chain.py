@@ -94,6 +94,16 @@ class Chain:
         data, keep, variance = (column[at] for column in self.posterior_columns)
         return expand(data, x) * x_0 + expand(keep, x) * x, variance
 
+    def posterior_from_noise(self, x: Tensor, noise: Tensor, i: int | Tensor) -> tuple[Tensor, Tensor]:
+        """`posterior` where x_i = alpha_i x_0 + sigma_i noise is known by its noise: mean (x - v / sigma_i noise) / ratio.
+
+        For DDPM (x_i - beta_i / sqrt(1 - alpha_bar_i) noise) / sqrt(1 - beta_i) (Ho et al. 2020, arXiv 2006.11239, eq. 11).
+        """
+        at = self.index(i, x)
+        ratio, variance = self.levels.ratios[at - 1], self.levels.variances[at - 1]
+        keep, push = 1 / ratio, -variance / (ratio * self.levels.sigmas[at])
+        return expand(keep, x) * x + expand(push, x) * noise, self.posterior_columns[2][at - 1]
+
     @cached_property
     def posterior_columns(self) -> tuple[Tensor, Tensor, Tensor]:
         """(data, keep, variance), each (N,): q(x_{i-1} | x_i, x_0) = N(data x_0 + keep x_i, variance I).
