@@ -16,7 +16,7 @@ from sdediff.likelihood.probes import make_probes, population
 
 __all__ = ["Estimate", "Kind", "Probe"]
 
-_LARGEST = 2**14
+_LARGEST = 2**12
 Kind = Literal["exact", "hutchinson", "hutch++"]
 Probe = Literal["hadamard", "rademacher", "gaussian"]
 
@@ -40,7 +40,7 @@ class Estimate:
                 raise ValueError("divergence='exact' draws no probes: drop probes, or take divergence='hutchinson'")
             if d > _LARGEST:
                 raise ValueError(
-                    f"the exact divergence of an event of d = {d} numbers has a Jacobian of {8 * d**2 / 2**30:.3g} GB a sample and "
+                    f"the exact divergence of an event of d = {d} numbers has a Jacobian of {8 * d**2 / 2**30:.3g} GiB a sample and "
                     f"takes {d} backward passes an evaluation ({_LARGEST} is the most); take divergence='hutchinson', probes=8, "
                     "whose error is reported"
                 )
