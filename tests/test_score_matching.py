@@ -101,6 +101,29 @@ def test_traces_and_slices_in_several_dimensions() -> None:
         assert float(many(model, x[:4000], generator=torch.Generator().manual_seed(2)).detach().var()) < float(values.var()) / 6
 
 
+def test_finite_differences_are_central() -> None:
+    """On a score that bends the error is O(eps^2): a quarter at half the step."""
+    model = sd.ScoreModel(lambda x, t: torch.sin(3 * x) - x**2, sd.VP(), "score")
+    x = torch.tensor([[0.4], [-1.1]], dtype=torch.float64)
+    exact = sd.ImplicitScoreMatching("uniform", perturbed=False)(model, x)
+    off = []
+    for eps in (0.02, 0.01):
+        loss = sd.SlicedScoreMatching("uniform", finite_difference=eps, perturbed=False)
+        off.append(float((loss(model, x, generator=torch.Generator().manual_seed(0)) - exact).detach().abs().max()))
+    assert off[0] / off[1] == pytest.approx(4, rel=0.01)
+
+
+def test_one_loss_serves_several_models() -> None:
+    """Importance is each SDE's own, also when a loss has seen another before."""
+    loss, g = sd.DenoisingScoreMatching("likelihood", importance=True), torch.Generator
+    first, second = LAW.model(sd.VP()), LAW.model(sd.RectifiedFlow())
+    fresh = sd.DenoisingScoreMatching("likelihood", importance=True).draw(second, 50, g().manual_seed(0))
+    loss.draw(first, 50, g().manual_seed(0))
+    again = loss.draw(second, 50, g().manual_seed(0))
+    assert torch.equal(fresh[0], again[0])
+    assert torch.equal(fresh[1], again[1])
+
+
 def test_training_needs_a_second_derivative_that_is_there() -> None:
     net = initialised(lambda: torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2)), 0).double()
     model = sd.ScoreModel(lambda x, t: net(x), sd.VP(), "score")
@@ -236,6 +259,9 @@ def test_log_normal_times_are_edms() -> None:
     low, high = math.log(0.002), math.log(80)
     law = stats.truncnorm((low + 1.2) / 1.2, (high + 1.2) / 1.2, -1.2, 1.2)
     assert stats.kstest(logs, law.cdf).statistic < 0.025
+    half = sd.ScoreModel(lambda x, t: x, sd.EDM(1.0, 80.0))  # its range begins at the middle of the law
+    cut, _ = sd.DenoisingScoreMatching(times=sd.LogNormal(0.0, 1.0)).draw(half, 20_000, torch.Generator().manual_seed(0))
+    assert stats.kstest(cut.log().numpy(), stats.truncnorm(0, math.log(80), 0, 1).cdf).statistic < 0.025
     vp = sd.ScoreModel(lambda x, t: x, sd.VP())
     at, _ = sd.DenoisingScoreMatching(times=sd.LogNormal(0.0, 1.0)).draw(vp, 20_000, torch.Generator().manual_seed(0))
     ratio = -0.5 * sd.VP().log_snr(at)

@@ -40,8 +40,8 @@ class Estimate:
                 raise ValueError("divergence='exact' draws no probes: drop probes, or take divergence='hutchinson'")
             if d > _LARGEST:
                 raise ValueError(
-                    f"the exact divergence of an event of d = {d} numbers has a Jacobian of {8 * d**2 / 2**30:.3g} GiB a sample and "
-                    f"takes {d} backward passes an evaluation ({_LARGEST} is the most); take divergence='hutchinson', probes=8, "
+                    f"the exact divergence of an event of d = {d} numbers has a Jacobian of {8 * d**2 / 2**30:.3g} GiB a sample "
+                    f"and takes {d} backward passes an evaluation ({_LARGEST} is the most); take divergence='hutchinson', probes=8, "
                     "whose error is reported"
                 )
             return cls(divergence, d, probe, d)
