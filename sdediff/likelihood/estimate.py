@@ -41,8 +41,8 @@ class Estimate:
             if d > _LARGEST:
                 raise ValueError(
                     f"the exact divergence of an event of d = {d} numbers has a Jacobian of {8 * d**2 / 2**30:.3g} GiB a sample "
-                    f"and takes {d} backward passes an evaluation ({_LARGEST} is the most); take divergence='hutchinson', probes=8, "
-                    "whose error is reported"
+                    f"and takes {d} backward passes an evaluation ({_LARGEST} is the most); take divergence='hutchinson', "
+                    "probes=8, whose error is reported"
                 )
             return cls(divergence, d, probe, d)
         least = 3 if divergence == "hutch++" else 1
