@@ -177,9 +177,9 @@ def test_loss_aware_levels_keep_the_mean() -> None:
     """p_i follows eq. 18, and the weights make the expected loss that of uniform levels, exactly."""
     sampler = sd.LossAware(4, history=2, uniform=0.01)
     torch.testing.assert_close(sampler.probabilities, torch.full((4,), 0.25, dtype=torch.float64))
-    for value in (5.0, 1.0, 2.0):  # the first is forgotten
-        sampler.record(torch.tensor([1, 2, 3, 4]), value * torch.tensor([1.0, 2.0, 0.5, 4.0]))
-    size = torch.tensor([1.0, 2.0, 0.5, 4.0], dtype=torch.float64) * math.sqrt((1 + 4) / 2)
+    for values in ([5.0, 5.0, 5.0, 5.0], [1.0, 3.0, 0.5, 4.0], [2.0, 0.0, 0.5, 3.0]):  # the first are forgotten
+        sampler.record(torch.tensor([1, 2, 3, 4]), torch.tensor(values))
+    size = torch.tensor([5.0, 9.0, 0.5, 25.0], dtype=torch.float64).div(2).sqrt()
     expected = 0.99 * size / size.sum() + 0.01 / 4
     torch.testing.assert_close(sampler.probabilities, expected)
     u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
@@ -199,11 +199,17 @@ def test_loss_aware_learns_from_unweighted_losses_with_gradients() -> None:
     assert int(sampler.counts.sum()) == 0
     loss(model, x, generator=torch.Generator().manual_seed(0))
     assert int(sampler.counts.sum()) == 64
+    with torch.no_grad():
+        sampler.counts += 1
+        sampler.losses[:, 0] = torch.arange(1, 9)
+    generator = torch.Generator().manual_seed(2)
+    i, weights = loss.draw_levels(64, generator)
+    noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    assert len(weights.unique()) > 2
+    expected = weights * sd.DDPMLoss(loss.chain)(model, x, i=i, noise=noise)
     value = loss(model, x, generator=torch.Generator().manual_seed(2))
-    i, weights = sampler.levels(torch.rand(64, generator=torch.Generator().manual_seed(2), dtype=torch.float64))
-    assert value.shape == (64,)
-    assert int(sampler.counts.sum()) == 128
-    assert len(weights) == len(i)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(sampler.losses[i[-1] - 1, 0], value[-1] / weights[-1])
 
 
 def test_levels_are_uniform_and_stratified() -> None:
