@@ -141,9 +141,7 @@ class DDPM(Chain, Solver):
         index = self.index(torch.as_tensor(chosen))
         if index.ndim != 1 or not len(index) or bool((index.diff() <= 0).any()):
             raise ValueError(f"a subsequence of steps must rise within 1..{self.N}, got {chosen!r}")
-        logs = torch.cat(
-            [torch.zeros(1, dtype=torch.float64), torch.log1p(-torch.tensor(self.betas, dtype=torch.float64)).cumsum(0)]
-        )
+        logs = self._log_alphas_bar
         betas = -torch.expm1(logs[index] - torch.cat([logs[:1], logs[index[:-1]]]))
         return replace(self, betas=tuple(betas.tolist()), grid=tuple(self.grid[i - 1] for i in index.tolist()))
 
