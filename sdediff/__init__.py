@@ -10,6 +10,7 @@ from sdediff.discrete import DDPM, NCSN, DDPMLoss, LossAware, NCSNLoss, variatio
 from sdediff.encoding import decode, encode
 from sdediff.likelihood import BitsPerDim, LogProb, bits_per_dim, log_prob
 from sdediff.model import ScoreModel
+from sdediff.names import nearest
 from sdediff.objectives import (
     Bins,
     ConditionDropout,
@@ -217,4 +218,4 @@ def __getattr__(name: str) -> Any:
         from importlib import import_module
 
         return import_module("sdediff.testing")
-    raise AttributeError(f"module 'sdediff' has no attribute {name!r}")
+    raise AttributeError(f"module 'sdediff' has no attribute {name!r}{nearest(name, __all__)}")

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import sdediff
+
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = (
     "matplotlib PIL accelerate safetensors diffusers transformers typer rich tqdm sklearn mlxtend pandas "
@@ -58,3 +60,8 @@ def test_the_probe_sees_a_heavy_import():
 @pytest.mark.parametrize("package", ["sdediff", "solvers"])
 def test_types_are_published(package):
     assert (ROOT / package / "py.typed").is_file()
+
+
+def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(AttributeError, match="did you mean 'EulerMaruyama'"):
+        _ = sdediff.EulerMaruyma
