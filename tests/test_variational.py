@@ -76,6 +76,75 @@ def test_the_bound_depends_on_the_ends_alone() -> None:
         assert float(grads["log_heights"].abs().max()) < 1e-6
 
 
+@pytest.mark.parametrize("predicts", ["noise", "v", "data"])
+def test_the_gradient_inside_the_schedule_is_that_of_the_square(predicts: str) -> None:
+    """Of the diffusion part; at the ends, of the network and of the value it is the bound's, by one backward pass."""
+    generator = torch.Generator().manual_seed(3)
+    net = initialised(lambda: MLP(2, 16, 1), 0).double()
+    model = sd.ScoreModel(net, bent(), predicts=predicts, time="log_snr")
+    x, noise = (torch.randn(32, 2, generator=generator, dtype=torch.float64) for _ in range(2))
+    t = torch.rand(32, generator=generator, dtype=torch.float64)
+    named = dict(model.sde.schedule.named_parameters()) | {f"net.{name}": p for name, p in net.named_parameters()}
+
+    def gradients(loss: Tensor) -> dict[str, Tensor]:
+        return dict(zip(named, torch.autograd.grad(loss, list(named.values()), retain_graph=True, allow_unused=True), strict=True))
+
+    plain, calm = sd.VariationalDiffusion(), sd.VariationalDiffusion(inside="variance")
+    bound, other = plain(model, x, t=t, noise=noise), calm(model, x, t=t, noise=noise)
+    torch.testing.assert_close(other, bound, rtol=1e-11, atol=0)
+    square = (plain.diffusion(model, x, t, noise) / (2 * math.log(2))).square()
+    found, of_bound, of_square = gradients(other.mean()), gradients(bound.mean()), gradients(square.mean())
+    inside = {"log_rates", "offsets", "log_heights"}
+    assert inside < set(named)
+    for name, value in found.items():
+        want = of_square[name] if name in inside else of_bound[name]
+        assert (value is None) == (want is None), name
+        if want is not None:
+            torch.testing.assert_close(value, want, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+    with torch.no_grad():
+        torch.testing.assert_close(calm(model, x, t=t, noise=noise), bound.detach(), rtol=1e-11, atol=0)
+
+
+class ExactNoise(nn.Module):
+    """E[noise | x] of N(MEAN, VAR) data, from the log-SNR and gamma(0)."""
+
+    def __init__(self, gamma_0: float) -> None:
+        super().__init__()
+        self.gain = 1 / (1 + math.exp(gamma_0))
+
+    def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
+        alpha, sigma = (torch.sigmoid(sign * log_snr[:, None]).div(self.gain).sqrt() for sign in (1, -1))
+        return sigma * (x - alpha * MEAN) / (alpha**2 * VAR + sigma**2)
+
+
+def test_a_schedule_trained_for_it_makes_the_bound_vary_less() -> None:
+    """The diffusion part is m(t) chi^2 here: that of constant m has the least spread, sqrt(2) times the mean."""
+    schedule = sd.MonotoneSchedule(-8.0, 4.0, width=16)
+    model = sd.ScoreModel(ExactNoise(-8.0), sd.LearnedVP(schedule), predicts="noise", time="log_snr")
+    loss = sd.VariationalDiffusion(inside="variance")
+
+    def spread() -> tuple[float, float]:
+        generator = torch.Generator().manual_seed(1)
+        x = MEAN + VAR**0.5 * torch.randn(20_000, 1, generator=generator, dtype=torch.float64)
+        t = torch.rand(20_000, generator=generator, dtype=torch.float64)
+        with torch.no_grad():
+            values = loss.diffusion(model, x, t, torch.randn(x.shape, generator=generator, dtype=torch.float64))
+        return float(values.mean()), float(values.std())
+
+    mean, std = spread()
+    generator = torch.Generator().manual_seed(2)
+    optimizer = torch.optim.Adam([schedule.offsets, schedule.log_heights, schedule.log_rates], lr=0.03)
+    for _ in range(400):
+        x = MEAN + VAR**0.5 * torch.randn(256, 1, generator=generator, dtype=torch.float64)
+        optimizer.zero_grad()
+        loss(model, x, generator=generator).mean().backward()
+        optimizer.step()
+    mean_after, std_after = spread()
+    assert mean_after == pytest.approx(mean, abs=6 * std / 20_000**0.5)
+    assert std > 1.3 * 2**0.5 * mean
+    assert std_after < 1.1 * 2**0.5 * mean_after
+
+
 def test_a_learned_schedule_is_an_sde() -> None:
     sde = bent()
     sd.testing.check_sde(sde, verbose=False)
@@ -144,6 +213,12 @@ class Wave(nn.Module):
         (lambda: sd.LearnedVP(3.0), TypeError, r"a module gamma\(t\)"),
         (lambda: sd.LearnedVP(nn.Unflatten(0, (257, 1))), ValueError, "shaped as t"),
         (lambda: sd.MonotoneSchedule(2.0, 1.0), ValueError, "rises from first to last"),
+        (lambda: sd.VariationalDiffusion(inside="mean"), ValueError, "inside must be"),
+        (
+            lambda: sd.VariationalDiffusion(inside="variance")(LAW.model(sd.VP()), torch.zeros(2, 1)),
+            ValueError,
+            "module `schedule` that gives",
+        ),
         (lambda: sd.MonotoneSchedule(width=0), ValueError, "width must be"),
         (lambda: sd.VariationalDiffusion()(LAW.model(sd.VP()), torch.zeros(2, 1).int()), TypeError, r"use x.float\(\)"),
         (
