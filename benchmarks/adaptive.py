@@ -135,7 +135,7 @@ class Flow:
 def candidates(flow: Flow, *, quick: bool) -> dict[str, Callable[[float], tuple[Tensor, Tensor]]]:
     ours: dict[str, Callable[[float], solvers.Solver]] = {}
     for cls in (sd.RK45,) if quick else (sd.RK45, sd.RK23, sd.Tsit5, sd.DOP853):
-        for variable in (None,) if quick else (None, "t", "log_snr", "sigma", "angle"):
+        for variable in (None,) if quick else (None, "t", "log_snr", "sigma"):
             name = cls.__name__ + (f", {variable}" if variable else "")
             ours[name] = lambda tol, cls=cls, variable=variable: cls(tol, tol, variable=variable)
     for order in () if quick else (2, 3, 4):

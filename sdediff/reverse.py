@@ -205,14 +205,6 @@ class Reverse(Problem):
         """(alpha, sigma)."""
         return self.sde.alpha(t), self.sde.sigma(t)
 
-    def scale(self, t: Tensor, x: Tensor) -> Number:
-        """c = sqrt(alpha^2 + sigma^2), for states like x: x_t / c stays of one size for data of unit variance."""
-        c: Number = self.schedule("scale", self._scale, t, x=x)[0]
-        return c
-
-    def _scale(self, t: Tensor) -> Columns:
-        return (torch.hypot(self.sde.alpha(t), self.sde.sigma(t)),), ()
-
     def log_snr(self, t: Tensor) -> Tensor:
         """The SDE's."""
         found: Tensor = self.sde.log_snr(t)

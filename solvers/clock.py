@@ -1,4 +1,4 @@
-"""Integration variables: the same deterministic problem as dy / du = slope, for y = x / scale and u a function of time."""
+"""Integration variables: the same deterministic problem as dy / du = slope, for y = x / c and u a function of time."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from solvers.arithmetic import Number
 from solvers.problem import Problem
 
-__all__ = ["Clock", "Variable", "clock"]
+__all__ = ["Clock", "Variable", "clock", "slope"]
 
 Variable = Literal["t", "sigma", "log_snr", "angle"]
 
@@ -29,13 +30,16 @@ class Clock(Protocol):
         """t at u."""
 
     def scale(self, t: Tensor) -> Tensor | None:
-        """What y is multiplied by to give x, shaped as t; None: nothing."""
+        """c(t), shaped as t; None: 1."""
 
-    def weight(self, t: Tensor) -> Tensor | None:
-        """What an evaluation is multiplied by to give dy / du, shaped as t; None: nothing."""
+    def weights(self, t: Tensor) -> tuple[Tensor, Tensor] | None:
+        """(a, b) of dy / du = a x + b quantity, shaped as t; None: (0, 1)."""
 
-    def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
-        """One evaluation at the state x."""
+
+def slope(problem: Problem, variable: Clock, x: Tensor, t: Tensor) -> Tensor:
+    """dy / du, with one evaluation."""
+    found: tuple[Number, Number] = variable.weights(t) or (0.0, 1.0)
+    return problem.blend(variable.quantity, x, t, *found)
 
 
 def _flat(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
@@ -48,9 +52,6 @@ class _Time:
 
     quantity: Literal["drift"] = "drift"
 
-    def __init__(self, problem: Problem) -> None:
-        self.evaluate = problem.drift
-
     def value(self, t: Tensor) -> Tensor:
         return t
 
@@ -60,7 +61,7 @@ class _Time:
     def scale(self, t: Tensor) -> Tensor | None:
         return None
 
-    def weight(self, t: Tensor) -> Tensor | None:
+    def weights(self, t: Tensor) -> tuple[Tensor, Tensor] | None:
         return None
 
 
@@ -70,7 +71,7 @@ class _Sigma:
     quantity: Literal["noise", "v"] = "noise"
 
     def __init__(self, problem: Problem) -> None:
-        self.problem, self.evaluate = problem, getattr(problem, self.quantity)
+        self.problem = problem
 
     def value(self, t: Tensor) -> Tensor:
         return torch.exp(-0.5 * _flat(self.problem.log_snr, t))
@@ -81,7 +82,7 @@ class _Sigma:
     def scale(self, t: Tensor) -> Tensor | None:
         return _flat(lambda t: self.problem.marginal(t)[0], t)
 
-    def weight(self, t: Tensor) -> Tensor | None:
+    def weights(self, t: Tensor) -> tuple[Tensor, Tensor] | None:
         return None
 
 
@@ -94,29 +95,46 @@ class _LogSnr(_Sigma):
     def time(self, u: Tensor) -> Tensor:
         return _flat(self.problem.time_of, -2 * u)
 
-    def weight(self, t: Tensor) -> Tensor | None:
-        return super().value(t)
+    def weights(self, t: Tensor) -> tuple[Tensor, Tensor] | None:
+        return torch.zeros_like(t), super().value(t)
 
 
 class _Angle(_Sigma):
-    """u = arctan(sigma / alpha), y = x / c with c = sqrt(alpha^2 + sigma^2): dy / du = v / c."""
+    """u = arctan(sigma / (r alpha)), y = x / c with c = sqrt((r alpha)^2 + sigma^2), r the size of details.
+
+    With x = alpha data + sigma noise, y = cos(u) data / r + sin(u) noise, so that dy / du = cos(u) noise - sin(u) data / r. The
+    flow of N(0, r^2) does not move y at all. In terms of v = alpha noise - sigma data the slope is
+    (r^2 - 1) alpha sigma / (r c (alpha^2 + sigma^2)) x + c / (r (alpha^2 + sigma^2)) v.
+    """
 
     quantity: Literal["noise", "v"] = "v"
 
+    def __init__(self, problem: Problem, size: float) -> None:
+        super().__init__(problem)
+        self.size = size
+
     def value(self, t: Tensor) -> Tensor:
-        return super().value(t).arctan()
+        return (super().value(t) / self.size).arctan()
 
     def time(self, u: Tensor) -> Tensor:
-        return super().time(u.tan())
+        return super().time(u.tan() * self.size)
+
+    def _parts(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        alpha, sigma = (each.reshape(t.shape) for each in self.problem.marginal(t.reshape(-1)))
+        return alpha, sigma, torch.hypot(self.size * alpha, sigma)
 
     def scale(self, t: Tensor) -> Tensor | None:
-        return _flat(lambda t: torch.hypot(*self.problem.marginal(t)), t)
+        return self._parts(t)[2]
 
-    def weight(self, t: Tensor) -> Tensor | None:
-        return 1 / _flat(lambda t: torch.hypot(*self.problem.marginal(t)), t)
+    def weights(self, t: Tensor) -> tuple[Tensor, Tensor] | None:
+        alpha, sigma, c = self._parts(t)
+        whole = self.size * (alpha**2 + sigma**2)
+        return (self.size**2 - 1) * alpha * sigma / (c * whole), c / whole
 
 
-def clock(problem: Problem, variable: Variable) -> Clock:
-    """The problem in an integration variable."""
-    kinds: dict[str, type[_Time] | type[_Sigma]] = {"t": _Time, "sigma": _Sigma, "log_snr": _LogSnr, "angle": _Angle}
-    return kinds[variable](problem)
+def clock(problem: Problem, variable: Variable, size: float = 1.0) -> Clock:
+    """The problem in an integration variable; ``size`` is r of the angle."""
+    if variable == "angle":
+        return _Angle(problem, size)
+    kinds: dict[str, Callable[[Problem], Clock]] = {"sigma": _Sigma, "log_snr": _LogSnr}
+    return kinds[variable](problem) if variable in kinds else _Time()

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from solvers.arithmetic import expand, rowwise
+from solvers.arithmetic import rowwise, weighted
+from solvers.clock import Clock, slope
 from solvers.noise import Noise, StepNoise
 from solvers.problem import Problem
 from solvers.solution import Failure, Status
@@ -82,11 +83,11 @@ class PerSample(Control):
     PI control (Hairer and Wanner, Solving Ordinary Differential Equations II, IV.2): h_next = h (goal / e)^(0.7 / q)
     (e_before / goal)^(0.4 / q), with e the norm of the error, at most 1 where a step is accepted, and q the order of its estimate.
     The goal, far below 1, is what was cheapest on flows of mixtures at a given error of the result (docs/solvers.md): hardly a
-    step is rejected. Samples land on every time of the grid.
+    step is rejected. Samples land on every time of the grid. Steps have their lengths in the variable of the solver's `clock`.
     """
 
     goal = 0.005
-    columns: tuple[str, ...] = ("rows", "t", "h", "target", "before", "retry", "moved")
+    columns: tuple[str, ...] = ("rows", "t", "u", "h", "target", "before", "retry", "moved")
     """What there is one of for each row."""
     rows: Tensor
 
@@ -102,14 +103,17 @@ class PerSample(Control):
         self.retry, self.moved = torch.zeros(2, self.samples, dtype=torch.bool)
         self.rtol, self.atol, self.q = float(solver.rtol), float(solver.atol), float(solver.error_order)  # type: ignore[attr-defined]
         self.dt_min = float(getattr(solver, "dt_min", 0.0))
-        self.sign = 1.0 if len(times) < 2 or times[1] > times[0] else -1.0
+        self.clock = self._clock()
+        self.marks = self.clock.value(times)
+        self.u = self.marks[0].expand(self.samples).clone()
+        self.sign = 1.0 if len(times) < 2 or self.marks[-1] > self.marks[0] else -1.0
         if self.dt_min > float((times[0] - times[-1]).detach().abs()):
             raise ValueError(
                 f"{solver!r}: dt_min exceeds the whole way from {float(times[0]):g} to {float(times[-1]):g}; give less"
             )
         if self.active:
             self.state = solver.init(problem, x, self.t)
-            self.h = torch.maximum(self._first_step().detach(), self._floor())
+            self.h = self._first_step().detach()
             problem.monitor.bad[:] = False  # the probe of the step size may have gone where no step will go
 
     @property
@@ -127,6 +131,9 @@ class PerSample(Control):
     def noise(self) -> StepNoise:
         return _NoNoise(self.solver)
 
+    def _clock(self) -> Clock:
+        return self.solver.clock(self.problem)
+
     def _norm(self, error: Tensor, x: Tensor, y: Tensor) -> Tensor:
         error, x, y = error.detach(), x.detach(), y.detach()
         scale = torch.maximum(x.abs(), y.abs()).mul_(self.rtol).add_(self.atol)
@@ -142,13 +149,17 @@ class PerSample(Control):
 
     def _first_step(self) -> Tensor:
         """Step sizes (rows,) by the rule of Hairer et al. I, II.4: two evaluations, one of them already in ``state``."""
-        x, k = self.x, self.solver.slope(self.problem, self.x, self.t, self.state)
-        size, slope = self._norm(x, x, x), self._norm(k, x, x)
-        span = (self.times[1] - self.times[0]).abs()
-        guess = torch.where((size < 1e-5) | (slope < 1e-5), 1e-6, 0.01 * size / slope).clamp(max=0.1 * span)
-        trial = self.problem.drift(x + expand(self.sign * guess, x) * k, self.t + self.sign * guess)
-        curve = self._norm(trial - k, x, x) / guess
-        steep = torch.maximum(slope, curve)
+        x, here = self.x, self.clock.scale(self.t)
+        k = weighted((1.0 if here is None else here, self.solver.slope(self.problem, x, self.t, self.state)))  # of x / c, as of x
+        size, steep = self._norm(x, x, x), self._norm(k, x, x)
+        span = (self.marks[1] - self.marks[0]).abs()
+        guess = torch.where((size < 1e-5) | (steep < 1e-5), 1e-6, 0.01 * size / steep).clamp(max=0.1 * span)
+        t = self.clock.time(self.u + self.sign * guess)
+        there = self.clock.scale(t)
+        ratio = 1.0 if here is None or there is None else there / here
+        trial = slope(self.problem, self.clock, weighted((ratio, x), (ratio * self.sign * guess, k)), t)
+        curve = self._norm(weighted((-1.0, k), (1.0 if here is None else here, trial)), x, x) / guess
+        steep = torch.maximum(steep, curve)
         step = torch.where(steep <= 1e-15, (guess * 1e-3).clamp(min=1e-6), (0.01 / steep) ** (1.0 / self.q))
         step = torch.minimum(100 * guess, step)
         # Where the network failed already, take any step: the next attempt finds and reports it.
@@ -156,13 +167,15 @@ class PerSample(Control):
 
     def propose(self) -> Any:
         self._begin()
-        h, target, self.floor = self.h.numpy(), self.times[self.target], self._floor()
-        left = (target - self.t).detach().abs().numpy()
+        mark, self.floor = self.marks[self.target], self._floor()
+        h = np.maximum(self.h.numpy(), self.floor.numpy())
+        left = (mark - self.u).detach().abs().numpy()
         landing = h >= left * (1 - 1e-10)
         # What is left for less than two steps is shared by two, so that the last is never tiny.
         size = np.where(left < 2 * h, np.maximum(0.5 * left, self.floor.numpy()), h)
         self.landing = torch.from_numpy(landing)
-        self.s = torch.where(self.landing, target, self.t + self.sign * torch.from_numpy(size))
+        self.v = torch.where(self.landing, mark, self.u + self.sign * torch.from_numpy(size))
+        self.s = torch.where(self.landing, self.times[self.target], self.clock.time(self.v))
         return self.solver.plan(self.problem, torch.stack([self.t, self.s]))[0]
 
     def _begin(self) -> None:
@@ -186,7 +199,7 @@ class PerSample(Control):
             raise ValueError(f"{self.solver!r} is adaptive but its step gave no error estimate")
         norm = self._norm(step.error, self.x, step.x)
         good = norm <= 1
-        used = (self.s - self.t).detach().abs()
+        used = (self.v - self.u).detach().abs()
         # A rejected step of the least size cannot be taken again with less.
         stuck = ~good & (used <= self.floor * (1 + 1e-10))
         self.h = self._resize(norm, good, used)
@@ -194,13 +207,13 @@ class PerSample(Control):
         self.accepted.numpy()[rows] += good.numpy()
         state, self.moved = self.state if self.solver.begins else step.state, good
         if bool(good.all()):
-            self.x, self.state, self.t = step.x, state, self.s
+            self.x, self.state, self.t, self.u = step.x, state, self.s, self.v
         else:
             self.rejected.numpy()[rows] += self.retry.numpy()
             mask = good.to(self.x.device)
             self.x = _choose(mask, step.x, self.x)
             self.state = tuple(_choose(mask, new, old) for new, old in zip(state, self.state, strict=True))
-            self.t = torch.where(good, self.s, self.t)
+            self.t, self.u = torch.where(good, self.s, self.t), torch.where(good, self.v, self.u)
         arrived = good & self.landing
         reached = self._reached(arrived)
         self._leave(arrived & (self.target == len(self.times)), stuck)
@@ -208,7 +221,12 @@ class PerSample(Control):
 
     def _floor(self) -> Tensor:
         """The least step sizes (rows,): ``dt_min``, and what rounding lets pass."""
-        return (_ROUNDING * self.t.detach().abs().clamp(min=1e-3)).clamp(min=self.dt_min)
+        least = _ROUNDING * self.u.detach().abs().clamp(min=1e-3)
+        if not self.dt_min:
+            return least
+        first, last = sorted(self.times[[0, -1]].tolist())
+        later = (self.t.detach() + (self.times[-1] - self.times[0]).sign() * self.dt_min).clamp(first, last)
+        return torch.maximum(least, (self.clock.value(later) - self.u.detach()).abs())
 
     def _factor(self, norm: Tensor, good: Tensor) -> NDArray[np.float64]:
         """The ratio (rows,) of the next step sizes to those that had these error norms."""
@@ -223,7 +241,7 @@ class PerSample(Control):
         """The next step sizes (rows,), from the error norms of steps of size ``used``."""
         factor, ok = self._factor(norm, good), good.numpy()
         # A step cut short to land on the grid says nothing against the longer one that was planned.
-        least = np.where(ok & self.landing.numpy(), self.h.numpy(), self.floor.numpy())
+        least = np.where(ok & self.landing.numpy(), self.h.numpy(), 0.0)
         return torch.from_numpy(np.maximum(used.numpy() * factor, least))
 
     def _reached(self, arrived: Tensor) -> list[tuple[int, Tensor, Tensor | None]]:

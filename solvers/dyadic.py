@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from solvers.arithmetic import expand, place, weighted
-from solvers.clock import Clock
+from solvers.clock import Clock, clock
 from solvers.control import PerSample
 from solvers.noise import Nodes, Noise, Refinable, StepNoise
 from solvers.problem import Problem
@@ -65,9 +65,12 @@ class DyadicSteps(PerSample):
         self.level = torch.zeros(len(x), dtype=torch.int64)
         if len(times) > 1:
             solver.plan(problem, times[:, None])  # what it cannot do it says before the first evaluation
-            self.lattice = Lattice(solver.lattice(problem), times)
+            self.lattice = Lattice(solver.clock(problem), times)
             self.level += self.lattice.coarsest[0]
         super().__init__(problem, solver, x, times, noise)
+
+    def _clock(self) -> Clock:
+        return clock(self.problem, "t")
 
     @property
     def segment(self) -> Tensor:
@@ -91,6 +94,7 @@ class DyadicSteps(PerSample):
         self._begin()
         self.landing = self.spot + (_WHOLE >> self.level) == _WHOLE
         self.s, self.floor = self._end(), self._floor()
+        self.v = self.s
         return self.solver.plan(self.problem, torch.stack([self.t, self.s]))[0]
 
     def accept(self, step: Step) -> list[tuple[int, Tensor, Tensor | None]]:

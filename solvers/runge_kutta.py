@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from solvers.arithmetic import Number, entries, numbers, place, weighted
-from solvers.clock import Variable, clock
+from solvers.clock import Clock, Variable, clock, slope
 from solvers.noise import StepNoise
 from solvers.problem import Problem
 from solvers.solver import Adaptive, Solver, Step
@@ -24,7 +25,7 @@ __all__ = ["DOP853", "RK23", "RK45", "DormandPrince", "Euler", "Heun", "Midpoint
 class _Plan(NamedTuple):
     quantity: Literal["drift", "noise", "v"]  # what is evaluated
     times: tuple[Tensor, ...]  # of each stage
-    weights: tuple[Number, ...] | None  # of each stage's evaluation, None: 1
+    weights: tuple[tuple[Number, Number], ...] | None  # of each stage's state and evaluation, None: 0 and 1
     keeps: tuple[Number, ...] | None  # scale of each stage and of the end over that of the start, None: 1
     steps: tuple[Number, ...]  # h in the integration variable, times the scale of each stage and of the end
     plain: bool  # an Euler step
@@ -35,20 +36,22 @@ class _Plan(NamedTuple):
         return self._replace(weights=weights or None, keeps=keeps or None, steps=steps)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RungeKutta(Solver):
     """k_i = slope(y + h sum_j a_ij k_j, u + c_i h),  y_s = y + h sum_i b_i k_i, with h the step in an integration variable u.
 
     ``variable`` is u. ``"t"``: y = x, and the slope is the drift. ``"sigma"``: u = sigma / alpha, y = x / alpha, and the slope is
     the noise prediction, as in Karras et al. 2022 (arXiv 2206.00364). ``"log_snr"``: u = log(sigma / alpha), y as before.
-    ``"angle"``: u = arctan(sigma / alpha), y = x / c with c = sqrt(alpha^2 + sigma^2), and the slope is v / c. By default ``"t"``,
-    and ``"sigma"`` where alpha is constant (VE). A step to sigma = 0, where there is no noise prediction, is an Euler step in
-    ``"sigma"``, as Karras et al.'s last.
+    ``"angle"``: u = arctan(sigma / (size alpha)), y = x / c with c = sqrt((size alpha)^2 + sigma^2), and the slope is
+    cos(u) noise - sin(u) data / size, which is 0 for data from N(0, size^2) and changes slowly for data with details of that size.
+    By default ``"angle"`` for adaptive methods; for the others ``"t"``, and ``"sigma"`` where alpha is constant (VE). A step to
+    sigma = 0, where there is no noise prediction, is an Euler step in ``"sigma"``, as Karras et al.'s last.
 
     A method is a subclass with a ``tableau``.
     """
 
     variable: Variable | None = field(default=None, kw_only=True)
+    size: float = field(default=0.4, kw_only=True)
 
     tableau: ClassVar[Tableau]
 
@@ -65,20 +68,28 @@ class RungeKutta(Solver):
         if self.variable is not None and self.variable not in get_args(Variable):
             known = ", ".join(map(repr, get_args(Variable)))
             raise ValueError(f"{type(self).__name__}: variable must be one of {known}, got {self.variable!r}")
+        if isinstance(self.size, bool) or not isinstance(self.size, float | int) or not 0 < self.size < math.inf:
+            raise ValueError(
+                f"{type(self).__name__}: size must be a positive number, that of the data's details; got {self.size!r}"
+            )
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """The drift, or the noise where a variable other than t is asked for."""
         if self.variable in (None, "t"):
             return frozenset({"drift"})
-        more = {"drift", "coefficients"} if self.adaptive else set()
-        return frozenset({"v" if self.variable == "angle" else "noise", "marginal"} | more)
+        return frozenset({"v" if self.variable == "angle" else "noise", "marginal"})
 
     def _variable(self, problem: Problem) -> Variable:
         if self.variable is not None:
             return self.variable
-        able = {"noise", "coefficients"} <= problem.offers
-        return "sigma" if able and problem.unscaled else "t"
+        if self.adaptive:
+            return "angle" if {"v", "marginal"} <= problem.offers else "t"
+        return "sigma" if {"noise", "marginal"} <= problem.offers and problem.unscaled else "t"
+
+    def clock(self, problem: Problem) -> Clock:
+        """The problem in the integration variable."""
+        return clock(problem, self._variable(problem), self.size)
 
     @cached_property
     def _places(self) -> list[float]:
@@ -92,8 +103,7 @@ class RungeKutta(Solver):
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """Step lengths, and time, scale and weight of every stage."""
-        name = self._variable(problem)
-        variable = clock(problem, name)
+        variable = self.clock(problem)
         u = variable.value(times)
         starts, h, ends = times[:-1], u.diff(dim=0), times[1:]
         # Stages at c = 0 and 1 are at t and s themselves, not at what rounding makes of them, which may lie beyond the end.
@@ -104,62 +114,55 @@ class RungeKutta(Solver):
         stages = torch.stack([next(within) if lies else starts if at < 0.5 else ends for lies, at in zip(inside, c, strict=True)])
         prepared, n = problem.prepare(stages.flatten(0, 1)), len(h)
         each = [prepared[i::n] for i in range(n)]
-        weight, scale = variable.weight(stages), variable.scale(torch.cat([stages, ends[None]]))
+        pair, scale = variable.weights(stages), variable.scale(torch.cat([stages, ends[None]]))
         nothing: Sequence[None] = [None] * n
-        weights: Sequence[tuple[Number, ...] | None]
+        weights: Sequence[tuple[tuple[Number, Number], ...] | None]
         keeps: Sequence[tuple[Number, ...] | None]
-        weights = nothing if weight is None else entries(*weight)
+        weights = (
+            nothing
+            if pair is None
+            else [tuple(zip(*row, strict=True)) for row in zip(*(entries(*each) for each in pair), strict=True)]
+        )
         if scale is None:
             keeps, steps = nothing, [(step,) * (len(c) + 1) for step in numbers(h)]
         else:
             keeps, steps = entries(*(scale / scale[0])), entries(*(scale * h))
-        plain = [False] * n if self.adaptive or name != "sigma" else (u[1:] == 0).tolist()
+        plain = [False] * n if self.adaptive or self._variable(problem) != "sigma" else (u[1:] == 0).tolist()
         return [_Plan(variable.quantity, *row) for row in zip(each, weights, keeps, steps, plain, strict=True)]
 
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         """The first stage of the first step, where steps share stages."""
-        if not self.tableau.first_same_as_last:
-            return ()
-        variable = clock(problem, self._variable(problem))
-        weight, slope = variable.weight(t), variable.evaluate(x, t)
-        return (slope if weight is None else weighted((weight, slope)),)
+        return (slope(problem, self.clock(problem), x, t),) if self.tableau.first_same_as_last else ()
 
     def slope(self, problem: Problem, x: Tensor, t: Tensor, state: tuple[Tensor, ...]) -> Tensor:
-        """The first stage, or what follows from its noise prediction: f x + g^2 / (2 sigma) noise."""
-        if not state or self._variable(problem) == "t":
-            return state[0] if state else problem.drift(x, t)
-        variable, (f, g), (alpha, sigma) = clock(problem, self._variable(problem)), problem.coefficients(t), problem.marginal(t)
-        weight = variable.weight(t)
-        back = g**2 / (2 * sigma) / (1 if weight is None else weight)
-        if variable.quantity == "v":  # noise = (sigma x + alpha v) / (alpha^2 + sigma^2)
-            square = alpha**2 + sigma**2
-            return weighted((f + g**2 / (2 * square), x), (back * alpha / square, state[0]))
-        return weighted((f, x), (back, state[0]))
+        """The first stage."""
+        return state[0] if state else super().slope(problem, x, t, state)
 
     def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step, with the difference from the embedded methods as error."""
         last, shares = len(plan.times), self.carries
         if not state and (plan.plain or last == 1):
-            push = plan.steps[last] if plan.weights is None else plan.steps[last] * plan.weights[0]
-            x_next = problem.blend(plan.quantity, x, plan.times[0], 1.0 if plan.keeps is None else plan.keeps[last], push)
+            keep, push = 1.0 if plan.keeps is None else plan.keeps[last], plan.steps[last]
+            if plan.weights is not None:
+                keep, push = keep + push * plan.weights[0][0], push * plan.weights[0][1]
+            x_next = problem.blend(plan.quantity, x, plan.times[0], keep, push)
             return Step(x_next, x_next)
         a, b, errors = self._coefficients
         plan = plan.beside(x)
 
-        def slope(i: int, at: Tensor) -> Tensor:
-            k: Tensor = getattr(problem, plan.quantity)(at, plan.times[i])
-            return k if plan.weights is None else weighted((plan.weights[i], k))
+        def stage(i: int, at: Tensor) -> Tensor:
+            return problem.blend(plan.quantity, at, plan.times[i], *(plan.weights[i] if plan.weights else (0.0, 1.0)))
 
         def move(i: int, weights: list[float], k: list[Tensor]) -> Tensor:
             return weighted((1.0 if plan.keeps is None else plan.keeps[i], x), *_stages(plan.steps[i], weights, k))
 
-        k = [state[0] if state else slope(0, x)]
+        k = [state[0] if state else stage(0, x)]
         if plan.plain:
             x_next = move(last, [1.0], k)
             return Step(x_next, x_next, (torch.zeros_like(x),) if shares else ())
         for i, row in enumerate(a[1:], start=1):
             x_next = move(i, row, k)
-            k.append(slope(i, x_next))
+            k.append(stage(i, x_next))
         if not shares:
             x_next = move(last, b, k)
         error = _error([weighted(*_stages(plan.steps[last], row, k)) for row in errors]) if self.adaptive else None
@@ -181,42 +184,42 @@ def _error(estimates: list[Tensor]) -> Tensor:
     return fifth * fifth.abs() / torch.hypot(fifth, 0.1 * third).clamp(min=torch.finfo(fifth.dtype).tiny)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Euler(RungeKutta):
     """y_s = y + h slope(y, u_t). Order 1, one evaluation a step; in ``"sigma"`` it is `DDIM`."""
 
     tableau = EULER
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Midpoint(RungeKutta):
     """The explicit midpoint rule. Order 2, two evaluations a step."""
 
     tableau = MIDPOINT
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Heun(RungeKutta):
     """The explicit trapezoidal rule. Order 2, two evaluations a step; in ``"sigma"`` Karras et al.'s sampler (Algorithm 1)."""
 
     tableau = HEUN
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RungeKutta4(RungeKutta):
     """The classical method of Kutta (1901). Order 4, four evaluations a step."""
 
     tableau = RK4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DormandPrince(RungeKutta):
     """Dormand and Prince's method of order 5 with fixed steps; six evaluations a step and one to start."""
 
     tableau = DORMAND_PRINCE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _Adaptive(Adaptive, RungeKutta):
     @property
     def error_order(self) -> int:
@@ -224,7 +227,7 @@ class _Adaptive(Adaptive, RungeKutta):
         return self.tableau.error_order
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RK45(_Adaptive):
     """Dormand-Prince 5(4), adaptive: the probability-flow sampler of Song et al. 2021 (arXiv 2011.13456, D.4).
 
@@ -236,21 +239,21 @@ class RK45(_Adaptive):
     tableau = DORMAND_PRINCE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RK23(_Adaptive):
     """Bogacki-Shampine 3(2), adaptive, as `RK45`: cheaper where tolerances are loose. Three evaluations a step."""
 
     tableau = BOGACKI_SHAMPINE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Tsit5(_Adaptive):
     """Tsitouras 5(4), adaptive, as `RK45`, with a smaller error constant. Six evaluations a step."""
 
     tableau = TSITOURAS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DOP853(_Adaptive):
     """Dormand-Prince 8(5,3), adaptive, as `RK45`: for tight tolerances. Twelve evaluations a step."""
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from solvers.clock import Clock, clock
+from solvers.clock import Clock, clock, slope
 from solvers.noise import StepNoise
 from solvers.problem import Problem
 
@@ -79,6 +79,12 @@ class Solver:
     def __post_init__(self) -> None:
         """Check the arguments."""
 
+    def __repr__(self) -> str:
+        """The class and what differs from its defaults, and an order."""
+        known: tuple[Field[Any], ...] = fields(self) if is_dataclass(self) else ()
+        given = [each.name for each in known if each.name == "order" or getattr(self, each.name) != each.default]
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in given)})"
+
     @property
     def deterministic_order(self) -> float:
         """Without noise."""
@@ -104,17 +110,17 @@ class Solver:
         """State carried into the first step; into every one where the solver ``begins`` them so."""
         return ()
 
-    def lattice(self, problem: Problem) -> Clock:
-        """The variable in which the dyadic steps of an adaptive stochastic solver are uniform."""
-        return clock(problem, "log_snr" if "marginal" in problem.offers else "t")
+    def clock(self, problem: Problem) -> Clock:
+        """The variable in which the steps of an adaptive solver have a length; those of one that draws noise are dyadic in it."""
+        return clock(problem, "log_snr" if self.stochastic and "marginal" in problem.offers else "t")
 
     def split(self, problem: Problem, a: Tensor, m: Tensor, b: Tensor) -> Tensor:
         """The share that a step from a to m has in the variance of the noise of one from a to b, for times (n,)."""
         return (m - a) / (b - a)
 
     def slope(self, problem: Problem, x: Tensor, t: Tensor, state: tuple[Tensor, ...]) -> Tensor:
-        """dx / dt at the start of an adaptive solve, from what `init` evaluated if that will do."""
-        return problem.drift(x, t)
+        """dy / du of the solver's `clock` at the start of an adaptive solve, from what `init` evaluated if that will do."""
+        return slope(problem, self.clock(problem), x, t)
 
     def step(self, problem: Problem, x: Tensor, plan: Any, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step; ``plan`` is this step's entry of `plan`."""

@@ -208,7 +208,7 @@ def test_tolerances_are_positional_as_ever() -> None:
     assert repr(sd.ExponentialPair(2, rtol=1e-3)) == "ExponentialPair(order=2, rtol=0.001)"
 
 
-@pytest.mark.parametrize("variable", ["t", "sigma", "log_snr"])
+@pytest.mark.parametrize("variable", ["t", "sigma", "log_snr", "angle"])
 @pytest.mark.parametrize("name", ["VP", "VE", "EDM", "user, alpha and log_snr"])
 def test_the_error_follows_the_tolerance(name: str, variable: str) -> None:
     """On the exact flow, in every variable: the error is at most of the tolerance's size, and falls with it."""
@@ -216,7 +216,7 @@ def test_the_error_follows_the_tolerance(name: str, variable: str) -> None:
     x = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(6, 2) * sde.prior.std
     exact = DATA.flow(sde, x, sde.t_max, sde.t_min)
     kw = {"x_init": x, "last": "noisy", "dtype": torch.float64}
-    errors, tolerances = [], (1e-4, 1e-7)
+    errors, tolerances = [], (1e-6, 1e-9)
     for tol in tolerances:
         out = sd.sample(DATA.model(sde), (6, 2), solver=sd.RK45(tol, tol, variable=variable), **kw)
         errors.append(float((out.x - exact).abs().max()))
@@ -225,24 +225,53 @@ def test_the_error_follows_the_tolerance(name: str, variable: str) -> None:
 
 
 def test_the_variable_by_default() -> None:
-    for sde, variable in ((sd.VP(), "t"), (sd.VE(), "sigma"), (sd.RectifiedFlow(), "t"), (SDES["EDM"], "sigma")):
-        model = DATA.model(sde)
-        kw = {"seed": 1, "dtype": torch.float64}
-        default, named = (sd.sample(model, (3, 2), solver=solver, **kw) for solver in (sd.RK45(), sd.RK45(variable=variable)))
+    """The angle, where there is one."""
+    kw = {"seed": 1, "dtype": torch.float64}
+    for sde in (sd.VP(), sd.VE(), sd.RectifiedFlow(), SDES["EDM"]):
+        default, named = (sd.sample(DATA.model(sde), (3, 2), solver=s, **kw) for s in (sd.RK45(), sd.RK45(variable="angle")))
         assert torch.equal(default.x, named.x)
+    x, times = torch.ones(1, 1, dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
+    default, named = (integrate(Parted(0, 1.0), s, x, times) for s in (sd.RK45(), sd.RK45(variable="t")))
+    assert torch.equal(default.x, named.x)
 
 
 @pytest.mark.parametrize(
     "solver",
-    [*(sd.RK45(variable=v) for v in ("t", "sigma", "log_snr", "angle")), *(s for s in ALL if s.begins)],  # type: ignore[arg-type]
+    [
+        *(sd.RK45(variable=v) for v in ("t", "sigma", "log_snr", "angle")),  # type: ignore[arg-type]
+        sd.RK45(size=1.0),
+        sd.RK45(size=0.1),
+        *(s for s in ALL if s.begins),
+    ],
     ids=repr,
 )
-def test_the_first_step_sees_the_drift(solver: Solver) -> None:
-    sde = sd.VP()
+@pytest.mark.parametrize("name", ["VP", "SubVP", "EDM"])
+def test_the_first_step_sees_the_drift(solver: Solver, name: str) -> None:
+    """dx / dt = c' / c x + c u' dy / du, x = c y."""
+    sde = SDES[name]
     problem = Reverse(DATA.model(sde), 3)
-    x, t = torch.linspace(-1, 2, 6, dtype=torch.float64).reshape(3, 2), torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64)
-    torch.testing.assert_close(solver.slope(problem, x, t, solver.init(problem, x, t)), problem.drift(x, t))
+    x = torch.linspace(-1, 2, 6, dtype=torch.float64).reshape(3, 2)
+    t = (sde.t_max * torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64)).requires_grad_()
+    clock = solver.clock(problem)
+    u, c = clock.value(t), clock.scale(t)
+    du = torch.autograd.grad(u.sum(), t, retain_graph=True)[0]
+    dc = torch.autograd.grad(c.log().sum(), t)[0] if c is not None and c.requires_grad else torch.zeros_like(t)
+    t, c = t.detach(), torch.ones_like(du) if c is None else c.detach()
+    rate = solver.slope(problem, x, t, solver.init(problem, x, t))
+    torch.testing.assert_close(dc[:, None] * x + (c * du)[:, None] * rate, problem.drift(x, t))
+    torch.testing.assert_close(clock.time(u.detach()), t)
     assert problem.monitor.nfe.tolist() == [2, 2, 2]
+
+
+def test_the_flow_of_details_of_the_angles_size_is_still() -> None:
+    """Of N(0, 0.3^2) data in the angle of size 0.3: any step is exact."""
+    law, sde = sd.exact.Gaussian(0.0, 0.3**2), sd.SubVP()
+    x = torch.linspace(-2, 2, 6, dtype=torch.float64)[:, None]
+    times = torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)
+    found = sd.sample(
+        law.model(sde), (6, 1), solver=sd.Euler(variable="angle", size=0.3), grid=times, x_init=x, last="noisy", dtype=x.dtype
+    )
+    torch.testing.assert_close(found.x, law.flow(sde, x, sde.t_max, sde.t_min), rtol=1e-12, atol=0)
 
 
 @torch.no_grad()

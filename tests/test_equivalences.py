@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -64,8 +65,9 @@ def test_equivalence_deep(name: str) -> None:
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_docs_have_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_docs_have_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Printed by `python -m sdediff.testing.equivalences`."""
+    monkeypatch.delitem(sys.modules, "sdediff.testing.equivalences.__main__", raising=False)
     runpy.run_module("sdediff.testing.equivalences", run_name="__main__")
     assert capsys.readouterr().out.strip() == markdown()
     page = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")

@@ -317,8 +317,9 @@ def test_embedded_pairs_have_the_orders_they_claim(gaussian: sd.exact.Gaussian, 
         times = gentle(sde, n)
         out = integrate(problem, Fixed(), x, times).x
         errors.append(float((out - gaussian.flow(sde, x, times[0], times[-1])).abs().max()))
-        plan = Estimate().plan(problem, times[:2])[0]
-        step = Estimate().step(problem, x, plan, sd.White([0], (2,)).at(0), Estimate().init(problem, x, times[0]))
+        solver = Estimate(variable="t")
+        plan = solver.plan(problem, times[:2])[0]
+        step = solver.step(problem, x, plan, sd.White([0], (2,)).at(0), solver.init(problem, x, times[0]))
         assert step.error is not None
         estimates.append(float(step.error.abs().max()))
     if tableau.order < 8:  # at order 8 rounding is reached before the slope: the order conditions stand for it

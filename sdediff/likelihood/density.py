@@ -12,12 +12,14 @@ from torch import Tensor
 from sdediff.arguments import Grid, Span, check_model, check_seed, check_solver
 from sdediff.encoding import state_dtype
 from sdediff.exact.law import LawNet
-from sdediff.likelihood.augmented import Augmented
+from sdediff.likelihood.augmented import SIZE, Augmented
 from sdediff.likelihood.estimate import Estimate, Kind, Probe
 from sdediff.model import ScoreModel
-from sdediff.sde import LinearSDE, Prior
+from sdediff.reverse import Reverse
+from sdediff.sde import Prior
 from sdediff.solving import Solving, check_deterministic
 from solvers import RK45, Failure, Options, RungeKutta4, Solution, Solver
+from solvers.clock import clock
 
 __all__ = ["LogProb", "log_prob"]
 
@@ -90,7 +92,7 @@ def log_prob(
     state with it (float32 on a device without float64).
 
     ``solver``: a Runge-Kutta method, adaptive (`RK45` by default, `DOP853` for tight tolerances) or not (`RungeKutta4` by default
-    with ``steps=N``), `TorchDiffEq` or `SciPy`. All of them step in the angle arctan(sigma / alpha). Steps are accepted
+    with ``steps=N``), `TorchDiffEq` or `SciPy`. All of them step in the angle arctan(sigma / (0.4 alpha)). Steps are accepted
     with an error of the state up to the tolerance, and of the log-density over the number d of coordinates up to a tenth of it.
     ``grid``: rising times to t_max; ``steps=N`` alone are uniform in the angle.
     ``divergence``: ``"exact"`` by d vector-Jacobian products an evaluation; ``"hutchinson"`` by ``probes`` of them, unbiased, with
@@ -136,7 +138,7 @@ def log_prob(
     )
     _check_end(solving)
     if steps is not None and grid is None and "kernel" in model.sde.offers:
-        solving = replace(solving, times=_angular(model.sde, solving.times))
+        solving = replace(solving, times=_angular(model, solving.times))
     seeds = check_seed(seed, None, tuple(x.shape)) if estimate.draws else None
     place = torch.float32 if solving.device.type == "mps" else torch.float64
     sees = kind if model.dtype is None else torch.promote_types(kind, model.dtype)
@@ -174,11 +176,12 @@ def _check_end(solving: Solving) -> None:
         raise ValueError(f"the prior is the law at t_max = {t_max:g}: the grid must end there, it ends at t = {end:g}")
 
 
-def _angular(sde: LinearSDE, times: Tensor) -> Tensor:
-    """As many times between the same ends, uniform in the angle arctan(sigma / alpha)."""
-    ends = torch.exp(-0.5 * sde.log_snr(times[[0, -1]])).arctan()
-    inside = torch.linspace(float(ends[0]), float(ends[1]), len(times), dtype=torch.float64)[1:-1]
-    return torch.cat([times[:1], sde.time_of(-2 * inside.tan().log()), times[-1:]])
+def _angular(model: ScoreModel, times: Tensor) -> Tensor:
+    """As many times between the same ends, uniform in the angle."""
+    variable = clock(Reverse(model, 1), "angle", SIZE)
+    first, last = variable.value(times[[0, -1]]).tolist()
+    inside = torch.linspace(first, last, len(times), dtype=torch.float64)[1:-1]
+    return torch.cat([times[:1], variable.time(inside), times[-1:]])
 
 
 def _result(

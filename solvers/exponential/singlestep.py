@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ from solvers.solver import Adaptive, Solver, Step
 __all__ = ["Exponential", "ExponentialPair", "ExponentialSinglestep"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Exponential(Solver):
     """What the exponential integrators share: the form, and the polynomials that the network's predictions are taken for.
 
@@ -65,11 +65,6 @@ class Exponential(Solver):
         for field, value, known in (("variable", self.variable, VARIABLES), ("moments", self.moments, MOMENTS)):
             if value not in known:
                 raise ValueError(f"{name}: {field} must be one of {', '.join(map(repr, known))}; got {value!r}")
-
-    def __repr__(self) -> str:
-        """The class and what differs from its defaults."""
-        given = [field for field in fields(self) if field.name == "order" or getattr(self, field.name) != field.default]
-        return f"{type(self).__name__}({', '.join(f'{field.name}={getattr(self, field.name)!r}' for field in given)})"
 
     @property
     def spacing(self) -> str:  # type: ignore[override]
