@@ -2,8 +2,8 @@
 
 256 samples of a mixture of Gaussians (`default.py` has its kind) are taken along the probability flow by every solver at many
 tolerances. For each root mean square error, over samples and coordinates, a solver has the run that reaches it with the fewest
-evaluations of the slowest sample: *NFE* are those, *rows* is the mean over samples, what the network computes, *ms* the CPU time
-of the whole solve with the exact model, least of three. SciPy and torchdiffeq take one step for the whole batch.
+evaluations of the slowest sample: *NFE* are those, *rows* is the mean over samples, what the network computes, *ms* the CPU time of
+the whole solve with the exact model, least of seven in turn with the others'. SciPy and torchdiffeq take one step for all.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def is_peer(name: str) -> bool:
 
 def table(name: str, args: argparse.Namespace) -> list[dict[str, object]]:
     flow = Flow(name, 16 if args.quick else 256, args.seed)
-    rows: list[dict[str, object]] = []
+    found: list[tuple[float, str, Run]] = []
     for solver, solve in candidates(flow, quick=args.quick).items():
         if args.solvers is not None and not is_peer(solver) and solver not in args.solvers.split(";"):
             continue
@@ -183,11 +183,17 @@ def table(name: str, args: argparse.Namespace) -> list[dict[str, object]]:
         for target in args.targets:
             reached = [run for run in runs if run.error <= target]
             if reached:
-                best = min(reached, key=lambda run: (run.slowest, run.rows))
-                ms = 1e3 * min(best.again() for _ in range(3))
-                row: dict[str, object] = {"task": name, "solver": solver, "rmse": target, "NFE": best.slowest, "rows": best.rows}
-                rows.append({**row, "ms": ms, "tolerance": best.tolerance, "reached": best.error})
-    return rows
+                found.append((target, solver, min(reached, key=lambda run: (run.slowest, run.rows))))
+    seconds = [math.inf] * len(found)
+    for target in args.targets:
+        for _ in range(1 if args.quick else 7):  # in turn, so that what else the machine does falls on all of them
+            for i, (goal, _, best) in enumerate(found):
+                seconds[i] = min(seconds[i], best.again()) if goal == target else seconds[i]
+    return [
+        {"task": name, "solver": solver, "rmse": target, "NFE": best.slowest, "rows": best.rows}
+        | {"ms": 1e3 * least, "tolerance": best.tolerance, "reached": best.error}
+        for (target, solver, best), least in zip(found, seconds, strict=True)
+    ]
 
 
 def summary(name: str, rows: list[dict[str, object]], targets: tuple[float, ...]) -> list[dict[str, object]]:

@@ -17,13 +17,13 @@ __all__ = ["PREDICTIONS", "Pair", "canonical", "conversion", "singular"]
 Pair = tuple[Tensor, Tensor]
 
 
-def _edm(sde: LinearSDE, t: Tensor, sigma_data: float) -> Pair:
+def _edm(sde: Any, t: Tensor, sigma_data: float) -> Pair:
     alpha, sigma = sde.alpha(t), sde.sigma(t)
     root = (sigma**2 + (sigma_data * alpha) ** 2).sqrt()
     return sigma / (sigma_data * root), -sigma_data * alpha / root
 
 
-PREDICTIONS: Final[dict[str, Callable[[LinearSDE, Tensor, float], Pair]]] = {
+PREDICTIONS: Final[dict[str, Callable[[Any, Tensor, float], Pair]]] = {
     "noise": lambda sde, t, _: (torch.zeros_like(t), torch.ones_like(t)),
     "data": lambda sde, t, _: (torch.ones_like(t), torch.zeros_like(t)),
     "score": lambda sde, t, _: (torch.zeros_like(t), -1 / sde.sigma(t)),
@@ -61,15 +61,28 @@ def conversion(sde: SDE, source: str, target: str, t: Tensor, sigma_data: float)
             f"{target} cannot be computed from a network that predicts {source} under {sde!r}, which has no Gaussian kernel: "
             "use the score, which EulerMaruyama and RK45 need alone"
         )
-    linear = cast(LinearSDE, sde)
-    schedule = linear.alpha(t), linear.sigma(t)
-    given = (*schedule, *PREDICTIONS[source](linear, t, sigma_data), *PREDICTIONS[target](linear, t, sigma_data))
+    there = _Known(cast(LinearSDE, sde), t)
+    schedule = there.alpha(t), there.sigma(t)
+    given = (*schedule, *PREDICTIONS[source](there, t, sigma_data), *PREDICTIONS[target](there, t, sigma_data))
     if any(c.requires_grad for c in given):
         a, b = _solve(torch.where, *given)
         return a, b
     with np.errstate(all="ignore"):  # many times at once are the cost of an adaptive step, and numpy's share of it is a quarter
         a, b = _solve(np.where, *(c.numpy() for c in given))
     return torch.as_tensor(a), torch.as_tensor(b)
+
+
+class _Known:
+    """An SDE's alpha and sigma, computed once at one t."""
+
+    def __init__(self, sde: LinearSDE, t: Tensor) -> None:
+        self.rates, self._alpha, self._sigma = sde.rates, sde.alpha(t), sde.sigma(t)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self._alpha
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self._sigma
 
 
 def _solve(where: Callable[..., Any], alpha: Any, sigma: Any, p: Any, q: Any, p_to: Any, q_to: Any) -> tuple[Any, Any]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-__all__ = ["Number", "entries", "expand", "numbers", "place", "rowwise", "weighted"]
+__all__ = ["Number", "columns", "entries", "expand", "numbers", "place", "rowwise", "weighted"]
 
 Number = float | Tensor
 """A planned coefficient: a float, or a float64 host tensor, () where it has a gradient or (rows,) where rows differ; the latter may
@@ -67,6 +67,14 @@ def numbers(column: Tensor) -> Sequence[Number]:
 def entries(*columns: Tensor) -> list[tuple[Number, ...]]:
     """Planned coefficients, a tuple a step, from columns (N,) or (N, rows)."""
     return list(zip(*map(numbers, columns), strict=True))
+
+
+def columns(table: Tensor) -> list[tuple[Number, ...]]:
+    """Planned coefficients, a tuple a step, from a table (n, N) or (n, N, rows)."""
+    across = table.transpose(0, 1)
+    if table.ndim == 2 and not table.requires_grad:
+        return [tuple(column) for column in across.tolist()]
+    return [column.unbind() for column in across.unbind()]
 
 
 def weighted(*terms: tuple[Number, Tensor]) -> Tensor:

@@ -112,6 +112,7 @@ class _Angle(_Sigma):
     def __init__(self, problem: Problem, size: float) -> None:
         super().__init__(problem)
         self.size = size
+        self._last: tuple[Tensor, tuple[Tensor, Tensor, Tensor]] | None = None
 
     def value(self, t: Tensor) -> Tensor:
         return (super().value(t) / self.size).arctan()
@@ -120,8 +121,10 @@ class _Angle(_Sigma):
         return super().time(u.tan() * self.size)
 
     def _parts(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        alpha, sigma = (each.reshape(t.shape) for each in self.problem.marginal(t.reshape(-1)))
-        return alpha, sigma, torch.hypot(self.size * alpha, sigma)
+        if self._last is None or self._last[0] is not t:  # scale and weights are asked for at the same times
+            alpha, sigma = (each.reshape(t.shape) for each in self.problem.marginal(t.reshape(-1)))
+            self._last = t, (alpha, sigma, torch.hypot(self.size * alpha, sigma))
+        return self._last[1]
 
     def scale(self, t: Tensor) -> Tensor | None:
         return self._parts(t)[2]

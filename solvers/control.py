@@ -260,8 +260,9 @@ class PerSample(Control):
         bad = self.problem.monitor.bad[self.rows] & ~finished
         gone = finished | bad | stuck
         if bool(gone.any()):
-            for status, mask in ((Status.NETWORK_NOT_FINITE, bad), (Status.STEP_TOO_SMALL, stuck & ~bad)):
-                self._fail(mask, status)
+            if not bool(finished[gone].all()):
+                self._fail(bad, Status.NETWORK_NOT_FINITE)
+                self._fail(stuck & ~bad, Status.STEP_TOO_SMALL)
             self._drop(gone)
 
     def _fail(self, mask: Tensor, status: Status) -> None:

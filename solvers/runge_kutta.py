@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from solvers.arithmetic import Number, entries, numbers, place, weighted
+from solvers.arithmetic import Number, columns, numbers, place, weighted
 from solvers.clock import Clock, Variable, clock, slope
 from solvers.noise import StepNoise
 from solvers.problem import Problem
@@ -114,19 +114,16 @@ class RungeKutta(Solver):
         stages = torch.stack([next(within) if lies else starts if at < 0.5 else ends for lies, at in zip(inside, c, strict=True)])
         prepared, n = problem.prepare(stages.flatten(0, 1)), len(h)
         each = [prepared[i::n] for i in range(n)]
-        pair, scale = variable.weights(stages), variable.scale(torch.cat([stages, ends[None]]))
+        known = torch.cat([stages, ends[None]])
+        pair, scale = variable.weights(known), variable.scale(known)
         nothing: Sequence[None] = [None] * n
         weights: Sequence[tuple[tuple[Number, Number], ...] | None]
         keeps: Sequence[tuple[Number, ...] | None]
-        weights = (
-            nothing
-            if pair is None
-            else [tuple(zip(*row, strict=True)) for row in zip(*(entries(*each) for each in pair), strict=True)]
-        )
+        weights = nothing if pair is None else [tuple(zip(*row, strict=True)) for row in zip(*map(columns, pair), strict=True)]
         if scale is None:
             keeps, steps = nothing, [(step,) * (len(c) + 1) for step in numbers(h)]
         else:
-            keeps, steps = entries(*(scale / scale[0])), entries(*(scale * h))
+            keeps, steps = columns(scale / scale[0]), columns(scale * h)
         plain = [False] * n if self.adaptive or self._variable(problem) != "sigma" else (u[1:] == 0).tolist()
         return [_Plan(variable.quantity, *row) for row in zip(each, weights, keeps, steps, plain, strict=True)]
 

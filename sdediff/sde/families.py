@@ -97,11 +97,11 @@ class _Linear(LinearSDE):
 
     def beta(self, t: Tensor) -> Tensor:
         """Noise rate, 1 / time."""
-        return self.beta_min + (self.beta_max - self.beta_min) * t / self.T
+        return self.beta_min + (self.beta_max - self.beta_min) / self.T * t
 
     def integral(self, t: Tensor) -> Tensor:
         """The integral of beta from 0 to t."""
-        return t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t / self.T)
+        return t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) / self.T * t)
 
     def when(self, integral: Tensor) -> Tensor:
         """The time at which the integral of beta has that value."""
