@@ -2,9 +2,9 @@
 
 Samples of a mixture of Gaussians at t_min get their log-density with the exact divergence, by every solver at many tolerances; the
 prior's own error is taken out. For each root mean square error in nats per dimension a solver has the run that reaches it
-with the fewest evaluations: *NFE* are those of the slowest sample, *rows* the mean over samples, *ms* the CPU time of the whole
-call, least of two. torchdiffeq integrates the drift in t with the trace by vectorised vector-Jacobian products from the one
-forward pass, as ours: what differs is the solver, its variables and its steps, one for the whole batch.
+with the fewest rows of the network: *rows* are the mean of the samples' evaluations, *NFE* the slowest's, *ms* the CPU time of the
+whole call, least of three in turn with the others'. torchdiffeq integrates the drift in t with the trace by vectorised
+vector-Jacobian products from the one forward pass, as ours: what differs is the solver, its variables and its steps, one for all.
 """
 
 from __future__ import annotations
@@ -93,13 +93,13 @@ class Task:
 
 def table(name: str, args: argparse.Namespace) -> list[dict[str, object]]:
     task = Task(name, 4 if args.quick else 32, args.seed)
-    rows: list[dict[str, object]] = []
     solvers: dict[str, Callable[[float], tuple[Tensor, Tensor, Tensor]]] = {
         "RK45": lambda tol: task.ours(sd.RK45(tol, tol)),
         "DOP853": lambda tol: task.ours(sd.DOP853(tol, tol)),
         "torchdiffeq dopri8": lambda tol: task.torchdiffeq("dopri8", tol),
         "torchdiffeq dopri5": lambda tol: task.torchdiffeq("dopri5", tol),
     }
+    found: list[tuple[float, str, Run]] = []
     for solver, solve in solvers.items():
         runs: list[Run] = []
         for i in range(args.decades * args.density + 1):
@@ -109,11 +109,17 @@ def table(name: str, args: argparse.Namespace) -> list[dict[str, object]]:
         for target in args.targets:
             reached = [run for run in runs if run.error <= target]
             if reached:
-                best = min(reached, key=lambda run: (run.slowest, run.rows))
-                ms = 1e3 * min(best.again() for _ in range(1 if args.quick else 2))
-                row: dict[str, object] = {"task": name, "solver": solver, "error": f"{target:.0e}", "NFE": best.slowest}
-                rows.append({**row, "rows": best.rows, "ms": ms, "tolerance": best.tolerance, "reached": best.error})
-    return rows
+                found.append((target, solver, min(reached, key=lambda run: run.rows)))
+    seconds = [math.inf] * len(found)
+    for target in args.targets:
+        for _ in range(1 if args.quick else 3):  # in turn, so that what else the machine does falls on all of them
+            for i, (goal, _, best) in enumerate(found):
+                seconds[i] = min(seconds[i], best.again()) if goal == target else seconds[i]
+    return [
+        {"task": name, "solver": solver, "error": f"{target:.0e}", "NFE": best.slowest, "rows": best.rows}
+        | {"ms": 1e3 * least, "tolerance": best.tolerance, "reached": best.error}
+        for (target, solver, best), least in zip(found, seconds, strict=True)
+    ]
 
 
 def summary(rows: list[dict[str, object]]) -> list[dict[str, object]]:

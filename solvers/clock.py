@@ -123,7 +123,8 @@ class _Angle(_Sigma):
     def _parts(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self._last is None or self._last[0] is not t:  # scale and weights are asked for at the same times
             alpha, sigma = (each.reshape(t.shape) for each in self.problem.marginal(t.reshape(-1)))
-            self._last = t, (alpha, sigma, torch.hypot(self.size * alpha, sigma))
+            # torch.hypot rounds an entry by its place in the tensor, and so a sample by its batch.
+            self._last = t, (alpha, sigma, ((self.size * alpha) ** 2 + sigma**2).sqrt())
         return self._last[1]
 
     def scale(self, t: Tensor) -> Tensor | None:
