@@ -108,7 +108,7 @@ def test_gradients_of_steps_that_begin_so() -> None:
     found = []
     for solver, grad in ((ALL[1], "full"), (ALL[1], "checkpoint"), (sd.RK45(), "full")):
         x = torch.tensor([[0.3, 1.0], [-0.7, 1.3], [1.1, -0.2], [0.9, -1.2]], dtype=torch.float64).requires_grad_()
-        out, _ = bumpy(dataclasses.replace(solver, rtol=1e-4, atol=1e-4), x, grad=grad)
+        out, _ = bumpy(dataclasses.replace(solver, rtol=1e-5, atol=1e-5), x, grad=grad)
         found.append(torch.autograd.grad(out.x.square().sum(), x)[0])
     torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(found[0], found[2], rtol=1e-2, atol=1e-2)
@@ -266,8 +266,8 @@ def test_the_first_step_sees_the_drift(solver: Solver, name: str) -> None:
 @pytest.mark.parametrize("std", [0.01, 0.1])
 @pytest.mark.parametrize("name", ["VP", "VE"])
 def test_the_angle_takes_the_fewest_evaluations(name: str, std: float) -> None:
-    """Of the slowest sample, at the first tolerance with an error of 1e-3, on a mixture with details of that size: when this was
-    written 32 to 56 against 56 to 74 of the next best."""
+    """Of the slowest sample, at the first tolerance with an error of 1e-4, on a mixture with details of that size: when this was
+    written 44 against 80 of the next best at 0.1, and 68 against 98 and 74 at 0.01."""
     means = torch.randn(6, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     sde = SDES[name]
     model = sd.exact.GaussianMixture(means, std).model(sde)
@@ -279,12 +279,12 @@ def test_the_angle_takes_the_fewest_evaluations(name: str, std: float) -> None:
         for i in range(0, 25):
             tol = 10 ** (-1 - i / 4)
             out = sd.sample(model, (16, 2), solver=sd.RK45(tol, tol, variable=variable), **kw)  # type: ignore[arg-type]
-            if float((out.x - exact).square().mean().sqrt()) < 1e-3:
+            if float((out.x - exact).square().mean().sqrt()) < 1e-4:
                 return int(out.nfe.max())
         raise AssertionError(variable)
 
     costs = {variable: cost(variable) for variable in ("angle", "t", "sigma", "log_snr")}
-    assert costs["angle"] < 0.85 * min(costs[other] for other in ("t", "sigma", "log_snr")), costs
+    assert costs["angle"] < (0.7 if std == 0.1 else 1.0) * min(costs[other] for other in ("t", "sigma", "log_snr")), costs
 
 
 def test_the_flow_of_details_of_the_angles_size_is_still() -> None:
