@@ -178,7 +178,7 @@ def step_sizes(times: Sequence[Tensor]) -> Figure:
     axes.legend(fontsize=8, frameon=False)
     axes.set_xlabel("time t, from noise on the left to data on the right", fontsize=9, color=_QUIET)
     axes.set_ylabel("step size", fontsize=9, color=_QUIET)
-    axes.tick_params(labelsize=7, colors=_QUIET)
+    axes.tick_params(which="both", labelsize=7, colors=_QUIET)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title("Every sample has its own steps", fontsize=12, color=_INK, loc="left")
     return figure
