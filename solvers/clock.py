@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -11,9 +11,11 @@ from torch import Tensor
 from solvers.arithmetic import Number
 from solvers.problem import Problem
 
-__all__ = ["Clock", "Variable", "clock", "slope"]
+__all__ = ["SIZE", "Clock", "Variable", "clock", "slope"]
 
 Variable = Literal["t", "sigma", "log_snr", "angle"]
+SIZE: Final = 0.4
+"""The size of details for which the angle is taken."""
 
 
 class Clock(Protocol):
@@ -136,7 +138,7 @@ class _Angle(_Sigma):
         return (self.size**2 - 1) * alpha * sigma / (c * whole), c / whole
 
 
-def clock(problem: Problem, variable: Variable, size: float = 1.0) -> Clock:
+def clock(problem: Problem, variable: Variable, size: float = SIZE) -> Clock:
     """The problem in an integration variable; ``size`` is r of the angle."""
     if variable == "angle":
         return _Angle(problem, size)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from solvers.arithmetic import Number, columns, numbers, place, weighted
-from solvers.clock import Clock, Variable, clock, slope
+from solvers.clock import SIZE, Clock, Variable, clock, slope
 from solvers.noise import StepNoise
 from solvers.problem import Problem
 from solvers.solver import Adaptive, Solver, Step
@@ -51,7 +51,7 @@ class RungeKutta(Solver):
     """
 
     variable: Variable | None = field(default=None, kw_only=True)
-    size: float = field(default=0.4, kw_only=True)
+    size: float = field(default=SIZE, kw_only=True)
 
     tableau: ClassVar[Tableau]
 

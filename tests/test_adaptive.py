@@ -313,6 +313,19 @@ def test_times_known_for_every_row_give_the_same_numbers() -> None:
     torch.testing.assert_close(part.drift(x[[2, 0]], late), expected[0][0][[2, 0]], rtol=1e-14, atol=0)
 
 
+@pytest.mark.parametrize(("variable", "times"), [("log_snr", [0.9, 0.0]), ("sigma", [1.0, 0.1])])
+def test_a_variable_that_is_infinite_at_an_end_is_refused(variable: str, times: list[float]) -> None:
+    """The angle is not: from alpha = 0 to sigma = 0 it goes as far as the exact flow."""
+    sde = sd.RectifiedFlow()
+    problem, x = Reverse(DATA.model(sde), 1), torch.tensor([[0.7, -1.2]], dtype=torch.float64)
+    grid = torch.tensor(times, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"not finite at t = [01]: start and end inside, or take variable='angle'"):
+        integrate(problem, sd.RK45(variable=variable), x, grid)  # type: ignore[arg-type]
+    assert int(problem.monitor.nfe) == 0
+    found = integrate(problem, sd.RK45(1e-9, 1e-9), x, grid)
+    torch.testing.assert_close(found.x, DATA.flow(sde, x, *times), rtol=1e-7, atol=1e-7)
+
+
 def test_the_last_step_is_shared() -> None:
     """The last step of a sample is the one before it, or longer."""
     steps = StepRecorder()

@@ -14,11 +14,9 @@ from solvers import Problem, expand, rowwise
 from solvers.clock import clock
 from solvers.problem import Columns
 
-__all__ = ["SIZE", "Augmented"]
+__all__ = ["Augmented"]
 
 
-SIZE: Final = 0.4
-"""r, the size of details for which the angle is taken."""
 _WEIGHT: Final = 10.0
 """Of the error of l, beside that of y. A step is accepted with an error up to the tolerance, and errors add up: with weight 1 the
 log-density of 8 of 18 mixtures by DOP853 was off by more than the tolerance times d (by 5 times at most), with 10 that of none,
@@ -42,7 +40,7 @@ class Augmented(Problem):
     def __init__(self, flow: Reverse, divergence: Divergence, event: torch.Size, times: Tensor) -> None:
         super().__init__(flow.monitor.samples)
         self.flow, self.divergence, self.event, self.d = flow, divergence, event, event.numel()
-        self.variable = clock(flow, "angle" if flow.linear else "t", SIZE)
+        self.variable = clock(flow, "angle" if flow.linear else "t")
         self.times, self.clock = times, self.variable.value(times)
         self.parts = ((self.d, 1.0), (divergence.channels, _WEIGHT))
         self.single: list[bool] = []

@@ -12,7 +12,7 @@ from torch import Tensor
 from sdediff.arguments import Grid, Span, check_model, check_seed, check_solver
 from sdediff.encoding import state_dtype
 from sdediff.exact.law import LawNet
-from sdediff.likelihood.augmented import SIZE, Augmented
+from sdediff.likelihood.augmented import Augmented
 from sdediff.likelihood.estimate import Estimate, Kind, Probe
 from sdediff.model import ScoreModel
 from sdediff.reverse import Reverse
@@ -178,7 +178,7 @@ def _check_end(solving: Solving) -> None:
 
 def _angular(model: ScoreModel, times: Tensor) -> Tensor:
     """As many times between the same ends, uniform in the angle."""
-    variable = clock(Reverse(model, 1), "angle", SIZE)
+    variable = clock(Reverse(model, 1), "angle")
     first, last = variable.value(times[[0, -1]]).tolist()
     inside = torch.linspace(first, last, len(times), dtype=torch.float64)[1:-1]
     return torch.cat([times[:1], variable.time(inside), times[-1:]])
