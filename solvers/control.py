@@ -106,11 +106,9 @@ class PerSample(Control):
         self.dt_min = float(getattr(solver, "dt_min", 0.0))
         self.clock = self._clock()
         self.marks = self.clock.value(times)
-        if not bool(torch.isfinite(self.marks).all()):
-            t = float(times[~torch.isfinite(self.marks)][0])
-            raise ValueError(
-                f"{solver!r} steps in a variable that is not finite at t = {t:g}: start and end inside, or take variable='angle'"
-            )
+        if len(lost := times[~torch.isfinite(self.marks)]):
+            where = f"{float(lost[0]):g}: start and end inside, or take variable='angle'"
+            raise ValueError(f"{solver!r} steps in a variable that is not finite at t = {where}")
         self.u = self.marks[0].expand(self.samples).clone()
         self.sign = 1.0 if len(times) < 2 or self.marks[-1] > self.marks[0] else -1.0
         if self.dt_min > float((times[0] - times[-1]).detach().abs()):
