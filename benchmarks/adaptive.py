@@ -21,6 +21,7 @@ import torch
 import torchdiffeq
 from default import SDES, Mixtures, show
 from scipy.integrate import solve_ivp
+from timing import least_in_turn
 from torch import Tensor
 
 import sdediff as sd
@@ -184,11 +185,7 @@ def table(name: str, args: argparse.Namespace) -> list[dict[str, object]]:
             reached = [run for run in runs if run.error <= target]
             if reached:
                 found.append((target, solver, min(reached, key=lambda run: (run.slowest, run.rows))))
-    seconds = [math.inf] * len(found)
-    for target in args.targets:
-        for _ in range(1 if args.quick else 7):  # in turn, so that what else the machine does falls on all of them
-            for i, (goal, _, best) in enumerate(found):
-                seconds[i] = min(seconds[i], best.again()) if goal == target else seconds[i]
+    seconds = least_in_turn([(target, best.again) for target, _, best in found], 1 if args.quick else 7)
     return [
         {"task": name, "solver": solver, "rmse": target, "NFE": best.slowest, "rows": best.rows}
         | {"ms": 1e3 * least, "tolerance": best.tolerance, "reached": best.error}

@@ -81,13 +81,13 @@ class PerSample(Control):
     """Every sample has its own time, step size and error; who has arrived or failed leaves the batch.
 
     PI control (Hairer and Wanner, Solving Ordinary Differential Equations II, IV.2): h_next = h (goal / e)^(0.7 / q)
-    (e_before / goal)^(0.4 / q), with e the norm of the error, at most ``limit`` where a step is accepted, and q the order of its
-    estimate. The two are a factor of ten apart, which was cheapest on flows of mixtures at a given error of the result
-    (docs/solvers.md): few steps are rejected, and no single one makes most of the error. Samples land on every time of the grid.
+    (e_before / goal)^(0.4 / q), with e the norm of the error, at most 1 where a step is accepted, and q the order of its
+    estimate. A goal of a tenth of that was cheapest on flows of mixtures at a given error of the result (docs/solvers.md):
+    few steps are rejected, and no single one makes most of the error. Samples land on every time of the grid.
     Steps have their lengths in the variable of the solver's `clock`.
     """
 
-    goal, limit = 0.1, 1.0
+    goal = 0.1
     columns: tuple[str, ...] = ("rows", "t", "u", "h", "target", "before", "retry", "moved")
     """What there is one of for each row."""
     rows: Tensor
@@ -202,7 +202,7 @@ class PerSample(Control):
         if step.error is None:
             raise ValueError(f"{self.solver!r} is adaptive but its step gave no error estimate")
         norm = self._norm(step.error, self.x, step.x)
-        good = norm <= self.limit
+        good = norm <= 1
         used = (self.v - self.u).detach().abs()
         # A rejected step of the least size cannot be taken again with less.
         stuck = ~good & (used <= self.floor * (1 + 1e-10))
@@ -236,7 +236,7 @@ class PerSample(Control):
         """The ratio (rows,) of the next step sizes to those that had these error norms."""
         excess, before, ok = np.nan_to_num(norm.numpy(), nan=1e10).clip(1e-10, 1e10) / self.goal, self.before.numpy(), good.numpy()
         factor = excess ** (-0.7 / self.q) * before ** (0.4 / self.q)
-        again = np.minimum(_SAFETY * (self.goal / self.limit * excess) ** (-1 / self.q), factor)
+        again = np.minimum(_SAFETY * (self.goal * excess) ** (-1 / self.q), factor)
         self.before = torch.from_numpy(np.where(ok, excess.clip(0.01), before))
         found: NDArray[np.float64] = np.where(ok, np.minimum(factor, np.where(self.retry.numpy(), 1.0, _GROW)), again)
         return found.clip(_SHRINK, _GROW)

@@ -52,7 +52,7 @@ class DyadicSteps(PerSample):
     that is a path is asked for its own.
     """
 
-    goal, limit = 0.6, 1.0  # the error is mostly noise's: there is no order to be gained by staying further below 1
+    goal = 0.6  # the error is mostly noise's: there is no order to be gained by staying further below 1
     columns = (*PerSample.columns, "level", "spot")
 
     def __init__(

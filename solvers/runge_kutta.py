@@ -226,7 +226,7 @@ class _Adaptive(Adaptive, RungeKutta):
 
 @dataclass(frozen=True, repr=False)
 class RK45(_Adaptive):
-    """Dormand-Prince 5(4), adaptive: the probability-flow sampler of Song et al. 2021 (arXiv 2011.13456, D.4).
+    """Dormand-Prince 5(4), adaptive; with ``variable="t"`` the sampler of Song et al. 2021 (arXiv 2011.13456, D.4).
 
     Every sample has its own step size, kept such that the root mean square over the event of
     error / (atol + rtol max(abs(x_t), abs(x_s))) is at most 1. Six evaluations a step and two to start. The solver lands
