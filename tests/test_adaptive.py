@@ -326,6 +326,16 @@ def test_a_variable_that_is_infinite_at_an_end_is_refused(variable: str, times: 
     torch.testing.assert_close(found.x, DATA.flow(sde, x, *times), rtol=1e-7, atol=1e-7)
 
 
+def test_the_last_evaluation_is_at_the_very_end() -> None:
+    """To the bit, and none beyond, whatever the variable's inverse makes of it."""
+    for name in ("VP", "VE", "SubVP"):
+        for end in (0.1, 0.123, 0.37):
+            sde, seen = SDES[name], []
+            problem = Reverse(sd.ScoreModel(lambda x, t, seen=seen: seen.append(t) or x, sde, time_dtype=torch.float64), 2)
+            integrate(problem, sd.RK45(), torch.ones(2, 1, dtype=torch.float64), torch.tensor([0.9, end], dtype=torch.float64))
+            assert float(torch.cat(seen).min()) == end
+
+
 def test_the_last_step_is_shared() -> None:
     """The last step of a sample is the one before it, or longer."""
     steps = StepRecorder()
