@@ -261,7 +261,7 @@ class BrownianPath:
         most = max(1, SMALL // (normals * width * rows * size))
         for k in range(0, len(ids), most):
             part = ids[k : k + most]
-            drawn = keyed(self._white.words, part.reshape(-1, ids.shape[2]), "bridge", 0, normals * size)
+            drawn = keyed(self._white.sources, part.reshape(-1, ids.shape[2]), "bridge", 0, normals * size)
             shaped = drawn.reshape(len(part), width, rows, normals, size).transpose(0, 3, 1, 2, 4)
             yield shaped.reshape(-1, width, rows, size)
 

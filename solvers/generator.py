@@ -1,61 +1,51 @@
-"""Standard normals as a pure function of a counter and a key, in whole arrays: Philox, then Box and Muller."""
+"""Standard normals as a pure function of seeds and keys, in whole arrays: AES, then Box and Muller."""
 
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
-__all__ = ["fill", "philox", "schedule"]
+__all__ = ["encrypted", "fill", "words"]
 
-ROUNDS: Final = 7  # they pass BigCrush (Salmon et al. 2011); ten, the usual margin, would make a normal a fifth dearer
-_CHUNK: Final = 2**15  # counters at a time: fewer, and numpy's calls count; more, and its scratch of 56 bytes each leaves the cache
+_KEY: Final = b"sdediff: normals"  # of 128 bits, as any other would do
+_CHUNK: Final = 2**14  # blocks at a time: fewer, and numpy's calls count; more, and its scratch of 56 bytes each leaves the cache
 
 Words = NDArray[np.uint64]
+_PLANE: Final = np.uint64(2**32)
+
+
+class _Cipher(threading.local):
+    """AES, a context for each thread: making one takes as long as a thousand normals."""
+
+    def __init__(self) -> None:
+        self.encryptor = Cipher(algorithms.AES(_KEY), modes.ECB()).encryptor()
+
+
+_CIPHER: Final = _Cipher()
+
+
+def encrypted(blocks: Words) -> Words:
+    """AES-128 (NIST FIPS 197) of ``blocks`` (..., 2), each of two words, under one fixed key.
+
+    A bijection of blocks that no test can tell from chance: a generator that is a function of a counter, of the kind of Salmon et
+    al. 2011 (doi 10.1145/2063384.2063405), which processors have in hardware. A chain encrypted(encrypted(encrypted(a) ^ b) ^ c)
+    depends on all of a, b and c in this way (CBC-MAC: Bellare, Kilian and Rogaway 2000, doi 10.1006/jcss.1999.1694); two chains
+    with different parts agree with probability 2^-128.
+    """
+    found = np.empty(blocks.size + 2, np.uint64)  # the cipher asks for room for a block more, less a byte
+    _CIPHER.encryptor.update_into(np.ascontiguousarray(blocks).reshape(-1).view(np.uint8).data, found.view(np.uint8).data)
+    return found[:-2].reshape(blocks.shape)
 
 
 def _constants(kind: type[np.number[Any]], *values: float) -> list[NDArray[Any]]:
     # 0-d arrays: numpy takes them faster than its own scalars, and no promotion rule applies.
     return [np.array(value, kind) for value in values]
-
-
-_HALF: Final = np.array(32, np.uint64)
-_MULTIPLIERS: Final = np.array([0xCD9E8D57, 0xD2511F53], np.uint64)
-_WEYL: Final = np.array([[(i * w) % 2**32 << 32 for w in (0x9E3779B9, 0xBB67AE85)] for i in range(ROUNDS)], np.uint64)
-
-
-def schedule(key: tuple[int, int] | Words) -> Words:
-    """The round keys (rounds, 2, ...) of Philox4x32 for a key (2, ...), in the upper halves of words of 64 bits."""
-    words = np.array(key, np.uint64)
-    return (words << _HALF) + _WEYL.reshape(ROUNDS, 2, *(1,) * (words.ndim - 1))
-
-
-def philox(c0: Words, c1: Words, c2: Words, c3: Words, k: Words, out: Words, scratch: Words) -> None:
-    """Philox4x32-7 (Salmon et al. 2011, doi 10.1145/2063384.2063405): four 32-bit words from the counter (c0, c1, c2, c3).
-
-    Writes them to ``out`` (2, *shape) as c0 * 2^32 + c1 and c2 * 2^32 + c3. The counter's words broadcast to ``shape``; ``k`` is
-    the key's schedule, (rounds, 2) or, with keys that differ, (rounds, 2, *shape) or what broadcasts to it. For one key it is a
-    bijection of the counter: no two counters give the same result.
-    """
-    a, b = out
-    # In the first two rounds most of the state depends on c0 alone or on the rest alone, and costs little.
-    first = (c2 * _MULTIPLIERS[0]) ^ (c1 << _HALF) ^ k[0, 0]
-    np.bitwise_xor(c0 * _MULTIPLIERS[1], (c3 << _HALF) ^ k[0, 1], b)
-    np.multiply(np.right_shift(b, _HALF, a), _MULTIPLIERS[0], a)
-    np.bitwise_xor(a, (first << _HALF) ^ k[1, 0], a)
-    np.left_shift(b, _HALF, b)
-    np.bitwise_xor(b, ((first >> _HALF) * _MULTIPLIERS[1]) ^ k[1, 1], b)
-    x, y = out.reshape(2, -1), scratch.reshape(2, -1)
-    swapped, multipliers = x[::-1], _MULTIPLIERS[:, None]
-    keyed = x if k.ndim == 2 else out
-    for each in k[2:, :, None] if k.ndim == 2 else k[2:]:
-        np.multiply(np.right_shift(swapped, _HALF, y), multipliers, y)
-        np.left_shift(x, _HALF, x)
-        np.bitwise_xor(x, y, x)
-        np.bitwise_xor(keyed, each, keyed)
 
 
 _SIGN: Final = np.array(2**31, np.uint32)
@@ -113,37 +103,40 @@ def _even(total: int, most: int) -> int:
     return -(-total // pieces)
 
 
-def fill(
-    block: NDArray[np.float32], rows: tuple[Words, Words, Words], key: tuple[int, int] | Words, place: Words | None = None
-) -> None:
-    """Fill ``block`` (2, m, rows, d), d even, with standard normals: cosines in block[0], sines in block[1].
+def words(states: Words, count: int) -> Words:
+    """Random words (rows, count) of states (rows, 2)."""
+    blocks = _blocks(states[:, None], np.arange(-(-count // 2), dtype=np.uint64))
+    return encrypted(blocks).reshape(len(states), -1)[:, :count]
 
-    ``rows`` are three words c1, c2, c3 (rows,) of Philox's counter. A value depends on d, on the key, on the words of its row and
-    on its place, except the row's number. With keys (2, m, rows) or (2, m, 1) it depends on its own key, and
-    on ``place`` (m, rows), 0 by default, as otherwise on its place in m.
+
+def _blocks(states: Words, index: Words) -> Words:
+    """States (..., 2) xor numbers of their blocks."""
+    blocks = np.empty((*np.broadcast_shapes(states.shape[:-1], index.shape), 2), np.uint64)
+    np.bitwise_xor(states[..., 0], index, blocks[..., 0])
+    blocks[..., 1] = states[..., 1]
+    return blocks
+
+
+def fill(block: NDArray[np.float32], states: Words, place: Words) -> None:
+    """Fill ``block`` (2, m, rows, d), d a multiple of 4, with standard normals: cosines in block[0], sines in block[1].
+
+    A value depends on d, on its state in ``states`` (m or 1, rows, 2), on its place, (m, rows) or less by broadcasting, and on the
+    column, and not on where it is in the block.
     """
     _, m, n, d = block.shape
-    d //= 2
-    width = _even(d, _CHUNK)
-    height = _even(n, _CHUNK // width)
-    depth = _even(m, _CHUNK // (width * height))
-    k = schedule(key)
-    if place is None:
-        place = np.arange(m if k.ndim == 2 else 1, dtype=np.uint64)[:, None]
+    d //= 4
+    width = _even(d, _CHUNK // 2)
+    height = _even(n, _CHUNK // (2 * width))
+    depth = _even(m, _CHUNK // (2 * width * height))
     place = place * np.uint64(d)
-    words = np.empty(2 * depth * height * width, np.uint64)
-    floats = np.empty(5 * len(words), np.float32)
+    floats = np.empty(5 * 4 * width * height * depth, np.float32)
     for i, j, start in itertools.product(range(0, m, depth), range(0, n, height), range(0, d, width)):
         down, across = slice(i, i + depth), slice(j, j + height)
-        part = block[:, down, across, 2 * start : 2 * (start + width)]
-        shape = (*part.shape[:3], part.shape[3] // 2)
-        size = part.size // 2
-        first = place[down if len(place) > 1 else slice(None), across if place.shape[1] > 1 else slice(None), None]
-        index = first + np.arange(start, start + shape[3], dtype=np.uint64)
-        x = words[:size].reshape(shape)
-        c1, c2, c3 = (word[across, None] for word in rows)
-        s = floats[: 5 * size].reshape(5, size)
-        keys = k if k.ndim == 2 else k[:, :, down, across if k.shape[3] > 1 else slice(None), None]
-        philox(index, c1, c2, c3, keys, x, s[:2].reshape(-1).view(np.uint64).reshape(shape))
-        _box_muller(x.reshape(2, -1).view(np.uint32), s)
+        part = block[:, down, across, 4 * start : 4 * (start + width)]
+        columns = np.arange(start, min(start + width, d), dtype=np.uint64)
+        index = place[down if len(place) > 1 else slice(None), across if place.shape[1] > 1 else slice(None), None] + columns
+        state = states[down if len(states) > 1 else slice(None), across, None]
+        found = encrypted(_blocks(state, np.stack([index, index | _PLANE])))
+        s = floats[: 5 * part.size // 2].reshape(5, -1)
+        _box_muller(found.view(np.uint32).reshape(2, -1), s)
         np.multiply(s[:2].reshape(part.shape), s[3:].reshape(part.shape), part)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from solvers.arithmetic import expand
-from solvers.generator import fill, philox, schedule
+from solvers.generator import Words, encrypted, fill, words
 
 __all__ = ["STREAMS", "Nodes", "Noise", "Refinable", "StepNoise", "White", "fresh_seed", "paired", "seeds"]
 
@@ -23,9 +23,6 @@ STREAMS: Final = {name: number for number, name in enumerate(_NAMES.split())}
 """Names of the independent streams that every sample has."""
 
 _BLOCK: Final = 2**13
-_MASK, _HALF = np.uint64(2**32 - 1), np.uint64(32)
-
-Rows = tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]
 
 
 def seeds(seed: int, samples: range | int) -> tuple[int, ...]:
@@ -116,7 +113,7 @@ class _Seeded:
         self.seeds = tuple(seeds)
         self.event = torch.Size(event)
         self.dtype, self.device = dtype, device
-        self.words = _words(self.seeds)
+        self.sources = _sources(self.seeds)
 
     def take(self, rows: Tensor) -> Self:
         """The same for some of the rows."""
@@ -127,13 +124,12 @@ class White(_Seeded):
     """Independent normals for steps of a fixed grid, one seed a sample.
 
     Float32 normals, drawn on the host a block of steps at a time and moved to the device, so that the values are the same on every
-    device: Philox4x32-7 with the seed in its counter and (stream, k, block) as its key, then Box and Muller. The block's length
+    device: AES of the seed, then of (stream, k, block), then of the place in the block, and Box and Muller. The block's length
     depends on the event's shape alone.
     """
 
-    # What can coincide: nothing, for seeds below 2^64. Philox's counter is 32 bits within the block and 96 of the seed, its key
-    # (stream, k, block): a million samples of 10^9 numbers never meet the same counter and key, and under one key Philox is a
-    # bijection. Two longer seeds are confused with probability 2^-95, any two of a million of them with 2^-56.
+    # What can coincide: two of a million samples' 10^9 numbers agree in their 128 bits with probability 2^-30, chains of AES being
+    # chance; seeds of 2^64 and more are hashed, and two of a million of those are confused with probability 2^-88.
 
     def __init__(
         self, seeds: Sequence[int], event: Sequence[int], *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
@@ -141,6 +137,7 @@ class White(_Seeded):
         super().__init__(seeds, event, dtype=dtype, device=device)
         length = min(64, _BLOCK // max(1, self.event.numel()))
         self.length = max(1, length - length % 2)
+        self.pack = max(1, 4 // max(1, self.event.numel()))  # steps of small events that share a block of the cipher
         self.keep = 1  # blocks of each stream and k
         self._blocks: dict[tuple[str, int, int], tuple[tuple[Tensor, ...], Tensor]] = {}
         self._held: dict[tuple[str, int], list[int]] = {}
@@ -174,60 +171,52 @@ class White(_Seeded):
 
     def each(self, steps: NDArray[np.int64], stream: str, k: int) -> NDArray[np.float32]:
         """`normal` where every row has its own step: float32 (m, rows, size) on the host, for ``steps`` (m, rows)."""
-        size = self.event.numel()
-        number, within = (part.astype(np.uint64) for part in np.divmod(steps, self.length))
-        key = np.stack([number, np.full_like(number, STREAMS[stream] << 24 | k)])
+        size, half, pack = self.event.numel(), self.length // 2, self.pack
+        number, within = np.divmod(steps, self.length)
+        states = _states(self.sources, number, stream, k)
         if self.length == 1:
-            return _split(self.words, key, size)
-        half = np.uint64(self.length // 2)
-        block = np.empty((2, *steps.shape, size + size % 2), np.float32)
+            return _split(states, size)
+        place, lane = np.divmod(within % half, pack)
+        block = np.empty((2, *steps.shape, _multiple(pack * size, 4)), np.float32)
         if block.size:
-            fill(block, self.words, key, within % half)
-        chosen: NDArray[np.float32] = np.where((within < half)[..., None], block[0], block[1])[..., :size]
-        return chosen
+            fill(block, states, place.astype(np.uint64))
+        chosen = np.where((within < half)[..., None], block[0], block[1])[..., : pack * size].reshape(*steps.shape, pack, size)
+        found: NDArray[np.float32] = np.take_along_axis(chosen, lane[..., None, None], 2)[:, :, 0]
+        return found
 
     def integers(self, step: int, stream: str, count: int, below: int) -> Tensor:
         """Uniform on 0..below - 1, independent, int64 (rows, count) on the host: of the stream's key (step, stream), to 2^-53."""
-        words = np.empty((2, len(self.seeds), -(-count // 2)), np.uint64)
-        c1, c2, c3 = (word[:, None] for word in self.words)
-        key = schedule((step, STREAMS[stream] << 24))
-        philox(np.arange(words.shape[2], dtype=np.uint64), c1, c2, c3, key, words, np.empty_like(words))
-        unit = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
-        drawn = (unit * below).astype(np.int64).transpose(1, 2, 0).reshape(len(self.seeds), -1)
-        return torch.from_numpy(drawn[:, :count])
+        drawn = words(_states(self.sources, np.array([step]), stream, 0), count)
+        return torch.from_numpy(((drawn >> np.uint64(11)).astype(np.float64) * (2.0**-53 * below)).astype(np.int64))
 
     def _draw(self, stream: str, k: int, number: int, length: int) -> Tensor:
-        if not (0 <= number < 2**32 and 0 <= k < 2**24):
+        if not (0 <= number < 2**63 and 0 <= k < 2**32):
             raise ValueError(f"step and k must not be negative, nor so large: block {number} of steps, k = {k}")
-        rows, size = len(self.seeds), self.event.numel()
-        # Normals come in pairs of pairs. The halves are the first and the second steps of the block, or of the one event.
-        if length > 1:
-            width = size + size % 2
-            block = np.empty((length, rows, width), np.float32)
-            halves = block.reshape(2, length // 2, rows, width)
-        else:
-            width = 4 * -(-size // 4)
-            block = np.empty((1, rows, width), np.float32)
-            halves = block.reshape(1, rows, 2, width // 2).transpose(2, 0, 1, 3)
-        if block.size:
-            fill(halves, self.words, (number, STREAMS[stream] << 24 | k))
-        return _sent(block[..., :size], self.dtype, self.device).reshape(length, rows, *self.event)
+        rows, size, pack = len(self.seeds), self.event.numel(), self.pack
+        states = _states(self.sources, np.array([[number]]), stream, k)
+        if length == 1:
+            drawn = _split(states, size)
+        else:  # the cosines are the first steps of the block, the sines its second half
+            steps = length // pack
+            block = np.empty((2, steps // 2, rows, _multiple(pack * size, 4)), np.float32)
+            if block.size:
+                fill(block, states, np.arange(steps // 2, dtype=np.uint64)[:, None])
+            drawn = block.reshape(steps, rows, -1)[..., : pack * size].reshape(steps, rows, pack, size).swapaxes(1, 2)
+        return _sent(drawn.reshape(length, rows, size), self.dtype, self.device).reshape(length, rows, *self.event)
 
 
 class Nodes(_Seeded):
     """Normals by number, each row having its own: what the tree of a Brownian path is made of.
 
-    As `White`'s in kind, and never the same as those of its streams. Each is a function of (seed, node, k), ``node`` from 0 to
-    2^50 - 1 and ``k``, the number of the normal among those of one node, from 0 to 63.
+    As `White`'s in kind, and never the same as those of its streams. Each is a function of (seed, node, k), ``node`` from 0 on and
+    ``k``, the number of the normal among those of one node.
     """
-
-    # Philox's key: 32 bits of the node, then the stream, k and the node's other 18 bits.
 
     def normal(self, node: Tensor, k: int = 0) -> Tensor:
         """Standard normals (rows, *event) of ``node``, int64 (rows,) on the host, or (m, rows, *event) of (m, rows)."""
-        if not 0 <= k < 64 or bool(((node < 0) | (node >= 2**50)).any()):
-            raise ValueError(f"nodes must lie in [0, 2^50) and k in [0, 64); got k = {k}, nodes {node.tolist()}")
-        drawn = keyed(self.words, node.reshape(-1, len(self.seeds)).numpy(), "tree", k, self.event.numel())
+        if not 0 <= k < 2**32 or bool((node < 0).any()):
+            raise ValueError(f"nodes and k must not be negative, and k below 2^32; got k = {k}, nodes {node.tolist()}")
+        drawn = keyed(self.sources, node.reshape(-1, len(self.seeds)).numpy(), "tree", k, self.event.numel())
         return _sent(drawn, self.dtype, self.device).reshape(*node.shape, *self.event)
 
 
@@ -238,34 +227,41 @@ def _sent(drawn: NDArray[np.float32], dtype: torch.dtype, device: torch.device |
     return (there.pin_memory() if pinned else there).to(device, non_blocking=pinned)
 
 
-def keyed(rows: Rows, node: NDArray[np.int64], stream: str, k: int, size: int) -> NDArray[np.float32]:
+def keyed(sources: Words, node: NDArray[np.int64], stream: str, k: int, size: int) -> NDArray[np.float32]:
     """Standard normals (m, rows, size), keyed by (stream, node, k) for nodes (m, rows) or (m, 1)."""
-    words, key = node.astype(np.uint64), np.empty((2, *node.shape), np.uint64)
-    np.bitwise_and(words, _MASK, key[0])
-    np.bitwise_or(words >> _HALF, np.uint64(STREAMS[stream] << 24 | k << 18), key[1])
-    return _split(rows, key, size)
+    return _split(_states(sources, node, stream, k), size)
 
 
-def _split(rows: Rows, key: NDArray[np.uint64], size: int) -> NDArray[np.float32]:
-    """Normals (m, rows, size) by keys (2, m, rows) or (2, m, 1), the cosines before the sines."""
-    m, n = key.shape[1], len(rows[0])
-    block = np.empty((m, n, 2, 2 * -(-size // 4)), np.float32)
+def _multiple(size: int, of: int) -> int:
+    return of * -(-size // of)
+
+
+def _split(states: Words, size: int) -> NDArray[np.float32]:
+    """Normals (m, rows, size) of states (m, rows, 2), the cosines before the sines."""
+    block = np.empty((*states.shape[:2], 2, _multiple(size, 8) // 2), np.float32)
     if block.size:
-        fill(block.transpose(2, 0, 1, 3), rows, key)
-    return block.reshape(m, n, 4 * -(-size // 4))[..., :size]
+        fill(block.transpose(2, 0, 1, 3), states, np.zeros((1, 1), np.uint64))
+    return block.reshape(*states.shape[:2], _multiple(size, 8))[..., :size]
 
 
-def _words(seeds: Sequence[int]) -> Rows:
-    """Three words of 32 bits a seed: a seed below 2^64 as it is, a longer one hashed, with the first bit set."""
+def _states(sources: Words, number: NDArray[np.int64], stream: str, k: int) -> Words:
+    """What is made of seeds and keys (number, stream, k), (m, rows, 2) for numbers (m, rows) or (m, 1), (rows, 2) for (1,)."""
+    key = np.empty((*number.shape, 2), np.uint64)
+    key[..., 0], key[..., 1] = number, STREAMS[stream] << 32 | k
+    return encrypted(sources ^ key)
+
+
+def _sources(seeds: Sequence[int]) -> Words:
+    """What is made of each seed, (rows, 2): AES of a seed below 2^64, of a longer one's hash with the last bit set."""
     if any(seed < 0 for seed in seeds):
         raise ValueError("seeds must not be negative")
     long = {i: seed for i, seed in enumerate(seeds) if seed >= 2**64}
-    low = np.array([0 if i in long else seed for i, seed in enumerate(seeds)] if long else seeds, np.uint64)
-    tag = np.zeros(len(seeds), np.uint64)
+    blocks = np.zeros((len(seeds), 2), np.uint64)
+    blocks[:, 0] = [0 if i in long else seed for i, seed in enumerate(seeds)] if long else seeds
     for i, seed in long.items():
-        digest = hashlib.blake2b(seed.to_bytes(-(-seed.bit_length() // 8), "little"), digest_size=12).digest()
-        low[i], tag[i] = int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little") | 2**31
-    return tag, low & _MASK, low >> _HALF
+        digest = hashlib.blake2b(seed.to_bytes(-(-seed.bit_length() // 8), "little"), digest_size=16).digest()
+        blocks[i] = int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little") | 2**63
+    return encrypted(blocks)
 
 
 class _WhiteStep:

@@ -35,9 +35,8 @@ def path(rows: int = 3, event: tuple[int, ...] = (2,), intervals: int | Tensor =
 INTERVALS = [(1.0, 0.2), (0.84, 0.68), (0.92, 0.88), (0.93, 0.31), (0.9501, 0.9499), (0.99, 0.86), (0.5, 0.9), (0.21, 0.2)]
 N = 20_000
 PINNED = """
--0x1.b9c3c60000000p-2 -0x1.7903ee0000000p+0 0x1.33f7ea0000000p+0 0x1.21d07e0000000p-1
--0x1.a758040000000p-5 -0x1.74939e0000000p-2 0x1.365ba20000000p-2 0x1.3de2b80000000p-3
--0x1.9cee420000000p-1 -0x1.3697220000000p-2 0x1.36d4ea0000000p-1 0x1.8964780000000p-3
+-0x1.4e11f80000000p-3 -0x1.29ce240000000p-1 0x1.d538340000000p-1 0x1.51d2840000000p-3 -0x1.2bef000000000p-4 -0x1.6869380000000p-2
+0x1.8b81840000000p-3 0x1.67362c0000000p-4 -0x1.0eef200000000p-3 -0x1.1b67ca0000000p+0 0x1.71680a0000000p-2 0x1.6838540000000p-2
 """.split()
 
 
@@ -304,14 +303,14 @@ def end(solver: Solver, steps: int) -> Tensor:
 
 def test_sampling_on_a_path() -> None:
     """The whole of `sample`: the prior is the seeds' own, a coarse solve ends near a fine one, and batches do not matter."""
-    model, seeds = MIXTURE.model(sd.VP()), sd.seeds(3, 6)
+    model, seeds = MIXTURE.model(sd.VP()), sd.seeds(3, 64)
     one = sd.BrownianPath(seeds, (2,), 1.0, 1e-3, intervals=160)
     options = {"solver": sd.SRA1(), "grid": "uniform", "t_end": 1e-3, "noise": one}
-    fine, coarse = (sd.sample(model, (6, 2), steps=n, **options).x for n in (160, 80))  # type: ignore[arg-type]
-    other = sd.sample(model, (6, 2), steps=80, seed=list(seeds), solver=sd.SRA1(), grid="uniform", t_end=1e-3).x
-    assert float((coarse - fine).abs().max()) < 0.05
-    assert float((other - fine).abs().max()) > 0.2
-    parts = sd.sample(model, (6, 2), steps=80, batch_size=4, **options).x  # type: ignore[arg-type]
+    fine, coarse = (sd.sample(model, (64, 2), steps=n, **options).x for n in (160, 80))  # type: ignore[arg-type]
+    other = sd.sample(model, (64, 2), steps=80, seed=list(seeds), solver=sd.SRA1(), grid="uniform", t_end=1e-3).x
+    near, far = ((x - fine).norm(dim=1).median() for x in (coarse, other))
+    assert float(near) < 0.05 * float(far)
+    parts = sd.sample(model, (64, 2), steps=80, batch_size=24, **options).x  # type: ignore[arg-type]
     torch.testing.assert_close(parts, coarse, rtol=0, atol=1e-5)
 
 

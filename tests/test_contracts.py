@@ -271,7 +271,7 @@ def test_order_conditions(method: Method) -> None:
 @families("VP", "VE")
 def test_strong_order(sde: sd.LinearSDE, method: Method) -> None:
     """Root mean square error along one path in coarse steps, against SRA3 on the path itself; a mixture in float64."""
-    rows, fine = 32, 256
+    rows, fine = 128, 256  # with 32 the slope of EulerTrapezoid has a deviation of 0.1, with these of 0.04
     x = starts(sde, rows, 0.8 * sde.T)
     path, model = along(sde, rows, fine), SMOOTH.model(sde)
     end = fine_end(name_of(sde), rows, fine)

@@ -189,7 +189,7 @@ def test_diagnose_finds_what_is_predicted(sde: sd.LinearSDE, predicts: str) -> N
         assert found.best in same, (declared, found.errors)
         assert found.ok == (declared in same)
         # The levels are log-SNRs: the error of the exact network is the same under every SDE and in every parametrisation.
-        assert found.errors[predicts] == pytest.approx(0.6196022745, rel=1e-8)
+        assert found.errors[predicts] == pytest.approx(0.728226121450, rel=1e-8)
         assert f"predicts {declared}, as declared" in str(found) or f"denoises as {found.best}" in str(found)
 
 

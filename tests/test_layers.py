@@ -142,7 +142,7 @@ def short(module):
 TORCH_RANDOM = set("rand randn randint randperm rand_like randn_like randint_like normal bernoulli multinomial poisson".split())
 TENSOR_RANDOM = set("normal_ uniform_ random_ bernoulli bernoulli_ multinomial exponential_ geometric_ cauchy_ log_normal_".split())
 TORCH_SEEDING = {"manual_seed", "seed", "set_rng_state", "manual_seed_all", "seed_all", "set_rng_state_all"}
-NUMPY_GENERATORS = {"default_rng", "Generator", "BitGenerator", "SeedSequence", "PCG64", "PCG64DXSM", "Philox", "SFC64"}
+NUMPY_GENERATORS = set("default_rng Generator RandomState BitGenerator SeedSequence PCG64 PCG64DXSM Philox SFC64".split())
 
 
 def no_global_rng(module):

@@ -67,23 +67,23 @@ def test_stationary_variance_is_off_by_the_step():
 
 
 def test_decaying_steps_converge_to_the_posterior():
-    """The exact variance after k steps of `Decay` falls to the posterior's; weighted averages of 64 chains of 1,500 draws have the
-    weighted averages of the exact moments: mean within 5 standard errors, variance within 3 %."""
+    """The exact variance after k steps of `Decay` falls to the posterior's; weighted averages of 2,000 chains of 300 draws have
+    the weighted averages of the exact moments: mean and variance (1.6 %) within 5 standard errors."""
     step = mcmc.Decay(0.01, 10.0, 0.6)
     sizes = [step(k) for k in range(1501)]
     excess = [moments(sizes[:k])[1] / VARIANCE - 1 for k in (150, 1500)]
     assert excess[1] < 0.35 * excess[0]
-    out = mcmc.run(mcmc.SGLD(step), posterior(), torch.full((64,), MEAN, dtype=F64), steps=1500, seed=3)
+    out = mcmc.run(mcmc.SGLD(step), posterior(), torch.full((2000,), MEAN, dtype=F64), steps=300, seed=3)
     assert abs(float(out.mean) - MEAN) < 5 * float(out.stderr)
-    weights = np.array(sizes[1:]) / sum(sizes[1:])
+    weights = np.array(sizes[1:301]) / sum(sizes[1:301])
     np.testing.assert_allclose(out.weights, weights, rtol=1e-12)
     v, average = 0.0, 0.0
-    for k in range(1500):
+    for k in range(300):
         v = (1 - sizes[k] * PRECISION) ** 2 * v + sizes[k] ** 2 * NOISE + 2 * sizes[k]
         average += weights[k] * v
-    assert float(out.std) ** 2 == pytest.approx(average, rel=0.03)
-    torch.testing.assert_close(out.mean, (torch.from_numpy(weights)[:, None] * out.samples).sum() / 64)
-    assert float(out.stderr) == pytest.approx(float(out.std) / (float(out.ess) / 1500 / (weights**2).sum()) ** 0.5)
+    assert float(out.std) ** 2 == pytest.approx(average, rel=0.08)
+    torch.testing.assert_close(out.mean, (torch.from_numpy(weights)[:, None] * out.samples).sum() / 2000)
+    assert float(out.stderr) == pytest.approx(float(out.std) / (float(out.ess) / 300 / (weights**2).sum()) ** 0.5)
 
 
 def test_the_gradient_is_unbiased():

@@ -119,7 +119,7 @@ def _strong(solver: Solver) -> Iterator[Comparison]:
     claim = getattr(solver, "strong_order", None)
     if claim is None:
         raise Skip("no strong_order is declared")
-    rows, fine = 32, 256
+    rows, fine = 128, 256
     path, errors = BrownianPath(seeds(0, rows), (2,), _START, _END, intervals=fine, dtype=torch.float64), []
     problem = Reverse(_MIXTURE.model(_SDE), rows, 1.0)
     end = integrate(problem, SRA3(), _x(rows), _grid(fine), path).x
