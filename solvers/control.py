@@ -164,7 +164,7 @@ class PerSample(Control):
         trial = slope(self.problem, self.clock, weighted((ratio, x), (ratio * self.sign * guess, k)), t)
         curve = self._norm(weighted((-1.0, k), (1.0 if here is None else here, trial)), x, x) / guess
         steep = torch.maximum(steep, curve)
-        step = torch.where(steep <= 1e-15, (guess * 1e-3).clamp(min=1e-6), (0.01 / steep) ** (1.0 / self.q))
+        step = torch.where(steep <= 1e-15, (guess * 1e-3).clamp(min=1e-6), (self.goal / steep) ** (1.0 / self.q))
         step = torch.minimum(100 * guess, step)
         # Where the network failed already, take any step: the next attempt finds and reports it.
         return torch.where(torch.isfinite(step) & (step > 0), step, guess.nan_to_num(1e-6)).clamp(max=span)
