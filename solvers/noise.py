@@ -128,8 +128,8 @@ class White(_Seeded):
     depends on the event's shape alone.
     """
 
-    # What can coincide: two of a million samples' 10^9 numbers agree in their 128 bits with probability 2^-30, chains of AES being
-    # chance; seeds of 2^64 and more are hashed, and two of a million of those are confused with probability 2^-88.
+    # What can coincide: two of a million samples' 10^9 numbers agree in their 128 bits with probability 2^-33, chains of AES being
+    # chance; seeds of 2^64 and more are hashed, to 128 bits too.
 
     def __init__(
         self, seeds: Sequence[int], event: Sequence[int], *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
@@ -252,7 +252,7 @@ def _states(sources: Words, number: NDArray[np.int64], stream: str, k: int) -> W
 
 
 def _sources(seeds: Sequence[int]) -> Words:
-    """What is made of each seed, (rows, 2): AES of a seed below 2^64, of a longer one's hash with the last bit set."""
+    """What is made of each seed, (rows, 2): AES of a seed below 2^64, of a longer one's hash of 128 bits."""
     if any(seed < 0 for seed in seeds):
         raise ValueError("seeds must not be negative")
     long = {i: seed for i, seed in enumerate(seeds) if seed >= 2**64}
@@ -260,7 +260,7 @@ def _sources(seeds: Sequence[int]) -> Words:
     blocks[:, 0] = [0 if i in long else seed for i, seed in enumerate(seeds)] if long else seeds
     for i, seed in long.items():
         digest = hashlib.blake2b(seed.to_bytes(-(-seed.bit_length() // 8), "little"), digest_size=16).digest()
-        blocks[i] = int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little") | 2**63
+        blocks[i] = int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
     return encrypted(blocks)
 
 
