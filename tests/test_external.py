@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import types
 from collections.abc import Callable
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 import torchdiffeq
 from conftest import SDES
+from scipy.integrate._ivp import bdf
 from torch import Tensor
 
 import sdediff as sd
@@ -609,6 +612,15 @@ def test_errors_of_the_network_and_the_callback_are_their_own(solver: External, 
     with pytest.raises(type(error), match="mine") as caught:
         sd.sample(MIXTURE.model(sd.VP()), (2, 2), solver=solver, steps=steps, seed=0, callback=look)
     assert caught.value is error
+
+
+def test_memory_that_bdf_has_not_written_yet_is_of_no_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SciPy subtracts rows of a table that np.empty made: what was there before, signalling NaNs here, gives no warning."""
+    kw = {"solver": sd.SciPy("BDF", 1e-4, 1e-4), "seed": 0, "dtype": torch.float64}
+    want = sd.sample(MIXTURE.model(sd.VP()), (3, 2), **kw).x  # type: ignore[arg-type]
+    filled = {"empty": lambda shape, dtype: np.full(shape, 0x7FF4 << 48, np.uint64).view(dtype)}
+    monkeypatch.setattr(bdf, "np", types.SimpleNamespace(**{**vars(np), **filled}))
+    assert torch.equal(sd.sample(MIXTURE.model(sd.VP()), (3, 2), **kw).x, want)  # type: ignore[arg-type]
 
 
 # -- gradients ---------------------------------------------------------------------------------------------------------

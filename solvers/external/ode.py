@@ -225,7 +225,8 @@ class SciPy(_Ode):
         solver = getattr(integrate, self.method)(slope, start, y, end, rtol=self.rtol, atol=self.atol, **self._structure(x))
         steps = 0
         while solver.status == "running":
-            words = solver.step()
+            with np.errstate(all="ignore"):  # BDF subtracts memory that it has not written yet; what it gives is looked at
+                words = solver.step()
             steps += 1
             if solver.status == "failed":
                 raise Stop(Status.STEP_TOO_SMALL if "step size" in words else Status.DRIVER_STOPPED, words)
