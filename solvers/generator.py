@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 __all__ = ["encrypted", "fill", "words"]
 
 _KEY: Final = b"sdediff: normals"  # of 128 bits, as any other would do
-_CHUNK: Final = 2**14  # blocks at a time: fewer, and numpy's calls count; more, and its scratch of 56 bytes each leaves the cache
+_CHUNK: Final = 2**14  # blocks at a time: fewer, and numpy's calls count; more, and its scratch of 72 bytes each leaves the cache
 
 Words = NDArray[np.uint64]
 _PLANE: Final = np.uint64(2**32)
