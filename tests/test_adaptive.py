@@ -15,6 +15,7 @@ from sdediff.plots import StepRecorder
 from sdediff.reverse import Reverse
 from sdediff.testing.paths import slope
 from solvers import Options, Problem, Solver, Status, integrate
+from solvers.control import PerSample
 
 ALL = [
     sd.ExponentialPair(2, "data", rtol=1e-2, atol=1e-2),
@@ -261,6 +262,19 @@ def test_the_first_step_sees_the_drift(solver: Solver, name: str) -> None:
     torch.testing.assert_close(dc[:, None] * x + (c * du)[:, None] * rate, problem.drift(x, t))
     torch.testing.assert_close(clock.time(u.detach()), t)
     assert problem.monitor.nfe.tolist() == [2, 2, 2]
+
+
+class Tighter(PerSample):
+    goal = PerSample.goal / 1000
+
+
+@pytest.mark.parametrize("solver", [sd.RK23(1e-7, 1e-7), sd.RK45(1e-7, 1e-7), sd.DOP853(1e-7, 1e-7)], ids=repr)
+def test_the_first_step_aims_at_the_goal_of_all_steps(solver: Solver) -> None:
+    """An error of h^q: a goal of a thousandth takes steps 1000^(1 / q) times shorter, the first one too."""
+    times = torch.tensor([1.0, 1e-3], dtype=torch.float64)
+    x = torch.tensor([[0.4, -0.9], [1.2, 0.3], [-0.7, 0.1]], dtype=torch.float64)
+    usual, tighter = (kind(Reverse(DATA.model(sd.VP()), 3), solver, x, times, None) for kind in (PerSample, Tighter))
+    torch.testing.assert_close(usual.h / tighter.h, torch.full((3,), 1000 ** (1 / usual.q), dtype=torch.float64))
 
 
 @pytest.mark.parametrize("std", [0.01, 0.1])
