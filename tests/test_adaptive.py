@@ -151,8 +151,9 @@ def test_a_sample_does_not_see_its_batch(solver: Solver) -> None:
         (lambda out, x, t: torch.where(t < 0.4, torch.nan, out), Status.NETWORK_NOT_FINITE, {}),
         (lambda out, x, t: out + 1e5 * (x - 1), Status.MAX_NFE, {"max_nfe": 400}),
         (lambda out, x, t: out + 1e5 * (x - 1), Status.STEP_TOO_SMALL, {"dt_min": 1e-3}),
+        (lambda out, x, t: out + 1e25 * torch.sin(1e9 * x), Status.STEP_TOO_SMALL, {"max_nfe": 4000}),  # what rounding lets pass
     ],
-    ids=["nan", "stiff, max_nfe", "stiff, dt_min"],
+    ids=["nan", "stiff, max_nfe", "stiff, dt_min", "jagged"],
 )
 def test_a_bad_sample_fails_alone(solver: Solver, change: Callable[..., Tensor], status: Status, limits: dict[str, float]) -> None:
     """Its neighbours are, bit for bit, what they are without it."""
