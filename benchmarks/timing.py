@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,12 +27,15 @@ def least_in_turn(candidates: Sequence[tuple[float, Callable[[], float]]], round
     return least
 
 
-def arguments(doc: str, rounds: int) -> argparse.Namespace:
-    """The options that all benchmarks take; sets one thread."""
+def arguments(doc: str, rounds: int, more: dict[str, dict[str, Any]] | None = None) -> argparse.Namespace:
+    """The options that all benchmarks take, and ``more``, as of argparse; sets one thread."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=rounds, help=f"rounds in which all candidates run once (default {rounds})")
     parser.add_argument("--quick", action="store_true", help="two short rounds: shows that it runs, measures nothing")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
+    parser.set_defaults(device="cpu")
+    for name, option in (more or {}).items():
+        parser.add_argument(name, **option)
     args = parser.parse_args()
     if args.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {args.rounds}")
@@ -42,7 +46,13 @@ def arguments(doc: str, rounds: int) -> argparse.Namespace:
 
 
 def seconds(run: Run, n: int) -> float:
-    """CPU time of this thread: what other programs take does not count."""
+    """CPU time of this thread, so that what other programs take does not count; where a GPU is used, time until it is done."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        run(n)
+        torch.cuda.synchronize()
+        return time.perf_counter() - start
     start = time.thread_time()
     run(n)
     return time.thread_time() - start
@@ -82,7 +92,10 @@ def report(title: str, rows: list[dict[str, object]], args: argparse.Namespace) 
     """Print the rows as a table; write them as JSON."""
     cells = [list(rows[0])] + [[_text(value) for value in row.values()] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    print(f"{title}: {args.rounds} rounds, one thread, torch {torch.__version__}")
+    facts = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine(), "threads": 1}
+    device = getattr(args, "device", "cpu")
+    facts["device"] = torch.cuda.get_device_name() if torch.device(device).type == "cuda" else device
+    print(f"{title}: {args.rounds} rounds, {facts['device']}, one thread, torch {torch.__version__}")
     for row in cells:
         print(
             "  ".join(
@@ -91,7 +104,6 @@ def report(title: str, rows: list[dict[str, object]], args: argparse.Namespace) 
         )
     print()
     if args.json is not None:
-        facts = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine(), "threads": 1}
         text = json.dumps({"benchmark": title, "rounds": args.rounds, "quick": args.quick, **facts, "rows": rows}, indent=2)
         args.json.write_text(text + "\n")
 

@@ -62,9 +62,13 @@ def check_device(model: ScoreModel, device: torch.device | str | None) -> torch.
     """The model's device."""
     place = model.device if device is None else torch.device(device)
     has_weights = any(True for _ in model.parameters())
-    if has_weights and (place.type, place.index or 0) != (model.device.type, model.device.index or 0):
+    if has_weights and not _one_place(place, model.device):
         raise ValueError(f"the model is on {model.device} and device is {place}; move the model first: model.to({str(place)!r})")
     return place
+
+
+def _one_place(a: torch.device, b: torch.device) -> bool:
+    return (a.type, a.index or 0) == (b.type, b.index or 0)
 
 
 def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
@@ -242,8 +246,10 @@ def check_condition(condition: Mapping[str, Tensor] | None, count: int) -> dict[
     return dict(condition or {})
 
 
-def check_seed(seed: int | Sequence[int] | None, noise: Noise | None, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """One seed a sample, or None where there is a noise object, which is for these samples if it says for which."""
+def check_seed(
+    seed: int | Sequence[int] | None, noise: Noise | None, shape: tuple[int, ...], device: torch.device | None = None
+) -> tuple[int, ...] | None:
+    """One seed a sample, or None where there is a noise object, which is for these samples and on this device as far as it says."""
     count = shape[0]
     if noise is not None:
         if seed is not None:
@@ -251,6 +257,9 @@ def check_seed(seed: int | Sequence[int] | None, noise: Noise | None, shape: tup
         seeds, event = getattr(noise, "seeds", None), getattr(noise, "event", None)
         if seeds is not None and event is not None and (len(seeds), *event) != shape:
             raise ValueError(f"the noise is for samples of shape {(len(seeds), *event)}, and shape is {shape}")
+        place = getattr(noise, "device", None)
+        if place is not None and device is not None and not _one_place(torch.device(place), device):
+            raise ValueError(f"the noise is on {place}, and the states are on {device}: make it with device={str(device)!r}")
         return None
     if seed is None:
         return solvers.seeds(solvers.fresh_seed(), count)

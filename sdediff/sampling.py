@@ -118,7 +118,7 @@ def sample(
     )
     times = solving.times
     lam = check_stochasticity(solver, stochasticity, times)
-    sample_seeds = check_seed(seed, noise, shape)
+    sample_seeds = check_seed(seed, noise, shape, solving.device)
     if sample_seeds is not None:
         noise = White(sample_seeds, shape[1:], dtype=dtype, device=solving.device)
     x_start = check_start(model, x_init, shape, float(times[0]), dtype, solving.device)

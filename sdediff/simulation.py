@@ -49,7 +49,7 @@ def simulate(
     times = make_times(Span.forward(sde), solver, steps, grid, t_start, t_end)
     check_choice("on_fail", on_fail, ("raise", "return"))
     check_choice("grad", grad, ("none", "full", "checkpoint"))
-    seeds = check_seed(seed, noise, tuple(x_0.shape))
+    seeds = check_seed(seed, noise, tuple(x_0.shape), x_0.device)
     if seeds is not None:
         noise = White(seeds, x_0.shape[1:], dtype=x_0.dtype, device=x_0.device)
     options = Options(trajectory=trajectory, callback=callback, on_fail=on_fail, grad=grad)

@@ -85,43 +85,58 @@ def fit(
         "data": {"event": list(data.shape[1:]), "count": len(data), **(about or {})},
         "training": {**asdict(settings), "loss": _name(loss)},
     }
-    accelerator = _accelerator(device, mixed_precision)
-    _prepare_folder(folder, config, resume=resume, overwrite=overwrite)
-    trainer = Trainer(model, data, condition, loss, settings)
-    if resume:
-        trainer.restore(folder)
-    if accelerator.is_main_process:
-        _save_config(folder, config)
-    trainer.prepare(accelerator)
+    with _accelerated(device, mixed_precision) as accelerator:
+        _prepare_folder(folder, config, resume=resume, overwrite=overwrite)
+        trainer = Trainer(model, data, condition, loss, settings)
+        if resume:
+            trainer.restore(folder)
+        if accelerator.is_main_process:
+            _save_config(folder, config)
+        trainer.prepare(accelerator)
 
-    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
-    title = f"training {type(model.sde).__name__}"
-    with (
-        torch.random.fork_rng(devices),
-        _stop_flag() as stop,
-        progress_bar(title, total=steps, show=progress, start=trainer.step) as bar,
-    ):
-        meter = _Meter(bar, callback, trainer)
-        while trainer.step < steps and not stop.is_set():
-            meter.record(trainer.take())
-            if trainer.step % checkpoint_every == 0 and trainer.step < steps:
-                meter.flush()
-                trainer.save(folder)
-        meter.flush()
-    trainer.save(folder)
-    trained = trainer.finish()
-    if trainer.step < steps:
-        raise Interrupted(trainer.step, folder)
-    return trained
+        devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+        title = f"training {type(model.sde).__name__}"
+        with (
+            torch.random.fork_rng(devices),
+            _stop_flag() as stop,
+            progress_bar(title, total=steps, show=progress, start=trainer.step) as bar,
+        ):
+            meter = _Meter(bar, callback, trainer)
+            while trainer.step < steps and not stop.is_set():
+                meter.record(trainer.take())
+                if trainer.step % checkpoint_every == 0 and trainer.step < steps:
+                    meter.flush()
+                    trainer.save(folder)
+            meter.flush()
+        trainer.save(folder)
+        trained = trainer.finish()
+        if trainer.step < steps:
+            raise Interrupted(trainer.step, folder)
+        return trained
 
 
-def _accelerator(device: str | None, mixed_precision: str | None) -> Any:
-    accelerator = require("accelerate", "train").Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision)
-    if device is not None and accelerator.device.type != device:
-        raise ValueError(
-            f"device must be the kind of device, cpu or cuda say, got {device!r}; CUDA_VISIBLE_DEVICES chooses among several"
-        )
-    return accelerator
+@contextmanager
+def _accelerated(device: str | None, mixed_precision: str | None) -> Iterator[Any]:
+    """An Accelerator of this device and precision: accelerate's own state keeps those that its process asked for first."""
+    accelerate = require("accelerate", "train")
+    shared = [state._shared_state for state in (accelerate.state.AcceleratorState, accelerate.state.PartialState)]
+    before = [dict(state) for state in shared]
+    alone = before[1].get("num_processes", 1) == 1  # among several processes the state stays: it holds their connection
+    for state in shared if alone else ():
+        state.clear()
+    try:
+        accelerator = accelerate.Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision)
+        alone = accelerator.num_processes == 1
+        if device is not None and accelerator.device.type != device:
+            raise ValueError(
+                f"device must be a kind of device that is there, cpu or cuda say, got {device!r} and found {accelerator.device}; "
+                "CUDA_VISIBLE_DEVICES chooses among several"
+            )
+        yield accelerator
+    finally:
+        for state, kept in zip(shared, before, strict=True) if alone else ():
+            state.clear()
+            state.update(kept)
 
 
 def _name(loss: Objective) -> dict[str, Any]:

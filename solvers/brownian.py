@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from solvers.bridge import SMALL, Floats, Ints, Numbers, basis, edges, total_of
-from solvers.noise import White, keyed, paired
+from solvers.noise import White, keyed, paired, sent
 
 __all__ = ["BrownianPath"]
 
@@ -115,8 +115,9 @@ class BrownianPath:
             )
         i, j = self._ends(a, b)
         if j - i == 1:
-            w, area = (self._out(self._white.normal(i, "path", k)) for k in (0, 1))
-            return paired(w, area, self._roots[i] ** 2)
+            z, other = (self._white.normal(i, "path", k).to(self.dtype) for k in (0, 1))
+            w, integral = paired(z, other, self._roots[i] ** 2)  # on the host, lest a sum that cancels differ by the device
+            return self._out(w), self._out(integral)
         w, area = self._asked(a, b, 2)
         return w, area
 
@@ -136,7 +137,7 @@ class BrownianPath:
         return (0, 0) if i is None or j is None else (i, j)
 
     def _out(self, z: Tensor) -> Tensor:
-        return z if self._plain else z.to(self.dtype).to(self.device)
+        return z if self._plain else sent(z, self.dtype, self.device)
 
     def _asked(self, a: Tensor, b: Tensor, outputs: int, *, standard: bool = False) -> list[Tensor]:
         if a.requires_grad or b.requires_grad:
@@ -158,7 +159,7 @@ class BrownianPath:
             if outputs == 2:
                 total[1] -= np.where(back, p[1] - p[0], 0.0)[:, None] * total[0]
             np.negative(total[0], total[0], where=back[:, None])
-        return [torch.from_numpy(each).to(self.dtype).to(self.device).reshape(rows, *self.event) for each in total]
+        return [sent(each, self.dtype, self.device).reshape(rows, *self.event) for each in total]
 
     def _locate(self, times: Floats) -> tuple[Ints, Floats, Floats]:
         """The base intervals of times (2, R), the places in them, from 0 to 1, and the distances from the start."""

@@ -202,7 +202,7 @@ class White(_Seeded):
             if block.size:
                 fill(block, states, np.arange(steps // 2, dtype=np.uint64)[:, None])
             drawn = block.reshape(steps, rows, -1)[..., : pack * size].reshape(steps, rows, pack, size).swapaxes(1, 2)
-        return _sent(drawn.reshape(length, rows, size), self.dtype, self.device).reshape(length, rows, *self.event)
+        return sent(drawn.reshape(length, rows, size), self.dtype, self.device).reshape(length, rows, *self.event)
 
 
 class Nodes(_Seeded):
@@ -217,14 +217,14 @@ class Nodes(_Seeded):
         if not 0 <= k < 2**32 or bool((node < 0).any()):
             raise ValueError(f"nodes and k must not be negative, and k below 2^32; got k = {k}, nodes {node.tolist()}")
         drawn = keyed(self.sources, node.reshape(-1, len(self.seeds)).numpy(), "tree", k, self.event.numel())
-        return _sent(drawn, self.dtype, self.device).reshape(*node.shape, *self.event)
+        return sent(drawn, self.dtype, self.device).reshape(*node.shape, *self.event)
 
 
-def _sent(drawn: NDArray[np.float32], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+def sent(drawn: NDArray[np.floating] | Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
     """Numbers drawn on the host, on a device."""
-    there = torch.from_numpy(drawn).contiguous().to(dtype)
+    here = torch.as_tensor(drawn).contiguous().to(dtype)
     pinned = torch.device(device).type == "cuda"  # from other memory a copy makes the host wait for the device
-    return (there.pin_memory() if pinned else there).to(device, non_blocking=pinned)
+    return (here.pin_memory() if pinned else here).to(device, non_blocking=pinned)
 
 
 def keyed(sources: Words, node: NDArray[np.int64], stream: str, k: int, size: int) -> NDArray[np.float32]:

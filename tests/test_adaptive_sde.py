@@ -156,6 +156,8 @@ def test_noise_that_cannot_be_split_is_refused() -> None:
 def test_noise_for_other_samples_is_refused() -> None:
     with pytest.raises(ValueError, match=r"the noise is for samples of shape \(3, 2\), and shape is \(4, 2\)"):
         solve(sd.VP(), MIXTURE, (4, 2), 0.1, seed=None, noise=sd.BrownianPath(sd.seeds(0, 3), (2,), 1.0, 1e-3))
+    with pytest.raises(ValueError, match="the noise is on cpu, and the states are on meta: make it with device='meta'"):
+        solve(sd.VP(), MIXTURE, (4, 2), 0.1, seed=None, noise=sd.White(range(4), (2,)), device="meta")
 
 
 def test_on_a_brownian_path_it_follows_other_solvers() -> None:

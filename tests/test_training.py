@@ -179,6 +179,23 @@ def test_bad_input_writes_nothing(tmp_path: Path, change: dict[str, object], err
     assert not (tmp_path / "run").exists()
 
 
+def test_every_run_has_a_precision_of_its_own(tmp_path: Path) -> None:
+    """accelerate alone keeps the first that its process asks for; and what it held before a run, it holds after."""
+    from accelerate import Accelerator
+
+    own = Accelerator(cpu=True, mixed_precision="bf16")
+    losses = {}
+    for name, precision in (("first", None), ("bf16", "bf16"), ("no", "no")):
+        seen: list[float] = []
+        train(tmp_path / name, mixed_precision=precision, callback=lambda k, loss, seen=seen: seen.append(loss))
+        losses[name] = seen
+    assert losses["first"] == losses["no"]
+    assert losses["bf16"] != losses["no"]
+    assert losses["bf16"] == pytest.approx(losses["no"], rel=0.05)
+    assert own.mixed_precision == "bf16"
+    own.state._reset_state(reset_partial_state=True)
+
+
 def test_an_existing_run_is_not_overwritten_unasked(tmp_path: Path) -> None:
     train(tmp_path / "run", steps=3)
     before = (tmp_path / "run" / "model.safetensors").read_bytes()

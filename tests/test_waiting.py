@@ -158,16 +158,19 @@ def test_the_watch_lets_pass(act: Callable[[Tensor], Any]) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+@pytest.mark.parametrize("along", [False, True], ids=["noise", "path"])
 @pytest.mark.parametrize("method", FIXED)
-def test_steps_never_wait_for_a_gpu(method: Method) -> None:
-    """The same by torch's own watch, with the noise that `sample` draws."""
+def test_steps_never_wait_for_a_gpu(method: Method, along: bool) -> None:
+    """The same by torch's own watch, with the noise that `sample` draws, and along a path."""
     model, times = task(method)
     x = torch.ones(3, 2, device="cuda")
-    noise = sd.White(range(3), (2,), device="cuda")
+    white = sd.White(range(3), (2,), device="cuda")
+    noise = sd.BrownianPath(range(3), (2,), 1.0, 0.0, device="cuda") if along else white
     problem = Reverse(model, 3, 1.0 if method.solver.diffuses else 0.0)
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         with torch.no_grad():
             control, _ = _drive(problem, method.solver, x, times, noise, Options(trajectory=True), watch=False)
     finally:
