@@ -441,7 +441,7 @@ class WellWithAPole(Well):
     t_min = 0.0
 
     def drift(self, x, t):
-        return -x / (t.reshape(-1, *(1,) * (x.ndim - 1)) if t.ndim else t).to(x.dtype)
+        return -x / (t.reshape(-1, *(1,) * (x.ndim - 1)) if t.ndim else t).to(x)
 
 
 @mutant(TIMES, {RANK})

@@ -76,7 +76,7 @@ def test_a_large_data_set() -> None:
     """1,800 points in 64 dimensions and 256 states: no (256, 1800, 64) tensor of 236 MB is made, and the rows are right."""
     points, x = 4 * randn(1800, 64), randn(256, 64, seed=1)
     law = GaussianMixture(points, 0.1)
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         data = law.data(VP, x, 0.6)
     largest = max(event.cpu_memory_usage for event in profile.events())
     assert largest < 40e6

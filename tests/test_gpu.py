@@ -205,7 +205,7 @@ def test_training(tmp_path: Path) -> None:
             callback=lambda k, loss, seen=seen: seen.append(loss),
         )
     assert losses[GPU] == pytest.approx(losses["cpu"], rel=2e-3)
-    assert sd.sample(sd.load(tmp_path / GPU), (2, 1, 8, 8), steps=3, seed=0, device=GPU).success
+    assert sd.sample(sd.load(tmp_path / GPU).to(GPU), (2, 1, 8, 8), steps=3, seed=0).success
 
 
 def test_noise_elsewhere_is_refused() -> None:
