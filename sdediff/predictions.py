@@ -37,6 +37,9 @@ PREDICTIONS: Final[dict[str, Callable[[Any, Tensor, float], Pair]]] = {
 ``edm`` the output of a network preconditioned as by Karras et al. 2022 (arXiv 2206.00364, Table 1), after division of x by alpha.
 """
 
+_NUMBERS: Final = {"noise": (0.0, 1.0), "data": (1.0, 0.0)}
+"""Those of them that are the same at all times."""
+
 _ALIASES: Final = {"eps": "noise", "x0": "data"}
 
 
@@ -48,11 +51,13 @@ def canonical(name: str, what: str = "predicts") -> str:
     return name
 
 
-def conversion(sde: SDE, source: str, target: str, t: Tensor, sigma_data: float) -> Pair:
+def conversion(
+    sde: SDE, source: str, target: str, t: Tensor, sigma_data: float, marginal: tuple[Tensor, Tensor] | None = None
+) -> Pair:
     """(A, B) such that ``target`` = A x + B ``source``, shaped as t; not finite where ``source`` does not determine it.
 
     x = alpha x_0 + sigma noise and ``source`` = p x_0 + q noise are solved for x_0 and noise; a ``target`` parallel to ``source``
-    (noise and score) is a multiple of it, also where x is parallel to both.
+    (noise and score) is a multiple of it, also where x is parallel to both. ``marginal``: (alpha, sigma) at t where they are known.
     """
     if source == target:
         return torch.zeros_like(t), torch.ones_like(t)
@@ -61,22 +66,26 @@ def conversion(sde: SDE, source: str, target: str, t: Tensor, sigma_data: float)
             f"{target} cannot be computed from a network that predicts {source} under {sde!r}, which has no Gaussian kernel: "
             "use the score, which EulerMaruyama and RK45 need alone"
         )
-    there = _Known(cast(LinearSDE, sde), t)
-    schedule = there.alpha(t), there.sigma(t)
-    given = (*schedule, *PREDICTIONS[source](there, t, sigma_data), *PREDICTIONS[target](there, t, sigma_data))
-    if any(c.requires_grad for c in given):
-        a, b = _solve(torch.where, *given)
-        return a, b
+    there = _Known(cast(LinearSDE, sde), *(marginal or (sde.alpha(t), sde.sigma(t))))
+    given: list[Tensor | float] = [there.alpha(t), there.sigma(t)]
+    for name in (source, target):
+        given += _NUMBERS[name] if name in _NUMBERS else PREDICTIONS[name](there, t, sigma_data)
+    if any(isinstance(c, Tensor) and c.requires_grad for c in given):
+        return _shaped(_solve(torch.where, *given), t)
     with np.errstate(all="ignore"):  # many times at once are the cost of an adaptive step, and numpy's share of it is a quarter
-        a, b = _solve(np.where, *(c.numpy() for c in given))
-    return torch.as_tensor(a), torch.as_tensor(b)
+        return _shaped(_solve(np.where, *(c.numpy() if isinstance(c, Tensor) else c for c in given)), t)
+
+
+def _shaped(pair: tuple[Any, Any], t: Tensor) -> Pair:
+    a, b = (torch.full_like(t, c) if isinstance(c, float) else torch.as_tensor(c) for c in pair)
+    return a, b
 
 
 class _Known:
-    """An SDE's alpha and sigma, computed once at one t."""
+    """An SDE whose alpha and sigma are computed already, at one t."""
 
-    def __init__(self, sde: LinearSDE, t: Tensor) -> None:
-        self.rates, self._alpha, self._sigma = sde.rates, sde.alpha(t), sde.sigma(t)
+    def __init__(self, sde: LinearSDE, alpha: Tensor, sigma: Tensor) -> None:
+        self.rates, self._alpha, self._sigma = sde.rates, alpha, sigma
 
     def alpha(self, t: Tensor) -> Tensor:
         return self._alpha
@@ -86,14 +95,29 @@ class _Known:
 
 
 def _solve(where: Callable[..., Any], alpha: Any, sigma: Any, p: Any, q: Any, p_to: Any, q_to: Any) -> tuple[Any, Any]:
-    def difference(a: Any, b: Any) -> Any:
+    """(A, B), from columns or, of p and q, the numbers 0 and 1, which save passes."""
+
+    def product(a: Any, b: Any) -> Any:
+        for one, other in ((a, b), (b, a)):
+            if isinstance(one, float):
+                return other if one else 0.0
+        return a * b
+
+    def less(a: Any, b: Any) -> Any:
         """a - b, and 0 where that is rounding."""
+        if isinstance(a, float) or isinstance(b, float):
+            return a - b if isinstance(a, float) or b else a
         return where(abs(a - b) <= 64 * torch.finfo(torch.float64).eps * (abs(a) + abs(b)), 0.0, a - b)
 
-    det, cross = difference(alpha * q, sigma * p), difference(p_to * q, q_to * p)
-    multiple = (p_to * p + q_to * q) / (p**2 + q**2)
-    parallel = cross == 0
-    return where(parallel, 0.0, cross / det), where(parallel, multiple, (q_to * alpha - p_to * sigma) / det)
+    det, cross = less(product(alpha, q), product(sigma, p)), less(product(p_to, q), product(q_to, p))
+    size = p + q if isinstance(p, float) else p**2 + q**2
+    multiple = product(p_to, p) + product(q_to, q)
+    if isinstance(cross, float) and cross == 0.0:
+        return 0.0, multiple / size
+    parallel, (across, along) = cross == 0, (cross / det, (product(q_to, alpha) - product(p_to, sigma)) / det)
+    if isinstance(parallel, bool):
+        return across, along
+    return where(parallel, 0.0, across), where(parallel, multiple / size, along)
 
 
 def singular(sde: LinearSDE, source: str, target: str, t: Tensor, sigma_data: float) -> str:

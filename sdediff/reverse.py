@@ -17,7 +17,7 @@ from sdediff.sde import SDE
 from sdediff.sde.quadrature import Integral
 from solvers import Problem
 from solvers.arithmetic import Number, expand, weighted
-from solvers.problem import Columns
+from solvers.problem import Columns, Composed
 
 __all__ = ["Forward", "Reverse"]
 
@@ -71,6 +71,7 @@ class Reverse(Problem):
         self.sees = sees  # the dtype of times for the network, and of states if it has none of its own; None: the state's
         self.dtype, self.scaled = model.dtype or sees, model.predicts == "edm"
         self._still: Reverse | None = None
+        self._last: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
 
     def take(self, rows: Tensor) -> Self:
         """Some of the rows, with their conditions."""
@@ -94,21 +95,30 @@ class Reverse(Problem):
             return torch.as_tensor(self.lam(t), dtype=torch.float64).expand(t.shape)
         return torch.full_like(t, self.lam)
 
-    def _columns(self, t: Tensor, quantity: str, x: Tensor) -> Columns:
-        """(a, b, scale) and the network's time at times t, for states like x: ``quantity`` is a x + b network(scale x, time)."""
-        scale, time = self.model.inputs(t, self.sees or x.dtype, x.device)
-        return (*self._pair(t, quantity, self.model.predicts), scale), (time,)
+    def _columns(self, t: Tensor, quantity: str | Composed, x: Tensor) -> Columns:
+        """(a, b) or, of a scaled input, (a, b, scale), and the network's time at times t, for states like x.
 
-    def _pair(self, t: Tensor, quantity: str, source: str) -> tuple[Tensor, Tensor]:
+        ``quantity`` is a x + b network(scale x, time).
+        """
+        scale, time = self.model.inputs(t, self.sees or x.dtype, x.device)
+        pair = self._pair(t, quantity, self.model.predicts)
+        return (*pair, scale) if self.scaled else pair, (time,)
+
+    def _pair(self, t: Tensor, quantity: str | Composed, source: str) -> tuple[Tensor, Tensor]:
         """(a, b) such that ``quantity`` is a x + b times the prediction ``source``, at times t."""
-        a, b = conversion(self.sde, source, "score" if quantity == "drift" else quantity, t, self.model.sigma_data)
+        if not isinstance(quantity, str):
+            a, b = self._pair(t, quantity.quantity, source)
+            found = quantity.weights(t)
+            return (a, b) if found is None else (found[0] + found[1] * a, found[1] * b)
+        marginal = self.marginal(t) if self.linear else None
+        a, b = conversion(self.sde, source, "score" if quantity == "drift" else quantity, t, self.model.sigma_data, marginal)
         if quantity == "drift":
             lam = self.stochasticity(t) if callable(self.lam) else self.lam
             pull = -0.5 * (1 + lam**2) * self.sde.diffusion(t) ** 2
             a, b = (self.sde.f(t) if self.linear else 0) + pull * a, pull * b
         return a, b
 
-    def _from_data(self, t: Tensor, quantity: str) -> Columns:
+    def _from_data(self, t: Tensor, quantity: str | Composed) -> Columns:
         return self._pair(t, quantity, "data"), ()
 
     @property
@@ -116,15 +126,15 @@ class Reverse(Problem):
         """lambda, unless it is a function."""
         return None if callable(self.lam) else float(self.lam)
 
-    def blend(self, quantity: str, x: Tensor, t: Tensor, keep: Number, push: Number) -> Tensor:
+    def blend(self, quantity: str | Composed, x: Tensor, t: Tensor, keep: Number, push: Number) -> Tensor:
         """keep x + push quantity(x, t), by one pass over x and one over the network's output."""
         entry = self.entry(quantity, x, t)
         out = self.respond(entry, x)
         self.monitor.record(x, out, self.rows)
         return self.joined(quantity, entry, x, t, out, keep, push)
 
-    def entry(self, quantity: str, x: Tensor, t: Tensor) -> tuple[Any, ...]:
-        """(a, b, scale, time) at t for states like x, as `_columns` has them; finite. Of the data, if those are constrained."""
+    def entry(self, quantity: str | Composed, x: Tensor, t: Tensor) -> tuple[Any, ...]:
+        """(a, b[, scale], time) at t for states like x, as `_columns` has them; finite. Of the data, if those are constrained."""
         wanted = quantity if self.model.constraint is None else "data"
         found = self.schedule((wanted, x.dtype, x.shape[0], self.lam), self._columns, t, wanted, x, x=x)
         if not _finite(found[0], found[1]):
@@ -134,34 +144,45 @@ class Reverse(Problem):
     def respond(self, entry: tuple[Any, ...], x: Tensor) -> Tensor:
         """The network's output: one evaluation, which the caller records."""
         given = weighted((entry[2], x)) if self.scaled else x
-        return self.model.output(given, entry[3], self.condition, self.dtype or x.dtype)
+        return self.model.output(given, entry[-1], self.condition, self.dtype or x.dtype)
 
     def joined(
-        self, quantity: str, entry: tuple[Any, ...], x: Tensor, t: Tensor, out: Tensor, keep: Number, push: Number
+        self,
+        quantity: str | Composed,
+        entry: tuple[Any, ...],
+        x: Tensor,
+        t: Tensor,
+        out: Tensor,
+        keep: Number = 0.0,
+        push: Number = 1.0,
     ) -> Tensor:
         """keep x + push quantity(x, t) from the network's output."""
-        keep, push, a, b = expand(keep, x), expand(push, x), expand(entry[0], x), expand(entry[1], x)
+        a, b = expand(entry[0], x), expand(entry[1], x)
         if self.model.constraint is not None:
             out = self.model.constraint(weighted((a, x), (b, out)))
             a, b = self.schedule(("from data", quantity, self.lam), self._from_data, t, quantity, x=x)
             if not _finite(a, b):
                 self._refuse(quantity, t)
             a, b = expand(a, x), expand(b, x)
-        if quantity == "drift" and not self.linear:
+        keep, push = expand(keep, x), expand(push, x)
+        if not self.linear and quantity != "score":  # the drift, of which a and b have the score's share
             return weighted((keep, x), (push, self.sde.drift(x, t)), (push * b, out))
+        if isinstance(keep, float) and isinstance(push, float) and (keep, push) == (0.0, 1.0):
+            return weighted((a, x), (b, out))
         return weighted((keep + push * a, x), (push * b, out))
 
     def data_and_variance(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """E[x_0 | x_t = x], and the second output of a network with a learned variance."""
         entry = self.entry("data", x, t)
         given = weighted((entry[2], x)) if self.scaled else x
-        out, variance = self.model.outputs(given, entry[3], self.condition, self.dtype or x.dtype)
+        out, variance = self.model.outputs(given, entry[-1], self.condition, self.dtype or x.dtype)
         if variance is None:
             raise NotImplementedError
         self.monitor.record(x, out, self.rows)
-        return self.joined("data", entry, x, t, out, 0.0, 1.0), variance
+        return self.joined("data", entry, x, t, out), variance
 
-    def _refuse(self, quantity: str, t: Tensor) -> NoReturn:
+    def _refuse(self, quantity: str | Composed, t: Tensor) -> NoReturn:
+        quantity = quantity if isinstance(quantity, str) else quantity.quantity
         target = "score" if quantity == "drift" else quantity
         if quantity != "drift" or not all(bool(torch.isfinite(c).all()) for c in self.model.conversion(target, t)):
             raise ValueError(self.model.singular(target, t))
@@ -202,8 +223,12 @@ class Reverse(Problem):
         return weighted((1.0, x), (self.schedule(("spread", self.lam), self._spread, t, x=x)[0] * root, z))
 
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma)."""
-        return self.sde.alpha(t), self.sde.sigma(t)
+        """(alpha, sigma). Those of the last times are kept: what a step needs of them it asks for one by one."""
+        if t.ndim != 1 or torch.is_grad_enabled():
+            return self.sde.alpha(t), self.sde.sigma(t)
+        if self._last is None or not torch.equal(self._last[0], t):
+            self._last = t, (self.sde.alpha(t), self.sde.sigma(t))
+        return self._last[1]
 
     def log_snr(self, t: Tensor) -> Tensor:
         """The SDE's."""

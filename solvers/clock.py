@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Literal, Protocol
+from dataclasses import dataclass, field
+from typing import ClassVar, Final, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from solvers.arithmetic import Number
 from solvers.problem import Problem
 
 __all__ = ["SIZE", "Clock", "Variable", "clock", "slope"]
@@ -19,7 +19,7 @@ SIZE: Final = 0.4
 
 
 class Clock(Protocol):
-    """What a step in a variable u needs of the problem."""
+    """What a step in a variable u needs of the problem. Two that are equal have equal weights."""
 
     @property
     def quantity(self) -> Literal["drift", "noise", "v"]:
@@ -40,8 +40,7 @@ class Clock(Protocol):
 
 def slope(problem: Problem, variable: Clock, x: Tensor, t: Tensor) -> Tensor:
     """dy / du, with one evaluation."""
-    found: tuple[Number, Number] = variable.weights(t) or (0.0, 1.0)
-    return problem.blend(variable.quantity, x, t, *found)
+    return problem.blend(variable, x, t, 0.0, 1.0)
 
 
 def _flat(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
@@ -49,10 +48,11 @@ def _flat(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     return function(t.reshape(-1)).reshape(t.shape) if t.ndim > 1 else function(t)
 
 
+@dataclass(frozen=True)
 class _Time:
     """u = t, y = x."""
 
-    quantity: Literal["drift"] = "drift"
+    quantity: ClassVar[Literal["drift"]] = "drift"
 
     def value(self, t: Tensor) -> Tensor:
         return t
@@ -67,13 +67,13 @@ class _Time:
         return None
 
 
+@dataclass(frozen=True)
 class _Sigma:
     """u = sigma / alpha, y = x / alpha: dy / du = noise."""
 
-    quantity: Literal["noise", "v"] = "noise"
+    problem: Problem = field(compare=False)
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
+    quantity: ClassVar[Literal["noise", "v"]] = "noise"
 
     def value(self, t: Tensor) -> Tensor:
         return torch.exp(-0.5 * _flat(self.problem.log_snr, t))
@@ -88,6 +88,7 @@ class _Sigma:
         return None
 
 
+@dataclass(frozen=True)
 class _LogSnr(_Sigma):
     """u = log(sigma / alpha), half the negative log-SNR: dy / du = sigma / alpha noise."""
 
@@ -101,6 +102,7 @@ class _LogSnr(_Sigma):
         return torch.zeros_like(t), super().value(t)
 
 
+@dataclass(frozen=True)
 class _Angle(_Sigma):
     """u = arctan(sigma / (r alpha)), y = x / c with c = sqrt((r alpha)^2 + sigma^2), r the size of details.
 
@@ -109,25 +111,20 @@ class _Angle(_Sigma):
     (r^2 - 1) alpha sigma / (r c (alpha^2 + sigma^2)) x + c / (r (alpha^2 + sigma^2)) v.
     """
 
-    quantity: Literal["noise", "v"] = "v"
+    size: float
 
-    def __init__(self, problem: Problem, size: float) -> None:
-        super().__init__(problem)
-        self.size = size
-        self._last: tuple[Tensor, tuple[Tensor, Tensor, Tensor]] | None = None
+    quantity: ClassVar[Literal["noise", "v"]] = "v"
 
     def value(self, t: Tensor) -> Tensor:
-        return (super().value(t) / self.size).arctan()
+        return (_Sigma.value(self, t) / self.size).arctan()
 
     def time(self, u: Tensor) -> Tensor:
         return super().time(u.tan() * self.size)
 
     def _parts(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if self._last is None or self._last[0] is not t:  # scale and weights are asked for at the same times
-            alpha, sigma = (each.reshape(t.shape) for each in self.problem.marginal(t.reshape(-1)))
-            # torch.hypot rounds an entry by its place in the tensor, and so a sample by its batch.
-            self._last = t, (alpha, sigma, ((self.size * alpha) ** 2 + sigma**2).sqrt())
-        return self._last[1]
+        alpha, sigma = (each.reshape(t.shape) for each in self.problem.marginal(t.reshape(-1)))
+        # torch.hypot rounds an entry by its place in the tensor, and so a sample by its batch.
+        return alpha, sigma, ((self.size * alpha) ** 2 + sigma**2).sqrt()
 
     def scale(self, t: Tensor) -> Tensor | None:
         return self._parts(t)[2]

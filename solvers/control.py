@@ -116,7 +116,7 @@ class PerSample(Control):
                 f"{solver!r}: dt_min exceeds the whole way from {float(times[0]):g} to {float(times[-1]):g}; give less"
             )
         if self.active:
-            self.state = solver.init(problem, x, self.t)
+            self.state = solver.init(problem, x, times[0])  # all begin together
             self.h = self._first_step().detach()
             problem.monitor.bad[:] = False  # the probe of the step size may have gone where no step will go
 
@@ -153,8 +153,9 @@ class PerSample(Control):
 
     def _first_step(self) -> Tensor:
         """Step sizes (rows,) by the rule of Hairer et al. I, II.4: two evaluations, one of them already in ``state``."""
-        x, here = self.x, self.clock.scale(self.t)
-        k = weighted((1.0 if here is None else here, self.solver.slope(self.problem, x, self.t, self.state)))  # of x / c, as of x
+        x, t = self.x, self.times[0]
+        here = self.clock.scale(t)
+        k = weighted((1.0 if here is None else here, self.solver.slope(self.problem, x, t, self.state)))  # of x / c, as of x
         size, steep = self._norm(x, x, x), self._norm(k, x, x)
         span = (self.marks[1] - self.marks[0]).abs()
         guess = torch.where((size < 1e-5) | (steep < 1e-5), 1e-6, 0.01 * size / steep).clamp(max=0.1 * span)
@@ -179,8 +180,9 @@ class PerSample(Control):
         size = np.where(left < 2 * h, np.maximum(0.5 * left, self.floor.numpy()), h)
         self.landing = torch.from_numpy(landing)
         self.v = torch.where(self.landing, mark, self.u + self.sign * torch.from_numpy(size))
-        self.s = torch.where(self.landing, self.times[self.target], self.clock.time(self.v))
-        return self.solver.plan(self.problem, torch.stack([self.t, self.s]))[0]
+        known = self.landing, self.times[self.target]
+        self.s, plan = self.solver.plan_to(self.problem, self.clock, (self.t, self.u), self.v, known)
+        return plan
 
     def _begin(self) -> None:
         """Evaluate what a step begins with, of the rows that have moved since it was."""
@@ -204,13 +206,12 @@ class PerSample(Control):
         norm = self._norm(step.error, self.x, step.x)
         good = norm <= 1
         used = (self.v - self.u).detach().abs()
-        # A rejected step of the least size cannot be taken again with less.
-        stuck = ~good & (used <= self.floor * (1 + 1e-10))
         self.h = self._resize(norm, good, used)
         self.retry, rows = ~good, self.rows.numpy()
         self.accepted.numpy()[rows] += good.numpy()
         state, self.moved = self.state if self.solver.begins else step.state, good
-        if bool(good.all()):
+        whole = bool(good.all())
+        if whole:
             self.x, self.state, self.t, self.u = step.x, state, self.s, self.v
         else:
             self.rejected.numpy()[rows] += self.retry.numpy()
@@ -219,8 +220,11 @@ class PerSample(Control):
             self.state = tuple(_choose(mask, new, old) for new, old in zip(state, self.state, strict=True))
             self.t, self.u = torch.where(good, self.s, self.t), torch.where(good, self.v, self.u)
         arrived = good & self.landing
+        if whole and not self.problem.monitor.troubled and not bool(arrived.any()):
+            return []
         reached = self._reached(arrived)
-        self._leave(arrived & (self.target == len(self.times)), stuck)
+        # A rejected step of the least size cannot be taken again with less.
+        self._leave(arrived & (self.target == len(self.times)), ~good & (used <= self.floor * (1 + 1e-10)))
         return reached
 
     def _floor(self) -> Tensor:
@@ -234,7 +238,8 @@ class PerSample(Control):
 
     def _factor(self, norm: Tensor, good: Tensor) -> NDArray[np.float64]:
         """The ratio (rows,) of the next step sizes to those that had these error norms."""
-        excess, before, ok = np.nan_to_num(norm.numpy(), nan=1e10).clip(1e-10, 1e10) / self.goal, self.before.numpy(), good.numpy()
+        excess = np.maximum(np.fmin(norm.numpy(), 1e10), 1e-10) / self.goal  # fmin of NaN and a number is the number
+        before, ok = self.before.numpy(), good.numpy()
         factor = excess ** (-0.7 / self.q) * before ** (0.4 / self.q)
         again = np.minimum(_SAFETY * (self.goal * excess) ** (-1 / self.q), factor)
         self.before = torch.from_numpy(np.where(ok, excess.clip(0.01), before))

@@ -6,6 +6,7 @@ import hashlib
 import math
 import secrets
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Final, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -113,7 +114,13 @@ class _Seeded:
         self.seeds = tuple(seeds)
         self.event = torch.Size(event)
         self.dtype, self.device = dtype, device
-        self.sources = _sources(self.seeds)
+        if any(seed < 0 for seed in self.seeds):
+            raise ValueError("seeds must not be negative")
+
+    @cached_property
+    def sources(self) -> Words:
+        """What is made of each seed: not before something is drawn."""
+        return _sources(self.seeds)
 
     def take(self, rows: Tensor) -> Self:
         """The same for some of the rows."""
@@ -253,8 +260,6 @@ def _states(sources: Words, number: NDArray[np.int64], stream: str, k: int) -> W
 
 def _sources(seeds: Sequence[int]) -> Words:
     """What is made of each seed, (rows, 2): AES of a seed below 2^64, of a longer one's hash of 128 bits."""
-    if any(seed < 0 for seed in seeds):
-        raise ValueError("seeds must not be negative")
     long = {i: seed for i, seed in enumerate(seeds) if seed >= 2**64}
     blocks = np.zeros((len(seeds), 2), np.uint64)
     blocks[:, 0] = [0 if i in long else seed for i, seed in enumerate(seeds)] if long else seeds

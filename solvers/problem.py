@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Hashable
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from solvers.arithmetic import Number, numbers, rowwise, weighted
 
-__all__ = ["Monitor", "Problem", "Schedule"]
+__all__ = ["Composed", "Monitor", "Problem", "Schedule"]
 
 
 class Monitor:
@@ -31,7 +31,7 @@ class Monitor:
 
     def clear(self) -> None:
         """Forget all evaluations, for a solve that is run again."""
-        self._bad = torch.zeros(self.samples, dtype=torch.bool)
+        self._bad, self._some_bad = torch.zeros(self.samples, dtype=torch.bool), False
         self._seen: list[tuple[Tensor | None, Tensor]] = []
         self._all = 0
         self._some = torch.zeros(self.samples, dtype=torch.int64)
@@ -50,8 +50,14 @@ class Monitor:
         """Whose output was not finite though the state was, bool (samples,): the one place that waits for the device."""
         for rows, bad in self._seen:
             self._bad[slice(None) if rows is None else rows] |= bad.cpu()
+            self._some_bad = True
         self._seen.clear()
         return self._bad
+
+    @property
+    def troubled(self) -> bool:
+        """Whether there is anything for `bad` to look at."""
+        return self._some_bad or bool(self._seen)
 
     def record(self, x: Tensor, out: Tensor, rows: Tensor | None) -> None:
         """Count one evaluation at states ``x`` of the samples ``rows`` (None: all of them)."""
@@ -145,10 +151,21 @@ class Schedule:
         coefficients, others = function(times.flatten(), *rest)
         table = torch.stack(coefficients)
         shape = (len(table), *times.shape)
-        if bool(torch.isfinite(table).all()):
+        if math.isfinite(float(table.sum())):  # where one is not, nor is the sum
             table, shape = table.to(x.dtype).to(x.device), (*shape, *(1,) * (x.ndim - 1))
         columns = [*table.reshape(shape), *(other.reshape(times.shape) for other in others)]
         return list(zip(*(column.unbind() for column in columns), strict=True))
+
+
+class Composed(Protocol):
+    """a(t) x + b(t) ``quantity``."""
+
+    @property
+    def quantity(self) -> str:
+        """What is evaluated."""
+
+    def weights(self, t: Tensor) -> tuple[Tensor, Tensor] | None:
+        """(a, b), shaped as t; None: (0, 1)."""
 
 
 class Problem:
@@ -184,11 +201,15 @@ class Problem:
         self.monitor.record(x, out, self.rows)
         return out
 
-    def blend(self, quantity: str, x: Tensor, t: Tensor, keep: Number, push: Number) -> Tensor:
-        """keep x + push q(x, t) with one evaluation, q the ``quantity``: ``"drift"``, ``"score"``, ``"data"`` or ``"noise"``.
+    def blend(self, quantity: str | Composed, x: Tensor, t: Tensor, keep: Number, push: Number) -> Tensor:
+        """keep x + push q(x, t) with one evaluation, q the ``quantity``: ``"drift"``, ``"score"``, ``"data"``, ``"noise"`` or
+        ``"v"``, or one composed of x and one of these, dy / du of a `Clock` say.
 
         Most steps are of this form. A problem whose quantities are linear in x and an output overrides it, to save passes.
         """
+        if not isinstance(quantity, str):
+            a, b = quantity.weights(t) or (0.0, 1.0)
+            quantity, keep, push = quantity.quantity, keep + push * a, push * b
         return weighted((keep, x), (push, getattr(self, quantity)(x, t)))
 
     def take(self, rows: Tensor) -> Self:

@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from solvers.arithmetic import Number, columns, numbers, place, weighted
+from solvers.arithmetic import Number, weighted
 from solvers.clock import SIZE, Clock, Variable, clock, slope
 from solvers.noise import StepNoise
 from solvers.problem import Problem
@@ -23,17 +23,20 @@ __all__ = ["DOP853", "RK23", "RK45", "DormandPrince", "Euler", "Heun", "Midpoint
 
 
 class _Plan(NamedTuple):
-    quantity: Literal["drift", "noise", "v"]  # what is evaluated
+    variable: Clock
     times: tuple[Tensor, ...]  # of each stage
-    weights: tuple[tuple[Number, Number], ...] | None  # of each stage's state and evaluation, None: 0 and 1
-    keeps: tuple[Number, ...] | None  # scale of each stage and of the end over that of the start, None: 1
-    steps: tuple[Number, ...]  # h in the integration variable, times the scale of each stage and of the end
+    keeps: tuple[Number, ...] | Tensor | None  # scale of each stage and of the end over that of the start, None: 1
+    steps: tuple[Number, ...] | Tensor  # h in the integration variable, times the scale of each stage and of the end
     plain: bool  # an Euler step
 
     def beside(self, x: Tensor) -> _Plan:
-        """The plan with its numbers where the state is."""
-        weights, keeps, steps = place((self.weights or (), self.keeps or (), self.steps), x)
-        return self._replace(weights=weights or None, keeps=keeps or None, steps=steps)
+        """The plan with its numbers where the state is, those of every row by one transfer."""
+        if not isinstance(self.steps, Tensor):
+            return self
+        n, keeps = len(self.steps), self.keeps
+        table = torch.cat([self.steps, keeps]) if isinstance(keeps, Tensor) else self.steps
+        there = table.to(x.dtype).to(x.device).reshape(*table.shape, *(1,) * (x.ndim - 1)).unbind()
+        return self._replace(steps=there[:n], keeps=there[n:] or None)
 
 
 @dataclass(frozen=True, repr=False)
@@ -92,8 +95,14 @@ class RungeKutta(Solver):
         return clock(problem, self._variable(problem), self.size)
 
     @cached_property
-    def _places(self) -> list[float]:
-        return [float(each) for each in self.tableau.c]
+    def _nodes(self) -> tuple[Tensor, list[int]]:
+        """Where in a step its stages are, strictly inside: float64 (n,); and for each stage its number among start, these, end."""
+        # Stages at c = 0 and 1 are at t and s themselves, not at what rounding makes of them, which may lie beyond the end.
+        places = [float(each) for each in self.tableau.c]
+        inside = sorted({each for each in places if 1e-12 < each < 1 - 1e-12})
+        numbers = [0 if each < 0.5 else len(inside) + 1 for each in places]
+        numbers = [inside.index(each) + 1 if each in inside else number for each, number in zip(places, numbers, strict=True)]
+        return torch.tensor(inside, dtype=torch.float64), numbers
 
     @cached_property
     def _coefficients(self) -> tuple[list[list[float]], list[float], list[list[float]]]:
@@ -102,30 +111,45 @@ class RungeKutta(Solver):
         return [[float(v) for v in row] for row in tab.a], [float(v) for v in tab.b], errors
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
-        """Step lengths, and time, scale and weight of every stage."""
+        """Step lengths, and time and scale of every stage."""
         variable = self.clock(problem)
         u = variable.value(times)
-        starts, h, ends = times[:-1], u.diff(dim=0), times[1:]
-        # Stages at c = 0 and 1 are at t and s themselves, not at what rounding makes of them, which may lie beyond the end.
-        c = self._places
-        inside = [1e-12 < each < 1 - 1e-12 for each in c]
-        share = torch.tensor([each for each, lies in zip(c, inside, strict=True) if lies], dtype=h.dtype)
-        within = iter(variable.time(u[:-1] + share.reshape(-1, *(1,) * h.ndim) * h))
-        stages = torch.stack([next(within) if lies else starts if at < 0.5 else ends for lies, at in zip(inside, c, strict=True)])
-        prepared, n = problem.prepare(stages.flatten(0, 1)), len(h)
-        each = [prepared[i::n] for i in range(n)]
-        known = torch.cat([stages, ends[None]])
-        pair, scale = variable.weights(known), variable.scale(known)
-        nothing: Sequence[None] = [None] * n
-        weights: Sequence[tuple[tuple[Number, Number], ...] | None]
-        keeps: Sequence[tuple[Number, ...] | None]
-        weights = nothing if pair is None else [tuple(zip(*row, strict=True)) for row in zip(*map(columns, pair), strict=True)]
-        if scale is None:
-            keeps, steps = nothing, [(step,) * (len(c) + 1) for step in numbers(h)]
-        else:
-            keeps, steps = columns(scale / scale[0]), columns(scale * h)
-        plain = [False] * n if self.adaptive or self._variable(problem) != "sigma" else (u[1:] == 0).tolist()
-        return [_Plan(variable.quantity, *row) for row in zip(each, weights, keeps, steps, plain, strict=True)]
+        h = u.diff(dim=0)
+        inside = variable.time(u[:-1] + self._nodes[0].reshape(-1, *(1,) * h.ndim) * h)
+        plans = self._planned(problem, variable, torch.cat([times[None, :-1], inside, times[None, 1:]]), h)
+        if not self.adaptive and self._variable(problem) == "sigma":
+            plans = [plan._replace(plain=bool(last == 0)) for plan, last in zip(plans, u[1:], strict=True)]
+        return plans
+
+    def plan_to(
+        self, problem: Problem, variable: Clock, start: tuple[Tensor, Tensor], v: Tensor, known: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, _Plan]:
+        """As the base class has it, with all times of the step by one inversion."""
+        (t, u), (landing, target) = start, known
+        h = v - u
+        inside = variable.time(torch.cat([u + self._nodes[0][:, None] * h, v[None]]))
+        s = torch.where(landing, target, inside[-1])
+        return s, self._planned(problem, variable, torch.stack([t, *inside[:-1], s])[:, None], h[None])[0]
+
+    def _planned(self, problem: Problem, variable: Clock, nodes: Tensor, h: Tensor) -> list[_Plan]:
+        """From the times (2 + inside, N) or (2 + inside, N, rows) of start, stages and end."""
+        n = len(h)
+        flat = nodes.flatten(0, 1)
+        each = problem.prepare(flat)
+        times = [tuple(each[i * n + k] for i in self._nodes[1]) for k in range(n)]
+        scale, index = variable.scale(nodes), [*self._nodes[1], len(nodes) - 1]
+        steps = h.expand(nodes.shape) if scale is None else scale * h
+        keeps = None if scale is None else scale / scale[0]
+
+        def column(table: Tensor | None) -> list[Any]:
+            if table is None:
+                return [None] * n
+            found = table[index].transpose(0, 1)
+            if h.ndim > 1:
+                return list(found)
+            return [tuple(row.unbind()) if row.requires_grad else tuple(row.tolist()) for row in found]
+
+        return [_Plan(variable, *row, False) for row in zip(times, column(keeps), column(steps), strict=True)]
 
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         """The first stage of the first step, where steps share stages."""
@@ -139,16 +163,15 @@ class RungeKutta(Solver):
         """One step, with the difference from the embedded methods as error."""
         last, shares = len(plan.times), self.carries
         if not state and (plan.plain or last == 1):
-            keep, push = 1.0 if plan.keeps is None else plan.keeps[last], plan.steps[last]
-            if plan.weights is not None:
-                keep, push = keep + push * plan.weights[0][0], push * plan.weights[0][1]
-            x_next = problem.blend(plan.quantity, x, plan.times[0], keep, push)
+            x_next = problem.blend(
+                plan.variable, x, plan.times[0], 1.0 if plan.keeps is None else plan.keeps[last], plan.steps[last]
+            )
             return Step(x_next, x_next)
         a, b, errors = self._coefficients
         plan = plan.beside(x)
 
         def stage(i: int, at: Tensor) -> Tensor:
-            return problem.blend(plan.quantity, at, plan.times[i], *(plan.weights[i] if plan.weights else (0.0, 1.0)))
+            return slope(problem, plan.variable, at, plan.times[i])
 
         def move(i: int, weights: list[float], k: list[Tensor]) -> Tensor:
             return weighted((1.0 if plan.keeps is None else plan.keeps[i], x), *_stages(plan.steps[i], weights, k))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from solvers.clock import Clock, clock, slope
@@ -105,6 +106,16 @@ class Solver:
         A plan says by ``problem.prepare`` at which times its steps evaluate the problem; this one takes the ends of the intervals.
         """
         return list(itertools.pairwise(problem.prepare(times)))
+
+    def plan_to(
+        self, problem: Problem, variable: Clock, start: tuple[Tensor, Tensor], v: Tensor, known: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Any]:
+        """(s, plan) of the steps of an adaptive solve, every row its own, from ``start`` = (t, u) to v, on the solver's `clock`.
+
+        ``known`` = (which, times): rows whose s is known. A solver that looks at the clock too overrides it to ask once.
+        """
+        s = torch.where(*known, variable.time(v))
+        return s, self.plan(problem, torch.stack([start[0], s]))[0]
 
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         """State carried into the first step; into every one where the solver ``begins`` them so."""

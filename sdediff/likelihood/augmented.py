@@ -65,9 +65,8 @@ class Augmented(Problem):
         return 1.0 if scale is None else float(scale)
 
     def _columns(self, t: Tensor) -> Columns:
-        scale, pair = self.variable.scale(t), self.variable.weights(t)
-        ones = torch.ones_like(t)
-        return (ones if scale is None else scale, *(pair or (torch.zeros_like(t), ones))), ()
+        scale = self.variable.scale(t)
+        return (torch.ones_like(t) if scale is None else scale,), ()
 
     def prepare(self, times: Tensor) -> tuple[Tensor, ...]:
         """The flow's, at the times t of these."""
@@ -87,14 +86,13 @@ class Augmented(Problem):
         differentiable = torch.is_grad_enabled()
         time = self._prepared[id(t)][1] if id(t) in self._prepared else self.time(t)
         y, whole = y[:, : self.d].reshape(-1, *self.event), y
-        quantity = self.variable.quantity
-        entry, (c, keep, push) = self.flow.entry(quantity, y, time), self.flow.schedule("clock", self._columns, time, x=y)
+        entry, (c,) = self.flow.entry(self.variable, y, time), self.flow.schedule("scale", self._columns, time, x=y)
         with torch.enable_grad():
             y = y if differentiable and y.requires_grad else y.detach().requires_grad_()
             x = expand(c, y) * y
             out = self.flow.respond(entry, x)
             self._check(entry, x, out)
-            slope = self.flow.joined(quantity, entry, x, time, out, keep, push)
+            slope = self.flow.joined(self.variable, entry, x, time, out)
         products = Products(slope, y, differentiable=differentiable, single=self.single)
         trace = self.divergence(products, rowwise(y.detach()))
         slope = slope if differentiable else slope.detach()

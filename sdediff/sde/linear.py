@@ -157,9 +157,8 @@ class LinearSDE(SDE):
         """
         target = as_time(log_snr)
         found = self.invert(target)
-        # A subclass may have changed the schedule and not its inverse.
         given = type(self).invert is not LinearSDE.invert
-        if given and not _close(self.log_snr(found), target):
+        if given and not self._sure(target) and not _close(self.log_snr(found), target):
             found = LinearSDE.invert(self, target)
         if found.requires_grad or not (torch.is_grad_enabled() and target.requires_grad):
             return found
@@ -178,6 +177,24 @@ class LinearSDE(SDE):
             if not bool(known.all()):
                 time[~known] = self._search(level[~known], reached[~known])
         return time.reshape(log_snr.shape)
+
+    def _sure(self, target: Tensor) -> bool:
+        """Whether an own `invert` is known to hold there: looking again at every call would be half of its cost."""
+        if self._inverted is None or not target.numel():
+            return False
+        low, high = torch.aminmax(target.detach())
+        return self._inverted[0] <= float(low) and float(high) <= self._inverted[1]
+
+    @cached_property
+    def _inverted(self) -> tuple[float, float] | None:
+        """Between which levels `invert` inverts, by 64 irregular times; None: not there. A subclass may have changed the schedule
+        and not its inverse."""
+        times = self.T * torch.cat([torch.arange(1, 63, dtype=torch.float64) * 0.6180339887498949 % 1, torch.tensor([0.0, 1.0])])
+        levels = self.log_snr(times)
+        levels = levels[levels.isfinite()].detach()
+        if not len(levels) or not _close(self.log_snr(self.invert(levels)), levels):
+            return None
+        return float(levels.min()), float(levels.max())
 
     def _search(self, target: Tensor, reached: Tensor) -> Tensor:
         first, last = self.log_snr(torch.tensor([0.0, self.T], dtype=torch.float64))
