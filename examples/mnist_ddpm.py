@@ -25,7 +25,7 @@ from sdediff.plots import image_grid, save_png
 BINS = sd.Bins(256)
 
 
-def train(kind: str, data: Dataset, out: Path, steps: int, levels: int) -> tuple[sd.ScoreModel, sd.DDPM]:
+def train(kind: str, data: Dataset, out: Path, steps: int, levels: int, device: str) -> tuple[sd.ScoreModel, sd.DDPM]:
     """A model of the linear schedule's SDE, and the chain that it was trained on; goes on where a run folder stands."""
     learned = kind == "hybrid"
     chain = sd.DDPM.from_schedule("linear", levels, variance="learned" if learned else "beta")
@@ -34,7 +34,7 @@ def train(kind: str, data: Dataset, out: Path, steps: int, levels: int) -> tuple
     loss = sd.DDPMLoss(chain, "hybrid" if learned else "simple", bins=BINS if learned else None, stratified=True)
     resume = (out / "training.safetensors").exists()
     model = sd.fit(
-        model, data.x, out=out, steps=steps, batch_size=32, lr=1e-3, loss=loss, resume=resume, device="cpu", progress=True
+        model, data.x, out=out, steps=steps, batch_size=32, lr=1e-3, loss=loss, resume=resume, device=device, progress=True
     )
     return model, chain
 
@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--levels", type=int, default=1000, help="N of the chain")
     parser.add_argument("--count", type=int, default=64, help="samples drawn in each way, and digits whose bound is evaluated")
     parser.add_argument("--out", type=Path, default=Path("runs/mnist_ddpm"), help="folder to write")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--only", choices=["simple", "hybrid"], help="one of the two")
     arguments = parser.parse_args()
 
@@ -81,7 +82,7 @@ def main() -> None:
     results: dict[str, Any] = {}
     for kind in [arguments.only] if arguments.only else ["simple", "hybrid"]:
         folder = arguments.out / kind
-        model, chain = train(kind, data, folder, arguments.steps, arguments.levels)
+        model, chain = train(kind, data, folder, arguments.steps, arguments.levels, arguments.device)
         results[kind] = judge(kind, model, chain, held_out, arguments.count, arguments.out)
         (arguments.out / f"{kind}.json").write_text(json.dumps(results[kind], indent=2) + "\n")
     print(json.dumps(results, indent=2))

@@ -234,8 +234,8 @@ def check_stochasticity(
     return stochasticity
 
 
-def check_condition(condition: Mapping[str, Tensor] | None, count: int) -> dict[str, Tensor]:
-    """Tensors with leading dimension B."""
+def check_condition(condition: Mapping[str, Tensor] | None, count: int, device: torch.device | None = None) -> dict[str, Tensor]:
+    """Tensors with leading dimension B, on ``device`` if there is one."""
     for name, value in (condition or {}).items():
         if not isinstance(value, Tensor) or value.ndim < 1 or value.shape[0] != count:
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
@@ -243,7 +243,7 @@ def check_condition(condition: Mapping[str, Tensor] | None, count: int) -> dict[
                 f"condition {name!r} must be a tensor with leading dimension {count}, got {got}; "
                 "what all samples share goes into the network by functools.partial"
             )
-    return dict(condition or {})
+    return {name: value if device is None else value.to(device) for name, value in (condition or {}).items()}
 
 
 def check_seed(

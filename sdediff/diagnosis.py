@@ -63,8 +63,8 @@ def diagnose(model: ScoreModel, x_0: Tensor, *, condition: Mapping[str, Tensor] 
     sde = model.sde
     if "kernel" not in sde.offers:
         raise ValueError(f"diagnose needs a Gaussian kernel, which {sde!r} does not have: its networks predict the score alone")
-    check_states("x_0", x_0)
-    condition = check_condition(condition, len(x_0))
+    x_0 = check_states("x_0", x_0).to(model.device)
+    condition = check_condition(condition, len(x_0), model.device)
     copies = -(-256 // len(x_0))
     x_0 = x_0.repeat(copies, *(1,) * (x_0.ndim - 1))
     condition = {name: value.repeat(copies, *(1,) * (value.ndim - 1)) for name, value in condition.items()}

@@ -227,7 +227,7 @@ class Reverse(Problem):
         if t.ndim != 1 or torch.is_grad_enabled():
             return self.sde.alpha(t), self.sde.sigma(t)
         if self._last is None or not torch.equal(self._last[0], t):
-            self._last = t, (self.sde.alpha(t), self.sde.sigma(t))
+            self._last = t.clone(), (self.sde.alpha(t), self.sde.sigma(t))
         return self._last[1]
 
     def log_snr(self, t: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def sample(
     ``on_fail``: ``"raise"`` a `SolveError`, or ``"return"`` what there is.
     ``grad``: ``"full"`` keeps the graph, ``"checkpoint"`` recomputes each step in the backward pass.
     ``compile``: run the network by torch.compile, with solvers of fixed steps.
-    ``dtype``: of the state, float32 or float64. ``device``: the model's by default.
+    ``dtype``: of the state, float32 or float64. ``device``: the model's by default; ``x_init`` and ``condition`` are taken there.
 
     Raises ValueError or TypeError before the first evaluation of the network, `SolveError` after it.
     """

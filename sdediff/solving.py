@@ -93,7 +93,7 @@ class Solving:
             count=count,
             solver=solver,
             times=times,
-            condition=check_condition(condition, count),
+            condition=check_condition(condition, count, place),
             batch_size=batch_size or count,
             options=Options(last, trajectory, callback, max_nfe, "return", grad),
             raises=on_fail == "raise",

@@ -148,8 +148,7 @@ class PerSample(Control):
             torch.linalg.vector_norm(piece, dim=1) / (math.sqrt(size) / weight)
             for piece, (size, weight) in zip(pieces, parts, strict=True)
         ]
-        norm = norms[0] if len(norms) == 1 else torch.stack(norms).amax(dim=0)
-        return norm.cpu().to(torch.float64)
+        return (norms[0] if len(norms) == 1 else torch.stack(norms).amax(dim=0)).cpu().to(torch.float64)
 
     def _first_step(self) -> Tensor:
         """Step sizes (rows,) by the rule of Hairer et al. I, II.4: two evaluations, one of them already in ``state``."""
@@ -180,8 +179,8 @@ class PerSample(Control):
         size = np.where(left < 2 * h, np.maximum(0.5 * left, self.floor.numpy()), h)
         self.landing = torch.from_numpy(landing)
         self.v = torch.where(self.landing, mark, self.u + self.sign * torch.from_numpy(size))
-        known = self.landing, self.times[self.target]
-        self.s, plan = self.solver.plan_to(self.problem, self.clock, (self.t, self.u), self.v, known)
+        there = self.landing, self.times[self.target]
+        self.s, plan = self.solver.plan_to(self.problem, self.clock, (self.t, self.u), self.v, there)
         return plan
 
     def _begin(self) -> None:
@@ -210,8 +209,7 @@ class PerSample(Control):
         self.retry, rows = ~good, self.rows.numpy()
         self.accepted.numpy()[rows] += good.numpy()
         state, self.moved = self.state if self.solver.begins else step.state, good
-        whole = bool(good.all())
-        if whole:
+        if whole := bool(good.all()):
             self.x, self.state, self.t, self.u = step.x, state, self.s, self.v
         else:
             self.rejected.numpy()[rows] += self.retry.numpy()
@@ -256,8 +254,6 @@ class PerSample(Control):
     def _reached(self, arrived: Tensor) -> list[tuple[int, Tensor, Tensor | None]]:
         """(k, state, rows) for the times of the grid where rows ``arrived``; their next targets are set."""
         found: list[tuple[int, Tensor, Tensor | None]] = []
-        if not bool(arrived.any()):
-            return found
         for k in self.target[arrived].unique().tolist():
             here = torch.nonzero(arrived & (self.target == k)).flatten()
             found.append((k, self.x[here.to(self.x.device)], self.rows[here]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -326,6 +327,55 @@ def test_times_known_for_every_row_give_the_same_numbers() -> None:
     part = problem.take(torch.tensor([2, 0]))
     (late,) = part.prepare(times[:1, [2, 0]])
     torch.testing.assert_close(part.drift(x[[2, 0]], late), expected[0][0][[2, 0]], rtol=1e-14, atol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("predicts", ["data", "noise", "score", "v", "edm"])
+def test_a_composed_quantity_is_its_parts(predicts: str) -> None:
+    """Alone, at times known for every row, and of constrained data: a x + b v, whatever the network predicts."""
+
+    class Turned:
+        quantity = "v"
+
+        def weights(self, t: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.sin(t), 1 + t
+
+    problem = Reverse(sd.ScoreModel(lambda x, t: torch.tanh(x + t[:, None]), sd.VP(), predicts), 3)  # type: ignore[arg-type]
+    clipped = Reverse(problem.model.constrained(sd.Clip(-0.5, 0.5)), 3)
+    x, t = torch.linspace(-1, 2, 6, dtype=torch.float64).reshape(3, 2), torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64)
+    for each in (problem, clipped):
+        for time in (t, *each.prepare(t[None]), t[1]):
+            a, b = (weight.reshape(-1, 1) for weight in Turned().weights(time))
+            expected = 0.3 * x + 1.7 * (a * x + b * each.v(x, time))
+            torch.testing.assert_close(each.blend(Turned(), x, time, 0.3, 1.7), expected, rtol=1e-13, atol=1e-13)
+            torch.testing.assert_close(Problem.blend(each, Turned(), x, time, 0.3, 1.7), expected, rtol=1e-13, atol=1e-13)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variable", [None, "t", "sigma", "log_snr"])
+def test_a_step_planned_at_once_is_the_step_planned_by_its_times(variable: Any) -> None:
+    solver, problem = sd.RK45(variable=variable), Reverse(DATA.model(sd.VP()), 3)
+    clock = solver.clock(problem)
+    t, target = torch.tensor([[0.9, 0.5, 0.1], [0.8, 0.2, 0.05]], dtype=torch.float64)
+    u, landing = clock.value(t), torch.tensor([False, True, False])
+    v = torch.where(landing, clock.value(target), u + 0.3 * (clock.value(target) - u))
+    s, plan = solver.plan_to(problem, clock, (t, u), v, (landing, target))
+    other, by_times = Solver.plan_to(solver, problem, clock, (t, u), v, (landing, target))
+    torch.testing.assert_close(s, other, rtol=1e-12, atol=0)
+    assert float(s[1]) == 0.2
+    for one, two in ((plan.times, by_times.times), (plan.steps, by_times.steps), (plan.keeps, by_times.keeps)):
+        for a, b in zip(() if one is None else one, () if two is None else two, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=0)
+
+
+@torch.no_grad()
+def test_a_marginal_is_that_of_the_times_asked_for() -> None:
+    problem, sde = Reverse(DATA.model(sd.VP()), 2), sd.VP()
+    t = torch.tensor([0.9, 0.5], dtype=torch.float64)
+    for times in (t, t.clone(), t.flip(0), t[:1], t):
+        torch.testing.assert_close(torch.stack(problem.marginal(times)), torch.stack([sde.alpha(times), sde.sigma(times)]))
+    t[0] = 0.3
+    torch.testing.assert_close(problem.marginal(t)[0], sde.alpha(t))
 
 
 @pytest.mark.parametrize(("variable", "times"), [("log_snr", [0.9, 0.0]), ("sigma", [1.0, 0.1])])

@@ -34,7 +34,7 @@ def full_precision() -> Iterator[None]:
 
 def same(there: Tensor, here: Tensor, tolerance: float = 0.0) -> None:
     assert there.device.type == GPU
-    torch.testing.assert_close(there.cpu(), here, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(there.cpu(), here, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
@@ -206,6 +206,31 @@ def test_training(tmp_path: Path) -> None:
         )
     assert losses[GPU] == pytest.approx(losses["cpu"], rel=2e-3)
     assert sd.sample(sd.load(tmp_path / GPU).to(GPU), (2, 1, 8, 8), steps=3, seed=0).success
+
+
+def test_what_is_given_goes_where_the_model_is() -> None:
+    """States and conditions of the host, a model on the GPU: samples, bound and diagnosis as on the host."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor(0.8, dtype=F64))
+
+        def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+            return self.weight * x * t[:, None] + 0.1 * label[:, None]
+
+    chain = sd.DDPM.from_schedule("linear", 20)
+    x, condition = torch.linspace(-1, 1, 6, dtype=F64).reshape(3, 2), {"label": torch.tensor([0.0, 1.0, 2.0], dtype=F64)}
+    found = []
+    for device in ("cpu", GPU):
+        model = sd.ScoreModel(Scaled(), chain.to_sde(), "noise").to(device)
+        kw: dict[str, Any] = {"condition": condition, "seed": 0}
+        samples = sd.sample(model, (3, 2), x_init=x, t_start=0.5, steps=5, dtype=F64, **kw).x
+        bound = sd.variational_bound(chain, model, x, bins=None, **kw)
+        errors = list(sd.diagnose(model, x, condition=condition).errors.values())
+        found.append((samples, bound.total, torch.tensor(errors, dtype=F64, device=device)))
+    for here, there in zip(*found, strict=True):
+        same(there, here, 1e-9)
 
 
 def test_noise_elsewhere_is_refused() -> None:

@@ -461,6 +461,42 @@ def test_closed_forms_of_the_inverse(sde: sd.LinearSDE) -> None:
     torch.testing.assert_close(sd.LinearSDE.invert(sde, levels), t, rtol=1e-12, atol=1e-13)
 
 
+class Tabulated(sd.VP):
+    """Its inverse is by a table of 1001 equal times: right at those, and at others off by up to 1e-4."""
+
+    def invert(self, log_snr: Tensor) -> Tensor:
+        times = torch.linspace(0.0, self.T, 1001, dtype=torch.float64)
+        levels = self.log_snr(times)
+        k = torch.searchsorted(-levels, -log_snr.contiguous()).clamp(1, 1000)
+        share = ((levels[k - 1] - log_snr) / (levels[k - 1] - levels[k])).nan_to_num(1.0)
+        return torch.lerp(times[k - 1], times[k], share)
+
+
+class Steeper(sd.VP):
+    """Another schedule, the inverse of VP's."""
+
+    def beta(self, t: Tensor) -> Tensor:
+        return 0.2 + 30 * t
+
+    def integral(self, t: Tensor) -> Tensor:
+        return 0.2 * t + 15 * t**2
+
+
+@pytest.mark.parametrize("sde", [Tabulated(), Steeper()], ids=lambda s: type(s).__name__)
+def test_an_inverse_that_is_none_is_not_used(sde: sd.LinearSDE) -> None:
+    t = torch.tensor([0.0015, 0.25, 0.5004, 0.9], dtype=torch.float64)
+    assert float((sde.invert(sde.log_snr(t)) - t).abs().max()) > 1e-7
+    torch.testing.assert_close(sde.time_of(sde.log_snr(t)), t, rtol=1e-9, atol=1e-10)
+
+
+def test_a_level_beyond_the_range_is_refused_whatever_was_asked_before() -> None:
+    sde = sd.VP()
+    assert float(sde.time_of(sde.log_snr(0.3))) == pytest.approx(0.3, abs=1e-12)
+    for levels in (-30.0, torch.tensor([1.0, -30.0], dtype=torch.float64)):
+        with pytest.raises(ValueError, match="log_snr = -30 is never reached"):
+            sde.time_of(levels)
+
+
 def test_time_of_is_differentiable_where_it_is_found_by_search() -> None:
     own = sd.LinearSDE(f=lambda t: -0.5 - t, g=lambda t: 1 + t)
     levels = own.log_snr(torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)).detach().requires_grad_()

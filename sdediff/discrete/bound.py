@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdediff.arguments import check_condition, check_seed, check_states
+from sdediff.arguments import check_condition, check_device, check_seed, check_states
 from sdediff.discrete.ddpm import DDPM
 from sdediff.model import ScoreModel, evaluating
 from sdediff.objectives.bins import Bins
@@ -89,22 +89,24 @@ def variational_bound(
     seed: int | Sequence[int] | None = None,
     batch_size: int | None = None,
     progress: bool = False,
+    device: torch.device | str | None = None,
 ) -> VariationalBound:
     """Every term of the variational bound of samples x_0 (B, *event), each by one draw of x_i: N evaluations of the network.
 
     ``bins``: what values the data lie on, for the discretized decoder; None for data with a density, whose decoder is Gaussian.
     ``seed``: as in `sample`: the draws of sample i depend on its seed alone. ``batch_size``: so many samples at a time.
+    ``device``: the model's by default; samples and conditions go there.
 
     The bound is that of the chain's own ancestral sampling, and so of the SDE; the probability flow has another likelihood.
     """
     chain.check_model(model)
-    check_states("x_0", x_0)
+    x_0 = check_states("x_0", x_0).to(place := check_device(model, device))
     if bins is not None:
         bins.check(x_0)
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f"batch_size must be an int of at least 1, got {batch_size!r}")
     keys = check_seed(seed, None, tuple(x_0.shape))
-    given = check_condition(condition, len(x_0))
+    given = check_condition(condition, len(x_0), place)
     chunk = batch_size or len(x_0)
     parts = []
     with torch.no_grad(), evaluating(model), progress_bar("variational bound", total=len(x_0), show=progress) as bar:
