@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from solvers.arithmetic import rowwise, weighted
 from solvers.clock import Clock, slope
-from solvers.noise import Noise, StepNoise
+from solvers.noise import Noise, Silence, StepNoise
 from solvers.problem import Problem
 from solvers.solution import Failure, Status
 from solvers.solver import Solver, Step
@@ -133,7 +133,7 @@ class PerSample(Control):
 
     @property
     def noise(self) -> StepNoise:
-        return _NoNoise(self.solver)
+        return Silence(self.solver)
 
     def _clock(self) -> Clock:
         return self.solver.clock(self.problem)
@@ -288,6 +288,8 @@ class PerSample(Control):
         self.problem = self.whole.take(self.rows)
 
     def cap(self, max_nfe: int) -> None:
+        if self.problem.monitor.calls + self.solver.evaluations <= max_nfe:
+            return
         cost = self.solver.evaluations - (1 - self.moved.long() if self.solver.begins else 0)
         over = self.problem.monitor.nfe[self.rows] + cost > max_nfe
         self._fail(over, Status.MAX_NFE)
@@ -299,22 +301,3 @@ class PerSample(Control):
 
 def _choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return torch.where(mask.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
-
-
-class _NoNoise:
-    """The noise of a solver that draws none."""
-
-    def __init__(self, solver: Solver) -> None:
-        self.solver = solver
-
-    def normal(self, stream: str, k: int = 0) -> Tensor:
-        raise ValueError(f"{self.solver!r} draws noise but declares stochastic = False; declare it stochastic")
-
-    def over(self, a: Tensor, b: Tensor, k: int = 0) -> Tensor:
-        return self.normal("path", k)
-
-    def increment(self, a: Tensor, b: Tensor) -> Tensor:
-        return self.normal("path")
-
-    def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        return self.normal("path"), self.normal("path")

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from solvers.arithmetic import rowwise
-from solvers.control import Control, _NoNoise
-from solvers.noise import Noise, StepNoise
+from solvers.control import Control
+from solvers.noise import Noise, Silence, StepNoise
 from solvers.problem import Problem
 from solvers.solution import Failure, Status
 from solvers.solver import Solver, Step
@@ -36,7 +36,7 @@ class FixedSteps(Control):
                 f"{solver!r} planned {len(self.plans)} steps for a grid of {len(times) - 1}; plan() gives one entry a step"
             )
         self.index = 0
-        self.silent = _NoNoise(solver)
+        self.silent = Silence(solver)
         self.capped = False
         self.failed = torch.zeros(self.samples, dtype=torch.bool)
         self.state = solver.init(problem, x, times[0]) if self.plans else ()

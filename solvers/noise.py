@@ -17,7 +17,7 @@ from torch import Tensor
 from solvers.arithmetic import expand
 from solvers.generator import Words, encrypted, fill, words
 
-__all__ = ["STREAMS", "Nodes", "Noise", "Refinable", "StepNoise", "White", "fresh_seed", "paired", "seeds"]
+__all__ = ["STREAMS", "Nodes", "Noise", "Refinable", "Silence", "StepNoise", "White", "fresh_seed", "paired", "seeds"]
 
 _NAMES: Final = "prior path corrector churn probe dequantization tree bridge proposal acceptance minibatch"
 STREAMS: Final = {name: number for number, name in enumerate(_NAMES.split())}
@@ -285,3 +285,22 @@ class _WhiteStep:
 
     def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         return paired(self.normal("path"), self.normal("path", 1), _between(a, b))
+
+
+class Silence:
+    """The noise of a solver that draws none."""
+
+    def __init__(self, solver: object) -> None:
+        self.solver = solver
+
+    def normal(self, stream: str, k: int = 0) -> Tensor:
+        raise ValueError(f"{self.solver!r} draws noise but declares stochastic = False; declare it stochastic")
+
+    def over(self, a: Tensor, b: Tensor, k: int = 0) -> Tensor:
+        return self.normal("path", k)
+
+    def increment(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.normal("path")
+
+    def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        return self.normal("path"), self.normal("path")

@@ -35,6 +35,7 @@ class Monitor:
         self._seen: list[tuple[Tensor | None, Tensor]] = []
         self._all = 0
         self._some = torch.zeros(self.samples, dtype=torch.int64)
+        self.calls = 0  # of the network: no sample has seen more
         self._rows, self._times = torch.zeros(0, dtype=torch.int64), 0
 
     @property
@@ -61,6 +62,7 @@ class Monitor:
 
     def record(self, x: Tensor, out: Tensor, rows: Tensor | None) -> None:
         """Count one evaluation at states ``x`` of the samples ``rows`` (None: all of them)."""
+        self.calls += 1
         if rows is None:
             self._all += 1
         elif rows is self._rows:
