@@ -368,6 +368,22 @@ def test_a_step_planned_at_once_is_the_step_planned_by_its_times(variable: Any) 
             torch.testing.assert_close(a, b, rtol=1e-10, atol=0)
 
 
+def test_a_time_of_one_row_that_has_no_drift_is_refused() -> None:
+    """At sigma = 0, which rows reach at steps of their own."""
+    problem, x = Reverse(DATA.model(sd.RectifiedFlow()), 3), torch.tensor([[0.7, -1.2], [0.1, 0.3], [1.0, 0.0]])
+    times = torch.tensor([0.9, 0.0], dtype=torch.float64)
+    with torch.no_grad(), pytest.raises(ValueError, match=r"at t = 0.*sigma = 0: there is no noise"):
+        integrate(problem, sd.RK45(1e-2, 1e-2, variable="t"), x, times)
+
+
+def test_a_constraint_does_not_hide_a_network_that_is_not_finite() -> None:
+    """Every step of that sample is good: its network's output is not."""
+    model = labelled(lambda out, x, t: torch.where(t < 0.5, torch.nan, out)).constrained(lambda data: data.nan_to_num(0.0))
+    out = solve(model, sd.RK45(1e-3, 1e-3), [0, 1, 0], [1, 2, 3])
+    assert out.status.tolist() == [0, int(Status.NETWORK_NOT_FINITE), 0]
+    assert 0.3 < out.failures[0].t <= 1.0
+
+
 @torch.no_grad()
 def test_a_marginal_is_that_of_the_times_asked_for() -> None:
     problem, sde = Reverse(DATA.model(sd.VP()), 2), sd.VP()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import sdediff as sd
 from sdediff.model import combine
-from sdediff.predictions import PREDICTIONS
+from sdediff.predictions import PREDICTIONS, conversion
 
 SCHEDULES = {
     "VE": sd.VE(),
@@ -218,3 +218,9 @@ def test_diagnose_passes_conditions_and_leaves_the_network_as_it_was() -> None:
         sd.diagnose(model, x_0, condition={"shift": torch.zeros(2, 1)})
     with pytest.raises(ValueError, match="x_0 must be a floating-point tensor"):
         sd.diagnose(model, torch.ones(3, 2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(("source", "target"), [("noise", "data"), ("data", "noise"), ("noise", "score"), ("data", "v")])
+def test_gradients_in_time(source: str, target: str) -> None:
+    t = torch.tensor([0.2, 0.7], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t: conversion(sd.VP(), source, target, t, 0.5), (t,), eps=1e-6, atol=1e-6)

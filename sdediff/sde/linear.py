@@ -187,9 +187,12 @@ class LinearSDE(SDE):
 
     @cached_property
     def _inverted(self) -> tuple[float, float] | None:
-        """Between which levels `invert` inverts, by 64 irregular times; None: not there. A subclass may have changed the schedule
-        and not its inverse."""
-        times = self.T * torch.cat([torch.arange(1, 63, dtype=torch.float64) * 0.6180339887498949 % 1, torch.tensor([0.0, 1.0])])
+        """Between which levels `invert` inverts, by irregular times and ever smaller ones; None: not there.
+
+        A subclass may have changed the schedule and not its inverse, or have one by a table that is right at its times alone.
+        """
+        k = torch.arange(1, 65, dtype=torch.float64)
+        times = self.T * torch.cat([k * 0.6180339887498949 % 1, 0.7**k, torch.tensor([0.0, 1.0])])
         levels = self.log_snr(times)
         levels = levels[levels.isfinite()].detach()
         if not len(levels) or not _close(self.log_snr(self.invert(levels)), levels):
