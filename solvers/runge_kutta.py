@@ -100,8 +100,8 @@ class RungeKutta(Solver):
         # Stages at c = 0 and 1 are at t and s themselves, not at what rounding makes of them, which may lie beyond the end.
         places = [float(each) for each in self.tableau.c]
         inside = sorted({each for each in places if 1e-12 < each < 1 - 1e-12})
-        numbers = [0 if each < 0.5 else len(inside) + 1 for each in places]
-        numbers = [inside.index(each) + 1 if each in inside else number for each, number in zip(places, numbers, strict=True)]
+        ends = (0, len(inside) + 1)
+        numbers = [inside.index(each) + 1 if each in inside else ends[each > 0.5] for each in places]
         return torch.tensor(inside, dtype=torch.float64), numbers
 
     @cached_property
