@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -18,7 +19,9 @@ from solvers.problem import Problem
 from solvers.solution import Failure, Status
 from solvers.solver import Solver, Step
 
-__all__ = ["Control", "PerSample"]
+__all__ = ["Control", "PerSample", "Reached"]
+
+Reached = Iterable[tuple[int, Tensor, Tensor | None]]
 
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0
 _ROUNDING: Final = 16 * torch.finfo(torch.float64).eps
@@ -64,8 +67,8 @@ class Control:
         """The plan of the step that comes next."""
         raise NotImplementedError
 
-    def accept(self, step: Step) -> list[tuple[int, Tensor, Tensor | None]]:
-        """Judge a step. Returns (k, state, rows) for each time of the grid that was reached, for the trajectory."""
+    def accept(self, step: Step) -> Reached:
+        """Judge a step. Returns (k, state, rows) for each time of the grid that was reached, for a trajectory."""
         raise NotImplementedError
 
     def cap(self, max_nfe: int) -> None:
@@ -199,7 +202,7 @@ class PerSample(Control):
         self.state = found if whole else tuple(old.index_copy(0, there, new) for old, new in zip(self.state, found, strict=True))
         self.moved = torch.zeros_like(self.moved)
 
-    def accept(self, step: Step) -> list[tuple[int, Tensor, Tensor | None]]:
+    def accept(self, step: Step) -> Reached:
         if step.error is None:
             raise ValueError(f"{self.solver!r} is adaptive but its step gave no error estimate")
         norm = self._norm(step.error, self.x, step.x)
@@ -251,14 +254,10 @@ class PerSample(Control):
         least = np.where(ok & self.landing.numpy(), self.h.numpy(), 0.0)
         return torch.from_numpy(np.maximum(used.numpy() * factor, least))
 
-    def _reached(self, arrived: Tensor) -> list[tuple[int, Tensor, Tensor | None]]:
+    def _reached(self, arrived: Tensor) -> Reached:
         """(k, state, rows) for the times of the grid where rows ``arrived``; their next targets are set."""
-        found: list[tuple[int, Tensor, Tensor | None]] = []
-        for k in self.target[arrived].unique().tolist():
-            here = torch.nonzero(arrived & (self.target == k)).flatten()
-            found.append((k, self.x[here.to(self.x.device)], self.rows[here]))
-        self.target = self.target + arrived
-        return found
+        before, self.target = self.target, self.target + arrived
+        return _where(arrived, before, self.x, self.rows)
 
     def _leave(self, finished: Tensor, stuck: Tensor) -> None:
         """Let go who has arrived at the end, and who failed."""
@@ -297,6 +296,12 @@ class PerSample(Control):
 
     def result(self) -> Tensor:
         return self.final
+
+
+def _where(arrived: Tensor, target: Tensor, x: Tensor, rows: Tensor) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+    for k in target[arrived].unique().tolist():
+        here = torch.nonzero(arrived & (target == k)).flatten()
+        yield k, x[here.to(x.device)], rows[here]
 
 
 def _choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from solvers.arithmetic import expand, place, weighted
 from solvers.clock import Clock, clock
-from solvers.control import PerSample
+from solvers.control import PerSample, Reached
 from solvers.noise import Nodes, Noise, Refinable, StepNoise
 from solvers.problem import Problem
 from solvers.solver import Solver, Step
@@ -97,7 +97,7 @@ class DyadicSteps(PerSample):
         self.v = self.s
         return self.solver.plan(self.problem, torch.stack([self.t, self.s]))[0]
 
-    def accept(self, step: Step) -> list[tuple[int, Tensor, Tensor | None]]:
+    def accept(self, step: Step) -> Reached:
         if self.last_mean:
             final = (self.landing & (self.target == len(self.times) - 1)).to(step.x.device)
             step = step._replace(x=torch.where(final.reshape(-1, *(1,) * (step.x.ndim - 1)), step.mean, step.x))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from solvers.arithmetic import rowwise
-from solvers.control import Control
+from solvers.control import Control, Reached
 from solvers.noise import Noise, Silence, StepNoise
 from solvers.problem import Problem
 from solvers.solution import Failure, Status
@@ -61,7 +61,7 @@ class FixedSteps(Control):
     def propose(self) -> Any:
         return self.plans[self.index]
 
-    def accept(self, step: Step) -> list[tuple[int, Tensor, Tensor | None]]:
+    def accept(self, step: Step) -> Reached:
         last = self.index == len(self.plans) - 1
         x = step.mean if last and self.last_mean else step.x
         self.x = self._hold_failed(x) if self.watch else x

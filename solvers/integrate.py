@@ -110,11 +110,13 @@ def _drive(
             step = _checkpointed(solver, control)
         else:
             step = solver.step(control.problem, control.x, control.propose(), control.noise, control.state)
-        for k, state, rows in control.accept(step):
-            if frames is not None and rows is None:
-                frames[k] = state
-            elif frames is not None and rows is not None:
-                frames[k][rows.to(x.device)] = state
+        reached = control.accept(step)
+        if frames is not None:
+            for k, state, rows in reached:
+                if rows is None:
+                    frames[k] = state
+                else:
+                    frames[k][rows.to(x.device)] = state
         index += 1
         if options.callback is not None:
             options.callback(Snapshot(index, control.done, control.t, control.x, control.rows, problem.monitor.nfe))

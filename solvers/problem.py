@@ -89,6 +89,7 @@ class Schedule:
         self._times: list[Tensor] = []
         self._known: dict[float, None] = {}  # the times as floats, in the same order
         self._tables: dict[Hashable, dict[float, tuple[Any, ...]]] = {}
+        self._rows = torch.zeros(0, 0, dtype=torch.float64)
         self._each: tuple[Tensor, ...] = ()
         self._own: dict[int, int] = {}
         self._own_rows: dict[Hashable, list[tuple[Any, ...]]] = {}
@@ -99,7 +100,7 @@ class Schedule:
         Returns the times one by one, to ask with: those of (n, rows) are known by these tensors, not by their numbers.
         """
         if times.ndim == 2:
-            self._each = times.unbind()
+            self._rows, self._each = times, times.unbind()
             self._own, self._own_rows = {id(each): i for i, each in enumerate(self._each)}, {}
             return self._each
         new = []
@@ -149,8 +150,8 @@ class Schedule:
 
     def _by_row(self, function: Callable[..., Columns], rest: tuple[Any, ...], x: Tensor) -> list[tuple[Any, ...]]:
         """The entries at the known times of every row, coefficients beside the state by one transfer unless some are not finite."""
-        times = torch.stack(self._each)
-        coefficients, others = function(times.flatten(), *rest)
+        times = self._rows
+        coefficients, others = function(times.reshape(-1), *rest)
         table = torch.stack(coefficients)
         shape = (len(table), *times.shape)
         if math.isfinite(float(table.sum())):  # where one is not, nor is the sum

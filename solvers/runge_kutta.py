@@ -24,9 +24,9 @@ __all__ = ["DOP853", "RK23", "RK45", "DormandPrince", "Euler", "Heun", "Midpoint
 
 class _Plan(NamedTuple):
     variable: Clock
-    times: tuple[Tensor, ...]  # of each stage
-    keeps: tuple[Number, ...] | Tensor | None  # scale of each stage and of the end over that of the start, None: 1
-    steps: tuple[Number, ...] | Tensor  # h in the integration variable, times the scale of each stage and of the end
+    times: tuple[Tensor, ...]  # of each node: the start, those inside, the end
+    keeps: tuple[Number, ...] | Tensor | None  # scale at each node over that at the start, None: 1
+    steps: tuple[Number, ...] | Tensor  # h in the integration variable, times the scale at each node
     plain: bool  # an Euler step
 
     def beside(self, x: Tensor) -> _Plan:
@@ -96,13 +96,13 @@ class RungeKutta(Solver):
 
     @cached_property
     def _nodes(self) -> tuple[Tensor, list[int]]:
-        """Where in a step its stages are, strictly inside: float64 (n,); and for each stage its number among start, these, end."""
+        """The nodes strictly inside a step, as shares of it, float64 (n,); and of each stage and the end the number of its node."""
         # Stages at c = 0 and 1 are at t and s themselves, not at what rounding makes of them, which may lie beyond the end.
         places = [float(each) for each in self.tableau.c]
         inside = sorted({each for each in places if 1e-12 < each < 1 - 1e-12})
         ends = (0, len(inside) + 1)
         numbers = [inside.index(each) + 1 if each in inside else ends[each > 0.5] for each in places]
-        return torch.tensor(inside, dtype=torch.float64), numbers
+        return torch.tensor(inside, dtype=torch.float64), [*numbers, ends[1]]
 
     @cached_property
     def _coefficients(self) -> tuple[list[list[float]], list[float], list[list[float]]]:
@@ -132,24 +132,21 @@ class RungeKutta(Solver):
         return s, self._planned(problem, variable, torch.stack([t, *inside[:-1], s])[:, None], h[None])[0]
 
     def _planned(self, problem: Problem, variable: Clock, nodes: Tensor, h: Tensor) -> list[_Plan]:
-        """From the times (2 + inside, N) or (2 + inside, N, rows) of start, stages and end."""
-        n = len(h)
-        flat = nodes.flatten(0, 1)
-        each = problem.prepare(flat)
-        times = [tuple(each[i * n + k] for i in self._nodes[1]) for k in range(n)]
-        scale, index = variable.scale(nodes), [*self._nodes[1], len(nodes) - 1]
+        """From the times (nodes, N) or (nodes, N, rows)."""
+        n, scale = len(h), variable.scale(nodes)
+        each = problem.prepare(nodes.flatten(0, 1))
         steps = h.expand(nodes.shape) if scale is None else scale * h
         keeps = None if scale is None else scale / scale[0]
 
-        def column(table: Tensor | None) -> list[Any]:
-            if table is None:
-                return [None] * n
-            found = table[index].transpose(0, 1)
-            if h.ndim > 1:
-                return list(found)
-            return [tuple(row.unbind()) if row.requires_grad else tuple(row.tolist()) for row in found]
+        def column(table: Tensor | None) -> Sequence[Any]:
+            if table is None or h.ndim > 1:
+                return [None] * n if table is None else table.unbind(1)
+            return [tuple(row.unbind()) if row.requires_grad else tuple(row.tolist()) for row in table.T]
 
-        return [_Plan(variable, *row, False) for row in zip(times, column(keeps), column(steps), strict=True)]
+        return [
+            _Plan(variable, each[k::n], keep, step, False)
+            for k, (keep, step) in enumerate(zip(column(keeps), column(steps), strict=True))
+        ]
 
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         """The first stage of the first step, where steps share stages."""
@@ -161,20 +158,19 @@ class RungeKutta(Solver):
 
     def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step, with the difference from the embedded methods as error."""
-        last, shares = len(plan.times), self.carries
+        last, shares, node = len(self.tableau.c), self.carries, self._nodes[1]
         if not state and (plan.plain or last == 1):
-            x_next = problem.blend(
-                plan.variable, x, plan.times[0], 1.0 if plan.keeps is None else plan.keeps[last], plan.steps[last]
-            )
+            x_next = problem.blend(plan.variable, x, plan.times[0], 1.0 if plan.keeps is None else plan.keeps[-1], plan.steps[-1])
             return Step(x_next, x_next)
         a, b, errors = self._coefficients
         plan = plan.beside(x)
 
         def stage(i: int, at: Tensor) -> Tensor:
-            return slope(problem, plan.variable, at, plan.times[i])
+            return slope(problem, plan.variable, at, plan.times[node[i]])
 
         def move(i: int, weights: list[float], k: list[Tensor]) -> Tensor:
-            return weighted((1.0 if plan.keeps is None else plan.keeps[i], x), *_stages(plan.steps[i], weights, k))
+            keep = 1.0 if plan.keeps is None else plan.keeps[node[i]]
+            return weighted((keep, x), *_stages(plan.steps[node[i]], weights, k))
 
         k = [state[0] if state else stage(0, x)]
         if plan.plain:
@@ -185,7 +181,7 @@ class RungeKutta(Solver):
             k.append(stage(i, x_next))
         if not shares:
             x_next = move(last, b, k)
-        error = _error([weighted(*_stages(plan.steps[last], row, k)) for row in errors]) if self.adaptive else None
+        error = _error([weighted(*_stages(plan.steps[-1], row, k)) for row in errors]) if self.adaptive else None
         return Step(x_next, x_next, (k[-1],) if shares else (), error)
 
 
