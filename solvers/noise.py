@@ -287,7 +287,7 @@ class _WhiteStep:
         return paired(self.normal("path"), self.normal("path", 1), _between(a, b))
 
 
-class Silence:
+class Silence(StepNoise):
     """The noise of a solver that draws none."""
 
     def __init__(self, solver: object) -> None:
