@@ -257,7 +257,7 @@ class PerSample(Control):
     def _reached(self, arrived: Tensor) -> Reached:
         """(k, state, rows) for the times of the grid where rows ``arrived``; their next targets are set."""
         before, self.target = self.target, self.target + arrived
-        return _where(arrived, before, self.x, self.rows)
+        return _frames(arrived, before, self.x, self.rows)
 
     def _leave(self, finished: Tensor, stuck: Tensor) -> None:
         """Let go who has arrived at the end, and who failed."""
@@ -298,7 +298,7 @@ class PerSample(Control):
         return self.final
 
 
-def _where(arrived: Tensor, target: Tensor, x: Tensor, rows: Tensor) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+def _frames(arrived: Tensor, target: Tensor, x: Tensor, rows: Tensor) -> Iterator[tuple[int, Tensor, Tensor | None]]:
     for k in target[arrived].unique().tolist():
         here = torch.nonzero(arrived & (target == k)).flatten()
         yield k, x[here.to(x.device)], rows[here]

@@ -141,7 +141,7 @@ class RungeKutta(Solver):
         def column(table: Tensor | None) -> Sequence[Any]:
             if table is None or h.ndim > 1:
                 return [None] * n if table is None else table.unbind(1)
-            return [tuple(row.unbind()) if row.requires_grad else tuple(row.tolist()) for row in table.T]
+            return [tuple(row.unbind()) for row in table.T] if table.requires_grad else list(map(tuple, table.T.tolist()))
 
         return [
             _Plan(variable, each[k::n], keep, step, False)
