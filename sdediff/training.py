@@ -22,11 +22,12 @@ from sdediff.model import ScoreModel
 from sdediff.objectives import DenoisingScoreMatching, Objective
 from sdediff.progress import Bar, progress_bar
 from sdediff.trainer import Settings, Trainer
+from solvers.portable import Portable
 
 __all__ = ["Interrupted", "fit"]
 
 
-class Interrupted(KeyboardInterrupt):
+class Interrupted(Portable, KeyboardInterrupt):
     """Training was stopped by Ctrl-C after ``step`` steps; a checkpoint of that step is in the run folder."""
 
     def __init__(self, step: int, out: Path) -> None:

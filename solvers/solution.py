@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from solvers.portable import Portable
 
 __all__ = ["Failure", "Solution", "SolveError", "Status"]
 
@@ -79,7 +82,7 @@ class Solution:
         return f"{text}, failed: {len(self.failures)} of {len(self.x)})"
 
 
-class SolveError(RuntimeError):
+class SolveError(Portable, RuntimeError):
     """Some samples failed. ``solution`` holds what was reached: the others are complete."""
 
     def __init__(self, solution: Solution) -> None:
@@ -87,6 +90,16 @@ class SolveError(RuntimeError):
         also = f" ({more} more failed)" if more else ""
         super().__init__(f"{first}{also}; on_fail='return' hands back the others")
         self.solution = solution
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As `Portable` has it; states that belong to a graph are kept without the graph, which no other process can use."""
+        make, arguments, state = super().__reduce__()
+        return make, arguments, state | {"solution": _detached(self.solution)}
+
+
+def _detached(solution: Solution) -> Solution:
+    frames = solution.trajectory
+    return replace(solution, x=solution.x.detach(), trajectory=None if frames is None else frames.detach())
 
 
 def merge(parts: list[Solution]) -> Solution:

@@ -17,6 +17,7 @@ from sdediff.mcmc.kernels import Kernel, Noise
 from sdediff.mcmc.target import Target, as_target
 from sdediff.progress import progress_bar
 from solvers import White, rowwise
+from solvers.portable import Portable
 
 __all__ = ["ChainError", "Chains", "State", "run"]
 
@@ -101,7 +102,7 @@ class Chains:
         return f"Chains({', '.join(parts)})"
 
 
-class ChainError(RuntimeError):
+class ChainError(Portable, RuntimeError):
     """Some chains have states that are not finite. ``chains`` holds what there is: the others are complete."""
 
     def __init__(self, chains: Chains, words: str) -> None:

@@ -23,6 +23,7 @@ from sdediff.testing.equivalences.table import agree
 from sdediff.testing.identity import settle
 from sdediff.testing.report import Finding, Report
 from solvers import DDIM, EulerMaruyama, Solver
+from solvers.portable import Portable
 
 __all__ = ["EquivalenceError", "EquivalenceReport", "check_equivalence", "check_equivalences"]
 
@@ -36,7 +37,7 @@ class EquivalenceReport(Report):
     kind = "equivalence"
 
 
-class EquivalenceError(ValueError):
+class EquivalenceError(Portable, ValueError):
     """Two things that should be one are not; ``report`` has all findings."""
 
     def __init__(self, report: Report, what: str = "breaks") -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import pickle
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from solvers.portable import Portable
 
 __all__ = ["Finding", "Report", "SDEError"]
 
@@ -28,12 +31,24 @@ class Finding(NamedTuple):
     error: Exception | None = None
     """What a method of the SDE has raised."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The fields; an error that cannot be pickled is replaced by its words."""
+        return type(self), (*self[:-1], _portable(self.error))
+
     def __str__(self) -> str:
         """One line: name, what deviates by how much and where, likely slip."""
         text = f"{self.name}: {self.detail}" if self.detail else self.name
         if math.isfinite(self.deviation) and self.verdict != "skipped":
             text += f" (deviation {self.deviation:.2g}, bound {self.bound:.0e})"
         return f"{text}; likely slip: {self.hint}" if self.hint else text
+
+
+def _portable(error: Exception | None) -> Exception | None:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # of any kind: the user's class decides
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 @dataclass(frozen=True)
@@ -84,7 +99,7 @@ class Report:
         return "\n".join([self.sde, *(line.rstrip() for line in lines)])
 
 
-class SDEError(ValueError):
+class SDEError(Portable, ValueError):
     """An SDE breaks at least one identity; ``report`` has them all."""
 
     def __init__(self, report: Report) -> None:

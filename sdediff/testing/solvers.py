@@ -13,6 +13,7 @@ from sdediff.testing.contracts import CONTRACTS, Contract
 from sdediff.testing.identity import Comparison, Skip
 from sdediff.testing.report import Finding, Report
 from solvers import Solver
+from solvers.portable import Portable
 
 __all__ = ["SolverError", "SolverReport", "check_solver"]
 
@@ -24,7 +25,7 @@ class SolverReport(Report):
     kind = "contract"
 
 
-class SolverError(ValueError):
+class SolverError(Portable, ValueError):
     """A solver breaks at least one contract; ``report`` has them all."""
 
     def __init__(self, report: Report) -> None:

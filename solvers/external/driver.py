@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from solvers.arithmetic import rowwise
 from solvers.integrate import Options, Snapshot, require
 from solvers.noise import Noise, StepNoise
+from solvers.portable import Portable
 from solvers.problem import Problem
 from solvers.solution import Failure, Solution, SolveError, Status
 from solvers.solver import Solver, Step
@@ -24,7 +25,7 @@ __all__ = ["External", "Run", "Stop", "check_method"]
 T = TypeVar("T")
 
 
-class Stop(Exception):
+class Stop(Portable, Exception):
     """Leaves the other library's driver: all samples that still move fail."""
 
     def __init__(self, status: Status, words: str = "") -> None:
