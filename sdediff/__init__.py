@@ -11,6 +11,7 @@ from sdediff.encoding import decode, encode
 from sdediff.likelihood import BitsPerDim, LogProb, bits_per_dim, log_prob
 from sdediff.model import ScoreModel
 from sdediff.names import nearest
+from sdediff.normalizer import Normalizer
 from sdediff.objectives import (
     Bins,
     ConditionDropout,
@@ -160,6 +161,7 @@ __all__ = [
     "MinSNR",
     "MonotoneSchedule",
     "NCSNLoss",
+    "Normalizer",
     "PredictorCorrector",
     "Prior",
     "RectifiedFlow",

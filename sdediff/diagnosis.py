@@ -10,7 +10,9 @@ from torch import Tensor
 
 from sdediff.arguments import check_condition, check_model, check_states
 from sdediff.model import ScoreModel, combine, evaluating
+from sdediff.normalizer import coordinate_moments
 from sdediff.predictions import PREDICTIONS
+from sdediff.suitability import unsuited
 from solvers import White, expand, seeds
 
 __all__ = ["Diagnosis", "diagnose"]
@@ -25,6 +27,8 @@ class Diagnosis:
 
     declared: str
     errors: dict[str, float]
+    data: str = ""
+    """What is wrong with the data: that they do not suit the SDE; nothing if they do."""
 
     @property
     def best(self) -> str:
@@ -47,6 +51,8 @@ class Diagnosis:
             lines.append(f"Declared: {self.declared}. The output denoises as {self.best}: say ScoreModel(net, sde, {self.best!r}).")
         else:
             lines.append("No reading beats a linear guess: is the network trained, and is `time` what it was trained with?")
+        if self.data:
+            lines.append(f"The data do not suit the SDE: {self.data}.")
         return "\n".join(lines)
 
 
@@ -57,6 +63,8 @@ def diagnose(model: ScoreModel, x_0: Tensor, *, condition: Mapping[str, Tensor] 
     the mean of |E[x_0 | x] - x_0|^2, weighted so that the best linear guess from x has error 1 for white data: the squared error of
     Karras et al.'s preconditioned output (arXiv 2206.00364, Table 1). The network is evaluated twice.
 
+    The data are in the user's units, as for ``fit``, and the text of the result says where their scale does not suit the SDE.
+
     Raises ValueError or TypeError for a model without a Gaussian kernel, or data that are no batch of finite numbers.
     """
     check_model(model)
@@ -65,6 +73,9 @@ def diagnose(model: ScoreModel, x_0: Tensor, *, condition: Mapping[str, Tensor] 
         raise ValueError(f"diagnose needs a Gaussian kernel, which {sde!r} does not have: its networks predict the score alone")
     x_0 = check_states("x_0", x_0).to(model.device)
     condition = check_condition(condition, len(x_0), model.device)
+    if model.normalizer is not None:
+        x_0 = model.normalizer.normalize(x_0)
+    amiss = unsuited(sde, *coordinate_moments(x_0))
     copies = -(-256 // len(x_0))
     x_0 = x_0.repeat(copies, *(1,) * (x_0.ndim - 1))
     condition = {name: value.repeat(copies, *(1,) * (value.ndim - 1)) for name, value in condition.items()}
@@ -97,4 +108,4 @@ def diagnose(model: ScoreModel, x_0: Tensor, *, condition: Mapping[str, Tensor] 
             a, b = read.conversion("data", t)
             wrong = combine(a, b, x_t, outputs[scaled]) - x_0
             errors[name] = float((expand(unit, wrong) * wrong.square()).mean(dtype=torch.float64))
-    return Diagnosis(model.predicts, errors)
+    return Diagnosis(model.predicts, errors, amiss or "")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sdediff.clocks import Clock, check_clock, read_clock
 from sdediff.constraints import Constraint
+from sdediff.normalizer import Normalizer
 from sdediff.predictions import PREDICTIONS, Pair, canonical, conversion, singular
 from sdediff.sde import SDE
 from sdediff.sde.coefficient import as_time
@@ -36,6 +37,10 @@ class ScoreModel(nn.Module):
     ``learned_variance``: the network returns twice the channels (dimension 1), the second half of which says how large the variance
     of DDPM's reverse step is (``DDPM(variance="learned")``); other solvers and losses leave it aside.
 
+    ``normalizer``: the network and the SDE work with data y of the user's as x = (y - mean) / std (see
+    `Normalizer`). ``fit``, `diagnose` and whatever samples, encodes or tells a likelihood take and
+    return y; losses and the methods of the model take x.
+
     Under an SDE without a Gaussian kernel the network predicts the score. The methods take t as a number or one number a sample,
     inside the SDE's usable range, and ``**condition`` for the network.
     """
@@ -52,6 +57,7 @@ class ScoreModel(nn.Module):
         time: Clock = "t",
         time_dtype: torch.dtype | None = None,
         learned_variance: bool = False,
+        normalizer: Normalizer | None = None,
     ) -> None:
         super().__init__()
         if not callable(net):
@@ -67,6 +73,9 @@ class ScoreModel(nn.Module):
         self.net, self.sde, self.predicts, self.sigma_data = net, sde, predicts, float(sigma_data)
         self.time, self.time_dtype = check_clock(time, sde), time_dtype
         self.learned_variance = learned_variance
+        if normalizer is not None and not isinstance(normalizer, Normalizer):
+            raise TypeError(f"normalizer must be a Normalizer, Normalizer.of(data) say; got {normalizer!r}")
+        self.normalizer = normalizer
         self.constraint: Constraint | None = None
 
     @property

@@ -77,8 +77,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = settings.rate(self.step)
         given = {name: value[index].to(accelerator.device) for name, value in self.condition.items()}
+        x_0, normalizer = self.data[index].to(accelerator.device), self.model.normalizer
+        x_0 = x_0 if normalizer is None else normalizer.normalize(x_0)
         with accelerator.autocast():
-            value = self.loss(self.model, self.data[index].to(accelerator.device), given).mean()
+            value = self.loss(self.model, x_0, given).mean()
         self.optimizer.zero_grad()
         accelerator.backward(value)
         accelerator.clip_grad_norm_(self.module.parameters(), settings.clip)

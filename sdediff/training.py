@@ -7,6 +7,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
@@ -19,8 +20,10 @@ from torch import Tensor, nn
 from sdediff import checkpoint
 from sdediff._extras import require
 from sdediff.model import ScoreModel
+from sdediff.normalizer import coordinate_moments
 from sdediff.objectives import DenoisingScoreMatching, Objective
 from sdediff.progress import Bar, progress_bar
+from sdediff.suitability import unsuited
 from sdediff.trainer import Settings, Trainer
 from solvers.portable import Portable
 
@@ -62,7 +65,10 @@ def fit(
 
     AdamW with ``warmup`` linear steps and a cosine to zero at ``steps``, the gradient's norm clipped at ``clip``; the weights are
     averaged with decay min(``ema``, (1 + k) / (10 + k)) at step k. ``loss`` is any function loss(model, x_0, condition) -> (B,), by
-    default `DenoisingScoreMatching` with stratified times. ``condition`` holds tensors (N, ...) that go to the network with their
+    default `DenoisingScoreMatching` with stratified times. Data are in the user's units: the loss sees
+    what the model's `Normalizer` makes of them. A UserWarning says so where the data, thus seen, do
+    not suit the SDE: where the prior gap is more than 0.02 nats a coordinate, or where their standard
+    deviation is far from that for which the SDE is made. ``condition`` holds tensors (N, ...) that go to the network with their
     samples.
 
     Batches, times, noise and dropout of a step depend on ``seed`` and its number alone, so that a run that is stopped and resumed
@@ -79,6 +85,7 @@ def fit(
         raise TypeError(f"loss must be a function loss(model, x_0, condition) -> (B,), DDPMLoss(chain) say; got {loss!r}")
     _check(model, data, condition, checkpoint_every)
     settings = Settings(steps, batch_size, lr, warmup, ema, clip, seed)
+    _look_at(model, data)
     folder = Path(out)
     config = {
         "format": 1,
@@ -164,6 +171,17 @@ def _check(model: ScoreModel, data: Tensor, condition: Mapping[str, Tensor], che
             raise ValueError(f"condition {name!r} must be a tensor with one row for each of the {len(data)} samples")
     if checkpoint_every < 1:
         raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every!r}")
+
+
+def _look_at(model: ScoreModel, data: Tensor) -> None:
+    """Warn where the data, as the model sees them, do not suit its SDE."""
+    if model.normalizer is not None:
+        model.normalizer.check(data.shape[1:])
+    mean, variance = coordinate_moments(data)
+    if model.normalizer is not None:
+        mean, variance = model.normalizer.moments(mean, variance)
+    if wrong := unsuited(model.sde, mean, variance):
+        warnings.warn(wrong, stacklevel=3)
 
 
 def _prepare_folder(folder: Path, config: dict[str, Any], *, resume: bool, overwrite: bool) -> None:

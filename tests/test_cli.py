@@ -229,3 +229,22 @@ def test_demo_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert results["held_out"]["recognised"] > 0.9
     assert sum(results["solvers"][0]["quality"]["counts"]) == 8
     assert (tmp_path / "demo" / "table.txt").read_text().strip() in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("raw", [False, True], ids=["points", "fields"])
+def test_arrays_are_standardised_and_samples_are_in_their_units(
+    raw: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The network sees mean 0 and variance 1 a channel; the folder keeps the map; samples come back (trained hardly at all)."""
+    rng = np.random.default_rng(0)
+    mean, data = np.array([300.0, -200.0]), rng.normal(size=(60, 2, 4, 4) if raw else (60, 2))
+    data = mean.reshape(2, 1, 1) + 40 * data if raw else mean + 40 * data
+    np.save(tmp_path / "data.npy", data)
+    arguments = ["train", "--data", tmp_path / "data.npy", "--out", tmp_path / "run", "--steps", 2, "--device", "cpu"]
+    if raw:
+        assert "--raw on the command line" in refuse(capsys, *arguments)
+    command(*arguments, *(["--raw"] if raw else []))
+    assert "data are standardised, samples are not: Normalizer(mean=[" in capsys.readouterr().err
+    normalizer = sd.load(tmp_path / "run").normalizer
+    assert normalizer == sd.Normalizer.of(torch.from_numpy(data).float())
+    assert "raw is for an .npy" in refuse(capsys, "train", "--data", "digits", "--raw", "--out", tmp_path / "other")

@@ -447,3 +447,16 @@ def test_split_without_labels():
 def test_split_that_cannot_be(count, kind, word):
     with refusal(kind, "held_out", word):
         split(numbered([0] * 20), count)
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 3, 4), (5, 3, 4)])
+def test_raw_arrays_stay_as_they_are(tmp_path, shape):
+    a = rng().normal(280, 20, shape)
+    d = load_data(saved(tmp_path, a), raw=True)
+    np.testing.assert_array_equal(d.x, a.astype(np.float32).reshape(5, -1, 3, 4))
+    assert not d.is_image
+    assert torch.equal(d.unscale(d.x), d.x)
+    with pytest.raises(ValueError, match="uint8: raw arrays are of floats"):
+        load_data(saved(tmp_path, grey()), raw=True)
+    with pytest.raises(ValueError, match="which is not resized"):
+        load_data(saved(tmp_path, a), raw=True, image_size=2)

@@ -10,6 +10,7 @@ from sdediff.cli.names import check_device, make_sde
 from sdediff.data import Dataset, load_data
 from sdediff.model import ScoreModel
 from sdediff.networks import initialised, network_for
+from sdediff.normalizer import Normalizer
 from sdediff.objectives import DenoisingScoreMatching
 from sdediff.training import fit
 
@@ -36,6 +37,7 @@ def run(
     weighting: str,
     times: str,
     image_size: int | None,
+    raw: bool,
     mixed_precision: str | None,
     seed: int,
     device: str | None,
@@ -45,16 +47,21 @@ def run(
     process = make_sde(sde)
     loss = DenoisingScoreMatching(weighting, times, stratified=True)
     place = check_device(device)
-    dataset = load_data(data, image_size=image_size)
+    dataset = load_data(data, image_size=image_size, raw=raw)
     event = tuple(dataset.x.shape[1:])
-    spread = round(float(dataset.x.std()), 3)
-    model = ScoreModel(initialised(partial(network_for, event), seed), process, "edm", sigma_data=spread)
+    # Images are in [-1, 1] by now; points and raw arrays come in any units, and their samples go back to those.
+    normalizer = None if dataset.is_image else Normalizer.of(dataset.x)
+    spread = 1.0 if normalizer else round(float(dataset.x.std()), 3)
+    net = initialised(partial(network_for, event), seed)
+    model = ScoreModel(net, process, "edm", sigma_data=spread, normalizer=normalizer)
     if not quiet:
         size = sum(p.numel() for p in model.parameters())
         print(
             f"{len(dataset.x)} samples of shape {event} from {dataset.name}; {size / 1e6:.2f} M parameters on {place}",
             file=sys.stderr,
         )
+        if normalizer:
+            print(f"data are standardised, samples are not: {normalizer}", file=sys.stderr)
     fit(
         model,
         dataset.x,

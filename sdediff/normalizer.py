@@ -1,0 +1,167 @@
+"""Data in the user's units, and the same data in the units of the model: an affine map for each channel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+__all__ = ["Normalizer", "coordinate_moments"]
+
+Numbers = float | Sequence[Any] | Tensor
+
+_CHUNK = 2**24
+_SHOWN = 8
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Normalizer:
+    """x = (y - mean) / std: data y (B, *event) in the user's units, x in those of the model.
+
+    ``mean`` and ``std`` are numbers, one number a channel (C,), dimension 1 of y, or of the event's
+    shape; ``std`` is positive. They are kept as float64 tensors on the host. A normalizer belongs
+    to a model, ``ScoreModel(net, sde, normalizer=Normalizer.of(data))``: `sample`, `encode`,
+    `decode`, `log_prob` and `bits_per_dim` then take and return states in the user's units,
+    y_t = mean + std x_t at every time, and densities are those of y. Losses, and the methods of the
+    model itself, see x.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Numbers = 0.0, std: Numbers = 1.0) -> None:
+        center, scale = _numbers("mean", mean), _numbers("std", std)
+        if not bool((scale > 0).all()):
+            raise ValueError(f"Normalizer: std must be positive, got {float(scale.min()):g}")
+        try:
+            center, scale = torch.broadcast_tensors(center, scale)
+        except RuntimeError as error:
+            shapes = f"{tuple(center.shape)} and {tuple(scale.shape)}"
+            raise ValueError(f"Normalizer: mean and std must have one shape, got {shapes}") from error
+        object.__setattr__(self, "mean", center.clone())
+        object.__setattr__(self, "std", scale.clone())
+
+    @classmethod
+    def of(cls, data: Tensor) -> Self:
+        """The normalizer under which each channel of ``data`` (N, *event) has mean 0 and variance 1.
+
+        Channels are dimension 1: the coordinates of points (N, d), the colours of images
+        (N, C, H, W). A channel that is constant is shifted to 0 and keeps its units, std = 1.
+        Raises ValueError where all of the data are constant or not finite.
+        """
+        mean, variance = coordinate_moments(data)
+        rest = tuple(range(1, mean.ndim))
+        center = mean.mean(dim=rest) if rest else mean
+        between = (mean - _beside(center, mean.ndim)).square() if rest else torch.zeros_like(mean)
+        total = variance + between
+        std = (total.mean(dim=rest) if rest else total).sqrt()
+        # Rounding of the mean leaves a constant channel with a spread of its last digit.
+        least = 64 * torch.finfo(torch.float64).eps * center.abs()
+        if not bool((std > least).any()):
+            raise ValueError(
+                "Normalizer.of: every channel of the data is constant, so that there is no standard "
+                "deviation to divide by; give the numbers, Normalizer(mean, std)"
+            )
+        return cls(center, torch.where(std > least, std, 1.0))
+
+    def normalize(self, y: Tensor) -> Tensor:
+        """(y - mean) / std of y (B, *event), in the dtype of y and where y is."""
+        mean, std = self._like(y)
+        return (y - mean) / std
+
+    def denormalize(self, x: Tensor) -> Tensor:
+        """mean + std x of x (B, *event), in the dtype of x and where x is."""
+        mean, std = self._like(x)
+        return mean + std * x
+
+    def moments(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the coordinates of x, (*event), from those of y."""
+        center, std = (_beside(part, mean.ndim) for part in (self.mean, self.std))
+        return (mean - center) / std, variance / std.square()
+
+    def log_det(self, event: Sequence[int]) -> float:
+        """The sum of log std over the coordinates of an event: log p(y) = log p(x) - log_det."""
+        self.check(event)
+        shape = torch.Size(event)
+        return float(_beside(self.std, len(shape)).log().expand(shape).sum())
+
+    def check(self, event: Sequence[int]) -> None:
+        """Raise a ValueError unless an event of this shape can be normalised."""
+        shape, own = tuple(event), tuple(self.mean.shape)
+        if own and own != shape and own != shape[:1]:
+            raise ValueError(
+                f"the normalizer has mean and std of shape {own}, and an event has shape {shape}: "
+                "they are numbers, one number a channel (C,), or of the event's shape"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments as numbers and lists, which JSON can hold: ``Normalizer(**d)`` is equal."""
+        return {"mean": self.mean.tolist(), "std": self.std.tolist()}
+
+    def _like(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and std beside states x, shaped so that they act on them."""
+        self.check(x.shape[1:])
+        pair = torch.stack([self.mean, self.std]).to(x.dtype).to(x.device)
+        return _beside(pair[0], x.ndim - 1), _beside(pair[1], x.ndim - 1)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both have the same numbers in the same shape."""
+        if not isinstance(other, Normalizer):
+            return NotImplemented
+        return torch.equal(self.mean, other.mean) and torch.equal(self.std, other.std)
+
+    def __hash__(self) -> int:
+        """By the numbers."""
+        return hash((tuple(self.mean.shape), *self.mean.flatten().tolist(), *self.std.flatten().tolist()))
+
+    def __repr__(self) -> str:
+        """The numbers, or the shape where they are many."""
+        if self.mean.numel() > _SHOWN:
+            return f"Normalizer(mean and std of shape {tuple(self.mean.shape)})"
+        return f"Normalizer(mean={_shown(self.mean)}, std={_shown(self.std)})"
+
+
+def coordinate_moments(data: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each coordinate of ``data`` (N, *event), float64 on the host, each (*event).
+
+    The variance is that of the N samples themselves, divided by N. Raises ValueError or TypeError
+    unless the data are finite floating-point numbers with at least one sample.
+    """
+    if not isinstance(data, Tensor) or data.ndim < 1 or not data.is_floating_point() or not data.numel():
+        got = f"{data.dtype} of shape {tuple(data.shape)}" if isinstance(data, Tensor) else type(data).__name__
+        raise TypeError(f"data must be a floating-point tensor (N, *event) that is not empty, got {got}")
+    total = sum((part.sum(dim=0) for part in _parts(data)), torch.zeros(data.shape[1:], dtype=torch.float64))
+    mean = total / len(data)
+    if not bool(torch.isfinite(mean).all()):
+        raise ValueError("data contain values that are not finite; drop or mend those samples")
+    square = sum(((part - mean).square().sum(dim=0) for part in _parts(data)), torch.zeros_like(mean))
+    return mean, square / len(data)
+
+
+def _parts(data: Tensor) -> Iterator[Tensor]:
+    """The data as float64 on the host, so many samples at a time that memory is not doubled."""
+    size = max(1, _CHUNK // max(1, data[0].numel()))
+    for part in data.detach().split(size):
+        yield part.cpu().double()
+
+
+def _numbers(name: str, value: Numbers) -> Tensor:
+    try:
+        found = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"Normalizer: {name} must be a number, a sequence or a tensor of numbers, got {value!r}") from error
+    if not bool(torch.isfinite(found).all()) or not found.numel():
+        raise ValueError(f"Normalizer: {name} must be finite numbers, got {value!r}")
+    return found
+
+
+def _beside(numbers: Tensor, rank: int) -> Tensor:
+    """Numbers a channel, (C,), shaped for an event of this rank; others as they are."""
+    return numbers.reshape(-1, *(1,) * (rank - 1)) if numbers.ndim == 1 and rank > 1 else numbers
+
+
+def _shown(numbers: Tensor) -> str:
+    return f"{float(numbers):.6g}" if not numbers.ndim else f"[{', '.join(f'{n:.6g}' for n in numbers.flatten().tolist())}]"

@@ -1,0 +1,70 @@
+"""Whether data, or a standard deviation of data, suit an SDE: the prior gap, and the sizes of noise and data."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+__all__ = ["short_of_noise", "unsuited"]
+
+_GAP: Final = 2e-2
+"""Nats a coordinate: the law at t_max is then off the prior by a fifth of its standard deviation.
+The most among published configurations is 2e-4: images that are white, under `VE`."""
+_WIDEST, _NARROWEST = 5.0, 0.05
+"""The standard deviation of the data over that for which an SDE is made."""
+_LEAST: Final = 2.0
+"""The standard deviation of the data over that of the noise at t_min."""
+_FADED: Final = 0.1
+
+
+@torch.no_grad()
+def unsuited(sde: Any, mean: Tensor, variance: Tensor) -> str | None:
+    """What is wrong with data of these moments, one mean and variance a coordinate, under ``sde``; None if nothing is.
+
+    Three things are looked at: the prior gap (`LinearSDE.prior_gap`) over the number of coordinates,
+    which is large where the data are far from 0 or wider than the noise at t_max; the standard
+    deviation of the data against the prior's, where the SDE lets the data fade (alpha falls to a
+    tenth or less, as VP's), which it may exceed by 5 times or fall below by 20; and against the noise
+    at t_min, which must be half of it at most. Data that are constant are measured by their mean alone.
+    """
+    if "kernel" not in sde.offers:
+        return None
+    std, size = float(variance.mean().sqrt()), float(mean.square().mean().sqrt())
+    gap = sde.prior_gap(mean, variance) / mean.numel()
+    ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
+    alpha, sigma = sde.alpha(ends).tolist(), sde.sigma(ends).tolist()
+    prior, least = sde.prior.std, sigma[0] / alpha[0]
+    fades = abs(alpha[1]) < _FADED * abs(alpha[0])
+    found = f"the standard deviation of the data is {std:.3g} and their mean {size:.3g} (root mean squares over coordinates)"
+    mend = "normalise them, ScoreModel(net, sde, normalizer=Normalizer.of(data))"
+    if fades and std and not prior * _NARROWEST <= std <= prior * _WIDEST:
+        return f"{found}, but {sde!r} is for data of the scale of its prior, standard deviation {prior:.3g}: {mend}"
+    if gap > _GAP:
+        larger = "" if fades else ", or raise sigma at t_max (sigma_max of VE and EDM)"
+        return (
+            f"{found}, so that at t_max the law of the data is {gap:.2g} nats a coordinate off the prior of {sde!r} "
+            f"(at most {_GAP:g} is small): {mend}{larger}"
+        )
+    if std and std < _LEAST * least:
+        return (
+            f"{found}, which the noise that {sde!r} leaves on them at t_min, of standard deviation {least:.3g}, hides: "
+            f"{mend}, or lower sigma at t_min (sigma_min of VE and EDM)"
+        )
+    return None
+
+
+@torch.no_grad()
+def short_of_noise(sde: Any, data_std: float) -> str | None:
+    """What is wrong with sampling from the prior for data of this standard deviation and mean 0; None if nothing is."""
+    gap = sde.prior_gap(0.0, data_std**2)
+    if gap <= _GAP:
+        return None
+    end = torch.tensor(sde.t_max, dtype=torch.float64)
+    signal, noise = abs(float(sde.alpha(end))) * data_std, float(sde.sigma(end))
+    return (
+        f"the noising process ends before noise has taken over: at t_max = {sde.t_max:.4g} of {sde!r} data of standard deviation "
+        f"{data_std:.3g} have {signal:.3g} left beside noise of {noise:.3g}, {gap:.3g} nats a coordinate off the prior from which "
+        "sampling starts. Take more levels or larger betas, a larger sigma_max, or pass x_init"
+    )

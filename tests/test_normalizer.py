@@ -1,0 +1,176 @@
+"""Data in the user's units: the affine map, its place in the run folder, and data that do not suit the SDE."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import sdediff as sd
+from sdediff.networks import MLP, initialised
+from sdediff.normalizer import coordinate_moments
+from sdediff.suitability import unsuited
+
+POINTS = torch.tensor([300.0, -200.0]) + 40 * torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
+
+
+def net() -> MLP:
+    return initialised(lambda: MLP(2, 32, 2, 8), 0)
+
+
+@pytest.mark.parametrize("shape", [(50, 3), (50, 3, 4, 5), (50,)])
+def test_each_channel_has_mean_0_and_variance_1(shape: tuple[int, ...]) -> None:
+    data = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    scale = torch.tensor([1.0, 1e-3, 1e4], dtype=torch.float64).reshape(3, *(1,) * (len(shape) - 2)) if len(shape) > 1 else 7.0
+    data = scale * (data + 5)
+    normalizer = sd.Normalizer.of(data)
+    x = normalizer.normalize(data)
+    others = tuple(i for i in range(len(shape)) if i != 1)
+    variance, mean = torch.var_mean(x, dim=others, correction=0)
+    torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-11)
+    torch.testing.assert_close(variance, torch.ones_like(variance))
+    torch.testing.assert_close(normalizer.denormalize(x), data)
+    assert normalizer.mean.shape == shape[1:2]
+
+
+def test_the_log_determinant_is_that_of_the_map() -> None:
+    normalizer = sd.Normalizer([1.0, 2.0], [3.0, 0.5])
+    for event in ((2,), (2, 3)):
+        y = torch.linspace(-1, 1, math.prod(event), dtype=torch.float64).reshape(1, *event)
+        jacobian = torch.autograd.functional.jacobian(normalizer.denormalize, y).reshape(y.numel(), -1)
+        assert normalizer.log_det(event) == pytest.approx(float(torch.linalg.slogdet(jacobian)[1]), abs=1e-12)
+    assert sd.Normalizer(0.0, 10.0).log_det((4, 5)) == pytest.approx(20 * math.log(10))
+
+
+def test_it_is_a_value() -> None:
+    one, two = sd.Normalizer([300, -200], 40.0), sd.Normalizer(torch.tensor([300, -200]), np.array([40.0, 40.0]))
+    assert one == two
+    assert hash(one) == hash(two)
+    assert one != sd.Normalizer([300, -200], 41.0)
+    assert one != 1
+    assert repr(one) == "Normalizer(mean=[300, -200], std=[40, 40])"
+    assert repr(sd.Normalizer(torch.zeros(3, 8, 8))) == "Normalizer(mean and std of shape (3, 8, 8))"
+    for again in (pickle.loads(pickle.dumps(one)), copy.deepcopy(one), sd.Normalizer(**json.loads(json.dumps(one.to_dict())))):
+        assert again == one
+    given = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    mine = sd.Normalizer(given)
+    given += 1
+    assert mine.mean.tolist() == [1, 2]
+
+
+def test_a_constant_channel_keeps_its_units() -> None:
+    data = torch.cat([torch.full((99, 1), 0.1), torch.randn(99, 1, generator=torch.Generator().manual_seed(2))], dim=1)
+    normalizer = sd.Normalizer.of(data)
+    assert float(normalizer.std[0]) == 1
+    assert float(normalizer.normalize(data)[:, 0].abs().max()) < 1e-7
+    with pytest.raises(ValueError, match="every channel of the data is constant"):
+        sd.Normalizer.of(data[:, :1])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: sd.Normalizer(0.0, 0.0), ValueError, "std must be positive, got 0"),
+        (lambda: sd.Normalizer([1, 2], [1, 2, 3]), ValueError, r"one shape, got \(2,\) and \(3,\)"),
+        (lambda: sd.Normalizer("wide"), TypeError, "must be a number, a sequence or a tensor"),
+        (lambda: sd.Normalizer(math.nan), ValueError, "finite"),
+        (lambda: sd.Normalizer.of(torch.zeros(3, 2, dtype=torch.int64)), TypeError, "floating-point"),
+        (lambda: sd.Normalizer.of(torch.tensor([[1.0], [math.inf]])), ValueError, "not finite"),
+        (lambda: sd.Normalizer([1, 2, 3]).normalize(torch.zeros(4, 2)), ValueError, r"shape \(3,\), and an event has shape \(2,\)"),
+        (lambda: sd.ScoreModel(net(), sd.VP(), normalizer=2.0), TypeError, r"Normalizer.of\(data\) say; got 2"),
+    ],
+)
+def test_bad_input(call, error: type[Exception], words: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(error, match=words):
+        call()
+
+
+def test_moments_are_those_of_the_coordinates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sdediff.normalizer._CHUNK", 12)  # several parts, the last one shorter
+    data = 1e4 + torch.randn(31, 2, 3, generator=torch.Generator().manual_seed(3))
+    variance, mean = torch.var_mean(data.double(), dim=0, correction=0)
+    for found, expected in zip(coordinate_moments(data), (mean, variance), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    normalizer = sd.Normalizer([9e3, 1e4], [10.0, 20.0])
+    again = coordinate_moments(normalizer.normalize(data.double()))
+    for found, expected in zip(normalizer.moments(mean, variance), again, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+# -- data that do not suit the SDE ------------------------------------------------------------------------------------------
+
+
+PUBLISHED = [
+    sd.VP(),
+    sd.SubVP(),
+    sd.VE(),
+    sd.Cosine(),
+    sd.EDM(),
+    sd.RectifiedFlow(),
+    sd.DDPM.from_schedule("scaled-linear").to_sde(),
+]
+
+
+@pytest.mark.parametrize("sde", PUBLISHED, ids=lambda sde: type(sde).__name__)
+def test_images_suit_every_published_sde(sde: sd.LinearSDE) -> None:
+    """In [-1, 1] whatever their mean and contrast: two levels, all but white, dim."""
+    for mean, std in ((0.0, 1.0), (0.95, 0.1), (-0.9, 0.3), (0.0, 0.06)):
+        assert unsuited(sde, torch.full((3, 64, 64), mean), torch.full((3, 64, 64), std**2)) is None
+
+
+@pytest.mark.parametrize(
+    ("sde", "mean", "std", "words"),
+    [
+        (sd.VP(), (300.0, -200.0), 40.0, "for data of the scale of its prior"),
+        (sd.VP(), (300.0, -200.0), 1.0, r"1\.[0-9]* nats a coordinate off the prior"),
+        (sd.VP(), (127.5, 127.5), 74.0, "standard deviation of the data is 74 and their mean 128"),
+        (sd.RectifiedFlow(), (0.0, 0.0), 1e-4, "scale"),
+        (sd.VE(), (0.0, 0.0), 1e-4, "hides"),
+        (sd.EDM(), (0.0, 0.0), 1e-4, "hides"),
+        (sd.VE(), (300.0, -200.0), 40.0, r"nats a coordinate off the prior.*sigma_max of VE"),
+        (sd.DDPM((1e-3,) * 10).to_sde(), (0.0, 0.0), 1.0, "47 nats a coordinate"),
+    ],
+)
+def test_data_that_do_not_suit(sde: sd.LinearSDE, mean: tuple[float, float], std: float, words: str) -> None:
+    moments = torch.tensor(mean, dtype=torch.float64), torch.full((2,), std**2, dtype=torch.float64)
+    with pytest.raises(ValueError, match=words):
+        raise ValueError(unsuited(sde, *moments))
+    if "DDPM" not in repr(sde) and "Interpolated" not in repr(sde):  # the chain is at fault there, not the data
+        normalizer = sd.Normalizer(moments[0], moments[1].sqrt())
+        assert unsuited(sde, *normalizer.moments(*moments)) is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [255 * torch.rand(64, 2, generator=torch.Generator().manual_seed(4)), 2.5e-6 * (POINTS - POINTS.mean(dim=0)), POINTS],
+    ids=["0 to 255", "tiny", "far"],
+)
+def test_fit_and_diagnose_say_so_unless_data_are_normalised(data: torch.Tensor, tmp_path: Path) -> None:
+    arguments = {"steps": 1, "batch_size": 4, "device": "cpu"}
+    with pytest.warns(UserWarning, match=r"standard deviation of the data.*normalizer=Normalizer.of\(data\)"):
+        model = sd.fit(sd.ScoreModel(net(), sd.VP()), data, out=tmp_path / "a", **arguments)  # type: ignore[arg-type]
+    assert "do not suit the SDE: the standard deviation" in str(sd.diagnose(model, data))
+    model = sd.ScoreModel(net(), sd.VP(), normalizer=sd.Normalizer.of(data))
+    model = sd.fit(model, data, out=tmp_path / "b", **arguments)  # type: ignore[arg-type]
+    assert "suit" not in str(sd.diagnose(model, data))
+
+
+def test_fit_shows_the_loss_normalised_data(tmp_path: Path) -> None:
+    """The weights are those of a fit to the normalised data themselves, to the bit."""
+    normalizer = sd.Normalizer.of(POINTS)
+    mine, plain = sd.ScoreModel(net(), sd.VP(), normalizer=normalizer), sd.ScoreModel(net(), sd.VP())
+    one, two = (
+        sd.fit(model, data, out=tmp_path / name, steps=3, batch_size=8, device="cpu")
+        for model, data, name in ((mine, POINTS, "a"), (plain, normalizer.normalize(POINTS), "b"))
+    )
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert sd.diagnose(one, POINTS).errors == sd.diagnose(two, normalizer.normalize(POINTS)).errors
+    assert sd.load(tmp_path / "a").normalizer == normalizer
+    assert sd.load(tmp_path / "b").normalizer is None
