@@ -32,34 +32,52 @@ def _check(solver: Langevin | MetropolisLangevin) -> None:
         raise ValueError(f"{name}: n_steps must be an int of at least 0, got {solver.n_steps!r}; 0 leaves the samples alone")
 
 
-def _plan(problem: Problem, times: Tensor, snr: float) -> list[_Plan]:
-    """Steps of 2 (snr sigma)^2 at the end of each interval."""
-    problem.prepare(times)
-    s = times[1:]
-    size = 2 * (snr * problem.marginal(s)[1]) ** 2
-    root = (2 * size).sqrt()
-    return [_Plan(time, *row) for time, row in zip(s.unbind(), entries(size, root), strict=True)]
+def _plan(times: Tensor, size: Tensor) -> list[_Plan]:
+    """A step of each size at the end of each interval."""
+    root = torch.where(size > 0, 2 * size, 1.0).sqrt() * (size > 0)  # at 0 a root has no gradient
+    rows = zip(times[1:].unbind(), entries(size, root), strict=True)
+    return [_Plan(time, *row) for time, row in rows]
+
+
+def _alphas(problem: Problem, times: Tensor) -> Tensor:
+    """alpha_i = 1 - beta_i >= 0 at the end of each interval: beta_i = -2 f h, h the next interval."""
+    lengths = times.diff(dim=0).abs()
+    following = torch.cat([lengths[1:], lengths[-1:]])
+    # At the start of a grid f may be infinite.
+    f = torch.where(following > 0, problem.coefficients(times[1:])[0], 0.0)
+    return (1 + 2 * f * following).clamp(min=0)
 
 
 @dataclass(frozen=True)
 class Langevin(Solver):
-    """x <- x + step score(x, t) + sqrt(2 step) z with step = 2 (snr sigma(t))^2, ``n_steps`` times at one time t.
+    """x <- x + step score(x, t) + sqrt(2 step) z with step = 2 alpha_i (snr sigma(t))^2.
 
-    A corrector: over the interval from t to s it leaves time alone and moves the samples towards the law at s. The step is
-    Song et al.'s (arXiv 2011.13456, Algorithms 4 and 5) with the norms of noise and score replaced by what they are on
-    average, so that a sample does not depend on its batch. A chain with a fixed step has a variance excess of order snr^2:
-    `MetropolisLangevin` has none. Alone on a grid it is annealed Langevin dynamics; that of NCSN (Song and Ermon 2019,
-    arXiv 1907.05600, Algorithm 1) with step eps sigma^2 / sigma_L^2 has snr = sqrt(eps) / (2 sigma_L).
+    A corrector: it takes ``n_steps`` such steps at one time, which move the samples towards the
+    law at that time. The step is the one of Song et al. (arXiv 2011.13456, Algorithms 4 and 5) with
+    the norms of noise and score replaced by their means, so that a sample does not depend on its
+    batch; their code calls this ``AnnealedLangevinDynamics``.
 
-    ``rule="song"``: step = 2 (snr |z| / |score|)^2 with the norms averaged over the batch, as in Song et al.'s code. It is the one
-    solver whose samples depend on the batch that they are drawn in.
+    alpha_i = 1 - beta_i, as in their code, where beta_i is the variance that their chain adds in a
+    step: beta_i = -2 f(t) h, where h is the length of the grid's interval that starts at t, or of
+    the last interval at the end of the grid. It is 1 where alpha is constant (VE, EDM). Where
+    beta_i > 1, for which their code has no step, alpha_i is 0 and the samples stay. In the notation
+    of the paper's section 2.2 alpha_i would be the product of 1 - beta_j over j <= i, which their
+    code does not take.
+
+    A chain with a fixed step has a variance excess of order snr^2: `MetropolisLangevin` has none.
+    Alone on a grid under VE or EDM it is annealed Langevin dynamics: the step
+    eps sigma^2 / sigma_L^2 of NCSN (Song and Ermon 2019, arXiv 1907.05600, Algorithm 1) has
+    snr = sqrt(eps) / (2 sigma_L).
+
+    ``rule="song"``: step = 2 alpha_i (snr |z| / |score|)^2 with the norms averaged over the batch,
+    as in their ``LangevinCorrector``. It is the one solver whose samples depend on their batch.
     """
 
     snr: float = 0.16
     n_steps: int = 1
     rule: Literal["schedule", "song"] = "schedule"
 
-    needs = frozenset({"score", "marginal"})
+    needs = frozenset({"score", "marginal", "coefficients"})
 
     def __post_init__(self) -> None:
         """Check the arguments."""
@@ -78,8 +96,11 @@ class Langevin(Solver):
         return self.n_steps
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
-        """The step size at the end of each interval."""
-        return _plan(problem, times, self.snr)
+        """The step size at the end of each interval; in Song's rule the factor of the norms."""
+        problem.prepare(times)
+        alphas = _alphas(problem, times)
+        spread = torch.ones_like(alphas) if self.rule == "song" else problem.marginal(times[1:])[1]
+        return _plan(times, 2 * alphas * (self.snr * spread) ** 2)
 
     def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """``n_steps`` steps at the end of the interval."""
@@ -88,9 +109,9 @@ class Langevin(Solver):
             z = noise.normal("corrector", k)
             if self.rule == "song":
                 score = problem.score(x, plan.t)
-                size = 2 * (self.snr * rowwise(z).norm(dim=1).mean() / rowwise(score).norm(dim=1).mean()) ** 2
-                mean = x + size * score
-                x = mean + (2 * size).sqrt() * z
+                ratio = rowwise(z).norm(dim=1).mean() / rowwise(score).norm(dim=1).mean()
+                mean = x + plan.step * ratio**2 * score
+                x = mean + plan.root * ratio * z
             else:
                 mean = problem.blend("score", x, plan.t, 1.0, plan.step)
                 x = weighted((1.0, mean), (plan.root, z))
@@ -129,7 +150,8 @@ class MetropolisLangevin(Solver):
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """The step size at the end of each interval."""
-        return _plan(problem, times, self.snr)
+        problem.prepare(times)
+        return _plan(times, 2 * (self.snr * problem.marginal(times[1:])[1]) ** 2)
 
     def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """``n_steps`` steps at the end of the interval; the mean is the state itself, as a rejected step adds no noise."""
@@ -212,9 +234,11 @@ class PredictorCorrector(Solver):
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[Any]:
         """The two plans side by side."""
-        # A corrector acts at the end of its interval: shifted by one, the ends are the starts.
-        ends = times if self.sequence == "predictor-first" else torch.cat([times[:1], times[:-1]])
-        return list(zip(self.predictor.plan(problem, times), self.corrector.plan(problem, ends), strict=True))
+        # A corrector acts at the end of its interval: after one of no length, that is a start.
+        first = self.sequence == "predictor-first"
+        correct = self.corrector.plan(problem, times if first else torch.cat([times[:1], times]))
+        moves = self.predictor.plan(problem, times)
+        return list(zip(moves, correct if first else correct[:-1], strict=True))
 
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         """The predictor's."""

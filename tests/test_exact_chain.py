@@ -61,7 +61,8 @@ def test_euler_maruyama_is_its_recursion(sde: sd.LinearSDE, lam: float | Callabl
 
 @pytest.mark.parametrize("sequence", ["predictor-first", "corrector-first"])
 def test_a_corrector_is_its_recursion(sequence: str) -> None:
-    """DDIM's factor, and two Langevin steps: C <- (1 - h / V)^2 C + 2 h with h = 2 (snr sigma)^2, at s or at t."""
+    """DDIM's factor, and two Langevin steps: C <- (1 - h / V)^2 C + 2 h, at s or at t, with
+    h = 2 alpha_i (snr sigma)^2."""
     sde, snr = sd.VP(), 0.3
     times = grid(sde, 9)
     alpha, sigma = sde.alpha(times)[:, None], sde.sigma(times)[:, None]
@@ -70,7 +71,8 @@ def test_a_corrector_is_its_recursion(sequence: str) -> None:
     for i in range(9):
         move = (alpha[i + 1] * alpha[i] * VALUES + sigma[i + 1] * sigma[i]) / variance[i]
         where = i + 1 if sequence == "predictor-first" else i
-        h = 2 * (snr * sigma[where]) ** 2
+        beta = sde.beta(times[where]) * (times[0] - times[1])  # the steps are equal
+        h = 2 * (1 - beta).clamp(min=0) * (snr * sigma[where]) ** 2
         spread = move**2 * spread if sequence == "predictor-first" else spread
         for _ in range(2):
             spread = (1 - h / variance[where]) ** 2 * spread + 2 * h

@@ -219,7 +219,7 @@ def test_published_updates_with_noise_given(sde: sd.LinearSDE, gaussian: sd.exac
     (alpha_t, sigma_t), (alpha_s, sigma_s) = ((sde.alpha(r), sde.sigma(r)) for r in (t, s))
     a = alpha_t / alpha_s
     v = sigma_t**2 - a**2 * sigma_s**2
-    size = 2 * (0.2 * sigma_s) ** 2
+    size = 2 * (1 + 2 * sde.f(s) * (t - s)).clamp(min=0) * (0.2 * sigma_s) ** 2
     precision = a**2 / v + 1 / sigma_s**2
     g = sde.g(t)
     expected = [

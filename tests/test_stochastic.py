@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from exact_moments import reverse_moments
@@ -10,7 +12,7 @@ from torch import Tensor
 import sdediff as sd
 from sdediff.reverse import Reverse
 from sdediff.testing.paths import slope
-from solvers import Solver, expand, integrate
+from solvers import Solver, StepNoise, expand, integrate
 
 MIXTURE = sd.exact.GaussianMixture([[-1.0, 0.5], [1.0, 0.0], [0.3, -1.0]], 0.3)
 STRONG = {sd.EulerMaruyama(): 1.0, sd.StochasticHeun(): 1.0, sd.SRA1(): 1.5, sd.SRA3(): 1.5}
@@ -218,19 +220,67 @@ def test_heun_in_sigma_ends_with_an_euler_step_where_sigma_is_zero() -> None:
 # -- correctors ----------------------------------------------------------------------------------------------------------
 
 
-def test_langevin_by_songs_rule(gaussian: sd.exact.Gaussian) -> None:
-    """sampling.py of score_sde: step = 2 (snr |z| / |score|)^2 with norms averaged over the batch."""
-    sde = sd.VE(0.02, 10.0)
-    model, white = gaussian.model(sde), sd.White([5, 6, 7], (2,), dtype=torch.float64)
-    t = torch.tensor(0.5, dtype=torch.float64)
-    x = torch.tensor([[3.0, -2.0], [0.5, 1.0], [0.1, 0.2]], dtype=torch.float64)
-    want = x
+Rule = Literal["song", "schedule"]
+
+
+def of_song(model: sd.ScoreModel, x: Tensor, t: Tensor, rule: Rule, alpha: Tensor | float, noise: StepNoise) -> Tensor:
+    """Two steps of score_sde's `LangevinCorrector` ("song") or `AnnealedLangevinDynamics`."""
     for k in range(2):
-        score, z = model.score(want, t), white.at(0).normal("corrector", k)
-        step = 2 * (0.16 * z.norm(dim=-1).mean() / score.norm(dim=-1).mean()) ** 2
-        want = want + step * score + (2 * step).sqrt() * z
-    out = integrate(Reverse(model, 3), sd.Langevin(0.16, 2, "song"), x, torch.stack([t + 0.1, t]), white).x
-    torch.testing.assert_close(out, want, rtol=1e-10, atol=1e-10)
+        score, z = model.score(x, t), noise.normal("corrector", k)
+        norms = z.norm(dim=-1).mean() / score.norm(dim=-1).mean()
+        size = norms if rule == "song" else model.sde.sigma(t)
+        step = (0.16 * size) ** 2 * 2 * alpha
+        x = x + step * score + (step * 2).sqrt() * z
+    return x
+
+
+THREE = torch.tensor([[3.0, -2.0], [0.5, 1.0], [0.1, 0.2]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("rule", ["song", "schedule"])
+@pytest.mark.parametrize("family", [sd.VE(0.02, 10.0), sd.VP(), sd.SubVP(), sd.VP(0.2, 5.0, T=2.0)], ids=repr)
+def test_langevin_is_song_et_als(gaussian: sd.exact.Gaussian, family: sd.LinearSDE, rule: Rule) -> None:
+    """alpha_i = 1 - beta(t) T / N on a grid of steps T / N under VP and sub-VP, and 1 under VE:
+    alone, and before each step of the predictor (their order) or after it."""
+    n = 50
+    model, white = gaussian.model(family), sd.White([5, 6, 7], (2,), dtype=torch.float64)
+    times = torch.linspace(family.T, 0, n + 1, dtype=torch.float64)[:4]
+    solver = sd.Langevin(0.16, 2, rule)
+
+    def alpha(t: Tensor) -> Tensor | float:
+        return 1 - family.beta(t) * family.T / n if isinstance(family, sd.VP | sd.SubVP) else 1.0
+
+    def corrected(x: Tensor, i: int, at: Tensor) -> Tensor:
+        return of_song(model, x, at, rule, alpha(at), white.at(i))
+
+    def predicted(x: Tensor, i: int) -> Tensor:
+        return integrate(Reverse(model, 3), sd.DDIM(), x, times[i : i + 2]).x
+
+    alone = before = after = THREE
+    for i in range(3):
+        alone = corrected(alone, i, times[i + 1])
+        before = predicted(corrected(before, i, times[i]), i)
+        after = corrected(predicted(after, i), i, times[i + 1])
+    for want, made in (
+        (alone, solver),
+        (before, sd.PredictorCorrector(sd.DDIM(), solver, "corrector-first")),
+        (after, sd.PredictorCorrector(sd.DDIM(), solver)),
+    ):
+        out = integrate(Reverse(model, 3), made, THREE, times, white).x
+        torch.testing.assert_close(out, want, rtol=1e-12, atol=1e-12)
+
+
+def test_langevin_where_beta_exceeds_one() -> None:
+    """Their code takes the root of a negative step there. With alpha_i = 0 the samples stay, and
+    the evaluation is counted."""
+    model = MIXTURE.model(sd.RectifiedFlow(t_max=1.0))
+    white = sd.White([5, 6, 7], (2,), dtype=torch.float64)
+    pair = sd.PredictorCorrector(sd.DDIM(), sd.Langevin(), "corrector-first")
+    grid = torch.tensor([1.0, 0.7], dtype=torch.float64)  # from alpha = 0, where f is infinite
+    out = integrate(Reverse(model, 3), pair, THREE, grid, white)
+    alone = integrate(Reverse(model, 3), sd.DDIM(), THREE, grid, white)
+    torch.testing.assert_close(out.x, alone.x, rtol=0, atol=0)
+    assert out.nfe.tolist() == [2, 2, 2]
 
 
 def at_one_time(solver: Solver, data: sd.exact.Law, t: float, rows: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -108,18 +108,25 @@ class _Stay(Solver):
 
 @equivalence(
     "annealed Langevin",
-    statement="NCSN's annealed Langevin dynamics with step eps sigma_i^2 / sigma_L^2 is `Langevin(sqrt(eps) / (2 sigma_L))` on the "
-    "grid, and the corrector-only `PredictorCorrector`",
+    statement="NCSN's annealed Langevin dynamics with step eps sigma_i^2 / sigma_L^2, times Song et "
+    "al.'s alpha_i = 1 - beta_i where alpha is not constant, is `Langevin(sqrt(eps) / (2 sigma_L))` "
+    "on the grid, and the corrector-only `PredictorCorrector`",
 )
 def annealed(case: Case) -> Iterator[Comparison]:
-    """x <- x + step_i / 2 score(x, t_i) + sqrt(step_i) z, twice a level: Song and Ermon 2019 (arXiv 1907.05600, Algorithm 1)."""
+    """x <- x + step_i / 2 score(x, t_i) + sqrt(step_i) z, twice a level: Song and Ermon 2019 (arXiv 1907.05600, Algorithm 1).
+
+    beta_i is -2 f(t_i) times the interval after t_i, the last one's twice: Algorithm 5 of Song
+    et al. 2021 (arXiv 2011.13456).
+    """
     sde, times = case.sde, case.times
     sigma, snr, rounds = sde.sigma(times), 0.1, 2
     eps = (2 * snr * sigma[-1]) ** 2
     x = case.start()
     states = [x]
     for i, t in enumerate(times[1:]):
-        step = eps * sigma[i + 1] ** 2 / sigma[-1] ** 2
+        follows = min(i + 1, len(times) - 2)
+        beta = -2 * sde.f(t) * (times[follows] - times[follows + 1])
+        step = (1 - beta).clamp(min=0) * eps * sigma[i + 1] ** 2 / sigma[-1] ** 2
         for k in range(rounds):
             x = x + step / 2 * case.law.score(sde, x, t) + step.sqrt() * case.noise.at(i).normal("corrector", k)
         states.append(x)
