@@ -2,25 +2,71 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from solvers import rowwise
 
-__all__ = ["Clip", "Constraint", "DynamicThreshold"]
+__all__ = ["Clip", "Constraint", "DynamicThreshold", "applied"]
 
-Constraint = Callable[[Tensor], Tensor]
-"""E[x_0 | x_t] (B, *event) to the same, each sample by itself."""
+Constraint = Callable[..., Tensor]
+"""E[x_0 | x_t] to the same, each sample by itself; `ScoreModel.constrained` says how it is called."""
+
+Applied = Callable[[Tensor, Tensor, int], Tensor]
+
+
+def applied(constraint: Constraint) -> Applied:
+    """The constraint as a function of x_0 (k, *event), the rows (k,) of the call's batch that these are, and the batch's size.
+
+    Only some of the samples are there while others have arrived, or wait for their turn. A function of
+    (x_0, rows) is told which. One of x_0 alone may hold something for each sample of the batch, so
+    that it is handed the whole batch, absent samples being stood in for by the first that is there;
+    unless it has ``samplewise = True``, which says that it holds nothing of that kind.
+    """
+    if takes_rows(constraint):
+        return lambda x_0, rows, count: _checked(constraint(x_0, rows), x_0)
+    if getattr(constraint, "samplewise", False):
+        return lambda x_0, rows, count: _checked(constraint(x_0), x_0)
+
+    def whole(x_0: Tensor, rows: Tensor, count: int) -> Tensor:
+        if torch.equal(rows, torch.arange(count)):
+            return _checked(constraint(x_0), x_0)
+        there = rows.to(x_0.device)
+        batch = x_0[:1].detach().expand(count, *x_0.shape[1:]).index_copy(0, there, x_0)
+        return _checked(constraint(batch), batch)[there]
+
+    return whole
+
+
+def takes_rows(constraint: Constraint) -> bool:
+    """Whether a constraint is called with (x_0, rows): it needs a second argument, or has one called ``rows``."""
+    function: Any = constraint.forward if isinstance(constraint, torch.nn.Module) else constraint
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # a built-in function
+        return False
+    placed = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len(placed) > 1 and (placed[1].default is inspect.Parameter.empty or placed[1].name == "rows")
+
+
+def _checked(out: Tensor, x_0: Tensor) -> Tensor:
+    if not isinstance(out, Tensor) or out.shape != x_0.shape:
+        got = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+        raise ValueError(f"a constraint must return a tensor of the shape of x_0, {tuple(x_0.shape)}, got {got}")
+    return out
 
 
 @dataclass(frozen=True)
 class Clip:
     """x_0 confined to [low, high], the range of the data (Ho et al. 2020's code does so for images in [-1, 1])."""
 
+    samplewise: ClassVar[bool] = True
     low: float = -1.0
     high: float = 1.0
 
@@ -42,6 +88,7 @@ class DynamicThreshold:
     Saharia et al. 2022 (arXiv 2205.11487, section 2.3), for data in [-bound, bound].
     """
 
+    samplewise: ClassVar[bool] = True
     quantile: float = 0.995
     bound: float = 1.0
 

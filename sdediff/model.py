@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sdediff.clocks import Clock, check_clock, read_clock
-from sdediff.constraints import Constraint
+from sdediff.constraints import Constraint, applied
 from sdediff.normalizer import Normalizer
 from sdediff.predictions import PREDICTIONS, Pair, canonical, conversion, singular
 from sdediff.sde import SDE
@@ -118,8 +118,14 @@ class ScoreModel(nn.Module):
     def constrained(self, constraint: Constraint) -> ScoreModel:
         """This model, its network shared, with ``constraint`` applied to E[x_0 | x_t] wherever it is predicted or sampled.
 
-        `Clip` and `DynamicThreshold` ship; any function of states (B, *event) that treats samples alone will do. Every prediction
-        follows from the constrained data, so that every solver sees it. Losses do not.
+        `Clip` and `DynamicThreshold` ship; a function of your own treats every sample by itself. Every
+        prediction follows from the constrained data, so that every solver sees it. Losses do not.
+
+        ``constraint(x_0, rows)`` is told which samples of the call it sees, where others have arrived
+        or wait in another part of ``batch_size``: ``rows`` (k,) are their int64 indices, on the host.
+        ``constraint(x_0)`` always sees as many samples as the call has, in their order (what it
+        returns for those that are absent is dropped), unless it has an attribute
+        ``samplewise = True``, as those that ship: it is then handed only those that are there.
         """
         if not callable(constraint):
             raise TypeError(f"constraint must be a function of the data prediction, Clip(-1, 1) say; got {constraint!r}")
@@ -184,7 +190,8 @@ class ScoreModel(nn.Module):
         out = combine(a, b, x, self.evaluate(x, time, condition))
         if self.constraint is None:
             return out
-        return combine(*conversion(self.sde, "data", target, time, self.sigma_data), x, self.constraint(out))
+        clean = applied(self.constraint)(out, torch.arange(len(x)), len(x))
+        return combine(*conversion(self.sde, "data", target, time, self.sigma_data), x, clean)
 
     def score(self, x: Tensor, t: Tensor | float, **condition: Tensor) -> Tensor:
         """grad log p_t(x), (B, *event)."""

@@ -6,11 +6,12 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, NoReturn, Self
+from typing import Any, NamedTuple, NoReturn, Self
 
 import torch
 from torch import Tensor
 
+from sdediff.constraints import applied
 from sdediff.model import ScoreModel
 from sdediff.predictions import conversion
 from sdediff.sde import SDE
@@ -19,7 +20,16 @@ from solvers import Problem
 from solvers.arithmetic import Number, expand, weighted
 from solvers.problem import Columns, Composed
 
-__all__ = ["Forward", "Reverse"]
+__all__ = ["Batch", "Forward", "Reverse"]
+
+
+class Batch(NamedTuple):
+    """Which samples of a call a problem is about."""
+
+    rows: Tensor
+    """Their indices, int64 (k,) on the host."""
+    size: int
+    """How many samples the call has."""
 
 
 class Forward(Problem):
@@ -58,8 +68,11 @@ class Reverse(Problem):
         stochasticity: float | Callable[[Tensor], Tensor] = 0.0,
         condition: Mapping[str, Tensor] | None = None,
         sees: torch.dtype | None = None,
+        batch: Batch | None = None,
     ) -> None:
         super().__init__(samples)
+        self.batch = batch or Batch(torch.arange(samples), samples)
+        self.constraint = None if model.constraint is None else applied(model.constraint)
         self.model, self.sde, self.lam = model, model.sde, stochasticity
         self.linear = "kernel" in model.sde.offers
         self.offers = frozenset({"drift", "diffusion", "score"})
@@ -135,7 +148,7 @@ class Reverse(Problem):
 
     def entry(self, quantity: str | Composed, x: Tensor, t: Tensor) -> tuple[Any, ...]:
         """(a, b[, scale], time) at t for states like x, as `_columns` has them; finite. Of the data, if those are constrained."""
-        wanted = quantity if self.model.constraint is None else "data"
+        wanted = quantity if self.constraint is None else "data"
         found = self.schedule((wanted, x.dtype, x.shape[0], self.lam), self._columns, t, wanted, x, x=x)
         if not _finite(found[0], found[1]):
             self._refuse(wanted, t)
@@ -158,8 +171,9 @@ class Reverse(Problem):
     ) -> Tensor:
         """keep x + push quantity(x, t) from the network's output."""
         a, b = expand(entry[0], x), expand(entry[1], x)
-        if self.model.constraint is not None:
-            out = self.model.constraint(weighted((a, x), (b, out)))
+        if self.constraint is not None:
+            rows = self.batch.rows if self.rows is None else self.batch.rows[self.rows]
+            out = self.constraint(weighted((a, x), (b, out)), rows, self.batch.size)
             a, b = self.schedule(("from data", quantity, self.lam), self._from_data, t, quantity, x=x)
             if not _finite(a, b):
                 self._refuse(quantity, t)

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sdediff.arguments import Grid, Span, check_choice, check_condition, check_device, make_times
 from sdediff.model import ScoreModel, evaluating
 from sdediff.progress import progress_bar
-from sdediff.reverse import Reverse
+from sdediff.reverse import Batch, Reverse
 from solvers import Options, Snapshot, Solution, SolveError, Solver
 from solvers.solution import merge
 
@@ -107,7 +107,7 @@ class Solving:
     ) -> Reverse:
         """The problem of the samples ``rows``."""
         condition = {name: value[rows.to(value.device)] for name, value in self.condition.items()}
-        return Reverse(self.model, len(rows), stochasticity, condition, sees)
+        return Reverse(self.model, len(rows), stochasticity, condition, sees, Batch(rows, self.count))
 
     def run(self, title: str, part: Callable[[Tensor, Options], Solution]) -> Solution:
         """``part(rows, options)`` of ``batch_size`` samples at a time, joined; `SolveError` if a sample failed and ``raises``."""

@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-__all__ = ["Number", "columns", "entries", "expand", "numbers", "place", "rowwise", "weighted"]
+__all__ = ["Number", "columns", "entries", "expand", "numbers", "place", "rowwise", "vanishing", "weighted"]
 
 Number = float | Tensor
 """A planned coefficient: a float, or a float64 host tensor, () where it has a gradient or (rows,) where rows differ; the latter may
@@ -75,6 +75,16 @@ def columns(table: Tensor) -> list[tuple[Number, ...]]:
     if table.ndim == 2 and not table.requires_grad:
         return [tuple(column) for column in across.tolist()]
     return [column.unbind() for column in across.unbind()]
+
+
+def vanishing(error: Tensor, size: Tensor) -> Tensor | None:
+    """Where an error and the size of the states are exactly 0, (rows, *event); None where that is nowhere.
+
+    A device is not waited for: there the answer is a tensor even if nothing is 0.
+    """
+    if size.device.type == "cpu" and int(torch.count_nonzero(size)) == size.numel():
+        return None
+    return (size == 0) & (error == 0)
 
 
 def weighted(*terms: tuple[Number, Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from solvers.arithmetic import rowwise, weighted
+from solvers.arithmetic import rowwise, vanishing, weighted
 from solvers.clock import Clock, slope
 from solvers.noise import Noise, Silence, StepNoise
 from solvers.problem import Problem
@@ -142,15 +142,24 @@ class PerSample(Control):
         return self.solver.clock(self.problem)
 
     def _norm(self, error: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """The norm (rows,) of an error on the way from x to y, in tolerances: the root mean square over coordinates.
+
+        A coordinate that is exactly 0 in x, in y and in the error is padding, and does not count.
+        """
         error, x, y = error.detach(), x.detach(), y.detach()
-        scale = torch.maximum(x.abs(), y.abs()).mul_(self.rtol).add_(self.atol)
+        size = torch.maximum(x.abs(), y.abs())
+        padding = vanishing(error, size)
+        scale = size.mul_(self.rtol).add_(self.atol)
         scaled = rowwise(error / scale)
         parts = self.problem.parts or ((scaled.shape[1], 1.0),)
-        pieces = scaled.split([size for size, _ in parts], dim=1)
+        sizes = [size for size, _ in parts]
         norms = [
             torch.linalg.vector_norm(piece, dim=1) / (math.sqrt(size) / weight)
-            for piece, (size, weight) in zip(pieces, parts, strict=True)
+            for piece, (size, weight) in zip(scaled.split(sizes, dim=1), parts, strict=True)
         ]
+        if padding is not None:
+            counts = [(~piece).sum(dim=1).clamp(min=1) for piece in rowwise(padding).split(sizes, dim=1)]
+            norms = [norm * (size / count.to(norm)).sqrt() for norm, size, count in zip(norms, sizes, counts, strict=True)]
         return (norms[0] if len(norms) == 1 else torch.stack(norms).amax(dim=0)).cpu().to(torch.float64)
 
     def _first_step(self) -> Tensor:

@@ -463,3 +463,63 @@ def test_parts_of_the_state_have_errors_of_their_own(solver: sd.RK45) -> None:
     assert steps(Parted(50, 1.0)) == alone
     assert sum(steps(Parted(0, 50.0))) > 1.2 * sum(alone)
     assert abs(sum(steps(Parted(50, 50.0))) - sum(fine)) <= 2
+
+
+@pytest.mark.parametrize(
+    "solver", [sd.RK45(1e-3, 1e-3), sd.ExponentialPair(2, rtol=1e-2, atol=1e-2), sd.AdaptiveSDE(0.05, 0.05)], ids=repr
+)
+def test_coordinates_that_are_0_do_not_count(solver: Solver) -> None:
+    """Two numbers padded to any length: the same states and the same accepted and rejected steps.
+
+    Under AdaptiveSDE the padding has no noise, as under a mask.
+    """
+    start = torch.randn(5, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    found = []
+    for length in (2, 3, 70):
+        problem, noise = (
+            _Padded(length, float(solver.diffuses)),
+            _PaddedNoise(sd.White(sd.seeds(0, 5), (2,), dtype=torch.float64), length),
+        )
+        x = torch.cat([start, start.new_zeros(5, length - 2)], dim=1)
+        found.append(solver.solve(problem, x, torch.tensor([1.0, 1e-3], dtype=torch.float64), noise, Options()))
+        assert not bool(found[-1].x[:, 2:].any())
+    for other in found[1:]:
+        torch.testing.assert_close(other.x[:, :2], found[0].x, rtol=1e-10, atol=1e-10)
+        assert torch.equal(other.accepted, found[0].accepted)
+        assert torch.equal(other.rejected, found[0].rejected)
+    dead, alive = torch.zeros(1, 2, dtype=torch.float64), torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    control = PerSample(_Padded(2), sd.RK45(1.0, 1.0), alive, torch.tensor([1.0, 1e-3], dtype=torch.float64), None)
+    assert control._norm(alive, dead, dead).tolist() == [1.0]  # a coordinate at 0 with an error is no padding
+    assert control._norm(dead, dead, dead).tolist() == [0.0]
+
+
+class _Padded(Reverse):
+    """The exact flow or reverse SDE of the first two coordinates; the rest has none."""
+
+    def __init__(self, length: int, lam: float = 0.0) -> None:
+        law = sd.exact.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], 0.2).model(sd.VP())
+
+        def net(x: Tensor, t: Tensor) -> Tensor:
+            return torch.cat([law.net(x[:, :2], t), x[:, 2:]], dim=1)
+
+        super().__init__(sd.ScoreModel(net, sd.VP(), "v", time_dtype=torch.float64), 5, lam)
+
+
+class _PaddedNoise:
+    def __init__(self, noise: Any, length: int) -> None:
+        self.noise, self.length = noise, length
+
+    def _pad(self, z: Tensor) -> Tensor:
+        return torch.cat([z, z.new_zeros(*z.shape[:-1], self.length - 2)], dim=-1)
+
+    def at(self, step: int) -> _PaddedNoise:
+        return _PaddedNoise(self.noise.at(step), self.length)
+
+    def take(self, rows: Tensor) -> _PaddedNoise:
+        return _PaddedNoise(self.noise.take(rows), self.length)
+
+    def tree(self) -> _PaddedNoise:
+        return _PaddedNoise(self.noise.tree(), self.length)
+
+    def normal(self, *key: Any) -> Tensor:
+        return self._pad(self.noise.normal(*key))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 import sdediff as sd
 
@@ -63,6 +67,103 @@ def test_a_learned_variance_is_clipped_too() -> None:
     one = sd.sample(net.constrained(clip), (4, 2), solver=sd.DDPM.from_sde(VP, 20, variance="learned"), seed=1, dtype=torch.float64)
     two = sd.sample(plain.constrained(clip), (4, 2), solver=sd.DDPM.from_sde(VP, 20), seed=1, dtype=torch.float64)
     torch.testing.assert_close(one.x, two.x, rtol=0, atol=1e-10)
+
+
+KNOWN = torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None]
+
+
+def paste(x_0: Tensor) -> Tensor:
+    """The first coordinate of every sample is known."""
+    return torch.cat([KNOWN.to(x_0.dtype), x_0[:, 1:]], dim=1)
+
+
+def paste_rows(x_0: Tensor, rows: Tensor) -> Tensor:
+    return torch.cat([KNOWN[rows].to(x_0.dtype), x_0[:, 1:]], dim=1)
+
+
+class Pasting(torch.nn.Module):
+    def __init__(self, known: Tensor) -> None:
+        super().__init__()
+        self.known = known
+
+    def forward(self, x_0: Tensor, rows: Tensor) -> Tensor:
+        return paste_of(self.known, x_0, rows)
+
+
+def paste_of(known: Tensor, x_0: Tensor, rows: Tensor) -> Tensor:
+    return torch.cat([known[rows].to(x_0.dtype), x_0[:, 1:]], dim=1)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"steps": 6},
+        {"solver": sd.RK45(1e-4, 1e-4)},
+        {"solver": sd.AdaptiveSDE(0.1, 0.1)},
+        {"solver": sd.ExponentialPair(2, "data", rtol=1e-2, atol=1e-2)},
+        {"solver": sd.PredictorCorrector(sd.ReverseDiffusion(), sd.Langevin()), "steps": 6},
+        {"solver": sd.DDPM.from_sde(VP, 20)},
+        {"solver": sd.SciPy("RK23", rtol=1e-3, atol=1e-3)},
+    ],
+    ids=lambda arguments: repr(arguments.get("solver")),
+)
+def test_what_belongs_to_a_sample_stays_with_it(arguments: dict[str, Any]) -> None:
+    """In batches of any size, as rows leave and at the end; whichever way the constraint is told its rows."""
+    constraints = [paste, paste_rows, Pasting(KNOWN), functools.partial(paste_of, KNOWN)]
+    whole = sd.SciPy is type(arguments.get("solver"))  # its steps depend on the batch
+    found = [
+        sd.sample(LAW.model(VP).constrained(constraint), (5, 2), seed=0, dtype=torch.float64, batch_size=size, **arguments).x
+        for constraint, size in zip([constraints[0], *constraints], [None, 3, 2, 3, 1], strict=True)
+    ]
+    for x in found:
+        torch.testing.assert_close(x[:, :1], KNOWN, rtol=0, atol=1e-12)
+        torch.testing.assert_close(x, found[0], rtol=0, atol=0.1 if whole else 1e-9)
+
+
+def test_a_constraint_sees_its_samples_in_densities_and_gradients() -> None:
+    """Samples of one call leave an adaptive solve at different times; alone they give the same."""
+    x = X[:, :].clone().requires_grad_()
+    shift = torch.tensor([[0.1], [-0.2], [0.3]], dtype=torch.float64)
+
+    def pull(x_0: Tensor) -> Tensor:
+        return 0.9 * x_0 + shift
+
+    def density(rows: list[int], constraint: Any) -> Tensor:
+        model = LAW.model(VP).constrained(constraint)
+        return sd.log_prob(model, x[rows], solver=sd.RK45(1e-5, 1e-5), grad="full").value
+
+    together = density([0, 1, 2], pull)
+    (slope,) = torch.autograd.grad(together.sum(), x)
+    for i in range(3):
+        alone = density([i], lambda x_0, rows, i=i: 0.9 * x_0 + shift[[i]][rows])
+        torch.testing.assert_close(alone[0], together[i], rtol=0, atol=1e-9)
+        torch.testing.assert_close(torch.autograd.grad(alone.sum(), x)[0][i], slope[i], rtol=0, atol=1e-7)
+
+
+def test_only_what_may_hold_samples_is_handed_absent_ones() -> None:
+    seen: dict[str, list[int]] = {"alone": [], "marked": [], "rows": []}
+
+    def alone(x_0: Tensor, low: float = -1.0) -> Tensor:
+        seen["alone"].append(len(x_0))
+        return x_0.clamp(min=low)
+
+    def marked(x_0: Tensor) -> Tensor:
+        seen["marked"].append(len(x_0))
+        return x_0.clamp(min=-1.0)
+
+    marked.samplewise = True  # type: ignore[attr-defined]
+
+    def rows(x_0: Tensor, rows: Tensor | None = None) -> Tensor:
+        seen["rows"].append(len(x_0) if rows is not None else 0)
+        return x_0.clamp(min=-1.0)
+
+    found = [sd.sample(LAW.model(VP).constrained(c), (5, 2), steps=3, batch_size=3, seed=0).x for c in (alone, marked, rows)]
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    assert set(seen["alone"]) == {5}
+    assert seen["marked"] == seen["rows"] == [3] * 4 + [2] * 4
+    with pytest.raises(ValueError, match=r"must return a tensor of the shape of x_0, \(5, 2\), got shape \(5, 1\)"):
+        sd.sample(LAW.model(VP).constrained(lambda x_0: x_0[:, :1]), (5, 2), steps=3, seed=0)
 
 
 def test_losses_do_not_see_it() -> None:
