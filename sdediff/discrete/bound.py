@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sdediff.arguments import check_condition, check_device, check_seed, check_states
 from sdediff.discrete.ddpm import DDPM
+from sdediff.masks import sum_over
 from sdediff.model import ScoreModel, evaluating
 from sdediff.objectives.bins import Bins
 from sdediff.progress import progress_bar
@@ -27,12 +28,14 @@ def prior_term(chain: DDPM, x_0: Tensor) -> Tensor:
     return 0.5 * (alpha**2 * flat.square().sum(dim=1) + spread * flat.shape[1])
 
 
-def transition(chain: DDPM, i: Tensor, x_0: Tensor, error: Tensor, learned: Tensor | None, bins: Bins | None) -> Tensor:
+def transition(
+    chain: DDPM, i: Tensor, x_0: Tensor, error: Tensor, learned: Tensor | None, bins: Bins | None, mask: Tensor | None = None
+) -> Tensor:
     """The bound's term of each sample, nats (B,): -log p(x_0 | x_1) where i = 1, else the divergence of the model's reverse step.
 
     KL(q(x_{i-1} | x_i, x_0) || p(x_{i-1} | x_i)), Gaussians both. ``error`` is E[x_0 | x_i] - x_0, ``learned`` the network's second
     output. With q's mean data x_0 + keep x_i and variance v_q, and p's at the predicted x_0 with variance v, the divergence of a
-    coordinate is (log(v / v_q) - 1 + v_q / v + data^2 error^2 / v) / 2.
+    coordinate is (log(v / v_q) - 1 + v_q / v + data^2 error^2 / v) / 2. Coordinates outside ``mask`` have none.
     """
     dtype = torch.float64 if x_0.device.type != "mps" else torch.float32
     x_0, error, learned = x_0.to(dtype), error.to(dtype), None if learned is None else learned.to(dtype)
@@ -43,7 +46,7 @@ def transition(chain: DDPM, i: Tensor, x_0: Tensor, error: Tensor, learned: Tens
         log_v = torch.as_tensor(expand(log_v, x_0)).expand_as(x_0)
     ratio = torch.exp(torch.as_tensor(expand(own, x_0)) - log_v)
     pull = torch.as_tensor(expand(data.square(), x_0)) * error.square() * torch.exp(-log_v)
-    terms = rowwise(0.5 * (ratio - 1 - ratio.log() + pull)).sum(dim=1)
+    terms = sum_over(0.5 * (ratio - 1 - ratio.log() + pull), mask)
     first = torch.nonzero(i == 1).flatten().to(x_0.device)
     if not len(first):
         return terms
@@ -52,7 +55,7 @@ def transition(chain: DDPM, i: Tensor, x_0: Tensor, error: Tensor, learned: Tens
         log_prob = -0.5 * (off.square() * torch.exp(-log_v) + log_v + math.log(2 * math.pi))
     else:
         log_prob = bins.log_prob(clean, clean + off, log_v)
-    return terms.index_copy(0, first, -rowwise(log_prob).sum(dim=1))
+    return terms.index_copy(0, first, -sum_over(log_prob, None if mask is None else mask[first]))
 
 
 @dataclass(frozen=True)

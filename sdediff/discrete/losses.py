@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from sdediff.discrete.bound import data_error, transition
 from sdediff.discrete.ddpm import DDPM
+from sdediff.masks import check_mask, counts, kept, mean_over
 from sdediff.model import ScoreModel
 from sdediff.objectives.bins import Bins
 from sdediff.objectives.timed import check_samples
 from sdediff.objectives.times import uniform
-from solvers import expand, rowwise
+from solvers import expand
 
 __all__ = ["DDPMLoss", "LossAware"]
 
@@ -113,13 +114,15 @@ class DDPMLoss:
         i: Tensor | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Losses of the samples x_0 (B, *event), (B,).
 
         ``i`` (B,) and ``noise`` (shape of x_0) are drawn where they are not given, on the host from ``generator`` (default: torch's
-        own), so that a seed gives the same loss on every device.
+        own), so that a seed gives the same loss on every device. ``mask``: as for `DenoisingScoreMatching`.
         """
-        self._check(model, x_0)
+        mask = check_mask(mask, x_0)
+        self._check(model, x_0, mask)
         weights = torch.ones(len(x_0), dtype=torch.float64)
         given = i is not None
         if i is None:
@@ -127,20 +130,28 @@ class DDPMLoss:
         i = self.chain.index(i, x_0).expand(len(x_0))
         if noise is None:
             noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype).to(x_0.device)
-        losses = self._losses(model, x_0, condition, i, noise)
+        losses = self._losses(model, kept(x_0, mask), condition, i, kept(noise, mask), mask)
         if self.sampler is not None and not given and torch.is_grad_enabled():
             self.sampler.record(i, losses)
         return losses * torch.as_tensor(expand(weights, losses))
 
-    def _losses(self, model: ScoreModel, x_0: Tensor, condition: Mapping[str, Tensor] | None, i: Tensor, noise: Tensor) -> Tensor:
+    def _losses(
+        self,
+        model: ScoreModel,
+        x_0: Tensor,
+        condition: Mapping[str, Tensor] | None,
+        i: Tensor,
+        noise: Tensor,
+        mask: Tensor | None,
+    ) -> Tensor:
         in_noise, in_data, learned = data_error(self.chain, model, x_0, i, noise, condition)
-        simple = rowwise(in_noise).square().mean(dim=1)
+        simple = mean_over(in_noise.square(), mask)
         if self.kind == "simple":
             return simple
         learned = learned if self.chain.variance == "learned" else None
         error = in_data.detach() if self.kind == "hybrid" else in_data
-        nats = transition(self.chain, i, x_0, error, learned, self.bins)
-        bits = (self.chain.N / (rowwise(x_0).shape[1] * math.log(2)) * nats).to(simple.dtype)
+        nats = transition(self.chain, i, x_0, error, learned, self.bins, mask)
+        bits = (self.chain.N / (counts(x_0, mask) * math.log(2)) * nats).to(simple.dtype)
         return bits if self.kind == "vlb" else simple + self.vlb_weight * bits
 
     def draw_levels(self, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -159,8 +170,8 @@ class DDPMLoss:
         if self.sampler is not None:
             self.sampler.load_state_dict(dict(state))
 
-    def _check(self, model: ScoreModel, x_0: Tensor) -> None:
+    def _check(self, model: ScoreModel, x_0: Tensor, mask: Tensor | None) -> None:
         check_samples(x_0)
         self.chain.check_model(model)
         if self.kind != "simple" and self.bins is not None:
-            self.bins.check(x_0)
+            self.bins.check(x_0 if mask is None else x_0[mask])

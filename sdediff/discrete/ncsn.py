@@ -197,13 +197,17 @@ class NCSNLoss:
         i: Tensor | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        """Losses of the samples x_0 (B, *event), (B,); ``i`` in 1..N (B,) and ``noise`` are drawn where they are not given."""
+        """Losses of the samples x_0 (B, *event), (B,); ``i`` in 1..N (B,) and ``noise`` are drawn where they are not given.
+
+        ``mask``: as for `DenoisingScoreMatching`.
+        """
         self.chain.check_model(model)
         if i is None:
             i = self.chain.draw(len(x_0), generator, stratified=self.stratified)
         t = self.chain.level_times[self.chain.index(i, x_0).expand(len(x_0)) - 1]
-        return DenoisingScoreMatching("sigma2")(model, x_0, condition, t=t, noise=noise, generator=generator)
+        return DenoisingScoreMatching("sigma2")(model, x_0, condition, t=t, noise=noise, generator=generator, mask=mask)
 
 
 def _geometric(high: float, low: float, N: int) -> tuple[float, ...]:

@@ -53,11 +53,12 @@ class Coupled:
         condition: Mapping[str, Tensor] | None = None,
         *,
         generator: torch.Generator | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        """Losses of the pairs, (B,)."""
+        """Losses of the pairs, (B,); ``mask`` is that of the data, as for the loss."""
         if x_0.ndim < 2 or x_0.shape[1] != 2:
             raise ValueError(f"pairs of data and noise have shape (B, 2, *event), got {tuple(x_0.shape)}; make them by reflow")
-        return self.loss(model, x_0[:, 0], condition, noise=x_0[:, 1], generator=generator)
+        return self.loss(model, x_0[:, 0], condition, noise=x_0[:, 1], generator=generator, mask=mask)
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class ConditionDropout:
         condition: Mapping[str, Tensor] | None = None,
         *,
         generator: torch.Generator | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Losses of the samples x_0 (B, *event), (B,)."""
         missing = sorted(set(self.null) - set(condition or {}))
@@ -97,4 +99,6 @@ class ConditionDropout:
         for name, value in self.null.items():
             rows = dropped.to(seen[name].device).reshape(-1, *(1,) * (seen[name].ndim - 1))
             seen[name] = torch.where(rows, torch.as_tensor(value, dtype=seen[name].dtype, device=seen[name].device), seen[name])
-        return self.loss(model, x_0, seen, generator=generator)
+        if mask is None:  # a loss of the user's need not know of masks
+            return self.loss(model, x_0, seen, generator=generator)
+        return self.loss(model, x_0, seen, generator=generator, mask=mask)

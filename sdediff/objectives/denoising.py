@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sdediff.masks import check_mask, kept, mean_over
 from sdediff.model import ScoreModel
 from sdediff.objectives.timed import Timed
 from sdediff.objectives.weightings import factor
-from solvers import expand, rowwise
+from solvers import expand
 
 __all__ = ["DenoisingScoreMatching", "FlowMatching"]
 
@@ -35,11 +36,14 @@ class DenoisingScoreMatching(Timed):
         t: Tensor | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Losses of the samples x_0 (B, *event), (B,).
 
         ``t`` (B,) and ``noise`` (shape of x_0) are drawn where they are not given, on the host from ``generator`` (default: torch's
         own), so that a seed gives the same loss on every device.
+        ``mask`` says which coordinates exist, True or 1: (B, *event), or its first dimensions, or 1 in
+        place of some. The others are 0 in x_0 and noise, and the mean is over those that exist.
         """
         sde = model.sde
         if "kernel" not in sde.offers:
@@ -50,10 +54,12 @@ class DenoisingScoreMatching(Timed):
         time, weights = self.given(model, x_0, t, generator)
         if noise is None:
             noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype).to(x_0.device)
+        mask = check_mask(mask, x_0)
+        x_0, noise = kept(x_0, mask), kept(noise, mask)
         x_t = sde.perturb(x_0, time, noise)
         error = model.evaluate(x_t, time, condition) - model.target(x_0, noise, time)
         scale = weights * factor(self.weighting, sde, model.predicts, time, model.sigma_data)
-        losses = rowwise(error).square().mean(dim=1)
+        losses = mean_over(error.square(), mask)
         return torch.as_tensor(expand(scale, losses)) * losses
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sdediff.masks import check_mask, counts, kept
 from sdediff.model import ScoreModel
 from sdediff.objectives.timed import Timed
 from sdediff.objectives.weightings import factor
@@ -47,25 +48,37 @@ class _Matching(Timed):
         t: Tensor | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Losses of the samples x_0 (B, *event), (B,), differentiable twice where gradients are on.
 
         ``t`` (B,) and ``noise`` (shape of x_0) are drawn where they are not given, and directions always, on the host from
-        ``generator`` (default: torch's own).
+        ``generator`` (default: torch's own). ``mask``: as for `DenoisingScoreMatching`.
         """
+        mask = check_mask(mask, x_0)
+        x_0, noise = kept(x_0, mask), None if noise is None else kept(noise, mask)
         if not self.perturbed:
             t = torch.full(x_0.shape[:1], model.sde.t_min, dtype=torch.float64)
         time, weights = self.given(model, x_0, t, generator)
         graph = torch.is_grad_enabled()
-        x, time = self._states(model, x_0, time, noise, generator)
+        x, time = self._states(model, x_0, time, noise, generator, mask)
         weights = weights * factor(self.weighting, model.sde, "score", time, model.sigma_data)
         with torch.enable_grad():
-            losses = self._objective(lambda at: model.predict("score", at, time, condition), x, generator) / rowwise(x).shape[1]
+            # Through `kept` on both sides no gradient goes to or comes from what does not exist.
+            losses = self._objective(
+                lambda at: kept(model.predict("score", kept(at, mask), time, condition), mask), x, generator
+            ) / counts(x, mask)
         losses = losses if graph else losses.detach()
         return torch.as_tensor(expand(weights, losses)) * losses
 
     def _states(
-        self, model: ScoreModel, x_0: Tensor, t: Tensor, noise: Tensor | None, generator: torch.Generator | None
+        self,
+        model: ScoreModel,
+        x_0: Tensor,
+        t: Tensor,
+        noise: Tensor | None,
+        generator: torch.Generator | None,
+        mask: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """(x_t, t), the states requiring gradients."""
         sde = model.sde
@@ -83,7 +96,7 @@ class _Matching(Timed):
             frames = path.trajectory if path.trajectory is not None else x_0[None]
             index = (t / sde.t_max * self.simulated).round().long().clamp(math.ceil(sde.t_min / sde.t_max * self.simulated))
             x, t = frames[index.to(x_0.device), torch.arange(len(x_0), device=x_0.device)], path.times[index]
-        return x.detach().requires_grad_(), t
+        return kept(x.detach(), mask).requires_grad_(), t
 
     def _objective(self, score: Score, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """||s||^2 + 2 tr(grad s), or what has that mean; (B,)."""

@@ -24,7 +24,7 @@ class Objective(Protocol):
 
 
 class DrawingObjective(Protocol):
-    """An `Objective` that takes the generator to draw from, as all of ours do."""
+    """An `Objective` that takes the generator to draw from and a mask of what exists, as all of ours do."""
 
     def __call__(
         self,
@@ -33,5 +33,6 @@ class DrawingObjective(Protocol):
         condition: Mapping[str, Tensor] | None = None,
         *,
         generator: torch.Generator | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Losses, (B,)."""

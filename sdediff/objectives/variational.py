@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sdediff.arguments import check_choice
+from sdediff.masks import check_mask, counts, kept, sum_over
 from sdediff.model import ScoreModel
 from sdediff.objectives.bins import Bins
 from sdediff.objectives.timed import check_samples
@@ -52,45 +53,62 @@ class VariationalDiffusion:
         t: Tensor | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Bits per dimension of the samples x_0 (B, *event), (B,), by one evaluation of the network.
 
-        ``t`` (B,) and ``noise`` (shape of x_0) are drawn where they are not given, on the host from ``generator``.
+        ``t`` (B,) and ``noise`` (shape of x_0) are drawn where they are not given, on the host from ``generator``. ``mask``: as
+        for `DenoisingScoreMatching`; dimensions are those that exist.
         """
         sde = model.sde
         check_samples(x_0)
+        mask = check_mask(mask, x_0)
         if "kernel" not in sde.offers:
             raise ValueError(f"the variational bound needs a Gaussian kernel, which {sde!r} does not have: use a LinearSDE")
         if self.bins is not None:
-            self.bins.check(x_0)
+            self.bins.check(x_0 if mask is None else x_0[mask])
         apart = _Apart(sde) if self.inside == "variance" else None
         if t is None:
             t = sde.t_min + (sde.t_max - sde.t_min) * uniform(len(x_0), generator, stratified=self.stratified)
         time = sde.check_time(t.detach().cpu().double())
         if noise is None:
             noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype).to(x_0.device)
-        bits = 1 / (rowwise(x_0).shape[1] * math.log(2))
+        x_0, noise = kept(x_0, mask), kept(noise, mask)
+        bits = 1 / (counts(x_0, mask) * math.log(2))
         if apart is None:
-            nats = self.diffusion(model, x_0, time, noise, condition)
+            nats = self.diffusion(model, x_0, time, noise, condition, mask)
         else:
-            nats = self._integrand(apart.model(model), x_0, time, noise, condition, apart.rate(time))
-            apart.weight = 2 * bits * nats.detach().to(time)
-        return bits * (nats + self.prior(model, x_0) + self.reconstruction(model, x_0, noise))
+            nats = self._integrand(apart.model(model), x_0, time, noise, condition, apart.rate(time), mask)
+            apart.weight = (2 * bits * nats.detach()).to(time)
+        return bits * (nats + self.prior(model, x_0) + self.reconstruction(model, x_0, noise, mask))
 
     def diffusion(
-        self, model: ScoreModel, x_0: Tensor, t: Tensor, noise: Tensor, condition: Mapping[str, Tensor] | None = None
+        self,
+        model: ScoreModel,
+        x_0: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        condition: Mapping[str, Tensor] | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """The integral's part: (t_max - t_min) / 2 gamma'(t) ||noise - predicted noise||^2, nats (B,)."""
-        return self._integrand(model, x_0, t, noise, condition, _rate(model.sde, t))
+        return self._integrand(model, x_0, t, noise, condition, _rate(model.sde, t), mask)
 
     def _integrand(
-        self, model: ScoreModel, x_0: Tensor, t: Tensor, noise: Tensor, condition: Mapping[str, Tensor] | None, rate: Tensor
+        self,
+        model: ScoreModel,
+        x_0: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        condition: Mapping[str, Tensor] | None,
+        rate: Tensor,
+        mask: Tensor | None = None,
     ) -> Tensor:
         sde = model.sde
         x_t = expand(sde.alpha(t), x_0) * x_0 + expand(sde.sigma(t), x_0) * noise
         error = model.evaluate(x_t, t, condition) - model.target(x_0, noise, t)
         scale = 0.5 * (sde.t_max - sde.t_min) * rate * model.conversion("noise", t)[1] ** 2
-        squares = rowwise(error).square().sum(dim=1)
+        squares = sum_over(error.square(), mask)
         return torch.as_tensor(expand(scale, squares)) * squares
 
     def prior(self, model: ScoreModel, x_0: Tensor) -> Tensor:
@@ -99,16 +117,16 @@ class VariationalDiffusion:
         snr: Tensor = end.exp().to(x_0.dtype).to(x_0.device)
         return 0.5 * snr * rowwise(x_0).square().sum(dim=1)
 
-    def reconstruction(self, model: ScoreModel, x_0: Tensor, noise: Tensor) -> Tensor:
+    def reconstruction(self, model: ScoreModel, x_0: Tensor, noise: Tensor, mask: Tensor | None = None) -> Tensor:
         """-log p(x_0 | x) at x = alpha x_0 + sigma noise of t_min, nats (B,)."""
         log_snr = model.sde.log_snr(torch.tensor([model.sde.t_min], dtype=torch.float64)).to(x_0.dtype).to(x_0.device)
         if self.bins is None:
-            return 0.5 * rowwise(noise.square() + math.log(2 * math.pi) - log_snr).sum(dim=1)
+            return 0.5 * sum_over(noise.square() + math.log(2 * math.pi) - log_snr, mask)
         values = torch.linspace(self.bins.low, self.bins.high, self.bins.count, dtype=x_0.dtype, device=x_0.device)
         seen = x_0 + torch.exp(-0.5 * log_snr) * noise
         logits = -0.5 * log_snr.exp() * (seen[..., None] - values).square()
         own = -0.5 * log_snr.exp() * (seen - x_0).square()
-        return rowwise(logits.logsumexp(dim=-1) - own).sum(dim=1)
+        return sum_over(logits.logsumexp(dim=-1) - own, mask)
 
 
 def _rate(sde: Any, t: Tensor) -> Tensor:
