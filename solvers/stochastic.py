@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Final, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from solvers.arithmetic import Number, entries, numbers, weighted
@@ -14,6 +15,8 @@ from solvers.problem import Problem
 from solvers.solver import Solver, Step
 
 __all__ = ["SRA1", "SRA3", "EulerMaruyama", "ReverseDiffusion", "StochasticHeun"]
+
+_ROUNDED: Final = 1e-9
 
 
 class _Interval(NamedTuple):
@@ -185,14 +188,33 @@ class _Kernel(NamedTuple):
     noise: Number  # lambda std
 
 
+def _preserving(problem: Problem, t: Tensor, f: Tensor, g: Tensor) -> bool:
+    """Whether the SDE preserves a variance c^2, in any unit: alpha^2 + sigma^2 / c^2 = 1 at all
+    times with c^2 = -g^2 / (2 f)."""
+    alpha, sigma = problem.marginal(t)
+    excess = (1 - alpha**2) * g**2 + 2 * f * sigma**2
+    return bool((excess.abs() <= _ROUNDED * g**2).all())
+
+
 @dataclass(frozen=True)
 class ReverseDiffusion(Solver):
-    """x_s = (2 - a) x + (1 + lambda^2)/2 v score(x, t) + lambda sqrt(v) z, where x_t = a x_s + sqrt(v) noise is the forward kernel.
+    """x_s = (2 - a) x + (1 + lambda^2)/2 v score(x, t) + lambda sqrt(v) z.
 
-    Song et al.'s reverse diffusion sampler (arXiv 2011.13456, eq. 46): the forward chain on the grid, reversed with its own
-    discretization. ``rule="kernel"`` takes the SDE's exact kernel; ``"song"`` that of their code, a = sqrt(1 - beta h) and
-    v = g^2 h with beta = -2 f, which needs beta h < 1. Order 1. At lambda = 0 and few steps it is poor: 2 - a grows faster
-    than 1 / a.
+    Song et al.'s reverse diffusion sampler (arXiv 2011.13456, eq. 46): x_t = a x_s + sqrt(v) noise
+    is one step of the forward chain, reversed with its own discretization.
+
+    ``rule="kernel"`` takes the SDE's exact kernel for every SDE. ``rule="song"`` takes the chain of
+    their code, with h = t - s:
+
+    - where alpha is constant (VE), SMLD's: a = 1 and v = sigma_t^2 - sigma_s^2, the exact kernel;
+    - where the SDE preserves the variance (VP), DDPM's: a = sqrt(1 - beta h) and v = g^2 h with
+      beta = -2 f, which needs beta h < 1;
+    - else (sub-VP) Euler and Maruyama's: a = 1 + f h and v = g^2 h; the solver is then
+      `EulerMaruyama`.
+
+    Their VP and sub-VP take h = T / N and their VE steps between levels sigma(T i / (N - 1)); the
+    times at which they evaluate the network are the grid's. Order 1. At lambda = 0 and few steps
+    it is poor, because 2 - a grows faster than 1 / a.
     """
 
     rule: Literal["kernel", "song"] = "kernel"
@@ -201,35 +223,48 @@ class ReverseDiffusion(Solver):
     diffuses = True
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
+        """Raise ValueError for a rule that does not exist."""
         if self.rule not in ("kernel", "song"):
             raise ValueError(f"ReverseDiffusion: rule must be 'kernel' or 'song', got {self.rule!r}")
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """The score, and what the rule is made from."""
-        return frozenset({"score", "kernel" if self.rule == "kernel" else "coefficients"})
+        song = {"marginal", "coefficients"} if self.rule == "song" else set()
+        return frozenset({"score", "kernel"} | song)
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Kernel]:
-        """The forward kernel of each interval."""
+        """The step of the forward chain over each interval."""
         problem.prepare(times)
         t, s = times[:-1], times[1:]
-        if self.rule == "kernel":
-            ratio, std = problem.kernel(t, s)
-            variance = std**2
-        else:
-            f, g = problem.coefficients(t)
-            left = 1 + 2 * f * (t - s)
-            if bool((left <= 0).any()):
-                raise ValueError(
-                    f"ReverseDiffusion(rule='song') needs beta h < 1, and beta h = {float((1 - left).max()):.3g}: take "
-                    f"{float((1 - left).max()):.2g} times as many steps, or rule='kernel'"
-                )
-            ratio, variance = left.sqrt(), g**2 * (t - s)
+        ratio, variance = self._chain(problem, t, s)
         lam = problem.stochasticity(t)
         push, size = 0.5 * (1 + lam**2) * variance, lam * variance.sqrt()
         rows = zip(t.unbind(), s.unbind(), entries(2 - ratio, push, size), strict=True)
         return [_Kernel(start, end, *row) for start, end, row in rows]
+
+    def _chain(self, problem: Problem, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """(a, v) of each interval."""
+        if self.rule == "kernel" or problem.unscaled:
+            ratio, std = problem.kernel(t, s)
+            return ratio, std**2
+        h = t - s
+        f, g = problem.coefficients(t)
+        if not bool(torch.isfinite(f + g).all()):
+            raise ValueError(
+                f"ReverseDiffusion(rule='song') needs f and g, which are not finite at t = "
+                f"{float(t.max()):.6g}: start inside the SDE's default range, or take rule='kernel'"
+            )
+        if not _preserving(problem, t, f, g):
+            return 1 + f * h, g**2 * h
+        left = 1 + 2 * f * h
+        if bool((left <= 0).any()):
+            most = float((1 - left).max())
+            raise ValueError(
+                f"ReverseDiffusion(rule='song') needs beta h < 1, and beta h = {most:.3g}: take "
+                f"{most:.2g} times as many steps, or rule='kernel'"
+            )
+        return left.sqrt(), g**2 * h
 
     def step(self, problem: Problem, x: Tensor, plan: _Kernel, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step."""

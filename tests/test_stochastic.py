@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import pytest
 import torch
@@ -99,18 +101,95 @@ def test_ddim_with_too_much_noise_says_how_much_is_possible() -> None:
         sd.DDIM(-1.0)
 
 
-def test_reverse_diffusion_by_songs_rule(gaussian: sd.exact.Gaussian) -> None:
-    """sde_lib.py of score_sde: x_{i-1} = (2 - sqrt(1 - beta_i)) x + beta_i score + sqrt(beta_i) z with beta_i = beta(t_i) / N."""
-    sde, n = sd.VP(), 50
-    model, white = gaussian.model(sde), sd.White([5, 6], (2,), dtype=torch.float64)
-    times = torch.linspace(1, 0, n + 1, dtype=torch.float64)[:2]
-    x = torch.tensor([[3.0, -2.0], [0.5, 1.0]], dtype=torch.float64)
-    beta = sde.beta(times[0]) / n
-    want = (2 - (1 - beta).sqrt()) * x + beta * model.score(x, times[0]) + beta.sqrt() * white.at(0).normal("path")
-    out = integrate(Reverse(model, 2, 1.0), sd.ReverseDiffusion("song"), x, times, white).x
-    torch.testing.assert_close(out, want, rtol=1e-10, atol=1e-10)
+class Discretized(NamedTuple):
+    """`discretize` of an SDE in score_sde's sde_lib.py: x_i = x_{i-1} + f x_{i-1} + G z."""
+
+    f: Tensor
+    G: Tensor
+
+
+def ddpm(sde: Any, t: Tensor, n: int) -> Discretized:
+    """`VPSDE.discretize`, times the root of the variance that is preserved."""
+    beta = sde.beta(t) * sde.T / n
+    return Discretized((1 - beta).sqrt() - 1, (0.5 if isinstance(sde, Halved) else 1.0) * beta.sqrt())
+
+
+def smld(sde: Any, t: Tensor, n: int) -> Discretized:
+    """`VESDE.discretize`, with levels at i T / n."""
+    sigma, lower = (sde.sigma_min * (sde.sigma_max / sde.sigma_min) ** (v / sde.T) for v in (t, t - sde.T / n))
+    return Discretized(torch.zeros_like(t), (sigma**2 - lower**2).sqrt())
+
+
+def euler(sde: Any, t: Tensor, n: int) -> Discretized:
+    """`SDE.discretize`, which sub-VP has."""
+    return Discretized(sde.f(t) * sde.T / n, sde.g(t) * (sde.T / n) ** 0.5)
+
+
+class Halved(sd.VP):
+    """VP in which data and noise have half their size: it preserves a variance of 1/4."""
+
+    def g(self, t):
+        return 0.5 * super().g(t)
+
+    def sigma(self, t):
+        return 0.5 * super().sigma(t)
+
+    def log_snr(self, t):
+        return super().log_snr(t) + 2 * math.log(2.0)
+
+    invert = sd.LinearSDE.invert
+
+
+class OwnVP(sd.LinearSDE):
+    """VP by its f and g alone, which are 0 from t = 0.4 to 0.6."""
+
+    def beta(self, t):
+        return 10 * ((0.4 - t).clamp(min=0) + (t - 0.6).clamp(min=0))
+
+    def f(self, t):
+        return -0.5 * self.beta(t)
+
+    def g(self, t):
+        return self.beta(t).sqrt()
+
+
+@pytest.mark.parametrize(
+    ("family", "chain"),
+    [
+        (sd.VP(), ddpm),
+        (sd.VP(0.2, 5.0, T=2.0), ddpm),
+        (Halved(), ddpm),
+        (OwnVP(), ddpm),
+        (sd.VE(), smld),
+        (sd.VE(0.02, 10.0, T=2.0), smld),
+        (sd.SubVP(), euler),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else repr(value),
+)
+@pytest.mark.parametrize("lam", [1.0, 0.0])
+def test_reverse_diffusion_by_songs_rule(
+    gaussian: sd.exact.Gaussian, family: sd.LinearSDE, chain: Callable[[Any, Tensor, int], Discretized], lam: float
+) -> None:
+    """`ReverseDiffusionPredictor` of score_sde: x - f x + G^2 score + G z, half the score and no noise for the flow."""
+    n = 50
+    model, white = gaussian.model(family), sd.White([5, 6], (2,), dtype=torch.float64)
+    times = torch.linspace(family.T, 0, n + 1, dtype=torch.float64)[:46]
+    want = x = torch.tensor([[3.0, -2.0], [0.5, 1.0]], dtype=torch.float64)
+    for i, t in enumerate(times[:-1]):
+        f, G = chain(family, t, n)
+        score, z = model.score(want, t), white.at(i).normal("path")
+        want = want - f * want + (1.0 if lam else 0.5) * G**2 * score + lam * G * z
+    out = integrate(Reverse(model, 2, lam), sd.ReverseDiffusion("song"), x, times, white).x
+    torch.testing.assert_close(out, want, rtol=1e-9, atol=1e-10)
+
+
+def test_reverse_diffusion_says_where_songs_rule_ends() -> None:
+    model = MIXTURE.model(sd.VP())
     with pytest.raises(ValueError, match=r"needs beta h < 1, and beta h = 7.2: take 7.2 times as many steps"):
         sd.sample(model, (2, 2), solver=sd.ReverseDiffusion("song"), grid=[1.0, 0.9, 0.5], seed=0)
+    model = MIXTURE.model(sd.Cosine(t_max=1.0))
+    with pytest.raises(ValueError, match=r"not finite at t = 1: start inside .* or take rule='kernel'"):
+        sd.sample(model, (2, 2), solver=sd.ReverseDiffusion("song"), steps=50, seed=0)
     with pytest.raises(ValueError, match="rule must be 'kernel' or 'song'"):
         sd.ReverseDiffusion("songs")
 
