@@ -13,6 +13,8 @@ from exact_moments import reverse_moments
 
 import sdediff as sd
 from sdediff.discrete.bound import prior_term, transition
+from sdediff.reverse import Reverse
+from solvers import integrate
 
 MODEL = sd.exact.Gaussian(0.4, 0.25).model(sd.Cosine())
 
@@ -224,12 +226,38 @@ def test_songs_rule_converges_at_order_one() -> None:
         sd.DDPM.from_sde(sde, 20, rule="song")
     for n in (100, 200, 400):
         chain = sd.DDPM.from_sde(sde, n, rule="song")
-        torch.testing.assert_close(chain.levels.variances, sde.beta(chain.level_times) / n, rtol=1e-12, atol=0)
+        table = torch.linspace(0.1 / n, 20 / n, n, dtype=torch.float64)  # discrete_betas of score_sde
+        torch.testing.assert_close(chain.levels.variances, table, rtol=1e-12, atol=0)
         errors.append(float((chain.levels.alphas[1:] - sde.alpha(chain.level_times)).abs().max()))
     for coarse, fine in itertools.pairwise(errors):
         assert math.log2(coarse / fine) == pytest.approx(1, abs=0.1)
     model = sd.exact.Gaussian(0.4, 0.25).model(sde)
     assert sd.sample(model, (2, 1), solver=sd.DDPM.from_sde(sde, 100, rule="song"), seed=0).nfe.tolist() == [100, 100]
+
+
+def test_songs_chain_is_the_ancestral_sampler_of_their_code() -> None:
+    """x <- (x + beta score) / sqrt(1 - beta) + sqrt(beta) z with discrete_betas, and the score of a
+    discrete network: -noise / sqrt(1 - alphas_cumprod). Their times are linspace(T, eps, N)."""
+    chain = sd.DDPM.from_sde(sd.VP(), 40, rule="song", variance="beta")
+    model = sd.exact.GaussianMixture([[-0.8, 0.4], [0.9, 0.1]], [0.3, 0.5]).model(chain.to_sde())
+    white = sd.White([5, 6], (2,), dtype=torch.float64)
+    betas = torch.linspace(0.1 / 40, 20 / 40, 40, dtype=torch.float64)
+    one_less = 1 - (1 - betas).cumprod(0)
+    want = x = torch.tensor([[3.0, -2.0], [0.5, 1.0]], dtype=torch.float64)
+    for step, i in enumerate(range(39, 0, -1)):
+        score = -model.noise(want, chain.level_times[i]) / one_less[i].sqrt()
+        want = (want + betas[i] * score) / (1 - betas[i]).sqrt()
+        want = want + betas[i].sqrt() * white.at(step).normal("path")
+    out = integrate(Reverse(model, 2, 1.0), chain, x, chain.times, white).x
+    torch.testing.assert_close(out, want, rtol=1e-9, atol=1e-9)
+    times = sd.DDPM.from_sde(sd.VP(), 1000, rule="song").times
+    torch.testing.assert_close(times, torch.linspace(1, 1e-3, 1000, dtype=torch.float64))
+
+
+def test_songs_rule_needs_noise_from_the_start() -> None:
+    sde = sd.LinearSDE(f=lambda t: -4 * t, g=lambda t: (8 * t).sqrt())
+    with pytest.raises(ValueError, match=r"where g of LinearSDE.* vanishes: take rule='kernel'"):
+        sd.DDPM.from_sde(sde, 100, rule="song")
 
 
 @pytest.mark.parametrize("spacing", ["uniform", "quadratic"])

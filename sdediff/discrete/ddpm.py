@@ -80,8 +80,11 @@ class DDPM(Chain, Solver):
         """A chain at the times t_i = T i / N of an SDE with alpha^2 + sigma^2 = 1.
 
         ``rule="kernel"``: 1 - beta_i = (alpha(t_i) / alpha(t_{i-1}))^2, so that its marginals are exactly the SDE's.
-        ``rule="song"``: beta_i = beta(t_i) T / N with beta = g^2 (Song et al. 2021, arXiv 2011.13456, Appendix C), whose marginals
-        are the SDE's up to O(1 / N); it needs N > T max beta.
+        ``rule="song"``: beta_i = beta(T (i - 1) / (N - 1)) T / N with beta = g^2, the table of
+        betas of the code of Song et al. 2021 (arXiv 2011.13456): linspace(beta_min / N, beta_max / N, N)
+        for `VP`. The marginals are the SDE's up to O(1 / N); it needs N > T max beta. Their sampler
+        evaluates a continuous network at linspace(T, eps, N), which are these t_i at eps = T / N
+        (their N = 1000 and eps = 1e-3). ``variance="beta"`` is their ancestral sampler.
         T / N must not fall below t_min, where the network is not trained.
         """
         if isinstance(N, bool) or not isinstance(N, int) or N < 1:
@@ -102,12 +105,14 @@ class DDPM(Chain, Solver):
                 f"N = {N} puts t_1 = {float(times[1]):.3g} below t_min = {sde.t_min:g}; take N <= {int(end / sde.t_min + 1e-6)}"
             )
         if rule == "song":
-            betas = sde.g(times[1:]).square() * (end / N)
+            betas = sde.g(torch.linspace(0, end, N, dtype=torch.float64)).square() * (end / N)
             if float(betas.max()) >= 1:
                 raise ValueError(
-                    f"rule='song' takes beta_i = beta(t_i) T / N, which must stay below 1 and is {float(betas.max()):.3g}; "
+                    f"rule='song' takes beta(t) T / N, which must stay below 1 and is {float(betas.max()):.3g}; "
                     f"take N > {float(betas.max()) * N:.4g}, or rule='kernel'"
                 )
+            if float(betas.min()) <= 0:
+                raise ValueError(f"rule='song' takes beta(t) T / N from t = 0 on, where g of {sde!r} vanishes: take rule='kernel'")
         else:
             # 1 - beta_i = (alpha_i / alpha_{i-1})^2, through the SDE's kernel, whose variance does not cancel.
             betas = sde.kernel(times[1:], times[:-1])[1] ** 2

@@ -31,13 +31,13 @@ def _ncsn(case: Case, n_steps: int = 2) -> NCSN:
 
 @equivalence(
     "Song's rule",
-    statement="`DDPM.from_sde(rule='song')`: with beta_i = beta(t_i) T / N the marginals of the chain are the SDE's at order 1 as "
-    "N grows: by how much the measured order falls short of 1",
+    statement="`DDPM.from_sde(rule='song')`: with beta_i = beta(T (i - 1) / (N - 1)) T / N the marginals of "
+    "the chain are the SDE's at order 1 as N grows: by how much the measured order falls short of 1",
     bound=_SHORT,
     needs=("unit variance",),
 )
 def song(case: Case) -> Iterator[Comparison]:
-    """Song et al. 2021 (arXiv 2011.13456, Appendix C)."""
+    """Song et al. 2021 (arXiv 2011.13456, Appendix C, and the betas of their code)."""
     sde = case.sde
     least = float((sde.g(torch.linspace(sde.t_min, sde.T, 257, dtype=torch.float64)) ** 2).max()) * sde.T
     counts = [int(factor * max(least, 16)) + 1 for factor in (8, 16, 32)]
@@ -47,7 +47,9 @@ def song(case: Case) -> Iterator[Comparison]:
             raise Skip(f"N = {n} puts t_1 below t_min")
         chain = DDPM.from_sde(sde, n, rule="song")
         times = chain.level_times
-        yield compare("beta_i", chain.levels.variances, sde.g(times) ** 2 * (sde.T / n), {"t": times}, _SHORT)
+        places = torch.linspace(0, sde.T, n, dtype=torch.float64)
+        betas = sde.g(places) ** 2 * (sde.T / n)
+        yield compare("beta_i", chain.levels.variances, betas, {"t": times}, _SHORT)
         errors.append(float((chain.levels.alphas[1:] - sde.alpha(times)).abs().max()))
     measured = slope(errors)
     said = ", ".join(f"{error:.2g}" for error in errors)
