@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from solvers import rowwise
+from solvers.masked import kept
 
 __all__ = ["check_mask", "counts", "kept", "mean_over", "sum_over"]
 
@@ -33,11 +34,6 @@ def check_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
     if not bool(rowwise(existing).any(dim=1).all()):
         raise ValueError("mask leaves a sample without any coordinate: every sample needs at least one that exists")
     return existing
-
-
-def kept(x: Tensor, mask: Tensor | None) -> Tensor:
-    """x (B, *event) with 0 where nothing exists."""
-    return x if mask is None else torch.where(mask, x, 0.0)
 
 
 def counts(x: Tensor, mask: Tensor | None) -> Tensor | int:

@@ -18,6 +18,7 @@ from sdediff.sde import SDE
 from sdediff.sde.quadrature import Integral
 from solvers import Problem
 from solvers.arithmetic import Number, expand, weighted
+from solvers.masked import kept
 from solvers.problem import Columns, Composed
 
 __all__ = ["Batch", "Forward", "Reverse"]
@@ -69,8 +70,10 @@ class Reverse(Problem):
         condition: Mapping[str, Tensor] | None = None,
         sees: torch.dtype | None = None,
         batch: Batch | None = None,
+        mask: Tensor | None = None,
     ) -> None:
         super().__init__(samples)
+        self.mask = mask
         self.batch = batch or Batch(torch.arange(samples), samples)
         self.constraint = None if model.constraint is None else applied(model.constraint)
         self.model, self.sde, self.lam = model, model.sde, stochasticity
@@ -157,7 +160,7 @@ class Reverse(Problem):
     def respond(self, entry: tuple[Any, ...], x: Tensor) -> Tensor:
         """The network's output: one evaluation, which the caller records."""
         given = weighted((entry[2], x)) if self.scaled else x
-        return self.model.output(given, entry[-1], self.condition, self.dtype or x.dtype)
+        return kept(self.model.output(given, entry[-1], self.condition, self.dtype or x.dtype), self.mask)
 
     def joined(
         self,
@@ -173,14 +176,14 @@ class Reverse(Problem):
         a, b = expand(entry[0], x), expand(entry[1], x)
         if self.constraint is not None:
             rows = self.batch.rows if self.rows is None else self.batch.rows[self.rows]
-            out = self.constraint(weighted((a, x), (b, out)), rows, self.batch.size)
+            out = kept(self.constraint(weighted((a, x), (b, out)), rows, self.batch.size), self.mask)
             a, b = self.schedule(("from data", quantity, self.lam), self._from_data, t, quantity, x=x)
             if not _finite(a, b):
                 self._refuse(quantity, t)
             a, b = expand(a, x), expand(b, x)
         keep, push = expand(keep, x), expand(push, x)
         if not self.linear and quantity != "score":  # the drift, of which a and b have the score's share
-            return weighted((keep, x), (push, self.sde.drift(x, t)), (push * b, out))
+            return weighted((keep, x), (push, kept(self.sde.drift(x, t), self.mask)), (push * b, out))
         if isinstance(keep, float) and isinstance(push, float) and (keep, push) == (0.0, 1.0):
             return weighted((a, x), (b, out))
         return weighted((keep + push * a, x), (push * b, out))
@@ -192,8 +195,9 @@ class Reverse(Problem):
         out, variance = self.model.outputs(given, entry[-1], self.condition, self.dtype or x.dtype)
         if variance is None:
             raise NotImplementedError
+        out = kept(out, self.mask)
         self.monitor.record(x, out, self.rows)
-        return self.joined("data", entry, x, t, out), variance
+        return self.joined("data", entry, x, t, out), kept(variance, self.mask)
 
     def _refuse(self, quantity: str | Composed, t: Tensor) -> NoReturn:
         quantity = quantity if isinstance(quantity, str) else quantity.quantity
@@ -230,7 +234,7 @@ class Reverse(Problem):
 
     def diffuse(self, dw: Tensor, t: Tensor) -> Tensor:
         """lambda g dw."""
-        return weighted((self.schedule(("spread", self.lam), self._spread, t, x=dw)[0], dw))
+        return weighted((self.schedule(("spread", self.lam), self._spread, t, x=dw)[0], kept(dw, self.mask)))
 
     def shake(self, x: Tensor, z: Tensor, t: Tensor, root: Number) -> Tensor:
         """x + lambda g root z, in one pass."""

@@ -165,7 +165,7 @@ class MetropolisLangevin(Solver):
             there = problem.score(y, plan.t)
             middle = problem.score(0.5 * (x + y), plan.t)
             log_ratio = line_integral(x, y, score, middle, there) + proposal_ratio(x, y, z, there, size, root)
-            accept = accepts(log_ratio, rowwise(noise.normal("corrector", 2 * k + 1))[:, 0])
+            accept = accepts(log_ratio, problem.first(noise.normal("corrector", 2 * k + 1)))
             accept = accept.reshape(-1, *(1,) * (x.ndim - 1))
             # A network that fails at the proposal must not pass for a rejection: 0 * NaN is NaN.
             x, score = torch.where(accept, y, x) + 0.0 * (middle + there), torch.where(accept, there, score)

@@ -190,6 +190,8 @@ class Problem:
         self.monitor = Monitor(samples)
         self.schedule = Schedule()
         self.rows: Tensor | None = None
+        self.mask: Tensor | None = None
+        """Which coordinates exist, bool (rows, *event) beside the states; the others stay at 0. None: all."""
 
     def prepare(self, times: Tensor) -> tuple[Tensor, ...]:
         """Say at which times the problem will be evaluated: solvers call it from `plan`, so that no step computes a coefficient.
@@ -219,7 +221,13 @@ class Problem:
         """The same problem for some of its rows, int64 (k,) on the host."""
         part = copy.copy(self)
         part.rows = rows if self.rows is None else self.rows[rows]
+        part.mask = None if self.mask is None else self.mask[rows.to(self.mask.device)]
         return part
+
+    def first(self, z: Tensor) -> Tensor:
+        """The first coordinate of z (rows, *event) that exists, (rows,)."""
+        flat = rowwise(z)
+        return flat[:, 0] if self.mask is None else flat.gather(1, rowwise(self.mask).int().argmax(dim=1)[:, None])[:, 0]
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """Drift at (x, t), (rows, *event)."""

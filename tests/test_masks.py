@@ -10,6 +10,9 @@ from torch import Tensor
 
 import sdediff as sd
 from sdediff.masks import check_mask
+from sdediff.reverse import Reverse
+from solvers import Options
+from solvers.masked import kept, masked
 
 VP = sd.VP()
 CHAIN = sd.DDPM.from_sde(VP, 20)
@@ -100,3 +103,90 @@ def test_losses_around_losses_hand_it_on() -> None:
 def test_bad_masks(mask: Tensor, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         check_mask(mask, DATA)
+
+
+# -- the solve --------------------------------------------------------------------------------------------------------------
+
+
+class Cut:
+    """The first ``n`` places of a noise: what a sequence alone sees of it."""
+
+    def __init__(self, noise: Any, n: int) -> None:
+        self.noise, self.n = noise, n
+
+    def at(self, step: int) -> Cut:
+        return Cut(self.noise.at(step), self.n)
+
+    def take(self, rows: Tensor) -> Cut:
+        return Cut(self.noise.take(rows), self.n)
+
+    def tree(self) -> Cut | None:
+        found = self.noise.tree()
+        return None if found is None else Cut(found, self.n)
+
+    def normal(self, *key: Any) -> Tensor:
+        found = self.noise.normal(*key)
+        return found.narrow(found.ndim - 2, 0, self.n)
+
+    def over(self, *key: Any) -> Tensor:
+        return self.noise.over(*key)[:, : self.n]
+
+    def increment(self, *key: Any) -> Tensor:
+        return self.noise.increment(*key)[:, : self.n]
+
+    def pair(self, *key: Any) -> tuple[Tensor, Tensor]:
+        a, b = self.noise.pair(*key)
+        return a[:, : self.n], b[:, : self.n]
+
+
+SOLVERS: list[tuple[Any, int | None]] = [
+    (sd.EulerMaruyama(), 8),
+    (sd.SRA1(), 8),
+    (sd.Ancestral(), 8),
+    (sd.ReverseDiffusion(), 8),
+    (sd.DDIM(eta=1.0), 8),
+    (sd.SDEDPMSolverPP(2), 8),
+    (sd.SEEDS(2), 8),
+    (sd.UniPC(), 8),
+    (sd.Heun(), 8),
+    (sd.Churn(sd.Heun()), 8),
+    (sd.StochasticHeun(), 8),
+    (sd.PredictorCorrector(sd.ReverseDiffusion(), sd.Langevin()), 8),
+    (sd.PredictorCorrector(sd.Ancestral(), sd.MetropolisLangevin()), 8),
+    (sd.RK45(1e-4, 1e-4), None),
+    (sd.ExponentialPair(2, "data", rtol=1e-3, atol=1e-3), None),
+    (sd.AdaptiveSDE(0.05, 0.05), None),
+]
+
+
+def gentle(x: Tensor, t: Tensor) -> Tensor:
+    """A noise prediction of each coordinate by itself, and NaN for the padding."""
+    return torch.where(x == 0, torch.nan, x / (1 + 0.1 * torch.tanh(x)))
+
+
+@pytest.mark.parametrize(("solver", "steps"), SOLVERS, ids=lambda value: repr(value))
+@pytest.mark.parametrize("path", [False, True], ids=["white", "path"])
+def test_a_padded_sequence_is_solved_as_it_is_alone(solver: Any, steps: int | None, path: bool) -> None:
+    """The same states, and as many accepted and rejected steps; padding stays at 0, whatever the network says there."""
+    if path and not solver.stochastic:
+        pytest.skip("draws no noise")
+    seeds = sd.seeds(3, 4)
+    noise: Any = sd.White(seeds, (4, 2), dtype=torch.float64)
+    if path:
+        noise = sd.BrownianPath(seeds, (4, 2), VP.t_min, VP.t_max, dtype=torch.float64)
+    model = sd.ScoreModel(gentle, VP, time_dtype=torch.float64)
+    times = torch.linspace(VP.t_max, VP.t_min, (steps or 1) + 1, dtype=torch.float64)
+    whole = solver.solve(
+        Reverse(model, 4, float(solver.diffuses), mask=MASK[..., None].expand(4, 4, 2)),
+        kept(NOISE, MASK[..., None]),
+        times,
+        masked(noise, MASK[..., None].expand(4, 4, 2)),
+        Options(),
+    )
+    assert not bool(whole.x[~MASK].any())
+    for i, n in enumerate(LENGTHS):
+        own = Cut(noise.take(torch.tensor([i])), n)
+        alone = solver.solve(Reverse(model, 1, float(solver.diffuses)), NOISE[i : i + 1, :n], times, own, Options())
+        torch.testing.assert_close(whole.x[i, :n], alone.x[0], rtol=1e-8, atol=1e-8)
+        assert whole.accepted[i] == alone.accepted[0]
+        assert whole.rejected[i] == alone.rejected[0]

@@ -12,6 +12,7 @@ from sdediff.likelihood.divergence import Divergence, Products
 from sdediff.reverse import Reverse
 from solvers import Problem, expand, rowwise
 from solvers.clock import clock
+from solvers.masked import kept
 from solvers.problem import Columns
 
 __all__ = ["Augmented"]
@@ -32,7 +33,7 @@ class Augmented(Problem):
     do not, and in the angle u = arctan(sigma / (r alpha)), which takes the place of time, the flow is smooth: dy / du is
     0 for data from N(0, r^2). So log p at the start is log p at the end plus d (l + log c_end - log c_start). Without a Gaussian
     kernel u = t, c = 1, and the drift is dy / du. One evaluation of the network serves both equations. Solvers keep the
-    error of y below their tolerance and that of l below a tenth of it.
+    error of y below their tolerance and that of l below a tenth of it. Under a mask d counts what exists.
     """
 
     offers = frozenset({"drift"})
@@ -40,6 +41,7 @@ class Augmented(Problem):
     def __init__(self, flow: Reverse, divergence: Divergence, event: torch.Size, times: Tensor) -> None:
         super().__init__(flow.monitor.samples)
         self.flow, self.divergence, self.event, self.d = flow, divergence, event, event.numel()
+        self.mask = flow.mask
         self.variable = clock(flow, "angle" if flow.linear else "t")
         self.times, self.clock = times, self.variable.value(times)
         self.parts = ((self.d, 1.0), (divergence.channels, _WEIGHT))
@@ -58,7 +60,12 @@ class Augmented(Problem):
     def end(self, y: Tensor) -> Tensor:
         """x at the last of ``times``, flat, and log p at the first less log p at the last: (rows, d + k)."""
         first, last = self._scale(self.times[0]), self._scale(self.times[-1])
-        return torch.cat([last * y[:, : self.d], self.d * (y[:, self.d :] + math.log(last / first))], dim=1)
+        return torch.cat([last * y[:, : self.d], self._existing * (y[:, self.d :] + math.log(last / first))], dim=1)
+
+    @property
+    def _existing(self) -> int | Tensor:
+        """How many coordinates of an event exist: d, or (rows, 1) under a mask."""
+        return self.d if self.mask is None else rowwise(self.mask).sum(dim=1, keepdim=True)
 
     def _scale(self, t: Tensor) -> float:
         scale = self.variable.scale(t)
@@ -89,14 +96,14 @@ class Augmented(Problem):
         entry, (c,) = self.flow.entry(self.variable, y, time), self.flow.schedule("scale", self._columns, time, x=y)
         with torch.enable_grad():
             y = y if differentiable and y.requires_grad else y.detach().requires_grad_()
-            x = expand(c, y) * y
+            x = kept(expand(c, y) * y, self.mask)
             out = self.flow.respond(entry, x)
             self._check(entry, x, out)
             slope = self.flow.joined(self.variable, entry, x, time, out)
         products = Products(slope, y, differentiable=differentiable, single=self.single)
         trace = self.divergence(products, rowwise(y.detach()))
         slope = slope if differentiable else slope.detach()
-        return self.seen(whole, torch.cat([rowwise(slope), trace / self.d], dim=1))
+        return self.seen(whole, torch.cat([rowwise(slope), trace / self._existing], dim=1))
 
     def _check(self, entry: tuple[object, ...], x: Tensor, out: Tensor) -> None:
         """A ValueError if the network's output changes with x and has no gradient that would say how."""

@@ -12,7 +12,8 @@ from torch import Tensor
 from solvers.arithmetic import rowwise
 from solvers.brownian import BrownianPath
 from solvers.external.driver import External, Run, check_method
-from solvers.noise import White
+from solvers.masked import Masked
+from solvers.noise import Noise, White
 from solvers.solver import check_tolerances
 
 __all__ = ["TorchSDE"]
@@ -118,12 +119,13 @@ class TorchSDE(External):
     def _noise(self, run: Run, flat: Tensor) -> Path:
         """The noise as a path at all times, one for the whole solve."""
         if run.memory is None:
-            run.memory = run.noise if isinstance(run.noise, Path) else self._made(run, flat)
+            # The problem's diffusion leaves out what does not exist.
+            noise = run.noise.noise if isinstance(run.noise, Masked) else run.noise
+            run.memory = noise if isinstance(noise, Path) else self._made(run, noise, flat)
         path: Path = run.memory
         return path
 
-    def _made(self, run: Run, flat: Tensor) -> Path:
-        noise = run.noise
+    def _made(self, run: Run, noise: Noise | None, flat: Tensor) -> Path:
         if not isinstance(noise, White):
             raise ValueError(f"{self!r} needs a Brownian path at all times, which {noise!r} is not: pass seeds, or a BrownianPath")
         start, end = run.times[[0, -1]].tolist()
