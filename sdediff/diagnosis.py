@@ -75,7 +75,7 @@ def diagnose(model: ScoreModel, x_0: Tensor, *, condition: Mapping[str, Tensor] 
     condition = check_condition(condition, len(x_0), model.device)
     if model.normalizer is not None:
         x_0 = model.normalizer.normalize(x_0)
-    amiss = unsuited(sde, *coordinate_moments(x_0))
+    amiss = unsuited(sde, *coordinate_moments(x_0).existing)
     copies = -(-256 // len(x_0))
     x_0 = x_0.repeat(copies, *(1,) * (x_0.ndim - 1))
     condition = {name: value.repeat(copies, *(1,) * (value.ndim - 1)) for name, value in condition.items()}

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-__all__ = ["Normalizer", "coordinate_moments"]
+from sdediff.masks import check_mask
+from solvers.masked import kept
+
+__all__ = ["Moments", "Normalizer", "coordinate_moments"]
 
 Numbers = float | Sequence[Any] | Tensor
 
@@ -45,19 +48,22 @@ class Normalizer:
         object.__setattr__(self, "std", scale.clone())
 
     @classmethod
-    def of(cls, data: Tensor) -> Self:
+    def of(cls, data: Tensor, mask: Tensor | None = None) -> Self:
         """The normalizer under which each channel of ``data`` (N, *event) has mean 0 and variance 1.
 
         Channels are dimension 1: the coordinates of points (N, d), the colours of images
         (N, C, H, W). A channel that is constant is shifted to 0 and keeps its units, std = 1.
-        Raises ValueError where all of the data are constant or not finite.
+        ``mask`` says which coordinates exist, as for a loss; the others do not count. Raises
+        ValueError where all of the data are constant or not finite.
         """
-        mean, variance = coordinate_moments(data)
-        rest = tuple(range(1, mean.ndim))
-        center = mean.mean(dim=rest) if rest else mean
-        between = (mean - _beside(center, mean.ndim)).square() if rest else torch.zeros_like(mean)
-        total = variance + between
-        std = (total.mean(dim=rest) if rest else total).sqrt()
+        mean, variance, count = coordinate_moments(data, mask)
+        if mean.ndim > 1:
+            count, mean, variance = (part.flatten(1) for part in (count, mean, variance))
+            weight = count / count.sum(dim=1, keepdim=True).clamp(min=1)
+            center = (weight * mean).sum(dim=1)
+            variance = (weight * (variance + (mean - center[:, None]).square())).sum(dim=1)
+            mean = center
+        center, std = mean, variance.sqrt()
         # Rounding of the mean leaves a constant channel with a spread of its last digit.
         least = 64 * torch.finfo(torch.float64).eps * center.abs()
         if not bool((std > least).any()):
@@ -77,10 +83,10 @@ class Normalizer:
         mean, std = self._like(x)
         return mean + std * x
 
-    def moments(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the coordinates of x, (*event), from those of y."""
-        center, std = (_beside(part, mean.ndim) for part in (self.mean, self.std))
-        return (mean - center) / std, variance / std.square()
+    def moments(self, found: Moments) -> Moments:
+        """The moments of x from those of y."""
+        center, std = (_beside(part, found.mean.ndim) for part in (self.mean, self.std))
+        return Moments((found.mean - center) / std, found.variance / std.square(), found.samples)
 
     def log_det(self, event: Sequence[int]) -> float:
         """The sum of log std over the coordinates of an event: log p(y) = log p(x) - log_det."""
@@ -124,28 +130,45 @@ class Normalizer:
         return f"Normalizer(mean={_shown(self.mean)}, std={_shown(self.std)})"
 
 
-def coordinate_moments(data: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each coordinate of ``data`` (N, *event), float64 on the host, each (*event).
+class Moments(NamedTuple):
+    """Mean and variance of each coordinate of data, and how many samples have it: float64 on the host, each (*event)."""
 
-    The variance is that of the N samples themselves, divided by N. Raises ValueError or TypeError
-    unless the data are finite floating-point numbers with at least one sample.
+    mean: Tensor
+    variance: Tensor
+    samples: Tensor
+
+    @property
+    def existing(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the coordinates that any sample has, flat."""
+        return self.mean[self.samples > 0], self.variance[self.samples > 0]
+
+
+def coordinate_moments(data: Tensor, mask: Tensor | None = None) -> Moments:
+    """The moments of ``data`` (N, *event), over the samples for which ``mask`` says that a coordinate exists.
+
+    The variance is that of the samples themselves, divided by their number; where no sample has a
+    coordinate both are 0. Raises ValueError or TypeError unless the data are finite floating-point
+    numbers with at least one sample.
     """
     if not isinstance(data, Tensor) or data.ndim < 1 or not data.is_floating_point() or not data.numel():
         got = f"{data.dtype} of shape {tuple(data.shape)}" if isinstance(data, Tensor) else type(data).__name__
         raise TypeError(f"data must be a floating-point tensor (N, *event) that is not empty, got {got}")
-    total = sum((part.sum(dim=0) for part in _parts(data)), torch.zeros(data.shape[1:], dtype=torch.float64))
-    mean = total / len(data)
+    exist, zero = check_mask(mask, data), torch.zeros(data.shape[1:], dtype=torch.float64)
+    count = torch.full_like(zero, len(data)) if exist is None else exist.sum(dim=0).cpu().double()
+    many = count.clamp(min=1)
+    mean = sum((kept(part, there).sum(dim=0) for part, there in _parts(data, exist)), zero) / many
     if not bool(torch.isfinite(mean).all()):
         raise ValueError("data contain values that are not finite; drop or mend those samples")
-    square = sum(((part - mean).square().sum(dim=0) for part in _parts(data)), torch.zeros_like(mean))
-    return mean, square / len(data)
+    square = sum((kept((part - mean).square(), there).sum(dim=0) for part, there in _parts(data, exist)), zero)
+    return Moments(mean, square / many, count)
 
 
-def _parts(data: Tensor) -> Iterator[Tensor]:
-    """The data as float64 on the host, so many samples at a time that memory is not doubled."""
+def _parts(data: Tensor, mask: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The data as float64 on the host, and the mask, so many samples at a time that memory is not doubled."""
     size = max(1, _CHUNK // max(1, data[0].numel()))
-    for part in data.detach().split(size):
-        yield part.cpu().double()
+    for first in range(0, len(data), size):
+        rows = slice(first, first + size)
+        yield data[rows].detach().cpu().double(), None if mask is None else mask[rows].cpu()
 
 
 def _numbers(name: str, value: Numbers) -> Tensor:

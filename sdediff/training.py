@@ -177,10 +177,10 @@ def _look_at(model: ScoreModel, data: Tensor) -> None:
     """Warn where the data, as the model sees them, do not suit its SDE."""
     if model.normalizer is not None:
         model.normalizer.check(data.shape[1:])
-    mean, variance = coordinate_moments(data)
+    found = coordinate_moments(data)
     if model.normalizer is not None:
-        mean, variance = model.normalizer.moments(mean, variance)
-    if wrong := unsuited(model.sde, mean, variance):
+        found = model.normalizer.moments(found)
+    if wrong := unsuited(model.sde, *found.existing):
         warnings.warn(wrong, stacklevel=3)
 
 

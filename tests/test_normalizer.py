@@ -14,7 +14,7 @@ import torch
 
 import sdediff as sd
 from sdediff.networks import MLP, initialised
-from sdediff.normalizer import coordinate_moments
+from sdediff.normalizer import Moments, coordinate_moments
 from sdediff.suitability import unsuited
 
 POINTS = torch.tensor([300.0, -200.0]) + 40 * torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
@@ -95,12 +95,24 @@ def test_moments_are_those_of_the_coordinates(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("sdediff.normalizer._CHUNK", 12)  # several parts, the last one shorter
     data = 1e4 + torch.randn(31, 2, 3, generator=torch.Generator().manual_seed(3))
     variance, mean = torch.var_mean(data.double(), dim=0, correction=0)
-    for found, expected in zip(coordinate_moments(data), (mean, variance), strict=True):
+    for found, expected in zip(coordinate_moments(data)[:2], (mean, variance), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
     normalizer = sd.Normalizer([9e3, 1e4], [10.0, 20.0])
     again = coordinate_moments(normalizer.normalize(data.double()))
-    for found, expected in zip(normalizer.moments(mean, variance), again, strict=True):
+    for found, expected in zip(normalizer.moments(coordinate_moments(data)), again, strict=True):
         torch.testing.assert_close(found, expected)
+    mask = torch.rand(31, 2, 3, generator=torch.Generator().manual_seed(4)) < 0.5
+    mask[:, 0, 2] = False
+    mask[:, 0, 0] = True
+    there = torch.where(mask, data.double(), torch.nan)
+    found = coordinate_moments(torch.where(mask, data, 1e9), mask)
+    torch.testing.assert_close(found.mean[mask.any(dim=0)], there.nanmean(dim=0)[mask.any(dim=0)], rtol=1e-12, atol=0)
+    spread = (there - there.nanmean(dim=0)).square().nanmean(dim=0)
+    torch.testing.assert_close(found.variance[mask.any(dim=0)], spread[mask.any(dim=0)], rtol=1e-9, atol=0)
+    assert found.existing[0].shape == (5,)
+    of = sd.Normalizer.of(torch.where(mask, data, 1e9), mask)
+    torch.testing.assert_close(of.mean, torch.stack([there[:, c].nanmean() for c in (0, 1)]))
+    torch.testing.assert_close(of.std, torch.stack([there[:, c][mask[:, c]].std(correction=0) for c in (0, 1)]))
 
 
 # -- data that do not suit the SDE ------------------------------------------------------------------------------------------
@@ -138,12 +150,12 @@ def test_images_suit_every_published_sde(sde: sd.LinearSDE) -> None:
     ],
 )
 def test_data_that_do_not_suit(sde: sd.LinearSDE, mean: tuple[float, float], std: float, words: str) -> None:
-    moments = torch.tensor(mean, dtype=torch.float64), torch.full((2,), std**2, dtype=torch.float64)
+    found = Moments(torch.tensor(mean, dtype=torch.float64), torch.full((2,), std**2, dtype=torch.float64), torch.ones(2))
     with pytest.raises(ValueError, match=words):
-        raise ValueError(unsuited(sde, *moments))
+        raise ValueError(unsuited(sde, *found.existing))
     if "DDPM" not in repr(sde) and "Interpolated" not in repr(sde):  # the chain is at fault there, not the data
-        normalizer = sd.Normalizer(moments[0], moments[1].sqrt())
-        assert unsuited(sde, *normalizer.moments(*moments)) is None
+        normalizer = sd.Normalizer(found.mean, found.variance.sqrt())
+        assert unsuited(sde, *normalizer.moments(found).existing) is None
 
 
 @pytest.mark.parametrize(
