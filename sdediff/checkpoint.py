@@ -1,90 +1,29 @@
-"""Run folders: what was trained, its weights and where training stands, as JSON and safetensors, without pickle.
-
-``config.json`` names the SDE, the network and the data; ``model.safetensors`` holds the averaged weights, which sampling uses;
-``training.safetensors`` holds all that training needs to go on. Each file is replaced as a whole or not at all.
-"""
+"""The model of a run folder, made again from its configuration and its averaged weights: JSON and safetensors, without pickle."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import os
-import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sdediff import sde as families
-from sdediff._extras import require
-from sdediff.clocks import Clock, Timesteps
+from sdediff.clocks import Clock
+from sdediff.constraints import Constraint
+from sdediff.describing import KINDS, Own, build, build_network, rebuild
 from sdediff.model import ScoreModel
 from sdediff.names import nearest
-from sdediff.networks import NETWORKS, initialised
-from sdediff.normalizer import Normalizer
-from sdediff.sde import SDE, LinearSDE
+from sdediff.run_folder import CONFIG, FORMAT, SECTIONS, WEIGHTS, locate
+from sdediff.sde import SDE
+from sdediff.states import read_tensors, set_module_state
 
-__all__ = [
-    "CONFIG",
-    "SCHEDULE",
-    "TRAINING",
-    "WEIGHTS",
-    "describe",
-    "load",
-    "read_config",
-    "read_tensors",
-    "write_atomically",
-    "write_tensors",
-]
+__all__ = ["SCHEDULE", "load", "read_config", "read_run"]
 
-CONFIG: Final = "config.json"
-WEIGHTS: Final = "model.safetensors"
-TRAINING: Final = "training.safetensors"
 SCHEDULE: Final = "schedule."
-
-_SDES: Final[dict[str, type[LinearSDE]]] = {
-    family.__name__: family
-    for family in (
-        families.VE,
-        families.VP,
-        families.SubVP,
-        families.Cosine,
-        families.EDM,
-        families.RectifiedFlow,
-        families.InterpolatedVP,
-        families.InterpolatedVE,
-    )
-}
-
-
-def describe(model: ScoreModel) -> dict[str, Any]:
-    """What a configuration says of a model: classes that ship with their parameters, others by name only."""
-    net: Any = model.net
-    known_net = NETWORKS.get(type(net).__name__) is type(net)
-    known_sde = _SDES.get(type(model.sde).__name__) is type(model.sde)
-    return {
-        "sde": {
-            "class": type(model.sde).__name__,
-            "parameters": dataclasses.asdict(model.sde) if known_sde else None,
-        },
-        "network": {"class": type(net).__name__, "parameters": net.config if known_net else None},
-        "model": {
-            "predicts": model.predicts,
-            "sigma_data": model.sigma_data,
-            "time": _describe_clock(model.time),
-            "learned_variance": model.learned_variance,
-            "normalizer": None if model.normalizer is None else model.normalizer.to_dict(),
-        },
-    }
-
-
-def _describe_clock(clock: Clock) -> str | dict[str, Any] | None:
-    if isinstance(clock, str):
-        return clock
-    return dataclasses.asdict(clock) if isinstance(clock, Timesteps) else None
 
 
 def load(
@@ -93,104 +32,158 @@ def load(
     sde: SDE | None = None,
     net: nn.Module | None = None,
     time: Clock | None = None,
+    constraint: Constraint | None = None,
     device: torch.device | str = "cpu",
 ) -> ScoreModel:
     """The model of a run folder, with its averaged weights, in evaluation mode.
 
-    SDEs and networks that ship are built again from their recorded parameters; your own are passed as ``sde=``, ``net=`` and
-    ``time=``: loading never imports or runs code that a file names. Raises FileNotFoundError or ValueError.
+    All that a model is made of comes back: SDEs, networks, clocks and constraints that ship are built again from their recorded
+    parameters. Your own are passed as ``sde=``, ``net=``, ``time=`` and ``constraint=``: loading never imports or runs code that a
+    file names. Warns if the run is unfinished. Raises FileNotFoundError, or ValueError if files are damaged, of different runs or
+    of a newer format.
     """
     config = read_config(run)
-    try:
-        sde = sde or _build(config["sde"], _SDES, "sde", run)
-        net = net or _build(config["network"], NETWORKS, "net", run)
-        entry = config["model"]
-        recorded = entry.get("time", "t")
-        if time is None and recorded is None:
-            raise ValueError(f"{run} was trained with your own function of time; pass it: load({str(run)!r}, time=...)")
-        clock = time or (Timesteps(**recorded) if isinstance(recorded, dict) else recorded)
-        learned = entry.get("learned_variance", False)
-        kept = entry.get("normalizer")
-        model = ScoreModel(
-            net,
-            sde,
-            entry["predicts"],
-            sigma_data=entry["sigma_data"],
-            time=clock,
-            learned_variance=learned,
-            normalizer=None if kept is None else Normalizer(**kept),
-        )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{Path(run) / CONFIG} is damaged: {error}; train again or restore the file") from error
-    weights, _ = read_tensors(Path(run) / WEIGHTS)
+    entry = {"sde": config["sde"], "net": config["network"]}
+    if sde is None:
+        sde = _made(run, "sde", partial(build, entry["sde"], KINDS["sde"]))
+    if net is None and entry["net"]["parameters"] is None:
+        raise ValueError(_asks_for(run, "net", entry["net"]["class"]))
+    given = {name: value for name, value in (("time", time), ("constraint", constraint)) if value is not None}
+    entries = {name: value for name, value in config["model"].items() if name not in given}
+    values = {name: _made(run, name, partial(build, value, KINDS.get(name))) for name, value in entries.items()}
+    weights, meta = read_run(run, WEIGHTS, config)
     learned = {name.removeprefix(SCHEDULE): weights.pop(name) for name in list(weights) if name.startswith(SCHEDULE)}
+    if net is None:
+        net = _built_network(run, entry["net"], weights)
+    model: ScoreModel = _made(run, "model", partial(rebuild, net, sde, values if time is None else {**values, "time": time}))
+    if constraint is not None:
+        model = model.constrained(constraint)
     try:
         if learned:
             model.sde.schedule.load_state_dict(learned)
-        net.load_state_dict(weights)
-    except RuntimeError as error:
+        set_module_state(net, weights)
+    except (RuntimeError, AttributeError) as error:
         first = str(error).splitlines()[-1].strip()
         raise ValueError(f"{Path(run) / WEIGHTS} does not fit the network {type(net).__name__}: {first}") from error
+    _say_if_unfinished(run, config, meta)
     return model.to(device).eval()
 
 
-def _build(entry: Mapping[str, Any], known: Mapping[str, Callable[..., Any]], argument: str, run: str | Path) -> Any:
-    name, parameters = entry["class"], entry["parameters"]
-    if parameters is None:
-        raise ValueError(f"{run} was trained with your own {name}; pass it: load({str(run)!r}, {argument}={name}(...))")
-    if name not in known:
-        raise ValueError(f"{run} names {name!r}, which this version does not know{nearest(name, known)}; known: {', '.join(known)}")
-    return initialised(partial(known[name], **parameters), seed=0)
+def _built_network(run: str | Path, entry: Mapping[str, Any], weights: Mapping[str, Any]) -> nn.Module:
+    name = entry["class"]
+    if name not in KINDS["net"]:
+        _made(run, "net", partial(build, entry, KINDS["net"]))
+    try:
+        return build_network(entry, weights)
+    except ImportError:
+        raise
+    except Exception as error:  # of any kind: what a constructor makes of a damaged number
+        reason = _first_line(error)
+        raise ValueError(f"{Path(run) / WEIGHTS} does not fit the network {name} of {CONFIG}: {reason}") from error
+
+
+def _made(run: str | Path, argument: str, make: Callable[[], Any]) -> Any:
+    """What ``make`` builds from the configuration; ValueError, in one line, where that does not do."""
+    try:
+        return make()
+    except Own as own:
+        raise ValueError(_asks_for(run, argument, own.args[0])) from own
+    except ValueError as error:
+        if str(error).startswith("names "):
+            raise ValueError(f"{run} {error}") from error
+        raise ValueError(_damaged(run, f"{argument}: {_first_line(error)}")) from error
+    except (TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
+        raise ValueError(_damaged(run, f"{argument}: {_first_line(error)}")) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _asks_for(run: str | Path, argument: str, name: str) -> str:
+    what = {"time": "function of time", "constraint": f"constraint {name}"}.get(argument, name)
+    value = "..." if argument in ("time", "constraint") else f"{name}(...)"
+    return f"{run} was trained with your own {what}; pass it: load({str(run)!r}, {argument}={value})"
+
+
+def _damaged(run: str | Path, what: str) -> str:
+    return f"{Path(run) / CONFIG} is damaged: {what}; train again or restore the file"
+
+
+def _say_if_unfinished(run: str | Path, config: Mapping[str, Any], meta: Mapping[str, str]) -> None:
+    asked = (config.get("training") or {}).get("steps")
+    made = int(meta["step"]) if meta.get("step", "").isdigit() else None
+    if isinstance(asked, int) and made is not None and made < asked:
+        warnings.warn(f"{run} is unfinished: it has made {made} of {asked} steps; go on with resume", stacklevel=3)
 
 
 def read_config(run: str | Path) -> dict[str, Any]:
-    """The configuration of a run folder."""
+    """The configuration of a run folder, in the present format."""
     folder = Path(run)
     if not folder.is_dir():
         siblings = [str(p) for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
         raise FileNotFoundError(
             f"there is no run folder {folder}{nearest(str(folder), siblings)}; make one with: sdediff train --out {folder}"
         )
-    path = folder / CONFIG
+    path = locate(folder, CONFIG)
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no run folder: it has no {CONFIG}; make one with: sdediff train --out DIR")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); train again or restore the file") from error
-    missing = [key for key in ("sde", "network", "model", "data") if not isinstance(config, dict) or key not in config]
+    if not isinstance(config, dict):
+        raise ValueError(_damaged(run, f"it lacks {', '.join(SECTIONS)}"))
+    _check(run, config)
+    return config if config["format"] > 1 else _from_first(config)
+
+
+def _check(run: str | Path, config: Mapping[str, Any]) -> None:
+    """The sections are there and of the right kind, and the format is one that this version reads."""
+    missing = [key for key in SECTIONS if key not in config]
     if missing:
-        raise ValueError(f"{path} is damaged: it lacks {', '.join(missing)}; train again or restore the file")
-    return dict(config)
+        raise ValueError(_damaged(run, f"it lacks {', '.join(missing)}"))
+    version = config.get("format")
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        got = "no format" if version is None else f"the format {version!r}"
+        raise ValueError(_damaged(run, f"it says {got}, where a number from 1 to {FORMAT} is expected"))
+    if version > FORMAT:
+        raise ValueError(
+            f"{Path(run) / CONFIG} has format {version}, and this version of sdediff reads formats up to {FORMAT}: "
+            "load it with a newer sdediff"
+        )
+    for key in SECTIONS:
+        if not isinstance(config[key], dict):
+            raise ValueError(_damaged(run, f"{key} is {json.dumps(config[key])}, where an object is expected"))
+    for key in ("sde", "network"):
+        name, parameters = config[key].get("class"), config[key].get("parameters", 0)
+        if not isinstance(name, str) or not (parameters is None or isinstance(parameters, dict)):
+            raise ValueError(_damaged(run, f"{key} needs a class, a name, and its parameters, an object or null"))
+    missing = [key for key in ("predicts", "sigma_data") if key not in config["model"]]
+    if missing:
+        raise ValueError(_damaged(run, f"model lacks {', '.join(missing)}"))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file."""
-    safetensors = require("safetensors", "train")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; the run was stopped before its first checkpoint: train again")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error}); train again or restore the file") from error
+def _from_first(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration of format 1, where a clock was its name, its parameters, or null for the user's own, and a normalizer its
+    parameters."""
+    model = dict(config["model"])
+    clock = model.get("time", "t")
+    if not isinstance(clock, str):
+        model["time"] = {"class": "Timesteps", "parameters": clock} if clock else {"class": "function", "parameters": None}
+    if model.get("normalizer"):
+        model["normalizer"] = {"class": "Normalizer", "parameters": model["normalizer"]}
+    return {**config, "model": model}
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file, as a whole or not at all."""
-    save = require("safetensors.torch", "train").save
-    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write_atomically(path, save(plain, dict(metadata)))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file beside its place and move it there."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+def read_run(run: str | Path, name: str, config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """State and metadata of a file of tensors; ValueError if it is damaged, or of another run than the configuration."""
+    path = locate(Path(run), name)
+    state, meta = read_tensors(path, sealed=config["format"] > 1)
+    if meta.get("run") != config.get("run"):
+        raise ValueError(
+            f"{path} is of run {meta.get('run', 'unknown')}, and {CONFIG} beside it of run {config.get('run', 'unknown')}: "
+            "two trainings have written this folder, or one of the files was copied there; restore the file that belongs, "
+            "or train again"
+        )
+    return state, meta

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sdediff._extras import require
-from sdediff.checkpoint import write_atomically
+from sdediff.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

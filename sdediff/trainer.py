@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sdediff import checkpoint
+from sdediff.checkpoint import SCHEDULE, read_run
 from sdediff.model import ScoreModel
 from sdediff.objectives import Objective
+from sdediff.run_folder import TRAINING, Run
+from sdediff.states import checksum, module_state, pack, serialise, set_module_state, unpack
 
 __all__ = ["Settings", "Trainer"]
 
@@ -53,12 +56,15 @@ class Trainer:
     ) -> None:
         self.model, self.data, self.condition, self.loss, self.settings = model, data, condition, loss, settings
         self.module = cast(Any, model.net)
-        self.ema = averaged(self.module, settings.ema)
         schedule = getattr(model.sde, "schedule", None)
         self.schedule: nn.Module = schedule if isinstance(schedule, nn.Module) else nn.Module()  # learned with the network
         learned = [*self.module.parameters(), *self.schedule.parameters()]
-        self.optimizer: Any = torch.optim.AdamW(learned, lr=settings.lr, betas=(0.9, 0.99), fused=True)
+        _check_trainable(self.module, learned)
+        self.ema = _copied(self.module, settings.ema)
+        fused = not any(p.is_complex() for p in learned)
+        self.optimizer: Any = torch.optim.AdamW(learned, lr=settings.lr, betas=(0.9, 0.99), fused=fused)
         self.step = 0
+        self._prove()
 
     def prepare(self, accelerator: Any) -> None:
         """Move everything to the accelerator's device and let it wrap what it runs."""
@@ -81,6 +87,8 @@ class Trainer:
         x_0 = x_0 if normalizer is None else normalizer.normalize(x_0)
         with accelerator.autocast():
             value = self.loss(self.model, x_0, given).mean()
+        if not value.requires_grad:
+            raise ValueError("the loss does not depend on a parameter that requires grad; does the network use its parameters?")
         self.optimizer.zero_grad()
         accelerator.backward(value)
         accelerator.clip_grad_norm_(self.module.parameters(), settings.clip)
@@ -89,38 +97,72 @@ class Trainer:
         self.step += 1
         return value.detach()
 
+    def agree(self, stop: bool) -> bool:
+        """Whether one of the processes was told to stop: all of them then make the same number of steps."""
+        if self.accelerator.num_processes == 1:
+            return stop
+        told = torch.tensor(float(stop), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(told, "sum") > 0)
+
     def finish(self) -> ScoreModel:
         """Give the model its averaged weights."""
-        self.module.load_state_dict(self.ema.module.state_dict())
+        set_module_state(self.module, self._averages())
         self.model.net = self.module
         return self.model.eval()
 
-    def save(self, folder: Path) -> None:
-        """Bring the folder up to date: the training state first, so that the weights never run ahead of it."""
+    def _averages(self) -> dict[str, Any]:
+        """The averaged weights; what is no tensor is the network's own, as buffers are."""
+        state = module_state(self.ema.module)
+        current = module_state(self.module)
+        return {name: value if isinstance(value, Tensor) else current[name] for name, value in state.items()}
+
+    def _states(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What `save` keeps: of the training, and of the averaged model."""
+        schedule = {f"{SCHEDULE}{k}": v for k, v in self.schedule.state_dict().items()}
+        averages = self._averages()
+        state = {f"net.{k}": v for k, v in module_state(self.module).items()} | {f"ema.{k}": v for k, v in averages.items()}
+        for i, entry in self.optimizer.state_dict()["state"].items():
+            state |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in entry.items()}
+        if hasattr(self.loss, "state_dict"):
+            state |= {f"loss.{k}": v for k, v in self.loss.state_dict().items()}
+        return state | schedule, averages | schedule
+
+    def _prove(self) -> None:
+        """Raise ValueError unless what `save` will write can be written and read, before any step is made."""
+        try:
+            serialise(self._states()[0], {})
+            set_module_state(self.ema.module, unpack(*pack(self._averages())))
+        except Exception as error:  # of any kind: the network's own methods are called
+            raise ValueError(f"the state of {type(self.module).__name__} cannot be kept in a run folder: {error}") from error
+
+    def identity(self, config: Mapping[str, Any]) -> str:
+        """A name of the run: by its configuration, its first weights and its data, so that equal runs write equal files."""
+        rows = torch.linspace(0, len(self.data) - 1, min(len(self.data), 1024)).long()
+        given = {"data": self.data, **{f"condition.{name}": value for name, value in self.condition.items()}}
+        state = self._states()[0] | {name: value[rows.to(value.device)] for name, value in given.items()}
+        tensors, notes = pack(state)
+        return checksum(tensors, {**notes, "config": json.dumps(config, sort_keys=True)})[:16]
+
+    def save(self, run: Run) -> None:
+        """Bring the folder of the run up to date."""
         self.accelerator.wait_for_everyone()
         if not self.accelerator.is_main_process:
             return
-        net, ema, state = self.module.state_dict(), self.ema.module.state_dict(), self.optimizer.state_dict()["state"]
-        schedule = {f"{checkpoint.SCHEDULE}{k}": v for k, v in self.schedule.state_dict().items()}
-        tensors = {f"net.{k}": v for k, v in net.items()} | {f"ema.{k}": v for k, v in ema.items()} | schedule
-        tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for i, entry in state.items() for k, v in entry.items()}
-        if hasattr(self.loss, "state_dict"):
-            tensors |= {f"loss.{k}": v for k, v in self.loss.state_dict().items()}
-        meta = {"step": str(self.step)}
-        checkpoint.write_tensors(folder / checkpoint.TRAINING, tensors, meta)
-        checkpoint.write_tensors(folder / checkpoint.WEIGHTS, ema | schedule, meta)
+        meta = {"step": str(self.step), "run": run.config["run"]}
+        training, averages = (serialise(state, meta) for state in self._states())
+        run.save(training, averages)
 
-    def restore(self, folder: Path) -> None:
+    def restore(self, folder: Path, config: Mapping[str, Any]) -> None:
         """Go back to where the folder's last checkpoint stands; before `prepare`."""
-        tensors, meta = checkpoint.read_tensors(folder / checkpoint.TRAINING)
-        parts: dict[str, dict[str, Tensor]] = {"net": {}, "ema": {}, "optimizer": {}, "loss": {}, "schedule": {}}
+        tensors, meta = read_run(folder, TRAINING, config)
+        parts: dict[str, dict[str, Any]] = {"net": {}, "ema": {}, "optimizer": {}, "loss": {}, "schedule": {}}
         try:
             for name, value in tensors.items():
                 part, key = name.split(".", 1)
                 parts[part][key] = value
             self.step = int(meta["step"])
-            self.module.load_state_dict(parts["net"])
-            self.ema.module.load_state_dict(parts["ema"])
+            set_module_state(self.module, parts["net"])
+            set_module_state(self.ema.module, parts["ema"])
             self.schedule.load_state_dict(parts["schedule"])
             self.ema.n_averaged.fill_(self.step)
             state: dict[int, dict[str, Tensor]] = {}
@@ -132,7 +174,35 @@ class Trainer:
             if hasattr(self.loss, "load_state_dict"):
                 self.loss.load_state_dict(parts["loss"])
         except (KeyError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{folder / checkpoint.TRAINING} does not fit this training ({error}); train anew") from error
+            raise ValueError(f"{folder / TRAINING} does not fit this training ({error}); train anew") from error
+
+
+def _check_trainable(module: nn.Module, learned: Sequence[Tensor]) -> None:
+    """Raise ValueError unless there are parameters, all have values, and one of them is to be trained."""
+    name = type(module).__name__
+    for part, value in (*module.named_parameters(), *module.named_buffers()):
+        if torch.nn.parameter.is_lazy(value):
+            raise ValueError(
+                f"{part} of {name} has no shape before the network is first called; call it once: net(data[:1], torch.ones(1))"
+            )
+        if value.is_meta:
+            raise ValueError(f"{part} of {name} is on the meta device, without values; build the network on a real one")
+    if not learned:
+        raise ValueError(f"{name} has no parameters, so there is nothing to train")
+    if not any(value.requires_grad for value in learned):
+        raise ValueError(
+            f"every parameter of {name} is frozen, so there is nothing to train; net.requires_grad_() unfreezes all of them"
+        )
+
+
+def _copied(module: nn.Module, decay: float) -> Any:
+    try:
+        return averaged(module, decay)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{type(module).__name__} cannot be copied, which averaging its weights needs ({error}); a parametrization, "
+            "torch.nn.utils.parametrizations.weight_norm say, can be where an older hook cannot"
+        ) from error
 
 
 def averaged(net: nn.Module, decay: float) -> Any:

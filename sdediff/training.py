@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import math
 import signal
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,13 @@ from torch import Tensor, nn
 
 from sdediff import checkpoint
 from sdediff._extras import require
+from sdediff.describing import describe
+from sdediff.interruption import stoppable
 from sdediff.model import ScoreModel
 from sdediff.normalizer import coordinate_moments
 from sdediff.objectives import DenoisingScoreMatching, Objective
 from sdediff.progress import Bar, progress_bar
+from sdediff.run_folder import CONFIG, FORMAT, TRAINING, WEIGHTS, Run, check_ours, check_out, locked, write_config
 from sdediff.suitability import unsuited
 from sdediff.trainer import Settings, Trainer
 from solvers.portable import Portable
@@ -31,11 +33,14 @@ __all__ = ["Interrupted", "fit"]
 
 
 class Interrupted(Portable, KeyboardInterrupt):
-    """Training was stopped by Ctrl-C after ``step`` steps; a checkpoint of that step is in the run folder."""
+    """Training was stopped by the signal ``signum``, Ctrl-C say, after ``step`` steps.
 
-    def __init__(self, step: int, out: Path) -> None:
+    A checkpoint of that step is in the run folder ``out``.
+    """
+
+    def __init__(self, step: int, out: Path, signum: int | None = None) -> None:
         super().__init__(f"stopped after step {step}; {out} holds a checkpoint of it, go on with resume")
-        self.step, self.out = step, out
+        self.step, self.out, self.signum = step, out, signal.SIGINT if signum is None else signum
 
 
 def fit(
@@ -75,52 +80,63 @@ def fit(
     gives the weights of one that is not. torch's global generator is left as it was. Under ``accelerate launch`` every process
     takes its share of each batch.
 
-    ``checkpoint_every`` steps, at the end and on Ctrl-C the folder ``out`` is brought up to date. ``resume`` goes on from there;
-    ``overwrite`` starts anew. ``about`` (name, range of the data) is kept in the configuration. ``callback(step, loss)`` is called
-    every 10 steps. Raises ValueError before any work, `Interrupted` on Ctrl-C, FloatingPointError if the loss is not finite.
+    ``checkpoint_every`` steps, at the end, on Ctrl-C, SIGTERM and SIGHUP the folder ``out`` is brought up to date. ``resume`` goes
+    on from there, and starts where there is no run yet. ``overwrite`` starts anew, and the run that is there stays until the first
+    checkpoint of the new one is complete. One process at a time writes a folder, and files that are not of a run are never
+    overwritten. ``about`` (name, range of the data) is kept in the configuration. ``callback(step, loss)`` is called every 10
+    steps. Raises ValueError before any work, also where the state of the network could not be kept, `Interrupted` when a signal
+    has stopped it, FloatingPointError if the loss is not finite.
     """
     loss = loss or DenoisingScoreMatching(stratified=True)
     condition = dict(condition or {})
     if not callable(loss):
         raise TypeError(f"loss must be a function loss(model, x_0, condition) -> (B,), DDPMLoss(chain) say; got {loss!r}")
+    folder = check_out(out)
+    if resume and overwrite:
+        raise ValueError(f"resume goes on with the run in {folder} and overwrite starts anew: pass one of them")
     _check(model, data, condition, checkpoint_every)
+    check_ours(folder)
     settings = Settings(steps, batch_size, lr, warmup, ema, clip, seed)
     _look_at(model, data)
-    folder = Path(out)
-    config = {
-        "format": 1,
-        **checkpoint.describe(model),
+    config: dict[str, Any] = {
+        "format": FORMAT,
+        **describe(model),
         "data": {"event": list(data.shape[1:]), "count": len(data), **(about or {})},
         "training": {**asdict(settings), "loss": _name(loss)},
     }
     with _accelerated(device, mixed_precision) as accelerator:
-        _prepare_folder(folder, config, resume=resume, overwrite=overwrite)
         trainer = Trainer(model, data, condition, loss, settings)
-        if resume:
-            trainer.restore(folder)
-        if accelerator.is_main_process:
-            _save_config(folder, config)
-        trainer.prepare(accelerator)
+        config["run"] = trainer.identity(config)
+        with _writing(folder, config, accelerator, resume=resume, overwrite=overwrite) as run:
+            if run.begun is not None:
+                trainer.restore(folder, run.begun)
+            trainer.prepare(accelerator)
+            return _train(trainer, run, checkpoint_every, progress, callback)
 
-        devices = [accelerator.device] if accelerator.device.type == "cuda" else []
-        title = f"training {type(model.sde).__name__}"
-        with (
-            torch.random.fork_rng(devices),
-            _stop_flag() as stop,
-            progress_bar(title, total=steps, show=progress, start=trainer.step) as bar,
-        ):
-            meter = _Meter(bar, callback, trainer)
-            while trainer.step < steps and not stop.is_set():
-                meter.record(trainer.take())
-                if trainer.step % checkpoint_every == 0 and trainer.step < steps:
-                    meter.flush()
-                    trainer.save(folder)
-            meter.flush()
-        trainer.save(folder)
-        trained = trainer.finish()
-        if trainer.step < steps:
-            raise Interrupted(trainer.step, folder)
-        return trained
+
+def _train(
+    trainer: Trainer, run: Run, checkpoint_every: int, progress: bool, callback: Callable[[int, float], None] | None
+) -> ScoreModel:
+    """Make the steps that are left, and bring the folder up to date."""
+    steps, place = trainer.settings.steps, trainer.accelerator.device
+    title = f"training {type(trainer.model.sde).__name__}"
+    with (
+        torch.random.fork_rng([place] if place.type == "cuda" else []),
+        stoppable() as stop,
+        progress_bar(title, total=steps, show=progress, start=trainer.step) as bar,
+    ):
+        meter = _Meter(bar, callback, trainer)
+        while trainer.step < steps and not trainer.agree(bool(stop)):
+            meter.record(trainer.take())
+            if trainer.step % checkpoint_every == 0 and trainer.step < steps:
+                meter.flush()
+                trainer.save(run)
+        meter.flush()
+        trainer.save(run)
+    trained = trainer.finish()
+    if trainer.step < steps:
+        raise Interrupted(trainer.step, run.folder, stop.signal)
+    return trained
 
 
 @contextmanager
@@ -184,52 +200,42 @@ def _look_at(model: ScoreModel, data: Tensor) -> None:
         warnings.warn(wrong, stacklevel=3)
 
 
-def _prepare_folder(folder: Path, config: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
-    exists = (folder / checkpoint.CONFIG).exists()
-    if resume:
-        old = checkpoint.read_config(folder)
-        for section in ("sde", "network", "model", "data", "training"):
-            for key in config[section]:
-                before = old.get(section, {}).get(key)
-                if key != "steps" and before != json.loads(json.dumps(config[section][key])):
-                    raise ValueError(
-                        f"{folder} was trained with {section} {key} = {before}, not {config[section][key]}; "
-                        "resume with the same settings, or train into another folder"
-                    )
-    elif exists and not overwrite:
-        raise ValueError(f"{folder} already holds a run; resume it, overwrite it, or choose another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_atomically(folder / ".writable", b"")
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise OSError(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
-    if exists and overwrite:
-        for name in (checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.TRAINING):
-            (folder / name).unlink(missing_ok=True)
-
-
-def _save_config(folder: Path, config: dict[str, Any]) -> None:
-    checkpoint.write_atomically(folder / checkpoint.CONFIG, (json.dumps(config, indent=2) + "\n").encode())
-
-
 @contextmanager
-def _stop_flag() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets, so that a step is never cut in two; a second Ctrl-C interrupts at once."""
-    flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag
-        return
+def _writing(folder: Path, config: Mapping[str, Any], accelerator: Any, *, resume: bool, overwrite: bool) -> Iterator[Run]:
+    """The run in ``folder``, which no other process writes meanwhile.
 
-    def stop(signum: int, frame: Any) -> None:
-        flag.set()
-        signal.signal(signal.SIGINT, before)
+    Raises ValueError, before anything is touched, where it may not be written.
+    """
+    main = accelerator.is_main_process
+    with locked(folder) if main else nullcontext():
+        accelerator.wait_for_everyone()
+        run = _run_in(folder, config, resume=resume, overwrite=overwrite)
+        accelerator.wait_for_everyone()
+        if main and not (folder / CONFIG).exists():
+            write_config(folder, run.config)
+        yield run
 
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield flag
-    finally:
-        signal.signal(signal.SIGINT, before)
+
+def _run_in(folder: Path, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Run:
+    if not check_ours(folder):
+        return Run(folder, config)
+    if overwrite:
+        return Run(folder, config, replaces=True)
+    if not resume:
+        raise ValueError(f"{folder} already holds a run; resume it, overwrite it, or choose another folder")
+    old = checkpoint.read_config(folder)
+    for section in ("sde", "network", "model", "data", "training"):
+        for key, value in json.loads(json.dumps(config[section])).items():
+            before = old.get(section, {}).get(key, value)
+            if key != "steps" and before != value:
+                raise ValueError(
+                    f"{folder} was trained with {section} {key} = {before}, not {value}; "
+                    "resume with the same settings, or train into another folder"
+                )
+    new = {**config, "run": old.get("run", config["run"])}
+    # Without any state the run was stopped before its first checkpoint, and starts.
+    begun = any((folder / name).exists() for name in (TRAINING, WEIGHTS))
+    return Run(folder, new, begun=old if begun else None, replaces=json.loads(json.dumps(new)) != old)
 
 
 class _Meter:

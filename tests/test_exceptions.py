@@ -16,6 +16,7 @@ import torch
 import sdediff as sd
 import sdediff.testing
 import solvers
+from sdediff.describing import Own
 from sdediff.mcmc.chains import ChainError
 from sdediff.testing.identity import Skip
 from sdediff.testing.report import Finding
@@ -64,6 +65,7 @@ EXAMPLES: dict[type[BaseException], Callable[[], BaseException]] = {
     sd.testing.EquivalenceError: lambda: raised(unequal, sd.testing.EquivalenceError),
     sd.testing.SDEError: lambda: raised(wrong_sde, sd.testing.SDEError),
     sd.testing.SolverError: lambda: raised(wrong_solver, sd.testing.SolverError),
+    Own: lambda: Own("Mine"),
     Skip: lambda: Skip("no kernel"),
     Stop: lambda: Stop(solvers.Status.DRIVER_STOPPED, "gave up"),
 }
@@ -73,6 +75,8 @@ def classes(package: ModuleType) -> set[type[BaseException]]:
     """Every exception class that is defined in a package."""
     found: set[type[BaseException]] = set()
     for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        if info.name.endswith("__main__"):
+            continue
         module = importlib.import_module(info.name)
         for value in vars(module).values():
             own = isinstance(value, type) and issubclass(value, BaseException)

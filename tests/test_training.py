@@ -54,12 +54,14 @@ def test_a_stopped_and_resumed_run_equals_one_that_was_not(tmp_path: Path) -> No
 
     with pytest.raises(Interrupted, match=r"stopped after step 20; .* go on with resume"):
         train(tmp_path / "parts", callback=stop)
-    half = sd.sample(sd.load(tmp_path / "parts"), (2, 2), steps=3, seed=0)
+    with pytest.warns(UserWarning, match=r"parts is unfinished: it has made 20 of 40 steps"):
+        half = sd.sample(sd.load(tmp_path / "parts"), (2, 2), steps=3, seed=0)
     assert half.success
     train(tmp_path / "parts", resume=True)
     for name in ("model.safetensors", "training.safetensors"):
         whole, parts = (read_tensors(tmp_path / run / name) for run in ("whole", "parts"))
-        assert whole[1] == parts[1] == {"step": "40"}
+        assert whole[1] == parts[1]
+        assert whole[1]["step"] == "40"
         for key, value in whole[0].items():
             assert torch.equal(value, parts[0][key]), key
 
@@ -206,8 +208,6 @@ def test_an_existing_run_is_not_overwritten_unasked(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
     train(tmp_path / "run", steps=5, overwrite=True)
     assert (tmp_path / "run" / "model.safetensors").read_bytes() != before
-    with pytest.raises(FileNotFoundError, match="no run folder"):
-        train(tmp_path / "other", resume=True)
 
 
 def test_unwritable_folder(tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdediff.checkpoint import load, write_atomically
+from sdediff.checkpoint import load
 from sdediff.cli.names import check_device
 from sdediff.cli.quality import Judge, Quality
 from sdediff.cli.train import about
 from sdediff.data import load_data, split
 from sdediff.discrete import DDPM
+from sdediff.files import write_atomically
 from sdediff.model import ScoreModel
 from sdediff.networks import UNet, initialised
 from sdediff.objectives import DenoisingScoreMatching

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sdediff.checkpoint import load, read_config, write_atomically
+from sdediff.checkpoint import load, read_config
 from sdediff.cli.names import check_device, make_solver
+from sdediff.files import write_atomically
 from sdediff.plots import image_grid, save_png
 from sdediff.sampling import sample
 from solvers import Solution, Solver

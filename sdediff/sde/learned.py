@@ -33,6 +33,7 @@ class MonotoneSchedule(nn.Module):
         self.log_rates = nn.Parameter(rates.log())
         self.offsets = nn.Parameter(-rates * places)
         self.log_heights = nn.Parameter(torch.full((width,), -6.0, dtype=torch.float64))
+        self.config: dict[str, Any] = {"width": width}  # what is not among the parameters
 
     def _shape(self, t: Tensor) -> Tensor:
         waves = torch.sigmoid(t[..., None] * self.log_rates.exp() + self.offsets)
