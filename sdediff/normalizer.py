@@ -83,6 +83,10 @@ class Normalizer:
         mean, std = self._like(x)
         return mean + std * x
 
+    def scale(self, x: Tensor) -> Tensor:
+        """std, shaped so that it multiplies states x (B, *event), in their dtype and where they are."""
+        return self._like(x)[1]
+
     def moments(self, found: Moments) -> Moments:
         """The moments of x from those of y."""
         center, std = (_beside(part, found.mean.ndim) for part in (self.mean, self.std))

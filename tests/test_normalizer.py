@@ -186,3 +186,22 @@ def test_fit_shows_the_loss_normalised_data(tmp_path: Path) -> None:
     assert sd.diagnose(one, POINTS).errors == sd.diagnose(two, normalizer.normalize(POINTS)).errors
     assert sd.load(tmp_path / "a").normalizer == normalizer
     assert sd.load(tmp_path / "b").normalizer is None
+
+
+# -- likelihoods ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bins", [None, sd.Bins(32, 180.0, 420.0)], ids=["density", "bins"])
+def test_the_variational_bound_is_that_of_the_users_data(bins: sd.Bins | None) -> None:
+    """That of the normalised data, less the log-determinant; of bins the same probability."""
+    chain, law = sd.DDPM.from_sde(sd.VP(), 30), sd.exact.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], 0.4)
+    y = 180.0 + 240 / 31 * torch.arange(6, 26).reshape(10, 2).double()
+    plain = law.model(chain.to_sde())
+    mine = copy.copy(plain)
+    mine.normalizer = sd.Normalizer(300.0, 40.0)
+    small = None if bins is None else sd.Bins(32, -3.0, 3.0)
+    one = sd.variational_bound(chain, mine, y, bins=bins, seed=0)
+    two = sd.variational_bound(chain, plain, (y - 300) / 40, bins=small, seed=0)
+    shift = 0.0 if bins is not None else 2 * math.log(40.0)
+    torch.testing.assert_close(one.total, two.total + shift, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(one.decoder, two.decoder + shift, rtol=1e-9, atol=1e-9)

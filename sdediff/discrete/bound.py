@@ -13,6 +13,7 @@ from sdediff.arguments import check_condition, check_device, check_seed, check_s
 from sdediff.discrete.ddpm import DDPM
 from sdediff.masks import sum_over
 from sdediff.model import ScoreModel, evaluating
+from sdediff.normalizer import Normalizer
 from sdediff.objectives.bins import Bins
 from sdediff.progress import progress_bar
 from solvers import White, expand, rowwise
@@ -29,13 +30,21 @@ def prior_term(chain: DDPM, x_0: Tensor) -> Tensor:
 
 
 def transition(
-    chain: DDPM, i: Tensor, x_0: Tensor, error: Tensor, learned: Tensor | None, bins: Bins | None, mask: Tensor | None = None
+    chain: DDPM,
+    i: Tensor,
+    x_0: Tensor,
+    error: Tensor,
+    learned: Tensor | None,
+    bins: Bins | None,
+    mask: Tensor | None = None,
+    normalizer: Normalizer | None = None,
 ) -> Tensor:
     """The bound's term of each sample, nats (B,): -log p(x_0 | x_1) where i = 1, else the divergence of the model's reverse step.
 
     KL(q(x_{i-1} | x_i, x_0) || p(x_{i-1} | x_i)), Gaussians both. ``error`` is E[x_0 | x_i] - x_0, ``learned`` the network's second
     output. With q's mean data x_0 + keep x_i and variance v_q, and p's at the predicted x_0 with variance v, the divergence of a
     coordinate is (log(v / v_q) - 1 + v_q / v + data^2 error^2 / v) / 2. Coordinates outside ``mask`` have none.
+    ``bins``, and the density without them, are in the units of ``normalizer``.
     """
     dtype = torch.float64 if x_0.device.type != "mps" else torch.float32
     x_0, error, learned = x_0.to(dtype), error.to(dtype), None if learned is None else learned.to(dtype)
@@ -51,6 +60,9 @@ def transition(
     if not len(first):
         return terms
     clean, off, log_v = x_0[first], error[first], log_v[first]
+    if normalizer is not None:
+        scale = normalizer.scale(clean)
+        clean, off, log_v = normalizer.denormalize(clean), scale * off, log_v + 2 * scale.log()
     if bins is None:
         log_prob = -0.5 * (off.square() * torch.exp(-log_v) + log_v + math.log(2 * math.pi))
     else:
@@ -97,6 +109,7 @@ def variational_bound(
     """Every term of the variational bound of samples x_0 (B, *event), each by one draw of x_i: N evaluations of the network.
 
     ``bins``: what values the data lie on, for the discretized decoder; None for data with a density, whose decoder is Gaussian.
+    Both are in the user's units, as x_0 is, if the model has a `Normalizer`.
     ``seed``: as in `sample`: the draws of sample i depend on its seed alone. ``batch_size``: so many samples at a time.
     ``device``: the model's by default; samples and conditions go there.
 
@@ -106,6 +119,8 @@ def variational_bound(
     x_0 = check_states("x_0", x_0).to(place := check_device(model, device))
     if bins is not None:
         bins.check(x_0)
+    if model.normalizer is not None:
+        x_0 = model.normalizer.normalize(x_0)
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f"batch_size must be an int of at least 1, got {batch_size!r}")
     keys = check_seed(seed, None, tuple(x_0.shape))
@@ -131,7 +146,7 @@ def _term(
 ) -> Tensor:
     index = torch.full((len(x_0),), i)
     error, learned = data_error(chain, model, x_0, index, noise, condition)[1:]
-    return transition(chain, index, x_0, error, learned if chain.variance == "learned" else None, bins)
+    return transition(chain, index, x_0, error, learned if chain.variance == "learned" else None, bins, None, model.normalizer)
 
 
 def data_error(
