@@ -263,6 +263,13 @@ class Reverse(Problem):
         time: Tensor = self.sde.time_of(log_snr)
         return time
 
+    def time_beyond(self, log_snr: Tensor, start: Tensor) -> Tensor:
+        """The SDE's where it ends at ``start``."""
+        if float(start) < self.sde.T * (1 - 1e-12):
+            return start.expand_as(log_snr)
+        time: Tensor = self.sde.time_beyond(log_snr)
+        return time
+
     def kernel(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """The SDE's forward kernel."""
         ratio, std = self.sde.kernel(t, s)

@@ -72,12 +72,21 @@ class _Around(Solver):
 
 @dataclass(frozen=True)
 class Churn(_Around):
-    """Before each step from t, noise is added up to sigma^ = (1 + gamma) sigma: the stochastic sampler of Karras et al. 2022.
+    """Before each step from t, noise is added up to sigma^ = (1 + gamma) sigma: EDM's sampler.
 
-    gamma = min(churn / N, sqrt(2) - 1) where sigma / alpha lies in ``between``, else 0; the added noise is multiplied by
-    ``noise`` (arXiv 2206.00364, Algorithm 2: S_churn, S_tmin, S_tmax, S_noise), and ``solver`` then steps from sigma^ to s. For any
-    linear SDE, noise being added by its own kernel, and never beyond the start of the grid. ``Churn(Heun(variable="sigma"))`` is
-    the published sampler; ``churn`` = 0 is ``solver`` itself.
+    gamma = min(churn / N, sqrt(2) - 1) where sigma / alpha lies in ``between``, else 0, with N the
+    number of steps. The added noise is multiplied by ``noise``, and ``solver`` steps from sigma^ to
+    s (Karras et al. 2022, arXiv 2206.00364, Algorithm 2: S_churn, S_tmin, S_tmax, S_noise).
+    ``Churn(Heun(variable="sigma"))`` is the published sampler, for any linear SDE: noise is added
+    by the SDE's own kernel, and sigma stands for sigma / alpha. ``churn=0`` is ``solver`` itself.
+
+    The noise does not rise above that at the start of the grid, with one exception: on a grid that
+    starts at T, the last time of the SDE, sigma^ exceeds the first sigma as published under `EDM`
+    and `VE`, whose sigma goes on after T, and under an SDE whose own `invert` does. The network is
+    then evaluated after T.
+
+    The published N counts the step from the last sigma to 0. A grid that ends above 0 has one step
+    less: multiply ``churn`` by (N - 1) / N for the published gamma.
     """
 
     churn: float = 40.0
@@ -106,8 +115,11 @@ class Churn(_Around):
         u, t = torch.exp(-0.5 * problem.log_snr(times)), times[:-1]
         inside = (u[:-1] >= self.between[0]) & (u[:-1] <= self.between[1])
         gamma = inside.to(torch.float64) * min(self.churn / len(t), 2**0.5 - 1)
-        above = torch.minimum((1 + gamma) * u[:-1], u[0])
-        hat = torch.where(above > u[:-1], torch.maximum(problem.time_of(-2 * above.log()), t), t)
+        above = (1 + gamma) * u[:-1]
+        inside = problem.time_of(-2 * torch.minimum(above, u[0]).log())
+        beyond = problem.time_beyond(-2 * torch.maximum(above, u[0]).log(), times[0])
+        hat = torch.where(above > u[0], beyond, inside)
+        hat = torch.where(above > u[:-1], torch.maximum(hat, t), t)
         ratio, std = problem.kernel(hat, t)
         inner = _path(problem, self.solver, [time for pair in zip(hat, times[1:], strict=True) for time in pair])
         return [_Noised(a, b, plan) for (a, b), plan in zip(entries(ratio, self.noise * std), inner, strict=True)]

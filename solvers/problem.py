@@ -282,6 +282,14 @@ class Problem:
         """The time at which log(alpha^2 / sigma^2) = log_snr."""
         raise NotImplementedError
 
+    def time_beyond(self, log_snr: Tensor, start: Tensor) -> Tensor:
+        """`time_of` for levels with more noise than there is at ``start``, the start of a grid.
+
+        It is a time after ``start`` where that is the last time of an SDE which goes on after it,
+        else ``start``.
+        """
+        return start.expand_as(log_snr)
+
     def kernel(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """(ratio, std) of the forward transition x_t = ratio x_s + std noise, s < t."""
         raise NotImplementedError

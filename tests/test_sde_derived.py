@@ -503,6 +503,32 @@ def test_a_level_beyond_the_range_is_refused_whatever_was_asked_before() -> None
             sde.time_of(levels)
 
 
+def test_time_beyond_goes_on_where_the_sde_does(sde: sd.LinearSDE) -> None:
+    levels = sde.log_snr(torch.tensor([0.3 * sde.t_max, sde.t_max], dtype=torch.float64))
+    levels = torch.cat([levels, levels[1:] - 1.0])
+    found = sde.time_beyond(levels)
+    torch.testing.assert_close(found[:2], sde.time_of(levels[:2]), rtol=0, atol=0)
+    if isinstance(sde, sd.EDM | sd.VE):
+        assert float(found[2]) > sde.T
+        torch.testing.assert_close(sde.log_snr(found), levels, rtol=1e-12, atol=1e-12)
+    else:
+        assert float(found[2]) == pytest.approx(sde.t_max, rel=1e-9)
+    assert sde.time_beyond(float(levels[2])).shape == ()
+
+
+class Rescaled(sd.EDM):
+    def sigma(self, t):
+        return 2 * t
+
+    def log_snr(self, t):
+        return -2 * (2 * t).log()
+
+
+def test_time_beyond_looks_whether_a_closed_form_holds() -> None:
+    """EDM's inverse is not that of this subclass."""
+    assert float(Rescaled().time_beyond(-2 * math.log(200.0))) == pytest.approx(80.0)
+
+
 def test_time_of_is_differentiable_where_it_is_found_by_search() -> None:
     own = sd.LinearSDE(f=lambda t: -0.5 - t, g=lambda t: 1 + t)
     levels = own.log_snr(torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)).detach().requires_grad_()

@@ -197,23 +197,63 @@ def test_reverse_diffusion_says_where_songs_rule_ends() -> None:
 # -- churn and Restart --------------------------------------------------------------------------------------------------
 
 
-def test_churned_heun_is_karras_algorithm_2(gaussian: sd.exact.Gaussian) -> None:
-    """Karras et al. 2022 (arXiv 2206.00364), Algorithm 2, written out for D(x; sigma) = E[x_0 | x]."""
-    sde = sd.EDM(0.01, 20.0)
-    model, white = gaussian.model(sde), sd.White([5, 6], (2,), dtype=torch.float64)
-    grid = torch.tensor([20.0, 8.0, 3.0, 1.0, 0.3], dtype=torch.float64)
+KARRAS = torch.tensor([20.0, 8.0, 3.0, 1.0, 0.3], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("between", [(0.5, 10.0), (0.0, math.inf)], ids=["inside", "from sigma_max"])
+@pytest.mark.parametrize(
+    "family",
+    [sd.EDM(0.01, 20.0), sd.VE(0.01, 20.0), sd.VE(0.01, 100.0), sd.VP(), sd.RectifiedFlow()],
+    ids=repr,
+)
+def test_churned_heun_is_karras_algorithm_2(
+    gaussian: sd.exact.Gaussian, family: sd.LinearSDE, between: tuple[float, float]
+) -> None:
+    """Karras et al. 2022 (arXiv 2206.00364), Algorithm 2, written out for D(x; sigma) = E[x_0 | x],
+    with x / alpha and sigma / alpha elsewhere. At T too the noise rises before the step, under EDM
+    and VE; it does not above the start of a grid elsewhere."""
+    edm = sd.EDM(1e-3, 1e3)  # D does not depend on the SDE
+    model, exact = gaussian.model(family), gaussian.model(edm)
+    white = sd.White([5, 6], (2,), dtype=torch.float64)
+    times = family.time_of(-2 * KARRAS.log())
+    goes_on = family in (sd.EDM(0.01, 20.0), sd.VE(0.01, 20.0))
     x = torch.tensor([[3.0, -2.0], [0.5, 1.0]], dtype=torch.float64)
-    solver = sd.Churn(sd.Heun(variable="sigma"), churn=1.2, between=(0.5, 10.0), noise=1.003)
-    out = integrate(Reverse(model, 2), solver, x, grid, white).x
+    solver = sd.Churn(sd.Heun(variable="sigma"), churn=1.2, between=between, noise=1.003)
+    out = integrate(Reverse(model, 2), solver, family.alpha(times[0]) * x, times, white).x
     for i in range(4):
-        t, s = grid[i], grid[i + 1]
-        gamma = min(1.2 / 4, 2**0.5 - 1) if 0.5 <= float(t) <= 10 else 0.0
-        hat = t + gamma * t
+        t, s = KARRAS[i], KARRAS[i + 1]
+        gamma = min(1.2 / 4, 2**0.5 - 1) if between[0] <= float(t) <= between[1] else 0.0
+        hat = t + gamma * t if goes_on else min(t + gamma * t, KARRAS[0])
         x = x + (hat**2 - t**2).sqrt() * 1.003 * white.at(i).normal("churn")
-        d = (x - model.data(x, hat)) / hat
+        d = (x - exact.data(x, hat)) / hat
         y = x + (s - hat) * d
-        x = x + (s - hat) * (0.5 * d + 0.5 * (y - model.data(y, s)) / s)
-    torch.testing.assert_close(out, x, rtol=1e-10, atol=1e-10)
+        x = x + (s - hat) * (0.5 * d + 0.5 * (y - exact.data(y, s)) / s)
+    torch.testing.assert_close(out / family.alpha(times[-1]), x, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("family", "start", "first"),
+    [
+        (sd.VP(), 1.0, 1.0),
+        (sd.EDM(0.01, 20.0), 20.0, 20 * 2**0.5),
+        (sd.EDM(0.01, 30.0), 20.0, 20.0),
+        (sd.VE(0.01, 20.0, T=2.0), 2.0, 2 + math.log(2) / math.log(2000)),
+    ],
+    ids=repr,
+)
+def test_where_a_churned_step_asks_the_network(family: sd.LinearSDE, start: float, first: float) -> None:
+    seen: list[float] = []
+
+    def watched(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(float(t.max()))
+        return 0 * x
+
+    solver = sd.Churn(sd.Euler(variable="sigma"), churn=40.0)
+    noise = sd.White([5, 6], (2,), dtype=torch.float64)
+    grid = torch.tensor([start, 0.4 * start], dtype=torch.float64)
+    model = sd.ScoreModel(watched, family, predicts="data")
+    integrate(Reverse(model, 2), solver, torch.ones(2, 2, dtype=torch.float64), grid, noise)
+    assert seen == [pytest.approx(first, rel=1e-12)]
 
 
 def test_churn_of_zero_is_the_solver(sde: sd.LinearSDE) -> None:

@@ -16,7 +16,9 @@ __all__ = ["SDE", "Prior", "check_span"]
 
 _SLACK = 1e-6
 _COEFFICIENTS = ("diffusion", "f", "g", "alpha", "sigma", "log_snr")
-_OF_KERNELS = frozenset({*_COEFFICIENTS[1:], "levels", "time_of", "rates", "kernel", "posterior", "perturb", "prior_gap"})
+_OF_KERNELS = frozenset(
+    {*_COEFFICIENTS[1:], "levels", "time_of", "time_beyond", "rates", "kernel", "posterior", "perturb", "prior_gap"}
+)
 
 
 @dataclass(frozen=True)

@@ -76,8 +76,8 @@ class VE(LinearSDE):
         return -2 * (math.log(self.sigma_min) + self._rate * t)
 
     def invert(self, log_snr: Tensor) -> Tensor:
-        """T (-log_snr / 2 - log sigma_min) / log(sigma_max / sigma_min)."""
-        return ((-0.5 * log_snr - math.log(self.sigma_min)) / self._rate).clamp(0, self.T)
+        """T (-log_snr / 2 - log sigma_min) / log(sigma_max / sigma_min), after T too."""
+        return ((-0.5 * log_snr - math.log(self.sigma_min)) / self._rate).clamp(min=0)
 
 
 @dataclass(frozen=True)
@@ -262,8 +262,8 @@ class EDM(LinearSDE):
         return t
 
     def invert(self, log_snr: Tensor) -> Tensor:
-        """exp(-log_snr / 2)."""
-        return torch.exp(-0.5 * log_snr).clamp(0, self.T)
+        """exp(-log_snr / 2), after T too."""
+        return torch.exp(-0.5 * log_snr)
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ class LinearSDE(SDE):
         [0, T].
         """
         target = as_time(log_snr)
-        found = self.invert(target)
+        found = self.invert(target).clamp(max=self.T)
         given = type(self).invert is not LinearSDE.invert
         if given and not self._sure(target) and not _close(self.log_snr(found), target):
             found = LinearSDE.invert(self, target)
@@ -166,8 +166,27 @@ class LinearSDE(SDE):
             rate = (-self.g(found).square() / self.sigma(found).square()).clamp(max=-torch.finfo(torch.float64).tiny)
         return found + (target - target.detach()) / rate  # d t / d log_snr
 
+    def time_beyond(self, log_snr: Tensor | float) -> Tensor:
+        """`time_of`, which takes levels below the last one too, shaped as ``log_snr``.
+
+        For these it is t_max, or a time after T where the SDE goes on after T: where the `invert`
+        of a subclass returns such a time (`EDM` and `VE`), and the coefficients hold there.
+        """
+        target = as_time(log_snr)
+        last = self.log_snr(self.t_max).detach()
+        inside = self.time_of(target.clamp(min=last))
+        given = type(self).invert is not LinearSDE.invert
+        if not given or not bool((target < last).any()):
+            return inside
+        found = self.invert(target)
+        after = (found > self.T) & torch.isclose(self.log_snr(found), target, rtol=1e-8, atol=1e-8)
+        return torch.where(after, found, inside)
+
     def invert(self, log_snr: Tensor) -> Tensor:
-        """What `time_of` is for a float64 tensor, without gradients; an SDE with a closed form overrides it."""
+        """What `time_of` is for a float64 tensor, without gradients.
+
+        An SDE with a closed form overrides it. It may return times after T: `time_beyond`.
+        """
         # On a stretch where g = 0 rounding decides: two units of it are forgiven.
         level = log_snr.detach().reshape(-1)
         reached = level + 2 * torch.finfo(torch.float64).eps * level.abs().clamp(min=1)

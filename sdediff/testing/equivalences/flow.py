@@ -55,7 +55,8 @@ def edm(case: Case) -> Iterator[Comparison]:
 
 @equivalence(
     "EDM churn",
-    statement="EDM's stochastic sampler (Algorithm 2), kept below its first level, is `Churn(Heun(variable='sigma'))`",
+    statement="EDM's stochastic sampler (Algorithm 2), its noise at most that of the grid's start "
+    "unless the SDE goes on after it, is `Churn(Heun(variable='sigma'))`",
 )
 def churn(case: Case) -> Iterator[Comparison]:
     """The published loop with S_churn = 2, S_noise = 1.003 and the noise of the case."""
@@ -82,7 +83,8 @@ def _karras(
 ) -> Tensor:
     """Algorithm 2 (1 without churn) of Karras et al. 2022 (arXiv 2206.00364), with D(x; u) = E[x_0 | alpha x] at u = sigma / alpha.
 
-    The level to which noise is added, t^ = (1 + gamma) t, is kept at or below the first one.
+    The level to which noise is added, t^ = (1 + gamma) t, is kept at the first one or below, unless
+    that is at T and the SDE goes on after T.
     """
     sde, n = case.sde, len(times) - 1
     levels, alphas = _levels(case, times), sde.alpha(times)
@@ -95,9 +97,11 @@ def _karras(
     for i in range(n):
         t, t_next, time = levels[i], levels[i + 1], times[i]
         gamma = min(s_churn / n, _MOST) if between[0] <= t <= between[1] else 0.0
-        t_hat = torch.minimum((1 + gamma) * t, levels[0])
+        t_hat = (1 + gamma) * t
+        if times[0] < sde.T:
+            t_hat = torch.minimum(t_hat, levels[0])
         if t_hat > t:
-            time = sde.time_of(-2 * t_hat.log())
+            time = torch.maximum(sde.time_beyond(-2 * t_hat.log()), time)
             t_hat = torch.exp(-0.5 * sde.log_snr(time))
             x = x + (t_hat**2 - t**2).clamp(min=0).sqrt() * s_noise * case.noise.at(i).normal("churn")
         else:
