@@ -35,6 +35,7 @@ __all__ = [
     "check_choice",
     "check_condition",
     "check_device",
+    "check_grad",
     "check_model",
     "check_seed",
     "check_shape",
@@ -61,8 +62,7 @@ def check_model(model: ScoreModel) -> None:
 def check_device(model: ScoreModel, device: torch.device | str | None) -> torch.device:
     """The model's device."""
     place = model.device if device is None else torch.device(device)
-    has_weights = any(True for _ in model.parameters())
-    if has_weights and not _one_place(place, model.device):
+    if model.has_weights and not _one_place(place, model.device):
         raise ValueError(f"the model is on {model.device} and device is {place}; move the model first: model.to({str(place)!r})")
     return place
 
@@ -83,6 +83,17 @@ def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
     """One of the known words."""
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}{nearest(str(value), known)}")
+
+
+def check_grad(grad: object) -> None:
+    """What to keep for gradients: a ValueError for "full" or "checkpoint" where torch keeps no graph."""
+    check_choice("grad", grad, ("none", "full", "checkpoint"))
+    if grad != "none" and not torch.is_grad_enabled():
+        where = "torch.inference_mode" if torch.is_inference_mode_enabled() else "torch.no_grad"
+        raise ValueError(
+            f"grad={grad!r} keeps the graph of the solve, and {where} is on, under which there is none: call it outside of that, "
+            "or under torch.enable_grad() (inference_mode(False) first, where that is on), or drop grad"
+        )
 
 
 def check_solver(solver: Solver | None, default: Solver) -> Solver:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor
 
 from sdediff.arguments import check_condition, check_model, check_states
-from sdediff.model import ScoreModel, combine, evaluating
+from sdediff.evaluation import evaluating
+from sdediff.lending import at_least_float32
+from sdediff.model import ScoreModel, combine
 from sdediff.normalizer import coordinate_moments
 from sdediff.predictions import PREDICTIONS
 from sdediff.suitability import unsuited
@@ -71,7 +74,7 @@ def diagnose(model: ScoreModel, x_0: Tensor, *, condition: Mapping[str, Tensor] 
     sde = model.sde
     if "kernel" not in sde.offers:
         raise ValueError(f"diagnose needs a Gaussian kernel, which {sde!r} does not have: its networks predict the score alone")
-    x_0 = check_states("x_0", x_0).to(model.device)
+    x_0 = at_least_float32(check_states("x_0", x_0)).to(model.device)
     condition = check_condition(condition, len(x_0), model.device)
     if model.normalizer is not None:
         x_0 = model.normalizer.normalize(x_0)
@@ -93,18 +96,11 @@ def diagnose(model: ScoreModel, x_0: Tensor, *, condition: Mapping[str, Tensor] 
     with torch.no_grad(), evaluating(model):
         outputs: dict[bool, Tensor] = {}
         for name in PREDICTIONS:
-            read = ScoreModel(
-                model.net,
-                sde,
-                name,
-                sigma_data=model.sigma_data,
-                time=model.time,
-                time_dtype=model.time_dtype,
-                learned_variance=model.learned_variance,
-            )
+            read = copy.copy(model)
+            read.predicts = name
             scaled = name == "edm"
             if scaled not in outputs:
-                outputs[scaled] = read.evaluate(x_t, t, condition)
+                outputs[scaled] = read.evaluate(x_t, t, condition).clone()  # the network may write all outputs to one tensor
             a, b = read.conversion("data", t)
             wrong = combine(a, b, x_t, outputs[scaled]) - x_0
             errors[name] = float((expand(unit, wrong) * wrong.square()).mean(dtype=torch.float64))

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from sdediff.clocks import Clock, check_clock, read_clock
 from sdediff.constraints import Constraint, applied
+from sdediff.lending import WrittenError, at_least_float32, reading
+from sdediff.modules import first_fact, modules_behind
 from sdediff.normalizer import Normalizer
 from sdediff.predictions import PREDICTIONS, Pair, canonical, conversion, singular
 from sdediff.sde import SDE
 from sdediff.sde.coefficient import as_time
 from solvers import expand
 
-__all__ = ["ScoreModel", "combine", "evaluating"]
+__all__ = ["ScoreModel", "combine"]
+
+_Fact = TypeVar("_Fact", torch.device, torch.dtype)
 
 
 class ScoreModel(nn.Module):
@@ -31,8 +34,17 @@ class ScoreModel(nn.Module):
     noise, so each is computed from any other; where that is singular a ValueError says which to use.
 
     ``time`` says which time the network is handed: ``"t"``, ``"log_snr"``, ``"sigma"``, `Timesteps` (a scaled integer), or a
-    function of float64 times, () or (B,). It is never rounded: it arrives in the dtype of the state (``time_dtype`` changes that),
-    integers as they are.
+    function of float64 times, () or (B,).
+
+    One rule for dtypes: the network is handed x, times and conditions in the dtype of its parameters (integers as they are;
+    ``time_dtype`` for times alone takes precedence), or of the state if it has none. Its output is raised to the state's dtype
+    before anything is computed with it, and states, predictions and losses have float32 at least.
+
+    The network reads these tensors: a ValueError says so if it writes to one in place.
+
+    Device, dtype and evaluation mode are those of the modules that ``net`` is or calls: `functools.partial`, lambdas, bound methods
+    and objects that hold modules are looked through. Where a module is found only by running the code, or several disagree,
+    ``network`` names the one that is handed x.
 
     ``learned_variance``: the network returns twice the channels (dimension 1), the second half of which says how large the variance
     of DDPM's reverse step is (``DDPM(variance="learned")``); other solvers and losses leave it aside.
@@ -45,6 +57,7 @@ class ScoreModel(nn.Module):
     inside the SDE's usable range, and ``**condition`` for the network.
     """
 
+    network: nn.Module | None
     sde: Any  # SDE at least, with all of LinearSDE where it offers "kernel"
 
     def __init__(
@@ -57,6 +70,7 @@ class ScoreModel(nn.Module):
         time: Clock = "t",
         time_dtype: torch.dtype | None = None,
         learned_variance: bool = False,
+        network: nn.Module | None = None,
         normalizer: Normalizer | None = None,
     ) -> None:
         super().__init__()
@@ -77,16 +91,55 @@ class ScoreModel(nn.Module):
             raise TypeError(f"normalizer must be a Normalizer, Normalizer.of(data) say; got {normalizer!r}")
         self.normalizer = normalizer
         self.constraint: Constraint | None = None
+        if network is not None and not isinstance(network, nn.Module):
+            raise TypeError(f"network must be the torch module that net calls, got {network!r}")
+        vars(self)["network"] = network  # not by attribute: a module would be entered a second time
 
     @property
     def device(self) -> torch.device:
         """Where the network's parameters are; the host if it has none."""
-        return next((p.device for p in self.parameters()), torch.device("cpu"))
+        return self._agreed("device", lambda p: p.device) or torch.device("cpu")
 
     @property
     def dtype(self) -> torch.dtype | None:
         """Of the network's parameters; None if it has none."""
-        return next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
+        return self._agreed("dtype", lambda p: p.dtype if p.is_floating_point() else None)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there are parameters or buffers, so that the device is known."""
+        return self._agreed("device", lambda p: p.device) is not None
+
+    def _agreed(self, name: str, read: Callable[[Tensor], _Fact | None]) -> _Fact | None:
+        """What the first parameter says that says anything; a ValueError if modules behind ``net`` disagree."""
+        own = first_fact(self if self.network is None else self.network, read)
+        if own is not None or self.network is not None:
+            return own
+        facts = {first_fact(module, read) for module in modules_behind(self.net).modules} - {None}
+        if len(facts) > 1:
+            raise ValueError(
+                f"net calls modules of more than one {name}, {', '.join(sorted(map(str, facts)))}: "
+                "say which of them is handed x, ScoreModel(net, sde, network=module)"
+            )
+        return next(iter(facts), None)
+
+    def _hidden(self) -> list[nn.Module]:
+        """The modules behind ``net`` that are not registered here."""
+        registered = set(self.modules())
+        named = [] if self.network is None else [self.network]
+        return [module for module in (*named, *modules_behind(self.net).modules) if module not in registered]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        for module in self._hidden():
+            module._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of the network, registered here or behind a function."""
+        for module in self._hidden():
+            module.train(mode)
+        return super().train(mode)
 
     def conversion(self, target: str, t: Tensor) -> Pair:
         """(A, B) such that ``target`` is A x + B output, for float64 host times () or (B,); not finite where there is none."""
@@ -104,7 +157,7 @@ class ScoreModel(nn.Module):
         return expand(p, x_0) * x_0 + expand(q, x_0) * noise
 
     def inputs(self, t: Tensor, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(scale, time) shaped as float64 host times t: what states of ``dtype`` are scaled by, and the network's own time."""
+        """(scale, time) shaped as float64 host times t: what states are scaled by, and the time for a network of ``dtype``."""
         if self.predicts == "edm":
             alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
             scale = (sigma**2 + (self.sigma_data * alpha) ** 2).rsqrt()
@@ -157,10 +210,13 @@ class ScoreModel(nn.Module):
 
     def _called(self, x: Tensor, time: Tensor, condition: Mapping[str, Tensor] | None, dtype: torch.dtype) -> Any:
         given = x if x.dtype == dtype else x.to(dtype)
+        named = {name: _of_dtype(value, dtype) for name, value in condition.items()} if condition else {}
         try:
-            return self.net(given, time if time.ndim else time.expand(x.shape[0]), **(condition or {}))
+            return reading("the network", self.net, "x, t", given, time if time.ndim else time.expand(x.shape[0]), **named)
+        except WrittenError:
+            raise
         except (RuntimeError, ValueError, TypeError) as error:
-            names = "".join(f", {name}" for name in condition or {})
+            names = "".join(f", {name}" for name in named)
             error.add_note(
                 f"the network was called as net(x, t{names}) with x of shape {tuple(x.shape)}, {dtype}: does it take that?"
             )
@@ -170,20 +226,22 @@ class ScoreModel(nn.Module):
         self, x: Tensor, t: Tensor, condition: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """The network's own outputs, as `outputs` has them, at states x (B, *event) and float64 host times t, () or (B,)."""
-        scale, time = self.inputs(t, x.dtype, x.device)
+        x, dtype = at_least_float32(x), self.dtype or x.dtype
+        scale, time = self.inputs(t, dtype, x.device)
         given = expand(scale, x) * x if self.predicts == "edm" else x
-        return self.outputs(given, time, condition, self.dtype or x.dtype)
+        return self.outputs(given, time, condition, dtype)
 
     def evaluate(self, x: Tensor, t: Tensor, condition: Mapping[str, Tensor] | None = None) -> Tensor:
         """The network's own prediction at states x (B, *event) and float64 host times t, () or (B,)."""
         return self.evaluate_with_variance(x, t, condition)[0]
 
     def predict(self, target: str, x: Tensor, t: Tensor | float, condition: Mapping[str, Tensor] | None = None) -> Tensor:
-        """The prediction ``target`` at (x, t), one evaluation of the network."""
+        """The prediction ``target`` at (x, t), one evaluation of the network; in the dtype of x, float32 at least."""
         target = canonical(target, "a prediction")
         time = self.sde.check_time(as_time(t))
         if time.ndim and time.shape[0] != x.shape[0]:
             raise ValueError(f"t must be a number or (B,) with B = {x.shape[0]} as in x, got shape {tuple(time.shape)}")
+        x = at_least_float32(x)
         a, b = self.conversion("data" if self.constraint else target, time)
         if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
             raise ValueError(self.singular("data" if self.constraint else target, time))
@@ -236,13 +294,6 @@ def combine(a: Tensor, b: Tensor, x: Tensor, out: Tensor) -> Tensor:
     return scaled if not bool(a.any()) else scaled + expand(a, x) * x
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the network into evaluation mode (no dropout) and back."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+def _of_dtype(value: Any, dtype: torch.dtype) -> Any:
+    """A condition as the network is handed it."""
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != dtype else value

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sdediff.constraints import applied
+from sdediff.lending import drift_of, own
 from sdediff.model import ScoreModel
 from sdediff.predictions import conversion
 from sdediff.sde import SDE
@@ -44,7 +45,7 @@ class Forward(Problem):
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """The SDE's drift."""
-        return self.seen(x, self.sde.drift(x, t))
+        return self.seen(x, drift_of(self.sde, x, t).clone())  # it may return one tensor each time
 
     def diffuse(self, dw: Tensor, t: Tensor) -> Tensor:
         """g(t) dw."""
@@ -84,7 +85,7 @@ class Reverse(Problem):
         if model.learned_variance:
             self.offers |= {"variance"}
         self.condition = dict(condition or {})
-        self.sees = sees  # the dtype of times for the network, and of states if it has none of its own; None: the state's
+        # What the network is handed: in its own dtype; if it has none in ``sees``, by default the state's.
         self.dtype, self.scaled = model.dtype or sees, model.predicts == "edm"
         self._still: Reverse | None = None
         self._last: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
@@ -116,7 +117,7 @@ class Reverse(Problem):
 
         ``quantity`` is a x + b network(scale x, time).
         """
-        scale, time = self.model.inputs(t, self.sees or x.dtype, x.device)
+        scale, time = self.model.inputs(t, self.dtype or x.dtype, x.device)
         pair = self._pair(t, quantity, self.model.predicts)
         return (*pair, scale) if self.scaled else pair, (time,)
 
@@ -176,17 +177,17 @@ class Reverse(Problem):
         a, b = expand(entry[0], x), expand(entry[1], x)
         if self.constraint is not None:
             rows = self.batch.rows if self.rows is None else self.batch.rows[self.rows]
-            out = kept(self.constraint(weighted((a, x), (b, out)), rows, self.batch.size), self.mask)
+            out = kept(self.constraint(own(weighted((a, x), (b, out)), x, out), rows, self.batch.size), self.mask)
             a, b = self.schedule(("from data", quantity, self.lam), self._from_data, t, quantity, x=x)
             if not _finite(a, b):
                 self._refuse(quantity, t)
             a, b = expand(a, x), expand(b, x)
         keep, push = expand(keep, x), expand(push, x)
         if not self.linear and quantity != "score":  # the drift, of which a and b have the score's share
-            return weighted((keep, x), (push, kept(self.sde.drift(x, t), self.mask)), (push * b, out))
+            return weighted((keep, x), (push, kept(drift_of(self.sde, x, t), self.mask)), (push * b, out))
         if isinstance(keep, float) and isinstance(push, float) and (keep, push) == (0.0, 1.0):
-            return weighted((a, x), (b, out))
-        return weighted((keep + push * a, x), (push * b, out))
+            return own(weighted((a, x), (b, out)), x, out)
+        return own(weighted((keep + push * a, x), (push * b, out)), x, out)
 
     def data_and_variance(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """E[x_0 | x_t = x], and the second output of a network with a learned variance."""

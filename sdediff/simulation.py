@@ -8,7 +8,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from sdediff.arguments import Grid, Span, check_choice, check_seed, check_solver, check_states, make_times
+from sdediff.arguments import Grid, Span, check_choice, check_grad, check_seed, check_solver, check_states, make_times
+from sdediff.lending import at_least_float32
 from sdediff.reverse import Forward
 from sdediff.sde import SDE
 from solvers import EulerMaruyama, Noise, Options, Snapshot, Solution, Solver, White
@@ -42,13 +43,13 @@ def simulate(
     """
     if isinstance(sde, type) or not isinstance(sde, SDE):
         raise TypeError(f"sde must be an SDE, got {sde!r}; pass an instance, VP() say")
-    check_states("x_0", x_0)
+    x_0 = at_least_float32(check_states("x_0", x_0)).clone()  # the user's own tensor stays out of the solve
     solver = check_solver(solver, EulerMaruyama())
     if not solver.diffuses:
         raise ValueError(f"{solver!r} integrates no diffusion, and the forward SDE has one; use EulerMaruyama()")
     times = make_times(Span.forward(sde), solver, steps, grid, t_start, t_end)
     check_choice("on_fail", on_fail, ("raise", "return"))
-    check_choice("grad", grad, ("none", "full", "checkpoint"))
+    check_grad(grad)
     seeds = check_seed(seed, noise, tuple(x_0.shape), x_0.device)
     if seeds is not None:
         noise = White(seeds, x_0.shape[1:], dtype=x_0.dtype, device=x_0.device)

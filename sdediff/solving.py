@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from sdediff.arguments import Grid, Span, check_choice, check_condition, check_device, make_times
-from sdediff.model import ScoreModel, evaluating
-from sdediff.progress import progress_bar
+from sdediff.arguments import Grid, Span, check_choice, check_condition, check_device, check_grad, make_times
+from sdediff.evaluation import evaluating
+from sdediff.model import ScoreModel
+from sdediff.modules import modules_behind
+from sdediff.progress import Bar, progress_bar
 from sdediff.reverse import Batch, Reverse
 from solvers import Options, Snapshot, Solution, SolveError, Solver
 from solvers.solution import merge
@@ -79,7 +82,7 @@ class Solving:
         place = check_device(model, device)
         times = make_times(span, solver, steps, grid, t_start, t_end)
         check_choice("on_fail", on_fail, ("raise", "return"))
-        check_choice("grad", grad, ("none", "full", "checkpoint"))
+        check_grad(grad)
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"the state's dtype must be torch.float32 or torch.float64, got {dtype}; the network keeps its own")
         for name, value in (("batch_size", batch_size), ("max_nfe", max_nfe)):
@@ -88,8 +91,9 @@ class Solving:
         least = solver.evaluations + (1 if solver.begins else 2)
         if solver.adaptive and max_nfe is not None and max_nfe < least:
             raise ValueError(f"{solver!r} takes {least} evaluations to make its first step; raise max_nfe = {max_nfe}")
+        model = _compiled(_local(model), solver) if compile else _local(model)
         return cls(
-            model=_compiled(_local(model), solver) if compile else _local(model),
+            model=_with_net(model, _Evaluated(model.net)) if grad == "checkpoint" and modules_behind(model.net).modules else model,
             count=count,
             solver=solver,
             times=times,
@@ -115,10 +119,8 @@ class Solving:
         with evaluating(self.model), progress_bar(title, total=self.count, show=self.progress) as bar:
             for first in range(0, self.count, self.batch_size):
                 rows = torch.arange(first, min(first + self.batch_size, self.count))
-                callback = self.options.callback
-                if self.progress:
-                    callback = _with_bar(callback, bar.update, first, len(rows))
-                parts.append(part(rows, replace(self.options, callback=callback)))
+                show = partial(_show, bar, first, len(rows)) if self.progress else None
+                parts.append(part(rows, replace(self.options, progress=show)))
         solution = merge(parts)
         if solution.failures and self.raises:
             raise SolveError(solution)
@@ -147,16 +149,22 @@ def _with_net(model: ScoreModel, net: Any) -> ScoreModel:
     """The same model around another network, the given one left as it is."""
     other = copy.copy(model)
     vars(other)["_modules"] = dict(vars(model)["_modules"])
+    other._modules.pop("net", None)
+    vars(other).pop("net", None)
     other.net = net
     return other
 
 
-def _with_bar(
-    callback: Callable[[Snapshot], None] | None, update: Callable[[float], None], first: int, count: int
-) -> Callable[[Snapshot], None]:
-    def both(snapshot: Snapshot) -> None:
-        update(first + snapshot.done * count)
-        if callback is not None:
-            callback(snapshot)
+@dataclass(frozen=True)
+class _Evaluated:
+    """A network in evaluation mode in each of its calls: those too that a backward pass makes again after the solve."""
 
-    return both
+    net: Callable[..., Any]
+
+    def __call__(self, x: Tensor, t: Tensor, **condition: Tensor) -> Any:
+        with evaluating(self.net):
+            return self.net(x, t, **condition)
+
+
+def _show(bar: Bar, first: int, count: int, done: float) -> None:
+    bar.update(first + done * count)

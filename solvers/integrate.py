@@ -23,7 +23,7 @@ __all__ = ["Options", "Snapshot", "integrate", "require"]
 
 
 class Snapshot(NamedTuple):
-    """What a callback sees after a step: read it, do not write to it."""
+    """What a callback sees after a step: copies, so that what it does to them does not reach the solve."""
 
     step: int
     """Number of steps (attempts, if adaptive) made."""
@@ -49,6 +49,7 @@ class Options:
     max_nfe: int | None = None
     on_fail: Literal["raise", "return"] = "raise"
     grad: Literal["none", "full", "checkpoint"] = "none"
+    progress: Callable[[float], None] | None = None
 
 
 _INSTEAD = "EulerMaruyama and RK45 need drift and diffusion only"
@@ -118,8 +119,12 @@ def _drive(
                 else:
                     frames[k][rows.to(x.device)] = state
         index += 1
+        if options.progress is not None:
+            options.progress(control.done)
         if options.callback is not None:
-            options.callback(Snapshot(index, control.done, control.t, control.x, control.rows, problem.monitor.nfe))
+            rows = None if control.rows is None else control.rows.clone()
+            snapshot = Snapshot(index, control.done, control.t.clone(), control.x.clone(), rows, problem.monitor.nfe)
+            options.callback(snapshot)
     return control, None if frames is None else torch.stack(frames)
 
 

@@ -61,7 +61,8 @@ def test_exact_score_is_the_gradient_of_the_density(sde: sd.LinearSDE, gaussian:
     torch.testing.assert_close(gaussian.model(sde).score(x, t).detach(), gradient, rtol=1e-10, atol=1e-10)
 
 
-def test_network_sees_time_unrounded_and_its_own_dtype() -> None:
+@pytest.mark.parametrize("time_dtype", [None, torch.float32])
+def test_network_sees_x_and_time_in_its_own_dtype(time_dtype: torch.dtype | None) -> None:
     seen: list[Tensor] = []
 
     class Net(nn.Module):
@@ -73,12 +74,12 @@ def test_network_sees_time_unrounded_and_its_own_dtype() -> None:
             seen.extend((x, t))
             return x * self.w
 
-    model = sd.ScoreModel(Net(), sd.VP())
+    model = sd.ScoreModel(Net(), sd.VP(), time_dtype=time_dtype)
     out = model.noise(torch.ones(3, 2), 0.99839)
     assert seen[0].dtype == torch.bfloat16
-    assert seen[1].dtype == torch.float32
+    assert seen[1].dtype == (time_dtype or torch.bfloat16)
     assert seen[1].shape == (3,)
-    assert seen[1][0].item() == pytest.approx(0.99839, abs=1e-7)
+    torch.testing.assert_close(seen[1], torch.full((3,), 0.99839, dtype=seen[1].dtype), rtol=0, atol=0)
     assert out.dtype == torch.float32
 
 

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from sdediff.arguments import check_condition, check_device, check_seed, check_states
 from sdediff.discrete.ddpm import DDPM
+from sdediff.evaluation import evaluating
+from sdediff.lending import at_least_float32
 from sdediff.masks import sum_over
-from sdediff.model import ScoreModel, evaluating
+from sdediff.model import ScoreModel
 from sdediff.normalizer import Normalizer
 from sdediff.objectives.bins import Bins
 from sdediff.progress import progress_bar
@@ -116,7 +118,7 @@ def variational_bound(
     The bound is that of the chain's own ancestral sampling, and so of the SDE; the probability flow has another likelihood.
     """
     chain.check_model(model)
-    x_0 = check_states("x_0", x_0).to(place := check_device(model, device))
+    x_0 = at_least_float32(check_states("x_0", x_0)).to(place := check_device(model, device))
     if bins is not None:
         bins.check(x_0)
     if model.normalizer is not None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sdediff.discrete.bound import data_error, transition
 from sdediff.discrete.ddpm import DDPM
+from sdediff.lending import at_least_float32
 from sdediff.masks import check_mask, counts, kept, mean_over
 from sdediff.model import ScoreModel
 from sdediff.objectives.bins import Bins
@@ -123,6 +124,7 @@ class DDPMLoss:
         """
         mask = check_mask(mask, x_0)
         self._check(model, x_0, mask)
+        x_0 = at_least_float32(x_0)
         weights = torch.ones(len(x_0), dtype=torch.float64)
         given = i is not None
         if i is None:

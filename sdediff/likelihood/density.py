@@ -141,7 +141,6 @@ def log_prob(
         solving = replace(solving, times=_angular(model, solving.times))
     seeds = check_seed(seed, None, tuple(x.shape)) if estimate.draws else None
     place = torch.float32 if solving.device.type == "mps" else torch.float64
-    sees = kind if model.dtype is None else torch.promote_types(kind, model.dtype)
 
     with torch.inference_mode(False):
         start = (x.clone() if x.is_inference() else x).to(place).to(solving.device)
@@ -149,7 +148,7 @@ def log_prob(
         def part(rows: Tensor, options: Options) -> Solution:
             own = start[rows.to(start.device)]
             trace = estimate.of([seeds[i] for i in rows.tolist()] if seeds else (), own)
-            problem = Augmented(solving.reverse(rows, sees=sees), trace, own.shape[1:], solving.times)
+            problem = Augmented(solving.reverse(rows, sees=kind), trace, own.shape[1:], solving.times)
             found = solver.solve(problem, problem.start(own), problem.clock, None, options)
             failures = [replace(f, t=float(problem.time(torch.tensor(f.t, dtype=torch.float64)))) for f in found.failures]
             with torch.set_grad_enabled(grad != "none"):

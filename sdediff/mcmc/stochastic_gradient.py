@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from sdediff.evaluation import evaluating
 from sdediff.mcmc.kernels import Kernel, Noise, langevin, positive
 from sdediff.mcmc.target import LogDensity, Point, Target
 from solvers import White
@@ -131,6 +133,10 @@ class Posterior(Target):
     @cached_property
     def _shared(self) -> White | None:
         return None if self.shared_seed is None else White((self.shared_seed,), ())
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Evaluation mode of the modules that the functions use."""
+        return evaluating(self.log_prior, self.log_likelihood)
 
     def draw(self, noise: White, step: int) -> Target:
         """The posterior as the step's minibatches have it."""

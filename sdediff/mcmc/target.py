@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from sdediff.arguments import check_condition, check_model
-from sdediff.model import ScoreModel, evaluating
+from sdediff.evaluation import evaluating
+from sdediff.lending import reading
+from sdediff.model import ScoreModel
 from sdediff.sde.coefficient import as_time
 from solvers import White
 from solvers.metropolis import line_integral
@@ -68,12 +70,16 @@ class LogDensity(Target):
     log_prob: Callable[[Tensor], Tensor]
     score: Callable[[Tensor], Tensor] | None = None
 
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Evaluation mode of the modules that the functions use."""
+        return evaluating(self.log_prob, self.score)
+
     def look(self, x: Tensor, *, score: bool) -> Point:
         """One evaluation, and the gradient by one backward pass."""
         if not score:
             return Point(x, self._value(x))
         if self.score is not None:
-            return Point(x, self._value(x), _shaped("score", self.score(x), x.shape))
+            return Point(x, self._value(x), _shaped("score", reading("score", self.score, "x", x), x.shape))
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             value = self._value(leaf)
@@ -89,7 +95,7 @@ class LogDensity(Target):
         return known(there.log_prob) - known(here.log_prob)
 
     def _value(self, x: Tensor) -> Tensor:
-        return _shaped("log_prob", self.log_prob(x), x.shape[:1])
+        return _shaped("log_prob", reading("log_prob", self.log_prob, "x", x), x.shape[:1])
 
 
 @dataclass(frozen=True)
@@ -102,9 +108,13 @@ class Score(Target):
 
     score: Callable[[Tensor], Tensor]
 
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Evaluation mode of the modules that the score uses."""
+        return evaluating(self.score)
+
     def look(self, x: Tensor, *, score: bool) -> Point:
         """One evaluation."""
-        return Point(x, None, _shaped("score", self.score(x), x.shape))
+        return Point(x, None, _shaped("score", reading("score", self.score, "x", x), x.shape))
 
     def rise(self, here: Point, there: Point) -> Tensor:
         """The line integral: one evaluation half-way."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import solvers
-from sdediff.model import evaluating
+from sdediff.evaluation import evaluating
+from sdediff.lending import reading
 
 __all__ = ["ELEMENTS", "Pool", "accumulator", "apply", "blocks", "check_count", "check_sample", "check_samples", "generator"]
 
@@ -112,12 +112,12 @@ class Pool:
 
 
 def apply(name: str, function: Callable[[Tensor], Tensor], x: Tensor, batch_size: int) -> Tensor:
-    """(n, k): function of the rows of x in batches, without gradients; a module is in evaluation mode for as long."""
+    """(n, k): function of the rows of x in batches, without gradients; modules that it uses are in evaluation mode."""
     outputs: list[Tensor] = []
-    with torch.no_grad(), evaluating(function) if isinstance(function, nn.Module) else nullcontext():
+    with torch.no_grad(), evaluating(function):
         for i in range(0, len(x), batch_size):
             batch = x[i : i + batch_size]
-            value = function(batch)
+            value = reading(name, function, "x", batch)
             width = value.shape[1:] if isinstance(value, Tensor) and value.ndim == 2 else None
             if width is None or len(value) != len(batch) or (outputs and width != outputs[0].shape[1:]):
                 got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

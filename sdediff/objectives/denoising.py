@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sdediff.lending import at_least_float32
 from sdediff.masks import check_mask, kept, mean_over
 from sdediff.model import ScoreModel
 from sdediff.objectives.timed import Timed
@@ -52,6 +53,7 @@ class DenoisingScoreMatching(Timed):
                 "or SlicedScoreMatching, which needs none"
             )
         time, weights = self.given(model, x_0, t, generator)
+        x_0 = at_least_float32(x_0)
         if noise is None:
             noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype).to(x_0.device)
         mask = check_mask(mask, x_0)

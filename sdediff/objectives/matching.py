@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sdediff.lending import at_least_float32
 from sdediff.masks import check_mask, counts, kept
 from sdediff.model import ScoreModel
 from sdediff.objectives.timed import Timed
@@ -61,7 +62,7 @@ class _Matching(Timed):
             t = torch.full(x_0.shape[:1], model.sde.t_min, dtype=torch.float64)
         time, weights = self.given(model, x_0, t, generator)
         graph = torch.is_grad_enabled()
-        x, time = self._states(model, x_0, time, noise, generator, mask)
+        x, time = self._states(model, at_least_float32(x_0), time, noise, generator, mask)
         weights = weights * factor(self.weighting, model.sde, "score", time, model.sigma_data)
         with torch.enable_grad():
             # Through `kept` on both sides no gradient goes to or comes from what does not exist.

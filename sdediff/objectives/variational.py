@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sdediff.arguments import check_choice
+from sdediff.lending import at_least_float32
 from sdediff.masks import check_mask, counts, kept, sum_over
 from sdediff.model import ScoreModel
 from sdediff.objectives.bins import Bins
@@ -67,6 +68,7 @@ class VariationalDiffusion:
             raise ValueError(f"the variational bound needs a Gaussian kernel, which {sde!r} does not have: use a LinearSDE")
         if self.bins is not None:
             self.bins.check(x_0 if mask is None else x_0[mask])
+        x_0 = at_least_float32(x_0)
         apart = _Apart(sde) if self.inside == "variance" else None
         if t is None:
             t = sde.t_min + (sde.t_max - sde.t_min) * uniform(len(x_0), generator, stratified=self.stratified)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -9,7 +10,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from sdediff.model import ScoreModel, evaluating
+from sdediff.evaluation import evaluating
+from sdediff.model import ScoreModel
 from sdediff.predictions import PREDICTIONS
 from sdediff.reverse import Reverse
 from sdediff.testing.equivalences.case import Case
@@ -76,7 +78,8 @@ def _misread(run: Run) -> str:
     for i, name in ((1, "b"), (0, "a")):
         mine, due = run.models[i], _noise_of(run.models[1 - i], x, t)
         for way in PREDICTIONS:
-            read = ScoreModel(mine.net, mine.sde, way, sigma_data=mine.sigma_data, time=mine.time, time_dtype=mine.time_dtype)
+            read = copy.copy(mine)
+            read.predicts = way
             if way != mine.predicts and _close(_noise_of(read, x, t), due, run.bound):
                 return f"the network of {name} predicts {way}, and is declared to predict {mine.predicts}"
     one, other = (_noise_of(model, x, t).numpy() for model in run.models)

@@ -99,9 +99,11 @@ class Run:
         """A step to t was accepted."""
         self.accepted += 1
         self.t, self.x = torch.as_tensor(t, dtype=torch.float64).detach().cpu(), x
+        done = float((self.t - self.times[0]) / (self.times[-1] - self.times[0]))
+        if self.options.progress is not None:
+            self.options.progress(done)
         if self.options.callback is not None:
-            done = float((self.t - self.times[0]) / (self.times[-1] - self.times[0]))
-            snapshot = Snapshot(self.accepted, done, self.t, x, None, self.problem.monitor.nfe)
+            snapshot = Snapshot(self.accepted, done, self.t.clone(), x.clone(), None, self.problem.monitor.nfe)
             self.ours(lambda: self.options.callback and self.options.callback(snapshot))
 
     def fail(self, which: Tensor, status: Status, t: Tensor, words: str = "") -> None:

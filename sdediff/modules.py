@@ -1,0 +1,187 @@
+"""The torch modules that a callable uses, found through the ways in which callables wrap each other."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
+from types import CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
+from typing import Any, Final, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from sdediff.sde import SDE
+
+__all__ = ["Found", "every_module", "first_fact", "modules_behind"]
+
+_MOST: Final = 2000
+"""Objects that a search looks at before it ends."""
+_FOREIGN: Final = frozenset({"builtins", "numpy", "scipy", "sdediff", "solvers", "torch"})
+"""Packages whose functions hold no network of the user's; what is stored in their objects is looked at."""
+_COMPILED: Final = "_torchdynamo_orig_callable"
+_OWN: Final = frozenset(vars(nn.Module()))
+_LEAVES: Final = (type, Tensor, SDE, str, bytes, int, float, complex)
+
+_Fact = TypeVar("_Fact", torch.device, torch.dtype)
+_Names = frozenset[str] | None
+"""Attributes of an object that the code which reaches it names; None: all of them."""
+
+
+class Found(NamedTuple):
+    """What a search has found."""
+
+    modules: tuple[nn.Module, ...]
+    """The modules, the nearest first, their registered submodules left out."""
+    compiled: bool
+    """Whether the search came through a function that torch compiled."""
+
+
+def modules_behind(call: object) -> Found:
+    """The modules that ``call`` is or uses.
+
+    The search follows `functools.partial`, bound methods, closures, defaults, globals that the code names, decorators with
+    ``__wrapped__``, compiled functions, objects with ``__call__`` and, of these and of modules, the attributes that the code names;
+    where this finds no module with parts or parameters, all attributes. It does not follow names that the code computes.
+    """
+    found = _search(call, all_attributes=False)
+    some = any(vars(module)["_modules"] or vars(module)["_parameters"] for module in found.modules)
+    return found if some else _search(call, all_attributes=True)
+
+
+def every_module(outer: nn.Module, known: dict[int, nn.Module]) -> None:
+    """Enter a module and its registered submodules into ``known``, by identity."""
+    stack: list[nn.Module | None] = [outer]
+    while stack:
+        module = stack.pop()
+        if module is not None and id(module) not in known:
+            known[id(module)] = module
+            stack.extend(vars(module)["_modules"].values())
+
+
+def first_fact(module: nn.Module, read: Callable[[Tensor], _Fact | None]) -> _Fact | None:
+    """What ``read`` says of the first parameter of which it says something; of the first such buffer if no parameter will do."""
+    for tensor in chain(module.parameters(), module.buffers()):
+        if (fact := read(tensor)) is not None:
+            return fact
+    return None
+
+
+def _search(call: object, *, all_attributes: bool) -> Found:
+    found: list[nn.Module] = []
+    inside: dict[int, nn.Module] = {}
+    seen: dict[tuple[int, _Names], object] = {}  # the objects are held, so that no other takes their id
+    queue: deque[tuple[object, _Names]] = deque([(call, None if all_attributes else frozenset())])
+    compiled = False
+    while queue and len(seen) < _MOST:
+        part, names = queue.popleft()
+        if part is None or isinstance(part, _LEAVES) or (id(part), names) in seen:
+            continue
+        seen[id(part), names] = part
+        if not isinstance(part, nn.Module):
+            compiled |= isinstance(part, FunctionType) and _COMPILED in vars(part)
+            queue.extend(_parts(part, names))
+        elif id(part) not in inside:
+            found.append(part)
+            before = len(inside)
+            every_module(part, inside)
+            for module in list(inside.values())[before:]:
+                queue.extend((value, names) for value in _unregistered(module))
+    return Found(tuple(found), compiled)
+
+
+def _unregistered(module: nn.Module) -> Iterator[object]:
+    """What a module keeps beside its registered parts and may call."""
+    if not type(module).__module__.startswith("torch.") or "forward" in vars(module):
+        for name, value in vars(module).items():
+            if name not in _OWN and (callable(value) or isinstance(value, list | tuple | dict)):
+                yield value
+
+
+def _parts(part: Any, names: _Names) -> Iterator[tuple[object, _Names]]:
+    """What to look at next, with the attributes that matter of it."""
+    if isinstance(part, functools.partial):
+        for value in (part.func, *part.args, *part.keywords.values()):
+            yield value, names
+    elif isinstance(part, MethodType):
+        yield from _function(part.__func__, names, part.__self__)
+    elif isinstance(part, FunctionType):
+        yield from _function(part, names, None)
+    elif isinstance(part, weakref.ref):
+        yield part(), names
+    elif isinstance(part, Mapping):
+        yield from ((value, names) for value in part.values())
+    elif isinstance(part, list | tuple | set | frozenset):
+        yield from ((value, names) for value in part)
+    else:
+        yield from _object(part, names)
+
+
+def _function(function: object, names: _Names, owner: object) -> Iterator[tuple[object, _Names]]:
+    """What a function reaches: its owner, its cells, its defaults, what it wraps and the globals that its code names."""
+    if not isinstance(function, FunctionType):
+        yield owner, names
+        return
+    attributes, globals_ = _named(function.__code__)
+    own = None if names is None else attributes
+    if owner is not None:
+        yield owner, own
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents, own
+        except ValueError:  # a name that is not bound yet
+            continue
+    for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+        yield value, own
+    for wrapped in ("__wrapped__", _COMPILED):
+        yield vars(function).get(wrapped), own
+    if not _is_foreign(function.__module__):
+        yield from ((function.__globals__.get(name), own) for name in globals_)
+
+
+def _object(part: Any, names: _Names) -> Iterator[tuple[object, _Names]]:
+    """What an object holds or computes under the names; all that it holds where there are none."""
+    is_module, held = isinstance(part, ModuleType), getattr(part, "__dict__", {})
+    if _is_foreign(part.__name__ if is_module else type(part).__module__):
+        yield from ((value, names) for value in held.values() if callable(value) and not is_module)
+        return
+    if names is None:
+        yield from ((value, names) for value in held.values() if not is_module)
+    for name in sorted((names or frozenset()) | {"__call__", "__wrapped__"}):
+        if name in held:
+            yield held[name], names
+        elif not is_module:
+            yield _member(part, getattr(type(part), name, None)), names
+    for kind in type(part).__mro__ if names is None else ():
+        yield from ((_member(part, member), names) for member in vars(kind).values() if isinstance(member, MemberDescriptorType))
+
+
+def _member(part: object, member: object) -> object:
+    """What an object has of its class: a method, the method behind a property, or a slot's value."""
+    if isinstance(member, FunctionType):
+        return MethodType(member, part)
+    if isinstance(member, property):
+        return None if member.fget is None else MethodType(member.fget, part)
+    return getattr(part, member.__name__, None) if isinstance(member, MemberDescriptorType) else None
+
+
+def _is_foreign(module: str | None) -> bool:
+    return (module or "").partition(".")[0] in _FOREIGN
+
+
+@functools.lru_cache(maxsize=1024)
+def _named(code: CodeType) -> tuple[frozenset[str], frozenset[str]]:
+    """(attributes, globals) that the code and the code inside it name."""
+    attributes, globals_ = set(code.co_names), set()
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            globals_.add(str(instruction.argval))
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            inner = _named(constant)
+            attributes |= inner[0]
+            globals_ |= inner[1]
+    return frozenset(attributes), frozenset(globals_)
