@@ -298,3 +298,36 @@ def test_steps_from_alpha_zero_and_to_sigma_zero(order: int, noisy: bool) -> Non
     problem = Reverse(MIXTURE.model(sde), 3, 1.0 if noisy else 0.0)
     x = start(sde, times[0])
     close(integrate(problem, solver, x, times, white()).x, theirs(sde, lambda w, x: from_no_signal(w, x, order, noisy), times))
+
+
+NOTHING_LEFT = [
+    sd.LinearSDE(alpha=lambda t: 1.0 + 0 * t, sigma=lambda t: t, T=10.0, t_min=0.0),
+    sd.VP(),
+    sd.RectifiedFlow(),
+]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 6])
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+@pytest.mark.parametrize("family", NOTHING_LEFT, ids=["EDM to 0", "VP", "RectifiedFlow"])
+def test_lms_to_sigma_zero_is_k_diffusions(family: sd.LinearSDE, order: int, steps: int) -> None:
+    """`sample_lms` integrates the polynomial of all its steps to sigma = 0, by
+    `linear_multistep_coeff`; its sigma is sigma / alpha here."""
+    times = torch.cat([grid(family, steps), torch.zeros(1, dtype=torch.float64)])
+    x, model = start(family, times[0]), MIXTURE.model(family)
+    for solver in (sd.LMS(order, **P), sd.DEIS(order, variable="sigma", **P)):
+        out = integrate(Reverse(model, 3), solver, x, times, white())
+        close(out.x, theirs(family, partial(published.deis_rho_ab, order=order), times))
+        assert out.nfe.tolist() == [steps] * 3
+
+
+def test_lms_to_sigma_zero_after_single_steps() -> None:
+    """``startup="exact"`` begins with single steps; the last interval is none of them."""
+    times = torch.tensor([6.0, 2.0, 0.0], dtype=torch.float64)
+    family = NOTHING_LEFT[0]
+    x, problem = start(family, times[0]), Reverse(MIXTURE.model(family), 3)
+    out = integrate(problem, sd.LMS(2), x, times).x
+    middle = integrate(Reverse(MIXTURE.model(family), 3), sd.LMS(2), x, times[:2]).x
+    noise = [MIXTURE.noise(family, y, t) for y, t in ((x, times[0]), (middle, times[1]))]
+    close(out, middle - 2.0 * noise[1] - 0.5 * (noise[1] - noise[0]))
+    assert bool(torch.isfinite(integrate(problem, sd.LMS(4), x, times).x).all())

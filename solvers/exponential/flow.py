@@ -176,6 +176,18 @@ class Flow:
         finite = torch.isfinite(points.v)
         return finite if isinstance(self.theta, Straight) else finite & torch.isfinite(points.u)
 
+    def closes(self, points: Points) -> Tensor:
+        """At which of the points sigma is 0 and the noise form in sigma / alpha still has its
+        integral, of a polynomial up to sigma / alpha = 0."""
+        none = points.sigma == 0
+        return none & (points.v == 0) if self._plain and self.variable == "sigma" else none & False
+
+    @property
+    def _plain(self) -> bool:
+        """Whether the form is the noise form of the probability flow."""
+        flow = self._mixing is None and self.problem.constant_stochasticity == 0
+        return flow and self.theta == 0
+
     def between(self, a: Points, b: Points, share: float) -> Points:
         """The points at a share of the way from a to b, in the variable."""
         v = a.v + share * (b.v - a.v)
@@ -228,6 +240,8 @@ class Flow:
         slope the weight at the middle of the step; ``"half-h"`` that weight by the length of the step; ``"uniform"`` takes
         the Adams-Bashforth weights of equal steps.
         """
+        if bool(self.closes(b).any()):
+            return self._closing(a, b, nodes)
         u, w = self._nodes(a, b)
         mixing, square = self.mixed(u)
         w = w * (1 + square)
@@ -247,6 +261,13 @@ class Flow:
         if len(found) == 2:
             return [Weight(data, noise) for data, noise in zip(*found, strict=True)]
         return [Weight(each, None) if self.theta else Weight(None, each) for each in found[0]]
+
+    def _closing(self, a: Points, b: Points, nodes: Sequence[Tensor]) -> list[Weight]:
+        """`weights` of steps to sigma = 0: -alpha_b times the integrals over sigma / alpha."""
+        x, w = gauss_legendre()
+        column = (-1, *(1,) * a.v.ndim)
+        basis = lagrange(nodes, x.reshape(column) * a.v)
+        return [Weight(None, -b.alpha * a.v * _total(w.reshape(column) * each)) for each in basis]
 
     def _integrals(
         self,

@@ -52,6 +52,8 @@ class ExponentialMultistep(Exponential):
     last state is not.
     ``startup``: ``"exact"`` takes single steps for as long as history is too short, which keeps the order, at
     `startup_evaluations` more; ``"published"`` begins with lower orders, which caps the order at 2 (at 3 with a corrector).
+    A step to sigma = 0 is of order 1, but in noise form and sigma / alpha, where polynomials can be
+    integrated up to there (`LMS`).
     ``lower_final``: lower the order again towards the end, as published codes do for few steps.
 
     Without noise the order is ``order``, and one more with a corrector of that many. As an SDE (``sde``), strong order 1 and weak
@@ -127,13 +129,22 @@ class ExponentialMultistep(Exponential):
             a, b = _pairs(points, first)
             moments = self.moments if method.order == 2 else "exact"
             go.update(zip(first, plan_stages(flow, a, b, method, moments), strict=True))
+        usable = flow.bounded(points).tolist()
+        closing = [i for i in ends if self._closes(flow, points, i, usable)]
+        ends = [i for i in ends if i not in closing]
         if ends:
             go.update(zip(ends, plan_plain(*_pairs(points, ends)), strict=True))
-        usable = flow.bounded(points).tolist()
-        go.update(self._moves(flow, points, rest, self.order, steps, usable, end=False))
+        for some in (rest, closing):
+            go.update(self._moves(flow, points, some, self.order, steps, usable, end=False))
         corrected = [i for i in rest if i < steps - 1] if self.past else []
         correct = self._moves(flow, points, corrected, self.past, steps, usable, end=True)
         return [_Plan(at, correct.get(i - 1), go[i]) for i, at in enumerate(evaluations(points.part(slice(None, -1))))]
+
+    def _closes(self, flow: Flow, points: Points, i: int, usable: list[bool]) -> bool:
+        """Whether step i goes to sigma = 0 by the polynomial of the steps before."""
+        if self.sde or self.moments != "exact" or not usable[i]:
+            return False
+        return bool(flow.closes(points.part(slice(i + 1, i + 2))).all())
 
     def _moves(
         self, flow: Flow, points: Points, which: list[int], most: int, steps: int, usable: list[bool], *, end: bool

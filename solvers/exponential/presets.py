@@ -89,9 +89,12 @@ class DEIS(ExponentialMultistep):
 
 @dataclass(frozen=True, repr=False)
 class LMS(ExponentialMultistep):
-    """The linear multistep method of k-diffusion: Adams and Bashforth's in sigma / alpha, the same as DEIS's rhoAB.
+    """The linear multistep method of k-diffusion: Adams and Bashforth's in sigma / alpha.
 
-    Order ``order``, one evaluation a step and 1 or 4 more to start orders 3 or 4.
+    Order ``order``, one evaluation a step and 1 or 4 more to start orders 3 or 4. It is DEIS's
+    rhoAB. ``LMS(startup="published")`` is k-diffusion's, which begins with lower orders, on a grid
+    that ends at sigma = 0: the last step has the full order there too. (``last="denoise"`` of
+    `sample`, where a grid ends above 0, is a step of order 1 to sigma = 0.)
     """
 
     order: int = 4
