@@ -206,6 +206,11 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    """Every public name, imported yet or not."""
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """Training, checkpoints and checks are imported when they are first used; the first two belong to the extra ``train``."""
     if name == "fit":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 import solvers
 from sdediff.model import ScoreModel
 from sdediff.names import nearest
+from sdediff.samples import check_condition, check_seed, check_shape, check_states, one_place
 from sdediff.sde import SDE
 from sdediff.sde.base import check_span
 from solvers import (
@@ -23,11 +24,11 @@ from solvers import (
     ExponentialMultistep,
     ExponentialSinglestep,
     LogSNR,
-    Noise,
     Renoise,
     Solver,
     Straight,
 )
+from solvers.scalars import real, reals, whole
 
 __all__ = [
     "Grid",
@@ -62,21 +63,9 @@ def check_model(model: ScoreModel) -> None:
 def check_device(model: ScoreModel, device: torch.device | str | None) -> torch.device:
     """The model's device."""
     place = model.device if device is None else torch.device(device)
-    if model.has_weights and not _one_place(place, model.device):
+    if model.has_weights and not one_place(place, model.device):
         raise ValueError(f"the model is on {model.device} and device is {place}; move the model first: model.to({str(place)!r})")
     return place
-
-
-def _one_place(a: torch.device, b: torch.device) -> bool:
-    return (a.type, a.index or 0) == (b.type, b.index or 0)
-
-
-def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    """(B, *event), positive ints."""
-    given = (shape,) if isinstance(shape, int) else tuple(shape)
-    if not given or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in given):
-        raise ValueError(f"shape must be (B, *event) with positive ints, (64, 1, 28, 28) say; got {shape!r}")
-    return given
 
 
 def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
@@ -136,9 +125,8 @@ _BY_STEPS: Final = ((20, 4), (8, 3))
 
 def intervals(steps: int | None, grid: Grid | None) -> int | None:
     """How many steps there will be; None where the solver is to choose."""
-    array = grid is not None and not isinstance(grid, str) and not callable(grid)
-    if not array:
-        return steps
+    if grid is None or isinstance(grid, str) or callable(grid):
+        return None if steps is None else whole("steps", steps, 1)
     return (grid.numel() if isinstance(grid, Tensor) else np.size(np.asarray(grid))) - 1
 
 
@@ -180,13 +168,18 @@ def make_times(
         if span.start < span.end:
             raise ValueError(f"{name} is a discrete model with a grid of its own, from noise to data: take another solver")
         return solver.times
-    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-        raise ValueError(f"steps must be an int of at least 1, got {steps!r}")
+    steps = None if steps is None else whole("steps", steps, 1)
     if array and any(value is not None for value in (steps, t_start, t_end)):
         raise ValueError("an array grid says all: drop steps, t_start and t_end (or pass steps alone)")
     if callable(grid) and (t_start is not None or t_end is not None):
         raise ValueError("a grid function returns the times themselves: drop t_start and t_end")
-    if solver.adaptive and (steps is not None or (grid is not None and not array)):
+    if solver.adaptive and steps is None and grid is not None and not array:
+        named = f"grid={grid!r}" if isinstance(grid, str) else "a grid function"
+        raise ValueError(
+            f"{named} takes steps=N: pass it too, with a solver of fixed steps (the default then is one), "
+            f"or drop the grid: {name} chooses its own steps"
+        )
+    if solver.adaptive and steps is not None:
         raise ValueError(
             f"{name} chooses its own steps: drop steps (set rtol and atol), or pass grid=[...] as the times to land on"
         )
@@ -194,13 +187,14 @@ def make_times(
         raise ValueError(f"{name} takes fixed steps: pass steps=N, or grid as an array of times")
     if grid is not None and isinstance(grid, str) and grid not in GRIDS:
         raise ValueError(f"no grid is called {grid!r}{nearest(grid, GRIDS)}; known: {', '.join(GRIDS)}")
-    start = span.start if t_start is None else float(t_start)
-    end = span.end if t_end is None else float(t_end)
+    shared = "; all samples of a call share it: call once for each"
+    start = span.start if t_start is None else real("t_start", t_start, shared)
+    end = span.end if t_end is None else real("t_end", t_end, shared)
     bounds = (span.low, span.high, span.what, span.sde)
     if grid is not None and array:
-        times = torch.as_tensor(np.asarray(grid, dtype=np.float64) if not isinstance(grid, Tensor) else grid)
+        times = reals("grid", grid if isinstance(grid, Tensor) else np.asarray(grid))
     elif callable(grid):
-        times = torch.as_tensor(grid(steps or 0))
+        times = reals("grid(steps)", grid(steps or 0))
         if times.shape != ((steps or 0) + 1,):
             raise ValueError(f"the grid function must return steps + 1 = {(steps or 0) + 1} times, got shape {tuple(times.shape)}")
     elif solver.adaptive:
@@ -232,54 +226,19 @@ def check_stochasticity(
     """lambda >= 0, at all times of the grid if it is a function, and 0 where the solver has no noise along the path."""
     if stochasticity is None:
         return 1.0 if solver.diffuses else 0.0
-    if not callable(stochasticity) and not 0 <= float(stochasticity) < float("inf"):
+    if not callable(stochasticity):
+        stochasticity = real("stochasticity", stochasticity, "; one for all samples, or a function of t")
+    if not callable(stochasticity) and not 0 <= stochasticity < float("inf"):
         raise ValueError(f"stochasticity must be a finite number >= 0 or a function of t, got {stochasticity!r}")
     if not solver.diffuses and (callable(stochasticity) or stochasticity != 0):
         raise ValueError(f"{type(solver).__name__} draws no noise along the path: stochasticity must be 0; EulerMaruyama takes any")
     if not callable(stochasticity):
-        return float(stochasticity)
-    values = torch.as_tensor(stochasticity(times), dtype=torch.float64)
+        return stochasticity
+    values = reals("stochasticity(t)", stochasticity(times))
     if values.shape not in (times.shape, ()) or not bool((torch.isfinite(values) & (values >= 0)).all()):
         got = f"shape {tuple(values.shape)}" if values.shape not in (times.shape, ()) else f"{float(values.min()):.4g}"
         raise ValueError(f"stochasticity(t) must be finite and >= 0, shaped as t, {tuple(times.shape)}; got {got}")
     return stochasticity
-
-
-def check_condition(condition: Mapping[str, Tensor] | None, count: int, device: torch.device | None = None) -> dict[str, Tensor]:
-    """Tensors with leading dimension B, on ``device`` if there is one."""
-    for name, value in (condition or {}).items():
-        if not isinstance(value, Tensor) or value.ndim < 1 or value.shape[0] != count:
-            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f"condition {name!r} must be a tensor with leading dimension {count}, got {got}; "
-                "what all samples share goes into the network by functools.partial"
-            )
-    return {name: value if device is None else value.to(device) for name, value in (condition or {}).items()}
-
-
-def check_seed(
-    seed: int | Sequence[int] | None, noise: Noise | None, shape: tuple[int, ...], device: torch.device | None = None
-) -> tuple[int, ...] | None:
-    """One seed a sample, or None where there is a noise object, which is for these samples and on this device as far as it says."""
-    count = shape[0]
-    if noise is not None:
-        if seed is not None:
-            raise ValueError("seed and noise are two ways to say the same: pass one of them")
-        seeds, event = getattr(noise, "seeds", None), getattr(noise, "event", None)
-        if seeds is not None and event is not None and (len(seeds), *event) != shape:
-            raise ValueError(f"the noise is for samples of shape {(len(seeds), *event)}, and shape is {shape}")
-        place = getattr(noise, "device", None)
-        if place is not None and device is not None and not _one_place(torch.device(place), device):
-            raise ValueError(f"the noise is on {place}, and the states are on {device}: make it with device={str(device)!r}")
-        return None
-    if seed is None:
-        return solvers.seeds(solvers.fresh_seed(), count)
-    if isinstance(seed, int):
-        return solvers.seeds(seed, count)
-    given = tuple(int(s) for s in seed)
-    if len(given) != count or min(given) < 0:
-        raise ValueError(f"seed must be one non-negative int, or one for each of the {count} samples; got {len(given)} of them")
-    return given
 
 
 def check_start(
@@ -297,13 +256,3 @@ def check_start(
             raise ValueError(str(error)) from error
         return None
     return check_states("x_init", x_init, shape).to(dtype).to(device)
-
-
-def check_states(name: str, x: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
-    """Finite floating-point states (B, *event)."""
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 1 or (shape is not None and tuple(x.shape) != shape):
-        got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"{name} must be a floating-point tensor of shape {shape or '(B, *event)'}, got {got}")
-    if not bool(torch.isfinite(x).all()):
-        raise ValueError(f"{name} contains values that are not finite")
-    return x

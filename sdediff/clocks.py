@@ -10,12 +10,13 @@ from torch import Tensor
 
 from sdediff.names import nearest
 from sdediff.sde import SDE, LinearSDE
+from solvers.scalars import Record
 
 __all__ = ["CLOCKS", "Clock", "Timesteps", "check_clock", "read_clock"]
 
 
 @dataclass(frozen=True)
-class Timesteps:
+class Timesteps(Record):
     """n t / T + shift: the step index of a network trained on integers, at real numbers too.
 
     With ``n`` = N and shift = -1 the times t_i = T (i + 1) / N are i = 0..N - 1, as in a DDPM of N steps;

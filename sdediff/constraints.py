@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from solvers import rowwise
+from solvers.scalars import Record
 
 __all__ = ["Clip", "Constraint", "DynamicThreshold", "applied"]
 
@@ -63,7 +64,7 @@ def _checked(out: Tensor, x_0: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Clip:
+class Clip(Record):
     """x_0 confined to [low, high], the range of the data (Ho et al. 2020's code does so for images in [-1, 1])."""
 
     samplewise: ClassVar[bool] = True
@@ -81,7 +82,7 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class DynamicThreshold:
+class DynamicThreshold(Record):
     """x_0 confined to [-s, s] and divided by s / bound, s the larger of ``bound`` and the ``quantile`` of a sample's abs(x_0): the
     least of its entries that so large a share of them does not exceed.
 

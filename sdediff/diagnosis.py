@@ -17,6 +17,7 @@ from sdediff.normalizer import coordinate_moments
 from sdediff.predictions import PREDICTIONS
 from sdediff.suitability import unsuited
 from solvers import White, expand, seeds
+from solvers.scalars import whole
 
 __all__ = ["Diagnosis", "diagnose"]
 
@@ -75,7 +76,8 @@ def diagnose(model: ScoreModel, x_0: Tensor, *, condition: Mapping[str, Tensor] 
     if "kernel" not in sde.offers:
         raise ValueError(f"diagnose needs a Gaussian kernel, which {sde!r} does not have: its networks predict the score alone")
     x_0 = at_least_float32(check_states("x_0", x_0)).to(model.device)
-    condition = check_condition(condition, len(x_0), model.device)
+    condition = check_condition(condition, len(x_0), model.net, model.device)
+    seed = whole("seed", seed, kind="a non-negative int")
     if model.normalizer is not None:
         x_0 = model.normalizer.normalize(x_0)
     amiss = unsuited(sde, *coordinate_moments(x_0).existing)

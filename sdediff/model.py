@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Self, TypeVar
 
@@ -14,10 +15,12 @@ from sdediff.constraints import Constraint, applied
 from sdediff.lending import WrittenError, at_least_float32, reading
 from sdediff.modules import first_fact, modules_behind
 from sdediff.normalizer import Normalizer
+from sdediff.outputs import doubled, tensor_of
 from sdediff.predictions import PREDICTIONS, Pair, canonical, conversion, singular
 from sdediff.sde import SDE
 from sdediff.sde.coefficient import as_time
 from solvers import expand
+from solvers.scalars import real
 
 __all__ = ["ScoreModel", "combine"]
 
@@ -30,8 +33,9 @@ class ScoreModel(nn.Module):
     ``net(x, time, **condition)`` takes states (B, *event) and times (B,) and returns a tensor of the shape of x (or an object with
     that tensor as ``.sample``, as diffusers' networks do). ``predicts`` says what it returns: ``noise`` (or ``eps``), ``data``
     (``x0``), ``score``, ``v``, ``flow``, or ``edm``, where the network sees x divided by sqrt(sigma^2 + alpha^2 sigma_data^2), so
-    that its input and output have unit variance for data of standard deviation ``sigma_data``. All of these are affine in x_0 and
-    noise, so each is computed from any other; where that is singular a ValueError says which to use.
+    that its input and output have unit variance for data of standard deviation ``sigma_data``. ``edm`` is the raw output, F of
+    Karras et al. 2022 (arXiv 2206.00364, eq. 7); their denoiser D, which includes the preconditioning, predicts ``data``. All of
+    these are affine in x_0 and noise, so each is computed from any other; where that is singular a ValueError says which to use.
 
     ``time`` says which time the network is handed: ``"t"``, ``"log_snr"``, ``"sigma"``, `Timesteps` (a scaled integer), or a
     function of float64 times, () or (B,).
@@ -74,6 +78,8 @@ class ScoreModel(nn.Module):
         normalizer: Normalizer | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(net, ScoreModel):
+            raise TypeError("net is a ScoreModel already: pass it as it is, or its network, ScoreModel(net=model.net, sde=...)")
         if not callable(net):
             raise TypeError(f"net must be callable as net(x, t), got {net!r}")
         if isinstance(sde, type) or not isinstance(sde, SDE):
@@ -82,9 +88,10 @@ class ScoreModel(nn.Module):
         predicts = canonical(predicts)
         if "kernel" not in sde.offers and predicts != "score":
             raise ValueError(f"{sde!r} has no Gaussian kernel: its network predicts 'score', got {predicts!r}; or use a LinearSDE")
-        if not sigma_data > 0:
-            raise ValueError(f"sigma_data must be positive, got {sigma_data!r}")
-        self.net, self.sde, self.predicts, self.sigma_data = net, sde, predicts, float(sigma_data)
+        sigma_data = real("sigma_data", sigma_data)
+        if not 0 < sigma_data < math.inf:
+            raise ValueError(f"sigma_data must be positive and finite, got {sigma_data!r}")
+        self.net, self.sde, self.predicts, self.sigma_data = net, sde, predicts, sigma_data
         self.time, self.time_dtype = check_clock(time, sde), time_dtype
         self.learned_variance = learned_variance
         if normalizer is not None and not isinstance(normalizer, Normalizer):
@@ -194,8 +201,8 @@ class ScoreModel(nn.Module):
         if self.learned_variance:
             return self.outputs(x, time, condition, dtype)[0]
         out = self._called(x, time, condition, dtype)
-        if not isinstance(out, Tensor) or out.shape != x.shape:
-            out = _tensor_of(out, x.shape)
+        if not isinstance(out, Tensor) or out.shape != x.shape or out.is_complex():
+            out = tensor_of(out, x.shape)
         return out if out.dtype == x.dtype else out.to(x.dtype)
 
     def outputs(
@@ -204,7 +211,7 @@ class ScoreModel(nn.Module):
         """`output`, and beside it what the network says of the variance, of the same shape; None without ``learned_variance``."""
         if not self.learned_variance:
             return self.output(x, time, condition, dtype), None
-        both = _tensor_of(self._called(x, time, condition, dtype), doubled(x.shape), " with learned_variance").to(x.dtype)
+        both = tensor_of(self._called(x, time, condition, dtype), doubled(x.shape), " with learned_variance").to(x.dtype)
         first, second = both.chunk(2, dim=1)
         return first, second
 
@@ -270,22 +277,6 @@ class ScoreModel(nn.Module):
     def flow(self, x: Tensor, t: Tensor | float, **condition: Tensor) -> Tensor:
         """The velocity of the probability flow, f x - g^2 score / 2."""
         return self.predict("flow", x, t, condition)
-
-
-def doubled(shape: torch.Size) -> torch.Size:
-    """The shape with twice the channels, (B, 2 C, ...)."""
-    if len(shape) < 2:
-        raise ValueError(f"learned_variance needs states (B, C, ...) with channels to double, got shape {tuple(shape)}")
-    return torch.Size([shape[0], 2 * shape[1], *shape[2:]])
-
-
-def _tensor_of(out: object, shape: torch.Size, why: str = " of the shape of its input") -> Tensor:
-    """What a network returned, if it is an object with the tensor as ``.sample``; a ValueError if that is of another shape."""
-    found = out if isinstance(out, Tensor) else getattr(out, "sample", out)
-    if isinstance(found, Tensor) and found.shape == shape:
-        return found
-    got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-    raise ValueError(f"the network must return a tensor{why}, {tuple(shape)}, got {got}")
 
 
 def combine(a: Tensor, b: Tensor, x: Tensor, out: Tensor) -> Tensor:

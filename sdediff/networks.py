@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sdediff._extras import require
+from solvers.scalars import real, whole
 
 __all__ = ["MLP", "NETWORKS", "UNet", "initialised", "network_for"]
 
@@ -36,11 +37,17 @@ class UNet(nn.Module):
         out_channels: int | None = None,
     ) -> None:
         super().__init__()
+        channels, layers, groups = (
+            whole(f"UNet: {name}", value, 1) for name, value in (("channels", channels), ("layers", layers), ("groups", groups))
+        )
+        widths = [whole("UNet: widths", width, 1) for width in widths]
+        dropout = real("UNet: dropout", dropout)
+        out_channels = None if out_channels is None else whole("UNet: out_channels", out_channels, 1)
         if len(widths) != len(attention):
             raise ValueError(f"UNet: attention needs one entry for each of the {len(widths)} widths, got {len(attention)}")
         self.config: dict[str, Any] = {
             "channels": channels,
-            "widths": list(widths),
+            "widths": widths,
             "layers": layers,
             "attention": list(attention),
             "dropout": dropout,
@@ -75,6 +82,8 @@ class MLP(nn.Module):
 
     def __init__(self, dimension: int = 2, width: int = 128, depth: int = 4, frequencies: int = 16) -> None:
         super().__init__()
+        dimension, width = whole("MLP: dimension", dimension, 1), whole("MLP: width", width, 1)
+        depth, frequencies = whole("MLP: depth", depth), whole("MLP: frequencies", frequencies, 1)
         self.config: dict[str, Any] = {"dimension": dimension, "width": width, "depth": depth, "frequencies": frequencies}
         self.rates: Tensor
         self.register_buffer("rates", math.pi * torch.logspace(-1, 2, frequencies), persistent=False)

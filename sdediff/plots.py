@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sdediff._extras import require
 from sdediff.files import write_atomically
+from solvers.scalars import whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,8 +44,7 @@ def image_grid(x: Tensor, columns: int | None = None, scale: int | None = None, 
     count, _, height, width = x.shape
     across = min(count, _positive(columns, "columns") or math.isqrt(count - 1) + 1)
     factor = _positive(scale, "scale") or max(1, round(_TILE / max(height, width)))
-    if pad < 0:
-        raise ValueError(f"pad is a number of pixels: expected 0 or more, got {pad}")
+    pad = whole("pad", pad, kind="a number of pixels, 0 or more")
     pixels = _tile(_bytes(x), across, factor, pad)
     picture: Image = require("PIL.Image", "plots").fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     return picture
@@ -62,7 +62,8 @@ def save_png(image_or_figure: Image | Figure, path: str | Path) -> None:
     buffer = io.BytesIO()
     save: Any = getattr(image_or_figure, "savefig", None) or getattr(image_or_figure, "save", None)
     if save is None:
-        raise TypeError(f"expected a Pillow image or a matplotlib Figure, got {type(image_or_figure).__name__}")
+        hint = "; make a picture of it first: save_png(image_grid(x), path)" if isinstance(image_or_figure, Tensor) else ""
+        raise TypeError(f"expected a Pillow image or a matplotlib Figure, got {type(image_or_figure).__name__}{hint}")
     save(buffer, format="png")
     try:
         write_atomically(target, buffer.getvalue())
@@ -262,6 +263,4 @@ def _check_times(times: Sequence[float], frames: Tensor) -> NDArray[np.float64]:
 
 
 def _positive(value: int | None, name: str) -> int | None:
-    if value is not None and value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}: leave it out for the default")
-    return value
+    return None if value is None else whole(name, value, 1, kind="at least 1", hint=": leave it out for the default")

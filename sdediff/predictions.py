@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, Final, cast
 
@@ -34,7 +35,8 @@ PREDICTIONS: Final[dict[str, Callable[[Any, Tensor, float], Pair]]] = {
 """What each prediction is, as (p, q) of p x_0 + q noise where x_t = alpha x_0 + sigma noise.
 
 ``v`` is alpha noise - sigma x_0 (Salimans and Ho 2022, arXiv 2202.00512), ``flow`` the time derivative of alpha x_0 + sigma noise,
-``edm`` the output of a network preconditioned as by Karras et al. 2022 (arXiv 2206.00364, Table 1), after division of x by alpha.
+``edm`` the raw output F of a network preconditioned as by Karras et al. 2022 (arXiv 2206.00364, Table 1), after division of x by
+alpha; their denoiser D is ``data``.
 """
 
 _NUMBERS: Final = {"noise": (0.0, 1.0), "data": (1.0, 0.0)}
@@ -43,12 +45,37 @@ _NUMBERS: Final = {"noise": (0.0, 1.0), "data": (1.0, 0.0)}
 _ALIASES: Final = {"eps": "noise", "x0": "data"}
 
 
+_ELSEWHERE: Final = {
+    "noise": "eps epsilon ε noise z",
+    "data": "x0 x_0 xstart x_start start_x data sample original_sample denoised denoiser clean image original x d d_x",
+    "score": "score s score_fn score_function grad_log_p grad_log_prob gradient",
+    "v": "v",
+    "flow": "velocity velocity_field vector_field flow flow_matching rectified_flow u u_t ut drift",
+    "edm": "f f_x raw raw_output preconditioned karras edm",
+}
+"""Words of other libraries and papers for a prediction: EDM's D and F are ``data`` and ``edm``."""
+
+_AROUND: Final = re.compile(r"^(pred|predict|predicts|predicted|model)_|_(prediction|predictions|pred|theta|hat|output)$")
+
+
 def canonical(name: str, what: str = "predicts") -> str:
     """The table's own name for a prediction; ValueError if there is none."""
-    name = _ALIASES.get(name, name)
-    if name not in PREDICTIONS:
-        raise ValueError(f"{what} must be one of {', '.join(PREDICTIONS)}, got {name!r}{nearest(str(name), PREDICTIONS)}")
-    return name
+    known = _ALIASES.get(name, name) if isinstance(name, str) else ""
+    if known not in PREDICTIONS:
+        raise ValueError(f"{what} must be one of {', '.join(PREDICTIONS)}, got {name!r}{_meant(str(name))}")
+    return known
+
+
+def _meant(name: str) -> str:
+    """`nearest`, which knows the words of other libraries: ``PredictionType.V_PREDICTION`` is v."""
+    word = re.sub(r"[-\s]+", "_", name.rpartition(".")[2].strip().lower())
+    while (bare := _AROUND.sub("", word)) != word:
+        word = bare
+    found = next((ours for ours, words in _ELSEWHERE.items() if word in words.split()), None)
+    if found is None:
+        return nearest(name, PREDICTIONS)
+    other = ", or 'v' = alpha noise - sigma x_0" if word.startswith("velocity") else ""
+    return f" (did you mean {found!r}{other}?)"
 
 
 def conversion(

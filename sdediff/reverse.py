@@ -21,6 +21,7 @@ from solvers import Problem
 from solvers.arithmetic import Number, expand, weighted
 from solvers.masked import kept
 from solvers.problem import Columns, Composed
+from solvers.scalars import reals
 
 __all__ = ["Batch", "Forward", "Reverse"]
 
@@ -109,7 +110,7 @@ class Reverse(Problem):
     def stochasticity(self, t: Tensor) -> Tensor:
         """lambda(t)."""
         if callable(self.lam):
-            return torch.as_tensor(self.lam(t), dtype=torch.float64).expand(t.shape)
+            return reals("stochasticity(t)", self.lam(t)).expand(t.shape)
         return torch.full_like(t, self.lam)
 
     def _columns(self, t: Tensor, quantity: str | Composed, x: Tensor) -> Columns:

@@ -19,6 +19,7 @@ from sdediff.modules import modules_behind
 from sdediff.progress import Bar, progress_bar
 from sdediff.reverse import Batch, Reverse
 from solvers import Options, Snapshot, Solution, SolveError, Solver
+from solvers.scalars import whole
 from solvers.solution import merge
 
 __all__ = ["Solving", "check_deterministic"]
@@ -85,9 +86,8 @@ class Solving:
         check_grad(grad)
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"the state's dtype must be torch.float32 or torch.float64, got {dtype}; the network keeps its own")
-        for name, value in (("batch_size", batch_size), ("max_nfe", max_nfe)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
+        batch_size = None if batch_size is None else whole("batch_size", batch_size, 1)
+        max_nfe = None if max_nfe is None else whole("max_nfe", max_nfe, 1)
         least = solver.evaluations + (1 if solver.begins else 2)
         if solver.adaptive and max_nfe is not None and max_nfe < least:
             raise ValueError(f"{solver!r} takes {least} evaluations to make its first step; raise max_nfe = {max_nfe}")
@@ -97,7 +97,7 @@ class Solving:
             count=count,
             solver=solver,
             times=times,
-            condition=check_condition(condition, count, place),
+            condition=check_condition(condition, count, model.net, place),
             batch_size=batch_size or count,
             options=Options(last, trajectory, callback, max_nfe, "return", grad),
             raises=on_fail == "raise",

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from solvers.scalars import plain, whole
+
 __all__ = ["SMALL", "Floats", "Ints", "Numbers", "basis", "edges", "total_of"]
 
 Floats = NDArray[np.float64]
@@ -64,6 +66,7 @@ def total_of(weights: Floats, normals: Iterable[Numbers], shape: tuple[int, ...]
 
 def edges(start: float, end: float, intervals: int | Tensor) -> Tensor:
     """The ends of the base intervals, (M + 1,)."""
+    intervals = plain(intervals)
     if isinstance(intervals, Tensor):
         times = intervals.detach().to("cpu", torch.float64)
         steps = times.diff() if times.ndim == 1 else times
@@ -74,8 +77,7 @@ def edges(start: float, end: float, intervals: int | Tensor) -> Tensor:
                 f"BrownianPath: intervals go from {float(times[0]):g} to {float(times[-1]):g}, not from {start:g} to {end:g}"
             )
         return times
-    if isinstance(intervals, bool) or not isinstance(intervals, int) or not 1 <= intervals <= 2**20:
-        raise ValueError(f"BrownianPath: intervals must be an int from 1 to 2^20, or times (M + 1,); got {intervals!r}")
+    intervals = whole("BrownianPath: intervals", intervals, 1, 2**20, kind="an int from 1 to 2^20, or times (M + 1,)")
     if not (math.isfinite(start) and math.isfinite(end) and start != end):
         raise ValueError(f"BrownianPath: start and end must be two different times, got {start:g} and {end:g}")
     return torch.linspace(start, end, intervals + 1, dtype=torch.float64)

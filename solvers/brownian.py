@@ -12,6 +12,7 @@ from torch import Tensor
 
 from solvers.bridge import SMALL, Floats, Ints, Numbers, basis, edges, total_of
 from solvers.noise import White, keyed, paired, sent
+from solvers.scalars import real, whole
 
 __all__ = ["BrownianPath"]
 
@@ -53,9 +54,8 @@ class BrownianPath:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        times = edges(float(start), float(end), intervals)
-        if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= 30:
-            raise ValueError(f"BrownianPath: depth must be an int from 1 to 30, got {depth!r}")
+        times = edges(real("BrownianPath: start", start), real("BrownianPath: end", end), intervals)
+        depth = whole("BrownianPath: depth", depth, 1, 30)
         self.start, self.end, self.depth, self.area = float(times[0]), float(times[-1]), depth, area
         self.dtype, self.device = dtype, device
         self._white = White(seeds, event)

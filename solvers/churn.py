@@ -12,6 +12,7 @@ from torch import Tensor
 from solvers.arithmetic import Number, entries, weighted
 from solvers.noise import StepNoise
 from solvers.problem import Problem
+from solvers.scalars import whole
 from solvers.solver import Solver, Step
 
 __all__ = ["Churn", "Renoise", "Restart"]
@@ -155,8 +156,7 @@ class Restart(_Around):
         if not 0 <= self.between[0] < self.between[1]:
             raise ValueError(f"Restart: between must be (t_low, t_high) with t_low < t_high, got {self.between!r}")
         for name, value in (("rounds", self.rounds), ("steps", self.steps)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"Restart: {name} must be an int of at least 1, got {value!r}")
+            _ = whole(f"Restart: {name}", value, 1)
 
     @property
     def evaluations(self) -> int:  # type: ignore[override]
@@ -192,7 +192,7 @@ class Restart(_Around):
             x = weighted((plan.again.ratio, x), (plan.again.std, noise.normal("churn", k)))  # type: ignore[union-attr]
             for inner in plan.again.inner:  # type: ignore[union-attr]
                 x = self.solver.step(problem, x, inner, noise, ()).x
-        return Step(x, x)
+        return Step(x)
 
 
 class _Renoised(NamedTuple):

@@ -8,6 +8,8 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
+from solvers.scalars import reals
+
 __all__ = ["GRIDS", "LogSNR", "central", "check_grid", "karras", "log_snr", "logistic", "quadratic", "uniform"]
 
 _FARTHEST: Final = 20.0
@@ -126,7 +128,7 @@ GRIDS: Final[dict[str, Callable[[int, float, float, LogSNR | None], Tensor]]] = 
 
 def check_grid(times: Tensor) -> Tensor:
     """Return ``times`` as float64 on the host; a ValueError unless it is a strictly monotone, finite vector."""
-    times = torch.as_tensor(times, dtype=torch.float64).cpu()
+    times = reals("the grid", times).cpu()
     if times.ndim != 1 or times.numel() < 1:
         raise ValueError(
             f"a grid is a vector of times, got shape {tuple(times.shape)}; pass torch.linspace(t_max, t_min, N + 1), say"

@@ -14,8 +14,10 @@ from solvers.arithmetic import rowwise
 from solvers.control import Control, PerSample
 from solvers.dyadic import DyadicSteps
 from solvers.fixed import FixedSteps
+from solvers.needs import unknown_needs
 from solvers.noise import Noise
 from solvers.problem import Problem
+from solvers.scalars import Record
 from solvers.solution import Failure, Solution, SolveError, Status
 from solvers.solver import Solver, Step
 
@@ -40,7 +42,7 @@ class Snapshot(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Record):
     """How to drive a solve; `sdediff.sample` documents each."""
 
     last: Literal["mean", "noisy"] = "noisy"
@@ -58,6 +60,8 @@ _INSTEAD = "EulerMaruyama and RK45 need drift and diffusion only"
 def require(problem: Problem, solver: Solver) -> None:
     """Raise a ValueError unless ``problem`` offers all that ``solver`` needs."""
     missing = sorted(solver.needs - problem.offers)
+    if unknown := unknown_needs(solver, problem.offers):
+        raise ValueError(unknown)
     if missing:
         raise ValueError(f"{solver!r} needs {', '.join(missing)}, which this problem does not offer; {_INSTEAD}")
 
@@ -72,6 +76,8 @@ def integrate(
     fails the same way. Raises `SolveError` if a sample failed, unless ``options.on_fail == "return"``.
     """
     options = options or Options()
+    if solver.whole and type(solver).solve is not Solver.solve:  # another library's driver has a loop of its own
+        return solver.solve(problem, x, times, noise, options)
     require(problem, solver)
     if solver.stochastic and noise is None:
         raise ValueError(f"{solver!r} draws noise: pass a noise object, White(seeds, event) say")

@@ -13,6 +13,7 @@ from solvers.arithmetic import Number, entries, expand, rowwise, weighted
 from solvers.metropolis import accepts, line_integral, proposal_ratio
 from solvers.noise import StepNoise
 from solvers.problem import Problem
+from solvers.scalars import whole
 from solvers.solver import Solver, Step
 
 __all__ = ["Langevin", "MetropolisLangevin", "PredictorCorrector"]
@@ -28,8 +29,7 @@ def _check(solver: Langevin | MetropolisLangevin) -> None:
     name = type(solver).__name__
     if not 0 < solver.snr < float("inf"):
         raise ValueError(f"{name}: snr must be a positive number, got {solver.snr!r}; 0.16 is a common choice")
-    if isinstance(solver.n_steps, bool) or not isinstance(solver.n_steps, int) or solver.n_steps < 0:
-        raise ValueError(f"{name}: n_steps must be an int of at least 0, got {solver.n_steps!r}; 0 leaves the samples alone")
+    _ = whole(f"{name}: n_steps", solver.n_steps, hint="; 0 leaves the samples alone")
 
 
 def _plan(times: Tensor, size: Tensor) -> list[_Plan]:
@@ -156,7 +156,7 @@ class MetropolisLangevin(Solver):
     def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """``n_steps`` steps at the end of the interval; the mean is the state itself, as a rejected step adds no noise."""
         if not self.n_steps:
-            return Step(x, x)
+            return Step(x)
         size, root = expand(plan.step, x), expand(plan.root, x)
         score = problem.score(x, plan.t)
         for k in range(self.n_steps):
@@ -169,14 +169,14 @@ class MetropolisLangevin(Solver):
             accept = accept.reshape(-1, *(1,) * (x.ndim - 1))
             # A network that fails at the proposal must not pass for a rejection: 0 * NaN is NaN.
             x, score = torch.where(accept, y, x) + 0.0 * (middle + there), torch.where(accept, there, score)
-        return Step(x, x)
+        return Step(x)
 
 
 @dataclass(frozen=True)
 class PredictorCorrector(Solver):
     """A solver made of two: the predictor moves from t to s, the corrector improves the samples at one time.
 
-    ``order="predictor-first"`` corrects at s, after the move (Song et al. 2021, arXiv 2011.13456, Algorithm 1);
+    ``sequence="predictor-first"`` corrects at s, after the move (Song et al. 2021, arXiv 2011.13456, Algorithm 1);
     ``"corrector-first"`` corrects at t, before it (the order of their code), so that the last samples are not corrected. With a
     corrector of no steps, ``Langevin(n_steps=0)``, it is the predictor.
     """

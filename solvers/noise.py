@@ -16,6 +16,7 @@ from torch import Tensor
 
 from solvers.arithmetic import expand
 from solvers.generator import Words, encrypted, fill, words
+from solvers.scalars import whole
 
 __all__ = ["STREAMS", "Nodes", "Noise", "Refinable", "Silence", "StepNoise", "White", "fresh_seed", "paired", "seeds"]
 
@@ -32,8 +33,8 @@ def seeds(seed: int, samples: range | int) -> tuple[int, ...]:
     Seed i depends on (seed, i) alone, so that shards of a run agree: ``seeds(7, range(100, 200)) == seeds(7, 200)[100:]``.
     Different samples of one run never share a seed (a bijection of i, the finalizer of splitmix64).
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed must be a non-negative int, got {seed!r}")
+    seed = whole("seed", seed, kind="a non-negative int")
+    samples = samples if isinstance(samples, range) else whole("samples", samples)
     index = np.arange(samples.start, samples.stop, samples.step) if isinstance(samples, range) else np.arange(samples)
     start = np.random.SeedSequence(seed).generate_state(1, np.uint64)
     with np.errstate(over="ignore"):
@@ -111,7 +112,9 @@ class _Seeded:
     def __init__(
         self, seeds: Sequence[int], event: Sequence[int], *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> None:
-        self.seeds = tuple(seeds)
+        given = tuple(seeds)
+        plain = all(type(seed) is int for seed in given)
+        self.seeds: tuple[int, ...] = given if plain else tuple(whole("seeds", seed) for seed in given)
         self.event = torch.Size(event)
         self.dtype, self.device = dtype, device
         if any(seed < 0 for seed in self.seeds):

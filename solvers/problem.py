@@ -175,8 +175,8 @@ class Problem:
     """dx = drift(x, t) dt + diffuse(dw, t), solved from the first to the last time of a grid, in either direction.
 
     A subclass overrides what it has and names that in ``offers``; a solver names what it wants in ``needs``, and
-    the driver compares the two before the first evaluation. The names are ``drift``, ``diffusion``, ``score``,
-    ``marginal`` (with log-SNR and its inverse), ``kernel``, ``coefficients``, ``data``, ``noise``, ``v`` and ``variance``.
+    the driver compares the two before the first evaluation. The names are those of `needs.OFFERS`: mostly a method's, while
+    ``diffusion`` is `diffuse` and `shake`, ``marginal`` has log-SNR and its inverse with it, ``variance`` is `data_and_variance`.
     """
 
     offers: frozenset[str] = frozenset({"drift"})

@@ -71,7 +71,7 @@ class RungeKutta(Solver):
         if self.variable is not None and self.variable not in get_args(Variable):
             known = ", ".join(map(repr, get_args(Variable)))
             raise ValueError(f"{type(self).__name__}: variable must be one of {known}, got {self.variable!r}")
-        if isinstance(self.size, bool) or not isinstance(self.size, float | int) or not 0 < self.size < math.inf:
+        if not 0 < self.size < math.inf:
             raise ValueError(
                 f"{type(self).__name__}: size must be a positive number, that of the data's details; got {self.size!r}"
             )
@@ -161,7 +161,7 @@ class RungeKutta(Solver):
         last, shares, node = len(self.tableau.c), self.carries, self._nodes[1]
         if not state and (plan.plain or last == 1):
             x_next = problem.blend(plan.variable, x, plan.times[0], 1.0 if plan.keeps is None else plan.keeps[-1], plan.steps[-1])
-            return Step(x_next, x_next)
+            return Step(x_next)
         a, b, errors = self._coefficients
         plan = plan.beside(x)
 

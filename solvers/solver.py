@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from solvers.clock import Clock, clock, slope
 from solvers.noise import StepNoise
 from solvers.problem import Problem
+from solvers.scalars import Record
 
 if TYPE_CHECKING:
     from solvers.integrate import Options
@@ -22,23 +23,37 @@ if TYPE_CHECKING:
 __all__ = ["Adaptive", "Solver", "Step", "check_tolerances"]
 
 
-class Step(NamedTuple):
-    """The outcome of a step from t to s, everything batch-first.
-
-    ``x`` is the state at s; ``mean`` is the same without the step's last noise; ``state`` is what the solver carries
-    to its next step; ``error`` is an embedded pair's estimate of the local error.
-    """
-
+class _Step(NamedTuple):
     x: Tensor
     mean: Tensor
-    state: tuple[Tensor, ...] = ()
-    error: Tensor | None = None
+    state: tuple[Tensor, ...]
+    error: Tensor | None
+
+
+class Step(_Step):
+    """The outcome of a step from t to s, everything batch-first.
+
+    ``x`` is the state at s; ``mean`` is the same without the step's last noise, by default ``x`` itself; ``state`` is what the
+    solver carries to its next step; ``error`` is an embedded pair's estimate of the local error.
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        x: Tensor,
+        mean: Tensor | None = None,
+        state: tuple[Tensor, ...] = (),
+        error: Tensor | None = None,
+    ) -> Self:
+        """Take x for the mean of a step without noise."""
+        return super().__new__(cls, x, x if mean is None else mean, state, error)
 
 
 def check_tolerances(solver: Any) -> None:
     """A ValueError unless rtol and atol of an adaptive solver make sense, and dt_min where it has one."""
     name, dt_min = type(solver).__name__, getattr(solver, "dt_min", 0.0)
-    if isinstance(dt_min, bool) or not (isinstance(dt_min, int | float) and 0 <= dt_min < float("inf")):
+    if not 0 <= dt_min < float("inf"):
         raise ValueError(f"{name}: dt_min must be a finite time >= 0, the least step; got {dt_min!r}")
     for given, value in (("rtol", solver.rtol), ("atol", solver.atol)):
         if not 0 <= value < float("inf"):
@@ -47,7 +62,7 @@ def check_tolerances(solver: Any) -> None:
         raise ValueError(f"{name}: rtol and atol cannot both be 0; give one, 1e-5 say")
 
 
-class Solver:
+class Solver(Record):
     """Base of all solvers. A subclass is a frozen dataclass that gives ``needs`` and ``step``, and ``plan`` if it plans more.
 
     Solvers hold no state: what a step leaves for the next one travels in ``Step.state``. A step goes from t to s over an
@@ -76,9 +91,6 @@ class Solver:
     """The grid of a discrete model that brings its own."""
     spacing: str = "uniform"
     """The grid that ``steps`` means without a ``grid``: a name in `GRIDS`. Where there is no Gaussian kernel it is uniform."""
-
-    def __post_init__(self) -> None:
-        """Check the arguments."""
 
     def __repr__(self) -> str:
         """The class and what differs from its defaults, and an order."""

@@ -230,7 +230,9 @@ class NothingLeft(sd.LinearSDE):
 
 @mutant(RANGE)
 class EmptyRange(sd.VP):
-    t_max = 1e-4
+    @property
+    def t_max(self):
+        return 1e-4
 
 
 # -- one method overridden ---------------------------------------------------------------------------------------------

@@ -377,7 +377,7 @@ def test_the_steps_at_the_ends_are_of_order_one(solver: Solver) -> None:
         (lambda: sd.DEIS(form="eps"), "DEIS: form must be 'data', 'noise', a number from 0"),
         (lambda: sd.SASolver(form=sd.Straight()), "Straight.* is for the probability flow; take sde=False"),
         (lambda: sd.Straight(0.0), "scale must be a positive number, got 0.0"),
-        (lambda: sd.Straight(True), "scale must be a positive number"),
+        (lambda: sd.Straight(True), "scale must be a number, got True"),
         (lambda: sd.DEIS(form=1.5), "form must be"),
         (lambda: sd.DEIS(form=True), "form must be"),
         (lambda: sd.DEIS(form=[1.0]), "form must be"),

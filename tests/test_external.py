@@ -725,7 +725,7 @@ def call(make: Callable[[], Solver], **arguments: object) -> None:
         (lambda: sd.Churn(sd.TorchDiffEq("euler")), ValueError, "is another library's driver"),
         (lambda: sd.Renoise(sd.TorchDiffEq("euler")), ValueError, "is another library's driver"),
         (lambda: sd.PredictorCorrector(sd.TorchSDE("euler"), sd.Langevin()), ValueError, "is another library's driver"),
-        (lambda: integrate(Turning(3), sd.TorchDiffEq("euler"), X, torch.tensor([1.0, 0.5])), ValueError, "call its method solve"),
+        (lambda: sd.TorchDiffEq("euler").plan(Turning(3), torch.tensor([1.0, 0.5])), ValueError, "call its method solve"),
         (
             lambda: sd.TorchSDE().solve(Turning(3), X, torch.tensor([1.0, 0.5]), None, Options()),
             ValueError,
@@ -752,3 +752,12 @@ def test_values_are_frozen_and_a_single_time_is_the_start(solver: External) -> N
     out = solver.solve(Turning(3), X, torch.tensor([0.5], dtype=torch.float64), white(), Options())
     assert torch.equal(out.x, X)
     assert out.nfe.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("solver", [sd.SciPy("RK45"), sd.TorchDiffEq("rk4"), sd.TorchSDE("euler")], ids=repr)
+def test_integrate_drives_other_libraries(solver):
+    times, noise = torch.linspace(1.0, 0.5, 5, dtype=torch.float64), sd.White((1, 2, 3), X.shape[1:], dtype=X.dtype)
+    one = integrate(Turning(3), solver, X, times, noise if solver.stochastic else None)
+    other = solver.solve(Turning(3), X, times, noise if solver.stochastic else None, Options())
+    assert torch.equal(one.x, other.x)
+    assert torch.equal(one.nfe, other.nfe)

@@ -19,6 +19,7 @@ from sdediff.normalizer import Normalizer
 from sdediff.objectives.bins import Bins
 from sdediff.progress import progress_bar
 from solvers import White, expand, rowwise
+from solvers.scalars import whole
 
 __all__ = ["VariationalBound", "data_error", "prior_term", "transition", "variational_bound"]
 
@@ -123,10 +124,10 @@ def variational_bound(
         bins.check(x_0)
     if model.normalizer is not None:
         x_0 = model.normalizer.normalize(x_0)
-    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-        raise ValueError(f"batch_size must be an int of at least 1, got {batch_size!r}")
+    if batch_size is not None:
+        batch_size = whole("batch_size", batch_size, 1)
     keys = check_seed(seed, None, tuple(x_0.shape))
-    given = check_condition(condition, len(x_0), place)
+    given = check_condition(condition, len(x_0), model.net, place)
     chunk = batch_size or len(x_0)
     parts = []
     with torch.no_grad(), evaluating(model), progress_bar("variational bound", total=len(x_0), show=progress) as bar:

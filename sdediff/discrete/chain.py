@@ -13,6 +13,7 @@ from sdediff.model import ScoreModel
 from sdediff.objectives.times import uniform
 from sdediff.sde import LinearSDE
 from solvers import expand
+from solvers.scalars import reals, whole
 
 __all__ = ["Chain", "Levels", "evenly", "floats"]
 
@@ -145,7 +146,7 @@ class Chain:
 def floats(name: str, what: str, values: Any) -> tuple[float, ...]:
     """A sequence or a vector as a tuple of floats, at least one."""
     try:
-        vector = torch.as_tensor(values, dtype=torch.float64)
+        vector = reals(name, values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name}: {what} must be a sequence of numbers, got {values!r}") from error
     if vector.ndim != 1 or not len(vector):
@@ -155,8 +156,7 @@ def floats(name: str, what: str, values: Any) -> tuple[float, ...]:
 
 def evenly(N: int, count: int, power: float = 1.0) -> Sequence[int]:
     """``count`` of 1..N that rise from 1 to N (N alone for one): at shares (k / (count - 1))^power, rounded, no two alike."""
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= N:
-        raise ValueError(f"the number of steps must be an int in 1..{N}, got {count!r}")
+    count = whole("the number of steps", count, 1, N, kind=f"an int in 1..{N}")
     if count == 1:
         return [N]
     chosen: list[int] = []

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from sdediff.discrete.schedules import schedule, zero_terminal_snr
 from sdediff.model import ScoreModel
 from sdediff.sde import InterpolatedVP, LinearSDE
 from solvers import Problem, Solver, Step, StepNoise, check_grid, expand
+from solvers.scalars import plain, whole
 
 __all__ = ["DDPM", "Variance"]
 
@@ -87,8 +89,7 @@ class DDPM(Chain, Solver):
         (their N = 1000 and eps = 1e-3). ``variance="beta"`` is their ancestral sampler.
         T / N must not fall below t_min, where the network is not trained.
         """
-        if isinstance(N, bool) or not isinstance(N, int) or N < 1:
-            raise ValueError(f"N must be an int of at least 1, got {N!r}")
+        N = whole("N", N, 1)
         if rule not in ("kernel", "song"):
             raise ValueError(f"rule must be 'kernel' or 'song', got {rule!r}")
         end = sde.T if sde.t_max >= sde.T * (1 - 1e-12) else sde.t_max
@@ -140,7 +141,9 @@ class DDPM(Chain, Solver):
         """
         if spacing not in ("uniform", "quadratic"):
             raise ValueError(f"spacing must be 'uniform' or 'quadratic', got {spacing!r}")
-        if not isinstance(steps, int | Sequence | Tensor):
+        steps = plain(steps)
+        steps = steps.tolist() if isinstance(steps, np.ndarray) else steps
+        if isinstance(steps, str) or not isinstance(steps, int | Sequence | Tensor):
             raise TypeError(f"steps must be how many, an int, or indices that rise within 1..{self.N}; got {steps!r}")
         chosen = evenly(self.N, steps, 2.0 if spacing == "quadratic" else 1.0) if isinstance(steps, int) else list(steps)
         index = self.index(torch.as_tensor(chosen))

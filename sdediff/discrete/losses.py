@@ -19,6 +19,7 @@ from sdediff.objectives.bins import Bins
 from sdediff.objectives.timed import check_samples
 from sdediff.objectives.times import uniform
 from solvers import expand
+from solvers.scalars import Record, real, whole
 
 __all__ = ["DDPMLoss", "LossAware"]
 
@@ -36,9 +37,8 @@ class LossAware(nn.Module):
 
     def __init__(self, N: int, history: int = 10, uniform: float = 1e-3) -> None:
         super().__init__()
-        for name, value in (("N", N), ("history", history)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"LossAware: {name} must be an int of at least 1, got {value!r}")
+        N, history = whole("LossAware: N", N, 1), whole("LossAware: history", history, 1)
+        uniform = real("LossAware: uniform", uniform)
         if not 0 < uniform <= 1:
             raise ValueError(f"LossAware: uniform must lie in (0, 1], or weights have no bound; got {uniform!r}")
         self.uniform = uniform
@@ -71,7 +71,7 @@ class LossAware(nn.Module):
 
 
 @dataclass(frozen=True)
-class DDPMLoss:
+class DDPMLoss(Record):
     """A loss of DDPM at one random level i in 1..N a sample (or `LossAware` ones).
 
     - ``"simple"``: L_simple = ||noise - predicted noise||^2 / d (Ho et al. 2020, arXiv 2006.11239, eq. 14): denoising score

@@ -20,6 +20,7 @@ from sdediff.model import ScoreModel
 from sdediff.objectives import DenoisingScoreMatching
 from sdediff.sde import InterpolatedVE, LinearSDE
 from solvers import Problem, Solver, Step, StepNoise, rowwise
+from solvers.scalars import Record, real, whole
 
 __all__ = ["NCSN", "NCSNLoss", "annealed_variance", "level_ratio", "widest_pair"]
 
@@ -71,8 +72,7 @@ class NCSN(Chain, Solver):
             raise ValueError(f"NCSN: needs one time for each of the {count} sigmas, got {len(grid)}")
         if grid[0] < 0 or any(b <= a for a, b in itertools.pairwise(grid)):
             raise ValueError(f"NCSN: the times of i = 1..N must rise from 0 or above, got {grid[0]:g} to {grid[-1]:g}")
-        if isinstance(self.n_steps, bool) or not isinstance(self.n_steps, int) or self.n_steps < 1:
-            raise ValueError(f"NCSN: n_steps must be an int of at least 1, got {self.n_steps!r}")
+        _ = whole("NCSN: n_steps", self.n_steps, 1)
         if self.step_size is not None and not 0 < self.step_size < sigmas[-1] ** 2:
             raise ValueError(
                 f"NCSN: step_size must lie in (0, sigma_N^2) = (0, {sigmas[-1] ** 2:.3g}), or a step overshoots at every level; "
@@ -114,7 +114,7 @@ class NCSN(Chain, Solver):
         check_states("x_0", x_0)
         if len(x_0) < 2:
             raise ValueError(f"NCSN.from_data takes the largest distance between two samples, and there is {len(x_0)}")
-        sigma_max = widest_pair(x_0)
+        sigma_max, sigma_min = widest_pair(x_0), real("sigma_min", sigma_min)
         if not sigma_max > sigma_min > 0:
             raise ValueError(f"sigma_min must lie in (0, {sigma_max:.4g}), the largest distance of two samples; got {sigma_min!r}")
         N = 1 + math.ceil(math.log(sigma_max / sigma_min) / math.log(level_ratio(rowwise(x_0).shape[1])))
@@ -178,7 +178,7 @@ class NCSN(Chain, Solver):
 
 
 @dataclass(frozen=True)
-class NCSNLoss:
+class NCSNLoss(Record):
     """sigma_j^2 / d ||score_model(x, sigma_j) - grad log q(x | x_0)||^2 at one random level j a sample.
 
     Denoising score matching with lambda(sigma) = sigma^2 at the levels of ``chain`` (Song and Ermon 2019, arXiv 1907.05600, eq. 5
@@ -211,8 +211,7 @@ class NCSNLoss:
 
 
 def _geometric(high: float, low: float, N: int) -> tuple[float, ...]:
-    if isinstance(N, bool) or not isinstance(N, int) or N < 1:
-        raise ValueError(f"N must be an int of at least 1, got {N!r}")
+    N, high, low = whole("N", N, 1), real("sigma_max", high), real("sigma_min", low)
     if not 0 < low < high < math.inf:
         raise ValueError(f"levels fall from sigma_max to sigma_min: 0 < sigma_min < sigma_max, got {low!r} and {high!r}")
     if N == 1:
@@ -233,8 +232,7 @@ def level_ratio(d: int) -> float:
 
     gamma with Phi(s (gamma - 1) + 3 gamma) - Phi(s (gamma - 1) - 3 gamma) = 0.5 and s = sqrt(2 d) (NCSNv2, Technique 2).
     """
-    if isinstance(d, bool) or not isinstance(d, int) or d < 1:
-        raise ValueError(f"d must be an int of at least 1, got {d!r}")
+    d = whole("d", d, 1)
     s = math.sqrt(2 * d)
 
     def excess(gap: float) -> float:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sdediff.names import nearest
+from solvers.scalars import reals, whole
 
 __all__ = ["SCHEDULES", "schedule", "zero_terminal_snr"]
 
@@ -37,7 +38,7 @@ def _sigmoid(share: Tensor) -> Tensor:
 def from_alpha_bar(alpha_bar: Callable[[Tensor], Any], N: int) -> Tensor:
     """beta_i = 1 - alpha_bar(i / N) / alpha_bar((i - 1) / N), at most 0.999 (Nichol and Dhariwal 2021, arXiv 2102.09672)."""
     try:
-        bar = torch.as_tensor(alpha_bar(torch.arange(N + 1, dtype=torch.float64) / N), dtype=torch.float64)
+        bar = reals("alpha_bar(t)", alpha_bar(torch.arange(N + 1, dtype=torch.float64) / N))
     except TypeError as error:
         raise TypeError(f"alpha_bar must be a function of t in [0, 1] on float64 tensors: {error}") from error
     if bar.shape != (N + 1,) or not bool((bar >= 0).all()) or not bool((bar.diff() < 0).all()):
@@ -61,8 +62,7 @@ SCHEDULES: Final[dict[str, Callable[[int], Tensor]]] = {
 
 def schedule(name: str | Callable[[Tensor], Any], N: int) -> Tensor:
     """Betas (N,) of a name in `SCHEDULES`, or of a function alpha_bar(t) that falls from t = 0 to 1."""
-    if isinstance(N, bool) or not isinstance(N, int) or N < 1:
-        raise ValueError(f"N must be an int of at least 1, got {N!r}")
+    N = whole("N", N, 1)
     if callable(name):
         return from_alpha_bar(name, N)
     if name not in SCHEDULES:

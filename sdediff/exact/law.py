@@ -11,6 +11,7 @@ from torch import Tensor
 from sdediff.model import ScoreModel
 from sdediff.sde import LinearSDE
 from sdediff.sde.coefficient import as_time
+from solvers.scalars import reals, whole
 
 __all__ = ["Law", "LawNet", "Values", "numbers"]
 
@@ -91,9 +92,7 @@ class Law:
 
     def sample(self, count: int, *, seed: int) -> Tensor:
         """``count`` samples of x_0, float64 (count, *event), from the seed alone."""
-        for name, value in (("count", count), ("seed", seed)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ValueError(f"{name} must be a non-negative int, got {value!r}")
+        count, seed = (whole(name, value, kind="a non-negative int") for name, value in (("count", count), ("seed", seed)))
         return self.draw(count, torch.Generator().manual_seed(seed)).reshape(count, *self.event)
 
     def moments(self, sde: LinearSDE, t: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -172,8 +171,7 @@ class LawNet:
 def numbers(name: str, value: Any, *, at_least: float | None = None) -> Tensor:
     """``value`` as a float64 tensor of its own on the host; an error names ``name`` unless it is finite and large enough."""
     try:
-        tensor = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
-        out = tensor.detach().to("cpu", torch.float64, copy=True)
+        out = reals(name, value).detach().to("cpu", copy=True)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be numbers (a number, nested lists, an array or a tensor), got {value!r}") from error
     if not bool(torch.isfinite(out).all()):

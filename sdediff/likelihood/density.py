@@ -20,6 +20,7 @@ from sdediff.sde import Prior
 from sdediff.solving import Solving, check_deterministic
 from solvers import RK45, Failure, Options, RungeKutta4, Solution, Solver
 from solvers.clock import clock
+from solvers.scalars import real
 
 __all__ = ["LogProb", "log_prob"]
 
@@ -50,6 +51,7 @@ class LogProb:
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """(low, high), (B,) each: covers the value of the exact divergence with probability ``level``, by Student's t."""
+        level = real("level", level)
         if not 0 < level < 1:
             raise ValueError(f"level must lie in (0, 1), got {level!r}")
         from scipy.special import stdtrit

@@ -16,6 +16,7 @@ from sdediff.likelihood.estimate import Kind, Probe
 from sdediff.model import ScoreModel
 from sdediff.objectives.bins import Bins
 from solvers import Failure, Solver, White
+from solvers.scalars import whole
 
 __all__ = ["BitsPerDim", "bits_per_dim"]
 
@@ -94,8 +95,7 @@ def bits_per_dim(
     check_shape(check_states("x", x).shape)
     width = bins.spacing
     check_choice("dequantization", dequantization, ("uniform", "truncated-normal"))
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
-        raise ValueError(f"draws must be an int of at least 1, got {draws!r}")
+    draws = whole("draws", draws, 1)
     if draws > 1 and divergence != "exact":
         raise ValueError(
             f"a bound by {draws} draws needs divergence='exact': by Jensen's inequality the noise of divergence={divergence!r} "
@@ -114,7 +114,7 @@ def bits_per_dim(
         probes=probes,
         probe=probe,
         seed=seeds * draws,
-        condition={k: v.repeat(draws, *(1,) * (v.ndim - 1)) for k, v in check_condition(condition, len(x)).items()},
+        condition={k: v.repeat(draws, *(1,) * (v.ndim - 1)) for k, v in check_condition(condition, len(x), model.net).items()},
         batch_size=batch_size,
         progress=progress,
         max_nfe=max_nfe,

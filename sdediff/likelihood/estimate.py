@@ -13,6 +13,7 @@ from torch import Tensor
 from sdediff.arguments import check_choice
 from sdediff.likelihood.divergence import Divergence, Exact, Hutchinson, HutchPlusPlus
 from sdediff.likelihood.probes import make_probes, population
+from solvers.scalars import whole
 
 __all__ = ["Estimate", "Kind", "Probe"]
 
@@ -49,8 +50,7 @@ class Estimate:
         if probes is None:
             probes = 12 if divergence == "hutch++" else 8
             probes = max(least, min(probes, d)) if probe == "hadamard" else probes
-        if isinstance(probes, bool) or not isinstance(probes, int) or probes < least:
-            raise ValueError(f"probes must be an int of at least {least} for divergence={divergence!r}, got {probes!r}")
+        probes = whole("probes", probes, least, hint=f" for divergence={divergence!r}")
         if probe == "hadamard" and probes > max(least, d):
             raise ValueError(
                 f"there are no more than d = {d} orthogonal probes of an event of {d} numbers, got probes = {probes}; "

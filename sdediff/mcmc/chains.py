@@ -18,6 +18,7 @@ from sdediff.mcmc.target import Target, as_target
 from sdediff.progress import progress_bar
 from solvers import White, rowwise
 from solvers.portable import Portable
+from solvers.scalars import whole
 
 __all__ = ["ChainError", "Chains", "State", "run"]
 
@@ -134,7 +135,10 @@ def run(
     Raises ValueError or TypeError before the first step.
     """
     target = as_target(target)
-    _check(kernel, target, steps, burn_in, thin)
+    steps, burn_in, thin = (
+        whole(name, value, low) for name, value, low in (("steps", steps, 1), ("burn_in", burn_in, 0), ("thin", thin, 1))
+    )
+    _check(kernel, target, steps, thin)
     check_choice("on_fail", on_fail, ("raise", "return"))
     state = _start(x_init, seed)
     x, event = state.x, state.x.shape[1:]
@@ -165,13 +169,10 @@ def run(
     return chains
 
 
-def _check(kernel: Kernel, target: Target, steps: int, burn_in: int, thin: int) -> None:
+def _check(kernel: Kernel, target: Target, steps: int, thin: int) -> None:
     if isinstance(kernel, type) or not isinstance(kernel, Kernel):
         hint = f"write {kernel.__name__}(...)" if isinstance(kernel, type) else "MALA(step=0.1), say"
         raise TypeError(f"kernel must be a value such as RandomWalk, ULA, MALA, SGLD or Underdamped, got {kernel!r}; {hint}")
-    for name, value, low in (("steps", steps, 1), ("burn_in", burn_in, 0), ("thin", thin, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise ValueError(f"{name} must be an int of at least {low}, got {value!r}")
     if steps % thin:
         raise ValueError(f"every {thin}-th of the steps is kept: steps must be a multiple of thin = {thin}, got {steps}")
     if not target.whole and not kernel.minibatches:

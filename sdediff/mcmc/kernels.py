@@ -12,6 +12,7 @@ from sdediff.mcmc.target import Point, Target, known
 from solvers import White
 from solvers.arithmetic import weighted
 from solvers.metropolis import accepts, proposal_ratio
+from solvers.scalars import Record, plain
 
 __all__ = ["MALA", "ULA", "Kernel", "Noise", "RandomWalk", "langevin", "positive"]
 
@@ -32,7 +33,7 @@ class Noise:
         return self.rows.normal(step, "acceptance", 0)
 
 
-class Kernel:
+class Kernel(Record):
     """A Markov chain's transition, a value: subclasses are frozen dataclasses and give `move`."""
 
     uses_score: bool = True
@@ -140,6 +141,7 @@ def _along(rows: Tensor, x: Tensor) -> Tensor:
 
 def positive(kernel: str, name: str, value: object, *, zero: bool = False) -> None:
     """A finite number > 0, or >= 0."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not (0 < value < math.inf or (zero and value == 0)):  # type: ignore[operator]
+    number = plain(value)
+    known = isinstance(number, int | float) and not isinstance(number, bool)
+    if not known or not (0 < number < math.inf or (zero and number == 0)):
         raise ValueError(f"{kernel}: {name} must be a finite number {'>= 0' if zero else '> 0'}, got {value!r}")

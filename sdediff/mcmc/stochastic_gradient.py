@@ -14,12 +14,13 @@ from sdediff.evaluation import evaluating
 from sdediff.mcmc.kernels import Kernel, Noise, langevin, positive
 from sdediff.mcmc.target import LogDensity, Point, Target
 from solvers import White
+from solvers.scalars import Record, whole
 
 __all__ = ["SGLD", "Decay", "Posterior"]
 
 
 @dataclass(frozen=True)
-class Decay:
+class Decay(Record):
     """Step sizes step_n = a (b + n)^{-gamma} of the steps n = 0, 1, ...
 
     With 1/2 < gamma <= 1 their sum is infinite, so that the chain gets everywhere, and that of their squares finite, so that the
@@ -110,8 +111,8 @@ class Posterior(Target):
         if any(y.is_floating_point() and not bool(torch.isfinite(y).all()) for y in tensors):
             raise ValueError("Posterior: data contain values that are not finite")
         for name, value, low in (("batch_size", self.batch_size, 1), ("shared_seed", self.shared_seed, 0)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
-                raise ValueError(f"Posterior: {name} must be None or an int of at least {low}, got {value!r}")
+            if value is not None:
+                _ = whole(f"Posterior: {name}", value, low, kind=f"None or an int of at least {low}")
         if self.batch_size is not None and self.batch_size > self.count:
             raise ValueError(f"Posterior: batch_size = {self.batch_size} of {self.count} data; pass None for all of them")
 

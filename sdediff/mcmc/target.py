@@ -18,6 +18,7 @@ from sdediff.model import ScoreModel
 from sdediff.sde.coefficient import as_time
 from solvers import White
 from solvers.metropolis import line_integral
+from solvers.scalars import Record
 
 __all__ = ["LogDensity", "Point", "Score", "Target", "as_target", "at", "known"]
 
@@ -34,7 +35,7 @@ class Point(NamedTuple):
     """(chains, *event), of the kernels that have one."""
 
 
-class Target:
+class Target(Record):
     """A law p(x) on events of one shape, known up to its constant; every chain is a row."""
 
     whole: bool = True
@@ -129,7 +130,7 @@ class _AtTime(Score):
 
     def check(self, chains: int) -> None:
         """Of the conditions' leading dimension."""
-        check_condition(self.condition, chains)
+        check_condition(self.condition, chains, self.model.net)
 
     def evaluating(self) -> AbstractContextManager[None]:
         """The network's evaluation mode."""

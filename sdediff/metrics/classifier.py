@@ -35,8 +35,8 @@ def classifier_two_sample_test(x: Tensor, y: Tensor, *, hidden: int = 64, steps:
 
     Lopez-Paz & Oquab 2017, arXiv 1610.06545.
     """
-    check_count("hidden", hidden, 1)
-    check_count("steps", steps, 1)
+    hidden = check_count("hidden", hidden, 1)
+    steps = check_count("steps", steps, 1)
     random = generator(seed, _SPLIT)
     pool = Pool.of(x, y, least=_LEAST)
     device = pool.rows.device

@@ -41,8 +41,8 @@ def frechet_distance(
 
     Heusel et al. 2017, arXiv 1706.08500, eq. 6; Dowson & Landau 1982.
     """
-    check_count("batch_size", batch_size, 1)
-    check_floor(floor, seed)
+    batch_size = check_count("batch_size", batch_size, 1)
+    floor = check_floor(floor, seed)
     if features is not None and not callable(features):
         raise ValueError(f"features must be a function from (B, *event) to (B, k), got {type(features).__name__}")
     x, y = check_samples(x, y, 2)
@@ -110,8 +110,8 @@ def inception_score(
     Salimans et al. 2016, arXiv 1606.03498, section 4.
     """
     check_choice("outputs", outputs, ("logits", "probabilities"))
-    check_count("splits", splits, 1)
-    check_count("batch_size", batch_size, 1)
+    splits = check_count("splits", splits, 1)
+    batch_size = check_count("batch_size", batch_size, 1)
     if not callable(classifier):
         raise ValueError(f"classifier must be a function from (B, *event) to (B, K), got {type(classifier).__name__}")
     given = apply("classifier", classifier, check_sample("x", x, splits), batch_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Literal
 
 import torch
@@ -13,6 +13,7 @@ from sdediff.arguments import check_choice
 from sdediff.metrics.permutation import Statistic, check_floor, measure
 from sdediff.metrics.result import Metric
 from sdediff.metrics.samples import Pool, generator
+from solvers.scalars import plain, real
 
 __all__ = ["energy_distance", "mmd"]
 
@@ -44,7 +45,7 @@ def energy_distance(x: Tensor, y: Tensor, *, unbiased: bool = True, floor: int =
 
     Székely & Rizzo 2013, Energy statistics: a class of statistics based on distances.
     """
-    check_floor(floor, seed)
+    floor = check_floor(floor, seed)
     pool = Pool.of(x, y, least=2)
     return measure(_pair_statistic(pool, lambda r: -r, unbiased), pool, floor, seed)
 
@@ -73,7 +74,7 @@ def mmd(
     Gretton et al. 2012, A kernel two-sample test, eq. 3 and 5.
     """
     check_choice("kernel", kernel, tuple(_KERNELS))
-    check_floor(floor, seed)
+    floor = check_floor(floor, seed)
     given = _check_bandwidths(bandwidth)
     random = generator(seed, _MEDIAN)
     pool = Pool.of(x, y, least=2)
@@ -134,7 +135,9 @@ def _check_bandwidths(bandwidth: float | Sequence[float] | None) -> tuple[float,
     """Positive numbers; none where the median is to be taken."""
     if bandwidth is None:
         return ()
-    widths = tuple(float(width) for width in (bandwidth if isinstance(bandwidth, Sequence) else (bandwidth,)))
+    one = plain(bandwidth)
+    several = one if isinstance(one, Iterable) and not isinstance(one, str) else (one,)
+    widths = tuple(real("bandwidth", width) for width in several)
     if not widths or not all(0 < width < math.inf for width in widths):
         raise ValueError(f"bandwidth must be a positive number or several, in the units of x, got {bandwidth!r}")
     return widths

@@ -52,7 +52,7 @@ def kolmogorov_smirnov(
     the exact p for one sample, within 0.015 for two of at least 10 rows each. ``floor``: random splits of the pooled sample; it
     needs y. ValueError on samples of different shape or with NaN or inf, and on a cdf with values outside [0, 1].
     """
-    check_floor(floor, seed)
+    floor = check_floor(floor, seed)
     if isinstance(y_or_cdf, Tensor) or not callable(y_or_cdf):
         return _two_samples(Pool.of(x, y_or_cdf), floor, seed)
     if floor:

@@ -38,10 +38,10 @@ def measure(statistic: Statistic, pool: Pool, floor: int, seed: int) -> Metric:
     return Metric(float(value), law, (1 + reached) / (1 + floor))
 
 
-def check_floor(floor: int, seed: int) -> None:
-    """No splits, or enough for a standard deviation; a seed for them."""
-    check_count("floor", floor, 2, zero=True)
+def check_floor(floor: int, seed: int) -> int:
+    """Return the number of splits, none or enough for a standard deviation; there is a seed for them."""
     generator(seed, FLOOR)
+    return check_count("floor", floor, 2, zero=True)
 
 
 def _labels(pool: Pool, floor: int, seed: int) -> Iterator[Tensor]:

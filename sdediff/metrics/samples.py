@@ -13,6 +13,7 @@ from torch import Tensor
 import solvers
 from sdediff.evaluation import evaluating
 from sdediff.lending import reading
+from solvers.scalars import plain, whole
 
 __all__ = ["ELEMENTS", "Pool", "accumulator", "apply", "blocks", "check_count", "check_sample", "check_samples", "generator"]
 
@@ -36,10 +37,11 @@ def generator(seed: int, stream: int) -> torch.Generator:
     return torch.Generator().manual_seed(solvers.seeds(seed, range(stream, stream + 1))[0])
 
 
-def check_count(name: str, value: int, least: int, *, zero: bool = False) -> None:
-    """An int of at least ``least``, or 0 where that means none."""
-    if isinstance(value, bool) or not isinstance(value, int) or (value < least and not (zero and value == 0)):
-        raise ValueError(f"{name} must be {'0 (none) or ' if zero else ''}an int of at least {least}, got {value!r}")
+def check_count(name: str, value: int, least: int, *, zero: bool = False) -> int:
+    """Return an int of at least ``least``, or 0 where that means none."""
+    if zero and not isinstance(value, bool) and plain(value) == 0:
+        return 0
+    return whole(name, value, least, kind=f"0 (none) or an int of at least {least}" if zero else "")
 
 
 def check_sample(name: str, x: Tensor, least: int = 1) -> Tensor:

@@ -29,8 +29,8 @@ def sliced_wasserstein(x: Tensor, y: Tensor, *, projections: int = 256, floor: i
 
     Bonneel et al. 2015, Sliced and Radon Wasserstein barycenters of measures.
     """
-    check_count("projections", projections, 1)
-    check_floor(floor, seed)
+    projections = check_count("projections", projections, 1)
+    floor = check_floor(floor, seed)
     random = generator(seed, _DIRECTIONS)
     pool = Pool.of(x, y)
     d = pool.rows.shape[1]

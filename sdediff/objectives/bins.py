@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from solvers.scalars import Record, whole
+
 __all__ = ["Bins"]
 
 
 @dataclass(frozen=True)
-class Bins:
+class Bins(Record):
     """Data on ``count`` evenly spaced values from ``low`` to ``high``, 8-bit images scaled to [-1, 1] by default.
 
     The decoder is p(x_0 | x_1) = Phi((x_0 + h - mean) / std) - Phi((x_0 - h - mean) / std) with h half the spacing, and the
@@ -24,8 +26,7 @@ class Bins:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        if isinstance(self.count, bool) or not isinstance(self.count, int) or self.count < 2:
-            raise ValueError(f"Bins: count must be an int of at least 2, got {self.count!r}")
+        _ = whole("Bins: count", self.count, 2)
         if not self.low < self.high:
             raise ValueError(f"Bins: low must be below high, got {self.low!r} and {self.high!r}")
 

@@ -11,8 +11,10 @@ from torch import Tensor
 from sdediff.model import ScoreModel
 from sdediff.objectives.denoising import DenoisingScoreMatching, FlowMatching
 from sdediff.objectives.objective import DrawingObjective
+from sdediff.samples import check_shape
 from sdediff.sampling import sample
 from solvers import Solver, White, seeds
+from solvers.scalars import Record
 
 __all__ = ["ConditionDropout", "Coupled", "reflow"]
 
@@ -35,8 +37,9 @@ def reflow(
     """
     if solver is not None and getattr(solver, "stochastic", False):
         raise ValueError(f"{solver!r} draws noise along the way: pairs are made by the probability flow, with RK45() say")
+    shape = check_shape(shape)
     out = sample(model, shape, solver=solver, steps=steps, seed=seed, condition=condition, batch_size=batch_size, progress=progress)
-    noise = White(seeds(seed, shape[0]), tuple(shape[1:]), dtype=out.x.dtype, device=out.x.device).at(0).normal("prior")
+    noise = White(seeds(seed, shape[0]), shape[1:], dtype=out.x.dtype, device=out.x.device).at(0).normal("prior")
     return torch.stack([out.x, noise], dim=1)
 
 
@@ -62,7 +65,7 @@ class Coupled:
 
 
 @dataclass(frozen=True)
-class ConditionDropout:
+class ConditionDropout(Record):
     """A loss in which a sample's conditions are replaced by their ``null`` with probability ``rate``, all of them together.
 
     So that one network serves with and without them (classifier-free guidance: Ho and Salimans 2022, arXiv 2207.12598,

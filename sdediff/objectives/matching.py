@@ -17,6 +17,7 @@ from sdediff.objectives.timed import Timed
 from sdediff.objectives.weightings import factor
 from sdediff.simulation import simulate
 from solvers import expand, rowwise
+from solvers.scalars import whole
 
 __all__ = ["ImplicitScoreMatching", "SlicedScoreMatching"]
 
@@ -37,8 +38,7 @@ class _Matching(Timed):
     def __post_init__(self) -> None:
         """Check the arguments."""
         super().__post_init__()
-        if isinstance(self.simulated, bool) or not isinstance(self.simulated, int) or self.simulated < 1:
-            raise ValueError(f"simulated must be an int of at least 1, the steps of the forward SDE; got {self.simulated!r}")
+        _ = whole("simulated", self.simulated, 1, hint=": the steps of the forward SDE")
 
     def __call__(
         self,
@@ -138,8 +138,7 @@ class SlicedScoreMatching(_Matching):
     def __post_init__(self) -> None:
         """Check the arguments."""
         super().__post_init__()
-        if isinstance(self.slices, bool) or not isinstance(self.slices, int) or self.slices < 1:
-            raise ValueError(f"slices must be an int of at least 1, got {self.slices!r}")
+        _ = whole("slices", self.slices, 1)
         if self.directions not in ("rademacher", "gaussian"):
             raise ValueError(f"directions must be 'rademacher' or 'gaussian', got {self.directions!r}")
         if self.finite_difference is not None and not 0 < self.finite_difference < math.inf:

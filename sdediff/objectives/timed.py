@@ -10,12 +10,13 @@ from torch import Tensor
 from sdediff.model import ScoreModel
 from sdediff.objectives.times import Proposal, Times, check_times, time_at, uniform
 from sdediff.objectives.weightings import Weighting, check_weighting, factor
+from solvers.scalars import Record
 
 __all__ = ["Timed", "check_samples"]
 
 
 @dataclass(frozen=True)
-class Timed:
+class Timed(Record):
     """The mean over t of w(t) times an error, t of the density ``times``, one a sample.
 
     ``weighting`` is a name in `WEIGHTINGS` or a function w(sde, t) of float64 host times (B,); ``times`` a name in `TIMES`, a

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from sdediff.names import nearest
+from solvers.scalars import Record, reals
 
 __all__ = ["TIMES", "LogNormal", "LogitNormal", "Proposal", "TimeLaw", "Times", "check_times", "time_at", "uniform"]
 
 _INSIDE: Final = 1e-6
 
 
-class TimeLaw:
+class TimeLaw(Record):
     """A density of t: ``law(sde, u)`` is the time that a uniform u (B,) becomes, in [t_min, t_max]."""
 
     def __call__(self, sde: Any, u: Tensor) -> Tensor:
@@ -96,7 +97,7 @@ def time_at(times: str | Times, sde: Any, u: Tensor) -> Tensor:
     law = TIMES[times] if isinstance(times, str) else times
     if isinstance(law, TimeLaw):
         return law(sde, u)
-    share = torch.as_tensor(law(u), dtype=torch.float64)
+    share = reals("times(u)", law(u))
     if share.shape != u.shape or not bool(((share >= 0) & (share <= 1)).all()):
         raise ValueError(f"times(u) must be shares of the range in [0, 1], shaped as u, {tuple(u.shape)}; got {tuple(share.shape)}")
     return _share(sde, share)

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-import torch
 from torch import Tensor
 
 from sdediff.names import nearest
 from sdediff.predictions import PREDICTIONS, conversion
 from sdediff.sde import LinearSDE
+from solvers.scalars import Record, reals
 
 __all__ = ["WEIGHTINGS", "MinSNR", "Weighting", "check_weighting", "factor"]
 
@@ -25,7 +25,7 @@ def _likelihood(sde: LinearSDE, t: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class MinSNR:
+class MinSNR(Record):
     """The squared error of the data times min(snr, gamma), snr = alpha^2 / sigma^2 (Hang et al. 2023, arXiv 2303.09556)."""
 
     gamma: float = 5.0
@@ -67,7 +67,7 @@ def factor(weighting: str | Weighting, sde: LinearSDE, source: str, t: Tensor, s
     weight = WEIGHTINGS[weighting] if isinstance(weighting, str) else weighting
     if isinstance(weight, str):  # at once from one to the other: through the score it may be infinity times 0
         return conversion(sde, source, weight, t, sigma_data)[1] ** 2
-    given = torch.as_tensor(weight(sde, t), dtype=torch.float64)
+    given = reals("weighting(sde, t)", weight(sde, t))
     if given.shape not in (t.shape, ()):
         raise ValueError(f"weighting(sde, t) must be shaped as t, {tuple(t.shape)}, got {tuple(given.shape)}")
     return given * conversion(sde, source, "score", t, sigma_data)[1] ** 2

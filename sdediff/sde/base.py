@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
+import reprlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from torch import Tensor
 
+from sdediff.names import nearest
 from sdediff.sde.coefficient import coefficient, derived
 from solvers import rowwise
+from solvers.scalars import Record, plain, plain_fields, real
 
 __all__ = ["SDE", "Prior", "check_span"]
 
@@ -22,7 +28,7 @@ _OF_KERNELS = frozenset(
 
 
 @dataclass(frozen=True)
-class Prior:
+class Prior(Record):
     """N(0, std^2 I), from which sampling starts."""
 
     std: float
@@ -55,39 +61,73 @@ class SDE:
 
     def __init__(self, *, T: float | None = None, t_min: float | None = None, t_max: float | None = None) -> None:
         self._declare(T=T, t_min=t_min, t_max=t_max)
-        if not 0 < self.T < math.inf:
-            raise ValueError(f"T must be a positive number, got {self.T!r}")
-        if t_min is not None and not 0 <= t_min < self.T:
-            raise ValueError(f"t_min must lie in [0, T) = [0, {self.T:g}), got {t_min!r}")
-        if t_max is not None and not (t_min or 0.0) < t_max <= self.T:
-            raise ValueError(f"t_max must lie in (t_min, T] = ({t_min or 0.0:g}, {self.T:g}], got {t_max!r}")
+
+    def __post_init__(self) -> None:
+        """Nothing: what a dataclass among the subclasses gives is checked after it, as `check_declared` says."""
 
     def __init_subclass__(cls) -> None:
-        """Let the coefficients of a subclass take numbers and tensors of any kind."""
+        """Let the coefficients of a subclass take numbers and tensors of any kind, and check what it declares once it is made."""
         super().__init_subclass__()
         for name in _COEFFICIENTS:
             method = vars(cls).get(name)
             if callable(method) and not hasattr(method, "__wrapped__"):
                 setattr(cls, name, coefficient(method))
+        if "__init__" in vars(cls) and "__repr__" not in vars(cls):
+            cls.__repr__ = SDE.__repr__  # type: ignore[method-assign]  # a dataclass above it knows its own fields alone
+        for name in ("__init__", "__post_init__"):  # a dataclass has no __init__ yet: its __post_init__ is the last to run
+            method = vars(cls).get(name, getattr(cls, name) if name == "__post_init__" else None)
+            if method is not None:
+                setattr(cls, name, _then_checked(method))
+
+    def check_declared(self) -> None:
+        """Raise a ValueError unless T, t_min and t_max make sense, however they are given: it is called once all of it is there.
+
+        Of t_min and t_max what is computed, by a property or from coefficients, is left to its first use.
+        """
+        T, t_min, t_max = float(self.T), self._given("t_min"), self._given("t_max")
+        if not 0 < T < math.inf:
+            raise ValueError(f"{type(self).__name__}: T must be a positive number, got {self.T!r}")
+        if t_min is not None and not 0 <= t_min < T:
+            raise ValueError(f"{type(self).__name__}: t_min must lie in [0, T) = [0, {T:g}), got {t_min!r}")
+        if t_max is not None and not (t_min or 0.0) < t_max <= T:
+            raise ValueError(f"{type(self).__name__}: t_max must lie in (t_min, T] = ({t_min or 0.0:g}, {T:g}], got {t_max!r}")
+
+    def _given(self, name: str) -> float | None:
+        """What an argument, a field or a class attribute says; None where a property says it."""
+        found = vars(self).get(name, _of_class(type(self), name))
+        number = plain(found)
+        if number is None or hasattr(found, "__get__"):
+            return None
+        return number if isinstance(number, int | float) else real(f"{type(self).__name__}: {name}", number)
 
     def __getattr__(self, name: str) -> NoReturn:
-        """Say why there is no kernel where there is none."""
+        """Say why there is no kernel where there is none, and what a property has missed that fails."""
+        found = _of_class(type(self), name)
+        if found is not None and hasattr(found, "__get__"):
+            try:  # again: Python has let go of the error
+                found.__get__(self, type(self))
+            except AttributeError as error:
+                raise TypeError(f"{type(self).__name__}.{name} asks for an attribute that is not there: {error}") from error
         if name in _OF_KERNELS:
             raise AttributeError(
                 f"{type(self).__name__} has no {name}: only a LinearSDE has a Gaussian kernel. Draw x_t by sdediff.simulate, "
                 "and sample with a network that predicts the score, by EulerMaruyama or RK45"
             )
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        hint = "" if name.startswith("_") else nearest(name, [known for known in dir(self) if known[0] != "_"])
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
 
     def _declare(self, **given: float | None) -> None:
         """Let arguments take the place of class attributes and derived values."""
-        values = {name: float(value) for name, value in given.items() if value is not None}
+        values = {name: real(name, value) for name, value in given.items() if value is not None}
         vars(self).update(values, _declared=vars(self).get("_declared", {}) | values)
 
     def __repr__(self) -> str:
-        """The class and its arguments."""
-        declared = vars(self).get("_declared", {})
-        return f"{type(self).__name__}({', '.join(f'{name}={value:g}' for name, value in declared.items())})"
+        """The class and its arguments, as far as they are kept under their names."""
+        kept = vars(self)
+        names = [name for name in inspect.signature(type(self)).parameters if name in kept and name not in _COEFFICIENTS]
+        derived = [name for name in names if hasattr(_of_class(type(self), name), "__get__")]
+        given = {name: kept[name] for name in names if name not in derived} | kept.get("_declared", {})
+        return f"{type(self).__name__}({', '.join(f'{name}={_brief(value)}' for name, value in given.items())})"
 
     @cached_property
     def t_min(self) -> float:
@@ -118,6 +158,36 @@ class SDE:
     def check_time(self, t: Tensor) -> Tensor:
         """Return t; a ValueError if any of it is outside the usable range."""
         return check_span(t, self.t_min, self.t_max, "the usable range [t_min, t_max]", self)
+
+
+def _then_checked(method: Callable[..., None]) -> Callable[..., None]:
+    """An ``__init__`` or ``__post_init__`` after which what the SDE declares is checked, if it is the last to run."""
+
+    @functools.wraps(method)
+    def made(self: SDE, *args: Any, **kwargs: Any) -> None:
+        plain_fields(self)
+        method(self, *args, **kwargs)
+        first = type(self).__init__
+        if (first if hasattr(first, "then_checked") else type(self).__post_init__) is made:
+            self.check_declared()
+
+    made.then_checked = True  # type: ignore[attr-defined]
+    return made
+
+
+def _of_class(cls: type, name: str) -> Any:
+    """What the class itself has under that name, a property as the property that it is; None if nothing."""
+    return next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
+
+
+def _brief(value: Any) -> str:
+    """A value in few characters."""
+    number = plain(value)
+    if isinstance(number, float):
+        return f"{number:g}"
+    if isinstance(number, Tensor):
+        return f"tensor of shape {tuple(number.shape)}"
+    return reprlib.repr(number)
 
 
 def check_span(t: Tensor, low: float, high: float, what: str, sde: SDE) -> Tensor:

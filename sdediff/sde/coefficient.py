@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from solvers.scalars import reals
+
 __all__ = ["as_time", "coefficient", "derived", "slope", "values"]
 
 
 def as_time(t: Tensor | float) -> Tensor:
     """``t`` as a contiguous float64 tensor on the host, () or (B,), where schedules are evaluated."""
-    time = t.to("cpu", torch.float64) if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64)
+    time = reals("t", t, "cpu")
     if time.ndim > 1:
         raise ValueError(f"t must be a number or one number a sample, (B,); got shape {tuple(time.shape)}")
     return time.contiguous()
@@ -24,7 +26,10 @@ def values(function: Callable[[Tensor], Any], t: Tensor | float, name: str) -> T
     """function(t) as float64, shaped as t; a function may return one number for all times."""
     time = as_time(t)
     try:
-        out = torch.as_tensor(function(time), dtype=torch.float64, device=time.device)
+        out = reals(name, function(time), time.device)
+    except AttributeError as error:
+        # Inside a property Python would take it for a missing property, and lose what is missing.
+        raise TypeError(f"{name} asks for an attribute that is not there: {error}") from error
     except (TypeError, ValueError, RuntimeError) as error:
         if not getattr(error, "__notes__", None):
             error.add_note(f"{name} was called with a float64 tensor of shape {tuple(time.shape)}: write it with torch functions")

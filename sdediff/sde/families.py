@@ -9,21 +9,15 @@ import torch
 from torch import Tensor
 
 from sdediff.sde.linear import LinearSDE
+from solvers.scalars import real
 
 __all__ = ["EDM", "VE", "VP", "Cosine", "RectifiedFlow", "SubVP"]
 
 
 def _check_positive(name: str, **values: float) -> None:
     for key, value in values.items():
-        if not (isinstance(value, int | float) and 0 < value < math.inf):
+        if not 0 < real(f"{name}: {key}", value) < math.inf:
             raise ValueError(f"{name}: {key} must be a positive number, got {value!r}")
-
-
-def _check_range(name: str, T: float, t_min: float, t_max: float | None = None) -> None:
-    if not 0 <= t_min < T:
-        raise ValueError(f"{name}: t_min must lie in [0, T) = [0, {T:g}), got {t_min!r}")
-    if t_max is not None and not t_min < t_max <= T:
-        raise ValueError(f"{name}: t_max must lie in (t_min, T] = ({t_min:g}, {T:g}], got {t_max!r}")
 
 
 @dataclass(frozen=True)
@@ -42,7 +36,6 @@ class VE(LinearSDE):
     def __post_init__(self) -> None:
         """Check the arguments."""
         _check_positive("VE", sigma_min=self.sigma_min, sigma_max=self.sigma_max, T=self.T)
-        _check_range("VE", self.T, self.t_min)
         if self.sigma_max <= self.sigma_min:
             raise ValueError(f"VE: sigma_max must exceed sigma_min, got {self.sigma_max!r} and {self.sigma_min!r}")
 
@@ -93,7 +86,6 @@ class _Linear(LinearSDE):
         """Check the arguments."""
         name = type(self).__name__
         _check_positive(name, beta_min=self.beta_min, beta_max=self.beta_max, T=self.T, t_min=self.t_min)
-        _check_range(name, self.T, self.t_min)
 
     def beta(self, t: Tensor) -> Tensor:
         """Noise rate, 1 / time."""
@@ -184,7 +176,6 @@ class Cosine(LinearSDE):
     def __post_init__(self) -> None:
         """Check the arguments."""
         _check_positive("Cosine", offset=self.offset, t_min=self.t_min, t_max=self.t_max)
-        _check_range("Cosine", self.T, self.t_min, self.t_max)
 
     def _angles(self, t: Tensor) -> tuple[Tensor, Tensor, float]:
         """(a, pi / 2 - a, a_0), each without cancellation."""
@@ -281,7 +272,6 @@ class RectifiedFlow(LinearSDE):
     def __post_init__(self) -> None:
         """Check the arguments."""
         _check_positive("RectifiedFlow", t_min=self.t_min, t_max=self.t_max)
-        _check_range("RectifiedFlow", self.T, self.t_min, self.t_max)
 
     def alpha(self, t: Tensor) -> Tensor:
         """1 - t."""

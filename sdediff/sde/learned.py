@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sdediff.sde.linear import LinearSDE
+from solvers.scalars import real, reals, whole
 
 __all__ = ["LearnedVP", "MonotoneSchedule"]
 
@@ -23,10 +24,10 @@ class MonotoneSchedule(nn.Module):
 
     def __init__(self, first: float = -13.3, last: float = 5.0, width: int = 64) -> None:
         super().__init__()
+        first, last = real("MonotoneSchedule: first", first), real("MonotoneSchedule: last", last)
         if not first < last or not (math.isfinite(first) and math.isfinite(last)):
             raise ValueError(f"MonotoneSchedule: gamma rises from first to last, finite numbers; got {first!r} and {last!r}")
-        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-            raise ValueError(f"MonotoneSchedule: width must be an int of at least 1, got {width!r}")
+        width = whole("MonotoneSchedule: width", width, 1)
         rates, places = torch.full((width,), 8.0, dtype=torch.float64), torch.linspace(0, 1, width, dtype=torch.float64)
         self.first = nn.Parameter(torch.tensor(first, dtype=torch.float64))
         self.log_length = nn.Parameter(torch.tensor(last - first, dtype=torch.float64).log())
@@ -81,8 +82,7 @@ class LearnedVP(LinearSDE):
 
     def gamma(self, t: Tensor) -> Tensor:
         """-log_snr, float64, for host times of any shape up to (B,)."""
-        found: Any = self.schedule(t)
-        return torch.as_tensor(found, dtype=torch.float64)
+        return reals("schedule(t)", self.schedule(t))
 
     @property
     def _whole(self) -> Tensor:

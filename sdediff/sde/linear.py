@@ -15,6 +15,7 @@ from sdediff.sde.coefficient import as_time, derived, slope, values
 from sdediff.sde.quadrature import Integral
 from sdediff.sde.roots import Inverse, crossing
 from solvers import expand
+from solvers.scalars import reals
 
 __all__ = ["LinearSDE"]
 
@@ -56,14 +57,19 @@ class LinearSDE(SDE):
         t_max: float | None = None,
     ) -> None:
         super().__init__(T=T, t_min=t_min, t_max=t_max)
-        if sigma_0 is not None and not 0 <= sigma_0 < float("inf"):
-            raise ValueError(f"sigma_0 must be a finite number >= 0, got {sigma_0!r}")
         self._declare(sigma_0=sigma_0)
         for name, function in zip(COEFFICIENTS, (f, g, alpha, sigma, log_snr), strict=True):
             if function is not None:
                 if not callable(function):
                     raise TypeError(f"{name} must be a function of t, got {function!r}; write {name}=lambda t: {function!r}")
                 vars(self)[name] = partial(values, function, name=f"{name}(t)")
+
+    def check_declared(self) -> None:
+        """Raise a TypeError where coefficients are missing, and a ValueError unless sigma_0 and the times make sense."""
+        super().check_declared()
+        sigma_0 = self._given("sigma_0")
+        if sigma_0 is not None and not 0 <= sigma_0 < float("inf"):
+            raise ValueError(f"{type(self).__name__}: sigma_0 must be a finite number >= 0, got {sigma_0!r}")
         if not (self._gives("f", "g") or self._gives("alpha", "sigma") or self._gives("alpha", "log_snr")):
             raise TypeError(self._lacking())
 
@@ -295,7 +301,7 @@ class LinearSDE(SDE):
         ``mean`` and ``variance`` hold one entry for each coordinate of an event (or one number for one coordinate); the sum over
         coordinates is returned: sum of (r - log(1 + r) + snr m^2) / 2 with snr = exp(log_snr(t_max)) and r = snr v.
         """
-        m, v = torch.broadcast_tensors(torch.as_tensor(mean, dtype=torch.float64), torch.as_tensor(variance, dtype=torch.float64))
+        m, v = torch.broadcast_tensors(reals("mean", mean), reals("variance", variance))
         if bool((v < 0).any()) or not bool(torch.isfinite(v).all() and torch.isfinite(m).all()):
             raise ValueError("prior_gap: mean and variance must be finite and the variance not negative")
         snr = self.log_snr(self.t_max).exp()

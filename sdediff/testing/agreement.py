@@ -24,6 +24,7 @@ from sdediff.testing.identity import settle
 from sdediff.testing.report import Finding, Report
 from solvers import DDIM, EulerMaruyama, Solver
 from solvers.portable import Portable
+from solvers.scalars import real, whole
 
 __all__ = ["EquivalenceError", "EquivalenceReport", "check_equivalence", "check_equivalences"]
 
@@ -44,7 +45,7 @@ class EquivalenceError(Portable, ValueError):
         self.report = report
         count = "an equivalence" if len(report.failures) == 1 else f"{len(report.failures)} equivalences"
         head = f"{report.sde} {what}" if what != "breaks" else f"{report.sde} breaks {count}"
-        super().__init__("\n".join([f"{head}:", *(f"- {finding}" for finding in report.failures)]))
+        super().__init__("\n".join([f"{head}:", *report.lines()]))
 
 
 def check_equivalences(sde: Any, *, names: Iterable[str] | None = None, verbose: bool = True) -> Report:
@@ -122,6 +123,7 @@ def check_equivalence(
     cause: a factor in the noise, another stream of noise, two discretizations of one process, a network
     read as the wrong prediction. Prints a table unless ``verbose`` is false and returns it as a `Report`.
     """
+    bound, seed, rows = real("bound", bound), whole("seed", seed, kind="a non-negative int"), whole("rows", rows, 1)
     if not bound > 0 or not math.isfinite(bound):
         raise ValueError(f"bound must be a positive number, got {bound!r}")
     law = GaussianMixture([[-0.8, 0.4], [0.9, 0.1], [0.0, -1.0]], [0.3, 0.5, 0.2], [0.5, 0.3, 0.2]) if data is None else data

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from sdediff.exact import Gaussian, GaussianMixture
 from sdediff.model import ScoreModel
-from sdediff.reverse import Forward, Reverse
+from sdediff.reverse import Reverse
 from sdediff.sde import LinearSDE
 from sdediff.testing.identity import Comparison, Skip, compare, require
 from solvers import Options, Snapshot, Solution, Solver, White, seeds
+from solvers.needs import unknown_needs
 
 __all__ = ["CONTRACTS", "Contract"]
 
@@ -130,9 +131,8 @@ def _frozen(solver: Solver) -> Iterator[Comparison]:
 
 @_contract("needs")
 def _needs(solver: Solver) -> Iterator[Comparison]:
-    known = Reverse(_GAUSSIAN.model(_SDE), 1).offers | Forward.offers
-    unknown = sorted(set(solver.needs) - known)
-    yield require(not unknown, f"needs names {unknown}; known are {sorted(known)}")
+    unknown = unknown_needs(solver)
+    yield require(not unknown, unknown)
 
 
 @_contract("evaluations")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import cache
 
@@ -94,22 +95,25 @@ def _weak(solver: Solver) -> Iterator[Comparison]:
             errors.append(float((mean - true_mean).abs().max() + (cov.sqrt() - true_cov.sqrt()).abs().max()))
         found = _order("weak", errors, solver.weak_order)
         if found.deviation > found.bound and solver.diffuses:
-            found = found._replace(hint=_excess_noise(solver, lam) or found.hint)
+            found = found._replace(hint=_wrong_noise(solver, lam) or found.hint)
         yield found
 
 
-def _excess_noise(solver: Solver, lam: float) -> str:
-    """Whether the noise that is added has 2, 4 or half its variance, told by the variance of one short step from a known point."""
+def _wrong_noise(solver: Solver, lam: float) -> str:
+    """By what factor the noise that is added is wrong, told by the variance of one short step; "" where it is right."""
     h = 1e-4
     grid = torch.tensor([0.5, 0.5 - h], dtype=torch.float64)
     gap = float(_chain(solver, grid, lam)[1] - _chain(EulerMaruyama(), grid, lam)[1])
     ratio = 1 + gap / float((lam * _SDE.g(grid[0])) ** 2 * h)
     for factor, words in ((2.0, "a factor 2 in the noise's variance"), (0.5, "a factor 1/2 in the noise's variance")):
-        if abs(ratio - factor) < 0.05 * factor:
+        if abs(ratio - factor) < 0.01 * factor:
             return words
     if abs(ratio) < 0.05:
         return "noise of size h where sqrt(h) is due: noise.increment(t, s) has the variance of the step"
-    return ""
+    if abs(ratio - 1) < 0.01 or not 0 < ratio < math.inf:
+        return ""
+    size = "large" if ratio > 1 else "small"
+    return f"the noise is too {size} by a factor {ratio**0.5:.3g}: a step's variance is {ratio:.3g} lambda^2 g^2 h"
 
 
 @_contract("strong order")
@@ -126,7 +130,10 @@ def _strong(solver: Solver) -> Iterator[Comparison]:
     for n in (16, 32, 64):
         out = solver.solve(problem, _x(rows), _grid(n), path, Options()).x
         errors.append(float((out - end).square().mean().sqrt()))
-    yield _order("strong", errors, float(claim))
+    found = _order("strong", errors, float(claim))
+    if found.deviation > found.bound and solver.diffuses:
+        found = found._replace(hint=_wrong_noise(solver, 1.0) or found.hint)
+    yield found
 
 
 @_contract("adaptive steps")

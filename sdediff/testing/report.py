@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -71,6 +72,18 @@ class Report:
         """The identities that fail, the more basic first."""
         return tuple(finding for finding in self.findings if finding.verdict == "fail")
 
+    def lines(self) -> list[str]:
+        """The failures, a line for each cause: what fails by one and the same error shares a line."""
+        together: dict[object, list[Finding]] = {}
+        for finding in self.failures:
+            same = re.sub(r"[\d.+-]+", "", finding.detail) if finding.error is not None else finding.name
+            together.setdefault((type(finding.error), same), []).append(finding)
+        said = []
+        for first, *others in together.values():
+            names = ", ".join(finding.name for finding in others)
+            said.append(f"- {first}{f'; the same error ends {names}' if others else ''}")
+        return said
+
     @property
     def warnings(self) -> tuple[Finding, ...]:
         """What is no error and may yet surprise."""
@@ -106,7 +119,7 @@ class SDEError(Portable, ValueError):
         self.report = report
         broken = report.failures
         count = "an identity" if len(broken) == 1 else f"{len(broken)} identities"
-        lines = [f"{report.sde} breaks {count}:", *(f"- {finding}" for finding in broken)]
-        if len(broken) > 1:
+        lines = [f"{report.sde} breaks {count}:", *report.lines()]
+        if len(lines) > 2:
             lines.append("They are listed from the basic to the derived: mend the first and check again.")
         super().__init__("\n".join(lines))

@@ -31,7 +31,7 @@ class SolverError(Portable, ValueError):
     def __init__(self, report: Report) -> None:
         self.report = report
         count = "a contract" if len(report.failures) == 1 else f"{len(report.failures)} contracts"
-        super().__init__("\n".join([f"{report.sde} breaks {count}:", *(f"- {finding}" for finding in report.failures)]))
+        super().__init__("\n".join([f"{report.sde} breaks {count}:", *report.lines()]))
 
 
 def check_solver(solver: Solver, *, verbose: bool = True) -> Report:

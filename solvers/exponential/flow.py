@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from solvers.problem import Problem
+from solvers.scalars import Record
 
 __all__ = [
     "FORMS",
@@ -31,7 +32,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Straight:
+class Straight(Record):
     """The form d(x / S) = (data / scale - noise) dw with S = scale alpha + sigma and w = scale alpha / S, for the probability flow.
 
     While data and noise hardly change, x / S moves straight on from the noise, w = 0, to the data over ``scale``, w = 1. The share
@@ -43,7 +44,7 @@ class Straight:
 
     def __post_init__(self) -> None:
         """Check the scale."""
-        if isinstance(self.scale, bool) or not isinstance(self.scale, float | int) or not 0 < self.scale < math.inf:
+        if not 0 < self.scale < math.inf:
             raise ValueError(f"Straight: scale must be a positive number, got {self.scale!r}; 0.1 for details of that size")
 
     def share(self, u: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from solvers.arithmetic import Number, numbers, rowwise, weighted
 from solvers.noise import StepNoise
 from solvers.problem import Problem
+from solvers.scalars import whole
 from solvers.solver import Solver, Step
 
 __all__ = ["InverseDDIM"]
@@ -47,8 +48,7 @@ class InverseDDIM(Solver):
         """Check the arguments."""
         if not 0 <= self.tol < float("inf"):
             raise ValueError(f"InverseDDIM: tol must be a finite number >= 0, got {self.tol!r}")
-        if isinstance(self.iterations, bool) or not isinstance(self.iterations, int) or self.iterations < 1:
-            raise ValueError(f"InverseDDIM: iterations must be an int of at least 1, got {self.iterations!r}")
+        _ = whole("InverseDDIM: iterations", self.iterations, 1)
 
     @property
     def evaluations(self) -> int:  # type: ignore[override]

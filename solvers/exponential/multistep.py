@@ -31,6 +31,7 @@ from solvers.exponential.stages import (
 )
 from solvers.noise import StepNoise
 from solvers.problem import Problem
+from solvers.scalars import whole
 from solvers.solver import Step
 
 __all__ = ["ExponentialMultistep"]
@@ -70,8 +71,9 @@ class ExponentialMultistep(Exponential):
         """Check the arguments."""
         super().__post_init__()
         name = type(self).__name__
-        if isinstance(self.corrector, bool) or self.corrector not in (None, 0, 1, 2, 3, 4):
-            raise ValueError(f"{name}: corrector must be an int from 0 (none) to 4, or None for the order; got {self.corrector!r}")
+        if self.corrector is not None:
+            kind = "an int from 0 (none) to 4, or None for the order"
+            _ = whole(f"{name}: corrector", self.corrector, 0, 4, kind=kind)
         if self.startup not in ("exact", "published"):
             raise ValueError(f"{name}: startup must be 'exact' or 'published', got {self.startup!r}")
 

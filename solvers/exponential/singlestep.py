@@ -27,6 +27,7 @@ from solvers.exponential.stages import (
 )
 from solvers.noise import StepNoise
 from solvers.problem import Problem
+from solvers.scalars import whole
 from solvers.solver import Adaptive, Solver, Step
 
 __all__ = ["Exponential", "ExponentialPair", "ExponentialSinglestep"]
@@ -53,8 +54,7 @@ class Exponential(Solver):
         """Check the arguments."""
         super().__post_init__()
         name = type(self).__name__
-        if isinstance(self.order, bool) or self.order not in (1, 2, 3, 4):
-            raise ValueError(f"{name}: order must be 1, 2, 3 or 4, got {self.order!r}")
+        _ = whole(f"{name}: order", self.order, 1, 4, kind="1, 2, 3 or 4")
         number = isinstance(self.form, float | int) and not isinstance(self.form, bool) and 0 <= self.form <= 1
         if not (number or isinstance(self.form, Straight) or (isinstance(self.form, str) and self.form in FORMS)):
             raise ValueError(

@@ -1,0 +1,139 @@
+"""Numbers as arguments: Python's, NumPy's and tensors of one number are taken, and kept as Python's own."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import re
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from numbers import Real
+from typing import Any, Final, SupportsIndex, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Record", "plain", "plain_fields", "real", "reals", "whole"]
+
+_NUMERIC: Final = re.compile(r"\b(int|float|bool)\b")
+
+
+def plain(value: Any) -> Any:
+    """Return Python's own number for one of NumPy or a 0-d array or tensor, and anything else as it is.
+
+    A tensor that asks for gradients stays a tensor.
+    """
+    if isinstance(value, Tensor):
+        return value if value.ndim or value.requires_grad else value.item()
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and not value.ndim):
+        number = value.item()
+        return float(number) if isinstance(number, np.floating) else number  # a long double's item
+    return value
+
+
+def whole(
+    name: str,
+    value: Any,
+    least: int = 0,
+    most: int | None = None,
+    *,
+    kind: str = "",
+    hint: str = "",
+) -> int:
+    """Return ``value`` as an int; a ValueError unless it is a whole number (no bool) from ``least`` to ``most``.
+
+    ``kind`` are other words for that.
+    """
+    number = plain(value)
+    if not isinstance(number, bool | Tensor | np.ndarray):
+        try:
+            found = operator.index(number)
+        except TypeError:
+            pass
+        else:
+            if least <= found and (most is None or found <= most):
+                return found
+    limits = f"of at least {least}" if most is None else f"from {least} to {most}"
+    raise ValueError(f"{name} must be {kind or f'an int {limits}'}, got {value!r}{hint}")
+
+
+def real(name: str, value: Any, hint: str = "") -> float:
+    """Return ``value`` as a float; a ValueError unless it is one real number (no bool)."""
+    number = plain(value)
+    if isinstance(number, bool) or not isinstance(number, Real):
+        given = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise ValueError(f"{name} must be a number, got {given}{hint}")
+    return float(number)
+
+
+def reals(name: str, value: Any, device: torch.device | str | None = None) -> Tensor:
+    """Return ``value`` as a float64 tensor on ``device``, by default its own.
+
+    A ValueError if it is complex: its imaginary part would be lost.
+    """
+    if value.is_complex() if isinstance(value, Tensor) else np.iscomplexobj(value):
+        raise ValueError(f"{name} must be real, got complex numbers; pass their real part if it is meant")
+    return torch.as_tensor(value, dtype=torch.float64, device=device)
+
+
+def plain_fields(record: Any) -> None:
+    """Keep the numbers among a dataclass's fields as Python's own, those in tuples too.
+
+    A tensor of one number is taken for a number where the field's type says that it is one.
+    """
+    for field in fields(record) if is_dataclass(record) else ():
+        if not hasattr(record, field.name):
+            continue
+        given = getattr(record, field.name)
+        kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+        if isinstance(given, Tensor | np.ndarray) and not _NUMERIC.search(kind):
+            continue
+        kept = plain(given)
+        if isinstance(kept, np.ndarray | Tensor) and kind.startswith("tuple"):
+            kept = tuple(kept.tolist())
+        elif type(kept) is tuple and any(isinstance(each, np.generic) for each in kept):
+            kept = tuple(map(plain, kept))
+        if kept is not given:
+            object.__setattr__(record, field.name, kept)
+
+
+class Record:
+    """Base of dataclasses with numbers as fields: those of NumPy are kept as Python's own, before any check sees them.
+
+    A field that is declared as a ``float``, or as that or None, must be a number.
+    """
+
+    def __init_subclass__(cls) -> None:
+        """Let a subclass's own checks see Python's numbers."""
+        super().__init_subclass__()
+        own = vars(cls).get("__post_init__")
+        if own is not None:
+            cls.__post_init__ = _after_numbers(own)  # type: ignore[method-assign]
+
+    def __post_init__(self) -> None:
+        """Keep Python's own numbers."""
+        _numbers(self)
+
+
+def _after_numbers(check: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(check)
+    def checked(self: Any, *given: Any) -> None:
+        _numbers(self)
+        check(self, *given)
+
+    return checked
+
+
+def _numbers(record: Any) -> None:
+    plain_fields(record)
+    for field in fields(record) if is_dataclass(record) else ():
+        kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+        value = getattr(record, field.name, None)
+        other = isinstance(value, SupportsIndex) and not isinstance(value, int | Tensor | np.ndarray)
+        if kind in ("int", "int | None") and other:
+            object.__setattr__(record, field.name, operator.index(cast(SupportsIndex, value)))
+        if kind == "float" or (kind == "float | None" and value is not None):
+            number = real(f"{type(record).__name__}: {field.name}", value)
+            if not isinstance(value, int | float):  # a fraction, say
+                object.__setattr__(record, field.name, number)

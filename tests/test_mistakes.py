@@ -1,0 +1,352 @@
+"""Slips that users make, each told by what was wrong and how to mend it."""
+
+import copy
+import pickle
+import re
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+import sdediff as sd
+from sdediff import plots
+from sdediff.predictions import PREDICTIONS
+from sdediff.testing import SDEError, SolverError
+from solvers import Solver, Step, expand
+
+VP = sd.VP()
+MODEL = sd.exact.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], 0.2).model(VP)
+X = torch.linspace(-1, 1, 8).reshape(4, 2)
+
+
+# -- a user's SDE ------------------------------------------------------------------------------------------------------
+
+
+class Typo(sd.LinearSDE):
+    def __init__(self, beta=2.0):
+        self.beta = beta
+        super().__init__()
+
+    def f(self, t):
+        return -0.5 * self.bta
+
+    def g(self, t):
+        return self.beta**0.5
+
+
+class TypoOfProperty(sd.LinearSDE):
+    f = g = lambda self, t: 0 * t + 1
+
+    @property
+    def t_max(self):
+        return self.Tee
+
+
+class TypoOfDrift(sd.SDE):
+    def drift(self, x, t):
+        return -self.bta * x
+
+    def diffusion(self, t):
+        return 1.0
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: Typo().t_max,
+        lambda: Typo().f(0.5),
+        lambda: sd.sample(sd.ScoreModel(lambda x, t: x, Typo()), (2, 2), steps=2),
+        lambda: sd.encode(sd.ScoreModel(lambda x, t: x, Typo()), X, steps=2),
+    ],
+)
+def test_typo_in_a_coefficient_is_named(call):
+    with pytest.raises(TypeError, match=r"Typo\.f\(t\) .*no attribute 'bta' \(did you mean 'beta'\?\)") as caught:
+        call()
+    assert "t_max" not in str(caught.value)
+    assert isinstance(caught.value.__cause__, AttributeError)
+    assert caught.value.__cause__.name == "bta" or "bta" in str(caught.value.__cause__)
+
+
+def test_typo_in_a_property_is_named():
+    with pytest.raises(TypeError, match=r"TypoOfProperty\.t_max .*no attribute 'Tee'"):
+        TypoOfProperty().check_time(torch.tensor(0.5))
+
+
+@pytest.mark.parametrize("sde", [Typo(), TypoOfDrift()], ids=lambda sde: type(sde).__name__)
+def test_check_sde_says_a_typo_once(sde):
+    with pytest.raises(SDEError) as caught:
+        sd.testing.check_sde(sde, verbose=False)
+    assert str(caught.value).count("'bta'") == 1
+    assert len(caught.value.report.failures) > 1
+    assert all(finding.name in str(caught.value) for finding in caught.value.report.failures)
+    assert "bta" in str(caught.value.__cause__)
+
+
+def made(kind, **given):
+    """An SDE that declares these, and f and g unless told otherwise, in one of the ways that there are."""
+    methods = {name: (lambda self, t: -1.0 + 0 * t) for name in given.pop("has", ("f", "g"))}
+    if kind == "attributes":
+        return type("Mine", (sd.LinearSDE,), {**methods, **given})()
+    if kind == "dataclass":
+        notes = dict.fromkeys(given, "float")
+        return dataclass(frozen=True)(type("Mine", (sd.LinearSDE,), {"__annotations__": notes, **methods, **given}))()
+    if kind == "dataclass with a check of its own":
+        notes = dict.fromkeys(given, "float")
+        body = {"__annotations__": notes, "__post_init__": lambda self: None, **methods, **given}
+        return dataclass(frozen=True)(type("Mine", (sd.LinearSDE,), body))()
+    if kind == "init":
+
+        def init(self):
+            sd.LinearSDE.__init__(self, **given)
+
+        return type("Mine", (sd.LinearSDE,), {**methods, "__init__": init})()
+    if kind == "init that calls no other":
+
+        def alone(self):
+            vars(self).update(given)
+
+        return type("Mine", (sd.LinearSDE,), {**methods, "__init__": alone})()
+    return sd.LinearSDE(**{name: (lambda t: -1.0 + 0 * t) for name in methods}, **given)
+
+
+KINDS = ["attributes", "dataclass", "dataclass with a check of its own", "init", "init that calls no other", "functions"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"T": -1.0}, "T must be a positive number, got -1.0"),
+        ({"T": float("inf")}, "T must be a positive number"),
+        ({"t_min": 2.0}, r"t_min must lie in \[0, T\)"),
+        ({"t_max": 2.0}, r"t_max must lie in \(t_min, T\]"),
+        ({"t_min": 0.5, "t_max": 0.25}, r"t_max must lie in \(t_min, T\] = \(0.5, 1\]"),
+        ({"sigma_0": -1.0}, "sigma_0 must be a finite number >= 0"),
+        ({"has": ("f",)}, "gives f: give f and g, or alpha and sigma"),
+        ({"has": ()}, "gives no coefficient"),
+        ({"has": ("g", "sigma")}, "gives g and sigma: give f and g"),
+    ],
+)
+def test_declarations_are_checked_however_they_are_made(kind, given, message):
+    assert made(kind, T=2.0, t_min=0.25, t_max=1.5, sigma_0=0.5).T == 2.0
+    with pytest.raises((ValueError, TypeError), match=message):
+        made(kind, **given)
+
+
+@dataclass(frozen=True)
+class Mine(sd.LinearSDE):
+    beta: float = 2.0
+
+    def f(self, t):
+        return -0.5 * self.beta
+
+    def g(self, t):
+        return self.beta**0.5
+
+
+class Late(sd.VP):
+    """A subclass of a dataclass that has more to say after its parent."""
+
+    def __init__(self, power=2.0):
+        super().__init__(beta_min=0.2)
+        vars(self)["power"] = power
+
+    def f(self, t):
+        return -0.5 * self.beta(t) * t ** (self.power - 2.0)
+
+
+@pytest.mark.parametrize("sde", [Mine(3.0), Late(2.0), Typo(3.0)], ids=repr)
+def test_checked_sdes_are_copied_and_pickled(sde):
+    for other in (copy.deepcopy(sde), copy.copy(sde), pickle.loads(pickle.dumps(sde))):
+        assert vars(other) == vars(sde)
+    with pytest.raises(ValueError, match="T must be a positive number"):
+        replace(sd.VP(), T=-1.0)
+
+
+def test_repr_has_the_parameters():
+    assert repr(Typo(3.5)) == "Typo(beta=3.5)"
+    assert repr(Mine(3.0)) == "Mine(beta=3.0)"
+    assert repr(Late(3.0)) == "Late(power=3)"
+    assert repr(sd.VP()) == "VP(beta_min=0.1, beta_max=20.0, T=1.0, t_min=0.001)"
+    assert repr(sd.LinearSDE(f=lambda t: -1.0, g=lambda t: 1.0, T=2.0)) == "LinearSDE(T=2)"
+    derived = made("functions")
+    _ = derived.t_max, derived.t_min
+    assert repr(derived) == "LinearSDE()"
+    with pytest.raises(ValueError, match=r"of Mine\(beta=3.0\)"):
+        Mine(3.0).check_time(torch.tensor(2.0))
+
+
+# -- a user's solver ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Loud(Solver):
+    factor: float = 1.0
+
+    needs = frozenset({"drift", "diffusion"})
+    stochastic = diffuses = True
+
+    def step(self, problem, x, plan, noise, state):
+        t, s = plan
+        mean = x + expand(s - t, x) * problem.drift(x, t)
+        return Step(mean + self.factor * problem.diffuse(noise.increment(t, s), t), mean)
+
+
+@pytest.mark.parametrize(("factor", "said"), [(1.2, "large by a factor 1.2"), (0.8, "small by a factor 0.8")])
+def test_wrong_noise_is_named_by_its_factor(factor, said):
+    with pytest.raises(SolverError, match=f"the noise is too {said}") as caught:
+        sd.testing.check_solver(Loud(factor), verbose=False)
+    assert "drift" not in str(caught.value)
+
+
+class Fails(Loud):
+    def step(self, problem, x, plan, noise, state):
+        return Step(problem.drfit(x, plan[0]))
+
+
+def test_check_solver_says_an_error_once():
+    with pytest.raises(SolverError) as caught:
+        sd.testing.check_solver(Fails(), verbose=False)
+    assert str(caught.value).count("drfit") == 1
+    assert all(finding.name in str(caught.value) for finding in caught.value.report.failures)
+
+
+@pytest.mark.parametrize(
+    ("need", "meant"), [("diffuse", "diffusion"), ("shake", "diffusion"), ("log_snr", "marginal"), ("scores", "score")]
+)
+def test_unknown_needs_are_told_the_known_ones(need, meant):
+    solver = type("Mine", (Loud,), {"needs": frozenset({"drift", need})})()
+    for call in (lambda: sd.sample(MODEL, (2, 2), solver=solver, steps=2), lambda: sd.testing.check_solver(solver, verbose=False)):
+        with pytest.raises(ValueError, match=rf"names '{need}' \(did you mean '{meant}'\?\); known are drift, diffusion, score"):
+            call()
+
+
+def test_mean_of_a_step_is_its_state_by_default():
+    step = Step(X, error=X)
+    assert step.mean is X
+    assert step == (X, X, (), X)
+    assert Step(X, None, (X,)).mean is X
+    assert Step(X, 2 * X)._replace(x=X).mean is not X
+    assert isinstance(pickle.loads(pickle.dumps(Step(X))), Step)
+
+
+def test_a_step_of_one_argument_is_enough_for_the_driver():
+    class Euler(Solver):
+        def step(self, problem, x, plan, noise, state):
+            t, s = plan
+            return Step(x + expand(s - t, x) * problem.drift(x, t))
+
+    one = sd.sample(MODEL, (4, 2), solver=Euler(), steps=5, seed=0)
+    assert torch.allclose(one.x, sd.sample(MODEL, (4, 2), solver=sd.Euler(variable="t"), steps=5, seed=0).x, atol=1e-5)
+
+
+# -- arguments ---------------------------------------------------------------------------------------------------------
+
+
+def plain(x, t, **condition):
+    return x
+
+
+def called(net, **given):
+    return lambda: sd.sample(sd.ScoreModel(net, VP, **given), (4, 2), steps=2, seed=0)
+
+
+def sampled(**given):
+    return lambda: sd.sample(MODEL, (4, 2), **{"steps": 2, "seed": 0} | given)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (sampled(seed=torch.Generator()), r"seed must be .*torch.Generator; pass seed=generator.initial_seed\(\)"),
+        (sampled(seed=0.5), "seed must be one non-negative int, or one for each of the 4 samples, got 0.5"),
+        (sampled(seed=[0.2, 0.9, 1.0, 2.0]), "seed must be .*, got 0.2"),
+        (sampled(seed=torch.tensor([0.2, 0.9, 1.0, 2.0])), "seed must be .*, got tensor"),
+        (sampled(seed="abcd"), "seed must be .*, got 'a'"),
+        (sampled(seed=[0, 1]), "one for each of the 4 samples; got 2"),
+        (sampled(seed=[0, 1, 2, -1]), "seed must be .*, got -1"),
+        (sampled(x_init=X, t_start=X[:, 0]), r"t_start must be a number, got a tensor of shape \(4,\); all samples"),
+        (sampled(x_init=X.to(torch.complex64)), "x_init must be a floating-point tensor"),
+        (sampled(grid=torch.tensor([1.0, 0.5 + 1e-9j]), steps=None), "grid must be real"),
+        (sampled(solver=sd.EulerMaruyama(), stochasticity=lambda t: t + 0.1j), r"stochasticity\(t\) must be real"),
+        (sampled(solver=sd.EulerMaruyama(), stochasticity=[1.0, 0.5]), "stochasticity must be a number, got"),
+        (sampled(steps=None, grid="karras"), "grid='karras' takes steps=N: pass it too"),
+        (sampled(steps=None, grid="karas"), "grid='karas'|no grid is called"),
+        (sampled(steps=2.0), "steps must be an int of at least 1, got 2.0"),
+        (sampled(condition=X), r"condition must be a dict .*got Tensor"),
+        (called(lambda x, t, y: x), "y"),
+        (lambda: sd.sample(sd.ScoreModel(plain, VP), (4, 2), steps=2, condition={"t": X}), "condition 't' .* takes times: rename"),
+        (lambda: sd.sample(sd.ScoreModel(plain, VP), (4, 2), steps=2, condition={"x": X}), "condition 'x' .* takes states: rename"),
+        (
+            lambda: sd.sample(sd.ScoreModel(lambda sample, step, **c: sample, VP), (4, 2), steps=2, condition={"step": X}),
+            "condition 'step' .* takes times: rename",
+        ),
+        (lambda: sd.RK45(rtol=[1e-3, 1e-5]), r"RK45: rtol must be a number, got \[0.001, 1e-05\]"),
+        (lambda: sd.RK45(atol=torch.tensor([1e-3, 1e-5])), r"RK45: atol must be a number, got a tensor of shape \(2,\)"),
+        (lambda: sd.ScoreModel(MODEL, VP), r"net is a ScoreModel already: .*ScoreModel\(net=model.net"),
+        (called(lambda x, t: (x,)), r"got tuple; wrap it: lambda x, t, \*\*condition: net\(x, t, \*\*condition\)\[0\]"),
+        (called(lambda x, t: (t, x)), r"wrap it: .*\[1\]"),
+        (called(lambda x, t: {"sample": x}), r"got dict; wrap it: .*\['sample'\]"),
+        (called(lambda x, t: {"other": t}), "got dict; wrap it in a function that returns the prediction"),
+        (called(lambda x, t: None), "got NoneType; wrap it"),
+        (called(lambda x, t: torch.cat([x, x], 1)), r"got shape \(4, 4\); .*learned_variance=True"),
+        (called(lambda x, t: x, learned_variance=True), r"got shape \(4, 2\); .*drop learned_variance=True"),
+        (called(lambda x, t: x.to(torch.complex64)), "got complex numbers"),
+        (lambda: plots.save_png(torch.zeros(1, 1, 2, 2), "x.png"), r"got Tensor; .*save_png\(image_grid\(x\), path\)"),
+        (lambda: sd.LinearSDE(f=lambda t: -1.0 + 1j * t, g=lambda t: 1.0).f(0.5), r"f\(t\) must be real"),
+        (lambda: VP.prior_gap(torch.tensor(1j), 1.0), "mean must be real"),
+        (lambda: VP.alpha(torch.tensor(0.5 + 1j)), "t must be real"),
+    ],
+)
+def test_slip_is_told(call, message):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        call()
+    said = "; ".join([str(caught.value), *getattr(caught.value, "__notes__", ())])
+    assert re.search(message, said), said
+
+
+ELSEWHERE = {
+    "noise": "epsilon pred_noise eps_theta eps_pred predict_epsilon noise_prediction PredictionType.EPSILON Epsilon",
+    "data": "sample x_start x_0 pred_x0 pred_x_start pred_xstart START_X denoised x0_prediction D denoiser original_sample",
+    "v": "v_prediction pred_v v-prediction predict_v V",
+    "flow": "velocity flow_prediction vector_field velocity_field flow-matching u_t",
+    "score": "score_prediction score_fn pred_score grad_log_p",
+    "edm": "F F_theta raw",
+}
+
+
+@pytest.mark.parametrize(("right", "names"), ELSEWHERE.items(), ids=ELSEWHERE)
+def test_names_of_predictions_elsewhere_are_pointed_to_ours(right, names):
+    for name in names.split():
+        with pytest.raises(ValueError, match=rf"\(did you mean '{right}'[?,]") as caught:
+            sd.ScoreModel(plain, VP, name)
+        assert all(known in str(caught.value) for known in PREDICTIONS)
+
+
+def test_what_no_library_says_has_no_hint():
+    for name in ("zzz", 3, {}):
+        with pytest.raises(ValueError, match="predicts must be one of") as caught:
+            sd.ScoreModel(plain, VP, name)
+        assert "did you mean" not in str(caught.value)
+
+
+def test_edm_denoiser_predicts_data():
+    """F of Karras et al. 2022 is "edm" and D = c_skip x + c_out F(c_in x) is "data" (eq. 7), under their SDE."""
+    sde, s = sd.EDM(), 0.5
+
+    def raw(x, t):
+        return torch.sin(x)
+
+    def denoiser(x, t):
+        sigma = t.reshape(-1, 1)
+        root = (sigma**2 + s**2).sqrt()
+        return s**2 / root**2 * x + sigma * s / root * raw(x / root, t)
+
+    one, other = sd.ScoreModel(raw, sde, "edm", sigma_data=s), sd.ScoreModel(denoiser, sde, "data")
+    x, t = 3 * X.double(), torch.tensor([0.1, 1.0, 3.0, 20.0]).double()
+    assert torch.allclose(one.score(x, t), other.score(x, t), rtol=1e-12)
+
+
+def test_dir_has_every_public_name():
+    assert set(sd.__all__) <= set(dir(sd))
+    assert {"fit", "load", "testing"} <= set(dir(sd))
