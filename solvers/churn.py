@@ -205,10 +205,17 @@ class _Renoised(NamedTuple):
 class Renoise(_Around):
     """A step of ``solver`` from t to s' beyond s, and the forward process from s' back to s: x_s = ratio x_s' + std z.
 
-    s' is where log(alpha / sigma) exceeds that at s by the integral of lambda^2 over the step, but never beyond the end of the
-    grid: as steps shrink this is the reverse SDE at the problem's stochasticity lambda, and at lambda = 0 it is ``solver``. The
-    noise being exact, the law has the order of the ODE ``solver``, 4 with `RungeKutta4`, where methods that discretize the SDE have
-    weak order 1 or 2. The last step adds no noise, so that a path is followed to order 1/2 only.
+    s' is where log(alpha / sigma) exceeds that at s by the integral of lambda^2 over the step, but
+    never beyond the end of the grid: as steps shrink this is the reverse SDE at the problem's
+    stochasticity lambda, and at lambda = 0 it is ``solver``.
+
+    The law has the order of the ODE ``solver``, 4 with `RungeKutta4`, where methods that discretize
+    the SDE have weak order 1 or 2. This holds for samples that have the exact law p_t at the start
+    and a score that is that of p_t, because both parts of a step then map one marginal to another,
+    and the noise is exact. From another law (an ``x_init`` of yours, a prior that is not p_t) and
+    with a score that belongs to no law of the process (guidance, a network's error) a step splits
+    the reverse SDE in two: the part of the error that this makes is of order 1, and in proportion
+    to the deviation. The last step adds no noise, so that a path is followed to order 1/2 only.
     """
 
     diffuses = True
