@@ -30,13 +30,31 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relativ
 
 @pytest.mark.uses_global_rng  # by building networks
 @each_page
-def test_python_blocks_run(page, tmp_path, monkeypatch):
+def test_python_blocks_run(page, tmp_path, monkeypatch, capsys):
     """In order, in one namespace, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
     module = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)  # classes defined on the page belong somewhere
     run_python_blocks(page, module)
+    if page == ROOT / "README.md":
+        check_ring(page.read_text(), capsys.readouterr().out, module)
+
+
+RING = re.compile(r"^(\w+) +on the ring ([\d.]+)%, evaluations (\d+)$", re.MULTILINE)
+
+
+def check_ring(page, printed, module):
+    """The README's samples lie on its ring, 90 % of them and more, and it shows what is printed."""
+    got, shown = (RING.findall(text) for text in (printed, page))
+    assert len(got) == 5
+    assert [row[0] for row in got] == [row[0] for row in shown]
+    for (_, share, _), (_, said, _) in zip(got, shown, strict=True):
+        assert float(share) >= 90
+        assert abs(float(share) - float(said)) < 3  # float32 sums differ from machine to machine
+    by_default = (module.out.x.norm(dim=1) - 1).abs() < 0.15
+    assert float(by_default.double().mean()) >= 0.9
+    assert Path("ring.png").is_file()
 
 
 def run_python_blocks(page, module):
