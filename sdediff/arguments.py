@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import solvers
+from sdediff.lending import reading
 from sdediff.model import ScoreModel
 from sdediff.names import nearest
 from sdediff.samples import check_condition, check_seed, check_shape, check_states, one_place
@@ -234,7 +235,7 @@ def check_stochasticity(
         raise ValueError(f"{type(solver).__name__} draws no noise along the path: stochasticity must be 0; EulerMaruyama takes any")
     if not callable(stochasticity):
         return stochasticity
-    values = reals("stochasticity(t)", stochasticity(times))
+    values = reals("stochasticity(t)", reading("stochasticity", stochasticity, "t", times))
     if values.shape not in (times.shape, ()) or not bool((torch.isfinite(values) & (values >= 0)).all()):
         got = f"shape {tuple(values.shape)}" if values.shape not in (times.shape, ()) else f"{float(values.min()):.4g}"
         raise ValueError(f"stochasticity(t) must be finite and >= 0, shaped as t, {tuple(times.shape)}; got {got}")

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
+from sdediff.lending import reading
 from sdediff.names import nearest
 from sdediff.sde import SDE, LinearSDE
 from solvers.scalars import Record
@@ -72,7 +73,7 @@ def read_clock(clock: Clock, sde: SDE, t: Tensor) -> Tensor:
     """What the clock shows at float64 host times t, shaped as t."""
     if isinstance(clock, str):
         return CLOCKS[clock](sde, t)
-    shown = clock(sde, t) if isinstance(clock, Timesteps) else clock(t)
+    shown = clock(sde, t) if isinstance(clock, Timesteps) else reading("time", clock, "t", t)
     if not isinstance(shown, Tensor) or shown.shape != t.shape:
         got = f"shape {tuple(shown.shape)}" if isinstance(shown, Tensor) else type(shown).__name__
         raise ValueError(f"time(t) must return a tensor of the shape of t, {tuple(t.shape)}; got {got}")

@@ -102,7 +102,7 @@ def diagnose(model: ScoreModel, x_0: Tensor, *, condition: Mapping[str, Tensor] 
             read.predicts = name
             scaled = name == "edm"
             if scaled not in outputs:
-                outputs[scaled] = read.evaluate(x_t, t, condition).clone()  # the network may write all outputs to one tensor
+                outputs[scaled] = read.evaluate(x_t, t, condition)
             a, b = read.conversion("data", t)
             wrong = combine(a, b, x_t, outputs[scaled]) - x_0
             errors[name] = float((expand(unit, wrong) * wrong.square()).mean(dtype=torch.float64))

@@ -65,8 +65,10 @@ def _blank(kind: type) -> object:
     return object.__new__(kind)
 
 
-def _own(module: object) -> type:
-    return type(module).__mro__[2]
+def _own(module: object) -> type | None:
+    """The class of a module before it had a mode for each thread; None if its class is not one of ours."""
+    own: type | None = vars(type(module)).get("own_class")
+    return own
 
 
 _ONE_MODE: Final = (torch.jit.ScriptModule, nn.DataParallel)
@@ -75,7 +77,7 @@ _FOREIGN_THREAD: Final = threading._DummyThread
 
 @functools.lru_cache(maxsize=1024)
 def _per_thread(kind: Any) -> Any:
-    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    names = {"own_class": kind, "__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
     return type(kind)(kind.__name__, (_PerThread, kind), names)
 
 
@@ -138,7 +140,7 @@ def _set(modules: list[nn.Module]) -> None:
 
 
 def _leave(key: int, module: nn.Module) -> None:
-    if isinstance(module, _PerThread):
-        object.__setattr__(module, "__class__", _own(module))
+    if (own := _own(module)) is not None:
+        object.__setattr__(module, "__class__", own)
     if key in _BEFORE:
         module.training = _BEFORE.pop(key)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdediff.constraints import applied
-from sdediff.lending import drift_of, own
+from sdediff.lending import drift_of, own, reading
 from sdediff.model import ScoreModel
 from sdediff.predictions import conversion
 from sdediff.sde import SDE
@@ -110,7 +110,7 @@ class Reverse(Problem):
     def stochasticity(self, t: Tensor) -> Tensor:
         """lambda(t)."""
         if callable(self.lam):
-            return reals("stochasticity(t)", self.lam(t)).expand(t.shape)
+            return reals("stochasticity(t)", reading("stochasticity", self.lam, "t", t)).expand(t.shape)
         return torch.full_like(t, self.lam)
 
     def _columns(self, t: Tensor, quantity: str | Composed, x: Tensor) -> Columns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import copy
 import functools
 import pickle
@@ -9,7 +10,9 @@ import threading
 import types
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -316,3 +319,55 @@ def test_chains_and_features_are_evaluated_without_dropout() -> None:
     sd.metrics.frechet_distance(x, x + 1, features=lambda x: (modes.append(drop.training), x)[1], floor=0)
     assert modes
     assert not any(modes)
+
+
+def test_a_thread_that_python_did_not_start_counts_as_evaluating() -> None:
+    """So do autograd's, which make a network's own checkpoints again within a solve."""
+    net, modes, done = make(), [], threading.Event()
+
+    def look() -> None:
+        modes.append(net.training)
+        done.set()
+
+    for context in (evaluating(net), nullcontext()):
+        with context:
+            done.clear()
+            _thread.start_new_thread(look, ())
+            assert done.wait(30)
+    assert modes == [False, True]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_scripted_modules_are_evaluated() -> None:
+    scripted = torch.jit.script(nn.Sequential(make().float().linear, nn.Dropout(0.5)).train())
+    model = sd.ScoreModel(lambda x, t: scripted(x), sd.VP())
+    a, b = (sd.sample(model, (4, 2), steps=3, seed=0).x for _ in range(2))
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert scripted.training
+    assert scripted[1].training
+
+
+def test_training_does_not_notice_that_its_network_is_sampled(tmp_path: Path) -> None:
+    data = torch.linspace(-1, 1, 32).reshape(16, 2)
+
+    def fitted(name: str) -> dict[str, Tensor]:
+        model = sd.ScoreModel(make().float(), sd.VP())
+        stop, draws = threading.Event(), []
+
+        def draw() -> None:
+            while not stop.is_set():
+                draws.append(sd.sample(model, (2, 2), solver=sd.Euler(), steps=3, seed=0).x)
+
+        thread = threading.Thread(target=draw)
+        if name == "watched":
+            thread.start()
+        try:
+            sd.fit(model, data, out=tmp_path / name, steps=30, batch_size=8, device="cpu")
+        finally:
+            stop.set()
+            if name == "watched":
+                thread.join()
+                assert draws
+        return dict(model.net.state_dict())
+
+    torch.testing.assert_close(fitted("watched"), fitted("alone"), rtol=0, atol=0)

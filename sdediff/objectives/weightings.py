@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from torch import Tensor
 
+from sdediff.lending import reading
 from sdediff.names import nearest
 from sdediff.predictions import PREDICTIONS, conversion
 from sdediff.sde import LinearSDE
@@ -67,7 +69,7 @@ def factor(weighting: str | Weighting, sde: LinearSDE, source: str, t: Tensor, s
     weight = WEIGHTINGS[weighting] if isinstance(weighting, str) else weighting
     if isinstance(weight, str):  # at once from one to the other: through the score it may be infinity times 0
         return conversion(sde, source, weight, t, sigma_data)[1] ** 2
-    given = reals("weighting(sde, t)", weight(sde, t))
+    given = reals("weighting(sde, t)", reading("weighting", partial(weight, sde), "t", t))
     if given.shape not in (t.shape, ()):
         raise ValueError(f"weighting(sde, t) must be shaped as t, {tuple(t.shape)}, got {tuple(given.shape)}")
     return given * conversion(sde, source, "score", t, sigma_data)[1] ** 2
