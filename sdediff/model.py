@@ -233,7 +233,8 @@ class ScoreModel(nn.Module):
         self, x: Tensor, t: Tensor, condition: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """The network's own outputs, as `outputs` has them, at states x (B, *event) and float64 host times t, () or (B,)."""
-        x, dtype = at_least_float32(x), self.dtype or x.dtype
+        x = at_least_float32(x)
+        dtype = self.dtype or x.dtype
         scale, time = self.inputs(t, dtype, x.device)
         given = expand(scale, x) * x if self.predicts == "edm" else x
         return self.outputs(given, time, condition, dtype)

@@ -6,8 +6,9 @@ import dis
 import functools
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from itertools import chain
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import chain, islice
 from types import CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -75,22 +76,27 @@ def _search(call: object, *, all_attributes: bool) -> Found:
     inside: dict[int, nn.Module] = {}
     seen: dict[tuple[int, _Names], object] = {}  # the objects are held, so that no other takes their id
     queue: deque[tuple[object, _Names]] = deque([(call, None if all_attributes else frozenset())])
-    compiled = False
     while queue and len(seen) < _MOST:
         part, names = queue.popleft()
-        if part is None or isinstance(part, _LEAVES) or (id(part), names) in seen:
-            continue
-        seen[id(part), names] = part
-        if not isinstance(part, nn.Module):
-            compiled |= isinstance(part, FunctionType) and _COMPILED in vars(part)
-            queue.extend(_parts(part, names))
-        elif id(part) not in inside:
-            found.append(part)
-            before = len(inside)
-            every_module(part, inside)
-            for module in list(inside.values())[before:]:
-                queue.extend((value, names) for value in _unregistered(module))
-    return Found(tuple(found), compiled)
+        with suppress(Exception):  # an object may object to being looked at, as proxies do outside their context
+            if part is None or isinstance(part, _LEAVES) or (id(part), names) in seen:
+                continue
+            seen[id(part), names] = part
+            if isinstance(part, nn.Module):
+                queue.extend((value, names) for value in _enter(part, found, inside))
+            else:
+                queue.extend(_parts(part, names))
+    return Found(tuple(found), any(type(part) is FunctionType and _COMPILED in vars(part) for part in seen.values()))
+
+
+def _enter(module: nn.Module, found: list[nn.Module], inside: dict[int, nn.Module]) -> list[object]:
+    """Note a module unless it is inside one that was found; returns what it keeps beside its registered parts."""
+    if id(module) in inside:
+        return []
+    found.append(module)
+    before = len(inside)
+    every_module(module, inside)
+    return [value for part in list(inside.values())[before:] for value in _unregistered(part)]
 
 
 def _unregistered(module: nn.Module) -> Iterator[object]:
@@ -112,10 +118,8 @@ def _parts(part: Any, names: _Names) -> Iterator[tuple[object, _Names]]:
         yield from _function(part, names, None)
     elif isinstance(part, weakref.ref):
         yield part(), names
-    elif isinstance(part, Mapping):
-        yield from ((value, names) for value in part.values())
-    elif isinstance(part, list | tuple | set | frozenset):
-        yield from ((value, names) for value in part)
+    elif isinstance(part, dict | list | tuple | set | frozenset):
+        yield from ((value, names) for value in islice(part.values() if isinstance(part, dict) else part, _MOST))
     else:
         yield from _object(part, names)
 
