@@ -73,8 +73,20 @@ def describe(model: ScoreModel) -> dict[str, Any]:
     return {
         "sde": _encode(model.sde),
         "network": _encode(net),
-        "model": {name: _encode(getattr(model, name)) for name in fields_of(model)},
+        "model": {
+            name: _name_in(net, model.network) if name == "network" else _encode(getattr(model, name)) for name in fields_of(model)
+        },
     }
+
+
+def _name_in(net: Any, part: nn.Module | None) -> str | None:
+    """The name in ``net`` of the module that is handed x."""
+    names = {id(module): name for name, module in net.named_modules()} if isinstance(net, nn.Module) else {}
+    if part is not None and id(part) not in names:
+        raise ValueError(
+            f"network={type(part).__name__} is not registered in net, so that its weights would not be kept: register it there"
+        )
+    return None if part is None else names[id(part)]
 
 
 def _encode(value: Any) -> Any:
@@ -184,7 +196,10 @@ def _set_dtypes(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
 def rebuild(net: nn.Module, sde: SDE, values: Mapping[str, Any]) -> ScoreModel:
     """The model with that network and SDE whose fields have these values; the rest are as they are by default."""
     arguments = inspect.signature(ScoreModel).parameters
-    model = ScoreModel(net, sde, **{name: value for name, value in values.items() if name in arguments})
+    given = {name: value for name, value in values.items() if name in arguments}
+    if given.get("network") is not None:
+        given["network"] = net.get_submodule(given["network"])
+    model = ScoreModel(net, sde, **given)
     kept = {name: value for name, value in values.items() if name not in arguments}
     unknown = kept.keys() - fields_of(model)
     if unknown:

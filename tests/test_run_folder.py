@@ -49,13 +49,17 @@ FIELDS: dict[str, list[object]] = {
     "time_dtype": [torch.float64, torch.bfloat16],
     "learned_variance": [True, False],
     "normalizer": [sd.Normalizer([0.1, -0.2], [0.3, 1 / 3]), sd.Normalizer(0.0, 2.0)],
+    "network": ["", "leave", None],
     "constraint": [sd.Clip(-1.5, 1.25), sd.DynamicThreshold(0.9, 2.0)],
 }
 
 
 def built(**values: object) -> sd.ScoreModel:
     constraint = values.pop("constraint", None)
-    model = sd.ScoreModel(small(), sd.VP(), **values)  # type: ignore[arg-type]
+    net = small()
+    if values.get("network") is not None:
+        values["network"] = net.get_submodule(str(values["network"]))
+    model = sd.ScoreModel(net, sd.VP(), **values)  # type: ignore[arg-type]
     return model if constraint is None else model.constrained(constraint)  # type: ignore[arg-type]
 
 
@@ -76,9 +80,17 @@ def test_a_field_comes_back(tmp_path: Path, field: str, value: object) -> None:
         model.net.to(torch.bfloat16)
     trained = sd.fit(model, DATA, out=tmp_path / "run", steps=1, batch_size=4, device="cpu", loss=loss)
     again = sd.load(tmp_path / "run")
-    for name in FIELDS:
+    for name in FIELDS.keys() - {"network"}:
         assert getattr(again, name) == getattr(trained, name), name
+    assert again.network is (None if value is None or field != "network" else again.net.get_submodule(str(value)))
     assert again.dtype == trained.dtype
+
+
+def test_a_network_whose_weights_would_be_lost_is_refused_before_any_work(tmp_path: Path) -> None:
+    model = sd.ScoreModel(small(), sd.VP(), network=small())
+    with pytest.raises(ValueError, match="network=MLP is not registered in net"):
+        sd.fit(model, DATA, out=tmp_path / "run", steps=1, device="cpu")
+    assert not contents(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
