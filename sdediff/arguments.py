@@ -29,7 +29,7 @@ from solvers import (
     Solver,
     Straight,
 )
-from solvers.scalars import real, reals, whole
+from solvers.scalars import plain, real, reals, whole
 
 __all__ = [
     "Grid",
@@ -170,6 +170,10 @@ def make_times(
             raise ValueError(f"{name} is a discrete model with a grid of its own, from noise to data: take another solver")
         return solver.times
     steps = None if steps is None else whole("steps", steps, 1)
+    if isinstance(plain(grid), int | float):
+        raise TypeError(
+            f"grid must be a name, a function of the number of steps or an array of times, got {grid!r}; write steps={grid!r}?"
+        )
     if array and any(value is not None for value in (steps, t_start, t_end)):
         raise ValueError("an array grid says all: drop steps, t_start and t_end (or pass steps alone)")
     if callable(grid) and (t_start is not None or t_end is not None):

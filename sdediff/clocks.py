@@ -11,7 +11,7 @@ from torch import Tensor
 from sdediff.lending import reading
 from sdediff.names import nearest
 from sdediff.sde import SDE, LinearSDE
-from solvers.scalars import Record
+from solvers.scalars import Record, plain
 
 __all__ = ["CLOCKS", "Clock", "Timesteps", "check_clock", "read_clock"]
 
@@ -64,7 +64,7 @@ def check_clock(clock: Clock, sde: SDE) -> Clock:
         if clock != "t" and "kernel" not in sde.offers:
             raise ValueError(f"{sde!r} has no Gaussian kernel, so no {clock}: hand the network time='t' or a function of t")
     elif not callable(clock):
-        hint = f"; write Timesteps({clock!r})" if isinstance(clock, int | float) else ""
+        hint = f"; write Timesteps({plain(clock)!r})" if isinstance(plain(clock), int | float) else ""
         raise TypeError(expected + hint)
     return clock
 

@@ -10,12 +10,12 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from sdediff.calls import check_names, doubled, tensor_of
 from sdediff.clocks import Clock, check_clock, read_clock
 from sdediff.constraints import Constraint, applied
 from sdediff.lending import WrittenError, at_least_float32, reading
 from sdediff.modules import first_fact, modules_behind
 from sdediff.normalizer import Normalizer
-from sdediff.outputs import doubled, tensor_of
 from sdediff.predictions import PREDICTIONS, Pair, canonical, conversion, singular
 from sdediff.sde import SDE
 from sdediff.sde.coefficient import as_time
@@ -80,8 +80,12 @@ class ScoreModel(nn.Module):
         super().__init__()
         if isinstance(net, ScoreModel):
             raise TypeError("net is a ScoreModel already: pass it as it is, or its network, ScoreModel(net=model.net, sde=...)")
+        given: object = net
+        if isinstance(given, type) and issubclass(given, nn.Module):
+            raise TypeError(f"net must be a network, not a class: write {given.__name__}(...)")
         if not callable(net):
-            raise TypeError(f"net must be callable as net(x, t), got {net!r}")
+            hint = "; the order is ScoreModel(net, sde)" if isinstance(net, SDE) else ""
+            raise TypeError(f"net must be callable as net(x, t), got {net!r}{hint}")
         if isinstance(sde, type) or not isinstance(sde, SDE):
             hint = f"pass an instance, {sde.__name__}()" if isinstance(sde, type) else "pass VP(), say"
             raise TypeError(f"sde must be an SDE, got {sde!r}; {hint}")
@@ -217,12 +221,16 @@ class ScoreModel(nn.Module):
 
     def _called(self, x: Tensor, time: Tensor, condition: Mapping[str, Tensor] | None, dtype: torch.dtype) -> Any:
         given = x if x.dtype == dtype else x.to(dtype)
+        if condition is not None and not isinstance(condition, Mapping):
+            check_names(condition, self.net)
         named = {name: _of_dtype(value, dtype) for name, value in condition.items()} if condition else {}
         try:
             return reading("the network", self.net, "x, t", given, time if time.ndim else time.expand(x.shape[0]), **named)
         except WrittenError:
             raise
         except (RuntimeError, ValueError, TypeError) as error:
+            if isinstance(error, TypeError):
+                check_names(named, self.net)
             names = "".join(f", {name}" for name in named)
             error.add_note(
                 f"the network was called as net(x, t{names}) with x of shape {tuple(x.shape)}, {dtype}: does it take that?"

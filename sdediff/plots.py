@@ -52,6 +52,10 @@ def image_grid(x: Tensor, columns: int | None = None, scale: int | None = None, 
 
 def save_png(image_or_figure: Image | Figure, path: str | Path) -> None:
     """Write a picture or a figure as PNG, whole or not at all: to a file beside ``path``, which then takes its place."""
+    save: Any = getattr(image_or_figure, "savefig", None) or getattr(image_or_figure, "save", None)
+    if save is None:
+        hint = "; make a picture of it first: save_png(image_grid(x), path)" if isinstance(image_or_figure, Tensor) else ""
+        raise TypeError(f"expected a Pillow image or a matplotlib Figure, got {type(image_or_figure).__name__}{hint}")
     target = Path(path)
     if target.suffix.lower() != ".png":
         raise ValueError(f"{target} does not end in .png: name a .png file")
@@ -60,10 +64,6 @@ def save_png(image_or_figure: Image | Figure, path: str | Path) -> None:
     if target.is_dir():
         raise ValueError(f"cannot write {target}: it is a folder; name a file in it")
     buffer = io.BytesIO()
-    save: Any = getattr(image_or_figure, "savefig", None) or getattr(image_or_figure, "save", None)
-    if save is None:
-        hint = "; make a picture of it first: save_png(image_grid(x), path)" if isinstance(image_or_figure, Tensor) else ""
-        raise TypeError(f"expected a Pillow image or a matplotlib Figure, got {type(image_or_figure).__name__}{hint}")
     save(buffer, format="png")
     try:
         write_atomically(target, buffer.getvalue())

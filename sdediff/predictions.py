@@ -13,7 +13,7 @@ from torch import Tensor
 from sdediff.names import nearest
 from sdediff.sde import SDE, LinearSDE
 
-__all__ = ["PREDICTIONS", "Pair", "canonical", "conversion", "singular"]
+__all__ = ["PREDICTIONS", "Pair", "canonical", "conversion", "meant", "singular"]
 
 Pair = tuple[Tensor, Tensor]
 
@@ -62,11 +62,12 @@ def canonical(name: str, what: str = "predicts") -> str:
     """The table's own name for a prediction; ValueError if there is none."""
     known = _ALIASES.get(name, name) if isinstance(name, str) else ""
     if known not in PREDICTIONS:
-        raise ValueError(f"{what} must be one of {', '.join(PREDICTIONS)}, got {name!r}{_meant(str(name))}")
+        hint = meant(name) if isinstance(name, str) else ""
+        raise ValueError(f"{what} must be one of {', '.join(PREDICTIONS)}, got {name!r}{hint}")
     return known
 
 
-def _meant(name: str) -> str:
+def meant(name: str) -> str:
     """`nearest`, which knows the words of other libraries: ``PredictionType.V_PREDICTION`` is v."""
     word = re.sub(r"[-\s]+", "_", name.rpartition(".")[2].strip().lower())
     while (bare := _AROUND.sub("", word)) != word:

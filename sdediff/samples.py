@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import solvers
+from sdediff.calls import check_names
 from solvers import Noise
 from solvers.scalars import plain, whole
 
@@ -47,20 +46,8 @@ def check_condition(
     """Tensors with leading dimension B by the names of arguments of ``net``, on ``device`` if there is one."""
     if condition is None:
         return {}
-    if not isinstance(condition, Mapping):
-        raise TypeError(
-            "condition must be a dict from the network's argument to a tensor, "
-            f"condition={{'label': y}} say; got {type(condition).__name__}"
-        )
-    taken = _first_two(net)
+    check_names(condition, net)
     for name, value in condition.items():
-        if not isinstance(name, str):
-            raise TypeError(f"conditions have the names of the network's arguments, got {name!r}")
-        if name in taken:
-            raise ValueError(
-                f"the condition {name!r} has the name of the argument in which the network takes "
-                f"{taken[name]}: rename it, in the network too"
-            )
         if not isinstance(value, Tensor) or value.ndim < 1 or value.shape[0] != count:
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
@@ -68,16 +55,6 @@ def check_condition(
                 "what all samples share goes into the network by functools.partial"
             )
     return {name: value if device is None else value.to(device) for name, value in condition.items()}
-
-
-def _first_two(net: Callable[..., Any]) -> dict[Any, str]:
-    """The names of the arguments in which a network takes states and times."""
-    try:
-        taken = inspect.signature(net.forward if isinstance(net, nn.Module) else net).parameters.values()
-    except (TypeError, ValueError):
-        return {}
-    named = [each.name for each in taken if each.kind is each.POSITIONAL_OR_KEYWORD]
-    return dict(zip(named, ("states", "times"), strict=False))
 
 
 def check_seed(
@@ -99,11 +76,8 @@ def check_seed(
         return solvers.seeds(solvers.fresh_seed(), count)
     either = f"one non-negative int, or one for each of the {count} samples"
     one = plain(seed)
-    if isinstance(one, torch.Generator):
-        raise TypeError(f"seed must be {either}, got a torch.Generator; pass seed=generator.initial_seed()")
     if isinstance(one, Real) or not isinstance(one, Iterable):
-        hint = "; draw one: seed=int(rng.integers(2**63))" if isinstance(one, np.random.Generator) else ""
-        return solvers.seeds(whole("seed", one, kind=either, hint=hint), count)
+        return solvers.seeds(whole("seed", one, kind=either), count)
     given = tuple(whole("seed", s, kind=either) for s in one)
     if len(given) != count:
         raise ValueError(f"seed must be {either}; got {len(given)} of them")

@@ -85,7 +85,7 @@ class Solving:
         check_choice("on_fail", on_fail, ("raise", "return"))
         check_grad(grad)
         if dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"the state's dtype must be torch.float32 or torch.float64, got {dtype}; the network keeps its own")
+            raise ValueError(f"the state's dtype must be torch.float32 or torch.float64, got {dtype!r}; the network keeps its own")
         batch_size = None if batch_size is None else whole("batch_size", batch_size, 1)
         max_nfe = None if max_nfe is None else whole("max_nfe", max_nfe, 1)
         least = solver.evaluations + (1 if solver.begins else 2)

@@ -18,12 +18,13 @@ from sdediff.model import ScoreModel
 from sdediff.objectives import Objective
 from sdediff.run_folder import TRAINING, Run
 from sdediff.states import checksum, module_state, pack, serialise, set_module_state, unpack
+from solvers.scalars import Record, whole
 
 __all__ = ["Settings", "Trainer"]
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Record):
     """The numbers of a run; `sdediff.fit` documents them."""
 
     steps: int
@@ -36,7 +37,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        for name in ("steps", "batch_size", "lr", "ema", "clip"):
+        for name in ("steps", "batch_size"):
+            _ = whole(name, getattr(self, name), 1, kind="positive, an int")
+        for name in ("warmup", "seed"):
+            _ = whole(name, getattr(self, name), kind="a non-negative int")
+        for name in ("lr", "ema", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
         if self.ema >= 1:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sdediff import checkpoint
 from sdediff._extras import require
+from sdediff.calls import check_names
 from sdediff.describing import describe
 from sdediff.interruption import stoppable
 from sdediff.model import ScoreModel
@@ -28,6 +29,7 @@ from sdediff.run_folder import CONFIG, FORMAT, TRAINING, WEIGHTS, Run, check_our
 from sdediff.suitability import unsuited
 from sdediff.trainer import Settings, Trainer
 from solvers.portable import Portable
+from solvers.scalars import whole
 
 __all__ = ["Interrupted", "fit"]
 
@@ -88,13 +90,14 @@ def fit(
     has stopped it, FloatingPointError if the loss is not finite.
     """
     loss = loss or DenoisingScoreMatching(stratified=True)
-    condition = dict(condition or {})
     if not callable(loss):
         raise TypeError(f"loss must be a function loss(model, x_0, condition) -> (B,), DDPMLoss(chain) say; got {loss!r}")
     folder = check_out(out)
     if resume and overwrite:
         raise ValueError(f"resume goes on with the run in {folder} and overwrite starts anew: pass one of them")
-    _check(model, data, condition, checkpoint_every)
+    condition = {} if condition is None else condition
+    _check(model, data, condition)
+    checkpoint_every = whole("checkpoint_every", checkpoint_every, 1)
     check_ours(folder)
     settings = Settings(steps, batch_size, lr, warmup, ema, clip, seed)
     _look_at(model, data)
@@ -173,7 +176,7 @@ def _name(loss: Objective) -> dict[str, Any]:
     return {"class": getattr(loss, "__name__", type(loss).__name__), **plain}
 
 
-def _check(model: ScoreModel, data: Tensor, condition: Mapping[str, Tensor], checkpoint_every: int) -> None:
+def _check(model: ScoreModel, data: Tensor, condition: Mapping[str, Tensor]) -> None:
     if not isinstance(model, ScoreModel) or not isinstance(model.net, nn.Module):
         raise TypeError(f"fit needs a ScoreModel around a torch module, got {type(model).__name__}; wrap it: ScoreModel(net, sde)")
     if not isinstance(data, Tensor) or data.ndim < 1 or not data.is_floating_point() or len(data) < 1:
@@ -182,11 +185,10 @@ def _check(model: ScoreModel, data: Tensor, condition: Mapping[str, Tensor], che
     bad = int((~torch.isfinite(data)).sum())
     if bad:
         raise ValueError(f"data contains {bad} values that are not finite; drop or mend those samples")
+    check_names(condition, model.net)
     for name, value in condition.items():
         if not isinstance(value, Tensor) or value.ndim < 1 or len(value) != len(data):
             raise ValueError(f"condition {name!r} must be a tensor with one row for each of the {len(data)} samples")
-    if checkpoint_every < 1:
-        raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every!r}")
 
 
 def _look_at(model: ScoreModel, data: Tensor) -> None:
@@ -194,6 +196,12 @@ def _look_at(model: ScoreModel, data: Tensor) -> None:
     if model.normalizer is not None:
         model.normalizer.check(data.shape[1:])
     found = coordinate_moments(data)
+    if len(data) > 1 and not bool(found.variance.any()):
+        warnings.warn(
+            f"the {len(data)} samples are all the same, so that their standard deviation is 0: a model of them "
+            "can draw nothing but this one",
+            stacklevel=3,
+        )
     if model.normalizer is not None:
         found = model.normalizer.moments(found)
     if wrong := unsuited(model.sde, *found.existing):

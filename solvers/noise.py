@@ -112,6 +112,8 @@ class _Seeded:
     def __init__(
         self, seeds: Sequence[int], event: Sequence[int], *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> None:
+        if isinstance(seeds, torch.Generator):
+            seeds = (whole("seeds", seeds, kind="non-negative ints, one a sample"),)
         given = tuple(seeds)
         plain = all(type(seed) is int for seed in given)
         self.seeds: tuple[int, ...] = given if plain else tuple(whole("seeds", seed) for seed in given)

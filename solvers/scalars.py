@@ -54,6 +54,10 @@ def whole(
         else:
             if least <= found and (most is None or found <= most):
                 return found
+    if isinstance(value, torch.Generator):
+        hint = "; pass generator.initial_seed()"
+    elif isinstance(value, np.random.Generator):
+        hint = "; draw one: int(generator.integers(2**63))"
     limits = f"of at least {least}" if most is None else f"from {least} to {most}"
     raise ValueError(f"{name} must be {kind or f'an int {limits}'}, got {value!r}{hint}")
 
@@ -92,7 +96,7 @@ def plain_fields(record: Any) -> None:
         kept = plain(given)
         if isinstance(kept, np.ndarray | Tensor) and kind.startswith("tuple"):
             kept = tuple(kept.tolist())
-        elif type(kept) is tuple and any(isinstance(each, np.generic) for each in kept):
+        elif type(kept) in (list, tuple) and kind.startswith("tuple"):
             kept = tuple(map(plain, kept))
         if kept is not given:
             object.__setattr__(record, field.name, kept)
@@ -133,6 +137,8 @@ def _numbers(record: Any) -> None:
         other = isinstance(value, SupportsIndex) and not isinstance(value, int | Tensor | np.ndarray)
         if kind in ("int", "int | None") and other:
             object.__setattr__(record, field.name, operator.index(cast(SupportsIndex, value)))
+        if kind == "tuple[float, float]" and (not isinstance(value, tuple) or len(value) != 2):
+            raise ValueError(f"{type(record).__name__}: {field.name} must be two numbers, (low, high); got {value!r}")
         if kind == "float" or (kind == "float | None" and value is not None):
             number = real(f"{type(record).__name__}: {field.name}", value)
             if not isinstance(value, int | float):  # a fraction, say

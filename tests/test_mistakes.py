@@ -1,15 +1,17 @@
 """Slips that users make, each told by what was wrong and how to mend it."""
 
 import copy
+import json
 import pickle
 import re
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 
 import sdediff as sd
-from sdediff import plots
+from sdediff import networks, plots
 from sdediff.predictions import PREDICTIONS
 from sdediff.testing import SDEError, SolverError
 from solvers import Solver, Step, expand
@@ -251,14 +253,20 @@ def called(net, **given):
     return lambda: sd.sample(sd.ScoreModel(net, VP, **given), (4, 2), steps=2, seed=0)
 
 
+def fitted(**given):
+    net = networks.initialised(lambda: networks.MLP(2, 4, 1), 0)
+    return lambda: sd.fit(sd.ScoreModel(net, VP), X, out="nowhere", **{"steps": 1} | given)
+
+
 def sampled(**given):
     return lambda: sd.sample(MODEL, (4, 2), **{"steps": 2, "seed": 0} | given)
 
 
+@pytest.mark.uses_global_rng  # by losses, which draw their times from it
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (sampled(seed=torch.Generator()), r"seed must be .*torch.Generator; pass seed=generator.initial_seed\(\)"),
+        (sampled(seed=torch.Generator()), r"seed must be .*Generator.*; pass generator.initial_seed\(\)"),
         (sampled(seed=0.5), "seed must be one non-negative int, or one for each of the 4 samples, got 0.5"),
         (sampled(seed=[0.2, 0.9, 1.0, 2.0]), "seed must be .*, got 0.2"),
         (sampled(seed=torch.tensor([0.2, 0.9, 1.0, 2.0])), "seed must be .*, got tensor"),
@@ -283,12 +291,32 @@ def sampled(**given):
         ),
         (lambda: sd.RK45(rtol=[1e-3, 1e-5]), r"RK45: rtol must be a number, got \[0.001, 1e-05\]"),
         (lambda: sd.RK45(atol=torch.tensor([1e-3, 1e-5])), r"RK45: atol must be a number, got a tensor of shape \(2,\)"),
+        (lambda: sd.RK45(rtol="1e-3"), "RK45: rtol must be a number, got '1e-3'"),
+        (lambda: sd.Churn(sd.Heun(), between=2.0), r"Churn: between must be two numbers, \(low, high\)"),
+        (lambda: sd.InterpolatedVP((0.1j, 0.2), (0.5, 1.0)), "InterpolatedVP: betas must be a number"),
+        (lambda: sd.DenoisingScoreMatching("epsilon"), r"weighting .*\(did you mean 'noise'\?\)"),
+        (lambda: sd.DenoisingScoreMatching()(sd.ScoreModel(plain, VP), X, X), "condition must be a dict"),
+        (lambda: sd.DenoisingScoreMatching()(sd.ScoreModel(plain, VP), X, {"t": X}), "condition 't' .* rename"),
+        (fitted(seed=torch.Generator()), r"seed must be .*; pass generator.initial_seed\(\)"),
+        (fitted(seed=0.5), "seed must be a non-negative int, got 0.5"),
+        (fitted(condition=X), "condition must be a dict"),
+        (fitted(condition={"t": X}), "condition 't' .* rename"),
+        (sampled(grid=10, steps=None), "for so many steps write steps=10|write steps=10"),
+        (sampled(dtype="float32"), "got 'float32'"),
+        (lambda: sd.White(torch.Generator(), (2,)), r"seeds must be .*; pass generator.initial_seed\(\)"),
+        (lambda: sd.White([0.5], (2,)), "seeds must be an int of at least 0, got 0.5"),
+        (lambda: sd.seeds(torch.Generator(), 3), r"seed must be .*; pass generator.initial_seed\(\)"),
+        (lambda: sd.ScoreModel(torch.nn.Linear, VP), r"net must be a network, not a class: write Linear\(...\)"),
+        (lambda: sd.ScoreModel(VP, torch.nn.Linear(2, 2)), r"the order is ScoreModel\(net, sde\)"),
+        (lambda: sd.ScoreModel(plain, VP, time=np.int64(1000)), r"write Timesteps\(1000\)"),
         (lambda: sd.ScoreModel(MODEL, VP), r"net is a ScoreModel already: .*ScoreModel\(net=model.net"),
         (called(lambda x, t: (x,)), r"got tuple; wrap it: lambda x, t, \*\*condition: net\(x, t, \*\*condition\)\[0\]"),
+        (called(lambda x, t: x.numpy()), "got ndarray; convert it to a tensor"),
+        (called(lambda x, t: x[:, :1]), r"got shape \(4, 1\)$"),
         (called(lambda x, t: (t, x)), r"wrap it: .*\[1\]"),
         (called(lambda x, t: {"sample": x}), r"got dict; wrap it: .*\['sample'\]"),
         (called(lambda x, t: {"other": t}), "got dict; wrap it in a function that returns the prediction"),
-        (called(lambda x, t: None), "got NoneType; wrap it"),
+        (called(lambda x, t: None), "got NoneType; is there a return"),
         (called(lambda x, t: torch.cat([x, x], 1)), r"got shape \(4, 4\); .*learned_variance=True"),
         (called(lambda x, t: x, learned_variance=True), r"got shape \(4, 2\); .*drop learned_variance=True"),
         (called(lambda x, t: x.to(torch.complex64)), "got complex numbers"),
@@ -345,6 +373,25 @@ def test_edm_denoiser_predicts_data():
     one, other = sd.ScoreModel(raw, sde, "edm", sigma_data=s), sd.ScoreModel(denoiser, sde, "data")
     x, t = 3 * X.double(), torch.tensor([0.1, 1.0, 3.0, 20.0]).double()
     assert torch.allclose(one.score(x, t), other.score(x, t), rtol=1e-12)
+
+
+@pytest.mark.filterwarnings("error")
+def test_constant_data_are_told(tmp_path):
+    model = sd.ScoreModel(networks.initialised(lambda: networks.MLP(2, 4, 1), 0), VP)
+    with pytest.warns(UserWarning, match="the 4 samples are all the same"):
+        sd.fit(model, torch.full((4, 2), 0.1), out=tmp_path, steps=1, device="cpu")
+
+
+def test_fit_takes_numbers_of_other_libraries(tmp_path):
+    numbers = {"steps": np.int64(2), "batch_size": torch.tensor(3), "lr": np.float32(0.25), "warmup": np.int16(1)}
+    numbers |= {"ema": np.float64(0.5), "clip": np.float64(1.0), "seed": np.uint8(1), "checkpoint_every": np.int64(1)}
+    weights = []
+    for name, given in (("a", numbers), ("b", {key: value.item() for key, value in numbers.items()})):
+        model = sd.ScoreModel(networks.initialised(lambda: networks.MLP(2, 4, 1), 0), VP)
+        weights.append(sd.fit(model, X, out=tmp_path / name, device="cpu", **given).state_dict())
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[1])
+    config = json.loads((tmp_path / "a" / "config.json").read_text())["training"]
+    assert config == json.loads((tmp_path / "b" / "config.json").read_text())["training"]
 
 
 def test_dir_has_every_public_name():

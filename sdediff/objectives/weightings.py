@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdediff.lending import reading
 from sdediff.names import nearest
-from sdediff.predictions import PREDICTIONS, conversion
+from sdediff.predictions import PREDICTIONS, conversion, meant
 from sdediff.sde import LinearSDE
 from solvers.scalars import Record, reals
 
@@ -60,7 +60,7 @@ matching), ``edm`` (Karras et al. 2022, arXiv 2206.00364, Table 1: w = sigma^2 (
 def check_weighting(weighting: object) -> None:
     """A ValueError unless it is a name or a function."""
     if not callable(weighting) and weighting not in WEIGHTINGS:
-        hint = nearest(str(weighting), WEIGHTINGS)
+        hint = nearest(str(weighting), WEIGHTINGS) or meant(str(weighting))
         raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)} or a function, got {weighting!r}{hint}")
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sdediff.sde.linear import LinearSDE
 from sdediff.sde.roots import crossing
+from solvers.scalars import real
 
 __all__ = ["InterpolatedVE", "InterpolatedVP"]
 
@@ -66,7 +67,8 @@ class _Rising:
 
 def _points(name: str, what: str, values: Sequence[float], times: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Both as tuples of floats; a ValueError unless there is a time for each value and times rise from above 0."""
-    levels, at = tuple(float(v) for v in values), tuple(float(t) for t in times)
+    levels = tuple(real(f"{name}: {what}", v) for v in values)
+    at = tuple(real(f"{name}: times", t) for t in times)
     if len(levels) != len(at) or not levels:
         raise ValueError(f"{name}: needs one time for each of the {len(levels)} {what}, got {len(at)}")
     if not all(math.isfinite(t) for t in at) or any(b <= a for a, b in itertools.pairwise(at)):

@@ -1,0 +1,79 @@
+"""What a network may be handed, and what it may return."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["check_names", "doubled", "tensor_of"]
+
+
+def check_names(condition: object, net: Callable[..., Any]) -> None:
+    """A ValueError or TypeError unless a condition is a dictionary by names that the network has for no other argument."""
+    if not isinstance(condition, Mapping):
+        raise TypeError(
+            "condition must be a dict from the network's argument to a tensor, "
+            f"condition={{'label': y}} say; got {type(condition).__name__}"
+        )
+    taken = _first_two(net)
+    for name in condition:
+        if not isinstance(name, str):
+            raise TypeError(f"conditions have the names of the network's arguments, got {name!r}")
+        if name in taken:
+            raise ValueError(
+                f"the condition {name!r} has the name of the argument in which the network takes "
+                f"{taken[name]}: rename it, in the network too"
+            )
+
+
+def _first_two(net: Callable[..., Any]) -> dict[Any, str]:
+    """The names of the arguments in which a network takes states and times."""
+    try:
+        taken = inspect.signature(net.forward if isinstance(net, nn.Module) else net).parameters.values()
+    except (TypeError, ValueError):
+        return {}
+    named = [each.name for each in taken if each.kind is each.POSITIONAL_OR_KEYWORD]
+    return dict(zip(named, ("states", "times"), strict=False))
+
+
+def doubled(shape: torch.Size) -> torch.Size:
+    """The shape with twice the channels, (B, 2 C, ...)."""
+    if len(shape) < 2:
+        raise ValueError(f"learned_variance needs states (B, C, ...) with channels to double, got shape {tuple(shape)}")
+    return torch.Size([shape[0], 2 * shape[1], *shape[2:]])
+
+
+def tensor_of(out: object, shape: torch.Size, why: str = " of the shape of its input") -> Tensor:
+    """Return the tensor of that shape that a network returned, or an object with it as ``.sample``; a ValueError without one."""
+    found = out if isinstance(out, Tensor) else getattr(out, "sample", out)
+    if isinstance(found, Tensor) and found.shape == shape and not found.is_complex():
+        return found
+    kind = "complex numbers of " if isinstance(found, Tensor) and found.is_complex() else ""
+    got = f"{kind}shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+    hint = _mending(found, shape, learned="learned_variance" in why)
+    raise ValueError(f"the network must return a tensor{why}, {tuple(shape)}, got {got}{hint}")
+
+
+def _mending(out: object, shape: torch.Size, *, learned: bool) -> str:
+    """How to bring what a network returned into the shape that is wanted; "" where that is not plain."""
+    if isinstance(out, Tensor):
+        if out.ndim < 2 or len(shape) < 2 or out[:, :1].shape != torch.Size([shape[0], 1, *shape[2:]]):
+            return ""
+        if out.shape[1] == 2 * shape[1]:
+            return "; twice the channels are a prediction and its variance: ScoreModel(..., learned_variance=True)"
+        if learned and 2 * out.shape[1] == shape[1]:
+            return "; with learned_variance it has twice the channels of x: drop learned_variance=True"
+        return ""
+    if out is None:
+        return "; is there a return at its end?"
+    keys = list(out) if isinstance(out, Mapping) else list(range(len(out))) if isinstance(out, list | tuple) else []
+    names = [key for key in keys if isinstance(found := out[key], Tensor) and found.shape == shape]  # type: ignore[index]
+    if not keys:
+        return "; convert it to a tensor, in the network or in a function around it"
+    if not names:
+        return "; wrap it in a function that returns the prediction alone"
+    return f"; wrap it: lambda x, t, **condition: net(x, t, **condition)[{names[0]!r}]"
