@@ -220,6 +220,25 @@ def test_rough_chains_become_sdes_too() -> None:
     sd.testing.check_sde(sd.DDPM((0.3,), (2.0,)).to_sde(), verbose=False)
 
 
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_no_noise_is_left_at_zero(name: str) -> None:
+    """sigma(0) is 0 and log-SNR infinite, so that a step to t = 0 is taken as one to clean data: a
+    polynomial through two predictions would go 700 in log-SNR beyond them."""
+    sde = sd.DDPM.from_schedule(name, 1000).to_sde()
+    assert (float(sde.sigma(0.0)), float(sde.log_snr(0.0))) == (0.0, math.inf)
+    assert math.isfinite(float(sde.g(0.0)))
+    assert float(sde.g(0.0)) > 0
+    model = sd.exact.GaussianMixture([[-0.8, 0.4], [0.9, 0.1]], [0.3, 0.5]).model(sde)
+    x = torch.tensor([[1.0, -0.5], [0.5, 1.0]], dtype=torch.float64)
+    times = torch.tensor([0.3, 0.2, 0.1, 0.0], dtype=torch.float64)
+    for solver in (sd.DPMSolverPP(2), sd.DEIS(3), sd.UniPC(3), sd.ExponentialSinglestep(2)):
+        before = integrate(Reverse(model, 2), solver, x, times[:3]).x
+        out = integrate(Reverse(model, 2), solver, x, times).x
+        if isinstance(solver, sd.ExponentialSinglestep):
+            torch.testing.assert_close(out, model.data(before, 0.1), rtol=1e-12, atol=1e-12)
+        assert float((out - before).abs().max()) < 0.5
+
+
 def test_songs_rule_converges_at_order_one() -> None:
     sde, errors = sd.VP(), []
     with pytest.raises(ValueError, match=r"is 1; take N > 20"):

@@ -22,6 +22,7 @@ __all__ = ["InterpolatedVE", "InterpolatedVP"]
 
 Array = NDArray[np.float64]
 _RIGHT_ANGLE = 0.5 * math.pi
+_TINY = torch.finfo(torch.float64).tiny
 
 
 class _Rising:
@@ -124,7 +125,8 @@ class InterpolatedVP(LinearSDE):
         return _Rising(np.array([0.0, *self.times]), np.concatenate([[0.0], phi**2]))
 
     def _phi(self, t: Tensor) -> Tensor:
-        return self._angle(t).clamp(min=torch.finfo(torch.float64).tiny).sqrt()
+        square = self._angle(t)
+        return torch.where(square > 0, square.clamp(min=_TINY).sqrt(), 0.0)
 
     def f(self, t: Tensor) -> Tensor:
         """-beta / 2."""
@@ -133,7 +135,8 @@ class InterpolatedVP(LinearSDE):
     def g(self, t: Tensor) -> Tensor:
         """sqrt(beta), beta = tan(phi) / phi d phi^2 / dt."""
         phi = self._phi(t)
-        return (torch.sin(phi) / (phi * self.alpha(t)) * self._angle.rate(t)).sqrt()
+        least = phi.clamp(min=_TINY**0.5)  # at t = 0 sin(phi) / phi is 1
+        return (torch.sin(least) / (least * self.alpha(t)) * self._angle.rate(t)).sqrt()
 
     def alpha(self, t: Tensor) -> Tensor:
         """cos(phi), 0 where phi is pi / 2."""
