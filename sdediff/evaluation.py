@@ -124,9 +124,12 @@ def _split(modules: list[nn.Module]) -> list[nn.Module]:
     """Give the modules a mode for each thread; returns those that cannot have it."""
     rest = []
     for module in modules:
+        if hasattr(type(module), "training"):  # a property of its own
+            rest.append(module)
+            continue
         try:
             object.__setattr__(module, "__class__", _per_thread(cast(Any, type(module))))
-        except TypeError:  # a class that cannot be derived from, or is laid out in its own way
+        except Exception:  # a class that cannot be derived from, or is laid out in its own way
             rest.append(module)
     return rest
 

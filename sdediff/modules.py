@@ -49,7 +49,7 @@ def modules_behind(call: object) -> Found:
     where this finds no module with parts or parameters, all attributes. It does not follow names that the code computes.
     """
     found = _search(call, all_attributes=False)
-    some = any(vars(module)["_modules"] or vars(module)["_parameters"] for module in found.modules)
+    some = any(vars(module).get("_modules") or vars(module).get("_parameters") for module in found.modules)
     return found if some else _search(call, all_attributes=True)
 
 
@@ -60,7 +60,7 @@ def every_module(outer: nn.Module, known: dict[int, nn.Module]) -> None:
         module = stack.pop()
         if module is not None and id(module) not in known:
             known[id(module)] = module
-            stack.extend(vars(module)["_modules"].values())
+            stack.extend(vars(module).get("_modules", {}).values())
 
 
 def first_fact(module: nn.Module, read: Callable[[Tensor], _Fact | None]) -> _Fact | None:

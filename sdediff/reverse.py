@@ -185,7 +185,8 @@ class Reverse(Problem):
             a, b = expand(a, x), expand(b, x)
         keep, push = expand(keep, x), expand(push, x)
         if not self.linear and quantity != "score":  # the drift, of which a and b have the score's share
-            return weighted((keep, x), (push, kept(drift_of(self.sde, x, t), self.mask)), (push * b, out))
+            drift = kept(drift_of(self.sde, x, t), self.mask)
+            return own(weighted((keep, x), (push, drift), (push * b, out)), drift, out)
         if isinstance(keep, float) and isinstance(push, float) and (keep, push) == (0.0, 1.0):
             return own(weighted((a, x), (b, out)), x, out)
         return own(weighted((keep + push * a, x), (push * b, out)), x, out)

@@ -133,6 +133,24 @@ def test_losses_of_half_precision_do_not_overflow() -> None:
     assert not torch.equal(mixed, mixed.to(BF16).to(F32))
 
 
+def test_autocast_is_the_networks_alone() -> None:
+    """Without a network's layers nothing of a solve, a likelihood or a loss changes under it."""
+    model = sd.exact.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], 0.2).model(VP)
+    x = X.float()
+    calls: list[Callable[[], Tensor]] = [
+        lambda: sd.sample(model, (4, 2), solver=sd.ExponentialMultistep(3), steps=4, seed=0).x,
+        lambda: sd.sample(model, (4, 2), solver=sd.SRA1(), steps=4, seed=0).x,
+        lambda: sd.sample(model, (4, 2), solver=sd.RK45(1e-2, 1e-2), seed=0).x,
+        lambda: sd.log_prob(model, x, steps=3, divergence="hutch++", seed=0).value,
+        lambda: sd.SlicedScoreMatching()(model, x, generator=torch.Generator().manual_seed(0)),
+        lambda: sd.VariationalDiffusion()(model, x, generator=torch.Generator().manual_seed(0)),
+    ]
+    for call in calls:
+        plain = call()
+        with torch.autocast("cpu", dtype=BF16):
+            torch.testing.assert_close(call(), plain, rtol=0, atol=0)
+
+
 # -- tensors that both hold --------------------------------------------------------------------------------------------
 
 

@@ -397,3 +397,29 @@ def test_training_does_not_notice_that_its_network_is_sampled(tmp_path: Path) ->
         return dict(model.net.state_dict())
 
     torch.testing.assert_close(fitted("watched"), fitted("alone"), rtol=0, atol=0)
+
+
+def test_a_mode_that_a_module_derives_from_another_is_set_there() -> None:
+    class Follows(nn.Module):
+        """Its mode is that of the network which it keeps to itself."""
+
+        def __init__(self, net: nn.Module) -> None:
+            vars(self)["inner"] = [net]
+            super().__init__()
+
+        @property
+        def training(self) -> bool:  # type: ignore[override]
+            return self.inner[0].training  # type: ignore[no-any-return]
+
+        @training.setter
+        def training(self, mode: bool) -> None:
+            self.inner[0].training = mode
+
+    net = make()
+    follows = Follows(net)
+    with evaluating(follows):
+        assert not follows.training
+        assert not net.training
+    assert follows.training
+    assert net.training
+    assert type(follows) is Follows
