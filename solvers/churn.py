@@ -142,8 +142,10 @@ class Restart(_Around):
     """Solve on; at t_low add the noise of the forward process up to t_high, and solve back to t_low, ``rounds`` times.
 
     Restart sampling (Xu et al. 2023, arXiv 2306.14878, Algorithm 2) around any deterministic ``solver`` for any linear SDE.
-    ``between`` is (t_low, t_high); the time of the grid nearest to t_low takes its place. The way back takes ``steps`` steps,
-    uniform in log(sigma / alpha). What discretization errors the solver has made above t_low, the added noise contracts.
+    ``between`` is (t_low, t_high); the time of the grid nearest to t_low takes its place. The way
+    back takes ``steps`` steps, uniform in log(sigma / alpha), where the authors' code spaces
+    ``steps`` + 1 levels of sigma as the grid ``"karras"`` does. What discretization errors the
+    solver has made above t_low, the added noise contracts.
     """
 
     between: tuple[float, float]
