@@ -97,7 +97,7 @@ class ScoreModel(nn.Module):
             raise ValueError(f"sigma_data must be positive and finite, got {sigma_data!r}")
         self.net, self.sde, self.predicts, self.sigma_data = net, sde, predicts, sigma_data
         self.time, self.time_dtype = check_clock(time, sde), time_dtype
-        self.learned_variance = learned_variance
+        self.learned_variance = bool(learned_variance)
         if normalizer is not None and not isinstance(normalizer, Normalizer):
             raise TypeError(f"normalizer must be a Normalizer, Normalizer.of(data) say; got {normalizer!r}")
         self.normalizer = normalizer

@@ -46,16 +46,23 @@ _ALIASES: Final = {"eps": "noise", "x0": "data"}
 
 
 _ELSEWHERE: Final = {
-    "noise": "eps epsilon ε noise z",
-    "data": "x0 x_0 xstart x_start start_x data sample original_sample denoised denoiser clean image original x d d_x",
+    "noise": "eps eps_t epsilon epsilon_t ε noise gaussian_noise added_noise z",
+    "data": (
+        "x0 x_0 xstart x_start start_x data clean_data sample clean_sample original_sample original "
+        "denoised denoised_sample denoiser clean image clean_image img x d d_x"
+    ),
     "score": "score s score_fn score_function grad_log_p grad_log_prob gradient",
     "v": "v",
-    "flow": "velocity velocity_field vector_field flow flow_matching rectified_flow u u_t ut drift",
+    "flow": "velocity velocity_field vector_field flow flow_matching flow_velocity rectified_flow u u_t ut drift",
     "edm": "f f_x raw raw_output preconditioned karras edm",
 }
 """Words of other libraries and papers for a prediction: EDM's D and F are ``data`` and ``edm``."""
 
-_AROUND: Final = re.compile(r"^(pred|predict|predicts|predicted|model)_|_(prediction|predictions|pred|theta|hat|output)$")
+_AROUND: Final = re.compile(
+    r"^(pred|predict|predicts|predicted|model|target)_"
+    r"|_?(prediction|predictions|predictor|pred)$"
+    r"|_(theta|hat|output|target|net|network|model|param|parameterization|parametrization|objective)$"
+)
 
 
 def canonical(name: str, what: str = "predicts") -> str:
@@ -69,7 +76,8 @@ def canonical(name: str, what: str = "predicts") -> str:
 
 def meant(name: str) -> str:
     """`nearest`, which knows the words of other libraries: ``PredictionType.V_PREDICTION`` is v."""
-    word = re.sub(r"[-\s]+", "_", name.rpartition(".")[2].strip().lower())
+    bare = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.rpartition(".")[2].strip())
+    word = re.sub(r"[-\s]+", "_", bare).lower()
     while (bare := _AROUND.sub("", word)) != word:
         word = bare
     found = next((ours for ours, words in _ELSEWHERE.items() if word in words.split()), None)

@@ -7,7 +7,7 @@ import operator
 import re
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, Final, SupportsIndex, cast
 
 import numpy as np
@@ -29,6 +29,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and not value.ndim):
         number = value.item()
         return float(number) if isinstance(number, np.floating) else number  # a long double's item
+    if isinstance(value, Real) and not isinstance(value, int | float):  # a fraction, say
+        return operator.index(value) if isinstance(value, Integral) else float(value)
     return value
 
 
@@ -140,6 +142,4 @@ def _numbers(record: Any) -> None:
         if kind == "tuple[float, float]" and (not isinstance(value, tuple) or len(value) != 2):
             raise ValueError(f"{type(record).__name__}: {field.name} must be two numbers, (low, high); got {value!r}")
         if kind == "float" or (kind == "float | None" and value is not None):
-            number = real(f"{type(record).__name__}: {field.name}", value)
-            if not isinstance(value, int | float):  # a fraction, say
-                object.__setattr__(record, field.name, number)
+            _ = real(f"{type(record).__name__}: {field.name}", value)

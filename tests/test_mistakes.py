@@ -5,6 +5,7 @@ import json
 import pickle
 import re
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -157,6 +158,17 @@ class Late(sd.VP):
         return -0.5 * self.beta(t) * t ** (self.power - 2.0)
 
 
+@dataclass(frozen=True, slots=True)
+class Slotted(sd.LinearSDE):
+    beta: float = 2.0
+
+    def f(self, t):
+        return -0.5 * self.beta
+
+    def g(self, t):
+        return self.beta**0.5
+
+
 @pytest.mark.parametrize("sde", [Mine(3.0), Late(2.0), Typo(3.0)], ids=repr)
 def test_checked_sdes_are_copied_and_pickled(sde):
     for other in (copy.deepcopy(sde), copy.copy(sde), pickle.loads(pickle.dumps(sde))):
@@ -169,6 +181,8 @@ def test_repr_has_the_parameters():
     assert repr(Typo(3.5)) == "Typo(beta=3.5)"
     assert repr(Mine(3.0)) == "Mine(beta=3.0)"
     assert repr(Late(3.0)) == "Late(power=3)"
+    assert repr(Slotted(Fraction(5, 2))) == "Slotted(beta=2.5)"
+    assert Slotted(3.0).t_max == Mine(3.0).t_max
     assert repr(sd.VP()) == "VP(beta_min=0.1, beta_max=20.0, T=1.0, t_min=0.001)"
     assert repr(sd.LinearSDE(f=lambda t: -1.0, g=lambda t: 1.0, T=2.0)) == "LinearSDE(T=2)"
     derived = made("functions")
@@ -334,9 +348,9 @@ def test_slip_is_told(call, message):
 
 
 ELSEWHERE = {
-    "noise": "epsilon pred_noise eps_theta eps_pred predict_epsilon noise_prediction PredictionType.EPSILON Epsilon",
-    "data": "sample x_start x_0 pred_x0 pred_x_start pred_xstart START_X denoised x0_prediction D denoiser original_sample",
-    "v": "v_prediction pred_v v-prediction predict_v V",
+    "noise": "epsilon pred_noise eps_theta eps_pred predict_epsilon noise_prediction PredictionType.EPSILON Epsilon EpsPrediction",
+    "data": "sample x_start x_0 pred_x0 pred_x_start pred_xstart START_X denoised x0_prediction D denoiser original_sample PredX0",
+    "v": "v_prediction pred_v v-prediction predict_v V vpred v_parameterization",
     "flow": "velocity flow_prediction vector_field velocity_field flow-matching u_t",
     "score": "score_prediction score_fn pred_score grad_log_p",
     "edm": "F F_theta raw",

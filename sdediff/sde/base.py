@@ -9,6 +9,7 @@ import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from types import MemberDescriptorType
 from typing import Any, NoReturn
 
 from torch import Tensor
@@ -103,7 +104,7 @@ class SDE:
     def __getattr__(self, name: str) -> NoReturn:
         """Say why there is no kernel where there is none, and what a property has missed that fails."""
         found = _of_class(type(self), name)
-        if found is not None and hasattr(found, "__get__"):
+        if hasattr(found, "__get__") and not isinstance(found, MemberDescriptorType):  # a slot may be empty
             try:  # again: Python has let go of the error
                 found.__get__(self, type(self))
             except AttributeError as error:
@@ -165,7 +166,8 @@ def _then_checked(method: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(method)
     def made(self: SDE, *args: Any, **kwargs: Any) -> None:
-        plain_fields(self)
+        if method.__name__ == "__post_init__":
+            plain_fields(self)
         method(self, *args, **kwargs)
         first = type(self).__init__
         if (first if hasattr(first, "then_checked") else type(self).__post_init__) is made:
