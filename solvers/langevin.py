@@ -60,9 +60,9 @@ class Langevin(Solver):
     alpha_i = 1 - beta_i, as in their code, where beta_i is the variance that their chain adds in a
     step: beta_i = -2 f(t) h, where h is the length of the grid's interval that starts at t, or of
     the last interval at the end of the grid. It is 1 where alpha is constant (VE, EDM). Where
-    beta_i > 1, for which their code has no step, alpha_i is 0 and the samples stay. In the notation
-    of the paper's section 2.2 alpha_i would be the product of 1 - beta_j over j <= i, which their
-    code does not take.
+    beta_i > 1, for which their code has no step, alpha_i is 0 and the samples stay. Their beta_i is
+    beta(t) T / N, read from a table at t = T i / (N - 1). In the notation of the paper's section
+    2.2 alpha_i would be the product of 1 - beta_j over j <= i, which their code does not take.
 
     A chain with a fixed step has a variance excess of order snr^2: `MetropolisLangevin` has none.
     Alone on a grid under VE or EDM it is annealed Langevin dynamics: the step

@@ -212,9 +212,10 @@ class ReverseDiffusion(Solver):
     - else (sub-VP) Euler and Maruyama's: a = 1 + f h and v = g^2 h; the solver is then
       `EulerMaruyama`.
 
-    Their VP and sub-VP take h = T / N and their VE steps between levels sigma(T i / (N - 1)); the
-    times at which they evaluate the network are the grid's. Order 1. At lambda = 0 and few steps
-    it is poor, because 2 - a grows faster than 1 / a.
+    Their steps of VP and sub-VP have h = T / N, those of VE go between levels sigma(T i / (N - 1)).
+    Their tables of beta and sigma are read at T floor(t (N - 1) / T) / (N - 1): the step is the
+    same where t is one of these times, and differs by O(h) of beta elsewhere. Order 1. At
+    lambda = 0 and few steps it is poor, because 2 - a grows faster than 1 / a.
     """
 
     rule: Literal["kernel", "song"] = "kernel"
