@@ -215,6 +215,48 @@ def test_wrong_noise_is_named_by_its_factor(factor, said):
     assert "drift" not in str(caught.value)
 
 
+@dataclass(frozen=True)
+class LoudAncestral(Solver):
+    """A step of a posterior's noise, which belongs to the method and not to the problem's lambda."""
+
+    factor: float = 1.0
+    drift: float = 1.0
+
+    needs = frozenset({"data", "marginal", "kernel"})
+    stochastic = True
+
+    def step(self, problem, x, plan, noise, state):
+        t, s = plan
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = problem.marginal(t), problem.marginal(s)
+        std = self.factor * sigma_s / sigma_t * problem.kernel(t, s)[1]
+        keep = (sigma_s**2 - (std / self.factor) ** 2).sqrt() / sigma_t
+        data = problem.data(x, t)
+        mean = self.drift * expand(keep, x) * (x - expand(alpha_t, x) * data) + expand(alpha_s, x) * data
+        return Step(mean + expand(std, x) * noise.normal(), mean)
+
+
+@pytest.mark.parametrize(
+    ("solver", "said", "unsaid"),
+    [
+        (LoudAncestral(1.2), "the spread 1.19 times what it should be: the size of the noise", "drift"),
+        (LoudAncestral(drift=1.2), "or a factor of x", "the noise is"),
+        (type("Doubled", (Loud,), {"step": lambda self, *a: doubled(self, *a)})(), "in the drift", "the noise is"),
+    ],
+    ids=["noise of a method", "drift of a method", "drift"],
+)
+def test_noise_is_blamed_for_the_spread_alone(solver, said, unsaid):
+    with pytest.raises(SolverError) as caught:
+        sd.testing.check_solver(solver, verbose=False)
+    assert re.search(said, str(caught.value))
+    assert unsaid not in str(caught.value)
+
+
+def doubled(solver, problem, x, plan, noise, state):
+    t, s = plan
+    mean = x + 1.2 * expand(s - t, x) * problem.drift(x, t)
+    return Step(mean + problem.diffuse(noise.increment(t, s), t), mean)
+
+
 class Fails(Loud):
     def step(self, problem, x, plan, noise, state):
         return Step(problem.drfit(x, plan[0]))
