@@ -238,7 +238,7 @@ class LoudAncestral(Solver):
 @pytest.mark.parametrize(
     ("solver", "said", "unsaid"),
     [
-        (LoudAncestral(1.2), "the spread 1.19 times what it should be: the size of the noise", "drift"),
+        (LoudAncestral(1.2), "the spread 1.19 times what it should be: the size of the noise", "in the drift"),
         (LoudAncestral(drift=1.2), "or a factor of x", "the noise is"),
         (type("Doubled", (Loud,), {"step": lambda self, *a: doubled(self, *a)})(), "in the drift", "the noise is"),
     ],
