@@ -42,7 +42,7 @@ class ScoreModel(nn.Module):
 
     One rule for dtypes: the network is handed x, times and conditions in the dtype of its parameters (integers as they are;
     ``time_dtype`` for times alone takes precedence), or of the state if it has none. Its output is raised to the state's dtype
-    before anything is computed with it, and states, predictions and losses have float32 at least.
+    before anything is computed with it. States and losses have float32 at least; predictions are computed so and rounded once.
 
     The network reads these tensors: a ValueError says so if it writes to one in place.
 
@@ -252,20 +252,23 @@ class ScoreModel(nn.Module):
         return self.evaluate_with_variance(x, t, condition)[0]
 
     def predict(self, target: str, x: Tensor, t: Tensor | float, condition: Mapping[str, Tensor] | None = None) -> Tensor:
-        """The prediction ``target`` at (x, t), one evaluation of the network; in the dtype of x, float32 at least."""
+        """The prediction ``target`` at (x, t), one evaluation of the network.
+
+        It is computed in float32 at least, and rounded once to the dtype of x.
+        """
         target = canonical(target, "a prediction")
         time = self.sde.check_time(as_time(t))
         if time.ndim and time.shape[0] != x.shape[0]:
             raise ValueError(f"t must be a number or (B,) with B = {x.shape[0]} as in x, got shape {tuple(time.shape)}")
-        x = at_least_float32(x)
+        kind, x = x.dtype, at_least_float32(x)
         a, b = self.conversion("data" if self.constraint else target, time)
         if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
             raise ValueError(self.singular("data" if self.constraint else target, time))
         out = combine(a, b, x, self.evaluate(x, time, condition))
         if self.constraint is None:
-            return out
+            return out.to(kind)
         clean = applied(self.constraint)(out, torch.arange(len(x)), len(x))
-        return combine(*conversion(self.sde, "data", target, time, self.sigma_data), x, clean)
+        return combine(*conversion(self.sde, "data", target, time, self.sigma_data), x, clean).to(kind)
 
     def score(self, x: Tensor, t: Tensor | float, **condition: Tensor) -> Tensor:
         """grad log p_t(x), (B, *event)."""
