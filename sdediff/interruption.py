@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final
 
-__all__ = ["Stop", "stoppable"]
+__all__ = ["Stop", "raising", "signal_of", "stoppable"]
 
 _POLITE: Final = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
@@ -31,17 +31,13 @@ def stoppable() -> Iterator[Stop]:
     that is ignored, as SIGHUP is under nohup, or that the user handles is left alone. Outside the main thread none is noted.
     """
     stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
+    before = _handlers()
 
     def note(signum: int, frame: FrameType | None) -> None:
         stop.signal = stop.signal or signum
         if signum == signal.SIGINT:
             signal.signal(signal.SIGINT, before[signal.SIGINT])
 
-    before: dict[int, Any] = {number: signal.SIG_DFL for number in _POLITE if signal.getsignal(number) is signal.SIG_DFL}
-    before[signal.SIGINT] = signal.getsignal(signal.SIGINT)
     for number in before:
         signal.signal(number, note)
     try:
@@ -49,3 +45,40 @@ def stoppable() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _handlers() -> dict[int, Any]:
+    """The handlers of the signals that are taken over; none outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    before: dict[int, Any] = {number: signal.SIG_DFL for number in _POLITE if signal.getsignal(number) is signal.SIG_DFL}
+    before[signal.SIGINT] = signal.getsignal(signal.SIGINT)
+    return before
+
+
+@contextmanager
+def raising() -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt; after the first, SIGTERM and SIGHUP are ignored.
+
+    `signal_of` says which one came. Which signals are left alone, `stoppable` says.
+    """
+    seen: list[int] = []
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        seen.append(signum)
+        if len(seen) == 1:
+            raise KeyboardInterrupt(signum)
+
+    before = _handlers()
+    for number in before:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def signal_of(error: KeyboardInterrupt) -> int:
+    """The signal that has raised it."""
+    return int(error.args[0]) if error.args else int(signal.SIGINT)

@@ -13,6 +13,7 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +26,7 @@ from sdediff.model import ScoreModel
 from sdediff.normalizer import coordinate_moments
 from sdediff.objectives import DenoisingScoreMatching, Objective
 from sdediff.progress import Bar, progress_bar
-from sdediff.run_folder import CONFIG, FORMAT, TRAINING, WEIGHTS, Run, check_ours, check_out, locked, write_config
+from sdediff.run_folder import FORMAT, TRAINING, WEIGHTS, Run, check_ours, check_out, locate, locked, write_config
 from sdediff.suitability import unsuited
 from sdediff.trainer import Settings, Trainer
 from solvers.portable import Portable
@@ -179,8 +180,10 @@ def _name(loss: Objective) -> dict[str, Any]:
 def _check(model: ScoreModel, data: Tensor, condition: Mapping[str, Tensor]) -> None:
     if not isinstance(model, ScoreModel) or not isinstance(model.net, nn.Module):
         raise TypeError(f"fit needs a ScoreModel around a torch module, got {type(model).__name__}; wrap it: ScoreModel(net, sde)")
-    if not isinstance(data, Tensor) or data.ndim < 1 or not data.is_floating_point() or len(data) < 1:
-        got = f"{data.dtype} of shape {tuple(data.shape)}" if isinstance(data, Tensor) else type(data).__name__
+    if not isinstance(data, Tensor):
+        raise TypeError(f"data must be a floating-point tensor (N, *event), got {type(data).__name__}; {_way_out(data)}")
+    if data.ndim < 1 or not data.is_floating_point() or len(data) < 1:
+        got = f"{data.dtype} of shape {tuple(data.shape)}"
         raise TypeError(f"data must be a floating-point tensor (N, *event), got {got}; images as x.float() / 127.5 - 1, say")
     bad = int((~torch.isfinite(data)).sum())
     if bad:
@@ -189,6 +192,20 @@ def _check(model: ScoreModel, data: Tensor, condition: Mapping[str, Tensor]) -> 
     for name, value in condition.items():
         if not isinstance(value, Tensor) or value.ndim < 1 or len(value) != len(data):
             raise ValueError(f"condition {name!r} must be a tensor with one row for each of the {len(data)} samples")
+
+
+def _way_out(data: object) -> str:
+    """How to make a tensor of what was given as data."""
+    if isinstance(getattr(data, "x", None), Tensor):
+        labels = isinstance(getattr(data, "labels", None), Tensor)
+        return "pass data.x" + (", and condition={'labels': data.labels} if the network takes labels" if labels else "")
+    if isinstance(data, torch.utils.data.DataLoader):
+        return "join its batches: torch.cat([batch[0] for batch in loader]), or [batch for batch in loader] if they are tensors"
+    if isinstance(data, torch.utils.data.Dataset):
+        return "stack its samples: torch.stack([sample[0] for sample in data]), or list(data) if they are tensors"
+    if isinstance(data, np.ndarray):
+        return "pass torch.from_numpy(data).float()"
+    return "make one of it, torch.tensor(data) or torch.stack(list(data)) say"
 
 
 def _look_at(model: ScoreModel, data: Tensor) -> None:
@@ -219,13 +236,14 @@ def _writing(folder: Path, config: Mapping[str, Any], accelerator: Any, *, resum
         accelerator.wait_for_everyone()
         run = _run_in(folder, config, resume=resume, overwrite=overwrite)
         accelerator.wait_for_everyone()
-        if main and not (folder / CONFIG).exists():
+        if main and run.begun is None and not run.replaces:
             write_config(folder, run.config)
         yield run
 
 
 def _run_in(folder: Path, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Run:
-    if not check_ours(folder):
+    # A configuration alone is a run that was stopped before its first checkpoint: nothing would be lost.
+    if not check_ours(folder) or not any(locate(folder, name).exists() for name in (TRAINING, WEIGHTS)):
         return Run(folder, config)
     if overwrite:
         return Run(folder, config, replaces=True)
@@ -241,9 +259,7 @@ def _run_in(folder: Path, config: Mapping[str, Any], *, resume: bool, overwrite:
                     "resume with the same settings, or train into another folder"
                 )
     new = {**config, "run": old.get("run", config["run"])}
-    # Without any state the run was stopped before its first checkpoint, and starts.
-    begun = any((folder / name).exists() for name in (TRAINING, WEIGHTS))
-    return Run(folder, new, begun=old if begun else None, replaces=json.loads(json.dumps(new)) != old)
+    return Run(folder, new, begun=old, replaces=json.loads(json.dumps(new)) != old)
 
 
 class _Meter:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,47 +18,56 @@ app = typer.Typer(
 
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the fastest there is by default")]
 Seed = Annotated[int, typer.Option(help="makes the result reproducible", min=0)]
-Quiet = Annotated[bool, typer.Option("--quiet", help="print nothing but errors")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="print nothing but errors and warnings")]
 
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Say on Ctrl-C where training stands."""
+    """Say where a command was stopped, by Ctrl-C or another signal; the exit code is 128 and the signal's number."""
     from sdediff.training import Interrupted
 
     try:
         yield
     except Interrupted as stop:
         print(stop, file=sys.stderr)
+        raise typer.Exit(128 + stop.signum) from stop
+    except KeyboardInterrupt as stop:
+        print("stopped; nothing was written", file=sys.stderr)
         raise typer.Exit(130) from stop
 
 
 @app.command()
 def train(
-    out: Annotated[Path, typer.Option(help="run folder to write")],
+    out: Annotated[str, typer.Option(help="run folder to write")],
     sde: Annotated[str, typer.Option(help="vp, ve, subvp, cosine or rectified-flow")] = "vp",
     data: Annotated[str, typer.Option(help="digits, mnist, a folder of images, or an .npy or .npz array")] = "digits",
     steps: Annotated[int, typer.Option(help="training steps", min=1)] = 10_000,
     checkpoint_every: Annotated[int, typer.Option(help="steps between checkpoints", min=1)] = 1000,
-    resume: Annotated[bool, typer.Option("--resume", help="go on from the run folder's last checkpoint")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a run that is there")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on from the run folder's last checkpoint; start if there is no run yet")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace a run that is there, when the first checkpoint is complete")
+    ] = False,
     batch_size: Annotated[int, typer.Option(help="samples a step", min=1)] = 128,
     lr: Annotated[float, typer.Option(help="learning rate at its peak")] = 1e-3,
     weighting: Annotated[str, typer.Option(help="of the loss: edm, sigma2 or likelihood")] = "edm",
     times: Annotated[str, typer.Option(help="density of the times trained on: logit-normal or uniform")] = "logit-normal",
     image_size: Annotated[int | None, typer.Option(help="side to which images of a folder are resized", min=1)] = None,
     raw: Annotated[bool, typer.Option("--raw", help="take an array of floats of any range and standardise it")] = False,
+    ignore_labels: Annotated[bool, typer.Option("--ignore-labels", help="train on the data of an .npz alone")] = False,
     mixed_precision: Annotated[str | None, typer.Option(help="bf16 or fp16")] = None,
     seed: Seed = 0,
     device: Device = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train a score model on data and write a run folder."""
+    """Train a score model on data and write a run folder. Ctrl-C, SIGTERM and SIGHUP leave a checkpoint."""
     from sdediff.cli.train import run
+    from sdediff.run_folder import check_out
 
     with _interruptible():
         run(
-            out=out,
+            out=check_out(out, "--out"),
             sde=sde,
             data=data,
             steps=steps,
@@ -72,6 +80,7 @@ def train(
             times=times,
             image_size=image_size,
             raw=raw,
+            ignore_labels=ignore_labels,
             mixed_precision=mixed_precision,
             seed=seed,
             device=device,
@@ -81,42 +90,48 @@ def train(
 
 @app.command()
 def sample(
-    run: Annotated[Path, typer.Argument(help="run folder made by train")],
-    out: Annotated[Path, typer.Option(help="file to write: .png (a grid of images), .npy or .npz")],
+    run: Annotated[str, typer.Argument(help="run folder made by train")],
+    out: Annotated[str, typer.Option(help="file to write: .png (a grid of images), .npy or .npz")],
     solver: Annotated[
         str | None,
         typer.Option(help="one of the names in the README's table of solvers; by default the library's for --steps, else ode"),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="steps of a fixed-step solver", min=1)] = None,
     count: Annotated[int, typer.Option(help="how many samples", min=1)] = 64,
-    batch_size: Annotated[int | None, typer.Option(help="samples solved at a time", min=1)] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="samples solved at a time; by default 64, or as many as have 131,072 values", min=1)
+    ] = None,
     rtol: Annotated[float | None, typer.Option(help="relative tolerance of an adaptive solver; 1e-4, adaptive-sde 0.05")] = None,
     atol: Annotated[float | None, typer.Option(help="absolute tolerance of an adaptive solver; 1e-4, adaptive-sde 0.05")] = None,
     seed: Seed = 0,
     device: Device = None,
     quiet: Quiet = False,
 ) -> None:
-    """Draw samples from a run folder's model."""
+    """Draw samples from a run folder's model. Ctrl-C, SIGTERM and SIGHUP leave the batches that are complete."""
     from sdediff.cli.sample import run as draw
+    from sdediff.run_folder import check_out
 
-    draw(
-        folder=run,
-        out=out,
-        solver=solver,
-        steps=steps,
-        count=count,
-        batch_size=batch_size,
-        rtol=rtol,
-        atol=atol,
-        seed=seed,
-        device=device,
-        quiet=quiet,
-    )
+    with _interruptible():
+        code = draw(
+            folder=check_out(run, "the run folder"),
+            out=check_out(out, "--out"),
+            solver=solver,
+            steps=steps,
+            count=count,
+            batch_size=batch_size,
+            rtol=rtol,
+            atol=atol,
+            seed=seed,
+            device=device,
+            quiet=quiet,
+        )
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="folder to write")] = Path("runs/demo"),
+    out: Annotated[str, typer.Option(help="folder to write")] = "runs/demo",
     steps: Annotated[int | None, typer.Option(help="training steps, fewer for a quick look", min=1)] = None,
     count: Annotated[int, typer.Option(help="samples a solver", min=8)] = 512,
     seed: Seed = 0,
@@ -125,9 +140,10 @@ def demo(
 ) -> None:
     """Train on scikit-learn's 8x8 digits and sample by every family of solver, in a few minutes."""
     from sdediff.cli.demo import run
+    from sdediff.run_folder import check_out
 
     with _interruptible():
-        run(out=out, steps=steps, count=count, seed=seed, device=device, quiet=quiet)
+        run(out=check_out(out, "--out"), steps=steps, count=count, seed=seed, device=device, quiet=quiet)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdediff.checkpoint import load
+from sdediff.checkpoint import load, read_config
 from sdediff.cli.names import check_device
 from sdediff.cli.quality import Judge, Quality
 from sdediff.cli.train import about
@@ -22,6 +22,7 @@ from sdediff.networks import UNet, initialised
 from sdediff.objectives import DenoisingScoreMatching
 from sdediff.plots import image_grid, reverse_process, save_png
 from sdediff.progress import progress_bar
+from sdediff.run_folder import CONFIG, TRAINING, WEIGHTS, check_ours
 from sdediff.sampling import sample
 from sdediff.sde import VP
 from sdediff.training import fit
@@ -33,6 +34,7 @@ _STEPS = 1650
 _WIDTHS = (24, 48)
 _HELD_OUT = 360
 _TIMES = (1.0, 0.6, 0.4, 0.3, 0.2, 0.1, 0.05, 1e-3)
+_TABLES = ("results.json", "table.txt")
 _ODE = RK45(rtol=1e-3, atol=1e-3)
 
 
@@ -71,6 +73,7 @@ def families(sde: VP) -> list[Family]:
 
 def run(*, out: Path, steps: int | None, count: int, seed: int, device: str | None, quiet: bool) -> None:
     """Train, sample, judge and write ``out``."""
+    _check_free(out)
     place = check_device(device)
     began = time.perf_counter()
     train, held_out = split(load_data("digits"), _HELD_OUT)
@@ -93,7 +96,7 @@ def run(*, out: Path, steps: int | None, count: int, seed: int, device: str | No
         overwrite=True,
         device=place,
         progress=not quiet,
-        about=about(train),
+        about={**about(train), "demo": True},
     )
     model = load(out, device=place)
     rows = [_family(model, family, count, seed, out, judge, quiet) for family in families(VP())]
@@ -104,6 +107,16 @@ def run(*, out: Path, steps: int | None, count: int, seed: int, device: str | No
     save_png(image_grid(held_out.x[: min(count, 100)]), out / "real.png")
     _report(rows, real, out, quiet)
     _say(quiet, f"wrote {out} in {time.perf_counter() - began:.0f} s: a grid of samples for each solver, process.png, results.json")
+
+
+def _check_free(out: Path) -> None:
+    """Refuse a folder in which something else than an earlier demo would be overwritten."""
+    names = [f"{family.name}.png" for family in families(VP())] + ["process.png", "real.png", *_TABLES]
+    if not check_ours(out, [CONFIG, WEIGHTS, TRAINING, *names]):
+        return
+    # A demo of format 1 is known by its tables.
+    if not read_config(out)["data"].get("demo") and not all((out / name).is_file() for name in _TABLES):
+        raise ValueError(f"{out} holds a run that is no demo: choose another folder by --out")
 
 
 def _family(model: ScoreModel, family: Family, count: int, seed: int, out: Path, judge: Judge, quiet: bool) -> Row:

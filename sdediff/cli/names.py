@@ -49,7 +49,7 @@ from solvers import (
     UniPC,
 )
 
-__all__ = ["SDES", "SOLVERS", "Request", "check_device", "make_sde", "make_solver"]
+__all__ = ["SDES", "SOLVERS", "Request", "check_device", "check_tolerances", "make_sde", "make_solver"]
 
 SDES: Final[dict[str, Callable[[], LinearSDE]]] = {
     "vp": VP,
@@ -134,7 +134,17 @@ def make_solver(name: str, sde: LinearSDE, steps: int | None, rtol: float | None
         if steps is not None:
             raise ValueError(f"solver {name!r} chooses its own steps: drop --steps, set --rtol and --atol")
         return solver, None
+    check_tolerances(f"solver {name!r} takes", rtol, atol)
     return solver, None if solver.times is not None else steps or 100
+
+
+def check_tolerances(who: str, rtol: float | None, atol: float | None) -> None:
+    """Refuse tolerances beside fixed steps."""
+    if rtol is not None or atol is not None:
+        raise ValueError(
+            f"{who} fixed steps, and --rtol and --atol are for solvers that choose their own: drop them, "
+            "or take --solver ode or adaptive-sde without --steps"
+        )
 
 
 def check_device(device: str | None) -> str:

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import io
+import json
+import math
+import os
 import sys
+import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
+import torch
 
 from sdediff.checkpoint import load, read_config
-from sdediff.cli.names import check_device, make_solver
+from sdediff.cli.names import check_device, check_tolerances, make_solver
 from sdediff.files import write_atomically
+from sdediff.interruption import raising, signal_of
+from sdediff.model import ScoreModel
 from sdediff.plots import image_grid, save_png
+from sdediff.progress import Bar, progress_bar
+from sdediff.run_folder import CONFIG
 from sdediff.sampling import sample
-from solvers import Solution, Solver
+from solvers import Solution, Solver, seeds
+from solvers.solution import merge
 
 __all__ = ["run"]
+
+_VALUES: Final = 2**17
+"""Values of the samples that are solved at a time by default."""
 
 
 def run(
@@ -32,26 +48,122 @@ def run(
     seed: int,
     device: str | None,
     quiet: bool,
-) -> None:
-    """Draw samples and write them."""
+) -> int:
+    """Draw samples and write them; the exit code.
+
+    Samples that are complete when a signal comes, or when others fail, are written: the first so many of the set.
+    """
     config = read_config(folder)
-    event, image = tuple(config["data"]["event"]), bool(config["data"].get("image", False))
+    event, image = _event(folder, config), bool(config["data"].get("image", False))
     _check_out(out, image)
+    _check_memory(count, event)
     model = load(folder, device=check_device(device))
     method: Solver | None
     given: int | None
     if solver is None and steps is not None:
+        check_tolerances("the default solver for --steps takes", rtol, atol)
         method, given = None, steps
     else:
         method, given = make_solver(solver or "ode", model.sde, steps, rtol, atol)
     began = time.perf_counter()
-    solution = sample(model, (count, *event), solver=method, steps=given, seed=seed, batch_size=batch_size, progress=not quiet)
-    seconds = time.perf_counter() - began
+    size = batch_size or max(64, _VALUES // math.prod(event))
+    with raising():
+        drawing = _Drawing(model, event, count, size, method, given, seed, quiet)
+        signum = drawing.run()
+        if signum is not None:
+            return _partial(drawing.parts, out, count, "stopped", 128 + signum)
+    solution = merge(drawing.parts)
+    if solution.failures:
+        more = f" ({len(solution.failures) - 1} more failed)" if len(solution.failures) > 1 else ""
+        return _partial([_complete(solution)], out, count, f"error: {solution.failures[0]}{more}", 2)
     _write(out, solution)
     if not quiet:
-        nfe = solution.nfe.double()
+        nfe, seconds = solution.nfe.double(), time.perf_counter() - began
         by = method or "the default solver"
         print(f"{count} samples by {by} in {seconds:.1f} s, {nfe.mean():.1f} evaluations each; wrote {out}", file=sys.stderr)
+    return 0
+
+
+@dataclass
+class _Drawing:
+    """A set of samples, drawn batch by batch; each sample depends on its own seed alone."""
+
+    model: ScoreModel
+    event: tuple[int, ...]
+    count: int
+    size: int
+    solver: Solver | None
+    steps: int | None
+    seed: int
+    quiet: bool
+    parts: list[Solution] = field(default_factory=list)
+
+    def run(self) -> int | None:
+        """Draw all, or as many batches as are complete when a signal comes, which is returned."""
+        try:
+            with progress_bar("sampling", total=self.count, show=not self.quiet) as bar:
+                for first in range(0, self.count, self.size):
+                    last = min(first + self.size, self.count)
+                    self.parts.append(self._batch(range(first, last), bar))
+        except KeyboardInterrupt as stop:
+            return signal_of(stop)
+        return None
+
+    def _batch(self, rows: range, bar: Bar) -> Solution:
+        return sample(
+            self.model,
+            (len(rows), *self.event),
+            solver=self.solver,
+            steps=self.steps,
+            seed=seeds(self.seed, rows),
+            callback=lambda snapshot: bar.update(rows.start + snapshot.done * len(rows)),
+            on_fail="return",
+        )
+
+
+def _partial(parts: list[Solution], out: Path, count: int, why: str, code: int) -> int:
+    """Write what there is, beside a file that is there already, and say so; the exit code."""
+    kept = merge(parts) if parts else None
+    if kept is None or not len(kept.x):
+        print(f"{why}; nothing was written", file=sys.stderr)
+        return code
+    place = out.with_name(f"{out.stem}.partial{out.suffix}") if out.exists() else out
+    _write(place, kept)
+    print(f"{why}; wrote {len(kept.x)} of {count} samples to {place}", file=sys.stderr)
+    return code
+
+
+def _complete(solution: Solution) -> Solution:
+    """The samples that did not fail."""
+    good = torch.nonzero(solution.status == 0).flatten()
+    counts = {name: getattr(solution, name)[good] for name in ("nfe", "accepted", "rejected", "status")}
+    kept = None if solution.seeds is None else tuple(solution.seeds[i] for i in good.tolist())
+    return replace(solution, x=solution.x[good.to(solution.x.device)], seeds=kept, failures=(), **counts)
+
+
+def _event(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
+    """The shape of a sample."""
+    event = config["data"].get("event")
+    sizes = event if isinstance(event, list) else []
+    if not sizes or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes):
+        raise ValueError(
+            f"{folder / CONFIG} is damaged: data event is {json.dumps(event)}, where the shape of a sample is expected, "
+            "[2] or [1, 28, 28] say; train again or restore the file"
+        )
+    return tuple(sizes)
+
+
+def _check_memory(count: int, event: tuple[int, ...]) -> None:
+    """Refuse more samples than this machine can hold."""
+    names = getattr(os, "sysconf_names", {})
+    known = "SC_PHYS_PAGES" in names and "SC_PAGE_SIZE" in names
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else 2**40
+    need = count * (8 * math.prod(event) + 200)  # float32 and a copy; seeds and counts
+    if need > memory:
+        raise ValueError(
+            f"{count} samples of shape {event} take {need / 1e9:.3g} GB, and this machine has {memory / 1e9:.3g}: "
+            "lower --count, and draw the rest with another --seed into another file"
+        )
 
 
 def _check_out(out: Path, image: bool) -> None:
@@ -64,8 +176,7 @@ def _check_out(out: Path, image: bool) -> None:
     if out.is_dir():
         raise IsADirectoryError(f"--out {out} is a folder; name a file")
     try:
-        write_atomically(out.parent / f".{out.name}.writable", b"")
-        (out.parent / f".{out.name}.writable").unlink()
+        tempfile.TemporaryFile(dir=out.parent).close()
     except OSError as error:
         raise OSError(f"--out {out}: cannot write to {out.parent} ({error.strerror}); choose another place") from error
 
@@ -79,6 +190,6 @@ def _write(out: Path, solution: Solution) -> None:
     if out.suffix == ".npy":
         np.save(buffer, x, allow_pickle=False)
     else:
-        seeds = np.array(solution.seeds or (), dtype=np.uint64)
-        np.savez(buffer, x=x, seeds=seeds, nfe=solution.nfe.numpy())
+        own = np.array(solution.seeds or (), dtype=np.uint64)
+        np.savez(buffer, x=x, seeds=own, nfe=solution.nfe.numpy())
     write_atomically(out, buffer.getvalue())

@@ -12,6 +12,7 @@ from sdediff.model import ScoreModel
 from sdediff.networks import initialised, network_for
 from sdediff.normalizer import Normalizer
 from sdediff.objectives import DenoisingScoreMatching
+from sdediff.run_folder import check_ours
 from sdediff.training import fit
 
 __all__ = ["about", "run"]
@@ -38,16 +39,27 @@ def run(
     times: str,
     image_size: int | None,
     raw: bool,
+    ignore_labels: bool,
     mixed_precision: str | None,
     seed: int,
     device: str | None,
     quiet: bool,
 ) -> None:
     """Train and write the run folder."""
+    if resume and overwrite:
+        raise ValueError(f"--resume goes on with the run in {out} and --overwrite starts anew: pass one of them")
+    is_run = check_ours(out)
+    if resume and not is_run and not quiet:
+        print(f"there is no run in {out} yet: starting one", file=sys.stderr)
     process = make_sde(sde)
     loss = DenoisingScoreMatching(weighting, times, stratified=True)
     place = check_device(device)
     dataset = load_data(data, image_size=image_size, raw=raw)
+    if dataset.labels is not None and data.endswith(".npz") and not ignore_labels:
+        raise ValueError(
+            f"{data} holds labels, and the networks of the command line take none: pass --ignore-labels to train without them, "
+            "or train a network of your own in Python, sdediff.fit(model, x, condition={'labels': labels})"
+        )
     event = tuple(dataset.x.shape[1:])
     # Images are in [-1, 1] by now; points and raw arrays come in any units, and their samples go back to those.
     normalizer = None if dataset.is_image else Normalizer.of(dataset.x)
