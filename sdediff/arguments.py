@@ -15,7 +15,7 @@ from sdediff.lending import reading
 from sdediff.model import ScoreModel
 from sdediff.names import nearest
 from sdediff.samples import check_condition, check_seed, check_shape, check_states, one_place
-from sdediff.sde import SDE
+from sdediff.sde import SDE, LinearSDE
 from sdediff.sde.base import check_span
 from solvers import (
     GRIDS,
@@ -158,9 +158,15 @@ class Span(NamedTuple):
 
 
 def make_times(
-    span: Span, solver: Solver, steps: int | None, grid: Grid | None, t_start: float | None, t_end: float | None
+    span: Span,
+    solver: Solver,
+    steps: int | None,
+    grid: Grid | None,
+    t_start: float | None,
+    t_end: float | None,
+    unit: float = 1.0,
 ) -> Tensor:
-    """The grid, float64 on the host, inside the span and in its direction."""
+    """The grid, float64 on the host, inside the span and in its direction; ``unit`` is the standard deviation of the data."""
     name = type(solver).__name__
     array = grid is not None and not isinstance(grid, str) and not callable(grid)
     if solver.times is not None:
@@ -206,7 +212,7 @@ def make_times(
         times = torch.tensor([start, end], dtype=torch.float64)
     else:
         check_span(torch.tensor([start, end], dtype=torch.float64), *bounds)
-        times = _named(span.sde, grid if isinstance(grid, str) else None, solver.spacing, steps or 0, start, end)
+        times = _named(span.sde, unit, grid if isinstance(grid, str) else None, solver.spacing, steps or 0, start, end)
     times = check_span(solvers.check_grid(times), *bounds)
     backward = span.start > span.end
     if len(times) > 1 and (times[1] > times[0]) == backward:
@@ -217,12 +223,13 @@ def make_times(
 
 
 @torch.no_grad()
-def _named(sde: SDE, grid: str | None, spacing: str, steps: int, start: float, end: float) -> Tensor:
-    """The grid of that name, or the one that there is without a name."""
+def _named(sde: SDE, unit: float, grid: str | None, spacing: str, steps: int, start: float, end: float) -> Tensor:
+    """The grid of that name, or without a name the solver's own, which is the SDE's where it has no better one than uniform."""
+    own = sde.spacing if spacing == "uniform" else spacing
     if "kernel" not in sde.offers:
         return GRIDS["uniform" if grid is None else grid](steps, start, end, None)
-    schedule = LogSNR(sde.log_snr, sde.time_of, bounded=grid is None)
-    return GRIDS[spacing if grid is None else grid](steps, start, end, schedule)
+    process: LinearSDE = sde.scaled(1 / unit)
+    return GRIDS[own if grid is None else grid](steps, start, end, LogSNR(process.log_snr, process.time_of, bounded=grid is None))
 
 
 def check_stochasticity(

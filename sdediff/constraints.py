@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,12 +14,21 @@ from torch import Tensor
 from solvers import rowwise
 from solvers.scalars import Record
 
-__all__ = ["Clip", "Constraint", "DynamicThreshold", "applied"]
+__all__ = ["Batch", "Clip", "Constraint", "DynamicThreshold", "applied"]
 
 Constraint = Callable[..., Tensor]
 """E[x_0 | x_t] to the same, each sample by itself; `ScoreModel.constrained` says how it is called."""
 
 Applied = Callable[[Tensor, Tensor, int], Tensor]
+
+
+class Batch(NamedTuple):
+    """Which samples of a call a problem is about."""
+
+    rows: Tensor
+    """Their indices, int64 (k,) on the host."""
+    size: int
+    """How many samples the call has."""
 
 
 def applied(constraint: Constraint) -> Applied:

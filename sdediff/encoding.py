@@ -143,7 +143,7 @@ def _carry(title: str, solving: Solving, x: Tensor) -> Solution:
     start = x.to(solving.dtype).to(solving.device)
 
     def part(rows: Tensor, options: Options) -> Solution:
-        own = start[rows.to(solving.device)]
-        return solving.solver.solve(solving.reverse(rows), own, solving.times, None, options)
+        own, units = start[rows.to(solving.device)], solving.units
+        return units.left(solving.solver.solve(solving.reverse(rows), units.enter(own), solving.times, None, options))
 
     return solving.run(title, part)

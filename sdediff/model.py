@@ -50,6 +50,10 @@ class ScoreModel(nn.Module):
     and objects that hold modules are looked through. Where a module is found only by running the code, or several disagree,
     ``network`` names the one that is handed x.
 
+    ``data_std`` is the standard deviation of the data, the root of the mean variance of a coordinate. Solvers work in units of
+    it. Models of `sdediff.exact` declare it, `fit` estimates it; by default it is ``sde.data_std``, which is 1 under `VP`.
+    ``sigma_data`` is ``data_std`` where that is declared, else ``sde.sigma_data``, which is 0.5 under `VP`.
+
     ``learned_variance``: the network returns twice the channels (dimension 1), the second half of which says how large the variance
     of DDPM's reverse step is (``DDPM(variance="learned")``); other solvers and losses leave it aside.
 
@@ -70,7 +74,8 @@ class ScoreModel(nn.Module):
         sde: SDE,
         predicts: str = "noise",
         *,
-        sigma_data: float = 0.5,
+        sigma_data: float | None = None,
+        data_std: float | None = None,
         time: Clock = "t",
         time_dtype: torch.dtype | None = None,
         learned_variance: bool = False,
@@ -92,10 +97,10 @@ class ScoreModel(nn.Module):
         predicts = canonical(predicts)
         if "kernel" not in sde.offers and predicts != "score":
             raise ValueError(f"{sde!r} has no Gaussian kernel: its network predicts 'score', got {predicts!r}; or use a LinearSDE")
-        sigma_data = real("sigma_data", sigma_data)
-        if not 0 < sigma_data < math.inf:
-            raise ValueError(f"sigma_data must be positive and finite, got {sigma_data!r}")
-        self.net, self.sde, self.predicts, self.sigma_data = net, sde, predicts, sigma_data
+        self.net, self.sde, self.predicts = net, sde, predicts
+        self.declared_data_std = None if data_std is None else _length("data_std", data_std)
+        given = data_std if sigma_data is None else sigma_data
+        self.sigma_data = _length("sigma_data", sde.sigma_data if given is None else given)
         self.time, self.time_dtype = check_clock(time, sde), time_dtype
         self.learned_variance = bool(learned_variance)
         if normalizer is not None and not isinstance(normalizer, Normalizer):
@@ -105,6 +110,11 @@ class ScoreModel(nn.Module):
         if network is not None and not isinstance(network, nn.Module):
             raise TypeError(f"network must be the torch module that net calls, got {network!r}")
         vars(self)["network"] = network  # not by attribute: a module would be entered a second time
+
+    @property
+    def data_std(self) -> float:
+        """The standard deviation of a coordinate of the data: declared, else the one that the SDE is made for."""
+        return self.sde.data_std if self.declared_data_std is None else self.declared_data_std
 
     @property
     def device(self) -> torch.device:
@@ -300,3 +310,11 @@ def combine(a: Tensor, b: Tensor, x: Tensor, out: Tensor) -> Tensor:
 def _of_dtype(value: Any, dtype: torch.dtype) -> Any:
     """A condition as the network is handed it."""
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != dtype else value
+
+
+def _length(name: str, value: Any) -> float:
+    """A positive, finite number."""
+    size = real(name, value)
+    if not 0 < size < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value!r}")
+    return size

@@ -28,15 +28,15 @@ PREDICTIONS: Final[dict[str, Callable[[Any, Tensor, float], Pair]]] = {
     "noise": lambda sde, t, _: (torch.zeros_like(t), torch.ones_like(t)),
     "data": lambda sde, t, _: (torch.ones_like(t), torch.zeros_like(t)),
     "score": lambda sde, t, _: (torch.zeros_like(t), -1 / sde.sigma(t)),
-    "v": lambda sde, t, _: (-sde.sigma(t), sde.alpha(t)),
+    "v": lambda sde, t, _: (-sde.sigma(t) / sde.unit**2, sde.alpha(t)),
     "flow": lambda sde, t, _: sde.rates(t),
     "edm": _edm,
 }
 """What each prediction is, as (p, q) of p x_0 + q noise where x_t = alpha x_0 + sigma noise.
 
-``v`` is alpha noise - sigma x_0 (Salimans and Ho 2022, arXiv 2202.00512), ``flow`` the time derivative of alpha x_0 + sigma noise,
-``edm`` the raw output F of a network preconditioned as by Karras et al. 2022 (arXiv 2206.00364, Table 1), after division of x by
-alpha; their denoiser D is ``data``.
+``v`` is alpha noise - sigma x_0 (Salimans and Ho 2022, arXiv 2202.00512), its lengths in the units in which the SDE was declared,
+``flow`` the time derivative of alpha x_0 + sigma noise, ``edm`` the raw output F of a network preconditioned as by Karras et al.
+2022 (arXiv 2206.00364, Table 1), after division of x by alpha; their denoiser D is ``data``.
 """
 
 _NUMBERS: Final = {"noise": (0.0, 1.0), "data": (1.0, 0.0)}
@@ -88,24 +88,40 @@ def meant(name: str) -> str:
 
 
 def conversion(
-    sde: SDE, source: str, target: str, t: Tensor, sigma_data: float, marginal: tuple[Tensor, Tensor] | None = None
+    sde: SDE,
+    source: str,
+    target: str,
+    t: Tensor,
+    sigma_data: float,
+    marginal: tuple[Tensor, Tensor] | None = None,
+    unit: float | None = None,
 ) -> Pair:
     """(A, B) such that ``target`` = A x + B ``source``, shaped as t; not finite where ``source`` does not determine it.
 
     x = alpha x_0 + sigma noise and ``source`` = p x_0 + q noise are solved for x_0 and noise; a ``target`` parallel to ``source``
     (noise and score) is a multiple of it, also where x is parallel to both. ``marginal``: (alpha, sigma) at t where they are known.
+
+    With a ``unit`` of length, x and ``target`` are those of ``sde.scaled(1 / unit)``, declared anew: states are x / unit, and v is
+    alpha noise - sigma x_0 in these units. ``source`` is what the network predicts under ``sde``.
     """
-    if source == target:
+    if source == target and (unit is None or source == "noise"):
         return torch.zeros_like(t), torch.ones_like(t)
+    if source == target == "score":
+        return torch.zeros_like(t), torch.full_like(t, 1.0 if unit is None else unit)
     if "kernel" not in sde.offers:
         raise ValueError(
             f"{target} cannot be computed from a network that predicts {source} under {sde!r}, which has no Gaussian kernel: "
             "use the score, which EulerMaruyama and RK45 need alone"
         )
-    there = _Known(cast(LinearSDE, sde), *(marginal or (sde.alpha(t), sde.sigma(t))))
+    linear = cast(LinearSDE, sde)
+    levels = marginal or (linear.alpha(t), linear.sigma(t))
+    own = _Known(linear, *levels, unit=linear.unit)
+    there = own if unit is None else _Known(linear, levels[0], levels[1] / unit, per=unit)
     given: list[Tensor | float] = [there.alpha(t), there.sigma(t)]
-    for name in (source, target):
-        given += _NUMBERS[name] if name in _NUMBERS else PREDICTIONS[name](there, t, sigma_data)
+    for name, at in ((source, own), (target, there)):
+        given += _NUMBERS[name] if name in _NUMBERS else PREDICTIONS[name](at, t, sigma_data)
+    if unit is not None and unit != 1:
+        given[2] = unit * given[2]  # x_0 is unit times the one of the scaled SDE
     if any(isinstance(c, Tensor) and c.requires_grad for c in given):
         return _shaped(_solve(torch.where, *given), t)
     with np.errstate(all="ignore"):  # many times at once are the cost of an adaptive step, and numpy's share of it is a quarter
@@ -118,10 +134,14 @@ def _shaped(pair: tuple[Any, Any], t: Tensor) -> Pair:
 
 
 class _Known:
-    """An SDE whose alpha and sigma are computed already, at one t."""
+    """An SDE whose alpha and sigma are computed already, at one t; its lengths are those of ``sde`` over ``per``."""
 
-    def __init__(self, sde: LinearSDE, alpha: Tensor, sigma: Tensor) -> None:
-        self.rates, self._alpha, self._sigma = sde.rates, alpha, sigma
+    def __init__(self, sde: LinearSDE, alpha: Tensor, sigma: Tensor, unit: float = 1.0, per: float = 1.0) -> None:
+        self._sde, self._alpha, self._sigma, self.unit, self._per = sde, alpha, sigma, unit, per
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = self._sde.rates(t)
+        return alpha, sigma / self._per
 
     def alpha(self, t: Tensor) -> Tensor:
         return self._alpha
@@ -131,11 +151,11 @@ class _Known:
 
 
 def _solve(where: Callable[..., Any], alpha: Any, sigma: Any, p: Any, q: Any, p_to: Any, q_to: Any) -> tuple[Any, Any]:
-    """(A, B), from columns or, of p and q, the numbers 0 and 1, which save passes."""
+    """(A, B), from columns or, of p and q, numbers, which save passes where they are 0 or 1."""
 
     def product(a: Any, b: Any) -> Any:
         for one, other in ((a, b), (b, a)):
-            if isinstance(one, float):
+            if isinstance(one, float) and one in (0.0, 1.0):
                 return other if one else 0.0
         return a * b
 
@@ -146,7 +166,7 @@ def _solve(where: Callable[..., Any], alpha: Any, sigma: Any, p: Any, q: Any, p_
         return where(abs(a - b) <= 64 * torch.finfo(torch.float64).eps * (abs(a) + abs(b)), 0.0, a - b)
 
     det, cross = less(product(alpha, q), product(sigma, p)), less(product(p_to, q), product(q_to, p))
-    size = p + q if isinstance(p, float) else p**2 + q**2
+    size = p**2 + q**2
     multiple = product(p_to, p) + product(q_to, q)
     if isinstance(cross, float) and cross == 0.0:
         return 0.0, multiple / size

@@ -6,54 +6,24 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, NamedTuple, NoReturn, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor
 
-from sdediff.constraints import applied
+from sdediff.constraints import Batch, applied
 from sdediff.lending import drift_of, own, reading
 from sdediff.model import ScoreModel
 from sdediff.predictions import conversion
-from sdediff.sde import SDE
-from sdediff.sde.quadrature import Integral
+from sdediff.sde.quadrature import Integral, accumulated
+from sdediff.units import Units
 from solvers import Problem
 from solvers.arithmetic import Number, expand, weighted
 from solvers.masked import kept
 from solvers.problem import Columns, Composed
 from solvers.scalars import reals
 
-__all__ = ["Batch", "Forward", "Reverse"]
-
-
-class Batch(NamedTuple):
-    """Which samples of a call a problem is about."""
-
-    rows: Tensor
-    """Their indices, int64 (k,) on the host."""
-    size: int
-    """How many samples the call has."""
-
-
-class Forward(Problem):
-    """dx = drift(x, t) dt + g(t) dw, the forward SDE itself."""
-
-    offers = frozenset({"drift", "diffusion"})
-
-    def __init__(self, sde: SDE, samples: int) -> None:
-        super().__init__(samples)
-        self.sde = sde
-
-    def drift(self, x: Tensor, t: Tensor) -> Tensor:
-        """The SDE's drift."""
-        return self.seen(x, drift_of(self.sde, x, t).clone())  # it may return one tensor each time
-
-    def diffuse(self, dw: Tensor, t: Tensor) -> Tensor:
-        """g(t) dw."""
-        return weighted((self.schedule("size", self._size, t, x=dw)[0], dw))
-
-    def _size(self, t: Tensor) -> Columns:
-        return (self.sde.diffusion(t),), ()
+__all__ = ["Reverse"]
 
 
 class Reverse(Problem):
@@ -62,6 +32,9 @@ class Reverse(Problem):
     lambda = 1 is the reverse-time SDE (Song et al. 2021, arXiv 2011.13456, eq. 6), lambda = 0 the probability flow (eq. 13), and
     every lambda(t) >= 0 has the same marginals. Drift, diffusion and score are there for every SDE; the rest where it has a
     Gaussian kernel.
+
+    States and coefficients are in ``units``: with u = ``units.unit`` the state is x / u for the x of the model, and follows
+    ``sde.scaled(1 / u)``. With data_std as the unit, data are of the size of 1, whatever the user measures them in.
     """
 
     def __init__(
@@ -73,13 +46,17 @@ class Reverse(Problem):
         sees: torch.dtype | None = None,
         batch: Batch | None = None,
         mask: Tensor | None = None,
+        units: Units | None = None,
     ) -> None:
         super().__init__(samples)
         self.mask = mask
         self.batch = batch or Batch(torch.arange(samples), samples)
         self.constraint = None if model.constraint is None else applied(model.constraint)
-        self.model, self.sde, self.lam = model, model.sde, stochasticity
+        self.model, self.lam, self.units = model, stochasticity, units or Units()
+        self.unit = self.units.unit
+        self.standard = 2 * model.sde.sigma_data / self.unit
         self.linear = "kernel" in model.sde.offers
+        self.sde = model.sde.scaled(1 / self.unit) if self.linear else model.sde
         self.offers = frozenset({"drift", "diffusion", "score"})
         if self.linear:
             self.offers |= {"marginal", "kernel", "coefficients", "data", "noise", "v"}
@@ -87,7 +64,7 @@ class Reverse(Problem):
             self.offers |= {"variance"}
         self.condition = dict(condition or {})
         # What the network is handed: in its own dtype; if it has none in ``sees``, by default the state's.
-        self.dtype, self.scaled = model.dtype or sees, model.predicts == "edm"
+        self.dtype, self.scaled = model.dtype or sees, model.predicts == "edm" or self.unit != 1
         self._still: Reverse | None = None
         self._last: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
 
@@ -120,7 +97,7 @@ class Reverse(Problem):
         """
         scale, time = self.model.inputs(t, self.dtype or x.dtype, x.device)
         pair = self._pair(t, quantity, self.model.predicts)
-        return (*pair, scale) if self.scaled else pair, (time,)
+        return (*pair, self.unit * scale) if self.scaled else pair, (time,)
 
     def _pair(self, t: Tensor, quantity: str | Composed, source: str) -> tuple[Tensor, Tensor]:
         """(a, b) such that ``quantity`` is a x + b times the prediction ``source``, at times t."""
@@ -128,13 +105,32 @@ class Reverse(Problem):
             a, b = self._pair(t, quantity.quantity, source)
             found = quantity.weights(t)
             return (a, b) if found is None else (found[0] + found[1] * a, found[1] * b)
-        marginal = self.marginal(t) if self.linear else None
-        a, b = conversion(self.sde, source, "score" if quantity == "drift" else quantity, t, self.model.sigma_data, marginal)
+        target, sigma_data = "score" if quantity == "drift" else quantity, self.model.sigma_data
+        a, b = conversion(self.model.sde, source, target, t, sigma_data, self._levels(t), self.unit)
         if quantity == "drift":
             lam = self.stochasticity(t) if callable(self.lam) else self.lam
-            pull = -0.5 * (1 + lam**2) * self.sde.diffusion(t) ** 2
+            pull = -0.5 * (1 + lam**2) * self._diffusion(t) ** 2
             a, b = (self.sde.f(t) if self.linear else 0) + pull * a, pull * b
         return a, b
+
+    def _levels(self, t: Tensor) -> tuple[Tensor, Tensor] | None:
+        """(alpha, sigma) in the model's units, where there is a kernel.
+
+        Those of the last times are kept: what a step needs of them it asks for one by one.
+        """
+        if not self.linear:
+            return None
+        sde = self.model.sde
+        if t.ndim != 1 or torch.is_grad_enabled():
+            return sde.alpha(t), sde.sigma(t)
+        if self._last is None or not torch.equal(self._last[0], t):
+            self._last = t.clone(), (sde.alpha(t), sde.sigma(t))
+        return self._last[1]
+
+    def _diffusion(self, t: Tensor) -> Tensor:
+        """g(t) in units of ``unit``."""
+        g: Tensor = self.sde.diffusion(t)
+        return g if self.linear or self.unit == 1 else g / self.unit
 
     def _from_data(self, t: Tensor, quantity: str | Composed) -> Columns:
         return self._pair(t, quantity, "data"), ()
@@ -177,19 +173,33 @@ class Reverse(Problem):
         """keep x + push quantity(x, t) from the network's output."""
         a, b = expand(entry[0], x), expand(entry[1], x)
         if self.constraint is not None:
-            rows = self.batch.rows if self.rows is None else self.batch.rows[self.rows]
-            out = kept(self.constraint(own(weighted((a, x), (b, out)), x, out), rows, self.batch.size), self.mask)
+            out = self._constrained(own(weighted((a, x), (b, out)), x, out))
             a, b = self.schedule(("from data", quantity, self.lam), self._from_data, t, quantity, x=x)
             if not _finite(a, b):
                 self._refuse(quantity, t)
             a, b = expand(a, x), expand(b, x)
         keep, push = expand(keep, x), expand(push, x)
         if not self.linear and quantity != "score":  # the drift, of which a and b have the score's share
-            drift = kept(drift_of(self.sde, x, t), self.mask)
-            return own(weighted((keep, x), (push, drift), (push * b, out)), drift, out)
+            drift = kept(drift_of(self.sde, weighted((self.unit, x)), t), self.mask)
+            return own(weighted((keep, x), (push / self.unit, drift), (push * b, out)), drift, out)
         if isinstance(keep, float) and isinstance(push, float) and (keep, push) == (0.0, 1.0):
             return own(weighted((a, x), (b, out)), x, out)
         return own(weighted((keep + push * a, x), (push * b, out)), x, out)
+
+    def _constrained(self, data: Tensor) -> Tensor:
+        """E[x_0 | x] in the user's units, held to the constraint if there is one."""
+        data = self.units.leave(data)
+        if self.constraint is None:
+            return data
+        rows = self.batch.rows if self.rows is None else self.batch.rows[self.rows]
+        return kept(self.constraint(data, rows, self.batch.size), self.mask)
+
+    def clean(self, x: Tensor, t: Tensor) -> Tensor:
+        """E[x_0 | x_t = x] in the user's units, to the bit as the constraint left it."""
+        entry = self.entry("data", x, t)
+        out = self.respond(entry, x)
+        self.monitor.record(x, out, self.rows)
+        return self._constrained(own(weighted((expand(entry[0], x), x), (expand(entry[1], x), out)), x, out))
 
     def data_and_variance(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """E[x_0 | x_t = x], and the second output of a network with a learned variance."""
@@ -208,7 +218,7 @@ class Reverse(Problem):
         if quantity != "drift" or not all(bool(torch.isfinite(c).all()) for c in self.model.conversion(target, t)):
             raise ValueError(self.model.singular(target, t))
         raise ValueError(
-            f"f or g of {self.sde!r} is not finite at t = {float(t.max()):.6g}: start inside its default range, "
+            f"f or g of {self.model.sde!r} is not finite at t = {float(t.max()):.6g}: start inside its default range, "
             "or take the first step in data form, by DDIM or Ancestral"
         )
 
@@ -233,7 +243,7 @@ class Reverse(Problem):
         return self.blend("v", x, t, 0.0, 1.0)
 
     def _spread(self, t: Tensor) -> Columns:
-        return (self.stochasticity(t) * self.sde.diffusion(t),), ()
+        return (self.stochasticity(t) * self._diffusion(t),), ()
 
     def diffuse(self, dw: Tensor, t: Tensor) -> Tensor:
         """lambda g dw."""
@@ -244,12 +254,9 @@ class Reverse(Problem):
         return weighted((1.0, x), (self.schedule(("spread", self.lam), self._spread, t, x=x)[0] * root, z))
 
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma). Those of the last times are kept: what a step needs of them it asks for one by one."""
-        if t.ndim != 1 or torch.is_grad_enabled():
-            return self.sde.alpha(t), self.sde.sigma(t)
-        if self._last is None or not torch.equal(self._last[0], t):
-            self._last = t.clone(), (self.sde.alpha(t), self.sde.sigma(t))
-        return self._last[1]
+        """(alpha, sigma)."""
+        alpha, sigma = self._levels(t) or (self.sde.alpha(t), self.sde.sigma(t))
+        return alpha, sigma if self.unit == 1 else sigma / self.unit
 
     def log_snr(self, t: Tensor) -> Tensor:
         """The SDE's."""
@@ -284,15 +291,7 @@ class Reverse(Problem):
 
     @cached_property
     def _accumulated(self) -> Integral:
-        """The integral of -lambda^2 g^2 / (2 sigma^2), which is lambda^2 du / dt with u = log(alpha / sigma), from t_min on."""
-        low, high = self.sde.t_min, self.sde.t_max
-
-        def rate(after: Tensor) -> Tensor:
-            t = low + after
-            value: Tensor = -0.5 * (self.stochasticity(t) * self.sde.g(t) / self.sde.sigma(t)) ** 2
-            return value
-
-        return Integral(rate, torch.zeros_like, high - low, 0.0)
+        return accumulated(self.sde, self.stochasticity)
 
     def mixing(self, t: Tensor) -> Tensor:
         """The integral of lambda^2 du, u = log(alpha / sigma), up to a constant: lambda^2 u where lambda is constant."""

@@ -144,7 +144,9 @@ def _check_last(sde: SDE, last: str | None, t_end: float | None) -> str:
 def _solve(
     problem: Reverse, solver: Solver, x: Tensor, times: Tensor, noise: Noise | None, options: Options, *, denoise: bool
 ) -> Solution:
-    solution = solver.solve(problem, x, times, noise, options)
+    units = problem.units
+    inside = solver.solve(problem, units.enter(x), times, noise, options)
+    solution = units.left(inside)
     if not denoise:
         return solution
     if options.max_nfe is not None:
@@ -155,8 +157,8 @@ def _solve(
         return solution
     whole = len(rows) == len(x)
     with torch.set_grad_enabled(options.grad != "none"):
-        part, state = (problem, solution.x) if whole else (problem.take(rows), solution.x[rows.to(x.device)])
-        clean = part.data(state, times[-1])
+        part, state = (problem, inside.x) if whole else (problem.take(rows), inside.x[rows.to(x.device)])
+        clean = part.clean(state, times[-1])
     lost = rows[~torch.isfinite(rowwise(clean)).all(dim=1).cpu()].tolist()
     out = solution.x.clone()
     out[rows.to(x.device)] = clean

@@ -9,10 +9,11 @@ from typing import Literal
 from torch import Tensor
 
 from sdediff.arguments import Grid, Span, check_choice, check_grad, check_seed, check_solver, check_states, make_times
+from sdediff.forward import Forward
 from sdediff.lending import at_least_float32
-from sdediff.reverse import Forward
 from sdediff.sde import SDE
-from solvers import EulerMaruyama, Noise, Options, Snapshot, Solution, Solver, White
+from sdediff.units import Units
+from solvers import EulerMaruyama, Noise, Options, Snapshot, Solution, SolveError, Solver, White
 
 __all__ = ["simulate"]
 
@@ -47,12 +48,16 @@ def simulate(
     solver = check_solver(solver, EulerMaruyama())
     if not solver.diffuses:
         raise ValueError(f"{solver!r} integrates no diffusion, and the forward SDE has one; use EulerMaruyama()")
-    times = make_times(Span.forward(sde), solver, steps, grid, t_start, t_end)
+    units = Units(sde.data_std)
+    times = make_times(Span.forward(sde), solver, steps, grid, t_start, t_end, units.unit)
     check_choice("on_fail", on_fail, ("raise", "return"))
     check_grad(grad)
     seeds = check_seed(seed, noise, tuple(x_0.shape), x_0.device)
     if seeds is not None:
         noise = White(seeds, x_0.shape[1:], dtype=x_0.dtype, device=x_0.device)
-    options = Options(trajectory=trajectory, callback=callback, on_fail=on_fail, grad=grad)
-    solution = solver.solve(Forward(sde, len(x_0)), x_0, times, noise, options)
-    return replace(solution, seeds=seeds)
+    options = Options(trajectory=trajectory, callback=units.outside(callback), on_fail="return", grad=grad)
+    found = solver.solve(Forward(sde, len(x_0), units.unit), units.enter(x_0), times, noise, options)
+    solution = replace(units.left(found), seeds=seeds)
+    if solution.failures and on_fail == "raise":
+        raise SolveError(solution)
+    return solution

@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from sdediff.arguments import Grid, Span, check_choice, check_condition, check_device, check_grad, make_times
+from sdediff.constraints import Batch
 from sdediff.evaluation import evaluating
 from sdediff.model import ScoreModel
 from sdediff.modules import modules_behind
 from sdediff.progress import Bar, progress_bar
-from sdediff.reverse import Batch, Reverse
+from sdediff.reverse import Reverse
+from sdediff.units import Units
 from solvers import Options, Snapshot, Solution, SolveError, Solver
 from solvers.scalars import whole
 from solvers.solution import merge
@@ -53,6 +55,7 @@ class Solving:
     progress: bool
     dtype: torch.dtype
     device: torch.device
+    units: Units
 
     @classmethod
     def checked(
@@ -81,7 +84,7 @@ class Solving:
     ) -> Self:
         """From the arguments that `sample` documents; ValueError or TypeError for those that are wrong."""
         place = check_device(model, device)
-        times = make_times(span, solver, steps, grid, t_start, t_end)
+        times = make_times(span, solver, steps, grid, t_start, t_end, model.data_std)
         check_choice("on_fail", on_fail, ("raise", "return"))
         check_grad(grad)
         if dtype not in (torch.float32, torch.float64):
@@ -104,14 +107,15 @@ class Solving:
             progress=progress,
             dtype=dtype,
             device=place,
+            units=Units(model.data_std),
         )
 
     def reverse(
         self, rows: Tensor, stochasticity: float | Callable[[Tensor], Tensor] = 0.0, sees: torch.dtype | None = None
     ) -> Reverse:
-        """The problem of the samples ``rows``."""
+        """The problem of the samples ``rows``, whose states are in the solvers' `units`."""
         condition = {name: value[rows.to(value.device)] for name, value in self.condition.items()}
-        return Reverse(self.model, len(rows), stochasticity, condition, sees, Batch(rows, self.count))
+        return Reverse(self.model, len(rows), stochasticity, condition, sees, Batch(rows, self.count), units=self.units)
 
     def run(self, title: str, part: Callable[[Tensor, Options], Solution]) -> Solution:
         """``part(rows, options)`` of ``batch_size`` samples at a time, joined; `SolveError` if a sample failed and ``raises``."""
@@ -120,7 +124,8 @@ class Solving:
             for first in range(0, self.count, self.batch_size):
                 rows = torch.arange(first, min(first + self.batch_size, self.count))
                 show = partial(_show, bar, first, len(rows)) if self.progress else None
-                parts.append(part(rows, replace(self.options, progress=show)))
+                callback = self.units.outside(self.options.callback)
+                parts.append(part(rows, replace(self.options, progress=show, callback=callback)))
         solution = merge(parts)
         if solution.failures and self.raises:
             raise SolveError(solution)

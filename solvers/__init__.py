@@ -29,8 +29,9 @@ from solvers.external import External, SciPy, TorchDiffEq, TorchSDE
 from solvers.grid import GRIDS, LogSNR, check_grid, quadratic, uniform
 from solvers.integrate import Options, Snapshot, integrate
 from solvers.langevin import Langevin, MetropolisLangevin, PredictorCorrector
+from solvers.monitor import Monitor
 from solvers.noise import Noise, StepNoise, White, fresh_seed, seeds
-from solvers.problem import Monitor, Problem, Schedule
+from solvers.problem import Problem, Schedule
 from solvers.runge_kutta import DOP853, RK23, RK45, DormandPrince, Euler, Heun, Midpoint, RungeKutta, RungeKutta4, Tsit5
 from solvers.solution import Failure, Solution, SolveError, Status
 from solvers.solver import Solver, Step

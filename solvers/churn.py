@@ -114,7 +114,8 @@ class Churn(_Around):
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Noised]:
         """Where each step starts, and the solver's plan from there."""
         u, t = torch.exp(-0.5 * problem.log_snr(times)), times[:-1]
-        inside = (u[:-1] >= self.between[0]) & (u[:-1] <= self.between[1])
+        low, high = (bound / problem.unit for bound in self.between)
+        inside = (u[:-1] >= low) & (u[:-1] <= high)
         gamma = inside.to(torch.float64) * min(self.churn / len(t), 2**0.5 - 1)
         above = (1 + gamma) * u[:-1]
         inside = problem.time_of(-2 * torch.minimum(above, u[0]).log())

@@ -17,7 +17,7 @@ from solvers.clock import Clock, slope
 from solvers.noise import Noise, Silence, StepNoise
 from solvers.problem import Problem
 from solvers.solution import Failure, Status
-from solvers.solver import Solver, Step
+from solvers.solver import Solver, Step, tolerances
 
 __all__ = ["Control", "PerSample", "Reached"]
 
@@ -105,7 +105,7 @@ class PerSample(Control):
         self.target = torch.ones(self.samples, dtype=torch.int64)
         self.before = torch.ones(self.samples, dtype=torch.float64)
         self.retry, self.moved = torch.zeros(2, self.samples, dtype=torch.bool)
-        self.rtol, self.atol, self.q = float(solver.rtol), float(solver.atol), float(solver.error_order)  # type: ignore[attr-defined]
+        (self.rtol, self.atol), self.q = tolerances(solver, problem), float(solver.error_order)  # type: ignore[attr-defined]
         self.dt_min = float(getattr(solver, "dt_min", 0.0))
         self.clock = self._clock()
         self.marks = self.clock.value(times)

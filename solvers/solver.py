@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from solvers.noise import Noise
     from solvers.solution import Solution
 
-__all__ = ["Adaptive", "Solver", "Step", "check_tolerances"]
+__all__ = ["Adaptive", "Solver", "Step", "check_tolerances", "tolerances"]
 
 
 class _Step(NamedTuple):
@@ -50,13 +50,22 @@ class Step(_Step):
         return super().__new__(cls, x, x if mean is None else mean, state, error)
 
 
+def tolerances(solver: Any, problem: Problem) -> tuple[float, float]:
+    """(rtol, atol) of an adaptive solver in the problem's units, in which data have a standard deviation near 1.
+
+    ``solver.atol`` is in the user's units, and by default the number ``solver.default_atol`` in the problem's.
+    """
+    given = solver.atol
+    return float(solver.rtol), float(solver.default_atol if given is None else given / problem.unit)
+
+
 def check_tolerances(solver: Any) -> None:
     """A ValueError unless rtol and atol of an adaptive solver make sense, and dt_min where it has one."""
     name, dt_min = type(solver).__name__, getattr(solver, "dt_min", 0.0)
     if not 0 <= dt_min < float("inf"):
         raise ValueError(f"{name}: dt_min must be a finite time >= 0, the least step; got {dt_min!r}")
     for given, value in (("rtol", solver.rtol), ("atol", solver.atol)):
-        if not 0 <= value < float("inf"):
+        if value is not None and not 0 <= value < float("inf"):
             raise ValueError(f"{name}: {given} must be a finite number >= 0, got {value!r}")
     if solver.rtol == 0 and solver.atol == 0:
         raise ValueError(f"{name}: rtol and atol cannot both be 0; give one, 1e-5 say")
@@ -160,15 +169,17 @@ class Solver(Record):
 class Adaptive(Solver):
     """What the solvers share that choose a step size for every sample: bases come after it, so that its fields come last.
 
-    The root mean square over the event of error / (atol + rtol max(abs(x_t), abs(x_s))) is kept below 1. ``dt_min``: a step is
+    The root mean square over the event of error / (atol + rtol max(abs(x_t), abs(x_s))) is kept below 1. ``atol`` is in the units
+    of x; by default it is ``default_atol`` times the standard deviation of the data. ``dt_min``: a step is
     not made smaller than that; a sample that would need it fails with `Status.STEP_TOO_SMALL`. 0: as small as rounding lets it.
     """
 
     rtol: float = 1e-5
-    atol: float = 1e-5
+    atol: float | None = None
     dt_min: float = field(default=0.0, kw_only=True)
 
     adaptive = True
+    default_atol: ClassVar[float] = 1e-5
 
     def __post_init__(self) -> None:
         """Check the arguments."""

@@ -219,12 +219,12 @@ def test_the_error_follows_the_tolerance(name: str, variable: str) -> None:
     x = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(6, 2) * sde.prior.std
     exact = DATA.flow(sde, x, sde.t_max, sde.t_min)
     kw = {"x_init": x, "last": "noisy", "dtype": torch.float64}
-    errors, tolerances = [], (1e-6, 1e-9)
+    errors, tolerances = [], (1e-5, 1e-10)
     for tol in tolerances:
         out = sd.sample(DATA.model(sde), (6, 2), solver=sd.RK45(tol, tol, variable=variable), **kw)
         errors.append(float((out.x - exact).abs().max()))
         assert errors[-1] < 10 * tol
-    assert slope(errors, 1000.0) > 0.7, errors
+    assert slope(errors, 1e5) > 0.7, errors
 
 
 def test_the_variable_by_default() -> None:
@@ -304,12 +304,12 @@ def test_the_angle_takes_the_fewest_evaluations(name: str, std: float) -> None:
 
 
 def test_the_flow_of_details_of_the_angles_size_is_still() -> None:
-    """Of N(0, 0.3^2) data in the angle of size 0.3: any step is exact."""
+    """Of N(0, 0.3^2) data in the angle of size 1, in units of their standard deviation: any step is exact."""
     law, sde = sd.exact.Gaussian(0.0, 0.3**2), sd.SubVP()
     x = torch.linspace(-2, 2, 6, dtype=torch.float64)[:, None]
     times = torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)
     found = sd.sample(
-        law.model(sde), (6, 1), solver=sd.Euler(variable="angle", size=0.3), grid=times, x_init=x, last="noisy", dtype=x.dtype
+        law.model(sde), (6, 1), solver=sd.Euler(variable="angle", size=1.0), grid=times, x_init=x, last="noisy", dtype=x.dtype
     )
     torch.testing.assert_close(found.x, law.flow(sde, x, sde.t_max, sde.t_min), rtol=1e-12, atol=0)
 

@@ -347,9 +347,10 @@ def test_the_table_and_the_error(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_large_prior_gap_only_warns(capsys: pytest.CaptureFixture[str]) -> None:
     report = check_sde(sd.VP(beta_max=1.0))
+    snr = float(sd.VP(beta_max=1.0).log_snr(1.0).exp())
     (warning,) = report.warnings
     assert warning.name == "prior_gap is small"
-    assert warning.deviation == pytest.approx(sd.VP(beta_max=1.0).prior_gap(0.0, 1.0), rel=1e-9)
+    assert warning.deviation == pytest.approx(0.5 * (snr - math.log1p(snr)), rel=1e-9)
     assert "warn: data of variance 1 keep 0.25 nats" in capsys.readouterr().out
 
 

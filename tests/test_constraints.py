@@ -43,7 +43,7 @@ def test_solvers_see_the_clipped_model(solver: sd.DDPM, steps: int | None) -> No
     """The same samples as from a network that clips its own data prediction."""
     plain = LAW.model(VP)
     clip = sd.Clip(-0.4, 0.4)
-    within = sd.ScoreModel(lambda x, t: clip(plain.data(x, t)), VP, "data", time_dtype=torch.float64)
+    within = sd.ScoreModel(lambda x, t: clip(plain.data(x, t)), VP, "data", time_dtype=torch.float64, data_std=plain.data_std)
     one, two = (
         sd.sample(m, (5, 2), solver=solver, steps=steps, seed=0, dtype=torch.float64) for m in (plain.constrained(clip), within)
     )

@@ -353,7 +353,7 @@ def test_learned_variance_lies_between_the_two() -> None:
         def net(x, t):
             return torch.cat([exact.net(x, t), torch.full_like(x, r)], dim=1)
 
-        return sd.ScoreModel(net, sde, "v", time_dtype=torch.float64, learned_variance=True)
+        return sd.ScoreModel(net, sde, "v", time_dtype=torch.float64, learned_variance=True, data_std=exact.data_std)
 
     def draw(model: sd.ScoreModel, solver: sd.DDPM | sd.DDIM, **options) -> torch.Tensor:
         return sd.sample(model, (4, 2), solver=solver, seed=3, dtype=torch.float64, **options).x

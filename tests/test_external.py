@@ -335,7 +335,13 @@ class Plain(sd.SDE):
 
 @pytest.mark.parametrize("solver", [sd.TorchDiffEq("rk4"), sd.SciPy("RK45"), sd.TorchSDE("heun")], ids=repr)
 def test_an_sde_without_a_kernel(solver: Solver) -> None:
-    score = sd.ScoreModel(lambda x, t: MIXTURE.score(sd.VP(), x, t), Plain(), "score", time_dtype=torch.float64)
+    score = sd.ScoreModel(
+        lambda x, t: MIXTURE.score(sd.VP(), x, t),
+        Plain(),
+        "score",
+        time_dtype=torch.float64,
+        data_std=MIXTURE.data_std,
+    )
     outs = [
         sd.sample(
             model, (3, 2), solver=solver, steps=steps_of(solver, 20), t_end=0.1, t_start=0.99, x_init=X, seed=0, dtype=X.dtype

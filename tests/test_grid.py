@@ -95,7 +95,7 @@ def test_sample_takes_grids_by_name() -> None:
     model = sd.exact.Gaussian([0.2, -0.1], 0.25).model(sd.VP())
     for name in GRIDS:
         out = sd.sample(model, (1, 2), solver=sd.DDIM(), steps=4, grid=name, seed=0)
-        torch.testing.assert_close(out.times, grid(name, 4, sd.VP()))
+        torch.testing.assert_close(out.times, grid(name, 4, sd.VP().scaled(2.0)))  # in units of the data's size, 0.5
     with pytest.raises(ValueError, match="did you mean 'karras'"):
         sd.sample(model, (1, 2), solver=sd.DDIM(), steps=4, grid="karas", seed=0)
     exact = sd.exact.Gaussian([0.2, -0.1], 0.25).model(sd.RectifiedFlow(t_max=1.0))
@@ -109,9 +109,9 @@ def test_a_solver_names_its_grid() -> None:
 
     model = sd.exact.Gaussian([0.2, -0.1], 0.25).model(sd.VP())
     assert torch.equal(sd.sample(model, (1, 2), solver=sd.Heun(), steps=4, seed=0).times, grid("uniform", 4, sd.VP()))
-    assert torch.equal(sd.sample(model, (1, 2), solver=sd.DDIM(), steps=4, seed=0).times, grid("logistic", 4, sd.VP()))
-    assert torch.equal(sd.sample(model, (1, 2), solver=Spaced(), steps=4, seed=0).times, grid("karras", 4, sd.VP()))
+    assert torch.equal(sd.sample(model, (1, 2), solver=sd.DDIM(), steps=4, seed=0).times, grid("logistic", 4, sd.VP().scaled(2.0)))
+    assert torch.equal(sd.sample(model, (1, 2), solver=Spaced(), steps=4, seed=0).times, grid("karras", 4, sd.VP().scaled(2.0)))
     spaced = sd.sample(model, (1, 2), solver=Spaced(), steps=4, grid="uniform", seed=0)
     assert torch.equal(spaced.times, grid("uniform", 4, sd.VP()))
     angle = sd.ExponentialMultistep(2, variable="angle", startup="published")
-    assert torch.equal(sd.sample(model, (1, 2), solver=angle, steps=4, seed=0).times, grid("central", 4, sd.VP()))
+    assert torch.equal(sd.sample(model, (1, 2), solver=angle, steps=4, seed=0).times, grid("central", 4, sd.VP().scaled(2.0)))

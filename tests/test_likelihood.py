@@ -157,7 +157,7 @@ def test_condition_follows_its_sample() -> None:
         return mean + law.data(sde, x - alpha * mean, t)
 
     x, mean = torch.tensor([[0.5, 0.1], [4.0, 4.0]], dtype=F64), torch.tensor([[0.0, 0.0], [3.0, -1.0]], dtype=F64)
-    model = sd.ScoreModel(net, sde, "data", time_dtype=F64)
+    model = sd.ScoreModel(net, sde, "data", time_dtype=F64, data_std=exact.data_std)
     out = sd.log_prob(model, x, condition={"mean": mean})
     shift = float(sde.alpha(sde.t_min)) * mean
     expected = sd.log_prob(exact, x - shift).value

@@ -294,9 +294,9 @@ def test_posterior_at_the_ends() -> None:
 
 def test_prior_gap_is_the_kl_between_the_law_at_the_end_and_the_prior(sde: sd.LinearSDE) -> None:
     mean, variance = numbers(0.3, -2.0, 1.0), numbers(0.5, 1.0, 0.0)
-    alpha, sigma = float(sde.alpha(sde.t_max)), sde.prior.std
+    alpha, sigma = float(sde.alpha(sde.t_max)), float(sde.sigma(sde.t_max))
     law = torch.distributions.Normal(alpha * mean, (alpha**2 * variance + sigma**2).sqrt())
-    gap = torch.distributions.kl_divergence(law, torch.distributions.Normal(torch.zeros(3).double(), sigma)).sum()
+    gap = torch.distributions.kl_divergence(law, torch.distributions.Normal(torch.zeros(3).double(), sde.prior.std)).sum()
     assert sde.prior_gap(mean, variance) == pytest.approx(float(gap), rel=1e-6, abs=1e-13)
     with pytest.raises(ValueError, match="variance not negative"):
         sde.prior_gap(0.0, -1.0)

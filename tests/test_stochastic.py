@@ -532,7 +532,7 @@ def test_stages_of_sra_see_the_diffusion_at_their_times() -> None:
     sde = sd.LinearSDE(f=lambda t: -1.0, g=lambda t: 1 + t)
     x = torch.tensor([[0.5]], dtype=torch.float64)
     path = sd.BrownianPath([0], (1,), 0.5, 0.75, intervals=8, dtype=torch.float64)
-    from sdediff.reverse import Forward
+    from sdediff.forward import Forward
 
     out = integrate(Forward(sde, 1), sd.SRA1(), x, torch.tensor([0.5, 0.75], dtype=torch.float64), path).x
     w, z = path.pair(torch.tensor(0.5), torch.tensor(0.75))

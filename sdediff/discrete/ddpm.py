@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -223,17 +224,20 @@ class DDPM(Chain, Solver):
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """Posterior coefficients of the steps from i to i - 1."""
         problem.prepare(times)
-        gap = float((problem.marginal(times)[0] - self.levels.alphas[1:].flip(0)).abs().max())
+        alpha, sigma = problem.marginal(times)
+        alphas, sigmas = self.levels.alphas[1:].flip(0), self.levels.sigmas[1:].flip(0)
+        gap = float(torch.maximum((alpha - alphas).abs(), (problem.unit * sigma - sigmas).abs()).max())
         if gap > _FAR:
             raise ValueError(
-                f"{self!r} is no chain of the model's SDE: alpha differs by {gap:.2g}; "
+                f"{self!r} is no chain of the model's SDE: alpha or sigma differs by {gap:.2g}; "
                 "take DDPM.from_sde(model.sde, N), or a model of the chain's to_sde()"
             )
         data, keep, _ = self.posterior_columns
         low, high = self.log_variances
         if self.variance != "learned":
             low = high = low if self.variance == "beta_tilde" else high
-        rows = zip(*(column[1:].flip(0).unbind() for column in (data, keep, low, high)), strict=True)
+        shift = 2 * math.log(problem.unit)
+        rows = zip(*(column[1:].flip(0).unbind() for column in (data, keep, low - shift, high - shift)), strict=True)
         return [_Plan(times[n], times[n + 1], *row) for n, row in enumerate(rows)]
 
     def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:

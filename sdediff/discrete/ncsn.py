@@ -104,17 +104,19 @@ class NCSN(Chain, Solver):
         return cls(sigmas, tuple(times.tolist()), step_size, n_steps)
 
     @classmethod
-    def from_data(cls, x_0: Tensor, *, sigma_min: float = 0.01, n_steps: int = 5) -> NCSN:
+    def from_data(cls, x_0: Tensor, *, sigma_min: float | None = None, n_steps: int = 5) -> NCSN:
         """NCSNv2's choices (Song and Ermon 2020, arXiv 2006.09011) for data x_0 (count, *event) of d coordinates.
 
         sigma_1 is the largest distance between two samples (Technique 1), the ratio of levels is `level_ratio` of d (Technique 2;
         a little less, so that the last is ``sigma_min``), and the step size brings the variance at each level nearest to right
-        (Technique 4). The last two say how many evaluations sampling takes: N n_steps.
+        (Technique 4). The last two say how many evaluations sampling takes: N n_steps. ``sigma_min`` is a hundredth of the range of
+        the data by default, the published 0.01 for images in [0, 1].
         """
         check_states("x_0", x_0)
         if len(x_0) < 2:
             raise ValueError(f"NCSN.from_data takes the largest distance between two samples, and there is {len(x_0)}")
-        sigma_max, sigma_min = widest_pair(x_0), real("sigma_min", sigma_min)
+        sigma_max = widest_pair(x_0)
+        sigma_min = 0.01 * float(x_0.max() - x_0.min()) if sigma_min is None else real("sigma_min", sigma_min)
         if not sigma_max > sigma_min > 0:
             raise ValueError(f"sigma_min must lie in (0, {sigma_max:.4g}), the largest distance of two samples; got {sigma_min!r}")
         N = 1 + math.ceil(math.log(sigma_max / sigma_min) / math.log(level_ratio(rowwise(x_0).shape[1])))
@@ -157,10 +159,11 @@ class NCSN(Chain, Solver):
         if len(times) < 2:
             raise ValueError(f"{self!r} needs two levels at least to sample by annealed Langevin dynamics")
         problem.prepare(times)
-        sigma = problem.marginal(times)[1]
+        sigma = problem.unit * problem.marginal(times)[1]
         if float((sigma / torch.tensor(self.sigmas, dtype=torch.float64) - 1).abs().max()) > 1e-6:
             raise ValueError(f"{self!r} has other levels than the model's SDE; take NCSN.from_sde(model.sde, N)")
-        visits = list(zip(times.unbind(), self.step_sizes.tolist(), strict=True))
+        steps = self.step_sizes / problem.unit**2
+        visits = list(zip(times.unbind(), steps.tolist(), strict=True))
         return [_Plan(tuple(visits[:2])), *(_Plan((visit,)) for visit in visits[2:])]
 
     def cost(self, plan: _Plan) -> int:

@@ -17,6 +17,7 @@ from sdediff.exact.measurement import Measurement, condition
 from sdediff.exact.spectrum import eigen
 from sdediff.reverse import Reverse
 from sdediff.sde import LinearSDE
+from sdediff.units import Units
 from solvers import Solver, check_grid
 
 __all__ = ["Gaussian", "LowRank", "Normal"]
@@ -45,6 +46,11 @@ class Normal(Law):
     def least_variance(self) -> float:  # type: ignore[override]
         """The smallest eigenvalue of the covariance; 0 on a subspace."""
         return float(self.variances.min()) if self._full else 0.0
+
+    @property
+    def data_std(self) -> float:
+        """sqrt of the sum of the variances over the number of coordinates."""
+        return math.sqrt(float(self.variances.sum()) / self.mean.numel())
 
     @property
     def _full(self) -> bool:
@@ -178,6 +184,7 @@ class Gaussian(Normal):
         if solver.times is not None and not (len(grid) == len(solver.times) and torch.allclose(grid, solver.times)):
             raise ValueError(f"{solver!r} is a discrete model with a grid of its own: pass times=solver.times")
         lam = check_stochasticity(solver, stochasticity, grid)
+        unit = self.data_std or sde.data_std
         rotated = Gaussian(self._split(self.mean.flatten())[0], self.variances)
         if start is None:
             alpha, sigma = sde.alpha(grid[0]), sde.sigma(grid[0])
@@ -185,8 +192,12 @@ class Gaussian(Normal):
         else:
             mean, std = torch.zeros_like(rotated.mean), torch.full_like(rotated.mean, sde.prior.std)
         model = rotated.model(sde)
-        mean, variances = affine_moments(lambda rows: Reverse(model, rows, lam), solver, grid, mean, std)
-        return self._made(self._join(mean), self.basis, variances).data_moments()
+
+        def problem(rows: int) -> Reverse:
+            return Reverse(model, rows, lam, units=Units(unit))
+
+        mean, variances = affine_moments(problem, solver, grid, mean / unit, std / unit)
+        return self._made(self._join(unit * mean), self.basis, unit**2 * variances).data_moments()
 
 
 class LowRank(Normal):

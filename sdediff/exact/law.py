@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Self
 
@@ -68,6 +69,14 @@ class Law:
         """
         raise NotImplementedError(f"the posterior of {self!r} under a linear measurement is not known in closed form")
 
+    @property
+    def data_std(self) -> float:
+        """sqrt of the mean variance of a coordinate of x_0; 0 for a point, or where moments are not known."""
+        try:
+            return math.sqrt(float(self.data_moments()[1].diagonal().mean()))
+        except NotImplementedError:
+            return 0.0
+
     def score(self, sde: LinearSDE, x: Tensor, t: Tensor | float) -> Tensor:
         """grad log p_t(x), shaped as x."""
         return self._like(self._at(sde, x, t)[0].score, x)
@@ -82,9 +91,9 @@ class Law:
         return self._like(-sigma * values.score, x)
 
     def v(self, sde: LinearSDE, x: Tensor, t: Tensor | float) -> Tensor:
-        """alpha E[noise | x] - sigma E[x_0 | x], shaped as x."""
+        """alpha E[noise | x] - sigma E[x_0 | x], shaped as x; lengths are in the units of the SDE's declaration."""
         values, alpha, sigma = self._at(sde, x, t)
-        return self._like(-sigma * (alpha * values.score + values.data), x)
+        return self._like(-sigma * (alpha * values.score + values.data / sde.unit**2), x)
 
     def log_prob(self, sde: LinearSDE, x: Tensor, t: Tensor | float) -> Tensor:
         """log p_t(x) in nats, (B,)."""
@@ -111,7 +120,7 @@ class Law:
 
         It predicts v, from which all others follow by division by alpha^2 + sigma^2 alone.
         """
-        return ScoreModel(LawNet(self, sde), sde, predicts="v", time_dtype=torch.float64)
+        return ScoreModel(LawNet(self, sde), sde, predicts="v", time_dtype=torch.float64, data_std=self.data_std or None)
 
     def __repr__(self) -> str:
         """The kind and the shape, no numbers."""

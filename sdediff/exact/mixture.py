@@ -73,6 +73,14 @@ class GaussianMixture(Law):
         """The smallest eigenvalue of any component's covariance."""
         return float(self.components.variances.min())
 
+    @property
+    def data_std(self) -> float:
+        """From the components' variances and the distances of their means."""
+        means, variances = self.components.means, self.components.variances
+        within = variances if variances.ndim == 1 else variances.mean(dim=1)
+        apart = (means - self.weights @ means).square().mean(dim=1)
+        return math.sqrt(float(self.weights @ (within + apart)))
+
     def evaluate(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Values:
         """Density, score and data prediction at x (B, d), as many rows at a time as fit into 32 MB a tensor."""
         rows = max(1, _CHUNK // self.components.width)

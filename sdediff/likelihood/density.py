@@ -18,6 +18,7 @@ from sdediff.model import ScoreModel
 from sdediff.reverse import Reverse
 from sdediff.sde import Prior
 from sdediff.solving import Solving, check_deterministic
+from sdediff.units import Units
 from solvers import RK45, Failure, Options, RungeKutta4, Solution, Solver
 from solvers.clock import clock
 from solvers.scalars import real
@@ -148,7 +149,7 @@ def log_prob(
         start = (x.clone() if x.is_inference() else x).to(place).to(solving.device)
 
         def part(rows: Tensor, options: Options) -> Solution:
-            own = start[rows.to(start.device)]
+            own = solving.units.enter(start[rows.to(start.device)])
             trace = estimate.of([seeds[i] for i in rows.tolist()] if seeds else (), own)
             problem = Augmented(solving.reverse(rows, sees=kind), trace, own.shape[1:], solving.times)
             found = solver.solve(problem, problem.start(own), problem.clock, None, options)
@@ -179,7 +180,7 @@ def _check_end(solving: Solving) -> None:
 
 def _angular(model: ScoreModel, times: Tensor) -> Tensor:
     """As many times between the same ends, uniform in the angle."""
-    variable = clock(Reverse(model, 1), "angle")
+    variable = clock(Reverse(model, 1, units=Units(model.data_std)), "angle")
     first, last = variable.value(times[[0, -1]]).tolist()
     inside = torch.linspace(first, last, len(times), dtype=torch.float64)[1:-1]
     return torch.cat([times[:1], variable.time(inside), times[-1:]])
@@ -189,7 +190,7 @@ def _result(
     solution: Solution, prior: Prior, solving: Solving, shape: torch.Size, estimate: Estimate, seeds: tuple[int, ...] | None
 ) -> LogProb:
     d, net, sde = shape[1:].numel(), solving.model.net, solving.model.sde
-    z, integrals = solution.x[:, :d].reshape(shape), solution.x[:, d:]
+    z, integrals = solving.units.leave(solution.x[:, :d].reshape(shape)), solution.x[:, d:]
     lost = (solution.status != 0).to(z.device)
     with torch.set_grad_enabled(solving.options.grad != "none"):
         at_end = prior.log_prob(z)

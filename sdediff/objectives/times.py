@@ -27,7 +27,7 @@ class TimeLaw(Record):
 
 
 def _check(law: Any) -> None:
-    if not (math.isfinite(law.location) and 0 < law.scale < math.inf):
+    if not ((law.location is None or math.isfinite(law.location)) and 0 < law.scale < math.inf):
         raise ValueError(f"{type(law).__name__}: location must be finite and scale positive, got {law.location!r}, {law.scale!r}")
 
 
@@ -60,9 +60,12 @@ class LogitNormal(TimeLaw):
 
 @dataclass(frozen=True)
 class LogNormal(TimeLaw):
-    """log(sigma / alpha) ~ N(location, scale^2), within the usable range (Karras et al. 2022, arXiv 2206.00364, Table 1)."""
+    """log(sigma / alpha) ~ N(location, scale^2), within the usable range (Karras et al. 2022, arXiv 2206.00364, Table 1).
 
-    location: float = -1.2
+    ``location`` is by default the published -1.2, plus log(2 sde.sigma_data) where lengths are not the published ones.
+    """
+
+    location: float | None = None
     scale: float = 1.2
 
     def __post_init__(self) -> None:
@@ -72,10 +75,11 @@ class LogNormal(TimeLaw):
     def __call__(self, sde: Any, u: Tensor) -> Tensor:
         """Times, float64 (B,)."""
         ends = -0.5 * sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))
-        low, high = torch.special.ndtr((ends - self.location) / self.scale)
+        location = -1.2 + math.log(2 * sde.sigma_data) if self.location is None else self.location
+        low, high = torch.special.ndtr((ends - location) / self.scale)
         if not float(high - low) > 1e-6:
             raise ValueError(f"{self!r} lies outside the usable range of {sde!r}, log(sigma / alpha) = {ends.tolist()}")
-        level = self.location + self.scale * torch.special.ndtri(low + u.clamp(_INSIDE, 1 - _INSIDE) * (high - low))
+        level = location + self.scale * torch.special.ndtri(low + u.clamp(_INSIDE, 1 - _INSIDE) * (high - low))
         time: Tensor = sde.time_of(-2 * torch.maximum(torch.minimum(level, ends[1]), ends[0]))
         return time.clamp(sde.t_min, sde.t_max)
 

@@ -28,7 +28,10 @@ def _likelihood(sde: LinearSDE, t: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class MinSNR(Record):
-    """The squared error of the data times min(snr, gamma), snr = alpha^2 / sigma^2 (Hang et al. 2023, arXiv 2303.09556)."""
+    """The squared error of the data times min(snr, gamma), snr = alpha^2 / sigma^2 (Hang et al. 2023, arXiv 2303.09556).
+
+    Where lengths are not the published ones, sigma is divided by ``2 sde.sigma_data``.
+    """
 
     gamma: float = 5.0
 
@@ -40,7 +43,8 @@ class MinSNR(Record):
     def __call__(self, sde: LinearSDE, t: Tensor) -> Tensor:
         """min(snr, gamma) sigma^4 / alpha^2."""
         snr = sde.log_snr(t).exp()
-        return snr.clamp(max=self.gamma) * sde.sigma(t) ** 2 / snr
+        most = self.gamma / (2 * sde.sigma_data) ** 2
+        return snr.clamp(max=most) * sde.sigma(t) ** 2 / snr
 
 
 WEIGHTINGS: Final[dict[str, str | Weighting]] = {

@@ -5,6 +5,7 @@ from sdediff.sde.families import EDM, VE, VP, Cosine, RectifiedFlow, SubVP
 from sdediff.sde.interpolated import InterpolatedVE, InterpolatedVP
 from sdediff.sde.learned import LearnedVP, MonotoneSchedule
 from sdediff.sde.linear import LinearSDE
+from sdediff.sde.scaled import Scaled
 
 __all__ = [
     "EDM",
@@ -19,5 +20,6 @@ __all__ = [
     "MonotoneSchedule",
     "Prior",
     "RectifiedFlow",
+    "Scaled",
     "SubVP",
 ]

@@ -59,6 +59,10 @@ class SDE:
     offers: frozenset[str] = frozenset({"drift", "diffusion"})
     """What is known of it: ``kernel`` says that x_t given x_0 is N(alpha x_0, sigma^2 I), with all that `LinearSDE` has."""
     T: float = 1.0
+    unit: float = 1.0
+    """The length that was 1 when the SDE was declared: another one where it is `LinearSDE.scaled`."""
+    spacing: str = "uniform"
+    """The grid that suits the SDE's own time, a name in `solvers.GRIDS`: that of solvers which have no better one."""
 
     def __init__(self, *, T: float | None = None, t_min: float | None = None, t_max: float | None = None) -> None:
         self._declare(T=T, t_min=t_min, t_max=t_max)
@@ -155,6 +159,22 @@ class SDE:
         raise NotImplementedError(
             f"{type(self).__name__} has no prior: give the class one, `prior = Prior(std)` say, or pass x_init to sample"
         )
+
+    @cached_property
+    def data_std(self) -> float:
+        """The standard deviation of data that the SDE is made for: the prior's, or 1 without a prior."""
+        try:
+            return self.prior.std
+        except NotImplementedError:
+            return 1.0
+
+    @property
+    def sigma_data(self) -> float:
+        """The standard deviation of images in [-1, 1] in the SDE's own lengths: half of `data_std`, 0.5 where that is 1.
+
+        Publications choose their constants for such data. ``predicts="edm"`` supposes it where a model declares none.
+        """
+        return 0.5 * self.data_std
 
     def check_time(self, t: Tensor) -> Tensor:
         """Return t; a ValueError if any of it is outside the usable range."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sdediff.sde.base import Prior
 from sdediff.sde.linear import LinearSDE
 from solvers.scalars import real
 
@@ -43,6 +44,11 @@ class VE(LinearSDE):
     def sigma_0(self) -> float:
         """sigma_min."""
         return self.sigma_min
+
+    @property
+    def data_std(self) -> float:
+        """sqrt(sigma_min sigma_max / 0.5): 1 for the published values."""
+        return math.sqrt(self.sigma_min * self.sigma_max / 0.5)
 
     @property
     def _rate(self) -> float:
@@ -138,8 +144,12 @@ class VP(_Linear):
 class SubVP(_Linear):
     """Sub-VP: dx = -beta(t) / 2 x dt + sqrt(beta(t) (1 - exp(-2 B))) dw (Song et al. 2021, eq. 12 and 29).
 
-    alpha^2 = exp(-B), sigma = 1 - exp(-B), B the integral of beta from 0 to t: less noise than VP at every t.
+    alpha^2 = exp(-B), sigma = 1 - exp(-B), B the integral of beta from 0 to t: less noise than VP at every t. The prior is N(0, I),
+    as published: data of variance 1 have variance 1 - exp(-B) + exp(-2 B) at T, which is 1 - 4.3e-5 for the published betas.
     """
+
+    data_std = 1.0
+    prior = Prior(1.0)
 
     def g(self, t: Tensor) -> Tensor:
         """sqrt(beta(t) (1 - exp(-2 B)))."""
@@ -236,6 +246,11 @@ class EDM(LinearSDE):
         """sigma_min."""
         return self.sigma_min
 
+    @property
+    def sigma_data(self) -> float:
+        """The published 0.5 for the published sigma_min and sigma_max, in proportion to sqrt(sigma_min sigma_max) for others."""
+        return 1.25 * math.sqrt(self.sigma_min * self.sigma_max)
+
     def f(self, t: Tensor) -> Tensor:
         """0."""
         return torch.zeros_like(t)
@@ -268,6 +283,8 @@ class RectifiedFlow(LinearSDE):
 
     t_min: float = 1e-3
     t_max: float = 1 / (1 + math.exp(-10))
+
+    data_std = 1.0
 
     def __post_init__(self) -> None:
         """Check the arguments."""

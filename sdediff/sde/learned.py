@@ -58,6 +58,9 @@ class LearnedVP(LinearSDE):
 
     schedule: nn.Module
 
+    data_std = 1.0
+    spacing = "uniform"
+
     def __post_init__(self) -> None:
         """Check that gamma rises."""
         if not callable(self.schedule):

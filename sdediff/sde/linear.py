@@ -6,21 +6,20 @@ from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any, Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from sdediff.sde import sizes
 from sdediff.sde.base import SDE, Prior
 from sdediff.sde.coefficient import as_time, derived, slope, values
 from sdediff.sde.quadrature import Integral
-from sdediff.sde.roots import Inverse, crossing
+from sdediff.sde.roots import Inverse, close, crossing, inverted, within
 from solvers import expand
 from solvers.scalars import reals
 
 __all__ = ["LinearSDE"]
 
 COEFFICIENTS: Final = ("f", "g", "alpha", "sigma", "log_snr")
-_LOWEST_LOG_SNR: Final = -20.0
 
 
 class LinearSDE(SDE):
@@ -37,8 +36,10 @@ class LinearSDE(SDE):
 
     ``sigma_0`` is the noise that data carry at t = 0: by default 0 where f and g are given, else sigma(0). ``perturb`` and
     ``posterior`` condition on clean data, ``kernel(t, 0)`` on the state at 0. ``T``, ``sigma_0``, ``t_min`` and ``t_max`` are class
-    attributes, fields or arguments; by default ``t_min`` is T / 1000 (0 if sigma_0 > 0), and ``t_max`` is T, or where log_snr
-    reaches -20 if that is before: f is infinite where alpha = 0.
+    attributes, fields or arguments; by default ``t_min`` is T / 1000 (0 if sigma_0 > 0), and ``t_max`` is T, or where alpha
+    has fallen to exp(-10) times the noise near T if alpha(T) is below that: f is infinite where alpha = 0.
+
+    Lengths are in the units of the data: sigma, g, sigma_0 and the prior. `scaled` gives the SDE in other units.
     """
 
     offers = SDE.offers | {"kernel"}
@@ -102,8 +103,32 @@ class LinearSDE(SDE):
 
     @cached_property
     def t_max(self) -> float:
-        """The largest usable time, where sampling starts: T, or where log_snr reaches -20."""
-        return self.T if float(self.log_snr(self.T)) >= _LOWEST_LOG_SNR else float(self.time_of(_LOWEST_LOG_SNR))
+        """The largest usable time, where sampling starts: T, or an earlier one where alpha has all but vanished at T."""
+        return sizes.last_time(self)
+
+    @cached_property
+    def data_std(self) -> float:
+        """The standard deviation of data that the SDE is made for, in the units of sigma.
+
+        It is 1 where alpha^2 + sigma^2 = 1, and the last sigma where the data vanish in it. Where they stay, as under `VE`, it is
+        sqrt(sigma(t_min) sigma(t_max) / 0.5), which is 1 for sigma from 0.01 to 50.
+        """
+        return sizes.data_std(self)
+
+    @cached_property
+    def spacing(self) -> str:  # type: ignore[override]
+        """The grid that suits the SDE's own time: "karras" where data and noise are of one size in a small part of it alone."""
+        return sizes.spacing(self)
+
+    def scaled(self, factor: float) -> LinearSDE:
+        """This SDE for data in other units: if x follows it, c x with c = ``factor`` follows that one.
+
+        sigma, g, sigma_0, the prior and `data_std` are c times as large, alpha and f stay. Where alpha^2 + sigma^2 = 1 holds, it no
+        longer does. Raises ValueError unless the factor is a positive number.
+        """
+        from sdediff.sde.scaled import Scaled
+
+        return self if factor == 1 else Scaled(self, factor)
 
     @derived
     def f(self, t: Tensor) -> Tensor:
@@ -164,7 +189,7 @@ class LinearSDE(SDE):
         target = as_time(log_snr)
         found = self.invert(target).clamp(max=self.T)
         given = type(self).invert is not LinearSDE.invert
-        if given and not self._sure(target) and not _close(self.log_snr(found), target):
+        if given and not within(target, self._inverted) and not close(self.log_snr(found), target):
             found = LinearSDE.invert(self, target)
         if found.requires_grad or not (torch.is_grad_enabled() and target.requires_grad):
             return found
@@ -203,26 +228,9 @@ class LinearSDE(SDE):
                 time[~known] = self._search(level[~known], reached[~known])
         return time.reshape(log_snr.shape)
 
-    def _sure(self, target: Tensor) -> bool:
-        """Whether an own `invert` is known to hold there: looking again at every call would be half of its cost."""
-        if self._inverted is None or not target.numel():
-            return False
-        low, high = torch.aminmax(target.detach())
-        return self._inverted[0] <= float(low) and float(high) <= self._inverted[1]
-
     @cached_property
     def _inverted(self) -> tuple[float, float] | None:
-        """Between which levels `invert` inverts, by irregular times and ever smaller ones; None: not there.
-
-        A subclass may have changed the schedule and not its inverse, or have one by a table that is right at its times alone.
-        """
-        k = torch.arange(1, 65, dtype=torch.float64)
-        times = self.T * torch.cat([k * 0.6180339887498949 % 1, 0.7**k, torch.tensor([0.0, 1.0])])
-        levels = self.log_snr(times)
-        levels = levels[levels.isfinite()].detach()
-        if not len(levels) or not _close(self.log_snr(self.invert(levels)), levels):
-            return None
-        return float(levels.min()), float(levels.max())
+        return inverted(self.log_snr, self.invert, self.T)
 
     def _search(self, target: Tensor, reached: Tensor) -> Tensor:
         first, last = self.log_snr(torch.tensor([0.0, self.T], dtype=torch.float64))
@@ -292,25 +300,20 @@ class LinearSDE(SDE):
 
     @property
     def prior(self) -> Prior:
-        """N(0, sigma(t_max)^2 I)."""
-        return Prior(float(self.sigma(self.t_max).detach()))
+        """N(0, I) where alpha^2 + sigma^2 = 1, as every publication has it, else N(0, sigma(t_max)^2 I)."""
+        return Prior(1.0 if sizes.preserves_variance(self) else float(self.sigma(self.t_max).detach()))
 
     def prior_gap(self, mean: Tensor | float, variance: Tensor | float) -> float:
         """Nats by which the law at t_max exceeds the prior for Gaussian data: KL(N(alpha m, alpha^2 v + sigma^2) || prior).
 
         ``mean`` and ``variance`` hold one entry for each coordinate of an event (or one number for one coordinate); the sum over
-        coordinates is returned: sum of (r - log(1 + r) + snr m^2) / 2 with snr = exp(log_snr(t_max)) and r = snr v.
+        coordinates is returned: sum of (r - log(1 + r) + (alpha m / p)^2) / 2 with r = (alpha^2 v + sigma^2) / p^2 - 1 and p the
+        prior's standard deviation.
         """
         m, v = torch.broadcast_tensors(reals("mean", mean), reals("variance", variance))
         if bool((v < 0).any()) or not bool(torch.isfinite(v).all() and torch.isfinite(m).all()):
             raise ValueError("prior_gap: mean and variance must be finite and the variance not negative")
-        snr = self.log_snr(self.t_max).exp()
-        r = snr * v
-        return float(0.5 * (r - torch.log1p(r) + snr * m**2).sum())
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    """Whether they agree to 1e-8 of 1 + abs(b): torch.isclose in a few passes, which an adaptive step feels."""
-    with np.errstate(invalid="ignore"):
-        one, other = a.detach().numpy(), b.detach().numpy()
-        return bool(((np.abs(one - other) <= 1e-8 + 1e-8 * np.abs(other)) | (one == other)).all())
+        std = self.prior.std
+        alpha, sigma = self.alpha(self.t_max).detach() / std, self.sigma(self.t_max).detach() / std
+        r = alpha**2 * v + (sigma - 1) * (sigma + 1)
+        return float(0.5 * (r - torch.log1p(r) + (alpha * m) ** 2).sum())

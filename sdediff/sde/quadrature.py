@@ -7,13 +7,13 @@ by bisection; an evaluation adds the integral from the last edge to t, so that s
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Integral"]
+__all__ = ["Integral", "accumulated"]
 
 _NODES = 20
 _EPS = torch.finfo(torch.float64).eps
@@ -137,3 +137,15 @@ def _grown(log_before: Tensor, part: Tensor, log_scale: Tensor) -> Tensor:
     before = torch.where(some, log_before, 0.0)
     grown = before + torch.log1p(part * torch.exp(torch.where(some, log_scale - before, 0.0)))
     return torch.where(some, grown, torch.where(some, 1.0, part).log() + log_scale)
+
+
+def accumulated(sde: Any, stochasticity: Callable[[Tensor], Tensor]) -> Integral:
+    """The integral from t_min on of -lambda^2 g^2 / (2 sigma^2), which is lambda^2 du / dt with u = log(alpha / sigma)."""
+    low, high = sde.t_min, sde.t_max
+
+    def rate(after: Tensor) -> Tensor:
+        t = low + after
+        value: Tensor = -0.5 * (stochasticity(t) * sde.g(t) / sde.sigma(t)) ** 2
+        return value
+
+    return Integral(rate, torch.zeros_like, high - low, 0.0)

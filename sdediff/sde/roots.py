@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Inverse", "crossing"]
+__all__ = ["Inverse", "close", "crossing", "inverted", "within"]
 
 _HALVINGS: Final = 66
 _EPS: Final = torch.finfo(torch.float64).eps
@@ -84,3 +85,32 @@ class Inverse:
         above, below = (function(torch.cat([low, high])) - value.repeat(2)).chunk(2)
         t = low + (high - low) * (above / (above - below))
         return t, (above > 0) & (below <= 0) & ((t - guess).abs() <= 0.5 * reach)
+
+
+def inverted(log_snr: Callable[[Tensor], Tensor], invert: Callable[[Tensor], Tensor], end: float) -> tuple[float, float] | None:
+    """Between which levels ``invert`` inverts ``log_snr``, looked up at irregular and at ever smaller times; None: nowhere.
+
+    A subclass may have changed the schedule and not its inverse, or have one by a table that is right at its times alone.
+    """
+    k = torch.arange(1, 65, dtype=torch.float64)
+    times = end * torch.cat([k * 0.6180339887498949 % 1, 0.7**k, torch.tensor([0.0, 1.0])])
+    levels = log_snr(times)
+    levels = levels[levels.isfinite()].detach()
+    if not len(levels) or not close(log_snr(invert(levels)), levels):
+        return None
+    return float(levels.min()), float(levels.max())
+
+
+def within(target: Tensor, span: tuple[float, float] | None) -> bool:
+    """Whether all of ``target`` lies in ``span``, where an inverse is known to hold: to look again would double its cost."""
+    if span is None or not target.numel():
+        return False
+    low, high = torch.aminmax(target.detach())
+    return span[0] <= float(low) and float(high) <= span[1]
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    """Whether they agree to 1e-8 of 1 + abs(b): torch.isclose in a few passes, which an adaptive step feels."""
+    with np.errstate(invalid="ignore"):
+        one, other = a.detach().numpy(), b.detach().numpy()
+        return bool(((np.abs(one - other) <= 1e-8 + 1e-8 * np.abs(other)) | (one == other)).all())

@@ -26,7 +26,7 @@ def _moments_at_end(context: Context) -> tuple[float, float]:
 
 @identity("prior", "any", after=("usable range",))
 def prior(context: Context) -> Iterator[Comparison]:
-    """N(0, std^2 I) with std = sigma(t_max) to 1e-3; from_noise and log_prob are of that law."""
+    """N(0, std^2 I) with std = sigma(t_max) to 1e-3, or 1 where alpha^2 + sigma^2 = 1; from_noise and log_prob are of that law."""
     try:
         law = context.sde.prior
     except NotImplementedError as error:
@@ -36,7 +36,8 @@ def prior(context: Context) -> Iterator[Comparison]:
     if context.linear:
         alpha, sigma = _moments_at_end(context)
         others = {"sigma^2 for sigma": sigma**2, "alpha for sigma": alpha, "sigma(T) for sigma(t_max)": _sigma_at_T(context)}
-        yield compare("prior.std", std, sigma, {"t": context.high}, _NEAR, others=others)
+        published = std == 1 and abs(alpha**2 + sigma**2 - 1) < _NEAR
+        yield compare("prior.std", std, 1.0 if published else sigma, {"t": context.high}, _NEAR, others=others)
     z = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(3, 4)
     scale = std * np.maximum(np.abs(z.numpy()), 0.1)
     yield compare("prior.from_noise(z)", law.from_noise(z).numpy(), std * z.numpy(), {}, ALGEBRAIC, scale=scale)
@@ -53,12 +54,12 @@ def _sigma_at_T(context: Context) -> float:
     return float(context.sde.sigma(times_tensor(context.T)))
 
 
-def _gap(alpha: float, sigma: float, mean: float, variance: float) -> float:
-    """KL(N(alpha m, alpha^2 v + sigma^2) || N(0, sigma^2)) as the mean of log p - log q under p, by Gauss-Hermite quadrature."""
+def _gap(alpha: float, sigma: float, mean: float, variance: float, prior: float) -> float:
+    """KL(N(alpha m, alpha^2 v + sigma^2) || N(0, prior^2)) as the mean of log p - log q under p, by Gauss-Hermite quadrature."""
     nodes, weights = hermegauss(8)
     std = math.sqrt(alpha**2 * variance + sigma**2)
     x = alpha * mean + std * nodes
-    log_ratio = -0.5 * nodes**2 - math.log(std) + 0.5 * (x / sigma) ** 2 + math.log(sigma)
+    log_ratio = -0.5 * nodes**2 - math.log(std) + 0.5 * (x / prior) ** 2 + math.log(prior)
     return float(weights @ log_ratio / weights.sum())
 
 
@@ -71,7 +72,8 @@ def prior_gap(context: Context) -> Iterator[Comparison]:
     # A mean and a variance that alpha and sigma make neither large nor small.
     size = 1.0 if context.no_signal else sigma / abs(alpha)
     means, variances = np.array([0.0, size, -0.3 * size]), np.array([size**2, 0.5 * size**2, 2 * size**2])
-    expected = np.array([_gap(alpha, sigma, m, v) for m, v in zip(means, variances, strict=True)])
+    std = float(context.sde.prior.std)
+    expected = np.array([_gap(alpha, sigma, m, v, std) for m, v in zip(means, variances, strict=True)])
     given = [float(context.sde.prior_gap(float(m), float(v))) for m, v in zip(means, variances, strict=True)]
     at = {"mean": means, "variance": variances}
     yield compare("prior_gap", np.array(given), expected, at, INTEGRATED, scale=np.maximum(expected, 1e-3))
@@ -82,9 +84,9 @@ def prior_gap(context: Context) -> Iterator[Comparison]:
 
 @identity("prior_gap is small", after=("usable range", "prior_gap"))
 def small_gap(context: Context) -> Iterator[Comparison]:
-    """For data of unit variance; no error, since data may be wider or narrower than that."""
+    """From the noise alone, for data of unit variance; no error, since data may be wider or narrower than that."""
     alpha, sigma = _moments_at_end(context)
-    gap = _gap(alpha, sigma, 0.0, 1.0)
+    gap = _gap(alpha, sigma, 0.0, 1.0, sigma)
     detail = (
         f"data of variance 1 keep {gap:.2g} nats a coordinate at t_max, which samples then lack: raise sigma or lower alpha there"
     )

@@ -169,30 +169,32 @@ class ERSDE(ExponentialMultistep):
     """ER-SDE-Solver-1 to -3 (Cui et al. 2023, arXiv 2309.06169): multistep in data form and sigma / alpha, with a scale of noise.
 
     ``scale`` is the paper's phi, a function of rho = sigma / alpha: rho itself is the probability flow, rho^2 the reverse SDE;
-    in general lambda^2 = d log phi / d log rho - 1. One evaluation a step; strong order 1 and weak order
-    min(order, 2).
+    in general lambda^2 = d log phi / d log rho - 1. By default it is the paper's rho (exp(rho^0.3) + 10). One evaluation a step;
+    strong order 1 and weak order min(order, 2).
     """
 
     variable: Variable = "sigma"
     sde: bool = True
-    scale: Callable[[Tensor], Tensor] = _balanced
+    scale: Callable[[Tensor], Tensor] | None = None
 
     diffuses = False
 
     def __post_init__(self) -> None:
         """Check the arguments."""
         super().__post_init__()
-        if not callable(self.scale):
+        if self.scale is not None and not callable(self.scale):
             raise TypeError(f"ERSDE: scale must be a function of rho = sigma / alpha, got {self.scale!r}")
 
     def flow(self, problem: Problem) -> Flow:
         """The problem with the solver's own stochasticity."""
 
+        scale, length = (_balanced, 1 / problem.standard) if self.scale is None else (self.scale, problem.unit)
+
         def mixing(u: Tensor) -> tuple[Tensor, Tensor]:
-            rho = torch.exp(-u)
+            rho = length * torch.exp(-u)
             with torch.enable_grad():
                 at = rho if rho.requires_grad else rho.detach().requires_grad_()
-                phi = self.scale(at)
+                phi = scale(at)
                 (slope,) = torch.autograd.grad(phi.sum(), at, create_graph=rho.requires_grad)
             phi = phi if rho.requires_grad else phi.detach()
             square = rho * slope / phi - 1

@@ -171,7 +171,9 @@ class AdaptiveSDE(Adaptive, EulerTrapezoid):
     """
 
     rtol: float = 0.05
-    atol: float = 0.05
+    atol: float | None = None
+
+    default_atol = 0.05
 
     @property
     def error_order(self) -> float:  # type: ignore[override]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from solvers.arithmetic import rowwise
 from solvers.external.driver import External, Run, Stop, check_method
 from solvers.solution import Status
-from solvers.solver import check_tolerances
+from solvers.solver import check_tolerances, tolerances
 
 __all__ = ["SciPy", "TorchDiffEq"]
 
@@ -49,8 +49,9 @@ class _Ode(External):
 
     method: str
     rtol: float
-    atol: float
+    atol: float | None
 
+    default_atol: ClassVar[float] = 1e-5
     needs = frozenset({"drift"})
 
     @property
@@ -120,7 +121,7 @@ class TorchDiffEq(_Ode):
 
     method: str = "dopri5"
     rtol: float = 1e-5
-    atol: float = 1e-5
+    atol: float | None = None
 
     library = "torchdiffeq"
 
@@ -156,7 +157,8 @@ class TorchDiffEq(_Ode):
             options |= {"step_t": times[-1:], "dtype": kind, "first_step": run.memory}
         elif self.method == "explicit_adams":
             options["max_order"] = 5  # Adams-Bashforth of order 4; those of order 11, torchdiffeq's default, are not stable
-        states: Tensor = odeint(slope, x, times, rtol=self.rtol, atol=self.atol, method=self.method, options=options)
+        rtol, atol = tolerances(self, run.problem)
+        states: Tensor = odeint(slope, x, times, rtol=rtol, atol=atol, method=self.method, options=options)
         run.memory = slope.proposed
         return states[1:].unbind()
 
@@ -187,7 +189,7 @@ class SciPy(_Ode):
 
     method: str = "RK45"
     rtol: float = 1e-5
-    atol: float = 1e-5
+    atol: float | None = None
 
     library = "SciPy"
 
@@ -222,7 +224,8 @@ class SciPy(_Ode):
 
         start, end = run.times[[first, last]].tolist()
         y = x.double().cpu().numpy().ravel()
-        solver = getattr(integrate, self.method)(slope, start, y, end, rtol=self.rtol, atol=self.atol, **self._structure(x))
+        rtol, atol = tolerances(self, run.problem)
+        solver = getattr(integrate, self.method)(slope, start, y, end, rtol=rtol, atol=atol, **self._structure(x))
         steps = 0
         while solver.status == "running":
             with np.errstate(all="ignore"):  # BDF subtracts memory that it has not written yet; what it gives is looked at

@@ -14,7 +14,7 @@ from solvers.brownian import BrownianPath
 from solvers.external.driver import External, Run, check_method
 from solvers.masked import Masked
 from solvers.noise import Noise, White
-from solvers.solver import check_tolerances
+from solvers.solver import check_tolerances, tolerances
 
 __all__ = ["TorchSDE"]
 
@@ -60,9 +60,10 @@ class TorchSDE(External):
     method: str = "srk"
     adaptive: bool = False
     rtol: float = 1e-2
-    atol: float = 1e-2
+    atol: float | None = None
     dt: float | None = None
 
+    default_atol = 1e-2
     library = "torchsde"
     needs = frozenset({"drift", "diffusion"})
     stochastic = True
@@ -104,12 +105,13 @@ class TorchSDE(External):
         sde = _Sde(run, x, path, _METHODS[self.method].kind)
         options: dict[str, Any] = {"dt": 2 * length}  # cut at the end: one step, which ends there to the bit
         if self.adaptive:
+            rtol, atol = tolerances(self, run.problem)
             options = {
                 "dt": self.dt or 1e-3 * length,
                 "dt_min": 1e-6 * length,
                 "adaptive": True,
-                "rtol": self.rtol,
-                "atol": self.atol,
+                "rtol": rtol,
+                "atol": atol,
             }
         # sdeint checks the shape of g dw with a draw from the global generator.
         with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):

@@ -1,0 +1,35 @@
+"""The forward SDE as solvers see it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sdediff.lending import drift_of
+from sdediff.sde import SDE
+from solvers import Problem
+from solvers.arithmetic import weighted
+from solvers.problem import Columns
+
+__all__ = ["Forward"]
+
+
+class Forward(Problem):
+    """dx = drift(x, t) dt + g(t) dw, the forward SDE itself, for states in units of ``unit``."""
+
+    offers = frozenset({"drift", "diffusion"})
+
+    def __init__(self, sde: SDE, samples: int, unit: float = 1.0) -> None:
+        super().__init__(samples)
+        self.sde, self.unit = sde, unit
+
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        """The SDE's drift."""
+        drift = drift_of(self.sde, weighted((self.unit, x)), t)
+        return self.seen(x, drift / self.unit)  # a copy: the SDE may return one tensor each time
+
+    def diffuse(self, dw: Tensor, t: Tensor) -> Tensor:
+        """g(t) dw."""
+        return weighted((self.schedule("size", self._size, t, x=dw)[0], dw))
+
+    def _size(self, t: Tensor) -> Columns:
+        return (self.sde.diffusion(t) / self.unit,), ()

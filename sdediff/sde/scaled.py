@@ -1,0 +1,133 @@
+"""A linear SDE in other units of length."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sdediff.sde.base import Prior
+from sdediff.sde.coefficient import as_time
+from sdediff.sde.linear import LinearSDE
+
+__all__ = ["Scaled"]
+
+
+@dataclass(frozen=True, repr=False)
+class Scaled(LinearSDE):
+    """The SDE of c x for x that follows ``base``, c = ``factor`` > 0: alpha and f stay, sigma and g are c times as large.
+
+    `LinearSDE.scaled` makes it. Time, and with it t_min and t_max, is that of ``base``.
+    """
+
+    base: LinearSDE
+    factor: float
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        if not isinstance(self.base, LinearSDE):
+            raise TypeError(f"Scaled: base must be a LinearSDE, got {self.base!r}")
+        if not (isinstance(self.factor, int | float) and 0 < self.factor < math.inf):
+            raise ValueError(f"scaled: the factor must be a positive number, got {self.factor!r}")
+
+    def __repr__(self) -> str:
+        """As it is made."""
+        return f"{self.base!r}.scaled({self.factor:g})"
+
+    def scaled(self, factor: float) -> LinearSDE:
+        """The base by both factors at once."""
+        return self.base.scaled(self.factor * factor)
+
+    @property
+    def offers(self) -> frozenset[str]:  # type: ignore[override]
+        """The base's."""
+        return self.base.offers
+
+    @property
+    def T(self) -> float:  # type: ignore[override]
+        """The base's."""
+        return self.base.T
+
+    @property
+    def sigma_0(self) -> float:
+        """c times the base's."""
+        return self.factor * self.base.sigma_0
+
+    @property
+    def t_min(self) -> float:
+        """The base's."""
+        return self.base.t_min
+
+    @property
+    def t_max(self) -> float:
+        """The base's."""
+        return self.base.t_max
+
+    @property
+    def unit(self) -> float:  # type: ignore[override]
+        """c times the base's."""
+        return self.factor * self.base.unit
+
+    @property
+    def data_std(self) -> float:
+        """c times the base's."""
+        return self.factor * self.base.data_std
+
+    @property
+    def sigma_data(self) -> float:
+        """c times the base's."""
+        return self.factor * self.base.sigma_data
+
+    @property
+    def spacing(self) -> str:  # type: ignore[override]
+        """The base's."""
+        return self.base.spacing
+
+    @property
+    def prior(self) -> Prior:
+        """c times the base's draws."""
+        return Prior(self.factor * self.base.prior.std)
+
+    def f(self, t: Tensor) -> Tensor:
+        """The base's."""
+        return self.base.f(t)
+
+    def g(self, t: Tensor) -> Tensor:
+        """c times the base's."""
+        return self.factor * self.base.g(t)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """The base's."""
+        return self.base.alpha(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """c times the base's."""
+        return self.factor * self.base.sigma(t)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """The base's less 2 log c."""
+        return self.base.log_snr(t) - 2 * math.log(self.factor)
+
+    def levels(self, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+        """(alpha, sigma, log_snr), from the base's."""
+        alpha, sigma, log_snr = self.base.levels(t)
+        return alpha, self.factor * sigma, log_snr - 2 * math.log(self.factor)
+
+    def time_of(self, log_snr: Tensor | float) -> Tensor:
+        """Where the base has ``log_snr`` + 2 log c."""
+        return self.base.time_of(as_time(log_snr) + 2 * math.log(self.factor))
+
+    def time_beyond(self, log_snr: Tensor | float) -> Tensor:
+        """Where the base has ``log_snr`` + 2 log c."""
+        return self.base.time_beyond(as_time(log_snr) + 2 * math.log(self.factor))
+
+    def rates(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """(d alpha / dt, d sigma / dt), from the base's."""
+        alpha, sigma = self.base.rates(t)
+        return alpha, self.factor * sigma
+
+    def kernel(self, t: Tensor | float, s: Tensor | float) -> tuple[Tensor, Tensor]:
+        """(ratio, std), from the base's."""
+        ratio, std = self.base.kernel(t, s)
+        return ratio, self.factor * std

@@ -1,0 +1,57 @@
+"""What an SDE's coefficients say of its sizes: its last usable time, the data that it is for, and the grid that suits it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+if TYPE_CHECKING:
+    from sdediff.sde.linear import LinearSDE
+
+__all__ = ["data_std", "last_time", "preserves_variance", "spacing"]
+
+_LOWEST_LOG_SNR: Final = -20.0
+
+
+def last_time(sde: LinearSDE) -> float:
+    """T, or an earlier time where alpha has all but vanished at T: f is infinite at alpha = 0.
+
+    That is where log_snr = -20 in units of the noise near T.
+    """
+    noise = float(sde.sigma((1 - 1e-6) * sde.T))  # at alpha = 0 itself an integral has lost sigma
+    level = _LOWEST_LOG_SNR - 2 * math.log(noise) if 0 < noise < math.inf else _LOWEST_LOG_SNR
+    signal = float(sde.alpha(sde.T))
+    if 2 * math.log(max(signal, 1e-300)) >= _LOWEST_LOG_SNR or float(sde.log_snr(sde.T)) >= level:
+        return sde.T
+    return float(sde.time_of(level))
+
+
+def preserves_variance(sde: LinearSDE) -> bool:
+    """Whether alpha^2 + sigma^2 = 1, looked up at five times."""
+    times = torch.linspace(sde.t_min, sde.t_max, 5, dtype=torch.float64)
+    total = sde.alpha(times) ** 2 + sde.sigma(times) ** 2
+    return bool(((total - 1).abs() < 1e-9).all())
+
+
+def data_std(sde: LinearSDE) -> float:
+    """1 where alpha^2 + sigma^2 = 1, the last sigma where data vanish in the noise, else sqrt(sigma(t_min) sigma(t_max) / 0.5)."""
+    if preserves_variance(sde):
+        return 1.0
+    ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
+    alpha, sigma = sde.alpha(ends).detach(), sde.sigma(ends).detach()
+    if float(alpha[1]) < 0.5 * float(alpha[0]):
+        return float(sigma[1])
+    least, most = (sigma / alpha).tolist()
+    return math.sqrt(max(least, 1e-8 * most) * most / 0.5)  # at t_min there may be no noise
+
+
+def spacing(sde: LinearSDE) -> str:
+    """ "uniform", or "karras" where one of 20 equal steps in time would cross more than half of what matters.
+
+    That is the range from log_snr = 4 to -4, in units of `data_std`, in which data and noise are of one size.
+    """
+    times = torch.linspace(sde.t_min, sde.t_max, 21, dtype=torch.float64)
+    level = sde.log_snr(times).detach() + 2 * math.log(sde.data_std)
+    return "karras" if float(level.clamp(-4, 4).diff().abs().max()) > 4 else "uniform"

@@ -1,0 +1,266 @@
+"""Nothing has an absolute size: one problem in other units of length has the same solution, in those units."""
+
+import math
+
+import pytest
+import torch
+
+import sdediff as sd
+from sdediff.testing import check_sde
+from solvers import ExponentialPair
+
+F64 = torch.float64
+MEANS, STD = torch.tensor([[-1.0, 0.3], [1.0, 0.5], [0.2, -0.9]], dtype=F64), 0.2
+FACTORS = (2.0**-20, 2.0**-7, 2.0**20)
+
+
+def model(sde: sd.LinearSDE, c: float) -> sd.ScoreModel:
+    """The exact model of a mixture in units of 1 / c, which declares its standard deviation."""
+    return sd.exact.GaussianMixture(c * MEANS, c * STD, [0.2, 0.3, 0.5]).model(sde.scaled(c))
+
+
+def ncsn(c: float) -> sd.NCSN:
+    return sd.NCSN(tuple(c * s for s in (50.0, 10.0, 2.0, 0.4, 0.08)), step_size=c**2 * 1e-3, n_steps=3)
+
+
+FIXED = [
+    None,
+    sd.Euler(),
+    sd.Heun(variable="sigma"),
+    sd.RungeKutta4(variable="angle"),
+    sd.DormandPrince(variable="log_snr"),
+    sd.DDIM(),
+    sd.DPMSolver(),
+    sd.DPMSolverPP(),
+    sd.DPMSolverPPSinglestep(),
+    sd.UniPC(),
+    sd.DEIS(),
+    sd.IPNDM(),
+    sd.LMS(),
+    sd.ExponentialMultistep(3, form=sd.Straight(0.1), variable="angle"),
+    sd.ExponentialSinglestep(3),
+    sd.EulerMaruyama(),
+    sd.StochasticHeun(),
+    sd.SRA1(),
+    sd.ReverseDiffusion(),
+    sd.Ancestral(),
+    sd.SDEDPMSolverPP(),
+    sd.SASolver(),
+    sd.SEEDS(),
+    sd.ERSDE(),
+    sd.EulerTrapezoid(),
+    sd.Renoise(sd.RungeKutta4()),
+    sd.Restart(sd.Heun(variable="sigma"), between=(0.2, 0.5)),
+    sd.PredictorCorrector(sd.ReverseDiffusion(), sd.Langevin()),
+    sd.PredictorCorrector(sd.EulerMaruyama(), sd.Langevin(rule="song"), "corrector-first"),
+    sd.PredictorCorrector(sd.DDIM(), sd.MetropolisLangevin()),
+    sd.TorchDiffEq("rk4"),
+    sd.TorchSDE("srk"),
+]
+
+
+@pytest.mark.parametrize("solver", FIXED, ids=repr)
+def test_fixed_steps_scale_with_the_units(solver: sd.Euler | None) -> None:
+    """Each on its default grid, under VE and sub-VP: 1e-12 of the largest entry."""
+    for sde in (sd.VE(), sd.SubVP()):
+        kw = {"solver": solver, "steps": 6, "seed": 3, "dtype": F64, "trajectory": True}
+        here = sd.sample(model(sde, 1.0), (5, 2), **kw)
+        for c in FACTORS:
+            there = sd.sample(model(sde, c), (5, 2), **kw)
+            torch.testing.assert_close(there.times, here.times, rtol=1e-12, atol=1e-12)
+            for found, expected in ((there.x / c, here.x), (there.trajectory[3] / c, here.trajectory[3])):
+                torch.testing.assert_close(found, expected, rtol=0, atol=1e-12 * float(expected.abs().max()))
+
+
+def test_lengths_that_the_user_gives_are_in_the_users_units() -> None:
+    """The noise between which EDM's sampler churns, and the levels and the step of annealed Langevin dynamics (step c^2)."""
+
+    def churn(c: float) -> sd.Solution:
+        solver = sd.Churn(sd.Heun(variable="sigma"), between=(0.05 * c, 5.0 * c))
+        return sd.sample(model(sd.VE(), c), (5, 2), solver=solver, steps=8, seed=1, dtype=F64)
+
+    def levels(c: float) -> sd.Solution:
+        chain = ncsn(c)
+        law = sd.exact.GaussianMixture(c * MEANS, c * STD)
+        return sd.sample(law.model(chain.to_sde()), (5, 2), solver=chain, seed=1, dtype=F64)
+
+    def auto(c: float) -> sd.Solution:
+        sde = sd.VE().scaled(c)
+        return sd.sample(model(sd.VE(), c), (5, 2), solver=sd.NCSN.from_sde(sde, 12, n_steps=2), seed=1, dtype=F64)
+
+    for draw in (churn, levels, auto):
+        expected = draw(1.0).x
+        for c in FACTORS:
+            torch.testing.assert_close(draw(c).x / c, expected, rtol=0, atol=1e-12 * float(expected.abs().max()))
+    assert not torch.allclose(
+        churn(1.0).x, sd.sample(model(sd.VE(), 1.0), (5, 2), solver=sd.Churn(sd.Heun()), steps=8, seed=1).x.double()
+    )
+
+
+ADAPTIVE = {
+    "default": lambda c: None,
+    "RK23, atol": lambda c: sd.RK23(1e-3, 1e-3 * c),
+    "RK45": lambda c: sd.RK45(),
+    "RK45, atol, t": lambda c: sd.RK45(1e-3, 1e-4 * c, variable="t"),
+    "Tsit5, sigma": lambda c: sd.Tsit5(1e-4, variable="sigma"),
+    "DOP853, log-SNR": lambda c: sd.DOP853(1e-7, variable="log_snr"),
+    "ExponentialPair": lambda c: ExponentialPair(3),
+    "AdaptiveSDE": lambda c: sd.AdaptiveSDE(),
+    "AdaptiveSDE, atol": lambda c: sd.AdaptiveSDE(0.1, 0.02 * c),
+    "SciPy": lambda c: sd.SciPy("RK45", 1e-4),
+    "TorchDiffEq, atol": lambda c: sd.TorchDiffEq("dopri5", 1e-4, 1e-4 * c),
+}
+
+
+@pytest.mark.parametrize("make", ADAPTIVE.values(), ids=ADAPTIVE)
+def test_adaptive_steps_scale_with_the_units(make: object) -> None:
+    """A tolerance that is given is in the user's units, one that is not in those of the data: equal counts."""
+    for sde in (sd.VE(), sd.SubVP()):
+        here = sd.sample(model(sde, 1.0), (5, 2), solver=make(1.0), seed=3, dtype=F64)
+        for c in FACTORS:
+            there = sd.sample(model(sde, c), (5, 2), solver=make(c), seed=3, dtype=F64)
+            for name in ("nfe", "accepted", "rejected", "status"):
+                assert torch.equal(getattr(there, name), getattr(here, name)), (name, c)
+            torch.testing.assert_close(there.x / c, here.x, rtol=0, atol=1e-12 * float(here.x.abs().max()))
+
+
+def test_float32_scales_to_its_own_precision() -> None:
+    for solver, steps in ((None, 20), (sd.RK45(1e-3), None), (sd.AdaptiveSDE(), None), (sd.EulerMaruyama(), 50)):
+        here = sd.sample(model(sd.VE(), 1.0), (16, 2), solver=solver, steps=steps, seed=0)
+        for c in FACTORS:
+            there = sd.sample(model(sd.VE(), c), (16, 2), solver=solver, steps=steps, seed=0)
+            assert torch.equal(there.nfe, here.nfe)
+            torch.testing.assert_close(there.x / c, here.x, rtol=0, atol=1e-5 * float(here.x.abs().max()))
+
+
+@pytest.mark.parametrize("sde", [sd.VE(), sd.SubVP()], ids=["VE", "SubVP"])
+def test_log_densities_move_by_the_volume(sde: sd.LinearSDE) -> None:
+    """log p(c x) = log p(x) - d log c, latents scale, and encode and decode are inverse."""
+    x = torch.tensor([[0.9, 0.4], [-1.2, 0.3], [0.0, -0.5]], dtype=F64)
+    kw = ({}, {"solver": sd.RungeKutta4(), "steps": 12}, {"divergence": "hutchinson", "probes": 1, "seed": 0})
+    for options in kw:
+        here = sd.log_prob(model(sde, 1.0), x, **options)
+        for c in FACTORS:
+            there = sd.log_prob(model(sde, c), c * x, **options)
+            assert torch.equal(there.nfe, here.nfe)
+            torch.testing.assert_close(there.value + 2 * math.log(c), here.value, rtol=1e-12, atol=1e-11)
+            torch.testing.assert_close(there.z / c, here.z, rtol=0, atol=1e-12 * float(here.z.abs().max()))
+    c = 3e-4
+    up = sd.encode(model(sde, c), c * x)
+    torch.testing.assert_close(up.x / c, sd.encode(model(sde, 1.0), x).x, rtol=0, atol=1e-12 * float(here.z.abs().max()))
+    torch.testing.assert_close(sd.decode(model(sde, c), up.x).x, c * x, rtol=0, atol=1e-3 * c)
+
+
+def test_forward_simulation_scales() -> None:
+    x = torch.tensor([[0.9, 0.4], [-1.2, 0.3]], dtype=F64)
+    for solver, steps in ((sd.EulerMaruyama(), 10), (sd.SRA1(), 10)):
+        here = sd.simulate(sd.VE(), x, solver=solver, steps=steps, seed=1, trajectory=True)
+        there = sd.simulate(sd.VE().scaled(1e-6), 1e-6 * x, solver=solver, steps=steps, seed=1, trajectory=True)
+        torch.testing.assert_close(there.trajectory / 1e-6, here.trajectory, rtol=1e-12, atol=1e-10)
+
+
+LOSSES = {
+    "sigma2": sd.DenoisingScoreMatching(),
+    "edm": sd.DenoisingScoreMatching("edm", "logit-normal"),
+    "log-normal": sd.DenoisingScoreMatching("edm", "log-normal", stratified=True),
+    "likelihood": sd.DenoisingScoreMatching("likelihood", importance=True),
+    "min-snr": sd.DenoisingScoreMatching(sd.MinSNR()),
+    "flow": sd.FlowMatching(),
+    "sliced": sd.SlicedScoreMatching(),
+    "implicit": sd.ImplicitScoreMatching(),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_scale(name: str) -> None:
+    """By a power of c that the units of the error say: flows are lengths over time, squared; the others are pure numbers."""
+    x = torch.tensor([[0.9, 0.4], [-1.2, 0.3], [0.0, -0.5]], dtype=F64)
+
+    def losses(c: float) -> torch.Tensor:
+        exact = model(sd.VE(), c)
+        off = sd.ScoreModel(lambda x, t: 0.5 * exact.noise(x, t), exact.sde, "noise", time_dtype=F64, data_std=exact.data_std)
+        return LOSSES[name](off, c * x, generator=torch.Generator().manual_seed(0)).detach()
+
+    here = losses(1.0)
+    for c in FACTORS:
+        power = 2 if name == "flow" else 0
+        torch.testing.assert_close(losses(c) / c**power, here, rtol=1e-9, atol=1e-12 * float(here.abs().max()))
+
+
+def test_scaled_sdes_are_sdes() -> None:
+    for sde in (
+        sd.VE().scaled(1e-4),
+        sd.VP().scaled(40.0),
+        sd.Cosine().scaled(0.5),
+        sd.LinearSDE(f=lambda t: -t, g=lambda t: 1 + t).scaled(3.0),
+    ):
+        check_sde(sde, verbose=False)
+    twice = sd.VP().scaled(2.0).scaled(3.0)
+    assert twice == sd.VP().scaled(6.0)
+    assert repr(twice) == f"{sd.VP()!r}.scaled(6)"
+    assert sd.VP().scaled(1) == sd.VP()
+    for wrong in (0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="the factor must be a positive number"):
+            sd.VP().scaled(wrong)
+    with pytest.raises(ValueError, match="needs alpha"):
+        sd.DDPM.from_sde(sd.VP().scaled(2.0), 100)
+    with pytest.raises(ValueError, match="alpha or sigma differs"):
+        sd.sample(model(sd.VP(), 2.0), (2, 2), solver=sd.DDPM.from_sde(sd.VP(), 20), seed=0)
+
+
+def test_the_size_of_the_data_is_declared_or_the_sdes() -> None:
+    net = torch.nn.Identity()
+    assert sd.ScoreModel(net, sd.VP()).data_std == sd.ScoreModel(net, sd.VE()).data_std == sd.SubVP().data_std == 1
+    assert sd.EDM().data_std == pytest.approx(math.sqrt(0.002 * 80 / 0.5))
+    assert sd.VE(2e-4, 1.0).data_std == pytest.approx(0.02)
+    assert sd.ScoreModel(net, sd.VP(), data_std=3).data_std == 3
+    assert (sd.ScoreModel(net, sd.VP()).sigma_data, sd.ScoreModel(net, sd.EDM()).sigma_data) == (0.5, 0.5)
+    assert sd.ScoreModel(net, sd.VP(), data_std=3).sigma_data == 3
+    law = sd.exact.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], [0.2, 0.4], [0.3, 0.7])
+    assert law.data_std == pytest.approx(math.sqrt(float(law.data_moments()[1].diagonal().mean())))
+    assert law.model(sd.VP()).data_std == law.data_std
+    flat = sd.exact.LowRank([0.0, 0.0, 0.0], [[1.0], [0.0], [0.0]], 3.0)
+    assert flat.model(sd.VP()).data_std == pytest.approx(math.sqrt(3))
+    assert sd.exact.Gaussian([1.0, 2.0], 0.0).model(sd.VP()).data_std == 1  # a point has no size
+    for wrong in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="data_std must be positive and finite"):
+            sd.ScoreModel(net, sd.VP(), data_std=wrong)
+
+
+class Sigma(sd.LinearSDE):
+    """A user's SDE whose time is its noise, as EDM's."""
+
+    T = 80.0
+    sigma_0 = 0.0
+    t_min = 0.002
+
+    def f(self, t):
+        return 0 * t
+
+    def g(self, t):
+        return (2 * t).sqrt()
+
+
+def test_the_default_grid_follows_the_sdes_clock() -> None:
+    """Uniform in t where that is a fine clock, Karras et al.'s where one step would cross from noise to data."""
+    uniform = (sd.VP(), sd.VE(), sd.VE(1e-3, 1e6), sd.SubVP(), sd.Cosine(), sd.RectifiedFlow())
+    assert [sde.spacing for sde in (*uniform, sd.EDM(), Sigma(), Sigma().scaled(1e-4))] == ["uniform"] * 6 + ["karras"] * 3
+    law = sd.exact.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], 0.2, [0.3, 0.7])
+    for sde in (sd.EDM(), Sigma()):
+        for solver in (sd.Heun(), sd.Churn(sd.Heun()), sd.SRA1(), sd.ReverseDiffusion()):
+            found = sd.sample(law.model(sde), (4, 2), solver=solver, steps=9, seed=0)
+            karras = sd.sample(law.model(sde), (4, 2), solver=solver, steps=9, seed=0, grid="karras")
+            assert torch.equal(found.x, karras.x)
+    even = sd.sample(law.model(sd.VP()), (4, 2), solver=sd.Heun(), steps=9, seed=0).times
+    torch.testing.assert_close(even, torch.linspace(1, 1e-3, 10, dtype=F64))
+
+
+def test_sampling_starts_at_the_noise_that_was_asked_for() -> None:
+    """The cut of t_max is for a vanishing alpha alone."""
+    assert sd.VE(0.01, 1e6).t_max == 1
+    assert sd.EDM(0.002, 1e6).t_max == 1e6
+    assert sd.LinearSDE(alpha=lambda t: 1 - t, sigma=lambda t: 1e6 * t).t_max == pytest.approx(1 / (1 + math.exp(-10)), abs=1e-7)
+    law = sd.exact.Gaussian([3e5], 1.0)
+    out = sd.sample(law.model(sd.VE(0.01, 3e7)), (2000, 1), solver=sd.RK45(1e-9), seed=0, dtype=F64)
+    assert abs(float(out.x.mean()) - 3e5) < 5 / math.sqrt(2000)
+    assert 0.9 < float(out.x.std()) < 1.1
