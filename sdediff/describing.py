@@ -60,11 +60,13 @@ class Own(Exception):
 
 
 def fields_of(model: ScoreModel) -> tuple[str, ...]:
-    """The names of all that a model is made of beside its network and its SDE: constructor arguments and public attributes."""
+    """The names of all that a model is made of beside its network and its SDE: constructor arguments and public attributes.
+
+    ``declared_x`` is what the constructor was given as x, where x itself is worked out.
+    """
     given = [name for name in inspect.signature(ScoreModel).parameters if name not in ("net", "sde")]
-    modules = vars(nn.Module()).keys()
-    kept = [name for name in vars(model) if not name.startswith("_") and name not in (*modules, "net", "sde", *given)]
-    return (*given, *kept)
+    known = {*vars(nn.Module()), "net", "sde", *given, *(f"declared_{name}" for name in given)}
+    return (*given, *(name for name in vars(model) if not name.startswith("_") and name not in known))
 
 
 def describe(model: ScoreModel) -> dict[str, Any]:
@@ -73,10 +75,14 @@ def describe(model: ScoreModel) -> dict[str, Any]:
     return {
         "sde": _encode(model.sde),
         "network": _encode(net),
-        "model": {
-            name: _name_in(net, model.network) if name == "network" else _encode(getattr(model, name)) for name in fields_of(model)
-        },
+        "model": {name: _field(model, net, name) for name in fields_of(model)},
     }
+
+
+def _field(model: ScoreModel, net: Any, name: str) -> Any:
+    if name == "network":
+        return _name_in(net, model.network)
+    return _encode(getattr(model, f"declared_{name}", getattr(model, name)))
 
 
 def _name_in(net: Any, part: nn.Module | None) -> str | None:

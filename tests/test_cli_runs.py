@@ -17,7 +17,9 @@ import pytest
 import torch
 from test_cli import POINTS, command, refuse
 
+import sdediff as sd
 from sdediff.cli import _short_warnings
+from sdediff.cli.names import make_solver
 from sdediff.cli.wording import spoken
 from sdediff.sampling import sample
 
@@ -28,6 +30,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(folder / "points.npy", POINTS)
     command("train", "--data", folder / "points.npy", "--out", folder / "run", "--steps", 2, "--device", "cpu", "--quiet")
     return folder / "run"
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as file:
+        return dict(file)
 
 
 @pytest.fixture
@@ -67,7 +74,7 @@ def test_samples_that_are_complete_outlive_a_signal(
         command(*words, tmp_path / "x.npz")
     assert stop.value.code == 128 + number
     assert capsys.readouterr().err == f"stopped; wrote 6 of 10 samples to {tmp_path / 'x.npz'}\n"
-    whole, part = np.load(tmp_path / "whole.npz"), np.load(tmp_path / "x.npz")
+    whole, part = read(tmp_path / "whole.npz"), read(tmp_path / "x.npz")
     for name in ("x", "seeds", "nfe"):
         np.testing.assert_array_equal(part[name], whole[name][:6])
 
@@ -104,7 +111,7 @@ def test_samples_that_succeed_are_kept_when_others_fail(
     monkeypatch.setattr(MLP, "forward", broken)
     with pytest.raises(SystemExit) as stop:
         command("sample", run, "--steps", 3, "--count", 7, "--batch-size", 4, "--quiet", "--out", tmp_path / "x.npz")
-    said, kept = capsys.readouterr().err, np.load(tmp_path / "x.npz")
+    said, kept = capsys.readouterr().err, read(tmp_path / "x.npz")
     assert stop.value.code == 2
     assert said.startswith("error: sample ")
     assert f"; wrote {len(kept['x'])} of 7 samples to {tmp_path / 'x.npz'}\n" in said
@@ -210,6 +217,14 @@ def test_tolerances_beside_fixed_steps_are_refused(run: Path, tmp_path: Path, ca
             said = refuse(capsys, "sample", run, *words, tolerance, 0.1, "--out", tmp_path / "x.npy")
             assert "--rtol and --atol are for solvers that choose their own" in said
     assert "RK45: --rtol must be a finite number" in refuse(capsys, "sample", run, "--rtol", -1, "--out", tmp_path / "x.npy")
+
+
+def test_the_absolute_tolerance_is_for_data_of_any_size() -> None:
+    for data_std in (1.0, 1e-4):
+        solver, _ = make_solver("ode", sd.VE(), None, None, None, data_std)
+        assert solver == sd.RK45(1e-4, 1e-4 * data_std)
+        solver, _ = make_solver("adaptive-sde", sd.VE(), None, None, 0.3, data_std)
+        assert solver == sd.AdaptiveSDE(0.05, 0.3)
 
 
 def test_labels_are_refused_or_left_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

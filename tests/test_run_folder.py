@@ -45,6 +45,7 @@ def fit(net: nn.Module, out: Path, **options: object) -> sd.ScoreModel:
 FIELDS: dict[str, list[object]] = {
     "predicts": ["data", "v"],
     "sigma_data": [0.731, 1e-4],
+    "data_std": [0.3, 2.0],
     "time": ["log_snr", sd.Timesteps(500, shift=0.0, rounded=True)],
     "time_dtype": [torch.float64, torch.bfloat16],
     "learned_variance": [True, False],
@@ -82,6 +83,7 @@ def test_a_field_comes_back(tmp_path: Path, field: str, value: object) -> None:
     again = sd.load(tmp_path / "run")
     for name in FIELDS.keys() - {"network"}:
         assert getattr(again, name) == getattr(trained, name), name
+    assert again.declared_data_std == trained.declared_data_std
     assert again.network is (None if value is None or field != "network" else again.net.get_submodule(str(value)))
     assert again.dtype == trained.dtype
 
@@ -113,6 +115,7 @@ PROCESSES = [
     sd.InterpolatedVP((0.1, 0.2, 0.9), (0.2, 0.4, 1.0)),
     sd.InterpolatedVE((0.1, 0.2, 0.9), (0.2, 0.4, 1.0)),
     sd.LearnedVP(sd.MonotoneSchedule(-6.0, 1.0, width=5)),
+    sd.VE(0.02, 30.0).scaled(2.5),
 ]
 
 

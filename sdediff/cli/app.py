@@ -102,7 +102,9 @@ def sample(
         int | None, typer.Option(help="samples solved at a time; by default 64, or as many as have 131,072 values", min=1)
     ] = None,
     rtol: Annotated[float | None, typer.Option(help="relative tolerance of an adaptive solver; 1e-4, adaptive-sde 0.05")] = None,
-    atol: Annotated[float | None, typer.Option(help="absolute tolerance of an adaptive solver; 1e-4, adaptive-sde 0.05")] = None,
+    atol: Annotated[
+        float | None, typer.Option(help="absolute tolerance of an adaptive solver; as rtol, times the data's standard deviation")
+    ] = None,
     seed: Seed = 0,
     device: Device = None,
     quiet: Quiet = False,

@@ -67,10 +67,12 @@ class Request(NamedTuple):
     steps: int
     rtol: float | None
     atol: float | None
+    data_std: float = 1.0
 
     def tolerances(self, default: float = 1e-4) -> tuple[float, float]:
-        """rtol and atol, as given or by default."""
-        return default if self.rtol is None else self.rtol, default if self.atol is None else self.atol
+        """rtol and atol: as they are given, or by default the same for data of standard deviation 1."""
+        atol = default * self.data_std if self.atol is None else self.atol
+        return default if self.rtol is None else self.rtol, atol
 
 
 SOLVERS: Final[dict[str, Callable[[Request], Solver]]] = {
@@ -126,10 +128,12 @@ def make_sde(name: str) -> LinearSDE:
     return SDES[_choose("SDE", name, dict(SDES))]()
 
 
-def make_solver(name: str, sde: LinearSDE, steps: int | None, rtol: float | None, atol: float | None) -> tuple[Solver, int | None]:
+def make_solver(
+    name: str, sde: LinearSDE, steps: int | None, rtol: float | None, atol: float | None, data_std: float = 1.0
+) -> tuple[Solver, int | None]:
     """The solver of that name, and the steps to hand to `sample` with it."""
     make = SOLVERS[_choose("solver", name, dict(SOLVERS))]
-    solver = make(Request(sde, steps or 100, rtol, atol))
+    solver = make(Request(sde, steps or 100, rtol, atol, data_std))
     if solver.adaptive:
         if steps is not None:
             raise ValueError(f"solver {name!r} chooses its own steps: drop --steps, set --rtol and --atol")

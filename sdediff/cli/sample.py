@@ -64,7 +64,7 @@ def run(
         check_tolerances("the default solver for --steps takes", rtol, atol)
         method, given = None, steps
     else:
-        method, given = make_solver(solver or "ode", model.sde, steps, rtol, atol)
+        method, given = make_solver(solver or "ode", model.sde, steps, rtol, atol, model.data_std)
     began = time.perf_counter()
     size = batch_size or max(64, _VALUES // math.prod(event))
     with raising():
