@@ -11,10 +11,11 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from sdediff.normalizer import Normalizer
 from solvers import rowwise
 from solvers.scalars import Record
 
-__all__ = ["Batch", "Clip", "Constraint", "DynamicThreshold", "applied"]
+__all__ = ["Batch", "Clip", "Constraint", "DynamicThreshold", "applied", "constrained"]
 
 Constraint = Callable[..., Tensor]
 """E[x_0 | x_t] to the same, each sample by itself; `ScoreModel.constrained` says how it is called."""
@@ -52,6 +53,14 @@ def applied(constraint: Constraint) -> Applied:
         return _checked(constraint(batch), batch)[there]
 
     return whole
+
+
+def constrained(constraint: Constraint, x_0: Tensor, normalizer: Normalizer | None) -> Tensor:
+    """Predictions x_0 of a whole batch, in the units of the model, held to a constraint that acts in the user's."""
+    call, rows, size = applied(constraint), torch.arange(len(x_0)), len(x_0)
+    if normalizer is None:
+        return call(x_0, rows, size)
+    return normalizer.normalize(call(normalizer.denormalize(x_0), rows, size))
 
 
 def takes_rows(constraint: Constraint) -> bool:

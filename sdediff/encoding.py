@@ -26,6 +26,7 @@ def encode(
     t_start: float | None = None,
     t_end: float | None = None,
     condition: Mapping[str, Tensor] | None = None,
+    mask: Tensor | None = None,
     batch_size: int | None = None,
     trajectory: bool = False,
     callback: Callable[[Snapshot], None] | None = None,
@@ -51,7 +52,7 @@ def encode(
     kind = state_dtype("x", x, dtype)
     solving = Solving.checked(
         model,
-        len(x),
+        x.shape,
         Span.encoding(model.sde),
         solver,
         steps=steps,
@@ -59,6 +60,7 @@ def encode(
         t_start=t_start,
         t_end=t_end,
         condition=condition,
+        mask=mask,
         batch_size=batch_size,
         trajectory=trajectory,
         callback=callback,
@@ -82,6 +84,7 @@ def decode(
     t_start: float | None = None,
     t_end: float | None = None,
     condition: Mapping[str, Tensor] | None = None,
+    mask: Tensor | None = None,
     batch_size: int | None = None,
     trajectory: bool = False,
     callback: Callable[[Snapshot], None] | None = None,
@@ -103,7 +106,7 @@ def decode(
     kind = state_dtype("z", z, dtype)
     solving = Solving.checked(
         model,
-        len(z),
+        z.shape,
         Span.reverse(model.sde),
         solver,
         steps=steps,
@@ -111,6 +114,7 @@ def decode(
         t_start=t_start,
         t_end=t_end,
         condition=condition,
+        mask=mask,
         batch_size=batch_size,
         trajectory=trajectory,
         callback=callback,
@@ -143,7 +147,8 @@ def _carry(title: str, solving: Solving, x: Tensor) -> Solution:
     start = x.to(solving.dtype).to(solving.device)
 
     def part(rows: Tensor, options: Options) -> Solution:
-        own, units = start[rows.to(solving.device)], solving.units
-        return units.left(solving.solver.solve(solving.reverse(rows), units.enter(own), solving.times, None, options))
+        problem, units = solving.reverse(rows), solving.units
+        own = units.enter(start[rows.to(solving.device)], problem.mask)
+        return units.left(solving.solver.solve(problem, own, solving.times, None, options), problem.mask)
 
     return solving.run(title, part)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from solvers import rowwise
 from solvers.masked import kept
 
-__all__ = ["check_mask", "counts", "kept", "mean_over", "sum_over"]
+__all__ = ["check_mask", "counts", "kept", "mask_of", "mean_over", "sum_over"]
 
 
-def check_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
-    """The mask of states x (B, *event) as booleans of their shape, beside them; None where there is none.
+def check_mask(mask: Tensor | None, shape: Sequence[int], device: torch.device) -> Tensor | None:
+    """The mask of states of ``shape`` (B, *event) as booleans of that shape, on ``device``; None where there is none.
 
     ``mask`` is True (or 1) where a coordinate exists. Its shape is that of the states, or one that
     broadcasts to it, or (B, L, ...) over the first dimensions of an event. Raises ValueError unless
@@ -20,7 +22,7 @@ def check_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
     """
     if mask is None:
         return None
-    whole, given = x.shape, torch.as_tensor(mask)
+    whole, given = torch.Size(shape), torch.as_tensor(mask)
     found = given.reshape(*given.shape, *(1,) * (len(whole) - given.ndim))
     fits = found.ndim == len(whole) and all(n in (1, m) for n, m in zip(found.shape, whole, strict=True))
     if not fits or found.shape[:1] != whole[:1]:
@@ -30,10 +32,15 @@ def check_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
         )
     if found.dtype != torch.bool and not bool(((found == 0) | (found == 1)).all()):
         raise ValueError("mask must be boolean, or hold 0 and 1 alone: True where a coordinate exists")
-    existing = found.to(x.device).bool().expand(whole)
+    existing = found.to(device).bool().expand(whole)
     if not bool(rowwise(existing).any(dim=1).all()):
         raise ValueError("mask leaves a sample without any coordinate: every sample needs at least one that exists")
     return existing
+
+
+def mask_of(mask: Tensor | None, x: Tensor) -> Tensor | None:
+    """`check_mask` of states x (B, *event), beside them."""
+    return None if mask is None else check_mask(mask, x.shape, x.device)
 
 
 def counts(x: Tensor, mask: Tensor | None) -> Tensor | int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sdediff.calls import check_names, doubled, tensor_of
 from sdediff.clocks import Clock, check_clock, read_clock
-from sdediff.constraints import Constraint, applied
+from sdediff.constraints import Constraint, constrained
 from sdediff.lending import WrittenError, at_least_float32, reading
 from sdediff.modules import first_fact, modules_behind
 from sdediff.normalizer import Normalizer
@@ -57,9 +57,8 @@ class ScoreModel(nn.Module):
     ``learned_variance``: the network returns twice the channels (dimension 1), the second half of which says how large the variance
     of DDPM's reverse step is (``DDPM(variance="learned")``); other solvers and losses leave it aside.
 
-    ``normalizer``: the network and the SDE work with data y of the user's as x = (y - mean) / std (see
-    `Normalizer`). ``fit``, `diagnose` and whatever samples, encodes or tells a likelihood take and
-    return y; losses and the methods of the model take x.
+    ``normalizer``: the network and the SDE see the user's data y as x = (y - mean) / std. ``fit``, `diagnose`, `sample`, `encode`
+    and likelihoods take and return y; losses, the methods of the model and ``data_std`` are for x.
 
     Under an SDE without a Gaussian kernel the network predicts the score. The methods take t as a number or one number a sample,
     inside the SDE's usable range, and ``**condition`` for the network.
@@ -195,11 +194,10 @@ class ScoreModel(nn.Module):
         `Clip` and `DynamicThreshold` ship; a function of your own treats every sample by itself. Every
         prediction follows from the constrained data, so that every solver sees it. Losses do not.
 
-        ``constraint(x_0, rows)`` is told which samples of the call it sees, where others have arrived
-        or wait in another part of ``batch_size``: ``rows`` (k,) are their int64 indices, on the host.
-        ``constraint(x_0)`` always sees as many samples as the call has, in their order (what it
-        returns for those that are absent is dropped), unless it has an attribute
-        ``samplewise = True``, as those that ship: it is then handed only those that are there.
+        ``constraint(x_0, rows)`` is told which samples of the call it sees, int64 indices (k,) on the host: others have arrived,
+        or wait in another part of ``batch_size``. ``constraint(x_0)`` always sees as many samples as the call has, in their order;
+        what it returns for absent ones is dropped. With an attribute ``samplewise = True``, as those that ship, it is handed only
+        those that are there. Under a `Normalizer` it sees and returns x_0 in the user's units.
         """
         if not callable(constraint):
             raise TypeError(f"constraint must be a function of the data prediction, Clip(-1, 1) say; got {constraint!r}")
@@ -277,7 +275,7 @@ class ScoreModel(nn.Module):
         out = combine(a, b, x, self.evaluate(x, time, condition))
         if self.constraint is None:
             return out.to(kind)
-        clean = applied(self.constraint)(out, torch.arange(len(x)), len(x))
+        clean = constrained(self.constraint, out, self.normalizer)
         return combine(*conversion(self.sde, "data", target, time, self.sigma_data), x, clean).to(kind)
 
     def score(self, x: Tensor, t: Tensor | float, **condition: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from sdediff.masks import check_mask
+from sdediff.masks import mask_of
+from solvers import rowwise
 from solvers.masked import kept
 
 __all__ = ["Moments", "Normalizer", "coordinate_moments"]
@@ -92,11 +93,17 @@ class Normalizer:
         center, std = (_beside(part, found.mean.ndim) for part in (self.mean, self.std))
         return Moments((found.mean - center) / std, found.variance / std.square(), found.samples)
 
-    def log_det(self, event: Sequence[int]) -> float:
-        """The sum of log std over the coordinates of an event: log p(y) = log p(x) - log_det."""
+    def log_det(self, event: Sequence[int], mask: Tensor | None = None) -> float | Tensor:
+        """The sum of log std over the coordinates of an event: log p(y) = log p(x) - log_det.
+
+        With a bool ``mask`` (B, *event) over those that exist, float64 (B,).
+        """
         self.check(event)
         shape = torch.Size(event)
-        return float(_beside(self.std, len(shape)).log().expand(shape).sum())
+        logs = _beside(self.std, len(shape)).log().expand(shape)
+        if mask is None:
+            return float(logs.sum())
+        return rowwise(kept(logs.to(mask.device), mask)).sum(dim=1)
 
     def check(self, event: Sequence[int]) -> None:
         """Raise a ValueError unless an event of this shape can be normalised."""
@@ -157,7 +164,7 @@ def coordinate_moments(data: Tensor, mask: Tensor | None = None) -> Moments:
     if not isinstance(data, Tensor) or data.ndim < 1 or not data.is_floating_point() or not data.numel():
         got = f"{data.dtype} of shape {tuple(data.shape)}" if isinstance(data, Tensor) else type(data).__name__
         raise TypeError(f"data must be a floating-point tensor (N, *event) that is not empty, got {got}")
-    exist, zero = check_mask(mask, data), torch.zeros(data.shape[1:], dtype=torch.float64)
+    exist, zero = mask_of(mask, data), torch.zeros(data.shape[1:], dtype=torch.float64)
     count = torch.full_like(zero, len(data)) if exist is None else exist.sum(dim=0).cpu().double()
     many = count.clamp(min=1)
     mean = sum((kept(part, there).sum(dim=0) for part, there in _parts(data, exist)), zero) / many

@@ -174,6 +174,7 @@ class Reverse(Problem):
         a, b = expand(entry[0], x), expand(entry[1], x)
         if self.constraint is not None:
             out = self._constrained(own(weighted((a, x), (b, out)), x, out))
+            out = kept(self.units.normalized(out), self.mask)
             a, b = self.schedule(("from data", quantity, self.lam), self._from_data, t, quantity, x=x)
             if not _finite(a, b):
                 self._refuse(quantity, t)
@@ -188,7 +189,7 @@ class Reverse(Problem):
 
     def _constrained(self, data: Tensor) -> Tensor:
         """E[x_0 | x] in the user's units, held to the constraint if there is one."""
-        data = self.units.leave(data)
+        data = self.units.leave(data, self.mask)
         if self.constraint is None:
             return data
         rows = self.batch.rows if self.rows is None else self.batch.rows[self.rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -26,7 +27,9 @@ from sdediff.model import ScoreModel
 from sdediff.reverse import Reverse
 from sdediff.sde import SDE, Prior
 from sdediff.solving import Solving
+from sdediff.suitability import short_of_noise
 from solvers import Failure, Noise, Options, Snapshot, Solution, Solver, Status, White, rowwise
+from solvers.masked import masked
 
 __all__ = ["sample"]
 
@@ -46,6 +49,7 @@ def sample(
     x_init: Tensor | None = None,
     stochasticity: float | Callable[[Tensor], Tensor] | None = None,
     condition: Mapping[str, Tensor] | None = None,
+    mask: Tensor | None = None,
     batch_size: int | None = None,
     trajectory: bool = False,
     callback: Callable[[Snapshot], None] | None = None,
@@ -79,13 +83,19 @@ def sample(
     ``x_init``: (B, *event) states at the start, in place of a draw from the prior.
     ``stochasticity``: lambda >= 0 of dx = [f x - (1 + lambda^2)/2 g^2 score] dt + lambda g dw, a number or a function of t; by
     default 1 for stochastic solvers. Other solvers admit 0 only. Given without a solver, it chooses a stochastic one.
-    ``condition``: tensors with leading dimension B for the network. ``batch_size``: solve so many samples at a time.
+    ``condition``: tensors with leading dimension B for the network. ``mask``: which coordinates exist,
+    True or 1, for samples of different sizes in one batch: (B, *event), or its first dimensions, or 1
+    in place of some. The others are 0 in every state and have no noise, and no norm counts them; a
+    network that needs to know of them takes a condition. ``batch_size``: solve so many samples at a time.
     ``trajectory``: keep the state at every time of the grid. ``callback``: sees a `Snapshot` after each step. ``progress``: show
     a bar. ``max_nfe``: no sample has the network evaluated more often.
     ``on_fail``: ``"raise"`` a `SolveError`, or ``"return"`` what there is.
     ``grad``: ``"full"`` keeps the graph, ``"checkpoint"`` recomputes each step in the backward pass.
     ``compile``: run the network by torch.compile, with solvers of fixed steps.
     ``dtype``: of the state, float32 or float64. ``device``: the model's by default; ``x_init`` and ``condition`` are taken there.
+
+    States, given or returned, are in the user's units where the model has a `Normalizer`. A UserWarning says where the process
+    ends before noise has taken over, for data of the model's ``data_std``: samples from the prior are then off.
 
     Raises ValueError or TypeError before the first evaluation of the network, `SolveError` after it.
     """
@@ -96,7 +106,7 @@ def sample(
     ending = _check_last(model.sde, last, t_end)
     solving = Solving.checked(
         model,
-        shape[0],
+        shape,
         Span.reverse(model.sde),
         solver,
         steps=steps,
@@ -105,6 +115,7 @@ def sample(
         t_end=t_end,
         last="mean" if ending == "mean" else "noisy",
         condition=condition,
+        mask=mask,
         batch_size=batch_size,
         trajectory=trajectory,
         callback=callback,
@@ -119,16 +130,37 @@ def sample(
     times = solving.times
     lam = check_stochasticity(solver, stochasticity, times)
     sample_seeds = check_seed(seed, noise, shape, solving.device)
-    if sample_seeds is not None:
-        noise = White(sample_seeds, shape[1:], dtype=dtype, device=solving.device)
+    noise = _noise(solving, sample_seeds, noise)
     x_start = check_start(model, x_init, shape, float(times[0]), dtype, solving.device)
+    _check_reaches_noise(model, solver, x_start)
 
     def part(rows: Tensor, options: Options) -> Solution:
         own = noise if noise is None or len(rows) == shape[0] else noise.take(rows)
-        x = x_start[rows.to(solving.device)] if x_start is not None else _draw(model, own)
-        return _solve(solving.reverse(rows, lam), solver, x, times, own, options, denoise=ending == "denoise")
+        problem, units = solving.reverse(rows, lam), solving.units
+        start = None if x_start is None else x_start[rows.to(solving.device)]
+        x = units.from_model(_draw(model, own)) if start is None else units.enter(start, problem.mask)
+        return _solve(problem, solver, x, times, own, options, denoise=ending == "denoise")
 
     return replace(solving.run("sampling", part), seeds=sample_seeds)
+
+
+def _noise(solving: Solving, seeds: tuple[int, ...] | None, noise: Noise | None) -> Noise | None:
+    """The noise of these seeds, or the one given, of what exists."""
+    if seeds is not None:
+        noise = White(seeds, solving.event, dtype=solving.dtype, device=solving.device)
+    return noise if noise is None or solving.mask is None else masked(noise, solving.mask)
+
+
+def _check_reaches_noise(model: ScoreModel, solver: Solver, x_start: Tensor | None) -> None:
+    """Warn where the prior, from which samples are to start, is far from the law at t_max of the data.
+
+    A chain says itself that it is for such a start; of other solves so much is known if the scale of the data is.
+    """
+    known = solver.times is not None or model.declared_data_std is not None
+    if x_start is None and known and "kernel" in model.sde.offers:
+        wrong = short_of_noise(model.sde, model.data_std)
+        if wrong is not None:
+            warnings.warn(wrong, stacklevel=3)
 
 
 def _check_last(sde: SDE, last: str | None, t_end: float | None) -> str:
@@ -144,9 +176,8 @@ def _check_last(sde: SDE, last: str | None, t_end: float | None) -> str:
 def _solve(
     problem: Reverse, solver: Solver, x: Tensor, times: Tensor, noise: Noise | None, options: Options, *, denoise: bool
 ) -> Solution:
-    units = problem.units
-    inside = solver.solve(problem, units.enter(x), times, noise, options)
-    solution = units.left(inside)
+    inside = solver.solve(problem, x, times, noise, options)
+    solution = problem.units.left(inside, problem.mask)
     if not denoise:
         return solution
     if options.max_nfe is not None:

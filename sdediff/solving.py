@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, Self
@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sdediff.arguments import Grid, Span, check_choice, check_condition, check_device, check_grad, make_times
 from sdediff.constraints import Batch
 from sdediff.evaluation import evaluating
+from sdediff.masks import check_mask
 from sdediff.model import ScoreModel
 from sdediff.modules import modules_behind
 from sdediff.progress import Bar, progress_bar
@@ -56,12 +57,14 @@ class Solving:
     dtype: torch.dtype
     device: torch.device
     units: Units
+    mask: Tensor | None
+    event: torch.Size
 
     @classmethod
     def checked(
         cls,
         model: ScoreModel,
-        count: int,
+        shape: Sequence[int],
         span: Span,
         solver: Solver,
         *,
@@ -71,6 +74,7 @@ class Solving:
         t_end: float | None = None,
         last: Literal["mean", "noisy"] = "noisy",
         condition: Mapping[str, Tensor] | None = None,
+        mask: Tensor | None = None,
         batch_size: int | None = None,
         trajectory: bool = False,
         callback: Callable[[Snapshot], None] | None = None,
@@ -83,7 +87,7 @@ class Solving:
         device: torch.device | str | None = None,
     ) -> Self:
         """From the arguments that `sample` documents; ValueError or TypeError for those that are wrong."""
-        place = check_device(model, device)
+        place, count = check_device(model, device), shape[0]
         times = make_times(span, solver, steps, grid, t_start, t_end, model.data_std)
         check_choice("on_fail", on_fail, ("raise", "return"))
         check_grad(grad)
@@ -94,6 +98,8 @@ class Solving:
         least = solver.evaluations + (1 if solver.begins else 2)
         if solver.adaptive and max_nfe is not None and max_nfe < least:
             raise ValueError(f"{solver!r} takes {least} evaluations to make its first step; raise max_nfe = {max_nfe}")
+        if model.normalizer is not None:
+            model.normalizer.check(shape[1:])
         model = _compiled(_local(model), solver) if compile else _local(model)
         return cls(
             model=_with_net(model, _Evaluated(model.net)) if grad == "checkpoint" and modules_behind(model.net).modules else model,
@@ -107,7 +113,9 @@ class Solving:
             progress=progress,
             dtype=dtype,
             device=place,
-            units=Units(model.data_std),
+            units=Units(model.data_std, model.normalizer),
+            mask=check_mask(mask, shape, place),
+            event=torch.Size(shape[1:]),
         )
 
     def reverse(
@@ -115,7 +123,12 @@ class Solving:
     ) -> Reverse:
         """The problem of the samples ``rows``, whose states are in the solvers' `units`."""
         condition = {name: value[rows.to(value.device)] for name, value in self.condition.items()}
-        return Reverse(self.model, len(rows), stochasticity, condition, sees, Batch(rows, self.count), units=self.units)
+        batch, mask = Batch(rows, self.count), self.existing(rows)
+        return Reverse(self.model, len(rows), stochasticity, condition, sees, batch, mask, units=self.units)
+
+    def existing(self, rows: Tensor) -> Tensor | None:
+        """The mask of the samples ``rows``."""
+        return None if self.mask is None else self.mask[rows.to(self.mask.device)]
 
     def run(self, title: str, part: Callable[[Tensor, Options], Solution]) -> Solution:
         """``part(rows, options)`` of ``batch_size`` samples at a time, joined; `SolveError` if a sample failed and ``raises``."""
@@ -124,7 +137,7 @@ class Solving:
             for first in range(0, self.count, self.batch_size):
                 rows = torch.arange(first, min(first + self.batch_size, self.count))
                 show = partial(_show, bar, first, len(rows)) if self.progress else None
-                callback = self.units.outside(self.options.callback)
+                callback = self.units.outside(self.options.callback, self.existing(rows))
                 parts.append(part(rows, replace(self.options, progress=show, callback=callback)))
         solution = merge(parts)
         if solution.failures and self.raises:

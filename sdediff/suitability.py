@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor
 __all__ = ["short_of_noise", "unsuited"]
 
 _GAP: Final = 2e-2
-"""Nats a coordinate: the law at t_max is then off the prior by a fifth of its standard deviation.
-The most among published configurations is 2e-4: images that are white, under `VE`."""
+"""Nats a coordinate: a fifth of the prior's standard deviation is then left of the data. The most among
+published configurations is 2.4e-3, of `DDPM.from_schedule("scaled-linear")` for data of variance 1."""
+_MOST: Final = 5e-2
+"""Nats a coordinate that an SDE may leave of the data for which it is made."""
 _WIDEST, _NARROWEST = 5.0, 0.05
 """The standard deviation of the data over that for which an SDE is made."""
 _LEAST: Final = 2.0
@@ -23,8 +26,8 @@ _FADED: Final = 0.1
 def unsuited(sde: Any, mean: Tensor, variance: Tensor) -> str | None:
     """What is wrong with data of these moments, one mean and variance a coordinate, under ``sde``; None if nothing is.
 
-    Three things are looked at: the prior gap (`LinearSDE.prior_gap`) over the number of coordinates,
-    which is large where the data are far from 0 or wider than the noise at t_max; the standard
+    Three things are looked at: what is left of the data at t_max (`left_at_the_end`), which is much
+    where they are far from 0 or wider than the noise, or the noise does not take over; the standard
     deviation of the data against the prior's, where the SDE lets the data fade (alpha falls to a
     tenth or less, as VP's), which it may exceed by 5 times or fall below by 20; and against the noise
     at t_min, which must be half of it at most. Data that are constant are measured by their mean alone.
@@ -32,7 +35,7 @@ def unsuited(sde: Any, mean: Tensor, variance: Tensor) -> str | None:
     if "kernel" not in sde.offers:
         return None
     std, size = float(variance.mean().sqrt()), float(mean.square().mean().sqrt())
-    gap = sde.prior_gap(mean, variance) / mean.numel()
+    left = left_at_the_end(sde, float((mean.square() + variance).mean()))
     ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
     alpha, sigma = sde.alpha(ends).tolist(), sde.sigma(ends).tolist()
     prior, least = sde.prior.std, sigma[0] / alpha[0]
@@ -41,10 +44,11 @@ def unsuited(sde: Any, mean: Tensor, variance: Tensor) -> str | None:
     mend = "normalise them, ScoreModel(net, sde, normalizer=Normalizer.of(data))"
     if fades and std and not prior * _NARROWEST <= std <= prior * _WIDEST:
         return f"{found}, but {sde!r} is for data of the scale of its prior, standard deviation {prior:.3g}: {mend}"
-    if gap > _GAP:
+    learned = isinstance(getattr(sde, "schedule", None), torch.nn.Module)  # its ends are still to move
+    if left > _GAP and not learned:
         larger = "" if fades else ", or raise sigma at t_max (sigma_max of VE and EDM)"
-        return (
-            f"{found}, so that at t_max the law of the data is {gap:.2g} nats a coordinate off the prior of {sde!r} "
+        return short_of_noise(sde, sde.data_std) or (
+            f"{found}, so that at t_max the law of x_t given the data is {left:.2g} nats a coordinate off the prior of {sde!r} "
             f"(at most {_GAP:g} is small): {mend}{larger}"
         )
     if std and std < _LEAST * least:
@@ -56,15 +60,27 @@ def unsuited(sde: Any, mean: Tensor, variance: Tensor) -> str | None:
 
 
 @torch.no_grad()
+def left_at_the_end(sde: Any, square: float) -> float:
+    """E KL(N(alpha x_0, sigma^2) || prior) at t_max, nats a coordinate, for data of this mean square: L_N of a chain.
+
+    It bounds the gap between the law at t_max and the prior. That of the first two moments alone
+    (`LinearSDE.prior_gap`) is 0 for standardised data under VP, however little noise there is.
+    """
+    end, prior = torch.tensor(sde.t_max, dtype=torch.float64), sde.prior.std
+    spread, kept = float(sde.sigma(end) / prior) ** 2, float(sde.alpha(end) / prior) ** 2
+    return 0.5 * (spread - 1 - math.log(spread) + kept * square)
+
+
+@torch.no_grad()
 def short_of_noise(sde: Any, data_std: float) -> str | None:
     """What is wrong with sampling from the prior for data of this standard deviation and mean 0; None if nothing is."""
-    gap = sde.prior_gap(0.0, data_std**2)
-    if gap <= _GAP:
+    left = left_at_the_end(sde, data_std**2)
+    if left <= _MOST:
         return None
     end = torch.tensor(sde.t_max, dtype=torch.float64)
     signal, noise = abs(float(sde.alpha(end))) * data_std, float(sde.sigma(end))
     return (
         f"the noising process ends before noise has taken over: at t_max = {sde.t_max:.4g} of {sde!r} data of standard deviation "
-        f"{data_std:.3g} have {signal:.3g} left beside noise of {noise:.3g}, {gap:.3g} nats a coordinate off the prior from which "
+        f"{data_std:.3g} have {signal:.3g} left beside noise of {noise:.3g}, {left:.3g} nats a coordinate off the prior from which "
         "sampling starts. Take more levels or larger betas, a larger sigma_max, or pass x_init"
     )

@@ -57,8 +57,15 @@ class Trainer:
     """A model on its way. What a step does depends on the seed and the step's number alone."""
 
     def __init__(
-        self, model: ScoreModel, data: Tensor, condition: Mapping[str, Tensor], loss: Objective, settings: Settings
+        self,
+        model: ScoreModel,
+        data: Tensor,
+        condition: Mapping[str, Tensor],
+        loss: Objective,
+        settings: Settings,
+        mask: Tensor | None = None,
     ) -> None:
+        self.mask = mask
         self.model, self.data, self.condition, self.loss, self.settings = model, data, condition, loss, settings
         self.module = cast(Any, model.net)
         schedule = getattr(model.sde, "schedule", None)
@@ -88,10 +95,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = settings.rate(self.step)
         given = {name: value[index].to(accelerator.device) for name, value in self.condition.items()}
-        x_0, normalizer = self.data[index].to(accelerator.device), self.model.normalizer
-        x_0 = x_0 if normalizer is None else normalizer.normalize(x_0)
+        x_0 = self._seen(self.data[index].to(accelerator.device))
+        there: dict[str, Any] = {} if self.mask is None else {"mask": self.mask[index].to(accelerator.device)}
         with accelerator.autocast():
-            value = self.loss(self.model, x_0, given).mean()
+            value = self.loss(self.model, x_0, given, **there).mean()
         if not value.requires_grad:
             raise ValueError("the loss does not depend on a parameter that requires grad; does the network use its parameters?")
         self.optimizer.zero_grad()
@@ -101,6 +108,15 @@ class Trainer:
         self.ema.update_parameters(self.module)
         self.step += 1
         return value.detach()
+
+    def _seen(self, y: Tensor) -> Tensor:
+        """Data in the user's units as the loss sees them; of pairs the noise is left as it is."""
+        normalizer = self.model.normalizer
+        if normalizer is None:
+            return y
+        if getattr(self.loss, "pairs", False):
+            return torch.stack([normalizer.normalize(y[:, 0]), y[:, 1]], dim=1)
+        return normalizer.normalize(y)
 
     def agree(self, stop: bool) -> bool:
         """Whether one of the processes was told to stop: all of them then make the same number of steps."""

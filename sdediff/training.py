@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import signal
@@ -22,6 +23,7 @@ from sdediff._extras import require
 from sdediff.calls import check_names
 from sdediff.describing import describe
 from sdediff.interruption import stoppable
+from sdediff.masks import mask_of
 from sdediff.model import ScoreModel
 from sdediff.normalizer import coordinate_moments
 from sdediff.objectives import DenoisingScoreMatching, Objective
@@ -59,6 +61,7 @@ def fit(
     ema: float = 0.999,
     clip: float = 1.0,
     condition: Mapping[str, Tensor] | None = None,
+    mask: Tensor | None = None,
     seed: int = 0,
     checkpoint_every: int = 1000,
     resume: bool = False,
@@ -73,11 +76,12 @@ def fit(
 
     AdamW with ``warmup`` linear steps and a cosine to zero at ``steps``, the gradient's norm clipped at ``clip``; the weights are
     averaged with decay min(``ema``, (1 + k) / (10 + k)) at step k. ``loss`` is any function loss(model, x_0, condition) -> (B,), by
-    default `DenoisingScoreMatching` with stratified times. Data are in the user's units: the loss sees
-    what the model's `Normalizer` makes of them. A UserWarning says so where the data, thus seen, do
-    not suit the SDE: where the prior gap is more than 0.02 nats a coordinate, or where their standard
-    deviation is far from that for which the SDE is made. ``condition`` holds tensors (N, ...) that go to the network with their
-    samples.
+    default `DenoisingScoreMatching` with stratified times. ``condition`` holds tensors (N, ...) that go to the network with their
+    samples. ``mask`` says which coordinates exist, True or 1: (N, *event), or its first dimensions, or 1 in place of some.
+
+    Data are in the user's units: the loss sees what the model's `Normalizer` makes of them. A model that declares no ``data_std``
+    takes theirs. A UserWarning says where the data, thus seen, do not suit the SDE: where more than 0.02 nats a coordinate are left
+    of them at t_max, or their standard deviation is far from that for which the SDE is made.
 
     Batches, times, noise and dropout of a step depend on ``seed`` and its number alone, so that a run that is stopped and resumed
     gives the weights of one that is not. torch's global generator is left as it was. Under ``accelerate launch`` every process
@@ -98,10 +102,14 @@ def fit(
         raise ValueError(f"resume goes on with the run in {folder} and overwrite starts anew: pass one of them")
     condition = {} if condition is None else condition
     _check(model, data, condition)
+    clean = data[:, 0] if getattr(loss, "pairs", False) else data
+    exist = mask_of(mask, clean)
+    if exist is not None and "mask" not in inspect.signature(loss).parameters:
+        raise TypeError(f"{loss!r} takes no mask: a loss for padded data is called as loss(model, x_0, condition, mask=mask)")
     checkpoint_every = whole("checkpoint_every", checkpoint_every, 1)
     check_ours(folder)
     settings = Settings(steps, batch_size, lr, warmup, ema, clip, seed)
-    _look_at(model, data)
+    _look_at(model, clean, exist)
     config: dict[str, Any] = {
         "format": FORMAT,
         **describe(model),
@@ -109,7 +117,7 @@ def fit(
         "training": {**asdict(settings), "loss": _name(loss)},
     }
     with _accelerated(device, mixed_precision) as accelerator:
-        trainer = Trainer(model, data, condition, loss, settings)
+        trainer = Trainer(model, data, condition, loss, settings, exist)
         config["run"] = trainer.identity(config)
         with _writing(folder, config, accelerator, resume=resume, overwrite=overwrite) as run:
             if run.begun is not None:
@@ -208,11 +216,11 @@ def _way_out(data: object) -> str:
     return "make one of it, torch.tensor(data) or torch.stack(list(data)) say"
 
 
-def _look_at(model: ScoreModel, data: Tensor) -> None:
-    """Warn where the data, as the model sees them, do not suit its SDE."""
+def _look_at(model: ScoreModel, data: Tensor, mask: Tensor | None) -> None:
+    """Warn where the data, as the model sees them, do not suit its SDE; keep their standard deviation if none is declared."""
     if model.normalizer is not None:
         model.normalizer.check(data.shape[1:])
-    found = coordinate_moments(data)
+    found = coordinate_moments(data, mask)
     if len(data) > 1 and not bool(found.variance.any()):
         warnings.warn(
             f"the {len(data)} samples are all the same, so that their standard deviation is 0: a model of them "
@@ -223,6 +231,9 @@ def _look_at(model: ScoreModel, data: Tensor) -> None:
         found = model.normalizer.moments(found)
     if wrong := unsuited(model.sde, *found.existing):
         warnings.warn(wrong, stacklevel=3)
+    std = float(found.existing[1].mean().sqrt())
+    if model.declared_data_std is None and std > 0:
+        model.declared_data_std = std
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 import sdediff as sd
-from sdediff.masks import check_mask
+from sdediff.masks import mask_of
 from sdediff.reverse import Reverse
 from solvers import Options
 from solvers.masked import kept, masked
@@ -102,7 +103,7 @@ def test_losses_around_losses_hand_it_on() -> None:
 )
 def test_bad_masks(mask: Tensor, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        check_mask(mask, DATA)
+        mask_of(mask, DATA)
 
 
 # -- the solve --------------------------------------------------------------------------------------------------------------
@@ -190,3 +191,114 @@ def test_a_padded_sequence_is_solved_as_it_is_alone(solver: Any, steps: int | No
         torch.testing.assert_close(whole.x[i, :n], alone.x[0], rtol=1e-8, atol=1e-8)
         assert whole.accepted[i] == alone.accepted[0]
         assert whole.rejected[i] == alone.rejected[0]
+
+
+SMOOTH = sd.ScoreModel(gentle, VP, time_dtype=torch.float64)
+TAME = sd.ScoreModel(lambda x, t: gentle(torch.where(x == 0, 1.0, x), t), VP, time_dtype=torch.float64)
+FAR = sd.ScoreModel(gentle, VP, time_dtype=torch.float64, normalizer=sd.Normalizer(300.0, 40.0))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"steps": 6},
+        {"solver": sd.RK45(1e-4, 1e-4), "batch_size": 3},
+        {"solver": sd.AdaptiveSDE(0.1, 0.1)},
+        {"solver": sd.DDPM.from_sde(VP, 10)},
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("model", [SMOOTH, FAR], ids=["plain", "normalised"])
+def test_samples_of_different_sizes_in_one_batch(arguments: dict[str, Any], model: sd.ScoreModel) -> None:
+    """Each is what it is alone, from the same noise; callbacks and trajectories have 0 in the padding."""
+    noise, seen = sd.White(sd.seeds(5, 4), (4, 2), dtype=torch.float64), []
+
+    def look(snapshot: Any) -> None:
+        if "batch_size" not in arguments:
+            seen.append(snapshot.x[~(MASK if snapshot.rows is None else MASK[snapshot.rows])])
+
+    whole = sd.sample(model, (4, 4, 2), noise=noise, mask=MASK, trajectory=True, callback=look, dtype=torch.float64, **arguments)
+    assert whole.trajectory is not None
+    assert not bool(whole.trajectory[:, ~MASK].any())
+    assert not any(bool(x.any()) for x in seen)
+    alone = {key: value for key, value in arguments.items() if key != "batch_size"}
+    for i, n in enumerate(LENGTHS):
+        own: Any = Cut(noise.take(torch.tensor([i])), n)
+        one = sd.sample(model, (1, n, 2), noise=own, dtype=torch.float64, **alone)
+        torch.testing.assert_close(whole.x[i, :n], one.x[0], rtol=1e-8, atol=1e-7)
+        assert whole.nfe[i] == one.nfe[0]
+
+
+def test_another_library_leaves_the_padding_alone() -> None:
+    """torchsde makes a path of the seeds itself; noise and drift are those of what exists."""
+    start = torch.where(MASK[..., None], NOISE, 5.0)
+    arguments: dict[str, Any] = {"solver": sd.TorchSDE("euler"), "steps": 6, "x_init": start, "seed": 0, "dtype": torch.float64}
+    masked_, plain = (sd.sample(m, (4, 4, 2), **arguments, **k) for m, k in ((SMOOTH, {"mask": MASK}), (TAME, {})))
+    assert not bool(masked_.x[~MASK].any())
+    torch.testing.assert_close(masked_.x[MASK], plain.x[MASK], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("model", [SMOOTH, FAR], ids=["plain", "normalised"])
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
+def test_densities_of_different_sizes_in_one_batch(model: sd.ScoreModel, divergence: Any) -> None:
+    """The log-density of what exists, by as many steps; latents and round trips leave the padding at 0."""
+    y = NOISE if model is SMOOTH else 300 + 40 * NOISE
+    padded = torch.where(MASK[..., None], y, 5.0)
+    solver = sd.RK45(1e-5, 1e-5)
+    # With as many signs as there are coordinates the trace of a whole Jacobian is exact, padding or not.
+    given: dict[str, Any] = {"divergence": divergence}
+    given |= {"seed": 0, "probes": 8} if divergence == "hutchinson" else {}
+    whole = sd.log_prob(model, padded, solver=solver, mask=MASK, batch_size=3, **given)
+    up = sd.encode(model, padded, solver=solver, mask=MASK)
+    down = sd.decode(model, up.x, solver=solver, mask=MASK)
+    for states in (whole.z, up.x, down.x):
+        assert not bool(states[~MASK].any())
+    for i, n in enumerate(LENGTHS):
+        alone = sd.log_prob(model, y[i : i + 1, :n], solver=solver)
+        torch.testing.assert_close(whole.value[i], alone.value[0], rtol=0, atol=1e-7 if divergence == "exact" else 1e-4)
+        torch.testing.assert_close(up.x[i, :n], sd.encode(model, y[i : i + 1, :n], solver=solver).x[0], rtol=1e-8, atol=1e-7)
+        if divergence == "exact":
+            assert whole.nfe[i] == alone.nfe[0]
+        torch.testing.assert_close(down.x[i, :n], y[i, :n], rtol=0, atol=1e-3 * float(y.abs().max()))
+
+
+def test_a_mask_of_another_shape_is_refused_before_the_network_is_called() -> None:
+    model = sd.ScoreModel(lambda x, t: 1 / 0, VP)
+    for call in (
+        lambda: sd.sample(model, (4, 4, 2), steps=2, seed=0, mask=MASK[:3]),
+        lambda: sd.log_prob(model, DATA, mask=MASK[:3]),
+        lambda: sd.encode(model, DATA, mask=MASK[:3]),
+    ):
+        with pytest.raises(ValueError, match="mask must have the shape of the states"):
+            call()
+
+
+def test_fit_takes_a_mask(tmp_path: Path) -> None:
+    """What is in the padding changes no weight, and is not counted in the scale of the data."""
+    weights = []
+    for padding in (0.0, 1e6):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            module = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+        model = sd.ScoreModel(_Timeless(module), VP)
+        data = torch.where(MASK[..., None], DATA.float(), padding)
+        model = sd.fit(model, data, mask=MASK, out=tmp_path / f"{padding:g}", steps=3, batch_size=4, device="cpu")
+        weights.append([p.detach().clone() for p in model.parameters()])
+        there = torch.where(MASK[..., None], DATA, torch.nan)
+        spread = (there - there.nanmean(dim=0)).square().nanmean(dim=0)
+        assert model.data_std == pytest.approx(float(spread.mean().sqrt()), rel=1e-6)
+        assert sd.load(tmp_path / f"{padding:g}", net=_Timeless(module)).data_std == model.data_std
+    for a, b in zip(*weights, strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(TypeError, match="takes no mask: a loss for padded data"):
+        sd.fit(model, data, mask=MASK, out=tmp_path / "c", steps=1, device="cpu", loss=lambda model, x_0, condition: x_0)
+
+
+class _Timeless(torch.nn.Module):
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        found: Tensor = self.module(x)
+        return found

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sdediff.discrete.bound import data_error, transition
 from sdediff.discrete.ddpm import DDPM
 from sdediff.lending import at_least_float32
-from sdediff.masks import check_mask, counts, kept, mean_over
+from sdediff.masks import counts, kept, mask_of, mean_over
 from sdediff.model import ScoreModel
 from sdediff.objectives.bins import Bins
 from sdediff.objectives.timed import check_samples
@@ -122,7 +122,7 @@ class DDPMLoss(Record):
         ``i`` (B,) and ``noise`` (shape of x_0) are drawn where they are not given, on the host from ``generator`` (default: torch's
         own), so that a seed gives the same loss on every device. ``mask``: as for `DenoisingScoreMatching`.
         """
-        mask = check_mask(mask, x_0)
+        mask = mask_of(mask, x_0)
         self._check(model, x_0, mask)
         x_0 = at_least_float32(x_0)
         weights = torch.ones(len(x_0), dtype=torch.float64)

@@ -19,7 +19,7 @@ from sdediff.reverse import Reverse
 from sdediff.sde import Prior
 from sdediff.solving import Solving, check_deterministic
 from sdediff.units import Units
-from solvers import RK45, Failure, Options, RungeKutta4, Solution, Solver
+from solvers import RK45, Failure, Options, RungeKutta4, Solution, Solver, rowwise
 from solvers.clock import clock
 from solvers.scalars import real
 
@@ -34,8 +34,9 @@ class LogProb:
     of the probes' estimates (solver and prior have no part in it): 0 for the exact divergence, NaN for one probe.
     ``dof`` are its degrees of freedom, the number of estimates less 1. ``z`` (B, *event) is the latent, the state at t_max.
     ``prior_gap`` (B,) is log p(z) at t_max less the prior's log-density of z, in nats, where the law of the data is
-    known (models of `sdediff.exact`), else None: ``value + prior_gap`` is free of the prior's error. ``nfe``, ``accepted``,
-    ``rejected``, ``status`` and ``failures`` are those of `Solution`. ``seeds`` are the probes'; None where none were drawn.
+    known (models of `sdediff.exact`, without a mask), else None: ``value + prior_gap`` is free of the prior's error.
+    ``nfe``, ``accepted``, ``rejected``, ``status`` and ``failures`` are those of `Solution`. ``seeds`` are the probes';
+    None where none were drawn.
     """
 
     value: Tensor
@@ -79,6 +80,7 @@ def log_prob(
     probe: Probe = "hadamard",
     seed: int | Sequence[int] | None = None,
     condition: Mapping[str, Tensor] | None = None,
+    mask: Tensor | None = None,
     batch_size: int | None = None,
     progress: bool = False,
     max_nfe: int | None = None,
@@ -107,6 +109,8 @@ def log_prob(
     own ``seed`` (as in `sample`), so that every sample is the same in any batch.
     ``grad``: ``"full"`` keeps the graph, to x and to the network's parameters; a compiled network has no second derivatives
     and cannot. ``dtype``: what a network without parameters sees, by default that of x, float32 at least; the latents have it.
+    ``mask``: as in `sample`; the density is that of the coordinates that exist. Under a `Normalizer` x, the latents and the
+    density are in the user's units: log p(y) = log p((y - mean) / std) - sum of log std.
     ``condition``, ``batch_size``, ``progress``, ``max_nfe``, ``on_fail``, ``device``: as in `sample`. A network whose backward pass
     does not go through torch.func's vmap (a compiled one) has its products one by one: k or d backward passes an evaluation.
 
@@ -124,13 +128,14 @@ def log_prob(
     estimate = Estimate.checked(divergence, probes, probe, x[0].numel())
     solving = Solving.checked(
         model,
-        len(x),
+        x.shape,
         Span.encoding(model.sde),
         solver,
         steps=steps,
         grid=grid,
         t_start=t_start,
         condition=condition,
+        mask=mask,
         batch_size=batch_size,
         progress=progress,
         max_nfe=max_nfe,
@@ -149,7 +154,7 @@ def log_prob(
         start = (x.clone() if x.is_inference() else x).to(place).to(solving.device)
 
         def part(rows: Tensor, options: Options) -> Solution:
-            own = solving.units.enter(start[rows.to(start.device)])
+            own = solving.units.enter(start[rows.to(start.device)], solving.existing(rows))
             trace = estimate.of([seeds[i] for i in rows.tolist()] if seeds else (), own)
             problem = Augmented(solving.reverse(rows, sees=kind), trace, own.shape[1:], solving.times)
             found = solver.solve(problem, problem.start(own), problem.clock, None, options)
@@ -189,18 +194,24 @@ def _angular(model: ScoreModel, times: Tensor) -> Tensor:
 def _result(
     solution: Solution, prior: Prior, solving: Solving, shape: torch.Size, estimate: Estimate, seeds: tuple[int, ...] | None
 ) -> LogProb:
-    d, net, sde = shape[1:].numel(), solving.model.net, solving.model.sde
-    z, integrals = solving.units.leave(solution.x[:, :d].reshape(shape)), solution.x[:, d:]
+    d, model, units = shape[1:].numel(), solving.model, solving.units
+    inside, integrals = solution.x[:, :d].reshape(shape), solution.x[:, d:]
+    z, net, sde = units.to_model(inside), model.net, model.sde
     lost = (solution.status != 0).to(z.device)
     with torch.set_grad_enabled(solving.options.grad != "none"):
         at_end = prior.log_prob(z)
+        if solving.mask is not None:  # a coordinate that does not exist stands at 0, and has its density there
+            at_end = at_end - (d - rowwise(solving.mask).sum(dim=1)) * prior.log_prob(z.new_zeros(1, 1))
         value = torch.where(lost, torch.nan, at_end + integrals.mean(dim=1))
-        gap = net.law.log_prob(sde, z, sde.t_max) - at_end if isinstance(net, LawNet) else None
+        exact = net.law if isinstance(net, LawNet) and solving.mask is None else None
+        gap = None if exact is None else exact.log_prob(sde, z, sde.t_max) - at_end
+        if model.normalizer is not None:
+            value = value - model.normalizer.log_det(shape[1:], solving.mask)
     return LogProb(
         value=value,
         stderr=torch.where(lost, torch.nan, estimate.stderr(integrals.detach())),
         dof=integrals.shape[1] - 1,
-        z=z.to(solving.dtype),
+        z=units.leave(inside, solving.mask).to(solving.dtype),
         nfe=solution.nfe,
         accepted=solution.accepted,
         rejected=solution.rejected,

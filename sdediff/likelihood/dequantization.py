@@ -81,7 +81,8 @@ def bits_per_dim(
     (Theis et al. 2016, arXiv 1511.01844, for one; Burda et al. 2016, arXiv 1509.00519, for several: the more, the tighter.)
     ``bins``: by default ``Bins(256, -1, 1)``, for ``x = 2 * u8 / 255 - 1``; for x = (u8 + 0.5) / 128 - 1 it is
     ``Bins(256, -255 / 256, 255 / 256)``. x has to lie on them; they are ``width`` = (high - low) / (count - 1) apart.
-    p is the density of x_t / alpha(t) at t_min: alpha^d p_{t_min}(alpha (x + u)), in the units of x.
+    p is the density of x_t / alpha(t) at t_min: alpha^d p_{t_min}(alpha (x + u)), in the units of x; under a `Normalizer` these are
+    the user's, and alpha acts about its mean.
     ``dequantization``: ``"uniform"`` over the bin, log q = -d log width; ``"truncated-normal"`` of standard deviation sigma / alpha
     at t_min, cut to the bin (Zheng et al. 2023, arXiv 2305.03935, Section 4.1), which makes of x what the model saw of it at t_min.
     ``draws`` > 1 needs the exact divergence: the noise of probes in log p does not average to the bound. One draw with
@@ -104,7 +105,9 @@ def bits_per_dim(
     seeds = check_seed(seed, None, tuple(x.shape)) or ()
     alpha, u, log_q = _noise(model, x, width, dequantization, draws, seeds)
     d = x[0].numel()
-    states = alpha * (x.detach().cpu().double() + u).flatten(0, 1)
+    states = (x.detach().cpu().double() + u).flatten(0, 1)
+    normalizer = model.normalizer
+    states = alpha * states if normalizer is None else normalizer.denormalize(alpha * normalizer.normalize(states))
     found = log_prob(
         model,
         states,
@@ -151,9 +154,13 @@ def _noise(
         raise ValueError(
             f"{sde!r} has no Gaussian kernel, so that there is no noise at t_min to copy: take dequantization='uniform'"
         )
-    std = float(sde.sigma(sde.t_min)) / alpha
+    # Everything is in units of the noise at t_min, which is one number, or one a channel under a normalizer.
+    std = torch.full((1,) * x.ndim, float(sde.sigma(sde.t_min)) / alpha, dtype=torch.float64)
+    if model.normalizer is not None:
+        std = std * model.normalizer.scale(normals[0])
     edge = 0.5 * width / std
-    inside = math.erf(edge / math.sqrt(2))  # the normal's probability of the bin
-    z = torch.special.ndtri(0.5 + inside * (share - 0.5)).clamp(-edge, edge)
-    log_q = (-0.5 * z**2 - math.log(std * inside) - 0.5 * math.log(2 * math.pi)).flatten(2).sum(dim=2)
+    inside = (edge / math.sqrt(2)).apply_(math.erf)  # the normal's probability of the bin
+    z = torch.special.ndtri(0.5 + inside * (share - 0.5))
+    z = torch.maximum(torch.minimum(z, edge), -edge)
+    log_q = (-0.5 * z**2 - (std * inside).apply_(math.log) - 0.5 * math.log(2 * math.pi)).flatten(2).sum(dim=2)
     return alpha, std * z, log_q

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,7 +33,8 @@ def reflow(
 ) -> Tensor:
     """Pairs (count, 2, *event) of what the probability flow makes of noise, and that noise: the data of `Coupled`.
 
-    ``shape`` is (count, *event); solver and steps are those of `sample`, RK45 by default. Trained on such pairs, a flow is
+    The data are in the user's units where the model has a `Normalizer`, the noise is standard normal always. ``shape`` is
+    (count, *event); solver and steps are those of `sample`, RK45 by default. Trained on such pairs, a flow is
     straighter and takes fewer steps (Liu et al. 2023, arXiv 2209.03003, section 2.2).
     """
     if solver is not None and getattr(solver, "stochastic", False):
@@ -47,6 +49,8 @@ def reflow(
 class Coupled:
     """A loss on pairs (B, 2, *event) of data and noise, as `reflow` makes them: x_t = alpha x_0 + sigma noise of the same pair."""
 
+    pairs: ClassVar[bool] = True
+    """``fit`` normalises the data alone, and leaves the noise as it is."""
     loss: DenoisingScoreMatching = field(default_factory=FlowMatching)
 
     def __call__(
@@ -75,6 +79,11 @@ class ConditionDropout(Record):
     loss: DrawingObjective
     null: Mapping[str, Tensor | float]
     rate: float = 0.1
+
+    @property
+    def pairs(self) -> bool:
+        """Whether the loss is one on pairs, as `Coupled`."""
+        return bool(getattr(self.loss, "pairs", False))
 
     def __post_init__(self) -> None:
         """Check the arguments."""

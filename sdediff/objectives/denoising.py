@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdediff.lending import at_least_float32
-from sdediff.masks import check_mask, kept, mean_over
+from sdediff.masks import kept, mask_of, mean_over
 from sdediff.model import ScoreModel
 from sdediff.objectives.timed import Timed
 from sdediff.objectives.weightings import factor
@@ -56,7 +56,7 @@ class DenoisingScoreMatching(Timed):
         x_0 = at_least_float32(x_0)
         if noise is None:
             noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype).to(x_0.device)
-        mask = check_mask(mask, x_0)
+        mask = mask_of(mask, x_0)
         x_0, noise = kept(x_0, mask), kept(noise, mask)
         x_t = sde.perturb(x_0, time, noise)
         error = model.evaluate(x_t, time, condition) - model.target(x_0, noise, time)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sdediff.lending import at_least_float32
-from sdediff.masks import check_mask, counts, kept
+from sdediff.masks import counts, kept, mask_of
 from sdediff.model import ScoreModel
 from sdediff.objectives.timed import Timed
 from sdediff.objectives.weightings import factor
@@ -56,7 +56,7 @@ class _Matching(Timed):
         ``t`` (B,) and ``noise`` (shape of x_0) are drawn where they are not given, and directions always, on the host from
         ``generator`` (default: torch's own). ``mask``: as for `DenoisingScoreMatching`.
         """
-        mask = check_mask(mask, x_0)
+        mask = mask_of(mask, x_0)
         x_0, noise = kept(x_0, mask), None if noise is None else kept(noise, mask)
         if not self.perturbed:
             t = torch.full(x_0.shape[:1], model.sde.t_min, dtype=torch.float64)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sdediff.arguments import check_choice
 from sdediff.lending import at_least_float32
-from sdediff.masks import check_mask, counts, kept, sum_over
+from sdediff.masks import counts, kept, mask_of, sum_over
 from sdediff.model import ScoreModel
 from sdediff.objectives.bins import Bins
 from sdediff.objectives.timed import check_samples
@@ -63,7 +63,7 @@ class VariationalDiffusion:
         """
         sde = model.sde
         check_samples(x_0)
-        mask = check_mask(mask, x_0)
+        mask = mask_of(mask, x_0)
         if "kernel" not in sde.offers:
             raise ValueError(f"the variational bound needs a Gaussian kernel, which {sde!r} does not have: use a LinearSDE")
         if self.bins is not None:
