@@ -65,6 +65,8 @@ class Reverse(Problem):
         self.condition = dict(condition or {})
         # What the network is handed: in its own dtype; if it has none in ``sees``, by default the state's.
         self.dtype, self.scaled = model.dtype or sees, model.predicts == "edm" or self.unit != 1
+        if self.dtype is not None:
+            self.rounding = torch.finfo(self.dtype).eps / 16  # stages' roundings average: by measurement
         self._still: Reverse | None = None
         self._last: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
 

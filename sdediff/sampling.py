@@ -88,7 +88,7 @@ def sample(
     in place of some. The others are 0 in every state and have no noise, and no norm counts them; a
     network that needs to know of them takes a condition. ``batch_size``: solve so many samples at a time.
     ``trajectory``: keep the state at every time of the grid. ``callback``: sees a `Snapshot` after each step. ``progress``: show
-    a bar. ``max_nfe``: no sample has the network evaluated more often.
+    a bar. ``max_nfe``: no sample has the network evaluated more often; adaptive solvers have a limit of 50,000 by default.
     ``on_fail``: ``"raise"`` a `SolveError`, or ``"return"`` what there is.
     ``grad``: ``"full"`` keeps the graph, ``"checkpoint"`` recomputes each step in the backward pass.
     ``compile``: run the network by torch.compile, with solvers of fixed steps.

@@ -24,7 +24,7 @@ __all__ = ["Control", "PerSample", "Reached"]
 Reached = Iterable[tuple[int, Tensor, Tensor | None]]
 
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0
-_ROUNDING: Final = 16 * torch.finfo(torch.float64).eps
+_ROUNDING: Final = 16  # in units of the state's own, below which a step does not move it
 
 
 class Control:
@@ -105,7 +105,7 @@ class PerSample(Control):
         self.target = torch.ones(self.samples, dtype=torch.int64)
         self.before = torch.ones(self.samples, dtype=torch.float64)
         self.retry, self.moved = torch.zeros(2, self.samples, dtype=torch.bool)
-        (self.rtol, self.atol), self.q = tolerances(solver, problem), float(solver.error_order)  # type: ignore[attr-defined]
+        (self.rtol, self.atol), self.q = tolerances(solver, problem, x.dtype), float(solver.error_order)  # type: ignore[attr-defined]
         self.dt_min = float(getattr(solver, "dt_min", 0.0))
         self.clock = self._clock()
         self.marks = self.clock.value(times)
@@ -169,17 +169,19 @@ class PerSample(Control):
         k = weighted((1.0 if here is None else here, self.solver.slope(self.problem, x, t, self.state)))  # of x / c, as of x
         size, steep = self._norm(x, x, x), self._norm(k, x, x)
         span = (self.marks[1] - self.marks[0]).abs()
-        guess = torch.where((size < 1e-5) | (steep < 1e-5), 1e-6, 0.01 * size / steep).clamp(max=0.1 * span)
+        # A step in time has the unit of time, one in another variable is a number.
+        length = float(self.times.detach().abs().max()) if here is None else 1.0
+        guess = torch.where((size < 1e-5) | (length * steep < 1e-5), 1e-6 * length, 0.01 * size / steep).clamp(max=0.1 * span)
         t = self.clock.time(self.u + self.sign * guess)
         there = self.clock.scale(t)
         ratio = 1.0 if here is None or there is None else there / here
         trial = slope(self.problem, self.clock, weighted((ratio, x), (ratio * self.sign * guess, k)), t)
-        curve = self._norm(weighted((-1.0, k), (1.0 if here is None else here, trial)), x, x) / guess
-        steep = torch.maximum(steep, curve)
-        step = torch.where(steep <= 1e-15, (guess * 1e-3).clamp(min=1e-6), (self.goal / steep) ** (1.0 / self.q))
+        steep = torch.maximum(steep, self._norm(weighted((-1.0, k), (1.0 if here is None else here, trial)), x, x) / guess)
+        wide = length * (self.goal / (length * steep)) ** (1.0 / self.q)
+        step = torch.where(length * steep <= 1e-15, (guess * 1e-3).clamp(min=1e-6 * length), wide)
         step = torch.minimum(100 * guess, step)
         # Where the network failed already, take any step: the next attempt finds and reports it.
-        return torch.where(torch.isfinite(step) & (step > 0), step, guess.nan_to_num(1e-6)).clamp(max=span)
+        return torch.where(torch.isfinite(step) & (step > 0), step, guess.nan_to_num(1e-6 * length)).clamp(max=span)
 
     def propose(self) -> Any:
         self._begin()
@@ -239,7 +241,8 @@ class PerSample(Control):
 
     def _floor(self) -> Tensor:
         """The least step sizes (rows,): ``dt_min``, and what rounding lets pass."""
-        least = _ROUNDING * self.u.detach().abs().clamp(min=1e-3)
+        span = float((self.marks[-1] - self.marks[0]).detach().abs())
+        least = _ROUNDING * torch.finfo(self.x.dtype).eps * self.u.detach().abs().clamp(min=1e-3 * span)
         if not self.dt_min:
             return least
         first, last = sorted(self.times[[0, -1]].tolist())

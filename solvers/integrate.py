@@ -18,7 +18,7 @@ from solvers.needs import unknown_needs
 from solvers.noise import Noise
 from solvers.problem import Problem
 from solvers.scalars import Record
-from solvers.solution import Failure, Solution, SolveError, Status
+from solvers.solution import MOST_NFE, Failure, Solution, SolveError, Status
 from solvers.solver import Solver, Step
 
 __all__ = ["Options", "Snapshot", "integrate", "require"]
@@ -52,6 +52,10 @@ class Options(Record):
     on_fail: Literal["raise", "return"] = "raise"
     grad: Literal["none", "full", "checkpoint"] = "none"
     progress: Callable[[float], None] | None = None
+
+    def limit(self, solver: Solver) -> int | None:
+        """Evaluations a sample at most: ``max_nfe``, and `MOST_NFE` for an adaptive solver without one."""
+        return MOST_NFE if self.max_nfe is None and solver.adaptive else self.max_nfe
 
 
 _INSTEAD = "EulerMaruyama and RK45 need drift and diffusion only"
@@ -107,10 +111,10 @@ def _drive(
         control = FixedSteps(problem, solver, x, times, noise, watch=watch, last_mean=last_mean)
     control.recompute = options.grad == "checkpoint"
     frames = [x] + [x.clone() for _ in times[1:]] if options.trajectory else None
-    index = 0
+    index, limit = 0, options.limit(solver)
     while control.active:
-        if options.max_nfe is not None:
-            control.cap(options.max_nfe)
+        if limit is not None:
+            control.cap(limit)
             if not control.active:
                 break
         if options.grad == "checkpoint":

@@ -133,6 +133,8 @@ class Problem:
     """
     unit: float = 1.0
     """The length, as the user measures it, that is 1 here: what a solver's user gives as a length is divided by it."""
+    rounding: float = 0.0
+    """The relative error of evaluations by rounding in a step's error estimate, where it exceeds that of the state's dtype."""
     standard: float = 1.0
     """The length here that is 1 where publications give constants, for data in the range [-1, 1]."""
 

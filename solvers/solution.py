@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -25,10 +25,13 @@ class Status(IntEnum):
     DRIVER_STOPPED = 5
 
 
+MOST_NFE: Final = 50_000
+"""Evaluations that an adaptive solver makes of one sample at most, unless its user says otherwise: no useful solve comes near."""
+
 _REASON = {
     Status.NETWORK_NOT_FINITE: "the network's output is not finite; look at the network at this time and at its input",
     Status.STATE_NOT_FINITE: "the state is not finite though the network's output was; take more steps or a more stable solver",
-    Status.MAX_NFE: "max_nfe is reached; raise it or loosen the tolerances",
+    Status.MAX_NFE: f"max_nfe is reached ({MOST_NFE:,} unless given); raise it or loosen the tolerances",
     Status.STEP_TOO_SMALL: "the step size fell to rounding error; loosen the tolerances or look for a jump in the network",
     Status.DRIVER_STOPPED: "the other library gave up",
 }

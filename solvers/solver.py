@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
@@ -50,13 +51,24 @@ class Step(_Step):
         return super().__new__(cls, x, x if mean is None else mean, state, error)
 
 
-def tolerances(solver: Any, problem: Problem) -> tuple[float, float]:
+def tolerances(solver: Any, problem: Problem, dtype: torch.dtype) -> tuple[float, float]:
     """(rtol, atol) of an adaptive solver in the problem's units, in which data have a standard deviation near 1.
 
-    ``solver.atol`` is in the user's units, and by default the number ``solver.default_atol`` in the problem's.
+    ``solver.atol`` is in the user's units, and by default the number ``solver.default_atol`` in the problem's. Below the rounding
+    of states of ``dtype``, or of the problem's evaluations, no error can be kept: both are raised to that, with a warning.
     """
     given = solver.atol
-    return float(solver.rtol), float(solver.default_atol if given is None else given / problem.unit)
+    rtol, atol = float(solver.rtol), float(solver.default_atol if given is None else given / problem.unit)
+    least = max(torch.finfo(dtype).eps, problem.rounding)
+    if max(rtol, atol) >= least:
+        return rtol, atol
+    finer = "dtype=torch.float64" if least == torch.finfo(dtype).eps else "a network of higher precision"
+    warnings.warn(
+        f"{solver!r}: these tolerances are below the rounding of the solve; {least:.2g} takes their place. "
+        f"Loosen them, or take {finer}",
+        stacklevel=2,
+    )
+    return least, least
 
 
 def check_tolerances(solver: Any) -> None:

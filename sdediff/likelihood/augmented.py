@@ -41,7 +41,7 @@ class Augmented(Problem):
     def __init__(self, flow: Reverse, divergence: Divergence, event: torch.Size, times: Tensor) -> None:
         super().__init__(flow.monitor.samples)
         self.flow, self.divergence, self.event, self.d = flow, divergence, event, event.numel()
-        self.mask, self.unit = flow.mask, flow.unit
+        self.mask, self.unit, self.rounding = flow.mask, flow.unit, flow.rounding
         self.variable = clock(flow, "angle" if flow.linear else "t")
         self.times, self.clock = times, self.variable.value(times)
         self.parts = ((self.d, 1.0), (divergence.channels, _WEIGHT))

@@ -39,8 +39,17 @@ class Run:
     ``x`` and ``t`` are the last accepted state and its time, ``accepted`` and ``rejected`` count steps.
     """
 
-    def __init__(self, problem: Problem, x: Tensor, times: Tensor, noise: Noise | None, options: Options) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        x: Tensor,
+        times: Tensor,
+        noise: Noise | None,
+        options: Options,
+        limit: int | None,
+    ) -> None:
         self.problem, self.x, self.times, self.noise, self.options = problem, x, times, noise, options
+        self.limit = limit
         self.t = times[0]
         self.sign = 1.0 if len(times) < 2 or times[1] > times[0] else -1.0
         self.accepted, self.rejected = 0, 0
@@ -56,7 +65,7 @@ class Run:
 
     def drift(self, x: Tensor, t: Tensor | float) -> Tensor:
         """The problem's drift, 0 for samples that failed; the library's time is kept inside the span of the grid."""
-        if self.options.max_nfe is not None and int(self.problem.monitor.nfe.max()) >= self.options.max_nfe:
+        if self.limit is not None and int(self.problem.monitor.nfe.max()) >= self.limit:
             raise Stop(Status.MAX_NFE)
         time = self.time(t, x.dtype)
         if self.options.grad == "checkpoint":
@@ -182,7 +191,7 @@ class External(Solver):
         require(problem, self)
         if self.stochastic and noise is None:
             raise ValueError(f"{self!r} draws noise: pass a noise object, White(seeds, event) say")
-        run = Run(problem, x, times.detach(), noise, options)
+        run = Run(problem, x, times.detach(), noise, options, options.limit(self))
         self.check(run)
         frames = [x]
         with torch.set_grad_enabled(options.grad != "none"):

@@ -157,7 +157,7 @@ class TorchDiffEq(_Ode):
             options |= {"step_t": times[-1:], "dtype": kind, "first_step": run.memory}
         elif self.method == "explicit_adams":
             options["max_order"] = 5  # Adams-Bashforth of order 4; those of order 11, torchdiffeq's default, are not stable
-        rtol, atol = tolerances(self, run.problem)
+        rtol, atol = tolerances(self, run.problem, x.dtype)
         states: Tensor = odeint(slope, x, times, rtol=rtol, atol=atol, method=self.method, options=options)
         run.memory = slope.proposed
         return states[1:].unbind()
@@ -224,7 +224,7 @@ class SciPy(_Ode):
 
         start, end = run.times[[first, last]].tolist()
         y = x.double().cpu().numpy().ravel()
-        rtol, atol = tolerances(self, run.problem)
+        rtol, atol = tolerances(self, run.problem, kind)
         solver = getattr(integrate, self.method)(slope, start, y, end, rtol=rtol, atol=atol, **self._structure(x))
         steps = 0
         while solver.status == "running":

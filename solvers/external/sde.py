@@ -105,7 +105,7 @@ class TorchSDE(External):
         sde = _Sde(run, x, path, _METHODS[self.method].kind)
         options: dict[str, Any] = {"dt": 2 * length}  # cut at the end: one step, which ends there to the bit
         if self.adaptive:
-            rtol, atol = tolerances(self, run.problem)
+            rtol, atol = tolerances(self, run.problem, x.dtype)
             options = {
                 "dt": self.dt or 1e-3 * length,
                 "dt_min": 1e-6 * length,
