@@ -96,14 +96,14 @@ class Normalizer:
     def log_det(self, event: Sequence[int], mask: Tensor | None = None) -> float | Tensor:
         """The sum of log std over the coordinates of an event: log p(y) = log p(x) - log_det.
 
-        With a bool ``mask`` (B, *event) over those that exist, float64 (B,).
+        With a bool ``mask`` (B, *event) over those that exist, float64 (B,) on the host.
         """
         self.check(event)
         shape = torch.Size(event)
         logs = _beside(self.std, len(shape)).log().expand(shape)
         if mask is None:
             return float(logs.sum())
-        return rowwise(kept(logs.to(mask.device), mask)).sum(dim=1)
+        return rowwise(kept(logs, mask.cpu())).sum(dim=1)
 
     def check(self, event: Sequence[int]) -> None:
         """Raise a ValueError unless an event of this shape can be normalised."""
