@@ -206,7 +206,7 @@ def _result(
         exact = net.law if isinstance(net, LawNet) and solving.mask is None else None
         gap = None if exact is None else exact.log_prob(sde, z, sde.t_max) - at_end
         if model.normalizer is not None:
-            value = value - torch.as_tensor(model.normalizer.log_det(shape[1:], solving.mask)).to(value)
+            value = value - torch.as_tensor(model.normalizer.log_det(shape[1:], solving.mask), dtype=torch.float64).to(value)
     return LogProb(
         value=value,
         stderr=torch.where(lost, torch.nan, estimate.stderr(integrals.detach())),
