@@ -97,8 +97,10 @@ def check_solver(solver: Solver | None, default: Solver) -> Solver:
     names = [
         name for name in solvers.__all__ if isinstance(getattr(solvers, name), type) and issubclass(getattr(solvers, name), Solver)
     ]
-    close = difflib.get_close_matches(str(solver), names, n=1, cutoff=0.3) or ["EulerMaruyama"]
-    raise TypeError(f"solver must be a solver value, got {solver!r}; did you mean sdediff.{close[0]}()?")
+    spelled = {name.lower(): name for name in names}
+    given = str(solver).lower().replace("-", "").replace("_", "").replace("+", "p")
+    close = difflib.get_close_matches(given, spelled, n=1, cutoff=0.3) or ["eulermaruyama"]
+    raise TypeError(f"solver must be a solver value, got {solver!r}; did you mean sdediff.{spelled[close[0]]}()?")
 
 
 def default_solver(sde: SDE, steps: int | None, *, stochastic: bool) -> Solver:
@@ -171,7 +173,10 @@ def make_times(
     array = grid is not None and not isinstance(grid, str) and not callable(grid)
     if solver.times is not None:
         if any(value is not None for value in (steps, grid, t_start, t_end)):
-            raise ValueError(f"{name} is a discrete model with a grid of its own; drop steps, grid, t_start and t_end")
+            raise ValueError(
+                f"{name} is a discrete model with a grid of its own; drop steps, grid, t_start and t_end, and choose its number "
+                "of levels where it is made, DDPM.from_sde(sde, N) say"
+            )
         if span.start < span.end:
             raise ValueError(f"{name} is a discrete model with a grid of its own, from noise to data: take another solver")
         return solver.times

@@ -14,7 +14,7 @@ from torch import nn
 
 from sdediff.clocks import Clock
 from sdediff.constraints import Constraint
-from sdediff.describing import KINDS, Own, build, build_network, rebuild
+from sdediff.describing import KINDS, Own, build, build_network, describe_sde, rebuild
 from sdediff.model import ScoreModel
 from sdediff.names import nearest
 from sdediff.run_folder import CONFIG, FORMAT, SECTIONS, WEIGHTS, locate
@@ -39,11 +39,12 @@ def load(
 
     All that a model is made of comes back: SDEs, networks, clocks and constraints that ship are built again from their recorded
     parameters. Your own are passed as ``sde=``, ``net=``, ``time=`` and ``constraint=``: loading never imports or runs code that a
-    file names. Warns if the run is unfinished. Raises FileNotFoundError, or ValueError if files are damaged, of different runs or
-    of a newer format.
+    file names. Warns if the run is unfinished, or was trained with another SDE than ``sde``. Raises FileNotFoundError, or
+    ValueError if files are damaged, of different runs or of a newer format.
     """
     config = read_config(run)
     entry = {"sde": config["sde"], "net": config["network"]}
+    passed = sde is not None
     if sde is None:
         sde = _made(run, "sde", partial(build, entry["sde"], KINDS["sde"]))
     if net is None and entry["net"]["parameters"] is None:
@@ -53,6 +54,8 @@ def load(
     values = {name: _made(run, name, partial(build, value, KINDS.get(name))) for name, value in entries.items()}
     weights, meta = read_run(run, WEIGHTS, config)
     learned = {name.removeprefix(SCHEDULE): weights.pop(name) for name in list(weights) if name.startswith(SCHEDULE)}
+    if passed and not learned:
+        _say_if_another(run, config["sde"], sde)
     if net is None:
         net = _built_network(run, entry["net"], weights)
     model: ScoreModel = _made(run, "model", partial(rebuild, net, sde, values if time is None else {**values, "time": time}))
@@ -108,6 +111,14 @@ def _asks_for(run: str | Path, argument: str, name: str) -> str:
 
 def _damaged(run: str | Path, what: str) -> str:
     return f"{Path(run) / CONFIG} is damaged: {what}; train again or restore the file"
+
+
+def _say_if_another(run: str | Path, entry: Mapping[str, Any], sde: SDE) -> None:
+    """Warn where the SDE that the caller passed is not, as far as the configuration tells, the one of the training."""
+    given = json.loads(json.dumps(describe_sde(sde)))
+    if any(given.get(key) != value for key, value in entry.items()):
+        trained = entry.get("repr") or f"{entry['class']} with {entry['parameters']}"
+        warnings.warn(f"{run} was trained with {trained}, and the SDE passed to load is {sde!r}", stacklevel=3)
 
 
 def _say_if_unfinished(run: str | Path, config: Mapping[str, Any], meta: Mapping[str, str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ from sdediff.normalizer import Normalizer
 from sdediff.sde import SDE
 from sdediff.states import bare
 
-__all__ = ["KINDS", "Own", "build", "build_network", "describe", "fields_of", "rebuild"]
+__all__ = ["KINDS", "Own", "build", "build_network", "describe", "describe_sde", "fields_of", "rebuild"]
 
 _SDES: Final[dict[str, type]] = {
     name: kind for name, kind in vars(families).items() if isinstance(kind, type) and issubclass(kind, SDE) and is_dataclass(kind)
@@ -73,10 +74,21 @@ def describe(model: ScoreModel) -> dict[str, Any]:
     """The sections ``sde``, ``network`` and ``model`` of a configuration."""
     net: Any = bare(model.net) if isinstance(model.net, nn.Module) else model.net
     return {
-        "sde": _encode(model.sde),
+        "sde": describe_sde(model.sde),
         "network": _encode(net),
         "model": {name: _field(model, net, name) for name in fields_of(model)},
     }
+
+
+def describe_sde(sde: SDE) -> dict[str, Any]:
+    """The section ``sde``; an SDE of the user's own is said in words too, so that another one in its place is noticed.
+
+    One that holds modules is not: what it says of itself changes as they learn.
+    """
+    entry: dict[str, Any] = _encode(sde)
+    if entry["parameters"] is not None or any(isinstance(value, nn.Module) for value in (sde, *vars(sde).values())):
+        return entry
+    return {**entry, "repr": re.sub(r" at 0x[0-9a-f]+", "", repr(sde))}
 
 
 def _field(model: ScoreModel, net: Any, name: str) -> Any:

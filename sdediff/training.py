@@ -131,6 +131,9 @@ def _train(
 ) -> ScoreModel:
     """Make the steps that are left, and bring the folder up to date."""
     steps, place = trainer.settings.steps, trainer.accelerator.device
+    if trainer.step > steps:
+        more = f"{run.folder} has made {trainer.step} steps already, and steps={steps} asks for fewer: nothing is left to do"
+        warnings.warn(more, stacklevel=3)
     title = f"training {type(trainer.model.sde).__name__}"
     with (
         torch.random.fork_rng([place] if place.type == "cuda" else []),

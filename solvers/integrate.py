@@ -121,7 +121,7 @@ def _drive(
             step = _checkpointed(solver, control)
         else:
             step = solver.step(control.problem, control.x, control.propose(), control.noise, control.state)
-        reached = control.accept(step)
+        reached = control.accept(_checked(step, solver))
         if frames is not None:
             for k, state, rows in reached:
                 if rows is None:
@@ -138,9 +138,20 @@ def _drive(
     return control, None if frames is None else torch.stack(frames)
 
 
+def _checked(step: Step, solver: Solver) -> Step:
+    """What a solver's ``step`` returned; a TypeError unless that is a `Step` with a state in it."""
+    if isinstance(step, Step):
+        return step
+    raise TypeError(f"{type(solver).__name__}.step must return a Step, got {type(step).__name__}; return Step(x), x the state at s")
+
+
 def _checkpointed(solver: Solver, control: Control) -> Step:
     problem, plan, noise, state = control.problem, control.propose(), control.noise, control.state
-    return Step(*checkpoint(lambda x: solver.step(problem, x, plan, noise, state), control.x, use_reentrant=False))
+
+    def stepped(x: Tensor) -> Step:
+        return _checked(solver.step(problem, x, plan, noise, state), solver)
+
+    return Step(*checkpoint(stepped, control.x, use_reentrant=False))
 
 
 def _solution(control: Control, frames: Tensor | None, *, lost: bool) -> Solution:

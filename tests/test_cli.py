@@ -69,6 +69,12 @@ def run(points: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+def test_the_package_is_the_command_too() -> None:
+    done = subprocess.run([sys.executable, "-m", "sdediff", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "sample" in done.stdout
+
+
 @pytest.mark.parametrize("sde", ["vp", "ve", "subvp"])
 def test_train_and_sample(points: Path, tmp_path: Path, sde: str) -> None:
     out = tmp_path / "deep" / "run"
@@ -159,7 +165,7 @@ def test_ctrl_c_leaves_a_usable_checkpoint(points: Path, tmp_path: Path) -> None
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert re.search(r"stopped after step \d+; .* go on with resume", err)
+    assert re.search(r"stopped after step \d+; .* go on with --resume", err)
     assert "Traceback" not in err
     with pytest.warns(UserWarning, match=r"is unfinished: it has made \d+ of 1000000 steps"):
         command("sample", tmp_path / "run", "--solver", "ddim", "--steps", 2, "--count", 2, "--out", tmp_path / "x.npy", "--quiet")

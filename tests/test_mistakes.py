@@ -262,6 +262,39 @@ class Fails(Loud):
         return Step(problem.drfit(x, plan[0]))
 
 
+class Bare(Solver):  # no dataclass, and its step returns a tensor
+    needs = frozenset({"drift"})
+
+    def step(self, problem, x, plan, noise, state):
+        t, s = plan
+        return x + expand(s - t, x) * problem.drift(x, t)
+
+
+class Plain(Bare):
+    def step(self, *args):
+        return Step(super().step(*args))
+
+
+@pytest.mark.parametrize("grad", ["none", "checkpoint"])
+def test_a_step_that_is_no_step_is_told(grad):
+    with pytest.raises(TypeError, match=r"Bare.step must return a Step, got Tensor; return Step\(x\)"):
+        sd.sample(MODEL, (4, 2), solver=Bare(), steps=5, seed=0, grad=grad)
+
+
+def test_a_solver_that_is_no_dataclass_is_told():
+    with pytest.raises(SolverError) as caught:
+        sd.testing.check_solver(Plain(), verbose=False)
+    assert "Plain must be a frozen dataclass" in str(caught.value)
+    assert "breaks a contract" in str(caught.value)
+
+
+def test_a_number_of_levels_in_place_of_betas_is_told():
+    with pytest.raises(TypeError, match=r"for 1000 levels write DDPM.from_schedule\('linear', 1000\)"):
+        sd.DDPM(1000)
+    with pytest.raises(ValueError, match=r"where it is made, DDPM.from_sde\(sde, N\)"):
+        sd.sample(MODEL, (4, 2), solver=sd.DDPM.from_sde(VP, 10), steps=5)
+
+
 def test_check_solver_says_an_error_once():
     with pytest.raises(SolverError) as caught:
         sd.testing.check_solver(Fails(), verbose=False)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,32 @@ def test_an_sde_comes_back(tmp_path: Path, sde: sd.LinearSDE) -> None:
     assert type(again.sde) is type(sde)
     assert torch.equal(again.sde.log_snr(t), trained.sde.log_snr(t))
     assert (again.sde.t_min, again.sde.t_max, again.sde.T) == (sde.t_min, sde.t_max, sde.T)
+
+
+@dataclass(frozen=True)
+class Mine(sd.LinearSDE):
+    beta: float = 10.0
+
+    def f(self, t: Tensor) -> Tensor:
+        return -0.5 * self.beta + 0 * t
+
+    def g(self, t: Tensor) -> Tensor:
+        return self.beta**0.5 + 0 * t
+
+
+@pytest.mark.parametrize(
+    ("trained", "passed", "said"),
+    [
+        (Mine(), Mine(3.0), r"was trained with Mine\(beta=10.0\), and the SDE passed to load is Mine\(beta=3.0\)"),
+        (sd.VP(), sd.VP(beta_max=10.0), r"was trained with VP with .*'beta_max': 20.0"),
+    ],
+    ids=["own", "built-in"],
+)
+def test_another_sde_than_that_of_the_training_is_noticed(tmp_path: Path, trained: sd.SDE, passed: sd.SDE, said: str) -> None:
+    sd.fit(sd.ScoreModel(small(), trained), DATA, out=tmp_path / "run", steps=1, batch_size=4, device="cpu")
+    with pytest.warns(UserWarning, match=said):
+        assert sd.load(tmp_path / "run", sde=passed).sde == passed
+    assert sd.load(tmp_path / "run", sde=trained).sde == trained  # warnings are errors here
 
 
 def _without_warnings(call: Callable[[], sd.ScoreModel]) -> sd.ScoreModel:
@@ -513,6 +540,12 @@ def test_resume_and_overwrite_together_touch_nothing(finished: Path) -> None:
     with pytest.raises(ValueError, match="pass one of them"):
         train(finished, resume=True, overwrite=True)
     assert contents(finished) == before
+
+
+def test_a_resumed_run_that_has_made_more_steps_than_asked_for_says_so(tmp_path: Path) -> None:
+    train(tmp_path / "run", steps=4)
+    with pytest.warns(UserWarning, match="has made 4 steps already, and steps=3 asks for fewer: nothing is left to do"):
+        train(tmp_path / "run", steps=3, resume=True)
 
 
 def test_resume_starts_where_nothing_is_there_yet(tmp_path: Path) -> None:

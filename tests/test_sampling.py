@@ -277,6 +277,8 @@ BAD = [
     ({"shape": (3, 2.5)}, ValueError, "positive ints"),
     ({"solver": sd.EulerMaruyama}, TypeError, r"write EulerMaruyama\(\)"),
     ({"solver": "euler-maruyama"}, TypeError, r"did you mean sdediff.EulerMaruyama\(\)"),
+    ({"solver": "ddim"}, TypeError, r"did you mean sdediff.DDIM\(\)"),
+    ({"solver": "dpm_solver++"}, TypeError, r"did you mean sdediff.DPMSolverPP\(\)"),
     ({"steps": None}, ValueError, "pass steps=N, or grid"),
     ({"steps": 0}, ValueError, "at least 1"),
     ({"steps": 2.0}, ValueError, "at least 1"),

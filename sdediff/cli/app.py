@@ -29,7 +29,7 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
+        print(str(stop).replace("with resume", "with --resume"), file=sys.stderr)
         raise typer.Exit(128 + stop.signum) from stop
     except KeyboardInterrupt as stop:
         print("stopped; nothing was written", file=sys.stderr)

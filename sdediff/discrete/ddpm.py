@@ -60,6 +60,11 @@ class DDPM(Chain, Solver):
         """Check the arguments."""
         if isinstance(self.betas, str):
             raise TypeError(f"DDPM takes the betas themselves; for a schedule by name, DDPM.from_schedule({self.betas!r}, 1000)")
+        if isinstance(self.betas, int):
+            n = self.betas
+            raise TypeError(
+                f"DDPM: betas must be a sequence of numbers, got {n}; for {n} levels write DDPM.from_schedule('linear', {n})"
+            )
         betas = floats("DDPM", "betas", self.betas)
         wrong = [i for i, beta in enumerate(betas) if not 0 < beta < 1 and not (beta == 1 and 0 < i == len(betas) - 1)]
         if wrong:

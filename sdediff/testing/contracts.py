@@ -112,7 +112,9 @@ def _frozen(solver: Solver) -> Iterator[Comparison]:
     hint = "write @dataclass(frozen=True) above the class"
     parameters = getattr(type(solver), "__dataclass_params__", None)
     yield require(is_dataclass(solver) and parameters is not None and parameters.frozen, what, hint=hint)
-    for field in fields(solver):  # type: ignore[arg-type]
+    if not is_dataclass(solver):
+        return
+    for field in fields(solver):
         try:
             setattr(solver, field.name, getattr(solver, field.name))
         except FrozenInstanceError:
@@ -122,7 +124,7 @@ def _frozen(solver: Solver) -> Iterator[Comparison]:
         hash(solver)
     except TypeError as error:
         yield require(False, f"{what} whose fields are hashable: {error}", hint="take tuples for lists and dictionaries")
-    kept = {field.name for field in fields(solver)}  # type: ignore[arg-type]
+    kept = {field.name for field in fields(solver)}
     before = {name: value for name, value in vars(solver).items() if name in kept}
     _solve(solver, (0, 1))
     now = {name: value for name, value in vars(solver).items() if name in kept}
