@@ -56,7 +56,7 @@ class Flow:
         self.sde, end = SDES[sde]
         self.start, self.end = self.sde.t_max, self.sde.t_min if end is None else end
         self.mixtures = Mixtures(int(d), 1, seed)
-        self.model = sd.ScoreModel(self.net, self.sde, predicts="data")
+        self.model = sd.ScoreModel(self.net, self.sde, predicts="data", data_std=1.0)
         generator = torch.Generator().manual_seed(seed + 1)
         self.x = self.mixtures.draw(rows, *self.kernel(self.start), generator).reshape(-1, int(d))
         self.exact, _ = self.ours(sd.DOP853(1e-12, 1e-12, variable="t"))

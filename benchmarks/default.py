@@ -88,7 +88,7 @@ class Task:
         self.sde, end = SDES[name]
         self.start, self.end = self.sde.t_max, self.sde.t_min if end is None else end
         self.mixtures = Mixtures(d, count, seed)
-        self.model = sd.ScoreModel(self.net, self.sde, predicts="data")
+        self.model = sd.ScoreModel(self.net, self.sde, predicts="data", data_std=1.0)
         self.known: dict[float, tuple[float, float]] = {}
         self.generator = torch.Generator().manual_seed(seed + 1)
         self.x = self.mixtures.draw(rows, *self.kernel(self.start), self.generator).reshape(-1, d)

@@ -62,7 +62,7 @@ class LogitNormal(TimeLaw):
 class LogNormal(TimeLaw):
     """log(sigma / alpha) ~ N(location, scale^2), within the usable range (Karras et al. 2022, arXiv 2206.00364, Table 1).
 
-    ``location`` is by default the published -1.2, plus log(2 sde.sigma_data) where lengths are not the published ones.
+    ``location`` is by default the published -1.2, for lengths in the units in which the SDE was declared.
     """
 
     location: float | None = None
@@ -75,7 +75,7 @@ class LogNormal(TimeLaw):
     def __call__(self, sde: Any, u: Tensor) -> Tensor:
         """Times, float64 (B,)."""
         ends = -0.5 * sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))
-        location = -1.2 + math.log(2 * sde.sigma_data) if self.location is None else self.location
+        location = -1.2 + math.log(sde.unit) if self.location is None else self.location
         low, high = torch.special.ndtr((ends - location) / self.scale)
         if not float(high - low) > 1e-6:
             raise ValueError(f"{self!r} lies outside the usable range of {sde!r}, log(sigma / alpha) = {ends.tolist()}")

@@ -30,7 +30,7 @@ def _likelihood(sde: LinearSDE, t: Tensor) -> Tensor:
 class MinSNR(Record):
     """The squared error of the data times min(snr, gamma), snr = alpha^2 / sigma^2 (Hang et al. 2023, arXiv 2303.09556).
 
-    Where lengths are not the published ones, sigma is divided by ``2 sde.sigma_data``.
+    sigma is in the units in which the SDE was declared, so that ``sde.scaled(c)`` has the same weights.
     """
 
     gamma: float = 5.0
@@ -43,7 +43,7 @@ class MinSNR(Record):
     def __call__(self, sde: LinearSDE, t: Tensor) -> Tensor:
         """min(snr, gamma) sigma^4 / alpha^2."""
         snr = sde.log_snr(t).exp()
-        most = self.gamma / (2 * sde.sigma_data) ** 2
+        most = self.gamma / sde.unit**2
         return snr.clamp(max=most) * sde.sigma(t) ** 2 / snr
 
 
