@@ -46,7 +46,8 @@ class RungeKutta(Solver):
     ``variable`` is u. ``"t"``: y = x, and the slope is the drift. ``"sigma"``: u = sigma / alpha, y = x / alpha, and the slope is
     the noise prediction, as in Karras et al. 2022 (arXiv 2206.00364). ``"log_snr"``: u = log(sigma / alpha), y as before.
     ``"angle"``: u = arctan(sigma / (size alpha)), y = x / c with c = sqrt((size alpha)^2 + sigma^2), and the slope is
-    cos(u) noise - sin(u) data / size, which is 0 for data from N(0, size^2) and changes slowly if details are of about that size.
+    cos(u) noise - sin(u) data / size, which is 0 for data from N(0, size^2) and changes slowly if details are of about that size,
+    in units of the standard deviation of the data.
     By default ``"angle"`` for adaptive methods; for the others ``"t"``, and ``"sigma"`` where alpha is constant (VE). A step to
     sigma = 0, where there is no noise prediction, is an Euler step in ``"sigma"``, as Karras et al.'s last.
 

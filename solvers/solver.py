@@ -100,6 +100,8 @@ class Solver(Record):
     """Whether steps integrate the diffusion of the reverse SDE: then lambda is 1 by default, else 0."""
     adaptive: bool = False
     """Whether every sample chooses its own steps; then ``error_order``, ``rtol`` and ``atol`` are there too."""
+    default_atol: ClassVar[float] = 1e-5
+    """What ``atol=None`` means in an adaptive solver, in units of the standard deviation of the data."""
     carries: bool = False
     """Whether a step leaves something to the next one: then nothing may be done to the samples between the two."""
     begins: bool = False
@@ -191,7 +193,6 @@ class Adaptive(Solver):
     dt_min: float = field(default=0.0, kw_only=True)
 
     adaptive = True
-    default_atol: ClassVar[float] = 1e-5
 
     def __post_init__(self) -> None:
         """Check the arguments."""

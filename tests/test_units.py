@@ -1,13 +1,14 @@
 """Nothing has an absolute size: one problem in other units of length has the same solution, in those units."""
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
 
 import sdediff as sd
 from sdediff.testing import check_sde
-from solvers import ExponentialPair
+from solvers import ExponentialPair, Solver, Step, expand
 
 F64 = torch.float64
 MEANS, STD = torch.tensor([[-1.0, 0.3], [1.0, 0.5], [0.2, -0.9]], dtype=F64), 0.2
@@ -122,6 +123,30 @@ def test_adaptive_steps_scale_with_the_units(make: object) -> None:
             for name in ("nfe", "accepted", "rejected", "status"):
                 assert torch.equal(getattr(there, name), getattr(here, name)), (name, c)
             torch.testing.assert_close(there.x / c, here.x, rtol=0, atol=1e-12 * float(here.x.abs().max()))
+
+
+@dataclass(frozen=True)
+class OwnHeun(Solver):
+    """A user's adaptive solver, which leaves atol to the library."""
+
+    rtol: float = 1e-4
+    atol: float | None = None
+
+    adaptive = True
+    error_order = 2
+    evaluations = 2
+
+    def step(self, problem, x, plan, noise, state):
+        t, s = plan
+        h, first = expand(s - t, x), problem.drift(x, t)
+        last = problem.drift(x + h * first, s)
+        return Step(x + h * (first + last) / 2, error=h * (last - first) / 2)
+
+
+def test_an_adaptive_solver_of_the_users_own_scales_with_the_units() -> None:
+    small, large = (sd.sample(model(sd.VE(), c), (8, 2), solver=OwnHeun(), seed=0, dtype=F64) for c in (1.0, 2.0**20))
+    torch.testing.assert_close(large.x / 2.0**20, small.x, rtol=1e-12, atol=0)
+    assert large.nfe.tolist() == small.nfe.tolist()
 
 
 def test_float32_scales_to_its_own_precision() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -51,7 +51,6 @@ class _Ode(External):
     rtol: float
     atol: float | None
 
-    default_atol: ClassVar[float] = 1e-5
     needs = frozenset({"drift"})
 
     @property
