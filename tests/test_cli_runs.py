@@ -120,6 +120,17 @@ def test_samples_that_succeed_are_kept_when_others_fail(
     assert np.isfinite(kept["x"]).all()
 
 
+def test_a_limit_of_evaluations_is_an_option_and_named_where_it_is_reached(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        command("sample", run, "--count", 2, "--rtol", 1e-6, "--max-nfe", 20, "--quiet", "--out", tmp_path / "x.npz")
+    assert stop.value.code == 2
+    assert "--max-nfe is reached" in capsys.readouterr().err
+    command("sample", run, "--count", 2, "--max-nfe", 50_000, "--quiet", "--out", tmp_path / "x.npz")
+    assert len(read(tmp_path / "x.npz")["x"]) == 2
+
+
 @pytest.mark.slow
 def test_a_process_that_is_told_to_end_writes_its_samples(run: Path, tmp_path: Path) -> None:
     words = ["sample", str(run), "--solver", "euler", "--steps", "20", "--count", "1000000", "--batch-size", "2"]

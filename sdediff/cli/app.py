@@ -105,6 +105,9 @@ def sample(
     atol: Annotated[
         float | None, typer.Option(help="absolute tolerance of an adaptive solver; as rtol, times the data's standard deviation")
     ] = None,
+    max_nfe: Annotated[
+        int | None, typer.Option(help="evaluations of the network a sample at most; 50,000 for an adaptive solver", min=1)
+    ] = None,
     seed: Seed = 0,
     device: Device = None,
     quiet: Quiet = False,
@@ -123,6 +126,7 @@ def sample(
             batch_size=batch_size,
             rtol=rtol,
             atol=atol,
+            max_nfe=max_nfe,
             seed=seed,
             device=device,
             quiet=quiet,

@@ -19,6 +19,7 @@ import torch
 
 from sdediff.checkpoint import load, read_config
 from sdediff.cli.names import check_device, check_tolerances, make_solver
+from sdediff.cli.wording import spoken
 from sdediff.files import write_atomically
 from sdediff.interruption import raising, signal_of
 from sdediff.model import ScoreModel
@@ -45,6 +46,7 @@ def run(
     batch_size: int | None,
     rtol: float | None,
     atol: float | None,
+    max_nfe: int | None,
     seed: int,
     device: str | None,
     quiet: bool,
@@ -68,14 +70,15 @@ def run(
     began = time.perf_counter()
     size = batch_size or max(64, _VALUES // math.prod(event))
     with raising():
-        drawing = _Drawing(model, event, count, size, method, given, seed, quiet)
+        drawing = _Drawing(model, event, count, size, method, given, max_nfe, seed, quiet)
         signum = drawing.run()
         if signum is not None:
             return _partial(drawing.parts, out, count, "stopped", 128 + signum)
     solution = merge(drawing.parts)
     if solution.failures:
         more = f" ({len(solution.failures) - 1} more failed)" if len(solution.failures) > 1 else ""
-        return _partial([_complete(solution)], out, count, f"error: {solution.failures[0]}{more}", 2)
+        why = spoken(ValueError(f"{solution.failures[0]}{more}"), ["sample"])
+        return _partial([_complete(solution)], out, count, f"error: {why}", 2)
     _write(out, solution)
     if not quiet:
         nfe, seconds = solution.nfe.double(), time.perf_counter() - began
@@ -94,6 +97,7 @@ class _Drawing:
     size: int
     solver: Solver | None
     steps: int | None
+    max_nfe: int | None
     seed: int
     quiet: bool
     parts: list[Solution] = field(default_factory=list)
@@ -115,6 +119,7 @@ class _Drawing:
             (len(rows), *self.event),
             solver=self.solver,
             steps=self.steps,
+            max_nfe=self.max_nfe,
             seed=seeds(self.seed, rows),
             callback=lambda snapshot: bar.update(rows.start + snapshot.done * len(rows)),
             on_fail="return",
