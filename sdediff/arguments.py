@@ -29,7 +29,7 @@ from solvers import (
     Solver,
     Straight,
 )
-from solvers.scalars import plain, real, reals, whole
+from solvers.scalars import device_of, plain, real, reals, whole
 
 __all__ = [
     "Grid",
@@ -48,9 +48,11 @@ __all__ = [
     "default_solver",
     "intervals",
     "make_times",
+    "one_stochasticity",
 ]
 
 Grid = str | Callable[[int], Tensor] | Tensor | Sequence[float]
+_MOST_STEPS: Final = 10**8
 
 
 def check_model(model: ScoreModel) -> None:
@@ -63,7 +65,7 @@ def check_model(model: ScoreModel) -> None:
 
 def check_device(model: ScoreModel, device: torch.device | str | None) -> torch.device:
     """The model's device."""
-    place = model.device if device is None else torch.device(device)
+    place = model.device if device is None else device_of(device)
     if model.has_weights and not one_place(place, model.device):
         raise ValueError(f"the model is on {model.device} and device is {place}; move the model first: model.to({str(place)!r})")
     return place
@@ -71,7 +73,7 @@ def check_device(model: ScoreModel, device: torch.device | str | None) -> torch.
 
 def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
     """One of the known words."""
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}{nearest(str(value), known)}")
 
 
@@ -180,7 +182,7 @@ def make_times(
         if span.start < span.end:
             raise ValueError(f"{name} is a discrete model with a grid of its own, from noise to data: take another solver")
         return solver.times
-    steps = None if steps is None else whole("steps", steps, 1)
+    steps = None if steps is None else whole("steps", steps, 1, _MOST_STEPS)
     if isinstance(plain(grid), int | float):
         raise TypeError(
             f"grid must be a name, a function of the number of steps or an array of times, got {grid!r}; write steps={grid!r}?"
@@ -237,6 +239,11 @@ def _named(sde: SDE, unit: float, grid: str | None, spacing: str, steps: int, st
     return GRIDS[own if grid is None else grid](steps, start, end, LogSNR(process.log_snr, process.time_of, bounded=grid is None))
 
 
+def one_stochasticity(value: object) -> float:
+    """A number for all samples and times; a ValueError unless it is one."""
+    return real("stochasticity", value, "; one for all samples, or a function of t")
+
+
 def check_stochasticity(
     solver: Solver, stochasticity: float | Callable[[Tensor], Tensor] | None, times: Tensor
 ) -> float | Callable[[Tensor], Tensor]:
@@ -244,7 +251,7 @@ def check_stochasticity(
     if stochasticity is None:
         return 1.0 if solver.diffuses else 0.0
     if not callable(stochasticity):
-        stochasticity = real("stochasticity", stochasticity, "; one for all samples, or a function of t")
+        stochasticity = one_stochasticity(stochasticity)
     if not callable(stochasticity) and not 0 <= stochasticity < float("inf"):
         raise ValueError(f"stochasticity must be a finite number >= 0 or a function of t, got {stochasticity!r}")
     if not solver.diffuses and (callable(stochasticity) or stochasticity != 0):

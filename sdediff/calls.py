@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["check_names", "doubled", "tensor_of"]
+__all__ = ["check_floating", "check_names", "doubled", "tensor_of"]
 
 
 def check_names(condition: object, net: Callable[..., Any]) -> None:
@@ -28,6 +28,13 @@ def check_names(condition: object, net: Callable[..., Any]) -> None:
                 f"the condition {name!r} has the name of the argument in which the network takes "
                 f"{taken[name]}: rename it, in the network too"
             )
+
+
+def check_floating(name: str, x: object) -> None:
+    """A TypeError unless it is a floating-point tensor (B, *event)."""
+    if not isinstance(x, Tensor) or x.ndim < 1 or not x.is_floating_point():
+        got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{name} must be a floating-point tensor (B, *event), got {got}; use x.float()")
 
 
 def _first_two(net: Callable[..., Any]) -> dict[Any, str]:

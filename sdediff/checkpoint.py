@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from sdediff.names import nearest
 from sdediff.run_folder import CONFIG, FORMAT, SECTIONS, WEIGHTS, locate
 from sdediff.sde import SDE
 from sdediff.states import read_tensors, set_module_state
+from solvers.scalars import device_of
 
 __all__ = ["SCHEDULE", "load", "read_config", "read_run"]
 
@@ -42,6 +44,9 @@ def load(
     file names. Warns if the run is unfinished, or was trained with another SDE than ``sde``. Raises FileNotFoundError, or
     ValueError if files are damaged, of different runs or of a newer format.
     """
+    if not isinstance(run, str | PathLike):
+        raise TypeError(f"run must be the path of a run folder, got {run!r}")
+    place = device_of(device)
     config = read_config(run)
     entry = {"sde": config["sde"], "net": config["network"]}
     passed = sde is not None
@@ -69,7 +74,7 @@ def load(
         first = str(error).splitlines()[-1].strip()
         raise ValueError(f"{Path(run) / WEIGHTS} does not fit the network {type(net).__name__}: {first}") from error
     _say_if_unfinished(run, config, meta)
-    return model.to(device).eval()
+    return model.to(place).eval()
 
 
 def _built_network(run: str | Path, entry: Mapping[str, Any], weights: Mapping[str, Any]) -> nn.Module:

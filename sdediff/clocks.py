@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 
 from sdediff.lending import reading
@@ -13,7 +15,7 @@ from sdediff.names import nearest
 from sdediff.sde import SDE, LinearSDE
 from solvers.scalars import Record, plain
 
-__all__ = ["CLOCKS", "Clock", "Timesteps", "check_clock", "read_clock"]
+__all__ = ["CLOCKS", "Clock", "Timesteps", "check_clock", "check_time_dtype", "read_clock"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Timesteps(Record):
         """Check the arguments."""
         if not 0 < self.n < float("inf"):
             raise ValueError(f"Timesteps: n must be a positive number, 1000 say, got {self.n!r}")
+        if not math.isfinite(self.shift):
+            raise ValueError(f"Timesteps: shift must be a finite number, -1 or 0 say, got {self.shift!r}")
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         """Indices, shaped as t."""
@@ -67,6 +71,13 @@ def check_clock(clock: Clock, sde: SDE) -> Clock:
         hint = f"; write Timesteps({plain(clock)!r})" if isinstance(plain(clock), int | float) else ""
         raise TypeError(expected + hint)
     return clock
+
+
+def check_time_dtype(dtype: object) -> torch.dtype | None:
+    """A dtype of times, or None; a ValueError for anything else."""
+    if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        return dtype
+    raise ValueError(f"time_dtype must be a floating-point dtype, torch.float32 say, or None; got {dtype!r}")
 
 
 def read_clock(clock: Clock, sde: SDE, t: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ x = 2 (v - low) / (high - low) - 1        v in [low, high]: the stored pixel val
 from __future__ import annotations
 
 import math
-import operator
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from sdediff._extras import require
 from sdediff.names import nearest
+from solvers.scalars import flag, plain, whole
 
 __all__ = ["Dataset", "load_data", "split"]
 
@@ -69,6 +69,9 @@ def load_data(spec: str | Path, *, image_size: int | None = None, raw: bool = Fa
     A name goes before a path of the same name: pass "./digits" or Path("digits") for a folder called digits.
     """
     size = None if image_size is None else _natural(image_size, "image_size", "pixels")
+    raw = flag("raw", raw)
+    if not isinstance(spec, str | Path):
+        raise TypeError(f"spec must be a name, digits or mnist, or the path of data; got {spec!r}")
     named = isinstance(spec, str) and spec.lower() in _NAMED
     if raw and (size is not None or named or Path(spec).expanduser().is_dir()):
         raise ValueError("raw is for an .npy or .npz array of floats, which is not resized: drop raw, or the size")
@@ -90,7 +93,9 @@ def split(dataset: Dataset, held_out: int, seed: int = 0) -> tuple[Dataset, Data
 
     With labels it is stratified: class k gives held_out N_k / N samples, rounded by largest remainder.
     """
-    count = _natural(held_out, "held_out", "samples")
+    if not isinstance(dataset, Dataset):
+        raise TypeError(f"dataset must be a Dataset, as load_data returns it; got {type(dataset).__name__}")
+    count, seed = _natural(held_out, "held_out", "samples"), whole("seed", seed, kind="a non-negative int")
     total = len(dataset)
     if count >= total:
         raise ValueError(f"held_out = {count} leaves nothing to train on: expected 1 to {total - 1} of {total} samples")
@@ -111,13 +116,12 @@ def _take(dataset: Dataset, mask: NDArray[np.bool_]) -> Dataset:
 
 
 def _natural(value: int, name: str, unit: str) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} is a number of {unit}: expected an int, got {value!r}") from None
-    if number < 1:
-        raise ValueError(f"{name} is a number of {unit}: expected at least 1, got {number}")
-    return number
+    given = plain(value)
+    if isinstance(given, bool) or not isinstance(given, int):
+        raise TypeError(f"{name} is a number of {unit}: expected an int, got {value!r}")
+    if given < 1:
+        raise ValueError(f"{name} is a number of {unit}: expected at least 1, got {given}")
+    return given
 
 
 def _nothing_there(spec: str | Path, path: Path) -> Exception:

@@ -88,7 +88,7 @@ def diagnose(model: ScoreModel, x_0: Tensor, *, condition: Mapping[str, Tensor] 
     noise = White(seeds(seed, len(x_0)), x_0.shape[1:], dtype=x_0.dtype, device=x_0.device).at(0).normal("probe")
     ends = sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))
     levels = torch.linspace(min(4.0, float(ends[0])), max(-4.0, float(ends[1])), len(x_0), dtype=torch.float64)
-    order = torch.randperm(len(levels), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(levels), generator=torch.Generator().manual_seed(seed % 2**63))
     t = sde.time_of(levels[order]).clamp(sde.t_min, sde.t_max)
     x_t = sde.perturb(x_0, t, noise)
     spread = float(x_0.std())

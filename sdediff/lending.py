@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from sdediff.sde import SDE
+if TYPE_CHECKING:
+    from sdediff.sde import SDE
 
 __all__ = ["WrittenError", "at_least_float32", "drift_of", "own", "reading"]
 

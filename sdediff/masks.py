@@ -22,7 +22,11 @@ def check_mask(mask: Tensor | None, shape: Sequence[int], device: torch.device) 
     """
     if mask is None:
         return None
-    whole, given = torch.Size(shape), torch.as_tensor(mask)
+    whole = torch.Size(shape)
+    try:
+        given = torch.as_tensor(mask)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"mask must be a tensor, True or 1 where a coordinate exists; got {mask!r}") from error
     found = given.reshape(*given.shape, *(1,) * (len(whole) - given.ndim))
     fits = found.ndim == len(whole) and all(n in (1, m) for n, m in zip(found.shape, whole, strict=True))
     if not fits or found.shape[:1] != whole[:1]:

@@ -10,8 +10,8 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from sdediff.calls import check_names, doubled, tensor_of
-from sdediff.clocks import Clock, check_clock, read_clock
+from sdediff.calls import check_floating, check_names, doubled, tensor_of
+from sdediff.clocks import Clock, check_clock, check_time_dtype, read_clock
 from sdediff.constraints import Constraint, constrained
 from sdediff.lending import WrittenError, at_least_float32, reading
 from sdediff.modules import first_fact, modules_behind
@@ -20,7 +20,7 @@ from sdediff.predictions import PREDICTIONS, Pair, canonical, conversion, singul
 from sdediff.sde import SDE
 from sdediff.sde.coefficient import as_time
 from solvers import expand
-from solvers.scalars import real
+from solvers.scalars import flag, real
 
 __all__ = ["ScoreModel", "combine"]
 
@@ -100,8 +100,8 @@ class ScoreModel(nn.Module):
         self.declared_data_std = None if data_std is None else _length("data_std", data_std)
         given = data_std if sigma_data is None else sigma_data
         self.sigma_data = _length("sigma_data", sde.sigma_data if given is None else given)
-        self.time, self.time_dtype = check_clock(time, sde), time_dtype
-        self.learned_variance = bool(learned_variance)
+        self.time, self.time_dtype = check_clock(time, sde), check_time_dtype(time_dtype)
+        self.learned_variance = flag("learned_variance", learned_variance)
         if normalizer is not None and not isinstance(normalizer, Normalizer):
             raise TypeError(f"normalizer must be a Normalizer, Normalizer.of(data) say; got {normalizer!r}")
         self.normalizer = normalizer
@@ -265,6 +265,7 @@ class ScoreModel(nn.Module):
         It is computed in float32 at least, and rounded once to the dtype of x.
         """
         target = canonical(target, "a prediction")
+        check_floating("x", x)
         time = self.sde.check_time(as_time(t))
         if time.ndim and time.shape[0] != x.shape[0]:
             raise ValueError(f"t must be a number or (B,) with B = {x.shape[0]} as in x, got shape {tuple(time.shape)}")

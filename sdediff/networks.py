@@ -40,8 +40,13 @@ class UNet(nn.Module):
         channels, layers, groups = (
             whole(f"UNet: {name}", value, 1) for name, value in (("channels", channels), ("layers", layers), ("groups", groups))
         )
+        for name, value in (("widths", widths), ("attention", attention)):
+            if not isinstance(value, Sequence) or isinstance(value, str):
+                raise TypeError(f"UNet: {name} must be a sequence with one entry for each resolution, got {value!r}")
         widths = [whole("UNet: widths", width, 1) for width in widths]
         dropout = real("UNet: dropout", dropout)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"UNet: dropout must lie in [0, 1), got {dropout!r}")
         out_channels = None if out_channels is None else whole("UNet: out_channels", out_channels, 1)
         if len(widths) != len(attention):
             raise ValueError(f"UNet: attention needs one entry for each of the {len(widths)} widths, got {len(attention)}")

@@ -185,7 +185,7 @@ def _parts(data: Tensor, mask: Tensor | None) -> Iterator[tuple[Tensor, Tensor |
 def _numbers(name: str, value: Numbers) -> Tensor:
     try:
         found = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise TypeError(f"Normalizer: {name} must be a number, a sequence or a tensor of numbers, got {value!r}") from error
     if not bool(torch.isfinite(found).all()) or not found.numel():
         raise ValueError(f"Normalizer: {name} must be finite numbers, got {value!r}")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sdediff._extras import require
+from solvers.scalars import flag
 
 __all__ = ["Bar", "progress_bar"]
 
@@ -29,7 +30,7 @@ class Bar:
 @contextmanager
 def progress_bar(title: str, *, total: float, show: bool, start: float = 0.0) -> Iterator[Bar]:
     """A bar on stderr with what is done, a note, the time gone and the time left."""
-    if not show:
+    if not flag("progress", show):
         yield Bar()
     elif not sys.stderr.isatty():
         yield Bar(_lines(title, total, start))

@@ -51,6 +51,8 @@ _INDICES_OF_OTHERS: Final = ("model_index.json", "scheduler_config.json", "adapt
 
 def check_out(out: str | Path, name: str = "out") -> Path:
     """``out`` as a path; ValueError where it is empty, which would be the current folder."""
+    if not isinstance(out, str | os.PathLike):
+        raise TypeError(f"{name} must be a path, 'runs/first' say; got {out!r}")
     if not str(out).strip():
         raise ValueError(f"{name} is empty; name a path, or write . for the current folder")
     return Path(out)

@@ -22,6 +22,7 @@ from sdediff.arguments import (
     check_stochasticity,
     default_solver,
     intervals,
+    one_stochasticity,
 )
 from sdediff.model import ScoreModel
 from sdediff.reverse import Reverse
@@ -101,7 +102,7 @@ def sample(
     """
     check_model(model)
     shape = check_shape(shape)
-    noisy = stochasticity is not None and (callable(stochasticity) or stochasticity != 0)
+    noisy = stochasticity is not None and (callable(stochasticity) or one_stochasticity(stochasticity) != 0)
     solver = check_solver(solver, default_solver(model.sde, intervals(steps, grid), stochastic=noisy))
     ending = _check_last(model.sde, last, t_end)
     solving = Solving.checked(

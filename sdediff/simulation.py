@@ -14,6 +14,7 @@ from sdediff.lending import at_least_float32
 from sdediff.sde import SDE
 from sdediff.units import Units
 from solvers import EulerMaruyama, Noise, Options, Snapshot, Solution, SolveError, Solver, White
+from solvers.scalars import callback_of, flag
 
 __all__ = ["simulate"]
 
@@ -55,6 +56,7 @@ def simulate(
     seeds = check_seed(seed, noise, tuple(x_0.shape), x_0.device)
     if seeds is not None:
         noise = White(seeds, x_0.shape[1:], dtype=x_0.dtype, device=x_0.device)
+    callback, trajectory = callback_of("callback", callback, "of a Snapshot"), flag("trajectory", trajectory)
     options = Options(trajectory=trajectory, callback=units.outside(callback), on_fail="return", grad=grad)
     found = solver.solve(Forward(sde, len(x_0), units.unit), units.enter(x_0), times, noise, options)
     solution = replace(units.left(found), seeds=seeds)

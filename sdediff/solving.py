@@ -22,7 +22,7 @@ from sdediff.progress import Bar, progress_bar
 from sdediff.reverse import Reverse
 from sdediff.units import Units
 from solvers import Options, Snapshot, Solution, SolveError, Solver
-from solvers.scalars import whole
+from solvers.scalars import callback_of, flag, whole
 from solvers.solution import merge
 
 __all__ = ["Solving", "check_deterministic"]
@@ -91,8 +91,10 @@ class Solving:
         times = make_times(span, solver, steps, grid, t_start, t_end, model.data_std)
         check_choice("on_fail", on_fail, ("raise", "return"))
         check_grad(grad)
-        if dtype not in (torch.float32, torch.float64):
+        if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
             raise ValueError(f"the state's dtype must be torch.float32 or torch.float64, got {dtype!r}; the network keeps its own")
+        callback = callback_of("callback", callback, "of a Snapshot")
+        trajectory, progress = flag("trajectory", trajectory), flag("progress", progress)
         batch_size = None if batch_size is None else whole("batch_size", batch_size, 1)
         max_nfe = None if max_nfe is None else whole("max_nfe", max_nfe, 1)
         least = solver.evaluations + (1 if solver.begins else 2)
@@ -100,7 +102,7 @@ class Solving:
             raise ValueError(f"{solver!r} takes {least} evaluations to make its first step; raise max_nfe = {max_nfe}")
         if model.normalizer is not None:
             model.normalizer.check(shape[1:])
-        model = _compiled(_local(model), solver) if compile else _local(model)
+        model = _compiled(_local(model), solver) if flag("compile", compile) else _local(model)
         return cls(
             model=_with_net(model, _Evaluated(model.net)) if grad == "checkpoint" and modules_behind(model.net).modules else model,
             count=count,

@@ -98,7 +98,10 @@ class Trainer:
         x_0 = self._seen(self.data[index].to(accelerator.device))
         there: dict[str, Any] = {} if self.mask is None else {"mask": self.mask[index].to(accelerator.device)}
         with accelerator.autocast():
-            value = self.loss(self.model, x_0, given, **there).mean()
+            losses = self.loss(self.model, x_0, given, **there)
+            if not isinstance(losses, Tensor) or not losses.is_floating_point():
+                raise TypeError(f"loss must return the losses of the samples, a tensor (B,), got {type(losses).__name__}")
+            value = losses.mean()
         if not value.requires_grad:
             raise ValueError("the loss does not depend on a parameter that requires grad; does the network use its parameters?")
         self.optimizer.zero_grad()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -32,9 +32,12 @@ from sdediff.run_folder import FORMAT, TRAINING, WEIGHTS, Run, check_ours, check
 from sdediff.suitability import unsuited
 from sdediff.trainer import Settings, Trainer
 from solvers.portable import Portable
-from solvers.scalars import whole
+from solvers.scalars import callback_of, flag, whole
 
 __all__ = ["Interrupted", "fit"]
+
+
+_PRECISIONS: Final = (None, "no", "bf16", "fp16", "fp8")
 
 
 class Interrupted(Portable, KeyboardInterrupt):
@@ -94,10 +97,14 @@ def fit(
     steps. Raises ValueError before any work, also where the state of the network could not be kept, `Interrupted` when a signal
     has stopped it, FloatingPointError if the loss is not finite.
     """
-    loss = loss or DenoisingScoreMatching(stratified=True)
-    if not callable(loss):
+    loss = DenoisingScoreMatching(stratified=True) if loss is None else loss
+    if not callable(loss) or isinstance(loss, type):
         raise TypeError(f"loss must be a function loss(model, x_0, condition) -> (B,), DDPMLoss(chain) say; got {loss!r}")
     folder = check_out(out)
+    resume, overwrite, progress = flag("resume", resume), flag("overwrite", overwrite), flag("progress", progress)
+    callback = callback_of("callback", callback, "of a step and its loss")
+    if about is not None and not isinstance(about, Mapping):
+        raise TypeError(f"about must be a dict of what is kept of the data, {{'name': 'rings'}} say; got {about!r}")
     if resume and overwrite:
         raise ValueError(f"resume goes on with the run in {folder} and overwrite starts anew: pass one of them")
     condition = {} if condition is None else condition
@@ -164,6 +171,8 @@ def _accelerated(device: str | None, mixed_precision: str | None) -> Iterator[An
     for state in shared if alone else ():
         state.clear()
     try:
+        if mixed_precision not in _PRECISIONS:
+            raise ValueError(f"mixed_precision must be one of 'no', 'bf16', 'fp16' and 'fp8', or None; got {mixed_precision!r}")
         accelerator = accelerate.Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision)
         alone = accelerator.num_processes == 1
         if device is not None and accelerator.device.type != device:
@@ -190,7 +199,9 @@ def _name(loss: Objective) -> dict[str, Any]:
 
 def _check(model: ScoreModel, data: Tensor, condition: Mapping[str, Tensor]) -> None:
     if not isinstance(model, ScoreModel) or not isinstance(model.net, nn.Module):
-        raise TypeError(f"fit needs a ScoreModel around a torch module, got {type(model).__name__}; wrap it: ScoreModel(net, sde)")
+        raise TypeError(
+            f"model must be a ScoreModel around a torch module, got {type(model).__name__}; wrap it: ScoreModel(net, sde)"
+        )
     if not isinstance(data, Tensor):
         raise TypeError(f"data must be a floating-point tensor (N, *event), got {type(data).__name__}; {_way_out(data)}")
     if data.ndim < 1 or not data.is_floating_point() or len(data) < 1:

@@ -57,10 +57,11 @@ class BrownianPath:
         times = edges(real("BrownianPath: start", start), real("BrownianPath: end", end), intervals)
         depth = whole("BrownianPath: depth", depth, 1, 30)
         self.start, self.end, self.depth, self.area = float(times[0]), float(times[-1]), depth, area
-        self.dtype, self.device = dtype, device
+        self._white = White(seeds, event, dtype=dtype, device=device)  # which checks them
+        self.dtype, self.device = dtype, self._white.device
         self._white = White(seeds, event)
         self._white.keep = max(1, _KEEP // max(1, self._white.length * len(self._white.seeds) * self._white.event.numel()))
-        self._plain = dtype == torch.float32 and torch.device(device).type == "cpu"
+        self._plain = dtype == torch.float32 and self.device.type == "cpu"
         self._times = times
         self._knots = {time: i for i, time in enumerate(times.tolist())}
         self._sign = 1.0 if self.end > self.start else -1.0

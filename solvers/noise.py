@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Final, Protocol, Self, runtime_checkable
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from solvers.arithmetic import expand
 from solvers.generator import Words, encrypted, fill, words
-from solvers.scalars import whole
+from solvers.scalars import device_of, whole
 
 __all__ = ["STREAMS", "Nodes", "Noise", "Refinable", "Silence", "StepNoise", "White", "fresh_seed", "paired", "seeds"]
 
@@ -114,11 +114,17 @@ class _Seeded:
     ) -> None:
         if isinstance(seeds, torch.Generator):
             seeds = (whole("seeds", seeds, kind="non-negative ints, one a sample"),)
+        if not isinstance(seeds, Iterable) or isinstance(seeds, str | bytes):
+            raise TypeError(f"seeds must be non-negative ints, one a sample; got {seeds!r}, seeds(0, 64) makes 64 of one")
+        if not isinstance(event, Iterable) or isinstance(event, str | bytes):
+            raise TypeError(f"event must be the shape of a sample, (1, 28, 28) say; got {event!r}")
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise TypeError(f"dtype must be a floating-point dtype, torch.float32 say; got {dtype!r}")
         given = tuple(seeds)
         plain = all(type(seed) is int for seed in given)
         self.seeds: tuple[int, ...] = given if plain else tuple(whole("seeds", seed) for seed in given)
-        self.event = torch.Size(event)
-        self.dtype, self.device = dtype, device
+        self.event = event if isinstance(event, torch.Size) else torch.Size([whole("event", n, 1) for n in event])
+        self.dtype, self.device = dtype, device if isinstance(device, torch.device) else device_of(device)
         if any(seed < 0 for seed in self.seeds):
             raise ValueError("seeds must not be negative")
 

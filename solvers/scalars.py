@@ -1,4 +1,4 @@
-"""Numbers as arguments: Python's, NumPy's and tensors of one number are taken, and kept as Python's own."""
+"""Plain arguments: numbers, of Python, of NumPy or tensors of one, kept as Python's own; flags, callbacks and devices."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Record", "plain", "plain_fields", "real", "reals", "whole"]
+__all__ = ["Record", "callback_of", "device_of", "flag", "plain", "plain_fields", "real", "reals", "whole"]
 
 _NUMERIC: Final = re.compile(r"\b(int|float|bool)\b")
+_CHOICE: Final = re.compile(r"(?:Final\[)?Literal\[([^\]]*)\]")
 
 
 def plain(value: Any) -> Any:
@@ -68,19 +69,58 @@ def real(name: str, value: Any, hint: str = "") -> float:
     """Return ``value`` as a float; a ValueError unless it is one real number (no bool)."""
     number = plain(value)
     if isinstance(number, bool) or not isinstance(number, Real):
-        given = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-        raise ValueError(f"{name} must be a number, got {given}{hint}")
-    return float(number)
+        raise ValueError(f"{name} must be a number, got {_shown(value)}{hint}")
+    try:
+        return float(number)
+    except OverflowError as error:
+        raise ValueError(f"{name} must be a number that a float can hold, of at most 1.8e308{hint}") from error
+
+
+def flag(name: str, value: Any) -> bool:
+    """Return ``value`` as a bool; a ValueError unless it is True or False, or 1 or 0."""
+    number = plain(value)
+    if isinstance(number, int) and number in (0, 1):
+        return bool(number)
+    raise ValueError(f"{name} must be True or False, got {_shown(value)}")
+
+
+def callback_of(name: str, value: Any, call: str) -> Any:
+    """Return ``value``; a TypeError unless it is None or can be called, as ``call`` says."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be a function {call}, or None; got {_shown(value)}")
+    return value
+
+
+def device_of(value: Any, name: str = "device") -> torch.device:
+    """Return ``value`` as a torch device; a ValueError unless it is one, or its name, and it is there."""
+    try:
+        if not isinstance(value, str | torch.device):
+            raise TypeError
+        place = torch.device(value)
+        _ = torch.empty(0, device=place)
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        there = "cpu, cuda or cuda:1 say" if torch.cuda.is_available() else "cpu: there is no CUDA device here"
+        raise ValueError(f"{name} must be a torch device that is there, {there}; got {_shown(value)}") from error
+    return place
+
+
+def _shown(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) and value.ndim else repr(value)
 
 
 def reals(name: str, value: Any, device: torch.device | str | None = None) -> Tensor:
     """Return ``value`` as a float64 tensor on ``device``, by default its own.
 
-    A ValueError if it is complex: its imaginary part would be lost.
+    A TypeError if it holds no numbers, a ValueError if it is complex: its imaginary part would be lost.
     """
     if value.is_complex() if isinstance(value, Tensor) else np.iscomplexobj(value):
         raise ValueError(f"{name} must be real, got complex numbers; pass their real part if it is meant")
-    return torch.as_tensor(value, dtype=torch.float64, device=device)
+    if isinstance(value, Tensor):
+        return value.to(device, torch.float64)
+    try:
+        return torch.as_tensor(value, dtype=torch.float64, device=device)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise TypeError(f"{name} must be a number or a tensor of numbers, got {value!r} ({error})") from error
 
 
 def plain_fields(record: Any) -> None:
@@ -107,7 +147,8 @@ def plain_fields(record: Any) -> None:
 class Record:
     """Base of dataclasses with numbers as fields: those of NumPy are kept as Python's own, before any check sees them.
 
-    A field that is declared as a ``float``, or as that or None, must be a number.
+    A field that is declared as a ``float``, or as that or None, must be a number, one declared as a ``bool`` a flag, and one
+    that is a `Literal` of words a word.
     """
 
     def __init_subclass__(cls) -> None:
@@ -136,10 +177,15 @@ def _numbers(record: Any) -> None:
     for field in fields(record) if is_dataclass(record) else ():
         kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
         value = getattr(record, field.name, None)
-        other = isinstance(value, SupportsIndex) and not isinstance(value, int | Tensor | np.ndarray)
+        other = isinstance(value, SupportsIndex) and not isinstance(value, int | Tensor | np.ndarray | type)
         if kind in ("int", "int | None") and other:
             object.__setattr__(record, field.name, operator.index(cast(SupportsIndex, value)))
         if kind == "tuple[float, float]" and (not isinstance(value, tuple) or len(value) != 2):
             raise ValueError(f"{type(record).__name__}: {field.name} must be two numbers, (low, high); got {value!r}")
+        name = f"{type(record).__name__}: {field.name}"
         if kind == "float" or (kind == "float | None" and value is not None):
-            _ = real(f"{type(record).__name__}: {field.name}", value)
+            _ = real(name, value)
+        if kind == "bool" and not isinstance(value, bool):
+            object.__setattr__(record, field.name, flag(name, value))
+        if (words := _CHOICE.match(kind)) and not isinstance(value, str):
+            raise ValueError(f"{name} must be one of {words[1]}, got {_shown(value)}")

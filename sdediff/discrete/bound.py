@@ -118,10 +118,12 @@ def variational_bound(
 
     The bound is that of the chain's own ancestral sampling, and so of the SDE; the probability flow has another likelihood.
     """
+    if not isinstance(chain, DDPM):
+        raise TypeError(f"chain must be a DDPM, DDPM.from_schedule('linear', 1000) say; got {chain!r}")
     chain.check_model(model)
     x_0 = at_least_float32(check_states("x_0", x_0)).to(place := check_device(model, device))
     if bins is not None:
-        bins.check(x_0)
+        Bins.checked(bins).check(x_0)
     if model.normalizer is not None:
         x_0 = model.normalizer.normalize(x_0)
     if batch_size is not None:

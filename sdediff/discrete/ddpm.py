@@ -16,6 +16,7 @@ from sdediff.discrete.chain import Chain, Levels, evenly, floats
 from sdediff.discrete.schedules import schedule, zero_terminal_snr
 from sdediff.model import ScoreModel
 from sdediff.sde import InterpolatedVP, LinearSDE
+from sdediff.sde.base import check_linear
 from solvers import Problem, Solver, Step, StepNoise, check_grid, expand
 from solvers.scalars import plain, whole
 
@@ -71,7 +72,7 @@ class DDPM(Chain, Solver):
             raise ValueError(
                 f"DDPM: betas must lie in (0, 1), and the last may be 1; got beta_{wrong[0] + 1} = {betas[wrong[0]]:g}"
             )
-        grid = floats("DDPM", "grid", self.grid) if len(self.grid) else tuple((i + 1) / len(betas) for i in range(len(betas)))
+        grid = floats("DDPM", "grid", self.grid) if np.size(self.grid) else tuple((i + 1) / len(betas) for i in range(len(betas)))
         if len(grid) != len(betas):
             raise ValueError(f"DDPM: needs one time for each of the {len(betas)} betas, got {len(grid)}")
         if self.variance not in _VARIANCES:
@@ -98,6 +99,7 @@ class DDPM(Chain, Solver):
         N = whole("N", N, 1)
         if rule not in ("kernel", "song"):
             raise ValueError(f"rule must be 'kernel' or 'song', got {rule!r}")
+        check_linear(sde)
         end = sde.T if sde.t_max >= sde.T * (1 - 1e-12) else sde.t_max
         times = torch.arange(N + 1, dtype=torch.float64) * (end / N)
         alpha, sigma = sde.alpha(times), sde.sigma(times)

@@ -16,7 +16,7 @@ from sdediff.lending import at_least_float32
 from sdediff.masks import counts, kept, mask_of, mean_over
 from sdediff.model import ScoreModel
 from sdediff.objectives.bins import Bins
-from sdediff.objectives.timed import check_samples
+from sdediff.objectives.timed import check_loss_call
 from sdediff.objectives.times import uniform
 from solvers import expand
 from solvers.scalars import Record, real, whole
@@ -94,7 +94,7 @@ class DDPMLoss(Record):
     def __post_init__(self) -> None:
         """Check the arguments."""
         if not isinstance(self.chain, DDPM):
-            raise TypeError(f"DDPMLoss takes a DDPM, DDPM.from_schedule('linear', 1000) say; got {self.chain!r}")
+            raise TypeError(f"DDPMLoss: chain takes a DDPM, DDPM.from_schedule('linear', 1000) say; got {self.chain!r}")
         if self.kind not in ("simple", "vlb", "hybrid"):
             raise ValueError(f"DDPMLoss: kind must be 'simple', 'vlb' or 'hybrid', got {self.kind!r}")
         if not 0 < self.vlb_weight < math.inf:
@@ -103,6 +103,10 @@ class DDPMLoss(Record):
             raise ValueError(
                 f"DDPMLoss: the hybrid loss trains a variance, and {self.chain!r} has none to learn: take variance='learned'"
             )
+        for name, kind in (("bins", Bins), ("sampler", LossAware)):
+            value = getattr(self, name)
+            if not isinstance(value, kind | None):
+                raise TypeError(f"DDPMLoss: {name} must be a {kind.__name__} or None, got {value!r}")
         if self.sampler is not None and len(self.sampler.counts) != self.chain.N:
             raise ValueError(f"DDPMLoss: the sampler is for {len(self.sampler.counts)} levels, the chain has {self.chain.N}")
 
@@ -123,6 +127,7 @@ class DDPMLoss(Record):
         own), so that a seed gives the same loss on every device. ``mask``: as for `DenoisingScoreMatching`.
         """
         mask = mask_of(mask, x_0)
+        check_loss_call(model, x_0, generator)
         self._check(model, x_0, mask)
         x_0 = at_least_float32(x_0)
         weights = torch.ones(len(x_0), dtype=torch.float64)
@@ -173,7 +178,6 @@ class DDPMLoss(Record):
             self.sampler.load_state_dict(dict(state))
 
     def _check(self, model: ScoreModel, x_0: Tensor, mask: Tensor | None) -> None:
-        check_samples(x_0)
         self.chain.check_model(model)
         if self.kind != "simple" and self.bins is not None:
             self.bins.check(x_0 if mask is None else x_0[mask])

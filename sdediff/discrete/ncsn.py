@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import ndtr
@@ -18,7 +19,9 @@ from sdediff.arguments import check_states
 from sdediff.discrete.chain import Chain, Levels, floats
 from sdediff.model import ScoreModel
 from sdediff.objectives import DenoisingScoreMatching
+from sdediff.objectives.timed import check_loss_call
 from sdediff.sde import InterpolatedVE, LinearSDE
+from sdediff.sde.base import check_linear
 from solvers import Problem, Solver, Step, StepNoise, rowwise
 from solvers.scalars import Record, real, whole
 
@@ -67,7 +70,7 @@ class NCSN(Chain, Solver):
             )
         count = len(sigmas)
         even = tuple(i / (count - 1) for i in range(count)) if count > 1 else (1.0,)
-        grid = floats("NCSN", "grid", self.grid) if len(self.grid) else even
+        grid = floats("NCSN", "grid", self.grid) if np.size(self.grid) else even
         if len(grid) != count:
             raise ValueError(f"NCSN: needs one time for each of the {count} sigmas, got {len(grid)}")
         if grid[0] < 0 or any(b <= a for a, b in itertools.pairwise(grid)):
@@ -89,6 +92,7 @@ class NCSN(Chain, Solver):
     def from_sde(cls, sde: LinearSDE, N: int, *, step_size: float | None = None, n_steps: int = 100) -> NCSN:
         """N levels in geometric progression from sigma(t_max) to sigma(t_min) of an SDE with alpha = 1, at the times where it has
         them: for `VE` t_i = T (i - 1) / (N - 1) (Song et al. 2021, arXiv 2011.13456, Appendix C)."""
+        check_linear(sde)
         ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
         gap = float((sde.alpha(torch.cat([ends, ends.mean().reshape(1)])) - 1).abs().max())
         if gap > 1e-9:
@@ -191,6 +195,11 @@ class NCSNLoss(Record):
     chain: NCSN
     stratified: bool = False
 
+    def __post_init__(self) -> None:
+        """Check the chain."""
+        if not isinstance(self.chain, NCSN):
+            raise TypeError(f"NCSNLoss: chain must be an NCSN, NCSN.from_sde(sde, 1000) say; got {self.chain!r}")
+
     def __call__(
         self,
         model: ScoreModel,
@@ -206,6 +215,7 @@ class NCSNLoss(Record):
 
         ``mask``: as for `DenoisingScoreMatching`.
         """
+        check_loss_call(model, x_0, generator)
         self.chain.check_model(model)
         if i is None:
             i = self.chain.draw(len(x_0), generator, stratified=self.stratified)

@@ -65,6 +65,8 @@ def schedule(name: str | Callable[[Tensor], Any], N: int) -> Tensor:
     N = whole("N", N, 1)
     if callable(name):
         return from_alpha_bar(name, N)
+    if not isinstance(name, str):
+        raise TypeError(f"name must be one of {', '.join(SCHEDULES)}, or a function alpha_bar(t); got {name!r}")
     if name not in SCHEDULES:
         raise ValueError(f"no schedule is called {name!r}{nearest(str(name), SCHEDULES)}; known: {', '.join(SCHEDULES)}")
     return SCHEDULES[name](N)

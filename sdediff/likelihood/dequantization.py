@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sdediff.arguments import check_choice, check_condition, check_model, check_seed, check_shape, check_states
+from sdediff.calls import check_floating
 from sdediff.likelihood.density import log_prob
 from sdediff.likelihood.estimate import Kind, Probe
 from sdediff.model import ScoreModel
@@ -92,7 +93,8 @@ def bits_per_dim(
     Raises ValueError or TypeError before the first evaluation of the network, `SolveError` after it.
     """
     check_model(model)
-    bins.check(x)
+    check_floating("x", x)
+    Bins.checked(bins).check(x)
     check_shape(check_states("x", x).shape)
     width = bins.spacing
     check_choice("dequantization", dequantization, ("uniform", "truncated-normal"))

@@ -35,6 +35,13 @@ class Bins(Record):
         """Distance of two neighbours."""
         return (self.high - self.low) / (self.count - 1)
 
+    @classmethod
+    def checked(cls, bins: object) -> Bins:
+        """Return ``bins``; a TypeError unless it is one."""
+        if not isinstance(bins, cls):
+            raise TypeError(f"bins must be Bins(), which says on which values data lie; got {bins!r}")
+        return bins
+
     def check(self, x_0: Tensor) -> None:
         """A ValueError or TypeError unless all of x_0 lies on the values: scales are declared, never guessed."""
         if isinstance(x_0, Tensor) and not x_0.is_floating_point():

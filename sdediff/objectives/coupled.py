@@ -12,6 +12,7 @@ from torch import Tensor
 from sdediff.model import ScoreModel
 from sdediff.objectives.denoising import DenoisingScoreMatching, FlowMatching
 from sdediff.objectives.objective import DrawingObjective
+from sdediff.objectives.timed import check_loss, check_loss_call
 from sdediff.samples import check_shape
 from sdediff.sampling import sample
 from solvers import Solver, White, seeds
@@ -46,12 +47,16 @@ def reflow(
 
 
 @dataclass(frozen=True)
-class Coupled:
+class Coupled(Record):
     """A loss on pairs (B, 2, *event) of data and noise, as `reflow` makes them: x_t = alpha x_0 + sigma noise of the same pair."""
 
     pairs: ClassVar[bool] = True
     """``fit`` normalises the data alone, and leaves the noise as it is."""
     loss: DenoisingScoreMatching = field(default_factory=FlowMatching)
+
+    def __post_init__(self) -> None:
+        """Check the loss."""
+        check_loss("Coupled", self.loss)
 
     def __call__(
         self,
@@ -63,6 +68,7 @@ class Coupled:
         mask: Tensor | None = None,
     ) -> Tensor:
         """Losses of the pairs, (B,); ``mask`` is that of the data, as for the loss."""
+        check_loss_call(model, x_0, generator)
         if x_0.ndim < 2 or x_0.shape[1] != 2:
             raise ValueError(f"pairs of data and noise have shape (B, 2, *event), got {tuple(x_0.shape)}; make them by reflow")
         return self.loss(model, x_0[:, 0], condition, noise=x_0[:, 1], generator=generator, mask=mask)
@@ -87,6 +93,9 @@ class ConditionDropout(Record):
 
     def __post_init__(self) -> None:
         """Check the arguments."""
+        check_loss("ConditionDropout", self.loss)
+        if not isinstance(self.null, Mapping):
+            raise TypeError(f"ConditionDropout: null must be a dict, {{'label': 10}} say; got {self.null!r}")
         if not 0 <= self.rate <= 1:
             raise ValueError(f"ConditionDropout: rate is a probability, got {self.rate!r}")
         if not self.null:
@@ -102,6 +111,7 @@ class ConditionDropout(Record):
         mask: Tensor | None = None,
     ) -> Tensor:
         """Losses of the samples x_0 (B, *event), (B,)."""
+        check_loss_call(model, x_0, generator)
         missing = sorted(set(self.null) - set(condition or {}))
         if missing:
             names = ", ".join(map(repr, missing))

@@ -11,7 +11,7 @@ from torch import Tensor
 from sdediff.lending import at_least_float32
 from sdediff.masks import kept, mask_of, mean_over
 from sdediff.model import ScoreModel
-from sdediff.objectives.timed import Timed
+from sdediff.objectives.timed import Timed, check_loss_call
 from sdediff.objectives.weightings import factor
 from solvers import expand
 
@@ -46,6 +46,7 @@ class DenoisingScoreMatching(Timed):
         ``mask`` says which coordinates exist, True or 1: (B, *event), or its first dimensions, or 1 in
         place of some. The others are 0 in x_0 and noise, and the mean is over those that exist.
         """
+        check_loss_call(model, x_0, generator)
         sde = model.sde
         if "kernel" not in sde.offers:
             raise ValueError(

@@ -13,7 +13,7 @@ from torch import Tensor
 from sdediff.lending import at_least_float32
 from sdediff.masks import counts, kept, mask_of
 from sdediff.model import ScoreModel
-from sdediff.objectives.timed import Timed
+from sdediff.objectives.timed import Timed, check_loss_call
 from sdediff.objectives.weightings import factor
 from sdediff.simulation import simulate
 from solvers import expand, rowwise
@@ -56,6 +56,7 @@ class _Matching(Timed):
         ``t`` (B,) and ``noise`` (shape of x_0) are drawn where they are not given, and directions always, on the host from
         ``generator`` (default: torch's own). ``mask``: as for `DenoisingScoreMatching`.
         """
+        check_loss_call(model, x_0, generator)
         mask = mask_of(mask, x_0)
         x_0, noise = kept(x_0, mask), None if noise is None else kept(noise, mask)
         if not self.perturbed:

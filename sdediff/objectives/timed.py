@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sdediff.calls import check_floating
 from sdediff.model import ScoreModel
 from sdediff.objectives.times import Proposal, Times, check_times, time_at, uniform
 from sdediff.objectives.weightings import Weighting, check_weighting, factor
-from solvers.scalars import Record
+from solvers.scalars import Record, reals
 
-__all__ = ["Timed", "check_samples"]
+__all__ = ["Timed", "check_loss", "check_loss_call"]
 
 
 @dataclass(frozen=True)
@@ -59,17 +60,25 @@ class Timed(Record):
 
     def given(self, model: ScoreModel, x_0: Tensor, t: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """(t, weights) of the samples x_0: those given, weighted by 1, or drawn."""
-        check_samples(x_0)
+        check_loss_call(model, x_0, generator)
         if t is None:
             return self.draw(model, len(x_0), generator)
-        time = model.sde.check_time(t.detach().cpu().double())
+        time = model.sde.check_time(reals("t", t, "cpu").detach())
         if time.shape != x_0.shape[:1]:
             raise ValueError(f"t must have shape ({len(x_0)},), one time a sample, got {tuple(time.shape)}")
         return time, torch.ones_like(time)
 
 
-def check_samples(x_0: Tensor) -> None:
-    """A TypeError unless x_0 is (B, *event) of floating point."""
-    if not isinstance(x_0, Tensor) or x_0.ndim < 1 or not x_0.is_floating_point():
-        got = f"{x_0.dtype} of shape {tuple(x_0.shape)}" if isinstance(x_0, Tensor) else type(x_0).__name__
-        raise TypeError(f"x_0 must be a floating-point tensor (B, *event), got {got}; use x.float()")
+def check_loss_call(model: ScoreModel, x_0: Tensor, generator: torch.Generator | None) -> None:
+    """A TypeError unless a loss is called with a model, samples and, if anything, a generator."""
+    if not isinstance(model, ScoreModel):
+        raise TypeError(f"model must be a ScoreModel, got {type(model).__name__}; a loss is called as loss(model, x_0)")
+    check_floating("x_0", x_0)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator or None, got {generator!r}; torch.Generator().manual_seed(0), say")
+
+
+def check_loss(who: str, loss: object) -> None:
+    """A TypeError unless it is a loss, called as loss(model, x_0, condition)."""
+    if not callable(loss) or isinstance(loss, type):
+        raise TypeError(f"{who}: loss must be one, DenoisingScoreMatching() say; got {loss!r}")

@@ -92,7 +92,7 @@ TIMES: Final[dict[str, TimeLaw]] = {"uniform": _Uniform(), "logit-normal": Logit
 
 def check_times(times: object) -> None:
     """A ValueError unless it is a name or a function."""
-    if not callable(times) and times not in TIMES:
+    if not callable(times) and not (isinstance(times, str) and times in TIMES):
         raise ValueError(f"times must be one of {', '.join(TIMES)} or a function, got {times!r}{nearest(str(times), TIMES)}")
 
 

@@ -16,16 +16,17 @@ from sdediff.lending import at_least_float32
 from sdediff.masks import counts, kept, mask_of, sum_over
 from sdediff.model import ScoreModel
 from sdediff.objectives.bins import Bins
-from sdediff.objectives.timed import check_samples
+from sdediff.objectives.timed import check_loss_call
 from sdediff.objectives.times import uniform
 from sdediff.sde.coefficient import slope
 from solvers import expand, rowwise
+from solvers.scalars import Record
 
 __all__ = ["VariationalDiffusion"]
 
 
 @dataclass(frozen=True)
-class VariationalDiffusion:
+class VariationalDiffusion(Record):
     """-log p(x_0) <= KL(q(x_T | x_0) || N(0, sigma_T^2)) + E[-log p(x_0 | x_{t_min})] + 1/2 E int gamma'(t) ||noise error||^2 dt.
 
     gamma = -log_snr; the integral is t_max - t_min times the mean at a random t (eq. 11 and 17), in bits per dimension. For any
@@ -43,6 +44,8 @@ class VariationalDiffusion:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
+        if not isinstance(self.bins, Bins | None):
+            raise TypeError(f"VariationalDiffusion: bins must be Bins() or None, got {self.bins!r}")
         check_choice("inside", self.inside, ("bound", "variance"))
 
     def __call__(
@@ -61,8 +64,8 @@ class VariationalDiffusion:
         ``t`` (B,) and ``noise`` (shape of x_0) are drawn where they are not given, on the host from ``generator``. ``mask``: as
         for `DenoisingScoreMatching`; dimensions are those that exist.
         """
+        check_loss_call(model, x_0, generator)
         sde = model.sde
-        check_samples(x_0)
         mask = mask_of(mask, x_0)
         if "kernel" not in sde.offers:
             raise ValueError(f"the variational bound needs a Gaussian kernel, which {sde!r} does not have: use a LinearSDE")

@@ -63,7 +63,7 @@ matching), ``edm`` (Karras et al. 2022, arXiv 2206.00364, Table 1: w = sigma^2 (
 
 def check_weighting(weighting: object) -> None:
     """A ValueError unless it is a name or a function."""
-    if not callable(weighting) and weighting not in WEIGHTINGS:
+    if not callable(weighting) and not (isinstance(weighting, str) and weighting in WEIGHTINGS):
         hint = nearest(str(weighting), WEIGHTINGS) or meant(str(weighting))
         raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)} or a function, got {weighting!r}{hint}")
 

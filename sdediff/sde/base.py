@@ -19,7 +19,7 @@ from sdediff.sde.coefficient import coefficient, derived
 from solvers import rowwise
 from solvers.scalars import Record, plain, plain_fields, real
 
-__all__ = ["SDE", "Prior", "check_span"]
+__all__ = ["SDE", "Prior", "check_linear", "check_span"]
 
 _SLACK = 1e-6
 _COEFFICIENTS = ("diffusion", "f", "g", "alpha", "sigma", "log_snr")
@@ -33,6 +33,11 @@ class Prior(Record):
     """N(0, std^2 I), from which sampling starts."""
 
     std: float
+
+    def __post_init__(self) -> None:
+        """Check the standard deviation."""
+        if not 0 < self.std < math.inf:
+            raise ValueError(f"Prior: std must be a positive number, got {self.std!r}")
 
     def from_noise(self, z: Tensor) -> Tensor:
         """The draw that a standard normal z (B, *event) becomes."""
@@ -101,7 +106,7 @@ class SDE:
         """What an argument, a field or a class attribute says; None where a property says it."""
         found = vars(self).get(name, _of_class(type(self), name))
         number = plain(found)
-        if number is None or hasattr(found, "__get__"):
+        if number is None or (hasattr(found, "__get__") and name not in vars(self)):
             return None
         return number if isinstance(number, int | float) else real(f"{type(self).__name__}: {name}", number)
 
@@ -220,3 +225,9 @@ def check_span(t: Tensor, low: float, high: float, what: str, sde: SDE) -> Tenso
         wrong = t[~inside] if t.ndim else t
         raise ValueError(f"t = {float(wrong.flatten()[0]):.6g} is outside {what} = [{low:g}, {high:g}] of {sde!r}")
     return t
+
+
+def check_linear(sde: object) -> None:
+    """A TypeError unless it is an SDE with a Gaussian kernel, as `LinearSDE`."""
+    if not isinstance(sde, SDE) or "kernel" not in sde.offers:
+        raise TypeError(f"sde must be a LinearSDE, VP() say, which has a Gaussian kernel; got {sde!r}")

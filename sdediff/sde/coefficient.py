@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdediff.lending import WrittenError, reading
 from solvers.scalars import reals
 
-__all__ = ["as_time", "coefficient", "derived", "slope", "values"]
+__all__ = ["as_time", "check_pair", "check_rows", "coefficient", "derived", "slope", "values"]
 
 
 def as_time(t: Tensor | float) -> Tensor:
@@ -22,11 +23,29 @@ def as_time(t: Tensor | float) -> Tensor:
     return time.contiguous()
 
 
+def check_pair(x: Tensor, x_0: Tensor, name: str) -> None:
+    """A TypeError unless both are tensors, a ValueError unless they are of one shape."""
+    for each, value in ((name, x), ("x_0", x_0)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{each} must be a tensor (B, *event), got {type(value).__name__}")
+    if x.shape != x_0.shape:
+        raise ValueError(f"{name} must have the shape of x_0, {tuple(x_0.shape)}, got {tuple(x.shape)}")
+
+
+def check_rows(x_0: Tensor, *times: tuple[str, Tensor]) -> None:
+    """A ValueError unless each of the times is one number, or one for each of the states x_0 (B, *event)."""
+    for name, time in times:
+        if time.ndim and time.shape != x_0.shape[:1]:
+            raise ValueError(f"{name} must be a number or (B,) with B = {x_0.shape[0]} as in x_0, got shape {tuple(time.shape)}")
+
+
 def values(function: Callable[[Tensor], Any], t: Tensor | float, name: str) -> Tensor:
     """function(t) as float64, shaped as t; a function may return one number for all times."""
     time = as_time(t)
     try:
-        out = reals(name, function(time), time.device)
+        out = reals(name, reading(name, function, "t", time), time.device)
+    except WrittenError:
+        raise
     except AttributeError as error:
         # Inside a property Python would take it for a missing property, and lose what is missing.
         raise TypeError(f"{name} asks for an attribute that is not there: {error}") from error

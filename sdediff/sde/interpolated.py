@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -68,6 +68,9 @@ class _Rising:
 
 def _points(name: str, what: str, values: Sequence[float], times: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Both as tuples of floats; a ValueError unless there is a time for each value and times rise from above 0."""
+    for which, given in ((what, values), ("times", times)):
+        if not isinstance(given, Iterable):
+            raise TypeError(f"{name}: {which} must be a sequence of numbers, got {given!r}")
     levels = tuple(real(f"{name}: {what}", v) for v in values)
     at = tuple(real(f"{name}: times", t) for t in times)
     if len(levels) != len(at) or not levels:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from sdediff.sde import sizes
 from sdediff.sde.base import SDE, Prior
-from sdediff.sde.coefficient import as_time, derived, slope, values
+from sdediff.sde.coefficient import as_time, check_pair, check_rows, derived, slope, values
 from sdediff.sde.quadrature import Integral
 from sdediff.sde.roots import Inverse, close, crossing, inverted, within
 from solvers import expand
-from solvers.scalars import reals
+from solvers.scalars import real, reals
 
 __all__ = ["LinearSDE"]
 
@@ -128,6 +128,7 @@ class LinearSDE(SDE):
         """
         from sdediff.sde.scaled import Scaled
 
+        factor = real("scaled: the factor", factor)
         return self if factor == 1 else Scaled(self, factor)
 
     @derived
@@ -282,7 +283,9 @@ class LinearSDE(SDE):
         mean = ratio sigma_s^2 / sigma_t^2 x_t + alpha_s v / sigma_t^2 x_0 and std^2 = sigma_s^2 v / sigma_t^2 with the kernel
         N(ratio x_s, v) from s to t (Ho et al. 2020, arXiv 2006.11239, eq. 7; Kingma et al. 2021, arXiv 2107.00630, eq. 27).
         """
+        check_pair(x_t, x_0, "x_t")
         t, s = as_time(t), as_time(s)
+        check_rows(x_0, ("t", t), ("s", s))
         ratio, std = self.kernel(t, s)
         sigma_t, sigma_s = self.sigma(t), self.sigma(s)
         share = (std / sigma_t) ** 2  # v / sigma_t^2
@@ -291,11 +294,9 @@ class LinearSDE(SDE):
 
     def perturb(self, x_0: Tensor, t: Tensor | float, noise: Tensor) -> Tensor:
         """x_t = alpha(t) x_0 + sigma(t) noise for clean data x_0 (B, *event) and standard normal noise of the same shape."""
+        check_pair(noise, x_0, "noise")
         time = self.check_time(as_time(t))
-        if time.ndim and time.shape != x_0.shape[:1]:
-            raise ValueError(f"t must be a number or (B,) with B = {x_0.shape[0]} as in x_0, got shape {tuple(time.shape)}")
-        if noise.shape != x_0.shape:
-            raise ValueError(f"noise must have the shape of x_0, {tuple(x_0.shape)}, got {tuple(noise.shape)}")
+        check_rows(x_0, ("t", time))
         return expand(self.alpha(time), x_0) * x_0 + expand(self.sigma(time), x_0) * noise
 
     @property

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from sdediff.sde.base import Prior
 from sdediff.sde.coefficient import as_time
 from sdediff.sde.linear import LinearSDE
+from solvers.scalars import real
 
 __all__ = ["Scaled"]
 
@@ -28,7 +30,7 @@ class Scaled(LinearSDE):
         """Check the arguments."""
         if not isinstance(self.base, LinearSDE):
             raise TypeError(f"Scaled: base must be a LinearSDE, got {self.base!r}")
-        if not (isinstance(self.factor, int | float) and 0 < self.factor < math.inf):
+        if not 0 < real("scaled: the factor", self.factor) < math.inf:
             raise ValueError(f"scaled: the factor must be a positive number, got {self.factor!r}")
 
     def __repr__(self) -> str:
@@ -37,7 +39,13 @@ class Scaled(LinearSDE):
 
     def scaled(self, factor: float) -> LinearSDE:
         """The base by both factors at once."""
-        return self.base.scaled(self.factor * factor)
+        return self.base.scaled(self.factor * real("scaled: the factor", factor))
+
+    def __getattr__(self, name: str) -> Any:
+        """The base's learned ``schedule`` where it has one, which `fit` trains and saves."""
+        if name == "schedule":
+            return getattr(self.base, name)
+        return super().__getattr__(name)
 
     @property
     def offers(self) -> frozenset[str]:  # type: ignore[override]

@@ -221,6 +221,8 @@ class External(Solver):
 
 def check_method(solver: External, method: str, known: Sequence[str], instead: Mapping[str, str]) -> None:
     """A ValueError unless the library's method is among the known, with the nearest name or what to take ``instead``."""
+    if not isinstance(method, str):
+        raise TypeError(f"{type(solver).__name__}: method must be a name, one of {', '.join(known)}; got {method!r}")
     if method in known:
         return
     near = difflib.get_close_matches(str(method).lower(), {name.lower(): name for name in known}, n=1, cutoff=0.5)
