@@ -68,8 +68,9 @@ def sample(
     `Renoise` where ``stochasticity`` is given (docs/solvers.md: the rule and what it was chosen by), or `EulerMaruyama` under an
     SDE without a Gaussian kernel; with neither, `RK45`, or `AdaptiveSDE` where ``stochasticity`` is given.
     ``steps``, ``grid``: fixed-step solvers take ``steps=N`` intervals, spaced as ``solver.spacing`` says (``"central"`` for
-    the default and others in the angle, ``"logistic"`` for the other exponential integrators, else ``"uniform"``) unless ``grid``
-    is another name, a function of N, or a falling array of times.
+    the default and others in the angle, ``"logistic"`` for the other exponential integrators, else ``"uniform"``, where the
+    SDE's own ``spacing`` counts: ``"karras"`` for `EDM`) unless ``grid`` is another name, a function of N, or an array of
+    falling times.
     Adaptive solvers take no ``steps``; an array is where they must land. The network is evaluated N times (``solver.evaluations``
     times N: 2 or 3 N by the stochastic default; more in the first steps of a multistep solver with ``startup="exact"``), and once
     more for ``last="denoise"``.
