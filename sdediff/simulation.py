@@ -44,7 +44,9 @@ def simulate(
     Raises ValueError or TypeError before any work, `SolveError` where a state goes bad.
     """
     if isinstance(sde, type) or not isinstance(sde, SDE):
-        raise TypeError(f"sde must be an SDE, got {sde!r}; pass an instance, VP() say")
+        got = sde.__name__ if isinstance(sde, type) else type(sde).__name__
+        hint = "pass model.sde" if isinstance(getattr(sde, "sde", None), SDE) else "pass an instance, VP() say"
+        raise TypeError(f"sde must be an SDE, got {got}; {hint}")
     x_0 = at_least_float32(check_states("x_0", x_0)).clone()  # the user's own tensor stays out of the solve
     solver = check_solver(solver, EulerMaruyama())
     if not solver.diffuses:

@@ -275,14 +275,16 @@ def _run_in(folder: Path, config: Mapping[str, Any], *, resume: bool, overwrite:
     if not resume:
         raise ValueError(f"{folder} already holds a run; resume it, overwrite it, or choose another folder")
     old = checkpoint.read_config(folder)
-    for section in ("sde", "network", "model", "data", "training"):
-        for key, value in json.loads(json.dumps(config[section])).items():
-            before = old.get(section, {}).get(key, value)
-            if key != "steps" and before != value:
-                raise ValueError(
-                    f"{folder} was trained with {section} {key} = {before}, not {value}; "
-                    "resume with the same settings, or train into another folder"
-                )
+    others = [
+        f"{section} {key} = {before}, not {value}"
+        for section in ("sde", "network", "model", "data", "training")
+        for key, value in json.loads(json.dumps(config[section])).items()
+        if key != "steps" and (before := old.get(section, {}).get(key, value)) != value
+    ]
+    if others:
+        raise ValueError(
+            f"{folder} was trained with {'; '.join(others)}; resume with the same settings, or train into another folder"
+        )
     new = {**config, "run": old.get("run", config["run"])}
     return Run(folder, new, begun=old, replaces=json.loads(json.dumps(new)) != old)
 

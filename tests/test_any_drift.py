@@ -147,7 +147,11 @@ def test_simulation_is_seeded_and_shows_its_path() -> None:
         (lambda: DoubleWell().colour, AttributeError, "'DoubleWell' object has no attribute 'colour'"),
         (lambda: sd.DenoisingScoreMatching()(stationary_model(), torch.zeros(2, 1)), ValueError, "denoising score matching needs"),
         (lambda: sd.diagnose(stationary_model(), torch.zeros(2, 1)), ValueError, "diagnose needs a Gaussian kernel"),
-        (lambda: sd.DDPM.from_sde(DoubleWell(), 10), AttributeError, "DoubleWell has no alpha"),
+        (
+            lambda: sd.DDPM.from_sde(DoubleWell(), 10),
+            TypeError,
+            "sde must be a LinearSDE, .* which has a Gaussian kernel; got DoubleWell",
+        ),
         (lambda: sd.sample(stationary_model(), (2, 1), solver=sd.RK45(), seed=0), ValueError, "has no prior.*pass x_init"),
         (
             lambda: sd.sample(stationary_model(), (2, 1), solver=sd.DDIM(), steps=5, x_init=torch.zeros(2, 1)),

@@ -349,3 +349,16 @@ def test_pairs_of_reflow_are_in_the_users_units(tmp_path: Path) -> None:
         weights.append([p.detach().clone() for p in student.parameters()])
     for a, b in zip(*weights, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_chains_at_one_time_are_in_the_users_units() -> None:
+    """Under y = mean + std x they are those of x at steps in units of std."""
+    normalizer = sd.Normalizer(mean=[300.0, -20.0], std=40.0 + torch.zeros(2))
+    plain = sd.exact.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], 0.4).model(sd.VP())
+    ours = sd.ScoreModel(plain.net, plain.sde, plain.predicts, normalizer=normalizer)
+    x = torch.tensor([[0.3, 0.1], [-0.8, 0.4], [1.1, -0.2]], dtype=torch.float64)
+    here = sd.mcmc.run(sd.mcmc.MALA(0.1), sd.mcmc.at(plain, 0.1), x, steps=20, seed=1)
+    there = sd.mcmc.run(sd.mcmc.MALA(0.1 * 40.0**2), sd.mcmc.at(ours, 0.1), normalizer.denormalize(x), steps=20, seed=1)
+    expected = normalizer.denormalize(here.samples.flatten(0, 1)).reshape(here.samples.shape)
+    torch.testing.assert_close(there.samples, expected, rtol=1e-10, atol=0)
+    assert torch.equal(there.acceptance, here.acceptance)

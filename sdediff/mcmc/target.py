@@ -138,15 +138,25 @@ class _AtTime(Score):
 
 
 def at(model: ScoreModel, t: float | Tensor, condition: Mapping[str, Tensor] | None = None) -> Score:
-    """The law p_t of a score model at one time t, in the SDE's usable range; ``condition`` has a row a chain."""
+    """The law p_t of a score model at one time t, in the SDE's usable range; ``condition`` has a row a chain.
+
+    Under a `Normalizer` it is that of y = mean + std x_t, in the user's units, as states of `sample` are.
+    """
     check_model(model)
     time = model.sde.check_time(as_time(t))
     if time.ndim:
         raise ValueError(f"chains sample the law at one time: t must be a number, got shape {tuple(time.shape)}")
     if not all(bool(torch.isfinite(part)) for part in model.conversion("score", time)):
         raise ValueError(model.singular("score", time))
-    given = dict(condition or {})
-    return _AtTime(lambda x: model.predict("score", x, time, given), model=model, condition=given)
+    given, normalizer = dict(condition or {}), model.normalizer
+
+    def score(y: Tensor) -> Tensor:
+        if normalizer is None:
+            return model.predict("score", y, time, given)
+        x = normalizer.normalize(y)
+        return model.predict("score", x, time, given) / normalizer.scale(x)
+
+    return _AtTime(score, model=model, condition=given)
 
 
 def as_target(target: Target | Callable[[Tensor], Tensor]) -> Target:
