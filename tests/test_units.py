@@ -158,6 +158,47 @@ def test_float32_scales_to_its_own_precision() -> None:
             torch.testing.assert_close(there.x / c, here.x, rtol=0, atol=1e-5 * float(here.x.abs().max()))
 
 
+OWN = {
+    "kept variance": lambda c: sd.LinearSDE(f=lambda t: -5.0, g=lambda t: c * 10**0.5),
+    "noisy data": lambda c: sd.LinearSDE(f=lambda t: -5.0, g=lambda t: c * 10**0.5, sigma_0=0.05 * c),
+    "constant alpha": lambda c: sd.LinearSDE(f=lambda t: 0.0, g=lambda t: c * 5 * (1 + t), sigma_0=0.01 * c),
+    "alpha and sigma": lambda c: sd.LinearSDE(alpha=lambda t: 1.0, sigma=lambda t: c * 0.01 * 3000**t),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_an_sde_of_ones_own_has_no_absolute_size(name: str) -> None:
+    """Its prior, the size of its data and its samples, from coefficients alone: a sigma of 1e-5 is no VP, a VP of g = 1e-6 is."""
+    for c in (2.0**-30, 2.0**-20, 2.0**20):
+        own, other = OWN[name](1.0), OWN[name](c)
+        assert other.prior.std == pytest.approx(c * own.prior.std, rel=1e-13)
+        assert other.data_std == pytest.approx(c * own.data_std, rel=1e-13)
+        for solver, steps in ((sd.RK45(), None), (None, 8), (sd.EulerMaruyama(), 8)):
+            here, there = (
+                sd.sample(
+                    sd.exact.GaussianMixture(k * MEANS, k * STD).model(sde), (4, 2), solver=solver, steps=steps, seed=0, dtype=F64
+                )
+                for k, sde in ((1.0, own), (c, other))
+            )
+            assert torch.equal(there.nfe, here.nfe)
+            torch.testing.assert_close(there.x / c, here.x, rtol=0, atol=1e-12 * float(here.x.abs().max()))
+
+
+def test_a_prior_is_the_law_that_the_process_keeps() -> None:
+    """N(0, 1) for VP of any origin and length, N(0, sigma^2) under VE however small, N(0, 1) in VDM's units for a learned one."""
+    kept = (sd.VP(), sd.Cosine(), sd.DDPM((1e-6,) * 3).to_sde(), sd.DDPM((1e-3,) * 10).to_sde(), sd.LinearSDE(**HALF))
+    assert [sde.prior.std for sde in kept] == [1.0] * 5
+    for sde in (sd.VE(1e-9, 1e-6), sd.EDM(1e-9, 1e-6), sd.VE(1e-9, 1e-6).scaled(1e-9)):
+        assert sde.prior.std == pytest.approx(float(sde.sigma(sde.t_max)), rel=1e-12)
+        check_sde(sde, verbose=False)
+    learned = sd.LearnedVP(sd.MonotoneSchedule(-3.0, 2.0))
+    assert learned.prior.std**2 == pytest.approx(1 / torch.sigmoid(torch.tensor(3.0, dtype=F64)).item(), rel=1e-12)
+    check_sde(learned, verbose=False)
+
+
+HALF = {"alpha": lambda t: torch.exp(-0.5 * t), "sigma": lambda t: (-torch.expm1(-t)).sqrt()}
+
+
 @pytest.mark.parametrize("sde", [sd.VE(), sd.SubVP()], ids=["VE", "SubVP"])
 def test_log_densities_move_by_the_volume(sde: sd.LinearSDE) -> None:
     """log p(c x) = log p(x) - d log c, latents scale, and encode and decode are inverse."""

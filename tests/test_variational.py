@@ -17,12 +17,17 @@ MEAN, VAR = 0.4, 0.3
 LAW = sd.exact.Gaussian(MEAN, VAR)
 
 
-def closed_form(first: Tensor, last: Tensor) -> Tensor:
+def closed_form(first: Tensor, last: Tensor, preserving: bool = True) -> Tensor:
     """Mean bound of N(MEAN, VAR) data with the exact model, bits, gamma from first to last: the integral of
-    snr' / snr snr VAR / (1 + snr VAR) / 2 is that of log(1 + snr VAR) / 2."""
+    snr' / snr snr VAR / (1 + snr VAR) / 2 is that of log(1 + snr VAR) / 2. The prior is N(0, 1) where the variance of the process
+    is preserved (VDM's loss_klz), else N(0, sigma^2)."""
     most, least = torch.exp(-first), torch.exp(-last)
     diffusion = 0.5 * torch.log((1 + most * VAR) / (1 + least * VAR))
-    return (diffusion + 0.5 * least * (MEAN**2 + VAR) + 0.5 * (1 + math.log(2 * math.pi) + first)) / math.log(2)
+    prior = 0.5 * least * (MEAN**2 + VAR)
+    if preserving:
+        mean, variance = torch.sigmoid(-last) * (MEAN**2 + VAR), torch.sigmoid(last)
+        prior = 0.5 * (mean + variance - variance.log() - 1)
+    return (diffusion + prior + 0.5 * (1 + math.log(2 * math.pi) + first)) / math.log(2)
 
 
 def mean_bound(model: sd.ScoreModel, points: int = 400) -> Tensor:
@@ -42,7 +47,7 @@ def mean_bound(model: sd.ScoreModel, points: int = 400) -> Tensor:
 def test_bound_of_gaussian_data(sde: sd.LinearSDE) -> None:
     ends = -sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))
     bound = mean_bound(LAW.model(sde))
-    torch.testing.assert_close(bound, closed_form(*ends), rtol=1e-7, atol=0)
+    torch.testing.assert_close(bound, closed_form(*ends, preserving=isinstance(sde, sd.VP)), rtol=1e-7, atol=0)
     assert float(bound.detach()) > 0.5 * math.log2(2 * math.pi * math.e * VAR)
 
 

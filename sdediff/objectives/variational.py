@@ -19,6 +19,7 @@ from sdediff.objectives.bins import Bins
 from sdediff.objectives.timed import check_loss_call
 from sdediff.objectives.times import uniform
 from sdediff.sde.coefficient import slope
+from sdediff.sde.sizes import stationary
 from solvers import expand, rowwise
 from solvers.scalars import Record
 
@@ -27,11 +28,11 @@ __all__ = ["VariationalDiffusion"]
 
 @dataclass(frozen=True)
 class VariationalDiffusion(Record):
-    """-log p(x_0) <= KL(q(x_T | x_0) || N(0, sigma_T^2)) + E[-log p(x_0 | x_{t_min})] + 1/2 E int gamma'(t) ||noise error||^2 dt.
+    """-log p(x_0) <= KL(q(x_T | x_0) || N(0, p^2)) + E[-log p(x_0 | x_{t_min})] + 1/2 E int gamma'(t) ||noise error||^2 dt.
 
-    gamma = -log_snr; the integral is t_max - t_min times the mean at a random t (eq. 11 and 17), in bits per dimension. For any
-    linear SDE; under `LearnedVP` it is differentiable in the schedule, whose ends it trains: between them the bound does not
-    depend on it (section 5.1). ``bins`` are the values on which data lie, p(x_0 | x) in proportion to q(x | x_0) on them (eq. 8);
+    N(0, p^2) is the SDE's prior and gamma = -log_snr; the integral is t_max - t_min times the mean at a random t (eq. 11 and 17),
+    in bits per dimension. For any linear SDE; under `LearnedVP` it is differentiable in the schedule, whose ends it trains: between
+    them the bound does not depend on it (section 5.1). ``bins`` are the values on which data lie, p(x_0 | x) in proportion to q(x | x_0) on them (eq. 8);
     None: the Gaussian N(x / alpha, sigma^2 / alpha^2). ``stratified`` spreads the times of a batch (Appendix I.1).
     ``inside``: what gradients pull a learned schedule to between its ends. ``"bound"``: nothing but chance, the plain gradient,
     whose mean is zero there. ``"variance"``: the gradient of the mean of (diffusion part)^2, so that the estimate varies less
@@ -85,7 +86,7 @@ class VariationalDiffusion(Record):
         else:
             nats = self._integrand(apart.model(model), x_0, time, noise, condition, apart.rate(time), mask)
             apart.weight = (2 * bits * nats.detach()).to(time)
-        return bits * (nats + self.prior(model, x_0) + self.reconstruction(model, x_0, noise, mask))
+        return bits * (nats + self.prior(model, x_0, mask) + self.reconstruction(model, x_0, noise, mask))
 
     def diffusion(
         self,
@@ -116,11 +117,20 @@ class VariationalDiffusion(Record):
         squares = sum_over(error.square(), mask)
         return torch.as_tensor(expand(scale, squares)) * squares
 
-    def prior(self, model: ScoreModel, x_0: Tensor) -> Tensor:
-        """KL(N(alpha x_0, sigma^2) || N(0, sigma^2)) at t_max, the prior of `sample`: snr ||x_0||^2 / 2, nats (B,)."""
-        end = model.sde.log_snr(torch.tensor([model.sde.t_max], dtype=torch.float64))
-        snr: Tensor = end.exp().to(x_0.dtype).to(x_0.device)
-        return 0.5 * snr * rowwise(x_0).square().sum(dim=1)
+    def prior(self, model: ScoreModel, x_0: Tensor, mask: Tensor | None = None) -> Tensor:
+        """KL(N(alpha x_0, sigma^2) || N(0, p^2)) at t_max, the prior of `sample`, nats (B,): p is 1 where alpha^2 + sigma^2 = 1.
+
+        That is (r - 1 - log r + alpha^2 / p^2 x_0^2) / 2 for each coordinate, r = sigma^2 / p^2.
+        """
+        sde = model.sde
+        end = torch.tensor(sde.t_max, dtype=torch.float64)
+        variance = torch.tensor(sde.prior.std**2, dtype=torch.float64)
+        own = stationary(sde)
+        if own is not None and torch.isclose(own, variance, rtol=1e-9):
+            variance = own  # with the gradient of a learned schedule
+        spread, signal = sde.sigma(end).square() / variance, sde.alpha(end).square() / variance
+        noise = (spread - 1 - spread.log()).to(x_0.dtype).to(x_0.device)
+        return 0.5 * (noise * counts(x_0, mask) + signal.to(x_0.dtype).to(x_0.device) * sum_over(x_0.square(), mask))
 
     def reconstruction(self, model: ScoreModel, x_0: Tensor, noise: Tensor, mask: Tensor | None = None) -> Tensor:
         """-log p(x_0 | x) at x = alpha x_0 + sigma noise of t_min, nats (B,)."""

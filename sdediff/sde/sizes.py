@@ -6,11 +6,12 @@ import math
 from typing import TYPE_CHECKING, Final
 
 import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from sdediff.sde.linear import LinearSDE
 
-__all__ = ["data_std", "last_time", "preserves_variance", "spacing"]
+__all__ = ["data_std", "last_time", "spacing", "stationary"]
 
 _LOWEST_LOG_SNR: Final = -20.0
 
@@ -28,17 +29,31 @@ def last_time(sde: LinearSDE) -> float:
     return float(sde.time_of(level))
 
 
-def preserves_variance(sde: LinearSDE) -> bool:
-    """Whether alpha^2 + sigma^2 = 1, looked up at five times."""
+def stationary(sde: LinearSDE) -> Tensor | None:
+    """The variance K that the process keeps if it ever has it: sigma^2 = K - p^2 alpha^2, looked up at five times; or None.
+
+    It is 1 where alpha^2 + sigma^2 = 1, and c^2 times as large in units that are c times as small: no size is absolute.
+    There is none where alpha stays or grows.
+    """
     times = torch.linspace(sde.t_min, sde.t_max, 5, dtype=torch.float64)
-    total = sde.alpha(times) ** 2 + sde.sigma(times) ** 2
-    return bool(((total - 1).abs() < 1e-9).all())
+    signal, noise = sde.alpha(times) ** 2, sde.sigma(times) ** 2
+    fall, rise = signal[0] - signal[-1], noise[-1] - noise[0]
+    if not bool(fall > 1e-9 * signal[0]):
+        return None
+    share = rise / fall
+    total = noise[-1] + share * signal[-1]
+    off = (noise + share * signal - total).abs().max()
+    if not bool(off < 1e-9 * rise + 1e-14 * total):
+        return None
+    # What rounding leaves of 1 is 1, the published prior.
+    return total / total.detach() if bool((total - 1).abs() < 1e-11) else total
 
 
 def data_std(sde: LinearSDE) -> float:
-    """1 where alpha^2 + sigma^2 = 1, the last sigma where data vanish in the noise, else sqrt(sigma(t_min) sigma(t_max) / 0.5)."""
-    if preserves_variance(sde):
-        return 1.0
+    """That of `stationary`, the last sigma where data vanish in the noise, else sqrt(sigma(t_min) sigma(t_max) / 0.5)."""
+    kept = stationary(sde)
+    if kept is not None:
+        return math.sqrt(float(kept.detach()))
     ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
     alpha, sigma = sde.alpha(ends).detach(), sde.sigma(ends).detach()
     if float(alpha[1]) < 0.5 * float(alpha[0]):
