@@ -317,6 +317,10 @@ def test_the_default_grid_follows_the_sdes_clock() -> None:
             found = sd.sample(law.model(sde), (4, 2), solver=solver, steps=9, seed=0)
             karras = sd.sample(law.model(sde), (4, 2), solver=solver, steps=9, seed=0, grid="karras")
             assert torch.equal(found.x, karras.x)
+    for sde in (sd.LinearSDE(f=lambda t: -5.0, g=lambda t: 10**0.5), sd.LinearSDE(f=lambda t: 0.0, g=lambda t: 10.0, t_min=1e-4)):
+        for solver, steps in ((sd.Heun(), 20), (sd.Churn(sd.Heun()), 20), (sd.EulerMaruyama(), 60)):
+            found = sd.sample(law.model(sde), (1000, 2), solver=solver, steps=steps, seed=0, dtype=F64).x
+            assert 0.94 < float(found.var(dim=0).mean().sqrt()) / law.data_std < 1.06, (sde, solver)
     even = sd.sample(law.model(sd.VP()), (4, 2), solver=sd.Heun(), steps=9, seed=0).times
     torch.testing.assert_close(even, torch.linspace(1, 1e-3, 10, dtype=F64))
 

@@ -20,7 +20,7 @@ from sdediff.objectives.timed import check_loss_call
 from sdediff.objectives.times import uniform
 from sdediff.sde.coefficient import slope
 from sdediff.sde.sizes import stationary
-from solvers import expand, rowwise
+from solvers import expand
 from solvers.scalars import Record
 
 __all__ = ["VariationalDiffusion"]
@@ -32,8 +32,8 @@ class VariationalDiffusion(Record):
 
     N(0, p^2) is the SDE's prior and gamma = -log_snr; the integral is t_max - t_min times the mean at a random t (eq. 11 and 17),
     in bits per dimension. For any linear SDE; under `LearnedVP` it is differentiable in the schedule, whose ends it trains: between
-    them the bound does not depend on it (section 5.1). ``bins`` are the values on which data lie, p(x_0 | x) in proportion to q(x | x_0) on them (eq. 8);
-    None: the Gaussian N(x / alpha, sigma^2 / alpha^2). ``stratified`` spreads the times of a batch (Appendix I.1).
+    them the bound does not depend on it (section 5.1). ``bins`` are the values on which data lie, p(x_0 | x) in proportion to
+    q(x | x_0) on them (eq. 8); None: the Gaussian N(x / alpha, sigma^2 / alpha^2). ``stratified`` spreads the times of a batch (Appendix I.1).
     ``inside``: what gradients pull a learned schedule to between its ends. ``"bound"``: nothing but chance, the plain gradient,
     whose mean is zero there. ``"variance"``: the gradient of the mean of (diffusion part)^2, so that the estimate varies less
     (Appendix I.2), by the same backward pass; for the mean of the losses over a batch.

@@ -110,8 +110,8 @@ class LinearSDE(SDE):
     def data_std(self) -> float:
         """The standard deviation of data that the SDE is made for, in the units of sigma.
 
-        It is 1 where alpha^2 + sigma^2 = 1, and the prior's or the last sigma where the data vanish in it. Where they stay, as under `VE`, it is
-        sqrt(sigma(t_min) sigma(t_max) / 0.5), which is 1 for sigma from 0.01 to 50.
+        It is 1 where alpha^2 + sigma^2 = 1, and the prior's or the last sigma where the data vanish in it. Where they stay, as under
+        `VE`, it is sqrt(sigma(t_min) sigma(t_max) / 0.5), which is 1 for sigma from 0.01 to 50.
         """
         return sizes.data_std(self)
 

@@ -63,10 +63,12 @@ def data_std(sde: LinearSDE) -> float:
 
 
 def spacing(sde: LinearSDE) -> str:
-    """ "uniform", or "karras" where one of 20 equal steps in time would cross more than half of what matters.
+    """ "uniform", or "karras" where one of 20 equal steps in time would cross more than a third of what matters.
 
-    That is the range from log_snr = 4 to -4, in units of `data_std`, in which data and noise are of one size.
+    That is the range from log_snr = 4 to -4, in units of `data_std`, in which data and noise are of one size. Published
+    schedules cross a sixth of it at most; constant coefficients, under which `Heun` and `Churn` at 20 steps then have 1.2 and 2
+    times the right spread, nearly half.
     """
     times = torch.linspace(sde.t_min, sde.t_max, 21, dtype=torch.float64)
     level = sde.log_snr(times).detach() + 2 * math.log(sde.data_std)
-    return "karras" if float(level.clamp(-4, 4).diff().abs().max()) > 4 else "uniform"
+    return "karras" if float(level.clamp(-4, 4).diff().abs().max()) > 8 / 3 else "uniform"
