@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -63,7 +64,8 @@ class Diagnosis:
 def diagnose(model: ScoreModel, x_0: Tensor, *, condition: Mapping[str, Tensor] | None = None, seed: int = 0) -> Diagnosis:
     """Compare the denoising errors of the network's output on clean data x_0 (B, *event), read as each kind of prediction.
 
-    Every sample is perturbed at a log-SNR of its own, evenly spread over [-4, 4]; fewer than 256 samples are repeated. The error is
+    Every sample is perturbed at a log-SNR of its own, evenly spread over what the SDE has of [-4, 4], in units of
+    2 ``sde.sigma_data``, which is 1 for published schedules; fewer than 256 samples are repeated. The error is
     the mean of |E[x_0 | x] - x_0|^2, weighted so that the best linear guess from x has error 1 for white data: the squared error of
     Karras et al.'s preconditioned output (arXiv 2206.00364, Table 1). The network is evaluated twice.
 
@@ -86,8 +88,10 @@ def diagnose(model: ScoreModel, x_0: Tensor, *, condition: Mapping[str, Tensor] 
     condition = {name: value.repeat(copies, *(1,) * (value.ndim - 1)) for name, value in condition.items()}
     # Not by a torch generator: data drawn with the same seed would be this very noise.
     noise = White(seeds(seed, len(x_0)), x_0.shape[1:], dtype=x_0.dtype, device=x_0.device).at(0).normal("probe")
-    ends = sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))
-    levels = torch.linspace(min(4.0, float(ends[0])), max(-4.0, float(ends[1])), len(x_0), dtype=torch.float64)
+    most, least = sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)).tolist()
+    middle = -2 * math.log(2 * sde.sigma_data)  # 0 for published schedules
+    high, low = (min(max(middle + each, least), most) for each in (4.0, -4.0))
+    levels = torch.linspace(high, low, len(x_0), dtype=torch.float64)
     order = torch.randperm(len(levels), generator=torch.Generator().manual_seed(seed % 2**63))
     t = sde.time_of(levels[order]).clamp(sde.t_min, sde.t_max)
     x_t = sde.perturb(x_0, t, noise)

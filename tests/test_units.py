@@ -196,6 +196,20 @@ def test_a_prior_is_the_law_that_the_process_keeps() -> None:
     check_sde(learned, verbose=False)
 
 
+def test_diagnose_looks_where_data_and_noise_are_of_one_size() -> None:
+    """The same errors in all units; a chain that never reaches noise is answered, by the last of its levels."""
+    x = sd.exact.GaussianMixture(MEANS, STD).sample(64, seed=0)
+    for sde in (sd.VE(), sd.SubVP()):
+        here = sd.diagnose(model(sde, 1.0), x)
+        for c in FACTORS:
+            there = sd.diagnose(model(sde, c), c * x)
+            assert there.ok
+            assert there.errors["noise"] == pytest.approx(here.errors["noise"], rel=1e-9)
+    short = sd.DDPM((1e-3,) * 10).to_sde()
+    found = sd.diagnose(sd.exact.GaussianMixture(MEANS, STD).model(short), x)
+    assert "ends before noise has taken over" in found.data
+
+
 HALF = {"alpha": lambda t: torch.exp(-0.5 * t), "sigma": lambda t: (-torch.expm1(-t)).sqrt()}
 
 

@@ -33,7 +33,8 @@ class VariationalDiffusion(Record):
     N(0, p^2) is the SDE's prior and gamma = -log_snr; the integral is t_max - t_min times the mean at a random t (eq. 11 and 17),
     in bits per dimension. For any linear SDE; under `LearnedVP` it is differentiable in the schedule, whose ends it trains: between
     them the bound does not depend on it (section 5.1). ``bins`` are the values on which data lie, p(x_0 | x) in proportion to
-    q(x | x_0) on them (eq. 8); None: the Gaussian N(x / alpha, sigma^2 / alpha^2). ``stratified`` spreads the times of a batch (Appendix I.1).
+    q(x | x_0) on them (eq. 8); None: the Gaussian N(x / alpha, sigma^2 / alpha^2). ``stratified`` spreads the times of a batch
+    (Appendix I.1).
     ``inside``: what gradients pull a learned schedule to between its ends. ``"bound"``: nothing but chance, the plain gradient,
     whose mean is zero there. ``"variance"``: the gradient of the mean of (diffusion part)^2, so that the estimate varies less
     (Appendix I.2), by the same backward pass; for the mean of the losses over a batch.
@@ -130,7 +131,8 @@ class VariationalDiffusion(Record):
             variance = own  # with the gradient of a learned schedule
         spread, signal = sde.sigma(end).square() / variance, sde.alpha(end).square() / variance
         noise = (spread - 1 - spread.log()).to(x_0.dtype).to(x_0.device)
-        return 0.5 * (noise * counts(x_0, mask) + signal.to(x_0.dtype).to(x_0.device) * sum_over(x_0.square(), mask))
+        nats: Tensor = noise * counts(x_0, mask) + signal.to(x_0.dtype).to(x_0.device) * sum_over(x_0.square(), mask)
+        return 0.5 * nats
 
     def reconstruction(self, model: ScoreModel, x_0: Tensor, noise: Tensor, mask: Tensor | None = None) -> Tensor:
         """-log p(x_0 | x) at x = alpha x_0 + sigma noise of t_min, nats (B,)."""

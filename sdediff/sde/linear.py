@@ -110,8 +110,8 @@ class LinearSDE(SDE):
     def data_std(self) -> float:
         """The standard deviation of data that the SDE is made for, in the units of sigma.
 
-        It is 1 where alpha^2 + sigma^2 = 1, and the prior's or the last sigma where the data vanish in it. Where they stay, as under
-        `VE`, it is sqrt(sigma(t_min) sigma(t_max) / 0.5), which is 1 for sigma from 0.01 to 50.
+        It is 1 where alpha^2 + sigma^2 = 1, and the prior's or the last sigma where the data vanish in it. Where they stay, as
+        under `VE`, it is sqrt(sigma(t_min) sigma(t_max) / 0.5), which is 1 for sigma from 0.01 to 50.
         """
         return sizes.data_std(self)
 
@@ -301,12 +301,8 @@ class LinearSDE(SDE):
 
     @property
     def prior(self) -> Prior:
-        """N(0, I) where alpha^2 + sigma^2 = 1, as every publication has it, else N(0, sigma(t_max)^2 I).
-
-        In other units too, where sigma^2 = K - p^2 alpha^2 as an Ornstein-Uhlenbeck process has it, it is N(0, K I).
-        """
-        kept = sizes.stationary(self)
-        return Prior(float(self.sigma(self.t_max).detach() if kept is None else kept.detach().sqrt()))
+        """N(0, K I) where sigma^2 = K - p^2 alpha^2, so N(0, I) where alpha^2 + sigma^2 = 1; else N(0, sigma(t_max)^2 I)."""
+        return Prior(sizes.prior_std(self))
 
     def prior_gap(self, mean: Tensor | float, variance: Tensor | float) -> float:
         """Nats by which the law at t_max exceeds the prior for Gaussian data: KL(N(alpha m, alpha^2 v + sigma^2) || prior).

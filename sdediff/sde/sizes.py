@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from sdediff.sde.linear import LinearSDE
 
-__all__ = ["data_std", "last_time", "spacing", "stationary"]
+__all__ = ["data_std", "last_time", "prior_std", "spacing", "stationary"]
 
 _LOWEST_LOG_SNR: Final = -20.0
 
@@ -47,6 +47,12 @@ def stationary(sde: LinearSDE) -> Tensor | None:
         return None
     # What rounding leaves of 1 is 1, the published prior.
     return total / total.detach() if bool((total - 1).abs() < 1e-11) else total
+
+
+def prior_std(sde: LinearSDE) -> float:
+    """That of `stationary`, else the last sigma."""
+    kept = stationary(sde)
+    return float(sde.sigma(sde.t_max).detach() if kept is None else kept.detach().sqrt())
 
 
 def data_std(sde: LinearSDE) -> float:
