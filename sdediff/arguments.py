@@ -16,7 +16,7 @@ from sdediff.model import ScoreModel
 from sdediff.names import nearest
 from sdediff.samples import check_condition, check_seed, check_shape, check_states, one_place
 from sdediff.sde import SDE, LinearSDE
-from sdediff.sde.base import check_span
+from sdediff.sde.base import check_span, prior_of
 from solvers import (
     GRIDS,
     RK45,
@@ -275,7 +275,7 @@ def check_start(
                 f"a start at t = {start:g} below t_max = {model.sde.t_max:g} needs x_init: sde.perturb(x_0, {start:g}, noise), say"
             )
         try:
-            _ = model.sde.prior
+            _ = prior_of(model.sde)
         except NotImplementedError as error:
             raise ValueError(str(error)) from error
         return None

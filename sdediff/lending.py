@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,14 +31,24 @@ def reading(who: str, function: Callable[..., Any], names: str, /, *args: Tensor
     except RuntimeError:  # no counters: under inference_mode the copies have none either
         condition |= {name: value.clone() for name, value in tensors.items()}
         return function(*[value.clone() for value in args], **condition)
-    out = function(*args, **condition)
+    try:
+        out = function(*args, **condition)
+    except RuntimeError as error:
+        if "single memory location" not in str(error):
+            raise
+        raise _written(who, names, condition, names.split(", ")[-1]) from error  # one time for all samples, seen as (B,)
     if [value._version for value in lent] == before:
         return out
     known = [*names.split(", "), *tensors]
     first = next(name for name, value, old in zip(known, lent, before, strict=True) if value._version != old)
+    raise _written(who, names, condition, first)
+
+
+def _written(who: str, names: str, condition: Iterable[str], first: str) -> WrittenError:
+    """The error that says that ``first`` was written to, and how to mend it."""
     copied = [f"{name}.clone()" if name == first else name for name in names.split(", ")]
     copied += [f"{name}={name}.clone()" if name == first else f"{name}={name}" for name in condition]
-    raise WrittenError(
+    return WrittenError(
         f"{who} writes to {first} in place (by an activation with inplace=True, by {first}[...] = or by {first} += ...), and "
         f"{first} is not its own: take a copy first, {first} = {first}.clone(), or hand over "
         f"lambda {', '.join([*names.split(', '), *condition])}: function({', '.join(copied)})"

@@ -93,6 +93,7 @@ class ScoreModel(nn.Module):
         if isinstance(sde, type) or not isinstance(sde, SDE):
             hint = f"pass an instance, {sde.__name__}()" if isinstance(sde, type) else "pass VP(), say"
             raise TypeError(f"sde must be an SDE, got {sde!r}; {hint}")
+        sde.check_range()
         predicts = canonical(predicts)
         if "kernel" not in sde.offers and predicts != "score":
             raise ValueError(f"{sde!r} has no Gaussian kernel: its network predicts 'score', got {predicts!r}; or use a LinearSDE")

@@ -222,7 +222,7 @@ def _check_trainable(module: nn.Module, learned: Sequence[Tensor]) -> None:
 def _copied(module: nn.Module, decay: float) -> Any:
     try:
         return averaged(module, decay)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:  # what its own attributes make of a deep copy
         raise ValueError(
             f"{type(module).__name__} cannot be copied, which averaging its weights needs ({error}); a parametrization, "
             "torch.nn.utils.parametrizations.weight_norm say, can be where an older hook cannot"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,47 @@ def test_coefficients_read_the_time(make: Callable[[], sd.LinearSDE]) -> None:
     t = torch.tensor([0.25, 0.5], dtype=torch.float64)
     with pytest.raises(ValueError, match="writes to t in place"):
         _ = make().alpha(t), make().f(t)
+
+
+class Rates(sd.LinearSDE):
+    def f(self, t: torch.Tensor) -> torch.Tensor:
+        return -torch.ones_like(t)
+
+    def g(self, t: torch.Tensor) -> torch.Tensor:
+        return torch.ones_like(t)
+
+
+@pytest.mark.parametrize("name", ["T", "t_min", "t_max"])
+@pytest.mark.parametrize("value", [None, "a", [1], torch.ones(2), 1j, -1.0, float("nan")])
+@pytest.mark.parametrize("how", [lambda value: value, lambda value: property(lambda self: value)], ids=["value", "property"])
+def test_a_wrong_time_of_a_class_is_named(name: str, value: Any, how: Callable[[Any], Any]) -> None:
+    with pytest.raises(ValueError, match=rf"\b{name}\b"):
+        _ = sd.ScoreModel(MODEL.net, type("Own", (Rates,), {name: how(value)})())
+
+
+def test_what_is_no_method_and_no_prior_is_said() -> None:
+    with pytest.raises(TypeError, match="Own: f must be a method"):
+        type("Own", (Rates,), {"f": -1.0})()
+    with pytest.raises(TypeError, match="the prior of Own must be a Prior"):
+        sd.sample(sd.ScoreModel(MODEL.net, type("Own", (Rates,), {"prior": 1.0})()), (2, 2), steps=2)
+
+
+@pytest.mark.parametrize("edit", [lambda x, t: t.add_(1), lambda x, t: t.__setitem__(0, 1.0)])
+def test_a_network_that_edits_its_times_is_told(edit: Callable[..., Any]) -> None:
+    def net(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        edit(x, t)
+        return x
+
+    with pytest.raises(ValueError, match="writes to t in place"):
+        sd.sample(sd.ScoreModel(net, SDE), (2, 2), steps=2, seed=0)
+
+
+@pytest.mark.uses_global_rng
+def test_a_network_that_cannot_be_copied_is_told_at_step_0(tmp_path: Path) -> None:
+    net = MLP(2, width=8, depth=1)
+    net.lock = threading.Lock()
+    with pytest.raises(ValueError, match="MLP cannot be copied"):
+        sd.fit(sd.ScoreModel(net, SDE), torch.randn(8, 2), out=tmp_path / "run", steps=1, device="cpu")
 
 
 @pytest.mark.uses_global_rng

@@ -93,7 +93,8 @@ def bits_per_dim(
     Raises ValueError or TypeError before the first evaluation of the network, `SolveError` after it.
     """
     check_model(model)
-    check_floating("x", x)
+    if not isinstance(x, Tensor):
+        check_floating("x", x)
     Bins.checked(bins).check(x)
     check_shape(check_states("x", x).shape)
     width = bins.spacing

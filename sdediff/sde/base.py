@@ -19,13 +19,21 @@ from sdediff.sde.coefficient import coefficient, derived
 from solvers import rowwise
 from solvers.scalars import Record, plain, plain_fields, real
 
-__all__ = ["SDE", "Prior", "check_linear", "check_span"]
+__all__ = ["SDE", "Prior", "check_sde_given", "check_span", "prior_of"]
 
 _SLACK = 1e-6
 _COEFFICIENTS = ("diffusion", "f", "g", "alpha", "sigma", "log_snr")
 _OF_KERNELS = frozenset(
     {*_COEFFICIENTS[1:], "levels", "time_of", "time_beyond", "rates", "kernel", "posterior", "perturb", "prior_gap"}
 )
+
+
+def prior_of(sde: SDE) -> Prior:
+    """The prior of an SDE, which may be a user's; a TypeError unless it is one."""
+    prior = sde.prior
+    if isinstance(prior, type) or not (hasattr(prior, "from_noise") and hasattr(prior, "log_prob")):
+        raise TypeError(f"the prior of {type(sde).__name__} must be a Prior, `prior = Prior(std)` in the class say; got {prior!r}")
+    return prior
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,11 @@ class SDE:
 
         Of t_min and t_max what is computed, by a property or from coefficients, is left to its first use.
         """
-        T, t_min, t_max = float(self.T), self._given("t_min"), self._given("t_max")
+        for name in ("drift", *_COEFFICIENTS):
+            found = _of_class(type(self), name)
+            if not (found is None or callable(found) or hasattr(found, "__get__")):
+                raise TypeError(f"{type(self).__name__}: {name} must be a method, def {name}(self, ...), got {found!r}")
+        T, t_min, t_max = real(f"{type(self).__name__}: T", self.T), self._given("t_min"), self._given("t_max")
         if not 0 < T < math.inf:
             raise ValueError(f"{type(self).__name__}: T must be a positive number, got {self.T!r}")
         if t_min is not None and not 0 <= t_min < T:
@@ -106,7 +118,7 @@ class SDE:
         """What an argument, a field or a class attribute says; None where a property says it."""
         found = vars(self).get(name, _of_class(type(self), name))
         number = plain(found)
-        if number is None or (hasattr(found, "__get__") and name not in vars(self)):
+        if hasattr(found, "__get__") and name not in vars(self):
             return None
         return number if isinstance(number, int | float) else real(f"{type(self).__name__}: {name}", number)
 
@@ -181,6 +193,13 @@ class SDE:
         """
         return 0.5 * self.data_std
 
+    def check_range(self) -> None:
+        """Raise a ValueError unless t_min and t_max are times, those too that are computed at their first use."""
+        for each in ("t_min", "t_max"):
+            time = real(f"{type(self).__name__}: {each}", getattr(self, each))
+            if not (time >= 0 if each == "t_min" else time > 0) or not time < math.inf:
+                raise ValueError(f"{type(self).__name__}: {each} must be a time in [0, T] = [0, {self.T:g}], got {time!r}")
+
     def check_time(self, t: Tensor) -> Tensor:
         """Return t; a ValueError if any of it is outside the usable range."""
         return check_span(t, self.t_min, self.t_max, "the usable range [t_min, t_max]", self)
@@ -227,7 +246,7 @@ def check_span(t: Tensor, low: float, high: float, what: str, sde: SDE) -> Tenso
     return t
 
 
-def check_linear(sde: object) -> None:
-    """A TypeError unless it is an SDE with a Gaussian kernel, as `LinearSDE`."""
-    if not isinstance(sde, SDE) or "kernel" not in sde.offers:
-        raise TypeError(f"sde must be a LinearSDE, VP() say, which has a Gaussian kernel; got {sde!r}")
+def check_sde_given(sde: object) -> None:
+    """A TypeError unless it is an SDE; one without a kernel says itself what it lacks."""
+    if not isinstance(sde, SDE):
+        raise TypeError(f"sde must be a LinearSDE, VP() say; got {sde!r}")
