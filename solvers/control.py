@@ -1,4 +1,4 @@
-"""Who steps where: what the driver asks, and every sample with its own step size (all together: fixed.py)."""
+"""Step control: the interface of the driver, and per-sample adaptive stepping. For a shared grid see `fixed.py`."""
 
 from __future__ import annotations
 

@@ -62,10 +62,16 @@ _INSTEAD = "EulerMaruyama and RK45 need drift and diffusion only"
 
 
 def require(problem: Problem, solver: Solver) -> None:
-    """Raise a ValueError unless ``problem`` offers all that ``solver`` needs."""
-    missing = sorted(solver.needs - problem.offers)
+    """A ValueError unless ``problem`` offers all that ``solver`` needs, a TypeError where the solver lacks a part."""
     if unknown := unknown_needs(solver, problem.offers):
         raise ValueError(unknown)
+    name = type(solver).__name__
+    if type(solver).step is Solver.step and not solver.whole:
+        raise TypeError(f"{name} has no step: give step(self, problem, x, plan, noise, state), which returns a Step")
+    lacking = [part for part in ("rtol", "atol", "error_order") if solver.adaptive and not hasattr(solver, part)]
+    if lacking and not solver.whole:
+        raise TypeError(f"{name} is adaptive and lacks {', '.join(lacking)}: it has fields rtol and atol, and an error_order")
+    missing = sorted(solver.needs - problem.offers)
     if missing:
         raise ValueError(f"{solver!r} needs {', '.join(missing)}, which this problem does not offer; {_INSTEAD}")
 
@@ -76,7 +82,7 @@ def integrate(
     """Solve ``problem`` by ``solver`` from ``x`` (B, *event) at ``times[0]`` over the grid ``times`` (N + 1,), float64 on the host.
 
     Fixed-step solvers step from each time to the next; adaptive ones land on each. A solve that ends with numbers that are not
-    finite is run again with every step checked, to name the sample, the time and the culprit; the noise being stateless, it
+    finite is run again with every step checked, to name the sample, the time and what went bad; the noise being stateless, it
     fails the same way. Raises `SolveError` if a sample failed, unless ``options.on_fail == "return"``.
     """
     options = options or Options()
@@ -121,7 +127,7 @@ def _drive(
             step = _checkpointed(solver, control)
         else:
             step = solver.step(control.problem, control.x, control.propose(), control.noise, control.state)
-        reached = control.accept(_checked(step, solver))
+        reached = control.accept(_checked(step, solver, control.x))
         if frames is not None:
             for k, state, rows in reached:
                 if rows is None:
@@ -138,18 +144,24 @@ def _drive(
     return control, None if frames is None else torch.stack(frames)
 
 
-def _checked(step: Step, solver: Solver) -> Step:
-    """What a solver's ``step`` returned; a TypeError unless that is a `Step` with a state in it."""
-    if isinstance(step, Step):
-        return step
-    raise TypeError(f"{type(solver).__name__}.step must return a Step, got {type(step).__name__}; return Step(x), x the state at s")
+def _checked(step: Step, solver: Solver, x: Tensor) -> Step:
+    """What a solver's ``step`` returned from x; a TypeError or ValueError unless it is a `Step` with a state like x."""
+    name = type(solver).__name__
+    if not isinstance(step, Step):
+        raise TypeError(f"{name}.step must return a Step, got {type(step).__name__}; return Step(x), x the state at s")
+    if not isinstance(step.x, Tensor):
+        raise TypeError(f"{name}.step must return a Step with a tensor as x, got {type(step.x).__name__}")
+    if step.x.shape != x.shape or step.x.dtype != x.dtype:
+        wanted, got = (f"{tuple(state.shape)}, {state.dtype}" for state in (x, step.x))
+        raise ValueError(f"{name}.step must return a state of the shape and the dtype of x, {wanted}; got {got}")
+    return step
 
 
 def _checkpointed(solver: Solver, control: Control) -> Step:
     problem, plan, noise, state = control.problem, control.propose(), control.noise, control.state
 
     def stepped(x: Tensor) -> Step:
-        return _checked(solver.step(problem, x, plan, noise, state), solver)
+        return _checked(solver.step(problem, x, plan, noise, state), solver, x)
 
     return Step(*checkpoint(stepped, control.x, use_reentrant=False))
 

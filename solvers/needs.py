@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from difflib import get_close_matches
 from typing import Final
 
@@ -26,6 +27,8 @@ OFFERS: Final = {
 
 def unknown_needs(solver: Solver, offered: frozenset[str] = frozenset()) -> str:
     """Which of the ``needs`` of a solver are no names that there are, and which are; "" where all are known."""
+    if not isinstance(solver.needs, Set):
+        return f"{type(solver).__name__}.needs must be a set of names, frozenset({{'drift'}}) say; got {solver.needs!r}"
     unknown = sorted(solver.needs - OFFERS.keys() - offered)
     if not unknown:
         return ""

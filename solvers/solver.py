@@ -103,9 +103,9 @@ class Solver(Record):
     default_atol: ClassVar[float] = 1e-5
     """What ``atol=None`` means in an adaptive solver, in units of the standard deviation of the data."""
     carries: bool = False
-    """Whether a step leaves something to the next one: then nothing may be done to the samples between the two."""
+    """Whether the solver is multistep. Wrappers that change the state between steps, such as `Churn`, refuse multistep solvers."""
     begins: bool = False
-    """Whether each step of an adaptive solver takes what `init` evaluates at its start, which a rejected one leaves to the next."""
+    """Whether `init` is called at the start of every adaptive step. A rejected step hands that evaluation to the retry."""
     whole: bool = False
     """Whether it is another library's driver: then it has no step, only `solve`, and cannot be a part of another solver."""
     evaluations: int = 1
@@ -147,7 +147,8 @@ class Solver(Record):
     ) -> tuple[Tensor, Any]:
         """(s, plan) of the steps of an adaptive solve, every row its own, from ``start`` = (t, u) to v, on the solver's `clock`.
 
-        ``known`` = (which, times): rows whose s is known. A solver that looks at the clock too overrides it to ask once.
+        ``known`` = (mask, times): rows that land on a grid time. Override this if your plan inverts the clock too, so that both
+        inversions share one call.
         """
         s = torch.where(*known, variable.time(v))
         return s, self.plan(problem, torch.stack([start[0], s]))[0]

@@ -281,6 +281,29 @@ def test_a_step_that_is_no_step_is_told(grad):
         sd.sample(MODEL, (4, 2), solver=Bare(), steps=5, seed=0, grad=grad)
 
 
+def returns(what, **facts):
+    return type("Own", (Solver,), {"step": lambda self, problem, x, plan, noise, state: what(x), **facts})()
+
+
+@pytest.mark.parametrize(
+    ("solver", "said"),
+    [
+        (returns(lambda x: Step(x[:2])), r"state of the shape and the dtype of x, \(4, 2\), torch.float32; got \(2, 2\)"),
+        (returns(lambda x: Step(x.double())), "got .*torch.float64"),
+        (returns(lambda x: Step(x.numpy())), "a Step with a tensor as x, got ndarray"),
+        (returns(Step, needs="drift"), r"Own.needs must be a set of names, frozenset\(\{'drift'\}\) say; got 'drift'"),
+        (returns(Step, needs=["drift"]), r"must be a set of names"),
+        (returns(Step, adaptive=True, rtol=1e-3), r"Own is adaptive and lacks atol, error_order"),
+        (type("Own", (Solver,), {})(), r"Own has no step: give step\(self, problem, x, plan, noise, state\)"),
+    ],
+    ids=["shape", "dtype", "numpy", "needs a name", "needs a list", "adaptive", "no step"],
+)
+def test_what_a_solver_lacks_or_returns_amiss_is_told(solver, said):
+    steps = None if solver.adaptive else 3
+    with pytest.raises((TypeError, ValueError), match=said):
+        sd.sample(MODEL, (4, 2), solver=solver, steps=steps, seed=0)
+
+
 def test_a_solver_that_is_no_dataclass_is_told():
     with pytest.raises(SolverError) as caught:
         sd.testing.check_solver(Plain(), verbose=False)
