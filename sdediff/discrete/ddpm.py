@@ -16,7 +16,7 @@ from sdediff.discrete.chain import Chain, Levels, evenly, floats
 from sdediff.discrete.schedules import schedule, zero_terminal_snr
 from sdediff.model import ScoreModel
 from sdediff.sde import InterpolatedVP, LinearSDE
-from sdediff.sde.base import check_sde_given
+from sdediff.sde.base import check_linear
 from solvers import Problem, Solver, Step, StepNoise, check_grid, expand
 from solvers.scalars import plain, whole
 
@@ -99,7 +99,7 @@ class DDPM(Chain, Solver):
         N = whole("N", N, 1)
         if rule not in ("kernel", "song"):
             raise ValueError(f"rule must be 'kernel' or 'song', got {rule!r}")
-        check_sde_given(sde)
+        check_linear(sde)
         end = sde.T if sde.t_max >= sde.T * (1 - 1e-12) else sde.t_max
         times = torch.arange(N + 1, dtype=torch.float64) * (end / N)
         alpha, sigma = sde.alpha(times), sde.sigma(times)

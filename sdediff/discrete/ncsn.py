@@ -21,7 +21,7 @@ from sdediff.model import ScoreModel
 from sdediff.objectives import DenoisingScoreMatching
 from sdediff.objectives.timed import check_loss_call
 from sdediff.sde import InterpolatedVE, LinearSDE
-from sdediff.sde.base import check_sde_given
+from sdediff.sde.base import check_linear
 from solvers import Problem, Solver, Step, StepNoise, rowwise
 from solvers.scalars import Record, real, whole
 
@@ -92,7 +92,7 @@ class NCSN(Chain, Solver):
     def from_sde(cls, sde: LinearSDE, N: int, *, step_size: float | None = None, n_steps: int = 100) -> NCSN:
         """N levels in geometric progression from sigma(t_max) to sigma(t_min) of an SDE with alpha = 1, at the times where it has
         them: for `VE` t_i = T (i - 1) / (N - 1) (Song et al. 2021, arXiv 2011.13456, Appendix C)."""
-        check_sde_given(sde)
+        check_linear(sde)
         ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
         gap = float((sde.alpha(torch.cat([ends, ends.mean().reshape(1)])) - 1).abs().max())
         if gap > 1e-9:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdediff.model import ScoreModel
 from sdediff.sde import LinearSDE
-from sdediff.sde.base import check_sde_given
+from sdediff.sde.base import check_linear
 from sdediff.sde.coefficient import as_time
 from solvers.scalars import reals, whole
 
@@ -148,7 +148,7 @@ class Law:
 
     def _schedule(self, sde: LinearSDE, x: Tensor, t: Tensor | float, *, density: bool = True) -> tuple[Tensor, Tensor]:
         """alpha and sigma, () or (B, 1); a ValueError where x_t has no density, unless none is needed."""
-        check_sde_given(sde)
+        check_linear(sde)
         time = as_time(t)
         if time.ndim and time.shape != x.shape[:1]:
             raise ValueError(f"t must be a number or (B,) with B = {x.shape[0]} as in x, got shape {tuple(time.shape)}")

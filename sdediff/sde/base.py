@@ -19,7 +19,7 @@ from sdediff.sde.coefficient import coefficient, derived
 from solvers import rowwise
 from solvers.scalars import Record, plain, plain_fields, real
 
-__all__ = ["SDE", "Prior", "check_sde_given", "check_span", "prior_of"]
+__all__ = ["SDE", "Prior", "check_linear", "check_span", "prior_of"]
 
 _SLACK = 1e-6
 _COEFFICIENTS = ("diffusion", "f", "g", "alpha", "sigma", "log_snr")
@@ -246,7 +246,7 @@ def check_span(t: Tensor, low: float, high: float, what: str, sde: SDE) -> Tenso
     return t
 
 
-def check_sde_given(sde: object) -> None:
-    """A TypeError unless it is an SDE; one without a kernel says itself what it lacks."""
-    if not isinstance(sde, SDE):
-        raise TypeError(f"sde must be a LinearSDE, VP() say; got {sde!r}")
+def check_linear(sde: object) -> None:
+    """A TypeError unless it is an SDE with a Gaussian kernel."""
+    if not isinstance(sde, SDE) or "kernel" not in sde.offers:
+        raise TypeError(f"sde must be a LinearSDE, VP() say, which has a Gaussian kernel; got {sde!r}")
