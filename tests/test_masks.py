@@ -229,6 +229,23 @@ def test_samples_of_different_sizes_in_one_batch(arguments: dict[str, Any], mode
         assert whole.nfe[i] == one.nfe[0]
 
 
+@pytest.mark.parametrize("solver", [sd.SciPy("RK45"), sd.SciPy("DOP853"), sd.TorchDiffEq("dopri5")], ids=repr)
+def test_padding_does_not_loosen_another_librarys_tolerance(solver: Any) -> None:
+    """Its norm is over what exists: a padded sequence by itself takes the steps of the sequence alone."""
+    model = sd.ScoreModel(lambda x, t: VP.sigma(t).view(-1, 1) * (torch.sin(3 * x) + x), VP, time_dtype=torch.float64)
+    for count in (1, 3):
+        mask = (torch.arange(16) < count)[None]
+        one = sd.sample(model, (1, count), solver=solver, seed=0, x_init=NOISE[:1, :count, 0], dtype=torch.float64)
+        x_init = torch.zeros(1, 16, dtype=torch.float64)
+        x_init[:, :count] = NOISE[:1, :count, 0]
+        padded = sd.sample(model, (1, 16), solver=solver, seed=0, x_init=x_init, mask=mask, dtype=torch.float64)
+        assert torch.equal(padded.nfe, one.nfe)
+        torch.testing.assert_close(padded.x[:, :count], one.x, rtol=1e-11, atol=1e-11)
+        here, there = (sd.log_prob(model, x, solver=solver, mask=m) for x, m in ((one.x, None), (padded.x, mask)))
+        assert torch.equal(there.nfe, here.nfe)
+        torch.testing.assert_close(there.value, here.value, rtol=1e-10, atol=1e-10)
+
+
 def test_another_library_leaves_the_padding_alone() -> None:
     """torchsde makes a path of the seeds itself; noise and drift are those of what exists."""
     start = torch.where(MASK[..., None], NOISE, 5.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from solvers.arithmetic import rowwise
 from solvers.external.driver import External, Run, Stop, check_method
+from solvers.problem import Problem
 from solvers.solution import Status
 from solvers.solver import check_tolerances, tolerances
 
@@ -73,11 +75,22 @@ class _Ode(External):
         return self._facts.adaptive
 
 
-@torch.no_grad()
-def _rms(x: Tensor) -> Tensor:
-    # torchdiffeq's own norm, kept out of the graph: a gradient through the size of the first step would have to go through the
-    # times of all stages as well.
-    return x.abs().pow(2).mean().sqrt()
+def _existing(problem: Problem, x: Tensor) -> float:
+    """The root of the share of coordinates that exist: by so much padding lowers a root mean square over all of them."""
+    missing = 0 if problem.mask is None else int((~problem.mask).sum())
+    return math.sqrt(1 - missing / x.numel())
+
+
+@dataclass(frozen=True)
+class _Rms:
+    """torchdiffeq's own norm, over what exists: ``share`` is that of `_existing`."""
+
+    share: float
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        # Kept out of the graph: a gradient through the size of the first step would have to go through the times of all stages.
+        return x.abs().pow(2).mean().sqrt() / self.share
 
 
 class _Slope:
@@ -109,7 +122,7 @@ class TorchDiffEq(_Ode):
 
     Adaptive: ``dopri5``, ``dopri8``, ``bosh3``, ``fehlberg2``, ``adaptive_heun``. They take no steps and land on every time of a
     ``grid``, by one call of ``odeint`` an interval: two evaluations more at the start, one at every other time. Tolerances are
-    for the root mean square over the whole batch, so that a sample depends on the others in it: `RK45` is per sample.
+    for the root mean square over all of the batch that exists, so that a sample depends on the others in it: `RK45` is per sample.
     Fixed: ``euler``, ``midpoint``, ``heun2``, ``heun3``, ``rk4`` (the 3/8 rule), ``explicit_adams`` and ``implicit_adams`` (both of
     order 4 at least, by RK4 at the start). The grid is their steps; the Adams methods need it uniform in t. Only
     ``implicit_adams`` reads ``rtol`` and ``atol``.
@@ -149,7 +162,7 @@ class TorchDiffEq(_Ode):
 
         kind = torch.float32 if x.device.type == "mps" else torch.float64
         times = run.times[first : last + 1].to(kind).to(x.device)
-        options: dict[str, Any] = {"norm": _rms}
+        options: dict[str, Any] = {"norm": _Rms(_existing(run.problem, x))}
         slope = _CountingSlope(run) if self.adaptive else _Slope(run)
         if self.adaptive:
             # Without step_t a step goes beyond the end, and the state there is interpolated.
@@ -223,7 +236,8 @@ class SciPy(_Ode):
 
         start, end = run.times[[first, last]].tolist()
         y = x.double().cpu().numpy().ravel()
-        rtol, atol = tolerances(self, run.problem, kind)
+        # Padding, whose error is 0, then does not loosen the root mean square over all coordinates.
+        rtol, atol = (_existing(run.problem, x) * each for each in tolerances(self, run.problem, kind))
         solver = getattr(integrate, self.method)(slope, start, y, end, rtol=rtol, atol=atol, **self._structure(x))
         steps = 0
         while solver.status == "running":
