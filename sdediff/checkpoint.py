@@ -168,9 +168,9 @@ def _check(run: str | Path, config: Mapping[str, Any]) -> None:
             f"{Path(run) / CONFIG} has format {version}, and this version of sdediff reads formats up to {FORMAT}: "
             "load it with a newer sdediff"
         )
-    for key in SECTIONS:
-        if not isinstance(config[key], dict):
-            raise ValueError(_damaged(run, f"{key} is {json.dumps(config[key])}, where an object is expected"))
+    for key, value in {"training": config.get("training") or {}, **{key: config[key] for key in SECTIONS}}.items():
+        if not isinstance(value, dict):
+            raise ValueError(_damaged(run, f"{key} is {json.dumps(value)}, where an object is expected"))
     for key in ("sde", "network"):
         name, parameters = config[key].get("class"), config[key].get("parameters", 0)
         if not isinstance(name, str) or not (parameters is None or isinstance(parameters, dict)):

@@ -222,5 +222,6 @@ def rebuild(net: nn.Module, sde: SDE, values: Mapping[str, Any]) -> ScoreModel:
     unknown = kept.keys() - fields_of(model)
     if unknown:
         raise ValueError(f"a model has no {', '.join(sorted(unknown))}; load it with the version that wrote it")
+    constraint = kept.pop("constraint", None)
     vars(model).update(kept)
-    return model
+    return model if constraint is None else model.constrained(constraint)

@@ -196,3 +196,16 @@ def test_a_learned_schedule_in_other_units_is_trained_and_kept(tmp_path: Path) -
     torch.testing.assert_close(again.sde.sigma(0.3), trained.sde.sigma(0.3), rtol=0, atol=0)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["sde"]["class"] == "Scaled"
     assert not hasattr(sd.VP().scaled(2.0), "schedule")
+
+
+@pytest.mark.uses_global_rng
+@pytest.mark.parametrize(("section", "value"), [("training", "x"), ("training", [1]), ("constraint", "x"), ("constraint", 7)])
+def test_damaged_sections_are_named(tmp_path: Path, section: str, value: Any) -> None:
+    model = sd.ScoreModel(MLP(2, width=8, depth=1), SDE)
+    sd.fit(model, torch.randn(8, 2), out=tmp_path / "run", steps=1, batch_size=4, device="cpu")
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    (config["model"] if section == "constraint" else config)[section] = value
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"is damaged: .*\b{section}\b"):
+        sd.load(tmp_path / "run")
