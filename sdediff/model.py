@@ -50,8 +50,8 @@ class ScoreModel(nn.Module):
     and objects that hold modules are looked through. Where a module is found only by running the code, or several disagree,
     ``network`` names the one that is handed x.
 
-    ``data_std`` is the standard deviation of the data, the root of the mean variance of a coordinate. Solvers work in units of
-    it. Models of `sdediff.exact` declare it, `fit` estimates it; by default it is ``sde.data_std``, which is 1 under `VP`.
+    ``data_std`` is the standard deviation of the data about the means of their channels (for points: of their coordinates). Solvers
+    work in units of it. Models of `sdediff.exact` declare it, `fit` estimates it; by default it is ``sde.data_std``, 1 under `VP`.
     ``sigma_data`` is ``data_std`` where that is declared, else ``sde.sigma_data``, which is 0.5 under `VP`.
 
     ``learned_variance``: the network returns twice the channels (dimension 1), the second half of which says how large the variance

@@ -57,14 +57,8 @@ class Normalizer:
         ``mask`` says which coordinates exist, as for a loss; the others do not count. Raises
         ValueError where all of the data are constant or not finite.
         """
-        mean, variance, count = coordinate_moments(data, mask)
-        if mean.ndim > 1:
-            count, mean, variance = (part.flatten(1) for part in (count, mean, variance))
-            weight = count / count.sum(dim=1, keepdim=True).clamp(min=1)
-            center = (weight * mean).sum(dim=1)
-            variance = (weight * (variance + (mean - center[:, None]).square())).sum(dim=1)
-            mean = center
-        center, std = mean, variance.sqrt()
+        moments = coordinate_moments(data, mask).of_channels()
+        center, std = moments.mean, moments.variance.sqrt()
         # Rounding of the mean leaves a constant channel with a spread of its last digit.
         least = 64 * torch.finfo(torch.float64).eps * center.abs()
         if not bool((std > least).any()):
@@ -147,6 +141,28 @@ class Moments(NamedTuple):
     mean: Tensor
     variance: Tensor
     samples: Tensor
+
+    def of_channels(self) -> Moments:
+        """Mean and variance of each channel (C,), the first dimension of the event, over all of its coordinates and samples.
+
+        Points (d,) have a channel for each coordinate.
+        """
+        if self.mean.ndim < 2:
+            return self
+        samples, mean, variance = (part.flatten(1) for part in (self.samples, self.mean, self.variance))
+        weight = samples / samples.sum(dim=1, keepdim=True).clamp(min=1)
+        center = (weight * mean).sum(dim=1)
+        spread = (weight * (variance + (mean - center[:, None]).square())).sum(dim=1)
+        return Moments(center, spread, samples.sum(dim=1))
+
+    @property
+    def data_std(self) -> float:
+        """The standard deviation of the data about the means of their channels, the root mean square over channels.
+
+        For images it is the spread of all pixels, which Karras et al. 2022 (arXiv 2206.00364) call sigma_data.
+        """
+        variance = self.of_channels().existing[1]
+        return float(variance.mean().sqrt()) if len(variance) else 0.0
 
     @property
     def existing(self) -> tuple[Tensor, Tensor]:

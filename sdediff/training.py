@@ -245,9 +245,8 @@ def _look_at(model: ScoreModel, data: Tensor, mask: Tensor | None) -> None:
         found = model.normalizer.moments(found)
     if wrong := unsuited(model.sde, *found.existing):
         warnings.warn(wrong, stacklevel=3)
-    std = float(found.existing[1].mean().sqrt())
-    if model.declared_data_std is None and std > 0:
-        model.declared_data_std = std
+    if model.declared_data_std is None and bool(found.variance.any()):
+        model.declared_data_std = found.data_std
 
 
 @contextmanager

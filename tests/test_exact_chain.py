@@ -103,8 +103,8 @@ def test_shape_basis_and_dimension_do_not_matter() -> None:
     torch.testing.assert_close(
         sd.exact.Gaussian(MEAN.reshape(1, 3, 1), COVARIANCE).chain(sde, solver, times),
         LAW.chain(sde, solver, times),
-        rtol=0,
-        atol=0,
+        rtol=1e-13,
+        atol=1e-15,
     )
     mean, covariance = sd.exact.Gaussian([0.4, -1.0], [0.09, 2.0]).chain(sde, solver, times)
     assert float(covariance[0, 1]) == 0

@@ -302,6 +302,13 @@ def test_the_size_of_the_data_is_declared_or_the_sdes() -> None:
     flat = sd.exact.LowRank([0.0, 0.0, 0.0], [[1.0], [0.0], [0.0]], 3.0)
     assert flat.model(sd.VP()).data_std == pytest.approx(math.sqrt(3))
     assert sd.exact.Gaussian([1.0, 2.0], 0.0).model(sd.VP()).data_std == 1  # a point has no size
+    turned = sd.exact.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], covariances=[[[0.5, 0.2], [0.2, 0.3]], [[0.1, 0.0], [0.0, 0.2]]])
+    assert turned.data_std == pytest.approx(math.sqrt(float(turned.data_moments()[1].diagonal().mean())))
+    images = sd.exact.Gaussian([[[1.0, 3.0], [1.0, 3.0]], [[0.0, 0.0], [0.0, 4.0]]], 0.25)  # two channels of four pixels
+    assert images.data_std == pytest.approx(math.sqrt((0.25 + 1 + 0.25 + 3) / 2))
+    drawn = images.sample(20_000, seed=0)
+    about = drawn - drawn.mean(dim=(0, 2, 3), keepdim=True)
+    assert images.data_std == pytest.approx(float(about.square().mean().sqrt()), rel=0.01)
     for wrong in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="data_std must be positive and finite"):
             sd.ScoreModel(net, sd.VP(), data_std=wrong)

@@ -35,6 +35,10 @@ class Components:
         """(K, d, j) with C_k = root_k root_k^T."""
         raise NotImplementedError
 
+    def diagonals(self) -> Tensor:
+        """The variance of each coordinate in each component, (K, d) or (K, 1)."""
+        raise NotImplementedError
+
     def spread(self, z: Tensor, k: Tensor) -> Tensor:
         """A square root of C_k times z, one k (n,) for each row of z (n, d)."""
         raise NotImplementedError
@@ -82,6 +86,10 @@ class Isotropic(Components):
             return torch.zeros_like(self.means)[..., None]
         return self.variances.sqrt()[:, None, None] * torch.eye(self.means.shape[1], dtype=torch.float64)
 
+    def diagonals(self) -> Tensor:
+        """variance_k."""
+        return self.variances[:, None]
+
     def spread(self, z: Tensor, k: Tensor) -> Tensor:
         """sqrt(variance_k) z."""
         return self.variances[k].sqrt()[:, None] * z
@@ -121,6 +129,10 @@ class Anisotropic(Components):
         """Columns sqrt(variance_ki) vector_ki."""
         stds = self.variances.sqrt()
         return torch.diag_embed(stds) if self.vectors is None else self.vectors * stds[:, None]
+
+    def diagonals(self) -> Tensor:
+        """The diagonal of vectors_k diag(variances_k) vectors_k^T."""
+        return self.variances if self.vectors is None else (self.vectors.square() @ self.variances[..., None])[..., 0]
 
     def spread(self, z: Tensor, k: Tensor) -> Tensor:
         """vectors_k sqrt(variances_k) z."""

@@ -49,8 +49,9 @@ class Normal(Law):
 
     @property
     def data_std(self) -> float:
-        """sqrt of the sum of the variances over the number of coordinates."""
-        return math.sqrt(float(self.variances.sum()) / self.mean.numel())
+        """From the variance of each coordinate, the diagonal of basis diag(variances) basis^T."""
+        own = self.variances if self.basis is None else self.basis.square() @ self.variances
+        return self._spread(self.mean, own)
 
     @property
     def _full(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Self
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sdediff.model import ScoreModel
+from sdediff.normalizer import Moments
 from sdediff.sde import LinearSDE
 from sdediff.sde.base import check_linear
 from sdediff.sde.coefficient import as_time
@@ -72,11 +72,19 @@ class Law:
 
     @property
     def data_std(self) -> float:
-        """sqrt of the mean variance of a coordinate of x_0; 0 for a point, or where moments are not known."""
+        """The standard deviation of x_0 about the means of its channels; 0 for a point, or where moments are not known."""
         try:
-            return math.sqrt(float(self.data_moments()[1].diagonal().mean()))
+            mean, covariance = self.data_moments()
         except NotImplementedError:
             return 0.0
+        return self._spread(mean, covariance.diagonal())
+
+    def _spread(self, mean: Tensor, variance: Tensor) -> float:
+        """`data_std` from the mean and the variance of each coordinate, flat."""
+        if not bool(variance.any()):
+            return 0.0
+        mean, variance = mean.reshape(self.event), variance.reshape(self.event)
+        return Moments(mean, variance, torch.ones_like(mean)).data_std
 
     def score(self, sde: LinearSDE, x: Tensor, t: Tensor | float) -> Tensor:
         """grad log p_t(x), shaped as x."""

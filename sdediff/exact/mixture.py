@@ -76,10 +76,9 @@ class GaussianMixture(Law):
     @property
     def data_std(self) -> float:
         """From the components' variances and the distances of their means."""
-        means, variances = self.components.means, self.components.variances
-        within = variances if variances.ndim == 1 else variances.mean(dim=1)
-        apart = (means - self.weights @ means).square().mean(dim=1)
-        return math.sqrt(float(self.weights @ (within + apart)))
+        means = self.components.means
+        mean = self.weights @ means
+        return self._spread(mean, self.weights @ (self.components.diagonals() + (means - mean).square()))
 
     def evaluate(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Values:
         """Density, score and data prediction at x (B, d), as many rows at a time as fit into 32 MB a tensor."""
