@@ -302,7 +302,7 @@ def test_fit_takes_a_mask(tmp_path: Path) -> None:
         model = sd.fit(model, data, mask=MASK, out=tmp_path / f"{padding:g}", steps=3, batch_size=4, device="cpu")
         weights.append([p.detach().clone() for p in model.parameters()])
         there = torch.where(MASK[..., None], DATA, torch.nan)
-        spread = (there - there.nanmean(dim=0)).square().nanmean(dim=0)
+        spread = (there - there.nanmean(dim=(0, 2), keepdim=True)).square().nanmean(dim=(0, 2))  # of each channel
         assert model.data_std == pytest.approx(float(spread.mean().sqrt()), rel=1e-6)
         assert sd.load(tmp_path / f"{padding:g}", net=_Timeless(module)).data_std == model.data_std
     for a, b in zip(*weights, strict=True):
