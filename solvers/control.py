@@ -176,10 +176,10 @@ class PerSample(Control):
         there = self.clock.scale(t)
         ratio = 1.0 if here is None or there is None else there / here
         trial = slope(self.problem, self.clock, weighted((ratio, x), (ratio * self.sign * guess, k)), t)
-        steep = torch.maximum(steep, self._norm(weighted((-1.0, k), (1.0 if here is None else here, trial)), x, x) / guess)
+        bend = self._norm(weighted((-1.0, k), (1.0 if here is None else here, trial)), x, x) / guess
+        steep = torch.maximum(steep, length * bend)
         wide = length * (self.goal / (length * steep)) ** (1.0 / self.q)
-        step = torch.where(length * steep <= 1e-15, (guess * 1e-3).clamp(min=1e-6 * length), wide)
-        step = torch.minimum(100 * guess, step)
+        step = torch.minimum(100 * guess, torch.where(length * steep <= 1e-15, (guess * 1e-3).clamp(min=1e-6 * length), wide))
         # Where the network failed already, take any step: the next attempt finds and reports it.
         return torch.where(torch.isfinite(step) & (step > 0), step, guess.nan_to_num(1e-6 * length)).clamp(max=span)
 

@@ -355,3 +355,27 @@ def test_sampling_starts_at_the_noise_that_was_asked_for() -> None:
     out = sd.sample(law.model(sd.VE(0.01, 3e7)), (2000, 1), solver=sd.RK45(1e-9), seed=0, dtype=F64)
     assert abs(float(out.x.mean()) - 3e5) < 5 / math.sqrt(2000)
     assert 0.9 < float(out.x.std()) < 1.1
+
+
+def test_published_constants_hold_for_the_lengths_of_the_sde() -> None:
+    """ER-SDE's phi is a function of sigma / alpha itself under VP and EDM, whatever the size of the data."""
+    phi = lambda rho: rho * (torch.exp(rho**0.3) + 10)  # noqa: E731
+    law = sd.exact.GaussianMixture(MEANS, STD)
+    for sde in (sd.VP(), sd.EDM()):
+        ours, theirs = (
+            sd.sample(law.model(sde), (3, 2), solver=solver, steps=6, seed=0, dtype=F64).x
+            for solver in (sd.ERSDE(3), sd.ERSDE(3, scale=phi))
+        )
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("variable", ["t", "angle"])
+def test_time_has_no_absolute_size_either(variable: str) -> None:
+    """The same process in another unit of time takes the same steps."""
+    law = sd.exact.GaussianMixture(MEANS, STD)
+    found = []
+    for T in (1.0, 2.0**-20, 2.0**20):
+        sde = sd.VP(0.1 / T, 20 / T, T=T, t_min=1e-3 * T)
+        out = sd.sample(law.model(sde), (4, 2), solver=sd.RK45(1e-4, variable=variable), seed=0, dtype=F64)
+        found.append((out.nfe.tolist(), out.rejected.tolist()))
+    assert found[0] == found[1] == found[2]
