@@ -54,7 +54,7 @@ class Reverse(Problem):
         self.constraint = None if model.constraint is None else applied(model.constraint)
         self.model, self.lam, self.units = model, stochasticity, units or Units()
         self.unit = self.units.unit
-        self.standard = 2 * model.sde.sigma_data / self.unit
+        self.standard = model.sde.unit / self.unit
         self.linear = "kernel" in model.sde.offers
         self.sde = model.sde.scaled(1 / self.unit) if self.linear else model.sde
         self.offers = frozenset({"drift", "diffusion", "score"})

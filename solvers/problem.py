@@ -136,7 +136,7 @@ class Problem:
     rounding: float = 0.0
     """The relative error of evaluations by rounding in a step's error estimate, where it exceeds that of the state's dtype."""
     standard: float = 1.0
-    """The length here that is 1 where publications give constants, for data in the range [-1, 1]."""
+    """The length here that is 1 in the units of the SDE's declaration, for which publications give their constants."""
 
     def __init__(self, samples: int) -> None:
         self.monitor = Monitor(samples)

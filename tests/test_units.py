@@ -272,6 +272,7 @@ def test_scaled_sdes_are_sdes() -> None:
         sd.VE().scaled(1e-4),
         sd.VP().scaled(40.0),
         sd.Cosine().scaled(0.5),
+        sd.SubVP(beta_max=4.0).scaled(2.0),
         sd.LinearSDE(f=lambda t: -t, g=lambda t: 1 + t).scaled(3.0),
     ):
         check_sde(sde, verbose=False)
@@ -361,7 +362,7 @@ def test_published_constants_hold_for_the_lengths_of_the_sde() -> None:
     """ER-SDE's phi is a function of sigma / alpha itself under VP and EDM, whatever the size of the data."""
     phi = lambda rho: rho * (torch.exp(rho**0.3) + 10)  # noqa: E731
     law = sd.exact.GaussianMixture(MEANS, STD)
-    for sde in (sd.VP(), sd.EDM()):
+    for sde in (sd.VP(), sd.EDM(), sd.VE(0.02, 30.0)):
         ours, theirs = (
             sd.sample(law.model(sde), (3, 2), solver=solver, steps=6, seed=0, dtype=F64).x
             for solver in (sd.ERSDE(3), sd.ERSDE(3, scale=phi))

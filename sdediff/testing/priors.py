@@ -27,7 +27,7 @@ def _moments_at_end(context: Context) -> tuple[float, float]:
 @identity("prior", "any", after=("usable range",))
 def prior(context: Context) -> Iterator[Comparison]:
     """N(0, std^2 I) with std = sigma(t_max) to 1e-3, or std^2 = sigma^2 + p^2 alpha^2 at both ends of the usable range, as where
-    alpha^2 + sigma^2 = 1; from_noise and log_prob are of that law."""
+    alpha^2 + sigma^2 = 1, or the std that sub-VP's sigma = std (1 - alpha^2) tends to; from_noise and log_prob are of that law."""
     try:
         law = context.sde.prior
     except NotImplementedError as error:
@@ -37,7 +37,8 @@ def prior(context: Context) -> Iterator[Comparison]:
     if context.linear:
         alpha, sigma = _moments_at_end(context)
         others = {"sigma^2 for sigma": sigma**2, "alpha for sigma": alpha, "sigma(T) for sigma(t_max)": _sigma_at_T(context)}
-        yield compare("prior.std", std, std if _kept(context, std) else sigma, {"t": context.high}, _NEAR, others=others)
+        published = _kept(context, std) or _tended_to(context, std)
+        yield compare("prior.std", std, std if published else sigma, {"t": context.high}, _NEAR, others=others)
     z = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(3, 4)
     scale = std * np.maximum(np.abs(z.numpy()), 0.1)
     yield compare("prior.from_noise(z)", law.from_noise(z).numpy(), std * z.numpy(), {}, ALGEBRAIC, scale=scale)
@@ -55,6 +56,12 @@ def _kept(context: Context, std: float) -> bool:
     alpha, sigma = (context.value(name, np.array([context.low, context.high])) for name in ("alpha", "sigma"))
     p = (std**2 - sigma[0] ** 2) / alpha[0] ** 2
     return bool(p >= 0 and abs(sigma[1] ** 2 + p * alpha[1] ** 2 - std**2) < _NEAR * std**2 and alpha[1] < alpha[0])
+
+
+def _tended_to(context: Context, std: float) -> bool:
+    """Whether sigma = std (1 - alpha^2) at both ends, as under sub-VP (Song et al. 2021, eq. 29)."""
+    alpha, sigma = (context.value(name, np.array([context.low, context.high])) for name in ("alpha", "sigma"))
+    return bool((np.abs(sigma - std * (1 - alpha**2)) < 1e-9 * std).all())
 
 
 def _sigma_at_T(context: Context) -> float:
