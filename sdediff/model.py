@@ -230,7 +230,7 @@ class ScoreModel(nn.Module):
 
     def _called(self, x: Tensor, time: Tensor, condition: Mapping[str, Tensor] | None, dtype: torch.dtype) -> Any:
         given = x if x.dtype == dtype else x.to(dtype)
-        if condition is not None and not isinstance(condition, Mapping):
+        if not (condition is None or type(condition) is dict or isinstance(condition, Mapping)):  # the last one is slow
             check_names(condition, self.net)
         named = {name: _of_dtype(value, dtype) for name, value in condition.items()} if condition else {}
         try:
