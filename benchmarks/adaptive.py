@@ -25,7 +25,7 @@ from timing import least_in_turn
 from torch import Tensor
 
 import sdediff as sd
-import solvers
+from sdediff import solvers
 
 TARGETS = (1e-2, 1e-3, 1e-4, 1e-6)
 TASKS = ("VP-2", "VP-64", "SubVP-2", "VE-2", "VE-64")

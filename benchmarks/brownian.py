@@ -18,7 +18,7 @@ import torch
 import torchsde
 from timing import arguments, micro, ratios, report, shape_name
 
-from solvers import BrownianPath, seeds
+from sdediff.solvers import BrownianPath, seeds
 
 SHAPES = ((16, 2), (4, 4, 64, 64))
 STEPS = 100

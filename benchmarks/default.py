@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 import sdediff as sd
-import solvers
+from sdediff import solvers
 from sdediff.arguments import default_solver
-from solvers import GRIDS, LogSNR
-from solvers.exponential.flow import Flow, Points, Weight, gauss_legendre, lagrange
+from sdediff.solvers import GRIDS, LogSNR
+from sdediff.solvers.exponential.flow import Flow, Points, Weight, gauss_legendre, lagrange
 
 NFES = (5, 8, 10, 15, 20, 30, 50, 100, 200)
 NOISY = (10, 20, 50, 100)

@@ -20,7 +20,7 @@ from sdediff.cli.quality import Judge
 from sdediff.data import load_data, split
 from sdediff.networks import UNet
 from sdediff.plots import image_grid, save_png
-from solvers import Solver
+from sdediff.solvers import Solver
 
 SHOWN = 16
 

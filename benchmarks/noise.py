@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from timing import Run, arguments, micro, race, ratios, report, shape_name
 
-from solvers import White, seeds
+from sdediff.solvers import White, seeds
 
 SHAPES = {(16, 2): (64, 640), (64, 3, 32, 32): (8, 40), (512, 1, 8, 8): (64, 128)}  # and draws: multiples of White's block
 TARGET = 2.0

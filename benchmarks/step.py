@@ -18,7 +18,7 @@ from torch import Tensor
 import sdediff as sd
 from sdediff.networks import UNet
 from sdediff.reverse import Reverse
-from solvers import White
+from sdediff.solvers import White
 
 SHAPES = {(16, 2): (64, 320), (64, 3, 32, 32): (8, 40)}  # and steps, few and many: their difference is a multiple of White's block
 SOLVERS = {

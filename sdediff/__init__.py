@@ -43,7 +43,7 @@ from sdediff.sde import (
     SubVP,
 )
 from sdediff.simulation import simulate
-from solvers import (
+from sdediff.solvers import (
     DDIM,
     DEIS,
     DOP853,

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import solvers
+from sdediff import solvers
 from sdediff.lending import reading
 from sdediff.model import ScoreModel
 from sdediff.names import nearest
 from sdediff.samples import check_condition, check_seed, check_shape, check_states, one_place
 from sdediff.sde import SDE, LinearSDE
 from sdediff.sde.base import check_span, prior_of
-from solvers import (
+from sdediff.solvers import (
     GRIDS,
     RK45,
     AdaptiveSDE,
@@ -29,7 +29,7 @@ from solvers import (
     Solver,
     Straight,
 )
-from solvers.scalars import device_of, plain, real, reals, whole
+from sdediff.solvers.scalars import device_of, plain, real, reals, whole
 
 __all__ = [
     "Grid",

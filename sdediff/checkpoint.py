@@ -20,8 +20,8 @@ from sdediff.model import ScoreModel
 from sdediff.names import nearest
 from sdediff.run_folder import CONFIG, FORMAT, SECTIONS, WEIGHTS, locate
 from sdediff.sde import SDE
+from sdediff.solvers.scalars import device_of
 from sdediff.states import read_tensors, set_module_state
-from solvers.scalars import device_of
 
 __all__ = ["SCHEDULE", "load", "read_config", "read_run"]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from sdediff.lending import reading
 from sdediff.names import nearest
 from sdediff.sde import SDE, LinearSDE
-from solvers.scalars import Record, plain
+from sdediff.solvers.scalars import Record, plain
 
 __all__ = ["CLOCKS", "Clock", "Timesteps", "check_clock", "check_time_dtype", "read_clock"]
 

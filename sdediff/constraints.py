@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sdediff.normalizer import Normalizer
-from solvers import rowwise
-from solvers.scalars import Record
+from sdediff.solvers import rowwise
+from sdediff.solvers.scalars import Record
 
 __all__ = ["Batch", "Clip", "Constraint", "DynamicThreshold", "applied", "constrained"]
 

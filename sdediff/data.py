@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sdediff._extras import require
 from sdediff.names import nearest
-from solvers.scalars import flag, plain, whole
+from sdediff.solvers.scalars import flag, plain, whole
 
 __all__ = ["Dataset", "load_data", "split"]
 

@@ -16,9 +16,9 @@ from sdediff.lending import at_least_float32
 from sdediff.model import ScoreModel, combine
 from sdediff.normalizer import coordinate_moments
 from sdediff.predictions import PREDICTIONS
+from sdediff.solvers import White, expand, seeds
+from sdediff.solvers.scalars import whole
 from sdediff.suitability import unsuited
-from solvers import White, expand, seeds
-from solvers.scalars import whole
 
 __all__ = ["Diagnosis", "diagnose"]
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sdediff.arguments import Grid, Span, check_model, check_shape, check_solver, check_states, default_solver, intervals
 from sdediff.model import ScoreModel
+from sdediff.solvers import Options, RungeKutta4, Snapshot, Solution, Solver
 from sdediff.solving import Solving, check_deterministic
-from solvers import Options, RungeKutta4, Snapshot, Solution, Solver
 
 __all__ = ["decode", "encode", "flow_solver", "state_dtype"]
 

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from sdediff.lending import drift_of
 from sdediff.sde import SDE
-from solvers import Problem
-from solvers.arithmetic import weighted
-from solvers.problem import Columns
+from sdediff.solvers import Problem
+from sdediff.solvers.arithmetic import weighted
+from sdediff.solvers.problem import Columns
 
 __all__ = ["Forward"]
 

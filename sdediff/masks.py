@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from solvers import rowwise
-from solvers.masked import kept
+from sdediff.solvers import rowwise
+from sdediff.solvers.masked import kept
 
 __all__ = ["check_mask", "counts", "kept", "mask_of", "mean_over", "sum_over"]
 

@@ -19,8 +19,8 @@ from sdediff.normalizer import Normalizer
 from sdediff.predictions import PREDICTIONS, Pair, canonical, conversion, singular
 from sdediff.sde import SDE
 from sdediff.sde.coefficient import as_time
-from solvers import expand
-from solvers.scalars import flag, real
+from sdediff.solvers import expand
+from sdediff.solvers.scalars import flag, real
 
 __all__ = ["ScoreModel", "combine"]
 

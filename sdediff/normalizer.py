@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sdediff.masks import mask_of
-from solvers import rowwise
-from solvers.masked import kept
+from sdediff.solvers import rowwise
+from sdediff.solvers.masked import kept
 
 __all__ = ["Moments", "Normalizer", "coordinate_moments"]
 

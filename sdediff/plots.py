@@ -15,13 +15,13 @@ from torch import Tensor
 
 from sdediff._extras import require
 from sdediff.files import write_atomically
-from solvers.scalars import whole
+from sdediff.solvers.scalars import whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-    from solvers import Snapshot, Solution
+    from sdediff.solvers import Snapshot, Solution
 
 __all__ = ["StepRecorder", "image_grid", "reverse_process", "save_png", "scatter_flow", "step_sizes"]
 

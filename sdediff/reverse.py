@@ -16,12 +16,12 @@ from sdediff.lending import drift_of, own, reading
 from sdediff.model import ScoreModel
 from sdediff.predictions import conversion
 from sdediff.sde.quadrature import Integral, accumulated
+from sdediff.solvers import Problem
+from sdediff.solvers.arithmetic import Number, expand, weighted
+from sdediff.solvers.masked import kept
+from sdediff.solvers.problem import Columns, Composed
+from sdediff.solvers.scalars import reals
 from sdediff.units import Units
-from solvers import Problem
-from solvers.arithmetic import Number, expand, weighted
-from solvers.masked import kept
-from solvers.problem import Columns, Composed
-from solvers.scalars import reals
 
 __all__ = ["Reverse"]
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import solvers
+from sdediff import solvers
 from sdediff.calls import check_names
-from solvers import Noise
-from solvers.scalars import plain, whole
+from sdediff.solvers import Noise
+from sdediff.solvers.scalars import plain, whole
 
 __all__ = ["check_condition", "check_seed", "check_shape", "check_states", "one_place"]
 

@@ -27,10 +27,10 @@ from sdediff.arguments import (
 from sdediff.model import ScoreModel
 from sdediff.reverse import Reverse
 from sdediff.sde import SDE, Prior
+from sdediff.solvers import Failure, Noise, Options, Snapshot, Solution, Solver, Status, White, rowwise
+from sdediff.solvers.masked import masked
 from sdediff.solving import Solving
 from sdediff.suitability import short_of_noise
-from solvers import Failure, Noise, Options, Snapshot, Solution, Solver, Status, White, rowwise
-from solvers.masked import masked
 
 __all__ = ["sample"]
 

@@ -12,9 +12,9 @@ from sdediff.arguments import Grid, Span, check_choice, check_grad, check_seed, 
 from sdediff.forward import Forward
 from sdediff.lending import at_least_float32
 from sdediff.sde import SDE
+from sdediff.solvers import EulerMaruyama, Noise, Options, Snapshot, Solution, SolveError, Solver, White
+from sdediff.solvers.scalars import callback_of, flag
 from sdediff.units import Units
-from solvers import EulerMaruyama, Noise, Options, Snapshot, Solution, SolveError, Solver, White
-from solvers.scalars import callback_of, flag
 
 __all__ = ["simulate"]
 

@@ -20,10 +20,10 @@ from sdediff.model import ScoreModel
 from sdediff.modules import modules_behind
 from sdediff.progress import Bar, progress_bar
 from sdediff.reverse import Reverse
+from sdediff.solvers import Options, Snapshot, Solution, SolveError, Solver
+from sdediff.solvers.scalars import callback_of, flag, whole
+from sdediff.solvers.solution import merge
 from sdediff.units import Units
-from solvers import Options, Snapshot, Solution, SolveError, Solver
-from solvers.scalars import callback_of, flag, whole
-from solvers.solution import merge
 
 __all__ = ["Solving", "check_deterministic"]
 

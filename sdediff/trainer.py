@@ -17,8 +17,8 @@ from sdediff.checkpoint import SCHEDULE, read_run
 from sdediff.model import ScoreModel
 from sdediff.objectives import Objective
 from sdediff.run_folder import TRAINING, Run
+from sdediff.solvers.scalars import Record, whole
 from sdediff.states import checksum, module_state, pack, serialise, set_module_state, unpack
-from solvers.scalars import Record, whole
 
 __all__ = ["Settings", "Trainer"]
 

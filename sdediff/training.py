@@ -29,10 +29,10 @@ from sdediff.normalizer import coordinate_moments
 from sdediff.objectives import DenoisingScoreMatching, Objective
 from sdediff.progress import Bar, progress_bar
 from sdediff.run_folder import FORMAT, TRAINING, WEIGHTS, Run, check_ours, check_out, locate, locked, write_config
+from sdediff.solvers.portable import Portable
+from sdediff.solvers.scalars import callback_of, flag, whole
 from sdediff.suitability import unsuited
 from sdediff.trainer import Settings, Trainer
-from solvers.portable import Portable
-from solvers.scalars import callback_of, flag, whole
 
 __all__ = ["Interrupted", "fit"]
 

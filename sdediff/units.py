@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from sdediff.normalizer import Normalizer
-from solvers import Snapshot, Solution
-from solvers.masked import kept
+from sdediff.solvers import Snapshot, Solution
+from sdediff.solvers.masked import kept
 
 __all__ = ["Units"]
 

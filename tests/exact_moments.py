@@ -8,7 +8,7 @@ from torch import Tensor
 import sdediff as sd
 from sdediff.exact.chain import affine_moments
 from sdediff.reverse import Reverse
-from solvers import Problem, Solver
+from sdediff.solvers import Problem, Solver
 
 
 def chain_moments(problem: Problem, solver: Solver, times: Tensor, mean: float, std: float, draws: int) -> tuple[float, float]:

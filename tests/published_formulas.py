@@ -17,7 +17,7 @@ from scipy.integrate import quad
 from torch import Tensor
 
 import sdediff as sd
-from solvers import Noise
+from sdediff.solvers import Noise
 
 
 class Walk:

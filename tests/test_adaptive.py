@@ -14,9 +14,9 @@ from torch import Tensor
 import sdediff as sd
 from sdediff.plots import StepRecorder
 from sdediff.reverse import Reverse
+from sdediff.solvers import Options, Problem, Solver, Status, integrate
+from sdediff.solvers.control import PerSample
 from sdediff.testing.paths import slope
-from solvers import Options, Problem, Solver, Status, integrate
-from solvers.control import PerSample
 
 ALL = [
     sd.ExponentialPair(2, "data", rtol=1e-2, atol=1e-2),

@@ -11,7 +11,7 @@ from scipy.stats import kstest
 from torch import Tensor
 
 import sdediff as sd
-from solvers import expand
+from sdediff.solvers import expand
 
 
 class DoubleWell(sd.SDE):

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import sdediff as sd
+from sdediff.solvers import Step
 from sdediff.testing import EquivalenceError, check_equivalence
 from sdediff.testing.equivalences.case import usual
-from solvers import Step
 
 MIXTURE = sd.exact.GaussianMixture([[-0.8, 0.4], [0.9, 0.1]], [0.3, 0.5])
 

@@ -33,12 +33,12 @@ from sde_mutants import (
 
 import sdediff as sd
 from sdediff.reverse import Reverse
+from sdediff.solvers import expand
 from sdediff.testing import Finding, Report, SDEError, check_sde
 from sdediff.testing.context import allowance
 from sdediff.testing.identity import IDENTITIES, compare
 from sdediff.testing.moments import Moments, Rates, integrate
 from sdediff.testing.slips import likely_slip
-from solvers import expand
 
 BUILT_IN = [
     sd.VE(),

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import sdediff as sd
+from sdediff.solvers import RungeKutta, Solver, Step, Tableau, expand
 from sdediff.testing import Report, SolverError, check_solver
 from sdediff.testing.contracts import CONTRACTS
-from solvers import RungeKutta, Solver, Step, Tableau, expand
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 import sdediff as sd
 from dataclasses import dataclass
 from sdediff import LinearSDE
-from solvers import Solver, Step
+from sdediff.solvers import Solver, Step
 from my_helper import RATE
 
 class Cubic(sd.LinearSDE):

@@ -18,12 +18,12 @@ from conftest import SDES
 from torch import Tensor
 
 import sdediff as sd
-import solvers
+from sdediff import solvers
 from sdediff.exact.chain import affine_moments
 from sdediff.reverse import Reverse
+from sdediff.solvers import Options, RungeKutta, Solver, Status, Step, Tableau, expand, integrate
+from sdediff.solvers.trees import conditions
 from sdediff.testing.paths import Still, slope
-from solvers import Options, RungeKutta, Solver, Status, Step, Tableau, expand, integrate
-from solvers.trees import conditions
 
 SMOOTH = sd.exact.GaussianMixture([[-0.5, 0.3], [0.5, 0.0], [0.2, -0.5]], 0.5)
 GAUSSIAN = sd.exact.Gaussian(0.4, 0.09)

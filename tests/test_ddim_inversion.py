@@ -11,7 +11,7 @@ from torch import Tensor
 
 import sdediff as sd
 from sdediff.reverse import Reverse
-from solvers import Solver, integrate
+from sdediff.solvers import Solver, integrate
 
 LAW = sd.exact.GaussianMixture([[-0.5, 0.3], [0.5, 0.0], [0.2, -0.5]], 0.5)
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 import sdediff as sd
 from sdediff.arguments import default_solver
+from sdediff.solvers import GRIDS, LogSNR
 from sdediff.testing.paths import slope
-from solvers import GRIDS, LogSNR
 
 SDES = [sd.VP(), sd.VE(), sd.SubVP(), sd.Cosine(), sd.EDM(), sd.RectifiedFlow()]
 each_sde = pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)

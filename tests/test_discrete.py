@@ -14,7 +14,7 @@ from exact_moments import reverse_moments
 import sdediff as sd
 from sdediff.discrete.bound import prior_term, transition
 from sdediff.reverse import Reverse
-from solvers import integrate
+from sdediff.solvers import integrate
 
 MODEL = sd.exact.Gaussian(0.4, 0.25).model(sd.Cosine())
 

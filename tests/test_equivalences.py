@@ -14,6 +14,9 @@ from hypothesis import HealthCheck, Phase, find, given, settings
 
 import sdediff as sd
 from sdediff.predictions import PREDICTIONS
+from sdediff.solvers import PredictorCorrector, ReverseDiffusion, Step
+from sdediff.solvers.arithmetic import weighted
+from sdediff.solvers.exponential import euler
 from sdediff.testing import (
     EQUIVALENCES,
     Case,
@@ -25,9 +28,6 @@ from sdediff.testing import (
 )
 from sdediff.testing.equivalences import equivalence, markdown
 from sdediff.testing.equivalences.table import agree
-from solvers import PredictorCorrector, ReverseDiffusion, Step
-from solvers.arithmetic import weighted
-from solvers.exponential import euler
 
 ROOT = Path(__file__).resolve().parent.parent
 QUIET = settings(derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))

@@ -12,8 +12,8 @@ from exact_moments import reverse_moments
 from torch import Tensor
 
 import sdediff as sd
+from sdediff.solvers import Problem, Solver, Step, StepNoise
 from sdediff.testing.paths import slope
-from solvers import Problem, Solver, Step, StepNoise
 
 MEAN, COVARIANCE = torch.tensor([0.3, -0.5, 0.8], dtype=torch.float64), torch.tensor(
     [[0.25, 0.1, -0.05], [0.1, 0.5, 0.2], [-0.05, 0.2, 0.3]], dtype=torch.float64

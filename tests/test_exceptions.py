@@ -15,11 +15,11 @@ import torch
 
 import sdediff as sd
 import sdediff.testing
-import solvers
+from sdediff import solvers
 from sdediff.mcmc.chains import ChainError
+from sdediff.solvers.external.driver import Stop
 from sdediff.testing.report import Finding
 from sdediff.training import Interrupted
-from solvers.external.driver import Stop
 
 
 def raised(function: Callable[[], object], kind: type[BaseException]) -> BaseException:

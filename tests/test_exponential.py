@@ -12,10 +12,10 @@ from torch import Tensor
 
 import sdediff as sd
 from sdediff.reverse import Reverse
+from sdediff.solvers import Options, Solver, integrate
+from sdediff.solvers.exponential.flow import Flow
+from sdediff.solvers.exponential.stages import Evaluation, Stages, evaluate, history
 from sdediff.testing.paths import Still, slope
-from solvers import Options, Solver, integrate
-from solvers.exponential.flow import Flow
-from solvers.exponential.stages import Evaluation, Stages, evaluate, history
 
 LAW = sd.exact.GaussianMixture([[-0.5, 0.3], [0.5, 0.0], [0.2, -0.5]], 0.5)
 VP = sd.VP()

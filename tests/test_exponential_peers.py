@@ -16,9 +16,9 @@ from torch import Tensor
 
 import sdediff as sd
 from sdediff.reverse import Reverse
+from sdediff.solvers import Solver, integrate
+from sdediff.solvers.exponential.flow import Moments
 from sdediff.testing.paths import Still, slope
-from solvers import Solver, integrate
-from solvers.exponential.flow import Moments
 
 VP = SDES["VP"]
 WIDE = sd.exact.GaussianMixture([[-0.5, 0.3], [0.5, 0.0], [0.2, -0.5]], 0.5)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import sdediff as sd
 from sdediff.reverse import Reverse
-from solvers import Solver, StepNoise, integrate
+from sdediff.solvers import Solver, StepNoise, integrate
 
 MIXTURE = sd.exact.GaussianMixture([[-0.5, 0.3], [0.5, 0.0], [0.2, -0.5]], 0.3)
 SHARES = [0.95, 0.9, 0.72, 0.66, 0.33, 0.3, 0.05]

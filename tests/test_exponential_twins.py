@@ -15,7 +15,7 @@ from test_exponential_published import close, families, grid, ours, theirs
 from torch import Tensor
 
 import sdediff as sd
-from solvers import Solver
+from sdediff.solvers import Solver
 
 PUBLISHED: dict[str, Any] = {"startup": "published"}
 SIGMA: dict[str, Any] = {"form": "data", "variable": "sigma"}

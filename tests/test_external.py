@@ -19,11 +19,11 @@ from torch import Tensor
 import sdediff as sd
 from sdediff.exact.chain import affine_moments
 from sdediff.reverse import Reverse
+from sdediff.solvers import External, Options, Problem, RungeKutta, Solver, Status, Tableau, integrate
+from sdediff.solvers.external.driver import Run
+from sdediff.solvers.external.ode import _SCIPY, _TORCHDIFFEQ
+from sdediff.solvers.external.sde import _METHODS
 from sdediff.testing.paths import slope
-from solvers import External, Options, Problem, RungeKutta, Solver, Status, Tableau, integrate
-from solvers.external.driver import Run
-from solvers.external.ode import _SCIPY, _TORCHDIFFEQ
-from solvers.external.sde import _METHODS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Functional iteration did not converge")  # torchdiffeq's, of implicit_adams
 

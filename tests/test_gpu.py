@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import sdediff as sd
 from sdediff.networks import UNet
-from solvers import Solver
+from sdediff.solvers import Solver
 
 GPU = "cuda"
 F64 = torch.float64

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import sdediff as sd
-from solvers import GRIDS, LogSNR
-from solvers.grid import karras, logistic
+from sdediff.solvers import GRIDS, LogSNR
+from sdediff.solvers.grid import karras, logistic
 
 SDES = [sd.VP(), sd.VE(), sd.SubVP(), sd.Cosine(), sd.EDM(), sd.RectifiedFlow()]
 each_sde = pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)

@@ -1,4 +1,4 @@
-"""The house rules that a reader can rely on, read off the syntax trees of `solvers` and `sdediff`.
+"""The house rules that a reader can rely on, read off the syntax trees of `sdediff` and its face `solvers`.
 
 Each rule is a function from a module to the complaints about it. Below the rules stands, for each, a snippet that it
 must catch and one that it must let pass: a rule that catches nothing would be worth nothing.
@@ -30,7 +30,7 @@ class Module(NamedTuple):
 
     @property
     def in_solvers(self):
-        return self.path.parts[0] == "solvers"
+        return self.path.parts[:2] == ("sdediff", "solvers")
 
     @classmethod
     def read(cls, path, source=None):
@@ -83,8 +83,16 @@ CONCRETE_SDES = FAMILIES | linear_sdes(Module.read(path).tree for path in FILES)
 
 def solvers_import_no_sdediff(module):
     for node in nodes(module, ast.Import, ast.ImportFrom) if module.in_solvers else []:
-        if any(top(name) == "sdediff" for name in names_of(node).values()):
-            yield node.lineno, "solvers/ imports sdediff"
+        for name in names_of(node).values():
+            if top(name) == "sdediff" and not f"{name}.".startswith("sdediff.solvers."):
+                yield node.lineno, f"sdediff/solvers/ imports {name}"
+
+
+def the_name_solvers_is_left_to_users(module):
+    """A file or folder of that name beside a user's script would be found in its place."""
+    for node in nodes(module, ast.Import, ast.ImportFrom) if module.path.parts[0] == "sdediff" else []:
+        if any(top(name) == "solvers" for name in names_of(node).values()):
+            yield node.lineno, "sdediff/ imports the public face `solvers`: import sdediff.solvers"
 
 
 def solvers_name_no_sde(module):
@@ -95,7 +103,7 @@ def solvers_name_no_sde(module):
         names = [value for field in fields if isinstance(value := getattr(node, field, None), str)]
         for name in names:
             if parts & {name, *re.split(r"[_.]", name)}:
-                yield getattr(node, "lineno", 0), f"solvers/ names an SDE: {name}"
+                yield getattr(node, "lineno", 0), f"sdediff/solvers/ names an SDE: {name}"
 
 
 def no_branch_on_a_concrete_sde(module):
@@ -193,6 +201,7 @@ RULES = {
     rule.__name__: rule
     for rule in (
         solvers_import_no_sdediff,
+        the_name_solvers_is_left_to_users,
         solvers_name_no_sde,
         no_branch_on_a_concrete_sde,
         no_assert,
@@ -218,6 +227,11 @@ CAUGHT = {
         "import torch, sdediff.sde as s",
         "from sdediff.sde import SDE",
         "def f():\n    from sdediff import x",
+    ],
+    "the_name_solvers_is_left_to_users": [
+        "import solvers",
+        "from solvers import RK45",
+        "def f():\n    from solvers.grid import x",
     ],
     "solvers_name_no_sde": [
         "VP = 1",
@@ -260,7 +274,8 @@ CAUGHT = {
 }
 
 PASSED = {
-    "solvers_import_no_sdediff": ["import torch", "from .sdediff import x", "from solvers import grid"],
+    "solvers_import_no_sdediff": ["import torch", "from .sdediff import x", "from sdediff.solvers import grid"],
+    "the_name_solvers_is_left_to_users": ["from sdediff import solvers", "import solversuite"],
     "solvers_name_no_sde": ["def cosine(): ...", "'VP'", "velocity = save = edm_grid = 1"],
     "no_branch_on_a_concrete_sde": [
         "isinstance(x, LinearSDE)",
@@ -293,12 +308,12 @@ def snippets(table):
 
 @pytest.mark.parametrize(("rule", "code"), snippets(CAUGHT))
 def test_rule_catches(rule, code):
-    assert list(rule(Module.read("solvers/snippet.py", code)))
+    assert list(rule(Module.read("sdediff/solvers/snippet.py", code)))
 
 
 @pytest.mark.parametrize(("rule", "code"), snippets(PASSED))
 def test_rule_lets_pass(rule, code):
-    assert not list(rule(Module.read("solvers/snippet.py", code)))
+    assert not list(rule(Module.read("sdediff/solvers/snippet.py", code)))
 
 
 def test_every_rule_has_snippets():

@@ -12,8 +12,8 @@ from torch import Tensor
 import sdediff as sd
 from sdediff.masks import mask_of
 from sdediff.reverse import Reverse
-from solvers import Options
-from solvers.masked import kept, masked
+from sdediff.solvers import Options
+from sdediff.solvers.masked import kept, masked
 
 VP = sd.VP()
 CHAIN = sd.DDPM.from_sde(VP, 20)

@@ -14,8 +14,8 @@ import torch
 import sdediff as sd
 from sdediff import networks, plots
 from sdediff.predictions import PREDICTIONS
+from sdediff.solvers import Solver, Step, expand
 from sdediff.testing import SDEError, SolverError
-from solvers import Solver, Step, expand
 
 VP = sd.VP()
 MODEL = sd.exact.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], 0.2).model(VP)

@@ -14,8 +14,8 @@ from scipy.special import ndtri
 from scipy.stats import chi2, kstest
 
 import sdediff as sd
-from solvers import White, generator, noise
-from solvers.noise import STREAMS, Nodes, paired
+from sdediff.solvers import White, generator, noise
+from sdediff.solvers.noise import STREAMS, Nodes, paired
 
 PINNED = """
 -0x1.aa04520000000p-10 0x1.59f2440000000p+0 -0x1.d8e2960000000p+0 0x1.43fb240000000p-2 0x1.596e5e0000000p+0 -0x1.4e31f40000000p-2

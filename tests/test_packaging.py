@@ -5,6 +5,7 @@ What the built wheel and an editable install contain is checked by tools/check_w
 
 import functools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import sdediff
+import solvers
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = (
@@ -47,9 +49,26 @@ def test_import_is_light(module):
     assert not new & set(HEAVY)
 
 
-def test_solvers_come_without_sdediff():
-    _, new = import_in_fresh_interpreter("solvers")
-    assert "sdediff" not in new
+def test_the_face_has_the_names_of_the_numerics_and_no_submodules():
+    assert solvers.__all__ == sdediff.solvers.__all__
+    assert all(getattr(solvers, name) is getattr(sdediff.solvers, name) for name in solvers.__all__)
+    assert not {name for name in sys.modules if name.startswith("solvers.")}
+
+
+@pytest.mark.parametrize("users", ["solvers.py", "solvers/__init__.py", "solvers/nested.txt"])
+def test_a_users_own_solvers_does_no_harm(tmp_path, users):
+    """A file, a package or a plain folder of that name beside the script: torch is imported before it too."""
+    (tmp_path / users).parent.mkdir(exist_ok=True)
+    (tmp_path / users).write_text("mine = True\n")
+    (tmp_path / "script.py").write_text(
+        "import sdediff as sd\nfrom sdediff.solvers import RK45\n"
+        "model = sd.exact.Gaussian(0.0, 1.0).model(sd.VP())\n"
+        "print(sd.sample(model, (2, 1), solver=RK45(), seed=0).x.shape)\n"
+    )
+    path = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "script.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=path, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "torch.Size([2, 1])\n", done.stderr
 
 
 def test_the_probe_sees_a_heavy_import():

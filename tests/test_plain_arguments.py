@@ -9,8 +9,7 @@ import pytest
 import torch
 
 import sdediff as sd
-import solvers
-from sdediff import networks, plots
+from sdediff import networks, plots, solvers
 
 NUMBER = re.compile(r"\b(int|float)\b")
 RING = sd.exact.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], 0.5)

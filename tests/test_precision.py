@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 import sdediff as sd
-from solvers import Options, Status
-from solvers.solution import MOST_NFE
+from sdediff.solvers import Options, Status
+from sdediff.solvers.solution import MOST_NFE
 
 LAW = sd.exact.GaussianMixture([[-1.0, 0.3], [1.0, 0.5], [0.2, -0.9]], 0.2)
 EXACT = LAW.model(sd.VP())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import sdediff as sd
 from sdediff.networks import MLP, initialised
-from solvers import Snapshot, Status
+from sdediff.solvers import Snapshot, Status
 
 VP = sd.VP()
 SOLVER = sd.EulerMaruyama()

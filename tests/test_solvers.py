@@ -10,9 +10,9 @@ from torch import Tensor
 
 import sdediff as sd
 from sdediff.reverse import Reverse
+from sdediff.solvers import Midpoint, RungeKutta, Schedule, Solver, Tableau, integrate
+from sdediff.solvers.tableau import BOGACKI_SHAMPINE, DOP853, DORMAND_PRINCE, TSITOURAS
 from sdediff.testing.paths import slope
-from solvers import Midpoint, RungeKutta, Schedule, Solver, Tableau, integrate
-from solvers.tableau import BOGACKI_SHAMPINE, DOP853, DORMAND_PRINCE, TSITOURAS
 
 ODE_ORDERS = {
     sd.Euler(variable="t"): 1,

@@ -13,8 +13,8 @@ from torch import Tensor
 
 import sdediff as sd
 from sdediff.reverse import Reverse
+from sdediff.solvers import Solver, StepNoise, expand, integrate
 from sdediff.testing.paths import slope
-from solvers import Solver, StepNoise, expand, integrate
 
 MIXTURE = sd.exact.GaussianMixture([[-1.0, 0.5], [1.0, 0.0], [0.3, -1.0]], 0.3)
 STRONG = {sd.EulerMaruyama(): 1.0, sd.StochasticHeun(): 1.0, sd.SRA1(): 1.5, sd.SRA3(): 1.5}

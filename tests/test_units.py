@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import sdediff as sd
+from sdediff.solvers import ExponentialPair, Solver, Step, expand
 from sdediff.testing import check_sde
-from solvers import ExponentialPair, Solver, Step, expand
 
 F64 = torch.float64
 MEANS, STD = torch.tensor([[-1.0, 0.3], [1.0, 0.5], [0.2, -0.9]], dtype=F64), 0.2

@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 import sdediff as sd
 from sdediff.reverse import Reverse
-from solvers import Options, integrate
-from solvers.integrate import _drive
+from sdediff.solvers import Options, integrate
+from sdediff.solvers.integrate import _drive
 
 FIXED = [pytest.param(method, id=repr(method.solver)) for method in METHODS if not method.solver.adaptive]
 LOOK, FETCH, SEND = "looks at a number", "fetches a tensor", "sends a tensor and waits"

@@ -12,8 +12,8 @@ from types import ModuleType
 from sdediff.cli.names import SDES, make_sde
 from sdediff.names import nearest
 from sdediff.sde import SDE
+from sdediff.solvers import Solver
 from sdediff.testing import EquivalenceError, SDEError, SolverError, check_equivalences, check_sde, check_solver
-from solvers import Solver
 
 __all__ = ["load", "run"]
 

@@ -25,8 +25,8 @@ from sdediff.progress import progress_bar
 from sdediff.run_folder import CONFIG, TRAINING, WEIGHTS, check_ours
 from sdediff.sampling import sample
 from sdediff.sde import VP
+from sdediff.solvers import RK45, AdaptiveSDE, EulerMaruyama, Langevin, PredictorCorrector, ReverseDiffusion, Solver
 from sdediff.training import fit
-from solvers import RK45, AdaptiveSDE, EulerMaruyama, Langevin, PredictorCorrector, ReverseDiffusion, Solver
 
 __all__ = ["run"]
 

@@ -10,7 +10,7 @@ import torch
 from sdediff.discrete import DDPM, NCSN
 from sdediff.names import nearest
 from sdediff.sde import VE, VP, Cosine, LinearSDE, RectifiedFlow, SubVP
-from solvers import (
+from sdediff.solvers import (
     DDIM,
     DEIS,
     DOP853,

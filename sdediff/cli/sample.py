@@ -27,8 +27,8 @@ from sdediff.plots import image_grid, save_png
 from sdediff.progress import Bar, progress_bar
 from sdediff.run_folder import CONFIG
 from sdediff.sampling import sample
-from solvers import Solution, Solver, seeds
-from solvers.solution import merge
+from sdediff.solvers import Solution, Solver, seeds
+from sdediff.solvers.solution import merge
 
 __all__ = ["run"]
 

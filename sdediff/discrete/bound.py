@@ -18,8 +18,8 @@ from sdediff.model import ScoreModel
 from sdediff.normalizer import Normalizer
 from sdediff.objectives.bins import Bins
 from sdediff.progress import progress_bar
-from solvers import White, expand, rowwise
-from solvers.scalars import whole
+from sdediff.solvers import White, expand, rowwise
+from sdediff.solvers.scalars import whole
 
 __all__ = ["VariationalBound", "data_error", "prior_term", "transition", "variational_bound"]
 

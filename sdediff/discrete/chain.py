@@ -12,8 +12,8 @@ from torch import Tensor
 from sdediff.model import ScoreModel
 from sdediff.objectives.times import uniform
 from sdediff.sde import LinearSDE
-from solvers import expand
-from solvers.scalars import reals, whole
+from sdediff.solvers import expand
+from sdediff.solvers.scalars import reals, whole
 
 __all__ = ["Chain", "Levels", "evenly", "floats"]
 

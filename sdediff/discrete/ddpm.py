@@ -17,8 +17,8 @@ from sdediff.discrete.schedules import schedule, zero_terminal_snr
 from sdediff.model import ScoreModel
 from sdediff.sde import InterpolatedVP, LinearSDE
 from sdediff.sde.base import check_linear
-from solvers import Problem, Solver, Step, StepNoise, check_grid, expand
-from solvers.scalars import plain, whole
+from sdediff.solvers import Problem, Solver, Step, StepNoise, check_grid, expand
+from sdediff.solvers.scalars import plain, whole
 
 __all__ = ["DDPM", "Variance"]
 

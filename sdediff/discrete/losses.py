@@ -18,8 +18,8 @@ from sdediff.model import ScoreModel
 from sdediff.objectives.bins import Bins
 from sdediff.objectives.timed import check_loss_call
 from sdediff.objectives.times import uniform
-from solvers import expand
-from solvers.scalars import Record, real, whole
+from sdediff.solvers import expand
+from sdediff.solvers.scalars import Record, real, whole
 
 __all__ = ["DDPMLoss", "LossAware"]
 

@@ -22,8 +22,8 @@ from sdediff.objectives import DenoisingScoreMatching
 from sdediff.objectives.timed import check_loss_call
 from sdediff.sde import InterpolatedVE, LinearSDE
 from sdediff.sde.base import check_linear
-from solvers import Problem, Solver, Step, StepNoise, rowwise
-from solvers.scalars import Record, real, whole
+from sdediff.solvers import Problem, Solver, Step, StepNoise, rowwise
+from sdediff.solvers.scalars import Record, real, whole
 
 __all__ = ["NCSN", "NCSNLoss", "annealed_variance", "level_ratio", "widest_pair"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdediff.names import nearest
-from solvers.scalars import reals, whole
+from sdediff.solvers.scalars import reals, whole
 
 __all__ = ["SCHEDULES", "schedule", "zero_terminal_snr"]
 

@@ -14,8 +14,8 @@ from typing import Final, Self
 import torch
 from torch import Tensor
 
-from solvers import Options, Problem, Solver, StepNoise, expand
-from solvers.noise import paired
+from sdediff.solvers import Options, Problem, Solver, StepNoise, expand
+from sdediff.solvers.noise import paired
 
 __all__ = ["Impulses", "affine_moments"]
 

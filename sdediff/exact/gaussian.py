@@ -17,8 +17,8 @@ from sdediff.exact.measurement import Measurement, condition
 from sdediff.exact.spectrum import eigen
 from sdediff.reverse import Reverse
 from sdediff.sde import LinearSDE
+from sdediff.solvers import Solver, check_grid
 from sdediff.units import Units
-from solvers import Solver, check_grid
 
 __all__ = ["Gaussian", "LowRank", "Normal"]
 

@@ -13,7 +13,7 @@ from sdediff.normalizer import Moments
 from sdediff.sde import LinearSDE
 from sdediff.sde.base import check_linear
 from sdediff.sde.coefficient import as_time
-from solvers.scalars import reals, whole
+from sdediff.solvers.scalars import reals, whole
 
 __all__ = ["Law", "LawNet", "Values", "numbers"]
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from sdediff.likelihood.divergence import Divergence, Products
 from sdediff.reverse import Reverse
-from solvers import Problem, expand, rowwise
-from solvers.clock import clock
-from solvers.masked import kept
-from solvers.problem import Columns
+from sdediff.solvers import Problem, expand, rowwise
+from sdediff.solvers.clock import clock
+from sdediff.solvers.masked import kept
+from sdediff.solvers.problem import Columns
 
 __all__ = ["Augmented"]
 

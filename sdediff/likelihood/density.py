@@ -17,11 +17,11 @@ from sdediff.likelihood.estimate import Estimate, Kind, Probe
 from sdediff.model import ScoreModel
 from sdediff.reverse import Reverse
 from sdediff.sde import Prior
+from sdediff.solvers import RK45, Failure, Options, RungeKutta4, Solution, Solver, rowwise
+from sdediff.solvers.clock import clock
+from sdediff.solvers.scalars import real
 from sdediff.solving import Solving, check_deterministic
 from sdediff.units import Units
-from solvers import RK45, Failure, Options, RungeKutta4, Solution, Solver, rowwise
-from solvers.clock import clock
-from solvers.scalars import real
 
 __all__ = ["LogProb", "log_prob"]
 

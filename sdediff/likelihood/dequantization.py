@@ -16,8 +16,8 @@ from sdediff.likelihood.density import log_prob
 from sdediff.likelihood.estimate import Kind, Probe
 from sdediff.model import ScoreModel
 from sdediff.objectives.bins import Bins
-from solvers import Failure, Solver, White
-from solvers.scalars import whole
+from sdediff.solvers import Failure, Solver, White
+from sdediff.solvers.scalars import whole
 
 __all__ = ["BitsPerDim", "bits_per_dim"]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from sdediff.arguments import check_choice
 from sdediff.likelihood.divergence import Divergence, Exact, Hutchinson, HutchPlusPlus
 from sdediff.likelihood.probes import make_probes, population
-from solvers.scalars import whole
+from sdediff.solvers.scalars import whole
 
 __all__ = ["Estimate", "Kind", "Probe"]
 

@@ -9,7 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from solvers import White
+from sdediff.solvers import White
 
 __all__ = ["PROBES", "hadamard", "make_probes", "population"]
 

@@ -16,9 +16,9 @@ from sdediff.mcmc.diagnostics import effective_sample_size, split_rhat
 from sdediff.mcmc.kernels import Kernel, Noise
 from sdediff.mcmc.target import Target, as_target
 from sdediff.progress import progress_bar
-from solvers import White, rowwise
-from solvers.portable import Portable
-from solvers.scalars import whole
+from sdediff.solvers import White, rowwise
+from sdediff.solvers.portable import Portable
+from sdediff.solvers.scalars import whole
 
 __all__ = ["ChainError", "Chains", "State", "run"]
 

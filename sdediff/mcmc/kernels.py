@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from sdediff.mcmc.target import Point, Target, known
-from solvers import White
-from solvers.arithmetic import weighted
-from solvers.metropolis import accepts, proposal_ratio
-from solvers.scalars import Record, plain
+from sdediff.solvers import White
+from sdediff.solvers.arithmetic import weighted
+from sdediff.solvers.metropolis import accepts, proposal_ratio
+from sdediff.solvers.scalars import Record, plain
 
 __all__ = ["MALA", "ULA", "Kernel", "Noise", "RandomWalk", "langevin", "positive"]
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from sdediff.evaluation import evaluating
 from sdediff.mcmc.kernels import Kernel, Noise, langevin, positive
 from sdediff.mcmc.target import LogDensity, Point, Target
-from solvers import White
-from solvers.scalars import Record, whole
+from sdediff.solvers import White
+from sdediff.solvers.scalars import Record, whole
 
 __all__ = ["SGLD", "Decay", "Posterior"]
 

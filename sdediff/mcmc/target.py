@@ -16,9 +16,9 @@ from sdediff.evaluation import evaluating
 from sdediff.lending import reading
 from sdediff.model import ScoreModel
 from sdediff.sde.coefficient import as_time
-from solvers import White
-from solvers.metropolis import line_integral
-from solvers.scalars import Record
+from sdediff.solvers import White
+from sdediff.solvers.metropolis import line_integral
+from sdediff.solvers.scalars import Record
 
 __all__ = ["LogDensity", "Point", "Score", "Target", "as_target", "at", "known"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from sdediff.arguments import check_choice
 from sdediff.mcmc.kernels import Kernel, Noise, positive
 from sdediff.mcmc.target import Point, Target, known
-from solvers.arithmetic import weighted
+from sdediff.solvers.arithmetic import weighted
 
 __all__ = ["Underdamped"]
 

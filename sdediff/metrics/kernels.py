@@ -13,7 +13,7 @@ from sdediff.arguments import check_choice
 from sdediff.metrics.permutation import Statistic, check_floor, measure
 from sdediff.metrics.result import Metric
 from sdediff.metrics.samples import Pool, generator
-from solvers.scalars import plain, real
+from sdediff.solvers.scalars import plain, real
 
 __all__ = ["energy_distance", "mmd"]
 

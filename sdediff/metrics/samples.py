@@ -10,10 +10,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
-import solvers
+from sdediff import solvers
 from sdediff.evaluation import evaluating
 from sdediff.lending import reading
-from solvers.scalars import plain, whole
+from sdediff.solvers.scalars import plain, whole
 
 __all__ = ["ELEMENTS", "Pool", "accumulator", "apply", "blocks", "check_count", "check_sample", "check_samples", "generator"]
 

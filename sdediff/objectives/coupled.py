@@ -15,8 +15,8 @@ from sdediff.objectives.objective import DrawingObjective
 from sdediff.objectives.timed import check_loss, check_loss_call
 from sdediff.samples import check_shape
 from sdediff.sampling import sample
-from solvers import Solver, White, seeds
-from solvers.scalars import Record
+from sdediff.solvers import Solver, White, seeds
+from sdediff.solvers.scalars import Record
 
 __all__ = ["ConditionDropout", "Coupled", "reflow"]
 

@@ -13,7 +13,7 @@ from sdediff.masks import kept, mask_of, mean_over
 from sdediff.model import ScoreModel
 from sdediff.objectives.timed import Timed, check_loss_call
 from sdediff.objectives.weightings import factor
-from solvers import expand
+from sdediff.solvers import expand
 
 __all__ = ["DenoisingScoreMatching", "FlowMatching"]
 

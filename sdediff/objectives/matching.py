@@ -16,8 +16,8 @@ from sdediff.model import ScoreModel
 from sdediff.objectives.timed import Timed, check_loss_call
 from sdediff.objectives.weightings import factor
 from sdediff.simulation import simulate
-from solvers import expand, rowwise
-from solvers.scalars import whole
+from sdediff.solvers import expand, rowwise
+from sdediff.solvers.scalars import whole
 
 __all__ = ["ImplicitScoreMatching", "SlicedScoreMatching"]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sdediff.names import nearest
-from solvers.scalars import Record, reals
+from sdediff.solvers.scalars import Record, reals
 
 __all__ = ["TIMES", "LogNormal", "LogitNormal", "Proposal", "TimeLaw", "Times", "check_times", "time_at", "uniform"]
 

@@ -20,8 +20,8 @@ from sdediff.objectives.timed import check_loss_call
 from sdediff.objectives.times import uniform
 from sdediff.sde.coefficient import slope
 from sdediff.sde.sizes import stationary
-from solvers import expand
-from solvers.scalars import Record
+from sdediff.solvers import expand
+from sdediff.solvers.scalars import Record
 
 __all__ = ["VariationalDiffusion"]
 

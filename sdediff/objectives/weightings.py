@@ -14,7 +14,7 @@ from sdediff.lending import reading
 from sdediff.names import nearest
 from sdediff.predictions import PREDICTIONS, conversion, meant
 from sdediff.sde import LinearSDE
-from solvers.scalars import Record, reals
+from sdediff.solvers.scalars import Record, reals
 
 __all__ = ["WEIGHTINGS", "MinSNR", "Weighting", "check_weighting", "factor"]
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from sdediff.names import nearest
 from sdediff.sde.coefficient import coefficient, derived
-from solvers import rowwise
-from solvers.scalars import Record, plain, plain_fields, real
+from sdediff.solvers import rowwise
+from sdediff.solvers.scalars import Record, plain, plain_fields, real
 
 __all__ = ["SDE", "Prior", "check_linear", "check_span", "prior_of"]
 

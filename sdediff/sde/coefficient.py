@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdediff.lending import WrittenError, reading
-from solvers.scalars import reals
+from sdediff.solvers.scalars import reals
 
 __all__ = ["as_time", "check_pair", "check_rows", "coefficient", "derived", "slope", "values"]
 

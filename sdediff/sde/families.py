@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdediff.sde.base import Prior
 from sdediff.sde.linear import LinearSDE
-from solvers.scalars import real
+from sdediff.solvers.scalars import real
 
 __all__ = ["EDM", "VE", "VP", "Cosine", "RectifiedFlow", "SubVP"]
 

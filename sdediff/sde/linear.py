@@ -14,8 +14,8 @@ from sdediff.sde.base import SDE, Prior
 from sdediff.sde.coefficient import as_time, check_pair, check_rows, derived, slope, values
 from sdediff.sde.quadrature import Integral
 from sdediff.sde.roots import Inverse, close, crossing, inverted, within
-from solvers import expand
-from solvers.scalars import real, reals
+from sdediff.solvers import expand
+from sdediff.solvers.scalars import real, reals
 
 __all__ = ["LinearSDE"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from sdediff.sde.base import Prior
 from sdediff.sde.coefficient import as_time
 from sdediff.sde.linear import LinearSDE
-from solvers.scalars import real
+from sdediff.solvers.scalars import real
 
 __all__ = ["Scaled"]
 

@@ -15,6 +15,9 @@ from sdediff.exact.law import Law
 from sdediff.model import ScoreModel
 from sdediff.names import nearest
 from sdediff.sde import VE, VP, SubVP
+from sdediff.solvers import DDIM, EulerMaruyama, Solver
+from sdediff.solvers.portable import Portable
+from sdediff.solvers.scalars import real, whole
 from sdediff.testing.causes import Run, cause
 from sdediff.testing.check import instance_of
 from sdediff.testing.equivalences import EQUIVALENCES, Case, evaluate
@@ -22,9 +25,6 @@ from sdediff.testing.equivalences.case import default_cases
 from sdediff.testing.equivalences.table import agree
 from sdediff.testing.identity import settle
 from sdediff.testing.report import Finding, Report
-from solvers import DDIM, EulerMaruyama, Solver
-from solvers.portable import Portable
-from solvers.scalars import real, whole
 
 __all__ = ["EquivalenceError", "EquivalenceReport", "check_equivalence", "check_equivalences"]
 

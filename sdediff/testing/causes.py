@@ -14,10 +14,10 @@ from sdediff.evaluation import evaluating
 from sdediff.model import ScoreModel
 from sdediff.predictions import PREDICTIONS
 from sdediff.reverse import Reverse
+from sdediff.solvers import Noise, Options, Solver
 from sdediff.testing.equivalences.case import Case
 from sdediff.testing.paths import Still, slope
 from sdediff.testing.slips import likely_slip
-from solvers import Noise, Options, Solver
 
 __all__ = ["Run", "cause"]
 

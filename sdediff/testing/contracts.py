@@ -15,9 +15,9 @@ from sdediff.exact import Gaussian, GaussianMixture
 from sdediff.model import ScoreModel
 from sdediff.reverse import Reverse
 from sdediff.sde import LinearSDE
+from sdediff.solvers import Options, Snapshot, Solution, Solver, White, seeds
+from sdediff.solvers.needs import unknown_needs
 from sdediff.testing.identity import Comparison, Skip, compare, require
-from solvers import Options, Snapshot, Solution, Solver, White, seeds
-from solvers.needs import unknown_needs
 
 __all__ = ["CONTRACTS", "Contract"]
 

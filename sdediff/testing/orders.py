@@ -11,12 +11,12 @@ from torch import Tensor
 
 from sdediff.exact.chain import affine_moments
 from sdediff.reverse import Reverse
+from sdediff.solvers import BrownianPath, Noise, Options, RungeKutta, Solver, integrate, seeds
+from sdediff.solvers.runge_kutta import DormandPrince
+from sdediff.solvers.stochastic import SRA3, EulerMaruyama
 from sdediff.testing.contracts import _END, _GAUSSIAN, _MIXTURE, _ROWS, _SDE, _START, _contract, _fixed, _grid, _solve, _white, _x
 from sdediff.testing.identity import Comparison, Skip, compare
 from sdediff.testing.paths import Still, slope
-from solvers import BrownianPath, Noise, Options, RungeKutta, Solver, integrate, seeds
-from solvers.runge_kutta import DormandPrince
-from solvers.stochastic import SRA3, EulerMaruyama
 
 __all__: list[str] = []
 

@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from solvers import StepNoise
+from sdediff.solvers import StepNoise
 
 __all__ = ["Still", "slope"]
 

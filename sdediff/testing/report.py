@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from solvers.portable import Portable
+from sdediff.solvers.portable import Portable
 
 __all__ = ["Finding", "Report", "SDEError"]
 

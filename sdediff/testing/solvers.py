@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
+from sdediff.solvers import Solver
+from sdediff.solvers.portable import Portable
+
 # Importing the orders enters them into the table, after the form.
 from sdediff.testing import orders  # noqa: F401
 from sdediff.testing.contracts import CONTRACTS, Contract
 from sdediff.testing.identity import Comparison, Skip
 from sdediff.testing.report import Finding, Report
-from solvers import Solver
-from solvers.portable import Portable
 
 __all__ = ["SolverError", "SolverReport", "check_solver"]
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from sdediff.discrete import DDPM
+from sdediff.solvers import DDIM, Ancestral
 from sdediff.testing.equivalences.case import Case
 from sdediff.testing.equivalences.table import agree, equivalence
 from sdediff.testing.identity import Comparison, compare
-from solvers import DDIM, Ancestral
 
 __all__ = ["chain_of"]
 

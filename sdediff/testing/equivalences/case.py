@@ -16,7 +16,7 @@ from sdediff.model import ScoreModel
 from sdediff.predictions import PREDICTIONS, canonical, conversion
 from sdediff.reverse import Reverse
 from sdediff.sde import SDE
-from solvers import Options, Problem, Solver, White, check_grid, expand, seeds
+from sdediff.solvers import Options, Problem, Solver, White, check_grid, expand, seeds
 
 __all__ = ["FARTHEST", "NEEDS", "Case", "able", "default_cases", "grid_of", "shown", "span", "usual"]
 

@@ -10,11 +10,7 @@ import torch
 from torch import Tensor
 
 from sdediff.exact import Gaussian
-from sdediff.testing.equivalences.case import Case, grid_of, span
-from sdediff.testing.equivalences.table import agree, equivalence
-from sdediff.testing.identity import Comparison
-from sdediff.testing.paths import slope
-from solvers import (
+from sdediff.solvers import (
     DDIM,
     SEEDS,
     Ancestral,
@@ -35,6 +31,10 @@ from solvers import (
     StepNoise,
     StochasticHeun,
 )
+from sdediff.testing.equivalences.case import Case, grid_of, span
+from sdediff.testing.equivalences.table import agree, equivalence
+from sdediff.testing.identity import Comparison
+from sdediff.testing.paths import slope
 
 __all__: list[str] = []
 

@@ -10,12 +10,12 @@ import torch
 
 from sdediff.discrete import DDPM, NCSN, Chain, DDPMLoss, NCSNLoss
 from sdediff.objectives import DenoisingScoreMatching
+from sdediff.solvers import DDIM, Ancestral
 from sdediff.testing.equivalences.ancestral import chain_of
 from sdediff.testing.equivalences.case import Case
 from sdediff.testing.equivalences.table import agree, equivalence
 from sdediff.testing.identity import Comparison, Skip, compare
 from sdediff.testing.paths import slope
-from solvers import DDIM, Ancestral
 
 __all__: list[str] = []
 

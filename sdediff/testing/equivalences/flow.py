@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from sdediff.sde import VE, VP
+from sdediff.solvers import DDIM, DOP853, Churn, DPMSolver, Euler, ExponentialSinglestep, Heun
 from sdediff.testing.equivalences.case import Case
 from sdediff.testing.equivalences.table import agree, equivalence
 from sdediff.testing.identity import Comparison
-from solvers import DDIM, DOP853, Churn, DPMSolver, Euler, ExponentialSinglestep, Heun
 
 __all__: list[str] = []
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from sdediff.solvers import DDIM, DPMSolverPP, EulerMaruyama
 from sdediff.testing.equivalences.case import Case, able
 from sdediff.testing.equivalences.table import agree, equivalence
 from sdediff.testing.identity import Comparison
-from solvers import DDIM, DPMSolverPP, EulerMaruyama
 
 __all__: list[str] = []
 

@@ -1,0 +1,113 @@
+"""Numerical solvers for score-based sampling: they see a drift, a score and a noise, and no SDE class and no network."""
+
+from sdediff.solvers.arithmetic import expand, rowwise
+from sdediff.solvers.brownian import BrownianPath
+from sdediff.solvers.churn import Churn, Renoise, Restart
+from sdediff.solvers.exponential import (
+    DDIM,
+    DEIS,
+    ERSDE,
+    IPNDM,
+    LMS,
+    SEEDS,
+    AdaptiveSDE,
+    Ancestral,
+    DPMSolver,
+    DPMSolverPP,
+    DPMSolverPPSinglestep,
+    EulerTrapezoid,
+    ExponentialMultistep,
+    ExponentialPair,
+    ExponentialSinglestep,
+    InverseDDIM,
+    SASolver,
+    SDEDPMSolverPP,
+    Straight,
+    UniPC,
+)
+from sdediff.solvers.external import External, SciPy, TorchDiffEq, TorchSDE
+from sdediff.solvers.grid import GRIDS, LogSNR, check_grid, quadratic, uniform
+from sdediff.solvers.integrate import Options, Snapshot, integrate
+from sdediff.solvers.langevin import Langevin, MetropolisLangevin, PredictorCorrector
+from sdediff.solvers.monitor import Monitor
+from sdediff.solvers.noise import Noise, StepNoise, White, fresh_seed, seeds
+from sdediff.solvers.problem import Problem, Schedule
+from sdediff.solvers.runge_kutta import DOP853, RK23, RK45, DormandPrince, Euler, Heun, Midpoint, RungeKutta, RungeKutta4, Tsit5
+from sdediff.solvers.solution import Failure, Solution, SolveError, Status
+from sdediff.solvers.solver import Solver, Step
+from sdediff.solvers.stochastic import SRA1, SRA3, EulerMaruyama, ReverseDiffusion, StochasticHeun
+from sdediff.solvers.tableau import Tableau
+
+__all__ = [
+    "DDIM",
+    "DEIS",
+    "DOP853",
+    "ERSDE",
+    "GRIDS",
+    "IPNDM",
+    "LMS",
+    "RK23",
+    "RK45",
+    "SEEDS",
+    "SRA1",
+    "SRA3",
+    "AdaptiveSDE",
+    "Ancestral",
+    "BrownianPath",
+    "Churn",
+    "DPMSolver",
+    "DPMSolverPP",
+    "DPMSolverPPSinglestep",
+    "DormandPrince",
+    "Euler",
+    "EulerMaruyama",
+    "EulerTrapezoid",
+    "ExponentialMultistep",
+    "ExponentialPair",
+    "ExponentialSinglestep",
+    "External",
+    "Failure",
+    "Heun",
+    "InverseDDIM",
+    "Langevin",
+    "LogSNR",
+    "MetropolisLangevin",
+    "Midpoint",
+    "Monitor",
+    "Noise",
+    "Options",
+    "PredictorCorrector",
+    "Problem",
+    "Renoise",
+    "Restart",
+    "ReverseDiffusion",
+    "RungeKutta",
+    "RungeKutta4",
+    "SASolver",
+    "SDEDPMSolverPP",
+    "Schedule",
+    "SciPy",
+    "Snapshot",
+    "Solution",
+    "SolveError",
+    "Solver",
+    "Status",
+    "Step",
+    "StepNoise",
+    "StochasticHeun",
+    "Straight",
+    "Tableau",
+    "TorchDiffEq",
+    "TorchSDE",
+    "Tsit5",
+    "UniPC",
+    "White",
+    "check_grid",
+    "expand",
+    "fresh_seed",
+    "integrate",
+    "quadratic",
+    "rowwise",
+    "seeds",
+    "uniform",
+]

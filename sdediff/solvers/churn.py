@@ -1,0 +1,252 @@
+"""Noise added and taken away again: EDM's churn, Restart and re-noising, around any solver with fixed steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdediff.solvers.arithmetic import Number, entries, weighted
+from sdediff.solvers.noise import StepNoise
+from sdediff.solvers.problem import Problem
+from sdediff.solvers.scalars import whole
+from sdediff.solvers.solver import Solver, Step
+
+__all__ = ["Churn", "Renoise", "Restart"]
+
+
+def check_inner(name: str, solver: Solver) -> None:
+    """A solver with fixed steps that carries nothing from one step to the next."""
+    if not isinstance(solver, Solver):
+        raise TypeError(f"{name}: the solver must be a solver value such as Heun(), got {solver!r}")
+    if solver.adaptive or solver.times is not None:
+        raise ValueError(f"{name}: {solver!r} chooses its own steps; take a solver with fixed steps, Heun() say")
+    if solver.whole:
+        raise ValueError(f"{name}: {solver!r} is another library's driver, without steps of its own; take Heun(), say")
+    if solver.stochastic:
+        raise ValueError(f"{name}: {solver!r} adds noise itself; take a deterministic solver, Heun() say")
+    if solver.carries:
+        raise ValueError(f"{name}: {solver!r} carries history from step to step, which added noise makes stale; take Heun(), say")
+
+
+class _Noised(NamedTuple):
+    ratio: Number
+    std: Number
+    inner: Any  # the plan of the step that follows
+
+
+def _path(problem: Problem, solver: Solver, points: list[Tensor]) -> list[Any]:
+    """The solver's plans for consecutive pairs (t, s) of ``points``, all coefficients at once: the pairs between are let go."""
+    return list(solver.plan(problem, torch.stack(points)))[::2]
+
+
+@dataclass(frozen=True)
+class _Around(Solver):
+    """What Churn and Restart share: a deterministic solver with fixed steps, and noise by the forward kernel."""
+
+    solver: Solver
+
+    stochastic = True
+
+    def __post_init__(self) -> None:
+        """Check the solver."""
+        check_inner(type(self).__name__, self.solver)
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """The solver's, the kernel and the schedule."""
+        return self.solver.needs | {"kernel", "marginal"}
+
+    @property
+    def order(self) -> float:  # type: ignore[override]
+        """The solver's, in the limit of small steps."""
+        return self.solver.order
+
+    @property
+    def spacing(self) -> str:  # type: ignore[override]
+        """The solver's."""
+        return self.solver.spacing
+
+
+@dataclass(frozen=True)
+class Churn(_Around):
+    """Before each step from t, noise is added up to sigma^ = (1 + gamma) sigma: EDM's sampler.
+
+    gamma = min(churn / N, sqrt(2) - 1) where sigma / alpha lies in ``between``, else 0, with N the
+    number of steps. The added noise is multiplied by ``noise``, and ``solver`` steps from sigma^ to
+    s (Karras et al. 2022, arXiv 2206.00364, Algorithm 2: S_churn, S_tmin, S_tmax, S_noise).
+    ``Churn(Heun(variable="sigma"))`` is the published sampler, for any linear SDE: noise is added
+    by the SDE's own kernel, and sigma stands for sigma / alpha. ``churn=0`` is ``solver`` itself.
+
+    The noise does not rise above that at the start of the grid, with one exception: on a grid that
+    starts at T, the last time of the SDE, sigma^ exceeds the first sigma as published under `EDM`
+    and `VE`, whose sigma goes on after T, and under an SDE whose own `invert` does. The network is
+    then evaluated after T.
+
+    The published N counts the step from the last sigma to 0. A grid that ends above 0 has one step
+    less: multiply ``churn`` by (N - 1) / N for the published gamma.
+    """
+
+    churn: float = 40.0
+    between: tuple[float, float] = (0.0, float("inf"))
+    noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        super().__post_init__()
+        if not 0 <= self.churn < float("inf"):
+            raise ValueError(f"Churn: churn must be a number >= 0, got {self.churn!r}")
+        if not 0 <= self.between[0] <= self.between[1]:
+            raise ValueError(
+                f"Churn: between must be (low, high), 0 <= low <= high, in units of sigma / alpha; got {self.between!r}"
+            )
+        if not 0 < self.noise < float("inf"):
+            raise ValueError(f"Churn: noise must be a positive number, got {self.noise!r}")
+
+    @property
+    def evaluations(self) -> int:  # type: ignore[override]
+        """The solver's."""
+        return self.solver.evaluations
+
+    def plan(self, problem: Problem, times: Tensor) -> Sequence[_Noised]:
+        """Where each step starts, and the solver's plan from there."""
+        u, t = torch.exp(-0.5 * problem.log_snr(times)), times[:-1]
+        low, high = (bound / problem.unit for bound in self.between)
+        inside = (u[:-1] >= low) & (u[:-1] <= high)
+        gamma = inside.to(torch.float64) * min(self.churn / len(t), 2**0.5 - 1)
+        above = (1 + gamma) * u[:-1]
+        inside = problem.time_of(-2 * torch.minimum(above, u[0]).log())
+        beyond = problem.time_beyond(-2 * torch.maximum(above, u[0]).log(), times[0])
+        hat = torch.where(above > u[0], beyond, inside)
+        hat = torch.where(above > u[:-1], torch.maximum(hat, t), t)
+        ratio, std = problem.kernel(hat, t)
+        inner = _path(problem, self.solver, [time for pair in zip(hat, times[1:], strict=True) for time in pair])
+        return [_Noised(a, b, plan) for (a, b), plan in zip(entries(ratio, self.noise * std), inner, strict=True)]
+
+    def step(self, problem: Problem, x: Tensor, plan: _Noised, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+        """Add noise, then one step of the solver."""
+        noisy = weighted((plan.ratio, x), (plan.std, noise.normal("churn")))
+        return self.solver.step(problem, noisy, plan.inner, noise, ())
+
+
+class _Restarted(NamedTuple):
+    inner: Any
+    again: _Noised | None  # its inner: the plans of the way back
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Restart(_Around):
+    """Solve on; at t_low add the noise of the forward process up to t_high, and solve back to t_low, ``rounds`` times.
+
+    Restart sampling (Xu et al. 2023, arXiv 2306.14878, Algorithm 2) around any deterministic ``solver`` for any linear SDE.
+    ``between`` is (t_low, t_high); the time of the grid nearest to t_low takes its place. The way
+    back takes ``steps`` steps, uniform in log(sigma / alpha), where the authors' code spaces
+    ``steps`` + 1 levels of sigma as the grid ``"karras"`` does. What discretization errors the
+    solver has made above t_low, the added noise contracts.
+    """
+
+    between: tuple[float, float]
+    rounds: int = 1
+    steps: int = 4
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        super().__post_init__()
+        if not 0 <= self.between[0] < self.between[1]:
+            raise ValueError(f"Restart: between must be (t_low, t_high) with t_low < t_high, got {self.between!r}")
+        for name, value in (("rounds", self.rounds), ("steps", self.steps)):
+            _ = whole(f"Restart: {name}", value, 1)
+
+    @property
+    def evaluations(self) -> int:  # type: ignore[override]
+        """Of the step that restarts."""
+        return self.solver.evaluations * (1 + self.rounds * self.steps)
+
+    def cost(self, plan: _Restarted) -> int:
+        """Of any step."""
+        return self.evaluations if plan.again is not None else self.solver.evaluations
+
+    def plan(self, problem: Problem, times: Tensor) -> Sequence[_Restarted]:
+        """The solver's plan, and the way back after the step that ends nearest to t_low."""
+        at = int((times[1:] - self.between[0]).abs().argmin())
+        low, high = times[at + 1], torch.tensor(self.between[1], dtype=torch.float64)
+        if not low < high <= times[0]:
+            raise ValueError(
+                f"Restart: t_high = {self.between[1]:g} must lie above {float(low):.6g}, the grid's time next to t_low, "
+                f"and not above the grid's start, {float(times[0]):.6g}"
+            )
+        ends = problem.log_snr(torch.stack([high, low]))
+        back = problem.time_of(torch.linspace(float(ends[0]), float(ends[1]), self.steps + 1, dtype=torch.float64))
+        back[0], back[-1] = high, low
+        ratio, std = problem.kernel(high, low)
+        again = _Noised(ratio, std, self.solver.plan(problem, back))
+        return [
+            _Restarted(inner, again if i == at else None, self.rounds) for i, inner in enumerate(self.solver.plan(problem, times))
+        ]
+
+    def step(self, problem: Problem, x: Tensor, plan: _Restarted, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+        """One step of the solver, and the rounds that follow it."""
+        x = self.solver.step(problem, x, plan.inner, noise, ()).x
+        for k in range(plan.rounds if plan.again is not None else 0):
+            x = weighted((plan.again.ratio, x), (plan.again.std, noise.normal("churn", k)))  # type: ignore[union-attr]
+            for inner in plan.again.inner:  # type: ignore[union-attr]
+                x = self.solver.step(problem, x, inner, noise, ()).x
+        return Step(x)
+
+
+class _Renoised(NamedTuple):
+    t: Tensor
+    s: Tensor
+    noised: _Noised  # its inner: the plan of the step before
+
+
+@dataclass(frozen=True)
+class Renoise(_Around):
+    """A step of ``solver`` from t to s' beyond s, and the forward process from s' back to s: x_s = ratio x_s' + std z.
+
+    s' is where log(alpha / sigma) exceeds that at s by the integral of lambda^2 over the step, but
+    never beyond the end of the grid: as steps shrink this is the reverse SDE at the problem's
+    stochasticity lambda, and at lambda = 0 it is ``solver``.
+
+    The law has the order of the ODE ``solver``, 4 with `RungeKutta4`, where methods that discretize
+    the SDE have weak order 1 or 2. This holds for samples that have the exact law p_t at the start
+    and a score that is that of p_t, because both parts of a step then map one marginal to another,
+    and the noise is exact. From another law (an ``x_init`` of yours, a prior that is not p_t) and
+    with a score that belongs to no law of the process (guidance, a network's error) a step splits
+    the reverse SDE in two: the part of the error that this makes is of order 1, and in proportion
+    to the deviation. The last step adds no noise, so that a path is followed to order 1/2 only.
+    """
+
+    diffuses = True
+
+    @property
+    def deterministic_order(self) -> float:
+        """The solver's."""
+        return self.solver.deterministic_order
+
+    @property
+    def evaluations(self) -> int:  # type: ignore[override]
+        """The solver's."""
+        return self.solver.evaluations
+
+    def plan(self, problem: Problem, times: Tensor) -> Sequence[_Renoised]:
+        """Where each step ends before noise is added, and the solver's plan to there."""
+        u, ends = 0.5 * problem.log_snr(times), times[1:]
+        mixing = problem.mixing(times)
+        beyond = torch.minimum(u[1:] + mixing.diff(), u[-1])
+        past = torch.where(beyond > u[1:], torch.minimum(problem.time_of(2 * beyond), ends), ends).clamp(min=times[-1])
+        ratio, std = problem.kernel(ends, past)
+        points = [time for pair in zip(times[:-1], past, strict=True) for time in pair]
+        inner = _path(problem.without_noise(), self.solver, points)
+        noised = (_Noised(a, b, plan) for (a, b), plan in zip(entries(ratio, std), inner, strict=True))
+        return [_Renoised(*row) for row in zip(times[:-1], ends, noised, strict=True)]
+
+    def step(self, problem: Problem, x: Tensor, plan: _Renoised, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+        """One step of the solver, then noise."""
+        ratio, std, inner = plan.noised
+        mean = weighted((ratio, self.solver.step(problem.without_noise(), x, inner, noise, ()).x))
+        return Step(weighted((1.0, mean), (std, noise.over(plan.t, plan.s))), mean)

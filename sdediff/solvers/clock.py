@@ -1,0 +1,143 @@
+"""Integration variables: the same deterministic problem as dy / du = slope, for y = x / c and u a function of time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar, Final, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from sdediff.solvers.problem import Problem
+
+__all__ = ["SIZE", "Clock", "Variable", "clock", "slope"]
+
+Variable = Literal["t", "sigma", "log_snr", "angle"]
+SIZE: Final = 0.4
+"""The size of details for which the angle is taken."""
+
+
+class Clock(Protocol):
+    """What a step in a variable u needs of the problem. Two that are equal have equal weights."""
+
+    @property
+    def quantity(self) -> Literal["drift", "noise", "v"]:
+        """What is evaluated."""
+
+    def value(self, t: Tensor) -> Tensor:
+        """u at time t."""
+
+    def time(self, u: Tensor) -> Tensor:
+        """t at u."""
+
+    def scale(self, t: Tensor) -> Tensor | None:
+        """c(t), shaped as t; None: 1."""
+
+    def weights(self, t: Tensor) -> tuple[Tensor, Tensor] | None:
+        """(a, b) of dy / du = a x + b quantity, shaped as t; None: (0, 1)."""
+
+
+def slope(problem: Problem, variable: Clock, x: Tensor, t: Tensor) -> Tensor:
+    """dy / du, with one evaluation."""
+    return problem.blend(variable, x, t, 0.0, 1.0)
+
+
+def _flat(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """A function of times () or (n,), at times of any shape."""
+    return function(t.reshape(-1)).reshape(t.shape) if t.ndim > 1 else function(t)
+
+
+@dataclass(frozen=True)
+class _Time:
+    """u = t, y = x."""
+
+    quantity: ClassVar[Literal["drift"]] = "drift"
+
+    def value(self, t: Tensor) -> Tensor:
+        return t
+
+    def time(self, u: Tensor) -> Tensor:
+        return u
+
+    def scale(self, t: Tensor) -> Tensor | None:
+        return None
+
+    def weights(self, t: Tensor) -> tuple[Tensor, Tensor] | None:
+        return None
+
+
+@dataclass(frozen=True)
+class _Sigma:
+    """u = sigma / alpha, y = x / alpha: dy / du = noise."""
+
+    problem: Problem = field(compare=False)
+
+    quantity: ClassVar[Literal["noise", "v"]] = "noise"
+
+    def value(self, t: Tensor) -> Tensor:
+        return torch.exp(-0.5 * _flat(self.problem.log_snr, t))
+
+    def time(self, u: Tensor) -> Tensor:
+        return _flat(self.problem.time_of, -2 * u.log())
+
+    def scale(self, t: Tensor) -> Tensor | None:
+        return _flat(lambda t: self.problem.marginal(t)[0], t)
+
+    def weights(self, t: Tensor) -> tuple[Tensor, Tensor] | None:
+        return None
+
+
+@dataclass(frozen=True)
+class _LogSnr(_Sigma):
+    """u = log(sigma / alpha), half the negative log-SNR: dy / du = sigma / alpha noise."""
+
+    def value(self, t: Tensor) -> Tensor:
+        return -0.5 * _flat(self.problem.log_snr, t)
+
+    def time(self, u: Tensor) -> Tensor:
+        return _flat(self.problem.time_of, -2 * u)
+
+    def weights(self, t: Tensor) -> tuple[Tensor, Tensor] | None:
+        return torch.zeros_like(t), super().value(t)
+
+
+@dataclass(frozen=True)
+class _Angle(_Sigma):
+    """u = arctan(sigma / (r alpha)), y = x / c with c = sqrt((r alpha)^2 + sigma^2), r the size of details.
+
+    With x = alpha data + sigma noise, y = cos(u) data / r + sin(u) noise, so that dy / du = cos(u) noise - sin(u) data / r. The
+    flow of N(0, r^2) does not move y at all. In terms of v = alpha noise - sigma data the slope is
+    (r^2 - 1) alpha sigma / (r c (alpha^2 + sigma^2)) x + c / (r (alpha^2 + sigma^2)) v.
+    """
+
+    size: float
+
+    quantity: ClassVar[Literal["noise", "v"]] = "v"
+
+    def value(self, t: Tensor) -> Tensor:
+        return (_Sigma.value(self, t) / self.size).arctan()
+
+    def time(self, u: Tensor) -> Tensor:
+        return super().time(u.tan() * self.size)
+
+    def _parts(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        alpha, sigma = (each.reshape(t.shape) for each in self.problem.marginal(t.reshape(-1)))
+        # torch.hypot rounds an entry by its place in the tensor, and so a sample by its batch.
+        return alpha, sigma, ((self.size * alpha) ** 2 + sigma**2).sqrt()
+
+    def scale(self, t: Tensor) -> Tensor | None:
+        return self._parts(t)[2]
+
+    def weights(self, t: Tensor) -> tuple[Tensor, Tensor] | None:
+        alpha, sigma, c = self._parts(t)
+        whole = self.size * (alpha**2 + sigma**2)
+        return (self.size**2 - 1) * alpha * sigma / (c * whole), c / whole
+
+
+def clock(problem: Problem, variable: Variable, size: float = SIZE) -> Clock:
+    """The problem in an integration variable; ``size`` is r of the angle."""
+    if variable == "angle":
+        return _Angle(problem, size)
+    kinds: dict[str, Callable[[Problem], Clock]] = {"sigma": _Sigma, "log_snr": _LogSnr}
+    return kinds[variable](problem) if variable in kinds else _Time()

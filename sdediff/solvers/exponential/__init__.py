@@ -1,0 +1,44 @@
+"""Exponential integrators: the linear part solved exactly, the network's prediction integrated as a polynomial."""
+
+from sdediff.solvers.exponential.euler import DDIM, Ancestral
+from sdediff.solvers.exponential.flow import Straight
+from sdediff.solvers.exponential.inversion import InverseDDIM
+from sdediff.solvers.exponential.multistep import ExponentialMultistep
+from sdediff.solvers.exponential.presets import (
+    DEIS,
+    ERSDE,
+    IPNDM,
+    LMS,
+    SEEDS,
+    DPMSolver,
+    DPMSolverPP,
+    DPMSolverPPSinglestep,
+    SASolver,
+    SDEDPMSolverPP,
+    UniPC,
+)
+from sdediff.solvers.exponential.singlestep import ExponentialPair, ExponentialSinglestep
+from sdediff.solvers.exponential.trapezoid import AdaptiveSDE, EulerTrapezoid
+
+__all__ = [
+    "DDIM",
+    "DEIS",
+    "ERSDE",
+    "IPNDM",
+    "LMS",
+    "SEEDS",
+    "AdaptiveSDE",
+    "Ancestral",
+    "DPMSolver",
+    "DPMSolverPP",
+    "DPMSolverPPSinglestep",
+    "EulerTrapezoid",
+    "ExponentialMultistep",
+    "ExponentialPair",
+    "ExponentialSinglestep",
+    "InverseDDIM",
+    "SASolver",
+    "SDEDPMSolverPP",
+    "Straight",
+    "UniPC",
+]

@@ -1,0 +1,108 @@
+"""First-order steps of the exact posterior: the exponential integrator in its data form, and DDIM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdediff.solvers.arithmetic import Number, numbers, weighted
+from sdediff.solvers.exponential.flow import Flow
+from sdediff.solvers.exponential.stages import order_one
+from sdediff.solvers.noise import StepNoise
+from sdediff.solvers.problem import Problem
+from sdediff.solvers.solver import Solver, Step
+
+__all__ = ["DDIM", "Ancestral"]
+
+
+class _Plan(NamedTuple):
+    t: Tensor
+    s: Tensor
+    keep: Number
+    push: Number
+    std: Number
+
+
+def _plan(times: Tensor, keep: Tensor, push: Tensor, std: Tensor) -> list[_Plan]:
+    each = times.unbind()
+    return [_Plan(*row) for row in zip(each[:-1], each[1:], *map(numbers, (keep, push, std)), strict=True)]
+
+
+@dataclass(frozen=True)
+class _OrderOne(Solver):
+    """x_s = keep x + push E[x_0 | x] + std z."""
+
+    spacing = "logistic"
+
+    def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+        """One step."""
+        mean = problem.blend("data", x, plan.t, plan.keep, plan.push)
+        return Step(weighted((1.0, mean), (plan.std, noise.over(plan.t, plan.s))) if self.stochastic else mean, mean)
+
+
+@dataclass(frozen=True)
+class Ancestral(_OrderOne):
+    """x_s ~ q(x_s | x_t, x_0) at x_0 = E[x_0 | x_t], the exact Gaussian posterior of the forward process.
+
+    DDPM's ancestral step with the posterior variance (Ho et al. 2020, eq. 6 and 7) between any two times of any linear SDE;
+    equally, the reverse SDE with the data prediction held over the step and everything else integrated exactly
+    (SDE-DPM-Solver++ of order 1). With ``stochasticity`` lambda it is that step of the family lambda; 0 is `DDIM`. Order 1.
+    """
+
+    needs = frozenset({"data", "marginal"})
+    stochastic = True
+    diffuses = True
+
+    def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
+        """The exact coefficients of each interval."""
+        problem.prepare(times)
+        points = Flow(problem, 1.0, "log_snr").points(times)
+        return _plan(times, *order_one(points.part(slice(None, -1)), points.part(slice(1, None))))
+
+
+@dataclass(frozen=True)
+class DDIM(_OrderOne):
+    """x_s = alpha_s x_0 + sqrt(sigma_s^2 - v^2) (x - alpha_t x_0) / sigma_t + v z, with x_0 = E[x_0 | x_t] and
+    v = eta std(x_s | x_t, x_0).
+
+    DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16) for any linear SDE. ``eta`` = 0 is the exponential Euler step of the
+    probability flow, 1 is `Ancestral`, larger values up to where sigma_s^2 = v^2 add more noise. Order 1, one evaluation a step.
+    """
+
+    eta: float = 0.0
+
+    needs = frozenset({"data", "marginal", "kernel"})
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        if not 0 <= self.eta < float("inf"):
+            raise ValueError(f"DDIM: eta must be a number >= 0, got {self.eta!r}; 0 is deterministic, 1 is ancestral sampling")
+
+    @property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        """Whether eta > 0."""
+        return self.eta > 0
+
+    def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
+        """The coefficients of each interval."""
+        problem.prepare(times)
+        t, s = times[:-1], times[1:]
+        alpha, sigma = problem.marginal(times)
+        (alpha_t, alpha_s), (sigma_t, sigma_s) = (alpha[:-1], alpha[1:]), (sigma[:-1], sigma[1:])
+        _, std = problem.kernel(torch.maximum(t, s), torch.minimum(t, s))
+        # Towards noise (encoding) the conditional spread is the kernel's own: DDIM has no noise to add there.
+        share = torch.where(s <= t, (std / sigma_t) ** 2, 0.0)
+        left = 1 - self.eta**2 * share
+        if bool((left < 0).any()):
+            i = int(torch.nonzero((left < 0).reshape(len(left), -1).any(dim=1))[0])
+            raise ValueError(
+                f"DDIM: eta = {self.eta:g} asks for more noise than there is in x at step {i}; "
+                f"take eta <= {float(share.max()) ** -0.5:.4g}"
+            )
+        keep = sigma_s / sigma_t * left.sqrt()
+        noise = self.eta * sigma_s * share.sqrt()
+        return _plan(times, keep, alpha_s - keep * alpha_t, noise)

@@ -1,0 +1,200 @@
+"""Exponential multistep methods: polynomials through predictions of earlier steps, integrated exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdediff.solvers.arithmetic import Number, weighted
+from sdediff.solvers.exponential.flow import Flow, Points, Straight
+from sdediff.solvers.exponential.singlestep import Exponential, plain_step
+from sdediff.solvers.exponential.stages import (
+    Evaluation,
+    Move,
+    Plain,
+    Stages,
+    Table,
+    evaluate,
+    evaluations,
+    history,
+    move,
+    plan_moves,
+    plan_plain,
+    plan_stages,
+    run_stages,
+    table,
+    terms,
+)
+from sdediff.solvers.noise import StepNoise
+from sdediff.solvers.problem import Problem
+from sdediff.solvers.scalars import whole
+from sdediff.solvers.solver import Step
+
+__all__ = ["ExponentialMultistep"]
+
+
+class _Plan(NamedTuple):
+    at: Evaluation
+    correct: Move | None  # of the step before, with the prediction at its end
+    go: Move | Stages | Plain
+
+
+@dataclass(frozen=True, repr=False)
+class ExponentialMultistep(Exponential):
+    """x_s = S_s / S_t x + the integral of the polynomial through the last ``order`` predictions: Adams and Bashforth's methods
+    for the exact form of the equation, one evaluation a step.
+
+    ``corrector``: with k > 0 (None: ``order``) each state is corrected, once the network has been evaluated there, by the
+    polynomial through that prediction and the k before, at no further evaluation (UniC: Zhao et al. 2023, arXiv 2302.04867); the
+    last state is not.
+    ``startup``: ``"exact"`` takes single steps for as long as history is too short, which keeps the order, at
+    `startup_evaluations` more; ``"published"`` begins with lower orders, which caps the order at 2 (at 3 with a corrector).
+    A step to sigma = 0 is of order 1, but in noise form and sigma / alpha, where polynomials can be
+    integrated up to there (`LMS`).
+    ``lower_final``: lower the order again towards the end, as published codes do for few steps.
+
+    Without noise the order is ``order``, and one more with a corrector of that many. As an SDE (``sde``), strong order 1 and weak
+    order 2 at most, whatever the polynomials: a path is nowhere smooth.
+    """
+
+    corrector: int | None = 0
+    startup: Literal["exact", "published"] = "exact"
+    lower_final: bool = False
+
+    carries = True
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        super().__post_init__()
+        name = type(self).__name__
+        if self.corrector is not None:
+            kind = "an int from 0 (none) to 4, or None for the order"
+            _ = whole(f"{name}: corrector", self.corrector, 0, 4, kind=kind)
+        if self.startup not in ("exact", "published"):
+            raise ValueError(f"{name}: startup must be 'exact' or 'published', got {self.startup!r}")
+
+    @property
+    def past(self) -> int:
+        """How many earlier predictions the corrector takes."""
+        return self.order if self.corrector is None else self.corrector
+
+    @property
+    def _full(self) -> int:
+        return max(self.order, min(self.order, self.past) + 1 if self.past else 0)
+
+    @property
+    def deterministic_order(self) -> float:
+        """Without noise."""
+        full, ramp = self._full, 3 if self.past else 2
+        return min(full, 2 if self.lower_final else full, ramp if self.startup == "published" or self.sde else full)
+
+    @property
+    def weak_order(self) -> float:
+        """As an SDE."""
+        return min(2, self._full)
+
+    @property
+    def _single(self) -> tuple[int, Table]:
+        """How many steps are single steps, and of which method."""
+        count = max(0, self._full - 2 - (self.past > 0))
+        return (count if self.startup == "exact" and not self.sde else 0), table(min(4, max(1, self._full - 1)))
+
+    @property
+    def startup_evaluations(self) -> int:
+        """Evaluations of the first steps beyond one a step."""
+        count, method = self._single
+        return count * (len(method.c) - 1)
+
+    @property
+    def evaluations(self) -> int:  # type: ignore[override]
+        """Of a step after the first ones."""
+        return 1
+
+    def cost(self, plan: _Plan) -> int:
+        """Of any step."""
+        return len(plan.go.at) if isinstance(plan.go, Stages) else 1
+
+    def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
+        """The coefficients of all steps."""
+        if times.ndim != 1:
+            raise ValueError(f"{type(self).__name__} carries history from step to step: it takes one grid for all samples")
+        flow, steps = self.flow(problem), len(times) - 1
+        points, inside, ends = self._split(flow, times)
+        single, method = self._single
+        go: dict[int, Move | Stages | Plain] = {}
+        first, rest = inside[:single], inside[single:]
+        if first:
+            a, b = _pairs(points, first)
+            moments = self.moments if method.order == 2 else "exact"
+            go.update(zip(first, plan_stages(flow, a, b, method, moments), strict=True))
+        usable = flow.bounded(points).tolist()
+        closing = [i for i in ends if self._closes(flow, points, i, usable)]
+        ends = [i for i in ends if i not in closing]
+        if ends:
+            go.update(zip(ends, plan_plain(*_pairs(points, ends)), strict=True))
+        for some in (rest, closing):
+            go.update(self._moves(flow, points, some, self.order, steps, usable, end=False))
+        corrected = [i for i in rest if i < steps - 1] if self.past else []
+        correct = self._moves(flow, points, corrected, self.past, steps, usable, end=True)
+        return [_Plan(at, correct.get(i - 1), go[i]) for i, at in enumerate(evaluations(points.part(slice(None, -1))))]
+
+    def _closes(self, flow: Flow, points: Points, i: int, usable: list[bool]) -> bool:
+        """Whether step i goes to sigma = 0 by the polynomial of the steps before."""
+        if self.sde or self.moments != "exact" or not usable[i]:
+            return False
+        return bool(flow.closes(points.part(slice(i + 1, i + 2))).all())
+
+    def _moves(
+        self, flow: Flow, points: Points, which: list[int], most: int, steps: int, usable: list[bool], *, end: bool
+    ) -> dict[int, Move]:
+        """Moves over the intervals ``which``, by polynomials through at most ``most`` past nodes, and the end's if asked."""
+        counts: dict[int, list[int]] = {}
+        for i in which:
+            count = min(most, i + 1, steps - i if self.lower_final else most)
+            counts.setdefault(count if all(usable[i + 1 - count : i + 1]) else count - 1, []).append(i)
+        found: dict[int, Move] = {}
+        for count, some in counts.items():
+            a, b = _pairs(points, some)
+            nodes = [points.v[torch.tensor(some) - k] for k in range(count)]
+            nodes[1:1] = [b.v] if end else []
+            std = flow.std(a, b) if self.sde and not end else None
+            found.update(zip(some, plan_moves(flow, a, b, nodes, self.moments, std), strict=True))
+        return found
+
+    def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+        """One step; the state is the uncorrected part of the last one and the predictions before."""
+        theta, width = self.theta, 1 if isinstance(self.theta, Straight) or self.theta in (0, 1) else 2
+        before = [state[i : i + width] for i in range(1, len(state), width)]
+        if isinstance(plan.go, Plain):
+            taken, data = plain_step(problem, x, plan.go, noise if self.sde else None)
+            return taken._replace(state=(taken.x, *history(theta, x, data, plan.at)))
+        here = evaluate(problem, theta, x, plan.at)
+        start: list[tuple[Number, Tensor]] = [(1.0, x)]  # the state as the terms of a sum: corrected, it is never made
+        if plan.correct is not None:
+            nodes = [before[0], here, *before[1:]][: len(plan.correct.weights)]
+            start = [(1.0, state[0]), *terms(plan.correct.weights, nodes)]
+        kept = [here, *before][: max(self.order - 1, self.past, 1)]
+        past = [each for node in kept for each in node]
+        if isinstance(plan.go, Stages):
+            moved, mean, _ = run_stages(problem, theta, self._single[1], weighted(*start), here, plan.go, noise)
+            return Step(moved, mean, (moved, *past))
+        nodes = [here, *before][: len(plan.go.weights)]
+        fresh = [(plan.go.std, noise.over(plan.at.t, plan.go.s))] if self.sde else []
+        if not self.past:
+            mean = move(x, plan.go, nodes)
+            # Nothing will be corrected, so the first place is idle: it holds no other tensor alive.
+            return Step(weighted((1.0, mean), *fresh), mean, (past[0], *past))
+        base = weighted(*((plan.go.keep * c, each) for c, each in start), *fresh)
+        moved = weighted((1.0, base), *terms(plan.go.weights, nodes))
+        mean = weighted((1.0, moved), *((-std, z) for std, z in fresh))
+        return Step(moved, mean, (base, *past))
+
+
+def _pairs(points: Points, which: list[int]) -> tuple[Points, Points]:
+    """The starts and the ends of some intervals."""
+    i = torch.tensor(which)
+    return points.part(i), points.part(i + 1)

@@ -1,0 +1,215 @@
+"""Exponential Runge-Kutta methods: everything but the network's prediction is integrated exactly, with nothing carried over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdediff.solvers.arithmetic import weighted
+from sdediff.solvers.exponential.flow import FORMS, MOMENTS, VARIABLES, Flow, Form, Moments, Points, Straight, Variable, share
+from sdediff.solvers.exponential.stages import (
+    Plain,
+    Stages,
+    Table,
+    evaluate,
+    evaluations,
+    move,
+    noise_of,
+    plan_plain,
+    plan_stages,
+    run_stages,
+    table,
+    unbounded,
+)
+from sdediff.solvers.noise import StepNoise
+from sdediff.solvers.problem import Problem
+from sdediff.solvers.scalars import whole
+from sdediff.solvers.solver import Adaptive, Solver, Step
+
+__all__ = ["Exponential", "ExponentialPair", "ExponentialSinglestep"]
+
+
+@dataclass(frozen=True, repr=False)
+class Exponential(Solver):
+    """What the exponential integrators share: the form, and the polynomials that the network's predictions are taken for.
+
+    ``form``: ``"data"``, ``"noise"``, or a number theta between, the share of the prediction that is put as data; the rest is put
+    as noise (see `Flow`); or `Straight`, a share that falls with the noise. ``variable``: what the polynomials are in,
+    ``"log_snr"``, ``"sigma"`` (over alpha), ``"angle"`` (its arctangent, bounded at both ends of time) or ``"t"``.
+    ``moments``: ``"exact"``, or a published simplification (see `Flow.weights`). ``sde``: solve the reverse SDE, at the
+    problem's stochasticity, with the exact Gaussian integral.
+    """
+
+    order: int = 3
+    form: Form = "data"
+    variable: Variable = "log_snr"
+    moments: Moments = "exact"
+    sde: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        super().__post_init__()
+        name = type(self).__name__
+        _ = whole(f"{name}: order", self.order, 1, 4, kind="1, 2, 3 or 4")
+        number = isinstance(self.form, float | int) and not isinstance(self.form, bool) and 0 <= self.form <= 1
+        if not (number or isinstance(self.form, Straight) or (isinstance(self.form, str) and self.form in FORMS)):
+            raise ValueError(
+                f"{name}: form must be 'data', 'noise', a number from 0 (noise) to 1 (data) or Straight(scale), got {self.form!r}"
+            )
+        if self.sde and isinstance(self.form, Straight):
+            raise ValueError(f"{name}: form=Straight(...) is for the probability flow; take sde=False, or a number as the form")
+        for field, value, known in (("variable", self.variable, VARIABLES), ("moments", self.moments, MOMENTS)):
+            if value not in known:
+                raise ValueError(f"{name}: {field} must be one of {', '.join(map(repr, known))}; got {value!r}")
+
+    @property
+    def spacing(self) -> str:  # type: ignore[override]
+        """Polynomials in the angle take long steps at both ends, where others are far from the predictions."""
+        return "central" if self.variable == "angle" else "logistic"
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """The predictions of the form, and the schedule."""
+        return frozenset({"marginal", "data"} | ({"noise"} if self.theta == 0 else set()))
+
+    @property
+    def theta(self) -> float | Straight:
+        """The share of the prediction that is put as data."""
+        return share(self.form)
+
+    @property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        """Whether it solves the reverse SDE."""
+        return self.sde
+
+    @property
+    def diffuses(self) -> bool:  # type: ignore[override]
+        """Whether it solves the reverse SDE."""
+        return self.sde
+
+    def flow(self, problem: Problem) -> Flow:
+        """The problem in the solver's form."""
+        return Flow(problem, self.theta, self.variable)
+
+    def _split(self, flow: Flow, times: Tensor) -> tuple[Points, list[int], list[int]]:
+        """The grid's points, and which intervals are bounded and which are not."""
+        flow.problem.prepare(times)
+        points = flow.points(times)
+        if bool((points.sigma[:-1] == 0).any()):
+            raise ValueError(f"{type(self).__name__} cannot step from sigma = 0: start at t_min > 0")
+        ends = unbounded(flow, points).tolist()
+        return points, [i for i, end in enumerate(ends) if not end], [i for i, end in enumerate(ends) if end]
+
+
+def plain_step(problem: Problem, x: Tensor, plan: Plain, noise: StepNoise | None) -> tuple[Step, Tensor]:
+    """A step of order 1 in data form, and the prediction of the data."""
+    data = problem.data(x, plan.at.t)
+    mean = move(x, plan.move._replace(std=0.0), [(data,)])
+    moved = mean if noise is None else move(x, plan.move, [(data,)], noise.over(plan.at.t, plan.move.s))
+    return Step(moved, mean), data
+
+
+@dataclass(frozen=True, repr=False)
+class ExponentialSinglestep(Exponential):
+    """An exponential Runge-Kutta method of order 1 to 4: predictions at stages inside the step, and nothing carried over.
+
+    Orders 1 to 3 have DPM-Solver's stages (Lu et al. 2022, arXiv 2206.00927, Algorithms 1 and 2), order 4 has them at 1/3, 1/2 and
+    1; as many evaluations a step as the order. ``r``: where the method of order 2 has its stage; ``moments`` concerns that order
+    alone. Steps that begin at alpha = 0 or end at sigma = 0 are of order 1. As an SDE the weak order is at most 2.
+    """
+
+    r: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        super().__post_init__()
+        if not 0 < self.r <= 1:
+            raise ValueError(f"{type(self).__name__}: r must lie in (0, 1], got {self.r!r}")
+
+    @property
+    def evaluations(self) -> int:  # type: ignore[override]
+        """As many as the order."""
+        return self.order
+
+    @property
+    def deterministic_order(self) -> float:
+        """Without noise."""
+        return self.order
+
+    @property
+    def weak_order(self) -> float:
+        """As an SDE."""
+        return min(2, self.order)
+
+    @property
+    def table(self) -> Table:
+        """The method."""
+        return table(self.order, self.r)
+
+    def plan(self, problem: Problem, times: Tensor) -> Sequence[Any]:
+        """The coefficients of each interval."""
+        flow = self.flow(problem)
+        points, inside, ends = self._split(flow, times)
+        if ends and self.adaptive:
+            raise ValueError(f"{type(self).__name__} cannot choose steps where log-SNR is infinite: start and end inside")
+        plans: dict[int, Stages | Plain] = {}
+        if inside:
+            i, moments = torch.tensor(inside), self.moments if self.order == 2 else "exact"
+            a, b = points.part(i), points.part(i + 1)
+            found = plan_stages(flow, a, b, self.table, moments, stochastic=self.sde, embedded=self.adaptive)
+            plans.update(zip(inside, found, strict=True))
+        if ends:
+            i = torch.tensor(ends)
+            plans.update(zip(ends, plan_plain(points.part(i), points.part(i + 1)), strict=True))
+        return [plans[i] for i in range(len(times) - 1)]
+
+    def step(self, problem: Problem, x: Tensor, plan: Any, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+        """One step."""
+        if isinstance(plan, Plain):
+            return plain_step(problem, x, plan, noise if self.sde else None)[0]
+        first = state or evaluate(problem, self.theta, x, plan.at[0])
+        moved, mean, error = run_stages(problem, self.theta, self.table, x, first, plan, noise)
+        return Step(moved, mean, (), error)
+
+
+@dataclass(frozen=True, repr=False)
+class ExponentialPair(Adaptive, ExponentialSinglestep):
+    """`ExponentialSinglestep` of order 2, 3 or 4 and the lower method in its stages: adaptive for each sample, as `RK45`.
+
+    Orders 2(1), 3(2) and 4(2): DPM-Solver-12 and -23 (Lu et al. 2022, arXiv 2206.00927, Appendix C) under the controller of the
+    Runge-Kutta methods. In noise form by default; as many evaluations a step as the order, one less after a rejected one, which
+    leaves its first, and one to start. For the probability flow.
+    """
+
+    form: Form = "noise"
+
+    begins = True
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        super().__post_init__()
+        if self.order == 1 or self.sde:
+            raise ValueError("ExponentialPair: order must be 2, 3 or 4, for the probability flow")
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """The form's, and the drift for the first step's size."""
+        return super().needs | {"drift", "coefficients"}
+
+    @property
+    def error_order(self) -> int:
+        """The local error estimate is O(h^error_order)."""
+        return self.table.low_order + 1
+
+    def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        """The predictions at the start of a step."""
+        return evaluate(problem, self.theta, x, evaluations(self.flow(problem).points(t[None]))[0])
+
+    def slope(self, problem: Problem, x: Tensor, t: Tensor, state: tuple[Tensor, ...]) -> Tensor:
+        """f x + g^2 / (2 sigma) noise, by the predictions at the start."""
+        (f, g), (alpha, sigma) = problem.coefficients(t), problem.marginal(t)
+        return weighted((f, x), (g**2 / (2 * sigma), noise_of(self.theta, x, state, alpha, sigma)))

@@ -1,0 +1,89 @@
+"""All samples together over a fixed grid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdediff.solvers.arithmetic import rowwise
+from sdediff.solvers.control import Control, Reached
+from sdediff.solvers.noise import Noise, Silence, StepNoise
+from sdediff.solvers.problem import Problem
+from sdediff.solvers.solution import Failure, Status
+from sdediff.solvers.solver import Solver, Step
+
+__all__ = ["FixedSteps"]
+
+
+class FixedSteps(Control):
+    """Every sample takes every step of the grid.
+
+    With ``watch`` each step is checked, and a sample that goes bad stays at its last finite state; without it nothing is looked
+    at on the way, so that a step costs no synchronisation with the device.
+    """
+
+    def __init__(
+        self, problem: Problem, solver: Solver, x: Tensor, times: Tensor, noise: Noise | None, *, watch: bool, last_mean: bool
+    ) -> None:
+        super().__init__(problem, solver, x, times, noise if solver.stochastic else None)
+        self.watch, self.last_mean = watch, last_mean
+        problem.monitor.watch = watch
+        self.plans = solver.plan(problem, times)
+        if len(self.plans) != len(times) - 1:
+            raise ValueError(
+                f"{solver!r} planned {len(self.plans)} steps for a grid of {len(times) - 1}; plan() gives one entry a step"
+            )
+        self.index = 0
+        self.silent = Silence(solver)
+        self.capped = False
+        self.failed = torch.zeros(self.samples, dtype=torch.bool)
+        self.state = solver.init(problem, x, times[0]) if self.plans else ()
+
+    @property
+    def active(self) -> bool:
+        return self.index < len(self.plans) and not self.capped
+
+    @property
+    def done(self) -> float:
+        return self.index / max(1, len(self.plans))
+
+    @property
+    def noise(self) -> StepNoise:
+        return self.silent if self.all_noise is None else self.all_noise.at(self.index)
+
+    @property
+    def t(self) -> Tensor:  # type: ignore[override]
+        """Where the samples are."""
+        return self.times[self.index]
+
+    def propose(self) -> Any:
+        return self.plans[self.index]
+
+    def accept(self, step: Step) -> Reached:
+        last = self.index == len(self.plans) - 1
+        x = step.mean if last and self.last_mean else step.x
+        self.x = self._hold_failed(x) if self.watch else x
+        self.index, self.state = self.index + 1, step.state
+        return [(self.index, self.x, None)]
+
+    def _hold_failed(self, x: Tensor) -> Tensor:
+        finite = torch.isfinite(rowwise(x)).all(dim=1).cpu()
+        network = self.problem.monitor.bad
+        for sample in torch.nonzero((~finite | network) & ~self.failed).flatten().tolist():
+            status = Status.NETWORK_NOT_FINITE if network[sample] else Status.STATE_NOT_FINITE
+            self.failures.append(Failure(sample, status, float(self.t)))
+            self.failed[sample], self.accepted[sample] = True, self.index
+        keep = self.failed.to(x.device).reshape(-1, *(1,) * (x.ndim - 1))
+        return torch.where(keep, self.x, x)
+
+    def cap(self, max_nfe: int) -> None:
+        nfe = self.problem.monitor.nfe
+        if len(nfe) and int(nfe.max()) + self.solver.cost(self.plans[self.index]) > max_nfe:
+            self.failures += [Failure(i, Status.MAX_NFE, float(self.t)) for i in range(self.samples)]
+            self.capped = True
+
+    def result(self) -> Tensor:
+        self.accepted[~self.failed] = self.index
+        return self.x

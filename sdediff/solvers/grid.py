@@ -1,0 +1,145 @@
+"""Time grids: plain functions of (steps, start, end, schedule) that return float64 tensors of steps + 1 times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdediff.solvers.scalars import reals
+
+__all__ = ["GRIDS", "LogSNR", "central", "check_grid", "karras", "log_snr", "logistic", "quadratic", "uniform"]
+
+_FARTHEST: Final = 20.0
+
+
+class LogSNR(NamedTuple):
+    """What a grid knows of a schedule: ``log_snr`` is log(alpha^2 / sigma^2) at times, ``time_of`` its inverse.
+
+    With ``bounded`` an end of infinite log-SNR is placed as if log-SNR were -20 or 20 there, without it is refused.
+    """
+
+    log_snr: Callable[[Tensor], Tensor]
+    time_of: Callable[[Tensor], Tensor]
+    bounded: bool = False
+
+
+def uniform(steps: int, start: float, end: float, schedule: LogSNR | None = None) -> Tensor:
+    """t_i = start + (end - start) i / steps."""
+    return polynomial(steps, start, end, power=1.0)
+
+
+def quadratic(steps: int, start: float, end: float, schedule: LogSNR | None = None) -> Tensor:
+    """Uniform in sqrt(t): t_i = (sqrt(start) + (sqrt(end) - sqrt(start)) i / steps)^2, finer near t = 0.
+
+    The quadratic spacing of DDIM (Song et al. 2021, arXiv 2010.02502, D.2).
+    """
+    return polynomial(steps, start, end, power=2.0)
+
+
+def polynomial(steps: int, start: float, end: float, *, power: float) -> Tensor:
+    """Uniform in t^(1 / power), its ends exact."""
+    root = 1.0 / power
+    times = torch.linspace(start**root, end**root, steps + 1, dtype=torch.float64) ** power
+    times[0], times[-1] = start, end
+    return times
+
+
+def log_snr(steps: int, start: float, end: float, schedule: LogSNR | None = None) -> Tensor:
+    """Uniform in log-SNR, l_i = l_start + (l_end - l_start) i / steps (Lu et al. 2022, arXiv 2206.00927, Section 3.4)."""
+    return _warped("log_snr", steps, start, end, schedule, lambda level: level, lambda place: place)
+
+
+def karras(steps: int, start: float, end: float, schedule: LogSNR | None = None, *, rho: float = 7.0) -> Tensor:
+    """Uniform in s^(1 / rho), s = sigma / alpha (Karras et al. 2022, arXiv 2206.00364, eq. 5):
+
+    s_i = (s_start^(1 / rho) + i / steps (s_end^(1 / rho) - s_start^(1 / rho)))^rho, finer in log-SNR where there is much noise.
+    """
+    return _warped("karras", steps, start, end, schedule, lambda level: (-level / (2 * rho)).exp(), lambda s: -2 * rho * s.log())
+
+
+def logistic(
+    steps: int, start: float, end: float, schedule: LogSNR | None = None, *, centre: float = 2.0, width: float | None = None
+) -> Tensor:
+    """Uniform in p = 1 / (1 + exp(-(l - centre) / width)), l the log-SNR: l_i = centre + width log(p_i / (1 - p_i)).
+
+    Intervals in l are shortest at ``centre``, where noise goes from the size of the data (l = 0) to that of their details and
+    samples are decided, and grow as cosh^2((l - centre) / (2 width)) to both sides, where the flow is nearly linear. Centre 0 and
+    width 2 are times uniform under alpha = 1 - t and sigma = t. ``width`` is 4 below 8 steps and 5 from there on; both numbers
+    and ``centre`` were chosen by measurement (docs/solvers.md), for data whose coordinates have a variance near 1.
+    """
+    size = width if width is not None else 4.0 if steps < 8 else 5.0
+
+    def warp(level: Tensor) -> Tensor:
+        return torch.sigmoid((level - centre) / size)
+
+    return _warped("logistic", steps, start, end, schedule, warp, lambda place: centre + size * torch.logit(place))
+
+
+def central(steps: int, start: float, end: float, schedule: LogSNR | None = None) -> Tensor:
+    """`logistic` with centre min(0.75, 15 / N) and width 3 + 2 / N for N steps: finer in the middle, coarser at both ends.
+
+    For polynomials in the angle arctan(sigma / alpha), which are bounded at both ends. The more steps there are, the more of the
+    error comes from high noise, where samples choose among distant parts of the data. All numbers were chosen by measurement
+    (docs/solvers.md), for data whose coordinates have a variance near 1.
+    """
+    return logistic(steps, start, end, schedule, centre=min(0.75, 15 / steps), width=3 + 2 / steps)
+
+
+def _warped(
+    name: str,
+    steps: int,
+    start: float,
+    end: float,
+    schedule: LogSNR | None,
+    warp: Callable[[Tensor], Tensor],
+    unwarp: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Uniform in a function of log-SNR, its ends exact."""
+    if schedule is None:
+        raise ValueError(f"the grid {name!r} is made in log-SNR, which needs a Gaussian kernel; take grid='uniform'")
+    ends = torch.tensor([start, end], dtype=torch.float64)
+    levels = schedule.log_snr(ends)
+    if schedule.bounded:
+        levels = levels.nan_to_num(posinf=_FARTHEST, neginf=-_FARTHEST)
+    if not bool(torch.isfinite(levels).all()):
+        i = int((~torch.isfinite(levels)).nonzero()[0])
+        raise ValueError(
+            f"the grid {name!r} is made in log-SNR, which is {float(levels[i]):g} at t = {float(ends[i]):g}: "
+            f"{'start below' if i == 0 else 'end above'} that time (t_{'start' if i == 0 else 'end'}), or take grid='uniform'"
+        )
+    places = warp(levels)
+    inside = unwarp(torch.linspace(float(places[0]), float(places[1]), steps + 1, dtype=torch.float64)[1:-1])
+    return torch.cat([ends[:1], schedule.time_of(inside), ends[1:]]) if steps > 1 else ends
+
+
+GRIDS: Final[dict[str, Callable[[int, float, float, LogSNR | None], Tensor]]] = {
+    "uniform": uniform,
+    "quadratic": quadratic,
+    "log_snr": log_snr,
+    "karras": karras,
+    "logistic": logistic,
+    "central": central,
+}
+"""Grids with a name."""
+
+
+def check_grid(times: Tensor) -> Tensor:
+    """Return ``times`` as float64 on the host; a ValueError unless it is a strictly monotone, finite vector."""
+    times = reals("the grid", times).cpu()
+    if times.ndim != 1 or times.numel() < 1:
+        raise ValueError(
+            f"a grid is a vector of times, got shape {tuple(times.shape)}; pass torch.linspace(t_max, t_min, N + 1), say"
+        )
+    if not bool(torch.isfinite(times).all()):
+        raise ValueError("the grid contains times that are not finite; drop them")
+    step = times.diff()
+    if step.numel() and not (bool((step < 0).all()) or bool((step > 0).all())):
+        worst = int((step * step.sum().sign()).argmin())
+        raise ValueError(
+            f"the grid is not strictly monotone: times {worst} and {worst + 1} are {float(times[worst]):.6g} and "
+            f"{float(times[worst + 1]):.6g}; sort it and drop repeated times"
+        )
+    return times

@@ -1,0 +1,256 @@
+"""Correctors: Markov chain Monte Carlo steps that leave the law at one time as it is, and predictor-corrector pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdediff.solvers.arithmetic import Number, entries, expand, rowwise, weighted
+from sdediff.solvers.metropolis import accepts, line_integral, proposal_ratio
+from sdediff.solvers.noise import StepNoise
+from sdediff.solvers.problem import Problem
+from sdediff.solvers.scalars import whole
+from sdediff.solvers.solver import Solver, Step
+
+__all__ = ["Langevin", "MetropolisLangevin", "PredictorCorrector"]
+
+
+class _Plan(NamedTuple):
+    t: Tensor
+    step: Number
+    root: Number
+
+
+def _check(solver: Langevin | MetropolisLangevin) -> None:
+    name = type(solver).__name__
+    if not 0 < solver.snr < float("inf"):
+        raise ValueError(f"{name}: snr must be a positive number, got {solver.snr!r}; 0.16 is a common choice")
+    _ = whole(f"{name}: n_steps", solver.n_steps, hint="; 0 leaves the samples alone")
+
+
+def _plan(times: Tensor, size: Tensor) -> list[_Plan]:
+    """A step of each size at the end of each interval."""
+    root = torch.where(size > 0, 2 * size, 1.0).sqrt() * (size > 0)  # at 0 a root has no gradient
+    rows = zip(times[1:].unbind(), entries(size, root), strict=True)
+    return [_Plan(time, *row) for time, row in rows]
+
+
+def _alphas(problem: Problem, times: Tensor) -> Tensor:
+    """alpha_i = 1 - beta_i >= 0 at the end of each interval: beta_i = -2 f h, h the next interval."""
+    lengths = times.diff(dim=0).abs()
+    following = torch.cat([lengths[1:], lengths[-1:]])
+    # At the start of a grid f may be infinite.
+    f = torch.where(following > 0, problem.coefficients(times[1:])[0], 0.0)
+    return (1 + 2 * f * following).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class Langevin(Solver):
+    """x <- x + step score(x, t) + sqrt(2 step) z with step = 2 alpha_i (snr sigma(t))^2.
+
+    A corrector: it takes ``n_steps`` such steps at one time, which move the samples towards the
+    law at that time. The step is the one of Song et al. (arXiv 2011.13456, Algorithms 4 and 5) with
+    the norms of noise and score replaced by their means, so that a sample does not depend on its
+    batch; their code calls this ``AnnealedLangevinDynamics``.
+
+    alpha_i = 1 - beta_i, as in their code, where beta_i is the variance that their chain adds in a
+    step: beta_i = -2 f(t) h, where h is the length of the grid's interval that starts at t, or of
+    the last interval at the end of the grid. It is 1 where alpha is constant (VE, EDM). Where
+    beta_i > 1, for which their code has no step, alpha_i is 0 and the samples stay. Their beta_i is
+    beta(t) T / N, read from a table at t = T i / (N - 1). In the notation of the paper's section
+    2.2 alpha_i would be the product of 1 - beta_j over j <= i, which their code does not take.
+
+    A chain with a fixed step has a variance excess of order snr^2: `MetropolisLangevin` has none.
+    Alone on a grid under VE or EDM it is annealed Langevin dynamics: the step
+    eps sigma^2 / sigma_L^2 of NCSN (Song and Ermon 2019, arXiv 1907.05600, Algorithm 1) has
+    snr = sqrt(eps) / (2 sigma_L).
+
+    ``rule="song"``: step = 2 alpha_i (snr |z| / |score|)^2 with the norms averaged over the batch,
+    as in their ``LangevinCorrector``. It is the one solver whose samples depend on their batch.
+    """
+
+    snr: float = 0.16
+    n_steps: int = 1
+    rule: Literal["schedule", "song"] = "schedule"
+
+    needs = frozenset({"score", "marginal", "coefficients"})
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        _check(self)
+        if self.rule not in ("schedule", "song"):
+            raise ValueError(f"Langevin: rule must be 'schedule' or 'song', got {self.rule!r}")
+
+    @property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        """Unless there are no steps."""
+        return self.n_steps > 0
+
+    @property
+    def evaluations(self) -> int:  # type: ignore[override]
+        """One a Langevin step."""
+        return self.n_steps
+
+    def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
+        """The step size at the end of each interval; in Song's rule the factor of the norms."""
+        problem.prepare(times)
+        alphas = _alphas(problem, times)
+        spread = torch.ones_like(alphas) if self.rule == "song" else problem.marginal(times[1:])[1]
+        return _plan(times, 2 * alphas * (self.snr * spread) ** 2)
+
+    def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+        """``n_steps`` steps at the end of the interval."""
+        mean = x
+        for k in range(self.n_steps):
+            z = noise.normal("corrector", k)
+            if self.rule == "song":
+                score = problem.score(x, plan.t)
+                ratio = rowwise(z).norm(dim=1).mean() / rowwise(score).norm(dim=1).mean()
+                mean = x + plan.step * ratio**2 * score
+                x = mean + plan.root * ratio * z
+            else:
+                mean = problem.blend("score", x, plan.t, 1.0, plan.step)
+                x = weighted((1.0, mean), (plan.root, z))
+        return Step(x, mean)
+
+
+@dataclass(frozen=True)
+class MetropolisLangevin(Solver):
+    """A Langevin step proposes, and is accepted with the probability that leaves the law at s exactly as it is.
+
+    y = x + step score(x) + sqrt(2 step) z, step = 2 (snr sigma)^2, is accepted with probability
+    min(1, p(y) q(x | y) / (p(x) q(y | x))) (MALA: Roberts and Tweedie 1996). No density being known, log p(y) - log p(x) is the
+    integral of the score along the segment from x to y by Simpson's rule: exact for Gaussian laws and for any log-density of
+    degree 4. Two evaluations a Langevin step, and one to start. Small steps are hardly ever rejected: a larger ``snr`` mixes
+    faster. For a network whose score is no gradient the law that is kept is near that of the score.
+    """
+
+    snr: float = 0.5
+    n_steps: int = 1
+
+    needs = frozenset({"score", "marginal"})
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        _check(self)
+
+    @property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        """Unless there are no steps."""
+        return self.n_steps > 0
+
+    @property
+    def evaluations(self) -> int:  # type: ignore[override]
+        """Two a Langevin step, and one to start."""
+        return 2 * self.n_steps + 1 if self.n_steps else 0
+
+    def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
+        """The step size at the end of each interval."""
+        problem.prepare(times)
+        return _plan(times, 2 * (self.snr * problem.marginal(times[1:])[1]) ** 2)
+
+    def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+        """``n_steps`` steps at the end of the interval; the mean is the state itself, as a rejected step adds no noise."""
+        if not self.n_steps:
+            return Step(x)
+        size, root = expand(plan.step, x), expand(plan.root, x)
+        score = problem.score(x, plan.t)
+        for k in range(self.n_steps):
+            z = noise.normal("corrector", 2 * k)
+            y = x + size * score + root * z
+            there = problem.score(y, plan.t)
+            middle = problem.score(0.5 * (x + y), plan.t)
+            log_ratio = line_integral(x, y, score, middle, there) + proposal_ratio(x, y, z, there, size, root)
+            accept = accepts(log_ratio, problem.first(noise.normal("corrector", 2 * k + 1)))
+            accept = accept.reshape(-1, *(1,) * (x.ndim - 1))
+            # A network that fails at the proposal must not pass for a rejection: 0 * NaN is NaN.
+            x, score = torch.where(accept, y, x) + 0.0 * (middle + there), torch.where(accept, there, score)
+        return Step(x)
+
+
+@dataclass(frozen=True)
+class PredictorCorrector(Solver):
+    """A solver made of two: the predictor moves from t to s, the corrector improves the samples at one time.
+
+    ``sequence="predictor-first"`` corrects at s, after the move (Song et al. 2021, arXiv 2011.13456, Algorithm 1);
+    ``"corrector-first"`` corrects at t, before it (the order of their code), so that the last samples are not corrected. With a
+    corrector of no steps, ``Langevin(n_steps=0)``, it is the predictor.
+    """
+
+    predictor: Solver
+    corrector: Solver
+    sequence: Literal["predictor-first", "corrector-first"] = "predictor-first"
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        for role, part in (("predictor", self.predictor), ("corrector", self.corrector)):
+            if not isinstance(part, Solver):
+                raise TypeError(f"PredictorCorrector: the {role} must be a solver such as ReverseDiffusion(), got {part!r}")
+            if part.adaptive:
+                raise ValueError(f"PredictorCorrector: the {role} {part!r} chooses its own steps; take a solver with fixed steps")
+            if part.whole:
+                raise ValueError(f"PredictorCorrector: the {role} {part!r} is another library's driver, without steps of its own")
+        if self.sequence not in ("predictor-first", "corrector-first"):
+            raise ValueError(f"PredictorCorrector: sequence must be 'predictor-first' or 'corrector-first', got {self.sequence!r}")
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """What the two need."""
+        return self.predictor.needs | self.corrector.needs
+
+    @property
+    def order(self) -> float:  # type: ignore[override]
+        """The predictor's."""
+        return self.predictor.order
+
+    @property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        """Whether either draws noise."""
+        return self.predictor.stochastic or self.corrector.stochastic
+
+    @property
+    def spacing(self) -> str:  # type: ignore[override]
+        """The predictor's."""
+        return self.predictor.spacing
+
+    @property
+    def carries(self) -> bool:  # type: ignore[override]
+        """Whether the predictor does."""
+        return self.predictor.carries
+
+    @property
+    def diffuses(self) -> bool:  # type: ignore[override]
+        """Whether the predictor does."""
+        return self.predictor.diffuses
+
+    @property
+    def evaluations(self) -> int:  # type: ignore[override]
+        """The sum of the two."""
+        return self.predictor.evaluations + self.corrector.evaluations
+
+    def plan(self, problem: Problem, times: Tensor) -> Sequence[Any]:
+        """The two plans side by side."""
+        # A corrector acts at the end of its interval: after one of no length, that is a start.
+        first = self.sequence == "predictor-first"
+        correct = self.corrector.plan(problem, times if first else torch.cat([times[:1], times]))
+        moves = self.predictor.plan(problem, times)
+        return list(zip(moves, correct if first else correct[:-1], strict=True))
+
+    def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        """The predictor's."""
+        return self.predictor.init(problem, x, t)
+
+    def step(self, problem: Problem, x: Tensor, plan: Any, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+        """One of each."""
+        move, correct = plan
+        if self.sequence == "corrector-first":
+            x = self.corrector.step(problem, x, correct, noise, ()).x
+            return self.predictor.step(problem, x, move, noise, state)
+        moved = self.predictor.step(problem, x, move, noise, state)
+        corrected = self.corrector.step(problem, moved.x, correct, noise, ())
+        mean = moved.mean if corrected.x is moved.x else corrected.mean  # a corrector of no steps
+        return Step(corrected.x, mean, moved.state)

@@ -1,0 +1,317 @@
+"""Noise addressed by key: sample i depends on seed i alone, never on the batch, its order or what was drawn before."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import secrets
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Final, Protocol, Self, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sdediff.solvers.arithmetic import expand
+from sdediff.solvers.generator import Words, encrypted, fill, words
+from sdediff.solvers.scalars import device_of, whole
+
+__all__ = ["STREAMS", "Nodes", "Noise", "Refinable", "Silence", "StepNoise", "White", "fresh_seed", "paired", "seeds"]
+
+_NAMES: Final = "prior path corrector churn probe dequantization tree bridge proposal acceptance minibatch"
+STREAMS: Final = {name: number for number, name in enumerate(_NAMES.split())}
+"""Names of the independent streams that every sample has."""
+
+_BLOCK: Final = 2**13
+
+
+def seeds(seed: int, samples: range | int) -> tuple[int, ...]:
+    """Seeds of the samples ``samples`` (a range, or how many) of a run with seed ``seed``.
+
+    Seed i depends on (seed, i) alone, so that shards of a run agree: ``seeds(7, range(100, 200)) == seeds(7, 200)[100:]``.
+    Different samples of one run never share a seed (a bijection of i, the finalizer of splitmix64).
+    """
+    seed = whole("seed", seed, kind="a non-negative int")
+    samples = samples if isinstance(samples, range) else whole("samples", samples)
+    index = np.arange(samples.start, samples.stop, samples.step) if isinstance(samples, range) else np.arange(samples)
+    start = np.random.SeedSequence(seed).generate_state(1, np.uint64)
+    with np.errstate(over="ignore"):
+        z = start + index.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return tuple((z ^ (z >> np.uint64(31))).tolist())
+
+
+def fresh_seed() -> int:
+    """A seed from the operating system."""
+    return secrets.randbits(48)
+
+
+def paired(z: Tensor, other: Tensor, h: Tensor | float) -> tuple[Tensor, Tensor]:
+    """(increment, time integral) of a Brownian path over a step h from two standard normals (Kloeden and Platen 1992, 10.4.3)."""
+    root = _root(h, z)
+    return root * z, 0.5 * root**3 * (z + other / 3**0.5)
+
+
+def _between(a: Tensor, b: Tensor) -> Tensor | float:
+    # A number where nothing is lost by it: arithmetic on 0-d tensors costs as much as on a small state.
+    if a.ndim or b.ndim or a.requires_grad or b.requires_grad:
+        return b - a
+    return float(b) - float(a)
+
+
+def _root(h: Tensor | float, z: Tensor) -> Tensor | float:
+    return expand(h.abs().sqrt(), z) if isinstance(h, Tensor) else math.sqrt(abs(h))
+
+
+class StepNoise(Protocol):
+    """The noise of one step."""
+
+    def normal(self, stream: str, k: int = 0) -> Tensor:
+        """Standard normal (rows, *event) that is no part of the path; ``k`` numbers the draws of a step from one stream."""
+
+    def over(self, a: Tensor, b: Tensor, k: int = 0) -> Tensor:
+        """The Brownian path's increment from a to b over the root of abs(b - a): a standard normal.
+
+        A step that takes the path in pieces, disjoint ones, numbers them by ``k``.
+        """
+
+    def increment(self, a: Tensor, b: Tensor) -> Tensor:
+        """Increment of the Brownian path between the times a and b, of variance abs(b - a)."""
+
+    def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """The increment w_b - w_a and the integral of w - w_a over the same interval, its length taken positive.
+
+        Their variances are h and h^3 / 3, their covariance is h^2 / 2, h = abs(b - a).
+        """
+
+
+class Noise(Protocol):
+    """All the noise of a solve. The same key gives the same noise, however often and in whatever order it is asked."""
+
+    def at(self, step: int) -> StepNoise:
+        """Noise of the step number ``step``."""
+
+    def take(self, rows: Tensor) -> Self:
+        """The noise of some of the rows, int64 (k,) on the host."""
+
+
+@runtime_checkable
+class Refinable(Noise, Protocol):
+    """Noise for steps that are not known beforehand."""
+
+    def tree(self) -> Nodes | None:
+        """Normals for a path that an adaptive solver makes for itself; None: this is a path, to be asked at any times."""
+
+
+class _Seeded:
+    """Normals that are functions of a seed a row: for states (rows, *event), drawn on the host and moved to the device."""
+
+    def __init__(
+        self, seeds: Sequence[int], event: Sequence[int], *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> None:
+        if isinstance(seeds, torch.Generator):
+            seeds = (whole("seeds", seeds, kind="non-negative ints, one a sample"),)
+        if not isinstance(seeds, Iterable) or isinstance(seeds, str | bytes):
+            raise TypeError(f"seeds must be non-negative ints, one a sample; got {seeds!r}, seeds(0, 64) makes 64 of one")
+        if not isinstance(event, Iterable) or isinstance(event, str | bytes):
+            raise TypeError(f"event must be the shape of a sample, (1, 28, 28) say; got {event!r}")
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise TypeError(f"dtype must be a floating-point dtype, torch.float32 say; got {dtype!r}")
+        given = tuple(seeds)
+        plain = all(type(seed) is int for seed in given)
+        self.seeds: tuple[int, ...] = given if plain else tuple(whole("seeds", seed) for seed in given)
+        self.event = event if isinstance(event, torch.Size) else torch.Size([whole("event", n, 1) for n in event])
+        self.dtype, self.device = dtype, device if isinstance(device, torch.device) else device_of(device)
+        if any(seed < 0 for seed in self.seeds):
+            raise ValueError("seeds must not be negative")
+
+    @cached_property
+    def sources(self) -> Words:
+        """What is made of each seed: not before something is drawn."""
+        return _sources(self.seeds)
+
+    def take(self, rows: Tensor) -> Self:
+        """The same for some of the rows."""
+        return type(self)([self.seeds[i] for i in rows.tolist()], self.event, dtype=self.dtype, device=self.device)
+
+
+class White(_Seeded):
+    """Independent normals for steps of a fixed grid, one seed a sample.
+
+    Float32 normals, drawn on the host a block of steps at a time and moved to the device, so that the values are the same on every
+    device: AES of the seed, then of (stream, k, block), then of the place in the block, and Box and Muller. The block's length
+    depends on the event's shape alone.
+    """
+
+    # What can coincide: two of a million samples' 10^9 numbers agree in their 128 bits with probability 2^-33, chains of AES being
+    # chance; seeds of 2^64 and more are hashed, to 128 bits too.
+
+    def __init__(
+        self, seeds: Sequence[int], event: Sequence[int], *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> None:
+        super().__init__(seeds, event, dtype=dtype, device=device)
+        length = min(64, _BLOCK // max(1, self.event.numel()))
+        self.length = max(1, length - length % 2)
+        self.pack = max(1, 4 // max(1, self.event.numel()))  # steps of small events that share a block of the cipher
+        self.keep = 1  # blocks of each stream and k
+        self._blocks: dict[tuple[str, int, int], tuple[tuple[Tensor, ...], Tensor]] = {}
+        self._held: dict[tuple[str, int], list[int]] = {}
+
+    def at(self, step: int) -> _WhiteStep:
+        """Noise of the step number ``step``."""
+        return _WhiteStep(self, step)
+
+    def tree(self) -> Nodes:
+        """Normals of the same seeds, by number."""
+        return Nodes(self.seeds, self.event, dtype=self.dtype, device=self.device)
+
+    def normal(self, step: int, stream: str, k: int) -> Tensor:
+        """Standard normal (rows, *event) of the key (step, stream, k)."""
+        # The prior is one draw a solve, so its block is one step long.
+        number, within = divmod(step, 1 if stream == "prior" else self.length)
+        return (self._blocks.get((stream, k, number)) or self._hold(stream, k, number))[0][within]
+
+    def block(self, stream: str, k: int, number: int) -> Tensor:
+        """The normals of ``length`` steps from step ``number * length`` on, (length, rows, *event)."""
+        return (self._blocks.get((stream, k, number)) or self._hold(stream, k, number))[1]
+
+    def _hold(self, stream: str, k: int, number: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        block = self._draw(stream, k, number, 1 if stream == "prior" else self.length)
+        held = self._held.setdefault((stream, k), [])
+        if len(held) >= self.keep:
+            del self._blocks[stream, k, held.pop(0)]
+        held.append(number)
+        self._blocks[stream, k, number] = found = (block.unbind(), block)
+        return found
+
+    def each(self, steps: NDArray[np.int64], stream: str, k: int) -> NDArray[np.float32]:
+        """`normal` where every row has its own step: float32 (m, rows, size) on the host, for ``steps`` (m, rows)."""
+        size, half, pack = self.event.numel(), self.length // 2, self.pack
+        number, within = np.divmod(steps, self.length)
+        states = _states(self.sources, number, stream, k)
+        if self.length == 1:
+            return _split(states, size)
+        place, lane = np.divmod(within % half, pack)
+        block = np.empty((2, *steps.shape, _multiple(pack * size, 4)), np.float32)
+        if block.size:
+            fill(block, states, place.astype(np.uint64))
+        chosen = np.where((within < half)[..., None], block[0], block[1])[..., : pack * size].reshape(*steps.shape, pack, size)
+        found: NDArray[np.float32] = np.take_along_axis(chosen, lane[..., None, None], 2)[:, :, 0]
+        return found
+
+    def integers(self, step: int, stream: str, count: int, below: int) -> Tensor:
+        """Uniform on 0..below - 1, independent, int64 (rows, count) on the host: of the stream's key (step, stream), to 2^-53."""
+        drawn = words(_states(self.sources, np.array([step]), stream, 0), count)
+        return torch.from_numpy(((drawn >> np.uint64(11)).astype(np.float64) * (2.0**-53 * below)).astype(np.int64))
+
+    def _draw(self, stream: str, k: int, number: int, length: int) -> Tensor:
+        if not (0 <= number < 2**63 and 0 <= k < 2**32):
+            raise ValueError(f"step and k must not be negative, nor so large: block {number} of steps, k = {k}")
+        rows, size, pack = len(self.seeds), self.event.numel(), self.pack
+        states = _states(self.sources, np.array([[number]]), stream, k)
+        if length == 1:
+            drawn = _split(states, size)
+        else:  # the cosines are the first steps of the block, the sines its second half
+            steps = length // pack
+            block = np.empty((2, steps // 2, rows, _multiple(pack * size, 4)), np.float32)
+            if block.size:
+                fill(block, states, np.arange(steps // 2, dtype=np.uint64)[:, None])
+            drawn = block.reshape(steps, rows, -1)[..., : pack * size].reshape(steps, rows, pack, size).swapaxes(1, 2)
+        return sent(drawn.reshape(length, rows, size), self.dtype, self.device).reshape(length, rows, *self.event)
+
+
+class Nodes(_Seeded):
+    """Normals by number, each row having its own: what the tree of a Brownian path is made of.
+
+    As `White`'s in kind, and never the same as those of its streams. Each is a function of (seed, node, k), ``node`` from 0 on and
+    ``k``, the number of the normal among those of one node.
+    """
+
+    def normal(self, node: Tensor, k: int = 0) -> Tensor:
+        """Standard normals (rows, *event) of ``node``, int64 (rows,) on the host, or (m, rows, *event) of (m, rows)."""
+        if not 0 <= k < 2**32 or bool((node < 0).any()):
+            raise ValueError(f"nodes and k must not be negative, and k below 2^32; got k = {k}, nodes {node.tolist()}")
+        drawn = keyed(self.sources, node.reshape(-1, len(self.seeds)).numpy(), "tree", k, self.event.numel())
+        return sent(drawn, self.dtype, self.device).reshape(*node.shape, *self.event)
+
+
+def sent(drawn: NDArray[np.floating] | Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Numbers drawn on the host, on a device."""
+    here = torch.as_tensor(drawn).contiguous().to(dtype)
+    pinned = torch.device(device).type == "cuda"  # from other memory a copy makes the host wait for the device
+    return (here.pin_memory() if pinned else here).to(device, non_blocking=pinned)
+
+
+def keyed(sources: Words, node: NDArray[np.int64], stream: str, k: int, size: int) -> NDArray[np.float32]:
+    """Standard normals (m, rows, size), keyed by (stream, node, k) for nodes (m, rows) or (m, 1)."""
+    return _split(_states(sources, node, stream, k), size)
+
+
+def _multiple(size: int, of: int) -> int:
+    return of * -(-size // of)
+
+
+def _split(states: Words, size: int) -> NDArray[np.float32]:
+    """Normals (m, rows, size) of states (m, rows, 2), the cosines before the sines."""
+    block = np.empty((*states.shape[:2], 2, _multiple(size, 8) // 2), np.float32)
+    if block.size:
+        fill(block.transpose(2, 0, 1, 3), states, np.zeros((1, 1), np.uint64))
+    return block.reshape(*states.shape[:2], _multiple(size, 8))[..., :size]
+
+
+def _states(sources: Words, number: NDArray[np.int64], stream: str, k: int) -> Words:
+    """What is made of seeds and keys (number, stream, k), (m, rows, 2) for numbers (m, rows) or (m, 1), (rows, 2) for (1,)."""
+    key = np.empty((*number.shape, 2), np.uint64)
+    key[..., 0], key[..., 1] = number, STREAMS[stream] << 32 | k
+    return encrypted(sources ^ key)
+
+
+def _sources(seeds: Sequence[int]) -> Words:
+    """What is made of each seed, (rows, 2): AES of a seed below 2^64, of a longer one's hash of 128 bits."""
+    long = {i: seed for i, seed in enumerate(seeds) if seed >= 2**64}
+    blocks = np.zeros((len(seeds), 2), np.uint64)
+    blocks[:, 0] = [0 if i in long else seed for i, seed in enumerate(seeds)] if long else seeds
+    for i, seed in long.items():
+        digest = hashlib.blake2b(seed.to_bytes(-(-seed.bit_length() // 8), "little"), digest_size=16).digest()
+        blocks[i] = int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
+    return encrypted(blocks)
+
+
+class _WhiteStep:
+    def __init__(self, white: White, step: int) -> None:
+        self.white, self.step = white, step
+
+    def normal(self, stream: str = "path", k: int = 0) -> Tensor:
+        return self.white.normal(self.step, stream, k)
+
+    def over(self, a: Tensor, b: Tensor, k: int = 0) -> Tensor:
+        return self.white.normal(self.step, "path", k)
+
+    def increment(self, a: Tensor, b: Tensor) -> Tensor:
+        z = self.normal("path")
+        return z * _root(_between(a, b), z)
+
+    def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        return paired(self.normal("path"), self.normal("path", 1), _between(a, b))
+
+
+class Silence(StepNoise):
+    """The noise of a solver that draws none."""
+
+    def __init__(self, solver: object) -> None:
+        self.solver = solver
+
+    def normal(self, stream: str, k: int = 0) -> Tensor:
+        raise ValueError(f"{self.solver!r} draws noise but declares stochastic = False; declare it stochastic")
+
+    def over(self, a: Tensor, b: Tensor, k: int = 0) -> Tensor:
+        return self.normal("path", k)
+
+    def increment(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.normal("path")
+
+    def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        return self.normal("path"), self.normal("path")

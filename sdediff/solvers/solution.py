@@ -1,0 +1,129 @@
+"""The result of a solve: what came out and what happened on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from sdediff.solvers.portable import Portable
+
+__all__ = ["Failure", "Solution", "SolveError", "Status"]
+
+
+class Status(IntEnum):
+    """How a sample ended."""
+
+    SUCCESS = 0
+    NETWORK_NOT_FINITE = 1
+    STATE_NOT_FINITE = 2
+    MAX_NFE = 3
+    STEP_TOO_SMALL = 4
+    DRIVER_STOPPED = 5
+
+
+MOST_NFE: Final = 50_000
+"""Evaluations that an adaptive solver makes of one sample at most, unless its user says otherwise: no useful solve comes near."""
+
+_REASON = {
+    Status.NETWORK_NOT_FINITE: "the network's output is not finite; look at the network at this time and at its input",
+    Status.STATE_NOT_FINITE: "the state is not finite though the network's output was; take more steps or a more stable solver",
+    Status.MAX_NFE: f"max_nfe is reached ({MOST_NFE:,} unless given); raise it or loosen the tolerances",
+    Status.STEP_TOO_SMALL: "the step size fell to rounding error; loosen the tolerances or look for a jump in the network",
+    Status.DRIVER_STOPPED: "the other library gave up",
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why and at which time a sample failed; ``words`` are those of another library whose driver failed."""
+
+    sample: int
+    status: Status
+    t: float
+    words: str = ""
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        words = f" ({self.words})" if self.words else ""
+        return f"sample {self.sample} failed at t = {self.t:.6g}: {_REASON[self.status]}{words}"
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Samples, and for each of them what it took.
+
+    ``x`` (B, *event) is the state at the end, after the last denoising step if there was one; of a failed sample the last finite
+    state. ``times`` float64 is the grid. ``nfe``, ``accepted``, ``rejected``, ``status`` (a `Status`) are int64 (B,);
+    ``nfe`` is counted at the network. ``trajectory`` (K, B, *event), if asked for, holds the state at every time of the grid,
+    the last one being ``x``. ``seeds`` reproduce the samples.
+    """
+
+    x: Tensor
+    times: Tensor
+    nfe: Tensor
+    accepted: Tensor
+    rejected: Tensor
+    status: Tensor
+    trajectory: Tensor | None = None
+    seeds: tuple[int, ...] | None = None
+    failures: tuple[Failure, ...] = field(default=())
+
+    @property
+    def success(self) -> bool:
+        """Whether every sample came to the end."""
+        return not self.failures
+
+    def __repr__(self) -> str:
+        """Shape and cost, not the numbers."""
+        span = f"{float(self.times[0]):.4g} to {float(self.times[-1]):.4g}" if len(self.times) else "nothing"
+        nfe = "none" if not len(self.nfe) else f"{int(self.nfe.min())} to {int(self.nfe.max())}"
+        text = f"Solution(x: {tuple(self.x.shape)} {str(self.x.dtype).removeprefix('torch.')}, t: {span}, nfe a sample: {nfe}"
+        return f"{text}, failed: {len(self.failures)} of {len(self.x)})"
+
+
+class SolveError(Portable, RuntimeError):
+    """Some samples failed. ``solution`` holds what was reached: the others are complete."""
+
+    def __init__(self, solution: Solution) -> None:
+        first, more = solution.failures[0], len(solution.failures) - 1
+        also = f" ({more} more failed)" if more else ""
+        super().__init__(f"{first}{also}; on_fail='return' hands back the others")
+        self.solution = solution
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As `Portable` has it; states that belong to a graph are kept without the graph, which no other process can use."""
+        make, arguments, state = super().__reduce__()
+        return make, arguments, state | {"solution": _detached(self.solution)}
+
+
+def _detached(solution: Solution) -> Solution:
+    frames = solution.trajectory
+    return replace(solution, x=solution.x.detach(), trajectory=None if frames is None else frames.detach())
+
+
+def merge(parts: list[Solution]) -> Solution:
+    """Solutions of consecutive parts of a batch as one."""
+    if len(parts) == 1:
+        return parts[0]
+    offsets = [0]
+    for part in parts:
+        offsets.append(offsets[-1] + len(part.x))
+    frames = [part.trajectory for part in parts if part.trajectory is not None]
+    seeds = [part.seeds for part in parts if part.seeds is not None]
+    return Solution(
+        x=torch.cat([part.x for part in parts]),
+        times=parts[0].times,
+        nfe=torch.cat([part.nfe for part in parts]),
+        accepted=torch.cat([part.accepted for part in parts]),
+        rejected=torch.cat([part.rejected for part in parts]),
+        status=torch.cat([part.status for part in parts]),
+        trajectory=torch.cat(frames, dim=1) if frames else None,
+        seeds=tuple(seed for group in seeds for seed in group) if seeds else None,
+        failures=tuple(
+            replace(f, sample=f.sample + offset) for part, offset in zip(parts, offsets, strict=False) for f in part.failures
+        ),
+    )
