@@ -15,7 +15,7 @@ INSTALLED_TORCH = $(PY) -c 'import importlib.metadata as m; print(m.version("tor
 PINNED_TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow bench trace lint format types wheel clean
+.PHONY: help demo test test-slow golden bench trace lint format types wheel clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -28,6 +28,9 @@ test: $(STAMP)  ## the tests, without those marked slow (one file: make test ARG
 
 test-slow: $(STAMP)  ## only the tests marked slow
 	$(PYTEST) -m slow $(ARGS)
+
+golden: $(STAMP)  ## compare every solver, SDE and prediction with the committed table (ARGS=--write makes it anew, ARGS="-k VP" a part)
+	OMP_NUM_THREADS=1 $(PY) tools/golden.py $(ARGS)
 
 bench: $(STAMP)  ## times against hand-written loops, as ratios (benchmarks/README.md; quick: make bench ARGS=--quick)
 	OMP_NUM_THREADS=1 $(PY) benchmarks/step.py $(ARGS)
