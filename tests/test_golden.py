@@ -16,7 +16,7 @@ SCRIPT = Path(golden.__file__)
 
 @pytest.mark.slow
 def test_the_golden_table_holds() -> None:
-    """In a process of its own, at one thread. Float64 states are held to 1e-12, as by the script."""
+    """In a process of its own, at one thread: float64 states are held to 1e-12, as by hand."""
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     run = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, env=env)
     assert run.returncode == 0, run.stdout[-10_000:] + run.stderr

@@ -52,9 +52,14 @@ def counted(part: np.ndarray) -> np.ndarray:
     return part.astype(np.int64)
 
 
+def described(name: str, part: np.ndarray) -> tuple[str, str, list[int]]:
+    """What the index has of an array."""
+    return name, str(part.dtype), list(part.shape)
+
+
 def save(path: Path, table: Mapping[str, Row]) -> None:
     """One file: an index in JSON, and all numbers of a kind one after another."""
-    index = {key: [[name, str(part.dtype), list(part.shape)] for name, part in row.items()] for key, row in table.items()}
+    index = {key: [described(*item) for item in row.items()] for key, row in table.items()}
     parts = [part for row in table.values() for part in row.values()]
     numbers = {
         kind: np.concatenate(

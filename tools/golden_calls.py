@@ -1,4 +1,4 @@
-"""Golden cases of ways to call: ends, grids, conditions, masks, constraints, failures, latents."""
+"""Golden cases of ways to call `sample`: ends, grids, conditions, masks, failures, units."""
 
 from __future__ import annotations
 
@@ -8,82 +8,12 @@ from typing import Any
 
 import torch
 from golden_cases import Case, Found, made, some_prediction, told, written
-from golden_models import LENGTHS, LINEAR, PREDICTS, SDES, closed, fixed
+from golden_models import ENDS, LINEAR, SDES, Closed, closed, fixed
 from torch import Tensor
 
 import sdediff as sd
 
 F64 = torch.float64
-
-
-def coefficients(sde: str) -> Found:
-    """What an SDE with a kernel is, at a few times."""
-    process = LINEAR[sde]
-    low, high = process.t_min, process.t_max
-    t = low + (high - low) * torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0], dtype=F64)
-    s = low + 0.5 * (t - low)
-    names = ("f", "g", "alpha", "sigma", "log_snr")
-    found = {name: getattr(process, name)(t[1:-1]) for name in names}
-    found["ratio"], found["std"] = process.kernel(t, s)
-    found["back"] = process.time_of(process.log_snr(t[1:-1]))
-    x, noise = fixed(3, 2), fixed(3, 2, phase=2.0)
-    found["perturbed"] = process.perturb(x, t[1:4], noise)
-    found["mean"], variance = process.posterior(x, noise, t[1:4], s[1:4])
-    found["variance"] = torch.as_tensor(variance)
-    found["prior"] = process.prior.log_prob(x)
-    facts = (
-        process.t_min,
-        process.t_max,
-        process.data_std,
-        process.sigma_data,
-        float(process.prior.std),
-    )
-    found["facts"] = torch.tensor(facts, dtype=F64)
-    return {name: part.detach() for name, part in found.items()}
-
-
-def predictions(sde: str, predicts: str, *, mixture: bool = False) -> Found:
-    """Every prediction of a model, from what its network predicts."""
-    process, length = LINEAR[sde], LENGTHS.get(sde, 1.0)
-    if mixture:
-        means = [[-length, 0.0], [length, 0.5 * length]]
-        law = sd.exact.GaussianMixture(means, 0.3 * length, [0.3, 0.7])
-        model = law.model(process)
-    else:
-        model = closed(sde, predicts)
-    t = process.t_min + (process.t_max - process.t_min) * torch.tensor([0.1, 0.5, 0.9], dtype=F64)
-    x = fixed(3, 2, size=length)
-    with torch.no_grad():
-        names = ("data", "noise", "score", "v", "flow")
-        return {name: getattr(model, name)(x, t) for name in names}
-
-
-def forward(sde: str, solver: str, **options: Any) -> Found:
-    """The SDE itself, simulated."""
-    x = fixed(3, 2, size=LENGTHS.get(sde, 1.0))
-    return told(
-        sd.simulate(SDES[sde], x, solver=made(solver), seed=5, trajectory=True, **options),
-        "x",
-        "trajectory",
-    )
-
-
-def carried(sde: str, predicts: str, solver: str | None, way: str, **options: Any) -> Found:
-    """Data encoded, or latents decoded."""
-    model = closed(sde, predicts)
-    if way == "encode":
-        return told(
-            sd.encode(
-                model,
-                fixed(3, 2, size=0.5 * LENGTHS.get(sde, 1.0)),
-                solver=made(solver),
-                **options,
-            ),
-            "x",
-            "times",
-        )
-    z = float(model.sde.prior.std) * fixed(3, 2)
-    return told(sd.decode(model, z, solver=made(solver), **options), "x", "times")
 
 
 def options_of(sde: str, predicts: str) -> dict[str, Any]:
@@ -133,6 +63,8 @@ def called(sde: str, predicts: str, solver: str | None, name: str, steps: int | 
     if name == "float32":
         model = model.float()
     out = sd.sample(model, (3, 2), solver=made(solver), **kwargs)
+    if name == "max_nfe" and steps is None:  # where it stopped follows from the steps' sizes
+        return told(out)
     extra = {} if out.trajectory is None else {"trajectory": out.trajectory}
     failed = torch.tensor([failure.t for failure in out.failures], dtype=F64)
     return {**told(out, "x", "times"), **extra, **({"failed": failed} if len(failed) else {})}
@@ -173,107 +105,6 @@ def gridded(sde: str, predicts: str, solver: str, grid: str) -> Found:
         dtype=F64,
     )
     return told(out, "x", "times")
-
-
-def constraint_of(name: str) -> Any:
-    """A constraint by its name in a key."""
-
-    def bounded(x_0: Tensor) -> Tensor:
-        return x_0.clamp(-0.4, 0.5)
-
-    def by_row(x_0: Tensor, rows: Tensor) -> Tensor:
-        limit = 0.2 + 0.1 * rows.to(x_0)[:, None]
-        return torch.minimum(torch.maximum(x_0, -limit), limit)
-
-    known: dict[str, Any] = {
-        "Clip(-0.3,0.3)": sd.Clip(-0.3, 0.3),
-        "DynamicThreshold(0.9)": sd.DynamicThreshold(0.9),
-        "function": bounded,
-        "function of rows": by_row,
-    }
-    return known[name]
-
-
-def constrained(sde: str, predicts: str, solver: str, constraint: str, **options: Any) -> Found:
-    """Samples whose data predictions are constrained."""
-    model = closed(sde, predicts).constrained(constraint_of(constraint))
-    return told(sd.sample(model, (3, 2), solver=made(solver), seed=3, dtype=F64, **options), "x")
-
-
-NORMALIZERS = {
-    "numbers": lambda: sd.Normalizer(3.0, 2.0),
-    "channels": lambda: sd.Normalizer([3.0, -1.0], [2.0, 0.5]),
-    "micro": lambda: sd.Normalizer(0.0, 1e-6),
-}
-
-
-def normalized(
-    sde: str,
-    predicts: str,
-    solver: str | None,
-    normalizer: str,
-    way: str,
-    **options: Any,
-) -> Found:
-    """The user's units."""
-    units = NORMALIZERS[normalizer]()
-    model = closed(sde, predicts, normalizer=units)
-    y = units.denormalize(fixed(3, 2, size=0.5))
-    if way == "sample":
-        return told(
-            sd.sample(model, (3, 2), solver=made(solver), seed=3, dtype=F64, **options),
-            "x",
-        )
-    if way == "clipped":
-        clipped = model.constrained(sd.Clip(2.5, 3.5))
-        return told(
-            sd.sample(clipped, (3, 2), solver=made(solver), seed=3, dtype=F64, **options),
-            "x",
-        )
-    if way == "encode":
-        return told(sd.encode(model, y, solver=made(solver), **options), "x")
-    return told(sd.log_prob(model, y, solver=made(solver), **options), "value", "z")
-
-
-def clocked(sde: str, solver: str, clock: str, **options: Any) -> Found:
-    """Networks that are handed another time."""
-    process = LINEAR[sde]
-    of: dict[str, tuple[Any, Any]] = {
-        "log_snr": ("log_snr", lambda time: 0.1 * time),
-        "sigma": ("sigma", lambda time: time),
-        "Timesteps(1000)": (sd.Timesteps(1000), lambda time: time.to(F64) / 1000),
-        "function": (lambda t: 1 - t / process.T, lambda time: time),
-    }
-    time, read = of[clock]
-
-    def net(x: Tensor, t: Tensor) -> Tensor:
-        return 0.7 * torch.tanh(0.8 * x + 0.3 * torch.cos(read(t).to(x))[:, None])
-
-    model = sd.ScoreModel(net, process, "data", time=time)
-    return told(sd.sample(model, (3, 2), solver=made(solver), seed=3, dtype=F64, **options), "x")
-
-
-def of_mixture(sde: str, solver: str | None, way: str, **options: Any) -> Found:
-    """The exact model of a mixture."""
-    length = LENGTHS.get(sde, 1.0)
-    means = [[-length, 0.0], [length, 0.5 * length]]
-    law = sd.exact.GaussianMixture(means, 0.3 * length, [0.3, 0.7])
-    model = law.model(LINEAR[sde])
-    if way == "sample":
-        return told(
-            sd.sample(model, (3, 2), solver=made(solver), seed=3, dtype=F64, **options),
-            "x",
-            "times",
-        )
-    out = sd.log_prob(model, fixed(3, 2, size=0.7 * length), solver=made(solver), **options)
-    return {**told(out, "value", "z"), "prior_gap": out.prior_gap}  # type: ignore[dict-item]
-
-
-def bits(sde: str, predicts: str, **options: Any) -> Found:
-    """Bits per dimension of data with bins."""
-    x = torch.round(fixed(3, 2, size=0.4).clamp(-1, 1) * 7.5 + 7.5) / 7.5 - 1
-    out = sd.bits_per_dim(closed(sde, predicts), x, bins=sd.Bins(16, -1, 1), seed=3, **options)
-    return told(out, "value", "log_weights", "stderr")
 
 
 def pathed(sde: str, predicts: str, solver: str, steps: int | None) -> Found:
@@ -330,18 +161,6 @@ def overflow(solver: str, steps: int | None) -> Found:
         **options,
     )
     return told(out, "x")
-
-
-def chained(kernel: str, way: str) -> Found:
-    """Markov chains on a log-density, or on a model at one time."""
-    target: Any = sd.mcmc.at(closed("VP", "noise"), 0.4)
-    if way == "density":
-        target = lambda x: (x**2 - x**4 / 2).sum(dim=1)  # noqa: E731
-    out = sd.mcmc.run(eval(kernel, dict(vars(sd.mcmc))), target, fixed(3, 2), steps=6, seed=4)
-    return {
-        "samples": out.samples,
-        **({} if out.acceptance is None else {"acceptance": out.acceptance}),
-    }
 
 
 def sampling_calls() -> Iterator[Case]:
@@ -427,104 +246,127 @@ def sampling_calls() -> Iterator[Case]:
         yield Case(f"overflow/{bad_solver}", partial(overflow, bad_solver, steps))
 
 
-def model_calls() -> Iterator[Case]:
-    """What a model may have: constraints, normalizers, clocks; and the exact one."""
-    fixed_or_not: tuple[tuple[str, dict[str, Any]], ...] = (
-        ("DDIM()", {"steps": 5}),
-        ("EulerMaruyama()", {"steps": 5}),
-        ("UniPC(3)", {"steps": 5, "batch_size": 2}),
-        ("RK45(rtol=1e-2,atol=1e-2)", {}),
-        ("AdaptiveSDE(rtol=0.2,atol=0.2)", {}),
+def moved(snapshot: Any) -> Tensor:
+    """What a callback sees, as numbers."""
+    t = snapshot.t.reshape(-1).to(F64)
+    return torch.cat(
+        [t, torch.tensor([snapshot.step, snapshot.done], dtype=F64), snapshot.x.flatten()],
+    )
+
+
+def watched(sde: str, predicts: str, solver: str, steps: int | None) -> Found:
+    """What a callback sees after every step."""
+    seen: list[Any] = []
+    options = {} if steps is None else {"steps": steps}
+    out = sd.sample(
+        closed(sde, predicts),
+        (3, 2),
+        solver=made(solver),
+        seed=3,
+        dtype=F64,
+        callback=seen.append,
+        **options,
+    )
+    rows = [torch.arange(3) if each.rows is None else each.rows for each in seen]
+    return {
+        **told(out, "x"),
+        "moved": torch.cat([moved(each) for each in seen]),
+        "rows": torch.cat(rows),
+        "counted": torch.stack([each.nfe for each in seen]),
+    }
+
+
+def at_ends(sde: str, predicts: str, solver: str, **options: Any) -> Found:
+    """From alpha = 0, or to sigma = 0, which some solvers cannot do."""
+    process = ENDS[sde]
+    model = sd.ScoreModel(Closed(process, predicts), process, predicts, sigma_data=0.5)
+    out = sd.sample(
+        model,
+        (3, 2),
+        solver=made(solver),
+        seed=3,
+        dtype=F64,
+        on_fail="return",
+        **options,
+    )
+    return told(out, "x", "times")
+
+
+def in_units(
+    sde: str,
+    predicts: str,
+    solver: str | None,
+    size: float,
+    way: str,
+    **options: Any,
+) -> Found:
+    """Data whose standard deviation is declared."""
+    model = closed(sde, predicts, data_std=size)
+    if way == "sample":
+        out = sd.sample(model, (3, 2), solver=made(solver), seed=3, dtype=F64, **options)
+        return told(out, "x", "times")
+    found = sd.log_prob(model, fixed(3, 2, size=0.7), solver=made(solver), **options)
+    return told(found, "value", "z")
+
+
+def wider_calls() -> Iterator[Case]:
+    """Callbacks, ends at which coefficients vanish, declared units."""
+    for sde in ("VP", "VE", "Pull"):
+        for solver, steps in (
+            ("EulerMaruyama()", 4),
+            ("Heun()", 4),
+            ("UniPC(3)", 5),
+            ("RK45(rtol=1e-2,atol=1e-2)", None),
+            ("AdaptiveSDE(rtol=0.2,atol=0.2)", None),
+        ):
+            predicts = some_prediction(sde, f"{solver} callback")
+            run = partial(watched, sde, predicts, solver, steps)
+            yield Case(f"callback/{sde}/{predicts}/{solver}/{steps}", run)
+    solvers = (
+        "DDIM()",
+        "DDIM(eta=1.0)",
+        "Ancestral()",
+        "UniPC(2)",
+        "LMS(3)",
+        "LMS(4,startup='published')",
+        "DPMSolver(2)",
+        "Heun(variable='sigma')",
+        "EulerTrapezoid()",
+        "ExponentialMultistep(3,form=Straight(0.1),variable='angle',corrector=3)",
+        "Renoise(DDIM())",
+        "SEEDS(2)",
+    )
+    for sde in ENDS:
+        for solver in (*solvers, None):
+            for predicts in ("data", "v"):
+                name = solver or "default"
+                run = partial(at_ends, sde, predicts, solver, steps=6, last="noisy")
+                yield Case(f"ends/{sde}/{predicts}/{name}/steps=6/last=noisy", run)
+    units: tuple[tuple[str | None, dict[str, Any]], ...] = (
+        (None, {"steps": 8}),
+        ("EulerMaruyama()", {"steps": 6}),
+        ("Churn(Heun(variable='sigma'))", {"steps": 6}),
+        ("ERSDE(2)", {"steps": 6}),
+        ("Langevin()", {"steps": 6}),
+        ("RK45(rtol=1e-2)", {}),
+        ("AdaptiveSDE(rtol=0.2)", {}),
+        ("ExponentialPair(2,rtol=1e-2)", {}),
     )
     for sde in ("VP", "VE", "SubVP", "VP.scaled(3)"):
-        for solver, options in fixed_or_not:
-            for constraint in (
-                "Clip(-0.3,0.3)",
-                "DynamicThreshold(0.9)",
-                "function",
-                "function of rows",
-            ):
-                predicts = some_prediction(sde, f"{solver}{constraint}")
-                key = f"constrained/{sde}/{predicts}/{constraint}/{solver}{written(options)}"
-                yield Case(key, partial(constrained, sde, predicts, solver, constraint, **options))
-            for normalizer in NORMALIZERS:
-                for way in ("sample", "clipped", "encode", "log_prob"):
-                    if way in ("encode", "log_prob") and not solver.startswith("RK45"):
-                        continue
-                    predicts = some_prediction(sde, f"{solver}{normalizer}{way}")
-                    small = normalizer == "micro" and solver.startswith("RK45")
-                    text = "RK45(rtol=1e-2)" if small else solver
-                    key = f"normalizer/{sde}/{predicts}/{normalizer}/{way}/{text}{written(options)}"
-                    yield Case(
-                        key,
-                        partial(normalized, sde, predicts, text, normalizer, way, **options),
-                    )
-            if sde != "VP.scaled(3)":
-                for clock in ("log_snr", "sigma", "Timesteps(1000)", "function"):
-                    key = f"clock/{sde}/data/{clock}/{solver}{written(options)}"
-                    yield Case(key, partial(clocked, sde, solver, clock, **options))
-    for sde in LINEAR:
-        for mixture_solver, mixture_options in (
-            (None, {"steps": 10}),
-            ("RK45(rtol=1e-3,atol=1e-3)", {}),
-            ("SRA1()", {"steps": 6}),
-        ):
-            key = f"mixture/{sde}/{mixture_solver or 'default'}{written(mixture_options)}"
-            yield Case(key, partial(of_mixture, sde, mixture_solver, "sample", **mixture_options))
-        run = partial(of_mixture, sde, "RK45(rtol=1e-3,atol=1e-3)", "log_prob")
-        yield Case(f"mixture/{sde}/log_prob/RK45(rtol=1e-3,atol=1e-3)", run)
-
-
-def flow_calls() -> Iterator[Case]:
-    """Encoding and decoding, bits per dimension, simulation."""
-    ways: tuple[tuple[str | None, dict[str, Any]], ...] = (
-        ("DDIM()", {"steps": 6}),
-        ("InverseDDIM(tol=1e-10,iterations=200)", {"steps": 12}),
-        ("UniPC(3)", {"steps": 6}),
-        ("RungeKutta4()", {"steps": 6}),
-        ("LMS(3)", {"steps": 12}),
-        ("EulerTrapezoid()", {"steps": 6}),
-        (None, {"steps": 8}),
-        ("RK45(rtol=1e-3,atol=1e-3)", {}),
-        ("DOP853(rtol=1e-4,atol=1e-4)", {}),
-        ("ExponentialPair(3,rtol=1e-2,atol=1e-2)", {}),
-    )
-    for sde in SDES:
-        for solver, options in ways:
-            for way in ("encode",) if solver and "Inverse" in solver else ("encode", "decode"):
-                predicts = some_prediction(sde, f"{solver}{way}")
-                key = f"{way}/{sde}/{predicts}/{solver or 'default'}{written(options)}"
-                yield Case(key, partial(carried, sde, predicts, solver, way, **options))
-        for solver_text in ("EulerMaruyama()", "StochasticHeun()", "SRA1()", "SRA3()"):
-            yield Case(
-                f"simulate/{sde}/{solver_text}/steps=6",
-                partial(forward, sde, solver_text, steps=6),
-            )
-    for sde in ("VP", "VE", "Cubic", "VP.scaled(3)"):
-        for number, options in enumerate(
-            (
-                {"draws": 2},
-                {"dequantization": "truncated-normal"},
-                {"divergence": "hutchinson", "probes": 2},
-            )
-        ):
-            predicts = some_prediction(sde, f"bits {number}")
-            yield Case(
-                f"bits_per_dim/{sde}/{predicts}{written(options)}",
-                partial(bits, sde, predicts, steps=6, **options),
-            )
+        for size in (0.3, 2.5):
+            for solver, options in units:
+                predicts = some_prediction(sde, f"{solver}{size}")
+                key = f"units/{sde}/{predicts}/data_std={size}/{solver or 'default'}"
+                run = partial(in_units, sde, predicts, solver, size, "sample", **options)
+                yield Case(f"{key}{written(options)}", run)
+            for solver, options in (("RK45(rtol=1e-2,atol=1e-2)", {}), (None, {"steps": 5})):
+                predicts = some_prediction(sde, f"{solver}{size} density")
+                key = f"units/{sde}/{predicts}/data_std={size}/log_prob/{solver or 'default'}"
+                run = partial(in_units, sde, predicts, solver, size, "log_prob", **options)
+                yield Case(f"{key}{written(options)}", run)
 
 
 def calls() -> Iterator[Case]:
-    """All of them, and the methods of SDEs and models."""
-    for sde in LINEAR:
-        yield Case(f"sde/{sde}", partial(coefficients, sde))
-        yield Case(f"model/{sde}/mixture", partial(predictions, sde, "", mixture=True))
-        for predicts in PREDICTS:
-            yield Case(f"model/{sde}/{predicts}", partial(predictions, sde, predicts))
+    """All of them."""
     yield from sampling_calls()
-    yield from model_calls()
-    yield from flow_calls()
-    for kernel in ("MALA(step=0.2)", "ULA(0.05)", "RandomWalk(0.4)", "Underdamped(0.3,1.0)"):
-        for target in ("density", "model"):
-            yield Case(f"mcmc/{kernel}/{target}", partial(chained, kernel, target))
+    yield from wider_calls()

@@ -171,8 +171,24 @@ def loss(sde: str, predicts: str, objective: Any, *, bins: bool = False) -> Foun
     return with_gradients(objective(model, x, t=t, noise=fixed(3, 2, phase=2.0)), model, *more)
 
 
+def sliced(sde: str, predicts: str, directions: str) -> Found:
+    """Sliced score matching; its directions are drawn from a generator that is handed in."""
+    model = closed(sde, predicts)
+    objective = sd.SlicedScoreMatching(directions=directions, slices=2)  # type: ignore[arg-type]
+    seeded = torch.Generator().manual_seed(0)
+    share = torch.tensor([0.05, 0.4, 0.9], dtype=torch.float64)
+    t = model.sde.t_min + (model.sde.t_max - model.sde.t_min) * share
+    options = {"noise": fixed(3, 2, phase=2.0)} if sde in LINEAR else {}
+    return with_gradients(objective(model, fixed(3, 2), t=t, generator=seeded, **options), model)
+
+
 def losses() -> Iterator[Case]:
     """Losses in continuous time."""
+    for sde in ("VP", "VE", "VP.scaled(3)", "Pull"):
+        for directions in ("rademacher", "gaussian"):
+            predicts = some_prediction(sde, directions)
+            run = partial(sliced, sde, predicts, directions)
+            yield Case(f"loss/{sde}/{predicts}/SlicedScoreMatching/{directions}", run)
     for sde in LINEAR:
         for key, name in LOSSES.items():
             every = name in ("sigma2", "likelihood") and sde in ("VP", "VE", "VP.scaled(3)")

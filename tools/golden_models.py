@@ -63,6 +63,13 @@ LINEAR: dict[str, sd.LinearSDE] = {
 }
 SDES: dict[str, sd.SDE] = {**LINEAR, "Pull": Pull()}
 
+# From alpha = 0, or to sigma = 0.
+ENDS: dict[str, sd.LinearSDE] = {
+    "RectifiedFlow(t_max=1)": sd.RectifiedFlow(t_min=0.02, t_max=1.0),
+    "Cosine(t_max=1)": sd.Cosine(t_min=0.02, t_max=1.0),
+    "Cubic(t_min=0)": Cubic(t_min=0.0),
+}
+
 LENGTHS = {"VP.scaled(3)": 3.0}
 
 
