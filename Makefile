@@ -30,7 +30,7 @@ test-slow: $(STAMP)  ## only the tests marked slow
 	$(PYTEST) -m slow $(ARGS)
 
 golden: $(STAMP)  ## compare every solver, SDE and prediction with the committed table (ARGS=--write makes it anew, ARGS="-k VP" a part)
-	OMP_NUM_THREADS=1 $(PY) tools/golden.py $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) tools/golden/golden.py $(ARGS)
 
 bench: $(STAMP)  ## times against hand-written loops, as ratios (benchmarks/README.md; quick: make bench ARGS=--quick)
 	OMP_NUM_THREADS=1 $(PY) benchmarks/step.py $(ARGS)

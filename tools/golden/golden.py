@@ -1,11 +1,11 @@
 """Write or compare a table of numbers over every solver, SDE, prediction and way to call.
 
-`python tools/golden.py` computes every case again, by the public names alone, and compares it with
-tests/golden.npz; `--write` writes that file. Counts (evaluations, accepted and rejected steps,
-status) have to be equal, states in float64 up to 1e-12 and those in float32 up to 1e-5, of the
-larger of 1 and the largest number of the array. Where an argument is refused, the table says so.
-Another processor, or another version of torch, may differ by more: write the table there, from the
-commit to compare with, `--table` naming another file, and compare on that machine.
+`python tools/golden/golden.py` computes every case again, by the public names alone, and compares
+it with tests/golden.npz; `--write` writes that file. Counts (evaluations, accepted and rejected
+steps, status) have to be equal, states in float64 up to 1e-12 and those in float32 up to 1e-5, of
+the larger of 1 and the largest number of the array. Where an argument is refused, the table says
+so. Another processor, or another version of torch, may differ by more: write the table there, from
+the commit to compare with, `--table` naming another file, and compare on that machine.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 TABLE = ROOT / "tests" / "golden.npz"
 TOLERANCES = {"float64": 1e-12, "float32": 1e-5}

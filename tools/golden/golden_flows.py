@@ -224,7 +224,8 @@ def model_calls() -> Iterator[Case]:
                     if way in ("encode", "log_prob") and not solver.startswith("RK45"):
                         continue
                     predicts = some_prediction(sde, f"{solver}{normalizer}{way}")
-                    key = f"normalizer/{sde}/{predicts}/{normalizer}/{way}/{solver}{written(options)}"
+                    call = f"{way}/{solver}{written(options)}"
+                    key = f"normalizer/{sde}/{predicts}/{normalizer}/{call}"
                     yield Case(
                         key,
                         partial(normalized, sde, predicts, solver, normalizer, way, **options),
