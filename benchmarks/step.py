@@ -115,7 +115,7 @@ def planned(solver: sd.DPMSolverPP | sd.UniPC, times: Tensor) -> list[Multistep]
     model = sd.ScoreModel(lambda x, t: x, SDE, predicts="noise")
     rows = []
     for entry in solver.plan(Reverse(model, 1), times):
-        _, alpha, sigma = entry.at
+        alpha, sigma = entry.at.alpha, entry.at.sigma
         correct = [] if entry.correct is None else [w for (w,) in entry.correct.weights]
         rows.append(Multistep(1 / alpha, -sigma / alpha, correct, entry.go.keep, [w for (w,) in entry.go.weights]))
     return rows

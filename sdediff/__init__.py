@@ -26,6 +26,8 @@ from sdediff.objectives import (
     VariationalDiffusion,
     reflow,
 )
+from sdediff.operator import Operator
+from sdediff.protocols import Model, Output, Rows
 from sdediff.sampling import sample
 from sdediff.sde import (
     EDM,
@@ -159,15 +161,19 @@ __all__ = [
     "MetropolisLangevin",
     "Midpoint",
     "MinSNR",
+    "Model",
     "MonotoneSchedule",
     "NCSNLoss",
     "Normalizer",
+    "Operator",
+    "Output",
     "PredictorCorrector",
     "Prior",
     "RectifiedFlow",
     "Renoise",
     "Restart",
     "ReverseDiffusion",
+    "Rows",
     "RungeKutta4",
     "SASolver",
     "SDEDPMSolverPP",

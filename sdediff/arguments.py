@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sdediff import solvers
 from sdediff.lending import reading
-from sdediff.model import ScoreModel
 from sdediff.names import nearest
+from sdediff.protocols import Facts, Model, check_model
 from sdediff.samples import check_condition, check_seed, check_shape, check_states, one_place
 from sdediff.sde import SDE, LinearSDE
 from sdediff.sde.base import check_span, prior_of
@@ -29,6 +29,7 @@ from sdediff.solvers import (
     Solver,
     Straight,
 )
+from sdediff.solvers.legs import snapped
 from sdediff.solvers.scalars import device_of, plain, real, reals, whole
 
 __all__ = [
@@ -55,15 +56,7 @@ Grid = str | Callable[[int], Tensor] | Tensor | Sequence[float]
 _MOST_STEPS: Final = 10**8
 
 
-def check_model(model: ScoreModel) -> None:
-    """A ScoreModel."""
-    if not isinstance(model, ScoreModel):
-        raise TypeError(
-            f"model must be a ScoreModel, got {type(model).__name__}; wrap the network: ScoreModel(net, sde, predicts='noise')"
-        )
-
-
-def check_device(model: ScoreModel, device: torch.device | str | None) -> torch.device:
+def check_device(model: Facts, device: torch.device | str | None) -> torch.device:
     """The model's device."""
     place = model.device if device is None else device_of(device)
     if model.has_weights and not one_place(place, model.device):
@@ -88,10 +81,8 @@ def check_grad(grad: object) -> None:
         )
 
 
-def check_solver(solver: Solver | None, default: Solver) -> Solver:
-    """A solver value; the default where there is none."""
-    if solver is None:
-        return default
+def check_solver(solver: Solver) -> Solver:
+    """A TypeError unless it is a solver value."""
     if isinstance(solver, Solver):
         return solver
     if isinstance(solver, type):
@@ -166,21 +157,25 @@ def make_times(
     solver: Solver,
     steps: int | None,
     grid: Grid | None,
-    t_start: float | None,
+    t_start: float | Tensor | None,
     t_end: float | None,
     unit: float = 1.0,
+    breaks: tuple[float, ...] = (),
 ) -> Tensor:
-    """The grid, float64 on the host, inside the span and in its direction; ``unit`` is the standard deviation of the data."""
-    name = type(solver).__name__
+    """The grid, float64 on the host, inside the span and in its direction: (N + 1,), or (N + 1, B) where samples have their own.
+
+    ``unit`` is the standard deviation of the data. A grid of N steps passes the ``breaks`` of a model at times of its own.
+    """
+    kind = type(solver).__name__
     array = grid is not None and not isinstance(grid, str) and not callable(grid)
     if solver.times is not None:
         if any(value is not None for value in (steps, grid, t_start, t_end)):
             raise ValueError(
-                f"{name} is a discrete model with a grid of its own; drop steps, grid, t_start and t_end, and choose its number "
+                f"{kind} is a discrete model with a grid of its own; drop steps, grid, t_start and t_end, and choose its number "
                 "of levels where it is made, DDPM.from_sde(sde, N) say"
             )
         if span.start < span.end:
-            raise ValueError(f"{name} is a discrete model with a grid of its own, from noise to data: take another solver")
+            raise ValueError(f"{kind} is a discrete model with a grid of its own, from noise to data: take another solver")
         return solver.times
     steps = None if steps is None else whole("steps", steps, 1, _MOST_STEPS)
     if isinstance(plain(grid), int | float):
@@ -195,19 +190,18 @@ def make_times(
         named = f"grid={grid!r}" if isinstance(grid, str) else "a grid function"
         raise ValueError(
             f"{named} takes steps=N: pass it too, with a solver of fixed steps (the default then is one), "
-            f"or drop the grid: {name} chooses its own steps"
+            f"or drop the grid: {kind} chooses its own steps"
         )
     if solver.adaptive and steps is not None:
         raise ValueError(
-            f"{name} chooses its own steps: drop steps (set rtol and atol), or pass grid=[...] as the times to land on"
+            f"{kind} chooses its own steps: drop steps (set rtol and atol), or pass grid=[...] as the times to land on"
         )
     if not solver.adaptive and not array and steps is None:
-        raise ValueError(f"{name} takes fixed steps: pass steps=N, or grid as an array of times")
+        raise ValueError(f"{kind} takes fixed steps: pass steps=N, or grid as an array of times")
     if grid is not None and isinstance(grid, str) and grid not in GRIDS:
         raise ValueError(f"no grid is called {grid!r}{nearest(grid, GRIDS)}; known: {', '.join(GRIDS)}")
-    shared = "; all samples of a call share it: call once for each"
-    start = span.start if t_start is None else real("t_start", t_start, shared)
-    end = span.end if t_end is None else real("t_end", t_end, shared)
+    start = _starts(span, t_start)
+    end = span.end if t_end is None else real("t_end", t_end, "; all samples of a call share it: call once for each")
     bounds = (span.low, span.high, span.what, span.sde)
     if grid is not None and array:
         times = reals("grid", grid if isinstance(grid, Tensor) else np.asarray(grid))
@@ -216,17 +210,41 @@ def make_times(
         if times.shape != ((steps or 0) + 1,):
             raise ValueError(f"the grid function must return steps + 1 = {(steps or 0) + 1} times, got shape {tuple(times.shape)}")
     elif solver.adaptive:
-        times = torch.tensor([start, end], dtype=torch.float64)
+        times = torch.stack([start, torch.full_like(start, end)])
     else:
-        check_span(torch.tensor([start, end], dtype=torch.float64), *bounds)
-        times = _named(span.sde, unit, grid if isinstance(grid, str) else None, solver.spacing, steps or 0, start, end)
+        check_span(torch.stack([start, torch.full_like(start, end)]), *bounds)
+        spaced = grid if isinstance(grid, str) else None
+        few, back = torch.unique(start, return_inverse=True)
+        grids = [_named(span.sde, unit, spaced, solver.spacing, steps or 0, each, end) for each in few.tolist()]
+        times = torch.stack(grids, dim=1)[:, back]
     times = check_span(solvers.check_grid(times), *bounds)
+    if not array and not solver.adaptive and times.ndim == 1:
+        times = snapped(times, breaks)
+    _check_way(span, times)
+    return times
+
+
+def _check_way(span: Span, times: Tensor) -> None:
+    """A ValueError unless the grid goes the way of the span."""
     backward = span.start > span.end
-    if len(times) > 1 and (times[1] > times[0]) == backward:
+    if len(times) > 1 and bool((times[1] > times[0]).any()) == backward:
+        times = times if times.ndim == 1 else times[:, (times[1] > times[0]) == backward][:, 0]
         way = "sampling goes back in time, from noise to data: the grid must fall"
         way = way if backward else "this goes forward in time, from data to noise: the grid must rise"
         raise ValueError(f"{way}, it goes from {times[0]:g} to {times[-1]:g}")
-    return times
+
+
+def _starts(span: Span, t_start: float | Tensor | None) -> Tensor:
+    """The start, (), or the starts of the samples, (B,)."""
+    given = plain(t_start)
+    if given is None:
+        return torch.tensor(span.start, dtype=torch.float64)
+    if isinstance(given, int | float):
+        return torch.tensor(real("t_start", given), dtype=torch.float64)
+    start = reals("t_start", given, "cpu")
+    if start.ndim != 1 or not len(start):
+        raise ValueError(f"t_start must be a number, or one for each sample, (B,); got shape {tuple(start.shape)}")
+    return start
 
 
 @torch.no_grad()
@@ -266,7 +284,7 @@ def check_stochasticity(
 
 
 def check_start(
-    model: ScoreModel, x_init: Tensor | None, shape: tuple[int, ...], start: float, dtype: torch.dtype, device: torch.device
+    model: Model, x_init: Tensor | None, shape: tuple[int, ...], start: float, dtype: torch.dtype, device: torch.device
 ) -> Tensor | None:
     """States at the start, or None for a draw from the prior."""
     if x_init is None:

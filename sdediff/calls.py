@@ -12,14 +12,14 @@ from torch import Tensor, nn
 __all__ = ["check_floating", "check_names", "doubled", "tensor_of"]
 
 
-def check_names(condition: object, net: Callable[..., Any]) -> None:
+def check_names(condition: object, net: Callable[..., Any] | None) -> None:
     """A ValueError or TypeError unless a condition is a dictionary by names that the network has for no other argument."""
     if not isinstance(condition, Mapping):
         raise TypeError(
             "condition must be a dict from the network's argument to a tensor, "
             f"condition={{'label': y}} say; got {type(condition).__name__}"
         )
-    taken = _first_two(net)
+    taken = {} if net is None else _first_two(net)
     for name in condition:
         if not isinstance(name, str):
             raise TypeError(f"conditions have the names of the network's arguments, got {name!r}")

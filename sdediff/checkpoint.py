@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from sdediff.clocks import Clock
-from sdediff.constraints import Constraint
+from sdediff.constraints import Constrained, Constraint
 from sdediff.describing import KINDS, Own, build, build_network, describe_sde, rebuild
 from sdediff.model import ScoreModel
 from sdediff.names import nearest
@@ -36,7 +36,7 @@ def load(
     time: Clock | None = None,
     constraint: Constraint | None = None,
     device: torch.device | str = "cpu",
-) -> ScoreModel:
+) -> ScoreModel | Constrained:
     """The model of a run folder, with its averaged weights, in evaluation mode.
 
     All that a model is made of comes back: SDEs, networks, clocks and constraints that ship are built again from their recorded
@@ -63,7 +63,7 @@ def load(
         _say_if_another(run, config["sde"], sde)
     if net is None:
         net = _built_network(run, entry["net"], weights)
-    model: ScoreModel = _made(run, "model", partial(rebuild, net, sde, values if time is None else {**values, "time": time}))
+    model: Any = _made(run, "model", partial(rebuild, net, sde, values if time is None else {**values, "time": time}))
     if constraint is not None:
         model = model.constrained(constraint)
     try:
@@ -74,7 +74,8 @@ def load(
         first = str(error).splitlines()[-1].strip()
         raise ValueError(f"{Path(run) / WEIGHTS} does not fit the network {type(net).__name__}: {first}") from error
     _say_if_unfinished(run, config, meta)
-    return model.to(place).eval()
+    loaded: ScoreModel | Constrained = model.to(place).eval()
+    return loaded
 
 
 def _built_network(run: str | Path, entry: Mapping[str, Any], weights: Mapping[str, Any]) -> nn.Module:

@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sdediff.normalizer import Normalizer
+from sdediff.lending import own
+from sdediff.operator import Operator
+from sdediff.predict import affine
+from sdediff.protocols import Like, Model, Output, Piece, Rows, facts, value_of
 from sdediff.solvers import rowwise
+from sdediff.solvers.arithmetic import planned, weighted
+from sdediff.solvers.coefficients import Coef
+from sdediff.solvers.masked import kept
 from sdediff.solvers.scalars import Record
 
-__all__ = ["Batch", "Clip", "Constraint", "DynamicThreshold", "applied", "constrained"]
+__all__ = ["Clip", "Constrained", "Constraint", "DynamicThreshold", "applied"]
 
 Constraint = Callable[..., Tensor]
-"""E[x_0 | x_t] to the same, each sample by itself; `ScoreModel.constrained` says how it is called."""
+"""E[x_0 | x_t] to the same, each sample by itself; `Predictions.constrained` says how it is called."""
 
 Applied = Callable[[Tensor, Tensor, int], Tensor]
-
-
-class Batch(NamedTuple):
-    """Which samples of a call a problem is about."""
-
-    rows: Tensor
-    """Their indices, int64 (k,) on the host."""
-    size: int
-    """How many samples the call has."""
 
 
 def applied(constraint: Constraint) -> Applied:
@@ -48,19 +45,28 @@ def applied(constraint: Constraint) -> Applied:
     def whole(x_0: Tensor, rows: Tensor, count: int) -> Tensor:
         if torch.equal(rows, torch.arange(count)):
             return _checked(constraint(x_0), x_0)
-        there = rows.to(x_0.device)
-        batch = x_0[:1].detach().expand(count, *x_0.shape[1:]).index_copy(0, there, x_0)
-        return _checked(constraint(batch), batch)[there]
+        parts = _once(rows)
+        if len(parts) == 1:
+            return _whole(constraint, x_0, rows, count)
+        found = torch.cat([_whole(constraint, x_0[some.to(x_0.device)], rows[some], count) for some in parts])
+        return found[torch.cat(parts).argsort().to(x_0.device)]
 
     return whole
 
 
-def constrained(constraint: Constraint, x_0: Tensor, normalizer: Normalizer | None) -> Tensor:
-    """Predictions x_0 of a whole batch, in the units of the model, held to a constraint that acts in the user's."""
-    call, rows, size = applied(constraint), torch.arange(len(x_0)), len(x_0)
-    if normalizer is None:
-        return call(x_0, rows, size)
-    return normalizer.normalize(call(normalizer.denormalize(x_0), rows, size))
+def _whole(constraint: Constraint, x_0: Tensor, rows: Tensor, count: int) -> Tensor:
+    """What a constraint of the whole batch makes of the rows ``rows`` of it, all different."""
+    there = rows.to(x_0.device)
+    batch = x_0[:1].detach().expand(count, *x_0.shape[1:]).index_copy(0, there, x_0)
+    return _checked(constraint(batch), batch)[there]
+
+
+def _once(rows: Tensor) -> list[Tensor]:
+    """Where in ``rows`` each comes for the first time, for the second, and so on: in each of these no row is twice."""
+    ordered, order = rows.sort(stable=True)
+    before = torch.empty_like(rows)
+    before[order] = torch.arange(len(rows)) - torch.searchsorted(ordered, ordered)
+    return [torch.nonzero(before == k).flatten() for k in range(int(before.max()) + 1)]
 
 
 def takes_rows(constraint: Constraint) -> bool:
@@ -79,6 +85,59 @@ def _checked(out: Tensor, x_0: Tensor) -> Tensor:
         got = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
         raise ValueError(f"a constraint must return a tensor of the shape of x_0, {tuple(x_0.shape)}, got {got}")
     return out
+
+
+class _At(NamedTuple):
+    inner: Any
+    keep: Coef  # x_0 = keep x + push output
+    push: Coef
+
+
+class Constrained(Operator):
+    """A model whose E[x_0 | x_t] is held to a constraint, in the user's units; it predicts the data.
+
+    `Predictions.constrained` makes it and says how the constraint is called. ``learner`` is the
+    model whose network losses are about: they do not see constraints.
+    """
+
+    predicts: Final = "data"  # type: ignore[misc]
+
+    def __init__(self, model: Model, constraint: Constraint) -> None:
+        super().__init__(model)
+        vars(self)["constraint"] = constraint  # not by attribute: a module would be entered among the network's
+        vars(self)["_applied"] = applied(constraint)
+
+    @property
+    def learner(self) -> Model:
+        """The model inside, without its constraints."""
+        learner: Model = getattr(self.model, "learner", self.model)
+        return learner
+
+    def constrained(self, constraint: Constraint) -> Constrained:
+        """The model inside under another constraint, in place of this one."""
+        return Constrained(self.model, constraint)
+
+    def at(self, times: Tensor, like: Like, piece: Piece | None = None) -> Sequence[_At]:
+        """The coefficients by which the data follow from the model's prediction."""
+        pair = affine(self.model, "data", times.reshape(-1))
+        keeps, pushes = planned(len(times), like, *(c.reshape(times.shape) for c in pair))
+        inner = self.model.at(times, like, piece)
+        return [_At(*row) for row in zip(inner, keeps, pushes, strict=True)]
+
+    def evaluate(self, x: Tensor, at: _At, rows: Rows) -> Tensor | Output:
+        """The constrained data prediction; under a normalizer with ``clean``, the same in the user's units to the bit."""
+        found = self.ask(x, at.inner, rows)
+        out = kept(value_of(found, x, self.model), rows.mask)
+        rows.look(x, out)  # of NaN a constraint may make a number
+        data = own(weighted((at.keep, x), (at.push, out)), x, out)
+        normalizer = facts(self.model).normalizer
+        users = data if normalizer is None else kept(normalizer.denormalize(data), rows.mask)
+        clean = kept(self._applied(users, rows.index, rows.size), rows.mask)
+        extras = found.extras if isinstance(found, Output) else {}
+        if normalizer is None:
+            return Output(clean, **extras) if extras else clean
+        value = kept(normalizer.normalize(clean), rows.mask)
+        return Output(value, **{**extras, "clean": clean})
 
 
 @dataclass(frozen=True)

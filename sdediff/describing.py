@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from sdediff import constraints
 from sdediff import sde as families
 from sdediff.clocks import Timesteps
+from sdediff.constraints import Constrained
 from sdediff.model import ScoreModel
 from sdediff.names import nearest
 from sdediff.networks import NETWORKS, initialised
@@ -70,13 +71,15 @@ def fields_of(model: ScoreModel) -> tuple[str, ...]:
     return (*given, *(name for name in vars(model) if not name.startswith("_") and name not in known))
 
 
-def describe(model: ScoreModel) -> dict[str, Any]:
+def describe(model: ScoreModel | Constrained) -> dict[str, Any]:
     """The sections ``sde``, ``network`` and ``model`` of a configuration."""
-    net: Any = bare(model.net) if isinstance(model.net, nn.Module) else model.net
+    plain: Any = getattr(model, "learner", model)
+    net: Any = bare(plain.net) if isinstance(plain.net, nn.Module) else plain.net
+    fields = {name: _field(plain, net, name) for name in fields_of(plain)}
     return {
-        "sde": describe_sde(model.sde),
+        "sde": describe_sde(plain.sde),
         "network": _encode(net),
-        "model": {name: _field(model, net, name) for name in fields_of(model)},
+        "model": {**fields, "constraint": _encode(getattr(model, "constraint", None))},
     }
 
 
@@ -211,7 +214,7 @@ def _set_dtypes(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
         value.data = value.data.to(weights[name].dtype if name in weights else value.dtype)
 
 
-def rebuild(net: nn.Module, sde: SDE, values: Mapping[str, Any]) -> ScoreModel:
+def rebuild(net: nn.Module, sde: SDE, values: Mapping[str, Any]) -> ScoreModel | Constrained:
     """The model with that network and SDE whose fields have these values; the rest are as they are by default."""
     arguments = inspect.signature(ScoreModel).parameters
     given = {name: value for name, value in values.items() if name in arguments}
@@ -219,9 +222,9 @@ def rebuild(net: nn.Module, sde: SDE, values: Mapping[str, Any]) -> ScoreModel:
         given["network"] = net.get_submodule(given["network"])
     model = ScoreModel(net, sde, **given)
     kept = {name: value for name, value in values.items() if name not in arguments}
+    constraint = kept.pop("constraint", None)
     unknown = kept.keys() - fields_of(model)
     if unknown:
         raise ValueError(f"a model has no {', '.join(sorted(unknown))}; load it with the version that wrote it")
-    constraint = kept.pop("constraint", None)
     vars(model).update(kept)
     return model if constraint is None else model.constrained(constraint)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,9 +12,10 @@ from torch import Tensor
 from sdediff.arguments import check_condition, check_model, check_states
 from sdediff.evaluation import evaluating
 from sdediff.lending import at_least_float32
-from sdediff.model import ScoreModel, combine
 from sdediff.normalizer import coordinate_moments
-from sdediff.predictions import PREDICTIONS
+from sdediff.predict import outputs
+from sdediff.predictions import PREDICTIONS, conversion, prediction_of
+from sdediff.protocols import Model, Prediction, facts
 from sdediff.solvers import White, expand, seeds
 from sdediff.solvers.scalars import whole
 from sdediff.suitability import unsuited
@@ -61,7 +61,7 @@ class Diagnosis:
         return "\n".join(lines)
 
 
-def diagnose(model: ScoreModel, x_0: Tensor, *, condition: Mapping[str, Tensor] | None = None, seed: int = 0) -> Diagnosis:
+def diagnose(model: Model, x_0: Tensor, *, condition: Mapping[str, Tensor] | None = None, seed: int = 0) -> Diagnosis:
     """Compare the denoising errors of the network's output on clean data x_0 (B, *event), read as each kind of prediction.
 
     Every sample is perturbed at a log-SNR of its own, evenly spread over what the SDE has of [-4, 4], in units of
@@ -77,11 +77,13 @@ def diagnose(model: ScoreModel, x_0: Tensor, *, condition: Mapping[str, Tensor] 
     sde = model.sde
     if "kernel" not in sde.offers:
         raise ValueError(f"diagnose needs a Gaussian kernel, which {sde!r} does not have: its networks predict the score alone")
-    x_0 = at_least_float32(check_states("x_0", x_0)).to(model.device)
-    condition = check_condition(condition, len(x_0), model.net, model.device)
+    model = getattr(model, "learner", model)
+    known = facts(model)
+    x_0 = at_least_float32(check_states("x_0", x_0)).to(known.device)
+    condition = check_condition(condition, len(x_0), known.net, known.device)
     seed = whole("seed", seed, kind="a non-negative int")
-    if model.normalizer is not None:
-        x_0 = model.normalizer.normalize(x_0)
+    if known.normalizer is not None:
+        x_0 = known.normalizer.normalize(x_0)
     amiss = unsuited(sde, *coordinate_moments(x_0).existing)
     copies = -(-256 // len(x_0))
     x_0 = x_0.repeat(copies, *(1,) * (x_0.ndim - 1))
@@ -98,16 +100,19 @@ def diagnose(model: ScoreModel, x_0: Tensor, *, condition: Mapping[str, Tensor] 
     spread = float(x_0.std())
     alpha, sigma = sde.alpha(t), sde.sigma(t)
     unit = (sigma**2 + (alpha * spread) ** 2) / (sigma * spread) ** 2
+    predicts = prediction_of(model.predicts)
+    declared = predicts if isinstance(predicts, str) else type(predicts).__name__
+    readings: dict[str, str | Prediction] = {**{name: name for name in PREDICTIONS}, declared: predicts}
+    scale = (sigma**2 + (known.sigma_data * alpha) ** 2).rsqrt()  # of what a network that predicts edm is handed
     errors = {}
     with torch.no_grad(), evaluating(model):
-        outputs: dict[bool, Tensor] = {}
-        for name in PREDICTIONS:
-            read = copy.copy(model)
-            read.predicts = name
+        answers: dict[bool, Tensor] = {}
+        for name, reading in readings.items():
             scaled = name == "edm"
-            if scaled not in outputs:
-                outputs[scaled] = read.evaluate(x_t, t, condition)
-            a, b = read.conversion("data", t)
-            wrong = combine(a, b, x_t, outputs[scaled]) - x_0
+            if scaled not in answers:
+                size = torch.ones_like(scale) if scaled == (declared == "edm") else scale if scaled else 1 / scale
+                answers[scaled] = outputs(model, expand(size, x_t) * x_t, t, condition).value
+            a, b = conversion(sde, reading, "data", t, known.sigma_data)
+            wrong = expand(a, x_t) * x_t + expand(b, x_t) * answers[scaled] - x_0
             errors[name] = float((expand(unit, wrong) * wrong.square()).mean(dtype=torch.float64))
-    return Diagnosis(model.predicts, errors, amiss or "")
+    return Diagnosis(declared, errors, amiss or "")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdediff.arguments import Grid, Span, check_model, check_shape, check_solver, check_states, default_solver, intervals
-from sdediff.model import ScoreModel
+from sdediff.protocols import Model
 from sdediff.solvers import Options, RungeKutta4, Snapshot, Solution, Solver
 from sdediff.solving import Solving, check_deterministic
 
@@ -17,13 +17,13 @@ __all__ = ["decode", "encode", "flow_solver", "state_dtype"]
 
 
 def encode(
-    model: ScoreModel,
+    model: Model,
     x: Tensor,
     *,
     solver: Solver | None = None,
     steps: int | None = None,
     grid: Grid | None = None,
-    t_start: float | None = None,
+    t_start: float | Tensor | None = None,
     t_end: float | None = None,
     condition: Mapping[str, Tensor] | None = None,
     mask: Tensor | None = None,
@@ -75,13 +75,13 @@ def encode(
 
 
 def decode(
-    model: ScoreModel,
+    model: Model,
     z: Tensor,
     *,
     solver: Solver | None = None,
     steps: int | None = None,
     grid: Grid | None = None,
-    t_start: float | None = None,
+    t_start: float | Tensor | None = None,
     t_end: float | None = None,
     condition: Mapping[str, Tensor] | None = None,
     mask: Tensor | None = None,
@@ -128,13 +128,13 @@ def decode(
     return _carry("decoding", solving, z)
 
 
-def flow_solver(what: str, model: ScoreModel, solver: Solver | None, steps: int | None, grid: Grid | None) -> Solver:
+def flow_solver(what: str, model: Model, solver: Solver | None, steps: int | None, grid: Grid | None) -> Solver:
     """A deterministic solver, the default one if none is given."""
     check_model(model)
-    default = default_solver(model.sde, intervals(steps, grid), stochastic=False)
-    if solver is None and default.stochastic:  # under an SDE without a Gaussian kernel
-        default = RungeKutta4()
-    return check_deterministic(check_solver(solver, default), what)
+    if solver is None:
+        default = default_solver(model.sde, intervals(steps, grid), stochastic=False)
+        solver = RungeKutta4() if default.stochastic else default  # under an SDE without a Gaussian kernel
+    return check_deterministic(check_solver(solver), what)
 
 
 def state_dtype(name: str, x: Tensor, dtype: torch.dtype | None) -> torch.dtype:
@@ -149,6 +149,6 @@ def _carry(title: str, solving: Solving, x: Tensor) -> Solution:
     def part(rows: Tensor, options: Options) -> Solution:
         problem, units = solving.reverse(rows), solving.units
         own = units.enter(start[rows.to(solving.device)], problem.mask)
-        return units.left(solving.solver.solve(problem, own, solving.times, None, options), problem.mask)
+        return units.left(solving.solver.solve(problem, own, solving.grid(rows), None, options), problem.mask)
 
     return solving.run(title, part)

@@ -8,7 +8,7 @@ from sdediff.lending import drift_of
 from sdediff.sde import SDE
 from sdediff.solvers import Problem
 from sdediff.solvers.arithmetic import weighted
-from sdediff.solvers.problem import Columns
+from sdediff.solvers.coefficients import Coef
 
 __all__ = ["Forward"]
 
@@ -27,9 +27,7 @@ class Forward(Problem):
         drift = drift_of(self.sde, weighted((self.unit, x)), t)
         return self.seen(x, drift / self.unit)  # a copy: the SDE may return one tensor each time
 
-    def diffuse(self, dw: Tensor, t: Tensor) -> Tensor:
-        """g(t) dw."""
-        return weighted((self.schedule("size", self._size, t, x=dw)[0], dw))
-
-    def _size(self, t: Tensor) -> Columns:
-        return (self.sde.diffusion(t) / self.unit,), ()
+    def diffusion(self, t: Tensor) -> Coef:
+        """g(t)."""
+        g: Coef = self.sde.diffusion(t)
+        return g * (1 / self.unit)

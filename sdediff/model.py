@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Self, TypeVar
+from collections.abc import Callable, Sequence
+from itertools import repeat
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from sdediff.calls import check_floating, check_names, doubled, tensor_of
+from sdediff.calls import check_names, doubled, tensor_of
 from sdediff.clocks import Clock, check_clock, check_time_dtype, read_clock
-from sdediff.constraints import Constraint, constrained
-from sdediff.lending import WrittenError, at_least_float32, reading
+from sdediff.lending import WrittenError, reading
 from sdediff.modules import first_fact, modules_behind
 from sdediff.normalizer import Normalizer
-from sdediff.predictions import PREDICTIONS, Pair, canonical, conversion, singular
+from sdediff.predict import Predictions
+from sdediff.predictions import Pair, canonical, conversion, singular
+from sdediff.protocols import Like, Output, Piece, Rows
 from sdediff.sde import SDE
-from sdediff.sde.coefficient import as_time
-from sdediff.solvers import expand
+from sdediff.solvers.arithmetic import planned, weighted
+from sdediff.solvers.coefficients import Coef
 from sdediff.solvers.scalars import flag, real
 
-__all__ = ["ScoreModel", "combine"]
+__all__ = ["Call", "ScoreModel"]
 
 _Fact = TypeVar("_Fact", torch.device, torch.dtype)
 
 
-class ScoreModel(nn.Module):
+class Call(NamedTuple):
+    """What the network is handed beside the states."""
+
+    time: Tensor
+    """The network's time, (rows,), on its device."""
+    dtype: torch.dtype
+    """What floating-point inputs are cast to."""
+    scale: Coef | None = None
+    """What the states are multiplied by; None: nothing."""
+
+
+class ScoreModel(Predictions):
     """A network and the SDE it belongs to.
 
     ``net(x, time, **condition)`` takes states (B, *event) and times (B,) and returns a tensor of the shape of x (or an object with
@@ -65,7 +77,6 @@ class ScoreModel(nn.Module):
     """
 
     network: nn.Module | None
-    sde: Any  # SDE at least, with all of LinearSDE where it offers "kernel"
 
     def __init__(
         self,
@@ -106,10 +117,14 @@ class ScoreModel(nn.Module):
         if normalizer is not None and not isinstance(normalizer, Normalizer):
             raise TypeError(f"normalizer must be a Normalizer, Normalizer.of(data) say; got {normalizer!r}")
         self.normalizer = normalizer
-        self.constraint: Constraint | None = None
         if network is not None and not isinstance(network, nn.Module):
             raise TypeError(f"network must be the torch module that net calls, got {network!r}")
         vars(self)["network"] = network  # not by attribute: a module would be entered a second time
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """What is beside the prediction in `evaluate`."""
+        return ("variance",) if self.learned_variance else ()
 
     @property
     def data_std(self) -> float:
@@ -172,11 +187,6 @@ class ScoreModel(nn.Module):
         bad = ~torch.stack([torch.isfinite(c).reshape(-1) for c in self.conversion(target, t)]).all(dim=0)
         return singular(self.sde, self.predicts, target, times[bad][0] if bool(bad.any()) else times[0], self.sigma_data)
 
-    def target(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the network should return at alpha x_0 + sigma noise, for float64 host times () or (B,)."""
-        p, q = PREDICTIONS[self.predicts](self.sde, t, self.sigma_data)
-        return expand(p, x_0) * x_0 + expand(q, x_0) * noise
-
     def inputs(self, t: Tensor, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
         """(scale, time) shaped as float64 host times t: what states are scaled by, and the time for a network of ``dtype``."""
         if self.predicts == "edm":
@@ -189,52 +199,31 @@ class ScoreModel(nn.Module):
             time = time.to(dtype if self.time_dtype is None or device.type == "mps" else self.time_dtype)
         return scale, time.to(device, non_blocking=True)
 
-    def constrained(self, constraint: Constraint) -> ScoreModel:
-        """This model, its network shared, with ``constraint`` applied to E[x_0 | x_t] wherever it is predicted or sampled.
+    def at(self, times: Tensor, like: Like, piece: Piece | None = None) -> Sequence[Call]:
+        """The network's times, and what states are scaled by, for each of times (n,) or (n, rows)."""
+        dtype = self.dtype or like.sees
+        scale, time = self.inputs(times.reshape(-1), dtype, like.device)
+        moments = (time.reshape(times.shape) if times.ndim > 1 else time[:, None].expand(-1, like.rows)).unbind()
+        if self.predicts != "edm":
+            return list(map(Call, moments, repeat(dtype)))
+        (scales,) = planned(len(times), like, scale.reshape(times.shape))
+        return list(map(Call, moments, repeat(dtype), scales))
 
-        `Clip` and `DynamicThreshold` ship; a function of your own treats every sample by itself. Every
-        prediction follows from the constrained data, so that every solver sees it. Losses do not.
+    def evaluate(self, x: Tensor, at: Call, rows: Rows) -> Tensor | Output:
+        """The network's prediction at states x (rows, *event), in their shape and dtype.
 
-        ``constraint(x_0, rows)`` is told which samples of the call it sees, int64 indices (k,) on the host: others have arrived,
-        or wait in another part of ``batch_size``. ``constraint(x_0)`` always sees as many samples as the call has, in their order;
-        what it returns for absent ones is dropped. With an attribute ``samplewise = True``, as those that ship, it is handed only
-        those that are there. Under a `Normalizer` it sees and returns x_0 in the user's units.
+        This is the method to override, and what every sampler, loss and likelihood calls. With
+        ``learned_variance`` it is an `Output` with ``variance`` beside the value, of the same shape.
         """
-        if not callable(constraint):
-            raise TypeError(f"constraint must be a function of the data prediction, Clip(-1, 1) say; got {constraint!r}")
-        if "kernel" not in self.sde.offers:
-            raise ValueError(f"{self.sde!r} has no Gaussian kernel, so no data prediction to constrain")
-        model = copy.copy(self)
-        vars(model).update(constraint=constraint)  # not by attribute: a module would be entered among the shared ones
-        return model
-
-    def output(self, x: Tensor, time: Tensor, condition: Mapping[str, Tensor] | None, dtype: torch.dtype) -> Tensor:
-        """The prediction, in the dtype and shape of x, of a network of ``dtype`` at inputs (B, *event) and times () or (B,) as
-        `inputs` has them."""
-        if self.learned_variance:
-            return self.outputs(x, time, condition, dtype)[0]
-        out = self._called(x, time, condition, dtype)
-        if not isinstance(out, Tensor) or out.shape != x.shape or out.is_complex():
-            out = tensor_of(out, x.shape)
-        return out if out.dtype == x.dtype else out.to(x.dtype)
-
-    def outputs(
-        self, x: Tensor, time: Tensor, condition: Mapping[str, Tensor] | None, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor | None]:
-        """`output`, and beside it what the network says of the variance, of the same shape; None without ``learned_variance``."""
-        if not self.learned_variance:
-            return self.output(x, time, condition, dtype), None
-        both = tensor_of(self._called(x, time, condition, dtype), doubled(x.shape), " with learned_variance").to(x.dtype)
-        first, second = both.chunk(2, dim=1)
-        return first, second
-
-    def _called(self, x: Tensor, time: Tensor, condition: Mapping[str, Tensor] | None, dtype: torch.dtype) -> Any:
-        given = x if x.dtype == dtype else x.to(dtype)
-        if not (condition is None or type(condition) is dict or isinstance(condition, Mapping)):  # the last one is slow
-            check_names(condition, self.net)
-        named = {name: _of_dtype(value, dtype) for name, value in condition.items()} if condition else {}
+        rows.count()
+        given = x if at.scale is None else weighted((at.scale, x))
+        given = given if given.dtype == at.dtype else given.to(at.dtype)
+        # Made for all rows beforehand, unless these are others.
+        count, time = x.shape[0], at.time
+        time = time if time.shape[0] == count else time[:1].expand(count)
+        named = {name: _of_dtype(value, at.dtype) for name, value in rows.condition.items()} if rows.condition else {}
         try:
-            return reading("the network", self.net, "x, t", given, time if time.ndim else time.expand(x.shape[0]), **named)
+            out = reading("the network", self.net, "x, t", given, time, **named)
         except WrittenError:
             raise
         except (RuntimeError, ValueError, TypeError) as error:
@@ -242,69 +231,16 @@ class ScoreModel(nn.Module):
                 check_names(named, self.net)
             names = "".join(f", {name}" for name in named)
             error.add_note(
-                f"the network was called as net(x, t{names}) with x of shape {tuple(x.shape)}, {dtype}: does it take that?"
+                f"the network was called as net(x, t{names}) with x of shape {tuple(x.shape)}, {at.dtype}: does it take that?"
             )
             raise
-
-    def evaluate_with_variance(
-        self, x: Tensor, t: Tensor, condition: Mapping[str, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The network's own outputs, as `outputs` has them, at states x (B, *event) and float64 host times t, () or (B,)."""
-        x = at_least_float32(x)
-        dtype = self.dtype or x.dtype
-        scale, time = self.inputs(t, dtype, x.device)
-        given = expand(scale, x) * x if self.predicts == "edm" else x
-        return self.outputs(given, time, condition, dtype)
-
-    def evaluate(self, x: Tensor, t: Tensor, condition: Mapping[str, Tensor] | None = None) -> Tensor:
-        """The network's own prediction at states x (B, *event) and float64 host times t, () or (B,)."""
-        return self.evaluate_with_variance(x, t, condition)[0]
-
-    def predict(self, target: str, x: Tensor, t: Tensor | float, condition: Mapping[str, Tensor] | None = None) -> Tensor:
-        """The prediction ``target`` at (x, t), one evaluation of the network.
-
-        It is computed in float32 at least, and rounded once to the dtype of x.
-        """
-        target = canonical(target, "a prediction")
-        check_floating("x", x)
-        time = self.sde.check_time(as_time(t))
-        if time.ndim and time.shape[0] != x.shape[0]:
-            raise ValueError(f"t must be a number or (B,) with B = {x.shape[0]} as in x, got shape {tuple(time.shape)}")
-        kind, x = x.dtype, at_least_float32(x)
-        a, b = self.conversion("data" if self.constraint else target, time)
-        if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
-            raise ValueError(self.singular("data" if self.constraint else target, time))
-        out = combine(a, b, x, self.evaluate(x, time, condition))
-        if self.constraint is None:
-            return out.to(kind)
-        clean = constrained(self.constraint, out, self.normalizer)
-        return combine(*conversion(self.sde, "data", target, time, self.sigma_data), x, clean).to(kind)
-
-    def score(self, x: Tensor, t: Tensor | float, **condition: Tensor) -> Tensor:
-        """grad log p_t(x), (B, *event)."""
-        return self.predict("score", x, t, condition)
-
-    def noise(self, x: Tensor, t: Tensor | float, **condition: Tensor) -> Tensor:
-        """E[noise | x_t = x] = -sigma score."""
-        return self.predict("noise", x, t, condition)
-
-    def data(self, x: Tensor, t: Tensor | float, **condition: Tensor) -> Tensor:
-        """E[x_0 | x_t = x] = (x + sigma^2 score) / alpha."""
-        return self.predict("data", x, t, condition)
-
-    def v(self, x: Tensor, t: Tensor | float, **condition: Tensor) -> Tensor:
-        """alpha E[noise | x] - sigma E[x_0 | x]."""
-        return self.predict("v", x, t, condition)
-
-    def flow(self, x: Tensor, t: Tensor | float, **condition: Tensor) -> Tensor:
-        """The velocity of the probability flow, f x - g^2 score / 2."""
-        return self.predict("flow", x, t, condition)
-
-
-def combine(a: Tensor, b: Tensor, x: Tensor, out: Tensor) -> Tensor:
-    """a x + b out for host numbers a and b, () or (B,)."""
-    scaled = expand(b, x) * out
-    return scaled if not bool(a.any()) else scaled + expand(a, x) * x
+        if self.learned_variance:
+            both = tensor_of(out, doubled(x.shape), " with learned_variance").to(x.dtype)
+            value, variance = both.chunk(2, dim=1)
+            return Output(value, variance=variance)
+        if isinstance(out, Tensor) and out.dtype == x.dtype and out.shape == x.shape:
+            return out
+        return tensor_of(out, x.shape).to(x.dtype)
 
 
 def _of_dtype(value: Any, dtype: torch.dtype) -> Any:

@@ -11,9 +11,19 @@ import torch
 from torch import Tensor
 
 from sdediff.names import nearest
+from sdediff.protocols import Prediction
 from sdediff.sde import SDE, LinearSDE
 
-__all__ = ["PREDICTIONS", "Pair", "canonical", "conversion", "meant", "singular"]
+__all__ = [
+    "PREDICTIONS",
+    "Pair",
+    "canonical",
+    "coefficients_of",
+    "conversion",
+    "meant",
+    "prediction_of",
+    "singular",
+]
 
 Pair = tuple[Tensor, Tensor]
 
@@ -87,9 +97,22 @@ def meant(name: str) -> str:
     return f" (did you mean {found!r}{other}?)"
 
 
+def prediction_of(predicts: str | Prediction) -> str | Prediction:
+    """What a model's ``predicts`` means: the table's own name, or a value that has coefficients."""
+    return canonical(predicts) if isinstance(predicts, str) else predicts
+
+
+def coefficients_of(source: str | Prediction, sde: Any, t: Tensor, sigma_data: float) -> Pair:
+    """(p, q) of what a model predicts, p x_0 + q noise, shaped as t."""
+    if isinstance(source, str):
+        return PREDICTIONS[source](sde, t, sigma_data)
+    p, q = source.coefficients(sde, t)
+    return torch.as_tensor(p).expand(t.shape), torch.as_tensor(q).expand(t.shape)
+
+
 def conversion(
     sde: SDE,
-    source: str,
+    source: str | Prediction,
     target: str,
     t: Tensor,
     sigma_data: float,
@@ -119,7 +142,8 @@ def conversion(
     there = own if unit is None else _Known(linear, levels[0], levels[1] / unit, per=unit)
     given: list[Tensor | float] = [there.alpha(t), there.sigma(t)]
     for name, at in ((source, own), (target, there)):
-        given += _NUMBERS[name] if name in _NUMBERS else PREDICTIONS[name](at, t, sigma_data)
+        fixed = _NUMBERS.get(name) if isinstance(name, str) else None
+        given += fixed or coefficients_of(name, at, t, sigma_data)
     if unit is not None and unit != 1:
         given[2] = unit * given[2]  # x_0 is unit times the one of the scaled SDE
     if any(isinstance(c, Tensor) and c.requires_grad for c in given):
@@ -176,7 +200,7 @@ def _solve(where: Callable[..., Any], alpha: Any, sigma: Any, p: Any, q: Any, p_
     return where(parallel, 0.0, across), where(parallel, multiple / size, along)
 
 
-def singular(sde: LinearSDE, source: str, target: str, t: Tensor, sigma_data: float) -> str:
+def singular(sde: LinearSDE, source: str | Prediction, target: str, t: Tensor, sigma_data: float) -> str:
     """Why ``target`` does not follow from ``source`` at the time t, (), and what to use instead."""
 
     def finite(name: str) -> bool:
@@ -190,4 +214,5 @@ def singular(sde: LinearSDE, source: str, target: str, t: Tensor, sigma_data: fl
         reason = "log_snr is flat"
     able = [name for name in PREDICTIONS if name != target and finite(name)]
     advice = f"let the network predict {' or '.join(able)}" if able else f"no parametrisation has the {target} there"
-    return f"{target} cannot be computed from a network that predicts {source} at t = {float(t):.6g}, where {reason}; {advice}"
+    given = source if isinstance(source, str) else repr(source)
+    return f"{target} cannot be computed from a network that predicts {given} at t = {float(t):.6g}, where {reason}; {advice}"

@@ -40,7 +40,7 @@ def check_states(name: str, x: Tensor, shape: tuple[int, ...] | None = None) -> 
 def check_condition(
     condition: Mapping[str, Tensor] | None,
     count: int,
-    net: Callable[..., Any],
+    net: Callable[..., Any] | None,
     device: torch.device | None = None,
 ) -> dict[str, Tensor]:
     """Tensors with leading dimension B by the names of arguments of ``net``, on ``device`` if there is one."""
@@ -58,10 +58,17 @@ def check_condition(
 
 
 def check_seed(
-    seed: int | Sequence[int] | None, noise: Noise | None, shape: tuple[int, ...], device: torch.device | None = None
+    seed: int | Sequence[int] | None,
+    noise: Noise | None,
+    shape: tuple[int, ...],
+    device: torch.device | None = None,
+    group: int = 1,
 ) -> tuple[int, ...] | None:
-    """One seed a sample, or None where there is a noise object, which is for these samples and on this device as far as it says."""
-    count = shape[0]
+    """One seed a sample, or one for each ``group`` of rows; None where there is a noise object.
+
+    That is for these samples and on this device, as far as it says.
+    """
+    count = shape[0] // group
     if noise is not None:
         if seed is not None:
             raise ValueError("seed and noise are two ways to say the same: pass one of them")
@@ -74,7 +81,7 @@ def check_seed(
         return None
     if seed is None:
         return solvers.seeds(solvers.fresh_seed(), count)
-    either = f"one non-negative int, or one for each of the {count} samples"
+    either = f"one non-negative int, or one for each of the {count} {'samples' if group == 1 else 'groups'}"
     one = plain(seed)
     if isinstance(one, Real) or not isinstance(one, Iterable):
         return solvers.seeds(whole("seed", one, kind=either), count)

@@ -24,10 +24,12 @@ from sdediff.arguments import (
     intervals,
     one_stochasticity,
 )
-from sdediff.model import ScoreModel
+from sdediff.protocols import Model
 from sdediff.reverse import Reverse
 from sdediff.sde import SDE, Prior
 from sdediff.solvers import Failure, Noise, Options, Snapshot, Solution, Solver, Status, White, rowwise
+from sdediff.solvers import seeds as make_seeds
+from sdediff.solvers.legs import legs_of
 from sdediff.solvers.masked import masked
 from sdediff.solving import Solving
 from sdediff.suitability import short_of_noise
@@ -36,13 +38,13 @@ __all__ = ["sample"]
 
 
 def sample(
-    model: ScoreModel,
+    model: Model,
     shape: Sequence[int],
     *,
     solver: Solver | None = None,
     steps: int | None = None,
     grid: Grid | None = None,
-    t_start: float | None = None,
+    t_start: float | Tensor | None = None,
     t_end: float | None = None,
     last: Literal["denoise", "mean", "noisy"] | None = None,
     seed: int | Sequence[int] | None = None,
@@ -75,11 +77,12 @@ def sample(
     times N: 2 or 3 N by the stochastic default; more in the first steps of a multistep solver with ``startup="exact"``), and once
     more for ``last="denoise"``.
     ``t_start``, ``t_end``: the span of a grid made from ``steps``, by default the SDE's usable range. A start below t_max needs
-    ``x_init``.
+    ``x_init``. ``t_start`` may be (B,), a start for each sample, and an array ``grid`` (N + 1, B).
     ``last``: ``"denoise"`` ends with one more evaluation, E[x_0 | x]; ``"mean"`` adds no noise in the last stochastic step;
     ``"noisy"`` returns the state at ``t_end``. Default: ``"denoise"``, or ``"noisy"`` where ``t_end`` is given or there is no
     Gaussian kernel.
-    ``seed``: an int, from which sample i takes seed i of `seeds`, or one int a sample; None draws one from the operating system.
+    ``seed``: an int, from which sample i takes seed i of `seeds`, or one int a sample (a group of rows, if the solver has groups);
+    None draws one from the operating system.
     The result holds the seeds. Sample i depends on its seed alone, not on B; torch's global generator plays no part
     (``torch.manual_seed`` does nothing here) and is not touched. ``noise``: a noise object in place of seeds.
     ``x_init``: (B, *event) states at the start, in place of a draw from the prior.
@@ -103,8 +106,7 @@ def sample(
     """
     check_model(model)
     shape = check_shape(shape)
-    noisy = stochasticity is not None and (callable(stochasticity) or one_stochasticity(stochasticity) != 0)
-    solver = check_solver(solver, default_solver(model.sde, intervals(steps, grid), stochastic=noisy))
+    solver = check_solver(_default(model, steps, grid, stochasticity) if solver is None else solver)
     ending = _check_last(model.sde, last, t_end)
     solving = Solving.checked(
         model,
@@ -130,37 +132,48 @@ def sample(
         device=device,
     )
     times = solving.times
-    lam = check_stochasticity(solver, stochasticity, times)
-    sample_seeds = check_seed(seed, noise, shape, solving.device)
+    lam = check_stochasticity(solver, stochasticity, times.reshape(-1))
+    sample_seeds = check_seed(seed, noise, shape, solving.device, solver.group)
     noise = _noise(solving, sample_seeds, noise)
-    x_start = check_start(model, x_init, shape, float(times[0]), dtype, solving.device)
-    _check_reaches_noise(model, solver, x_start)
+    x_start = check_start(model, x_init, shape, float(times[0].min()), dtype, solving.device)
+    _check_reaches_noise(solving, x_start)
 
     def part(rows: Tensor, options: Options) -> Solution:
         own = noise if noise is None or len(rows) == shape[0] else noise.take(rows)
         problem, units = solving.reverse(rows, lam), solving.units
         start = None if x_start is None else x_start[rows.to(solving.device)]
         x = units.from_model(_draw(model, own)) if start is None else units.enter(start, problem.mask)
-        return _solve(problem, solver, x, times, own, options, denoise=ending == "denoise")
+        return _solve(problem, solver, x, solving.grid(rows), own, options, denoise=ending == "denoise")
 
     return replace(solving.run("sampling", part), seeds=sample_seeds)
+
+
+def _default(
+    model: Model, steps: int | None, grid: Grid | None, stochasticity: float | Callable[[Tensor], Tensor] | None
+) -> Solver:
+    """The solver where none is given."""
+    noisy = stochasticity is not None and (callable(stochasticity) or one_stochasticity(stochasticity) != 0)
+    return default_solver(model.sde, intervals(steps, grid), stochastic=noisy)
 
 
 def _noise(solving: Solving, seeds: tuple[int, ...] | None, noise: Noise | None) -> Noise | None:
     """The noise of these seeds, or the one given, of what exists."""
     if seeds is not None:
+        group = solving.solver.group
+        seeds = seeds if group == 1 else tuple(row for seed in seeds for row in make_seeds(seed, group))
         noise = White(seeds, solving.event, dtype=solving.dtype, device=solving.device)
     return noise if noise is None or solving.mask is None else masked(noise, solving.mask)
 
 
-def _check_reaches_noise(model: ScoreModel, solver: Solver, x_start: Tensor | None) -> None:
+def _check_reaches_noise(solving: Solving, x_start: Tensor | None) -> None:
     """Warn where the prior, from which samples are to start, is far from the law at t_max of the data.
 
     A chain says itself that it is for such a start; of other solves so much is known if the scale of the data is.
     """
-    known = solver.times is not None or model.declared_data_std is not None
-    if x_start is None and known and "kernel" in model.sde.offers:
-        wrong = short_of_noise(model.sde, model.data_std)
+    known, sde = solving.facts, solving.model.sde
+    declared = solving.solver.times is not None or known.declared_data_std is not None
+    if x_start is None and declared and "kernel" in sde.offers:
+        wrong = short_of_noise(sde, known.data_std)
         if wrong is not None:
             warnings.warn(wrong, stacklevel=3)
 
@@ -184,14 +197,18 @@ def _solve(
         return solution
     if options.max_nfe is not None:
         late = [i for i, n in enumerate(solution.nfe.tolist()) if n >= options.max_nfe and not int(solution.status[i])]
-        solution = _fail(solution, late, Status.MAX_NFE, float(times[-1]))
+        solution = _fail(solution, late, Status.MAX_NFE, float(times[-1].min()))
     rows = torch.nonzero(solution.status == 0).flatten()
     if not len(rows):
         return solution
     whole = len(rows) == len(x)
     with torch.set_grad_enabled(options.grad != "none"):
-        part, state = (problem, inside.x) if whole else (problem.take(rows), inside.x[rows.to(x.device)])
-        clean = part.clean(state, times[-1])
+        # At a break the value counts that is inside of what was solved last; a chain knows nothing of breaks.
+        piece = None if solver.times is not None else legs_of(problem, times)[1][-1].problem.piece
+        last = problem.within(piece, times)
+        part, state = (last, inside.x) if whole else (last.take(rows), inside.x[rows.to(x.device)])
+        end = times[-1] if whole or times.ndim == 1 else times[-1, rows]
+        clean = part.clean(state, end)
     lost = rows[~torch.isfinite(rowwise(clean)).all(dim=1).cpu()].tolist()
     out = solution.x.clone()
     out[rows.to(x.device)] = clean
@@ -200,8 +217,8 @@ def _solve(
     frames = solution.trajectory
     if frames is not None:
         frames = torch.cat([frames[:-1], out[None]])
-    solution = replace(solution, x=out, nfe=problem.monitor.nfe, trajectory=frames)
-    return _fail(solution, lost, Status.NETWORK_NOT_FINITE, float(times[-1]))
+    solution = replace(solution, x=out, nfe=problem.monitor.nfe, backward=problem.monitor.backward_passes.total, trajectory=frames)
+    return _fail(solution, lost, Status.NETWORK_NOT_FINITE, float(times[-1].min()))
 
 
 def _fail(solution: Solution, samples: list[int], status: Status, t: float) -> Solution:
@@ -213,7 +230,7 @@ def _fail(solution: Solution, samples: list[int], status: Status, t: float) -> S
     return replace(solution, status=marks, failures=tuple(sorted(failures, key=lambda f: f.sample)))
 
 
-def _draw(model: ScoreModel, noise: Noise | None) -> Tensor:
+def _draw(model: Model, noise: Noise | None) -> Tensor:
     if noise is None:
         raise ValueError("sampling from the prior needs noise; pass seed or x_init")
     prior: Prior = model.sde.prior

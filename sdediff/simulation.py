@@ -48,7 +48,7 @@ def simulate(
         hint = "pass model.sde" if isinstance(getattr(sde, "sde", None), SDE) else "pass an instance, VP() say"
         raise TypeError(f"sde must be an SDE, got {got}; {hint}")
     x_0 = at_least_float32(check_states("x_0", x_0)).clone()  # the user's own tensor stays out of the solve
-    solver = check_solver(solver, EulerMaruyama())
+    solver = EulerMaruyama() if solver is None else check_solver(solver)
     if not solver.diffuses:
         raise ValueError(f"{solver!r} integrates no diffusion, and the forward SDE has one; use EulerMaruyama()")
     units = Units(sde.data_std)

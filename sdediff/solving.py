@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sdediff.arguments import Grid, Span, check_choice, check_condition, check_device, check_grad, make_times
-from sdediff.constraints import Batch
 from sdediff.evaluation import evaluating
 from sdediff.masks import check_mask
-from sdediff.model import ScoreModel
-from sdediff.modules import modules_behind
+from sdediff.operator import Operator
 from sdediff.progress import Bar, progress_bar
+from sdediff.protocols import Facts, Like, Model, Output, Rows, facts, is_model
 from sdediff.reverse import Reverse
-from sdediff.solvers import Options, Snapshot, Solution, SolveError, Solver
+from sdediff.solvers import Monitor, Options, Snapshot, Solution, SolveError, Solver
 from sdediff.solvers.scalars import callback_of, flag, whole
 from sdediff.solvers.solution import merge
 from sdediff.units import Units
 
-__all__ = ["Solving", "check_deterministic"]
+__all__ = ["Solving", "check_deterministic", "check_group"]
 
 OnFail = Literal["raise", "return"]
 Grad = Literal["none", "full", "checkpoint"]
@@ -45,7 +45,8 @@ def check_deterministic(solver: Solver, what: str) -> Solver:
 class Solving:
     """A solve of ``count`` samples from the first to the last of ``times``, its arguments checked."""
 
-    model: ScoreModel
+    model: Model
+    facts: Facts
     count: int
     solver: Solver
     times: Tensor
@@ -63,14 +64,14 @@ class Solving:
     @classmethod
     def checked(
         cls,
-        model: ScoreModel,
+        model: Model,
         shape: Sequence[int],
         span: Span,
         solver: Solver,
         *,
         steps: int | None = None,
         grid: Grid | None = None,
-        t_start: float | None = None,
+        t_start: float | Tensor | None = None,
         t_end: float | None = None,
         last: Literal["mean", "noisy"] = "noisy",
         condition: Mapping[str, Tensor] | None = None,
@@ -87,8 +88,11 @@ class Solving:
         device: torch.device | str | None = None,
     ) -> Self:
         """From the arguments that `sample` documents; ValueError or TypeError for those that are wrong."""
-        place, count = check_device(model, device), shape[0]
-        times = make_times(span, solver, steps, grid, t_start, t_end, model.data_std)
+        known, count = facts(model), shape[0]
+        place = check_device(known, device)
+        times = make_times(span, solver, steps, grid, t_start, t_end, known.data_std, known.breaks)
+        if times.ndim > 1 and times.shape[1] != count:
+            raise ValueError(f"there are {times.shape[1]} starts or grids for {count} samples: pass one, or one for each")
         check_choice("on_fail", on_fail, ("raise", "return"))
         check_grad(grad)
         if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
@@ -96,37 +100,48 @@ class Solving:
         callback = callback_of("callback", callback, "of a Snapshot")
         trajectory, progress = flag("trajectory", trajectory), flag("progress", progress)
         batch_size = None if batch_size is None else whole("batch_size", batch_size, 1)
+        batch_size = check_group(solver, count, batch_size)
         max_nfe = None if max_nfe is None else whole("max_nfe", max_nfe, 1)
         least = solver.evaluations + (1 if solver.begins else 2)
         if solver.adaptive and max_nfe is not None and max_nfe < least:
             raise ValueError(f"{solver!r} takes {least} evaluations to make its first step; raise max_nfe = {max_nfe}")
-        if model.normalizer is not None:
-            model.normalizer.check(shape[1:])
-        model = _compiled(_local(model), solver) if flag("compile", compile) else _local(model)
+        if known.normalizer is not None:
+            known.normalizer.check(shape[1:])
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            model = _with_nets(model, _local)
+        if flag("compile", compile):
+            model = _compiled(model, solver)
         return cls(
-            model=_with_net(model, _Evaluated(model.net)) if grad == "checkpoint" and modules_behind(model.net).modules else model,
+            model=_Evaluated(model) if grad == "checkpoint" else model,
+            facts=known,
             count=count,
             solver=solver,
             times=times,
-            condition=check_condition(condition, count, model.net, place),
+            condition=check_condition(condition, count, known.net, place),
             batch_size=batch_size or count,
             options=Options(last, trajectory, callback, max_nfe, "return", grad),
             raises=on_fail == "raise",
             progress=progress,
             dtype=dtype,
             device=place,
-            units=Units(model.data_std, model.normalizer),
+            units=Units(known.data_std, known.normalizer),
             mask=check_mask(mask, shape, place),
             event=torch.Size(shape[1:]),
         )
 
     def reverse(
-        self, rows: Tensor, stochasticity: float | Callable[[Tensor], Tensor] = 0.0, sees: torch.dtype | None = None
+        self, rows: Tensor, stochasticity: float | Callable[[Tensor], Tensor] = 0.0, state: torch.dtype | None = None
     ) -> Reverse:
-        """The problem of the samples ``rows``, whose states are in the solvers' `units`."""
+        """The problem of the samples ``rows``; their states are in the solvers' `units`, of the dtype ``state`` (None: `dtype`)."""
         condition = {name: value[rows.to(value.device)] for name, value in self.condition.items()}
-        batch, mask = Batch(rows, self.count), self.existing(rows)
-        return Reverse(self.model, len(rows), stochasticity, condition, sees, batch, mask, units=self.units)
+        monitor = Monitor(len(rows))
+        batch = Rows(condition, rows, self.count, monitor, self.existing(rows))
+        like = Like(len(rows), self.event, state or self.dtype, self.device, self.dtype)
+        return Reverse(self.model, batch, stochasticity, like=like, units=self.units)
+
+    def grid(self, rows: Tensor) -> Tensor:
+        """The times of the samples ``rows``."""
+        return self.times if self.times.ndim == 1 else self.times[:, rows]
 
     def existing(self, rows: Tensor) -> Tensor | None:
         """The mask of the samples ``rows``."""
@@ -135,7 +150,8 @@ class Solving:
     def run(self, title: str, part: Callable[[Tensor, Options], Solution]) -> Solution:
         """``part(rows, options)`` of ``batch_size`` samples at a time, joined; `SolveError` if a sample failed and ``raises``."""
         parts = []
-        with evaluating(self.model), progress_bar(title, total=self.count, show=self.progress) as bar:
+        shown = progress_bar(title, total=self.count, show=True) if self.progress else nullcontext(Bar())
+        with evaluating(self.model), shown as bar:
             for first in range(0, self.count, self.batch_size):
                 rows = torch.arange(first, min(first + self.batch_size, self.count))
                 show = partial(_show, bar, first, len(rows)) if self.progress else None
@@ -147,43 +163,75 @@ class Solving:
         return solution
 
 
-def _local(model: ScoreModel) -> ScoreModel:
-    """The model with its network out of DistributedDataParallel, whose forward pass waits for that of the other processes.
+def check_group(solver: Solver, count: int, batch_size: int | None) -> int | None:
+    """A batch size that splits no group of rows; a ValueError where there is none."""
+    group = solver.group
+    if group == 1:
+        return batch_size
+    if solver.adaptive:
+        raise ValueError(f"{solver!r} is adaptive, so that its rows leave the batch one by one: it cannot have groups of {group}")
+    if count % group:
+        raise ValueError(f"{solver!r} takes rows in groups of {group}: ask for a multiple of that, got {count}")
+    if batch_size is not None and batch_size < group:
+        raise ValueError(f"{solver!r} takes rows in groups of {group}, which no batch splits: raise batch_size = {batch_size}")
+    return None if batch_size is None else batch_size // group * group
+
+
+def _local(net: Any) -> Any:
+    """A network out of DistributedDataParallel, whose forward pass waits for that of the other processes.
 
     They need not make as many: every sample has its own steps.
     """
-    return _with_net(model, model.net.module) if isinstance(model.net, DistributedDataParallel) else model
+    return net.module if isinstance(net, DistributedDataParallel) else net
 
 
-def _compiled(model: ScoreModel, solver: Solver) -> ScoreModel:
-    """The model with its network compiled; a ValueError where the batch changes its shape on the way."""
+def _compiled(model: Model, solver: Solver) -> Model:
+    """The model with its networks compiled; a ValueError where the batch changes its shape on the way, or there is no network."""
     if solver.adaptive:
         raise ValueError(
             f"compile=True with {solver!r}: samples leave the batch as they arrive, and each new shape would be compiled anew; "
             "take a solver with fixed steps, or compile the network yourself, torch.compile(net, dynamic=True)"
         )
-    return _with_net(model, torch.compile(model.net))
+    compiled = _with_nets(model, torch.compile)
+    if compiled is model:
+        raise ValueError(
+            f"compile=True compiles the `net` of a model, and {type(model).__name__} has none: compile what it calls yourself"
+        )
+    return compiled
 
 
-def _with_net(model: ScoreModel, net: Any) -> ScoreModel:
-    """The same model around another network, the given one left as it is."""
+def _with_nets(model: Model, change: Callable[[Any], Any]) -> Model:
+    """The same model with each network in it, and in the models that it is made of, changed; the given one is left as it is."""
+    parts = {
+        **{name: change(part) for name, part in _parts(model) if name == "net"},
+        **{name: _with_nets(part, change) for name, part in _parts(model) if is_model(part)},
+    }
+    if all(parts[name] is part for name, part in _parts(model) if name in parts):
+        return model
     other = copy.copy(model)
-    vars(other)["_modules"] = dict(vars(model)["_modules"])
-    other._modules.pop("net", None)
-    vars(other).pop("net", None)
-    other.net = net
+    if isinstance(other, nn.Module):
+        vars(other)["_modules"] = dict(other._modules)
+    for name, part in parts.items():
+        if isinstance(other, nn.Module):
+            other._modules.pop(name, None)
+        vars(other).pop(name, None)
+        setattr(other, name, part)
     return other
 
 
-@dataclass(frozen=True)
-class _Evaluated:
-    """A network in evaluation mode in each of its calls: those too that a backward pass makes again after the solve."""
+def _parts(model: object) -> list[tuple[str, Any]]:
+    """The attributes of a model, modules among them."""
+    own = getattr(model, "__dict__", {})
+    return [*own.items(), *own.get("_modules", {}).items()]
 
-    net: Callable[..., Any]
 
-    def __call__(self, x: Tensor, t: Tensor, **condition: Tensor) -> Any:
-        with evaluating(self.net):
-            return self.net(x, t, **condition)
+class _Evaluated(Operator):
+    """A model in evaluation mode in each of its calls: those too that a backward pass makes again after the solve."""
+
+    def evaluate(self, x: Tensor, at: Any, rows: Rows) -> Tensor | Output:
+        """The answer of the model inside."""
+        with evaluating(self.model):
+            return self.model.evaluate(x, at, rows)
 
 
 def _show(bar: Bar, first: int, count: int, done: float) -> None:

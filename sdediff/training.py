@@ -36,7 +36,6 @@ from sdediff.trainer import Settings, Trainer
 
 __all__ = ["Interrupted", "fit"]
 
-
 _PRECISIONS: Final = (None, "no", "bf16", "fp16", "fp8")
 
 
@@ -108,6 +107,7 @@ def fit(
     if resume and overwrite:
         raise ValueError(f"resume goes on with the run in {folder} and overwrite starts anew: pass one of them")
     condition = {} if condition is None else condition
+    given, model = model, getattr(model, "learner", model)
     _check(model, data, condition)
     clean = data[:, 0] if getattr(loss, "pairs", False) else data
     exist = mask_of(mask, clean)
@@ -119,7 +119,7 @@ def fit(
     _look_at(model, clean, exist)
     config: dict[str, Any] = {
         "format": FORMAT,
-        **describe(model),
+        **describe(given),
         "data": {"event": list(data.shape[1:]), "count": len(data), **(about or {})},
         "training": {**asdict(settings), "loss": _name(loss)},
     }
@@ -130,7 +130,8 @@ def fit(
             if run.begun is not None:
                 trainer.restore(folder, run.begun)
             trainer.prepare(accelerator)
-            return _train(trainer, run, checkpoint_every, progress, callback)
+            trained = _train(trainer, run, checkpoint_every, progress, callback)
+            return trained if given is model else given.eval()
 
 
 def _train(

@@ -15,6 +15,7 @@ import sdediff as sd
 from sdediff.plots import StepRecorder
 from sdediff.reverse import Reverse
 from sdediff.solvers import Options, Problem, Solver, Status, integrate
+from sdediff.solvers.arithmetic import Like, weighted
 from sdediff.solvers.control import PerSample
 from sdediff.testing.paths import slope
 
@@ -315,40 +316,50 @@ def test_the_flow_of_details_of_the_angles_size_is_still() -> None:
 
 
 @torch.no_grad()
-def test_times_known_for_every_row_give_the_same_numbers() -> None:
-    problem = Reverse(DATA.model(sd.VP()), 3)
+@pytest.mark.parametrize("beside", [False, True], ids=["host", "beside the state"])
+@pytest.mark.parametrize("quantity", ["drift", "score", "data", "noise", "v"])
+def test_times_of_every_row_give_the_numbers_of_single_times(quantity: str, beside: bool) -> None:
+    """keep x + push quantity, and the spread of the noise, of rows with times of their own and of each alone."""
     x = torch.linspace(-1, 2, 6, dtype=torch.float64).reshape(3, 2)
+    model, like = DATA.model(sd.VP()), Like.of(x) if beside else None
+    problem = Reverse(model, 3, 0.7, like=like)
     times = torch.tensor([[0.9, 0.5, 0.1], [0.8, 0.45, 0.05]], dtype=torch.float64)
-    expected = [(problem.drift(x, t), problem.noise(x, t), problem.diffuse(x, t)) for t in times]
-    for t, want in zip(problem.prepare(times), expected, strict=True):
-        found = problem.drift(x, t), problem.noise(x, t), problem.diffuse(x, t)
-        for a, b in zip(found, want, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-14, atol=0)
+    keep, push = torch.cos(5 * times), 1 + times
+    entries, spread = problem.at(times, quantity, keep, push), problem.spread(times, push)
     part = problem.take(torch.tensor([2, 0]))
-    (late,) = part.prepare(times[:1, [2, 0]])
-    torch.testing.assert_close(part.drift(x[[2, 0]], late), expected[0][0][[2, 0]], rtol=1e-14, atol=0)
+    some = part.at(times[:, [2, 0]], quantity, keep[:, [2, 0]], push[:, [2, 0]])
+    alone = Reverse(model, 1, 0.7, like=like)
+    for k, entry in enumerate(entries):
+        wanted, shaken = [], []
+        for i in range(3):
+            (single,) = alone.at(times[k, i : i + 1], quantity, float(keep[k, i]), float(push[k, i]))
+            (size,) = alone.spread(times[k, i : i + 1], float(push[k, i]))
+            assert all(isinstance(each, float) for each in (single.keep, single.push, size))
+            wanted.append(alone.evaluate(x[i : i + 1], single))
+            shaken.append(weighted((size, x[i : i + 1])))
+        want = torch.cat(wanted)
+        torch.testing.assert_close(problem.evaluate(x, entry), want, rtol=1e-14, atol=1e-15)
+        torch.testing.assert_close(part.evaluate(x[[2, 0]], some[k]), want[[2, 0]], rtol=1e-14, atol=1e-15)
+        torch.testing.assert_close(weighted((spread[k], x)), torch.cat(shaken), rtol=1e-14, atol=0)
+        plain = keep[k][:, None] * x + push[k][:, None] * getattr(problem, quantity)(x, times[k])
+        torch.testing.assert_close(problem.evaluate(x, entry), plain, rtol=1e-13, atol=1e-13)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("predicts", ["data", "noise", "score", "v", "edm"])
 def test_a_composed_quantity_is_its_parts(predicts: str) -> None:
-    """Alone, at times known for every row, and of constrained data: a x + b v, whatever the network predicts."""
-
-    class Turned:
-        quantity = "v"
-
-        def weights(self, t: Tensor) -> tuple[Tensor, Tensor]:
-            return torch.sin(t), 1 + t
-
+    """At times of each row and of all, and of constrained data: keep x + push v, whatever the network predicts."""
     problem = Reverse(sd.ScoreModel(lambda x, t: torch.tanh(x + t[:, None]), sd.VP(), predicts), 3)  # type: ignore[arg-type]
     clipped = Reverse(problem.model.constrained(sd.Clip(-0.5, 0.5)), 3)
     x, t = torch.linspace(-1, 2, 6, dtype=torch.float64).reshape(3, 2), torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64)
     for each in (problem, clipped):
-        for time in (t, *each.prepare(t[None]), t[1]):
-            a, b = (weight.reshape(-1, 1) for weight in Turned().weights(time))
-            expected = 0.3 * x + 1.7 * (a * x + b * each.v(x, time))
-            torch.testing.assert_close(each.blend(Turned(), x, time, 0.3, 1.7), expected, rtol=1e-13, atol=1e-13)
-            torch.testing.assert_close(Problem.blend(each, Turned(), x, time, 0.3, 1.7), expected, rtol=1e-13, atol=1e-13)
+        for time in (t, t[1]):
+            keep, push = 0.3 + 1.7 * torch.sin(time), 1.7 * (1 + time)
+            expected = keep.reshape(-1, 1) * x + push.reshape(-1, 1) * each.v(x, time)
+            (entry,) = each.at(time[None], "v", keep[None], push[None])
+            torch.testing.assert_close(each.evaluate(x, entry), expected, rtol=1e-13, atol=1e-13)
+            (general,) = Problem.at(each, time[None], "v", keep[None], push[None])
+            torch.testing.assert_close(Problem.evaluate(each, x, general), expected, rtol=1e-13, atol=1e-13)
 
 
 @torch.no_grad()
@@ -363,9 +374,16 @@ def test_a_step_planned_at_once_is_the_step_planned_by_its_times(variable: Any) 
     other, by_times = Solver.plan_to(solver, problem, clock, (t, u), v, (landing, target))
     torch.testing.assert_close(s, other, rtol=1e-12, atol=0)
     assert float(s[1]) == 0.2
-    for one, two in ((plan.times, by_times.times), (plan.steps, by_times.steps), (plan.keeps, by_times.keeps)):
-        for a, b in zip(() if one is None else one, () if two is None else two, strict=True):
+    for one, two in ((plan.steps, by_times.steps), (plan.keeps, by_times.keeps)):
+        for a, b in zip(one, two, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=0)
+    x, pairs = torch.linspace(-1, 2, 6, dtype=torch.float64).reshape(3, 2), list(zip(plan.at, by_times.at, strict=True))
+    assert [a is None for a, _ in pairs] == [b is None for _, b in pairs]
+    evaluated = [(a, b) for a, b in pairs if a is not None]
+    assert len(evaluated) == solver.evaluations - 1  # the last two stages of six are at one time, of one entry
+    for a, b in evaluated:
+        torch.testing.assert_close(a.t, b.t, rtol=1e-10, atol=0)
+        torch.testing.assert_close(problem.evaluate(x, a), problem.evaluate(x, b), rtol=1e-10, atol=1e-12)
 
 
 def test_a_time_of_one_row_that_has_no_drift_is_refused() -> None:
@@ -489,7 +507,8 @@ def test_coordinates_that_are_0_do_not_count(solver: Solver) -> None:
         assert torch.equal(other.rejected, found[0].rejected)
     dead, alive = torch.zeros(1, 2, dtype=torch.float64), torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     control = PerSample(_Padded(2), sd.RK45(1.0, 1.0), alive, torch.tensor([1.0, 1e-3], dtype=torch.float64), None)
-    assert control._norm(alive, dead, dead).tolist() == [1.0]  # a coordinate at 0 with an error is no padding
+    # A coordinate at 0 with an error is no padding. The product of two square roots is 1 but for rounding.
+    assert control._norm(alive, dead, dead).tolist() == pytest.approx([1.0], rel=1e-15)
     assert control._norm(dead, dead, dead).tolist() == [0.0]
 
 

@@ -42,7 +42,8 @@ def at(steps: DyadicSteps, spot: int, level: int) -> tuple[Tensor, tuple[float, 
     steps.spot = torch.full_like(steps.spot, spot << (_DEPTH - level))
     steps.t = steps.lattice(steps.segment, steps.spot)
     plan = steps.propose()
-    return steps.noise.over(steps.t, steps.s), tuple(float(c[0]) for c in plan[3:])
+    (std,) = plan.stds
+    return steps.noise.over(steps.t, steps.s), tuple(float(c[0]) for c in (plan.keep, plan.push, plan.correct, std))
 
 
 # The coefficients.
@@ -57,9 +58,10 @@ def test_data_of_unit_variance_are_exact_in_any_steps(sde: sd.LinearSDE, lam: fl
     problem = Reverse(sd.exact.Gaussian(0.0, 1.0).model(sde), 1, lam)
     for plan in solver.plan(problem, times):
         (a, sa), (b, sb) = (tuple(map(float, problem.marginal(t))) for t in (plan.t, plan.s))
-        assert plan.keep**2 * (a**2 + sa**2) + plan.std**2 == pytest.approx(b**2 + sb**2, rel=1e-12)
+        (std,) = plan.stds
+        assert plan.keep**2 * (a**2 + sa**2) + std**2 == pytest.approx(b**2 + sb**2, rel=1e-12)
         if lam == 0:
-            assert plan.std == 0
+            assert std == 0
 
 
 @pytest.mark.parametrize("sde", [sd.VP(), sd.VE()], ids=lambda sde: type(sde).__name__)

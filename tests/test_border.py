@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import sdediff as sd
+from sdediff.predict import outputs
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 VP = sd.VP()
@@ -108,7 +109,7 @@ def test_a_function_without_parameters_sees_the_dtype_of_the_state(dtype: torch.
     sd.sample(model, (4, 2), steps=2, seed=0, condition=CONDITION, dtype=dtype)
     sd.encode(model, X.to(dtype), solver=sd.RK23(1e-2, 1e-2), condition=CONDITION)
     sd.DenoisingScoreMatching()(model, X.to(dtype), CONDITION, generator=torch.Generator().manual_seed(0))
-    model.evaluate(X.to(BF16 if dtype == F32 else dtype), torch.tensor(0.5, dtype=F64), CONDITION)
+    outputs(model, X.to(BF16 if dtype == F32 else dtype), torch.tensor(0.5, dtype=F64), CONDITION)
     assert seen == {(dtype, dtype, dtype, torch.int64)}
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sdediff as sd
-from sdediff.solvers import Step
+from sdediff.solvers import Step, expand
 from sdediff.testing import EquivalenceError, check_equivalence
 from sdediff.testing.equivalences.case import usual
 
@@ -65,7 +65,7 @@ class Loud(sd.EulerMaruyama):
 class OtherStream(sd.EulerMaruyama):
     def step(self, problem, x, plan, noise, state):
         mean = super().step(problem, x, plan, noise, state).mean
-        return Step(problem.shake(mean, noise.normal("corrector"), plan.t, plan.root), mean)
+        return Step(mean + expand(plan.spread, mean) * noise.normal("corrector"), mean)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class LastStepFree(sd.Euler):
 
     def step(self, problem, x, plan, noise, state):
         out = super().step(problem, x, plan, noise, state)
-        return out._replace(x=out.x + 0.01) if float(plan.times[0]) < 0.45 else out
+        return out._replace(x=out.x + 0.01) if float(plan.at[0].t) < 0.45 else out
 
 
 def test_messages_say_where_and_why() -> None:

@@ -9,6 +9,7 @@ import torch
 
 import sdediff as sd
 from sdediff.solvers import RungeKutta, Solver, Step, Tableau, expand
+from sdediff.solvers.arithmetic import weighted
 from sdediff.testing import Report, SolverError, check_solver
 from sdediff.testing.contracts import CONTRACTS
 
@@ -41,14 +42,15 @@ class AdamsBashforth(Solver):
     order = 2.0
 
     def plan(self, problem, times):
-        problem.prepare(times)
-        h = times.diff()
-        return [(times[i], h[i], h[i] / h[i - 1] if i else h[0] * 0) for i in range(len(h))]
+        h = times.diff(dim=0)
+        half = 0.5 * torch.cat([0 * h[:1], h[1:] / h[:-1]])
+        numbers = problem.coefs(len(h), h * (1 + half), -h * half)
+        return list(zip(problem.at(times[:-1], "drift"), *numbers, strict=True))
 
     def step(self, problem, x, plan, noise, state):
-        t, h, ratio = plan
-        k = problem.drift(x, t)
-        x = x + expand(h, x) * (k + expand(ratio / 2, x) * (k - (state[0] if state else k)))
+        at, now, before = plan
+        k = problem.evaluate(x, at)
+        x = weighted((1.0, x), (now, k), (before, state[0] if state else k))
         return Step(x, x, (k,))
 
 

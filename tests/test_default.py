@@ -11,6 +11,7 @@ from torch import Tensor
 
 import sdediff as sd
 from sdediff.arguments import default_solver
+from sdediff.predict import target
 from sdediff.solvers import GRIDS, LogSNR
 from sdediff.testing.paths import slope
 
@@ -145,7 +146,7 @@ def _as(exact: sd.ScoreModel, predicts: str) -> sd.ScoreModel:
         def net(x: Tensor, t: Tensor) -> Tensor:
             t = t.double()
             x = x / read.inputs(t, torch.float64, t.device)[0][:, None].to(x.dtype)
-            return read.target(exact.data(x, t), exact.noise(x, t), t)
+            return target(read, exact.data(x, t), exact.noise(x, t), t)
 
         return sd.ScoreModel(net, exact.sde, "edm", sigma_data=1.0, time_dtype=torch.float64)
     return sd.ScoreModel(lambda x, t: getattr(exact, predicts)(x, t), exact.sde, predicts=predicts)

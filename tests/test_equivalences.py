@@ -200,6 +200,19 @@ def twisted(cls: type, monkeypatch: pytest.MonkeyPatch, **factors: float) -> Non
     monkeypatch.setattr(cls, "plan", other)
 
 
+def pushed(cls: type, monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+    """Plans of that class whose evaluations keep x + push q have another push."""
+    plan = cls.plan
+
+    def other(self, problem, times):
+        made = problem.at
+        with monkeypatch.context() as patch:
+            patch.setattr(problem, "at", lambda times, quantity, keep=0.0, push=1.0: made(times, quantity, keep, factor * push))
+            return plan(self, problem, times)
+
+    monkeypatch.setattr(cls, "plan", other)
+
+
 def test_ancestral_noise_of_the_wrong_size(monkeypatch: pytest.MonkeyPatch) -> None:
     twisted(euler.Ancestral, monkeypatch, std=1.01)
     said = broken(monkeypatch, "ancestral sampling")
@@ -226,7 +239,7 @@ def test_a_ddpm_by_another_rule(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_ddim_that_does_not_scale(monkeypatch: pytest.MonkeyPatch) -> None:
-    twisted(euler.DDIM, monkeypatch, push=1 + 1e-8)
+    pushed(euler.DDIM, monkeypatch, 1 + 1e-8)
     said = broken(monkeypatch, "DDIM", sd.VE())
     assert "DDIM(eta=0.0), against exponential Euler, is " in said
 
@@ -251,7 +264,7 @@ def test_a_flow_that_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_reverse_sde_with_half_the_score(monkeypatch: pytest.MonkeyPatch) -> None:
     """(1 + lambda)^2 / 4 would pass at lambda = 1; 1 / 2 does not."""
-    twisted(ReverseDiffusion, monkeypatch, push=0.5)
+    pushed(ReverseDiffusion, monkeypatch, 0.5)
     said = broken(monkeypatch, "reverse SDE")
     assert "the order in law of ReverseDiffusion(rule='kernel') is " in said
     assert "a wrong factor in drift or noise" in said

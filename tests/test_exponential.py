@@ -14,7 +14,7 @@ import sdediff as sd
 from sdediff.reverse import Reverse
 from sdediff.solvers import Options, Solver, integrate
 from sdediff.solvers.exponential.flow import Flow
-from sdediff.solvers.exponential.stages import Evaluation, Stages, evaluate, history
+from sdediff.solvers.exponential.stages import Stages, evaluate, evaluations, history
 from sdediff.testing.paths import Still, slope
 
 LAW = sd.exact.GaussianMixture([[-0.5, 0.3], [0.5, 0.0], [0.2, -0.5]], 0.5)
@@ -132,9 +132,10 @@ def test_the_straight_form_at_scale_1_is_adams_and_bashforths_for_the_velocity(o
 
 @pytest.mark.parametrize("theta", [0.0, 0.4, 1.0, sd.Straight(0.2)])
 def test_predictions_of_a_form_are_one_whether_evaluated_or_made_of_the_data(theta: float | sd.Straight) -> None:
-    x, t = starts(VP, 3, 0.5), torch.tensor(0.5, dtype=torch.float64)
-    at = Evaluation(t, float(VP.alpha(t)), float(VP.sigma(t)))
-    for one, two in zip(evaluate(problem(VP, 3), theta, x, at), history(theta, x, problem(VP, 3).data(x, t), at), strict=True):
+    x, t, here = starts(VP, 3, 0.5), torch.tensor(0.5, dtype=torch.float64), problem(VP, 3)
+    flow = Flow(here, theta, "log_snr")
+    (at,) = evaluations(flow, flow.points(t[None]))
+    for one, two in zip(evaluate(here, theta, x, at), history(theta, x, here.data(x, t), at), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
 
 
@@ -258,12 +259,23 @@ def test_embedded_error_estimates(order: int, estimate: int) -> None:
     assert solver.error_order == estimate
     sizes = []
     for h in (0.04, 0.02, 0.01):
-        (plan,) = solver.plan(problem(VP, 4), grid(0.6, 0.6 - h))
+        here, times = problem(VP, 4), grid(0.6, 0.6 - h)
+        (plan,) = solver.plan(here, times)
         assert isinstance(plan, Stages)
-        error = solver.step(problem(VP, 4), x, plan, Still((4, 2)), ()).error
+        error = solver.step(here, x, plan, Still((4, 2)), solver.init(here, x, times[0])).error
         assert error is not None
         sizes.append(float(error.abs().max()))
     assert slope(sizes) == pytest.approx(estimate, abs=0.25)
+
+
+@pytest.mark.parametrize("solver", [sd.UniPC(), sd.ExponentialMultistep(4, "noise"), sd.DEIS(), sd.EulerTrapezoid()], ids=repr)
+def test_samples_with_grids_of_their_own_are_each_alone(solver: Solver) -> None:
+    x, steps = starts(VP, 3, 0.6), torch.linspace(0, 1, 9, dtype=torch.float64)[:, None]
+    times = grid(0.6, 0.5, 0.45) * (1 - steps) + grid(0.05, 0.1, 0.02) * steps**0.8
+    together = integrate(problem(VP, 3), solver, x, times, Still((3, 2)))
+    alone = [integrate(problem(VP, 1), solver, x[i : i + 1], times[:, i], Still((1, 2))) for i in range(3)]
+    torch.testing.assert_close(together.x, torch.cat([each.x for each in alone]), rtol=1e-12, atol=1e-12)
+    assert together.nfe.tolist() == [int(each.nfe) for each in alone]
 
 
 @pytest.mark.parametrize("order", [2, 3, 4])
@@ -413,8 +425,6 @@ def test_refusals() -> None:
     model, x = sd.ScoreModel(net, VP), torch.zeros(2, 2, dtype=torch.float64)
     with pytest.raises(ValueError, match="cannot step from sigma = 0: start at t_min"):
         integrate(Reverse(model, 2), sd.UniPC(), x, grid(0.0, 0.5))
-    with pytest.raises(ValueError, match="one grid for all samples"):
-        sd.UniPC().plan(Reverse(model, 2), torch.tensor([[0.5, 0.4], [0.3, 0.3]], dtype=torch.float64))
     with pytest.raises(ValueError, match="carries history"):
         sd.Churn(sd.UniPC())
     with pytest.raises(ValueError, match="stochasticity"):

@@ -19,7 +19,7 @@ from torch import Tensor
 import sdediff as sd
 from sdediff.exact.chain import affine_moments
 from sdediff.reverse import Reverse
-from sdediff.solvers import External, Options, Problem, RungeKutta, Solver, Status, Tableau, integrate
+from sdediff.solvers import External, Matrix, Options, Problem, RungeKutta, Solver, Status, Tableau, integrate
 from sdediff.solvers.external.driver import Run
 from sdediff.solvers.external.ode import _SCIPY, _TORCHDIFFEQ
 from sdediff.solvers.external.sde import _METHODS
@@ -299,13 +299,13 @@ class Turning(Problem):
 
     offers = frozenset({"drift", "diffusion"})
     pull = torch.tensor([[1.0, 0.4], [-0.3, 0.8]], dtype=torch.float64)
-    spread = torch.tensor([[0.5, 0.2], [-0.1, 0.3]], dtype=torch.float64)
+    turn = torch.tensor([[0.5, 0.2], [-0.1, 0.3]], dtype=torch.float64)
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         return self.seen(x, -x @ self.pull.T)
 
-    def diffuse(self, dw: Tensor, t: Tensor) -> Tensor:
-        return (1 + t) * dw @ self.spread.T
+    def diffusion(self, t: Tensor) -> Matrix:
+        return Matrix((1 + t)[:, None, None] * self.turn)
 
 
 @pytest.mark.parametrize(("method", "ours"), [("euler", sd.EulerMaruyama()), ("srk", sd.SRA1())], ids=str)
@@ -583,8 +583,8 @@ class Exploding(Problem):
         which = torch.arange(len(x)) == 1
         return self.seen(x, torch.ones_like(x)) * torch.where(which[:, None], 1e3 * x**3, -x)
 
-    def diffuse(self, dw: Tensor, t: Tensor) -> Tensor:
-        return 0.1 * dw
+    def diffusion(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, 0.1)
 
 
 @pytest.mark.parametrize("solver", [sd.TorchDiffEq("euler"), sd.TorchSDE("euler"), sd.TorchDiffEq("rk4")], ids=repr)

@@ -181,7 +181,10 @@ def uses_global_rng(call, node):
 
 
 def no_catch_all(module):
-    """A public function has no **kwargs, where a typo would go unnoticed; **condition goes to the network by name."""
+    """A public function has no **kwargs, where a typo would go unnoticed.
+
+    **condition goes to the network by name, and **extras are the names of an answer's further outputs.
+    """
     yield from catch_alls(module.tree)
 
 
@@ -191,7 +194,7 @@ def catch_alls(scope):
         if isinstance(node, ast.ClassDef) and public:
             yield from catch_alls(node)
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and public:
-            if node.args.kwarg is not None and node.args.kwarg.arg != "condition":
+            if node.args.kwarg is not None and node.args.kwarg.arg not in ("condition", "extras"):
                 yield node.lineno, f"{node.name} takes **{node.args.kwarg.arg}: name the parameters"
         elif isinstance(node, ast.If | ast.Try | ast.With):
             yield from catch_alls(node)
@@ -295,6 +298,7 @@ PASSED = {
     ],
     "no_catch_all": [
         "def f(x, **condition): ...",
+        "class A:\n    def __init__(self, value, **extras): ...",
         "def _f(**kwargs): ...",
         "class _A:\n    def f(self, **k): ...",
         "def f():\n    def g(**k): ...",

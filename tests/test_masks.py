@@ -11,6 +11,7 @@ from torch import Tensor
 
 import sdediff as sd
 from sdediff.masks import mask_of
+from sdediff.protocols import Rows
 from sdediff.reverse import Reverse
 from sdediff.solvers import Options
 from sdediff.solvers.masked import kept, masked
@@ -178,7 +179,7 @@ def test_a_padded_sequence_is_solved_as_it_is_alone(solver: Any, steps: int | No
     model = sd.ScoreModel(gentle, VP, time_dtype=torch.float64)
     times = torch.linspace(VP.t_max, VP.t_min, (steps or 1) + 1, dtype=torch.float64)
     whole = solver.solve(
-        Reverse(model, 4, float(solver.diffuses), mask=MASK[..., None].expand(4, 4, 2)),
+        Reverse(model, Rows.of(4, mask=MASK[..., None].expand(4, 4, 2)), float(solver.diffuses)),
         kept(NOISE, MASK[..., None]),
         times,
         masked(noise, MASK[..., None].expand(4, 4, 2)),

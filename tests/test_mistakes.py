@@ -326,7 +326,7 @@ def test_check_solver_says_an_error_once():
 
 
 @pytest.mark.parametrize(
-    ("need", "meant"), [("diffuse", "diffusion"), ("shake", "diffusion"), ("log_snr", "marginal"), ("scores", "score")]
+    ("need", "meant"), [("diffuse", "diffusion"), ("spread", "diffusion"), ("log_snr", "marginal"), ("scores", "score")]
 )
 def test_unknown_needs_are_told_the_known_ones(need, meant):
     solver = type("Mine", (Loud,), {"needs": frozenset({"drift", need})})()
@@ -385,7 +385,8 @@ def sampled(**given):
         (sampled(seed="abcd"), "seed must be .*, got 'a'"),
         (sampled(seed=[0, 1]), "one for each of the 4 samples; got 2"),
         (sampled(seed=[0, 1, 2, -1]), "seed must be .*, got -1"),
-        (sampled(x_init=X, t_start=X[:, 0]), r"t_start must be a number, got a tensor of shape \(4,\); all samples"),
+        (sampled(x_init=X, t_start=X), r"t_start must be a number, or one for each sample, \(B,\); got shape \(4, 2\)"),
+        (sampled(t_end=X[:, 0]), r"t_end must be a number, got a tensor of shape \(4,\); all samples"),
         (sampled(x_init=X.to(torch.complex64)), "x_init must be a floating-point tensor"),
         (sampled(grid=torch.tensor([1.0, 0.5 + 1e-9j]), steps=None), "grid must be real"),
         (sampled(solver=sd.EulerMaruyama(), stochasticity=lambda t: t + 0.1j), r"stochasticity\(t\) must be real"),

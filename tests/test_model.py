@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import sdediff as sd
+from sdediff.predict import predict, target
 from sdediff.predictions import PREDICTIONS
 
 
@@ -21,7 +22,7 @@ def reparametrised(exact: sd.ScoreModel, predicts: str) -> sd.ScoreModel:
         if predicts == "edm":  # undo the scaling of the input
             alpha, sigma = exact.sde.alpha(time), exact.sde.sigma(time)
             x = x * (sigma**2 + (0.7 * alpha) ** 2).sqrt()[:, None]
-        return model.target(exact.data(x, time), exact.noise(x, time), time)
+        return target(model, exact.data(x, time), exact.noise(x, time), time)
 
     model.net = net
     return model
@@ -123,7 +124,7 @@ def test_a_network_that_refuses_its_input_keeps_its_error_and_gets_a_note() -> N
             "B = 2",
         ),
         (
-            lambda: sd.ScoreModel(lambda x, t: x, sd.VP()).predict("velocity", torch.zeros(2, 3), 0.5),
+            lambda: predict(sd.ScoreModel(lambda x, t: x, sd.VP()), "velocity", torch.zeros(2, 3), 0.5),
             ValueError,
             "a prediction must be one of",
         ),

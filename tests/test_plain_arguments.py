@@ -38,6 +38,7 @@ NEEDED = {
     "Decay": (0.5,),
     "Posterior": (sum, sum, torch.zeros(4, 2), 2, 3),
     "Options": (),
+    "Matrix": (torch.eye(2),),
     "ExponentialPair": (3,),
     "Prior": (1.5,),
     "TorchSDE": ("srk", True, 0.125, 0.25, 0.5),

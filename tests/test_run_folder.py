@@ -67,7 +67,7 @@ def built(**values: object) -> sd.ScoreModel:
 
 def test_every_field_of_a_model_has_an_example() -> None:
     """Whoever gives `ScoreModel` a field adds values of it here, and `sd.load` has to give them back."""
-    assert set(FIELDS) == set(describing.fields_of(make()))
+    assert set(FIELDS) == {*describing.fields_of(make()), "constraint"}
 
 
 @pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in FIELDS.items() for value in values])
@@ -82,7 +82,9 @@ def test_a_field_comes_back(tmp_path: Path, field: str, value: object) -> None:
         model.net.to(torch.bfloat16)
     trained = sd.fit(model, DATA, out=tmp_path / "run", steps=1, batch_size=4, device="cpu", loss=loss)
     again = sd.load(tmp_path / "run")
-    for name in FIELDS.keys() - {"network"}:
+    assert type(again) is type(trained)
+    assert hasattr(again, "constraint") == (field == "constraint")
+    for name in FIELDS.keys() - {"network", *([] if field == "constraint" else ["constraint"])}:
         assert getattr(again, name) == getattr(trained, name), name
     assert again.declared_data_std == trained.declared_data_std
     assert again.network is (None if value is None or field != "network" else again.net.get_submodule(str(value)))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
+
 import pytest
 import torch
 from exact_moments import chain_moments, reverse_moments
@@ -10,7 +13,7 @@ from torch import Tensor
 
 import sdediff as sd
 from sdediff.reverse import Reverse
-from sdediff.solvers import Midpoint, RungeKutta, Schedule, Solver, Tableau, integrate
+from sdediff.solvers import Midpoint, RungeKutta, Solver, Tableau, integrate
 from sdediff.solvers.tableau import BOGACKI_SHAMPINE, DOP853, DORMAND_PRINCE, TSITOURAS
 from sdediff.testing.paths import slope
 
@@ -342,20 +345,46 @@ def test_a_new_method_is_a_tableau(gaussian: sd.exact.Gaussian) -> None:
     assert slope(errors) == pytest.approx(2, abs=0.2)
 
 
-def test_a_schedule_that_learns_of_more_times() -> None:
-    """Times made known after a first evaluation are computed too, and a repeated one is not computed twice."""
-    asked: list[int] = []
+@pytest.mark.parametrize(
+    "solver",
+    [
+        *ODE_ORDERS,
+        *STOCHASTIC,
+        sd.SRA1(),
+        sd.SRA3(),
+        sd.StochasticHeun(),
+        sd.DDIM(0.5),
+        sd.DormandPrince(),
+        sd.ExponentialSinglestep(3, "noise"),
+        sd.ExponentialMultistep(4, corrector=3),
+        sd.EulerTrapezoid(),
+        sd.UniPC(),
+        sd.LMS(4),
+        sd.SDEDPMSolverPP(2),
+        sd.SEEDS(3),
+        sd.ERSDE(3),
+        sd.Langevin(),
+        PAIRS[0],
+        PAIRS[1],
+    ],
+    ids=ids,
+)
+def test_coefficients_are_made_once_for_a_grid(solver: Solver) -> None:
+    """A solve of more steps asks the SDE and the network's clock no more often."""
+    asked: list[str] = []
 
-    def function(t: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        asked.append(t.numel())
-        return (2 * t,), (t.float(),)
+    def counted(name: str) -> Callable[[sd.VP, Tensor], Tensor]:
+        return lambda sde, t: (asked.append(name), getattr(sd.VP, name)(sde, t))[1]
 
-    schedule = Schedule()
-    first, second = torch.tensor([0.5, 0.25, 0.5]), torch.tensor([0.125, 0.25])
-    schedule.prepare(first.double())
-    assert schedule("double", function, first[1].double(), x=torch.zeros(3))[0] == 0.5
-    schedule.prepare(second.double())
-    twice, time = schedule("double", function, second[0].double(), x=torch.zeros(3))
-    assert (twice, time.tolist()) == (0.25, [0.125] * 3)
-    assert asked == [2, 3]
-    assert schedule("double", function, torch.tensor(0.75, dtype=torch.float64), x=torch.zeros(3))[0] == 1.5
+    names = ("alpha", "sigma", "f", "g", "log_snr", "time_of")
+    sde = type("Counted", (sd.VP,), {name: counted(name) for name in names})()
+    model = sd.ScoreModel(lambda x, t: torch.tanh(x), sde, time=lambda t: (asked.append("time"), t)[1])
+    x, found = torch.ones(2, 2, dtype=torch.float64), []
+    for n in (12, 12, 48):  # the first one makes the table from which the SDE inverts its log-SNR
+        problem = Reverse(model, 2, float(solver.diffuses))
+        asked.clear()
+        integrate(problem, solver, x, gentle(sde, n), sd.White([0, 1], (2,), dtype=torch.float64))
+        found.append(Counter(asked))
+        assert int(problem.monitor.nfe[0]) >= n
+    assert found[1]["time"] >= 1
+    assert found[1] == found[2]

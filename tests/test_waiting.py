@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 import sdediff as sd
 from sdediff.reverse import Reverse
 from sdediff.solvers import Options, integrate
+from sdediff.solvers.arithmetic import Like
 from sdediff.solvers.integrate import _drive
 
 FIXED = [pytest.param(method, id=repr(method.solver)) for method in METHODS if not method.solver.adaptive]
@@ -90,7 +91,7 @@ def test_steps_never_wait(method: Method) -> None:
     """Planning, every step, trajectory and callback; then whether all is finite, once."""
     model, times = task(method)
     x, seen = torch.ones(3, 2, device="meta"), []
-    problem = Reverse(model, 3, 1.0 if method.solver.diffuses else 0.0)
+    problem = Reverse(model, 3, 1.0 if method.solver.diffuses else 0.0, like=Like.of(x))
     options = Options(trajectory=True, callback=lambda snapshot: seen.append(len(watch.waits)), max_nfe=10_000)
     with Watch() as watch:
         out = integrate(problem, method.solver, x, times, Drawn((3, 2), "meta"), options)
@@ -167,12 +168,12 @@ def test_steps_never_wait_for_a_gpu(method: Method, along: bool) -> None:
     x = torch.ones(3, 2, device="cuda")
     white = sd.White(range(3), (2,), device="cuda")
     noise = sd.BrownianPath(range(3), (2,), 1.0, 0.0, device="cuda") if along else white
-    problem = Reverse(model, 3, 1.0 if method.solver.diffuses else 0.0)
+    problem = Reverse(model, 3, 1.0 if method.solver.diffuses else 0.0, like=Like.of(x))
     before = torch.cuda.get_sync_debug_mode()
     try:
         torch.cuda.set_sync_debug_mode("error")
         with torch.no_grad():
-            control, _ = _drive(problem, method.solver, x, times, noise, Options(trajectory=True), watch=False)
+            run = _drive(problem, method.solver, x, times, noise, Options(trajectory=True), watch=False)
     finally:
         torch.cuda.set_sync_debug_mode(before)
-    assert bool(torch.isfinite(control.result()).all())
+    assert bool(torch.isfinite(run.x).all())

@@ -22,6 +22,7 @@ from sdediff.networks import UNet, initialised
 from sdediff.objectives import DenoisingScoreMatching
 from sdediff.plots import image_grid, reverse_process, save_png
 from sdediff.progress import progress_bar
+from sdediff.protocols import Model
 from sdediff.run_folder import CONFIG, TRAINING, WEIGHTS, check_ours
 from sdediff.sampling import sample
 from sdediff.sde import VP
@@ -98,10 +99,10 @@ def run(*, out: Path, steps: int | None, count: int, seed: int, device: str | No
         progress=not quiet,
         about={**about(train), "demo": True},
     )
-    model = load(out, device=place)
-    rows = [_family(model, family, count, seed, out, judge, quiet) for family in families(VP())]
+    trained = load(out, device=place)
+    rows = [_family(trained, family, count, seed, out, judge, quiet) for family in families(VP())]
     # The same seeds give the same samples: the first rows of the ODE's, stopped at the times of the figure.
-    few = sample(model, (6, 1, 8, 8), solver=_ODE, grid=_TIMES, seed=seed, trajectory=True)
+    few = sample(trained, (6, 1, 8, 8), solver=_ODE, grid=_TIMES, seed=seed, trajectory=True)
     if few.trajectory is not None:
         save_png(reverse_process(few.trajectory.cpu(), _TIMES), out / "process.png")
     save_png(image_grid(held_out.x[: min(count, 100)]), out / "real.png")
@@ -119,7 +120,7 @@ def _check_free(out: Path) -> None:
         raise ValueError(f"{out} holds a run that is no demo: choose another folder by --out")
 
 
-def _family(model: ScoreModel, family: Family, count: int, seed: int, out: Path, judge: Judge, quiet: bool) -> Row:
+def _family(model: Model, family: Family, count: int, seed: int, out: Path, judge: Judge, quiet: bool) -> Row:
     began = time.perf_counter()
     with progress_bar(family.title, total=1.0, show=not quiet) as bar:
         solution = sample(

@@ -22,9 +22,9 @@ from sdediff.cli.names import check_device, check_tolerances, make_solver
 from sdediff.cli.wording import spoken
 from sdediff.files import write_atomically
 from sdediff.interruption import raising, signal_of
-from sdediff.model import ScoreModel
 from sdediff.plots import image_grid, save_png
 from sdediff.progress import Bar, progress_bar
+from sdediff.protocols import Model
 from sdediff.run_folder import CONFIG
 from sdediff.sampling import sample
 from sdediff.solvers import Solution, Solver, seeds
@@ -91,7 +91,7 @@ def run(
 class _Drawing:
     """A set of samples, drawn batch by batch; each sample depends on its own seed alone."""
 
-    model: ScoreModel
+    model: Model
     event: tuple[int, ...]
     count: int
     size: int

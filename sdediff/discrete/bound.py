@@ -14,10 +14,11 @@ from sdediff.discrete.ddpm import DDPM
 from sdediff.evaluation import evaluating
 from sdediff.lending import at_least_float32
 from sdediff.masks import sum_over
-from sdediff.model import ScoreModel
 from sdediff.normalizer import Normalizer
 from sdediff.objectives.bins import Bins
+from sdediff.predict import conversion_of, outputs, target
 from sdediff.progress import progress_bar
+from sdediff.protocols import Model, facts
 from sdediff.solvers import White, expand, rowwise
 from sdediff.solvers.scalars import whole
 
@@ -99,7 +100,7 @@ class VariationalBound:
 
 def variational_bound(
     chain: DDPM,
-    model: ScoreModel,
+    model: Model,
     x_0: Tensor,
     *,
     bins: Bins | None,
@@ -121,15 +122,15 @@ def variational_bound(
     if not isinstance(chain, DDPM):
         raise TypeError(f"chain must be a DDPM, DDPM.from_schedule('linear', 1000) say; got {chain!r}")
     chain.check_model(model)
-    x_0 = at_least_float32(check_states("x_0", x_0)).to(place := check_device(model, device))
+    x_0 = at_least_float32(check_states("x_0", x_0)).to(place := check_device(known := facts(model), device))
     if bins is not None:
         Bins.checked(bins).check(x_0)
-    if model.normalizer is not None:
-        x_0 = model.normalizer.normalize(x_0)
+    if known.normalizer is not None:
+        x_0 = known.normalizer.normalize(x_0)
     if batch_size is not None:
         batch_size = whole("batch_size", batch_size, 1)
     keys = check_seed(seed, None, tuple(x_0.shape))
-    given = check_condition(condition, len(x_0), model.net, place)
+    given = check_condition(condition, len(x_0), known.net, place)
     chunk = batch_size or len(x_0)
     parts = []
     with torch.no_grad(), evaluating(model), progress_bar("variational bound", total=len(x_0), show=progress) as bar:
@@ -147,23 +148,25 @@ def variational_bound(
 
 
 def _term(
-    chain: DDPM, model: ScoreModel, x_0: Tensor, i: int, noise: Tensor, condition: Mapping[str, Tensor], bins: Bins | None
+    chain: DDPM, model: Model, x_0: Tensor, i: int, noise: Tensor, condition: Mapping[str, Tensor], bins: Bins | None
 ) -> Tensor:
     index = torch.full((len(x_0),), i)
     error, learned = data_error(chain, model, x_0, index, noise, condition)[1:]
-    return transition(chain, index, x_0, error, learned if chain.variance == "learned" else None, bins, None, model.normalizer)
+    return transition(
+        chain, index, x_0, error, learned if chain.variance == "learned" else None, bins, None, facts(model).normalizer
+    )
 
 
 def data_error(
-    chain: DDPM, model: ScoreModel, x_0: Tensor, i: Tensor, noise: Tensor, condition: Mapping[str, Tensor] | None
+    chain: DDPM, model: Model, x_0: Tensor, i: Tensor, noise: Tensor, condition: Mapping[str, Tensor] | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(error of the predicted noise, error of the predicted data, what the network says of the variance) at x_i, (B, *event).
 
     Both errors are the network's own, rescaled: they do not cancel, whatever it predicts.
     """
     t = chain.level_times[i - 1]
-    out, learned = model.evaluate_with_variance(chain.perturb(x_0, i, noise), t, condition)
-    error = out - model.target(x_0, noise, t)
-    scales = (model.conversion(name, t)[1] for name in ("noise", "data"))
+    found = outputs(model, chain.perturb(x_0, i, noise), t, condition)
+    error = found.value - target(model, x_0, noise, t)
+    scales = (conversion_of(model, name, t)[1] for name in ("noise", "data"))
     in_noise, in_data = (expand(scale, error) * error for scale in scales)
-    return in_noise, in_data, learned
+    return in_noise, in_data, found.extras.get("variance")

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sdediff.model import ScoreModel
 from sdediff.objectives.times import uniform
+from sdediff.predict import affine
+from sdediff.protocols import Model, check_model
 from sdediff.sde import LinearSDE
 from sdediff.solvers import expand
 from sdediff.solvers.scalars import reals, whole
@@ -116,10 +117,9 @@ class Chain:
         before, here = sigmas[:-1].square(), sigmas[1:].square()
         return alphas[:-1] * variances / here, ratios * before / here, variances * before / here
 
-    def check_model(self, model: ScoreModel) -> None:
+    def check_model(self, model: Model) -> None:
         """A ValueError unless the model's SDE has the chain's marginals at the times ``grid``."""
-        if not isinstance(model, ScoreModel):
-            raise TypeError(f"model must be a ScoreModel, got {type(model).__name__}; wrap the network: ScoreModel(net, sde)")
+        check_model(model)
         if vars(self).get("_matched") is model.sde:
             return
         gap = self._gap(model.sde)
@@ -128,9 +128,7 @@ class Chain:
                 f"{model.sde!r} does not have the marginals of {self!r} at its times (they differ by {gap:.2g}); "
                 "give the model the chain's own SDE, ScoreModel(net, chain.to_sde())"
             )
-        bad = ~torch.isfinite(model.conversion("data", self.level_times)[1])
-        if bool(bad.any()):
-            raise ValueError(model.singular("data", self.level_times[bad][0]))
+        _ = affine(model, "data", self.level_times)  # a ValueError where it does not follow
         vars(self)["_matched"] = model.sde
 
     def _gap(self, sde: Any) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sdediff.discrete.chain import Chain, Levels, evenly, floats
 from sdediff.discrete.schedules import schedule, zero_terminal_snr
-from sdediff.model import ScoreModel
+from sdediff.protocols import Model, facts
 from sdediff.sde import InterpolatedVP, LinearSDE
 from sdediff.sde.base import check_linear
 from sdediff.solvers import Problem, Solver, Step, StepNoise, check_grid, expand
@@ -28,6 +28,7 @@ _FAR = 0.1  # Song's rule has other marginals than its SDE, by less than this wh
 
 
 class _Plan(NamedTuple):
+    at: Any  # of the data prediction
     t: Tensor
     s: Tensor
     data: Tensor  # coefficient of x_0 in the posterior mean
@@ -220,17 +221,16 @@ class DDPM(Chain, Solver):
             return expand(low, learned) + 0.5 * (learned + 1) * expand(high - low, learned)
         return low if self.variance == "beta_tilde" else high
 
-    def check_model(self, model: ScoreModel) -> None:
+    def check_model(self, model: Model) -> None:
         """A ValueError unless the model's SDE has the chain's marginals, and a variance if that is learned."""
         super().check_model(model)
-        if self.variance == "learned" and not model.learned_variance:
+        if self.variance == "learned" and "variance" not in facts(model).extras:
             raise ValueError(
                 f"{self!r} takes the variance from the network: make the model with ScoreModel(..., learned_variance=True)"
             )
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """Posterior coefficients of the steps from i to i - 1."""
-        problem.prepare(times)
         alpha, sigma = problem.marginal(times)
         alphas, sigmas = self.levels.alphas[1:].flip(0), self.levels.sigmas[1:].flip(0)
         gap = float(torch.maximum((alpha - alphas).abs(), (problem.unit * sigma - sigmas).abs()).max())
@@ -245,14 +245,16 @@ class DDPM(Chain, Solver):
             low = high = low if self.variance == "beta_tilde" else high
         shift = 2 * math.log(problem.unit)
         rows = zip(*(column[1:].flip(0).unbind() for column in (data, keep, low - shift, high - shift)), strict=True)
-        return [_Plan(times[n], times[n + 1], *row) for n, row in enumerate(rows)]
+        at = problem.at(times[:-1], "data")
+        return [_Plan(at[n], times[n], times[n + 1], *row) for n, row in enumerate(rows)]
 
     def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """Draw x_{i-1}."""
         if self.variance == "learned":
-            clean, learned = problem.data_and_variance(x, plan.t)
-            std = torch.exp(0.5 * (plan.low + 0.5 * (learned + 1) * (plan.high - plan.low)))
+            found = problem.outputs(x, plan.at)
+            clean, share = found.value, 0.5 * (found.extras["variance"] + 1)
+            std = torch.exp(0.5 * (plan.low + share * (plan.high - plan.low)))
         else:
-            clean, std = problem.data(x, plan.t), torch.exp(0.5 * plan.low)
+            clean, std = problem.evaluate(x, plan.at), torch.exp(0.5 * plan.low)
         mean = plan.data * clean + plan.keep * x
         return Step(mean + std * noise.over(plan.t, plan.s), mean)

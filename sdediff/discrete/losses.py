@@ -14,10 +14,10 @@ from sdediff.discrete.bound import data_error, transition
 from sdediff.discrete.ddpm import DDPM
 from sdediff.lending import at_least_float32
 from sdediff.masks import counts, kept, mask_of, mean_over
-from sdediff.model import ScoreModel
 from sdediff.objectives.bins import Bins
 from sdediff.objectives.timed import check_loss_call
 from sdediff.objectives.times import uniform
+from sdediff.protocols import Model
 from sdediff.solvers import expand
 from sdediff.solvers.scalars import Record, real, whole
 
@@ -112,7 +112,7 @@ class DDPMLoss(Record):
 
     def __call__(
         self,
-        model: ScoreModel,
+        model: Model,
         x_0: Tensor,
         condition: Mapping[str, Tensor] | None = None,
         *,
@@ -144,7 +144,7 @@ class DDPMLoss(Record):
 
     def _losses(
         self,
-        model: ScoreModel,
+        model: Model,
         x_0: Tensor,
         condition: Mapping[str, Tensor] | None,
         i: Tensor,
@@ -177,7 +177,7 @@ class DDPMLoss(Record):
         if self.sampler is not None:
             self.sampler.load_state_dict(dict(state))
 
-    def _check(self, model: ScoreModel, x_0: Tensor, mask: Tensor | None) -> None:
+    def _check(self, model: Model, x_0: Tensor, mask: Tensor | None) -> None:
         self.chain.check_model(model)
         if self.kind != "simple" and self.bins is not None:
             self.bins.check(x_0 if mask is None else x_0[mask])

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from sdediff.arguments import check_states
 from sdediff.discrete.chain import Chain, Levels, floats
-from sdediff.model import ScoreModel
 from sdediff.objectives import DenoisingScoreMatching
 from sdediff.objectives.timed import check_loss_call
+from sdediff.protocols import Model
 from sdediff.sde import InterpolatedVE, LinearSDE
 from sdediff.sde.base import check_linear
 from sdediff.solvers import Problem, Solver, Step, StepNoise, rowwise
@@ -162,12 +162,11 @@ class NCSN(Chain, Solver):
         """The levels that each step visits: its end, and the first one its start too."""
         if len(times) < 2:
             raise ValueError(f"{self!r} needs two levels at least to sample by annealed Langevin dynamics")
-        problem.prepare(times)
         sigma = problem.unit * problem.marginal(times)[1]
         if float((sigma / torch.tensor(self.sigmas, dtype=torch.float64) - 1).abs().max()) > 1e-6:
             raise ValueError(f"{self!r} has other levels than the model's SDE; take NCSN.from_sde(model.sde, N)")
         steps = self.step_sizes / problem.unit**2
-        visits = list(zip(times.unbind(), steps.tolist(), strict=True))
+        visits = list(zip(problem.at(times, "score", 1.0, steps), steps.tolist(), strict=True))
         return [_Plan(tuple(visits[:2])), *(_Plan((visit,)) for visit in visits[2:])]
 
     def cost(self, plan: _Plan) -> int:
@@ -177,9 +176,9 @@ class NCSN(Chain, Solver):
     def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """Langevin steps at one level, at two to start."""
         mean = x
-        for number, (t, size) in enumerate(plan.levels):
+        for number, (at, size) in enumerate(plan.levels):
             for k in range(self.n_steps):
-                mean = problem.blend("score", x, t, 1.0, size)
+                mean = problem.evaluate(x, at)
                 x = mean + math.sqrt(2 * size) * noise.normal("corrector", number * self.n_steps + k)
         return Step(x, mean)
 
@@ -202,7 +201,7 @@ class NCSNLoss(Record):
 
     def __call__(
         self,
-        model: ScoreModel,
+        model: Model,
         x_0: Tensor,
         condition: Mapping[str, Tensor] | None = None,
         *,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Final, Self
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from sdediff.likelihood.divergence import Divergence, Products
 from sdediff.reverse import Reverse
-from sdediff.solvers import Problem, expand, rowwise
-from sdediff.solvers.clock import clock
+from sdediff.solvers import Problem, rowwise
+from sdediff.solvers.arithmetic import Number, weighted
+from sdediff.solvers.clock import clock, slopes
+from sdediff.solvers.coefficients import Coef
 from sdediff.solvers.masked import kept
-from sdediff.solvers.problem import Columns
 
 __all__ = ["Augmented"]
 
@@ -22,6 +24,13 @@ _WEIGHT: Final = 10.0
 """Of the error of l, beside that of y. A step is accepted with an error up to the tolerance, and errors add up: with weight 1 the
 log-density of 8 of 18 mixtures by DOP853 was off by more than the tolerance times d (by 5 times at most), with 10 that of none,
 for a fifth more evaluations."""
+
+
+class _At(NamedTuple):
+    flow: Any  # the flow's entry for dy / du
+    scale: Coef  # x / y
+    keep: Coef
+    push: Coef
 
 
 class Augmented(Problem):
@@ -40,14 +49,19 @@ class Augmented(Problem):
 
     def __init__(self, flow: Reverse, divergence: Divergence, event: torch.Size, times: Tensor) -> None:
         super().__init__(flow.monitor.samples)
+        self.monitor = flow.monitor
         self.flow, self.divergence, self.event, self.d = flow, divergence, event, event.numel()
-        self.mask, self.unit, self.rounding = flow.mask, flow.unit, flow.rounding
+        self.mask, self.unit, self.rounding, self.cost = flow.mask, flow.unit, flow.rounding, flow.cost
         self.variable = clock(flow, "angle" if flow.linear else "t")
         self.times, self.clock = times, self.variable.value(times)
+        passed = torch.tensor([t for t in flow.breaks if times[0] < t < times[-1]], dtype=torch.float64)
+        self._passed = dict(zip(self.variable.value(passed).tolist(), passed.tolist(), strict=True))
+        self.breaks = tuple(self._passed)  # in u
         self.parts = ((self.d, 1.0), (divergence.channels, _WEIGHT))
         self.single: list[bool] = []
         self.known: list[bool] = []  # that the network's output has a gradient
-        self._prepared: dict[int, tuple[Tensor, Tensor]] = {}
+        size = self.d + divergence.channels
+        self.like = None if flow.like is None else flow.like._replace(event=torch.Size((size,)))
 
     def time(self, u: Tensor) -> Tensor:
         """t at u, between the ends of ``times``."""
@@ -71,16 +85,24 @@ class Augmented(Problem):
         scale = self.variable.scale(t)
         return 1.0 if scale is None else float(scale)
 
-    def _columns(self, t: Tensor) -> Columns:
+    def at(self, times: Tensor, quantity: str, keep: Number = 0.0, push: Number = 1.0) -> Sequence[_At]:
+        """Evaluations of the flow at the times t of these."""
+        t = self.time(times)
         scale = self.variable.scale(t)
-        return (torch.ones_like(t) if scale is None else scale,), ()
+        flows = slopes(self.flow, self.variable, t)
+        (scales,) = self.flow.coefs(len(times), 1.0 if scale is None else scale)
+        ours = self.coefs(len(times), keep, push)
+        return [_At(*row) for row in zip(flows, scales, *ours, strict=True)]
 
-    def prepare(self, times: Tensor) -> tuple[Tensor, ...]:
-        """The flow's, at the times t of these."""
-        each = times.unbind()
-        found = {id(u): (u, t) for u, t in zip(each, self.flow.prepare(self.time(times)), strict=True)}
-        self._prepared = found if times.ndim == 2 else self._prepared | found
-        return each
+    def within(self, piece: tuple[float, float] | None, grid: Tensor) -> Self:
+        """The flow too between two of its own breaks, in t."""
+        part = super().within(piece, grid)
+        if piece is not None:
+            ends = [self._passed.get(u, float(t)) for u, t in zip(piece, self.times[[0, -1]], strict=True)]
+            around, middle = (-math.inf, *self.flow.breaks, math.inf), 0.5 * sum(ends)
+            own = max(t for t in around if t < middle), min(t for t in around if t > middle)
+            part.flow = self.flow.within(own, self.time(grid))
+        return part
 
     def take(self, rows: Tensor) -> Self:
         """Some of the rows, with their probes and conditions."""
@@ -88,24 +110,29 @@ class Augmented(Problem):
         part.flow, part.divergence = self.flow.take(rows), self.divergence.take(rows)
         return part
 
-    def drift(self, y: Tensor, t: Tensor) -> Tensor:
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """(dy / du, dl / du) at u = t."""
+        return self.evaluate(x, self.at(t[None], "drift")[0])
+
+    def evaluate(self, x: Tensor, at: _At) -> Tensor:
+        """keep state + push (dy / du, dl / du)."""
         differentiable = torch.is_grad_enabled()
-        time = self._prepared[id(t)][1] if id(t) in self._prepared else self.time(t)
-        y, whole = y[:, : self.d].reshape(-1, *self.event), y
-        entry, (c,) = self.flow.entry(self.variable, y, time), self.flow.schedule("scale", self._columns, time, x=y)
+        y = x[:, : self.d].reshape(-1, *self.event)
         with torch.enable_grad():
             y = y if differentiable and y.requires_grad else y.detach().requires_grad_()
-            x = kept(expand(c, y) * y, self.mask)
-            out = self.flow.respond(entry, x)
-            self._check(entry, x, out)
-            slope = self.flow.joined(self.variable, entry, x, time, out)
+            state = kept(weighted((at.scale, y)), self.mask)
+            found = self.flow.outputs(state, at.flow)
+            self._check(at, state, found.extras["raw"])
+        slope = found.value
         products = Products(slope, y, differentiable=differentiable, single=self.single)
         trace = self.divergence(products, rowwise(y.detach()))
         slope = slope if differentiable else slope.detach()
-        return self.seen(whole, torch.cat([rowwise(slope), trace / self._existing], dim=1))
+        drift = torch.cat([rowwise(slope), trace / self._existing], dim=1)
+        if self.monitor.watch:
+            self.monitor.look(x, drift, self.rows)
+        return weighted((at.keep, x), (at.push, drift))
 
-    def _check(self, entry: tuple[object, ...], x: Tensor, out: Tensor) -> None:
+    def _check(self, at: _At, x: Tensor, out: Tensor) -> None:
         """A ValueError if the network's output changes with x and has no gradient that would say how."""
         if self.known:
             return
@@ -115,7 +142,7 @@ class Augmented(Problem):
             if found is not None:
                 return
         with torch.no_grad():
-            moved = self.flow.respond(entry, 1.5 * x.detach() + 0.125)
+            moved = self.flow.peek(1.5 * x.detach() + 0.125, at.flow)
         if not torch.equal(moved, out.detach()):
             raise ValueError(
                 "the network's output changes with x but has no gradient with respect to it, so that its divergence is not known: "

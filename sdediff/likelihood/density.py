@@ -11,14 +11,14 @@ from torch import Tensor
 
 from sdediff.arguments import Grid, Span, check_model, check_seed, check_solver
 from sdediff.encoding import state_dtype
-from sdediff.exact.law import LawNet
 from sdediff.likelihood.augmented import Augmented
 from sdediff.likelihood.estimate import Estimate, Kind, Probe
-from sdediff.model import ScoreModel
+from sdediff.protocols import Model, facts
 from sdediff.reverse import Reverse
 from sdediff.sde import Prior
 from sdediff.solvers import RK45, Failure, Options, RungeKutta4, Solution, Solver, rowwise
 from sdediff.solvers.clock import clock
+from sdediff.solvers.legs import snapped
 from sdediff.solvers.scalars import real
 from sdediff.solving import Solving, check_deterministic
 from sdediff.units import Units
@@ -68,7 +68,7 @@ class LogProb:
 
 
 def log_prob(
-    model: ScoreModel,
+    model: Model,
     x: Tensor,
     *,
     solver: Solver | None = None,
@@ -118,12 +118,9 @@ def log_prob(
     """
     check_model(model)
     prior = _prior(model)
-    solver = check_deterministic(check_solver(solver, RK45() if steps is None else RungeKutta4()), "the likelihood")
-    if not solver.needs <= Augmented.offers:
-        lacking = ", ".join(sorted(solver.needs - Augmented.offers))
-        raise ValueError(
-            f"{solver!r} needs {lacking}, and the log-density has a drift alone: take RK45(), or RungeKutta4() with steps=N"
-        )
+    if t_start is not None:
+        t_start = real("t_start", t_start, "; all samples of a call share it: call once for each")
+    solver = _solver(solver, fixed=steps is not None)
     kind = state_dtype("x", x, dtype)
     estimate = Estimate.checked(divergence, probes, probe, x[0].numel())
     solving = Solving.checked(
@@ -146,7 +143,7 @@ def log_prob(
     )
     _check_end(solving)
     if steps is not None and grid is None and "kernel" in model.sde.offers:
-        solving = replace(solving, times=_angular(model, solving.times))
+        solving = replace(solving, times=snapped(_angular(model, solving.times), solving.facts.breaks))
     seeds = check_seed(seed, None, tuple(x.shape)) if estimate.draws else None
     place = torch.float32 if solving.device.type == "mps" else torch.float64
 
@@ -156,7 +153,7 @@ def log_prob(
         def part(rows: Tensor, options: Options) -> Solution:
             own = solving.units.enter(start[rows.to(start.device)], solving.existing(rows))
             trace = estimate.of([seeds[i] for i in rows.tolist()] if seeds else (), own)
-            problem = Augmented(solving.reverse(rows, sees=kind), trace, own.shape[1:], solving.times)
+            problem = Augmented(solving.reverse(rows, state=place), trace, own.shape[1:], solving.times)
             found = solver.solve(problem, problem.start(own), problem.clock, None, options)
             failures = [replace(f, t=float(problem.time(torch.tensor(f.t, dtype=torch.float64)))) for f in found.failures]
             with torch.set_grad_enabled(grad != "none"):
@@ -166,7 +163,20 @@ def log_prob(
         return _result(solution, prior, solving, x.shape, estimate, seeds)
 
 
-def _prior(model: ScoreModel) -> Prior:
+def _solver(solver: Solver | None, *, fixed: bool) -> Solver:
+    """The solver, by default one of fixed steps or one that chooses them; a ValueError if it needs more than a drift."""
+    if solver is None:
+        solver = RungeKutta4() if fixed else RK45()
+    solver = check_deterministic(check_solver(solver), "the likelihood")
+    if not solver.needs <= Augmented.offers:
+        lacking = ", ".join(sorted(solver.needs - Augmented.offers))
+        raise ValueError(
+            f"{solver!r} needs {lacking}, and the log-density has a drift alone: take RK45(), or RungeKutta4() with steps=N"
+        )
+    return solver
+
+
+def _prior(model: Model) -> Prior:
     try:
         prior: Prior = model.sde.prior
     except NotImplementedError as error:
@@ -183,9 +193,9 @@ def _check_end(solving: Solving) -> None:
         raise ValueError(f"the prior is the law at t_max = {t_max:g}: the grid must end there, it ends at t = {end:g}")
 
 
-def _angular(model: ScoreModel, times: Tensor) -> Tensor:
+def _angular(model: Model, times: Tensor) -> Tensor:
     """As many times between the same ends, uniform in the angle."""
-    variable = clock(Reverse(model, 1, units=Units(model.data_std)), "angle")
+    variable = clock(Reverse(model, 1, units=Units(facts(model).data_std)), "angle")
     first, last = variable.value(times[[0, -1]]).tolist()
     inside = torch.linspace(first, last, len(times), dtype=torch.float64)[1:-1]
     return torch.cat([times[:1], variable.time(inside), times[-1:]])
@@ -196,17 +206,18 @@ def _result(
 ) -> LogProb:
     d, model, units = shape[1:].numel(), solving.model, solving.units
     inside, integrals = solution.x[:, :d].reshape(shape), solution.x[:, d:]
-    z, net, sde = units.to_model(inside), model.net, model.sde
+    z, law, sde = units.to_model(inside), getattr(solving.facts.net, "law", None), model.sde
     lost = (solution.status != 0).to(z.device)
     with torch.set_grad_enabled(solving.options.grad != "none"):
         at_end = prior.log_prob(z)
         if solving.mask is not None:  # a coordinate that does not exist stands at 0, and has its density there
             at_end = at_end - (d - rowwise(solving.mask).sum(dim=1)) * prior.log_prob(z.new_zeros(1, 1))
         value = torch.where(lost, torch.nan, at_end + integrals.mean(dim=1))
-        exact = net.law if isinstance(net, LawNet) and solving.mask is None else None
+        exact = law if solving.mask is None and hasattr(law, "log_prob") else None
         gap = None if exact is None else exact.log_prob(sde, z, sde.t_max) - at_end
-        if model.normalizer is not None:
-            value = value - torch.as_tensor(model.normalizer.log_det(shape[1:], solving.mask), dtype=torch.float64).to(value)
+        normalizer = solving.facts.normalizer
+        if normalizer is not None:
+            value = value - torch.as_tensor(normalizer.log_det(shape[1:], solving.mask), dtype=torch.float64).to(value)
     return LogProb(
         value=value,
         stderr=torch.where(lost, torch.nan, estimate.stderr(integrals.detach())),

@@ -14,8 +14,8 @@ from sdediff.arguments import check_choice, check_condition, check_model, check_
 from sdediff.calls import check_floating
 from sdediff.likelihood.density import log_prob
 from sdediff.likelihood.estimate import Kind, Probe
-from sdediff.model import ScoreModel
 from sdediff.objectives.bins import Bins
+from sdediff.protocols import Model, facts
 from sdediff.solvers import Failure, Solver, White
 from sdediff.solvers.scalars import whole
 
@@ -53,7 +53,7 @@ class BitsPerDim:
 
 
 def bits_per_dim(
-    model: ScoreModel,
+    model: Model,
     x: Tensor,
     *,
     bins: Bins = _PIXELS,
@@ -109,7 +109,8 @@ def bits_per_dim(
     alpha, u, log_q = _noise(model, x, width, dequantization, draws, seeds)
     d = x[0].numel()
     states = (x.detach().cpu().double() + u).flatten(0, 1)
-    normalizer = model.normalizer
+    known = facts(model)
+    normalizer = known.normalizer
     states = alpha * states if normalizer is None else normalizer.denormalize(alpha * normalizer.normalize(states))
     found = log_prob(
         model,
@@ -120,7 +121,7 @@ def bits_per_dim(
         probes=probes,
         probe=probe,
         seed=seeds * draws,
-        condition={k: v.repeat(draws, *(1,) * (v.ndim - 1)) for k, v in check_condition(condition, len(x), model.net).items()},
+        condition={k: v.repeat(draws, *(1,) * (v.ndim - 1)) for k, v in check_condition(condition, len(x), known.net).items()},
         batch_size=batch_size,
         progress=progress,
         max_nfe=max_nfe,
@@ -142,7 +143,7 @@ def bits_per_dim(
 
 
 def _noise(
-    model: ScoreModel, x: Tensor, width: float, dequantization: str, draws: int, seeds: Sequence[int]
+    model: Model, x: Tensor, width: float, dequantization: str, draws: int, seeds: Sequence[int]
 ) -> tuple[float, Tensor, Tensor]:
     """alpha at t_min, u (draws, B, *event) and log q(u) (draws, B), float64."""
     sde, white = model.sde, White(seeds, x.shape[1:], dtype=torch.float64)
@@ -159,8 +160,9 @@ def _noise(
         )
     # Everything is in units of the noise at t_min, which is one number, or one a channel under a normalizer.
     std = torch.full((1,) * x.ndim, float(sde.sigma(sde.t_min)) / alpha, dtype=torch.float64)
-    if model.normalizer is not None:
-        std = std * model.normalizer.scale(normals[0])
+    normalizer = facts(model).normalizer
+    if normalizer is not None:
+        std = std * normalizer.scale(normals[0])
     edge = 0.5 * width / std
     inside = (edge / math.sqrt(2)).apply_(math.erf)  # the normal's probability of the bin
     z = torch.special.ndtri(0.5 + inside * (share - 0.5))

@@ -14,7 +14,8 @@ from torch import Tensor
 from sdediff.arguments import check_condition, check_model
 from sdediff.evaluation import evaluating
 from sdediff.lending import reading
-from sdediff.model import ScoreModel
+from sdediff.predict import affine, predict
+from sdediff.protocols import Model, facts, is_model
 from sdediff.sde.coefficient import as_time
 from sdediff.solvers import White
 from sdediff.solvers.metropolis import line_integral
@@ -125,19 +126,19 @@ class Score(Target):
 
 @dataclass(frozen=True)
 class _AtTime(Score):
-    model: ScoreModel = field(kw_only=True)
+    model: Model = field(kw_only=True)
     condition: Mapping[str, Tensor] = field(kw_only=True)
 
     def check(self, chains: int) -> None:
         """Of the conditions' leading dimension."""
-        check_condition(self.condition, chains, self.model.net)
+        check_condition(self.condition, chains, facts(self.model).net)
 
     def evaluating(self) -> AbstractContextManager[None]:
         """The network's evaluation mode."""
         return evaluating(self.model)
 
 
-def at(model: ScoreModel, t: float | Tensor, condition: Mapping[str, Tensor] | None = None) -> Score:
+def at(model: Model, t: float | Tensor, condition: Mapping[str, Tensor] | None = None) -> Score:
     """The law p_t of a score model at one time t, in the SDE's usable range; ``condition`` has a row a chain.
 
     Under a `Normalizer` it is that of y = mean + std x_t, in the user's units, as states of `sample` are.
@@ -146,15 +147,14 @@ def at(model: ScoreModel, t: float | Tensor, condition: Mapping[str, Tensor] | N
     time = model.sde.check_time(as_time(t))
     if time.ndim:
         raise ValueError(f"chains sample the law at one time: t must be a number, got shape {tuple(time.shape)}")
-    if not all(bool(torch.isfinite(part)) for part in model.conversion("score", time)):
-        raise ValueError(model.singular("score", time))
-    given, normalizer = dict(condition or {}), model.normalizer
+    _ = affine(model, "score", time)  # a ValueError where there is none
+    given, normalizer = dict(condition or {}), facts(model).normalizer
 
     def score(y: Tensor) -> Tensor:
         if normalizer is None:
-            return model.predict("score", y, time, given)
+            return predict(model, "score", y, time, given)
         x = normalizer.normalize(y)
-        return model.predict("score", x, time, given) / normalizer.scale(x)
+        return predict(model, "score", x, time, given) / normalizer.scale(x)
 
     return _AtTime(score, model=model, condition=given)
 
@@ -163,7 +163,7 @@ def as_target(target: Target | Callable[[Tensor], Tensor]) -> Target:
     """A target, a function being a log-density."""
     if isinstance(target, Target):
         return target
-    if isinstance(target, ScoreModel):
+    if is_model(target):
         raise TypeError("a score model has a law at every time: pass mcmc.at(model, t)")
     if isinstance(target, type) or not callable(target):
         raise TypeError(

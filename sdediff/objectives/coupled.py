@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sdediff.model import ScoreModel
 from sdediff.objectives.denoising import DenoisingScoreMatching, FlowMatching
 from sdediff.objectives.objective import DrawingObjective
 from sdediff.objectives.timed import check_loss, check_loss_call
+from sdediff.protocols import Model
 from sdediff.samples import check_shape
 from sdediff.sampling import sample
 from sdediff.solvers import Solver, White, seeds
@@ -22,7 +22,7 @@ __all__ = ["ConditionDropout", "Coupled", "reflow"]
 
 
 def reflow(
-    model: ScoreModel,
+    model: Model,
     shape: Sequence[int],
     *,
     solver: Solver | None = None,
@@ -60,7 +60,7 @@ class Coupled(Record):
 
     def __call__(
         self,
-        model: ScoreModel,
+        model: Model,
         x_0: Tensor,
         condition: Mapping[str, Tensor] | None = None,
         *,
@@ -103,7 +103,7 @@ class ConditionDropout(Record):
 
     def __call__(
         self,
-        model: ScoreModel,
+        model: Model,
         x_0: Tensor,
         condition: Mapping[str, Tensor] | None = None,
         *,

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from sdediff.lending import at_least_float32
 from sdediff.masks import kept, mask_of, mean_over
-from sdediff.model import ScoreModel
 from sdediff.objectives.timed import Timed, check_loss_call
 from sdediff.objectives.weightings import factor
+from sdediff.predict import outputs, target
+from sdediff.protocols import Model, sigma_data
 from sdediff.solvers import expand
 
 __all__ = ["DenoisingScoreMatching", "FlowMatching"]
@@ -30,7 +31,7 @@ class DenoisingScoreMatching(Timed):
 
     def __call__(
         self,
-        model: ScoreModel,
+        model: Model,
         x_0: Tensor,
         condition: Mapping[str, Tensor] | None = None,
         *,
@@ -46,7 +47,7 @@ class DenoisingScoreMatching(Timed):
         ``mask`` says which coordinates exist, True or 1: (B, *event), or its first dimensions, or 1 in
         place of some. The others are 0 in x_0 and noise, and the mean is over those that exist.
         """
-        check_loss_call(model, x_0, generator)
+        model = check_loss_call(model, x_0, generator)
         sde = model.sde
         if "kernel" not in sde.offers:
             raise ValueError(
@@ -60,8 +61,8 @@ class DenoisingScoreMatching(Timed):
         mask = mask_of(mask, x_0)
         x_0, noise = kept(x_0, mask), kept(noise, mask)
         x_t = sde.perturb(x_0, time, noise)
-        error = model.evaluate(x_t, time, condition) - model.target(x_0, noise, time)
-        scale = weights * factor(self.weighting, sde, model.predicts, time, model.sigma_data)
+        error = outputs(model, x_t, time, condition).value - target(model, x_0, noise, time)
+        scale = weights * factor(self.weighting, sde, model.predicts, time, sigma_data(model))
         losses = mean_over(error.square(), mask)
         return torch.as_tensor(expand(scale, losses)) * losses
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from sdediff.lending import at_least_float32
 from sdediff.masks import counts, kept, mask_of
-from sdediff.model import ScoreModel
 from sdediff.objectives.timed import Timed, check_loss_call
 from sdediff.objectives.weightings import factor
+from sdediff.predict import predict
+from sdediff.protocols import Model, sigma_data
 from sdediff.simulation import simulate
 from sdediff.solvers import expand, rowwise
 from sdediff.solvers.scalars import whole
@@ -42,7 +43,7 @@ class _Matching(Timed):
 
     def __call__(
         self,
-        model: ScoreModel,
+        model: Model,
         x_0: Tensor,
         condition: Mapping[str, Tensor] | None = None,
         *,
@@ -56,7 +57,7 @@ class _Matching(Timed):
         ``t`` (B,) and ``noise`` (shape of x_0) are drawn where they are not given, and directions always, on the host from
         ``generator`` (default: torch's own). ``mask``: as for `DenoisingScoreMatching`.
         """
-        check_loss_call(model, x_0, generator)
+        model = check_loss_call(model, x_0, generator)
         mask = mask_of(mask, x_0)
         x_0, noise = kept(x_0, mask), None if noise is None else kept(noise, mask)
         if not self.perturbed:
@@ -64,18 +65,18 @@ class _Matching(Timed):
         time, weights = self.given(model, x_0, t, generator)
         graph = torch.is_grad_enabled()
         x, time = self._states(model, at_least_float32(x_0), time, noise, generator, mask)
-        weights = weights * factor(self.weighting, model.sde, "score", time, model.sigma_data)
+        weights = weights * factor(self.weighting, model.sde, "score", time, sigma_data(model))
         with torch.enable_grad():
             # Through `kept` on both sides no gradient goes to or comes from what does not exist.
             losses = self._objective(
-                lambda at: kept(model.predict("score", kept(at, mask), time, condition), mask), x, generator
+                lambda at: kept(predict(model, "score", kept(at, mask), time, condition), mask), x, generator
             ) / counts(x, mask)
         losses = losses if graph else losses.detach()
         return torch.as_tensor(expand(weights, losses)) * losses
 
     def _states(
         self,
-        model: ScoreModel,
+        model: Model,
         x_0: Tensor,
         t: Tensor,
         noise: Tensor | None,

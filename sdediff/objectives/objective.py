@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sdediff.model import ScoreModel
+from sdediff.protocols import Model
 
 __all__ = ["DrawingObjective", "Objective"]
 
@@ -19,7 +19,7 @@ class Objective(Protocol):
     One that learns something itself has ``state_dict`` and ``load_state_dict`` too, with tensors, which run folders keep.
     """
 
-    def __call__(self, model: ScoreModel, x_0: Tensor, condition: Mapping[str, Tensor] | None = None) -> Tensor:
+    def __call__(self, model: Model, x_0: Tensor, condition: Mapping[str, Tensor] | None = None) -> Tensor:
         """Losses, (B,)."""
 
 
@@ -28,7 +28,7 @@ class DrawingObjective(Protocol):
 
     def __call__(
         self,
-        model: ScoreModel,
+        model: Model,
         x_0: Tensor,
         condition: Mapping[str, Tensor] | None = None,
         *,

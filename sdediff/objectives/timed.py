@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from sdediff.calls import check_floating
-from sdediff.model import ScoreModel
 from sdediff.objectives.times import Proposal, Times, check_times, time_at, uniform
 from sdediff.objectives.weightings import Weighting, check_weighting, factor
+from sdediff.protocols import Model, is_model, sigma_data
 from sdediff.solvers.scalars import Record, reals
 
 __all__ = ["Timed", "check_loss", "check_loss_call"]
@@ -38,7 +38,7 @@ class Timed(Record):
         check_weighting(self.weighting)
         check_times(self.times)
 
-    def draw(self, model: ScoreModel, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def draw(self, model: Model, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """(t, weights), float64 (count,) on the host: a mean of the weighted losses is the objective."""
         u = uniform(count, generator, stratified=self.stratified)
         weights = torch.ones_like(u)
@@ -46,19 +46,19 @@ class Timed(Record):
             u, weights = self._proposal(model)(u)
         return time_at(self.times, model.sde, u), weights
 
-    def _proposal(self, model: ScoreModel) -> Proposal:
+    def _proposal(self, model: Model) -> Proposal:
         known = vars(self).get("_known")
-        if known is None or known[0] is not model.sde or known[1] != model.sigma_data:
+        if known is None or known[0] is not model.sde or known[1] != sigma_data(model):
 
             def size(u: Tensor) -> Tensor:
-                return factor(self.weighting, model.sde, "noise", time_at(self.times, model.sde, u), model.sigma_data)
+                return factor(self.weighting, model.sde, "noise", time_at(self.times, model.sde, u), sigma_data(model))
 
-            known = (model.sde, model.sigma_data, Proposal(size))
+            known = (model.sde, sigma_data(model), Proposal(size))
             vars(self)["_known"] = known
         proposal: Proposal = known[2]
         return proposal
 
-    def given(self, model: ScoreModel, x_0: Tensor, t: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def given(self, model: Model, x_0: Tensor, t: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """(t, weights) of the samples x_0: those given, weighted by 1, or drawn."""
         check_loss_call(model, x_0, generator)
         if t is None:
@@ -69,13 +69,16 @@ class Timed(Record):
         return time, torch.ones_like(time)
 
 
-def check_loss_call(model: ScoreModel, x_0: Tensor, generator: torch.Generator | None) -> None:
-    """A TypeError unless a loss is called with a model, samples and, if anything, a generator."""
-    if not isinstance(model, ScoreModel):
+def check_loss_call(model: Model, x_0: Tensor, generator: torch.Generator | None) -> Model:
+    """The model that a loss is about, without its constraints; a TypeError unless it is called with a model, samples and, if
+    anything, a generator."""
+    if not is_model(model):
         raise TypeError(f"model must be a ScoreModel, got {type(model).__name__}; a loss is called as loss(model, x_0)")
     check_floating("x_0", x_0)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator or None, got {generator!r}; torch.Generator().manual_seed(0), say")
+    learner: Model = getattr(model, "learner", model)
+    return learner
 
 
 def check_loss(who: str, loss: object) -> None:

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from sdediff.arguments import check_choice
 from sdediff.lending import at_least_float32
 from sdediff.masks import counts, kept, mask_of, sum_over
-from sdediff.model import ScoreModel
 from sdediff.objectives.bins import Bins
 from sdediff.objectives.timed import check_loss_call
 from sdediff.objectives.times import uniform
+from sdediff.predict import conversion_of, outputs, target
+from sdediff.protocols import Model
 from sdediff.sde.coefficient import slope
 from sdediff.sde.sizes import stationary
 from sdediff.solvers import expand
@@ -52,7 +53,7 @@ class VariationalDiffusion(Record):
 
     def __call__(
         self,
-        model: ScoreModel,
+        model: Model,
         x_0: Tensor,
         condition: Mapping[str, Tensor] | None = None,
         *,
@@ -66,7 +67,7 @@ class VariationalDiffusion(Record):
         ``t`` (B,) and ``noise`` (shape of x_0) are drawn where they are not given, on the host from ``generator``. ``mask``: as
         for `DenoisingScoreMatching`; dimensions are those that exist.
         """
-        check_loss_call(model, x_0, generator)
+        model = check_loss_call(model, x_0, generator)
         sde = model.sde
         mask = mask_of(mask, x_0)
         if "kernel" not in sde.offers:
@@ -91,7 +92,7 @@ class VariationalDiffusion(Record):
 
     def diffusion(
         self,
-        model: ScoreModel,
+        model: Model,
         x_0: Tensor,
         t: Tensor,
         noise: Tensor,
@@ -103,7 +104,7 @@ class VariationalDiffusion(Record):
 
     def _integrand(
         self,
-        model: ScoreModel,
+        model: Model,
         x_0: Tensor,
         t: Tensor,
         noise: Tensor,
@@ -113,12 +114,12 @@ class VariationalDiffusion(Record):
     ) -> Tensor:
         sde = model.sde
         x_t = expand(sde.alpha(t), x_0) * x_0 + expand(sde.sigma(t), x_0) * noise
-        error = model.evaluate(x_t, t, condition) - model.target(x_0, noise, t)
-        scale = 0.5 * (sde.t_max - sde.t_min) * rate * model.conversion("noise", t)[1] ** 2
+        error = outputs(model, x_t, t, condition).value - target(model, x_0, noise, t)
+        scale = 0.5 * (sde.t_max - sde.t_min) * rate * conversion_of(model, "noise", t)[1] ** 2
         squares = sum_over(error.square(), mask)
         return torch.as_tensor(expand(scale, squares)) * squares
 
-    def prior(self, model: ScoreModel, x_0: Tensor, mask: Tensor | None = None) -> Tensor:
+    def prior(self, model: Model, x_0: Tensor, mask: Tensor | None = None) -> Tensor:
         """KL(N(alpha x_0, sigma^2) || N(0, p^2)) at t_max, the prior of `sample`, nats (B,): p is 1 where alpha^2 + sigma^2 = 1.
 
         That is (r - 1 - log r + alpha^2 / p^2 x_0^2) / 2 for each coordinate, r = sigma^2 / p^2.
@@ -134,7 +135,7 @@ class VariationalDiffusion(Record):
         nats: Tensor = noise * counts(x_0, mask) + signal.to(x_0.dtype).to(x_0.device) * sum_over(x_0.square(), mask)
         return 0.5 * nats
 
-    def reconstruction(self, model: ScoreModel, x_0: Tensor, noise: Tensor, mask: Tensor | None = None) -> Tensor:
+    def reconstruction(self, model: Model, x_0: Tensor, noise: Tensor, mask: Tensor | None = None) -> Tensor:
         """-log p(x_0 | x) at x = alpha x_0 + sigma noise of t_min, nats (B,)."""
         log_snr = model.sde.log_snr(torch.tensor([model.sde.t_min], dtype=torch.float64)).to(x_0.dtype).to(x_0.device)
         if self.bins is None:
@@ -171,12 +172,12 @@ class _Apart(nn.Module):
         self.first, self.last = gamma.unbind()
         self.sde = sde
 
-    def model(self, model: ScoreModel) -> ScoreModel:
+    def model(self, model: Model) -> Any:
         """The model under the same SDE with this schedule."""
-        model = copy.copy(model)
-        model.sde = copy.copy(self.sde)
-        vars(model.sde)["schedule"] = self
-        return model
+        other = cast(Any, copy.copy(model))
+        other.sde = copy.copy(self.sde)
+        vars(other.sde)["schedule"] = self
+        return other
 
     def forward(self, t: Tensor) -> Tensor:
         """gamma(t)."""

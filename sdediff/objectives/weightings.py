@@ -13,6 +13,7 @@ from torch import Tensor
 from sdediff.lending import reading
 from sdediff.names import nearest
 from sdediff.predictions import PREDICTIONS, conversion, meant
+from sdediff.protocols import Prediction
 from sdediff.sde import LinearSDE
 from sdediff.solvers.scalars import Record, reals
 
@@ -68,7 +69,7 @@ def check_weighting(weighting: object) -> None:
         raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)} or a function, got {weighting!r}{hint}")
 
 
-def factor(weighting: str | Weighting, sde: LinearSDE, source: str, t: Tensor, sigma_data: float) -> Tensor:
+def factor(weighting: str | Weighting, sde: LinearSDE, source: str | Prediction, t: Tensor, sigma_data: float) -> Tensor:
     """What the squared error of the prediction ``source`` is multiplied by, shaped as t, float64 host times."""
     weight = WEIGHTINGS[weighting] if isinstance(weighting, str) else weighting
     if isinstance(weight, str):  # at once from one to the other: through the score it may be infinity times 0

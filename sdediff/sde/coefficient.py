@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sdediff.lending import WrittenError, reading
+from sdediff.solvers.coefficients import is_linear
 from sdediff.solvers.scalars import reals
 
 __all__ = ["as_time", "check_pair", "check_rows", "coefficient", "derived", "slope", "values"]
@@ -43,7 +44,8 @@ def values(function: Callable[[Tensor], Any], t: Tensor | float, name: str) -> T
     """function(t) as float64, shaped as t; a function may return one number for all times."""
     time = as_time(t)
     try:
-        out = reals(name, reading(name, function, "t", time), time.device)
+        found = reading(name, function, "t", time)
+        out = found if is_linear(found) else reals(name, found, time.device)
     except WrittenError:
         raise
     except AttributeError as error:
@@ -53,7 +55,7 @@ def values(function: Callable[[Tensor], Any], t: Tensor | float, name: str) -> T
         if not getattr(error, "__notes__", None):
             error.add_note(f"{name} was called with a float64 tensor of shape {tuple(time.shape)}: write it with torch functions")
         raise
-    if out.shape == time.shape:
+    if is_linear(out) or out.shape == time.shape:
         return out
     if out.numel() == 1:
         return out.reshape(()).expand(time.shape)

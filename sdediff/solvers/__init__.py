@@ -3,6 +3,7 @@
 from sdediff.solvers.arithmetic import expand, rowwise
 from sdediff.solvers.brownian import BrownianPath
 from sdediff.solvers.churn import Churn, Renoise, Restart
+from sdediff.solvers.coefficients import Coordinates, Matrix
 from sdediff.solvers.exponential import (
     DDIM,
     DEIS,
@@ -31,7 +32,7 @@ from sdediff.solvers.integrate import Options, Snapshot, integrate
 from sdediff.solvers.langevin import Langevin, MetropolisLangevin, PredictorCorrector
 from sdediff.solvers.monitor import Monitor
 from sdediff.solvers.noise import Noise, StepNoise, White, fresh_seed, seeds
-from sdediff.solvers.problem import Problem, Schedule
+from sdediff.solvers.problem import At, Output, Problem
 from sdediff.solvers.runge_kutta import DOP853, RK23, RK45, DormandPrince, Euler, Heun, Midpoint, RungeKutta, RungeKutta4, Tsit5
 from sdediff.solvers.solution import Failure, Solution, SolveError, Status
 from sdediff.solvers.solver import Solver, Step
@@ -53,8 +54,10 @@ __all__ = [
     "SRA3",
     "AdaptiveSDE",
     "Ancestral",
+    "At",
     "BrownianPath",
     "Churn",
+    "Coordinates",
     "DPMSolver",
     "DPMSolverPP",
     "DPMSolverPPSinglestep",
@@ -71,11 +74,13 @@ __all__ = [
     "InverseDDIM",
     "Langevin",
     "LogSNR",
+    "Matrix",
     "MetropolisLangevin",
     "Midpoint",
     "Monitor",
     "Noise",
     "Options",
+    "Output",
     "PredictorCorrector",
     "Problem",
     "Renoise",
@@ -85,7 +90,6 @@ __all__ = [
     "RungeKutta4",
     "SASolver",
     "SDEDPMSolverPP",
-    "Schedule",
     "SciPy",
     "Snapshot",
     "Solution",

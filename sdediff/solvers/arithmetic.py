@@ -3,18 +3,77 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Number", "columns", "entries", "expand", "numbers", "place", "rowwise", "vanishing", "weighted"]
+from sdediff.solvers.coefficients import Coef
+
+__all__ = [
+    "Like",
+    "Number",
+    "columns",
+    "entries",
+    "expand",
+    "numbers",
+    "place",
+    "planned",
+    "rowwise",
+    "vanishing",
+    "weighted",
+]
 
 Number = float | Tensor
 """A planned coefficient: a float, or a float64 host tensor, () where it has a gradient or (rows,) where rows differ; the latter may
 be beside the state already (see `place`)."""
 
 _ZERO: Final = torch.zeros(())
+
+
+class Like(NamedTuple):
+    """What the states of a solve look like."""
+
+    rows: int
+    """How many there are; a model that is asked at times of all rows may be handed others."""
+    event: torch.Size
+    """The shape of each."""
+    dtype: torch.dtype
+    """Their own dtype, in which coefficients that stand beside them are."""
+    device: torch.device
+    sees: torch.dtype
+    """The dtype in which a network without parameters is handed them."""
+
+    @classmethod
+    def of(cls, x: Tensor) -> Like:
+        """What x (rows, *event) looks like."""
+        return cls(len(x), x.shape[1:], x.dtype, x.device, x.dtype)
+
+
+def planned(count: int, like: Like | None, *columns: Coef) -> list[Sequence[Coef]]:
+    """Each column as a sequence of ``count`` coefficients, one for each time of a plan.
+
+    A column is a number for all times, float64 (count,), float64 (count, rows) where every row
+    has its own times, or a `Linear` of such columns. Entries are floats where they have neither a
+    gradient nor rows. Those of every row stand beside states that look ``like`` this, by one
+    transfer, and are shaped for them; if it is not known how they look, they stay on the host.
+    """
+    own = [c for c in columns if isinstance(c, Tensor) and c.ndim == 2]
+    there = iter(_beside(own, like) if own and like is not None else own)
+    return [_unbound(count, like, next(there) if isinstance(c, Tensor) and c.ndim == 2 else c) for c in columns]
+
+
+def _beside(columns: list[Tensor], like: Like) -> Sequence[Tensor]:
+    table = torch.stack(columns).to(like.dtype).to(like.device)
+    return table.reshape(*table.shape, *(1,) * len(like.event)).unbind()
+
+
+def _unbound(count: int, like: Like | None, column: Coef) -> Sequence[Coef]:
+    if isinstance(column, float | int):
+        return [float(column)] * count
+    if isinstance(column, Tensor):
+        return numbers(column) if column.ndim else [column] * count
+    return (column if like is None else column.to(like.dtype, like.device)).unbind()
 
 
 def expand(c: Number, x: Tensor) -> Number:
@@ -87,8 +146,15 @@ def vanishing(error: Tensor, size: Tensor) -> Tensor | None:
     return (size == 0) & (error == 0)
 
 
-def weighted(*terms: tuple[Number, Tensor]) -> Tensor:
-    """The sum of c x over ``terms`` (c, x); where c is a float 0, x is not read."""
+def weighted(*terms: tuple[Coef, Tensor]) -> Tensor:
+    """The sum of c x over ``terms`` (c, x); where c is a float 0, x is not read.
+
+    Here alone the kinds of coefficients are told apart.
+    """
+    if len(terms) == 2:  # most steps: two floats, neither of them 0
+        (a, x), (b, y) = terms
+        if type(a) is type(b) is float and a and b:
+            return x.add(y, alpha=b) if a == 1.0 else _ZERO.add(x, alpha=a).add_(y, alpha=b)
     total, fresh = None, False
     for c, x in terms:
         # Numbers first: for them isinstance is fast. They multiply as ``alpha``, which torch takes as it is: of the c in x * c it
@@ -101,6 +167,8 @@ def weighted(*terms: tuple[Number, Tensor]) -> Tensor:
                 fresh = total is not x
                 continue
             total = total.add_(x, alpha=c) if fresh else total.add(x, alpha=c)
+        elif not isinstance(c, Tensor | int):
+            total = c @ x if total is None else total + c @ x
         else:
             factor = expand(c, x)
             if total is not None and isinstance(factor, Tensor) and factor.ndim == x.ndim:

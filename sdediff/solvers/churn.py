@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sdediff.solvers.arithmetic import Number, entries, weighted
+from sdediff.solvers.arithmetic import Number, weighted
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.scalars import whole
@@ -70,6 +70,11 @@ class _Around(Solver):
         """The solver's."""
         return self.solver.spacing
 
+    @property
+    def group(self) -> int:  # type: ignore[override]
+        """The solver's."""
+        return self.solver.group
+
 
 @dataclass(frozen=True)
 class Churn(_Around):
@@ -114,9 +119,10 @@ class Churn(_Around):
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Noised]:
         """Where each step starts, and the solver's plan from there."""
         u, t = torch.exp(-0.5 * problem.log_snr(times)), times[:-1]
+        steps = len(t) if problem.grid is None else len(problem.grid) - 1
         low, high = (bound / problem.unit for bound in self.between)
         inside = (u[:-1] >= low) & (u[:-1] <= high)
-        gamma = inside.to(torch.float64) * min(self.churn / len(t), 2**0.5 - 1)
+        gamma = inside.to(torch.float64) * min(self.churn / steps, 2**0.5 - 1)
         above = (1 + gamma) * u[:-1]
         inside = problem.time_of(-2 * torch.minimum(above, u[0]).log())
         beyond = problem.time_beyond(-2 * torch.maximum(above, u[0]).log(), times[0])
@@ -124,7 +130,8 @@ class Churn(_Around):
         hat = torch.where(above > u[:-1], torch.maximum(hat, t), t)
         ratio, std = problem.kernel(hat, t)
         inner = _path(problem, self.solver, [time for pair in zip(hat, times[1:], strict=True) for time in pair])
-        return [_Noised(a, b, plan) for (a, b), plan in zip(entries(ratio, self.noise * std), inner, strict=True)]
+        sizes = problem.coefs(len(t), ratio, self.noise * std)
+        return [_Noised(*row) for row in zip(*sizes, inner, strict=True)]
 
     def step(self, problem: Problem, x: Tensor, plan: _Noised, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """Add noise, then one step of the solver."""
@@ -172,21 +179,30 @@ class Restart(_Around):
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Restarted]:
         """The solver's plan, and the way back after the step that ends nearest to t_low."""
-        at = int((times[1:] - self.between[0]).abs().argmin())
-        low, high = times[at + 1], torch.tensor(self.between[1], dtype=torch.float64)
-        if not low < high <= times[0]:
+        if times.ndim > 1:
+            raise ValueError("Restart goes back at one time of the grid: it takes one grid for all samples")
+        whole = times if problem.grid is None else problem.grid
+        low, high = whole[1:][(whole[1:] - self.between[0]).abs().argmin()], torch.tensor(self.between[1], dtype=torch.float64)
+        if not low < high <= whole[0]:
             raise ValueError(
                 f"Restart: t_high = {self.between[1]:g} must lie above {float(low):.6g}, the grid's time next to t_low, "
-                f"and not above the grid's start, {float(times[0]):.6g}"
+                f"and not above the grid's start, {float(whole[0]):.6g}"
+            )
+        plans = self.solver.plan(problem, times)
+        here = torch.nonzero(times[1:] == low).flatten().tolist()  # of the whole grid, of which this may be a piece
+        if not here:
+            return [_Restarted(inner, None, self.rounds) for inner in plans]
+        if any(float(low) < jump < float(high) for jump in problem.breaks):
+            raise ValueError(
+                f"Restart: the model jumps between t_low = {float(low):.6g} and t_high = {float(high):.6g}, so that the way back "
+                "would step over it; choose both on one side"
             )
         ends = problem.log_snr(torch.stack([high, low]))
         back = problem.time_of(torch.linspace(float(ends[0]), float(ends[1]), self.steps + 1, dtype=torch.float64))
         back[0], back[-1] = high, low
         ratio, std = problem.kernel(high, low)
         again = _Noised(ratio, std, self.solver.plan(problem, back))
-        return [
-            _Restarted(inner, again if i == at else None, self.rounds) for i, inner in enumerate(self.solver.plan(problem, times))
-        ]
+        return [_Restarted(inner, again if i == here[0] else None, self.rounds) for i, inner in enumerate(plans)]
 
     def step(self, problem: Problem, x: Tensor, plan: _Restarted, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step of the solver, and the rounds that follow it."""
@@ -237,12 +253,12 @@ class Renoise(_Around):
         """Where each step ends before noise is added, and the solver's plan to there."""
         u, ends = 0.5 * problem.log_snr(times), times[1:]
         mixing = problem.mixing(times)
-        beyond = torch.minimum(u[1:] + mixing.diff(), u[-1])
+        beyond = torch.minimum(u[1:] + mixing.diff(dim=0), u[-1])
         past = torch.where(beyond > u[1:], torch.minimum(problem.time_of(2 * beyond), ends), ends).clamp(min=times[-1])
         ratio, std = problem.kernel(ends, past)
         points = [time for pair in zip(times[:-1], past, strict=True) for time in pair]
         inner = _path(problem.without_noise(), self.solver, points)
-        noised = (_Noised(a, b, plan) for (a, b), plan in zip(entries(ratio, std), inner, strict=True))
+        noised = (_Noised(*row) for row in zip(*problem.coefs(len(ends), ratio, std), inner, strict=True))
         return [_Renoised(*row) for row in zip(times[:-1], ends, noised, strict=True)]
 
     def step(self, problem: Problem, x: Tensor, plan: _Renoised, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:

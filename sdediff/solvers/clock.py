@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Final, Literal, Protocol
+from typing import Any, ClassVar, Final, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from sdediff.solvers.arithmetic import Number
 from sdediff.solvers.problem import Problem
 
-__all__ = ["SIZE", "Clock", "Variable", "clock", "slope"]
+__all__ = ["SIZE", "Clock", "Variable", "clock", "slope", "slopes"]
 
 Variable = Literal["t", "sigma", "log_snr", "angle"]
 SIZE: Final = 0.4
@@ -38,14 +39,18 @@ class Clock(Protocol):
         """(a, b) of dy / du = a x + b quantity, shaped as t; None: (0, 1)."""
 
 
+def slopes(problem: Problem, variable: Clock, times: Tensor, keep: Number = 0.0, push: Number = 1.0) -> Sequence[Any]:
+    """Entries of `Problem.at` for keep x + push dy / du at times (n,) or (n, rows)."""
+    found = variable.weights(times)
+    if found is None:
+        return problem.at(times, variable.quantity, keep, push)
+    a, b = found
+    return problem.at(times, variable.quantity, keep + push * a, push * b)
+
+
 def slope(problem: Problem, variable: Clock, x: Tensor, t: Tensor) -> Tensor:
     """dy / du, with one evaluation."""
-    return problem.blend(variable, x, t, 0.0, 1.0)
-
-
-def _flat(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
-    """A function of times () or (n,), at times of any shape."""
-    return function(t.reshape(-1)).reshape(t.shape) if t.ndim > 1 else function(t)
+    return problem.evaluate(x, slopes(problem, variable, t[None])[0])
 
 
 @dataclass(frozen=True)
@@ -76,13 +81,13 @@ class _Sigma:
     quantity: ClassVar[Literal["noise", "v"]] = "noise"
 
     def value(self, t: Tensor) -> Tensor:
-        return torch.exp(-0.5 * _flat(self.problem.log_snr, t))
+        return torch.exp(-0.5 * self.problem.log_snr(t))
 
     def time(self, u: Tensor) -> Tensor:
-        return _flat(self.problem.time_of, -2 * u.log())
+        return self.problem.time_of(-2 * u.log())
 
     def scale(self, t: Tensor) -> Tensor | None:
-        return _flat(lambda t: self.problem.marginal(t)[0], t)
+        return self.problem.marginal(t)[0]
 
     def weights(self, t: Tensor) -> tuple[Tensor, Tensor] | None:
         return None
@@ -93,10 +98,10 @@ class _LogSnr(_Sigma):
     """u = log(sigma / alpha), half the negative log-SNR: dy / du = sigma / alpha noise."""
 
     def value(self, t: Tensor) -> Tensor:
-        return -0.5 * _flat(self.problem.log_snr, t)
+        return -0.5 * self.problem.log_snr(t)
 
     def time(self, u: Tensor) -> Tensor:
-        return _flat(self.problem.time_of, -2 * u)
+        return self.problem.time_of(-2 * u)
 
     def weights(self, t: Tensor) -> tuple[Tensor, Tensor] | None:
         return torch.zeros_like(t), super().value(t)
@@ -122,7 +127,7 @@ class _Angle(_Sigma):
         return super().time(u.tan() * self.size)
 
     def _parts(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        alpha, sigma = (each.reshape(t.shape) for each in self.problem.marginal(t.reshape(-1)))
+        alpha, sigma = self.problem.marginal(t)
         # torch.hypot rounds an entry by its place in the tensor, and so a sample by its batch.
         return alpha, sigma, ((self.size * alpha) ** 2 + sigma**2).sqrt()
 

@@ -1,9 +1,9 @@
-"""Step control: the interface of the driver, and per-sample adaptive stepping. For a shared grid see `fixed.py`."""
+"""Per-sample adaptive stepping. For a shared grid see `fixed.py`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -18,66 +18,12 @@ from sdediff.solvers.noise import Noise, Silence, StepNoise
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.solution import Failure, Status
 from sdediff.solvers.solver import Solver, Step, tolerances
+from sdediff.solvers.stepping import Control, Reached, Stepped, checked
 
-__all__ = ["Control", "PerSample", "Reached"]
-
-Reached = Iterable[tuple[int, Tensor, Tensor | None]]
+__all__ = ["PerSample"]
 
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0
 _ROUNDING: Final = 16  # in units of the state's own, below which a step does not move it
-
-
-class Control:
-    """What the driver's loop asks of a way of stepping.
-
-    ``x``, ``problem``, ``state`` and ``noise`` are of the rows still moving.
-    """
-
-    x: Tensor
-    problem: Problem
-    state: tuple[Tensor, ...]
-    rows: Tensor | None = None
-    t: Tensor
-    recompute = False
-    """Whether evaluations are made again for the gradient, rather than kept."""
-
-    def __init__(self, problem: Problem, solver: Solver, x: Tensor, times: Tensor, noise: Noise | None) -> None:
-        self.problem, self.solver, self.x, self.times, self.all_noise = problem, solver, x, times, noise
-        self.samples = len(x)
-        self.accepted = torch.zeros(self.samples, dtype=torch.int64)
-        self.rejected = torch.zeros(self.samples, dtype=torch.int64)
-        self.failures: list[Failure] = []
-
-    @property
-    def active(self) -> bool:
-        """Whether there is a step left to take."""
-        raise NotImplementedError
-
-    @property
-    def done(self) -> float:
-        """The share of the way that is behind."""
-        raise NotImplementedError
-
-    @property
-    def noise(self) -> StepNoise:
-        """Noise of the step that comes next."""
-        raise NotImplementedError
-
-    def propose(self) -> Any:
-        """The plan of the step that comes next."""
-        raise NotImplementedError
-
-    def accept(self, step: Step) -> Reached:
-        """Judge a step. Returns (k, state, rows) for each time of the grid that was reached, for a trajectory."""
-        raise NotImplementedError
-
-    def cap(self, max_nfe: int) -> None:
-        """Stop the samples whose next step could evaluate the network more than ``max_nfe`` times."""
-        raise NotImplementedError
-
-    def result(self) -> Tensor:
-        """States of all samples where they stopped."""
-        raise NotImplementedError
 
 
 class PerSample(Control):
@@ -108,34 +54,38 @@ class PerSample(Control):
         (self.rtol, self.atol), self.q = tolerances(solver, problem, x.dtype), float(solver.error_order)  # type: ignore[attr-defined]
         self.dt_min = float(getattr(solver, "dt_min", 0.0))
         self.clock = self._clock()
-        self.marks = self.clock.value(times)
-        if len(lost := times[~torch.isfinite(self.marks)]):
+        marks = self.clock.value(times)
+        if len(lost := times[~torch.isfinite(marks)]):
             where = f"{float(lost[0]):g}: start and end inside, or take variable='angle'"
             raise ValueError(f"{solver!r} steps in a variable that is not finite at t = {where}")
-        self.u = self.marks[0].expand(self.samples).clone()
-        self.sign = 1.0 if len(times) < 2 or self.marks[-1] > self.marks[0] else -1.0
-        if self.dt_min > float((times[0] - times[-1]).detach().abs()):
-            raise ValueError(
-                f"{solver!r}: dt_min exceeds the whole way from {float(times[0]):g} to {float(times[-1]):g}; give less"
-            )
+        self.u = marks[0].expand(self.samples).clone()
+        self.sign = 1.0 if len(times) < 2 or bool((marks[-1] > marks[0]).all()) else -1.0
+        # Times of the grid and u there, (K, samples).
+        self.grid, self.marks = (each if each.ndim > 1 else each[:, None].expand(-1, self.samples) for each in (times, marks))
+        if bool((short := self.dt_min > (self.grid[0] - self.grid[-1]).detach().abs()).any()):
+            start, end = (float(each[short][0]) for each in (self.grid[0], self.grid[-1]))
+            raise ValueError(f"{solver!r}: dt_min exceeds the whole way from {start:g} to {end:g}; give less")
         if self.active:
             self.state = solver.init(problem, x, times[0])  # all begin together
             self.h = self._first_step().detach()
             problem.monitor.bad[:] = False  # the probe of the step size may have gone where no step will go
 
     @property
-    def active(self) -> bool:
+    def active(self) -> bool:  # type: ignore[override]
+        """Whether a row is left."""
         return len(self.rows) > 0 and len(self.times) > 1
 
     @property
     def done(self) -> float:
         if len(self.times) < 2:
             return 1.0
-        missing = float((self.t - self.times[-1]).abs().sum() / (self.times[0] - self.times[-1]).abs())
+        start, end = self.grid[0, self.rows], self.grid[-1, self.rows]
+        missing = float(((self.t - end) / (start - end)).abs().sum())
         return 1.0 - missing / max(1, self.samples)
 
     @property
     def noise(self) -> StepNoise:
+        """Noise of the step that comes next."""
         return Silence(self.solver)
 
     def _clock(self) -> Clock:
@@ -183,9 +133,14 @@ class PerSample(Control):
         # Where the network failed already, take any step: the next attempt finds and reports it.
         return torch.where(torch.isfinite(step) & (step > 0), step, guess.nan_to_num(1e-6 * length)).clamp(max=span)
 
+    def attempt(self, stepped: Stepped) -> Reached:
+        plan = self.propose()
+        return self.accept(checked(stepped(self.problem, self.x, plan, self.noise, self.state), self.solver, self.x))
+
     def propose(self) -> Any:
+        """The plan of the step that comes next."""
         self._begin()
-        mark, self.floor = self.marks[self.target], self._floor()
+        mark, self.floor = self.marks[self.target, self.rows], self._floor()
         h = np.maximum(self.h.numpy(), self.floor.numpy())
         left = (mark - self.u).detach().abs().numpy()
         landing = h >= left * (1 - 1e-10)
@@ -193,7 +148,7 @@ class PerSample(Control):
         size = np.where(left < 2 * h, np.maximum(0.5 * left, self.floor.numpy()), h)
         self.landing = torch.from_numpy(landing)
         self.v = torch.where(self.landing, mark, self.u + self.sign * torch.from_numpy(size))
-        there = self.landing, self.times[self.target]
+        there = self.landing, self.grid[self.target, self.rows]
         self.s, plan = self.solver.plan_to(self.problem, self.clock, (self.t, self.u), self.v, there)
         return plan
 
@@ -214,6 +169,7 @@ class PerSample(Control):
         self.moved = torch.zeros_like(self.moved)
 
     def accept(self, step: Step) -> Reached:
+        """Judge a step."""
         if step.error is None:
             raise ValueError(f"{self.solver!r} is adaptive but its step gave no error estimate")
         norm = self._norm(step.error, self.x, step.x)
@@ -241,12 +197,13 @@ class PerSample(Control):
 
     def _floor(self) -> Tensor:
         """The least step sizes (rows,): ``dt_min``, and what rounding lets pass."""
-        span = float((self.marks[-1] - self.marks[0]).detach().abs())
+        span = (self.marks[-1, self.rows] - self.marks[0, self.rows]).detach().abs()
         least = _ROUNDING * torch.finfo(self.x.dtype).eps * self.u.detach().abs().clamp(min=1e-3 * span)
         if not self.dt_min:
             return least
-        first, last = sorted(self.times[[0, -1]].tolist())
-        later = (self.t.detach() + (self.times[-1] - self.times[0]).sign() * self.dt_min).clamp(first, last)
+        start, end = (self.grid[k, self.rows].detach() for k in (0, -1))
+        later = self.t.detach() + (end - start).sign() * self.dt_min
+        later = torch.maximum(torch.minimum(later, torch.maximum(start, end)), torch.minimum(start, end))
         return torch.maximum(least, (self.clock.value(later) - self.u.detach()).abs())
 
     def _factor(self, norm: Tensor, good: Tensor) -> NDArray[np.float64]:
@@ -273,7 +230,7 @@ class PerSample(Control):
 
     def _leave(self, finished: Tensor, stuck: Tensor) -> None:
         """Let go who has arrived at the end, and who failed."""
-        bad = self.problem.monitor.bad[self.rows] & ~finished
+        bad = self.problem.monitor.bad[self.rows if self.problem.rows is None else self.problem.rows] & ~finished
         gone = finished | bad | stuck
         if bool(gone.any()):
             if not bool(finished[gone].all()):
@@ -299,10 +256,11 @@ class PerSample(Control):
         self.problem = self.whole.take(self.rows)
 
     def cap(self, max_nfe: int) -> None:
-        if self.problem.monitor.calls + self.solver.evaluations <= max_nfe:
+        if self.problem.monitor.evaluations.most + self.solver.evaluations * self.problem.cost <= max_nfe:
             return
+        seen = self.rows if self.problem.rows is None else self.problem.rows
         cost = self.solver.evaluations - (1 - self.moved.long() if self.solver.begins else 0)
-        over = self.problem.monitor.nfe[self.rows] + cost > max_nfe
+        over = self.problem.monitor.nfe[seen] + cost * self.problem.cost > max_nfe
         self._fail(over, Status.MAX_NFE)
         self._drop(over)
 

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from sdediff.solvers.arithmetic import expand, place, weighted
 from sdediff.solvers.clock import Clock, clock
-from sdediff.solvers.control import PerSample, Reached
+from sdediff.solvers.control import PerSample
 from sdediff.solvers.noise import Nodes, Noise, Refinable, StepNoise
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.solver import Solver, Step
+from sdediff.solvers.stepping import Reached
 
 __all__ = ["DyadicSteps"]
 
@@ -56,11 +57,21 @@ class DyadicSteps(PerSample):
     columns = (*PerSample.columns, "level", "spot")
 
     def __init__(
-        self, problem: Problem, solver: Solver, x: Tensor, times: Tensor, noise: Noise | None, *, last_mean: bool = False
+        self,
+        problem: Problem,
+        solver: Solver,
+        x: Tensor,
+        times: Tensor,
+        noise: Noise | None,
+        *,
+        last_mean: bool = False,
+        first: int = 0,
     ) -> None:
         if not isinstance(noise, Refinable):
             raise ValueError(f"{solver!r} splits the noise of its steps: pass White(seeds, event) or a BrownianPath, got {noise!r}")
-        self.path, self.tree, self.last_mean = noise, noise.tree(), last_mean
+        if times.ndim > 1:
+            raise ValueError(f"{solver!r} steps on one lattice for all samples: call it once for each start")
+        self.path, self.tree, self.last_mean, self.first = noise, noise.tree(), last_mean, first
         self.spot = torch.zeros(len(x), dtype=torch.int64)
         self.level = torch.zeros(len(x), dtype=torch.int64)
         if len(times) > 1:
@@ -149,6 +160,7 @@ class _Interval:
     def __init__(self, control: DyadicSteps, tree: Nodes) -> None:
         self.problem, self.solver, self.lattice, self.tree = control.problem, control.solver, control.lattice, tree
         self.segment, self.spot, self.level = control.segment, control.spot, control.level
+        self.first = control.first  # intervals of the whole grid before this lattice
 
     @cached_property
     def _normal(self) -> Tensor:
@@ -169,12 +181,12 @@ class _Interval:
 
     def _node(self, level: Tensor) -> Tensor:
         """Numbers of the tree's nodes above the rows at ``level``, which broadcasts."""
-        return self.segment * (2 * _WHOLE) + (1 << level) + (self.spot >> (_DEPTH - level))
+        return (self.first + self.segment) * (2 * _WHOLE) + (1 << level) + (self.spot >> (_DEPTH - level))
 
     def _shares(self, nodes: Tensor) -> Tensor:
         """The solver's `split` of nodes, shaped as they are: computed once for each."""
         few, back = _unique(nodes)
-        segment, number = few // (2 * _WHOLE), few % (2 * _WHOLE)
+        segment, number = few // (2 * _WHOLE) - self.first, few % (2 * _WHOLE)
         level = number.to(torch.float64).log2().floor().long()
         width = _WHOLE >> level
         begin = (number - (1 << level)) * width

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from sdediff.solvers.arithmetic import rowwise
-from sdediff.solvers.control import Control, Reached
-from sdediff.solvers.noise import Noise, Silence, StepNoise
+from sdediff.solvers.noise import Noise, Silence
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.solution import Failure, Status
 from sdediff.solvers.solver import Solver, Step
+from sdediff.solvers.stepping import Control, Reached, Stepped, checked
 
 __all__ = ["FixedSteps"]
 
@@ -25,64 +23,70 @@ class FixedSteps(Control):
     """
 
     def __init__(
-        self, problem: Problem, solver: Solver, x: Tensor, times: Tensor, noise: Noise | None, *, watch: bool, last_mean: bool
+        self,
+        problem: Problem,
+        solver: Solver,
+        x: Tensor,
+        times: Tensor,
+        noise: Noise | None,
+        *,
+        watch: bool,
+        last_mean: bool,
+        first: int = 0,
     ) -> None:
         super().__init__(problem, solver, x, times, noise if solver.stochastic else None)
-        self.watch, self.last_mean = watch, last_mean
+        self.watch, self.last_mean, self.first = watch, last_mean, first
         problem.monitor.watch = watch
         self.plans = solver.plan(problem, times)
         if len(self.plans) != len(times) - 1:
             raise ValueError(
                 f"{solver!r} planned {len(self.plans)} steps for a grid of {len(times) - 1}; plan() gives one entry a step"
             )
-        self.index = 0
+        self.index, self.final = 0, len(self.plans) - 1
+        self.active = bool(self.plans)
         self.silent = Silence(solver)
-        self.capped = False
         self.failed = torch.zeros(self.samples, dtype=torch.bool)
         self.state = solver.init(problem, x, times[0]) if self.plans else ()
-
-    @property
-    def active(self) -> bool:
-        return self.index < len(self.plans) and not self.capped
 
     @property
     def done(self) -> float:
         return self.index / max(1, len(self.plans))
 
     @property
-    def noise(self) -> StepNoise:
-        return self.silent if self.all_noise is None else self.all_noise.at(self.index)
-
-    @property
     def t(self) -> Tensor:  # type: ignore[override]
         """Where the samples are."""
         return self.times[self.index]
 
-    def propose(self) -> Any:
-        return self.plans[self.index]
+    def _time(self, row: int) -> float:
+        return float(self.t if self.t.ndim == 0 else self.t[row])
 
-    def accept(self, step: Step) -> Reached:
-        last = self.index == len(self.plans) - 1
+    def attempt(self, stepped: Stepped) -> Reached:
+        index, x = self.index, self.x
+        noise = self.silent if self.all_noise is None else self.all_noise.at(self.first + index)
+        step = stepped(self.problem, x, self.plans[index], noise, self.state)
+        if index == 0 or type(step) is not Step:
+            step = checked(step, self.solver, x)
+        last = index == self.final
         x = step.mean if last and self.last_mean else step.x
         self.x = self._hold_failed(x) if self.watch else x
-        self.index, self.state = self.index + 1, step.state
+        self.index, self.state, self.active = index + 1, step.state, not last
         return [(self.index, self.x, None)]
 
     def _hold_failed(self, x: Tensor) -> Tensor:
         finite = torch.isfinite(rowwise(x)).all(dim=1).cpu()
-        network = self.problem.monitor.bad
+        network = self.problem.monitor.bad if self.problem.rows is None else self.problem.monitor.bad[self.problem.rows]
         for sample in torch.nonzero((~finite | network) & ~self.failed).flatten().tolist():
             status = Status.NETWORK_NOT_FINITE if network[sample] else Status.STATE_NOT_FINITE
-            self.failures.append(Failure(sample, status, float(self.t)))
+            self.failures.append(Failure(sample, status, self._time(sample)))
             self.failed[sample], self.accepted[sample] = True, self.index
         keep = self.failed.to(x.device).reshape(-1, *(1,) * (x.ndim - 1))
         return torch.where(keep, self.x, x)
 
     def cap(self, max_nfe: int) -> None:
-        nfe = self.problem.monitor.nfe
-        if len(nfe) and int(nfe.max()) + self.solver.cost(self.plans[self.index]) > max_nfe:
-            self.failures += [Failure(i, Status.MAX_NFE, float(self.t)) for i in range(self.samples)]
-            self.capped = True
+        nfe = self.problem.monitor.nfe if self.problem.rows is None else self.problem.monitor.nfe[self.problem.rows]
+        if len(nfe) and int(nfe.max()) + self.solver.cost(self.plans[self.index]) * self.problem.cost > max_nfe:
+            self.failures += [Failure(i, Status.MAX_NFE, self._time(i)) for i in range(self.samples)]
+            self.active = False
 
     def result(self) -> Tensor:
         self.accepted[~self.failed] = self.index

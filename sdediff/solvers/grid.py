@@ -127,15 +127,18 @@ GRIDS: Final[dict[str, Callable[[int, float, float, LogSNR | None], Tensor]]] = 
 
 
 def check_grid(times: Tensor) -> Tensor:
-    """Return ``times`` as float64 on the host; a ValueError unless it is a strictly monotone, finite vector."""
+    """Return ``times`` as float64 on the host; a ValueError unless it is strictly monotone and finite: a vector (N + 1,), or
+    (N + 1, B) with a grid for each sample, all of them in one direction."""
     times = reals("the grid", times).cpu()
-    if times.ndim != 1 or times.numel() < 1:
+    if times.ndim not in (1, 2) or times.numel() < 1:
         raise ValueError(
             f"a grid is a vector of times, got shape {tuple(times.shape)}; pass torch.linspace(t_max, t_min, N + 1), say"
         )
     if not bool(torch.isfinite(times).all()):
         raise ValueError("the grid contains times that are not finite; drop them")
-    step = times.diff()
+    step = times.diff(dim=0)
+    if step.ndim == 2 and step.numel() and not (bool((step < 0).all()) or bool((step > 0).all())):
+        raise ValueError("the grids of the samples are not strictly monotone in one direction: sort them and drop repeated times")
     if step.numel() and not (bool((step < 0).all()) or bool((step > 0).all())):
         worst = int((step * step.sum().sign()).argmin())
         raise ValueError(

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sdediff.solvers.arithmetic import rowwise
-from sdediff.solvers.control import Control, PerSample
+from sdediff.solvers.control import PerSample
 from sdediff.solvers.dyadic import DyadicSteps
 from sdediff.solvers.fixed import FixedSteps
+from sdediff.solvers.legs import Leg, legs_of
 from sdediff.solvers.needs import unknown_needs
-from sdediff.solvers.noise import Noise
+from sdediff.solvers.noise import Noise, StepNoise
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.scalars import Record
 from sdediff.solvers.solution import MOST_NFE, Failure, Solution, SolveError, Status
 from sdediff.solvers.solver import Solver, Step
+from sdediff.solvers.stepping import Control, checked
 
 __all__ = ["Options", "Snapshot", "integrate", "require"]
 
@@ -79,7 +82,10 @@ def require(problem: Problem, solver: Solver) -> None:
 def integrate(
     problem: Problem, solver: Solver, x: Tensor, times: Tensor, noise: Noise | None = None, options: Options | None = None
 ) -> Solution:
-    """Solve ``problem`` by ``solver`` from ``x`` (B, *event) at ``times[0]`` over the grid ``times`` (N + 1,), float64 on the host.
+    """Solve ``problem`` by ``solver`` from ``x`` (B, *event) at ``times[0]`` over the grid ``times``, float64 on the host.
+
+    The grid is (N + 1,), or (N + 1, B) where every sample has its own. A problem with breaks is solved from each to the next, and
+    the grid gets them added.
 
     Fixed-step solvers step from each time to the next; adaptive ones land on each. A solve that ends with numbers that are not
     finite is run again with every step checked, to name the sample, the time and what went bad; the noise being stateless, it
@@ -92,83 +98,157 @@ def integrate(
     if solver.stochastic and noise is None:
         raise ValueError(f"{solver!r} draws noise: pass a noise object, White(seeds, event) say")
     with torch.set_grad_enabled(options.grad != "none"):
-        control, frames = _drive(problem, solver, x, times, noise, options, watch=False)
+        run = _drive(problem, solver, x, times, noise, options, watch=False)
         # The one look at the states, which is where the host waits for the device.
-        lost = not control.failures and not bool(torch.isfinite(control.result()).all())
+        lost = not run.failures and not bool(torch.isfinite(run.x).all())
         if lost:
             problem.monitor.clear()
-            control, frames = _drive(problem, solver, x, times, noise, options, watch=True)
-    solution = _solution(control, frames, lost=lost)
+            run = _drive(problem, solver, x, times, noise, options, watch=True)
+    solution = _solution(problem, run, lost=lost)
     if solution.failures and options.on_fail == "raise":
         raise SolveError(solution)
     return solution
 
 
+@dataclass
+class _Run:
+    """What has come of each sample so far; its failures are those of samples that go no further."""
+
+    x: Tensor
+    times: Tensor
+    accepted: Tensor
+    rejected: Tensor
+    frames: list[Tensor] | None
+    failures: list[Failure] = field(default_factory=list)
+    steps: int = 0
+
+    @classmethod
+    def begun(cls, x: Tensor, times: Tensor, *, trajectory: bool) -> _Run:
+        """Before the first step."""
+        accepted, rejected = torch.zeros(2, len(x), dtype=torch.int64)
+        frames = [x] + [x.clone() for _ in times[1:]] if trajectory else None
+        return cls(x, times, accepted, rejected, frames)
+
+    @property
+    def alive(self) -> Tensor | None:
+        """The samples that have not failed, int64 (k,) on the host; None: all of them."""
+        if not self.failures:
+            return None
+        failed = torch.zeros(len(self.x), dtype=torch.bool)
+        failed[[failure.sample for failure in self.failures]] = True
+        return torch.nonzero(~failed).flatten()
+
+    def keep(self, k: int, x: Tensor, rows: Tensor | None) -> None:
+        """States of the samples ``rows`` (None: all) at time k of the grid."""
+        if self.frames is None:
+            return
+        if rows is None:
+            self.frames[k] = x
+        else:
+            self.frames[k][rows.to(x.device)] = x
+
+    def close(self, control: Control, rows: Tensor | None) -> None:
+        """What a leg has made of the samples ``rows`` (None: all)."""
+        x = control.result()
+        if rows is None:
+            self.x, self.failures = x, control.failures
+        else:
+            self.x = self.x.index_copy(0, rows.to(x.device), x)
+            self.failures += [replace(each, sample=int(rows[each.sample])) for each in control.failures]
+        own = slice(None) if rows is None else rows
+        self.accepted[own] += control.accepted
+        self.rejected[own] += control.rejected
+
+
 def _drive(
     problem: Problem, solver: Solver, x: Tensor, times: Tensor, noise: Noise | None, options: Options, *, watch: bool
-) -> tuple[Control, Tensor | None]:
+) -> _Run:
+    # A discrete model evaluates at its own levels alone, and steps over a break as it steps over all between them.
+    times, legs = (times, [Leg(problem, times, 0, True)]) if solver.times is not None else legs_of(problem, times)
+    for leg in legs[1:] if not solver.adaptive else []:
+        solver.plan(leg.problem, leg.times)  # what it cannot do it says before the first evaluation
+    run = _Run.begun(x, times, trajectory=options.trajectory)
+    for leg in legs:
+        rows = run.alive
+        if rows is not None:
+            leg = leg._replace(problem=leg.problem.take(rows))
+        own = noise if rows is None or noise is None else noise.take(rows)
+        state = run.x if rows is None else run.x[rows.to(x.device)]
+        control = _control(solver, leg, state, own, options, watch=watch)
+        _step_through(control, leg, rows, run, options)
+        run.close(control, rows)
+    return run
+
+
+def _control(solver: Solver, leg: Leg, x: Tensor, noise: Noise | None, options: Options, *, watch: bool) -> Control:
     control: Control
-    last_mean = options.last == "mean"
+    problem, times, last_mean = leg.problem, leg.times, options.last == "mean" and leg.last
     if solver.adaptive and solver.stochastic:
-        control = DyadicSteps(problem, solver, x, times, noise, last_mean=last_mean)
+        control = DyadicSteps(problem, solver, x, times, noise, last_mean=last_mean, first=leg.first)
     elif solver.adaptive:
         control = PerSample(problem, solver, x, times, noise)
     else:
-        control = FixedSteps(problem, solver, x, times, noise, watch=watch, last_mean=last_mean)
+        control = FixedSteps(problem, solver, x, times, noise, watch=watch, last_mean=last_mean, first=leg.first)
     control.recompute = options.grad == "checkpoint"
-    frames = [x] + [x.clone() for _ in times[1:]] if options.trajectory else None
-    index, limit = 0, options.limit(solver)
+    return control
+
+
+def _step_through(control: Control, leg: Leg, samples: Tensor | None, run: _Run, options: Options) -> None:
+    """Take the steps of a leg of the samples ``samples`` (None: all)."""
+    solver, limit = control.solver, options.limit(control.solver)
+    told = options.progress is not None or options.callback is not None
+    stepped = partial(_recomputed, solver=solver) if control.recompute else solver.step
     while control.active:
         if limit is not None:
             control.cap(limit)
             if not control.active:
                 break
-        if options.grad == "checkpoint":
-            step = _checkpointed(solver, control)
-        else:
-            step = solver.step(control.problem, control.x, control.propose(), control.noise, control.state)
-        reached = control.accept(_checked(step, solver, control.x))
-        if frames is not None:
+        reached = control.attempt(stepped)
+        run.steps += 1
+        if run.frames is not None:
             for k, state, rows in reached:
-                if rows is None:
-                    frames[k] = state
-                else:
-                    frames[k][rows.to(x.device)] = state
-        index += 1
-        if options.progress is not None:
-            options.progress(control.done)
-        if options.callback is not None:
-            rows = None if control.rows is None else control.rows.clone()
-            snapshot = Snapshot(index, control.done, control.t.clone(), control.x.clone(), rows, problem.monitor.nfe)
-            options.callback(snapshot)
-    return control, None if frames is None else torch.stack(frames)
+                run.keep(leg.first + k, state, _among(samples, rows))
+        if told:
+            _show(control, leg, samples, run, options)
 
 
-def _checked(step: Step, solver: Solver, x: Tensor) -> Step:
-    """What a solver's ``step`` returned from x; a TypeError or ValueError unless it is a `Step` with a state like x."""
-    name = type(solver).__name__
-    if not isinstance(step, Step):
-        raise TypeError(f"{name}.step must return a Step, got {type(step).__name__}; return Step(x), x the state at s")
-    if not isinstance(step.x, Tensor):
-        raise TypeError(f"{name}.step must return a Step with a tensor as x, got {type(step.x).__name__}")
-    if step.x.shape != x.shape or step.x.dtype != x.dtype:
-        wanted, got = (f"{tuple(state.shape)}, {state.dtype}" for state in (x, step.x))
-        raise ValueError(f"{name}.step must return a state of the shape and the dtype of x, {wanted}; got {got}")
-    return step
+def _show(control: Control, leg: Leg, samples: Tensor | None, run: _Run, options: Options) -> None:
+    """Tell the user's functions how far the solve is."""
+    done = _done(run.times, leg, control)
+    if options.progress is not None:
+        options.progress(done)
+    if options.callback is not None:
+        rows = _among(samples, control.rows)
+        rows = None if rows is None else rows.clone()
+        nfe = control.problem.monitor.nfe
+        options.callback(Snapshot(run.steps, done, control.t.clone(), control.x.clone(), rows, nfe))
 
 
-def _checkpointed(solver: Solver, control: Control) -> Step:
-    problem, plan, noise, state = control.problem, control.propose(), control.noise, control.state
+def _among(samples: Tensor | None, rows: Tensor | None) -> Tensor | None:
+    """Rows of some samples as samples of the solve."""
+    return rows if samples is None else samples if rows is None else samples[rows]
+
+
+def _done(times: Tensor, leg: Leg, control: Control) -> float:
+    """The share of the whole way that is behind."""
+    if leg.first == 0 and leg.last:
+        return control.done
+    before, behind = abs(float(leg.times[0] - times[0])), abs(float(leg.times[-1] - leg.times[0]))
+    return (before + control.done * behind) / abs(float(times[-1] - times[0]))
+
+
+def _recomputed(problem: Problem, x: Tensor, plan: Any, noise: StepNoise, state: tuple[Tensor, ...], *, solver: Solver) -> Step:
+    """A step of which the backward pass makes the states anew."""
 
     def stepped(x: Tensor) -> Step:
-        return _checked(solver.step(problem, x, plan, noise, state), solver, x)
+        return checked(solver.step(problem, x, plan, noise, state), solver, x)
 
-    return Step(*checkpoint(stepped, control.x, use_reentrant=False))
+    return Step(*checkpoint(stepped, x, use_reentrant=False))
 
 
-def _solution(control: Control, frames: Tensor | None, *, lost: bool) -> Solution:
-    x = control.result()
-    failures = sorted(control.failures, key=lambda failure: failure.sample)
+def _solution(problem: Problem, run: _Run, *, lost: bool) -> Solution:
+    x = run.x
+    failures = sorted(run.failures, key=lambda failure: failure.sample)
     if lost and not failures:  # the replay found nothing: the network answered differently the second time
         rows = torch.nonzero(~torch.isfinite(rowwise(x)).all(dim=1)).flatten().tolist()
         failures = [Failure(sample, Status.STATE_NOT_FINITE, float("nan")) for sample in rows]
@@ -177,11 +257,12 @@ def _solution(control: Control, frames: Tensor | None, *, lost: bool) -> Solutio
         status[failure.sample] = failure.status
     return Solution(
         x=x,
-        times=control.times,
-        nfe=control.problem.monitor.nfe,
-        accepted=control.accepted,
-        rejected=control.rejected,
+        times=run.times,
+        nfe=problem.monitor.nfe,
+        accepted=run.accepted,
+        rejected=run.rejected,
         status=status,
-        trajectory=frames,
+        trajectory=None if run.frames is None else torch.stack(run.frames),
         failures=tuple(failures),
+        backward=problem.monitor.backward_passes.total,
     )

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from sdediff.solvers.arithmetic import Number, entries, expand, rowwise, weighted
+from sdediff.solvers.arithmetic import Number, expand, rowwise, weighted
 from sdediff.solvers.metropolis import accepts, line_integral, proposal_ratio
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
@@ -20,9 +20,9 @@ __all__ = ["Langevin", "MetropolisLangevin", "PredictorCorrector"]
 
 
 class _Plan(NamedTuple):
-    t: Tensor
+    at: Any  # x + step score, or the score where the step is not known beforehand
     step: Number
-    root: Number
+    root: Number  # of 2 step
 
 
 def _check(solver: Langevin | MetropolisLangevin) -> None:
@@ -32,19 +32,21 @@ def _check(solver: Langevin | MetropolisLangevin) -> None:
     _ = whole(f"{name}: n_steps", solver.n_steps, hint="; 0 leaves the samples alone")
 
 
-def _plan(times: Tensor, size: Tensor) -> list[_Plan]:
-    """A step of each size at the end of each interval."""
+def _planned(problem: Problem, t: Tensor, size: Tensor, *, folded: bool) -> list[_Plan]:
+    """Steps of each size at times t."""
     root = torch.where(size > 0, 2 * size, 1.0).sqrt() * (size > 0)  # at 0 a root has no gradient
-    rows = zip(times[1:].unbind(), entries(size, root), strict=True)
-    return [_Plan(time, *row) for time, row in rows]
+    at = problem.at(t, "score", 1.0, size) if folded else problem.at(t, "score")
+    return [_Plan(*row) for row in zip(at, *problem.coefs(len(t), size, root), strict=True)]
 
 
 def _alphas(problem: Problem, times: Tensor) -> Tensor:
-    """alpha_i = 1 - beta_i >= 0 at the end of each interval: beta_i = -2 f h, h the next interval."""
-    lengths = times.diff(dim=0).abs()
-    following = torch.cat([lengths[1:], lengths[-1:]])
+    """alpha_i = 1 - beta_i >= 0 at the end of each interval: beta_i = -2 f h, h the next interval of the whole grid."""
+    ends, whole = times[1:], times if problem.grid is None else problem.grid
+    lengths = whole.diff(dim=0).abs()
+    places = (whole[:, None] == ends).int().argmax(dim=0).clamp(max=len(lengths) - 1)
+    following = lengths[places] if lengths.ndim == 1 else lengths.gather(0, places)
     # At the start of a grid f may be infinite.
-    f = torch.where(following > 0, problem.coefficients(times[1:])[0], 0.0)
+    f = torch.where(following > 0, problem.coefficients(ends)[0], 0.0)
     return (1 + 2 * f * following).clamp(min=0)
 
 
@@ -95,12 +97,13 @@ class Langevin(Solver):
         """One a Langevin step."""
         return self.n_steps
 
-    def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
+    def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan | None]:
         """The step size at the end of each interval; in Song's rule the factor of the norms."""
-        problem.prepare(times)
-        alphas = _alphas(problem, times)
-        spread = torch.ones_like(alphas) if self.rule == "song" else problem.marginal(times[1:])[1]
-        return _plan(times, 2 * alphas * (self.snr * spread) ** 2)
+        if not self.n_steps:
+            return [None] * (len(times) - 1)
+        t, alphas, song = times[1:], _alphas(problem, times), self.rule == "song"
+        spread = torch.ones_like(alphas) if song else problem.marginal(t)[1]
+        return _planned(problem, t, 2 * alphas * (self.snr * spread) ** 2, folded=not song)
 
     def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """``n_steps`` steps at the end of the interval."""
@@ -108,12 +111,12 @@ class Langevin(Solver):
         for k in range(self.n_steps):
             z = noise.normal("corrector", k)
             if self.rule == "song":
-                score = problem.score(x, plan.t)
+                score = problem.evaluate(x, plan.at)
                 ratio = rowwise(z).norm(dim=1).mean() / rowwise(score).norm(dim=1).mean()
-                mean = x + plan.step * ratio**2 * score
-                x = mean + plan.root * ratio * z
+                mean = weighted((1.0, x), (plan.step, ratio**2 * score))
+                x = weighted((1.0, mean), (plan.root, ratio * z))
             else:
-                mean = problem.blend("score", x, plan.t, 1.0, plan.step)
+                mean = problem.evaluate(x, plan.at)
                 x = weighted((1.0, mean), (plan.root, z))
         return Step(x, mean)
 
@@ -148,22 +151,24 @@ class MetropolisLangevin(Solver):
         """Two a Langevin step, and one to start."""
         return 2 * self.n_steps + 1 if self.n_steps else 0
 
-    def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
+    def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan | None]:
         """The step size at the end of each interval."""
-        problem.prepare(times)
-        return _plan(times, 2 * (self.snr * problem.marginal(times[1:])[1]) ** 2)
+        if not self.n_steps:
+            return [None] * (len(times) - 1)
+        t = times[1:]
+        return _planned(problem, t, 2 * (self.snr * problem.marginal(t)[1]) ** 2, folded=False)
 
     def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """``n_steps`` steps at the end of the interval; the mean is the state itself, as a rejected step adds no noise."""
         if not self.n_steps:
             return Step(x)
         size, root = expand(plan.step, x), expand(plan.root, x)
-        score = problem.score(x, plan.t)
+        score = problem.evaluate(x, plan.at)
         for k in range(self.n_steps):
             z = noise.normal("corrector", 2 * k)
             y = x + size * score + root * z
-            there = problem.score(y, plan.t)
-            middle = problem.score(0.5 * (x + y), plan.t)
+            there = problem.evaluate(y, plan.at)
+            middle = problem.evaluate(0.5 * (x + y), plan.at)
             log_ratio = line_integral(x, y, score, middle, there) + proposal_ratio(x, y, z, there, size, root)
             accept = accepts(log_ratio, problem.first(noise.normal("corrector", 2 * k + 1)))
             accept = accept.reshape(-1, *(1,) * (x.ndim - 1))
@@ -194,6 +199,8 @@ class PredictorCorrector(Solver):
                 raise ValueError(f"PredictorCorrector: the {role} {part!r} chooses its own steps; take a solver with fixed steps")
             if part.whole:
                 raise ValueError(f"PredictorCorrector: the {role} {part!r} is another library's driver, without steps of its own")
+        if min(groups := (self.predictor.group, self.corrector.group)) not in (1, max(groups)):
+            raise ValueError(f"PredictorCorrector: the two have groups of {groups[0]} and {groups[1]} rows; take one number")
         if self.sequence not in ("predictor-first", "corrector-first"):
             raise ValueError(f"PredictorCorrector: sequence must be 'predictor-first' or 'corrector-first', got {self.sequence!r}")
 
@@ -218,6 +225,11 @@ class PredictorCorrector(Solver):
         return self.predictor.spacing
 
     @property
+    def group(self) -> int:  # type: ignore[override]
+        """The larger of the two."""
+        return max(self.predictor.group, self.corrector.group)
+
+    @property
     def carries(self) -> bool:  # type: ignore[override]
         """Whether the predictor does."""
         return self.predictor.carries
@@ -234,11 +246,11 @@ class PredictorCorrector(Solver):
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[Any]:
         """The two plans side by side."""
+        whole = times if problem.grid is None else problem.grid
         # A corrector acts at the end of its interval: after one of no length, that is a start.
-        first = self.sequence == "predictor-first"
-        correct = self.corrector.plan(problem, times if first else torch.cat([times[:1], times]))
-        moves = self.predictor.plan(problem, times)
-        return list(zip(moves, correct if first else correct[:-1], strict=True))
+        ends = times if self.sequence == "predictor-first" else torch.cat([times[:1], times[:-1]])
+        correct = self.corrector.plan(problem.within(problem.piece, whole), ends)
+        return list(zip(self.predictor.plan(problem, times), correct, strict=True))
 
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         """The predictor's."""

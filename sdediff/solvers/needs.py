@@ -12,7 +12,7 @@ __all__ = ["OFFERS", "unknown_needs"]
 
 OFFERS: Final = {
     "drift": ("drift",),
-    "diffusion": ("diffuse", "shake"),
+    "diffusion": ("diffusion", "diffuse", "spread"),
     "score": ("score",),
     "marginal": ("marginal", "log_snr", "levels", "time_of"),
     "kernel": ("kernel",),
@@ -20,7 +20,7 @@ OFFERS: Final = {
     "data": ("data",),
     "noise": ("noise",),
     "v": ("v",),
-    "variance": ("data_and_variance",),
+    "variance": ("outputs",),
 }
 """What a problem may offer and a solver may need, and the methods that each name stands for."""
 

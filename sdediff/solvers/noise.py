@@ -20,7 +20,7 @@ from sdediff.solvers.scalars import device_of, whole
 
 __all__ = ["STREAMS", "Nodes", "Noise", "Refinable", "Silence", "StepNoise", "White", "fresh_seed", "paired", "seeds"]
 
-_NAMES: Final = "prior path corrector churn probe dequantization tree bridge proposal acceptance minibatch"
+_NAMES: Final = "prior path corrector churn probe dequantization tree bridge proposal acceptance minibatch resampling"
 STREAMS: Final = {name: number for number, name in enumerate(_NAMES.split())}
 """Names of the independent streams that every sample has."""
 

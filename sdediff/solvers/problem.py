@@ -1,4 +1,4 @@
-"""What is solved: dx = drift(x, t) dt + diffuse(dw, t), and what else is known about it.
+"""What is solved: dx = drift(x, t) dt + diffusion(t) dw, and what else is known about it.
 
 A solver sees a `Problem` and nothing else: no SDE class and no network. Times are float64 tensors on the host,
 of shape () (all rows share one time) or (rows,) (every row has its own). States are (rows, *event), on any device.
@@ -7,122 +7,50 @@ of shape () (all rows share one time) or (rows,) (every row has its own). States
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Hashable
-from typing import Any, Protocol, Self
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
-from sdediff.solvers.arithmetic import Number, numbers, rowwise, weighted
+from sdediff.solvers.arithmetic import Like, Number, planned, rowwise, weighted
+from sdediff.solvers.coefficients import Coef
 from sdediff.solvers.monitor import Monitor
 
-__all__ = ["Composed", "Problem", "Schedule"]
+__all__ = ["At", "Output", "Problem"]
 
 
-Columns = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+class Output:
+    """An answer of a model or a problem: its ``value``, and by name what came out of the same call beside it.
 
+    ``Output(value, variance=v)`` has the attribute ``variance``.
+    """
 
-def _as_it_is(saved: Tensor) -> Tensor:
-    return saved
-
-
-class Schedule:
-    """Functions of time, evaluated once for all times that are known beforehand."""
-
-    def __init__(self) -> None:
-        self._times: list[Tensor] = []
-        self._known: dict[float, None] = {}  # the times as floats, in the same order
-        self._tables: dict[Hashable, dict[float, tuple[Any, ...]]] = {}
-        self._rows = torch.zeros(0, 0, dtype=torch.float64)
-        self._each: tuple[Tensor, ...] = ()
-        self._own: dict[int, int] = {}
-        self._own_rows: dict[Hashable, list[tuple[Any, ...]]] = {}
-
-    def prepare(self, times: Tensor) -> tuple[Tensor, ...]:
-        """Make known that functions will be asked for at each of ``times``, (n,), or (n, rows) until others of that shape come.
-
-        Returns the times one by one, to ask with: those of (n, rows) are known by these tensors, not by their numbers.
-        """
-        if times.ndim == 2:
-            self._rows, self._each = times, times.unbind()
-            self._own, self._own_rows = {id(each): i for i, each in enumerate(self._each)}, {}
-            return self._each
-        new = []
-        for i, time in enumerate(times.tolist()):
-            if time not in self._known:
-                self._known[time] = None
-                new.append(i)
-        if new:
-            self._times.append(times[new])
-            self._tables.clear()
-        return times.unbind()
-
-    def __call__(
-        self, key: Hashable, function: Callable[..., Columns], t: Tensor, *rest: Any, x: Tensor | None = None
-    ) -> tuple[Any, ...]:
-        """The entry at t of the columns function(times, *rest), of which there is one for each ``key``.
-
-        ``function`` returns (coefficients, others), tuples of tensors shaped as the times. An entry has the
-        coefficients first, as floats where that loses nothing (see `numbers`) or, for known times of every row, beside the
-        state ``x`` and shaped for it; the others repeated for its rows.
-        """
-        if t.ndim == 0:
-            table = self._tables.get(key)
-            if table is None:
-                table = self._tables[key] = self._table(function, rest, 1 if x is None else len(x))
-            found = table.get(t.item())
-            if found is not None:
-                return found
-        elif x is not None and not torch.is_grad_enabled():
-            own = self._own.get(id(t))
-            if own is not None:
-                if key not in self._own_rows:
-                    self._own_rows[key] = self._by_row(function, rest, x)
-                return self._own_rows[key][own]
-        coefficients, others = function(t, *rest)
-        free = t.ndim == 0 and not any(c.requires_grad for c in coefficients)
-        return (*(map(Tensor.item, coefficients) if free else coefficients), *others)
-
-    def _table(self, function: Callable[..., Columns], rest: tuple[Any, ...], rows: int) -> dict[float, tuple[Any, ...]]:
-        if not self._times:
-            return {}
-        # Filled once: a checkpointed step that is computed again must not miss what the first time saved here.
-        with saved_tensors_hooks(_as_it_is, _as_it_is):
-            coefficients, others = function(torch.cat(self._times), *rest)
-            columns = [*map(numbers, coefficients), *(other[:, None].expand(-1, rows).unbind() for other in others)]
-        return dict(zip(self._known, zip(*columns, strict=True), strict=True))
-
-    def _by_row(self, function: Callable[..., Columns], rest: tuple[Any, ...], x: Tensor) -> list[tuple[Any, ...]]:
-        """The entries at the known times of every row, coefficients beside the state by one transfer unless some are not finite."""
-        times = self._rows
-        coefficients, others = function(times.reshape(-1), *rest)
-        table = torch.stack(coefficients)
-        shape = (len(table), *times.shape)
-        if math.isfinite(float(table.sum())):  # where one is not, nor is the sum
-            table, shape = table.to(x.dtype).to(x.device), (*shape, *(1,) * (x.ndim - 1))
-        columns = [*table.reshape(shape), *(other.reshape(times.shape) for other in others)]
-        return list(zip(*(column.unbind() for column in columns), strict=True))
-
-
-class Composed(Protocol):
-    """a(t) x + b(t) ``quantity``."""
+    def __init__(self, value: Tensor, **extras: Tensor) -> None:
+        self.value = value
+        vars(self).update(extras)
 
     @property
-    def quantity(self) -> str:
-        """What is evaluated."""
+    def extras(self) -> dict[str, Tensor]:
+        """What is beside the value."""
+        return {name: each for name, each in vars(self).items() if name != "value"}
 
-    def weights(self, t: Tensor) -> tuple[Tensor, Tensor] | None:
-        """(a, b), shaped as t; None: (0, 1)."""
+
+class At(NamedTuple):
+    """An evaluation that a plan holds: keep x + push ``quantity``(x, t)."""
+
+    quantity: str
+    t: Tensor
+    keep: Coef
+    push: Coef
 
 
 class Problem:
-    """dx = drift(x, t) dt + diffuse(dw, t), solved from the first to the last time of a grid, in either direction.
+    """dx = drift(x, t) dt + diffusion(t) dw, solved from the first to the last time of a grid, in either direction.
 
     A subclass overrides what it has and names that in ``offers``; a solver names what it wants in ``needs``, and
     the driver compares the two before the first evaluation. The names are those of `needs.OFFERS`: mostly a method's, while
-    ``diffusion`` is `diffuse` and `shake`, ``marginal`` has log-SNR and its inverse with it, ``variance`` is `data_and_variance`.
+    ``marginal`` has log-SNR and its inverse with it, and ``variance`` is beside the value of `outputs`.
     """
 
     offers: frozenset[str] = frozenset({"drift"})
@@ -137,40 +65,78 @@ class Problem:
     """The relative error of evaluations by rounding in a step's error estimate, where it exceeds that of the state's dtype."""
     standard: float = 1.0
     """The length here that is 1 in the units of the SDE's declaration, for which publications give their constants."""
+    cost: int = 1
+    """Evaluations of the network that one evaluation of the problem makes of a sample, at most."""
+    breaks: tuple[float, ...] = ()
+    """Times at which the problem jumps: a solve goes from each to the next, and at either end sees the value inside."""
+    piece: tuple[float, float] | None = None
+    """The times (low, high) between which the problem is solved now, if it has ``breaks``."""
+    grid: Tensor | None = None
+    """The whole grid of the solve of which a plan may be for a piece; None: the plan is for all of it."""
+    like: Like | None = None
+    """What states look like, so that the coefficients of a plan stand beside them; None: they stay on the host."""
 
     def __init__(self, samples: int) -> None:
         self.monitor = Monitor(samples)
-        self.schedule = Schedule()
         self.rows: Tensor | None = None
         self.mask: Tensor | None = None
         """Which coordinates exist, bool (rows, *event) beside the states; the others stay at 0. None: all."""
 
-    def prepare(self, times: Tensor) -> tuple[Tensor, ...]:
-        """Say at which times the problem will be evaluated: solvers call it from `plan`, so that no step computes a coefficient.
+    def at(self, times: Tensor, quantity: str, keep: Number = 0.0, push: Number = 1.0) -> Sequence[Any]:
+        """What `evaluate` takes, one entry for each of ``times``, float64 host tensors (n,) or (n, rows).
 
-        Returns the times one by one. Where every row has its own, (N, rows), evaluate at these very tensors: what is computed for
-        them together is found by them, until the next such call.
+        An entry stands for keep x + push q(x, t), with q the ``quantity``: ``"drift"``, ``"score"``,
+        ``"data"``, ``"noise"`` or ``"v"``. ``keep`` and ``push`` are numbers or have the shape of
+        ``times``. A plan makes all its entries here, so that no step computes a coefficient; a
+        ValueError says where the quantity is not known at one of the times. Entries belong to
+        the rows of the problem that made them.
         """
-        return self.schedule.prepare(times)
+        keeps, pushes = planned(len(times), self.like, keep, push)
+        rows = zip(times.unbind(), keeps, pushes, strict=True)
+        return [At(quantity, *row) for row in rows]
+
+    def evaluate(self, x: Tensor, at: Any) -> Tensor:
+        """keep x + push q(x, t), (rows, *event), by one evaluation, for an entry of `at`."""
+        found: Tensor = getattr(self, at.quantity)(x, at.t)
+        return weighted((at.keep, x), (at.push, found))
+
+    def outputs(self, x: Tensor, at: Any) -> Output:
+        """`evaluate`, and with it what the model says beside its prediction, by one evaluation."""
+        return Output(self.evaluate(x, at))
+
+    def coefs(self, count: int, *columns: Number) -> list[Sequence[Number]]:
+        """Columns of numbers as sequences of ``count``, one for each time of a plan, as states are multiplied by them.
+
+        A column is a number for all times or a float64 tensor, (count,) or (count, rows).
+        """
+        return cast(list[Sequence[Number]], planned(count, self.like, *columns))
+
+    def spread(self, times: Tensor, root: Number = 1.0) -> Sequence[Coef]:
+        """lambda g root at each of ``times`` (n,) or (n, rows): what standard normals are multiplied by.
+
+        ``root`` is that of the length of the step, a number or of the shape of ``times``.
+        """
+        flat = times.reshape(-1)
+        size = self.diffusion(flat)
+        if times.ndim > 1 and not isinstance(size, float):
+            size = size.reshape(times.shape)
+        return planned(len(times), self.like, size * root)[0]
 
     def seen(self, x: Tensor, out: Tensor) -> Tensor:
         """Pass an evaluation of the network, ``out`` at ``x``, through the monitor: call it once for each."""
-        self.monitor.record(x, out, self.rows)
+        self.monitor.count(self.rows)
+        if self.monitor.watch:
+            self.monitor.look(x, out, self.rows)
         return out
 
-    def blend(self, quantity: str | Composed, x: Tensor, t: Tensor, keep: Number, push: Number) -> Tensor:
-        """keep x + push q(x, t) with one evaluation, q the ``quantity``: ``"drift"``, ``"score"``, ``"data"``, ``"noise"`` or
-        ``"v"``, or one composed of x and one of these, dy / du of a `Clock` say.
-
-        Most steps are of this form. A problem whose quantities are linear in x and an output overrides it, to save passes.
-        """
-        if not isinstance(quantity, str):
-            a, b = quantity.weights(t) or (0.0, 1.0)
-            quantity, keep, push = quantity.quantity, keep + push * a, push * b
-        return weighted((keep, x), (push, getattr(self, quantity)(x, t)))
+    def within(self, piece: tuple[float, float] | None, grid: Tensor) -> Self:
+        """The same problem between two neighbours of its ``breaks`` and the ends of the whole ``grid``."""
+        part = copy.copy(self)
+        part.piece, part.grid = piece, grid
+        return part
 
     def take(self, rows: Tensor) -> Self:
-        """The same problem for some of its rows, int64 (k,) on the host."""
+        """The same problem for some of its rows, int64 (k,) on the host; what it planned for all of them is of no use to it."""
         part = copy.copy(self)
         part.rows = rows if self.rows is None else self.rows[rows]
         part.mask = None if self.mask is None else self.mask[rows.to(self.mask.device)]
@@ -185,13 +151,13 @@ class Problem:
         """Drift at (x, t), (rows, *event)."""
         raise NotImplementedError
 
-    def diffuse(self, dw: Tensor, t: Tensor) -> Tensor:
-        """The diffusion coefficient at t applied to a Brownian increment, (rows, *event)."""
+    def diffusion(self, t: Tensor) -> Coef:
+        """The diffusion coefficient lambda g at times (n,): (n,), or a linear map at each."""
         raise NotImplementedError
 
-    def shake(self, x: Tensor, z: Tensor, t: Tensor, root: Number) -> Tensor:
-        """x + diffuse(root z, t)."""
-        return weighted((1.0, x), (root, self.diffuse(z, t)))
+    def diffuse(self, dw: Tensor, t: Tensor) -> Tensor:
+        """The diffusion coefficient at t applied to a Brownian increment, (rows, *event)."""
+        return weighted((self.spread(t[None])[0], dw))
 
     def score(self, x: Tensor, t: Tensor) -> Tensor:
         """grad log p_t(x), (rows, *event)."""
@@ -203,10 +169,6 @@ class Problem:
 
     def noise(self, x: Tensor, t: Tensor) -> Tensor:
         """E[noise | x_t = x]."""
-        raise NotImplementedError
-
-    def data_and_variance(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """E[x_0 | x_t = x] and what the network says of the reverse step's variance, both (rows, *event), by one evaluation."""
         raise NotImplementedError
 
     def v(self, x: Tensor, t: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdediff.solvers.arithmetic import Number, weighted
-from sdediff.solvers.clock import SIZE, Clock, Variable, clock, slope
+from sdediff.solvers.clock import SIZE, Clock, Variable, clock, slope, slopes
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.solver import Adaptive, Solver, Step
@@ -23,20 +23,14 @@ __all__ = ["DOP853", "RK23", "RK45", "DormandPrince", "Euler", "Heun", "Midpoint
 
 
 class _Plan(NamedTuple):
-    variable: Clock
-    times: tuple[Tensor, ...]  # of each node: the start, those inside, the end
-    keeps: tuple[Number, ...] | Tensor | None  # scale at each node over that at the start, None: 1
-    steps: tuple[Number, ...] | Tensor  # h in the integration variable, times the scale at each node
-    plain: bool  # an Euler step
-
-    def beside(self, x: Tensor) -> _Plan:
-        """The plan with its numbers where the state is, those of every row by one transfer."""
-        if not isinstance(self.steps, Tensor):
-            return self
-        n, keeps = len(self.steps), self.keeps
-        table = torch.cat([self.steps, keeps]) if isinstance(keeps, Tensor) else self.steps
-        there = table.to(x.dtype).to(x.device).reshape(*table.shape, *(1,) * (x.ndim - 1)).unbind()
-        return self._replace(steps=there[:n], keeps=there[n:] or None)
+    at: tuple[Any, ...]
+    """The slope at each node that a stage is at, None at the others; of a step that is one evaluation, its end at the first."""
+    keeps: tuple[Number, ...]
+    """The scale at each node over that at the start; (): 1."""
+    steps: tuple[Number, ...]
+    """h in the integration variable, times the scale at each node; (): the step is one evaluation."""
+    plain: bool = False
+    """Whether it is an Euler step with the first stage that is there already."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -117,9 +111,14 @@ class RungeKutta(Solver):
         u = variable.value(times)
         h = u.diff(dim=0)
         inside = variable.time(u[:-1] + self._nodes[0].reshape(-1, *(1,) * h.ndim) * h)
-        plans = self._planned(problem, variable, torch.cat([times[None, :-1], inside, times[None, 1:]]), h)
-        if not self.adaptive and self._variable(problem) == "sigma":
-            plans = [plan._replace(plain=bool(last == 0)) for plan, last in zip(plans, u[1:], strict=True)]
+        nodes = torch.cat([times[None, :-1], inside, times[None, 1:]])
+        plain = u[1:] == 0 if not self.adaptive and self._variable(problem) == "sigma" else torch.zeros(len(h), dtype=torch.bool)
+        plain = plain if plain.ndim == 1 else plain.any(dim=1)
+        plans: list[_Plan] = []
+        ends = [*torch.nonzero(plain.diff()).flatten().tolist(), len(h) - 1]
+        for first, last in zip([0, *(end + 1 for end in ends[:-1])], ends, strict=True):
+            some = slice(first, last + 1)
+            plans += self._planned(problem, variable, nodes[:, some], h[some], plain=bool(plain[first]))
         return plans
 
     def plan_to(
@@ -132,22 +131,28 @@ class RungeKutta(Solver):
         s = torch.where(landing, target, inside[-1])
         return s, self._planned(problem, variable, torch.stack([t, *inside[:-1], s])[:, None], h[None])[0]
 
-    def _planned(self, problem: Problem, variable: Clock, nodes: Tensor, h: Tensor) -> list[_Plan]:
-        """From the times (nodes, N) or (nodes, N, rows)."""
+    def _planned(self, problem: Problem, variable: Clock, nodes: Tensor, h: Tensor, *, plain: bool = False) -> list[_Plan]:
+        """From the times (nodes, N) or (nodes, N, rows); ``plain``: the steps are Euler's."""
         n, scale = len(h), variable.scale(nodes)
-        each = problem.prepare(nodes.flatten(0, 1))
         steps = h.expand(nodes.shape) if scale is None else scale * h
         keeps = None if scale is None else scale / scale[0]
+        if (plain or len(self.tableau.c) == 1) and not self.carries:
+            at = slopes(problem, variable, nodes[0], 1.0 if keeps is None else keeps[-1], steps[-1])
+            return [_Plan((each,), (), ()) for each in at]
+        size = len(nodes)
+        columns = problem.coefs(n, *steps, *(() if keeps is None else keeps))
+        rows = list(zip(*columns, strict=True))
+        stages = [] if plain else self._evaluated
+        entries = slopes(problem, variable, nodes[stages].flatten(0, 1)) if stages else []
+        found = {node: entries[i * n : (i + 1) * n] for i, node in enumerate(stages)}
+        ats = [tuple(found[node][i] if node in found else None for node in range(size)) for i in range(n)]
+        return [_Plan(at, row[size:], row[:size], plain) for at, row in zip(ats, rows, strict=True)]
 
-        def column(table: Tensor | None) -> Sequence[Any]:
-            if table is None or h.ndim > 1:
-                return [None] * n if table is None else table.unbind(1)
-            return [tuple(row.unbind()) for row in table.T] if table.requires_grad else list(map(tuple, table.T.tolist()))
-
-        return [
-            _Plan(variable, each[k::n], keep, step, False)
-            for k, (keep, step) in enumerate(zip(column(keeps), column(steps), strict=True))
-        ]
+    @cached_property
+    def _evaluated(self) -> list[int]:
+        """The nodes at which a step evaluates: not the start where that is the end of the step before."""
+        node = self._nodes[1]
+        return sorted({node[i] for i in range(self.carries, len(self.tableau.c))})
 
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         """The first stage of the first step, where steps share stages."""
@@ -159,27 +164,23 @@ class RungeKutta(Solver):
 
     def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step, with the difference from the embedded methods as error."""
-        last, shares, node = len(self.tableau.c), self.carries, self._nodes[1]
-        if not state and (plan.plain or last == 1):
-            x_next = problem.blend(plan.variable, x, plan.times[0], 1.0 if plan.keeps is None else plan.keeps[-1], plan.steps[-1])
-            return Step(x_next)
+        if not plan.steps:
+            return Step(problem.evaluate(x, plan.at[0]))
+        node, shares = self._nodes[1], self.carries
         a, b, errors = self._coefficients
-        plan = plan.beside(x)
-
-        def stage(i: int, at: Tensor) -> Tensor:
-            return slope(problem, plan.variable, at, plan.times[node[i]])
 
         def move(i: int, weights: list[float], k: list[Tensor]) -> Tensor:
-            keep = 1.0 if plan.keeps is None else plan.keeps[node[i]]
+            keep = plan.keeps[node[i]] if plan.keeps else 1.0
             return weighted((keep, x), *_stages(plan.steps[node[i]], weights, k))
 
-        k = [state[0] if state else stage(0, x)]
+        k = [state[0] if shares else problem.evaluate(x, plan.at[0])]
+        last = len(self.tableau.c)
         if plan.plain:
             x_next = move(last, [1.0], k)
-            return Step(x_next, x_next, (torch.zeros_like(x),) if shares else ())
+            return Step(x_next, x_next, (torch.zeros_like(x),))
         for i, row in enumerate(a[1:], start=1):
             x_next = move(i, row, k)
-            k.append(stage(i, x_next))
+            k.append(problem.evaluate(x_next, plan.at[node[i]]))
         if not shares:
             x_next = move(last, b, k)
         error = _error([weighted(*_stages(plan.steps[-1], row, k)) for row in errors]) if self.adaptive else None

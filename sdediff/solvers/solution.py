@@ -56,10 +56,12 @@ class Failure:
 class Solution:
     """Samples, and for each of them what it took.
 
-    ``x`` (B, *event) is the state at the end, after the last denoising step if there was one; of a failed sample the last finite
-    state. ``times`` float64 is the grid. ``nfe``, ``accepted``, ``rejected``, ``status`` (a `Status`) are int64 (B,);
-    ``nfe`` is counted at the network. ``trajectory`` (K, B, *event), if asked for, holds the state at every time of the grid,
-    the last one being ``x``. ``seeds`` reproduce the samples.
+    ``x`` (B, *event) is the state at the end, after the last denoising step if there was one; of a
+    failed sample the last finite state. ``times`` float64 is the grid, (N + 1,), or (N + 1, B) where
+    every sample has its own. ``nfe``, ``accepted``, ``rejected``, ``status`` (a `Status`) are int64
+    (B,); ``nfe`` is counted at the network, and so is ``backward``, the passes back through it that
+    a model made. ``trajectory`` (K, B, *event), if asked for, holds the state at every time of the
+    grid, the last one being ``x``. ``seeds`` reproduce the samples.
     """
 
     x: Tensor
@@ -71,6 +73,7 @@ class Solution:
     trajectory: Tensor | None = None
     seeds: tuple[int, ...] | None = None
     failures: tuple[Failure, ...] = field(default=())
+    backward: Tensor | None = None
 
     @property
     def success(self) -> bool:
@@ -114,15 +117,17 @@ def merge(parts: list[Solution]) -> Solution:
         offsets.append(offsets[-1] + len(part.x))
     frames = [part.trajectory for part in parts if part.trajectory is not None]
     seeds = [part.seeds for part in parts if part.seeds is not None]
+    backward = [part.backward for part in parts if part.backward is not None]
     return Solution(
         x=torch.cat([part.x for part in parts]),
-        times=parts[0].times,
+        times=parts[0].times if parts[0].times.ndim == 1 else torch.cat([part.times for part in parts], dim=1),
         nfe=torch.cat([part.nfe for part in parts]),
         accepted=torch.cat([part.accepted for part in parts]),
         rejected=torch.cat([part.rejected for part in parts]),
         status=torch.cat([part.status for part in parts]),
         trajectory=torch.cat(frames, dim=1) if frames else None,
         seeds=tuple(seed for group in seeds for seed in group) if seeds else None,
+        backward=torch.cat(backward) if backward else None,
         failures=tuple(
             replace(f, sample=f.sample + offset) for part, offset in zip(parts, offsets, strict=False) for f in part.failures
         ),

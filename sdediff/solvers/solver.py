@@ -48,7 +48,7 @@ class Step(_Step):
         error: Tensor | None = None,
     ) -> Self:
         """Take x for the mean of a step without noise."""
-        return super().__new__(cls, x, x if mean is None else mean, state, error)
+        return tuple.__new__(cls, (x, x if mean is None else mean, state, error))
 
 
 def tolerances(solver: Any, problem: Problem, dtype: torch.dtype) -> tuple[float, float]:
@@ -108,6 +108,8 @@ class Solver(Record):
     """Whether `init` is called at the start of every adaptive step. A rejected step hands that evaluation to the retry."""
     whole: bool = False
     """Whether it is another library's driver: then it has no step, only `solve`, and cannot be a part of another solver."""
+    group: int = 1
+    """How many rows belong together: particles of one sample, say. A batch never splits a group, and a group has one seed."""
     evaluations: int = 1
     """Evaluations of the network a step makes, for caps and progress (results report what was counted)."""
     times: Tensor | None = None
@@ -136,11 +138,13 @@ class Solver(Record):
         return self.evaluations
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[Any]:
-        """Coefficients of every step of the grid ``times`` (N + 1,) or (N + 1, rows): N of them, float64 on the host.
+        """What each step of the grid ``times``, (N + 1,) or (N + 1, rows), needs that can be known beforehand: N entries.
 
-        A plan says by ``problem.prepare`` at which times its steps evaluate the problem; this one takes the ends of the intervals.
+        A plan has its evaluations by `Problem.at`, the size of its noise by `Problem.spread` and its
+        other numbers by `Problem.coefs`, so that no step computes a coefficient. This one has the
+        ends (t, s) of each interval. It belongs to the rows of the problem that it was made with.
         """
-        return list(itertools.pairwise(problem.prepare(times)))
+        return list(itertools.pairwise(times.unbind()))
 
     def plan_to(
         self, problem: Problem, variable: Clock, start: tuple[Tensor, Tensor], v: Tensor, known: tuple[Tensor, Tensor]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final, Literal, NamedTuple
+from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sdediff.solvers.arithmetic import Number, entries, numbers, weighted
+from sdediff.solvers.arithmetic import Number, weighted
+from sdediff.solvers.coefficients import Coef
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.solver import Solver, Step
@@ -19,17 +20,11 @@ __all__ = ["SRA1", "SRA3", "EulerMaruyama", "ReverseDiffusion", "StochasticHeun"
 _ROUNDED: Final = 1e-9
 
 
-class _Interval(NamedTuple):
+class _Maruyama(NamedTuple):
+    at: Any  # x + h drift
+    spread: Coef  # of the normal z by which the path moves
     t: Tensor
     s: Tensor
-    h: Number
-    root: Number  # of abs(h): the path moves by root z, z the step's normal
-
-
-def _intervals(problem: Problem, times: Tensor) -> list[_Interval]:
-    problem.prepare(times)
-    each, h = times.unbind(), times.diff(dim=0)
-    return [_Interval(*row) for row in zip(each[:-1], each[1:], numbers(h), numbers(h.abs().sqrt()), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -44,14 +39,33 @@ class EulerMaruyama(Solver):
     stochastic = True
     diffuses = True
 
-    def plan(self, problem: Problem, times: Tensor) -> Sequence[_Interval]:
-        """Ends and length of each interval."""
-        return _intervals(problem, times)
+    def plan(self, problem: Problem, times: Tensor) -> Sequence[_Maruyama]:
+        """The drift and the size of the noise of each interval."""
+        t, h = times[:-1], times.diff(dim=0)
+        rows = zip(
+            problem.at(t, "drift", 1.0, h),
+            problem.spread(t, h.abs().sqrt()),
+            t.unbind(),
+            times[1:].unbind(),
+            strict=True,
+        )
+        return [_Maruyama(*row) for row in rows]
 
-    def step(self, problem: Problem, x: Tensor, plan: _Interval, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+    def step(self, problem: Problem, x: Tensor, plan: _Maruyama, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step."""
-        mean = problem.blend("drift", x, plan.t, 1.0, plan.h)
-        return Step(problem.shake(mean, noise.over(plan.t, plan.s), plan.t, plan.root), mean)
+        mean = problem.evaluate(x, plan.at)
+        return Step(weighted((1.0, mean), (plan.spread, noise.over(plan.t, plan.s))), mean)
+
+
+class _Heun(NamedTuple):
+    start: Any  # the drift at t
+    end: Any  # the drift at s
+    first: Coef  # half of what z is multiplied by, at t
+    second: Coef  # and at s
+    h: Number
+    half: Number  # h / 2
+    t: Tensor
+    s: Tensor
 
 
 @dataclass(frozen=True)
@@ -68,18 +82,30 @@ class StochasticHeun(Solver):
     diffuses = True
     evaluations = 2
 
-    def plan(self, problem: Problem, times: Tensor) -> Sequence[_Interval]:
-        """Ends and length of each interval."""
-        return _intervals(problem, times)
+    def plan(self, problem: Problem, times: Tensor) -> Sequence[_Heun]:
+        """The drift and the size of the noise at both ends of each interval."""
+        t, s, h = times[:-1], times[1:], times.diff(dim=0)
+        half = 0.5 * h.abs().sqrt()
+        rows = zip(
+            problem.at(t, "drift"),
+            problem.at(s, "drift"),
+            problem.spread(t, half),
+            problem.spread(s, half),
+            *problem.coefs(len(h), h, 0.5 * h),
+            t.unbind(),
+            s.unbind(),
+            strict=True,
+        )
+        return [_Heun(*row) for row in rows]
 
-    def step(self, problem: Problem, x: Tensor, plan: _Interval, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+    def step(self, problem: Problem, x: Tensor, plan: _Heun, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step."""
-        t, s, h, root = plan
-        z = noise.over(t, s)
-        shock = weighted((0.5 * root, problem.diffuse(z, t)), (0.5 * root, problem.diffuse(z, s)))
-        first = problem.drift(x, t)
-        second = problem.drift(weighted((1.0, x), (h, first), (1.0, shock)), s)
-        mean = weighted((1.0, x), (0.5 * h, first), (0.5 * h, second))
+        z, h, half = noise.over(plan.t, plan.s), plan.h, plan.half
+        shock = weighted((plan.first, z), (plan.second, z))
+        first = problem.evaluate(x, plan.start)
+        guess = weighted((1.0, x), (h, first), (1.0, shock))
+        second = problem.evaluate(guess, plan.end)
+        mean = weighted((1.0, x), (half, first), (half, second))
         return Step(mean + shock, mean)
 
 
@@ -97,9 +123,9 @@ class _SRAPlan(NamedTuple):
     t: Tensor
     s: Tensor
     h: Number
-    length: Number
-    drift: tuple[Tensor, ...]
-    noise: tuple[Tensor, ...]
+    inverse: Number  # 1 / |h|
+    drift: tuple[Any, ...]  # at each stage
+    spread: tuple[Coef, ...]  # lambda g at each time of the noise
 
 
 class _SRA(Solver):
@@ -117,35 +143,32 @@ class _SRA(Solver):
     diffuses = True
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_SRAPlan]:
-        """Times of the stages."""
-        h = times.diff(dim=0)
+        """The drift and the size of the noise at the stages."""
+        t, s, h = times[:-1], times[1:], times.diff(dim=0)
 
         def at(c: float) -> Tensor:
-            return times[:-1] if c == 0 else times[1:] if c == 1 else times[:-1] + c * h
+            return t if c == 0 else s if c == 1 else t + c * h
 
-        drift, noise = [at(c) for c in self.tableau.c], [at(d) for d in self.tableau.d]
-        for stage in (*drift, *noise):
-            problem.prepare(stage)
-        stages = (zip(*(stage.unbind() for stage in kind), strict=True) for kind in (drift, noise))
-        return [
-            _SRAPlan(*row)
-            for row in zip(times[:-1].unbind(), times[1:].unbind(), numbers(h), numbers(h.abs()), *stages, strict=True)
-        ]
+        drift = zip(*(problem.at(at(c), "drift") for c in self.tableau.c), strict=True)
+        spread = zip(*(problem.spread(at(d)) for d in self.tableau.d), strict=True)
+        lengths = problem.coefs(len(h), h, 1.0 / h.abs())
+        rows = zip(t.unbind(), s.unbind(), *lengths, drift, spread, strict=True)
+        return [_SRAPlan(*row) for row in rows]
 
     def step(self, problem: Problem, x: Tensor, plan: _SRAPlan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step."""
         tab, h = self.tableau, plan.h
         w, z = noise.pair(plan.t, plan.s)
-        z = weighted((1.0 / plan.length, z))
+        z = weighted((plan.inverse, z))
         k: list[Tensor] = []
-        for row, spread, time in zip(tab.a, tab.b, plan.drift, strict=True):
-            stages: list[tuple[Number, Tensor]] = [(weight * h, stage) for weight, stage in zip(row, k, strict=True)]
-            shocks = [(weight, problem.diffuse(z, when)) for weight, when in zip(spread, plan.noise, strict=False) if weight]
-            k.append(problem.drift(weighted((1.0, x), *stages, *shocks), time))
+        for row, sizes, at in zip(tab.a, tab.b, plan.drift, strict=True):
+            stages = [(weight * h, stage) for weight, stage in zip(row, k, strict=True)]
+            shocks = [(size * weight, z) for weight, size in zip(sizes, plan.spread, strict=False) if weight]
+            k.append(problem.evaluate(weighted((1.0, x), *stages, *shocks), at))
         mean = weighted((1.0, x), *((weight * h, stage) for weight, stage in zip(tab.alpha, k, strict=True)))
-        ends = zip(tab.beta, tab.gamma, plan.noise, strict=True)
-        noises = [problem.diffuse(weighted((b, w), (c, z)), when) for b, c, when in ends if b or c]
-        return Step(weighted((1.0, mean), *((1.0, each) for each in noises)), mean)
+        ends = zip(tab.beta, tab.gamma, plan.spread, strict=True)
+        noises = [(size, weighted((b, w), (c, z))) for b, c, size in ends if b or c]
+        return Step(weighted((1.0, mean), *noises), mean)
 
 
 @dataclass(frozen=True)
@@ -181,11 +204,10 @@ class SRA3(_SRA):
 
 
 class _Kernel(NamedTuple):
+    at: Any  # (2 - a) x + (1 + lambda^2)/2 v score
+    spread: Number  # lambda sqrt(v)
     t: Tensor
     s: Tensor
-    keep: Number  # 2 - ratio
-    push: Number  # (1 + lambda^2)/2 std^2
-    noise: Number  # lambda std
 
 
 def _preserving(problem: Problem, t: Tensor, f: Tensor, g: Tensor) -> bool:
@@ -236,13 +258,13 @@ class ReverseDiffusion(Solver):
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Kernel]:
         """The step of the forward chain over each interval."""
-        problem.prepare(times)
         t, s = times[:-1], times[1:]
         ratio, variance = self._chain(problem, t, s)
         lam = problem.stochasticity(t)
-        push, size = 0.5 * (1 + lam**2) * variance, lam * variance.sqrt()
-        rows = zip(t.unbind(), s.unbind(), entries(2 - ratio, push, size), strict=True)
-        return [_Kernel(start, end, *row) for start, end, row in rows]
+        at = problem.at(t, "score", 2 - ratio, 0.5 * (1 + lam**2) * variance)
+        (sizes,) = problem.coefs(len(t), lam * variance.sqrt())
+        rows = zip(at, sizes, t.unbind(), s.unbind(), strict=True)
+        return [_Kernel(*row) for row in rows]
 
     def _chain(self, problem: Problem, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """(a, v) of each interval."""
@@ -269,5 +291,5 @@ class ReverseDiffusion(Solver):
 
     def step(self, problem: Problem, x: Tensor, plan: _Kernel, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step."""
-        mean = problem.blend("score", x, plan.t, plan.keep, plan.push)
-        return Step(weighted((1.0, mean), (plan.noise, noise.over(plan.t, plan.s))), mean)
+        mean = problem.evaluate(x, plan.at)
+        return Step(weighted((1.0, mean), (plan.spread, noise.over(plan.t, plan.s))), mean)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sdediff.solvers.arithmetic import Number, numbers, weighted
+from sdediff.solvers.arithmetic import Number, weighted
 from sdediff.solvers.exponential.flow import Flow
 from sdediff.solvers.exponential.stages import order_one
 from sdediff.solvers.noise import StepNoise
@@ -20,16 +21,9 @@ __all__ = ["DDIM", "Ancestral"]
 
 
 class _Plan(NamedTuple):
-    t: Tensor
-    s: Tensor
-    keep: Number
-    push: Number
-    std: Number
-
-
-def _plan(times: Tensor, keep: Tensor, push: Tensor, std: Tensor) -> list[_Plan]:
-    each = times.unbind()
-    return [_Plan(*row) for row in zip(each[:-1], each[1:], *map(numbers, (keep, push, std)), strict=True)]
+    at: Any  # keep x + push E[x_0 | x]
+    std: Number = 0.0
+    ends: Any = ()  # t and s, where noise is drawn
 
 
 @dataclass(frozen=True)
@@ -38,10 +32,19 @@ class _OrderOne(Solver):
 
     spacing = "logistic"
 
+    def _planned(self, problem: Problem, times: Tensor, keep: Tensor, push: Tensor, std: Tensor) -> list[_Plan]:
+        at = problem.at(times[:-1], "data", keep, push)
+        if not self.stochastic:
+            return list(map(_Plan, at))
+        (stds,) = problem.coefs(len(at), std)
+        return list(map(_Plan, at, stds, pairwise(times.unbind())))
+
     def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step."""
-        mean = problem.blend("data", x, plan.t, plan.keep, plan.push)
-        return Step(weighted((1.0, mean), (plan.std, noise.over(plan.t, plan.s))) if self.stochastic else mean, mean)
+        mean = problem.evaluate(x, plan.at)
+        if not plan.ends:
+            return Step(mean)
+        return Step(weighted((1.0, mean), (plan.std, noise.over(*plan.ends))), mean)
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,8 @@ class Ancestral(_OrderOne):
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """The exact coefficients of each interval."""
-        problem.prepare(times)
         points = Flow(problem, 1.0, "log_snr").points(times)
-        return _plan(times, *order_one(points.part(slice(None, -1)), points.part(slice(1, None))))
+        return self._planned(problem, times, *order_one(points.part(slice(None, -1)), points.part(slice(1, None))))
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,6 @@ class DDIM(_OrderOne):
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """The coefficients of each interval."""
-        problem.prepare(times)
         t, s = times[:-1], times[1:]
         alpha, sigma = problem.marginal(times)
         (alpha_t, alpha_s), (sigma_t, sigma_s) = (alpha[:-1], alpha[1:]), (sigma[:-1], sigma[1:])
@@ -105,4 +106,4 @@ class DDIM(_OrderOne):
             )
         keep = sigma_s / sigma_t * left.sqrt()
         noise = self.eta * sigma_s * share.sqrt()
-        return _plan(times, keep, alpha_s - keep * alpha_t, noise)
+        return self._planned(problem, times, keep, alpha_s - keep * alpha_t, noise)

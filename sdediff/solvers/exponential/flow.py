@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -151,17 +151,15 @@ class Flow:
             square = constant**2
             return (square * u if square else torch.zeros_like(u)), torch.full_like(u, square)
         t = self._time(2 * u) if t is None else t
-        flat = t.reshape(-1)
-        return self.problem.mixing(flat).reshape(t.shape), self.problem.stochasticity(flat).reshape(t.shape) ** 2
+        return self.problem.mixing(t), self.problem.stochasticity(t) ** 2
 
     def _time(self, log_snr: Tensor) -> Tensor:
-        return self.problem.time_of(log_snr.reshape(-1)).reshape(log_snr.shape)
+        return self.problem.time_of(log_snr)
 
     def points(self, t: Tensor) -> Points:
         """All that is needed at times t."""
-        flat = t.reshape(-1)
-        alpha, sigma, log_snr = self.problem.levels(flat)
-        alpha, sigma, u = (each.reshape(t.shape) for each in (alpha, sigma, 0.5 * log_snr))
+        alpha, sigma, log_snr = self.problem.levels(t)
+        u = 0.5 * log_snr
         return Points(t, alpha, sigma, u, self.mixed(u, t)[0], t if self.variable == "t" else self._value(u))
 
     def _value(self, u: Tensor) -> Tensor:
@@ -171,6 +169,13 @@ class Flow:
             return u
         ratio = torch.exp(-u)
         return ratio if self.variable == "sigma" else torch.atan(ratio)
+
+    def at(self, points: Points) -> Sequence[Any]:
+        """The problem's entries for what the form evaluates at the points: data, noise, or data - scale noise."""
+        if isinstance(self.theta, Straight):
+            ratio = self.theta.scale / points.sigma
+            return self.problem.at(points.t, "data", -ratio, 1.0 + ratio * points.alpha)
+        return self.problem.at(points.t, "noise" if self.theta == 0 else "data")
 
     def bounded(self, points: Points) -> Tensor:
         """At which of the points predictions can be integrated up to there: not where log-SNR is infinite, unless `Straight`."""

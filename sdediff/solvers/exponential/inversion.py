@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sdediff.solvers.arithmetic import Number, numbers, rowwise, weighted
+from sdediff.solvers.arithmetic import Number, rowwise, weighted
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.scalars import whole
@@ -19,7 +19,7 @@ __all__ = ["InverseDDIM"]
 
 
 class _Plan(NamedTuple):
-    t: Tensor
+    at: Any  # the noise at s
     s: Tensor
     keep: Number
     push: Number
@@ -57,13 +57,14 @@ class InverseDDIM(Solver):
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """The coefficients of each interval."""
-        problem.prepare(times)
         alpha, sigma = problem.marginal(times)
         if bool((alpha == 0).any()):
             raise ValueError("InverseDDIM: where alpha = 0 no state leads back to the data: end the grid before")
         keep = alpha[1:] / alpha[:-1]
         push = sigma[1:] - keep * sigma[:-1]
-        return [_Plan(*row) for row in zip(times[:-1].unbind(), times[1:].unbind(), *map(numbers, (keep, push)), strict=True)]
+        at = problem.at(times[1:], "noise")
+        rows = zip(at, times[1:].unbind(), *problem.coefs(len(at), keep, push), strict=True)
+        return [_Plan(*row) for row in rows]
 
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         """The noise at the start, from which the first iteration begins."""
@@ -77,7 +78,7 @@ class InverseDDIM(Solver):
         move = torch.zeros(len(x), dtype=x.dtype, device=x.device)
         for _ in range(self.iterations):
             rows = moving.reshape(-1, *(1,) * (x.ndim - 1))
-            eps = torch.where(rows, problem.noise(y, plan.s), eps)
+            eps = torch.where(rows, problem.evaluate(y, plan.at), eps)
             new = torch.where(rows, weighted((plan.keep, x), (plan.push, eps)), y)
             flat = rowwise(new.detach())
             move = (flat - rowwise(y.detach())).abs().amax(dim=1)

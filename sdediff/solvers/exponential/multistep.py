@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from sdediff.solvers.arithmetic import Number, weighted
 from sdediff.solvers.exponential.flow import Flow, Points, Straight
 from sdediff.solvers.exponential.singlestep import Exponential, plain_step
 from sdediff.solvers.exponential.stages import (
-    Evaluation,
     Move,
     Plain,
     Stages,
@@ -21,6 +20,7 @@ from sdediff.solvers.exponential.stages import (
     evaluate,
     evaluations,
     history,
+    in_all_rows,
     move,
     plan_moves,
     plan_plain,
@@ -38,7 +38,7 @@ __all__ = ["ExponentialMultistep"]
 
 
 class _Plan(NamedTuple):
-    at: Evaluation
+    at: Any  # an `Evaluation` in the solver's form; None where the step is of order 1 in data form
     correct: Move | None  # of the step before, with the prediction at its end
     go: Move | Stages | Plain
 
@@ -120,8 +120,6 @@ class ExponentialMultistep(Exponential):
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """The coefficients of all steps."""
-        if times.ndim != 1:
-            raise ValueError(f"{type(self).__name__} carries history from step to step: it takes one grid for all samples")
         flow, steps = self.flow(problem), len(times) - 1
         points, inside, ends = self._split(flow, times)
         single, method = self._single
@@ -131,16 +129,18 @@ class ExponentialMultistep(Exponential):
             a, b = _pairs(points, first)
             moments = self.moments if method.order == 2 else "exact"
             go.update(zip(first, plan_stages(flow, a, b, method, moments), strict=True))
-        usable = flow.bounded(points).tolist()
+        usable = in_all_rows(flow.bounded(points)).tolist()
         closing = [i for i in ends if self._closes(flow, points, i, usable)]
         ends = [i for i in ends if i not in closing]
         if ends:
-            go.update(zip(ends, plan_plain(*_pairs(points, ends)), strict=True))
+            go.update(zip(ends, plan_plain(problem, *_pairs(points, ends)), strict=True))
         for some in (rest, closing):
             go.update(self._moves(flow, points, some, self.order, steps, usable, end=False))
         corrected = [i for i in rest if i < steps - 1] if self.past else []
         correct = self._moves(flow, points, corrected, self.past, steps, usable, end=True)
-        return [_Plan(at, correct.get(i - 1), go[i]) for i, at in enumerate(evaluations(points.part(slice(None, -1))))]
+        forms = [i for i in range(steps) if not isinstance(go[i], Plain)]
+        at = dict(zip(forms, evaluations(flow, points.part(torch.tensor(forms))), strict=True)) if forms else {}
+        return [_Plan(at.get(i), correct.get(i - 1), go[i]) for i in range(steps)]
 
     def _closes(self, flow: Flow, points: Points, i: int, usable: list[bool]) -> bool:
         """Whether step i goes to sigma = 0 by the polynomial of the steps before."""
@@ -171,7 +171,7 @@ class ExponentialMultistep(Exponential):
         before = [state[i : i + width] for i in range(1, len(state), width)]
         if isinstance(plan.go, Plain):
             taken, data = plain_step(problem, x, plan.go, noise if self.sde else None)
-            return taken._replace(state=(taken.x, *history(theta, x, data, plan.at)))
+            return taken._replace(state=(taken.x, *history(theta, x, data, plan.go.at)))
         here = evaluate(problem, theta, x, plan.at)
         start: list[tuple[Number, Tensor]] = [(1.0, x)]  # the state as the terms of a sum: corrected, it is never made
         if plan.correct is not None:

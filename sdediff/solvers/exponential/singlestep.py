@@ -97,7 +97,6 @@ class Exponential(Solver):
 
     def _split(self, flow: Flow, times: Tensor) -> tuple[Points, list[int], list[int]]:
         """The grid's points, and which intervals are bounded and which are not."""
-        flow.problem.prepare(times)
         points = flow.points(times)
         if bool((points.sigma[:-1] == 0).any()):
             raise ValueError(f"{type(self).__name__} cannot step from sigma = 0: start at t_min > 0")
@@ -107,7 +106,7 @@ class Exponential(Solver):
 
 def plain_step(problem: Problem, x: Tensor, plan: Plain, noise: StepNoise | None) -> tuple[Step, Tensor]:
     """A step of order 1 in data form, and the prediction of the data."""
-    data = problem.data(x, plan.at.t)
+    data = problem.evaluate(x, plan.at.at)
     mean = move(x, plan.move._replace(std=0.0), [(data,)])
     moved = mean if noise is None else move(x, plan.move, [(data,)], noise.over(plan.at.t, plan.move.s))
     return Step(moved, mean), data
@@ -160,11 +159,20 @@ class ExponentialSinglestep(Exponential):
         if inside:
             i, moments = torch.tensor(inside), self.moments if self.order == 2 else "exact"
             a, b = points.part(i), points.part(i + 1)
-            found = plan_stages(flow, a, b, self.table, moments, stochastic=self.sde, embedded=self.adaptive)
+            found = plan_stages(
+                flow,
+                a,
+                b,
+                self.table,
+                moments,
+                stochastic=self.sde,
+                embedded=self.adaptive,
+                begun=self.begins,
+            )
             plans.update(zip(inside, found, strict=True))
         if ends:
             i = torch.tensor(ends)
-            plans.update(zip(ends, plan_plain(points.part(i), points.part(i + 1)), strict=True))
+            plans.update(zip(ends, plan_plain(problem, points.part(i), points.part(i + 1)), strict=True))
         return [plans[i] for i in range(len(times) - 1)]
 
     def step(self, problem: Problem, x: Tensor, plan: Any, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
@@ -207,7 +215,8 @@ class ExponentialPair(Adaptive, ExponentialSinglestep):
 
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         """The predictions at the start of a step."""
-        return evaluate(problem, self.theta, x, evaluations(self.flow(problem).points(t[None]))[0])
+        flow = self.flow(problem)
+        return evaluate(problem, self.theta, x, evaluations(flow, flow.points(t[None]))[0])
 
     def slope(self, problem: Problem, x: Tensor, t: Tensor, state: tuple[Tensor, ...]) -> Tensor:
         """f x + g^2 / (2 sigma) noise, by the predictions at the start."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sdediff.solvers.arithmetic import Number, entries, numbers, weighted
-from sdediff.solvers.exponential.flow import Flow, Moments, Points, Straight, Weight
+from sdediff.solvers.arithmetic import Number, weighted
+from sdediff.solvers.exponential.flow import Flow, Moments, Points, Straight
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
 
@@ -23,6 +23,7 @@ __all__ = [
     "evaluate",
     "evaluations",
     "history",
+    "in_all_rows",
     "move",
     "noise_of",
     "order_one",
@@ -79,6 +80,7 @@ class Move(NamedTuple):
 class Evaluation(NamedTuple):
     """Where the network is evaluated, and the two that its other prediction is made with."""
 
+    at: Any  # the problem's entry; None where what is evaluated is there already
     t: Tensor
     alpha: Number
     sigma: Number
@@ -103,10 +105,8 @@ class Plain(NamedTuple):
 
 def evaluate(problem: Problem, theta: float | Straight, x: Tensor, at: Evaluation) -> tuple[Tensor, ...]:
     """The predictions that a form takes, data, or noise, or both, or data - scale noise, by one evaluation."""
-    if isinstance(theta, Straight):
-        ratio = theta.scale / at.sigma
-        return (problem.blend("data", x, at.t, -ratio, 1.0 + ratio * at.alpha),)
-    return (problem.noise(x, at.t),) if theta == 0 else history(theta, x, problem.data(x, at.t), at)
+    found = problem.evaluate(x, at.at)
+    return (found,) if isinstance(theta, Straight) or theta == 0 else history(theta, x, found, at)
 
 
 def history(theta: float | Straight, x: Tensor, data: Tensor, at: Evaluation) -> tuple[Tensor, ...]:
@@ -132,19 +132,13 @@ def terms(weights: Sequence[Sequence[Number]], nodes: Sequence[Sequence[Tensor]]
     return [(w, q) for each, node in zip(weights, nodes, strict=True) for w, q in zip(each, node, strict=True)]
 
 
-def numbers_of(weights: Sequence[Weight]) -> list[tuple[tuple[Number, ...], ...]]:
-    """The weights of a step's nodes, a tuple a node, for each step."""
-    columns = [each for weight in weights for each in weight if each is not None]
-    width = len(columns) // max(1, len(weights))
-    return [tuple(zip(*[iter(row)] * width, strict=True)) for row in entries(*columns)]
-
-
 def plan_moves(flow: Flow, a: Points, b: Points, nodes: Sequence[Tensor], moments: Moments, std: Tensor | None) -> list[Move]:
     """A move for each interval."""
-    weights = numbers_of(flow.weights(a, b, nodes, moments))
-    stds: Sequence[tuple[Number, ...]] = [(0.0,)] * len(weights) if std is None else entries(std)
-    rows = zip(entries(flow.keep(a, b)), weights, b.t.unbind(), stds, strict=True)
-    return [Move(keep, each, s, size) for (keep,), each, s, (size,) in rows]
+    weights = [each for weight in flow.weights(a, b, nodes, moments) for each in weight if each is not None]
+    keeps, stds, *columns = flow.problem.coefs(len(a.u), flow.keep(a, b), 0.0 if std is None else std, *weights)
+    width = len(columns) // len(nodes)  # predictions of a node
+    each = (tuple(zip(*[iter(row)] * width, strict=True)) for row in zip(*columns, strict=True))
+    return [Move(*row) for row in zip(keeps, each, b.t.unbind(), stds, strict=True)]
 
 
 def order_one(a: Points, b: Points) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,22 +149,32 @@ def order_one(a: Points, b: Points) -> tuple[Tensor, Tensor, Tensor]:
     return keep, b.alpha - keep * a.alpha, b.sigma * (1 - gone**2).clamp(min=0).sqrt()
 
 
-def plan_plain(a: Points, b: Points) -> list[Plain]:
+def plan_plain(problem: Problem, a: Points, b: Points) -> list[Plain]:
     """That step for each interval."""
-    rows = zip(evaluations(a), b.t.unbind(), entries(*order_one(a, b)), strict=True)
-    return [Plain(at, Move(kept, ((push,),), s, std)) for at, s, (kept, push, std) in rows]
+    numbers = problem.coefs(len(a.u), *order_one(a, b))
+    at = problem.at(a.t, "data")
+    rows = zip(at, a.t.unbind(), *problem.coefs(len(a.u), a.alpha, a.sigma), strict=True)
+    moves = (Move(kept, ((push,),), s, std) for s, kept, push, std in zip(b.t.unbind(), *numbers, strict=True))
+    return [Plain(Evaluation(*row), move) for row, move in zip(rows, moves, strict=True)]
 
 
 def unbounded(flow: Flow, points: Points) -> Tensor:
-    """Which of the intervals between the points end or begin where the form has no bound, (n,)."""
-    bounded = flow.bounded(points)
-    bounded = bounded.flatten(1).all(dim=1) if bounded.ndim > 1 else bounded
+    """Which of the intervals between the points end or begin where the form has no bound for some row, (n,)."""
+    bounded = in_all_rows(flow.bounded(points))
     return ~(bounded[:-1] & bounded[1:])
 
 
-def evaluations(points: Points) -> list[Evaluation]:
-    """For each of the times."""
-    return [Evaluation(t, *row) for t, row in zip(points.t.unbind(), entries(points.alpha, points.sigma), strict=True)]
+def in_all_rows(holds: Tensor) -> Tensor:
+    """Whether it holds of all rows, (n,), of bool (n,) or (n, rows)."""
+    return holds.flatten(1).all(dim=1) if holds.ndim > 1 else holds
+
+
+def evaluations(flow: Flow, points: Points, *, known: bool = False) -> list[Evaluation]:
+    """For each of the times; ``known``: what is evaluated there is there already."""
+    count = len(points.t)
+    at = [None] * count if known else flow.at(points)
+    rows = zip(at, points.t.unbind(), *flow.problem.coefs(count, points.alpha, points.sigma), strict=True)
+    return [Evaluation(*row) for row in rows]
 
 
 def move(x: Tensor, step: Move, nodes: Sequence[Sequence[Tensor]], z: Tensor | None = None) -> Tensor:
@@ -180,19 +184,29 @@ def move(x: Tensor, step: Move, nodes: Sequence[Sequence[Tensor]], z: Tensor | N
 
 
 def plan_stages(
-    flow: Flow, a: Points, b: Points, table: Table, moments: Moments, *, stochastic: bool = False, embedded: bool = False
+    flow: Flow,
+    a: Points,
+    b: Points,
+    table: Table,
+    moments: Moments,
+    *,
+    stochastic: bool = False,
+    embedded: bool = False,
+    begun: bool = False,
 ) -> list[Stages]:
-    """A single step for each interval, with the table's lower method where it is ``embedded``."""
+    """A single step for each interval, with the table's lower method where it is ``embedded``.
+
+    ``begun``: a step is handed what its first stage evaluates.
+    """
     points = [a if c == 0 else b if c == 1 else flow.between(a, b, c) for c in table.c]
-    for each in points:
-        flow.problem.prepare(each.t)
     # The path of the noise is drawn in pieces, between the places where stages are.
     places = sorted({*table.c[1:], 1.0})
     ends = [b if c == 1 else points[table.c.index(c)] for c in places]
     pairs = list(zip([a, *ends[:-1]], ends, strict=True)) if stochastic else []
     noises: list[tuple[tuple[Tensor, Number, Number], ...]] = [()] * len(a.u)
     if pairs:
-        numbered = (zip(y.t.unbind(), numbers(flow.keep(x, y)), numbers(flow.std(x, y)), strict=True) for x, y in pairs)
+        sizes = (flow.problem.coefs(len(a.u), flow.keep(x, y), flow.std(x, y)) for x, y in pairs)
+        numbered = (zip(y.t.unbind(), *size, strict=True) for (_, y), size in zip(pairs, sizes, strict=True))
         noises = list(zip(*numbered, strict=True))
 
     def moves(c: float, through: Nodes) -> list[Move]:
@@ -201,7 +215,8 @@ def plan_stages(
     targets = [*table.c[1:], 1.0]
     steps = list(zip(*(moves(c, through) for c, through in zip(targets, table.through, strict=True)), strict=True))
     lows: Sequence[Move | None] = moves(1.0, table.low) if embedded else [None] * len(a.u)
-    at, where = list(zip(*map(evaluations, points), strict=True)), tuple(map(places.index, targets))
+    each = [evaluations(flow, point, known=begun and point is a) for point in points]
+    at, where = list(zip(*each, strict=True)), tuple(map(places.index, targets))
     return [Stages(at[i], steps[i], where, noises[i], lows[i]) for i in range(len(a.u))]
 
 

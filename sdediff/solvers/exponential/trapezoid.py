@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sdediff.solvers.arithmetic import Number, entries, numbers, place, weighted
+from sdediff.solvers.arithmetic import Number, weighted
+from sdediff.solvers.coefficients import Coef
 from sdediff.solvers.exponential.flow import gauss_legendre
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
@@ -22,11 +22,12 @@ __all__ = ["AdaptiveSDE", "EulerTrapezoid"]
 class _Plan(NamedTuple):
     t: Tensor
     s: Tensor
-    last: bool  # a step to sigma = 0, where v need not be known: it is not corrected
+    at: Any  # v at s; None in a step to sigma = 0, where it need not be known: that is not corrected
     keep: Number
     push: Number  # of v at t
-    correct: Number  # of v at s; that at t gives way by half of push
-    std: Number | None  # None: the noise is the problem's diffusion of the path
+    give: Number  # of v at t in the correction
+    correct: Number  # of v at s in it
+    stds: tuple[Coef, ...]  # of the step's normal: their sum
 
 
 class _Angles(NamedTuple):
@@ -45,13 +46,11 @@ class _Angles(NamedTuple):
 
 
 def _angles(problem: Problem, t: Tensor) -> _Angles:
-    flat = t.reshape(-1)
-    alpha, sigma, log_snr = problem.levels(flat)
+    alpha, sigma, log_snr = problem.levels(t)
     # ln cos = -log(1 + sigma^2 / alpha^2) / 2, which loses no digits at either end.
     log_cos = -0.5 * torch.logaddexp(torch.zeros_like(log_snr), -log_snr)
-    mixing = problem.mixing(flat) if problem.constant_stochasticity is None else flat
-    found = (torch.hypot(alpha, sigma), torch.atan2(sigma, alpha), log_cos, flat, 0.5 * log_snr, mixing)
-    return _Angles(*(each.reshape(t.shape) for each in found))
+    mixing = problem.mixing(t) if problem.constant_stochasticity is None else t
+    return _Angles(torch.hypot(alpha, sigma), torch.atan2(sigma, alpha), log_cos, t, 0.5 * log_snr, mixing)
 
 
 def _square(problem: Problem, a: _Angles, b: _Angles) -> Tensor:
@@ -60,7 +59,7 @@ def _square(problem: Problem, a: _Angles, b: _Angles) -> Tensor:
     if constant is not None:
         return torch.full_like(a.t, constant**2)
     mean = (b.mixing - a.mixing) / (b.u - a.u)
-    end = problem.stochasticity(b.t.reshape(-1)).reshape(b.t.shape) ** 2
+    end = problem.stochasticity(b.t) ** 2
     return torch.where(torch.isfinite(mean), mean, end).clamp(min=0)
 
 
@@ -97,11 +96,14 @@ class EulerTrapezoid(Solver):
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """The exact coefficients of each interval."""
-        each = problem.prepare(times)
-        ends = pairwise(each)
+        t, s, count = times[:-1].unbind(), times[1:].unbind(), len(times) - 1
         if "v" not in problem.offers:
-            steps = numbers(times.diff(dim=0))
-            return [_Plan(t, s, False, 1.0, h, 0.5 * h, None) for (t, s), h in zip(ends, steps, strict=True)]
+            h = times.diff(dim=0)
+            half = 0.5 * h.abs().sqrt()
+            columns = problem.coefs(count, 1.0, h, -0.5 * h, 0.5 * h)
+            at = problem.at(times[1:], "drift")
+            both = zip(problem.spread(times[:-1], half), problem.spread(times[1:], half), strict=True)
+            return [_Plan(*row) for row in zip(t, s, at, *columns, both, strict=True)]
         angles = _angles(problem, times)
         a, b = angles.part(slice(None, -1)), angles.part(slice(1, None))
         square = _square(problem, a, b)
@@ -109,31 +111,33 @@ class EulerTrapezoid(Solver):
         keep = b.size / a.size * (-decay).exp()
         std = b.size * (-torch.expm1(-2 * decay)).clamp(min=0).sqrt()
         push = b.size * _integral(square, a.phi, b.phi)
-        rows, last = entries(keep, push / a.size, 0.5 * push / b.size, std), (b.phi == 0).reshape(len(keep), -1).any(dim=1)
+        first = push / a.size
+        *columns, sizes = problem.coefs(count, keep, first, -0.5 * first, 0.5 * push / b.size, std)
+        last = (b.phi == 0).reshape(count, -1).any(dim=1)
         if times.ndim > 1 and bool(last.any()):
             raise ValueError(
                 f"{self!r} evaluates v at the end of each step, and at sigma = 0 there is none: end above that time (t_end)"
             )
-        return [_Plan(t, s, end, *row) for (t, s), row, end in zip(ends, rows, last.tolist(), strict=True)]
+        inside = iter(problem.at(times[1:][~last], "v"))
+        at = [None if end else next(inside) for end in last.tolist()]
+        stds = [(size,) for size in sizes]
+        return [_Plan(*row) for row in zip(t, s, at, *columns, stds, strict=True)]
 
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-        """v at the start."""
-        return (_slope(problem, x, t),)
+        """v at the start, or the drift where there is no v."""
+        quantity = "v" if "v" in problem.offers else "drift"
+        return (problem.evaluate(x, problem.at(t[None], quantity)[0]),)
 
     def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step, with the correction as error."""
-        (t, s), (keep, push, correct, std) = plan[:2], place(plan[3:], x)
         (before,) = state
-        if std is None:
-            dw = noise.increment(t, s)
-            shock = weighted((0.5, problem.diffuse(dw, t)), (0.5, problem.diffuse(dw, s)))
-        else:
-            shock = weighted((std, noise.over(t, s)))
-        predicted = weighted((keep, x), (push, before), (1.0, shock))
-        if plan.last:
+        z = noise.over(plan.t, plan.s)
+        shock = weighted(*((std, z) for std in plan.stds))
+        predicted = weighted((plan.keep, x), (plan.push, before), (1.0, shock))
+        if plan.at is None:
             return Step(predicted, predicted - shock, state)
-        after = _slope(problem, predicted, s)
-        error = weighted((correct, after), (-0.5 * push, before))
+        after = problem.evaluate(predicted, plan.at)
+        error = weighted((plan.correct, after), (plan.give, before))
         moved = predicted + error
         return Step(moved, moved - shock, (after,), error)
 
@@ -146,11 +150,6 @@ class EulerTrapezoid(Solver):
         second = _decay(_square(problem, middle, end), middle, end)
         left, right = -torch.expm1(-2 * first) * (-2 * second).exp(), -torch.expm1(-2 * second)
         return torch.where(left + right > 0, left / (left + right), 0.5)
-
-
-def _slope(problem: Problem, x: Tensor, t: Tensor) -> Tensor:
-    found: Tensor = problem.v(x, t) if "v" in problem.offers else problem.drift(x, t)
-    return found
 
 
 def _integral(square: Tensor, start: Tensor, end: Tensor) -> Tensor:

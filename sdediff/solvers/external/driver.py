@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sdediff.solvers.arithmetic import rowwise
 from sdediff.solvers.integrate import Options, Snapshot, require
+from sdediff.solvers.legs import legs_of
 from sdediff.solvers.noise import Noise, StepNoise
 from sdediff.solvers.portable import Portable
 from sdediff.solvers.problem import Problem
@@ -61,7 +62,6 @@ class Run:
         """What a call of the library leaves to the next."""
         self._known = sorted((time, i) for i, time in enumerate(times.tolist()))
         problem.monitor.watch = True
-        problem.prepare(times)
 
     def drift(self, x: Tensor, t: Tensor | float) -> Tensor:
         """The problem's drift, 0 for samples that failed; the library's time is kept inside the span of the grid."""
@@ -152,6 +152,7 @@ class Run:
             status=status,
             trajectory=torch.stack(frames) if self.options.trajectory else None,
             failures=tuple(sorted(self.failures, key=lambda failure: failure.sample)),
+            backward=self.problem.monitor.backward_passes.total,
         )
 
 
@@ -191,11 +192,16 @@ class External(Solver):
         require(problem, self)
         if self.stochastic and noise is None:
             raise ValueError(f"{self!r} draws noise: pass a noise object, White(seeds, event) say")
-        run = Run(problem, x, times.detach(), noise, options, options.limit(self))
+        if times.ndim > 1:
+            raise ValueError(f"{self!r} has one time for all samples: it takes one grid, not one for each; take RK45(), say")
+        times, legs = legs_of(problem, times.detach())
+        run = Run(problem, x, times, noise, options, options.limit(self))
         self.check(run)
+        calls = [(leg, leg.first + i, leg.first + j) for leg in legs for i, j in self.pieces(len(leg.times) - 1)]
         frames = [x]
         with torch.set_grad_enabled(options.grad != "none"):
-            for first, last in self.pieces(len(times) - 1):
+            for leg, first, last in calls:
+                run.problem = leg.problem
                 try:
                     states = self.advance(run, frames[-1], first, last)
                 except Stop as stop:

@@ -1,0 +1,52 @@
+"""Models made of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from torch import Tensor
+
+from sdediff.predict import Predictions
+from sdediff.protocols import Like, Model, Output, Piece, Rows, ask, check_model
+
+__all__ = ["Operator"]
+
+_HANDED_ON: Final = frozenset(
+    "sde predicts device dtype has_weights data_std declared_data_std sigma_data normalizer breaks extras cost net "
+    "network time time_dtype learned_variance".split()
+)
+"""What an operator has from its model, unless it says it itself."""
+
+
+class Operator(Predictions):
+    """A model made of ``model``; as it stands, the same model. A subclass overrides ``evaluate``.
+
+    Whatever the model inside says of itself (its SDE, its device, the size of its data) the
+    operator says too. A subclass that returns another prediction than the model inside has
+    ``predicts``, one that evaluates it several times has ``cost``, how often at most, and one that
+    jumps in time has ``breaks``, the times at which it does.
+    """
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        check_model(model)
+        self.model = model
+
+    def __getattr__(self, name: str) -> Any:
+        """What the model inside says."""
+        if name in _HANDED_ON:
+            return getattr(self.model, name)
+        return super().__getattr__(name)
+
+    def at(self, times: Tensor, like: Like, piece: Piece | None = None) -> Sequence[Any]:
+        """The entries of the model inside."""
+        return self.model.at(times, like, piece)
+
+    def ask(self, x: Tensor, at: Any, rows: Rows) -> Tensor | Output:
+        """The answer of the model inside, counted: one that counts nothing itself has made one evaluation of each row."""
+        return ask(self.model, x, at, rows)
+
+    def evaluate(self, x: Tensor, at: Any, rows: Rows) -> Tensor | Output:
+        """The answer of the model inside."""
+        return self.ask(x, at, rows)

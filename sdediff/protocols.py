@@ -1,0 +1,270 @@
+"""What a model is: anything that says of which SDE it is a field, and evaluates it.
+
+`ScoreModel` is one, and so is an object of a dozen lines that has nothing to do with torch's modules.
+Losses, samplers and likelihoods use the four members of `Model` and, where a model has them, the
+further ones that `Facts` reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from sdediff.modules import first_fact, modules_behind
+from sdediff.normalizer import Normalizer
+from sdediff.solvers.arithmetic import Like
+from sdediff.solvers.monitor import Monitor
+from sdediff.solvers.problem import Output
+
+__all__ = [
+    "Facts",
+    "Like",
+    "Model",
+    "Output",
+    "Piece",
+    "Prediction",
+    "Rows",
+    "ask",
+    "check_model",
+    "entries_of",
+    "extras_of",
+    "facts",
+    "is_model",
+    "sigma_data",
+    "value_of",
+]
+
+Piece = tuple[float, float]
+"""The ends (low, high) of times between which a model has no `Facts.breaks`."""
+
+_Fact = TypeVar("_Fact", torch.device, torch.dtype)
+
+
+class Prediction(Protocol):
+    """What a model predicts: p x_0 + q noise, where x_t = alpha x_0 + sigma noise."""
+
+    def coefficients(self, sde: Any, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(p, q) at float64 host times t, () or (n,), shaped as t."""
+
+
+class Rows:
+    """The samples that an evaluation is about, a row of the state each.
+
+    A model made of models hands ``rows`` on, or the rows that it asks the inner model for: those of
+    `take`, in which a row may repeat (classifier-free guidance asks for all of them twice).
+    """
+
+    def __init__(
+        self,
+        condition: Mapping[str, Tensor],
+        index: Tensor,
+        size: int,
+        monitor: Monitor,
+        mask: Tensor | None = None,
+        own: Tensor | None = None,
+    ) -> None:
+        self.condition = condition
+        """Tensors by the names of the network's arguments, each with a row for a row of the state."""
+        self.index = index
+        """Which sample of the call each row is, int64 (rows,) on the host."""
+        self.size = size
+        """How many samples the call has; some may have arrived, or wait for their turn."""
+        self.mask = mask
+        """Which coordinates exist, bool (rows, *event) beside the state; None: all."""
+        self.monitor, self._own = monitor, own
+
+    @classmethod
+    def of(cls, count: int, condition: Mapping[str, Tensor] | None = None, mask: Tensor | None = None) -> Rows:
+        """All samples of a call that is one evaluation."""
+        return cls(dict(condition or {}), torch.arange(count), count, Monitor(count), mask)
+
+    def __len__(self) -> int:
+        """How many rows."""
+        return len(self.index)
+
+    def take(self, rows: Tensor) -> Rows:
+        """Some of the rows, int64 (k,) on the host; one may come several times."""
+        condition = {name: value[rows.to(value.device)] for name, value in self.condition.items()}
+        mask = None if self.mask is None else self.mask[rows.to(self.mask.device)]
+        own = rows if self._own is None else self._own[rows]
+        return Rows(condition, self.index[rows], self.size, self.monitor, mask, own)
+
+    def under(self, condition: Mapping[str, Tensor]) -> Rows:
+        """The same rows with other conditions."""
+        return Rows(condition, self.index, self.size, self.monitor, self.mask, self._own)
+
+    def uncounted(self) -> Rows:
+        """The same rows for an evaluation that is no part of the solve."""
+        return Rows(self.condition, self.index, self.size, Monitor(len(self)), self.mask)
+
+    def count(self, evaluations: int = 1, backward: int = 0) -> None:
+        """Count evaluations of a network and passes back through it, of each row.
+
+        `ScoreModel` counts its own; if a model counts nothing in a call, the call counts as one evaluation.
+        """
+        monitor = self.monitor
+        if self._own is None and not backward:  # in most solves all of them at every step
+            monitor.calls += 1
+            monitor.evaluations.everyone += evaluations
+        else:
+            monitor.count(self._own, evaluations, backward)
+
+    def look(self, x: Tensor, out: Tensor) -> None:
+        """Note whose output ``out`` of a network at states ``x`` is not finite, where a solve asks for it.
+
+        A solve looks at what `Model.evaluate` returns. A model whose answer may be finite where
+        that of the model inside is not, as of one that clips, shows the latter.
+        """
+        if self.monitor.watch:
+            self.monitor.look(x, out, self._own)
+
+
+class Model(Protocol):
+    """A field x_t -> prediction under an SDE: a pure function of state, time and row."""
+
+    @property
+    def sde(self) -> Any:
+        """The SDE, or what has its methods."""
+
+    @property
+    def predicts(self) -> str | Prediction:
+        """``noise``, ``data``, ``score``, ``v``, ``flow`` or ``edm``, or a value that has coefficients."""
+
+    def at(self, times: Tensor, like: Like, piece: Piece | None) -> Sequence[Any]:
+        """What `evaluate` takes for its time, one entry for each of ``times``, float64 on the host.
+
+        ``times`` is (n,), or (n, rows) where every row has its own. ``like`` says what states look
+        like. ``piece`` is None, or the part of time that is being solved of a model with breaks: at
+        either end of it the value inside counts. Entries can hold what is to be computed once for a
+        grid; solvers do not look into them.
+        """
+
+    def evaluate(self, x: Tensor, at: Any, rows: Rows) -> Tensor | Output:
+        """The prediction at states x (rows, *event), of their shape and dtype; x is only read."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a model may say beside the protocol, as attributes of these names; here with what holds where it does not.
+
+    ``device`` and ``dtype`` are by default those of the modules that the model holds. ``has_weights``:
+    whether the device is known. ``data_std``: the standard deviation of the data, in units of which
+    solves run; ``declared_data_std`` the same if the model says it itself. ``normalizer``: between the
+    user's data and the states. ``breaks``: times at which the field jumps. ``extras``: names of
+    further outputs. ``cost``: evaluations of a network in a call, at most. ``net``: what takes the conditions.
+    """
+
+    device: torch.device
+    dtype: torch.dtype | None
+    has_weights: bool
+    data_std: float
+    sigma_data: float
+    declared_data_std: float | None = None
+    normalizer: Normalizer | None = None
+    breaks: tuple[float, ...] = ()
+    extras: tuple[str, ...] = ()
+    cost: int = 1
+    net: Callable[..., Any] | None = field(default=None, compare=False)
+
+
+_CPU: Final = torch.device("cpu")
+
+
+def facts(model: Model) -> Facts:
+    """What a model says of itself, or what holds where it says nothing."""
+    found: dict[str, Any] = {}
+    for name in ("declared_data_std", "normalizer", "breaks", "extras", "cost", "net"):
+        if hasattr(model, name):
+            found[name] = getattr(model, name)
+    device = getattr(model, "device", None) or _behind(model, lambda p: p.device)
+    dtype = model.dtype if hasattr(model, "dtype") else _behind(model, lambda p: p.dtype if p.is_floating_point() else None)
+    declared = found.setdefault("declared_data_std", getattr(model, "data_std", None))
+    return Facts(
+        device=device or _CPU,
+        dtype=dtype,
+        has_weights=getattr(model, "has_weights", device is not None),
+        data_std=getattr(model, "data_std", model.sde.data_std if declared is None else declared),
+        sigma_data=sigma_data(model),
+        **found,
+    )
+
+
+def _behind(model: object, read: Callable[[Tensor], _Fact | None]) -> _Fact | None:
+    known = (first_fact(module, read) for module in modules_behind(model).modules)
+    return next((fact for fact in known if fact is not None), None)
+
+
+def sigma_data(model: Model) -> float:
+    """The standard deviation of the data that ``predicts="edm"`` supposes."""
+    found: float = getattr(model, "sigma_data", model.sde.sigma_data)
+    return found
+
+
+_NEEDED: Final = ("sde", "predicts", "at", "evaluate")
+
+
+def is_model(value: object) -> bool:
+    """Whether it has what `Model` asks for."""
+    return not isinstance(value, type) and all(hasattr(value, name) for name in _NEEDED)
+
+
+def check_model(model: object) -> None:
+    """A TypeError unless it is a model."""
+    if not is_model(model):
+        got = model.__name__ if isinstance(model, type) else type(model).__name__
+        lacking = [name for name in _NEEDED if not hasattr(model, name)]
+        parts = f" without {', '.join(lacking)}" if 0 < len(lacking) < len(_NEEDED) else ""
+        raise TypeError(
+            f"model must be a ScoreModel, got {got}{parts}; wrap the network: ScoreModel(net, sde, predicts='noise'), "
+            "or give an object sde, predicts, at and evaluate (sdediff.Model)"
+        )
+
+
+def ask(model: Model, x: Tensor, at: Any, rows: Rows) -> Tensor | Output:
+    """The answer of a model; one that counts nothing itself has made one evaluation of each row."""
+    before = rows.monitor.calls
+    found = model.evaluate(x, at, rows)
+    value_of(found, x, model)
+    if rows.monitor.calls == before:
+        rows.count()
+    return found
+
+
+def entries_of(model: Model, times: Tensor, like: Like, piece: Piece | None) -> Sequence[Any]:
+    """What the model's `at` returned; an error unless that is one entry for each of the times."""
+    found = model.at(times, like, piece)
+    if isinstance(found, Sequence | Tensor) and len(found) == len(times):
+        return found
+    got = f"{len(found)} of them" if isinstance(found, Sequence | Tensor) else type(found).__name__
+    raise ValueError(
+        f"{type(model).__name__}.at must return a sequence of {len(times)} entries, one for each of the times; got {got}"
+    )
+
+
+def value_of(out: Tensor | Output, x: Tensor, model: object) -> Tensor:
+    """The prediction of a model at states x; a ValueError unless it is a tensor like them."""
+    value = out.value if isinstance(out, Output) else out
+    if isinstance(value, Tensor) and value.shape == x.shape and value.dtype == x.dtype:
+        return value
+    name = type(model).__name__
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}.evaluate must return a tensor or an Output, got {type(value).__name__}")
+    wanted, got = (f"{tuple(each.shape)}, {each.dtype}" for each in (x, value))
+    raise ValueError(f"{name}.evaluate must return a tensor of the shape and the dtype of x, {wanted}; got {got}")
+
+
+def extras_of(out: Tensor | Output, model: object, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """What a model returned beside its prediction; a ValueError unless all ``names`` that it promises are there."""
+    extras = out.extras if isinstance(out, Output) else {}
+    lacking = [name for name in names if not isinstance(extras.get(name), Tensor)]
+    if lacking:
+        given = ", ".join(f"{name}={name}" for name in names)
+        raise ValueError(
+            f"{type(model).__name__}.evaluate must return Output(value, {given}), as the model's extras = {names!r} say; "
+            f"it returned no {', '.join(lacking)}"
+        )
+    return extras
