@@ -402,6 +402,22 @@ def test_a_constraint_does_not_hide_a_network_that_is_not_finite() -> None:
     assert 0.3 < out.failures[0].t <= 1.0
 
 
+@pytest.mark.parametrize("sde", [sd.VP(), sd.EDM(), sd.Cosine()], ids=lambda sde: type(sde).__name__)
+def test_a_network_that_is_not_finite_at_the_start_is_named(sde: Any) -> None:
+    """Of that sample alone: the size of a first step follows from what the network says there."""
+
+    def net(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        return torch.where(label[:, None] == 1, torch.nan, 0.1 * x)
+
+    model, x = sd.ScoreModel(net, sde), torch.ones(3, 2, dtype=torch.float64)
+    given: Any = {"solver": sd.RK45(), "condition": {"label": torch.tensor([0, 1, 0])}, "on_fail": "return"}
+    encoded, density = sd.encode(model, x, **given), sd.log_prob(model, x, **given)
+    drawn = sd.sample(model, (3, 2), seed=0, **given)
+    for found in (encoded, density, drawn):
+        assert found.status.tolist() == [0, int(Status.NETWORK_NOT_FINITE), 0]
+    assert [failure.t for failure in encoded.failures] == [sde.t_min]
+
+
 @torch.no_grad()
 def test_a_marginal_is_that_of_the_times_asked_for() -> None:
     problem, sde = Reverse(DATA.model(sd.VP()), 2), sd.VP()

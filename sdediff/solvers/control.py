@@ -67,8 +67,9 @@ class PerSample(Control):
             raise ValueError(f"{solver!r}: dt_min exceeds the whole way from {start:g} to {end:g}; give less")
         if self.active:
             self.state = solver.init(problem, x, times[0])  # all begin together
+            begun = problem.monitor.bad.clone()
             self.h = self._first_step().detach()
-            problem.monitor.bad[:] = False  # the probe of the step size may have gone where no step will go
+            problem.monitor.bad[:] = begun  # the probe of the step size may have gone where no step will go
 
     @property
     def active(self) -> bool:  # type: ignore[override]
@@ -122,6 +123,7 @@ class PerSample(Control):
         # A step in time has the unit of time, one in another variable is a number.
         length = float(self.times.detach().abs().max()) if here is None else 1.0
         guess = torch.where((size < 1e-5) | (length * steep < 1e-5), 1e-6 * length, 0.01 * size / steep).clamp(max=0.1 * span)
+        guess = torch.where(torch.isfinite(guess), guess, 1e-6 * length)  # a network that failed here is found by the first attempt
         t = self.clock.time(self.u + self.sign * guess)
         there = self.clock.scale(t)
         ratio = 1.0 if here is None or there is None else there / here
@@ -131,7 +133,7 @@ class PerSample(Control):
         wide = length * (self.goal / (length * steep)) ** (1.0 / self.q)
         step = torch.minimum(100 * guess, torch.where(length * steep <= 1e-15, (guess * 1e-3).clamp(min=1e-6 * length), wide))
         # Where the network failed already, take any step: the next attempt finds and reports it.
-        return torch.where(torch.isfinite(step) & (step > 0), step, guess.nan_to_num(1e-6 * length)).clamp(max=span)
+        return torch.where(torch.isfinite(step) & (step > 0), step, guess).clamp(max=span)
 
     def attempt(self, stepped: Stepped) -> Reached:
         plan = self.propose()
