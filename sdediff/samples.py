@@ -14,7 +14,7 @@ from sdediff.calls import check_names
 from sdediff.solvers import Noise
 from sdediff.solvers.scalars import plain, whole
 
-__all__ = ["check_condition", "check_seed", "check_shape", "check_states", "one_place"]
+__all__ = ["check_condition", "check_seed", "check_shape", "check_states", "one_place", "row_seeds"]
 
 
 def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
@@ -89,6 +89,13 @@ def check_seed(
     if len(given) != count:
         raise ValueError(f"seed must be {either}; got {len(given)} of them")
     return given
+
+
+def row_seeds(seeds: tuple[int, ...], group: int = 1) -> tuple[int, ...]:
+    """A seed for each row: row j of a ``group`` has the seed j that the group's seed makes."""
+    if group == 1:
+        return seeds
+    return tuple(row for seed in seeds for row in solvers.seeds(seed, group))
 
 
 def one_place(a: torch.device, b: torch.device) -> bool:

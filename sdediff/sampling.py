@@ -26,9 +26,9 @@ from sdediff.arguments import (
 )
 from sdediff.protocols import Model
 from sdediff.reverse import Reverse
+from sdediff.samples import row_seeds
 from sdediff.sde import SDE, Prior
 from sdediff.solvers import Failure, Noise, Options, Snapshot, Solution, Solver, Status, White, rowwise
-from sdediff.solvers import seeds as make_seeds
 from sdediff.solvers.legs import legs_of
 from sdediff.solvers.masked import masked
 from sdediff.solving import Solving
@@ -159,9 +159,8 @@ def _default(
 def _noise(solving: Solving, seeds: tuple[int, ...] | None, noise: Noise | None) -> Noise | None:
     """The noise of these seeds, or the one given, of what exists."""
     if seeds is not None:
-        group = solving.solver.group
-        seeds = seeds if group == 1 else tuple(row for seed in seeds for row in make_seeds(seed, group))
-        noise = White(seeds, solving.event, dtype=solving.dtype, device=solving.device)
+        rows = row_seeds(seeds, solving.solver.group)
+        noise = White(rows, solving.event, dtype=solving.dtype, device=solving.device)
     return noise if noise is None or solving.mask is None else masked(noise, solving.mask)
 
 

@@ -11,9 +11,11 @@ from torch import Tensor
 from sdediff.arguments import Grid, Span, check_choice, check_grad, check_seed, check_solver, check_states, make_times
 from sdediff.forward import Forward
 from sdediff.lending import at_least_float32
+from sdediff.samples import row_seeds
 from sdediff.sde import SDE
 from sdediff.solvers import EulerMaruyama, Noise, Options, Snapshot, Solution, SolveError, Solver, White
 from sdediff.solvers.scalars import callback_of, flag
+from sdediff.solving import check_count, check_group
 from sdediff.units import Units
 
 __all__ = ["simulate"]
@@ -26,7 +28,7 @@ def simulate(
     solver: Solver | None = None,
     steps: int | None = None,
     grid: Grid | None = None,
-    t_start: float | None = None,
+    t_start: float | Tensor | None = None,
     t_end: float | None = None,
     seed: int | Sequence[int] | None = None,
     noise: Noise | None = None,
@@ -53,11 +55,14 @@ def simulate(
         raise ValueError(f"{solver!r} integrates no diffusion, and the forward SDE has one; use EulerMaruyama()")
     units = Units(sde.data_std)
     times = make_times(Span.forward(sde), solver, steps, grid, t_start, t_end, units.unit)
+    check_count(times, len(x_0))
+    _ = check_group(solver, len(x_0), None)
     check_choice("on_fail", on_fail, ("raise", "return"))
     check_grad(grad)
-    seeds = check_seed(seed, noise, tuple(x_0.shape), x_0.device)
+    seeds = check_seed(seed, noise, tuple(x_0.shape), x_0.device, solver.group)
     if seeds is not None:
-        noise = White(seeds, x_0.shape[1:], dtype=x_0.dtype, device=x_0.device)
+        rows = row_seeds(seeds, solver.group)
+        noise = White(rows, x_0.shape[1:], dtype=x_0.dtype, device=x_0.device)
     callback, trajectory = callback_of("callback", callback, "of a Snapshot"), flag("trajectory", trajectory)
     options = Options(trajectory=trajectory, callback=units.outside(callback), on_fail="return", grad=grad)
     found = solver.solve(Forward(sde, len(x_0), units.unit), units.enter(x_0), times, noise, options)

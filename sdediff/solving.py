@@ -25,7 +25,7 @@ from sdediff.solvers.scalars import callback_of, flag, whole
 from sdediff.solvers.solution import merge
 from sdediff.units import Units
 
-__all__ = ["Solving", "check_deterministic", "check_group"]
+__all__ = ["Solving", "check_count", "check_deterministic", "check_group"]
 
 OnFail = Literal["raise", "return"]
 Grad = Literal["none", "full", "checkpoint"]
@@ -91,8 +91,7 @@ class Solving:
         known, count = facts(model), shape[0]
         place = check_device(known, device)
         times = make_times(span, solver, steps, grid, t_start, t_end, known.data_std, known.breaks)
-        if times.ndim > 1 and times.shape[1] != count:
-            raise ValueError(f"there are {times.shape[1]} starts or grids for {count} samples: pass one, or one for each")
+        check_count(times, count)
         check_choice("on_fail", on_fail, ("raise", "return"))
         check_grad(grad)
         if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
@@ -163,9 +162,16 @@ class Solving:
         return solution
 
 
+def check_count(times: Tensor, count: int) -> None:
+    """A ValueError unless there is one grid, or one for each of ``count`` samples."""
+    given = times.shape[1] if times.ndim > 1 else count
+    if given != count:
+        raise ValueError(f"there are {given} starts or grids for {count} samples: pass one, or {count}")
+
+
 def check_group(solver: Solver, count: int, batch_size: int | None) -> int | None:
     """A batch size that splits no group of rows; a ValueError where there is none."""
-    group = solver.group
+    group = whole(f"{type(solver).__name__}: group", solver.group, 1)
     if group == 1:
         return batch_size
     if solver.adaptive:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ import torch
 import sdediff as sd
 from sdediff.protocols import facts
 from sdediff.reverse import Reverse
-from sdediff.solvers import Solver
+from sdediff.solvers import Solver, Step
 from sdediff.units import Units
 
 F64 = torch.float64
@@ -266,3 +266,172 @@ def test_every_solver_with_fixed_steps_was_driven_from_outside():
         sd.solvers.RungeKutta,
     }
     assert fixed == {type(solver) for solver in FIXED} | {sd.PredictorCorrector, sd.InverseDDIM}
+
+
+# -- groups of rows --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Resampled(Solver):
+    """A solver, and after each step systematic resampling in each group, by weights exp(-x_0)."""
+
+    solver: Solver
+    group: int = 4
+
+    stochastic = True
+    needs = property(lambda self: self.solver.needs)
+    diffuses = property(lambda self: self.solver.diffuses)
+    plan = property(lambda self: self.solver.plan)
+    init = property(lambda self: self.solver.init)
+
+    def step(self, problem, x, plan, noise, state):
+        moved, n = self.solver.step(problem, x, plan, noise, state), self.group
+        share = torch.softmax(-moved.x[:, 0].reshape(-1, n), dim=1).cumsum(dim=1)
+        u = torch.special.ndtr(problem.first(noise.normal("resampling"))[::n])
+        places = (u[:, None] + torch.arange(n)) / n
+        chosen = torch.searchsorted(share, places).clamp(max=n - 1)
+        rows = (chosen + n * torch.arange(len(u))[:, None]).flatten()
+        return Step(moved.x[rows], moved.mean[rows], tuple(part[rows] for part in moved.state))
+
+
+GROUPED = [
+    Resampled(sd.DDIM()),
+    Resampled(sd.Ancestral()),
+    Resampled(sd.EulerMaruyama()),
+    Resampled(sd.SASolver()),
+    sd.PredictorCorrector(sd.Ancestral(), Resampled(sd.Langevin())),
+]
+each_grouped = pytest.mark.parametrize("solver", GROUPED, ids=repr)
+
+
+def groups(model=MODEL, count=12, **options):
+    return sd.sample(model, (count, 2), steps=6, dtype=F64, **options)
+
+
+def test_particles_are_resampled_by_their_weights():
+    """How often a particle survives is its share of n, rounded up or down."""
+    noise, n = sd.White(sd.seeds(1, 12), (2,), dtype=F64).at(0), 4
+
+    class Still(sd.DDIM):
+        def step(self, problem, x, plan, noise, state):
+            return Step(x)
+
+    x = torch.randn(12, 2, dtype=F64, generator=torch.Generator().manual_seed(1))
+    moved = Resampled(Still()).step(Reverse(MODEL, 12), x, None, noise, ()).x
+    for start in range(0, 12, n):
+        before, after = x[start : start + n], moved[start : start + n]
+        counts = (after[None] == before[:, None]).all(dim=2).sum(dim=1)
+        wanted = n * torch.softmax(-before[:, 0], dim=0)
+        assert int(counts.sum()) == n
+        assert bool((counts >= wanted.floor()).all())
+        assert bool((counts <= wanted.ceil()).all())
+
+
+@each_grouped
+def test_a_group_depends_on_its_seed_alone(solver):
+    """Not on how many groups there are, their order or their neighbours."""
+    out = groups(solver=solver, seed=5)
+    assert out.seeds == sd.seeds(5, 3)
+    last, first = out.seeds[2], out.seeds[0]
+    other = groups(solver=solver, count=16, seed=[last, 99, first, last])
+    for here, there in ((2, 0), (0, 2), (2, 3)):
+        assert torch.equal(out.x[4 * here : 4 * here + 4], other.x[4 * there : 4 * there + 4])
+    assert not torch.equal(out.x[:4], out.x[4:8])
+
+
+@each_grouped
+@pytest.mark.parametrize("batch_size", [4, 7, 8, 12, 50])
+def test_a_batch_splits_no_group(solver, batch_size):
+    model = Field(VP)
+    out = groups(model, solver=solver, seed=5, batch_size=batch_size)
+    assert torch.equal(out.x, groups(solver=solver, seed=5).x)
+    assert set(model.sizes) <= {4, 8, 12}
+    assert max(model.sizes) <= max(4, batch_size)
+
+
+def test_a_particle_has_the_seed_that_its_group_makes():
+    solver = replace(GROUPED[1])
+    rows = [row for seed in sd.seeds(5, 3) for row in sd.seeds(seed, 4)]
+    noise = sd.White(rows, (2,), dtype=F64)
+    assert torch.equal(groups(solver=solver, seed=5).x, groups(solver=solver, noise=noise).x)
+
+
+@dataclass(frozen=True)
+class Alone(sd.Ancestral):
+    group: int = 4
+
+
+def test_a_solver_that_only_says_that_it_has_groups_differs_by_its_seeds_alone():
+    rows = [row for seed in sd.seeds(5, 3) for row in sd.seeds(seed, 4)]
+    assert torch.equal(groups(solver=Alone(), seed=5).x, groups(solver=sd.Ancestral(), seed=rows).x)
+
+
+@dataclass(frozen=True)
+class GroupedAdaptive(sd.RK45):
+    group: int = 4
+
+
+WRONG_GROUPS = {
+    "no multiple": ({"count": 10}, "rows in groups of 4: ask for a multiple of that, got 10"),
+    "batch too small": (
+        {"batch_size": 3},
+        "groups of 4, which no batch splits: raise batch_size = 3",
+    ),
+    "a seed a row": ({"seed": [1] * 12}, "one for each of the 3 groups; got 12"),
+    "adaptive": (
+        {"solver": GroupedAdaptive(), "steps": None},
+        "is adaptive, .* cannot have groups of 4",
+    ),
+    "none": ({"solver": Alone(0)}, "Alone: group must be an int of at least 1, got 0"),
+    "no int": ({"solver": Alone(2.5)}, "Alone: group must be an int of at least 1, got 2.5"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_GROUPS)
+def test_wrong_groups_are_refused_before_the_first_call(name):
+    wrong, words = WRONG_GROUPS[name]
+    options = {"solver": GROUPED[1], "steps": 6, "seed": 5, "count": 12, **wrong}
+    model = Field(VP)
+    with pytest.raises(ValueError, match=words):
+        sd.sample(model, (options.pop("count"), 2), **options)
+    assert not model.sizes
+
+
+def test_simulate_knows_groups():
+    @dataclass(frozen=True)
+    class Grouped(sd.EulerMaruyama):
+        group: int = 4
+
+    rows = [row for seed in sd.seeds(5, 2) for row in sd.seeds(seed, 4)]
+    x = torch.zeros(8, 2, dtype=F64)
+    out = sd.simulate(VP, x, solver=Grouped(), steps=4, seed=5)
+    assert torch.equal(out.x, sd.simulate(VP, x, steps=4, seed=rows).x)
+    assert out.seeds == sd.seeds(5, 2)
+    with pytest.raises(ValueError, match="in groups of 4: ask for a multiple of that, got 6"):
+        sd.simulate(VP, x[:6], solver=Grouped(), steps=4, seed=5)
+
+
+@dataclass(frozen=True)
+class Counting(sd.DDIM):
+    """A solver that needs its groups whole."""
+
+    group: int = 4
+
+    def step(self, problem, x, plan, noise, state):
+        assert len(x) % self.group == 0
+        return super().step(problem, x, plan, noise, state)
+
+
+def test_a_group_with_a_failed_row_stays_whole_over_a_break_of_the_model():
+    options = {"grid": GRID, "seed": 5, "dtype": F64, "last": "noisy"}
+    whole = sd.sample(Field(VP, breaks=(0.5,)), (12, 2), solver=Counting(), **options)
+    model = Field(VP, broken=(1, 4, 5, 6, 7), between=(0.55, 0.7), breaks=(0.5,))
+    out = sd.sample(model, (12, 2), solver=Counting(), **options, on_fail="return", trajectory=True)
+    lost = [1, 4, 5, 6, 7]
+    assert [failure.sample for failure in out.failures] == lost
+    assert all(0.55 < failure.t < 0.7 for failure in out.failures)
+    kept = [i for i in range(12) if i not in lost]
+    assert torch.equal(out.x[kept], whole.x[kept])
+    assert bool(torch.isfinite(out.trajectory).all())
+    assert out.accepted[lost].tolist() == [3] * 5
+    assert out.accepted[kept].tolist() == [9] * 7  # with the break

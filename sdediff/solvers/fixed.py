@@ -91,3 +91,6 @@ class FixedSteps(Control):
     def result(self) -> Tensor:
         self.accepted[~self.failed] = self.index
         return self.x
+    def hold(self, failed: Tensor) -> None:
+        self.failed = failed
+

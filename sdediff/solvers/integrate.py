@@ -130,13 +130,18 @@ class _Run:
         return cls(x, times, accepted, rejected, frames)
 
     @property
-    def alive(self) -> Tensor | None:
-        """The samples that have not failed, int64 (k,) on the host; None: all of them."""
-        if not self.failures:
-            return None
+    def failed(self) -> Tensor:
+        """Which samples have failed, bool (B,) on the host."""
         failed = torch.zeros(len(self.x), dtype=torch.bool)
         failed[[failure.sample for failure in self.failures]] = True
-        return torch.nonzero(~failed).flatten()
+        return failed
+
+    def going(self, group: int) -> Tensor | None:
+        """The samples in whose ``group`` one has not failed, int64 (k,) on the host; None: all."""
+        if not self.failures:
+            return None
+        gone = self.failed.reshape(-1, group).all(dim=1).repeat_interleave(group)
+        return torch.nonzero(~gone).flatten()
 
     def keep(self, k: int, x: Tensor, rows: Tensor | None) -> None:
         """States of the samples ``rows`` (None: all) at time k of the grid."""
@@ -169,12 +174,14 @@ def _drive(
         solver.plan(leg.problem, leg.times)  # what it cannot do it says before the first evaluation
     run = _Run.begun(x, times, trajectory=options.trajectory)
     for leg in legs:
-        rows = run.alive
+        rows = run.going(solver.group)
         if rows is not None:
             leg = leg._replace(problem=leg.problem.take(rows))
         own = noise if rows is None or noise is None else noise.take(rows)
         state = run.x if rows is None else run.x[rows.to(x.device)]
         control = _control(solver, leg, state, own, options, watch=watch)
+        if rows is not None and solver.group > 1:
+            control.hold(run.failed[rows])
         _step_through(control, leg, rows, run, options)
         run.close(control, rows)
     return run

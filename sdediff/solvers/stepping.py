@@ -59,6 +59,10 @@ class Control:
         """Stop the samples whose next step could evaluate the network more than ``max_nfe`` times."""
         raise NotImplementedError
 
+    def hold(self, failed: Tensor) -> None:
+        """Leave samples where they are that failed before: ``failed`` is a mask (rows,)."""
+        raise NotImplementedError
+
     def result(self) -> Tensor:
         """States of all samples where they stopped."""
         raise NotImplementedError
