@@ -196,7 +196,7 @@ def _solve(
         return solution
     if options.max_nfe is not None:
         late = [i for i, n in enumerate(solution.nfe.tolist()) if n >= options.max_nfe and not int(solution.status[i])]
-        solution = _fail(solution, late, Status.MAX_NFE, float(times[-1].min()))
+        solution = _fail(solution, late, Status.MAX_NFE, times[-1])
     rows = torch.nonzero(solution.status == 0).flatten()
     if not len(rows):
         return solution
@@ -217,15 +217,17 @@ def _solve(
     if frames is not None:
         frames = torch.cat([frames[:-1], out[None]])
     solution = replace(solution, x=out, nfe=problem.monitor.nfe, backward=problem.monitor.backward_passes.total, trajectory=frames)
-    return _fail(solution, lost, Status.NETWORK_NOT_FINITE, float(times[-1].min()))
+    return _fail(solution, lost, Status.NETWORK_NOT_FINITE, times[-1])
 
 
-def _fail(solution: Solution, samples: list[int], status: Status, t: float) -> Solution:
+def _fail(solution: Solution, samples: list[int], status: Status, end: Tensor) -> Solution:
+    """Note failures at ``end``, () or a time for each sample."""
     if not samples:
         return solution
     marks = solution.status.clone()
     marks[samples] = int(status)
-    failures = solution.failures + tuple(Failure(i, status, t) for i in samples)
+    ends = end.expand(len(marks)).tolist()
+    failures = solution.failures + tuple(Failure(i, status, ends[i]) for i in samples)
     return replace(solution, status=marks, failures=tuple(sorted(failures, key=lambda f: f.sample)))
 
 

@@ -435,3 +435,300 @@ def test_a_group_with_a_failed_row_stays_whole_over_a_break_of_the_model():
     assert bool(torch.isfinite(out.trajectory).all())
     assert out.accepted[lost].tolist() == [3] * 5
     assert out.accepted[kept].tolist() == [9] * 7  # with the break
+
+
+# -- a start for each row --------------------------------------------------------------------------
+
+STARTS = torch.tensor([1.0, 0.8, 0.5, 0.8], dtype=F64)
+MANY = (
+    sd.Euler(),
+    sd.Heun(),
+    sd.Heun(variable="sigma"),
+    sd.RungeKutta4(),
+    sd.DDIM(),
+    sd.DDIM(eta=0.7),
+    sd.Ancestral(),
+    sd.EulerMaruyama(),
+    sd.StochasticHeun(),
+    sd.SRA1(),
+    sd.ReverseDiffusion(),
+    sd.ReverseDiffusion("song"),
+    PAIRS[0],
+    PAIRS[1],
+    PAIRS[4],
+    PAIRS[5],
+    sd.DPMSolver(3),
+    sd.SEEDS(2),
+    sd.UniPC(3),
+    sd.DPMSolverPP(3),
+    sd.SASolver(),
+    sd.LMS(),
+    sd.LMS(startup="published"),
+    sd.ERSDE(),
+    MULTISTEP[-2],
+    sd.EulerTrapezoid(),
+    sd.Churn(sd.Heun()),
+    sd.Renoise(sd.Heun()),
+)
+ADAPTIVE = (
+    sd.RK45(),
+    sd.RK45(variable="t"),
+    sd.RK23(rtol=1e-3, atol=1e-3),
+    sd.DOP853(),
+    sd.Tsit5(variable="log_snr"),
+    sd.ExponentialPair(3),
+)
+each_kind = pytest.mark.parametrize("solver", MANY + ADAPTIVE, ids=repr)
+
+
+def of_steps(solver, **options):
+    return options if solver.adaptive else {"steps": 6, **options}
+
+
+@each_kind
+def test_a_row_with_a_start_of_its_own_is_a_call_of_its_own(solver):
+    options = of_steps(solver)
+    out = sd.sample(
+        MODEL,
+        (4, 2),
+        x_init=START,
+        t_start=STARTS,
+        solver=solver,
+        seed=SEEDS,
+        dtype=F64,
+        trajectory=True,
+        **options,
+    )
+    assert "t: (0.5 .. 1) to 0.001" in repr(out)
+    for i, start in enumerate(STARTS.tolist()):
+        own = own_call(MODEL, i, START, solver, t_start=start, trajectory=True, **options)
+        close(out.x[i : i + 1], own.x)
+        close(out.trajectory[:, i : i + 1], own.trajectory)
+        assert torch.equal(out.times[:, i], own.times)
+        for name in ("nfe", "accepted", "rejected", "status"):
+            assert getattr(out, name)[i] == getattr(own, name)[0], name
+
+
+LAST = (sd.DDIM(eta=0.7), sd.SASolver(), sd.Renoise(sd.Heun()), sd.RK45())
+
+
+@pytest.mark.parametrize("last", ["noisy", "mean", "denoise"])
+@pytest.mark.parametrize("solver", LAST, ids=repr)
+def test_starts_go_with_every_last_step_and_every_batch_size(solver, last):
+    options = of_steps(solver, last=last)
+    call = {
+        "x_init": START,
+        "t_start": STARTS,
+        "solver": solver,
+        "seed": SEEDS,
+        "dtype": F64,
+        **options,
+    }
+    out, split = (sd.sample(MODEL, (4, 2), batch_size=size, **call) for size in (None, 3))
+    close(split.x, out.x)
+    assert torch.equal(split.times, out.times)
+    for i, start in enumerate(STARTS.tolist()):
+        close(out.x[i : i + 1], own_call(MODEL, i, START, solver, t_start=start, **options).x)
+
+
+UPHILL = [sd.DDIM(), sd.Heun(), sd.UniPC(3), sd.RK45(), sd.InverseDDIM()]
+
+
+@pytest.mark.parametrize("solver", UPHILL, ids=repr)
+def test_encoding_starts_where_each_row_is(solver):
+    starts, options = torch.tensor([0.01, 0.2, 0.4, 0.2], dtype=F64), of_steps(solver)
+    out = sd.encode(MODEL, START, t_start=starts, solver=solver, **options)
+    for i, start in enumerate(starts.tolist()):
+        own = sd.encode(MODEL, START[i : i + 1], t_start=start, solver=solver, **options)
+        close(out.x[i : i + 1], own.x)
+        if not isinstance(solver, sd.InverseDDIM):  # which goes on until the slowest row is there
+            assert int(out.nfe[i]) == int(own.nfe)
+
+
+ENDS = torch.tensor([0.02, 0.1, 0.2, 0.3], dtype=F64)
+GRIDS = STARTS + torch.linspace(0.0, 1.0, 5, dtype=F64)[:, None] * (ENDS - STARTS)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [sd.DDIM(), sd.SRA1(), sd.UniPC(3), sd.RK45(), sd.ExponentialPair(2, rtol=1e-3)],
+    ids=repr,
+)
+def test_each_row_may_have_a_grid_of_its_own(solver):
+    options = {"last": "noisy", "trajectory": True}
+    call = {"x_init": START, "grid": GRIDS, "seed": SEEDS, "dtype": F64, **options}
+    out = sd.sample(MODEL, (4, 2), solver=solver, **call)
+    for i in range(4):
+        own = own_call(MODEL, i, START, solver, grid=GRIDS[:, i], **options)
+        close(out.trajectory[:, i : i + 1], own.trajectory)
+        assert (int(out.nfe[i]), int(out.rejected[i])) == (int(own.nfe), int(own.rejected))
+
+
+FAILING = [sd.DDIM(), sd.EulerMaruyama(), sd.UniPC(3), sd.RK45()]
+
+
+@pytest.mark.parametrize("last", ["noisy", "denoise"])
+@pytest.mark.parametrize("solver", FAILING, ids=repr)
+def test_a_row_that_fails_says_so_at_its_own_time(solver, last):
+    model = Field(VP, broken=(1, 3), between=(0.0, 0.45))
+    options = {"solver": solver, "on_fail": "return", "last": last}
+    out = sd.sample(model, (4, 2), x_init=START, grid=GRIDS, seed=SEEDS, dtype=F64, **options)
+    alone = Field(VP, broken=(0,), between=(0.0, 0.45))
+    for i in range(4):
+        own = own_call(alone if i in (1, 3) else MODEL, i, START, grid=GRIDS[:, i], **options)
+        close(out.x[i : i + 1], own.x)
+        assert int(out.status[i]) == int(own.status)
+        assert [f.t for f in out.failures if f.sample == i] == [f.t for f in own.failures]
+    assert [f.sample for f in out.failures] == [1, 3]
+
+
+def test_a_denoising_step_that_fails_says_so_at_the_end_of_its_row():
+    model = Field(VP, broken=(2, 3), between=(0.15, 0.31))  # the ends of these two alone are there
+    out = sd.sample(
+        model,
+        (4, 2),
+        x_init=START,
+        grid=GRIDS,
+        solver=sd.DDIM(),
+        seed=0,
+        last="denoise",
+        on_fail="return",
+        dtype=F64,
+    )
+    assert [(f.sample, f.t) for f in out.failures if f.sample == 3] == [(3, float(GRIDS[-1, 3]))]
+    late = sd.sample(
+        MODEL,
+        (4, 2),
+        x_init=START,
+        grid=GRIDS,
+        solver=sd.DDIM(),
+        seed=0,
+        max_nfe=4,
+        on_fail="return",
+        last="denoise",
+    )
+    assert [f.t for f in late.failures] == GRIDS[-1].tolist()
+
+
+def test_a_callback_sees_the_time_of_every_row():
+    seen = []
+    options = {"solver": sd.DDIM(), "steps": 6, "last": "noisy", "seed": 0, "dtype": F64}
+    out = sd.sample(MODEL, (4, 2), x_init=START, t_start=STARTS, callback=seen.append, **options)
+    assert torch.equal(torch.stack([shot.t for shot in seen]), out.times[1:])
+    assert torch.equal(seen[-1].x, out.x)
+    assert [shot.done for shot in seen] == pytest.approx([k / 6 for k in range(1, 7)])
+
+
+SMOOTH = [sd.DDIM(eta=0.5), sd.UniPC(2), sd.Renoise(sd.Heun()), sd.RK23()]
+
+
+@pytest.mark.parametrize("solver", SMOOTH, ids=repr)
+def test_gradients_go_back_to_every_start(solver):
+    options = of_steps(solver, grad="full")
+    x = START.clone().requires_grad_()
+    call = {"x_init": x, "t_start": STARTS, "seed": SEEDS, "dtype": F64, **options}
+    out = sd.sample(MODEL, (4, 2), solver=solver, **call).x
+    (whole,) = torch.autograd.grad(out.square().sum(), x)
+    for i, start in enumerate(STARTS.tolist()):
+        own = own_call(MODEL, i, x, solver, t_start=start, **options).x
+        (part,) = torch.autograd.grad(own.square().sum(), x)
+        torch.testing.assert_close(whole[i], part[i], rtol=1e-9, atol=1e-10)
+
+
+def refused(words, **options):
+    model = Field(VP)
+    with pytest.raises(ValueError, match=words):
+        sd.sample(model, (4, 2), **{"x_init": START, "seed": 0, **options})
+    assert not model.sizes
+
+
+@pytest.mark.parametrize(
+    ("solver", "words"),
+    [
+        (
+            sd.Restart(sd.Heun(), (0.1, 0.4)),
+            "Restart goes back at one time of the grid: it takes one grid for all",
+        ),
+        (
+            sd.AdaptiveSDE(),
+            "AdaptiveSDE.* steps on one lattice for all samples: call it once for each start",
+        ),
+        (sd.SciPy(), "SciPy.* takes one grid, not one for each"),
+        (sd.TorchDiffEq(), "TorchDiffEq.* takes one grid, not one for each"),
+        (sd.TorchSDE("euler"), "TorchSDE.* takes one grid, not one for each"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_cannot_start_its_rows_apart_says_so_before_the_first_call(solver, words):
+    steps = {} if solver.adaptive or isinstance(solver, sd.SciPy | sd.TorchDiffEq) else {"steps": 6}
+    refused(words, solver=solver, t_start=STARTS, **steps)
+
+
+WRONG_STARTS = {
+    "too few": ({"t_start": STARTS[:3]}, "there are 3 starts or grids for 4 samples"),
+    "one": ({"t_start": STARTS[:1]}, "there are 1 starts or grids for 4 samples"),
+    "none": (
+        {"t_start": STARTS[:0]},
+        r"t_start must be a number, or one for each sample, \(B,\); got shape \(0,\)",
+    ),
+    "two dimensions": (
+        {"t_start": STARTS[None]},
+        r"one for each sample, \(B,\); got shape \(1, 4\)",
+    ),
+    "late": ({"t_start": STARTS + 0.1}, r"t = 1.1 is outside the usable range"),
+    "early": ({"t_start": 1e-4 * STARTS}, r"is outside the usable range"),
+    "not finite": ({"t_start": STARTS * torch.nan}, "t = nan is outside"),
+    "no state": (
+        {"t_start": STARTS, "x_init": None},
+        "a start at t = 0.5 below t_max = 1 needs x_init",
+    ),
+    "at the end": (
+        {"t_start": STARTS, "t_end": 0.5},
+        "that of sample 2, from 0.5 to 0.5, is not as those before it",
+    ),
+    "beyond the end": (
+        {"t_start": STARTS, "t_end": 0.6},
+        "that of sample 2, from 0.5 to 0.6, is not as those",
+    ),
+    "all beyond": ({"t_start": 0.5 * STARTS, "t_end": 0.6}, "the grid must fall"),
+    "a grid too few": (
+        {"grid": GRIDS[:, :3], "steps": None},
+        "there are 3 starts or grids for 4 samples",
+    ),
+    "a grid that rises": (
+        {"grid": GRIDS.flip(0), "steps": None},
+        "the grid must fall, it goes from 0.02 to 1",
+    ),
+    "a grid that turns": (
+        {"grid": GRIDS[[0, 2, 1, 3]], "steps": None},
+        "that of sample 0, from 1 to .* sort it",
+    ),
+    "a grid and a start": (
+        {"grid": GRIDS, "t_start": STARTS, "steps": None},
+        "an array grid says all",
+    ),
+    "a rule and starts": (
+        {"grid": lambda n: GRID[: n + 1], "t_start": STARTS},
+        "drop t_start and t_end",
+    ),
+    "three dimensions": ({"grid": GRIDS[None], "steps": None}, r"got shape \(1, 5, 4\)"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_STARTS)
+def test_wrong_starts_are_refused_before_the_first_call(name):
+    wrong, words = WRONG_STARTS[name]
+    refused(words, **{"solver": sd.DDIM(), "steps": 4, **wrong})
+
+
+def test_wrong_starts_of_other_calls_are_refused():
+    with pytest.raises(ValueError, match="there are 3 starts or grids for 4 samples"):
+        sd.encode(MODEL, START, t_start=0.1 * STARTS[:3])
+    with pytest.raises(ValueError, match="there are 3 starts or grids for 4 samples"):
+        sd.simulate(VP, START, t_start=0.1 * STARTS[:3], steps=4)
+    out = sd.simulate(VP, START, t_start=0.5 * STARTS, steps=4, seed=SEEDS)
+    for i, start in enumerate((0.5 * STARTS).tolist()):
+        close(
+            out.x[i : i + 1],
+            sd.simulate(VP, START[i : i + 1], t_start=start, steps=4, seed=[SEEDS[i]]).x,
+        )

@@ -120,8 +120,9 @@ class PerSample(Control):
         k = weighted((1.0 if here is None else here, self.solver.slope(self.problem, x, t, self.state)))  # of x / c, as of x
         size, steep = self._norm(x, x, x), self._norm(k, x, x)
         span = (self.marks[1] - self.marks[0]).abs()
-        # A step in time has the unit of time, one in another variable is a number.
-        length = float(self.times.detach().abs().max()) if here is None else 1.0
+        # A step in time has the unit of time, which is that of the row's own grid; one in another
+        # variable is a number.
+        length = self.grid.detach().abs().amax(dim=0) if here is None else torch.ones_like(span)
         guess = torch.where((size < 1e-5) | (length * steep < 1e-5), 1e-6 * length, 0.01 * size / steep).clamp(max=0.1 * span)
         guess = torch.where(torch.isfinite(guess), guess, 1e-6 * length)  # a network that failed here is found by the first attempt
         t = self.clock.time(self.u + self.sign * guess)

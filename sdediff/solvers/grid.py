@@ -137,8 +137,16 @@ def check_grid(times: Tensor) -> Tensor:
     if not bool(torch.isfinite(times).all()):
         raise ValueError("the grid contains times that are not finite; drop them")
     step = times.diff(dim=0)
-    if step.ndim == 2 and step.numel() and not (bool((step < 0).all()) or bool((step > 0).all())):
-        raise ValueError("the grids of the samples are not strictly monotone in one direction: sort them and drop repeated times")
+    if step.ndim == 2 and step.numel():
+        way = step[0, 0].sign()
+        wrong = torch.nonzero((step.sign() != way).any(dim=0) | (way == 0)).flatten().tolist()
+        if wrong:
+            first, last = times[[0, -1], wrong[0]].tolist()
+            raise ValueError(
+                "the grids of the samples are not strictly monotone in one direction: that of sample "
+                f"{wrong[0]}, from {first:.6g} to {last:.6g}, is not as those before it; sort it, drop "
+                "repeated times, and let all samples start on one side of where they end"
+            )
     if step.numel() and not (bool((step < 0).all()) or bool((step > 0).all())):
         worst = int((step * step.sum().sign()).argmin())
         raise ValueError(

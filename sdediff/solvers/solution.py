@@ -82,10 +82,16 @@ class Solution:
 
     def __repr__(self) -> str:
         """Shape and cost, not the numbers."""
-        span = f"{float(self.times[0]):.4g} to {float(self.times[-1]):.4g}" if len(self.times) else "nothing"
+        span = " to ".join(map(_told, self.times[[0, -1]])) if len(self.times) else "nothing"
         nfe = "none" if not len(self.nfe) else f"{int(self.nfe.min())} to {int(self.nfe.max())}"
         text = f"Solution(x: {tuple(self.x.shape)} {str(self.x.dtype).removeprefix('torch.')}, t: {span}, nfe a sample: {nfe}"
         return f"{text}, failed: {len(self.failures)} of {len(self.x)})"
+
+
+def _told(t: Tensor) -> str:
+    """A time, or the least and the largest of the samples' own."""
+    low, high = (f"{float(each):.4g}" for each in (t.min(), t.max()))
+    return low if low == high else f"({low} .. {high})"
 
 
 class SolveError(Portable, RuntimeError):
