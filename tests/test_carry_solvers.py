@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
+from code_blocks import code_blocks
 
 import sdediff as sd
 from sdediff.protocols import facts
@@ -732,3 +736,204 @@ def test_wrong_starts_of_other_calls_are_refused():
             out.x[i : i + 1],
             sd.simulate(VP, START[i : i + 1], t_start=start, steps=4, seed=[SEEDS[i]]).x,
         )
+
+
+# -- there and back --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Leapfrog(Solver):
+    """x_next = x_before + (the DDIM step from x to the next time) - (that to the time before).
+
+    ``start``: (time, state) before the first.
+    """
+
+    start: tuple[float, torch.Tensor] | None = None
+    needs = frozenset({"data", "marginal"})
+    carries = True
+
+    def plan(self, problem, times):
+        before = times[:1] if self.start is None else torch.tensor([self.start[0]], dtype=F64)
+        alpha, sigma = problem.marginal(torch.cat([before, times]))
+        forth, back = ((sigma[s] / sigma[1:-1], alpha[s]) for s in (slice(2, None), slice(-2)))
+        keep = forth[0] - back[0]
+        return problem.at(times[:-1], "data", keep, forth[1] - back[1] - keep * alpha[1:-1])
+
+    def init(self, problem, x, t):
+        return (x if self.start is None else self.start[1] / problem.unit,)
+
+    def step(self, problem, x, plan, noise, state):
+        return Step(state[0] + problem.evaluate(x, plan), state=(x,))
+
+
+@pytest.mark.parametrize("sde", [VP, sd.VE(0.1, 5.0)], ids=repr)
+def test_a_step_that_carries_the_state_before_goes_back_to_where_it_came_from(sde):
+    model = Field(sde)
+    times = torch.linspace(0.9, 0.05, 21, dtype=F64)
+    start = float(sde.sigma(0.9)) * START
+    down = sd.sample(
+        model,
+        (4, 2),
+        x_init=start,
+        solver=Leapfrog(),
+        grid=times,
+        last="noisy",
+        seed=0,
+        dtype=F64,
+        trajectory=True,
+    )
+    back = Leapfrog((float(times[-1]), down.x))
+    up = sd.encode(model, down.trajectory[-2], solver=back, grid=times[:-1].flip(0))
+    torch.testing.assert_close(up.x, start, rtol=0, atol=1e-12)
+    ddim = sd.decode(model, start, solver=sd.DDIM(), grid=times)
+    home = sd.encode(model, ddim.x, solver=sd.DDIM(), grid=times.flip(0))
+    assert float((home.x - start).abs().max()) > 1e-3
+    assert down.nfe.tolist() == [20] * 4
+
+
+@dataclass(frozen=True)
+class Coupled(Solver):
+    """Two states a sample, rows 2i and 2i + 1, each moved by the noise at the other.
+
+    EDICT (Wallace et al. 2022, arXiv 2211.12446) without its mixing. Both take the noise at the
+    noisier end of the interval; from data to noise they move in the other order.
+    """
+
+    needs = frozenset({"noise", "marginal"})
+    group = 2
+
+    def plan(self, problem, times):
+        falls, half = (
+            bool(times[0] > times[-1]),
+            problem.take(torch.arange(0, len(problem.batch), 2)),
+        )
+        alpha, sigma = problem.marginal(times)
+        keep = alpha[1:] / alpha[:-1]
+        noisier = times[:-1] if falls else times[1:]
+        at = half.at(noisier, "noise", 0.0, sigma[1:] - keep * sigma[:-1])
+        return [(falls, half, *row) for row in zip(keep.tolist(), at, strict=True)]
+
+    def step(self, problem, x, plan, noise, state):
+        falls, half, keep, at = plan
+        first, second = (x[::2], x[1::2]) if falls else (x[1::2], x[::2])
+        first = keep * first + half.evaluate(second, at)
+        second = keep * second + half.evaluate(first, at)
+        return Step(torch.stack([first, second] if falls else [second, first], dim=1).flatten(0, 1))
+
+
+def test_two_coupled_states_go_back_to_where_they_came_from():
+    times = torch.linspace(0.9, 0.05, 21, dtype=F64)
+    twice = START.repeat_interleave(2, dim=0)
+    down = sd.sample(
+        MODEL,
+        (8, 2),
+        x_init=twice,
+        solver=Coupled(),
+        grid=times,
+        last="noisy",
+        seed=0,
+        dtype=F64,
+        batch_size=6,
+    )
+    up = sd.encode(MODEL, down.x, solver=Coupled(), grid=times.flip(0))
+    torch.testing.assert_close(up.x, twice, rtol=0, atol=1e-12)
+
+
+# -- coefficients are made once for a grid ---------------------------------------------------------
+
+CALLS: Counter[str] = Counter()
+
+
+def counted(name):
+    def method(self, *times):
+        CALLS[name] += 1
+        return getattr(sd.VP, name)(self, *times)
+
+    return method
+
+
+Watched = type(
+    "Watched",
+    (sd.VP,),
+    {name: counted(name) for name in ("f", "g", "alpha", "sigma", "log_snr", "time_of", "kernel")},
+)
+WATCHED = Field(Watched(0.1, 5.0))
+WATCHED.exact = MODEL.exact  # the network itself counts nothing
+
+
+def recipe():
+    """The solver that docs/concepts.md writes, and its lines."""
+    page = Path(__file__).resolve().parent.parent / "docs" / "concepts.md"
+    (code,) = (block.code for block in code_blocks(page) if "class MidpointMaruyama" in block.code)
+    code, _, _ = code.partition("\n\n\nsd.sample")
+    space: dict[str, object] = {"sd": sd, "torch": torch, "__name__": "recipe"}
+    exec(code, space)
+    lines = [line for line in code[code.index("@dataclass") :].splitlines() if line.strip()]
+    return space["MidpointMaruyama"](), lines
+
+
+def test_the_documented_solver_has_ten_lines():
+    solver, lines = recipe()
+    assert len(lines) <= 10
+    assert max(map(len, lines)) <= 100
+    assert {"drift", "diffusion"} == solver.needs
+
+
+def test_the_documented_solver_is_the_midpoint_rule_along_the_path():
+    """Against the formula at each step; every row may start where it likes."""
+    solver, _ = recipe()
+    options = {"seed": SEEDS, "last": "noisy", "dtype": F64}
+    out = sd.sample(MODEL, (4, 2), x_init=START, grid=GRID, solver=solver, **options)
+    problem, noise, x = Reverse(MODEL, 4, 1.0), sd.White(SEEDS, (2,), dtype=F64), START
+    for i, (t, s) in enumerate(itertools.pairwise(GRID)):
+        middle = x + (s - t) / 2 * problem.drift(x, t)
+        shock = problem.diffuse(noise.at(i).increment(t, s), t)
+        x = x + (s - t) * problem.drift(middle, (t + s) / 2) + shock
+    torch.testing.assert_close(out.x, x, rtol=0, atol=1e-13)
+    starts = {"t_start": STARTS, "steps": 6}
+    apart = sd.sample(MODEL, (4, 2), x_init=START, solver=solver, **starts, **options)
+    for i, start in enumerate(STARTS.tolist()):
+        close(
+            apart.x[i : i + 1],
+            own_call(MODEL, i, START, solver, t_start=start, steps=6, last="noisy").x,
+        )
+
+
+def coefficients(solver, steps):
+    CALLS.clear()
+    sd.sample(WATCHED, (4, 2), solver=solver, steps=steps, seed=0, dtype=F64, last="noisy")
+    return dict(CALLS)
+
+
+@pytest.mark.parametrize("solver", [recipe()[0], *FIXED], ids=repr)
+def test_coefficients_of_the_sde_are_made_once_for_a_grid(solver):
+    _ = coefficients(solver, 12)  # what an SDE is asked once for all
+    few, many = coefficients(solver, 12), coefficients(solver, 60)
+    assert few == many
+    assert few
+
+
+def test_a_solver_without_a_plan_makes_them_in_each_step():
+    class Plain(Solver):
+        def step(self, problem, x, plan, noise, state):
+            t, s = plan
+            return Step(x + (s - t) * problem.drift(x, t))
+
+    few, many = (sum(coefficients(Plain(), steps).values()) for steps in (12, 60))
+    assert many > few + 40
+
+
+def test_a_solver_that_diffuses_needs_the_diffusion():
+    class Own(Solver):
+        diffuses = True
+
+    class Said(Solver):
+        needs = frozenset({"score"})
+        diffuses = True
+
+    class Heir(Said):
+        pass
+
+    assert Own().needs == {"drift", "diffusion"}
+    assert Solver.needs == {"drift"}
+    assert Said().needs == Heir().needs == {"score"}

@@ -1,6 +1,6 @@
 """Numerical solvers for score-based sampling: they see a drift, a score and a noise, and no SDE class and no network."""
 
-from sdediff.solvers.arithmetic import expand, rowwise
+from sdediff.solvers.arithmetic import expand, rowwise, weighted
 from sdediff.solvers.brownian import BrownianPath
 from sdediff.solvers.churn import Churn, Renoise, Restart
 from sdediff.solvers.coefficients import Coordinates, Matrix
@@ -114,4 +114,5 @@ __all__ = [
     "rowwise",
     "seeds",
     "uniform",
+    "weighted",
 ]

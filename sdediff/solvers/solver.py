@@ -84,14 +84,14 @@ def check_tolerances(solver: Any) -> None:
 
 
 class Solver(Record):
-    """Base of all solvers. A subclass is a frozen dataclass that gives ``needs`` and ``step``, and ``plan`` if it plans more.
+    """Base of all solvers. A subclass is a frozen dataclass with ``plan``, ``step`` and ``needs``.
 
     Solvers hold no state: what a step leaves for the next one travels in ``Step.state``. A step goes from t to s over an
     interval of an explicit grid, in either direction of time, and never computes a time from a number of steps.
     """
 
     needs: frozenset[str] = frozenset({"drift"})
-    """What the problem must offer."""
+    """What the problem must offer: by default the drift, and the diffusion if it ``diffuses``."""
     order: float = 1.0
     """Order of convergence: deterministic, or weak for a stochastic solver, unless the two below say more."""
     stochastic: bool = False
@@ -116,6 +116,12 @@ class Solver(Record):
     """The grid of a discrete model that brings its own."""
     spacing: str = "uniform"
     """The grid that ``steps`` means without a ``grid``: a name in `GRIDS`. Where there is no Gaussian kernel it is uniform."""
+
+    def __init_subclass__(cls) -> None:
+        """Let a solver that integrates the diffusion need it, unless it says what it needs."""
+        super().__init_subclass__()
+        if cls.diffuses is True and cls.needs is Solver.needs:
+            cls.needs = frozenset({"drift", "diffusion"})
 
     def __repr__(self) -> str:
         """The class and what differs from its defaults, and an order."""
