@@ -18,6 +18,7 @@ from sdediff.solvers import Problem
 from sdediff.solvers.arithmetic import Number, planned, weighted
 from sdediff.solvers.coefficients import Coef, Linear, outer
 from sdediff.solvers.masked import kept
+from sdediff.solvers.problem import check_quantity
 from sdediff.solvers.scalars import reals
 from sdediff.units import Units
 
@@ -115,6 +116,7 @@ class Reverse(Problem):
 
     def at(self, times: Tensor, quantity: str, keep: Number = 0.0, push: Number = 1.0) -> Sequence[_At]:
         """keep x + push quantity(x, t) as keep' x + push' output, for each of the times."""
+        check_quantity(quantity, self.offers)
         flat = times.reshape(-1)
         a, b = self._pair(flat, quantity)
         if not _finite(a, b):

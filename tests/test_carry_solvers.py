@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from code_blocks import code_blocks
 import sdediff as sd
 from sdediff.protocols import facts
 from sdediff.reverse import Reverse
-from sdediff.solvers import Solver, Step
+from sdediff.solvers import Solver, Step, weighted
 from sdediff.units import Units
 
 F64 = torch.float64
@@ -937,3 +938,132 @@ def test_a_solver_that_diffuses_needs_the_diffusion():
     assert Own().needs == {"drift", "diffusion"}
     assert Solver.needs == {"drift"}
     assert Said().needs == Heir().needs == {"score"}
+
+
+# -- slips -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Planned(Solver):
+    """Euler's method whose plan is changed by a slip."""
+
+    slip: object
+
+    def plan(self, problem, times):
+        return self.slip(problem, times, problem.at(times[:-1], "drift", 1.0, times.diff(dim=0)))
+
+    def step(self, problem, x, plan, noise, state):
+        return Step(problem.evaluate(x, plan))
+
+
+def raising(problem, times, entries):
+    raise RuntimeError("no such table")
+
+
+def raising_late(problem, times, entries):
+    if float(times[0]) < 0.6:
+        raise RuntimeError("no table below 0.6")
+    return entries
+
+
+WRONG_PLANS = {
+    "too short": (
+        lambda problem, times, entries: entries[:-1],
+        "planned 3 steps for a grid of 4; plan.. gives one entry a step",
+    ),
+    "too long": (
+        lambda problem, times, entries: [*entries, None],
+        "planned 5 steps for a grid of 4",
+    ),
+    "an iterator": (
+        lambda problem, times, entries: iter(entries),
+        "Planned.plan must return a list, .* got list_iterator",
+    ),
+    "nothing": (
+        lambda problem, times, entries: None,
+        "Planned.plan must return a list, .* got NoneType",
+    ),
+    "an error": (raising, "no such table"),
+    "an error behind a break": (raising_late, "no table below 0.6"),
+    "a singular time": (
+        lambda problem, times, entries: problem.at(0 * times[:-1], "score"),
+        "score .* t = 0",
+    ),
+    "no quantity": (
+        lambda problem, times, entries: problem.at(times[:-1], "drfit"),
+        "no quantity is called 'drfit' .did you mean 'drift'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_PLANS)
+def test_a_wrong_plan_is_refused_before_the_first_call(name):
+    slip, words = WRONG_PLANS[name]
+    model = Field(VP, breaks=(0.5,) if "break" in name else ())
+    with pytest.raises((TypeError, ValueError, RuntimeError), match=words):
+        sd.sample(model, (4, 2), solver=Planned(slip), steps=4, seed=0)
+    assert not model.sizes
+
+
+def test_a_plan_that_is_right_is_eulers():
+    out = sd.sample(
+        MODEL,
+        (4, 2),
+        solver=Planned(lambda problem, times, entries: entries),
+        steps=4,
+        seed=0,
+        dtype=F64,
+    )
+    euler = sd.sample(MODEL, (4, 2), solver=sd.Euler(variable="t"), steps=4, seed=0, dtype=F64)
+    assert torch.equal(out.x, euler.x)
+
+
+@dataclass(frozen=True)
+class Beyond(Solver):
+    """A step that reads the problem at a time outside of its interval."""
+
+    ahead: float
+
+    def step(self, problem, x, plan, noise, state):
+        t, s = plan
+        return Step(x + (s - t) * problem.drift(x, t + self.ahead * (s - t)))
+
+
+@pytest.mark.parametrize("ahead", [-0.5, 1.5])
+def test_a_step_that_reads_the_problem_outside_its_grid_is_found_by_the_checks(ahead):
+    with pytest.raises(ValueError, match=r"grid: the model is asked at times from"):
+        sd.testing.check_solver(Beyond(ahead), verbose=False)
+
+
+@pytest.mark.parametrize("stub", [Tape, Scheduler, Resampled, Leapfrog, Coupled])
+def test_a_stub_has_at_most_twenty_lines(stub):
+    code = inspect.getsource(stub).split('"""')[2]
+    assert sum(bool(line.strip()) for line in code.splitlines()) <= 20
+
+
+def test_a_quantity_that_the_problem_does_not_offer_is_refused_by_name():
+    class Well(sd.SDE):
+        def drift(self, x, t):
+            return x - x**3
+
+        def diffusion(self, t):
+            return 1.0
+
+    model = sd.ScoreModel(lambda x, t: 2 * (x - x**3), Well(), predicts="score")
+    with pytest.raises(
+        ValueError,
+        match="this problem does not offer data: a solver that evaluates it names it in its needs",
+    ):
+        Reverse(model, 4).at(GRID, "data")
+
+
+def test_weighted_takes_every_kind_of_coefficient():
+    """A number, one a row, one a coordinate and a matrix."""
+    coordinates, matrix = (
+        sd.solvers.Coordinates(torch.tensor([2.0, 3.0])),
+        sd.solvers.Matrix(torch.eye(2).flip(0)),
+    )
+    x = START
+    found = weighted((0.5, x), (STARTS, x), (coordinates, x), (matrix, x))
+    each = STARTS[:, None] * x + torch.tensor([2.0, 3.0]) * x
+    torch.testing.assert_close(found, 0.5 * x + each + x.flip(1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -38,6 +40,9 @@ class FixedSteps(Control):
         self.watch, self.last_mean, self.first = watch, last_mean, first
         problem.monitor.watch = watch
         self.plans = solver.plan(problem, times)
+        if not isinstance(self.plans, Sequence | Tensor):
+            name, got = type(solver).__name__, type(self.plans).__name__
+            raise TypeError(f"{name}.plan must return a list, an entry for each step; got {got}")
         if len(self.plans) != len(times) - 1:
             raise ValueError(
                 f"{solver!r} planned {len(self.plans)} steps for a grid of {len(times) - 1}; plan() gives one entry a step"
@@ -88,9 +93,9 @@ class FixedSteps(Control):
             self.failures += [Failure(i, Status.MAX_NFE, self._time(i)) for i in range(self.samples)]
             self.active = False
 
-    def result(self) -> Tensor:
-        self.accepted[~self.failed] = self.index
-        return self.x
     def hold(self, failed: Tensor) -> None:
         self.failed = failed
 
+    def result(self) -> Tensor:
+        self.accepted[~self.failed] = self.index
+        return self.x

@@ -7,8 +7,9 @@ of shape () (all rows share one time) or (rows,) (every row has its own). States
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Self, cast
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
+from typing import Any, Final, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +18,9 @@ from sdediff.solvers.arithmetic import Like, Number, planned, rowwise, weighted
 from sdediff.solvers.coefficients import Coef
 from sdediff.solvers.monitor import Monitor
 
-__all__ = ["At", "Output", "Problem"]
+__all__ = ["At", "Output", "Problem", "check_quantity"]
+
+_QUANTITIES: Final = ("drift", "score", "data", "noise", "v")
 
 
 class Output:
@@ -34,6 +37,20 @@ class Output:
     def extras(self) -> dict[str, Tensor]:
         """What is beside the value."""
         return {name: each for name, each in vars(self).items() if name != "value"}
+
+
+def check_quantity(quantity: str, offers: Collection[str] = _QUANTITIES) -> None:
+    """A ValueError unless `Problem.at` knows the ``quantity`` and a problem ``offers`` it."""
+    if quantity not in _QUANTITIES:
+        close = get_close_matches(str(quantity), _QUANTITIES, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        known = ", ".join(_QUANTITIES)
+        raise ValueError(f"no quantity is called {quantity!r}{hint}; known are {known}")
+    if quantity not in offers:
+        raise ValueError(
+            f"this problem does not offer {quantity}: a solver that evaluates it names it in its needs, "
+            "so that it is refused before"
+        )
 
 
 class At(NamedTuple):
@@ -91,6 +108,7 @@ class Problem:
         ValueError says where the quantity is not known at one of the times. Entries belong to
         the rows of the problem that made them.
         """
+        check_quantity(quantity)
         keeps, pushes = planned(len(times), self.like, keep, push)
         rows = zip(times.unbind(), keeps, pushes, strict=True)
         return [At(quantity, *row) for row in rows]
