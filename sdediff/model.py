@@ -220,7 +220,7 @@ class ScoreModel(Predictions):
         given = given if given.dtype == at.dtype else given.to(at.dtype)
         # Made for all rows beforehand, unless these are others.
         count, time = x.shape[0], at.time
-        time = time if time.shape[0] == count else time[:1].expand(count)
+        time = time if time.shape[0] == count else _of_rows(time, count)
         named = {name: _of_dtype(value, at.dtype) for name, value in rows.condition.items()} if rows.condition else {}
         try:
             out = reading("the network", self.net, "x, t", given, time, **named)
@@ -241,6 +241,16 @@ class ScoreModel(Predictions):
         if isinstance(out, Tensor) and out.dtype == x.dtype and out.shape == x.shape:
             return out
         return tensor_of(out, x.shape).to(x.dtype)
+
+
+def _of_rows(time: Tensor, count: int) -> Tensor:
+    """The one time of an entry of `ScoreModel.at` for another number of rows; a ValueError where its rows have their own."""
+    if len(time) > 1 and time.stride(0) != 0:
+        raise ValueError(
+            f"an entry of `at` for {len(time)} rows, each at its own time, was evaluated at {count} rows: a model that evaluates "
+            "another at rows of its own choice, rows.take(i), hands on the times of these, times[:, i] where times are (n, rows)"
+        )
+    return time[:1].expand(count)
 
 
 def _of_dtype(value: Any, dtype: torch.dtype) -> Any:

@@ -186,6 +186,18 @@ def test_guidance_has_the_density_and_the_predictions_of_the_formula() -> None:
     near(losses[0], losses[1])
 
 
+def test_guidance_that_forgets_the_times_of_its_rows_is_told() -> None:
+    class Forgetful(Guided):
+        def at(self, times, like, piece=None):
+            return self.model.at(times, like, piece)
+
+    given = {"condition": {"label": LABEL}, **EXACT}
+    shared, own = ({"solver": sd.Heun(), "steps": 5}, {"solver": sd.RK45(1e-4, 1e-4)})
+    near(*(sd.sample(kind(ready(laws), 2.5), (5, 2), **shared, **given).x for kind in (Forgetful, Guided)), 1e-14)
+    with pytest.raises(ValueError, match=r"for 5 rows, each at its own time, was evaluated at 10 rows: .*times\[:, i\]"):
+        sd.sample(Forgetful(ready(laws), 2.5), (5, 2), **own, **given)
+
+
 # A learned variance
 
 
