@@ -22,11 +22,20 @@ if TYPE_CHECKING:
 __all__ = ["Predictions", "affine", "conversion_of", "outputs", "predict", "target"]
 
 
-def outputs(model: Model, x: Tensor, t: Tensor, condition: Mapping[str, Tensor] | None = None) -> Output:
-    """The model's own outputs at states x (B, *event) and float64 host times t, () or (B,), in float32 at least."""
+def outputs(
+    model: Model,
+    x: Tensor,
+    t: Tensor,
+    condition: Mapping[str, Tensor] | None = None,
+    mask: Tensor | None = None,
+) -> Output:
+    """The model's own outputs at states x (B, *event) and float64 host times t, () or (B,), in float32 at least.
+
+    ``mask``, bool of the shape of x, says which coordinates exist; None: all.
+    """
     x = at_least_float32(x)
     (at,) = entries_of(model, t[None], Like.of(x), None)
-    found = model.evaluate(x, at, _rows(model, x, condition))
+    found = model.evaluate(x, at, _rows(model, x, condition, mask))
     value = value_of(found, x, model)
     return Output(value, **extras_of(found, model, getattr(model, "extras", ())))
 
@@ -61,18 +70,19 @@ def predict(
     x: Tensor,
     t: Tensor | float,
     condition: Mapping[str, Tensor] | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """The prediction called ``name`` at (x, t) by one evaluation: ``noise``, ``data``, ``score``, ``v`` or ``flow``.
 
     x is (B, *event), and t a number or (B,) in the SDE's usable range. The prediction is computed
     in float32 at least, and rounded once to the dtype of x. A ValueError says where it does not
-    follow from what the model predicts.
+    follow from what the model predicts. ``mask``: as in `outputs`.
     """
     name = canonical(name, "a prediction")
     time = _time(model, x, t)
     a, b = affine(model, name, time)
     kind, x = x.dtype, at_least_float32(x)
-    out = outputs(model, x, time, condition).value
+    out = outputs(model, x, time, condition, mask).value
     return own(weighted((a, x), (b, out)), x, out).to(kind)
 
 
@@ -85,10 +95,10 @@ def _time(model: Model, x: Tensor, t: Tensor | float) -> Tensor:
     return time
 
 
-def _rows(model: Model, x: Tensor, condition: Mapping[str, Tensor] | None) -> Rows:
+def _rows(model: Model, x: Tensor, condition: Mapping[str, Tensor] | None, mask: Tensor | None) -> Rows:
     if condition is not None:
         check_names(condition, facts(model).net)
-    return Rows.of(len(x), condition)
+    return Rows.of(len(x), condition, mask)
 
 
 _DERIVED = ("data", "noise", "score", "v", "flow")

@@ -320,3 +320,32 @@ class _Timeless(torch.nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         found: Tensor = self.module(x)
         return found
+
+
+class Reading(sd.Operator):
+    """Notes the masks that a model is asked with."""
+
+    masks: list[torch.Tensor | None]
+
+    def evaluate(self, x: torch.Tensor, at: Any, rows: sd.Rows) -> Any:
+        self.masks.append(rows.mask)
+        return self.ask(x, at, rows)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        sd.DenoisingScoreMatching(),
+        sd.VariationalDiffusion(bins=None),
+        sd.ImplicitScoreMatching(),
+        sd.DDPMLoss(sd.DDPM.from_sde(VP, 20)),
+    ],
+    ids=lambda loss: type(loss).__name__,
+)
+def test_a_model_is_told_of_the_mask_of_a_loss(loss: Any) -> None:
+    model = Reading(sd.ScoreModel(gentle, VP, time_dtype=torch.float64))
+    model.masks = []
+    whole = MASK[..., None].expand(4, 4, 2)
+    _ = loss(model, NOISE, mask=whole, generator=torch.Generator().manual_seed(0))
+    assert model.masks
+    assert all(mask is not None and torch.equal(mask, whole) for mask in model.masks)

@@ -158,14 +158,20 @@ def _term(
 
 
 def data_error(
-    chain: DDPM, model: Model, x_0: Tensor, i: Tensor, noise: Tensor, condition: Mapping[str, Tensor] | None
+    chain: DDPM,
+    model: Model,
+    x_0: Tensor,
+    i: Tensor,
+    noise: Tensor,
+    condition: Mapping[str, Tensor] | None,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(error of the predicted noise, error of the predicted data, what the network says of the variance) at x_i, (B, *event).
 
     Both errors are the network's own, rescaled: they do not cancel, whatever it predicts.
     """
     t = chain.level_times[i - 1]
-    found = outputs(model, chain.perturb(x_0, i, noise), t, condition)
+    found = outputs(model, chain.perturb(x_0, i, noise), t, condition, mask)
     error = found.value - target(model, x_0, noise, t)
     scales = (conversion_of(model, name, t)[1] for name in ("noise", "data"))
     in_noise, in_data = (expand(scale, error) * error for scale in scales)

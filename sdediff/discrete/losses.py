@@ -151,7 +151,7 @@ class DDPMLoss(Record):
         noise: Tensor,
         mask: Tensor | None,
     ) -> Tensor:
-        in_noise, in_data, learned = data_error(self.chain, model, x_0, i, noise, condition)
+        in_noise, in_data, learned = data_error(self.chain, model, x_0, i, noise, condition, mask)
         simple = mean_over(in_noise.square(), mask)
         if self.kind == "simple":
             return simple

@@ -61,7 +61,7 @@ class DenoisingScoreMatching(Timed):
         mask = mask_of(mask, x_0)
         x_0, noise = kept(x_0, mask), kept(noise, mask)
         x_t = sde.perturb(x_0, time, noise)
-        error = outputs(model, x_t, time, condition).value - target(model, x_0, noise, time)
+        error = outputs(model, x_t, time, condition, mask).value - target(model, x_0, noise, time)
         scale = weights * factor(self.weighting, sde, model.predicts, time, sigma_data(model))
         losses = mean_over(error.square(), mask)
         return torch.as_tensor(expand(scale, losses)) * losses

@@ -69,7 +69,7 @@ class _Matching(Timed):
         with torch.enable_grad():
             # Through `kept` on both sides no gradient goes to or comes from what does not exist.
             losses = self._objective(
-                lambda at: kept(predict(model, "score", kept(at, mask), time, condition), mask), x, generator
+                lambda at: kept(predict(model, "score", kept(at, mask), time, condition, mask), mask), x, generator
             ) / counts(x, mask)
         losses = losses if graph else losses.detach()
         return torch.as_tensor(expand(weights, losses)) * losses

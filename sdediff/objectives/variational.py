@@ -114,7 +114,7 @@ class VariationalDiffusion(Record):
     ) -> Tensor:
         sde = model.sde
         x_t = expand(sde.alpha(t), x_0) * x_0 + expand(sde.sigma(t), x_0) * noise
-        error = outputs(model, x_t, t, condition).value - target(model, x_0, noise, t)
+        error = outputs(model, x_t, t, condition, mask).value - target(model, x_0, noise, t)
         scale = 0.5 * (sde.t_max - sde.t_min) * rate * conversion_of(model, "noise", t)[1] ** 2
         squares = sum_over(error.square(), mask)
         return torch.as_tensor(expand(scale, squares)) * squares
