@@ -44,7 +44,7 @@ NEEDED = {
     "TorchSDE": ("srk", True, 0.125, 0.25, 0.5),
 }
 RESULTS = {"BitsPerDim", "LogProb", "Solution", "Failure", "Floor", "InceptionScore", "KolmogorovSmirnov", "Metric"}
-RESULTS |= {"Chains", "State", "Tableau", "Problem"}
+RESULTS |= {"Chains", "State", "Tableau", "Problem", "Rows"}
 
 
 def public(*modules):
