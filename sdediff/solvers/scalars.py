@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from numbers import Integral, Real
-from typing import Any, Final, SupportsIndex, cast
+from typing import Any, Final, SupportsIndex
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ __all__ = ["Record", "callback_of", "device_of", "flag", "plain", "plain_fields"
 
 _NUMERIC: Final = re.compile(r"\b(int|float|bool)\b")
 _CHOICE: Final = re.compile(r"(?:Final\[)?Literal\[([^\]]*)\]")
+_PLAIN: Final = frozenset({bool, int, float, str, type(None)})
 
 
 def plain(value: Any) -> Any:
@@ -48,7 +49,7 @@ def whole(
 
     ``kind`` are other words for that.
     """
-    number = plain(value)
+    number = value if type(value) is int else plain(value)
     if not isinstance(number, bool | Tensor | np.ndarray):
         try:
             found = operator.index(number)
@@ -67,6 +68,8 @@ def whole(
 
 def real(name: str, value: Any, hint: str = "") -> float:
     """Return ``value`` as a float; a ValueError unless it is one real number (no bool)."""
+    if type(value) is float:
+        return value
     number = plain(value)
     if isinstance(number, bool) or not isinstance(number, Real):
         raise ValueError(f"{name} must be a number, got {_shown(value)}{hint}")
@@ -78,6 +81,8 @@ def real(name: str, value: Any, hint: str = "") -> float:
 
 def flag(name: str, value: Any) -> bool:
     """Return ``value`` as a bool; a ValueError unless it is True or False, or 1 or 0."""
+    if isinstance(value, bool):
+        return value
     number = plain(value)
     if isinstance(number, int) and number in (0, 1):
         return bool(number)
@@ -129,19 +134,28 @@ def plain_fields(record: Any) -> None:
     A tensor of one number is taken for a number where the field's type says that it is one.
     """
     for field in fields(record) if is_dataclass(record) else ():
-        if not hasattr(record, field.name):
-            continue
-        given = getattr(record, field.name)
-        kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
-        if isinstance(given, Tensor | np.ndarray) and not _NUMERIC.search(kind):
-            continue
-        kept = plain(given)
-        if isinstance(kept, np.ndarray | Tensor) and kind.startswith("tuple"):
-            kept = tuple(kept.tolist())
-        elif type(kept) in (list, tuple) and kind.startswith("tuple"):
-            kept = tuple(map(plain, kept))
-        if kept is not given:
-            object.__setattr__(record, field.name, kept)
+        given = getattr(record, field.name, None)
+        if type(given) not in _PLAIN:
+            kept = _kept(given, _declared(field.type))
+            if kept is not given:
+                object.__setattr__(record, field.name, kept)
+
+
+def _declared(kind: Any) -> str:
+    """The type that a field is declared with, as it is written."""
+    return kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
+
+
+def _kept(given: Any, kind: str) -> Any:
+    """What a field declared as ``kind`` keeps of what it is given."""
+    if isinstance(given, Tensor | np.ndarray) and not _NUMERIC.search(kind):
+        return given
+    kept = plain(given)
+    if isinstance(kept, np.ndarray | Tensor) and kind.startswith("tuple"):
+        return tuple(kept.tolist())
+    if type(kept) in (list, tuple) and kind.startswith("tuple"):
+        return tuple(map(plain, kept))
+    return kept
 
 
 class Record:
@@ -159,33 +173,38 @@ class Record:
             cls.__post_init__ = _after_numbers(own)  # type: ignore[method-assign]
 
     def __post_init__(self) -> None:
-        """Keep Python's own numbers."""
-        _numbers(self)
+        """Keep Python's own numbers, and check the fields whose types say what they hold."""
+        record: Any = self
+        for field in fields(record) if is_dataclass(record) else ():
+            kind = field.type if isinstance(field.type, str) else _declared(field.type)
+            value = getattr(record, field.name, None)
+            if type(value) not in _PLAIN:
+                kept = _kept(value, kind)
+                if kind in ("int", "int | None") and _counts(kept):
+                    kept = operator.index(kept)
+                if kept is not value:
+                    object.__setattr__(self, field.name, kept)
+                value = kept
+            name = f"{type(self).__name__}: {field.name}"
+            if kind == "tuple[float, float]" and not (isinstance(value, tuple) and len(value) == 2):
+                raise ValueError(f"{name} must be two numbers, (low, high); got {value!r}")
+            if kind == "float" or (kind == "float | None" and value is not None):
+                _ = type(value) is float or real(name, value)
+            if kind == "bool" and not isinstance(value, bool):
+                object.__setattr__(self, field.name, flag(name, value))
+            if not isinstance(value, str) and (words := _CHOICE.match(kind)):
+                raise ValueError(f"{name} must be one of {words[1]}, got {_shown(value)}")
+
+
+def _counts(value: object) -> bool:
+    """Whether a value that is no number of Python's stands for a whole one."""
+    return isinstance(value, SupportsIndex) and not isinstance(value, int | Tensor | np.ndarray | type)
 
 
 def _after_numbers(check: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(check)
     def checked(self: Any, *given: Any) -> None:
-        _numbers(self)
+        Record.__post_init__(self)
         check(self, *given)
 
     return checked
-
-
-def _numbers(record: Any) -> None:
-    plain_fields(record)
-    for field in fields(record) if is_dataclass(record) else ():
-        kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
-        value = getattr(record, field.name, None)
-        other = isinstance(value, SupportsIndex) and not isinstance(value, int | Tensor | np.ndarray | type)
-        if kind in ("int", "int | None") and other:
-            object.__setattr__(record, field.name, operator.index(cast(SupportsIndex, value)))
-        if kind == "tuple[float, float]" and (not isinstance(value, tuple) or len(value) != 2):
-            raise ValueError(f"{type(record).__name__}: {field.name} must be two numbers, (low, high); got {value!r}")
-        name = f"{type(record).__name__}: {field.name}"
-        if kind == "float" or (kind == "float | None" and value is not None):
-            _ = real(name, value)
-        if kind == "bool" and not isinstance(value, bool):
-            object.__setattr__(record, field.name, flag(name, value))
-        if (words := _CHOICE.match(kind)) and not isinstance(value, str):
-            raise ValueError(f"{name} must be one of {words[1]}, got {_shown(value)}")
