@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 import torch
 from torch import nn
 
-from sdediff.modules import every_module, modules_behind
+from sdediff.modules import modules_behind
 
 __all__ = ["evaluating"]
 
@@ -58,17 +58,11 @@ class _PerThread:
     def __reduce_ex__(self, protocol: Any) -> Any:
         """As the module's own class does, so that a copy made meanwhile is of that class."""
         reduced: Any = super().__reduce_ex__(protocol)
-        return _blank, (_own(self),), *reduced[2:]
+        return _blank, (vars(type(self)).get("own_class"),), *reduced[2:]
 
 
 def _blank(kind: type) -> object:
     return object.__new__(kind)
-
-
-def _own(module: object) -> type | None:
-    """The class of a module before it had a mode for each thread; None if its class is not one of ours."""
-    own: type | None = vars(type(module)).get("own_class")
-    return own
 
 
 _ONE_MODE: Final = (torch.jit.ScriptModule, nn.DataParallel)
@@ -91,16 +85,25 @@ def evaluating(*calls: object) -> Iterator[None]:
     """
     modules: dict[int, nn.Module] = {}
     one_mode = False
-    for found in map(modules_behind, calls):
+    for call in calls:
+        found = modules_behind(call)
         one_mode |= found.compiled
-        for outer in found.modules:
-            every_module(outer, modules)
-    one_mode = one_mode or any(map(_has_one_mode, modules.values()))
+        modules.update((id(module), module) for module in found.every)
+    one_mode = one_mode or any(
+        isinstance(module, _ONE_MODE)
+        or vars(module).get("_compiled_call_impl") is not None
+        or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
+        for module in modules.values()
+    )
     with _LOCK:
         new = [module for key, module in modules.items() if key not in _USERS]
         for key in modules:
             _USERS[key] = _USERS.get(key, 0) + 1
-        _set(list(modules.values()) if one_mode else _split(new))
+        shared = list(modules.values()) if one_mode else _split(new)
+        shared = [module for module in shared if id(module) not in _BEFORE]
+        _BEFORE.update((id(module), module.training) for module in shared)
+        for module in shared:
+            module.training = False
     _ENTERED.modules.append(frozenset(modules))
     try:
         yield
@@ -109,15 +112,13 @@ def evaluating(*calls: object) -> Iterator[None]:
         with _LOCK:
             for key, module in modules.items():
                 _USERS[key] -= 1
-                if not _USERS[key]:
-                    del _USERS[key]
-                    _leave(key, module)
-
-
-def _has_one_mode(module: nn.Module) -> bool:
-    own = vars(module)
-    compiled = own.get("_compiled_call_impl") is not None or hasattr(own.get("forward"), "_torchdynamo_orig_callable")
-    return compiled or isinstance(module, _ONE_MODE)
+                if _USERS[key]:
+                    continue
+                del _USERS[key]
+                if "own_class" in vars(type(module)):
+                    object.__setattr__(module, "__class__", vars(type(module))["own_class"])
+                if key in _BEFORE:
+                    module.training = _BEFORE.pop(key)
 
 
 def _split(modules: list[nn.Module]) -> list[nn.Module]:
@@ -132,18 +133,3 @@ def _split(modules: list[nn.Module]) -> list[nn.Module]:
         except Exception:  # a class that cannot be derived from, or is laid out in its own way
             rest.append(module)
     return rest
-
-
-def _set(modules: list[nn.Module]) -> None:
-    """Put modules into evaluation mode for all threads."""
-    new = [module for module in modules if id(module) not in _BEFORE]
-    _BEFORE.update((id(module), module.training) for module in new)
-    for module in new:
-        module.training = False
-
-
-def _leave(key: int, module: nn.Module) -> None:
-    if (own := _own(module)) is not None:
-        object.__setattr__(module, "__class__", own)
-    if key in _BEFORE:
-        module.training = _BEFORE.pop(key)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sdediff.sde import SDE
 
-__all__ = ["Found", "every_module", "first_fact", "modules_behind"]
+__all__ = ["Found", "first_fact", "modules_behind"]
 
 _MOST: Final = 2000
 """Objects that a search looks at before it ends."""
@@ -37,6 +37,8 @@ class Found(NamedTuple):
 
     modules: tuple[nn.Module, ...]
     """The modules, the nearest first, their registered submodules left out."""
+    every: tuple[nn.Module, ...]
+    """The modules and their registered submodules."""
     compiled: bool
     """Whether the search came through a function that torch compiled."""
 
@@ -48,19 +50,26 @@ def modules_behind(call: object) -> Found:
     ``__wrapped__``, compiled functions, objects with ``__call__`` and, of these and of modules, the attributes that the code names;
     where this finds no module with parts or parameters, all attributes. It does not follow names that the code computes.
     """
-    found = _search(call, all_attributes=False)
-    some = any(vars(module).get("_modules") or vars(module).get("_parameters") for module in found.modules)
-    return found if some else _search(call, all_attributes=True)
-
-
-def every_module(outer: nn.Module, known: dict[int, nn.Module]) -> None:
-    """Enter a module and its registered submodules into ``known``, by identity."""
-    stack: list[nn.Module | None] = [outer]
-    while stack:
-        module = stack.pop()
-        if module is not None and id(module) not in known:
-            known[id(module)] = module
-            stack.extend(vars(module).get("_modules", {}).values())
+    for first in (frozenset[str](), None):
+        found: list[nn.Module] = []
+        inside: dict[int, nn.Module] = {}
+        seen: dict[tuple[int, _Names], object] = {}  # the objects are held, so that no other takes their id
+        queue: deque[tuple[object, _Names]] = deque([(call, first)])
+        while queue and len(seen) < _MOST:
+            part, names = queue.popleft()
+            with suppress(Exception):  # an object may object to being looked at, as proxies do outside their context
+                if part is None or isinstance(part, _LEAVES) or (id(part), names) in seen:
+                    continue
+                seen[id(part), names] = part
+                if not isinstance(part, nn.Module):
+                    queue.extend(_parts(part, names))
+                elif id(part) not in inside:
+                    found.append(part)
+                    queue.extend((value, names) for value in _enter(part, inside))
+        if any(vars(module).get("_modules") or vars(module).get("_parameters") for module in found):
+            break
+    compiled = any(type(part) is FunctionType and _COMPILED in vars(part) for part in seen.values())
+    return Found(tuple(found), tuple(inside.values()), compiled)
 
 
 def first_fact(module: nn.Module, read: Callable[[Tensor], _Fact | None]) -> _Fact | None:
@@ -71,40 +80,22 @@ def first_fact(module: nn.Module, read: Callable[[Tensor], _Fact | None]) -> _Fa
     return None
 
 
-def _search(call: object, *, all_attributes: bool) -> Found:
-    found: list[nn.Module] = []
-    inside: dict[int, nn.Module] = {}
-    seen: dict[tuple[int, _Names], object] = {}  # the objects are held, so that no other takes their id
-    queue: deque[tuple[object, _Names]] = deque([(call, None if all_attributes else frozenset())])
-    while queue and len(seen) < _MOST:
-        part, names = queue.popleft()
-        with suppress(Exception):  # an object may object to being looked at, as proxies do outside their context
-            if part is None or isinstance(part, _LEAVES) or (id(part), names) in seen:
-                continue
-            seen[id(part), names] = part
-            if isinstance(part, nn.Module):
-                queue.extend((value, names) for value in _enter(part, found, inside))
-            else:
-                queue.extend(_parts(part, names))
-    return Found(tuple(found), any(type(part) is FunctionType and _COMPILED in vars(part) for part in seen.values()))
-
-
-def _enter(module: nn.Module, found: list[nn.Module], inside: dict[int, nn.Module]) -> list[object]:
-    """Note a module unless it is inside one that was found; returns what it keeps beside its registered parts."""
-    if id(module) in inside:
-        return []
-    found.append(module)
+def _enter(outer: nn.Module, inside: dict[int, nn.Module]) -> list[object]:
+    """Note a module and its registered submodules in ``inside``; returns what else they keep and may call."""
     before = len(inside)
-    every_module(module, inside)
-    return [value for part in list(inside.values())[before:] for value in _unregistered(part)]
-
-
-def _unregistered(module: nn.Module) -> Iterator[object]:
-    """What a module keeps beside its registered parts and may call."""
-    if not type(module).__module__.startswith("torch.") or "forward" in vars(module):
-        for name, value in vars(module).items():
-            if name not in _OWN and (callable(value) or isinstance(value, list | tuple | dict)):
-                yield value
+    stack: list[nn.Module | None] = [outer]
+    while stack:
+        module = stack.pop()
+        if module is not None and id(module) not in inside:
+            inside[id(module)] = module
+            stack.extend(vars(module).get("_modules", {}).values())
+    return [
+        value
+        for module in list(inside.values())[before:]
+        if not type(module).__module__.startswith("torch.") or "forward" in vars(module)
+        for name, value in vars(module).items()
+        if name not in _OWN and (callable(value) or isinstance(value, list | tuple | dict))
+    ]
 
 
 def _parts(part: Any, names: _Names) -> Iterator[tuple[object, _Names]]:
@@ -142,14 +133,15 @@ def _function(function: object, names: _Names, owner: object) -> Iterator[tuple[
         yield value, own
     for wrapped in ("__wrapped__", _COMPILED):
         yield vars(function).get(wrapped), own
-    if not _is_foreign(function.__module__):
+    if (function.__module__ or "").partition(".")[0] not in _FOREIGN:
         yield from ((function.__globals__.get(name), own) for name in globals_)
 
 
 def _object(part: Any, names: _Names) -> Iterator[tuple[object, _Names]]:
     """What an object holds or computes under the names; all that it holds where there are none."""
     is_module, held = isinstance(part, ModuleType), getattr(part, "__dict__", {})
-    if _is_foreign(part.__name__ if is_module else type(part).__module__):
+    home = part.__name__ if is_module else type(part).__module__
+    if (home or "").partition(".")[0] in _FOREIGN:
         yield from ((value, names) for value in held.values() if callable(value) and not is_module)
         return
     if names is None:
@@ -170,10 +162,6 @@ def _member(part: object, member: object) -> object:
     if isinstance(member, property):
         return None if member.fget is None else MethodType(member.fget, part)
     return getattr(part, member.__name__, None) if isinstance(member, MemberDescriptorType) else None
-
-
-def _is_foreign(module: str | None) -> bool:
-    return (module or "").partition(".")[0] in _FOREIGN
 
 
 @functools.lru_cache(maxsize=1024)
