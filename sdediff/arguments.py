@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -11,24 +11,14 @@ import torch
 from torch import Tensor
 
 from sdediff import solvers
+from sdediff.default import Grid, check_solver, default_solver, intervals
 from sdediff.lending import reading
 from sdediff.names import nearest
-from sdediff.protocols import Facts, Model, check_model
-from sdediff.samples import check_condition, check_seed, check_shape, check_states, one_place
+from sdediff.protocols import Facts, Model, check_model, has_weights
+from sdediff.samples import check_condition, check_states, one_place
 from sdediff.sde import SDE, LinearSDE
 from sdediff.sde.base import check_span, prior_of
-from sdediff.solvers import (
-    GRIDS,
-    RK45,
-    AdaptiveSDE,
-    EulerMaruyama,
-    ExponentialMultistep,
-    ExponentialSinglestep,
-    LogSNR,
-    Renoise,
-    Solver,
-    Straight,
-)
+from sdediff.solvers import GRIDS, LogSNR, Noise, Solver
 from sdediff.solvers.legs import snapped
 from sdediff.solvers.scalars import device_of, plain, real, reals, whole
 
@@ -50,17 +40,19 @@ __all__ = [
     "intervals",
     "make_times",
     "one_stochasticity",
+    "row_seeds",
 ]
 
-Grid = str | Callable[[int], Tensor] | Tensor | Sequence[float]
 _MOST_STEPS: Final = 10**8
 
 
-def check_device(model: Facts, device: torch.device | str | None) -> torch.device:
+def check_device(model: Model, known: Facts, device: torch.device | str | None) -> torch.device:
     """The model's device."""
-    place = model.device if device is None else device_of(device)
-    if model.has_weights and not one_place(place, model.device):
-        raise ValueError(f"the model is on {model.device} and device is {place}; move the model first: model.to({str(place)!r})")
+    if device is None:
+        return known.device
+    place = device_of(device)
+    if has_weights(model) and not one_place(place, known.device):
+        raise ValueError(f"the model is on {known.device} and device is {place}; move the model first: model.to({str(place)!r})")
     return place
 
 
@@ -71,9 +63,8 @@ def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
 
 
 def check_grad(grad: object) -> None:
-    """What to keep for gradients: a ValueError for "full" or "checkpoint" where torch keeps no graph."""
-    check_choice("grad", grad, ("none", "full", "checkpoint"))
-    if grad != "none" and not torch.is_grad_enabled():
+    """A ValueError where ``grad`` asks for a graph, and torch keeps none."""
+    if not torch.is_grad_enabled():
         where = "torch.inference_mode" if torch.is_inference_mode_enabled() else "torch.no_grad"
         raise ValueError(
             f"grad={grad!r} keeps the graph of the solve, and {where} is on, under which there is none: call it outside of that, "
@@ -81,49 +72,55 @@ def check_grad(grad: object) -> None:
         )
 
 
-def check_solver(solver: Solver) -> Solver:
-    """A TypeError unless it is a solver value."""
-    if isinstance(solver, Solver):
-        return solver
-    if isinstance(solver, type):
-        raise TypeError(f"solver must be a value, not a class: write {solver.__name__}()")
-    names = [
-        name for name in solvers.__all__ if isinstance(getattr(solvers, name), type) and issubclass(getattr(solvers, name), Solver)
-    ]
-    spelled = {name.lower(): name for name in names}
-    given = str(solver).lower().replace("-", "").replace("_", "").replace("+", "p")
-    close = difflib.get_close_matches(given, spelled, n=1, cutoff=0.3) or ["eulermaruyama"]
-    raise TypeError(f"solver must be a solver value, got {solver!r}; did you mean sdediff.{spelled[close[0]]}()?")
+def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """(B, *event), positive ints."""
+    one = shape if isinstance(shape, tuple) else plain(shape)
+    given = (one,) if isinstance(one, int) else tuple(one) if isinstance(one, Iterable) else ()
+    hint = f": shape is (B, *event) with positive ints, (64, 1, 28, 28) say; got {shape!r}"
+    if not given:
+        raise ValueError(f"shape must have a first dimension, the number of samples{hint}")
+    return tuple(whole(f"shape[{i}]", n, 1, hint=hint) for i, n in enumerate(given))
 
 
-def default_solver(sde: SDE, steps: int | None, *, stochastic: bool) -> Solver:
-    """The rule of docs/solvers.md: by the number of steps, and by whether noise is asked for; RK45 where there are no steps.
+def check_seed(
+    seed: int | Sequence[int] | None,
+    noise: Noise | None,
+    shape: tuple[int, ...],
+    device: torch.device | None = None,
+    group: int = 1,
+) -> tuple[int, ...] | None:
+    """One seed a sample, or one for each ``group`` of rows; None where there is a noise object.
 
-    Without noise: the equation in the form that is straight while data and noise do not change, at the scale of details,
-    polynomials in the angle arctan(sigma / alpha), the first steps of lower orders: an evaluation a step, and none more to start.
-    With noise: single steps of order 2, from 12 of them on of order 3, and exact noise: so many evaluations a step; AdaptiveSDE
-    where there are no steps.
+    That is for these samples and on this device, as far as it says.
     """
-    if steps is None:
-        return AdaptiveSDE() if stochastic else RK45()
-    if "kernel" not in sde.offers:
-        return EulerMaruyama()
-    if stochastic:
-        few = not isinstance(steps, int) or steps < 12
-        return Renoise(ExponentialSinglestep(2, form=0.3) if few else ExponentialSinglestep(3))
-    order = next((order for least, order in _BY_STEPS if isinstance(steps, int) and steps >= least), 2)
-    return ExponentialMultistep(order, form=Straight(0.1), variable="angle", corrector=None, startup="published")
+    count = shape[0] // group
+    if noise is not None:
+        if seed is not None:
+            raise ValueError("seed and noise are two ways to say the same: pass one of them")
+        seeds, event = getattr(noise, "seeds", None), getattr(noise, "event", None)
+        if seeds is not None and event is not None and (len(seeds), *event) != shape:
+            raise ValueError(f"the noise is for samples of shape {(len(seeds), *event)}, and shape is {shape}")
+        place = getattr(noise, "device", None)
+        if place is not None and device is not None and not one_place(torch.device(place), device):
+            raise ValueError(f"the noise is on {place}, and the states are on {device}: make it with device={str(device)!r}")
+        return None
+    if seed is None:
+        return solvers.seeds(solvers.fresh_seed(), count)
+    either = f"one non-negative int, or one for each of the {count} {'samples' if group == 1 else 'groups'}"
+    one = seed if isinstance(seed, int) else plain(seed)
+    if isinstance(one, Real) or not isinstance(one, Iterable):
+        return solvers.seeds(whole("seed", one, kind=either), count)
+    given = tuple(whole("seed", s, kind=either) for s in one)
+    if len(given) != count:
+        raise ValueError(f"seed must be {either}; got {len(given)} of them")
+    return given
 
 
-_BY_STEPS: Final = ((20, 4), (8, 3))
-"""The order, from so many steps on; with fewer, 2."""
-
-
-def intervals(steps: int | None, grid: Grid | None) -> int | None:
-    """How many steps there will be; None where the solver is to choose."""
-    if grid is None or isinstance(grid, str) or callable(grid):
-        return None if steps is None else whole("steps", steps, 1)
-    return (grid.numel() if isinstance(grid, Tensor) else np.size(np.asarray(grid))) - 1
+def row_seeds(seeds: tuple[int, ...], group: int = 1) -> tuple[int, ...]:
+    """A seed for each row: row j of a ``group`` has the seed j that the group's seed makes."""
+    if group == 1:
+        return seeds
+    return tuple(row for seed in seeds for row in solvers.seeds(seed, group))
 
 
 class Span(NamedTuple):
@@ -178,7 +175,7 @@ def make_times(
             raise ValueError(f"{kind} is a discrete model with a grid of its own, from noise to data: take another solver")
         return solver.times
     steps = None if steps is None else whole("steps", steps, 1, _MOST_STEPS)
-    if isinstance(plain(grid), int | float):
+    if grid is not None and isinstance(plain(grid), int | float):
         raise TypeError(
             f"grid must be a name, a function of the number of steps or an array of times, got {grid!r}; write steps={grid!r}?"
         )
@@ -200,7 +197,7 @@ def make_times(
         raise ValueError(f"{kind} takes fixed steps: pass steps=N, or grid as an array of times")
     if grid is not None and isinstance(grid, str) and grid not in GRIDS:
         raise ValueError(f"no grid is called {grid!r}{nearest(grid, GRIDS)}; known: {', '.join(GRIDS)}")
-    start = _starts(span, t_start)
+    start = torch.tensor(span.start, dtype=torch.float64) if t_start is None else _starts(t_start)
     end = span.end if t_end is None else real("t_end", t_end, "; all samples of a call share it: call once for each")
     bounds = (span.low, span.high, span.what, span.sde)
     if grid is not None and array:
@@ -218,27 +215,25 @@ def make_times(
         grids = [_named(span.sde, unit, spaced, solver.spacing, steps or 0, each, end) for each in few.tolist()]
         times = torch.stack(grids, dim=1)[:, back]
     times = check_span(solvers.check_grid(times), *bounds)
-    if not array and not solver.adaptive and times.ndim == 1:
+    if breaks and not array and not solver.adaptive and times.ndim == 1:
         times = snapped(times, breaks)
-    _check_way(span, times)
+    backward = span.start > span.end
+    if len(times) > 1 and bool((times[1] > times[0]).any()) == backward:
+        raise _wrong_way(times, backward)
     return times
 
 
-def _check_way(span: Span, times: Tensor) -> None:
-    """A ValueError unless the grid goes the way of the span."""
-    backward = span.start > span.end
-    if len(times) > 1 and bool((times[1] > times[0]).any()) == backward:
-        times = times if times.ndim == 1 else times[:, (times[1] > times[0]) == backward][:, 0]
-        way = "sampling goes back in time, from noise to data: the grid must fall"
-        way = way if backward else "this goes forward in time, from data to noise: the grid must rise"
-        raise ValueError(f"{way}, it goes from {times[0]:g} to {times[-1]:g}")
+def _wrong_way(times: Tensor, backward: bool) -> ValueError:
+    """The refusal of a grid that rises where it is to fall, or falls where it is to rise."""
+    times = times if times.ndim == 1 else times[:, (times[1] > times[0]) == backward][:, 0]
+    way = "sampling goes back in time, from noise to data: the grid must fall"
+    way = way if backward else "this goes forward in time, from data to noise: the grid must rise"
+    return ValueError(f"{way}, it goes from {times[0]:g} to {times[-1]:g}")
 
 
-def _starts(span: Span, t_start: float | Tensor | None) -> Tensor:
+def _starts(t_start: float | Tensor) -> Tensor:
     """The start, (), or the starts of the samples, (B,)."""
     given = plain(t_start)
-    if given is None:
-        return torch.tensor(span.start, dtype=torch.float64)
     if isinstance(given, int | float):
         return torch.tensor(real("t_start", given), dtype=torch.float64)
     start = reals("t_start", given, "cpu")
@@ -284,16 +279,16 @@ def check_stochasticity(
 
 
 def check_start(
-    model: Model, x_init: Tensor | None, shape: tuple[int, ...], start: float, dtype: torch.dtype, device: torch.device
+    sde: SDE, x_init: Tensor | None, shape: tuple[int, ...], start: float, dtype: torch.dtype, device: torch.device
 ) -> Tensor | None:
     """States at the start, or None for a draw from the prior."""
     if x_init is None:
-        if start < model.sde.t_max * (1 - 1e-6):
+        if start < sde.t_max * (1 - 1e-6):
             raise ValueError(
-                f"a start at t = {start:g} below t_max = {model.sde.t_max:g} needs x_init: sde.perturb(x_0, {start:g}, noise), say"
+                f"a start at t = {start:g} below t_max = {sde.t_max:g} needs x_init: sde.perturb(x_0, {start:g}, noise), say"
             )
         try:
-            _ = prior_of(model.sde)
+            _ = prior_of(sde)
         except NotImplementedError as error:
             raise ValueError(str(error)) from error
         return None

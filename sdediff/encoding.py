@@ -149,6 +149,7 @@ def _carry(title: str, solving: Solving, x: Tensor) -> Solution:
     def part(rows: Tensor, options: Options) -> Solution:
         problem, units = solving.reverse(rows), solving.units
         own = units.enter(start[rows.to(solving.device)], problem.mask)
-        return units.left(solving.solver.solve(problem, own, solving.grid(rows), None, options), problem.mask)
+        times = solving.times if solving.times.ndim == 1 else solving.times[:, rows]
+        return units.left(solving.solver.solve(problem, own, times, None, options), problem.mask)
 
     return solving.run(title, part)

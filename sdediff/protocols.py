@@ -33,6 +33,7 @@ __all__ = [
     "entries_of",
     "extras_of",
     "facts",
+    "has_weights",
     "is_model",
     "sigma_data",
     "value_of",
@@ -51,6 +52,7 @@ class Prediction(Protocol):
         """(p, q) at float64 host times t, () or (n,), shaped as t."""
 
 
+@dataclass(eq=False, repr=False)
 class Rows:
     """The samples that an evaluation is about, a row of the state each.
 
@@ -58,24 +60,16 @@ class Rows:
     `take`, in which a row may repeat (classifier-free guidance asks for all of them twice).
     """
 
-    def __init__(
-        self,
-        condition: Mapping[str, Tensor],
-        index: Tensor,
-        size: int,
-        monitor: Monitor,
-        mask: Tensor | None = None,
-        own: Tensor | None = None,
-    ) -> None:
-        self.condition = condition
-        """Tensors by the names of the network's arguments, each with a row for a row of the state."""
-        self.index = index
-        """Which sample of the call each row is, int64 (rows,) on the host."""
-        self.size = size
-        """How many samples the call has; some may have arrived, or wait for their turn."""
-        self.mask = mask
-        """Which coordinates exist, bool (rows, *event) beside the state; None: all."""
-        self.monitor, self._own = monitor, own
+    condition: Mapping[str, Tensor]
+    """Tensors by the names of the network's arguments, each with a row for a row of the state."""
+    index: Tensor
+    """Which sample of the call each row is, int64 (rows,) on the host."""
+    size: int
+    """How many samples the call has; some may have arrived, or wait for their turn."""
+    monitor: Monitor
+    mask: Tensor | None = None
+    """Which coordinates exist, bool (rows, *event) beside the state; None: all."""
+    _own: Tensor | None = None
 
     @classmethod
     def of(cls, count: int, condition: Mapping[str, Tensor] | None = None, mask: Tensor | None = None) -> Rows:
@@ -151,16 +145,15 @@ class Model(Protocol):
 class Facts:
     """What a model may say beside the protocol, as attributes of these names; here with what holds where it does not.
 
-    ``device`` and ``dtype`` are by default those of the modules that the model holds. ``has_weights``:
-    whether the device is known. ``data_std``: the standard deviation of the data, in units of which
-    solves run; ``declared_data_std`` the same if the model says it itself. ``normalizer``: between the
-    user's data and the states. ``breaks``: times at which the field jumps. ``extras``: names of
-    further outputs. ``cost``: evaluations of a network in a call, at most. ``net``: what takes the conditions.
+    ``device`` and ``dtype`` are by default those of the modules that the model holds; `has_weights` asks
+    for one fact more. ``data_std``: the standard deviation of the data, in units of which solves run;
+    ``declared_data_std`` the same if the model says it itself. ``normalizer``: between the user's data
+    and the states. ``breaks``: times at which the field jumps. ``extras``: names of further outputs.
+    ``cost``: evaluations of a network in a call, at most. ``net``: what takes the conditions.
     """
 
     device: torch.device
     dtype: torch.dtype | None
-    has_weights: bool
     data_std: float
     sigma_data: float
     declared_data_std: float | None = None
@@ -172,25 +165,30 @@ class Facts:
 
 
 _CPU: Final = torch.device("cpu")
+_FACTS: Final = tuple("declared_data_std normalizer breaks extras cost net device dtype data_std sigma_data".split())
+_NOTHING: Final = object()
 
 
 def facts(model: Model) -> Facts:
     """What a model says of itself, or what holds where it says nothing."""
-    found: dict[str, Any] = {}
-    for name in ("declared_data_std", "normalizer", "breaks", "extras", "cost", "net"):
-        if hasattr(model, name):
-            found[name] = getattr(model, name)
-    device = getattr(model, "device", None) or _behind(model, lambda p: p.device)
-    dtype = model.dtype if hasattr(model, "dtype") else _behind(model, lambda p: p.dtype if p.is_floating_point() else None)
-    declared = found.setdefault("declared_data_std", getattr(model, "data_std", None))
-    return Facts(
-        device=device or _CPU,
-        dtype=dtype,
-        has_weights=getattr(model, "has_weights", device is not None),
-        data_std=getattr(model, "data_std", model.sde.data_std if declared is None else declared),
-        sigma_data=sigma_data(model),
-        **found,
-    )
+    asked: dict[str, Any] = {name: getattr(model, name, _NOTHING) for name in _FACTS}
+    found = {name: value for name, value in asked.items() if value is not _NOTHING}
+    found["device"] = found.get("device") or _behind(model, lambda p: p.device) or _CPU
+    if "dtype" not in found:
+        found["dtype"] = _behind(model, lambda p: p.dtype if p.is_floating_point() else None)
+    declared = found.setdefault("declared_data_std", found.get("data_std"))
+    if "data_std" not in found:
+        found["data_std"] = model.sde.data_std if declared is None else declared
+    if "sigma_data" not in found:
+        found["sigma_data"] = model.sde.sigma_data
+    return Facts(**found)
+
+
+def has_weights(model: Model) -> bool:
+    """Whether the device of a model is known: by what it says, or by the modules that it holds."""
+    if hasattr(model, "has_weights"):
+        return bool(model.has_weights)
+    return bool(getattr(model, "device", None) or _behind(model, lambda p: p.device))
 
 
 def _behind(model: object, read: Callable[[Tensor], _Fact | None]) -> _Fact | None:
@@ -214,9 +212,9 @@ def is_model(value: object) -> bool:
 
 def check_model(model: object) -> None:
     """A TypeError unless it is a model."""
-    if not is_model(model):
+    lacking = [name for name in _NEEDED if not hasattr(model, name)]
+    if lacking or isinstance(model, type):
         got = model.__name__ if isinstance(model, type) else type(model).__name__
-        lacking = [name for name in _NEEDED if not hasattr(model, name)]
         parts = f" without {', '.join(lacking)}" if 0 < len(lacking) < len(_NEEDED) else ""
         raise TypeError(
             f"model must be a ScoreModel, got {got}{parts}; wrap the network: ScoreModel(net, sde, predicts='noise'), "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -23,11 +23,11 @@ from sdediff.arguments import (
     default_solver,
     intervals,
     one_stochasticity,
+    row_seeds,
 )
 from sdediff.protocols import Model
 from sdediff.reverse import Reverse
-from sdediff.samples import row_seeds
-from sdediff.sde import SDE, Prior
+from sdediff.sde import SDE
 from sdediff.solvers import Failure, Noise, Options, Snapshot, Solution, Solver, Status, White, rowwise
 from sdediff.solvers.legs import legs_of
 from sdediff.solvers.masked import masked
@@ -106,8 +106,15 @@ def sample(
     """
     check_model(model)
     shape = check_shape(shape)
-    solver = check_solver(_default(model, steps, grid, stochasticity) if solver is None else solver)
-    ending = _check_last(model.sde, last, t_end)
+    if solver is None:
+        noisy = stochasticity is not None and (callable(stochasticity) or one_stochasticity(stochasticity) != 0)
+        solver = default_solver(model.sde, intervals(steps, grid), stochastic=noisy)
+    elif not isinstance(solver, Solver):
+        check_solver(solver)
+    if last is not None:
+        _check_last(model.sde, last)
+    elif t_end is None and "kernel" in model.sde.offers:
+        last = "denoise"
     solving = Solving.checked(
         model,
         shape,
@@ -117,7 +124,7 @@ def sample(
         grid=grid,
         t_start=t_start,
         t_end=t_end,
-        last="mean" if ending == "mean" else "noisy",
+        last="mean" if last == "mean" else "noisy",
         condition=condition,
         mask=mask,
         batch_size=batch_size,
@@ -131,93 +138,93 @@ def sample(
         dtype=dtype,
         device=device,
     )
-    times = solving.times
-    lam = check_stochasticity(solver, stochasticity, times.reshape(-1))
-    sample_seeds = check_seed(seed, noise, shape, solving.device, solver.group)
-    noise = _noise(solving, sample_seeds, noise)
-    x_start = check_start(model, x_init, shape, float(times[0].min()), dtype, solving.device)
-    _check_reaches_noise(solving, x_start)
-
-    def part(rows: Tensor, options: Options) -> Solution:
-        own = noise if noise is None or len(rows) == shape[0] else noise.take(rows)
-        problem, units = solving.reverse(rows, lam), solving.units
-        start = None if x_start is None else x_start[rows.to(solving.device)]
-        x = units.from_model(_draw(model, own)) if start is None else units.enter(start, problem.mask)
-        return _solve(problem, solver, x, solving.grid(rows), own, options, denoise=ending == "denoise")
-
-    return replace(solving.run("sampling", part), seeds=sample_seeds)
+    return _sampled(solving, seed, noise, x_init, stochasticity, denoise=last == "denoise")
 
 
-def _default(
-    model: Model, steps: int | None, grid: Grid | None, stochasticity: float | Callable[[Tensor], Tensor] | None
-) -> Solver:
-    """The solver where none is given."""
-    noisy = stochasticity is not None and (callable(stochasticity) or one_stochasticity(stochasticity) != 0)
-    return default_solver(model.sde, intervals(steps, grid), stochastic=noisy)
+def _check_last(sde: SDE, last: str) -> None:
+    check_choice("last", last, ("denoise", "mean", "noisy"))
+    if last == "denoise" and "kernel" not in sde.offers:
+        raise ValueError(f"last='denoise' takes E[x_0 | x], which {sde!r} does not have: it is no LinearSDE; use 'mean' or 'noisy'")
 
 
-def _noise(solving: Solving, seeds: tuple[int, ...] | None, noise: Noise | None) -> Noise | None:
-    """The noise of these seeds, or the one given, of what exists."""
+def _sampled(
+    solving: Solving,
+    seed: int | Sequence[int] | None,
+    noise: Noise | None,
+    x_init: Tensor | None,
+    stochasticity: float | Callable[[Tensor], Tensor] | None,
+    *,
+    denoise: bool,
+) -> Solution:
+    """The samples of these seeds, or of the noise given."""
+    solver, times, units, sde = solving.solver, solving.times, solving.units, solving.model.sde
+    shape, device, dtype = (solving.count, *solving.event), solving.device, solving.dtype
+    lam: float | Callable[[Tensor], Tensor] = 1.0 if solver.diffuses else 0.0
+    if stochasticity is not None:
+        lam = check_stochasticity(solver, stochasticity, times.reshape(-1))
+    seeds = check_seed(seed, noise, shape, device, solver.group)
     if seeds is not None:
-        rows = row_seeds(seeds, solving.solver.group)
-        noise = White(rows, solving.event, dtype=solving.dtype, device=solving.device)
-    return noise if noise is None or solving.mask is None else masked(noise, solving.mask)
-
-
-def _check_reaches_noise(solving: Solving, x_start: Tensor | None) -> None:
-    """Warn where the prior, from which samples are to start, is far from the law at t_max of the data.
-
-    A chain says itself that it is for such a start; of other solves so much is known if the scale of the data is.
-    """
-    known, sde = solving.facts, solving.model.sde
-    declared = solving.solver.times is not None or known.declared_data_std is not None
+        keys = seeds if solver.group == 1 else row_seeds(seeds, solver.group)
+        noise = White(keys, solving.event, dtype=dtype, device=device)
+    drawn = cast(Noise, noise)
+    if solving.mask is not None:
+        drawn = masked(drawn, solving.mask)
+    x_start = check_start(sde, x_init, shape, float(times[0].min()), dtype, device)
+    # A chain is for a start from noise; of other solves as much is known if the data's scale is.
+    declared = solver.times is not None or solving.facts.declared_data_std is not None
     if x_start is None and declared and "kernel" in sde.offers:
-        wrong = short_of_noise(sde, known.data_std)
+        wrong = short_of_noise(sde, solving.facts.data_std)
         if wrong is not None:
             warnings.warn(wrong, stacklevel=3)
 
+    def part(rows: Tensor, options: Options) -> Solution:
+        own = drawn if len(rows) == solving.count else drawn.take(rows)
+        problem = solving.reverse(rows, lam)
+        if x_start is None:
+            x = sde.prior.from_noise(own.at(0).normal("prior"))
+            x = x if units.unit == 1 else units.from_model(x)
+        else:
+            x = units.enter(x_start[rows.to(device)], problem.mask)
+        grid = times if times.ndim == 1 else times[:, rows]
+        inside = solver.solve(problem, x, grid, own, options)
+        solution = inside
+        if units.unit != 1 or units.normalizer is not None or problem.mask is not None:
+            solution = units.left(inside, problem.mask)
+        return _denoised(problem, solver, inside, solution, grid, options) if denoise else solution
 
-def _check_last(sde: SDE, last: str | None, t_end: float | None) -> str:
-    linear = "kernel" in sde.offers
-    if last is None:
-        return "denoise" if t_end is None and linear else "noisy"
-    check_choice("last", last, ("denoise", "mean", "noisy"))
-    if last == "denoise" and not linear:
-        raise ValueError(f"last='denoise' takes E[x_0 | x], which {sde!r} does not have: it is no LinearSDE; use 'mean' or 'noisy'")
-    return last
+    return replace(solving.run("sampling", part), seeds=seeds)
 
 
-def _solve(
-    problem: Reverse, solver: Solver, x: Tensor, times: Tensor, noise: Noise | None, options: Options, *, denoise: bool
-) -> Solution:
-    inside = solver.solve(problem, x, times, noise, options)
-    solution = problem.units.left(inside, problem.mask)
-    if not denoise:
-        return solution
+def _denoised(problem: Reverse, solver: Solver, inside: Solution, solution: Solution, times: Tensor, options: Options) -> Solution:
+    """``solution`` with E[x_0 | x] in place of each x, which solvers see as that of ``inside``."""
     if options.max_nfe is not None:
         late = [i for i, n in enumerate(solution.nfe.tolist()) if n >= options.max_nfe and not int(solution.status[i])]
         solution = _fail(solution, late, Status.MAX_NFE, times[-1])
     rows = torch.nonzero(solution.status == 0).flatten()
     if not len(rows):
         return solution
-    whole = len(rows) == len(x)
+    whole = len(rows) == len(inside.x)
     with torch.set_grad_enabled(options.grad != "none"):
         # At a break the value counts that is inside of what was solved last; a chain knows nothing of breaks.
-        piece = None if solver.times is not None else legs_of(problem, times)[1][-1].problem.piece
+        piece = None
+        if problem.breaks and solver.times is None:
+            piece = legs_of(problem, times)[1][-1].problem.piece
         last = problem.within(piece, times)
-        part, state = (last, inside.x) if whole else (last.take(rows), inside.x[rows.to(x.device)])
+        part, state = (last, inside.x) if whole else (last.take(rows), inside.x[rows.to(inside.x.device)])
         end = times[-1] if whole or times.ndim == 1 else times[-1, rows]
         clean = part.clean(state, end)
-    lost = rows[~torch.isfinite(rowwise(clean)).all(dim=1).cpu()].tolist()
     out = solution.x.clone()
-    out[rows.to(x.device)] = clean
-    if lost:
+    out[rows.to(out.device)] = clean
+    lost: list[int] = []
+    if not bool(torch.isfinite(clean).all()):
+        lost = rows[~torch.isfinite(rowwise(clean)).all(dim=1).cpu()].tolist()
         out[lost] = solution.x[lost]
     frames = solution.trajectory
     if frames is not None:
         frames = torch.cat([frames[:-1], out[None]])
-    solution = replace(solution, x=out, nfe=problem.monitor.nfe, backward=problem.monitor.backward_passes.total, trajectory=frames)
-    return _fail(solution, lost, Status.NETWORK_NOT_FINITE, times[-1])
+    backward = problem.monitor.backward_passes.total
+    solution = replace(solution, x=out, nfe=problem.monitor.nfe, backward=backward, trajectory=frames)
+    return _fail(solution, lost, Status.NETWORK_NOT_FINITE, times[-1]) if lost else solution
 
 
 def _fail(solution: Solution, samples: list[int], status: Status, end: Tensor) -> Solution:
@@ -229,10 +236,3 @@ def _fail(solution: Solution, samples: list[int], status: Status, end: Tensor) -
     ends = end.expand(len(marks)).tolist()
     failures = solution.failures + tuple(Failure(i, status, ends[i]) for i in samples)
     return replace(solution, status=marks, failures=tuple(sorted(failures, key=lambda f: f.sample)))
-
-
-def _draw(model: Model, noise: Noise | None) -> Tensor:
-    if noise is None:
-        raise ValueError("sampling from the prior needs noise; pass seed or x_init")
-    prior: Prior = model.sde.prior
-    return prior.from_noise(noise.at(0).normal("prior"))

@@ -8,10 +8,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from sdediff.arguments import Grid, Span, check_choice, check_grad, check_seed, check_solver, check_states, make_times
+from sdediff.arguments import Grid, Span, check_choice, check_grad, check_seed, check_solver, check_states, make_times, row_seeds
 from sdediff.forward import Forward
 from sdediff.lending import at_least_float32
-from sdediff.samples import row_seeds
 from sdediff.sde import SDE
 from sdediff.solvers import EulerMaruyama, Noise, Options, Snapshot, Solution, SolveError, Solver, White
 from sdediff.solvers.scalars import callback_of, flag
@@ -58,7 +57,9 @@ def simulate(
     check_count(times, len(x_0))
     _ = check_group(solver, len(x_0), None)
     check_choice("on_fail", on_fail, ("raise", "return"))
-    check_grad(grad)
+    check_choice("grad", grad, ("none", "full", "checkpoint"))
+    if grad != "none":
+        check_grad(grad)
     seeds = check_seed(seed, noise, tuple(x_0.shape), x_0.device, solver.group)
     if seeds is not None:
         rows = row_seeds(seeds, solver.group)

@@ -89,17 +89,22 @@ class Solving:
     ) -> Self:
         """From the arguments that `sample` documents; ValueError or TypeError for those that are wrong."""
         known, count = facts(model), shape[0]
-        place = check_device(known, device)
+        place = known.device if device is None else check_device(model, known, device)
         times = make_times(span, solver, steps, grid, t_start, t_end, known.data_std, known.breaks)
-        check_count(times, count)
+        if times.ndim > 1:
+            check_count(times, count)
         check_choice("on_fail", on_fail, ("raise", "return"))
-        check_grad(grad)
+        check_choice("grad", grad, ("none", "full", "checkpoint"))
+        if grad != "none":
+            check_grad(grad)
         if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
             raise ValueError(f"the state's dtype must be torch.float32 or torch.float64, got {dtype!r}; the network keeps its own")
-        callback = callback_of("callback", callback, "of a Snapshot")
+        if callback is not None:
+            callback_of("callback", callback, "of a Snapshot")
         trajectory, progress = flag("trajectory", trajectory), flag("progress", progress)
         batch_size = None if batch_size is None else whole("batch_size", batch_size, 1)
-        batch_size = check_group(solver, count, batch_size)
+        if type(solver.group) is not int or solver.group != 1:
+            batch_size = check_group(solver, count, batch_size)
         max_nfe = None if max_nfe is None else whole("max_nfe", max_nfe, 1)
         least = solver.evaluations + (1 if solver.begins else 2)
         if solver.adaptive and max_nfe is not None and max_nfe < least:
@@ -116,7 +121,7 @@ class Solving:
             count=count,
             solver=solver,
             times=times,
-            condition=check_condition(condition, count, known.net, place),
+            condition={} if condition is None else check_condition(condition, count, known.net, place),
             batch_size=batch_size or count,
             options=Options(last, trajectory, callback, max_nfe, "return", grad),
             raises=on_fail == "raise",
@@ -124,7 +129,7 @@ class Solving:
             dtype=dtype,
             device=place,
             units=Units(known.data_std, known.normalizer),
-            mask=check_mask(mask, shape, place),
+            mask=None if mask is None else check_mask(mask, shape, place),
             event=torch.Size(shape[1:]),
         )
 
@@ -133,14 +138,10 @@ class Solving:
     ) -> Reverse:
         """The problem of the samples ``rows``; their states are in the solvers' `units`, of the dtype ``state`` (None: `dtype`)."""
         condition = {name: value[rows.to(value.device)] for name, value in self.condition.items()}
-        monitor = Monitor(len(rows))
-        batch = Rows(condition, rows, self.count, monitor, self.existing(rows))
+        mask = None if self.mask is None else self.existing(rows)
+        batch = Rows(condition, rows, self.count, Monitor(len(rows)), mask)
         like = Like(len(rows), self.event, state or self.dtype, self.device, self.dtype)
         return Reverse(self.model, batch, stochasticity, like=like, units=self.units)
-
-    def grid(self, rows: Tensor) -> Tensor:
-        """The times of the samples ``rows``."""
-        return self.times if self.times.ndim == 1 else self.times[:, rows]
 
     def existing(self, rows: Tensor) -> Tensor | None:
         """The mask of the samples ``rows``."""
@@ -149,14 +150,18 @@ class Solving:
     def run(self, title: str, part: Callable[[Tensor, Options], Solution]) -> Solution:
         """``part(rows, options)`` of ``batch_size`` samples at a time, joined; `SolveError` if a sample failed and ``raises``."""
         parts = []
-        shown = progress_bar(title, total=self.count, show=True) if self.progress else nullcontext(Bar())
+        shown = progress_bar(title, total=self.count, show=True) if self.progress else nullcontext()
         with evaluating(self.model), shown as bar:
             for first in range(0, self.count, self.batch_size):
                 rows = torch.arange(first, min(first + self.batch_size, self.count))
-                show = partial(_show, bar, first, len(rows)) if self.progress else None
-                callback = self.units.outside(self.options.callback, self.existing(rows))
-                parts.append(part(rows, replace(self.options, progress=show, callback=callback)))
-        solution = merge(parts)
+                options = self.options
+                if bar is not None:
+                    options = replace(options, progress=partial(_show, bar, first, len(rows)))
+                if options.callback is not None:
+                    shown_outside = self.units.outside(options.callback, self.existing(rows))
+                    options = replace(options, callback=shown_outside)
+                parts.append(part(rows, options))
+        solution = parts[0] if len(parts) == 1 else merge(parts)
         if solution.failures and self.raises:
             raise SolveError(solution)
         return solution

@@ -122,7 +122,7 @@ def variational_bound(
     if not isinstance(chain, DDPM):
         raise TypeError(f"chain must be a DDPM, DDPM.from_schedule('linear', 1000) say; got {chain!r}")
     chain.check_model(model)
-    x_0 = at_least_float32(check_states("x_0", x_0)).to(place := check_device(known := facts(model), device))
+    x_0 = at_least_float32(check_states("x_0", x_0)).to(place := check_device(model, known := facts(model), device))
     if bins is not None:
         Bins.checked(bins).check(x_0)
     if known.normalizer is not None:

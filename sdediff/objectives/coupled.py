@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sdediff.arguments import check_shape
 from sdediff.objectives.denoising import DenoisingScoreMatching, FlowMatching
 from sdediff.objectives.objective import DrawingObjective
 from sdediff.objectives.timed import check_loss, check_loss_call
 from sdediff.protocols import Model
-from sdediff.samples import check_shape
 from sdediff.sampling import sample
 from sdediff.solvers import Solver, White, seeds
 from sdediff.solvers.scalars import Record
