@@ -248,7 +248,7 @@ def _named(sde: SDE, unit: float, grid: str | None, spacing: str, steps: int, st
     own = sde.spacing if spacing == "uniform" else spacing
     if "kernel" not in sde.offers:
         return GRIDS["uniform" if grid is None else grid](steps, start, end, None)
-    process: LinearSDE = sde.scaled(1 / unit)
+    process: LinearSDE = sde if unit == 1 else sde.scaled(1 / unit)  # type: ignore[assignment]
     return GRIDS[own if grid is None else grid](steps, start, end, LogSNR(process.log_snr, process.time_of, bounded=grid is None))
 
 
