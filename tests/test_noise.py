@@ -100,12 +100,12 @@ def test_every_bit_depends_on_every_part(place: str) -> None:
     next, the same for neighbouring bits; 3 x 128 normal deviations, none beyond 6.5: chance 3e-8."""
     n = 2**12
     if place == "column":
-        words = generator.words(noise._states(noise._sources([7]), np.array([3]), "path", 1), 2 * n).reshape(n, 2)
+        words = generator.words(noise._states(noise.White([7], ()).sources, np.array([3]), "path", 1), 2 * n).reshape(n, 2)
     elif place == "k":
-        words = np.stack([noise._states(noise._sources([7]), np.array([3]), "path", k)[0] for k in range(n)])
+        words = np.stack([noise._states(noise.White([7], ()).sources, np.array([3]), "path", k)[0] for k in range(n)])
     else:
         seeds, steps = ([*range(n)], [5]) if place == "seed" else ([7], [*range(n)])
-        words = noise._states(noise._sources(seeds), np.array(steps)[:, None], "path", 1).reshape(n, 2)
+        words = noise._states(noise.White(seeds, ()).sources, np.array(steps)[:, None], "path", 1).reshape(n, 2)
     bits = np.unpackbits(words.astype("<u8").view(np.uint8), axis=1)
     assert bits.shape == (n, 128)
     for each in (bits, bits[1:] ^ bits[:-1], bits ^ np.roll(bits, 1, axis=1)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -60,14 +59,6 @@ _SIN = (1.57079629e00, -6.45963360e-01, 7.96884805e-02, -4.67222792e-03, 1.50820
 _COS_SIN: Final = [np.array(pair, np.float32)[:, None] for pair in zip(_COS, _SIN, strict=True)]
 
 
-def _polynomial(z: NDArray[np.float32], coefficients: Sequence[NDArray[Any]], out: NDArray[np.float32]) -> None:
-    np.multiply(z, coefficients[-1], out)
-    for coefficient in coefficients[-2:0:-1]:
-        np.add(out, coefficient, out)
-        np.multiply(out, z, out)
-    np.add(out, coefficients[0], out)
-
-
 def _box_muller(words: NDArray[np.uint32], s: NDArray[np.float32]) -> None:
     """From uint32 (2, n) the factors of 2 n normals (Box and Muller 1958): s[0] * s[3] and s[1] * s[4], ``s`` being (5, n).
 
@@ -86,35 +77,28 @@ def _box_muller(words: NDArray[np.uint32], s: NDArray[np.float32]) -> None:
     np.subtract(x, _ONE, z)
     np.divide(z, np.add(x, _ONE, x), z)
     np.multiply(z, z, x)
-    _polynomial(x, _LOG, r)
-    np.add(np.multiply(r, z, r), np.multiply(y, _LOG2, y), r)
+    np.multiply(x, _LOG[-1], r)
+    for coefficient in _LOG[-2:0:-1]:
+        np.multiply(np.add(r, coefficient, r), x, r)
+    np.multiply(np.add(r, _LOG[0], r), z, r)
+    np.add(r, np.multiply(y, _LOG2, y), r)
     signed = np.sqrt(r, r).view(np.uint32)
     np.bitwise_or(signed, np.bitwise_and(words[0], _SIGN, words[0]), signed)
     np.copyto(t, words[1].view(np.int32), casting="unsafe")
     np.multiply(t, _UNIT, t)
     np.multiply(t, t, z)
-    _polynomial(z, _COS_SIN, s[:2])
+    np.multiply(z, _COS_SIN[-1], s[:2])
+    for coefficient in _COS_SIN[-2:0:-1]:
+        np.multiply(np.add(s[:2], coefficient, s[:2]), z, s[:2])
+    np.add(s[:2], _COS_SIN[0], s[:2])
     np.multiply(r, t, t)
-
-
-def _even(total: int, most: int) -> int:
-    """Length of the pieces, as even as can be, in which ``total`` is covered by pieces of at most ``most``."""
-    pieces = -(-total // max(1, most))
-    return -(-total // pieces)
 
 
 def words(states: Words, count: int) -> Words:
     """Random words (rows, count) of states (rows, 2)."""
-    blocks = _blocks(states[:, None], np.arange(-(-count // 2), dtype=np.uint64))
+    index = np.arange(-(-count // 2), dtype=np.uint64)
+    blocks = np.stack(np.broadcast_arrays(states[:, :1] ^ index, states[:, 1:]), axis=-1)
     return encrypted(blocks).reshape(len(states), -1)[:, :count]
-
-
-def _blocks(states: Words, index: Words) -> Words:
-    """States (..., 2) xor numbers of their blocks."""
-    blocks = np.empty((*np.broadcast_shapes(states.shape[:-1], index.shape), 2), np.uint64)
-    np.bitwise_xor(states[..., 0], index, blocks[..., 0])
-    blocks[..., 1] = states[..., 1]
-    return blocks
 
 
 def fill(block: NDArray[np.float32], states: Words, place: Words) -> None:
@@ -125,9 +109,12 @@ def fill(block: NDArray[np.float32], states: Words, place: Words) -> None:
     """
     _, m, n, d = block.shape
     d //= 4
-    width = _even(d, _CHUNK // 2)
-    height = _even(n, _CHUNK // (2 * width))
-    depth = _even(m, _CHUNK // (2 * width * height))
+    room, lengths = _CHUNK // 2, []
+    for total in (d, n, m):  # pieces as even as can be, of as many blocks together as there is room for
+        pieces = -(-total // max(1, room))
+        lengths.append(-(-total // pieces))
+        room //= lengths[-1]
+    width, height, depth = lengths
     place = place * np.uint64(d)
     floats = np.empty(5 * 4 * width * height * depth, np.float32)
     for i, j, start in itertools.product(range(0, m, depth), range(0, n, height), range(0, d, width)):
@@ -136,7 +123,11 @@ def fill(block: NDArray[np.float32], states: Words, place: Words) -> None:
         columns = np.arange(start, min(start + width, d), dtype=np.uint64)
         index = place[down if len(place) > 1 else slice(None), across if place.shape[1] > 1 else slice(None), None] + columns
         state = states[down if len(states) > 1 else slice(None), across, None]
-        found = encrypted(_blocks(state, np.stack([index, index | _PLANE])))
+        blocks = np.empty((2, *part.shape[1:3], len(columns), 2), np.uint64)
+        np.bitwise_xor(state[..., 0], index, blocks[0, ..., 0])
+        np.bitwise_xor(state[..., 0], index | _PLANE, blocks[1, ..., 0])
+        blocks[..., 1] = state[..., 1]
+        found = encrypted(blocks)
         s = floats[: 5 * part.size // 2].reshape(5, -1)
         _box_muller(found.view(np.uint32).reshape(2, -1), s)
         np.multiply(s[:2].reshape(part.shape), s[3:].reshape(part.shape), part)

@@ -6,6 +6,7 @@ import hashlib
 import math
 import secrets
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, Protocol, Self, runtime_checkable
 
@@ -130,8 +131,18 @@ class _Seeded:
 
     @cached_property
     def sources(self) -> Words:
-        """What is made of each seed: not before something is drawn."""
-        return _sources(self.seeds)
+        """What is made of each seed, (rows, 2), and not before something is drawn.
+
+        AES of a seed below 2^64, of a longer one's hash of 128 bits.
+        """
+        long = {i: seed for i, seed in enumerate(self.seeds) if seed >= 2**64}
+        blocks = np.zeros((len(self.seeds), 2), np.uint64)
+        blocks[:, 0] = [0 if i in long else seed for i, seed in enumerate(self.seeds)]
+        for i, seed in long.items():
+            data = seed.to_bytes(-(-seed.bit_length() // 8), "little")
+            digest = hashlib.blake2b(data, digest_size=16).digest()
+            blocks[i] = np.frombuffer(digest, "<u8")
+        return encrypted(blocks)
 
     def take(self, rows: Tensor) -> Self:
         """The same for some of the rows."""
@@ -179,7 +190,24 @@ class White(_Seeded):
         return (self._blocks.get((stream, k, number)) or self._hold(stream, k, number))[1]
 
     def _hold(self, stream: str, k: int, number: int) -> tuple[tuple[Tensor, ...], Tensor]:
-        block = self._draw(stream, k, number, 1 if stream == "prior" else self.length)
+        """Draw a block, and let go of an older one."""
+        if not (0 <= number < 2**63 and 0 <= k < 2**32):
+            raise ValueError(f"step and k must not be negative, nor so large: block {number} of steps, k = {k}")
+        length = 1 if stream == "prior" else self.length
+        rows, size, pack = len(self.seeds), self.event.numel(), self.pack
+        states = _states(self.sources, np.array([[number]]), stream, k)
+        if length == 1:
+            drawn = _split(states, size)
+        else:  # the cosines are the first steps of the block, the sines its second half
+            steps = length // pack
+            width = 4 * -(-pack * size // 4)
+            parts = np.empty((2, steps // 2, rows, width), np.float32)
+            if parts.size:
+                fill(parts, states, np.arange(steps // 2, dtype=np.uint64)[:, None])
+            drawn = parts.reshape(steps, rows, width)[..., : pack * size]
+            drawn = drawn.reshape(steps, rows, pack, size).swapaxes(1, 2)
+        block = sent(drawn.reshape(length, rows, size), self.dtype, self.device)
+        block = block.reshape(length, rows, *self.event)
         held = self._held.setdefault((stream, k), [])
         if len(held) >= self.keep:
             del self._blocks[stream, k, held.pop(0)]
@@ -195,7 +223,7 @@ class White(_Seeded):
         if self.length == 1:
             return _split(states, size)
         place, lane = np.divmod(within % half, pack)
-        block = np.empty((2, *steps.shape, _multiple(pack * size, 4)), np.float32)
+        block = np.empty((2, *steps.shape, 4 * -(-pack * size // 4)), np.float32)
         if block.size:
             fill(block, states, place.astype(np.uint64))
         chosen = np.where((within < half)[..., None], block[0], block[1])[..., : pack * size].reshape(*steps.shape, pack, size)
@@ -206,21 +234,6 @@ class White(_Seeded):
         """Uniform on 0..below - 1, independent, int64 (rows, count) on the host: of the stream's key (step, stream), to 2^-53."""
         drawn = words(_states(self.sources, np.array([step]), stream, 0), count)
         return torch.from_numpy(((drawn >> np.uint64(11)).astype(np.float64) * (2.0**-53 * below)).astype(np.int64))
-
-    def _draw(self, stream: str, k: int, number: int, length: int) -> Tensor:
-        if not (0 <= number < 2**63 and 0 <= k < 2**32):
-            raise ValueError(f"step and k must not be negative, nor so large: block {number} of steps, k = {k}")
-        rows, size, pack = len(self.seeds), self.event.numel(), self.pack
-        states = _states(self.sources, np.array([[number]]), stream, k)
-        if length == 1:
-            drawn = _split(states, size)
-        else:  # the cosines are the first steps of the block, the sines its second half
-            steps = length // pack
-            block = np.empty((2, steps // 2, rows, _multiple(pack * size, 4)), np.float32)
-            if block.size:
-                fill(block, states, np.arange(steps // 2, dtype=np.uint64)[:, None])
-            drawn = block.reshape(steps, rows, -1)[..., : pack * size].reshape(steps, rows, pack, size).swapaxes(1, 2)
-        return sent(drawn.reshape(length, rows, size), self.dtype, self.device).reshape(length, rows, *self.event)
 
 
 class Nodes(_Seeded):
@@ -250,16 +263,13 @@ def keyed(sources: Words, node: NDArray[np.int64], stream: str, k: int, size: in
     return _split(_states(sources, node, stream, k), size)
 
 
-def _multiple(size: int, of: int) -> int:
-    return of * -(-size // of)
-
-
 def _split(states: Words, size: int) -> NDArray[np.float32]:
     """Normals (m, rows, size) of states (m, rows, 2), the cosines before the sines."""
-    block = np.empty((*states.shape[:2], 2, _multiple(size, 8) // 2), np.float32)
+    half = 4 * -(-size // 8)
+    block = np.empty((*states.shape[:2], 2, half), np.float32)
     if block.size:
         fill(block.transpose(2, 0, 1, 3), states, np.zeros((1, 1), np.uint64))
-    return block.reshape(*states.shape[:2], _multiple(size, 8))[..., :size]
+    return block.reshape(*states.shape[:2], 2 * half)[..., :size]
 
 
 def _states(sources: Words, number: NDArray[np.int64], stream: str, k: int) -> Words:
@@ -269,20 +279,10 @@ def _states(sources: Words, number: NDArray[np.int64], stream: str, k: int) -> W
     return encrypted(sources ^ key)
 
 
-def _sources(seeds: Sequence[int]) -> Words:
-    """What is made of each seed, (rows, 2): AES of a seed below 2^64, of a longer one's hash of 128 bits."""
-    long = {i: seed for i, seed in enumerate(seeds) if seed >= 2**64}
-    blocks = np.zeros((len(seeds), 2), np.uint64)
-    blocks[:, 0] = [0 if i in long else seed for i, seed in enumerate(seeds)] if long else seeds
-    for i, seed in long.items():
-        digest = hashlib.blake2b(seed.to_bytes(-(-seed.bit_length() // 8), "little"), digest_size=16).digest()
-        blocks[i] = int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
-    return encrypted(blocks)
-
-
+@dataclass(eq=False, slots=True)
 class _WhiteStep:
-    def __init__(self, white: White, step: int) -> None:
-        self.white, self.step = white, step
+    white: White
+    step: int
 
     def normal(self, stream: str = "path", k: int = 0) -> Tensor:
         return self.white.normal(self.step, stream, k)
@@ -298,11 +298,11 @@ class _WhiteStep:
         return paired(self.normal("path"), self.normal("path", 1), _between(a, b))
 
 
+@dataclass(eq=False)
 class Silence(StepNoise):
     """The noise of a solver that draws none."""
 
-    def __init__(self, solver: object) -> None:
-        self.solver = solver
+    solver: object
 
     def normal(self, stream: str, k: int = 0) -> Tensor:
         raise ValueError(f"{self.solver!r} draws noise but declares stochastic = False; declare it stochastic")
