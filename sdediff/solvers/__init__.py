@@ -28,10 +28,11 @@ from sdediff.solvers.exponential import (
 )
 from sdediff.solvers.external import External, SciPy, TorchDiffEq, TorchSDE
 from sdediff.solvers.grid import GRIDS, LogSNR, check_grid, quadratic, uniform
-from sdediff.solvers.integrate import Options, Snapshot, integrate
+from sdediff.solvers.integrate import integrate
 from sdediff.solvers.langevin import Langevin, MetropolisLangevin, PredictorCorrector
 from sdediff.solvers.monitor import Monitor
 from sdediff.solvers.noise import Noise, StepNoise, White, fresh_seed, seeds
+from sdediff.solvers.options import Options, Snapshot
 from sdediff.solvers.problem import At, Output, Problem
 from sdediff.solvers.runge_kutta import DOP853, RK23, RK45, DormandPrince, Euler, Heun, Midpoint, RungeKutta, RungeKutta4, Tsit5
 from sdediff.solvers.solution import Failure, Solution, SolveError, Status

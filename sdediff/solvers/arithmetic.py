@@ -13,10 +13,7 @@ from sdediff.solvers.coefficients import Coef
 __all__ = [
     "Like",
     "Number",
-    "columns",
-    "entries",
     "expand",
-    "numbers",
     "place",
     "planned",
     "rowwise",
@@ -58,22 +55,24 @@ def planned(count: int, like: Like | None, *columns: Coef) -> list[Sequence[Coef
     gradient nor rows. Those of every row stand beside states that look ``like`` this, by one
     transfer, and are shaped for them; if it is not known how they look, they stay on the host.
     """
-    own = [c for c in columns if isinstance(c, Tensor) and c.ndim == 2]
-    there = iter(_beside(own, like) if own and like is not None else own)
-    return [_unbound(count, like, next(there) if isinstance(c, Tensor) and c.ndim == 2 else c) for c in columns]
-
-
-def _beside(columns: list[Tensor], like: Like) -> Sequence[Tensor]:
-    table = torch.stack(columns).to(like.dtype).to(like.device)
-    return table.reshape(*table.shape, *(1,) * len(like.event)).unbind()
-
-
-def _unbound(count: int, like: Like | None, column: Coef) -> Sequence[Coef]:
-    if isinstance(column, float | int):
-        return [float(column)] * count
-    if isinstance(column, Tensor):
-        return numbers(column) if column.ndim else [column] * count
-    return (column if like is None else column.to(like.dtype, like.device)).unbind()
+    own: Sequence[Tensor] = [c for c in columns if isinstance(c, Tensor) and c.ndim == 2]
+    if own and like is not None:
+        table = torch.stack(list(own)).to(like.dtype).to(like.device)
+        own = table.reshape(*table.shape, *(1,) * len(like.event)).unbind()
+    of_rows = iter(own)
+    found: list[Sequence[Coef]] = []
+    for c in columns:
+        if isinstance(c, float | int):
+            found.append([float(c)] * count)
+        elif not isinstance(c, Tensor):
+            found.append((c if like is None else c.to(like.dtype, like.device)).unbind())
+        elif c.ndim == 2:
+            found.append(next(of_rows).unbind())
+        elif c.ndim == 0:
+            found.append([c] * count)
+        else:
+            found.append(c.unbind() if c.requires_grad else c.tolist())
+    return found
 
 
 def expand(c: Number, x: Tensor) -> Number:
@@ -113,27 +112,6 @@ def _exchange(plan: Any, parts: dict[int, Tensor]) -> Any:
 def rowwise(x: Tensor) -> Tensor:
     """View a state (rows, *event) as a matrix (rows, d), for norms and checks over the event."""
     return x.reshape(x.shape[0], -1)
-
-
-def numbers(column: Tensor) -> Sequence[Number]:
-    """The entries of planned coefficients (N,) or (N, rows), as floats where they have neither a gradient nor rows."""
-    if column.ndim == 1 and not column.requires_grad:
-        floats: list[float] = column.tolist()
-        return floats
-    return column.unbind()
-
-
-def entries(*columns: Tensor) -> list[tuple[Number, ...]]:
-    """Planned coefficients, a tuple a step, from columns (N,) or (N, rows)."""
-    return list(zip(*map(numbers, columns), strict=True))
-
-
-def columns(table: Tensor) -> list[tuple[Number, ...]]:
-    """Planned coefficients, a tuple a step, from a table (n, N) or (n, N, rows)."""
-    across = table.transpose(0, 1)
-    if table.ndim == 2 and not table.requires_grad:
-        return [tuple(column) for column in across.tolist()]
-    return [column.unbind() for column in across.unbind()]
 
 
 def vanishing(error: Tensor, size: Tensor) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Per-sample adaptive stepping. For a shared grid see `fixed.py`."""
+"""Per-sample adaptive stepping. For a shared grid see `integrate.py`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from sdediff.solvers.clock import Clock, slope
 from sdediff.solvers.noise import Noise, Silence, StepNoise
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.solution import Failure, Status
-from sdediff.solvers.solver import Solver, Step, tolerances
-from sdediff.solvers.stepping import Control, Reached, Stepped, checked
+from sdediff.solvers.solver import Solver, Step, checked, tolerances
+from sdediff.solvers.stepping import Control, Reached, Stepped
 
 __all__ = ["PerSample"]
 
@@ -42,7 +42,10 @@ class PerSample(Control):
     rows: Tensor
 
     def __init__(self, problem: Problem, solver: Solver, x: Tensor, times: Tensor, noise: Noise | None) -> None:
-        super().__init__(problem, solver, x, times, noise)
+        self.problem, self.solver, self.x, self.times = problem, solver, x, times
+        self.samples = len(x)
+        self.accepted, self.rejected = torch.zeros(2, len(x), dtype=torch.int64)
+        self.failures = []
         problem.monitor.watch = True
         self.whole = problem
         self.final = x.clone()
@@ -266,9 +269,6 @@ class PerSample(Control):
         over = self.problem.monitor.nfe[seen] + cost * self.problem.cost > max_nfe
         self._fail(over, Status.MAX_NFE)
         self._drop(over)
-
-    def result(self) -> Tensor:
-        return self.final
 
 
 def _frames(arrived: Tensor, target: Tensor, x: Tensor, rows: Tensor) -> Iterator[tuple[int, Tensor, Tensor | None]]:

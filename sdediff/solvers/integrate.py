@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,59 +14,24 @@ from torch.utils.checkpoint import checkpoint
 from sdediff.solvers.arithmetic import rowwise
 from sdediff.solvers.control import PerSample
 from sdediff.solvers.dyadic import DyadicSteps
-from sdediff.solvers.fixed import FixedSteps
 from sdediff.solvers.legs import Leg, legs_of
 from sdediff.solvers.needs import unknown_needs
-from sdediff.solvers.noise import Noise, StepNoise
+from sdediff.solvers.noise import Noise, Silence, StepNoise
+from sdediff.solvers.options import Options, Snapshot
 from sdediff.solvers.problem import Problem
-from sdediff.solvers.scalars import Record
-from sdediff.solvers.solution import MOST_NFE, Failure, Solution, SolveError, Status
-from sdediff.solvers.solver import Solver, Step
-from sdediff.solvers.stepping import Control, checked
+from sdediff.solvers.solution import Failure, Solution, SolveError, Status
+from sdediff.solvers.solver import Solver, Step, checked
+from sdediff.solvers.stepping import Control, Reached, Stepped
 
 __all__ = ["Options", "Snapshot", "integrate", "require"]
-
-
-class Snapshot(NamedTuple):
-    """What a callback sees after a step: copies, so that what it does to them does not reach the solve."""
-
-    step: int
-    """Number of steps (attempts, if adaptive) made."""
-    done: float
-    """Share of the way that is behind, 0 to 1."""
-    t: Tensor
-    """Time, () or (rows,)."""
-    x: Tensor
-    """States (rows, *event) of the samples still moving."""
-    rows: Tensor | None
-    """Which samples those are; None: all."""
-    nfe: Tensor
-    """Evaluations so far, (B,)."""
-
-
-@dataclass(frozen=True)
-class Options(Record):
-    """How to drive a solve; `sdediff.sample` documents each."""
-
-    last: Literal["mean", "noisy"] = "noisy"
-    trajectory: bool = False
-    callback: Callable[[Snapshot], None] | None = None
-    max_nfe: int | None = None
-    on_fail: Literal["raise", "return"] = "raise"
-    grad: Literal["none", "full", "checkpoint"] = "none"
-    progress: Callable[[float], None] | None = None
-
-    def limit(self, solver: Solver) -> int | None:
-        """Evaluations a sample at most: ``max_nfe``, and `MOST_NFE` for an adaptive solver without one."""
-        return MOST_NFE if self.max_nfe is None and solver.adaptive else self.max_nfe
-
 
 _INSTEAD = "EulerMaruyama and RK45 need drift and diffusion only"
 
 
 def require(problem: Problem, solver: Solver) -> None:
     """A ValueError unless ``problem`` offers all that ``solver`` needs, a TypeError where the solver lacks a part."""
-    if unknown := unknown_needs(solver, problem.offers):
+    met = isinstance(solver.needs, Set) and solver.needs <= problem.offers
+    if not met and (unknown := unknown_needs(solver, problem.offers)):
         raise ValueError(unknown)
     name = type(solver).__name__
     if type(solver).step is Solver.step and not solver.whole:
@@ -74,9 +39,9 @@ def require(problem: Problem, solver: Solver) -> None:
     lacking = [part for part in ("rtol", "atol", "error_order") if solver.adaptive and not hasattr(solver, part)]
     if lacking and not solver.whole:
         raise TypeError(f"{name} is adaptive and lacks {', '.join(lacking)}: it has fields rtol and atol, and an error_order")
-    missing = sorted(solver.needs - problem.offers)
-    if missing:
-        raise ValueError(f"{solver!r} needs {', '.join(missing)}, which this problem does not offer; {_INSTEAD}")
+    if not met:
+        missing = ", ".join(sorted(solver.needs - problem.offers))
+        raise ValueError(f"{solver!r} needs {missing}, which this problem does not offer; {_INSTEAD}")
 
 
 def integrate(
@@ -104,7 +69,24 @@ def integrate(
         if lost:
             problem.monitor.clear()
             run = _drive(problem, solver, x, times, noise, options, watch=True)
-    solution = _solution(problem, run, lost=lost)
+    failures = sorted(run.failures, key=lambda failure: failure.sample)
+    if lost and not failures:  # the replay found nothing: the network answered differently the second time
+        rows = torch.nonzero(~torch.isfinite(rowwise(run.x)).all(dim=1)).flatten().tolist()
+        failures = [Failure(sample, Status.STATE_NOT_FINITE, float("nan")) for sample in rows]
+    status = torch.zeros(len(x), dtype=torch.int64)
+    for failure in failures:
+        status[failure.sample] = failure.status
+    solution = Solution(
+        x=run.x,
+        times=run.times,
+        nfe=problem.monitor.nfe,
+        accepted=run.accepted,
+        rejected=run.rejected,
+        status=status,
+        trajectory=None if run.frames is None else torch.stack(run.frames),
+        failures=tuple(failures),
+        backward=problem.monitor.backward_passes.total,
+    )
     if solution.failures and options.on_fail == "raise":
         raise SolveError(solution)
     return solution
@@ -122,13 +104,6 @@ class _Run:
     failures: list[Failure] = field(default_factory=list)
     steps: int = 0
 
-    @classmethod
-    def begun(cls, x: Tensor, times: Tensor, *, trajectory: bool) -> _Run:
-        """Before the first step."""
-        accepted, rejected = torch.zeros(2, len(x), dtype=torch.int64)
-        frames = [x] + [x.clone() for _ in times[1:]] if trajectory else None
-        return cls(x, times, accepted, rejected, frames)
-
     @property
     def failed(self) -> Tensor:
         """Which samples have failed, bool (B,) on the host."""
@@ -136,75 +111,72 @@ class _Run:
         failed[[failure.sample for failure in self.failures]] = True
         return failed
 
-    def going(self, group: int) -> Tensor | None:
-        """The samples in whose ``group`` one has not failed, int64 (k,) on the host; None: all."""
-        if not self.failures:
-            return None
+    def going(self, group: int) -> Tensor:
+        """The samples in whose ``group`` one has not failed, int64 (k,) on the host."""
         gone = self.failed.reshape(-1, group).all(dim=1).repeat_interleave(group)
         return torch.nonzero(~gone).flatten()
 
-    def keep(self, k: int, x: Tensor, rows: Tensor | None) -> None:
-        """States of the samples ``rows`` (None: all) at time k of the grid."""
+    def keep(self, reached: Reached, first: int, samples: Tensor | None) -> None:
+        """Put states of the samples ``samples`` (None: all) into the frames, which a leg counts from ``first`` on."""
         if self.frames is None:
             return
-        if rows is None:
-            self.frames[k] = x
-        else:
-            self.frames[k][rows.to(x.device)] = x
-
-    def close(self, control: Control, rows: Tensor | None) -> None:
-        """What a leg has made of the samples ``rows`` (None: all)."""
-        x = control.result()
-        if rows is None:
-            self.x, self.failures = x, control.failures
-        else:
-            self.x = self.x.index_copy(0, rows.to(x.device), x)
-            self.failures += [replace(each, sample=int(rows[each.sample])) for each in control.failures]
-        own = slice(None) if rows is None else rows
-        self.accepted[own] += control.accepted
-        self.rejected[own] += control.rejected
+        for k, x, some in reached:
+            rows = _among(samples, some)
+            if rows is None:
+                self.frames[first + k] = x
+            else:
+                self.frames[first + k][rows.to(x.device)] = x
 
 
 def _drive(
     problem: Problem, solver: Solver, x: Tensor, times: Tensor, noise: Noise | None, options: Options, *, watch: bool
 ) -> _Run:
+    legs = [Leg(problem, times, 0, True)]
     # A discrete model evaluates at its own levels alone, and steps over a break as it steps over all between them.
-    times, legs = (times, [Leg(problem, times, 0, True)]) if solver.times is not None else legs_of(problem, times)
+    if problem.breaks and solver.times is None:
+        times, legs = legs_of(problem, times)
     for leg in legs[1:] if not solver.adaptive else []:
         solver.plan(leg.problem, leg.times)  # what it cannot do it says before the first evaluation
-    run = _Run.begun(x, times, trajectory=options.trajectory)
+    accepted, rejected = torch.zeros(2, len(x), dtype=torch.int64)
+    frames = [x] + [x.clone() for _ in times[1:]] if options.trajectory else None
+    run = _Run(x, times, accepted, rejected, frames)
     for leg in legs:
-        rows = run.going(solver.group)
-        if rows is not None:
+        if not run.failures:
+            control = _solve_leg(solver, leg, run, noise, None, options, watch=watch)
+            run.x, run.failures = control.final, control.failures
+            run.accepted += control.accepted
+            run.rejected += control.rejected
+        else:
+            rows = run.going(solver.group)
             leg = leg._replace(problem=leg.problem.take(rows))
-        own = noise if rows is None or noise is None else noise.take(rows)
-        state = run.x if rows is None else run.x[rows.to(x.device)]
-        control = _control(solver, leg, state, own, options, watch=watch)
-        if rows is not None and solver.group > 1:
-            control.hold(run.failed[rows])
-        _step_through(control, leg, rows, run, options)
-        run.close(control, rows)
+            own = None if noise is None else noise.take(rows)
+            control = _solve_leg(solver, leg, run, own, rows, options, watch=watch)
+            run.x = run.x.index_copy(0, rows.to(x.device), control.final)
+            run.failures += [replace(each, sample=int(rows[each.sample])) for each in control.failures]
+            run.accepted[rows] += control.accepted
+            run.rejected[rows] += control.rejected
     return run
 
 
-def _control(solver: Solver, leg: Leg, x: Tensor, noise: Noise | None, options: Options, *, watch: bool) -> Control:
-    control: Control
-    problem, times, last_mean = leg.problem, leg.times, options.last == "mean" and leg.last
-    if solver.adaptive and solver.stochastic:
-        control = DyadicSteps(problem, solver, x, times, noise, last_mean=last_mean, first=leg.first)
-    elif solver.adaptive:
-        control = PerSample(problem, solver, x, times, noise)
-    else:
-        control = FixedSteps(problem, solver, x, times, noise, watch=watch, last_mean=last_mean, first=leg.first)
-    control.recompute = options.grad == "checkpoint"
-    return control
-
-
-def _step_through(control: Control, leg: Leg, samples: Tensor | None, run: _Run, options: Options) -> None:
+def _solve_leg(
+    solver: Solver, leg: Leg, run: _Run, noise: Noise | None, samples: Tensor | None, options: Options, *, watch: bool
+) -> Control:
     """Take the steps of a leg of the samples ``samples`` (None: all)."""
-    solver, limit = control.solver, options.limit(control.solver)
-    told = options.progress is not None or options.callback is not None
+    problem, times, last_mean = leg.problem, leg.times, options.last == "mean" and leg.last
+    x = run.x if samples is None else run.x[samples.to(run.x.device)]
+    control: Control
+    if not solver.adaptive:
+        control = FixedSteps(problem, solver, x, times, noise, watch=watch, last_mean=last_mean, first=leg.first)
+    elif solver.stochastic:
+        control = DyadicSteps(problem, solver, x, times, noise, last_mean=last_mean, first=leg.first)
+    else:
+        control = PerSample(problem, solver, x, times, noise)
+    if samples is not None and solver.group > 1:
+        control.hold(run.failed[samples])
+    control.recompute = options.grad == "checkpoint"
     stepped = partial(_recomputed, solver=solver) if control.recompute else solver.step
+    limit = options.limit(solver) if solver.adaptive else options.max_nfe
+    told = options.progress is not None or options.callback is not None
     while control.active:
         if limit is not None:
             control.cap(limit)
@@ -213,10 +185,97 @@ def _step_through(control: Control, leg: Leg, samples: Tensor | None, run: _Run,
         reached = control.attempt(stepped)
         run.steps += 1
         if run.frames is not None:
-            for k, state, rows in reached:
-                run.keep(leg.first + k, state, _among(samples, rows))
+            run.keep(reached, leg.first, samples)
         if told:
             _show(control, leg, samples, run, options)
+    return control
+
+
+class FixedSteps(Control):
+    """Every sample takes every step of the grid.
+
+    With ``watch`` each step is checked, and a sample that goes bad stays at its last finite state; without it nothing is looked
+    at on the way, so that a step costs no synchronisation with the device.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        solver: Solver,
+        x: Tensor,
+        times: Tensor,
+        noise: Noise | None,
+        *,
+        watch: bool,
+        last_mean: bool,
+        first: int = 0,
+    ) -> None:
+        self.problem, self.solver, self.times = problem, solver, times
+        self.x = self.final = x
+        self.accepted, self.rejected = torch.zeros(2, len(x), dtype=torch.int64)
+        self.failures = []
+        self.watch, self.last_mean, self.first = watch, last_mean, first
+        problem.monitor.watch = watch
+        self.plans = solver.plan(problem, times)
+        if not isinstance(self.plans, Sequence | Tensor):
+            name, got = type(solver).__name__, type(self.plans).__name__
+            raise TypeError(f"{name}.plan must return a list, an entry for each step; got {got}")
+        if len(self.plans) != len(times) - 1:
+            raise ValueError(
+                f"{solver!r} planned {len(self.plans)} steps for a grid of {len(times) - 1}; plan() gives one entry a step"
+            )
+        self.index, self.end = 0, len(self.plans) - 1
+        self.active = bool(self.plans)
+        self.noise = noise if solver.stochastic else None
+        self.silent = Silence(solver)
+        self.failed = torch.zeros(len(x), dtype=torch.bool)
+        self.state = solver.init(problem, x, times[0]) if self.plans else ()
+
+    @property
+    def done(self) -> float:
+        return self.index / max(1, len(self.plans))
+
+    @property
+    def t(self) -> Tensor:  # type: ignore[override]
+        """Where the samples are."""
+        return self.times[self.index]
+
+    def _time(self, row: int) -> float:
+        return float(self.t if self.t.ndim == 0 else self.t[row])
+
+    def attempt(self, stepped: Stepped) -> Reached:
+        index, x = self.index, self.x
+        noise = self.silent if self.noise is None else self.noise.at(self.first + index)
+        step = stepped(self.problem, x, self.plans[index], noise, self.state)
+        if index == 0 or type(step) is not Step:
+            step = checked(step, self.solver, x)
+        last = index == self.end
+        x = step.mean if last and self.last_mean else step.x
+        self.x = self.final = self._hold_failed(x) if self.watch else x
+        self.index, self.state, self.active = index + 1, step.state, not last
+        if last:
+            self.accepted[~self.failed] = self.index
+        return [(self.index, self.x, None)]
+
+    def _hold_failed(self, x: Tensor) -> Tensor:
+        finite = torch.isfinite(rowwise(x)).all(dim=1).cpu()
+        network = self.problem.monitor.bad if self.problem.rows is None else self.problem.monitor.bad[self.problem.rows]
+        for sample in torch.nonzero((~finite | network) & ~self.failed).flatten().tolist():
+            status = Status.NETWORK_NOT_FINITE if network[sample] else Status.STATE_NOT_FINITE
+            self.failures.append(Failure(sample, status, self._time(sample)))
+            self.failed[sample], self.accepted[sample] = True, self.index
+        keep = self.failed.to(x.device).reshape(-1, *(1,) * (x.ndim - 1))
+        return torch.where(keep, self.x, x)
+
+    def hold(self, failed: Tensor) -> None:
+        self.failed = failed
+
+    def cap(self, max_nfe: int) -> None:
+        nfe = self.problem.monitor.nfe if self.problem.rows is None else self.problem.monitor.nfe[self.problem.rows]
+        if len(nfe) and int(nfe.max()) + self.solver.cost(self.plans[self.index]) * self.problem.cost > max_nfe:
+            self.failures += [Failure(i, Status.MAX_NFE, self._time(i)) for i in range(len(self.x))]
+            self.accepted[~self.failed] = self.index
+            self.active = False
 
 
 def _show(control: Control, leg: Leg, samples: Tensor | None, run: _Run, options: Options) -> None:
@@ -251,25 +310,3 @@ def _recomputed(problem: Problem, x: Tensor, plan: Any, noise: StepNoise, state:
         return checked(solver.step(problem, x, plan, noise, state), solver, x)
 
     return Step(*checkpoint(stepped, x, use_reentrant=False))
-
-
-def _solution(problem: Problem, run: _Run, *, lost: bool) -> Solution:
-    x = run.x
-    failures = sorted(run.failures, key=lambda failure: failure.sample)
-    if lost and not failures:  # the replay found nothing: the network answered differently the second time
-        rows = torch.nonzero(~torch.isfinite(rowwise(x)).all(dim=1)).flatten().tolist()
-        failures = [Failure(sample, Status.STATE_NOT_FINITE, float("nan")) for sample in rows]
-    status = torch.zeros(len(x), dtype=torch.int64)
-    for failure in failures:
-        status[failure.sample] = failure.status
-    return Solution(
-        x=x,
-        times=run.times,
-        nfe=problem.monitor.nfe,
-        accepted=run.accepted,
-        rejected=run.rejected,
-        status=status,
-        trajectory=None if run.frames is None else torch.stack(run.frames),
-        failures=tuple(failures),
-        backward=problem.monitor.backward_passes.total,
-    )

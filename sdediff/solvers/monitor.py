@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,16 +13,18 @@ from sdediff.solvers.arithmetic import rowwise
 __all__ = ["Monitor"]
 
 
+@dataclass(eq=False)
 class Tally:
     """Counts something for each sample."""
 
-    def __init__(self, samples: int) -> None:
-        self.everyone = 0
-        """What all samples have."""
-        self._some = torch.zeros(samples, dtype=torch.int64)
-        self._rows, self._times = torch.zeros(0, dtype=torch.int64), 0
-        self._most = 0
-        self._repeats = 0
+    samples: int
+    everyone: int = 0
+    """What all samples have."""
+    _some: Tensor | None = None
+    _rows: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    _times: int = 0
+    _most: int = 0
+    _repeats: int = 0
 
     def add(self, rows: Tensor | None, count: int) -> None:
         """Count for each entry of ``rows``, int64 (k,), which may repeat; None: once for every sample."""
@@ -29,15 +32,17 @@ class Tally:
             self.everyone += count
             return
         if rows is not self._rows:  # the same samples step together for long
-            self._flush()
+            if self._times:
+                self._flush()
             self._rows, self._repeats = rows, int(torch.bincount(rows).max()) if len(rows) else 0
         self._times += count
         self._most += count * self._repeats
 
     def _flush(self) -> None:
-        if self._times:
-            self._some.index_add_(0, self._rows, torch.full_like(self._rows, self._times))
-            self._times = 0
+        if self._some is None:
+            self._some = torch.zeros(self.samples, dtype=torch.int64)
+        self._some.index_add_(0, self._rows, torch.full_like(self._rows, self._times))
+        self._times = 0
 
     @property
     def most(self) -> int:
@@ -47,13 +52,15 @@ class Tally:
     @property
     def total(self) -> Tensor:
         """The counts, int64 (samples,)."""
-        self._flush()
+        if self._times:
+            self._flush()
+        if self._some is None:
+            return torch.full((self.samples,), self.everyone)
         return self._some + self.everyone
 
 
 class Monitor:
-    """Counts what is made of the network for each sample and, when asked, notes whose output was not finite
-    though the state was."""
+    """Counts what is made of the network and, when asked, notes whose output was not finite."""
 
     def __init__(self, samples: int) -> None:
         self.samples = samples
@@ -65,8 +72,7 @@ class Monitor:
         self._bad, self._some_bad = torch.zeros(self.samples, dtype=torch.bool), False
         self._seen: list[tuple[Tensor | None, Tensor]] = []
         self.evaluations, self.backward_passes = Tally(self.samples), Tally(self.samples)
-        self.calls = 0
-        """How often something was counted."""
+        self.calls = 0  # how often something was counted
 
     @property
     def nfe(self) -> Tensor:

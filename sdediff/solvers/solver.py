@@ -17,11 +17,11 @@ from sdediff.solvers.problem import Problem
 from sdediff.solvers.scalars import Record
 
 if TYPE_CHECKING:
-    from sdediff.solvers.integrate import Options
     from sdediff.solvers.noise import Noise
+    from sdediff.solvers.options import Options
     from sdediff.solvers.solution import Solution
 
-__all__ = ["Adaptive", "Solver", "Step", "check_tolerances", "tolerances"]
+__all__ = ["Adaptive", "Solver", "Step", "check_tolerances", "checked", "tolerances"]
 
 
 class _Step(NamedTuple):
@@ -49,6 +49,19 @@ class Step(_Step):
     ) -> Self:
         """Take x for the mean of a step without noise."""
         return tuple.__new__(cls, (x, x if mean is None else mean, state, error))
+
+
+def checked(step: Step, solver: Solver, x: Tensor) -> Step:
+    """What a solver's ``step`` returned from x; a TypeError or ValueError unless it is a `Step` with a state like x."""
+    if isinstance(step, Step) and isinstance(step.x, Tensor) and step.x.shape == x.shape and step.x.dtype == x.dtype:
+        return step
+    name = type(solver).__name__
+    if not isinstance(step, Step):
+        raise TypeError(f"{name}.step must return a Step, got {type(step).__name__}; return Step(x), x the state at s")
+    if not isinstance(step.x, Tensor):
+        raise TypeError(f"{name}.step must return a Step with a tensor as x, got {type(step.x).__name__}")
+    wanted, got = (f"{tuple(state.shape)}, {state.dtype}" for state in (x, step.x))
+    raise ValueError(f"{name}.step must return a state of the shape and the dtype of x, {wanted}; got {got}")
 
 
 def tolerances(solver: Any, problem: Problem, dtype: torch.dtype) -> tuple[float, float]:

@@ -1,19 +1,18 @@
-"""What the driver's loop asks of a way of stepping: over a shared grid (`fixed.py`), or by steps of each sample (`control.py`)."""
+"""What the driver asks of a way of stepping: over a shared grid (`integrate.py`), or of each sample (`control.py`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from sdediff.solvers.noise import Noise, StepNoise
+from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.solution import Failure
 from sdediff.solvers.solver import Solver, Step
 
-__all__ = ["Control", "Reached", "Stepped", "checked"]
+__all__ = ["Control", "Reached", "Stepped"]
 
 Reached = Iterable[tuple[int, Tensor, Tensor | None]]
 Stepped = Callable[[Problem, Tensor, Any, StepNoise, tuple[Tensor, ...]], Step]
@@ -23,11 +22,12 @@ Stepped = Callable[[Problem, Tensor, Any, StepNoise, tuple[Tensor, ...]], Step]
 class Control:
     """What the driver's loop asks of a way of stepping.
 
-    ``x``, ``problem``, ``state`` and ``noise`` are of the rows still moving.
+    ``x``, ``problem`` and ``state`` are of the rows still moving.
     """
 
     x: Tensor
     problem: Problem
+    solver: Solver
     state: tuple[Tensor, ...]
     rows: Tensor | None = None
     t: Tensor
@@ -35,13 +35,11 @@ class Control:
     """Whether there is a step left to take."""
     recompute = False
     """Whether evaluations are made again for the gradient, rather than kept."""
-
-    def __init__(self, problem: Problem, solver: Solver, x: Tensor, times: Tensor, noise: Noise | None) -> None:
-        self.problem, self.solver, self.x, self.times, self.all_noise = problem, solver, x, times, noise
-        self.samples = len(x)
-        self.accepted = torch.zeros(self.samples, dtype=torch.int64)
-        self.rejected = torch.zeros(self.samples, dtype=torch.int64)
-        self.failures: list[Failure] = []
+    accepted: Tensor  # steps of every sample, int64 on the host
+    rejected: Tensor
+    failures: list[Failure]
+    final: Tensor
+    """States of all samples where they stopped."""
 
     @property
     def done(self) -> float:
@@ -62,20 +60,3 @@ class Control:
     def hold(self, failed: Tensor) -> None:
         """Leave samples where they are that failed before: ``failed`` is a mask (rows,)."""
         raise NotImplementedError
-
-    def result(self) -> Tensor:
-        """States of all samples where they stopped."""
-        raise NotImplementedError
-
-
-def checked(step: Step, solver: Solver, x: Tensor) -> Step:
-    """What a solver's ``step`` returned from x; a TypeError or ValueError unless it is a `Step` with a state like x."""
-    if isinstance(step, Step) and isinstance(step.x, Tensor) and step.x.shape == x.shape and step.x.dtype == x.dtype:
-        return step
-    name = type(solver).__name__
-    if not isinstance(step, Step):
-        raise TypeError(f"{name}.step must return a Step, got {type(step).__name__}; return Step(x), x the state at s")
-    if not isinstance(step.x, Tensor):
-        raise TypeError(f"{name}.step must return a Step with a tensor as x, got {type(step.x).__name__}")
-    wanted, got = (f"{tuple(state.shape)}, {state.dtype}" for state in (x, step.x))
-    raise ValueError(f"{name}.step must return a state of the shape and the dtype of x, {wanted}; got {got}")

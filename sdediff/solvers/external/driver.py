@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sdediff.solvers.arithmetic import rowwise
-from sdediff.solvers.integrate import Options, Snapshot, require
+from sdediff.solvers.integrate import require
 from sdediff.solvers.legs import legs_of
 from sdediff.solvers.noise import Noise, StepNoise
+from sdediff.solvers.options import Options, Snapshot
 from sdediff.solvers.portable import Portable
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.solution import Failure, Solution, SolveError, Status
