@@ -137,24 +137,51 @@ def conversion(
             "use the score, which EulerMaruyama and RK45 need alone"
         )
     linear = cast(LinearSDE, sde)
-    levels = marginal or (linear.alpha(t), linear.sigma(t))
-    own = _Known(linear, *levels, unit=linear.unit)
-    there = own if unit is None else _Known(linear, levels[0], levels[1] / unit, per=unit)
-    given: list[Tensor | float] = [there.alpha(t), there.sigma(t)]
-    for name, at in ((source, own), (target, there)):
-        fixed = _NUMBERS.get(name) if isinstance(name, str) else None
-        given += fixed or coefficients_of(name, at, t, sigma_data)
+    alpha, sigma = marginal or (linear.alpha(t), linear.sigma(t))
+    given: list[Any] = [alpha, sigma if unit is None else sigma / unit]
+    for name, per in ((source, None), (target, unit)):
+        if isinstance(name, str) and name in _NUMBERS:
+            given += _NUMBERS[name]
+        elif per is None:
+            known = _Known(linear, alpha, sigma, unit=linear.unit)
+            given += coefficients_of(name, known, t, sigma_data)
+        else:
+            known = _Known(linear, alpha, sigma / per, per=per)
+            given += coefficients_of(name, known, t, sigma_data)
     if unit is not None and unit != 1:
         given[2] = unit * given[2]  # x_0 is unit times the one of the scaled SDE
-    if any(isinstance(c, Tensor) and c.requires_grad for c in given):
-        return _shaped(_solve(torch.where, *given), t)
-    with np.errstate(all="ignore"):  # many times at once are the cost of an adaptive step, and numpy's share of it is a quarter
-        return _shaped(_solve(np.where, *(c.numpy() if isinstance(c, Tensor) else c for c in given)), t)
-
-
-def _shaped(pair: tuple[Any, Any], t: Tensor) -> Pair:
+    where: Callable[..., Any] = torch.where
+    if not any(isinstance(c, Tensor) and c.requires_grad for c in given):
+        # Many times at once are the cost of an adaptive step, and numpy's share of it is a quarter.
+        where, given = np.where, [c.numpy() if isinstance(c, Tensor) else c for c in given]
+    with np.errstate(all="ignore"):
+        alpha, sigma, p, q, p_to, q_to = given
+        det, cross = _minor(where, alpha, sigma, p, q), _minor(where, p_to, q_to, p, q)
+        multiple = (p_to * p + q_to * q) / (p**2 + q**2)
+        if isinstance(cross, float) and cross == 0.0:
+            pair = 0.0, multiple
+        else:
+            pair = cross / det, (q_to * alpha - p_to * sigma) / det
+            if not isinstance(cross, float):
+                parallel = cross == 0
+                pair = where(parallel, 0.0, pair[0]), where(parallel, multiple, pair[1])
     a, b = (torch.full_like(t, c) if isinstance(c, float) else torch.as_tensor(c) for c in pair)
     return a, b
+
+
+def _minor(where: Callable[..., Any], a: Any, b: Any, p: Any, q: Any) -> Any:
+    """a q - b p, and 0 where that is rounding.
+
+    (a, b) and (p, q) are columns or numbers, which save passes: (1, 0) or (0, 1), and p any number
+    where q is 0.
+    """
+    if isinstance(p, float):
+        return a if q else 0.0 - b * p
+    if isinstance(a, float):
+        return q if a else 0.0 - p
+    one, other = a * q, b * p
+    small = 64 * torch.finfo(torch.float64).eps * (abs(one) + abs(other))
+    return where(abs(one - other) <= small, 0.0, one - other)
 
 
 class _Known:
@@ -172,32 +199,6 @@ class _Known:
 
     def sigma(self, t: Tensor) -> Tensor:
         return self._sigma
-
-
-def _solve(where: Callable[..., Any], alpha: Any, sigma: Any, p: Any, q: Any, p_to: Any, q_to: Any) -> tuple[Any, Any]:
-    """(A, B), from columns or, of p and q, numbers, which save passes where they are 0 or 1."""
-
-    def product(a: Any, b: Any) -> Any:
-        for one, other in ((a, b), (b, a)):
-            if isinstance(one, float) and one in (0.0, 1.0):
-                return other if one else 0.0
-        return a * b
-
-    def less(a: Any, b: Any) -> Any:
-        """a - b, and 0 where that is rounding."""
-        if isinstance(a, float) or isinstance(b, float):
-            return a - b if isinstance(a, float) or b else a
-        return where(abs(a - b) <= 64 * torch.finfo(torch.float64).eps * (abs(a) + abs(b)), 0.0, a - b)
-
-    det, cross = less(product(alpha, q), product(sigma, p)), less(product(p_to, q), product(q_to, p))
-    size = p**2 + q**2
-    multiple = product(p_to, p) + product(q_to, q)
-    if isinstance(cross, float) and cross == 0.0:
-        return 0.0, multiple / size
-    parallel, (across, along) = cross == 0, (cross / det, (product(q_to, alpha) - product(p_to, sigma)) / det)
-    if isinstance(parallel, bool):
-        return across, along
-    return where(parallel, 0.0, across), where(parallel, multiple / size, along)
 
 
 def singular(sde: LinearSDE, source: str | Prediction, target: str, t: Tensor, sigma_data: float) -> str:

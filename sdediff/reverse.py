@@ -5,24 +5,26 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, NoReturn, Self, cast
+from typing import Any, NamedTuple, NoReturn, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from sdediff.lending import drift_of, reading
-from sdediff.predictions import conversion, prediction_of, singular
+from sdediff.predictions import PREDICTIONS, canonical, conversion, singular
 from sdediff.protocols import Like, Model, Output, Rows, entries_of, extras_of, facts, value_of
 from sdediff.sde.quadrature import Integral, accumulated
 from sdediff.solvers import Problem
 from sdediff.solvers.arithmetic import Number, planned, weighted
-from sdediff.solvers.coefficients import Coef, Linear, outer
+from sdediff.solvers.coefficients import Coef, outer
 from sdediff.solvers.masked import kept
-from sdediff.solvers.problem import check_quantity
+from sdediff.solvers.problem import QUANTITIES, check_quantity
 from sdediff.solvers.scalars import reals
 from sdediff.units import Units
 
 __all__ = ["Reverse"]
+
+_Found = TypeVar("_Found")
 
 
 class _At(NamedTuple):
@@ -68,11 +70,14 @@ class Reverse(Problem):
         self.model, self.lam, self.units = model, stochasticity, units or Units()
         self.facts = facts(model)
         self.cost, self.breaks = self.facts.cost, self.facts.breaks
-        self.predicts = prediction_of(model.predicts)
+        self.predicts = model.predicts
+        if isinstance(self.predicts, str) and self.predicts not in PREDICTIONS:
+            self.predicts = canonical(self.predicts)
         self.unit = self.units.unit
         self.standard = model.sde.unit / self.unit
         self.linear = "kernel" in model.sde.offers
-        self.sde = model.sde.scaled(1 / self.unit) if self.linear else model.sde
+        scaled = self.linear and self.unit != 1
+        self.sde = model.sde.scaled(1 / self.unit) if scaled else model.sde
         self.offers = frozenset({"drift", "diffusion", "score", *self.facts.extras})
         if self.linear:
             self.offers |= {"marginal", "kernel", "coefficients", "data", "noise", "v"}
@@ -116,11 +121,20 @@ class Reverse(Problem):
 
     def at(self, times: Tensor, quantity: str, keep: Number = 0.0, push: Number = 1.0) -> Sequence[_At]:
         """keep x + push quantity(x, t) as keep' x + push' output, for each of the times."""
-        check_quantity(quantity, self.offers)
-        flat = times.reshape(-1)
-        a, b = self._pair(flat, quantity)
-        if not _finite(a, b):
-            self._refuse(quantity, flat)
+        if quantity not in QUANTITIES or quantity not in self.offers:
+            check_quantity(quantity, self.offers)
+        t = times.reshape(-1)
+        target = "score" if quantity == "drift" else quantity
+        levels, sigma_data = self._levels(t) if self.linear else None, self.facts.sigma_data
+        a: Number
+        b: Any
+        a, b = conversion(self.model.sde, self.predicts, target, t, sigma_data, levels, self.unit)
+        if quantity == "drift":
+            lam = self.stochasticity(t) if callable(self.lam) else self.lam
+            pull: Any = outer(self._size(t)) * (-0.5 * (1 + lam**2))
+            a, b = (self.sde.f(t) + pull * a, pull * b) if self.linear else (0.0, pull * b)
+        if isinstance(b, Tensor) and not bool(torch.isfinite(a + b).all()):
+            self._refuse(quantity, t)
         if times.ndim > 1:
             a, b = a if isinstance(a, float) else a.reshape(times.shape), b.reshape(times.shape)
         nonlinear = quantity == "drift" and not self.linear
@@ -129,15 +143,13 @@ class Reverse(Problem):
         entries.insert(2, entries_of(self.model, times, self._given, self.piece))
         return list(map(_At, *entries))
 
-    def evaluate(self, x: Tensor, at: _At) -> Tensor:
-        """keep x + push quantity(x, t)."""
-        return self._evaluated(x, at)[0]
-
     def outputs(self, x: Tensor, at: _At) -> Output:
         """`evaluate`, what the model says beside its prediction, and that prediction as ``raw``."""
-        value, out, found = self._evaluated(x, at)
+        said: list[Any] = []
+        value = self.evaluate(x, at, said)
+        out, found = said
         extras = extras_of(found, self.model, self.facts.extras)
-        extras = {name: kept(value, self.mask) for name, value in extras.items()}
+        extras = {name: kept(each, self.mask) for name, each in extras.items()}
         return Output(value, raw=out, **extras)
 
     def peek(self, x: Tensor, at: _At) -> Tensor:
@@ -145,8 +157,11 @@ class Reverse(Problem):
         found = self.model.evaluate(weighted((self.unit, x)), at.call, self.batch.uncounted())
         return kept(value_of(found, x, self.model), self.mask)
 
-    def _evaluated(self, x: Tensor, at: _At) -> tuple[Tensor, Tensor, Tensor | Output]:
-        """keep x + push quantity(x, t), the model's prediction, and all that the model returned; counted and watched."""
+    def evaluate(self, x: Tensor, at: _At, said: list[Any] | None = None) -> Tensor:
+        """keep x + push quantity(x, t), counted and watched.
+
+        A list ``said`` gets the model's prediction, and all that the model returned.
+        """
         monitor, mask = self.monitor, self.mask
         calls = monitor.calls
         found = self.model.evaluate(x if self.unit == 1.0 else weighted((self.unit, x)), at.call, self.batch)
@@ -165,36 +180,29 @@ class Reverse(Problem):
             drift = kept(drift_of(self.sde, weighted((self.unit, x)), cast(Tensor, at.t)), mask)
             value = weighted((1.0, value), (at.drift, drift))
         # Not the model's tensor itself: a network may write all its outputs to one.
-        return (value.clone() if value is out or value is x else value), out, found
+        if said is not None:
+            said += [out, found]
+        return value.clone() if value is out or value is x else value
 
     def clean(self, x: Tensor, t: Tensor) -> Tensor:
         """E[x_0 | x_t = x] in the user's units, to the bit as a constraint left it."""
-        found = self.outputs(x, self.at(t[None], "data")[0])
-        if "clean" in found.extras:
-            clean: Tensor = found.extras["clean"]
-            return clean
+        at = self.at(t[None], "data")[0]
+        said: list[Any] = []
+        value = self.evaluate(x, at, said)
+        out, found = said
+        if self.facts.extras or isinstance(found, Output):
+            extras = extras_of(found, self.model, self.facts.extras)
+            if "clean" in extras:
+                return kept(extras["clean"], self.mask)
         if self.predicts == "data":  # not by way of the units, which would round it
-            return self.units.leave(self.units.from_model(found.extras["raw"].clone()), self.mask)
-        return self.units.leave(found.value, self.mask)
+            value = self.units.from_model(out.clone())
+        return self.units.leave(value, self.mask)
 
-    def _pair(self, t: Tensor, quantity: str) -> tuple[Number, Tensor | Linear]:
-        """(a, b) such that ``quantity`` is a x + b times the model's output, at times t (n,)."""
-        target, sigma_data = "score" if quantity == "drift" else quantity, self.facts.sigma_data
-        sde, levels = self.model.sde, self._levels(t)
-        a, b = conversion(sde, self.predicts, target, t, sigma_data, levels, self.unit)
-        if quantity != "drift":
-            return a, b
-        lam = self.stochasticity(t) if callable(self.lam) else self.lam
-        pull: Any = outer(self._size(t)) * (-0.5 * (1 + lam**2))
-        return (self.sde.f(t) + pull * a, pull * b) if self.linear else (0.0, pull * b)
-
-    def _levels(self, t: Tensor) -> tuple[Tensor, Tensor] | None:
-        """(alpha, sigma) in the model's units, where there is a kernel.
+    def _levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) in the model's units.
 
         Those of the last times are kept: what a step needs of them it asks for one by one.
         """
-        if not self.linear:
-            return None
         sde = self.model.sde
         if t.ndim != 1 or torch.is_grad_enabled():
             return sde.alpha(t), sde.sigma(t)
@@ -246,38 +254,38 @@ class Reverse(Problem):
 
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma)."""
-        alpha, sigma = _flat(lambda t: self._levels(t) or (self.sde.alpha(t), self.sde.sigma(t)), t)
+        if t.ndim > 1:
+            return _flat(self.marginal, t)
+        alpha, sigma = self._levels(t)
         return alpha, sigma if self.unit == 1 else sigma / self.unit
 
     def log_snr(self, t: Tensor) -> Tensor:
         """The SDE's."""
-        return _flat(lambda t: (self.sde.log_snr(t),), t)[0]
+        return _flat(self.log_snr, t) if t.ndim > 1 else self.sde.log_snr(t)
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(alpha, sigma, log_snr)."""
-        alpha, sigma, log_snr = _flat(self.sde.levels, t)
-        return alpha, sigma, log_snr
+        return _flat(self.levels, t) if t.ndim > 1 else self.sde.levels(t)
 
     def time_of(self, log_snr: Tensor) -> Tensor:
         """The SDE's inverse of log_snr."""
-        return _flat(lambda level: (self.sde.time_of(level),), log_snr)[0]
+        return _flat(self.time_of, log_snr) if log_snr.ndim > 1 else self.sde.time_of(log_snr)
 
     def time_beyond(self, log_snr: Tensor, start: Tensor) -> Tensor:
         """The SDE's where it ends at ``start``."""
         ends = start >= self.sde.T * (1 - 1e-12)
         if not bool(ends.any()):
             return start.expand_as(log_snr)
-        return torch.where(ends, _flat(lambda level: (self.sde.time_beyond(level),), log_snr)[0], start)
+        beyond = self.sde.time_beyond
+        return torch.where(ends, _flat(beyond, log_snr) if log_snr.ndim > 1 else beyond(log_snr), start)
 
     def kernel(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """The SDE's forward kernel."""
-        ratio, std = _flat(self.sde.kernel, t, s)
-        return ratio, std
+        return _flat(self.kernel, t, s) if t.ndim > 1 else self.sde.kernel(t, s)
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(f, g)."""
-        f, g = _flat(lambda t: (self.sde.f(t), self.sde.g(t)), t)
-        return f, g
+        return _flat(self.coefficients, t) if t.ndim > 1 else (self.sde.f(t), self.sde.g(t))
 
     @cached_property
     def _accumulated(self) -> Integral:
@@ -285,8 +293,10 @@ class Reverse(Problem):
 
     def mixing(self, t: Tensor) -> Tensor:
         """The integral of lambda^2 du, u = log(alpha / sigma), up to a constant: lambda^2 u where lambda is constant."""
+        if t.ndim > 1:
+            return _flat(self.mixing, t)
         if callable(self.lam):
-            return _flat(self._accumulated, t - self.sde.t_min)[0]
+            return self._accumulated(t - self.sde.t_min)[0]
         half = 0.5 * self.log_snr(t)
         return self.lam**2 * half if self.lam else torch.zeros_like(t)
 
@@ -297,13 +307,10 @@ class Reverse(Problem):
         return bool((alpha == alpha[0]).all())
 
 
-def _flat(function: Callable[..., Sequence[Tensor]], *times: Tensor) -> Sequence[Tensor]:
-    """Functions of times () or (n,), at times of any shape."""
-    if times[0].ndim < 2:
-        return function(*times)
-    return [each.reshape(times[0].shape) for each in function(*(t.reshape(-1) for t in times))]
-
-
-def _finite(a: Number, b: Tensor | Linear) -> bool:
-    """Whether both are finite, as far as they are numbers."""
-    return not isinstance(b, Tensor) or bool(torch.isfinite(a + b).all())
+def _flat(function: Callable[..., _Found], *times: Tensor) -> _Found:
+    """What a function of times (n,) returns, a tensor or several, at times (n, rows)."""
+    found: Any = function(*(t.reshape(-1) for t in times))
+    shape = times[0].shape
+    if isinstance(found, Tensor):
+        return cast(_Found, found.reshape(shape))
+    return cast(_Found, tuple(each.reshape(shape) for each in found))

@@ -11,8 +11,7 @@ from torch import Tensor
 from sdediff.model import ScoreModel
 from sdediff.normalizer import Moments
 from sdediff.sde import LinearSDE
-from sdediff.sde.base import check_linear
-from sdediff.sde.coefficient import as_time
+from sdediff.sde.base import as_time, check_linear
 from sdediff.solvers.scalars import reals, whole
 
 __all__ = ["Law", "LawNet", "Values", "numbers"]

@@ -16,7 +16,7 @@ from sdediff.evaluation import evaluating
 from sdediff.lending import reading
 from sdediff.predict import affine, predict
 from sdediff.protocols import Model, facts, is_model
-from sdediff.sde.coefficient import as_time
+from sdediff.sde.base import as_time
 from sdediff.solvers import White
 from sdediff.solvers.metropolis import line_integral
 from sdediff.solvers.scalars import Record

@@ -20,7 +20,6 @@ from sdediff.objectives.times import uniform
 from sdediff.predict import conversion_of, outputs, target
 from sdediff.protocols import Model
 from sdediff.sde.coefficient import slope
-from sdediff.sde.sizes import stationary
 from sdediff.solvers import expand
 from sdediff.solvers.scalars import Record
 
@@ -127,7 +126,7 @@ class VariationalDiffusion(Record):
         sde = model.sde
         end = torch.tensor(sde.t_max, dtype=torch.float64)
         variance = torch.tensor(sde.prior.std**2, dtype=torch.float64)
-        own = stationary(sde)
+        own = sde.stationary
         if own is not None and torch.isclose(own, variance, rtol=1e-9):
             variance = own  # with the gradient of a learned schedule
         spread, signal = sde.sigma(end).square() / variance, sde.alpha(end).square() / variance

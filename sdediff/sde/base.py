@@ -12,20 +12,75 @@ from functools import cached_property
 from types import MemberDescriptorType
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor
 
+from sdediff.lending import WrittenError, reading
 from sdediff.names import nearest
-from sdediff.sde.coefficient import coefficient, derived
 from sdediff.solvers import rowwise
-from sdediff.solvers.scalars import Record, plain, plain_fields, real
+from sdediff.solvers.coefficients import is_linear
+from sdediff.solvers.scalars import Record, plain, plain_fields, real, reals
 
-__all__ = ["SDE", "Prior", "check_linear", "check_span", "prior_of"]
+__all__ = ["SDE", "Prior", "as_time", "check_linear", "check_span", "derived", "prior_of", "values"]
 
 _SLACK = 1e-6
 _COEFFICIENTS = ("diffusion", "f", "g", "alpha", "sigma", "log_snr")
 _OF_KERNELS = frozenset(
     {*_COEFFICIENTS[1:], "levels", "time_of", "time_beyond", "rates", "kernel", "posterior", "perturb", "prior_gap"}
 )
+
+
+def as_time(t: Tensor | float) -> Tensor:
+    """``t`` as a contiguous float64 tensor on the host, () or (B,), where schedules are evaluated."""
+    time = reals("t", t, "cpu")
+    if time.ndim > 1:
+        raise ValueError(f"t must be a number or one number a sample, (B,); got shape {tuple(time.shape)}")
+    return time.contiguous()
+
+
+def values(function: Callable[[Tensor], Any], t: Tensor | float, name: str) -> Tensor:
+    """function(t) as float64, shaped as t; a function may return one number for all times."""
+    time = as_time(t)
+    try:
+        found = reading(name, function, "t", time)
+        out = found if is_linear(found) else reals(name, found, time.device)
+    except WrittenError:
+        raise
+    except AttributeError as error:
+        # Inside a property Python would take it for a missing property, and lose what is missing.
+        raise TypeError(f"{name} asks for an attribute that is not there: {error}") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        if not getattr(error, "__notes__", None):
+            error.add_note(f"{name} was called with a float64 tensor of shape {tuple(time.shape)}: write it with torch functions")
+        raise
+    if is_linear(out) or out.shape == time.shape:
+        return out
+    if out.numel() == 1:
+        return out.reshape(()).expand(time.shape)
+    raise ValueError(f"{name} must return one number for each time, shape {tuple(time.shape)}; got shape {tuple(out.shape)}")
+
+
+def coefficient(method: Callable[..., Any]) -> Callable[..., Tensor]:
+    """Make a method of (self, t) take numbers and tensors of any kind, and return float64 shaped as t."""
+
+    @functools.wraps(method)
+    def wrapped(self: object, t: Tensor | float) -> Tensor:
+        return values(functools.partial(method, self), t, f"{type(self).__name__}.{method.__name__}(t)")
+
+    return wrapped
+
+
+def derived(method: Callable[[Any, Tensor], Tensor]) -> Callable[..., Tensor]:
+    """`coefficient` for a method of ours: it takes numbers and tensors of any kind."""
+
+    @functools.wraps(method)
+    def wrapped(self: object, t: Tensor | float) -> Tensor:
+        here = isinstance(t, Tensor) and t.dtype == torch.float64 and t.device.type == "cpu"
+        if here and isinstance(t, Tensor) and t.ndim < 2 and t.is_contiguous():
+            return method(self, t)
+        return method(self, as_time(t))
+
+    return wrapped
 
 
 def prior_of(sde: SDE) -> Prior:

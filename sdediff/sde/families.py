@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdediff.sde.base import Prior
+from sdediff.sde.base import Prior, derived
 from sdediff.sde.linear import LinearSDE
 from sdediff.solvers.scalars import real
 
@@ -21,8 +21,22 @@ def _check_positive(name: str, **values: float) -> None:
             raise ValueError(f"{name}: {key} must be a positive number, got {value!r}")
 
 
+class _Exploding(LinearSDE):
+    """Data stay as they are: f = 0 and alpha = 1."""
+
+    @derived
+    def f(self, t: Tensor) -> Tensor:
+        """0."""
+        return torch.zeros_like(t)
+
+    @derived
+    def alpha(self, t: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(t)
+
+
 @dataclass(frozen=True)
-class VE(LinearSDE):
+class VE(_Exploding):
     """Variance exploding: dx = sigma(t) sqrt(2 log(r) / T) dw, sigma(t) = sigma_min r^(t / T), r = sigma_max / sigma_min.
 
     alpha = 1. Data carry noise of standard deviation sigma_min at t = 0 (Song et al. 2021, eq. 30 and Appendix C), so that t_min
@@ -54,22 +68,17 @@ class VE(LinearSDE):
     def _rate(self) -> float:
         return math.log(self.sigma_max / self.sigma_min) / self.T
 
-    def f(self, t: Tensor) -> Tensor:
-        """0."""
-        return torch.zeros_like(t)
-
+    @derived
     def g(self, t: Tensor) -> Tensor:
         """sigma(t) sqrt(2 log(sigma_max / sigma_min) / T)."""
         return self.sigma(t) * math.sqrt(2 * self._rate)
 
-    def alpha(self, t: Tensor) -> Tensor:
-        """1."""
-        return torch.ones_like(t)
-
+    @derived
     def sigma(self, t: Tensor) -> Tensor:
         """sigma_min (sigma_max / sigma_min)^(t / T)."""
         return self.sigma_min * torch.exp(self._rate * t)
 
+    @derived
     def log_snr(self, t: Tensor) -> Tensor:
         """-2 log sigma(t)."""
         return -2 * (math.log(self.sigma_min) + self._rate * t)
@@ -106,10 +115,12 @@ class _Linear(LinearSDE):
         curve = 2 * (self.beta_max - self.beta_min) / self.T
         return (2 * integral / (self.beta_min + (self.beta_min**2 + curve * integral).sqrt())).clamp(0, self.T)
 
+    @derived
     def f(self, t: Tensor) -> Tensor:
         """-beta(t) / 2."""
         return -0.5 * self.beta(t)
 
+    @derived
     def alpha(self, t: Tensor) -> Tensor:
         """exp(-integral / 2)."""
         return torch.exp(-0.5 * self.integral(t))
@@ -122,14 +133,17 @@ class VP(_Linear):
     alpha^2 = exp(-B), sigma^2 = 1 - exp(-B), B the integral of beta from 0 to t.
     """
 
+    @derived
     def g(self, t: Tensor) -> Tensor:
         """sqrt(beta(t))."""
         return self.beta(t).sqrt()
 
+    @derived
     def sigma(self, t: Tensor) -> Tensor:
         """sqrt(1 - exp(-B))."""
         return (-torch.expm1(-self.integral(t))).sqrt()
 
+    @derived
     def log_snr(self, t: Tensor) -> Tensor:
         """-B - log(1 - exp(-B))."""
         integral = self.integral(t)
@@ -151,14 +165,17 @@ class SubVP(_Linear):
     data_std = 1.0
     prior = Prior(1.0)
 
+    @derived
     def g(self, t: Tensor) -> Tensor:
         """sqrt(beta(t) (1 - exp(-2 B)))."""
         return (self.beta(t) * -torch.expm1(-2 * self.integral(t))).sqrt()
 
+    @derived
     def sigma(self, t: Tensor) -> Tensor:
         """1 - exp(-B)."""
         return -torch.expm1(-self.integral(t))
 
+    @derived
     def log_snr(self, t: Tensor) -> Tensor:
         """-B - 2 log(1 - exp(-B))."""
         integral = self.integral(t)
@@ -192,20 +209,24 @@ class Cosine(LinearSDE):
         rate = math.pi / 2 / (1 + self.offset)
         return rate * (t + self.offset), rate * (1 - t), rate * self.offset
 
+    @derived
     def f(self, t: Tensor) -> Tensor:
         """-a' tan(a)."""
         angle, rest, _ = self._angles(t)
         return -math.pi / 2 / (1 + self.offset) * torch.sin(angle) / torch.sin(rest)
 
+    @derived
     def g(self, t: Tensor) -> Tensor:
         """sqrt(-2 f), as alpha^2 + sigma^2 = 1."""
         return (-2 * self.f(t)).sqrt()
 
+    @derived
     def alpha(self, t: Tensor) -> Tensor:
         """cos(a) / cos(a_0)."""
         _, rest, start = self._angles(t)
         return torch.sin(rest) / math.cos(start)
 
+    @derived
     def sigma(self, t: Tensor) -> Tensor:
         """sqrt(1 - alpha^2) = sqrt(sin(a - a_0) sin(a + a_0)) / cos(a_0)."""
         angle, _, start = self._angles(t)
@@ -222,7 +243,7 @@ class Cosine(LinearSDE):
 
 
 @dataclass(frozen=True)
-class EDM(LinearSDE):
+class EDM(_Exploding):
     """dx = sqrt(2 t) dw, sigma(t) = t, alpha = 1: time is the standard deviation of the noise (Karras et al. 2022,
     arXiv 2206.00364, Table 1), from sigma_max = T down to sigma_min = t_min.
     """
@@ -251,18 +272,12 @@ class EDM(LinearSDE):
         """The published 0.5 for the published sigma_min and sigma_max, in proportion to sqrt(sigma_min sigma_max) for others."""
         return 1.25 * math.sqrt(self.sigma_min * self.sigma_max)
 
-    def f(self, t: Tensor) -> Tensor:
-        """0."""
-        return torch.zeros_like(t)
-
+    @derived
     def g(self, t: Tensor) -> Tensor:
         """sqrt(2 t)."""
         return (2 * t).sqrt()
 
-    def alpha(self, t: Tensor) -> Tensor:
-        """1."""
-        return torch.ones_like(t)
-
+    @derived
     def sigma(self, t: Tensor) -> Tensor:
         """t."""
         return t
@@ -290,10 +305,12 @@ class RectifiedFlow(LinearSDE):
         """Check the arguments."""
         _check_positive("RectifiedFlow", t_min=self.t_min, t_max=self.t_max)
 
+    @derived
     def alpha(self, t: Tensor) -> Tensor:
         """1 - t."""
         return 1 - t
 
+    @derived
     def sigma(self, t: Tensor) -> Tensor:
         """t."""
         return t

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from sdediff.sde import sizes
-from sdediff.sde.base import SDE, Prior
-from sdediff.sde.coefficient import as_time, check_pair, check_rows, derived, slope, values
+from sdediff.sde.base import SDE, Prior, as_time, derived, values
+from sdediff.sde.coefficient import check_pair, check_rows, slope
 from sdediff.sde.quadrature import Integral
-from sdediff.sde.roots import Inverse, close, crossing, inverted, within
+from sdediff.sde.roots import Inverse, close, earliest, inverted
 from sdediff.solvers import expand
-from sdediff.solvers.scalars import real, reals
+from sdediff.solvers.scalars import real
 
 __all__ = ["LinearSDE"]
 
@@ -181,22 +181,25 @@ class LinearSDE(SDE):
         log_alpha, log_ratio = self._integral(time)
         return log_alpha.exp(), torch.exp(log_alpha + 0.5 * log_ratio), -log_ratio
 
-    def time_of(self, log_snr: Tensor | float) -> Tensor:
+    @derived
+    def time_of(self, log_snr: Tensor) -> Tensor:
         """The earliest t in [0, T] with log_snr(t) <= ``log_snr``, shaped as it: the inverse of `log_snr`.
 
         Exact to 1e-10 where the slope of log_snr exceeds 1e-4, and differentiable. Raises ValueError beyond log_snr's own range on
         [0, T].
         """
-        target = as_time(log_snr)
-        found = self.invert(target).clamp(max=self.T)
-        given = type(self).invert is not LinearSDE.invert
-        if given and not within(target, self._inverted) and not close(self.log_snr(found), target):
-            found = LinearSDE.invert(self, target)
-        if found.requires_grad or not (torch.is_grad_enabled() and target.requires_grad):
+        found = self.invert(log_snr).clamp(max=self.T)
+        if type(self).invert is not LinearSDE.invert:
+            low, high = self._inverted  # where the inverse is known to hold: to look again would double its cost
+            level = log_snr.detach()
+            sure = bool(((level >= low) & (level <= high)).all())
+            if not sure and not close(self.log_snr(found), log_snr):
+                found = LinearSDE.invert(self, log_snr)
+        if found.requires_grad or not (torch.is_grad_enabled() and log_snr.requires_grad):
             return found
         with torch.no_grad():
             rate = (-self.g(found).square() / self.sigma(found).square()).clamp(max=-torch.finfo(torch.float64).tiny)
-        return found + (target - target.detach()) / rate  # d t / d log_snr
+        return found + (log_snr - log_snr.detach()) / rate  # d t / d log_snr
 
     def time_beyond(self, log_snr: Tensor | float) -> Tensor:
         """`time_of`, which takes levels below the last one too, shaped as ``log_snr``.
@@ -219,31 +222,12 @@ class LinearSDE(SDE):
 
         An SDE with a closed form overrides it. It may return times after T: `time_beyond`.
         """
-        # On a stretch where g = 0 rounding decides: two units of it are forgiven.
-        level = log_snr.detach().reshape(-1)
-        reached = level + 2 * torch.finfo(torch.float64).eps * level.abs().clamp(min=1)
-        reached = torch.where(level.isinf(), level, reached)
         with torch.no_grad():
-            time, known = self._inverse(self.log_snr, reached)
-            if not bool(known.all()):
-                time[~known] = self._search(level[~known], reached[~known])
-        return time.reshape(log_snr.shape)
+            return earliest(self, self._inverse, log_snr.detach().reshape(-1)).reshape(log_snr.shape)
 
     @cached_property
-    def _inverted(self) -> tuple[float, float] | None:
+    def _inverted(self) -> tuple[float, float]:
         return inverted(self.log_snr, self.invert, self.T)
-
-    def _search(self, target: Tensor, reached: Tensor) -> Tensor:
-        first, last = self.log_snr(torch.tensor([0.0, self.T], dtype=torch.float64))
-        slack = 1e-9 * target.abs().clamp(min=1)
-        outside = ~((target <= first + slack) & ~(target < last - slack))
-        if bool(outside.any()):
-            raise ValueError(
-                f"log_snr = {float(target[outside][0]):.6g} is never reached: that of {self!r} falls from {float(first):.6g} "
-                f"to {float(last):.6g}"
-            )
-        late = crossing(lambda t: self.log_snr(t) - reached, reached.shape, self.T, (first - reached, last - reached))
-        return torch.where(first <= reached, 0.0, late)
 
     @cached_property
     def _inverse(self) -> Inverse:
@@ -302,7 +286,28 @@ class LinearSDE(SDE):
     @property
     def prior(self) -> Prior:
         """N(0, K I) where sigma^2 = K - p^2 alpha^2, so N(0, I) where alpha^2 + sigma^2 = 1; else N(0, sigma(t_max)^2 I)."""
-        return Prior(sizes.prior_std(self))
+        kept = self.stationary
+        return Prior(float(self.sigma(self.t_max).detach() if kept is None else kept.detach().sqrt()))
+
+    @property
+    def stationary(self) -> Tensor | None:
+        """The variance K that the process keeps if it ever has it: sigma^2 = K - p^2 alpha^2, looked up at five times; or None.
+
+        It is 1 where alpha^2 + sigma^2 = 1, and c^2 times as large in units that are c times as small: no size is absolute.
+        There is none where alpha stays or grows.
+        """
+        times = torch.linspace(self.t_min, self.t_max, 5, dtype=torch.float64)
+        signal, noise = self.alpha(times) ** 2, self.sigma(times) ** 2
+        fall, rise = signal[0] - signal[-1], noise[-1] - noise[0]
+        if not bool(fall > 1e-9 * signal[0]):
+            return None
+        share = rise / fall
+        total = noise[-1] + share * signal[-1]
+        off = (noise + share * signal - total).abs().max()
+        if not bool(off < 1e-9 * rise + 1e-14 * total):
+            return None
+        # What rounding leaves of 1 is 1, the published prior.
+        return total / total.detach() if bool((total - 1).abs() < 1e-11) else total
 
     def prior_gap(self, mean: Tensor | float, variance: Tensor | float) -> float:
         """Nats by which the law at t_max exceeds the prior for Gaussian data: KL(N(alpha m, alpha^2 v + sigma^2) || prior).
@@ -311,10 +316,4 @@ class LinearSDE(SDE):
         coordinates is returned: sum of (r - log(1 + r) + (alpha m / p)^2) / 2 with r = (alpha^2 v + sigma^2) / p^2 - 1 and p the
         prior's standard deviation.
         """
-        m, v = torch.broadcast_tensors(reals("mean", mean), reals("variance", variance))
-        if bool((v < 0).any()) or not bool(torch.isfinite(v).all() and torch.isfinite(m).all()):
-            raise ValueError("prior_gap: mean and variance must be finite and the variance not negative")
-        std = self.prior.std
-        alpha, sigma = self.alpha(self.t_max).detach() / std, self.sigma(self.t_max).detach() / std
-        r = alpha**2 * v + (sigma - 1) * (sigma + 1)
-        return float(0.5 * (r - torch.log1p(r) + (alpha * m) ** 2).sum())
+        return sizes.prior_gap(self, mean, variance)

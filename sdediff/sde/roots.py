@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Inverse", "close", "crossing", "inverted", "within"]
+if TYPE_CHECKING:
+    from sdediff.sde.linear import LinearSDE
+
+__all__ = ["Inverse", "close", "crossing", "earliest", "inverted"]
 
 _HALVINGS: Final = 66
 _EPS: Final = torch.finfo(torch.float64).eps
@@ -87,8 +90,31 @@ class Inverse:
         return t, (above > 0) & (below <= 0) & ((t - guess).abs() <= 0.5 * reach)
 
 
-def inverted(log_snr: Callable[[Tensor], Tensor], invert: Callable[[Tensor], Tensor], end: float) -> tuple[float, float] | None:
-    """Between which levels ``invert`` inverts ``log_snr``, looked up at irregular and at ever smaller times; None: nowhere.
+def earliest(sde: LinearSDE, inverse: Inverse, level: Tensor) -> Tensor:
+    """The earliest t in [0, T] with log_snr(t) <= ``level`` (n,); a ValueError for a level that is never reached."""
+    # On a stretch where g = 0 rounding decides: two units of it are forgiven.
+    reached = level + 2 * _EPS * level.abs().clamp(min=1)
+    reached = torch.where(level.isinf(), level, reached)
+    time, known = inverse(sde.log_snr, reached)
+    if bool(known.all()):
+        return time
+    target, reached = level[~known], reached[~known]
+    first, last = sde.log_snr(torch.tensor([0.0, sde.T], dtype=torch.float64))
+    slack = 1e-9 * target.abs().clamp(min=1)
+    outside = ~((target <= first + slack) & ~(target < last - slack))
+    if bool(outside.any()):
+        raise ValueError(
+            f"log_snr = {float(target[outside][0]):.6g} is never reached: that of {sde!r} falls from {float(first):.6g} "
+            f"to {float(last):.6g}"
+        )
+    ends = first - reached, last - reached
+    late = crossing(lambda t: sde.log_snr(t) - reached, reached.shape, sde.T, ends)
+    time[~known] = torch.where(first <= reached, 0.0, late)
+    return time
+
+
+def inverted(log_snr: Callable[[Tensor], Tensor], invert: Callable[[Tensor], Tensor], end: float) -> tuple[float, float]:
+    """Between which levels ``invert`` inverts ``log_snr``, looked up at irregular and at ever smaller times; (inf, -inf): nowhere.
 
     A subclass may have changed the schedule and not its inverse, or have one by a table that is right at its times alone.
     """
@@ -97,16 +123,8 @@ def inverted(log_snr: Callable[[Tensor], Tensor], invert: Callable[[Tensor], Ten
     levels = log_snr(times)
     levels = levels[levels.isfinite()].detach()
     if not len(levels) or not close(log_snr(invert(levels)), levels):
-        return None
+        return float("inf"), -float("inf")
     return float(levels.min()), float(levels.max())
-
-
-def within(target: Tensor, span: tuple[float, float] | None) -> bool:
-    """Whether all of ``target`` lies in ``span``, where an inverse is known to hold: to look again would double its cost."""
-    if span is None or not target.numel():
-        return False
-    low, high = torch.aminmax(target.detach())
-    return span[0] <= float(low) and float(high) <= span[1]
 
 
 def close(a: Tensor, b: Tensor) -> bool:

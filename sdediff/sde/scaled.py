@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sdediff.sde.base import Prior
-from sdediff.sde.coefficient import as_time
+from sdediff.sde.base import Prior, as_time
 from sdediff.sde.linear import LinearSDE
 from sdediff.solvers.scalars import real
 

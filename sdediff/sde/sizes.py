@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor
 
+from sdediff.solvers.scalars import reals
+
 if TYPE_CHECKING:
     from sdediff.sde.linear import LinearSDE
 
-__all__ = ["data_std", "last_time", "prior_std", "spacing", "stationary"]
+__all__ = ["data_std", "last_time", "prior_gap", "spacing"]
 
 _LOWEST_LOG_SNR: Final = -20.0
 
@@ -29,35 +31,9 @@ def last_time(sde: LinearSDE) -> float:
     return float(sde.time_of(level))
 
 
-def stationary(sde: LinearSDE) -> Tensor | None:
-    """The variance K that the process keeps if it ever has it: sigma^2 = K - p^2 alpha^2, looked up at five times; or None.
-
-    It is 1 where alpha^2 + sigma^2 = 1, and c^2 times as large in units that are c times as small: no size is absolute.
-    There is none where alpha stays or grows.
-    """
-    times = torch.linspace(sde.t_min, sde.t_max, 5, dtype=torch.float64)
-    signal, noise = sde.alpha(times) ** 2, sde.sigma(times) ** 2
-    fall, rise = signal[0] - signal[-1], noise[-1] - noise[0]
-    if not bool(fall > 1e-9 * signal[0]):
-        return None
-    share = rise / fall
-    total = noise[-1] + share * signal[-1]
-    off = (noise + share * signal - total).abs().max()
-    if not bool(off < 1e-9 * rise + 1e-14 * total):
-        return None
-    # What rounding leaves of 1 is 1, the published prior.
-    return total / total.detach() if bool((total - 1).abs() < 1e-11) else total
-
-
-def prior_std(sde: LinearSDE) -> float:
-    """That of `stationary`, else the last sigma."""
-    kept = stationary(sde)
-    return float(sde.sigma(sde.t_max).detach() if kept is None else kept.detach().sqrt())
-
-
 def data_std(sde: LinearSDE) -> float:
-    """That of `stationary`, the last sigma where data vanish in the noise, else sqrt(sigma(t_min) sigma(t_max) / 0.5)."""
-    kept = stationary(sde)
+    """That of `LinearSDE.stationary`, the last sigma where data vanish in the noise, else sqrt(sigma(t_min) sigma(t_max) / 0.5)."""
+    kept = sde.stationary
     if kept is not None:
         return math.sqrt(float(kept.detach()))
     ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
@@ -78,3 +54,14 @@ def spacing(sde: LinearSDE) -> str:
     times = torch.linspace(sde.t_min, sde.t_max, 21, dtype=torch.float64)
     level = sde.log_snr(times).detach() + 2 * math.log(sde.data_std)
     return "karras" if float(level.clamp(-4, 4).diff().abs().max()) > 8 / 3 else "uniform"
+
+
+def prior_gap(sde: LinearSDE, mean: Tensor | float, variance: Tensor | float) -> float:
+    """What `LinearSDE.prior_gap` says."""
+    m, v = torch.broadcast_tensors(reals("mean", mean), reals("variance", variance))
+    if bool((v < 0).any()) or not bool(torch.isfinite(v).all() and torch.isfinite(m).all()):
+        raise ValueError("prior_gap: mean and variance must be finite and the variance not negative")
+    std = sde.prior.std
+    alpha, sigma = sde.alpha(sde.t_max).detach() / std, sde.sigma(sde.t_max).detach() / std
+    r = alpha**2 * v + (sigma - 1) * (sigma + 1)
+    return float(0.5 * (r - torch.log1p(r) + (alpha * m) ** 2).sum())

@@ -49,7 +49,12 @@ def polynomial(steps: int, start: float, end: float, *, power: float) -> Tensor:
 
 def log_snr(steps: int, start: float, end: float, schedule: LogSNR | None = None) -> Tensor:
     """Uniform in log-SNR, l_i = l_start + (l_end - l_start) i / steps (Lu et al. 2022, arXiv 2206.00927, Section 3.4)."""
-    return _warped("log_snr", steps, start, end, schedule, lambda level: level, lambda place: place)
+    ends, levels, time_of = _ends("log_snr", start, end, schedule)
+    if steps == 1:
+        return ends
+    first, last = levels.tolist()
+    place = torch.linspace(first, last, steps + 1, dtype=torch.float64)[1:-1]
+    return torch.cat([ends[:1], time_of(place), ends[1:]])
 
 
 def karras(steps: int, start: float, end: float, schedule: LogSNR | None = None, *, rho: float = 7.0) -> Tensor:
@@ -57,7 +62,12 @@ def karras(steps: int, start: float, end: float, schedule: LogSNR | None = None,
 
     s_i = (s_start^(1 / rho) + i / steps (s_end^(1 / rho) - s_start^(1 / rho)))^rho, finer in log-SNR where there is much noise.
     """
-    return _warped("karras", steps, start, end, schedule, lambda level: (-level / (2 * rho)).exp(), lambda s: -2 * rho * s.log())
+    ends, levels, time_of = _ends("karras", start, end, schedule)
+    if steps == 1:
+        return ends
+    first, last = (-levels / (2 * rho)).exp().tolist()
+    place = torch.linspace(first, last, steps + 1, dtype=torch.float64)[1:-1]
+    return torch.cat([ends[:1], time_of(-2 * rho * place.log()), ends[1:]])
 
 
 def logistic(
@@ -71,11 +81,12 @@ def logistic(
     and ``centre`` were chosen by measurement (docs/solvers.md), for data whose coordinates have a variance near 1.
     """
     size = width if width is not None else 4.0 if steps < 8 else 5.0
-
-    def warp(level: Tensor) -> Tensor:
-        return torch.sigmoid((level - centre) / size)
-
-    return _warped("logistic", steps, start, end, schedule, warp, lambda place: centre + size * torch.logit(place))
+    ends, levels, time_of = _ends("logistic", start, end, schedule)
+    if steps == 1:
+        return ends
+    first, last = torch.sigmoid((levels - centre) / size).tolist()
+    place = torch.linspace(first, last, steps + 1, dtype=torch.float64)[1:-1]
+    return torch.cat([ends[:1], time_of(centre + size * torch.logit(place)), ends[1:]])
 
 
 def central(steps: int, start: float, end: float, schedule: LogSNR | None = None) -> Tensor:
@@ -88,16 +99,8 @@ def central(steps: int, start: float, end: float, schedule: LogSNR | None = None
     return logistic(steps, start, end, schedule, centre=min(0.75, 15 / steps), width=3 + 2 / steps)
 
 
-def _warped(
-    name: str,
-    steps: int,
-    start: float,
-    end: float,
-    schedule: LogSNR | None,
-    warp: Callable[[Tensor], Tensor],
-    unwarp: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """Uniform in a function of log-SNR, its ends exact."""
+def _ends(name: str, start: float, end: float, schedule: LogSNR | None) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """The two ends of a grid made in log-SNR, log-SNR there, and the times of log-SNRs between."""
     if schedule is None:
         raise ValueError(f"the grid {name!r} is made in log-SNR, which needs a Gaussian kernel; take grid='uniform'")
     ends = torch.tensor([start, end], dtype=torch.float64)
@@ -110,9 +113,7 @@ def _warped(
             f"the grid {name!r} is made in log-SNR, which is {float(levels[i]):g} at t = {float(ends[i]):g}: "
             f"{'start below' if i == 0 else 'end above'} that time (t_{'start' if i == 0 else 'end'}), or take grid='uniform'"
         )
-    places = warp(levels)
-    inside = unwarp(torch.linspace(float(places[0]), float(places[1]), steps + 1, dtype=torch.float64)[1:-1])
-    return torch.cat([ends[:1], schedule.time_of(inside), ends[1:]]) if steps > 1 else ends
+    return ends, levels, schedule.time_of
 
 
 GRIDS: Final[dict[str, Callable[[int, float, float, LogSNR | None], Tensor]]] = {

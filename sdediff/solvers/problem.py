@@ -18,9 +18,9 @@ from sdediff.solvers.arithmetic import Like, Number, planned, rowwise, weighted
 from sdediff.solvers.coefficients import Coef
 from sdediff.solvers.monitor import Monitor
 
-__all__ = ["At", "Output", "Problem", "check_quantity"]
+__all__ = ["QUANTITIES", "At", "Output", "Problem", "check_quantity"]
 
-_QUANTITIES: Final = ("drift", "score", "data", "noise", "v")
+QUANTITIES: Final = ("drift", "score", "data", "noise", "v")
 
 
 class Output:
@@ -39,12 +39,12 @@ class Output:
         return {name: each for name, each in vars(self).items() if name != "value"}
 
 
-def check_quantity(quantity: str, offers: Collection[str] = _QUANTITIES) -> None:
+def check_quantity(quantity: str, offers: Collection[str] = QUANTITIES) -> None:
     """A ValueError unless `Problem.at` knows the ``quantity`` and a problem ``offers`` it."""
-    if quantity not in _QUANTITIES:
-        close = get_close_matches(str(quantity), _QUANTITIES, n=1)
+    if quantity not in QUANTITIES:
+        close = get_close_matches(str(quantity), QUANTITIES, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        known = ", ".join(_QUANTITIES)
+        known = ", ".join(QUANTITIES)
         raise ValueError(f"no quantity is called {quantity!r}{hint}; known are {known}")
     if quantity not in offers:
         raise ValueError(

@@ -34,8 +34,6 @@ class _OrderOne(Solver):
 
     def _planned(self, problem: Problem, times: Tensor, keep: Tensor, push: Tensor, std: Tensor) -> list[_Plan]:
         at = problem.at(times[:-1], "data", keep, push)
-        if not self.stochastic:
-            return list(map(_Plan, at))
         (stds,) = problem.coefs(len(at), std)
         return list(map(_Plan, at, stds, pairwise(times.unbind())))
 
@@ -91,9 +89,12 @@ class DDIM(_OrderOne):
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """The coefficients of each interval."""
-        t, s = times[:-1], times[1:]
         alpha, sigma = problem.marginal(times)
         (alpha_t, alpha_s), (sigma_t, sigma_s) = (alpha[:-1], alpha[1:]), (sigma[:-1], sigma[1:])
+        if not self.eta:
+            keep = sigma_s / sigma_t
+            return list(map(_Plan, problem.at(times[:-1], "data", keep, alpha_s - keep * alpha_t)))
+        t, s = times[:-1], times[1:]
         _, std = problem.kernel(torch.maximum(t, s), torch.minimum(t, s))
         # Towards noise (encoding) the conditional spread is the kernel's own: DDIM has no noise to add there.
         share = torch.where(s <= t, (std / sigma_t) ** 2, 0.0)
