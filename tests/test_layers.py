@@ -95,6 +95,29 @@ def the_name_solvers_is_left_to_users(module):
             yield node.lineno, "sdediff/ imports the public face `solvers`: import sdediff.solvers"
 
 
+LAYERS = (
+    ("solvers",),
+    ("sde",),
+    ("protocols",),
+    ("predict", "model", "operator", "constraints", "exact", "reverse"),
+    ("sampling", "encoding", "simulation", "likelihood", "objectives", "discrete", "mcmc", "metrics"),
+    ("training", "trainer", "checkpoint", "testing", "cli"),
+)
+RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+
+def imports_go_up(module):
+    """The picture of docs/architecture.md: none of these packages imports one of a layer below its own."""
+    if module.path.parts[0] != "sdediff":
+        return
+    here = RANKS.get(module.path.parts[1].removesuffix(".py"))
+    for node in nodes(module, ast.Import, ast.ImportFrom) if here is not None else []:
+        for name in names_of(node).values():
+            there = RANKS.get(name.split(".")[1]) if name.startswith("sdediff.") else None
+            if there is not None and there > here:
+                yield node.lineno, f"{module.path} imports {name}, of a layer below its own"
+
+
 def solvers_name_no_sde(module):
     """No identifier has a family's name as one of its parts; `cosine` and `edm` in small letters are ordinary words."""
     parts = CONCRETE_SDES | {name.lower() for name in FAMILIES - {"Cosine", "EDM"}}
@@ -205,6 +228,7 @@ RULES = {
     for rule in (
         solvers_import_no_sdediff,
         the_name_solvers_is_left_to_users,
+        imports_go_up,
         solvers_name_no_sde,
         no_branch_on_a_concrete_sde,
         no_assert,
@@ -236,6 +260,7 @@ CAUGHT = {
         "from solvers import RK45",
         "def f():\n    from solvers.grid import x",
     ],
+    "imports_go_up": ["from sdediff.sde import SDE", "from sdediff import training", "import sdediff.model as m"],
     "solvers_name_no_sde": [
         "VP = 1",
         "x.SubVP",
@@ -279,6 +304,7 @@ CAUGHT = {
 PASSED = {
     "solvers_import_no_sdediff": ["import torch", "from .sdediff import x", "from sdediff.solvers import grid"],
     "the_name_solvers_is_left_to_users": ["from sdediff import solvers", "import solversuite"],
+    "imports_go_up": ["from sdediff.solvers.grid import x", "from sdediff.names import nearest", "import torch"],
     "solvers_name_no_sde": ["def cosine(): ...", "'VP'", "velocity = save = edm_grid = 1"],
     "no_branch_on_a_concrete_sde": [
         "isinstance(x, LinearSDE)",
