@@ -174,7 +174,7 @@ def make_times(
         if span.start < span.end:
             raise ValueError(f"{kind} is a discrete model with a grid of its own, from noise to data: take another solver")
         return solver.times
-    steps = None if steps is None else whole("steps", steps, 1, _MOST_STEPS)
+    steps = None if steps is None else whole("steps", whole("steps", steps, 1), 1, _MOST_STEPS)
     if grid is not None and isinstance(plain(grid), int | float):
         raise TypeError(
             f"grid must be a name, a function of the number of steps or an array of times, got {grid!r}; write steps={grid!r}?"

@@ -196,7 +196,8 @@ class Reverse(Problem):
                 return kept(extras["clean"], self.mask)
         if self.predicts == "data":  # not by way of the units, which would round it
             value = self.units.from_model(out.clone())
-        return self.units.leave(value, self.mask)
+        plain = self.unit == 1.0 and self.units.normalizer is None and self.mask is None
+        return value if plain else self.units.leave(value, self.mask)
 
     def _levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) in the model's units.
