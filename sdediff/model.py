@@ -194,7 +194,7 @@ class ScoreModel(Predictions):
             scale = (sigma**2 + (self.sigma_data * alpha) ** 2).rsqrt()
         else:
             scale = torch.ones_like(t)
-        time = read_clock(self.time, self.sde, t)
+        time = t if self.time == "t" else read_clock(self.time, self.sde, t)
         if time.is_floating_point():
             time = time.to(dtype if self.time_dtype is None or device.type == "mps" else self.time_dtype)
         return scale, time.to(device, non_blocking=True)

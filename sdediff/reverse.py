@@ -65,7 +65,7 @@ class Reverse(Problem):
         units: Units | None = None,
     ) -> None:
         self.batch = Rows.of(rows) if isinstance(rows, int) else rows
-        super().__init__(len(self.batch))
+        super().__init__(self.batch.index.shape[0])
         self.monitor, self.mask, self.like = self.batch.monitor, self.batch.mask, like
         self.model, self.lam, self.units = model, stochasticity, units or Units()
         self.facts = facts(model)

@@ -209,7 +209,7 @@ def _denoised(problem: Reverse, solver: Solver, inside: Solution, solution: Solu
         piece = None
         if problem.breaks and solver.times is None:
             piece = legs_of(problem, times)[1][-1].problem.piece
-        last = problem.within(piece, times)
+        last = problem if piece is None else problem.within(piece, times)
         part, state = (last, inside.x) if whole else (last.take(rows), inside.x[rows.to(inside.x.device)])
         end = times[-1] if whole or times.ndim == 1 else times[-1, rows]
         clean = part.clean(state, end)

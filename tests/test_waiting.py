@@ -100,7 +100,7 @@ def test_steps_never_wait(method: Method) -> None:
     assert watch.waits == [LOOK]
 
 
-@pytest.mark.parametrize(("last", "expected"), [("noisy", [LOOK]), ("denoise", [LOOK, FETCH])])
+@pytest.mark.parametrize(("last", "expected"), [("noisy", [LOOK]), ("denoise", [LOOK, LOOK])])
 def test_a_whole_sampling_run_looks_at_its_end_alone(last: Any, expected: list[str]) -> None:
     model = sd.ScoreModel(lambda x, t: 0.5 * x, sd.VP())
     with Watch() as watch:
