@@ -250,6 +250,13 @@ def test_ddim_inversion_by_hand() -> None:
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
+
+class Pairs(sd.Euler):
+    """A solver of two rows each."""
+
+    group = 2
+
+
 BAD_LOG_PROB = [
     ({"x": X.long()}, "floating-point"),
     ({"x": X / 0}, "not finite"),
@@ -274,6 +281,7 @@ BAD_LOG_PROB = [
     ({"condition": {"y": torch.zeros(2)}}, "leading dimension 3"),
     ({"dtype": torch.float16}, "float32 or torch.float64"),
     ({"divergence": "hutchinson", "seed": [1]}, "got 1 of them"),
+    ({"solver": Pairs(), "steps": 4}, "moves 2 rows together"),
 ]
 BAD_BITS = [
     ({"x": (255 * X.abs()).to(torch.uint8)}, "scale bin numbers first"),

@@ -168,6 +168,8 @@ def _solver(solver: Solver | None, *, fixed: bool) -> Solver:
     if solver is None:
         solver = RungeKutta4() if fixed else RK45()
     solver = check_deterministic(check_solver(solver), "the likelihood")
+    if solver.group > 1:
+        raise ValueError(f"{solver!r} moves {solver.group} rows together, and a log-density is that of each: take RK45(), say")
     if not solver.needs <= Augmented.offers:
         lacking = ", ".join(sorted(solver.needs - Augmented.offers))
         raise ValueError(

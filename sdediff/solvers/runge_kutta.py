@@ -55,6 +55,7 @@ class RungeKutta(Solver):
 
     def __init_subclass__(cls) -> None:
         """Read order and cost off the tableau."""
+        super().__init_subclass__()
         if "tableau" in vars(cls):
             cls.order = float(cls.tableau.order)
             cls.evaluations = len(cls.tableau.a) - cls.tableau.first_same_as_last
