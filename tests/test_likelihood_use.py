@@ -304,6 +304,19 @@ def refused(function, message: str, **arguments: object) -> None:
         function(sd.ScoreModel(net, VP), **arguments)
 
 
+@pytest.mark.parametrize("grad", ["full", "checkpoint"])
+def test_evaluations_are_counted_at_the_network(grad: str) -> None:
+    """Those too that a checkpointed step makes again for its own products."""
+    calls: list[Tensor] = []
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        calls.append(t)
+        return 0.5 * x.sin()
+
+    found = sd.log_prob(sd.ScoreModel(net, VP), X, solver=sd.RungeKutta4(), steps=3, grad=grad)  # type: ignore[arg-type]
+    assert found.nfe.tolist() == [len(calls)] * len(X)
+
+
 @pytest.mark.parametrize(("change", "message"), BAD_LOG_PROB, ids=range(len(BAD_LOG_PROB)))
 def test_log_prob_refuses(change: dict[str, object], message: str) -> None:
     refused(sd.log_prob, message, **({"x": X} | change))
