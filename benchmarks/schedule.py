@@ -57,7 +57,8 @@ def plan(sde: sd.LinearSDE, solver: sd.UniPC | sd.DEIS, grid: torch.Tensor) -> R
 
     def run(calls: int) -> None:
         for _ in range(calls):
-            solver.plan(Reverse(model, 1), grid)
+            with torch.no_grad():  # as a solve does, which keeps no graph unless it is asked to
+                solver.plan(Reverse(model, 1), grid)
 
     return run
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, NoReturn, Self, TypeVar, cast
@@ -86,7 +87,8 @@ class Reverse(Problem):
         seen = self.facts.dtype or self._given.sees
         self.rounding = torch.finfo(seen).eps / 16  # stages' roundings average: by measurement
         self._still: Reverse | None = None
-        self._last: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
+        # (times, alpha, sigma) of late, sigma in the model's units: a plan asks again for what it knows.
+        self._known: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=4)
 
     def take(self, rows: Tensor) -> Self:
         """Some of the rows, with their conditions."""
@@ -200,16 +202,17 @@ class Reverse(Problem):
         return value if plain else self.units.leave(value, self.mask)
 
     def _levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma) in the model's units.
-
-        Those of the last times are kept: what a step needs of them it asks for one by one.
-        """
+        """(alpha, sigma) in the model's units; those of times asked for of late, or of the first of them, are kept."""
         sde = self.model.sde
         if t.ndim != 1 or torch.is_grad_enabled():
             return sde.alpha(t), sde.sigma(t)
-        if self._last is None or not torch.equal(self._last[0], t):
-            self._last = t.clone(), (sde.alpha(t), sde.sigma(t))
-        return self._last[1]
+        count = t.shape[0]
+        for times, alpha, sigma in self._known:
+            if torch.equal(times[:count], t):
+                return alpha[:count], sigma[:count]
+        alpha, sigma = sde.alpha(t), sde.sigma(t)
+        self._known.appendleft((t.clone(), alpha, sigma))
+        return alpha, sigma
 
     def _size(self, t: Tensor) -> Coef:
         """g(t) in units of ``unit``."""
@@ -266,7 +269,12 @@ class Reverse(Problem):
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(alpha, sigma, log_snr)."""
-        return _flat(self.levels, t) if t.ndim > 1 else self.sde.levels(t)
+        if t.ndim > 1:
+            return _flat(self.levels, t)
+        alpha, sigma, log_snr = self.sde.levels(t)
+        if t.ndim == 1 and not torch.is_grad_enabled():
+            self._known.appendleft((t.clone(), alpha, sigma if self.unit == 1 else self.unit * sigma))
+        return alpha, sigma, log_snr
 
     def time_of(self, log_snr: Tensor) -> Tensor:
         """The SDE's inverse of log_snr."""
