@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, Final
 
 from torch import Tensor
 
 from sdediff.predict import Predictions
-from sdediff.protocols import Like, Model, Output, Piece, Rows, ask, check_model
+from sdediff.protocols import Like, Model, Output, Piece, Rows, ask, check_model, value_of
 
 __all__ = ["Operator"]
 
@@ -25,7 +26,9 @@ class Operator(Predictions):
     Whatever the model inside says of itself (its SDE, its device, the size of its data) the
     operator says too. A subclass that returns another prediction than the model inside has
     ``predicts``, one that evaluates it several times has ``cost``, how often at most, and one that
-    jumps in time has ``breaks``, the times at which it does.
+    jumps in time has ``breaks``, the times at which it does. One that returns the prediction alone
+    around a model with extras has ``extras = ()``. Costs multiply and breaks add up, if the model
+    inside is made of a model too.
     """
 
     def __init__(self, model: Model) -> None:
@@ -34,7 +37,9 @@ class Operator(Predictions):
         self.model = model
 
     def __getattr__(self, name: str) -> Any:
-        """What the model inside says."""
+        """What the model inside says; a TypeError if it is a property of the operator that has failed."""
+        if isinstance(inspect.getattr_static(type(self), name, None), property):
+            raise TypeError(f"{type(self).__name__}.{name} asks for an attribute that is not there")
         if name in _HANDED_ON:
             return getattr(self.model, name)
         return super().__getattr__(name)
@@ -46,6 +51,10 @@ class Operator(Predictions):
     def ask(self, x: Tensor, at: Any, rows: Rows) -> Tensor | Output:
         """The answer of the model inside, counted: one that counts nothing itself has made one evaluation of each row."""
         return ask(self.model, x, at, rows)
+
+    def value(self, x: Tensor, at: Any, rows: Rows) -> Tensor:
+        """The prediction alone of the model inside, counted: a tensor, with which to compute."""
+        return value_of(self.ask(x, at, rows), x, self.model)
 
     def evaluate(self, x: Tensor, at: Any, rows: Rows) -> Tensor | Output:
         """The answer of the model inside."""

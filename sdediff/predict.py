@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sdediff.calls import check_floating, check_names
 from sdediff.lending import at_least_float32, own
 from sdediff.predictions import Pair, canonical, coefficients_of, conversion, prediction_of, singular
-from sdediff.protocols import Like, Model, Output, Piece, Rows, entries_of, extras_of, facts, sigma_data, value_of
+from sdediff.protocols import Like, Model, Output, Piece, Rows, breaks_of, entries_of, extras_of, facts, sigma_data, value_of
 from sdediff.sde.base import as_time
 from sdediff.solvers import expand
 from sdediff.solvers.arithmetic import weighted
@@ -34,7 +34,7 @@ def outputs(
     ``mask``, bool of the shape of x, says which coordinates exist; None: all.
     """
     x = at_least_float32(x)
-    (at,) = entries_of(model, t[None], Like.of(x), None)
+    (at,) = entries_of(model, t[None], Like.of(x), None, breaks_of(model))
     found = model.evaluate(x, at, _rows(model, x, condition, mask))
     value = value_of(found, x, model)
     return Output(value, **extras_of(found, model, getattr(model, "extras", ())))

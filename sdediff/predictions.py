@@ -190,6 +190,9 @@ class _Known:
     def __init__(self, sde: LinearSDE, alpha: Tensor, sigma: Tensor, unit: float = 1.0, per: float = 1.0) -> None:
         self._sde, self._alpha, self._sigma, self.unit, self._per = sde, alpha, sigma, unit, per
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sde, name)
+
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = self._sde.rates(t)
         return alpha, sigma / self._per

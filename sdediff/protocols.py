@@ -7,6 +7,8 @@ further ones that `Facts` reads.
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeVar
@@ -19,6 +21,7 @@ from sdediff.normalizer import Normalizer
 from sdediff.solvers.arithmetic import Like
 from sdediff.solvers.monitor import Monitor
 from sdediff.solvers.problem import Output
+from sdediff.solvers.scalars import real, whole
 
 __all__ = [
     "Facts",
@@ -29,6 +32,7 @@ __all__ = [
     "Prediction",
     "Rows",
     "ask",
+    "breaks_of",
     "check_model",
     "entries_of",
     "extras_of",
@@ -181,7 +185,42 @@ def facts(model: Model) -> Facts:
         found["data_std"] = model.sde.data_std if declared is None else declared
     if "sigma_data" not in found:
         found["sigma_data"] = model.sde.sigma_data
+    found["breaks"], found["cost"] = breaks_of(model), cost_of(model)
+    if isinstance(found.get("extras"), str):
+        raise TypeError(f"{type(model).__name__}.extras must be names, ({found['extras']!r},); got a string")
     return Facts(**found)
+
+
+def breaks_of(model: Any) -> tuple[float, ...]:
+    """The times at which a model jumps, its own and those of the models inside, rising."""
+    own: list[float] = []
+    for layer in _layers(model):
+        given = getattr(layer, "breaks", ())
+        try:
+            _ = len(given)  # what is used up by one reader will not do
+            own += [real(f"{type(layer).__name__}.breaks", t) for t in given]
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{type(layer).__name__}.breaks must be times, (0.2, 0.8) say; got {given!r}") from error
+    if not all(map(math.isfinite, own)):
+        raise ValueError(f"{type(model).__name__}.breaks must be finite times; got {own}")
+    return tuple(sorted(set(own)))
+
+
+def cost_of(model: Any) -> int:
+    """Evaluations of a network in a call, at most: what an operator says of its model, times what that says of its own."""
+    total = 1
+    for layer in _layers(model):
+        if inspect.getattr_static(layer, "cost", None) is not None:
+            total *= whole(f"{type(layer).__name__}.cost", layer.cost, 1)
+    return total
+
+
+def _layers(model: Any) -> list[Any]:
+    """The model, the one inside it if it is made of one, and so on."""
+    found = [model]
+    while is_model(inner := getattr(found[-1], "model", None)):
+        found.append(inner)
+    return found
 
 
 def has_weights(model: Model) -> bool:
@@ -226,14 +265,32 @@ def ask(model: Model, x: Tensor, at: Any, rows: Rows) -> Tensor | Output:
     """The answer of a model; one that counts nothing itself has made one evaluation of each row."""
     before = rows.monitor.calls
     found = model.evaluate(x, at, rows)
+    if isinstance(found, Tensor):
+        found = found.clone()  # a network may write all its outputs to one tensor
     value_of(found, x, model)
     if rows.monitor.calls == before:
         rows.count()
     return found
 
 
-def entries_of(model: Model, times: Tensor, like: Like, piece: Piece | None) -> Sequence[Any]:
-    """What the model's `at` returned; an error unless that is one entry for each of the times."""
+def entries_of(model: Model, times: Tensor, like: Like, piece: Piece | None, breaks: tuple[float, ...]) -> Sequence[Any]:
+    """What the model's `at` returned; an error unless that is one entry for each of the times.
+
+    Where no piece is being solved, of a chain or a single evaluation, each time has that in which it
+    lies; at a break it is the one before.
+    """
+    if breaks and piece is None:
+        ends = (-math.inf, *breaks, math.inf)
+        rows = times.detach().reshape(len(times), -1).contiguous()
+        sides = torch.bucketize(rows, torch.tensor(breaks, dtype=times.dtype))
+        if bool((sides != sides[:, :1]).any()):
+            raise ValueError(
+                f"the model jumps at {', '.join(f'{t:g}' for t in breaks)}: times of one call have to lie on "
+                "one side of each; call it once for each side"
+            )
+        pieces = [(ends[i], ends[i + 1]) for i in sides[:, 0].tolist()]
+        each = zip(times.unbind(), pieces, strict=True)
+        return [entries_of(model, t[None], like, own, breaks)[0] for t, own in each]
     found = model.at(times, like, piece)
     if isinstance(found, Sequence | Tensor) and len(found) == len(times):
         return found

@@ -142,7 +142,7 @@ class Reverse(Problem):
         nonlinear = quantity == "drift" and not self.linear
         columns = (keep + push * a, push * b, *([push * (1.0 / self.unit)] if nonlinear else []))
         entries: list[Sequence[Any]] = [*planned(times.shape[0], self.like, *columns), *([times.unbind()] if nonlinear else [])]
-        entries.insert(2, entries_of(self.model, times, self._given, self.piece))
+        entries.insert(2, entries_of(self.model, times, self._given, self.piece, self.breaks))
         return list(map(_At, *entries))
 
     def outputs(self, x: Tensor, at: _At) -> Output:

@@ -151,7 +151,7 @@ class Solving:
         """``part(rows, options)`` of ``batch_size`` samples at a time, joined; `SolveError` if a sample failed and ``raises``."""
         parts = []
         shown = progress_bar(title, total=self.count, show=True) if self.progress else nullcontext()
-        with evaluating(self.model), shown as bar:
+        with torch.inference_mode(False), evaluating(self.model), shown as bar:
             for first in range(0, self.count, self.batch_size):
                 rows = torch.arange(first, min(first + self.batch_size, self.count))
                 options = self.options

@@ -27,6 +27,7 @@ from sdediff.masks import mask_of
 from sdediff.model import ScoreModel
 from sdediff.normalizer import coordinate_moments
 from sdediff.objectives import DenoisingScoreMatching, Objective
+from sdediff.operator import Operator
 from sdediff.progress import Bar, progress_bar
 from sdediff.run_folder import FORMAT, TRAINING, WEIGHTS, Run, check_ours, check_out, locate, locked, write_config
 from sdediff.solvers.portable import Portable
@@ -199,6 +200,10 @@ def _name(loss: Objective) -> dict[str, Any]:
 
 
 def _check(model: ScoreModel, data: Tensor, condition: Mapping[str, Tensor]) -> None:
+    if isinstance(model, Operator):
+        raise TypeError(
+            f"{type(model).__name__} is made of a model: train that one, fit(operator.model, ...), and put the operator around it"
+        )
     if not isinstance(model, ScoreModel) or not isinstance(model.net, nn.Module):
         raise TypeError(
             f"model must be a ScoreModel around a torch module, got {type(model).__name__}; wrap it: ScoreModel(net, sde)"

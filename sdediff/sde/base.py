@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from types import MemberDescriptorType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor
@@ -53,11 +53,25 @@ def values(function: Callable[[Tensor], Any], t: Tensor | float, name: str) -> T
         if not getattr(error, "__notes__", None):
             error.add_note(f"{name} was called with a float64 tensor of shape {tuple(time.shape)}: write it with torch functions")
         raise
-    if is_linear(out) or out.shape == time.shape:
+    if is_linear(out):
+        return cast(Tensor, _maps(out, time, name))
+    if out.shape == time.shape:
         return out
     if out.numel() == 1:
         return out.reshape(()).expand(time.shape)
     raise ValueError(f"{name} must return one number for each time, shape {tuple(time.shape)}; got shape {tuple(out.shape)}")
+
+
+def _maps(found: Any, time: Tensor, name: str) -> Any:
+    """Linear maps at all times; a ValueError if there is one for all, or not one for each."""
+    shape = getattr(found, "values", time).shape
+    least = 3 if hasattr(found, "axis") else 2
+    if time.ndim and hasattr(found, "values") and (len(shape) < least or shape[0] != len(time)):
+        raise ValueError(
+            f"{name} must return a map for each time, values of shape ({len(time)}, ...), got {tuple(shape)}; one for "
+            "all times is repeated: values.expand(len(t), ...)"
+        )
+    return found
 
 
 def coefficient(method: Callable[..., Any]) -> Callable[..., Tensor]:

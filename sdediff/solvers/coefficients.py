@@ -45,7 +45,7 @@ Coef = float | Tensor | Linear
 shaped for the states and stands beside them; a linear map."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class _Values:
     """Values whose first dimensions, those that a single map does not have, count times and rows."""
 
@@ -67,11 +67,15 @@ class _Values:
     def unbind(self) -> Sequence[Self]:
         return [replace(self, values=each) for each in self.values.unbind()]
 
+    def __repr__(self) -> str:
+        """The kind and the shape, not the numbers."""
+        return f"{type(self).__name__}(values of shape {tuple(self.values.shape)})"
+
     def _like(self, x: Tensor) -> Tensor:
         return self.values.to(x.dtype).to(x.device)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Coordinates(_Values):
     """A number for each coordinate: ``values`` (*event), or (n, *event) at n times.
 
@@ -81,6 +85,11 @@ class Coordinates(_Values):
 
     def __matmul__(self, x: Tensor) -> Tensor:
         """The states with each coordinate multiplied by its number."""
+        if self.values.shape not in (x.shape[1:], x.shape):
+            raise ValueError(
+                f"Coordinates with values of shape {tuple(self.values.shape)} do not fit states with events "
+                f"{tuple(x.shape[1:])}: there is a number for each coordinate"
+            )
         return self._like(x) * x
 
     @property
@@ -89,7 +98,7 @@ class Coordinates(_Values):
         return replace(self, values=self.values.square())
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Matrix(_Values):
     """A matrix on one axis of the event: (c x)_i = sum_j c_ij x_j for the entries i, j along ``axis``.
 
@@ -106,6 +115,12 @@ class Matrix(_Values):
 
     def __matmul__(self, x: Tensor) -> Tensor:
         """The states with the matrix applied along the axis."""
+        size = x.shape[1 + self.axis] if self.axis + 1 < x.ndim else None
+        if self.values.shape[-2:] != (size, size):
+            raise ValueError(
+                f"a Matrix of {' x '.join(map(str, self.values.shape[-2:]))} on axis {self.axis} does not fit "
+                f"states with events {tuple(x.shape[1:])}: it is square, of the length of that axis"
+            )
         there = x.movedim(1 + self.axis, 1)
         product = self._like(x) @ there.reshape(len(x), there.shape[1], -1)
         return product.reshape(there.shape).movedim(1, 1 + self.axis)

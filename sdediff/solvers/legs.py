@@ -37,7 +37,7 @@ def legs_of(problem: Problem, times: Tensor) -> tuple[Tensor, list[Leg]]:
         return times, [Leg(problem, times, 0, True)]
     low, high = float(times.min()), float(times.max())
     near = _NEAR * (high - low)
-    breaks = torch.tensor(sorted({t for t in problem.breaks if low + near < t < high - near}), dtype=times.dtype)
+    breaks = torch.tensor(_passed(problem.breaks, low, high), dtype=times.dtype)
     if times.ndim > 1 and len(breaks):
         raise ValueError(
             f"the model jumps at t = {float(breaks[0]):g}, where all samples have to stop: it takes one grid for all of them"
@@ -56,13 +56,23 @@ def legs_of(problem: Problem, times: Tensor) -> tuple[Tensor, list[Leg]]:
     return times, legs
 
 
+def _passed(breaks: tuple[float, ...], low: float, high: float) -> list[float]:
+    """The breaks between two times, rising, of those that differ by rounding the first."""
+    near = _NEAR * (high - low)
+    found: list[float] = []
+    for t in sorted(breaks):
+        if max(low, found[-1] if found else low) + near < t < high - near:
+            found.append(t)
+    return found
+
+
 def snapped(times: Tensor, breaks: tuple[float, ...]) -> Tensor:
     """A grid (N + 1,) in which the inner time nearest to each break that it passes gives way to that break.
 
     The number of steps stays what it is; a ValueError says if that is too few.
     """
     low, high = sorted(times[[0, -1]].tolist())
-    passed = sorted({t for t in breaks if low < t < high}, reverse=bool(times[0] > times[-1]))
+    passed = sorted(_passed(breaks, low, high), reverse=bool(times[0] > times[-1]))
     steps = len(times) - 1
     if len(passed) >= steps > 0:
         raise ValueError(

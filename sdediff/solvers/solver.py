@@ -53,15 +53,21 @@ class Step(_Step):
 
 def checked(step: Step, solver: Solver, x: Tensor) -> Step:
     """What a solver's ``step`` returned from x; a TypeError or ValueError unless it is a `Step` with a state like x."""
-    if isinstance(step, Step) and isinstance(step.x, Tensor) and step.x.shape == x.shape and step.x.dtype == x.dtype:
+    if isinstance(step, Step) and all(_is_like(each, x) for each in step[:2]):
         return step
     name = type(solver).__name__
     if not isinstance(step, Step):
         raise TypeError(f"{name}.step must return a Step, got {type(step).__name__}; return Step(x), x the state at s")
-    if not isinstance(step.x, Tensor):
-        raise TypeError(f"{name}.step must return a Step with a tensor as x, got {type(step.x).__name__}")
-    wanted, got = (f"{tuple(state.shape)}, {state.dtype}" for state in (x, step.x))
-    raise ValueError(f"{name}.step must return a state of the shape and the dtype of x, {wanted}; got {got}")
+    what, wrong = ("mean", step.mean) if _is_like(step.x, x) else ("x", step.x)
+    if not isinstance(wrong, Tensor):
+        raise TypeError(f"{name}.step must return a Step with a tensor as {what}, got {type(wrong).__name__}")
+    wanted, got = (f"{tuple(state.shape)}, {state.dtype}" for state in (x, wrong))
+    which = "a state" if what == "x" else "a mean"
+    raise ValueError(f"{name}.step must return {which} of the shape and the dtype of x, {wanted}; got {got}")
+
+
+def _is_like(state: object, x: Tensor) -> bool:
+    return isinstance(state, Tensor) and state.shape == x.shape and state.dtype == x.dtype
 
 
 def tolerances(solver: Any, problem: Problem, dtype: torch.dtype) -> tuple[float, float]:

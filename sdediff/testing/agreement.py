@@ -14,6 +14,7 @@ from sdediff.exact import GaussianMixture
 from sdediff.exact.law import Law
 from sdediff.model import ScoreModel
 from sdediff.names import nearest
+from sdediff.protocols import facts, is_model
 from sdediff.sde import VE, VP, SubVP
 from sdediff.solvers import DDIM, EulerMaruyama, Solver
 from sdediff.solvers.portable import Portable
@@ -147,8 +148,8 @@ def check_equivalence(
 
 
 def _pairs(
-    a: object, b: object, sde: Any, solver: Solver | None, law: Law
-) -> list[tuple[tuple[Solver, Solver], Any, tuple[ScoreModel, ScoreModel], str]]:
+    a: Any, b: Any, sde: Any, solver: Solver | None, law: Law
+) -> list[tuple[tuple[Solver, Solver], Any, tuple[Any, Any], str]]:
     """What to run: two solvers, the SDE, two models, and a name for it."""
     if isinstance(a, Solver) and isinstance(b, Solver):
         if solver is not None:
@@ -158,11 +159,11 @@ def _pairs(
             raise ValueError(f"{discrete!r} is a discrete model with a grid of its own: pass the sde= that it was made from")
         processes = [VP(), VE(), SubVP()] if sde is None else [_linear(instance_of(sde, "check_equivalence"))]
         return [((a, b), each, (law.model(each),) * 2, f"on {each!r}") for each in processes]
-    if isinstance(a, ScoreModel) and isinstance(b, ScoreModel):
+    if is_model(a) and is_model(b):
         process = _linear(a.sde if sde is None else instance_of(sde, "check_equivalence"))
         for name, model in (("a", a), ("b", b)):
             _same_schedule(process, model.sde, name)
-            if model.device.type != "cpu":
+            if facts(model).device.type != "cpu":
                 raise ValueError(f"check_equivalence runs on the host, in float64: move the model {name} there, by .cpu()")
         chosen: list[Solver] = [DDIM(), EulerMaruyama()] if solver is None else [solver]
         return [((each, each), process, (a, b), f"by {each!r}") for each in chosen]
