@@ -94,7 +94,7 @@ def _enter(outer: nn.Module, inside: dict[int, nn.Module]) -> list[object]:
         for module in list(inside.values())[before:]
         if not type(module).__module__.startswith("torch.") or "forward" in vars(module)
         for name, value in vars(module).items()
-        if name not in _OWN and (callable(value) or hasattr(value, "evaluate") or isinstance(value, list | tuple | dict))
+        if name not in _OWN and (callable(value) or hasattr(type(value), "evaluate") or isinstance(value, list | tuple | dict))
     ]
 
 

@@ -34,7 +34,7 @@ def outputs(
     ``mask``, bool of the shape of x, says which coordinates exist; None: all.
     """
     x = at_least_float32(x)
-    (at,) = entries_of(model, t[None], Like.of(x), None, breaks_of(model))
+    (at,) = entries_of(model, t[None], Like.of(x), None, breaks_of(model) if hasattr(model, "breaks") else ())
     found = model.evaluate(x, at, _rows(model, x, condition, mask))
     value = value_of(found, x, model)
     return Output(value, **extras_of(found, model, getattr(model, "extras", ())))

@@ -185,7 +185,10 @@ def facts(model: Model) -> Facts:
         found["data_std"] = model.sde.data_std if declared is None else declared
     if "sigma_data" not in found:
         found["sigma_data"] = model.sde.sigma_data
-    found["breaks"], found["cost"] = breaks_of(model), cost_of(model)
+    if "breaks" in found:
+        found["breaks"] = breaks_of(model)
+    if "cost" in found:
+        found["cost"] = cost_of(model)
     if isinstance(found.get("extras"), str):
         raise TypeError(f"{type(model).__name__}.extras must be names, ({found['extras']!r},); got a string")
     return Facts(**found)

@@ -18,6 +18,10 @@ What counts is what lies in the folder `sdediff` and in a folder `solvers` besid
 Commit 9defa73 gave, under Python 3.11:
 
     180 functions in 38 files, 829 lines; before the first step 137 functions in 34 files
+
+and the commit that gave models and solvers their protocols
+
+    100 functions in 23 files, 739 lines; before the first step 87 functions in 22 files
 """
 
 from __future__ import annotations
