@@ -70,4 +70,5 @@ def intervals(steps: int | None, grid: Grid | None) -> int | None:
     """How many steps there will be; None where the solver is to choose."""
     if grid is None or isinstance(grid, str) or callable(grid):
         return None if steps is None else whole("steps", steps, 1)
-    return len(grid if isinstance(grid, Tensor) else np.asarray(grid)) - 1
+    shape = grid.shape if isinstance(grid, Tensor) else np.shape(grid)
+    return shape[0] - 1 if shape else None

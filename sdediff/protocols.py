@@ -23,25 +23,7 @@ from sdediff.solvers.monitor import Monitor
 from sdediff.solvers.problem import Output
 from sdediff.solvers.scalars import real, whole
 
-__all__ = [
-    "Facts",
-    "Like",
-    "Model",
-    "Output",
-    "Piece",
-    "Prediction",
-    "Rows",
-    "ask",
-    "breaks_of",
-    "check_model",
-    "entries_of",
-    "extras_of",
-    "facts",
-    "has_weights",
-    "is_model",
-    "sigma_data",
-    "value_of",
-]
+__all__ = ["Facts", "Like", "Model", "Output", "Piece", "Prediction", "Rows", "check_model", "facts", "is_model"]
 
 Piece = tuple[float, float]
 """The ends (low, high) of times between which a model has no `Facts.breaks`."""

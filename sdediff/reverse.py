@@ -48,12 +48,7 @@ class Reverse(Problem):
     score are there for every SDE; the rest where it has a Gaussian kernel.
 
     States and coefficients are in ``units``: with u = ``units.unit`` the state is x / u for the x of
-    the model, and follows ``sde.scaled(1 / u)``. With data_std as the unit, data are of the size of
-    1, whatever the user measures them in.
-
-    Every quantity is affine in the state and the model's output. `at` makes the two coefficients
-    for all times of a plan, together with what the solver does with the quantity, so that a step
-    is one call of the model and one pass over the state and the output each.
+    the model, and follows ``sde.scaled(1 / u)``: data have a standard deviation near 1.
     """
 
     def __init__(
@@ -272,8 +267,8 @@ class Reverse(Problem):
         if t.ndim > 1:
             return _flat(self.levels, t)
         alpha, sigma, log_snr = self.sde.levels(t)
-        if t.ndim == 1 and not torch.is_grad_enabled():
-            self._known.appendleft((t.clone(), alpha, sigma if self.unit == 1 else self.unit * sigma))
+        if t.ndim == 1 and self.unit == 1 and not torch.is_grad_enabled():  # in other units a product would round
+            self._known.appendleft((t.clone(), alpha, sigma))
         return alpha, sigma, log_snr
 
     def time_of(self, log_snr: Tensor) -> Tensor:

@@ -200,14 +200,9 @@ def _name(loss: Objective) -> dict[str, Any]:
 
 
 def _check(model: ScoreModel, data: Tensor, condition: Mapping[str, Tensor]) -> None:
-    if isinstance(model, Operator):
-        raise TypeError(
-            f"{type(model).__name__} is made of a model: train that one, fit(operator.model, ...), and put the operator around it"
-        )
     if not isinstance(model, ScoreModel) or not isinstance(model.net, nn.Module):
-        raise TypeError(
-            f"model must be a ScoreModel around a torch module, got {type(model).__name__}; wrap it: ScoreModel(net, sde)"
-        )
+        mend = "train the one inside, fit(operator.model, ...)" if isinstance(model, Operator) else "wrap it: ScoreModel(net, sde)"
+        raise TypeError(f"model must be a ScoreModel around a torch module, got {type(model).__name__}; {mend}")
     if not isinstance(data, Tensor):
         raise TypeError(f"data must be a floating-point tensor (N, *event), got {type(data).__name__}; {_way_out(data)}")
     if data.ndim < 1 or not data.is_floating_point() or len(data) < 1:

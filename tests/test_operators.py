@@ -260,7 +260,7 @@ def test_a_property_of_an_operator_that_fails_is_not_taken_for_that_of_its_model
 
 def test_an_operator_is_not_trained_and_is_told_so(tmp_path: Any) -> None:
     model = sd.Operator(sd.ScoreModel(Plain().net, VP))
-    with pytest.raises(TypeError, match=r"train that one, fit\(operator\.model"):
+    with pytest.raises(TypeError, match=r"train the one inside, fit\(operator\.model"):
         sd.fit(model, X.float(), out=tmp_path / "run")  # type: ignore[arg-type]
 
 

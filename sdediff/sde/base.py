@@ -65,8 +65,7 @@ def values(function: Callable[[Tensor], Any], t: Tensor | float, name: str) -> T
 def _maps(found: Any, time: Tensor, name: str) -> Any:
     """Linear maps at all times; a ValueError if there is one for all, or not one for each."""
     shape = getattr(found, "values", time).shape
-    least = 3 if hasattr(found, "axis") else 2
-    if time.ndim and hasattr(found, "values") and (len(shape) < least or shape[0] != len(time)):
+    if time.ndim and hasattr(found, "values") and (len(shape) < 2 + hasattr(found, "axis") or shape[0] != len(time)):
         raise ValueError(
             f"{name} must return a map for each time, values of shape ({len(time)}, ...), got {tuple(shape)}; one for "
             "all times is repeated: values.expand(len(t), ...)"

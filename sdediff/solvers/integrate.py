@@ -216,7 +216,7 @@ class FixedSteps(Control):
         self.failures = []
         self.watch, self.last_mean, self.first = watch, last_mean, first
         problem.monitor.watch = watch
-        self.plans = solver.plan(problem, times) if len(times) > 1 else []
+        self.plans = solver.plan(problem, times) if len(times) > 1 or solver.times is not None else []
         if not isinstance(self.plans, Sequence | Tensor):
             name, got = type(solver).__name__, type(self.plans).__name__
             raise TypeError(f"{name}.plan must return a list, an entry for each step; got {got}")
