@@ -201,7 +201,7 @@ class ScoreModel(Predictions):
 
     def at(self, times: Tensor, like: Like, piece: Piece | None = None) -> Sequence[Call]:
         """The network's times, and what states are scaled by, for each of times (n,) or (n, rows)."""
-        dtype = self.dtype or like.sees
+        dtype = like.sees if like.asked is self else self.dtype or like.sees
         scale, time = self.inputs(times.reshape(-1), dtype, like.device)
         moments = (time.reshape(times.shape) if times.ndim > 1 else time[:, None].expand(-1, like.rows)).unbind()
         if self.predicts != "edm":

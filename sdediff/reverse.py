@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdediff.lending import drift_of, reading
 from sdediff.predictions import PREDICTIONS, canonical, conversion, singular
-from sdediff.protocols import Like, Model, Output, Rows, entries_of, extras_of, facts, value_of
+from sdediff.protocols import Facts, Like, Model, Output, Rows, entries_of, extras_of, facts, value_of
 from sdediff.sde.quadrature import Integral, accumulated
 from sdediff.solvers import Problem
 from sdediff.solvers.arithmetic import Number, planned, weighted
@@ -59,14 +59,14 @@ class Reverse(Problem):
         *,
         like: Like | None = None,
         units: Units | None = None,
+        known: Facts | None = None,
     ) -> None:
         self.batch = Rows.of(rows) if isinstance(rows, int) else rows
         super().__init__(self.batch.index.shape[0])
         self.monitor, self.mask, self.like = self.batch.monitor, self.batch.mask, like
         self.model, self.lam, self.units = model, stochasticity, units or Units()
-        self.facts = facts(model)
-        self.cost, self.breaks = self.facts.cost, self.facts.breaks
-        self.predicts = model.predicts
+        self.facts = known or facts(model)
+        self.cost, self.breaks, self.predicts = self.facts.cost, self.facts.breaks, model.predicts
         if isinstance(self.predicts, str) and self.predicts not in PREDICTIONS:
             self.predicts = canonical(self.predicts)
         self.unit = self.units.unit
@@ -78,9 +78,9 @@ class Reverse(Problem):
         if self.linear:
             self.offers |= {"marginal", "kernel", "coefficients", "data", "noise", "v"}
         # What the model is handed: in its own dtype; if it has none as `like` says, by default float64.
-        self._given = like or Like(len(self.batch), torch.Size(), torch.float64, torch.device("cpu"), torch.float64)
-        seen = self.facts.dtype or self._given.sees
-        self.rounding = torch.finfo(seen).eps / 16  # stages' roundings average: by measurement
+        given = like or Like(len(self.batch), torch.Size(), torch.float64, torch.device("cpu"), torch.float64)
+        self._given = given._replace(sees=self.facts.dtype or given.sees, asked=model)
+        self.rounding = torch.finfo(self._given.sees).eps / 16  # stages' roundings average: by measurement
         self._still: Reverse | None = None
         # (times, alpha, sigma) of late, sigma in the model's units: a plan asks again for what it knows.
         self._known: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=4)

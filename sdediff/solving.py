@@ -141,7 +141,7 @@ class Solving:
         mask = None if self.mask is None else self.existing(rows)
         batch = Rows(condition, rows, self.count, Monitor(len(rows)), mask)
         like = Like(len(rows), self.event, state or self.dtype, self.device, self.dtype)
-        return Reverse(self.model, batch, stochasticity, like=like, units=self.units)
+        return Reverse(self.model, batch, stochasticity, like=like, units=self.units, known=self.facts)
 
     def existing(self, rows: Tensor) -> Tensor | None:
         """The mask of the samples ``rows``."""

@@ -40,6 +40,8 @@ class Like(NamedTuple):
     device: torch.device
     sees: torch.dtype
     """The dtype in which a network without parameters is handed them."""
+    asked: object = None
+    """The model whose own dtype ``sees`` is, if it has one: it need not look for it again at each step."""
 
     @classmethod
     def of(cls, x: Tensor) -> Like:
