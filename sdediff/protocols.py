@@ -118,9 +118,10 @@ class Model(Protocol):
         """What `evaluate` takes for its time, one entry for each of ``times``, float64 on the host.
 
         ``times`` is (n,), or (n, rows) where every row has its own. ``like`` says what states look
-        like. ``piece`` is None, or the part of time that is being solved of a model with breaks: at
-        either end of it the value inside counts. Entries can hold what is to be computed once for a
-        grid; solvers do not look into them.
+        like. ``piece`` is None for a model without breaks, else the stretch (low, high) between two of
+        them: at either end of it the value inside counts. Entries can hold what is to be computed
+        once for a grid; solvers do not look into them. Those of (n, rows) are for these rows: who
+        asks for others, by `Rows.take`, asks here for their times too.
         """
 
     def evaluate(self, x: Tensor, at: Any, rows: Rows) -> Tensor | Output:

@@ -176,9 +176,9 @@ class Reverse(Problem):
         if at.drift is not None:
             drift = kept(drift_of(self.sde, weighted((self.unit, x)), cast(Tensor, at.t)), mask)
             value = weighted((1.0, value), (at.drift, drift))
-        # Not the model's tensor itself: a network may write all its outputs to one.
         if said is not None:
             said += [out, found]
+        # Not the model's tensor itself: a network may write all its outputs to one.
         return value.clone() if value is out or value is x else value
 
     def clean(self, x: Tensor, t: Tensor) -> Tensor:

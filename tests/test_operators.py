@@ -292,3 +292,20 @@ def test_a_mean_of_another_shape_is_refused() -> None:
 
     with pytest.raises(ValueError, match="must return a mean of the shape"):
         sd.sample(BASE, (3, 2), solver=Short(), steps=4, seed=0, last="mean")
+
+
+class Seam(sd.Operator):
+    """A break at which nothing changes."""
+
+    breaks = (0.5,)
+
+
+@pytest.mark.parametrize("solver", [sd.EulerMaruyama(), sd.Ancestral(), sd.SRA1(), sd.DDIM(eta=1.0)], ids=repr)
+def test_noise_goes_on_over_a_break(solver: Any) -> None:
+    """Each step draws its own, to the bit, as without the break: none is drawn twice."""
+    grid = torch.linspace(1.0, 0.1, 10, dtype=F64).tolist()
+    grid[5] = 0.5
+    one, two = (
+        sd.sample(model, (3, 2), solver=solver, grid=grid, seed=3, dtype=F64, last="noisy").x for model in (BASE, Seam(BASE))
+    )
+    assert torch.equal(one, two)
