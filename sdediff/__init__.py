@@ -10,7 +10,6 @@ from sdediff.discrete import DDPM, NCSN, DDPMLoss, LossAware, NCSNLoss, variatio
 from sdediff.encoding import decode, encode
 from sdediff.likelihood import BitsPerDim, LogProb, bits_per_dim, log_prob
 from sdediff.model import ScoreModel
-from sdediff.names import nearest
 from sdediff.normalizer import Normalizer
 from sdediff.objectives import (
     Bins,
@@ -96,6 +95,7 @@ from sdediff.solvers import (
     White,
     seeds,
 )
+from sdediff.solvers.given import nearest
 
 if TYPE_CHECKING:
     from sdediff import testing

@@ -12,20 +12,17 @@ from torch import Tensor
 
 from sdediff import solvers
 from sdediff.default import Grid, check_solver, default_solver, intervals
-from sdediff.lending import reading
-from sdediff.names import nearest
 from sdediff.protocols import Facts, Model, check_model, has_weights
 from sdediff.samples import check_condition, check_states, one_place
 from sdediff.sde import SDE, LinearSDE
-from sdediff.sde.base import check_span, prior_of
+from sdediff.sde.base import check_span
 from sdediff.solvers import GRIDS, LogSNR, Noise, Solver
+from sdediff.solvers.given import device_of, nearest, plain, reading, real, reals, whole
 from sdediff.solvers.legs import snapped
-from sdediff.solvers.scalars import device_of, plain, real, reals, whole
 
 __all__ = [
     "Grid",
     "Span",
-    "check_choice",
     "check_condition",
     "check_device",
     "check_grad",
@@ -54,12 +51,6 @@ def check_device(model: Model, known: Facts, device: torch.device | str | None) 
     if has_weights(model) and not one_place(place, known.device):
         raise ValueError(f"the model is on {known.device} and device is {place}; move the model first: model.to({str(place)!r})")
     return place
-
-
-def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
-    """One of the known words."""
-    if not isinstance(value, str) or value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}{nearest(str(value), known)}")
 
 
 def check_grad(grad: object) -> None:
@@ -288,8 +279,11 @@ def check_start(
                 f"a start at t = {start:g} below t_max = {sde.t_max:g} needs x_init: sde.perturb(x_0, {start:g}, noise), say"
             )
         try:
-            _ = prior_of(sde)
+            prior = sde.prior
         except NotImplementedError as error:
             raise ValueError(str(error)) from error
+        if isinstance(prior, type) or not (hasattr(prior, "from_noise") and hasattr(prior, "log_prob")):
+            kind = type(sde).__name__
+            raise TypeError(f"the prior of {kind} must be a Prior, `prior = Prior(std)` in the class say; got {prior!r}")
         return None
     return check_states("x_init", x_init, shape).to(dtype).to(device)

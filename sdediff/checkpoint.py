@@ -17,10 +17,9 @@ from sdediff.clocks import Clock
 from sdediff.constraints import Constrained, Constraint
 from sdediff.describing import KINDS, Own, build, build_network, describe_sde, rebuild
 from sdediff.model import ScoreModel
-from sdediff.names import nearest
 from sdediff.run_folder import CONFIG, FORMAT, SECTIONS, WEIGHTS, locate
 from sdediff.sde import SDE
-from sdediff.solvers.scalars import device_of
+from sdediff.solvers.given import device_of, nearest
 from sdediff.states import read_tensors, set_module_state
 
 __all__ = ["SCHEDULE", "load", "read_config", "read_run"]

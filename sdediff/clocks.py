@@ -10,10 +10,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from sdediff.lending import reading
-from sdediff.names import nearest
 from sdediff.sde import SDE, LinearSDE
-from sdediff.solvers.scalars import Record, plain
+from sdediff.solvers.given import Record, nearest, plain, reading
 
 __all__ = ["CLOCKS", "Clock", "Timesteps", "check_clock", "check_time_dtype", "read_clock"]
 

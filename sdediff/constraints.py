@@ -11,15 +11,14 @@ from typing import Any, ClassVar, Final, NamedTuple
 import torch
 from torch import Tensor
 
-from sdediff.lending import own
 from sdediff.operator import Operator
 from sdediff.predict import affine
 from sdediff.protocols import Like, Model, Output, Piece, Rows, facts, value_of
 from sdediff.solvers import rowwise
-from sdediff.solvers.arithmetic import planned, weighted
+from sdediff.solvers.arithmetic import own, planned, weighted
 from sdediff.solvers.coefficients import Coef
+from sdediff.solvers.given import Record
 from sdediff.solvers.masked import kept
-from sdediff.solvers.scalars import Record
 
 __all__ = ["Clip", "Constrained", "Constraint", "DynamicThreshold", "applied"]
 

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sdediff._extras import require
-from sdediff.names import nearest
-from sdediff.solvers.scalars import flag, plain, whole
+from sdediff.solvers.given import flag, nearest, plain, whole
 
 __all__ = ["Dataset", "load_data", "split"]
 

@@ -21,7 +21,7 @@ from sdediff.solvers import (
     Solver,
     Straight,
 )
-from sdediff.solvers.scalars import whole
+from sdediff.solvers.given import whole
 
 __all__ = ["Grid", "check_solver", "default_solver", "intervals"]
 

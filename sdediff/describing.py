@@ -26,10 +26,10 @@ from sdediff import sde as families
 from sdediff.clocks import Timesteps
 from sdediff.constraints import Constrained
 from sdediff.model import ScoreModel
-from sdediff.names import nearest
 from sdediff.networks import NETWORKS, initialised
 from sdediff.normalizer import Normalizer
 from sdediff.sde import SDE
+from sdediff.solvers.given import nearest
 from sdediff.states import bare
 
 __all__ = ["KINDS", "Own", "build", "build_network", "describe", "describe_sde", "fields_of", "rebuild"]

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from sdediff.arguments import check_condition, check_model, check_states
-from sdediff.evaluation import evaluating
-from sdediff.lending import at_least_float32
+from sdediff.modules import evaluating
 from sdediff.normalizer import coordinate_moments
 from sdediff.predict import outputs
 from sdediff.predictions import PREDICTIONS, conversion, prediction_of
 from sdediff.protocols import Model, Prediction, facts
 from sdediff.solvers import White, expand, seeds
-from sdediff.solvers.scalars import whole
+from sdediff.solvers.arithmetic import at_least_float32
+from sdediff.solvers.given import whole
 from sdediff.suitability import unsuited
 
 __all__ = ["Diagnosis", "diagnose"]

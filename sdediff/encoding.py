@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdediff.arguments import Grid, Span, check_model, check_shape, check_solver, check_states, default_solver, intervals
-from sdediff.protocols import Model
+from sdediff.protocols import Model, facts
 from sdediff.solvers import Options, RungeKutta4, Snapshot, Solution, Solver
 from sdediff.solving import Solving, check_deterministic
 
@@ -52,6 +52,7 @@ def encode(
     kind = state_dtype("x", x, dtype)
     solving = Solving.checked(
         model,
+        facts(model),
         x.shape,
         Span.encoding(model.sde),
         solver,
@@ -106,6 +107,7 @@ def decode(
     kind = state_dtype("z", z, dtype)
     solving = Solving.checked(
         model,
+        facts(model),
         z.shape,
         Span.reverse(model.sde),
         solver,

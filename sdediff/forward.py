@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sdediff.lending import drift_of
 from sdediff.sde import SDE
+from sdediff.sde.base import drift_of
 from sdediff.solvers import Problem
 from sdediff.solvers.arithmetic import weighted
 from sdediff.solvers.coefficients import Coef

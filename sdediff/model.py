@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from sdediff.calls import check_names, doubled, tensor_of
 from sdediff.clocks import Clock, check_clock, check_time_dtype, read_clock
-from sdediff.lending import WrittenError, reading
 from sdediff.modules import first_fact, modules_behind
 from sdediff.normalizer import Normalizer
 from sdediff.predict import Predictions
@@ -21,7 +20,7 @@ from sdediff.protocols import Like, Output, Piece, Rows
 from sdediff.sde import SDE
 from sdediff.solvers.arithmetic import planned, weighted
 from sdediff.solvers.coefficients import Coef
-from sdediff.solvers.scalars import flag, real
+from sdediff.solvers.given import WrittenError, flag, reading, real
 
 __all__ = ["Call", "ScoreModel"]
 
@@ -114,17 +113,13 @@ class ScoreModel(Predictions):
         self.sigma_data = _length("sigma_data", sde.sigma_data if given is None else given)
         self.time, self.time_dtype = check_clock(time, sde), check_time_dtype(time_dtype)
         self.learned_variance = flag("learned_variance", learned_variance)
+        self.extras: tuple[str, ...] = ("variance",) if self.learned_variance else ()
         if normalizer is not None and not isinstance(normalizer, Normalizer):
             raise TypeError(f"normalizer must be a Normalizer, Normalizer.of(data) say; got {normalizer!r}")
         self.normalizer = normalizer
         if network is not None and not isinstance(network, nn.Module):
             raise TypeError(f"network must be the torch module that net calls, got {network!r}")
         vars(self)["network"] = network  # not by attribute: a module would be entered a second time
-
-    @property
-    def extras(self) -> tuple[str, ...]:
-        """What is beside the prediction in `evaluate`."""
-        return ("variance",) if self.learned_variance else ()
 
     @property
     def data_std(self) -> float:
@@ -187,25 +182,19 @@ class ScoreModel(Predictions):
         bad = ~torch.stack([torch.isfinite(c).reshape(-1) for c in self.conversion(target, t)]).all(dim=0)
         return singular(self.sde, self.predicts, target, times[bad][0] if bool(bad.any()) else times[0], self.sigma_data)
 
-    def inputs(self, t: Tensor, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(scale, time) shaped as float64 host times t: what states are scaled by, and the time for a network of ``dtype``."""
-        if self.predicts == "edm":
-            alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
-            scale = (sigma**2 + (self.sigma_data * alpha) ** 2).rsqrt()
-        else:
-            scale = torch.ones_like(t)
-        time = t if self.time == "t" else read_clock(self.time, self.sde, t)
-        if time.is_floating_point():
-            time = time.to(dtype if self.time_dtype is None or device.type == "mps" else self.time_dtype)
-        return scale, time.to(device, non_blocking=True)
-
     def at(self, times: Tensor, like: Like, piece: Piece | None = None) -> Sequence[Call]:
         """The network's times, and what states are scaled by, for each of times (n,) or (n, rows)."""
         dtype = like.sees if like.asked is self else self.dtype or like.sees
-        scale, time = self.inputs(times.reshape(-1), dtype, like.device)
+        t = times.reshape(-1)
+        time = t if self.time == "t" else read_clock(self.time, self.sde, t)
+        if time.is_floating_point():
+            time = time.to(dtype if self.time_dtype is None or like.device.type == "mps" else self.time_dtype)
+        time = time.to(like.device, non_blocking=True)
         moments = (time.reshape(times.shape) if times.ndim > 1 else time[:, None].expand(-1, like.rows)).unbind()
         if self.predicts != "edm":
             return list(map(Call, moments, repeat(dtype)))
+        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        scale = (sigma**2 + (self.sigma_data * alpha) ** 2).rsqrt()
         (scales,) = planned(len(times), like, scale.reshape(times.shape))
         return list(map(Call, moments, repeat(dtype), scales))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sdediff._extras import require
-from sdediff.solvers.scalars import real, whole
+from sdediff.solvers.given import real, whole
 
 __all__ = ["MLP", "NETWORKS", "UNet", "initialised", "network_for"]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sdediff._extras import require
 from sdediff.files import write_atomically
-from sdediff.solvers.scalars import whole
+from sdediff.solvers.given import whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from sdediff.calls import check_floating, check_names
-from sdediff.lending import at_least_float32, own
 from sdediff.predictions import Pair, canonical, coefficients_of, conversion, prediction_of, singular
 from sdediff.protocols import Like, Model, Output, Piece, Rows, breaks_of, entries_of, extras_of, facts, sigma_data, value_of
 from sdediff.sde.base import as_time
 from sdediff.solvers import expand
-from sdediff.solvers.arithmetic import weighted
+from sdediff.solvers.arithmetic import at_least_float32, own, weighted
 
 if TYPE_CHECKING:
     from sdediff.constraints import Constrained, Constraint

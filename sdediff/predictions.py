@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdediff.names import nearest
 from sdediff.protocols import Prediction
 from sdediff.sde import SDE, LinearSDE
+from sdediff.solvers.given import nearest
 
 __all__ = [
     "PREDICTIONS",

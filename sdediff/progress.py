@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sdediff._extras import require
-from sdediff.solvers.scalars import flag
+from sdediff.solvers.given import flag
 
 __all__ = ["Bar", "progress_bar"]
 

@@ -19,9 +19,8 @@ from torch import Tensor
 from sdediff.modules import first_fact, modules_behind
 from sdediff.normalizer import Normalizer
 from sdediff.solvers.arithmetic import Like
-from sdediff.solvers.monitor import Monitor
-from sdediff.solvers.problem import Output
-from sdediff.solvers.scalars import real, whole
+from sdediff.solvers.given import real, whole
+from sdediff.solvers.problem import Monitor, Output
 
 __all__ = ["Facts", "Like", "Model", "Output", "Piece", "Prediction", "Rows", "check_model", "facts", "is_model"]
 
@@ -152,20 +151,23 @@ class Facts:
 
 
 _CPU: Final = torch.device("cpu")
-_FACTS: Final = tuple("declared_data_std normalizer breaks extras cost net device dtype data_std sigma_data".split())
+_FACTS: Final = tuple("declared_data_std normalizer breaks extras cost net device dtype sigma_data".split())
 _NOTHING: Final = object()
 
 
 def facts(model: Model) -> Facts:
-    """What a model says of itself, or what holds where it says nothing."""
+    """What a model says of itself, or what holds where it says nothing; a TypeError if it is no model."""
+    if isinstance(model, type) or not all(hasattr(model, name) for name in _NEEDED):
+        check_model(model)
     asked: dict[str, Any] = {name: getattr(model, name, _NOTHING) for name in _FACTS}
     found = {name: value for name, value in asked.items() if value is not _NOTHING}
     found["device"] = found.get("device") or _behind(model, lambda p: p.device) or _CPU
     if "dtype" not in found:
         found["dtype"] = _behind(model, lambda p: p.dtype if p.is_floating_point() else None)
-    declared = found.setdefault("declared_data_std", found.get("data_std"))
-    if "data_std" not in found:
-        found["data_std"] = model.sde.data_std if declared is None else declared
+    if "declared_data_std" not in found:
+        found["declared_data_std"] = getattr(model, "data_std", None)
+    declared = found["declared_data_std"]
+    found["data_std"] = model.sde.data_std if declared is None else declared
     if "sigma_data" not in found:
         found["sigma_data"] = model.sde.sigma_data
     if "breaks" in found:

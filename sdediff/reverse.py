@@ -11,16 +11,16 @@ from typing import Any, NamedTuple, NoReturn, Self, TypeVar, cast
 import torch
 from torch import Tensor
 
-from sdediff.lending import drift_of, reading
 from sdediff.predictions import PREDICTIONS, canonical, conversion, singular
 from sdediff.protocols import Facts, Like, Model, Output, Rows, entries_of, extras_of, facts, value_of
+from sdediff.sde.base import drift_of
 from sdediff.sde.quadrature import Integral, accumulated
 from sdediff.solvers import Problem
 from sdediff.solvers.arithmetic import Number, planned, weighted
 from sdediff.solvers.coefficients import Coef, outer
+from sdediff.solvers.given import reading, reals
 from sdediff.solvers.masked import kept
 from sdediff.solvers.problem import QUANTITIES, check_quantity
-from sdediff.solvers.scalars import reals
 from sdediff.units import Units
 
 __all__ = ["Reverse"]
@@ -62,7 +62,6 @@ class Reverse(Problem):
         known: Facts | None = None,
     ) -> None:
         self.batch = Rows.of(rows) if isinstance(rows, int) else rows
-        super().__init__(self.batch.index.shape[0])
         self.monitor, self.mask, self.like = self.batch.monitor, self.batch.mask, like
         self.model, self.lam, self.units = model, stochasticity, units or Units()
         self.facts = known or facts(model)
@@ -197,14 +196,18 @@ class Reverse(Problem):
         return value if plain else self.units.leave(value, self.mask)
 
     def _levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma) in the model's units; those of times asked for of late, or of the first of them, are kept."""
+        """(alpha, sigma) in the model's units; those of times asked for of late are kept.
+
+        The times may also be the first or the last of those.
+        """
         sde = self.model.sde
         if t.ndim != 1 or torch.is_grad_enabled():
             return sde.alpha(t), sde.sigma(t)
         count = t.shape[0]
         for times, alpha, sigma in self._known:
-            if torch.equal(times[:count], t):
-                return alpha[:count], sigma[:count]
+            for part in (slice(count), slice(-count, None)):
+                if torch.equal(times[part], t):
+                    return alpha[part], sigma[part]
         alpha, sigma = sde.alpha(t), sde.sigma(t)
         self._known.appendleft((t.clone(), alpha, sigma))
         return alpha, sigma

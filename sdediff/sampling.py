@@ -13,8 +13,6 @@ from torch import Tensor
 from sdediff.arguments import (
     Grid,
     Span,
-    check_choice,
-    check_model,
     check_seed,
     check_shape,
     check_solver,
@@ -25,10 +23,11 @@ from sdediff.arguments import (
     one_stochasticity,
     row_seeds,
 )
-from sdediff.protocols import Model
+from sdediff.protocols import Model, facts
 from sdediff.reverse import Reverse
 from sdediff.sde import SDE
 from sdediff.solvers import Failure, Noise, Options, Snapshot, Solution, Solver, Status, White, rowwise
+from sdediff.solvers.given import check_choice
 from sdediff.solvers.legs import legs_of
 from sdediff.solvers.masked import masked
 from sdediff.solving import Solving
@@ -104,7 +103,7 @@ def sample(
 
     Raises ValueError or TypeError before the first evaluation of the network, `SolveError` after it.
     """
-    check_model(model)
+    known = facts(model)
     shape = check_shape(shape)
     if solver is None:
         noisy = stochasticity is not None and (callable(stochasticity) or one_stochasticity(stochasticity) != 0)
@@ -117,6 +116,7 @@ def sample(
         last = "denoise"
     solving = Solving.checked(
         model,
+        known,
         shape,
         Span.reverse(model.sde),
         solver,
@@ -223,7 +223,7 @@ def _denoised(problem: Reverse, solver: Solver, inside: Solution, solution: Solu
     if frames is not None:
         frames = torch.cat([frames[:-1], out[None]])
     backward = problem.monitor.backward_passes.total
-    solution = replace(solution, x=out, nfe=problem.monitor.nfe, backward=backward, trajectory=frames)
+    solution = replace(solution, x=out, nfe=problem.monitor.evaluations.total, backward=backward, trajectory=frames)
     return _fail(solution, lost, Status.NETWORK_NOT_FINITE, times[-1]) if lost else solution
 
 

@@ -8,12 +8,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from sdediff.arguments import Grid, Span, check_choice, check_grad, check_seed, check_solver, check_states, make_times, row_seeds
+from sdediff.arguments import Grid, Span, check_grad, check_seed, check_solver, check_states, make_times, row_seeds
 from sdediff.forward import Forward
-from sdediff.lending import at_least_float32
 from sdediff.sde import SDE
 from sdediff.solvers import EulerMaruyama, Noise, Options, Snapshot, Solution, SolveError, Solver, White
-from sdediff.solvers.scalars import callback_of, flag
+from sdediff.solvers.arithmetic import at_least_float32
+from sdediff.solvers.given import callback_of, check_choice, flag
 from sdediff.solving import check_count, check_group
 from sdediff.units import Units
 

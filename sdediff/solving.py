@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sdediff.arguments import Grid, Span, check_choice, check_condition, check_device, check_grad, make_times
-from sdediff.evaluation import evaluating
+from sdediff.arguments import Grid, Span, check_condition, check_device, check_grad, make_times
 from sdediff.masks import check_mask
+from sdediff.modules import evaluating
 from sdediff.operator import Operator
 from sdediff.progress import Bar, progress_bar
-from sdediff.protocols import Facts, Like, Model, Output, Rows, facts, is_model
+from sdediff.protocols import Facts, Like, Model, Output, Rows, is_model
 from sdediff.reverse import Reverse
 from sdediff.solvers import Monitor, Options, Snapshot, Solution, SolveError, Solver
-from sdediff.solvers.scalars import callback_of, flag, whole
+from sdediff.solvers.given import callback_of, flag, whole
 from sdediff.solvers.solution import merge
 from sdediff.units import Units
 
@@ -65,6 +65,7 @@ class Solving:
     def checked(
         cls,
         model: Model,
+        known: Facts,
         shape: Sequence[int],
         span: Span,
         solver: Solver,
@@ -88,24 +89,23 @@ class Solving:
         device: torch.device | str | None = None,
     ) -> Self:
         """From the arguments that `sample` documents; ValueError or TypeError for those that are wrong."""
-        known, count = facts(model), shape[0]
+        count = shape[0]
         place = known.device if device is None else check_device(model, known, device)
         times = make_times(span, solver, steps, grid, t_start, t_end, known.data_std, known.breaks)
         if times.ndim > 1:
             check_count(times, count)
-        check_choice("on_fail", on_fail, ("raise", "return"))
-        check_choice("grad", grad, ("none", "full", "checkpoint"))
+        trajectory, progress = flag("trajectory", trajectory), flag("progress", progress)
+        max_nfe = None if max_nfe is None else whole("max_nfe", max_nfe, 1)
+        options = Options(last, trajectory, callback, max_nfe, on_fail, grad)
         if grad != "none":
             check_grad(grad)
         if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
             raise ValueError(f"the state's dtype must be torch.float32 or torch.float64, got {dtype!r}; the network keeps its own")
         if callback is not None:
             callback_of("callback", callback, "of a Snapshot")
-        trajectory, progress = flag("trajectory", trajectory), flag("progress", progress)
         batch_size = None if batch_size is None else whole("batch_size", batch_size, 1)
         if type(solver.group) is not int or solver.group != 1:
             batch_size = check_group(solver, count, batch_size)
-        max_nfe = None if max_nfe is None else whole("max_nfe", max_nfe, 1)
         least = solver.evaluations + (1 if solver.begins else 2)
         if solver.adaptive and max_nfe is not None and max_nfe < least:
             raise ValueError(f"{solver!r} takes {least} evaluations to make its first step; raise max_nfe = {max_nfe}")
@@ -123,7 +123,7 @@ class Solving:
             times=times,
             condition={} if condition is None else check_condition(condition, count, known.net, place),
             batch_size=batch_size or count,
-            options=Options(last, trajectory, callback, max_nfe, "return", grad),
+            options=replace(options, on_fail="return"),
             raises=on_fail == "raise",
             progress=progress,
             dtype=dtype,

@@ -17,7 +17,7 @@ from sdediff.checkpoint import SCHEDULE, read_run
 from sdediff.model import ScoreModel
 from sdediff.objectives import Objective
 from sdediff.run_folder import TRAINING, Run
-from sdediff.solvers.scalars import Record, whole
+from sdediff.solvers.given import Record, whole
 from sdediff.states import checksum, module_state, pack, serialise, set_module_state, unpack
 
 __all__ = ["Settings", "Trainer"]

@@ -30,8 +30,8 @@ from sdediff.objectives import DenoisingScoreMatching, Objective
 from sdediff.operator import Operator
 from sdediff.progress import Bar, progress_bar
 from sdediff.run_folder import FORMAT, TRAINING, WEIGHTS, Run, check_ours, check_out, locate, locked, write_config
+from sdediff.solvers.given import callback_of, flag, whole
 from sdediff.solvers.portable import Portable
-from sdediff.solvers.scalars import callback_of, flag, whole
 from sdediff.suitability import unsuited
 from sdediff.trainer import Settings, Trainer
 

@@ -264,7 +264,7 @@ def test_the_first_step_sees_the_drift(solver: Solver, name: str) -> None:
     rate = solver.slope(problem, x, t, solver.init(problem, x, t))
     torch.testing.assert_close(dc[:, None] * x + (c * du)[:, None] * rate, problem.drift(x, t))
     torch.testing.assert_close(clock.time(u.detach()), t)
-    assert problem.monitor.nfe.tolist() == [2, 2, 2]
+    assert problem.monitor.evaluations.total.tolist() == [2, 2, 2]
 
 
 class Tighter(PerSample):
@@ -436,7 +436,7 @@ def test_a_variable_that_is_infinite_at_an_end_is_refused(variable: str, times: 
     grid = torch.tensor(times, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"not finite at t = [01]: start and end inside, or take variable='angle'"):
         integrate(problem, sd.RK45(variable=variable), x, grid)  # type: ignore[arg-type]
-    assert int(problem.monitor.nfe) == 0
+    assert int(problem.monitor.evaluations.total) == 0
     found = integrate(problem, sd.RK45(1e-9, 1e-9), x, grid)
     torch.testing.assert_close(found.x, DATA.flow(sde, x, *times), rtol=1e-7, atol=1e-7)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 import sdediff as sd
 from sdediff.predict import predict, target
 from sdediff.predictions import PREDICTIONS, conversion
-from sdediff.solvers.arithmetic import weighted
+from sdediff.solvers.arithmetic import Like, weighted
 
 SCHEDULES = {
     "VE": sd.VE(),
@@ -182,7 +182,7 @@ def test_diagnose_finds_what_is_predicted(sde: sd.LinearSDE, predicts: str) -> N
     def net(x: Tensor, t: Tensor) -> Tensor:
         t = t.double()
         if predicts == "edm":
-            x = x / truth.inputs(t, x.dtype, x.device)[0][:, None]
+            x = x / truth.at(t[None], Like.of(x))[0].scale
         return target(truth, exact.data(x, t), exact.noise(x, t), t)
 
     for declared in PREDICTIONS:

@@ -13,6 +13,7 @@ import sdediff as sd
 from sdediff.arguments import default_solver
 from sdediff.predict import target
 from sdediff.solvers import GRIDS, LogSNR
+from sdediff.solvers.arithmetic import Like
 from sdediff.testing.paths import slope
 
 SDES = [sd.VP(), sd.VE(), sd.SubVP(), sd.Cosine(), sd.EDM(), sd.RectifiedFlow()]
@@ -145,7 +146,7 @@ def _as(exact: sd.ScoreModel, predicts: str) -> sd.ScoreModel:
 
         def net(x: Tensor, t: Tensor) -> Tensor:
             t = t.double()
-            x = x / read.inputs(t, torch.float64, t.device)[0][:, None].to(x.dtype)
+            x = x / read.at(t[None], Like.of(x))[0].scale
             return target(read, exact.data(x, t), exact.noise(x, t), t)
 
         return sd.ScoreModel(net, exact.sde, "edm", sigma_data=1.0, time_dtype=torch.float64)

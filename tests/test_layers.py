@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(path.relative_to(ROOT) for folder in ("solvers", "sdediff") for path in (ROOT / folder).rglob("*.py"))
 
 FAMILIES = {"VE", "VP", "SubVP", "Cosine", "EDM", "RectifiedFlow"}
-FILE_LINES, FUNCTION_LINES = 320, 70
+FILE_LINES, FUNCTION_LINES = 300, 70
 
 # Calls of the global random number generator that are right where they stand: (file, call).
 GLOBAL_RNG_ALLOWED: frozenset[tuple[str, str]] = frozenset(  # under fork_rng
@@ -159,14 +159,16 @@ def no_assert(module):
 
 
 def short(module):
-    """Docstrings do not count towards a function's length."""
-    if (length := len(module.source.splitlines())) > FILE_LINES:
+    """Docstrings and blank lines do not count, so that nobody shortens lines to fit."""
+    lines = module.source.splitlines()
+    counted = [bool(line.strip()) for line in lines]
+    for node in nodes(module, ast.Expr):
+        if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            counted[node.lineno - 1 : node.end_lineno] = [False] * (node.end_lineno - node.lineno + 1)
+    if (length := sum(counted)) > FILE_LINES:
         yield 1, f"file of {length} lines, {FILE_LINES} are allowed"
     for node in nodes(module, ast.FunctionDef, ast.AsyncFunctionDef):
-        length = node.end_lineno - node.lineno + 1
-        if ast.get_docstring(node) is not None:
-            length -= node.body[0].end_lineno - node.body[0].lineno + 1
-        if length > FUNCTION_LINES:
+        if (length := sum(counted[node.lineno - 1 : node.end_lineno])) > FUNCTION_LINES:
             yield node.lineno, f"{node.name}: {length} lines, {FUNCTION_LINES} are allowed"
 
 
@@ -279,7 +281,7 @@ CAUGHT = {
         "match sde:\n    case RectifiedFlow(): ...",
     ],
     "no_assert": ["assert x", "def f():\n    assert x, 'why'"],
-    "short": ["\n" * (FILE_LINES + 1), "def f():\n" + "    x = 1\n" * FUNCTION_LINES],
+    "short": ["x = 1\n" * (FILE_LINES + 1), "def f():\n" + "    x = 1\n" * FUNCTION_LINES],
     "no_global_rng": [
         "import torch\ntorch.randn(3)",
         "import torch as t\nt.randint(0, 3, (2,), generator=None)",
@@ -304,7 +306,7 @@ CAUGHT = {
 PASSED = {
     "solvers_import_no_sdediff": ["import torch", "from .sdediff import x", "from sdediff.solvers import grid"],
     "the_name_solvers_is_left_to_users": ["from sdediff import solvers", "import solversuite"],
-    "imports_go_up": ["from sdediff.solvers.grid import x", "from sdediff.names import nearest", "import torch"],
+    "imports_go_up": ["from sdediff.solvers.grid import x", "from sdediff.masks import check_mask", "import torch"],
     "solvers_name_no_sde": ["def cosine(): ...", "'VP'", "velocity = save = edm_grid = 1"],
     "no_branch_on_a_concrete_sde": [
         "isinstance(x, LinearSDE)",
@@ -313,7 +315,7 @@ PASSED = {
         "VP() == x",
     ],
     "no_assert": ["raise ValueError('x')"],
-    "short": ["\n" * FILE_LINES, 'def f():\n    """' + "words\n" * 90 + '"""\n' + "    x = 1\n" * (FUNCTION_LINES - 1)],
+    "short": ["x = 1\n\n" * FILE_LINES, 'def f():\n    """' + "words\n" * 90 + '"""\n' + "    x = 1\n" * (FUNCTION_LINES - 1)],
     "no_global_rng": [
         "import torch\ntorch.randn(3, generator=g)",
         "import torch\nx.normal_(generator=g)",

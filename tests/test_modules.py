@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import sdediff as sd
-from sdediff.evaluation import evaluating
-from sdediff.modules import modules_behind
+from sdediff.modules import evaluating, modules_behind
 
 
 class Net(nn.Module):

@@ -385,6 +385,6 @@ def test_coefficients_are_made_once_for_a_grid(solver: Solver) -> None:
         asked.clear()
         integrate(problem, solver, x, gentle(sde, n), sd.White([0, 1], (2,), dtype=torch.float64))
         found.append(Counter(asked))
-        assert int(problem.monitor.nfe[0]) >= n
+        assert int(problem.monitor.evaluations.total[0]) >= n
     assert found[1]["time"] >= 1
     assert found[1] == found[2]

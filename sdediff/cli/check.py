@@ -10,9 +10,9 @@ from pathlib import Path
 from types import ModuleType
 
 from sdediff.cli.names import SDES, make_sde
-from sdediff.names import nearest
 from sdediff.sde import SDE
 from sdediff.solvers import Solver
+from sdediff.solvers.given import nearest
 from sdediff.testing import EquivalenceError, SDEError, SolverError, check_equivalences, check_sde, check_solver
 
 __all__ = ["load", "run"]

@@ -8,7 +8,6 @@ from typing import Final, NamedTuple
 import torch
 
 from sdediff.discrete import DDPM, NCSN
-from sdediff.names import nearest
 from sdediff.sde import VE, VP, Cosine, LinearSDE, RectifiedFlow, SubVP
 from sdediff.solvers import (
     DDIM,
@@ -48,6 +47,7 @@ from sdediff.solvers import (
     Tsit5,
     UniPC,
 )
+from sdediff.solvers.given import nearest
 
 __all__ = ["SDES", "SOLVERS", "Request", "check_device", "check_tolerances", "make_sde", "make_solver"]
 

@@ -11,16 +11,16 @@ from torch import Tensor
 
 from sdediff.arguments import check_condition, check_device, check_seed, check_states
 from sdediff.discrete.ddpm import DDPM
-from sdediff.evaluation import evaluating
-from sdediff.lending import at_least_float32
 from sdediff.masks import sum_over
+from sdediff.modules import evaluating
 from sdediff.normalizer import Normalizer
 from sdediff.objectives.bins import Bins
 from sdediff.predict import conversion_of, outputs, target
 from sdediff.progress import progress_bar
 from sdediff.protocols import Model, facts
 from sdediff.solvers import White, expand, rowwise
-from sdediff.solvers.scalars import whole
+from sdediff.solvers.arithmetic import at_least_float32
+from sdediff.solvers.given import whole
 
 __all__ = ["VariationalBound", "data_error", "prior_term", "transition", "variational_bound"]
 

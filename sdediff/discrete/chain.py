@@ -14,7 +14,7 @@ from sdediff.predict import affine
 from sdediff.protocols import Model, check_model
 from sdediff.sde import LinearSDE
 from sdediff.solvers import expand
-from sdediff.solvers.scalars import reals, whole
+from sdediff.solvers.given import reals, whole
 
 __all__ = ["Chain", "Levels", "evenly", "floats"]
 

@@ -18,7 +18,7 @@ from sdediff.protocols import Model, facts
 from sdediff.sde import InterpolatedVP, LinearSDE
 from sdediff.sde.base import check_linear
 from sdediff.solvers import Problem, Solver, Step, StepNoise, check_grid, expand
-from sdediff.solvers.scalars import plain, whole
+from sdediff.solvers.given import plain, whole
 
 __all__ = ["DDPM", "Variance"]
 

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from sdediff.discrete.bound import data_error, transition
 from sdediff.discrete.ddpm import DDPM
-from sdediff.lending import at_least_float32
 from sdediff.masks import counts, kept, mask_of, mean_over
 from sdediff.objectives.bins import Bins
 from sdediff.objectives.timed import check_loss_call
 from sdediff.objectives.times import uniform
 from sdediff.protocols import Model
 from sdediff.solvers import expand
-from sdediff.solvers.scalars import Record, real, whole
+from sdediff.solvers.arithmetic import at_least_float32
+from sdediff.solvers.given import Record, real, whole
 
 __all__ = ["DDPMLoss", "LossAware"]
 

@@ -23,7 +23,7 @@ from sdediff.protocols import Model
 from sdediff.sde import InterpolatedVE, LinearSDE
 from sdediff.sde.base import check_linear
 from sdediff.solvers import Problem, Solver, Step, StepNoise, rowwise
-from sdediff.solvers.scalars import Record, real, whole
+from sdediff.solvers.given import Record, real, whole
 
 __all__ = ["NCSN", "NCSNLoss", "annealed_variance", "level_ratio", "widest_pair"]
 

@@ -9,8 +9,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from sdediff.names import nearest
-from sdediff.solvers.scalars import reals, whole
+from sdediff.solvers.given import nearest, reals, whole
 
 __all__ = ["SCHEDULES", "schedule", "zero_terminal_snr"]
 

@@ -12,7 +12,7 @@ from sdediff.model import ScoreModel
 from sdediff.normalizer import Moments
 from sdediff.sde import LinearSDE
 from sdediff.sde.base import as_time, check_linear
-from sdediff.solvers.scalars import reals, whole
+from sdediff.solvers.given import reals, whole
 
 __all__ = ["Law", "LawNet", "Values", "numbers"]
 

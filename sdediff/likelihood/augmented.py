@@ -48,7 +48,6 @@ class Augmented(Problem):
     offers = frozenset({"drift"})
 
     def __init__(self, flow: Reverse, divergence: Divergence, event: torch.Size, times: Tensor) -> None:
-        super().__init__(flow.monitor.samples)
         self.monitor = flow.monitor
         self.flow, self.divergence, self.event, self.d = flow, divergence, event, event.numel()
         self.mask, self.unit, self.rounding, self.cost = flow.mask, flow.unit, flow.rounding, flow.cost

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sdediff.arguments import Grid, Span, check_model, check_seed, check_solver
+from sdediff.arguments import Grid, Span, check_seed, check_solver
 from sdediff.encoding import state_dtype
 from sdediff.likelihood.augmented import Augmented
 from sdediff.likelihood.estimate import Estimate, Kind, Probe
@@ -18,8 +18,8 @@ from sdediff.reverse import Reverse
 from sdediff.sde import Prior
 from sdediff.solvers import RK45, Failure, Options, RungeKutta4, Solution, Solver, rowwise
 from sdediff.solvers.clock import clock
+from sdediff.solvers.given import real
 from sdediff.solvers.legs import snapped
-from sdediff.solvers.scalars import real
 from sdediff.solving import Solving, check_deterministic
 from sdediff.units import Units
 
@@ -116,7 +116,7 @@ def log_prob(
 
     Raises ValueError or TypeError before the first evaluation of the network, `SolveError` after it.
     """
-    check_model(model)
+    known = facts(model)
     prior = _prior(model)
     if t_start is not None:
         t_start = real("t_start", t_start, "; all samples of a call share it: call once for each")
@@ -125,6 +125,7 @@ def log_prob(
     estimate = Estimate.checked(divergence, probes, probe, x[0].numel())
     solving = Solving.checked(
         model,
+        known,
         x.shape,
         Span.encoding(model.sde),
         solver,

@@ -10,14 +10,14 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
-from sdediff.arguments import check_choice, check_condition, check_model, check_seed, check_shape, check_states
+from sdediff.arguments import check_condition, check_model, check_seed, check_shape, check_states
 from sdediff.calls import check_floating
 from sdediff.likelihood.density import log_prob
 from sdediff.likelihood.estimate import Kind, Probe
 from sdediff.objectives.bins import Bins
 from sdediff.protocols import Model, facts
 from sdediff.solvers import Failure, Solver, White
-from sdediff.solvers.scalars import whole
+from sdediff.solvers.given import check_choice, whole
 
 __all__ = ["BitsPerDim", "bits_per_dim"]
 

@@ -10,10 +10,9 @@ from typing import Literal, Self, get_args
 import torch
 from torch import Tensor
 
-from sdediff.arguments import check_choice
 from sdediff.likelihood.divergence import Divergence, Exact, Hutchinson, HutchPlusPlus
 from sdediff.likelihood.probes import make_probes, population
-from sdediff.solvers.scalars import whole
+from sdediff.solvers.given import check_choice, whole
 
 __all__ = ["Estimate", "Kind", "Probe"]
 

@@ -11,14 +11,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sdediff.arguments import check_choice, check_seed, check_states
+from sdediff.arguments import check_seed, check_states
 from sdediff.mcmc.diagnostics import effective_sample_size, split_rhat
 from sdediff.mcmc.kernels import Kernel, Noise
 from sdediff.mcmc.target import Target, as_target
 from sdediff.progress import progress_bar
 from sdediff.solvers import White, rowwise
+from sdediff.solvers.given import check_choice, whole
 from sdediff.solvers.portable import Portable
-from sdediff.solvers.scalars import whole
 
 __all__ = ["ChainError", "Chains", "State", "run"]
 

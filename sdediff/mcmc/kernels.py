@@ -11,8 +11,8 @@ from torch import Tensor
 from sdediff.mcmc.target import Point, Target, known
 from sdediff.solvers import White
 from sdediff.solvers.arithmetic import weighted
+from sdediff.solvers.given import Record, plain
 from sdediff.solvers.metropolis import accepts, proposal_ratio
-from sdediff.solvers.scalars import Record, plain
 
 __all__ = ["MALA", "ULA", "Kernel", "Noise", "RandomWalk", "langevin", "positive"]
 

@@ -10,11 +10,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sdediff.evaluation import evaluating
 from sdediff.mcmc.kernels import Kernel, Noise, langevin, positive
 from sdediff.mcmc.target import LogDensity, Point, Target
+from sdediff.modules import evaluating
 from sdediff.solvers import White
-from sdediff.solvers.scalars import Record, whole
+from sdediff.solvers.given import Record, whole
 
 __all__ = ["SGLD", "Decay", "Posterior"]
 

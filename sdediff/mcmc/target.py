@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from sdediff.arguments import check_condition, check_model
-from sdediff.evaluation import evaluating
-from sdediff.lending import reading
+from sdediff.modules import evaluating
 from sdediff.predict import affine, predict
 from sdediff.protocols import Model, facts, is_model
 from sdediff.sde.base import as_time
 from sdediff.solvers import White
+from sdediff.solvers.given import Record, reading
 from sdediff.solvers.metropolis import line_integral
-from sdediff.solvers.scalars import Record
 
 __all__ = ["LogDensity", "Point", "Score", "Target", "as_target", "at", "known"]
 

@@ -8,10 +8,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from sdediff.arguments import check_choice
 from sdediff.mcmc.kernels import Kernel, Noise, positive
 from sdediff.mcmc.target import Point, Target, known
 from sdediff.solvers.arithmetic import weighted
+from sdediff.solvers.given import check_choice
 
 __all__ = ["Underdamped"]
 

@@ -10,10 +10,10 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
-from sdediff.arguments import check_choice
 from sdediff.metrics.permutation import check_floor, measure
 from sdediff.metrics.result import Metric
 from sdediff.metrics.samples import Pool, accumulator, apply, blocks, check_count, check_sample, check_samples
+from sdediff.solvers.given import check_choice
 
 __all__ = ["InceptionScore", "frechet_distance", "inception_score"]
 

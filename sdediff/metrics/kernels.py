@@ -9,11 +9,10 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
-from sdediff.arguments import check_choice
 from sdediff.metrics.permutation import Statistic, check_floor, measure
 from sdediff.metrics.result import Metric
 from sdediff.metrics.samples import Pool, generator
-from sdediff.solvers.scalars import plain, real
+from sdediff.solvers.given import check_choice, plain, real
 
 __all__ = ["energy_distance", "mmd"]
 

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from sdediff import solvers
-from sdediff.evaluation import evaluating
-from sdediff.lending import reading
-from sdediff.solvers.scalars import plain, whole
+from sdediff.modules import evaluating
+from sdediff.solvers.given import plain, reading, whole
 
 __all__ = ["ELEMENTS", "Pool", "accumulator", "apply", "blocks", "check_count", "check_sample", "check_samples", "generator"]
 

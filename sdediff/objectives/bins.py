@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdediff.solvers.scalars import Record, whole
+from sdediff.solvers.given import Record, whole
 
 __all__ = ["Bins"]
 

@@ -16,7 +16,7 @@ from sdediff.objectives.timed import check_loss, check_loss_call
 from sdediff.protocols import Model
 from sdediff.sampling import sample
 from sdediff.solvers import Solver, White, seeds
-from sdediff.solvers.scalars import Record
+from sdediff.solvers.given import Record
 
 __all__ = ["ConditionDropout", "Coupled", "reflow"]
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdediff.lending import at_least_float32
 from sdediff.masks import kept, mask_of, mean_over
 from sdediff.objectives.timed import Timed, check_loss_call
 from sdediff.objectives.weightings import factor
 from sdediff.predict import outputs, target
 from sdediff.protocols import Model, sigma_data
 from sdediff.solvers import expand
+from sdediff.solvers.arithmetic import at_least_float32
 
 __all__ = ["DenoisingScoreMatching", "FlowMatching"]
 

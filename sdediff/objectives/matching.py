@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sdediff.lending import at_least_float32
 from sdediff.masks import counts, kept, mask_of
 from sdediff.objectives.timed import Timed, check_loss_call
 from sdediff.objectives.weightings import factor
@@ -18,7 +17,8 @@ from sdediff.predict import predict
 from sdediff.protocols import Model, sigma_data
 from sdediff.simulation import simulate
 from sdediff.solvers import expand, rowwise
-from sdediff.solvers.scalars import whole
+from sdediff.solvers.arithmetic import at_least_float32
+from sdediff.solvers.given import whole
 
 __all__ = ["ImplicitScoreMatching", "SlicedScoreMatching"]
 

@@ -11,7 +11,7 @@ from sdediff.calls import check_floating
 from sdediff.objectives.times import Proposal, Times, check_times, time_at, uniform
 from sdediff.objectives.weightings import Weighting, check_weighting, factor
 from sdediff.protocols import Model, is_model, sigma_data
-from sdediff.solvers.scalars import Record, reals
+from sdediff.solvers.given import Record, reals
 
 __all__ = ["Timed", "check_loss", "check_loss_call"]
 

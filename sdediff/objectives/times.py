@@ -10,8 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from sdediff.names import nearest
-from sdediff.solvers.scalars import Record, reals
+from sdediff.solvers.given import Record, nearest, reals
 
 __all__ = ["TIMES", "LogNormal", "LogitNormal", "Proposal", "TimeLaw", "Times", "check_times", "time_at", "uniform"]
 

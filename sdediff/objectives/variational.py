@@ -11,8 +11,6 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from sdediff.arguments import check_choice
-from sdediff.lending import at_least_float32
 from sdediff.masks import counts, kept, mask_of, sum_over
 from sdediff.objectives.bins import Bins
 from sdediff.objectives.timed import check_loss_call
@@ -21,7 +19,8 @@ from sdediff.predict import conversion_of, outputs, target
 from sdediff.protocols import Model
 from sdediff.sde.coefficient import slope
 from sdediff.solvers import expand
-from sdediff.solvers.scalars import Record
+from sdediff.solvers.arithmetic import at_least_float32
+from sdediff.solvers.given import Record, check_choice
 
 __all__ = ["VariationalDiffusion"]
 

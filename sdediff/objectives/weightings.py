@@ -10,12 +10,10 @@ from typing import Final
 
 from torch import Tensor
 
-from sdediff.lending import reading
-from sdediff.names import nearest
 from sdediff.predictions import PREDICTIONS, conversion, meant
 from sdediff.protocols import Prediction
 from sdediff.sde import LinearSDE
-from sdediff.solvers.scalars import Record, reals
+from sdediff.solvers.given import Record, nearest, reading, reals
 
 __all__ = ["WEIGHTINGS", "MinSNR", "Weighting", "check_weighting", "factor"]
 

@@ -15,13 +15,11 @@ from typing import Any, NoReturn, cast
 import torch
 from torch import Tensor
 
-from sdediff.lending import WrittenError, reading
-from sdediff.names import nearest
 from sdediff.solvers import rowwise
 from sdediff.solvers.coefficients import is_linear
-from sdediff.solvers.scalars import Record, plain, plain_fields, real, reals
+from sdediff.solvers.given import Record, WrittenError, nearest, plain, plain_fields, reading, real, reals
 
-__all__ = ["SDE", "Prior", "as_time", "check_linear", "check_span", "derived", "prior_of", "values"]
+__all__ = ["SDE", "Prior", "as_time", "check_linear", "check_span", "derived", "drift_of", "values"]
 
 _SLACK = 1e-6
 _COEFFICIENTS = ("diffusion", "f", "g", "alpha", "sigma", "log_snr")
@@ -94,14 +92,6 @@ def derived(method: Callable[[Any, Tensor], Tensor]) -> Callable[..., Tensor]:
         return method(self, as_time(t))
 
     return wrapped
-
-
-def prior_of(sde: SDE) -> Prior:
-    """The prior of an SDE, which may be a user's; a TypeError unless it is one."""
-    prior = sde.prior
-    if isinstance(prior, type) or not (hasattr(prior, "from_noise") and hasattr(prior, "log_prob")):
-        raise TypeError(f"the prior of {type(sde).__name__} must be a Prior, `prior = Prior(std)` in the class say; got {prior!r}")
-    return prior
 
 
 @dataclass(frozen=True)
@@ -318,3 +308,9 @@ def check_linear(sde: object) -> None:
     """A TypeError unless it is an SDE with a Gaussian kernel."""
     if not isinstance(sde, SDE) or "kernel" not in sde.offers:
         raise TypeError(f"sde must be a LinearSDE, VP() say, which has a Gaussian kernel; got {sde!r}")
+
+
+def drift_of(sde: SDE, x: Tensor, t: Tensor) -> Tensor:
+    """The drift of an SDE, which may be a user's, at (x, t)."""
+    found: Tensor = reading(f"the drift of {type(sde).__name__}", sde.drift, "x, t", x, t)
+    return found

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sdediff.sde.linear import LinearSDE
 from sdediff.sde.roots import crossing
-from sdediff.solvers.scalars import real
+from sdediff.solvers.given import real
 
 __all__ = ["InterpolatedVE", "InterpolatedVP"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sdediff.sde.linear import LinearSDE
-from sdediff.solvers.scalars import real, reals, whole
+from sdediff.solvers.given import real, reals, whole
 
 __all__ = ["LearnedVP", "MonotoneSchedule"]
 

@@ -15,7 +15,7 @@ from sdediff.sde.coefficient import check_pair, check_rows, slope
 from sdediff.sde.quadrature import Integral
 from sdediff.sde.roots import Inverse, close, earliest, inverted
 from sdediff.solvers import expand
-from sdediff.solvers.scalars import real
+from sdediff.solvers.given import real
 
 __all__ = ["LinearSDE"]
 

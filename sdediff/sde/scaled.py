@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdediff.sde.base import Prior, as_time
 from sdediff.sde.linear import LinearSDE
-from sdediff.solvers.scalars import real
+from sdediff.solvers.given import real
 
 __all__ = ["Scaled"]
 

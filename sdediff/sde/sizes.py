@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor
 
-from sdediff.solvers.scalars import reals
+from sdediff.solvers.given import reals
 
 if TYPE_CHECKING:
     from sdediff.sde.linear import LinearSDE

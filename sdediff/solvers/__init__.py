@@ -30,10 +30,9 @@ from sdediff.solvers.external import External, SciPy, TorchDiffEq, TorchSDE
 from sdediff.solvers.grid import GRIDS, LogSNR, check_grid, quadratic, uniform
 from sdediff.solvers.integrate import integrate
 from sdediff.solvers.langevin import Langevin, MetropolisLangevin, PredictorCorrector
-from sdediff.solvers.monitor import Monitor
 from sdediff.solvers.noise import Noise, StepNoise, White, fresh_seed, seeds
 from sdediff.solvers.options import Options, Snapshot
-from sdediff.solvers.problem import At, Output, Problem
+from sdediff.solvers.problem import At, Monitor, Output, Problem
 from sdediff.solvers.runge_kutta import DOP853, RK23, RK45, DormandPrince, Euler, Heun, Midpoint, RungeKutta, RungeKutta4, Tsit5
 from sdediff.solvers.solution import Failure, Solution, SolveError, Status
 from sdediff.solvers.solver import Solver, Step

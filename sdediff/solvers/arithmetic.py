@@ -13,7 +13,9 @@ from sdediff.solvers.coefficients import Coef
 __all__ = [
     "Like",
     "Number",
+    "at_least_float32",
     "expand",
+    "own",
     "place",
     "planned",
     "rowwise",
@@ -157,3 +159,13 @@ def weighted(*terms: tuple[Coef, Tensor]) -> Tensor:
                 total = factor * x if total is None else total + factor * x
         fresh = True
     return torch.zeros_like(terms[0][1]) if total is None else total
+
+
+def own(found: Tensor, x: Tensor, out: Tensor) -> Tensor:
+    """``found``, copied if it is the state or the network's output itself: a network may write all its outputs to one tensor."""
+    return found.clone() if found is out or found is x else found
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return x in its own dtype, or in float32 if that has fewer digits."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

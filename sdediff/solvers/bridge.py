@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdediff.solvers.scalars import plain, whole
+from sdediff.solvers.given import plain, whole
 
 __all__ = ["SMALL", "Floats", "Ints", "Numbers", "basis", "edges", "total_of"]
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from sdediff.solvers.bridge import SMALL, Floats, Ints, Numbers, basis, edges, total_of
+from sdediff.solvers.given import real, whole
 from sdediff.solvers.noise import White, keyed, paired, sent
-from sdediff.solvers.scalars import real, whole
 
 __all__ = ["BrownianPath"]
 

@@ -42,10 +42,11 @@ class Clock(Protocol):
 def slopes(problem: Problem, variable: Clock, times: Tensor, keep: Number = 0.0, push: Number = 1.0) -> Sequence[Any]:
     """Entries of `Problem.at` for keep x + push dy / du at times (n,) or (n, rows)."""
     found = variable.weights(times)
-    if found is None:
-        return problem.at(times, variable.quantity, keep, push)
-    a, b = found
-    return problem.at(times, variable.quantity, keep + push * a, push * b)
+    if found is not None:
+        a, b = found
+        alone = type(keep) is type(push) is float and (keep, push) == (0.0, 1.0)
+        keep, push = found if alone else (keep + push * a, push * b)
+    return problem.at(times, variable.quantity, keep, push)
 
 
 def slope(problem: Problem, variable: Clock, x: Tensor, t: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from sdediff.solvers.scalars import whole
+from sdediff.solvers.given import whole
 
 __all__ = ["Coef", "Coordinates", "Linear", "Matrix", "is_linear", "outer"]
 

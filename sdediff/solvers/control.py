@@ -266,7 +266,7 @@ class PerSample(Control):
             return
         seen = self.rows if self.problem.rows is None else self.problem.rows
         cost = self.solver.evaluations - (1 - self.moved.long() if self.solver.begins else 0)
-        over = self.problem.monitor.nfe[seen] + cost * self.problem.cost > max_nfe
+        over = self.problem.monitor.evaluations.total[seen] + cost * self.problem.cost > max_nfe
         self._fail(over, Status.MAX_NFE)
         self._drop(over)
 

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from sdediff.solvers.scalars import reals
+from sdediff.solvers.given import reals
 
 __all__ = ["GRIDS", "LogSNR", "central", "check_grid", "karras", "log_snr", "logistic", "quadratic", "uniform"]
 

@@ -79,7 +79,7 @@ def integrate(
     solution = Solution(
         x=run.x,
         times=run.times,
-        nfe=problem.monitor.nfe,
+        nfe=problem.monitor.evaluations.total,
         accepted=run.accepted,
         rejected=run.rejected,
         status=status,
@@ -271,7 +271,8 @@ class FixedSteps(Control):
         self.failed = failed
 
     def cap(self, max_nfe: int) -> None:
-        nfe = self.problem.monitor.nfe if self.problem.rows is None else self.problem.monitor.nfe[self.problem.rows]
+        nfe = self.problem.monitor.evaluations.total
+        nfe = nfe if self.problem.rows is None else nfe[self.problem.rows]
         if len(nfe) and int(nfe.max()) + self.solver.cost(self.plans[self.index]) * self.problem.cost > max_nfe:
             self.failures += [Failure(i, Status.MAX_NFE, self._time(i)) for i in range(len(self.x))]
             self.accepted[~self.failed] = self.index
@@ -286,7 +287,7 @@ def _show(control: Control, leg: Leg, samples: Tensor | None, run: _Run, options
     if options.callback is not None:
         rows = _among(samples, control.rows)
         rows = None if rows is None else rows.clone()
-        nfe = control.problem.monitor.nfe
+        nfe = control.problem.monitor.evaluations.total
         options.callback(Snapshot(run.steps, done, control.t.clone(), control.x.clone(), rows, nfe))
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from sdediff.solvers.arithmetic import Number, expand, rowwise, weighted
+from sdediff.solvers.given import whole
 from sdediff.solvers.metropolis import accepts, line_integral, proposal_ratio
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
-from sdediff.solvers.scalars import whole
 from sdediff.solvers.solver import Solver, Step
 
 __all__ = ["Langevin", "MetropolisLangevin", "PredictorCorrector"]

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from sdediff.solvers.scalars import Record
+from sdediff.solvers.given import Record
 from sdediff.solvers.solution import MOST_NFE
 from sdediff.solvers.solver import Solver
 

@@ -7,8 +7,9 @@ of shape () (all rows share one time) or (rows,) (every row has its own). States
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Collection, Sequence
-from difflib import get_close_matches
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Self, cast
 
 import torch
@@ -16,9 +17,9 @@ from torch import Tensor
 
 from sdediff.solvers.arithmetic import Like, Number, planned, rowwise, weighted
 from sdediff.solvers.coefficients import Coef
-from sdediff.solvers.monitor import Monitor
+from sdediff.solvers.given import nearest
 
-__all__ = ["QUANTITIES", "At", "Output", "Problem", "check_quantity"]
+__all__ = ["QUANTITIES", "At", "Monitor", "Output", "Problem", "check_quantity"]
 
 QUANTITIES: Final = ("drift", "score", "data", "noise", "v")
 
@@ -42,10 +43,8 @@ class Output:
 def check_quantity(quantity: str, offers: Collection[str] = QUANTITIES) -> None:
     """A ValueError unless `Problem.at` knows the ``quantity`` and a problem ``offers`` it."""
     if quantity not in QUANTITIES:
-        close = get_close_matches(str(quantity), QUANTITIES, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
         known = ", ".join(QUANTITIES)
-        raise ValueError(f"no quantity is called {quantity!r}{hint}; known are {known}")
+        raise ValueError(f"no quantity is called {quantity!r}{nearest(quantity, QUANTITIES)}; known are {known}")
     if quantity not in offers:
         raise ValueError(
             f"this problem does not offer {quantity}: a solver that evaluates it names it in its needs, "
@@ -60,6 +59,97 @@ class At(NamedTuple):
     t: Tensor
     keep: Coef
     push: Coef
+
+
+@dataclass(eq=False)
+class Tally:
+    """Counts something for each sample."""
+
+    samples: int
+    everyone: int = 0
+    """What all samples have."""
+    _some: Tensor | None = None
+    _rows: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    _times: int = 0
+    _most: int = 0
+    _repeats: int = 0
+
+    def add(self, rows: Tensor | None, count: int) -> None:
+        """Count for each entry of ``rows``, int64 (k,), which may repeat; None: once for every sample."""
+        if rows is None:
+            self.everyone += count
+            return
+        if rows is not self._rows:  # the same samples step together for long
+            if self._times:
+                self._flush()
+            self._rows, self._repeats = rows, int(torch.bincount(rows).max()) if len(rows) else 0
+        self._times += count
+        self._most += count * self._repeats
+
+    def _flush(self) -> None:
+        if self._some is None:
+            self._some = torch.zeros(self.samples, dtype=torch.int64)
+        self._some.index_add_(0, self._rows, torch.full_like(self._rows, self._times))
+        self._times = 0
+
+    @property
+    def most(self) -> int:
+        """A number that no sample exceeds."""
+        return self.everyone + self._most
+
+    @property
+    def total(self) -> Tensor:
+        """The counts, int64 (samples,)."""
+        if self._times:
+            self._flush()
+        if self._some is None:
+            return torch.full((self.samples,), self.everyone)
+        return self._some + self.everyone
+
+
+class Monitor:
+    """Counts what is made of the network and, when asked, notes whose output was not finite."""
+
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
+        self.watch = False
+        self.calls = 0  # how often something was counted
+        self.evaluations = Tally(samples)
+        self.backward_passes = Tally(samples)
+        self._seen: list[tuple[Tensor | None, Tensor]] = []
+        self._bad = torch.zeros(samples, dtype=torch.bool)
+        self._some_bad = False
+
+    def clear(self) -> None:
+        """Forget all evaluations, for a solve that is run again."""
+        vars(self).update(vars(Monitor(self.samples)))
+
+    @property
+    def bad(self) -> Tensor:
+        """Whose output was not finite though the state was, bool (samples,): the one place that waits for the device."""
+        for rows, bad in self._seen:
+            self._bad[bad.cpu() if rows is None else rows[bad.cpu()]] = True  # rows may repeat
+            self._some_bad = True
+        self._seen.clear()
+        return self._bad
+
+    @property
+    def troubled(self) -> bool:
+        """Whether there is anything for `bad` to look at."""
+        return self._some_bad or bool(self._seen)
+
+    def count(self, rows: Tensor | None, evaluations: int = 1, backward: int = 0) -> None:
+        """Count evaluations and backward passes of the samples ``rows``, which may repeat (None: all of them, once)."""
+        self.calls += 1
+        self.evaluations.add(rows, evaluations)
+        if backward:
+            self.backward_passes.add(rows, backward)
+
+    def look(self, x: Tensor, out: Tensor, rows: Tensor | None) -> None:
+        """Note which outputs ``out`` at states ``x`` of the samples ``rows`` are not finite: for a monitor that watches."""
+        # On the host one sum tells whether there is anything to look for; on a device nothing waits for the answer.
+        if out.device.type != "cpu" or not math.isfinite(float(out.detach().sum())):
+            self._seen.append((rows, ~torch.isfinite(rowwise(out)).all(dim=1) & torch.isfinite(rowwise(x)).all(dim=1)))
 
 
 class Problem:
@@ -92,12 +182,14 @@ class Problem:
     """The whole grid of the solve of which a plan may be for a piece; None: the plan is for all of it."""
     like: Like | None = None
     """What states look like, so that the coefficients of a plan stand beside them; None: they stay on the host."""
+    rows: Tensor | None = None
+    """Which of the samples that ``monitor`` counts are the rows of the state, int64 (rows,); None: all of them."""
+    mask: Tensor | None = None
+    """Which coordinates exist, bool (rows, *event) beside the states; the others stay at 0. None: all."""
+    monitor: Monitor
 
     def __init__(self, samples: int) -> None:
         self.monitor = Monitor(samples)
-        self.rows: Tensor | None = None
-        self.mask: Tensor | None = None
-        """Which coordinates exist, bool (rows, *event) beside the states; the others stay at 0. None: all."""
 
     def at(self, times: Tensor, quantity: str, keep: Number = 0.0, push: Number = 1.0) -> Sequence[Any]:
         """What `evaluate` takes, one entry for each of ``times``, float64 host tensors (n,) or (n, rows).

@@ -143,17 +143,12 @@ class RungeKutta(Solver):
         size = len(nodes)
         columns = problem.coefs(n, *steps, *(() if keeps is None else keeps))
         rows = list(zip(*columns, strict=True))
-        stages = [] if plain else self._evaluated
-        entries = slopes(problem, variable, nodes[stages].flatten(0, 1)) if stages else []
-        found = {node: entries[i * n : (i + 1) * n] for i, node in enumerate(stages)}
-        ats = [tuple(found[node][i] if node in found else None for node in range(size)) for i in range(n)]
+        # Not the start where that is the end of the step before, nor an end at which no stage is.
+        stages = slice(int(self.carries), int(self.carries) if plain else max(self._nodes[1][:-1]) + 1)
+        entries = slopes(problem, variable, nodes[stages].flatten(0, 1)) if stages.start < stages.stop else ()
+        before, after = (None,) * stages.start, (None,) * (size - stages.stop)
+        ats = [(*before, *entries[i::n], *after) for i in range(n)]
         return [_Plan(at, row[size:], row[:size], plain) for at, row in zip(ats, rows, strict=True)]
-
-    @cached_property
-    def _evaluated(self) -> list[int]:
-        """The nodes at which a step evaluates: not the start where that is the end of the step before."""
-        node = self._nodes[1]
-        return sorted({node[i] for i in range(self.carries, len(self.tableau.c))})
 
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         """The first stage of the first step, where steps share stages."""

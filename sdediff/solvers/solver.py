@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from sdediff.solvers.clock import Clock, clock, slope
+from sdediff.solvers.given import Record
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
-from sdediff.solvers.scalars import Record
 
 if TYPE_CHECKING:
     from sdediff.solvers.noise import Noise
@@ -53,21 +53,22 @@ class Step(_Step):
 
 def checked(step: Step, solver: Solver, x: Tensor) -> Step:
     """What a solver's ``step`` returned from x; a TypeError or ValueError unless it is a `Step` with a state like x."""
-    if isinstance(step, Step) and all(_is_like(each, x) for each in step[:2]):
-        return step
     name = type(solver).__name__
     if not isinstance(step, Step):
         raise TypeError(f"{name}.step must return a Step, got {type(step).__name__}; return Step(x), x the state at s")
-    what, wrong = ("mean", step.mean) if _is_like(step.x, x) else ("x", step.x)
+    wrongs = [
+        (what, each)
+        for what, each in (("x", step.x), ("mean", step.mean))
+        if not (isinstance(each, Tensor) and each.shape == x.shape and each.dtype == x.dtype)
+    ]
+    if not wrongs:
+        return step
+    what, wrong = wrongs[0]
     if not isinstance(wrong, Tensor):
         raise TypeError(f"{name}.step must return a Step with a tensor as {what}, got {type(wrong).__name__}")
     wanted, got = (f"{tuple(state.shape)}, {state.dtype}" for state in (x, wrong))
     which = "a state" if what == "x" else "a mean"
     raise ValueError(f"{name}.step must return {which} of the shape and the dtype of x, {wanted}; got {got}")
-
-
-def _is_like(state: object, x: Tensor) -> bool:
-    return isinstance(state, Tensor) and state.shape == x.shape and state.dtype == x.dtype
 
 
 def tolerances(solver: Any, problem: Problem, dtype: torch.dtype) -> tuple[float, float]:

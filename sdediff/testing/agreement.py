@@ -13,12 +13,11 @@ from sdediff.arguments import Grid, Span, check_stochasticity, intervals, make_t
 from sdediff.exact import GaussianMixture
 from sdediff.exact.law import Law
 from sdediff.model import ScoreModel
-from sdediff.names import nearest
 from sdediff.protocols import facts, is_model
 from sdediff.sde import VE, VP, SubVP
 from sdediff.solvers import DDIM, EulerMaruyama, Solver
+from sdediff.solvers.given import nearest, real, whole
 from sdediff.solvers.portable import Portable
-from sdediff.solvers.scalars import real, whole
 from sdediff.testing.causes import Run, cause
 from sdediff.testing.check import instance_of
 from sdediff.testing.equivalences import EQUIVALENCES, Case, evaluate

@@ -10,8 +10,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from sdediff.evaluation import evaluating
 from sdediff.model import ScoreModel
+from sdediff.modules import evaluating
 from sdediff.predictions import PREDICTIONS
 from sdediff.reverse import Reverse
 from sdediff.solvers import Noise, Options, Solver

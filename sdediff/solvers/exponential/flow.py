@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdediff.solvers.given import Record
 from sdediff.solvers.problem import Problem
-from sdediff.solvers.scalars import Record
 
 __all__ = [
     "FORMS",

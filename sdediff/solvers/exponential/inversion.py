@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from sdediff.solvers.arithmetic import Number, rowwise, weighted
+from sdediff.solvers.given import whole
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
-from sdediff.solvers.scalars import whole
 from sdediff.solvers.solver import Solver, Step
 
 __all__ = ["InverseDDIM"]

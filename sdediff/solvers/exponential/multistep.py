@@ -29,9 +29,9 @@ from sdediff.solvers.exponential.stages import (
     table,
     terms,
 )
+from sdediff.solvers.given import whole
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
-from sdediff.solvers.scalars import whole
 from sdediff.solvers.solver import Step
 
 __all__ = ["ExponentialMultistep"]

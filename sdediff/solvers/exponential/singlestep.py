@@ -25,9 +25,9 @@ from sdediff.solvers.exponential.stages import (
     table,
     unbounded,
 )
+from sdediff.solvers.given import whole
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
-from sdediff.solvers.scalars import whole
 from sdediff.solvers.solver import Adaptive, Solver, Step
 
 __all__ = ["Exponential", "ExponentialPair", "ExponentialSinglestep"]

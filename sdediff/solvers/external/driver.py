@@ -66,7 +66,7 @@ class Run:
 
     def drift(self, x: Tensor, t: Tensor | float) -> Tensor:
         """The problem's drift, 0 for samples that failed; the library's time is kept inside the span of the grid."""
-        if self.limit is not None and int(self.problem.monitor.nfe.max()) >= self.limit:
+        if self.limit is not None and int(self.problem.monitor.evaluations.total.max()) >= self.limit:
             raise Stop(Status.MAX_NFE)
         time = self.time(t, x.dtype)
         if self.options.grad == "checkpoint":
@@ -113,7 +113,7 @@ class Run:
         if self.options.progress is not None:
             self.options.progress(done)
         if self.options.callback is not None:
-            snapshot = Snapshot(self.accepted, done, self.t.clone(), x.clone(), None, self.problem.monitor.nfe)
+            snapshot = Snapshot(self.accepted, done, self.t.clone(), x.clone(), None, self.problem.monitor.evaluations.total)
             self.ours(lambda: self.options.callback and self.options.callback(snapshot))
 
     def fail(self, which: Tensor, status: Status, t: Tensor, words: str = "") -> None:
@@ -147,7 +147,7 @@ class Run:
         return Solution(
             x=frames[-1],
             times=self.times,
-            nfe=self.problem.monitor.nfe,
+            nfe=self.problem.monitor.evaluations.total,
             accepted=accepted[0],
             rejected=torch.full_like(status, self.rejected),
             status=status,

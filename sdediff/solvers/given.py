@@ -1,12 +1,13 @@
-"""Plain arguments: numbers, of Python, of NumPy or tensors of one, kept as Python's own; flags, callbacks and devices."""
+"""What users hand over: numbers, of Python, of NumPy or tensors of one, kept as Python's own; flags, devices and functions."""
 
 from __future__ import annotations
 
 import functools
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, Final, SupportsIndex
 
@@ -14,7 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Record", "callback_of", "device_of", "flag", "plain", "plain_fields", "real", "reals", "whole"]
+__all__ = [
+    "Record",
+    "WrittenError",
+    "callback_of",
+    "check_choice",
+    "device_of",
+    "flag",
+    "nearest",
+    "plain",
+    "plain_fields",
+    "reading",
+    "real",
+    "reals",
+    "whole",
+]
 
 _NUMERIC: Final = re.compile(r"\b(int|float|bool)\b")
 _CHOICE: Final = re.compile(r"(?:Final\[)?Literal\[([^\]]*)\]")
@@ -87,6 +102,19 @@ def flag(name: str, value: Any) -> bool:
     if isinstance(number, int) and number in (0, 1):
         return bool(number)
     raise ValueError(f"{name} must be True or False, got {_shown(value)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``" (did you mean 'x'?)"`` if a known name is near, else nothing."""
+    names = {k.lower(): k for k in known}
+    close = get_close_matches(str(name).lower(), names, n=1, cutoff=0.5)
+    return f" (did you mean {names[close[0]]!r}?)" if close else ""
+
+
+def check_choice(name: str, value: object, known: Collection[str]) -> None:
+    """One of the known words."""
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {_shown(value)}{nearest(str(value), known)}")
 
 
 def callback_of(name: str, value: Any, call: str) -> Any:
@@ -192,8 +220,11 @@ class Record:
                 _ = type(value) is float or real(name, value)
             if kind == "bool" and not isinstance(value, bool):
                 object.__setattr__(self, field.name, flag(name, value))
-            if not isinstance(value, str) and (words := _CHOICE.match(kind)):
-                raise ValueError(f"{name} must be one of {words[1]}, got {_shown(value)}")
+            words = _CHOICE.fullmatch(kind)
+            if words is not None:
+                known = tuple(word.strip("\"' ") for word in words[1].split(","))
+                if not isinstance(value, str) or value not in known:
+                    check_choice(name, value, known)
 
 
 def _counts(value: object) -> bool:
@@ -208,3 +239,44 @@ def _after_numbers(check: Callable[..., None]) -> Callable[..., None]:
         check(self, *given)
 
     return checked
+
+
+class WrittenError(ValueError):
+    """A function wrote to a tensor that it was handed to read."""
+
+
+def reading(who: str, function: Callable[..., Any], names: str, /, *args: Tensor, **condition: Any) -> Any:
+    """Return ``function(*args, **condition)``; raise `WrittenError` if the function wrote to one of these tensors.
+
+    Torch's version counters tell. Tensors made under `torch.inference_mode` have none, so the function gets copies of them.
+    ``who`` is what the error calls the function, ``names`` what its signature calls ``args``, ``"x, t"`` say.
+    """
+    tensors = {name: value for name, value in condition.items() if isinstance(value, Tensor)} if condition else {}
+    lent = (*args, *tensors.values()) if tensors else args
+    try:
+        before = [value._version for value in lent]
+    except RuntimeError:  # no counters: under inference_mode the copies have none either
+        condition |= {name: value.clone() for name, value in tensors.items()}
+        return function(*[value.clone() for value in args], **condition)
+    try:
+        out = function(*args, **condition)
+    except RuntimeError as error:
+        if "single memory location" not in str(error):
+            raise
+        raise _written(who, names, condition, names.split(", ")[-1]) from error  # one time for all samples, seen as (B,)
+    if [value._version for value in lent] == before:
+        return out
+    known = [*names.split(", "), *tensors]
+    first = next(name for name, value, old in zip(known, lent, before, strict=True) if value._version != old)
+    raise _written(who, names, condition, first)
+
+
+def _written(who: str, names: str, condition: Iterable[str], first: str) -> WrittenError:
+    """The error that says that ``first`` was written to, and how to mend it."""
+    copied = [f"{name}.clone()" if name == first else name for name in names.split(", ")]
+    copied += [f"{name}={name}.clone()" if name == first else f"{name}={name}" for name in condition]
+    return WrittenError(
+        f"{who} writes to {first} in place (by an activation with inplace=True, by {first}[...] = or by {first} += ...), and "
+        f"{first} is not its own: take a copy first, {first} = {first}.clone(), or hand over "
+        f"lambda {', '.join([*names.split(', '), *condition])}: function({', '.join(copied)})"
+    )
