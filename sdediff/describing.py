@@ -67,7 +67,8 @@ def fields_of(model: ScoreModel) -> tuple[str, ...]:
     ``declared_x`` is what the constructor was given as x, where x itself is worked out.
     """
     given = [name for name in inspect.signature(ScoreModel).parameters if name not in ("net", "sde")]
-    known = {*vars(nn.Module()), "net", "sde", *given, *(f"declared_{name}" for name in given)}
+    # extras follow from learned_variance
+    known = {*vars(nn.Module()), "net", "sde", "extras", *given, *(f"declared_{name}" for name in given)}
     return (*given, *(name for name in vars(model) if not name.startswith("_") and name not in known))
 
 

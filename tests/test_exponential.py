@@ -399,7 +399,7 @@ def test_the_steps_at_the_ends_are_of_order_one(solver: Solver) -> None:
         (lambda: sd.ExponentialPair(1), "order must be 2, 3 or 4, for the probability flow"),
         (lambda: sd.ExponentialPair(rtol=0, atol=0), "rtol and atol cannot both be 0"),
         (lambda: sd.SASolver(corrector=5), "corrector must be an int from 0"),
-        (lambda: sd.SASolver(startup="none"), "startup must be 'exact' or 'published'"),
+        (lambda: sd.SASolver(startup="none"), "startup must be one of 'exact', 'published'"),
     ],
 )
 def test_bad_arguments(make: Callable[[], Solver], message: str) -> None:

@@ -190,7 +190,7 @@ def test_reverse_diffusion_says_where_songs_rule_ends() -> None:
     model = MIXTURE.model(sd.Cosine(t_max=1.0))
     with pytest.raises(ValueError, match=r"not finite at t = 1: start inside .* or take rule='kernel'"):
         sd.sample(model, (2, 2), solver=sd.ReverseDiffusion("song"), steps=50, seed=0)
-    with pytest.raises(ValueError, match="rule must be 'kernel' or 'song'"):
+    with pytest.raises(ValueError, match="rule must be one of 'kernel', 'song'"):
         sd.ReverseDiffusion("songs")
 
 
@@ -345,7 +345,7 @@ def test_restart_does_what_it_says() -> None:
             "not above the grid's start, 1",
         ),
         (lambda: sd.Heun(variable="snr"), ValueError, "variable must be one of 't', 'sigma', 'log_snr'"),
-        (lambda: sd.Langevin(rule="songs"), ValueError, "rule must be 'schedule' or 'song'"),
+        (lambda: sd.Langevin(rule="songs"), ValueError, "rule must be one of 'schedule', 'song'"),
         (lambda: sd.MetropolisLangevin(n_steps=-1), ValueError, "n_steps must be an int of at least 0"),
         (lambda: sd.MetropolisLangevin(snr=0), ValueError, "snr must be a positive number"),
     ],

@@ -84,8 +84,6 @@ class Langevin(Solver):
     def __post_init__(self) -> None:
         """Check the arguments."""
         _check(self)
-        if self.rule not in ("schedule", "song"):
-            raise ValueError(f"Langevin: rule must be 'schedule' or 'song', got {self.rule!r}")
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
@@ -201,8 +199,6 @@ class PredictorCorrector(Solver):
                 raise ValueError(f"PredictorCorrector: the {role} {part!r} is another library's driver, without steps of its own")
         if min(groups := (self.predictor.group, self.corrector.group)) not in (1, max(groups)):
             raise ValueError(f"PredictorCorrector: the two have groups of {groups[0]} and {groups[1]} rows; take one number")
-        if self.sequence not in ("predictor-first", "corrector-first"):
-            raise ValueError(f"PredictorCorrector: sequence must be 'predictor-first' or 'corrector-first', got {self.sequence!r}")
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]

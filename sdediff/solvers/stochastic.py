@@ -245,11 +245,6 @@ class ReverseDiffusion(Solver):
     stochastic = True
     diffuses = True
 
-    def __post_init__(self) -> None:
-        """Raise ValueError for a rule that does not exist."""
-        if self.rule not in ("kernel", "song"):
-            raise ValueError(f"ReverseDiffusion: rule must be 'kernel' or 'song', got {self.rule!r}")
-
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """The score, and what the rule is made from."""

@@ -74,8 +74,6 @@ class ExponentialMultistep(Exponential):
         if self.corrector is not None:
             kind = "an int from 0 (none) to 4, or None for the order"
             _ = whole(f"{name}: corrector", self.corrector, 0, 4, kind=kind)
-        if self.startup not in ("exact", "published"):
-            raise ValueError(f"{name}: startup must be 'exact' or 'published', got {self.startup!r}")
 
     @property
     def past(self) -> int:
