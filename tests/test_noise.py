@@ -14,8 +14,10 @@ from scipy.special import ndtri
 from scipy.stats import chi2, kstest
 
 import sdediff as sd
-from sdediff.solvers import White, noise
-from sdediff.solvers.noise import STREAMS, Nodes, paired
+from sdediff.solvers import White
+from sdediff.solvers import white as generator
+from sdediff.solvers.noise import STREAMS, paired
+from sdediff.solvers.white import Nodes
 
 PINNED = """
 -0x1.aa04520000000p-10 0x1.59f2440000000p+0 -0x1.d8e2960000000p+0 0x1.43fb240000000p-2 0x1.596e5e0000000p+0 -0x1.4e31f40000000p-2
@@ -71,7 +73,7 @@ def test_values_are_standard_normal() -> None:
 
 def aes(block: int) -> int:
     """AES-128 of a number of 128 bits by the library's key, in another mode: of one block they all are the same."""
-    cipher = Cipher(algorithms.AES(noise._KEY), modes.CBC(bytes(16))).encryptor()
+    cipher = Cipher(algorithms.AES(generator._KEY), modes.CBC(bytes(16))).encryptor()
     return int.from_bytes(cipher.update(block.to_bytes(16, "little")), "little")
 
 
@@ -81,16 +83,16 @@ def test_the_cipher_is_aes() -> None:
     assert Cipher(algorithms.AES(key), modes.ECB()).encryptor().update(text).hex() == "3ad77bb40d7a3660a89ecaf32466ef97"
     blocks = [0, 1, 2**64, 2**128 - 1, 12345 << 70]
     words = np.array([[block % 2**64, block >> 64] for block in blocks], np.uint64)
-    found = noise.encrypted(words)
+    found = generator.encrypted(words)
     assert [low | high << 64 for low, high in found.tolist()] == [aes(block) for block in blocks]
-    assert np.array_equal(noise.encrypted(words[::-2]), found[::-2])
-    assert noise.encrypted(words[:0]).shape == (0, 2)
+    assert np.array_equal(generator.encrypted(words[::-2]), found[::-2])
+    assert generator.encrypted(words[:0]).shape == (0, 2)
 
 
 def test_threads_have_ciphers_of_their_own() -> None:
     words = np.arange(2**12, dtype=np.uint64).reshape(-1, 2)
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: noise.encrypted(words), range(64)))
+        found = list(pool.map(lambda _: generator.encrypted(words), range(64)))
     assert all(np.array_equal(each, found[0]) for each in found)
 
 
@@ -100,12 +102,12 @@ def test_every_bit_depends_on_every_part(place: str) -> None:
     next, the same for neighbouring bits; 3 x 128 normal deviations, none beyond 6.5: chance 3e-8."""
     n = 2**12
     if place == "column":
-        words = noise.words(noise._states(noise.White([7], ()).sources, np.array([3]), "path", 1), 2 * n).reshape(n, 2)
+        words = generator.words(generator._states(generator.White([7], ()).sources, np.array([3]), "path", 1), 2 * n).reshape(n, 2)
     elif place == "k":
-        words = np.stack([noise._states(noise.White([7], ()).sources, np.array([3]), "path", k)[0] for k in range(n)])
+        words = np.stack([generator._states(generator.White([7], ()).sources, np.array([3]), "path", k)[0] for k in range(n)])
     else:
         seeds, steps = ([*range(n)], [5]) if place == "seed" else ([7], [*range(n)])
-        words = noise._states(noise.White(seeds, ()).sources, np.array(steps)[:, None], "path", 1).reshape(n, 2)
+        words = generator._states(generator.White(seeds, ()).sources, np.array(steps)[:, None], "path", 1).reshape(n, 2)
     bits = np.unpackbits(words.astype("<u8").view(np.uint8), axis=1)
     assert bits.shape == (n, 128)
     for each in (bits, bits[1:] ^ bits[:-1], bits ^ np.roll(bits, 1, axis=1)):
@@ -116,7 +118,7 @@ def test_every_bit_depends_on_every_part(place: str) -> None:
 def box_muller(words: np.ndarray) -> np.ndarray:
     """Normals (2, n) in float32 from the words (2, n)."""
     s = np.empty((5, words.shape[1]), np.float32)
-    noise._box_muller(words.copy(), s)
+    generator._box_muller(words.copy(), s)
     return s[:2] * s[3:]
 
 
@@ -183,7 +185,7 @@ def test_a_sample_is_the_same_in_any_batch(event: tuple[int, ...], monkeypatch: 
     whole = {(i, stream): white.at(i).normal(stream) for i in steps for stream in ("prior", "path")}
     assert all(draw.shape == (22, *event) for draw in whole.values())
     order = torch.randperm(22, generator=torch.Generator().manual_seed(0))[:9]
-    monkeypatch.setattr(noise, "_CHUNK", 60)  # and however the work is cut
+    monkeypatch.setattr(generator, "_CHUNK", 60)  # and however the work is cut
     parts = [white.take(order), White([seeds[i] for i in order], event)]
     for part, (i, stream) in itertools.product(parts, whole):
         assert torch.equal(part.at(i).normal(stream), whole[i, stream][order])
@@ -241,7 +243,7 @@ def test_a_node_has_its_normals_in_any_batch(event: tuple[int, ...], monkeypatch
     nodes = Nodes(seeds, event)
     whole = {k: nodes.normal(NODES, k) for k in (0, 63)}
     assert all(draw.shape == (6, *event) for draw in whole.values())
-    monkeypatch.setattr(noise, "_CHUNK", 20)
+    monkeypatch.setattr(generator, "_CHUNK", 20)
     for k, order in itertools.product(whole, ([3], [5, 0, 4, 1])):
         rows = torch.tensor(order)
         assert torch.equal(nodes.take(rows).normal(NODES[rows], k), whole[k][rows])

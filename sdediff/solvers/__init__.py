@@ -30,7 +30,7 @@ from sdediff.solvers.external import External, SciPy, TorchDiffEq, TorchSDE
 from sdediff.solvers.grid import GRIDS, LogSNR, check_grid, quadratic, uniform
 from sdediff.solvers.integrate import integrate
 from sdediff.solvers.langevin import Langevin, MetropolisLangevin, PredictorCorrector
-from sdediff.solvers.noise import Noise, StepNoise, White, fresh_seed, seeds
+from sdediff.solvers.noise import Noise, StepNoise, fresh_seed
 from sdediff.solvers.options import Options, Snapshot
 from sdediff.solvers.problem import At, Monitor, Output, Problem
 from sdediff.solvers.runge_kutta import DOP853, RK23, RK45, DormandPrince, Euler, Heun, Midpoint, RungeKutta, RungeKutta4, Tsit5
@@ -38,6 +38,7 @@ from sdediff.solvers.solution import Failure, Solution, SolveError, Status
 from sdediff.solvers.solver import Solver, Step
 from sdediff.solvers.stochastic import SRA1, SRA3, EulerMaruyama, ReverseDiffusion, StochasticHeun
 from sdediff.solvers.tableau import Tableau
+from sdediff.solvers.white import White, seeds
 
 __all__ = [
     "DDIM",

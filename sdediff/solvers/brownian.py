@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sdediff.solvers.bridge import SMALL, Floats, Ints, Numbers, basis, edges, total_of
 from sdediff.solvers.given import real, whole
-from sdediff.solvers.noise import White, keyed, paired, sent
+from sdediff.solvers.noise import paired
+from sdediff.solvers.white import White, keyed, sent
 
 __all__ = ["BrownianPath"]
 

@@ -12,10 +12,11 @@ from torch import Tensor
 from sdediff.solvers.arithmetic import expand, place, weighted
 from sdediff.solvers.clock import Clock, clock
 from sdediff.solvers.control import PerSample
-from sdediff.solvers.noise import Nodes, Noise, Refinable, StepNoise
+from sdediff.solvers.noise import Noise, Refinable, StepNoise
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.solver import Solver, Step
 from sdediff.solvers.stepping import Reached
+from sdediff.solvers.white import Nodes
 
 __all__ = ["DyadicSteps"]
 

@@ -7,7 +7,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from sdediff.solvers.noise import Nodes, Noise, Refinable, StepNoise
+from sdediff.solvers.noise import Noise, Refinable, StepNoise
+from sdediff.solvers.white import Nodes
 
 __all__ = ["Masked", "kept", "masked"]
 

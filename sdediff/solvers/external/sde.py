@@ -13,8 +13,9 @@ from sdediff.solvers.arithmetic import rowwise
 from sdediff.solvers.brownian import BrownianPath
 from sdediff.solvers.external.driver import External, Run, check_method
 from sdediff.solvers.masked import Masked
-from sdediff.solvers.noise import Noise, White
+from sdediff.solvers.noise import Noise
 from sdediff.solvers.solver import check_tolerances, tolerances
+from sdediff.solvers.white import White
 
 __all__ = ["TorchSDE"]
 
