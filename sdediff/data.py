@@ -94,7 +94,8 @@ def split(dataset: Dataset, held_out: int, seed: int = 0) -> tuple[Dataset, Data
     """
     if not isinstance(dataset, Dataset):
         raise TypeError(f"dataset must be a Dataset, as load_data returns it; got {type(dataset).__name__}")
-    count, seed = _natural(held_out, "held_out", "samples"), whole("seed", seed, kind="a non-negative int")
+    count = _natural(held_out, "held_out", "samples")
+    seed = whole("seed", seed, kind="a non-negative int")
     total = len(dataset)
     if count >= total:
         raise ValueError(f"held_out = {count} leaves nothing to train on: expected 1 to {total - 1} of {total} samples")

@@ -107,11 +107,14 @@ class ScoreModel(Predictions):
         predicts = canonical(predicts)
         if "kernel" not in sde.offers and predicts != "score":
             raise ValueError(f"{sde!r} has no Gaussian kernel: its network predicts 'score', got {predicts!r}; or use a LinearSDE")
-        self.net, self.sde, self.predicts = net, sde, predicts
+        self.net = net
+        self.sde = sde
+        self.predicts = predicts
         self.declared_data_std = None if data_std is None else _length("data_std", data_std)
         given = data_std if sigma_data is None else sigma_data
         self.sigma_data = _length("sigma_data", sde.sigma_data if given is None else given)
-        self.time, self.time_dtype = check_clock(time, sde), check_time_dtype(time_dtype)
+        self.time = check_clock(time, sde)
+        self.time_dtype = check_time_dtype(time_dtype)
         self.learned_variance = flag("learned_variance", learned_variance)
         self.extras: tuple[str, ...] = ("variance",) if self.learned_variance else ()
         if normalizer is not None and not isinstance(normalizer, Normalizer):

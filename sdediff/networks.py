@@ -87,8 +87,10 @@ class MLP(nn.Module):
 
     def __init__(self, dimension: int = 2, width: int = 128, depth: int = 4, frequencies: int = 16) -> None:
         super().__init__()
-        dimension, width = whole("MLP: dimension", dimension, 1), whole("MLP: width", width, 1)
-        depth, frequencies = whole("MLP: depth", depth), whole("MLP: frequencies", frequencies, 1)
+        dimension = whole("MLP: dimension", dimension, 1)
+        width = whole("MLP: width", width, 1)
+        depth = whole("MLP: depth", depth)
+        frequencies = whole("MLP: frequencies", frequencies, 1)
         self.config: dict[str, Any] = {"dimension": dimension, "width": width, "depth": depth, "frequencies": frequencies}
         self.rates: Tensor
         self.register_buffer("rates", math.pi * torch.logspace(-1, 2, frequencies), persistent=False)

@@ -112,9 +112,11 @@ def scatter_flow(frames: Tensor, times: Sequence[float], columns: int | None = 5
     points: NDArray[np.float64] = frames.detach().double().cpu().numpy()[order]
     shown = _pick(np.arange(len(order)), _positive(columns, "columns"))
     middle, all_around = points.mean(axis=1), points.mean(axis=(0, 1))
-    own, common = _reach(points - middle[:, None]), float(_reach(points - all_around).max())
+    own = _reach(points - middle[:, None])
+    common = float(_reach(points - all_around).max())
     if common <= 5 * own[-1]:
-        middle, own = np.broadcast_to(all_around, middle.shape), np.full_like(own, common)
+        middle = np.broadcast_to(all_around, middle.shape)
+        own = np.full_like(own, common)
     figure = _figure(2.3 * (len(shown) + 1), 2.75)
     panels = figure.subplots(1, len(shown) + 1, squeeze=False)[0]
     for axes, k in zip(panels, shown, strict=False):
@@ -220,7 +222,8 @@ def _tile(tiles: NDArray[np.uint8], columns: int, scale: int, pad: int, line: in
     shape = (rows * (height + pad) + pad, columns * (width + pad) + pad, channels)
     picture = np.full(shape, line, np.uint8)
     for i, tile in enumerate(large):
-        top, left = pad + i // columns * (height + pad), pad + i % columns * (width + pad)
+        top = pad + i // columns * (height + pad)
+        left = pad + i % columns * (width + pad)
         picture[top : top + height, left : left + width] = tile
     return picture
 

@@ -153,7 +153,8 @@ def conversion(
     where: Callable[..., Any] = torch.where
     if not any(isinstance(c, Tensor) and c.requires_grad for c in given):
         # Many times at once are the cost of an adaptive step, and numpy's share of it is a quarter.
-        where, given = np.where, [c.numpy() if isinstance(c, Tensor) else c for c in given]
+        where = np.where
+        given = [c.numpy() if isinstance(c, Tensor) else c for c in given]
     with np.errstate(all="ignore"):
         alpha, sigma, p, q, p_to, q_to = given
         det, cross = _minor(where, alpha, sigma, p, q), _minor(where, p_to, q_to, p, q)
@@ -188,7 +189,11 @@ class _Known:
     """An SDE whose alpha and sigma are computed already, at one t; its lengths are those of ``sde`` over ``per``."""
 
     def __init__(self, sde: LinearSDE, alpha: Tensor, sigma: Tensor, unit: float = 1.0, per: float = 1.0) -> None:
-        self._sde, self._alpha, self._sigma, self.unit, self._per = sde, alpha, sigma, unit, per
+        self._sde = sde
+        self._alpha = alpha
+        self._sigma = sigma
+        self.unit = unit
+        self._per = per
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sde, name)

@@ -62,10 +62,16 @@ class Reverse(Problem):
         known: Facts | None = None,
     ) -> None:
         self.batch = Rows.of(rows) if isinstance(rows, int) else rows
-        self.monitor, self.mask, self.like = self.batch.monitor, self.batch.mask, like
-        self.model, self.lam, self.units = model, stochasticity, units or Units()
+        self.monitor = self.batch.monitor
+        self.mask = self.batch.mask
+        self.like = like
+        self.model = model
+        self.lam = stochasticity
+        self.units = units or Units()
         self.facts = known or facts(model)
-        self.cost, self.breaks, self.predicts = self.facts.cost, self.facts.breaks, model.predicts
+        self.cost = self.facts.cost
+        self.breaks = self.facts.breaks
+        self.predicts = model.predicts
         if isinstance(self.predicts, str) and self.predicts not in PREDICTIONS:
             self.predicts = canonical(self.predicts)
         self.unit = self.units.unit
@@ -121,7 +127,8 @@ class Reverse(Problem):
             check_quantity(quantity, self.offers)
         t = times.reshape(-1)
         target = "score" if quantity == "drift" else quantity
-        levels, sigma_data = self._levels(t) if self.linear else None, self.facts.sigma_data
+        levels = self._levels(t) if self.linear else None
+        sigma_data = self.facts.sigma_data
         a: Number
         b: Any
         a, b = conversion(self.model.sde, self.predicts, target, t, sigma_data, levels, self.unit)
@@ -132,7 +139,8 @@ class Reverse(Problem):
         if isinstance(b, Tensor) and not bool(torch.isfinite(a + b).all()):
             self._refuse(quantity, t)
         if times.ndim > 1:
-            a, b = a if isinstance(a, float) else a.reshape(times.shape), b.reshape(times.shape)
+            a = a if isinstance(a, float) else a.reshape(times.shape)
+            b = b.reshape(times.shape)
         nonlinear = quantity == "drift" and not self.linear
         columns = (keep + push * a, push * b, *([push * (1.0 / self.unit)] if nonlinear else []))
         entries: list[Sequence[Any]] = [*planned(times.shape[0], self.like, *columns), *([times.unbind()] if nonlinear else [])]

@@ -157,8 +157,13 @@ def _sampled(
     denoise: bool,
 ) -> Solution:
     """The samples of these seeds, or of the noise given."""
-    solver, times, units, sde = solving.solver, solving.times, solving.units, solving.model.sde
-    shape, device, dtype = (solving.count, *solving.event), solving.device, solving.dtype
+    solver = solving.solver
+    times = solving.times
+    units = solving.units
+    sde = solving.model.sde
+    shape = (solving.count, *solving.event)
+    device = solving.device
+    dtype = solving.dtype
     lam: float | Callable[[Tensor], Tensor] = 1.0 if solver.diffuses else 0.0
     if stochasticity is not None:
         lam = check_stochasticity(solver, stochasticity, times.reshape(-1))

@@ -64,7 +64,8 @@ def simulate(
     if seeds is not None:
         rows = row_seeds(seeds, solver.group)
         noise = White(rows, x_0.shape[1:], dtype=x_0.dtype, device=x_0.device)
-    callback, trajectory = callback_of("callback", callback, "of a Snapshot"), flag("trajectory", trajectory)
+    callback = callback_of("callback", callback, "of a Snapshot")
+    trajectory = flag("trajectory", trajectory)
     options = Options(trajectory=trajectory, callback=units.outside(callback), on_fail="return", grad=grad)
     found = solver.solve(Forward(sde, len(x_0), units.unit), units.enter(x_0), times, noise, options)
     solution = replace(units.left(found), seeds=seeds)

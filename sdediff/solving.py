@@ -94,7 +94,8 @@ class Solving:
         times = make_times(span, solver, steps, grid, t_start, t_end, known.data_std, known.breaks)
         if times.ndim > 1:
             check_count(times, count)
-        trajectory, progress = flag("trajectory", trajectory), flag("progress", progress)
+        trajectory = flag("trajectory", trajectory)
+        progress = flag("progress", progress)
         max_nfe = None if max_nfe is None else whole("max_nfe", max_nfe, 1)
         options = Options(last, trajectory, callback, max_nfe, on_fail, grad)
         if grad != "none":

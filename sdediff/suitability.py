@@ -67,7 +67,8 @@ def left_at_the_end(sde: Any, square: float) -> float:
     (`LinearSDE.prior_gap`) is 0 for standardised data under VP, however little noise there is.
     """
     end, prior = torch.tensor(sde.t_max, dtype=torch.float64), sde.prior.std
-    spread, kept = float(sde.sigma(end) / prior) ** 2, float(sde.alpha(end) / prior) ** 2
+    spread = float(sde.sigma(end) / prior) ** 2
+    kept = float(sde.alpha(end) / prior) ** 2
     return 0.5 * (spread - 1 - math.log(spread) + kept * square)
 
 

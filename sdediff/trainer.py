@@ -66,7 +66,11 @@ class Trainer:
         mask: Tensor | None = None,
     ) -> None:
         self.mask = mask
-        self.model, self.data, self.condition, self.loss, self.settings = model, data, condition, loss, settings
+        self.model = model
+        self.data = data
+        self.condition = condition
+        self.loss = loss
+        self.settings = settings
         self.module = cast(Any, model.net)
         schedule = getattr(model.sde, "schedule", None)
         self.schedule: nn.Module = schedule if isinstance(schedule, nn.Module) else nn.Module()  # learned with the network
@@ -88,7 +92,9 @@ class Trainer:
 
     def take(self) -> Tensor:
         """One step of the optimizer; returns the loss."""
-        settings, accelerator, process = self.settings, self.accelerator, self.accelerator.process_index
+        settings = self.settings
+        accelerator = self.accelerator
+        process = self.accelerator.process_index
         index = batch(len(self.data), settings.batch_size, settings.seed, self.step)[process :: accelerator.num_processes]
         # Under fork_rng of fit: times, noise and dropout of the step.
         torch.manual_seed(_step_seed(settings.seed, self.step, process))

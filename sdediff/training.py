@@ -48,7 +48,9 @@ class Interrupted(Portable, KeyboardInterrupt):
 
     def __init__(self, step: int, out: Path, signum: int | None = None) -> None:
         super().__init__(f"stopped after step {step}; {out} holds a checkpoint of it, go on with resume")
-        self.step, self.out, self.signum = step, out, signal.SIGINT if signum is None else signum
+        self.step = step
+        self.out = out
+        self.signum = signal.SIGINT if signum is None else signum
 
 
 def fit(
@@ -101,7 +103,9 @@ def fit(
     if not callable(loss) or isinstance(loss, type):
         raise TypeError(f"loss must be a function loss(model, x_0, condition) -> (B,), DDPMLoss(chain) say; got {loss!r}")
     folder = check_out(out)
-    resume, overwrite, progress = flag("resume", resume), flag("overwrite", overwrite), flag("progress", progress)
+    resume = flag("resume", resume)
+    overwrite = flag("overwrite", overwrite)
+    progress = flag("progress", progress)
     callback = callback_of("callback", callback, "of a step and its loss")
     if about is not None and not isinstance(about, Mapping):
         raise TypeError(f"about must be a dict of what is kept of the data, {{'name': 'rings'}} say; got {about!r}")
@@ -293,7 +297,9 @@ class _Meter:
     """Loss and rate on the bar. Losses are read every 10 steps, so that a device is not waited for at each."""
 
     def __init__(self, bar: Bar, callback: Callable[[int, float], None] | None, trainer: Trainer) -> None:
-        self.bar, self.callback, self.trainer = bar, callback, trainer
+        self.bar = bar
+        self.callback = callback
+        self.trainer = trainer
         self.pending: list[Tensor] = []
         self.smooth = float("nan")
         self.began, self.first = time.perf_counter(), trainer.step

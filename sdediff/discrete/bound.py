@@ -51,7 +51,9 @@ def transition(
     ``bins``, and the density without them, are in the units of ``normalizer``.
     """
     dtype = torch.float64 if x_0.device.type != "mps" else torch.float32
-    x_0, error, learned = x_0.to(dtype), error.to(dtype), None if learned is None else learned.to(dtype)
+    x_0 = x_0.to(dtype)
+    error = error.to(dtype)
+    learned = None if learned is None else learned.to(dtype)
     data = chain.posterior_columns[0][i - 1]
     own = chain.log_variances[0][i - 1]  # of q; at i = 1, where it has none, what is not used
     log_v = chain.log_variance(i, learned)
@@ -63,10 +65,14 @@ def transition(
     first = torch.nonzero(i == 1).flatten().to(x_0.device)
     if not len(first):
         return terms
-    clean, off, log_v = x_0[first], error[first], log_v[first]
+    clean = x_0[first]
+    off = error[first]
+    log_v = log_v[first]
     if normalizer is not None:
         scale = normalizer.scale(clean)
-        clean, off, log_v = normalizer.denormalize(clean), scale * off, log_v + 2 * scale.log()
+        clean = normalizer.denormalize(clean)
+        off = scale * off
+        log_v = log_v + 2 * scale.log()
     if bins is None:
         log_prob = -0.5 * (off.square() * torch.exp(-log_v) + log_v + math.log(2 * math.pi))
     else:

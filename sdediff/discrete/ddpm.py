@@ -186,7 +186,8 @@ class DDPM(Chain, Solver):
     @cached_property
     def levels(self) -> Levels:
         """alpha_i^2 = alpha_bar_i, the product of 1 - beta_j over j <= i, and sigma_i^2 = 1 - alpha_bar_i."""
-        betas, logs = torch.tensor(self.betas, dtype=torch.float64), self._log_alphas_bar
+        betas = torch.tensor(self.betas, dtype=torch.float64)
+        logs = self._log_alphas_bar
         return Levels((0.5 * logs).exp(), (-torch.expm1(logs)).sqrt(), (1 - betas).sqrt(), betas)
 
     @cached_property

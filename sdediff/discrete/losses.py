@@ -37,7 +37,8 @@ class LossAware(nn.Module):
 
     def __init__(self, N: int, history: int = 10, uniform: float = 1e-3) -> None:
         super().__init__()
-        N, history = whole("LossAware: N", N, 1), whole("LossAware: history", history, 1)
+        N = whole("LossAware: N", N, 1)
+        history = whole("LossAware: history", history, 1)
         uniform = real("LossAware: uniform", uniform)
         if not 0 < uniform <= 1:
             raise ValueError(f"LossAware: uniform must lie in (0, 1], or weights have no bound; got {uniform!r}")

@@ -223,7 +223,9 @@ class NCSNLoss(Record):
 
 
 def _geometric(high: float, low: float, N: int) -> tuple[float, ...]:
-    N, high, low = whole("N", N, 1), real("sigma_max", high), real("sigma_min", low)
+    N = whole("N", N, 1)
+    high = real("sigma_max", high)
+    low = real("sigma_min", low)
     if not 0 < low < high < math.inf:
         raise ValueError(f"levels fall from sigma_max to sigma_min: 0 < sigma_min < sigma_max, got {low!r} and {high!r}")
     if N == 1:

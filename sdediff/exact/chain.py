@@ -22,7 +22,10 @@ __all__ = ["Impulses", "affine_moments"]
 Key = tuple[int, str, int]
 
 _ROUNDING: Final = 1e3 * torch.finfo(torch.float64).eps
-_MEAN, _START, _ALL, _FIRST = 0, 1, 2, 3
+_MEAN = 0
+_START = 1
+_ALL = 2
+_FIRST = 3
 _SHARE: Final = -2.0
 
 

@@ -122,7 +122,8 @@ class Normal(Law):
         Along each eigenvector the distance from the mean scales with the standard deviation of x_t.
         """
         flat = self._flat(x)
-        (alpha, sigma), (alpha_s, sigma_s) = self._schedule(sde, x, t), self._schedule(sde, x, s, density=False)
+        alpha, sigma = self._schedule(sde, x, t)
+        alpha_s, sigma_s = self._schedule(sde, x, s, density=False)
         mean, variances = self.mean.flatten().to(flat), self.variances.to(flat)
         inside, beyond = self._split(flat - alpha * mean)
         ratio = ((alpha_s**2 * variances + sigma_s**2) / (alpha**2 * variances + sigma**2)).sqrt()
@@ -189,9 +190,11 @@ class Gaussian(Normal):
         rotated = Gaussian(self._split(self.mean.flatten())[0], self.variances)
         if start is None:
             alpha, sigma = sde.alpha(grid[0]), sde.sigma(grid[0])
-            mean, std = alpha * rotated.mean, (alpha**2 * self.variances + sigma**2).sqrt()
+            mean = alpha * rotated.mean
+            std = (alpha**2 * self.variances + sigma**2).sqrt()
         else:
-            mean, std = torch.zeros_like(rotated.mean), torch.full_like(rotated.mean, sde.prior.std)
+            mean = torch.zeros_like(rotated.mean)
+            std = torch.full_like(rotated.mean, sde.prior.std)
         model = rotated.model(sde)
 
         def problem(rows: int) -> Reverse:
@@ -210,7 +213,9 @@ class LowRank(Normal):
     """
 
     def __init__(self, mean: Any, basis: Any, stds: Any) -> None:
-        m, u, s = numbers("mean", mean), numbers("basis", basis), numbers("stds", stds, at_least=0)
+        m = numbers("mean", mean)
+        u = numbers("basis", basis)
+        s = numbers("stds", stds, at_least=0)
         m = m.reshape(1) if m.ndim == 0 else m
         d = m.numel()
         if not d or u.ndim < 2 or u.shape[:-1] not in ((d,), m.shape) or not u.shape[-1]:

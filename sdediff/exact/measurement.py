@@ -26,7 +26,9 @@ class Measurement(NamedTuple):
     @classmethod
     def of(cls, H: Any, y: Any, noise_std: Any, d: int) -> Measurement:
         """The checked arguments of `Law.posterior`, for events of ``d`` numbers."""
-        matrix, value, std = numbers("H", H), numbers("y", y), numbers("noise_std", noise_std)
+        matrix = numbers("H", H)
+        value = numbers("y", y)
+        std = numbers("noise_std", noise_std)
         if matrix.ndim != 2 or matrix.shape[1] != d or not len(matrix):
             raise ValueError(f"H must be an (m, {d}) matrix that acts on the flattened x_0, got shape {tuple(matrix.shape)}")
         m = len(matrix)

@@ -49,8 +49,14 @@ class Augmented(Problem):
 
     def __init__(self, flow: Reverse, divergence: Divergence, event: torch.Size, times: Tensor) -> None:
         self.monitor = flow.monitor
-        self.flow, self.divergence, self.event, self.d = flow, divergence, event, event.numel()
-        self.mask, self.unit, self.rounding, self.cost = flow.mask, flow.unit, flow.rounding, flow.cost
+        self.flow = flow
+        self.divergence = divergence
+        self.event = event
+        self.d = event.numel()
+        self.mask = flow.mask
+        self.unit = flow.unit
+        self.rounding = flow.rounding
+        self.cost = flow.cost
         self.variable = clock(flow, "angle" if flow.linear else "t")
         self.times, self.clock = times, self.variable.value(times)
         passed = torch.tensor([t for t in flow.breaks if times[0] < t < times[-1]], dtype=torch.float64)

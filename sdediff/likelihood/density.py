@@ -207,9 +207,13 @@ def _angular(model: Model, times: Tensor) -> Tensor:
 def _result(
     solution: Solution, prior: Prior, solving: Solving, shape: torch.Size, estimate: Estimate, seeds: tuple[int, ...] | None
 ) -> LogProb:
-    d, model, units = shape[1:].numel(), solving.model, solving.units
+    d = shape[1:].numel()
+    model = solving.model
+    units = solving.units
     inside, integrals = solution.x[:, :d].reshape(shape), solution.x[:, d:]
-    z, law, sde = units.to_model(inside), getattr(solving.facts.net, "law", None), model.sde
+    z = units.to_model(inside)
+    law = getattr(solving.facts.net, "law", None)
+    sde = model.sde
     lost = (solution.status != 0).to(z.device)
     with torch.set_grad_enabled(solving.options.grad != "none"):
         at_end = prior.log_prob(z)

@@ -22,7 +22,10 @@ class Products:
     """
 
     def __init__(self, out: Tensor, x: Tensor, *, differentiable: bool, single: list[bool]) -> None:
-        self.out, self.x, self.differentiable, self.single = out, x, differentiable, single
+        self.out = out
+        self.x = x
+        self.differentiable = differentiable
+        self.single = single
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """A u for u in ``vectors`` (k, rows, d), shaped alike."""

@@ -106,7 +106,10 @@ def _paley_1(i: Tensor, j: Tensor, q: int) -> Tensor:
 
 def _paley_2(i: Tensor, j: Tensor, q: int) -> Tensor:
     """C x [[1, 1], [1, -1]] + I x [[1, -1], [-1, -1]] with C = [[0, 1], [1, Q]]."""
-    a, b, k, m = i // 2, j // 2, i % 2, j % 2
+    a = i // 2
+    b = j // 2
+    k = i % 2
+    m = j % 2
     c = torch.where(a == b, 0, torch.where((a == 0) | (b == 0), 1, _character(a - b, q)))
     corner = torch.where((k == 1) & (m == 1), -1, 1)
     return torch.where(a == b, torch.where((k == 0) & (m == 0), 1, -1), c * corner)

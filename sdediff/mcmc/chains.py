@@ -212,7 +212,8 @@ def _why(chains: Chains, kernel: Kernel, burn_in: int, thin: int) -> str:
     i, more = chains.failed[0], len(chains.failed) - 1
     draws = torch.isfinite(chains.samples[:, i].reshape(len(chains.samples), -1)).all(dim=1)
     sound = int(draws.long().cumprod(dim=0).sum())
-    first, last = (burn_in + (sound - 1) * thin if sound else 0) + 1, burn_in + (sound + 1) * thin
+    first = (burn_in + (sound - 1) * thin if sound else 0) + 1
+    last = burn_in + (sound + 1) * thin
     where = f"between its steps {first} and {min(last, burn_in + len(draws) * thin)}"
     also = f" ({more} more failed)" if more else ""
     return (

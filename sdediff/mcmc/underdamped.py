@@ -47,7 +47,9 @@ class Underdamped(Kernel):
 
     def move(self, target: Target, here: Point, noise: Noise, number: int) -> tuple[Point, None]:
         """Five flows."""
-        x, p, half = here.x, here.momentum, 0.5 * self.step
+        x = here.x
+        p = here.momentum
+        half = 0.5 * self.step
         if p is None:
             raise ValueError("Underdamped goes on from a state that has a momentum; start it from the states alone")
         middle = self.scheme == "BAOAB"

@@ -43,7 +43,8 @@ def classifier_two_sample_test(x: Tensor, y: Tensor, *, hidden: int = 64, steps:
     order_x, order_y = (torch.randperm(count, generator=random).to(device) for count in (pool.n, pool.m))
     (train_x, test_x), (train_y, test_y) = (order.tensor_split([len(order) // 2]) for order in (order_x, order_y + pool.n))
     network = _Network.fit(pool, train_x, train_y, hidden, steps, generator(seed, _TRAINING))
-    right, wrong = int(network.says_x(pool, test_x).sum()), int(network.says_x(pool, test_y).sum())
+    right = int(network.says_x(pool, test_x).sum())
+    wrong = int(network.says_x(pool, test_y).sum())
     n, m = len(test_x), len(test_y)
     called = right + wrong
     share = called / (n + m)

@@ -112,7 +112,9 @@ def _pair_statistic(pool: Pool, kernel: Kernel, unbiased: bool) -> Statistic:
                     K1[columns] += K.sum(dim=0)
                 lKl += (1 if i == j else 2) * ((label @ K) * labels[:, columns]).sum(dim=1)
         lK1 = torch.cat([part.to(kind) @ K1 for part in labels.split(64)])
-        xx, xy, yy = lKl, lK1 - lKl, K1.sum() - 2 * lK1 + lKl
+        xx = lKl
+        xy = lK1 - lKl
+        yy = K1.sum() - 2 * lK1 + lKl
         return _mean(xx, n, own, unbiased) + _mean(yy, m, own, unbiased) - 2 * xy / (n * m)
 
     return statistic

@@ -41,7 +41,9 @@ def sliced_wasserstein(x: Tensor, y: Tensor, *, projections: int = 256, floor: i
         directions /= directions.norm(dim=1, keepdim=True)
     directions = directions.to(pool.center)
     rows_x, rows_y, weights = _coupling(pool.n, pool.m)
-    rows_x, rows_y, weights = rows_x.to(pool.rows.device), rows_y.to(pool.rows.device), weights.to(pool.center)
+    rows_x = rows_x.to(pool.rows.device)
+    rows_y = rows_y.to(pool.rows.device)
+    weights = weights.to(pool.center)
 
     def statistic(labels: Tensor) -> Tensor:
         total = torch.zeros(len(labels), dtype=weights.dtype, device=labels.device)

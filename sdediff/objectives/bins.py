@@ -64,7 +64,8 @@ class Bins(Record):
     def log_prob(self, x_0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
         """log p(x_0 | x_1) of each entry, shaped as x_0."""
         narrow = torch.exp(-0.5 * log_variance)
-        upper, lower = (x_0 + 0.5 * self.spacing - mean) * narrow, (x_0 - 0.5 * self.spacing - mean) * narrow
+        upper = (x_0 + 0.5 * self.spacing - mean) * narrow
+        lower = (x_0 - 0.5 * self.spacing - mean) * narrow
         upper = torch.where(x_0 > self.high - 0.5 * self.spacing, torch.inf, upper)
         lower = torch.where(x_0 < self.low + 0.5 * self.spacing, -torch.inf, lower)
         # Mirrored into the lower tail, where the logarithm of Phi loses nothing.
@@ -77,7 +78,8 @@ def _log_difference(upper: Tensor, lower: Tensor) -> Tensor:
     """log(Phi(upper) - Phi(lower)) for lower < upper, the ends of which may be infinite."""
     open_below, open_above = lower == -torch.inf, upper == torch.inf
     # Finite stand-ins, so that no gradient is infinity times 0.
-    high, low = torch.where(open_above, 0.0, upper), torch.where(open_below, -40.0, lower)
+    high = torch.where(open_above, 0.0, upper)
+    low = torch.where(open_below, -40.0, lower)
     top = torch.where(open_above, 0.0, torch.special.log_ndtr(high))
     fall = torch.where(open_below, -torch.inf, torch.special.log_ndtr(low) - top)
     return top + torch.where(open_below, 0.0, torch.log(-torch.expm1(torch.where(open_below, -1.0, fall))))

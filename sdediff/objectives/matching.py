@@ -98,7 +98,8 @@ class _Matching(Timed):
                 path = simulate(sde, x_0, steps=self.simulated, seed=seeds, trajectory=True)
             frames = path.trajectory if path.trajectory is not None else x_0[None]
             index = (t / sde.t_max * self.simulated).round().long().clamp(math.ceil(sde.t_min / sde.t_max * self.simulated))
-            x, t = frames[index.to(x_0.device), torch.arange(len(x_0), device=x_0.device)], path.times[index]
+            x = frames[index.to(x_0.device), torch.arange(len(x_0), device=x_0.device)]
+            t = path.times[index]
         return kept(x.detach(), mask).requires_grad_(), t
 
     def _objective(self, score: Score, x: Tensor, generator: torch.Generator | None) -> Tensor:

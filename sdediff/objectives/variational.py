@@ -128,7 +128,8 @@ class VariationalDiffusion(Record):
         own = sde.stationary
         if own is not None and torch.isclose(own, variance, rtol=1e-9):
             variance = own  # with the gradient of a learned schedule
-        spread, signal = sde.sigma(end).square() / variance, sde.alpha(end).square() / variance
+        spread = sde.sigma(end).square() / variance
+        signal = sde.alpha(end).square() / variance
         noise = (spread - 1 - spread.log()).to(x_0.dtype).to(x_0.device)
         nats: Tensor = noise * counts(x_0, mask) + signal.to(x_0.dtype).to(x_0.device) * sum_over(x_0.square(), mask)
         return 0.5 * nats
@@ -159,7 +160,8 @@ class _Apart(nn.Module):
 
     def __init__(self, sde: Any) -> None:
         super().__init__()
-        schedule, ends = getattr(sde, "schedule", None), torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
+        schedule = getattr(sde, "schedule", None)
+        ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
         gamma = schedule(ends) if isinstance(schedule, nn.Module) else None
         if gamma is None or not torch.equal(gamma, -sde.log_snr(ends)):
             raise ValueError(

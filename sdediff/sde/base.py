@@ -164,7 +164,9 @@ class SDE:
             found = _of_class(type(self), name)
             if not (found is None or callable(found) or hasattr(found, "__get__")):
                 raise TypeError(f"{type(self).__name__}: {name} must be a method, def {name}(self, ...), got {found!r}")
-        T, t_min, t_max = real(f"{type(self).__name__}: T", self.T), self._given("t_min"), self._given("t_max")
+        T = real(f"{type(self).__name__}: T", self.T)
+        t_min = self._given("t_min")
+        t_max = self._given("t_max")
         if not 0 < T < math.inf:
             raise ValueError(f"{type(self).__name__}: T must be a positive number, got {self.T!r}")
         if t_min is not None and not 0 <= t_min < T:

@@ -234,8 +234,10 @@ class Cosine(LinearSDE):
 
     def invert(self, log_snr: Tensor) -> Tensor:
         """From tan a, near t = 0 from sin(a - a_0) sin(a + a_0) = sigma^2 cos(a_0)^2, which does not cancel there."""
-        rate, start = math.pi / 2 / (1 + self.offset), math.pi / 2 * self.offset / (1 + self.offset)
-        height, noise = torch.sigmoid(log_snr).sqrt() * math.cos(start), torch.sigmoid(-log_snr) * math.cos(start) ** 2
+        rate = math.pi / 2 / (1 + self.offset)
+        start = math.pi / 2 * self.offset / (1 + self.offset)
+        height = torch.sigmoid(log_snr).sqrt() * math.cos(start)
+        noise = torch.sigmoid(-log_snr) * math.cos(start) ** 2
         rest = torch.atan2(height, (noise + math.sin(start) ** 2).sqrt())
         early = torch.asin((noise / torch.cos(rest - start)).clamp(max=1)) / rate
         late = 1 - rest / rate

@@ -204,7 +204,8 @@ class InterpolatedVE(LinearSDE):
         times, logs = np.array(self.times), np.log(self.sigmas)
         if times[0] > 0:
             start = logs[0] - times[0] * (logs[1] - logs[0]) / (times[1] - times[0])
-            times, logs = np.concatenate([[0.0], times]), np.concatenate([[start], logs])
+            times = np.concatenate([[0.0], times])
+            logs = np.concatenate([[start], logs])
         return _Rising(times, logs)
 
     def f(self, t: Tensor) -> Tensor:

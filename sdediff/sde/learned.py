@@ -24,11 +24,13 @@ class MonotoneSchedule(nn.Module):
 
     def __init__(self, first: float = -13.3, last: float = 5.0, width: int = 64) -> None:
         super().__init__()
-        first, last = real("MonotoneSchedule: first", first), real("MonotoneSchedule: last", last)
+        first = real("MonotoneSchedule: first", first)
+        last = real("MonotoneSchedule: last", last)
         if not first < last or not (math.isfinite(first) and math.isfinite(last)):
             raise ValueError(f"MonotoneSchedule: gamma rises from first to last, finite numbers; got {first!r} and {last!r}")
         width = whole("MonotoneSchedule: width", width, 1)
-        rates, places = torch.full((width,), 8.0, dtype=torch.float64), torch.linspace(0, 1, width, dtype=torch.float64)
+        rates = torch.full((width,), 8.0, dtype=torch.float64)
+        places = torch.linspace(0, 1, width, dtype=torch.float64)
         self.first = nn.Parameter(torch.tensor(first, dtype=torch.float64))
         self.log_length = nn.Parameter(torch.tensor(last - first, dtype=torch.float64).log())
         self.log_rates = nn.Parameter(rates.log())

@@ -146,7 +146,8 @@ class LinearSDE(SDE):
             rate = -slope(self.log_snr, t)
             square = self.sigma(t) ** 2 * rate
         elif self._gives("sigma"):
-            sigma, excess = self.sigma(t), slope(self.sigma, t) - self.f(t) * self.sigma(t)
+            sigma = self.sigma(t)
+            excess = slope(self.sigma, t) - self.f(t) * self.sigma(t)
             rate, square = 2 * excess / sigma, 2 * sigma * excess
         else:
             raise TypeError(self._lacking())

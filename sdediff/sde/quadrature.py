@@ -95,7 +95,8 @@ class Integral:
         count = 0
         while len(start):
             half = width / 2
-            both_start, both_width = torch.stack([start, start + half]), torch.stack([half, half])
+            both_start = torch.stack([start, start + half])
+            both_width = torch.stack([half, half])
             flat = self._integrate(both_start.reshape(-1), both_width.reshape(-1))
             halves = _Part(*(c.reshape(2, -1) for c in flat))
             self._check_finite(both_start.reshape(-1), both_width.reshape(-1), flat)
@@ -105,7 +106,8 @@ class Integral:
             count += len(start)
             end = close | small if count < _MOST else torch.ones_like(close)
             done.append((both_start[:, end].reshape(-1), _Part(*(c[:, end].reshape(-1) for c in halves))))
-            start, width = both_start[:, ~end].reshape(-1), both_width[:, ~end].reshape(-1)
+            start = both_start[:, ~end].reshape(-1)
+            width = both_width[:, ~end].reshape(-1)
             part = _Part(*(c[:, ~end].reshape(-1) for c in halves))
         starts = torch.cat([s for s, _ in done])
         order = starts.argsort()

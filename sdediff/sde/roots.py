@@ -27,7 +27,8 @@ def crossing(function: Callable[[Tensor], Tensor], shape: torch.Size, end: float
     The ITP method (Oliveira and Takahashi 2020, ACM Transactions on Mathematical Software 47), which keeps a bracket as bisection
     does and needs at most one evaluation more than it, and about ten where the function is smooth.
     """
-    low, high = torch.zeros(shape, dtype=torch.float64), torch.full(shape, end, dtype=torch.float64)
+    low = torch.zeros(shape, dtype=torch.float64)
+    high = torch.full(shape, end, dtype=torch.float64)
     above, below = values[0].expand(shape).clone(), values[1].expand(shape).clone()
     for j in range(_HALVINGS + 1):
         width, middle = high - low, 0.5 * (low + high)
@@ -43,7 +44,8 @@ def crossing(function: Callable[[Tensor], Tensor], shape: torch.Size, end: float
         value = function(trial)
         passed = value <= 0
         low, above = torch.where(passed, low, trial), torch.where(passed, above, value)
-        high, below = torch.where(passed, trial, high), torch.where(passed, value, below)
+        high = torch.where(passed, trial, high)
+        below = torch.where(passed, value, below)
     return high
 
 
@@ -64,7 +66,10 @@ class Inverse:
             inside = 0.5 * (t[1:] + t[:-1])
             value, between = function(torch.cat([t, inside])).split([len(t), len(inside)])
             window = (torch.arange(len(inside)) - 2).clamp(0, len(t) - _POINTS)[:, None] + torch.arange(_POINTS)
-            self._t, self._falling, self._places, self._newton = t, -value, value[window], t[window]
+            self._t = t
+            self._falling = -value
+            self._places = value[window]
+            self._newton = t[window]
             for k in range(1, _POINTS):
                 rise = self._places[:, k:] - self._places[:, :-k]
                 self._newton[:, k:] = (self._newton[:, k:] - self._newton[:, k - 1 : -1]) / rise
@@ -82,9 +87,12 @@ class Inverse:
     def __call__(self, function: Callable[[Tensor], Tensor], value: Tensor) -> tuple[Tensor, Tensor]:
         """(t, found): the time at which function(t) is ``value`` (n,), and where that is known."""
         cell = (torch.searchsorted(self._falling, -value) - 1).clamp(0, len(self._t) - 2)
-        start, end, reach = self._t[cell], self._t[cell + 1], self._reach[cell]
+        start = self._t[cell]
+        end = self._t[cell + 1]
+        reach = self._reach[cell]
         guess = torch.where(reach > 0, self._guess(cell, value), start)
-        low, high = torch.maximum(guess - reach, start), torch.minimum(guess + reach, end)
+        low = torch.maximum(guess - reach, start)
+        high = torch.minimum(guess + reach, end)
         above, below = (function(torch.cat([low, high])) - value.repeat(2)).chunk(2)
         t = low + (high - low) * (above / (above - below))
         return t, (above > 0) & (below <= 0) & ((t - guess).abs() <= 0.5 * reach)

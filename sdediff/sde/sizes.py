@@ -62,6 +62,7 @@ def prior_gap(sde: LinearSDE, mean: Tensor | float, variance: Tensor | float) ->
     if bool((v < 0).any()) or not bool(torch.isfinite(v).all() and torch.isfinite(m).all()):
         raise ValueError("prior_gap: mean and variance must be finite and the variance not negative")
     std = sde.prior.std
-    alpha, sigma = sde.alpha(sde.t_max).detach() / std, sde.sigma(sde.t_max).detach() / std
+    alpha = sde.alpha(sde.t_max).detach() / std
+    sigma = sde.sigma(sde.t_max).detach() / std
     r = alpha**2 * v + (sigma - 1) * (sigma + 1)
     return float(0.5 * (r - torch.log1p(r) + (alpha * m) ** 2).sum())

@@ -44,7 +44,8 @@ def basis(x: Floats, length: Floats, levels: Floats, *, area: bool, integrals: b
     f[0, :, 0], f[0, :, 1] = root * v * (0.75 * v - 0.5), 0.75**0.5 * side * rest
     if integrals:
         h = root * root
-        f[1, :, 0], f[1, :, 1] = h * side * v * rest / -8, root * h * 0.75**0.5 * v * v * (0.25 - v / 6)
+        f[1, :, 0] = h * side * v * rest / -8
+        f[1, :, 1] = root * h * 0.75**0.5 * v * v * (0.25 - v / 6)
     return within, f
 
 

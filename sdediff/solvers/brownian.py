@@ -57,7 +57,10 @@ class BrownianPath:
     ) -> None:
         times = edges(real("BrownianPath: start", start), real("BrownianPath: end", end), intervals)
         depth = whole("BrownianPath: depth", depth, 1, 30)
-        self.start, self.end, self.depth, self.area = float(times[0]), float(times[-1]), depth, area
+        self.start = float(times[0])
+        self.end = float(times[-1])
+        self.depth = depth
+        self.area = area
         self._white = White(seeds, event, dtype=dtype, device=device)  # which checks them
         self.dtype, self.device = dtype, self._white.device
         self._white = White(seeds, event)
@@ -259,7 +262,9 @@ class BrownianPath:
 
     def _nodes(self, ids: Ints) -> Iterable[Numbers]:
         """The normals (m, T, rows, size) of nodes (L, T, R), some of them at a time, in their order."""
-        rows, size, width = len(self.seeds), self.event.numel(), ids.shape[1]
+        rows = len(self.seeds)
+        size = self.event.numel()
+        width = ids.shape[1]
         normals = 1 + self.area
         most = max(1, SMALL // (normals * width * rows * size))
         for k in range(0, len(ids), most):

@@ -182,7 +182,8 @@ class Restart(_Around):
         if times.ndim > 1:
             raise ValueError("Restart goes back at one time of the grid: it takes one grid for all samples")
         whole = times if problem.grid is None else problem.grid
-        low, high = whole[1:][(whole[1:] - self.between[0]).abs().argmin()], torch.tensor(self.between[1], dtype=torch.float64)
+        low = whole[1:][(whole[1:] - self.between[0]).abs().argmin()]
+        high = torch.tensor(self.between[1], dtype=torch.float64)
         if not low < high <= whole[0]:
             raise ValueError(
                 f"Restart: t_high = {self.between[1]:g} must lie above {float(low):.6g}, the grid's time next to t_low, "

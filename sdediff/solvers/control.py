@@ -22,7 +22,9 @@ from sdediff.solvers.stepping import Control, Reached, Stepped
 
 __all__ = ["PerSample"]
 
-_SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0
+_SAFETY = 0.9
+_SHRINK = 0.2
+_GROW = 10.0
 _ROUNDING: Final = 16  # in units of the state's own, below which a step does not move it
 
 
@@ -42,7 +44,10 @@ class PerSample(Control):
     rows: Tensor
 
     def __init__(self, problem: Problem, solver: Solver, x: Tensor, times: Tensor, noise: Noise | None) -> None:
-        self.problem, self.solver, self.x, self.times = problem, solver, x, times
+        self.problem = problem
+        self.solver = solver
+        self.x = x
+        self.times = times
         self.samples = len(x)
         self.accepted, self.rejected = torch.zeros(2, len(x), dtype=torch.int64)
         self.failures = []
@@ -100,7 +105,9 @@ class PerSample(Control):
 
         A coordinate that is exactly 0 in x, in y and in the error is padding, and does not count.
         """
-        error, x, y = error.detach(), x.detach(), y.detach()
+        error = error.detach()
+        x = x.detach()
+        y = y.detach()
         size = torch.maximum(x.abs(), y.abs())
         padding = vanishing(error, size)
         scale = size.mul_(self.rtol).add_(self.atol)
@@ -186,13 +193,17 @@ class PerSample(Control):
         self.accepted.numpy()[rows] += good.numpy()
         state, self.moved = self.state if self.solver.begins else step.state, good
         if whole := bool(good.all()):
-            self.x, self.state, self.t, self.u = step.x, state, self.s, self.v
+            self.x = step.x
+            self.state = state
+            self.t = self.s
+            self.u = self.v
         else:
             self.rejected.numpy()[rows] += self.retry.numpy()
             mask = good.to(self.x.device)
             self.x = _choose(mask, step.x, self.x)
             self.state = tuple(_choose(mask, new, old) for new, old in zip(state, self.state, strict=True))
-            self.t, self.u = torch.where(good, self.s, self.t), torch.where(good, self.v, self.u)
+            self.t = torch.where(good, self.s, self.t)
+            self.u = torch.where(good, self.v, self.u)
         arrived = good & self.landing
         if whole and not self.problem.monitor.troubled and not bool(arrived.any()):
             return []

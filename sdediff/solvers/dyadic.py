@@ -72,7 +72,10 @@ class DyadicSteps(PerSample):
             raise ValueError(f"{solver!r} splits the noise of its steps: pass White(seeds, event) or a BrownianPath, got {noise!r}")
         if times.ndim > 1:
             raise ValueError(f"{solver!r} steps on one lattice for all samples: call it once for each start")
-        self.path, self.tree, self.last_mean, self.first = noise, noise.tree(), last_mean, first
+        self.path = noise
+        self.tree = noise.tree()
+        self.last_mean = last_mean
+        self.first = first
         self.spot = torch.zeros(len(x), dtype=torch.int64)
         self.level = torch.zeros(len(x), dtype=torch.int64)
         if len(times) > 1:
@@ -125,7 +128,8 @@ class DyadicSteps(PerSample):
             # In a shorter interval steps of the same length, in a longer one as many: one that is too long is only taken again.
             after = (segment + 1).clamp(max=len(self.lattice.widths) - 1)
             ratio = (self.lattice.widths[after] / self.lattice.widths[segment]).log2().ceil().long()
-            wanted, spot = torch.where(arrived, free + ratio.clamp(max=0), wanted), torch.where(arrived, 0, spot)
+            wanted = torch.where(arrived, free + ratio.clamp(max=0), wanted)
+            spot = torch.where(arrived, 0, spot)
             segment = torch.where(arrived, after, segment)
         low = torch.where(spot == 0, 0, _DEPTH - _twos(spot))
         self.level = torch.maximum(torch.maximum(wanted, low), self.lattice.coarsest[segment]).clamp(max=_DEPTH)
@@ -159,8 +163,13 @@ class _Interval:
     """The noise of the steps that a `DyadicSteps` proposes."""
 
     def __init__(self, control: DyadicSteps, tree: Nodes) -> None:
-        self.problem, self.solver, self.lattice, self.tree = control.problem, control.solver, control.lattice, tree
-        self.segment, self.spot, self.level = control.segment, control.spot, control.level
+        self.problem = control.problem
+        self.solver = control.solver
+        self.lattice = control.lattice
+        self.tree = tree
+        self.segment = control.segment
+        self.spot = control.spot
+        self.level = control.level
         self.first = control.first  # intervals of the whole grid before this lattice
 
     @cached_property

@@ -162,7 +162,9 @@ def _solve_leg(
     solver: Solver, leg: Leg, run: _Run, noise: Noise | None, samples: Tensor | None, options: Options, *, watch: bool
 ) -> Control:
     """Take the steps of a leg of the samples ``samples`` (None: all)."""
-    problem, times, last_mean = leg.problem, leg.times, options.last == "mean" and leg.last
+    problem = leg.problem
+    times = leg.times
+    last_mean = options.last == "mean" and leg.last
     x = run.x if samples is None else run.x[samples.to(run.x.device)]
     control: Control
     if not solver.adaptive:
@@ -210,11 +212,15 @@ class FixedSteps(Control):
         last_mean: bool,
         first: int = 0,
     ) -> None:
-        self.problem, self.solver, self.times = problem, solver, times
+        self.problem = problem
+        self.solver = solver
+        self.times = times
         self.x = self.final = x
         self.accepted, self.rejected = torch.zeros(2, len(x), dtype=torch.int64)
         self.failures = []
-        self.watch, self.last_mean, self.first = watch, last_mean, first
+        self.watch = watch
+        self.last_mean = last_mean
+        self.first = first
         problem.monitor.watch = watch
         self.plans = solver.plan(problem, times) if len(times) > 1 or solver.times is not None else []
         if not isinstance(self.plans, Sequence | Tensor):
@@ -252,7 +258,9 @@ class FixedSteps(Control):
         last = index == self.end
         x = step.mean if last and self.last_mean else step.x
         self.x = self.final = self._hold_failed(x) if self.watch else x
-        self.index, self.state, self.active = index + 1, step.state, not last
+        self.index = index + 1
+        self.state = step.state
+        self.active = not last
         if last:
             self.accepted[~self.failed] = self.index
         return [(self.index, self.x, None)]
@@ -300,7 +308,8 @@ def _done(times: Tensor, leg: Leg, control: Control) -> float:
     """The share of the whole way that is behind."""
     if leg.first == 0 and leg.last:
         return control.done
-    before, behind = abs(float(leg.times[0] - times[0])), abs(float(leg.times[-1] - leg.times[0]))
+    before = abs(float(leg.times[0] - times[0]))
+    behind = abs(float(leg.times[-1] - leg.times[0]))
     return (before + control.done * behind) / abs(float(times[-1] - times[0]))
 
 

@@ -99,7 +99,9 @@ class Langevin(Solver):
         """The step size at the end of each interval; in Song's rule the factor of the norms."""
         if not self.n_steps:
             return [None] * (len(times) - 1)
-        t, alphas, song = times[1:], _alphas(problem, times), self.rule == "song"
+        t = times[1:]
+        alphas = _alphas(problem, times)
+        song = self.rule == "song"
         spread = torch.ones_like(alphas) if song else problem.marginal(t)[1]
         return _planned(problem, t, 2 * alphas * (self.snr * spread) ** 2, folded=not song)
 
@@ -171,7 +173,8 @@ class MetropolisLangevin(Solver):
             accept = accepts(log_ratio, problem.first(noise.normal("corrector", 2 * k + 1)))
             accept = accept.reshape(-1, *(1,) * (x.ndim - 1))
             # A network that fails at the proposal must not pass for a rejection: 0 * NaN is NaN.
-            x, score = torch.where(accept, y, x) + 0.0 * (middle + there), torch.where(accept, there, score)
+            x = torch.where(accept, y, x) + 0.0 * (middle + there)
+            score = torch.where(accept, there, score)
         return Step(x)
 
 

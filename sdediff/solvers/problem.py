@@ -82,7 +82,8 @@ class Tally:
         if rows is not self._rows:  # the same samples step together for long
             if self._times:
                 self._flush()
-            self._rows, self._repeats = rows, int(torch.bincount(rows).max()) if len(rows) else 0
+            self._rows = rows
+            self._repeats = int(torch.bincount(rows).max()) if len(rows) else 0
         self._times += count
         self._most += count * self._repeats
 

@@ -78,7 +78,8 @@ def tolerances(solver: Any, problem: Problem, dtype: torch.dtype) -> tuple[float
     of states of ``dtype``, or of the problem's evaluations, no error can be kept: both are raised to that, with a warning.
     """
     given = solver.atol
-    rtol, atol = float(solver.rtol), float(solver.default_atol if given is None else given / problem.unit)
+    rtol = float(solver.rtol)
+    atol = float(solver.default_atol if given is None else given / problem.unit)
     least = max(torch.finfo(dtype).eps, problem.rounding)
     if max(rtol, atol) >= least:
         return rtol, atol

@@ -84,7 +84,9 @@ class StochasticHeun(Solver):
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Heun]:
         """The drift and the size of the noise at both ends of each interval."""
-        t, s, h = times[:-1], times[1:], times.diff(dim=0)
+        t = times[:-1]
+        s = times[1:]
+        h = times.diff(dim=0)
         half = 0.5 * h.abs().sqrt()
         rows = zip(
             problem.at(t, "drift"),
@@ -100,7 +102,9 @@ class StochasticHeun(Solver):
 
     def step(self, problem: Problem, x: Tensor, plan: _Heun, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step."""
-        z, h, half = noise.over(plan.t, plan.s), plan.h, plan.half
+        z = noise.over(plan.t, plan.s)
+        h = plan.h
+        half = plan.half
         shock = weighted((plan.first, z), (plan.second, z))
         first = problem.evaluate(x, plan.start)
         guess = weighted((1.0, x), (h, first), (1.0, shock))
@@ -144,7 +148,9 @@ class _SRA(Solver):
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_SRAPlan]:
         """The drift and the size of the noise at the stages."""
-        t, s, h = times[:-1], times[1:], times.diff(dim=0)
+        t = times[:-1]
+        s = times[1:]
+        h = times.diff(dim=0)
 
         def at(c: float) -> Tensor:
             return t if c == 0 else s if c == 1 else t + c * h

@@ -59,7 +59,8 @@ class _Seeded:
         plain = all(type(seed) is int for seed in given)
         self.seeds: tuple[int, ...] = given if plain else tuple(whole("seeds", seed) for seed in given)
         self.event = event if isinstance(event, torch.Size) else torch.Size([whole("event", n, 1) for n in event])
-        self.dtype, self.device = dtype, device if isinstance(device, torch.device) else device_of(device)
+        self.dtype = dtype
+        self.device = device if isinstance(device, torch.device) else device_of(device)
         if any(seed < 0 for seed in self.seeds):
             raise ValueError("seeds must not be negative")
 
@@ -128,7 +129,9 @@ class White(_Seeded):
         if not (0 <= number < 2**63 and 0 <= k < 2**32):
             raise ValueError(f"step and k must not be negative, nor so large: block {number} of steps, k = {k}")
         length = 1 if stream == "prior" else self.length
-        rows, size, pack = len(self.seeds), self.event.numel(), self.pack
+        rows = len(self.seeds)
+        size = self.event.numel()
+        pack = self.pack
         states = _states(self.sources, np.array([[number]]), stream, k)
         if length == 1:
             drawn = _split(states, size)
@@ -151,7 +154,9 @@ class White(_Seeded):
 
     def each(self, steps: NDArray[np.int64], stream: str, k: int) -> NDArray[np.float32]:
         """`normal` where every row has its own step: float32 (m, rows, size) on the host, for ``steps`` (m, rows)."""
-        size, half, pack = self.event.numel(), self.length // 2, self.pack
+        size = self.event.numel()
+        half = self.length // 2
+        pack = self.pack
         number, within = np.divmod(steps, self.length)
         states = _states(self.sources, number, stream, k)
         if self.length == 1:

@@ -123,7 +123,9 @@ def check_equivalence(
     cause: a factor in the noise, another stream of noise, two discretizations of one process, a network
     read as the wrong prediction. Prints a table unless ``verbose`` is false and returns it as a `Report`.
     """
-    bound, seed, rows = real("bound", bound), whole("seed", seed, kind="a non-negative int"), whole("rows", rows, 1)
+    bound = real("bound", bound)
+    seed = whole("seed", seed, kind="a non-negative int")
+    rows = whole("rows", rows, 1)
     if not bound > 0 or not math.isfinite(bound):
         raise ValueError(f"bound must be a positive number, got {bound!r}")
     law = GaussianMixture([[-0.8, 0.4], [0.9, 0.1], [0.0, -1.0]], [0.3, 0.5, 0.2], [0.5, 0.3, 0.2]) if data is None else data

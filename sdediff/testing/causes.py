@@ -74,7 +74,8 @@ def cause(run: Run) -> str:
 def _misread(run: Run) -> str:
     """Whether a network of one model, read as another prediction, is the other model; else how their noises differ."""
     case = run.case
-    t, x = case.times[len(case.times) // 2], case.start(case.times[len(case.times) // 2])
+    t = case.times[len(case.times) // 2]
+    x = case.start(case.times[len(case.times) // 2])
     for i, name in ((1, "b"), (0, "a")):
         mine, due = run.models[i], _noise_of(run.models[1 - i], x, t)
         for way in PREDICTIONS:

@@ -97,7 +97,9 @@ class Context:
         try:
             self.low, self.high = float(sde.t_min), float(sde.t_max)
         except Exception as error:
-            self.range_error, self.low, self.high = error, math.nan, math.nan
+            self.range_error = error
+            self.low = math.nan
+            self.high = math.nan
         self.range_holds = 0 <= self.low < self.high <= self.T < math.inf
         if not self.range_holds:
             # The other identities may still tell why.

@@ -59,7 +59,9 @@ class _Spreading(LinearSDE):
 _SDE, _WIDE = _Rotating(), _Spreading()
 _MIXTURE: Final = GaussianMixture([[-0.5, 0.3], [0.5, 0.0], [0.2, -0.5]], 0.5)
 _GAUSSIAN: Final = Gaussian(0.4, 0.09)
-_START, _END, _ROWS = 0.8, 0.2, 6
+_START = 0.8
+_END = 0.2
+_ROWS = 6
 
 
 def _contract(name: str) -> Callable[[Contract], Contract]:
@@ -248,7 +250,8 @@ def _finite(solver: Solver) -> Iterator[Comparison]:
     for sde in (_SDE, _WIDE):
         for n in range(1, 2 if solver.adaptive else 6):
             grid = torch.linspace(sde.t_max, sde.t_min, n + 1, dtype=torch.float64)
-            x, problem = _x()[:2] * float(sde.sigma(grid[0])), Reverse(_MIXTURE.model(sde), 2, _lam(solver))
+            x = _x()[:2] * float(sde.sigma(grid[0]))
+            problem = Reverse(_MIXTURE.model(sde), 2, _lam(solver))
             out = solver.solve(problem, x, grid, _white((1, 2)), Options(on_fail="return"))
             yield require(
                 out.success and bool(torch.isfinite(out.x).all()), f"not finite after {n} steps from {grid[0]:g} to {grid[-1]:g}"
@@ -261,7 +264,8 @@ def _gradients(solver: Solver) -> Iterator[Comparison]:
     ways: tuple[Literal["full", "checkpoint"], ...] = ("full", "checkpoint")
     for grad in ways:
         x = _x()[:2].clone().requires_grad_()
-        problem, options = Reverse(_MIXTURE.model(_SDE), 2, _lam(solver)), Options(grad=grad)
+        problem = Reverse(_MIXTURE.model(_SDE), 2, _lam(solver))
+        options = Options(grad=grad)
         with torch.enable_grad():
             out = solver.solve(problem, x, _times(solver, 3), _white((1, 2)), options).x
             if not out.requires_grad:

@@ -34,7 +34,8 @@ def rows(context: Context) -> Iterator[Comparison]:
         x = irregular(shape, 3.0)
         for t in context.times[:: max(len(context.times) // 4, 1)]:
             time = times_tensor(t)
-            whole, each = context.sde.drift(x, time), torch.cat([context.sde.drift(row[None], time) for row in x])
+            whole = context.sde.drift(x, time)
+            each = torch.cat([context.sde.drift(row[None], time) for row in x])
             scale = max(float(each.abs().max()), float(whole.abs().max()), 1e-30)
             yield compare(
                 f"drift of {shape}",

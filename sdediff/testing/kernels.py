@@ -32,10 +32,8 @@ def _kernel(context: Context, t: Array, s: Array) -> tuple[Array, Array]:
 
 def _states(rows: int) -> tuple[Tensor, Tensor]:
     """Two states (rows, 4), of which the first two columns are (1, 0) and (0, 1), the third (0, 0)."""
-    first, second = (
-        torch.tensor([1.0, 0.0, 0.0, 0.6], dtype=torch.float64),
-        torch.tensor([0.0, 1.0, 0.0, -1.3], dtype=torch.float64),
-    )
+    first = torch.tensor([1.0, 0.0, 0.0, 0.6], dtype=torch.float64)
+    second = torch.tensor([0.0, 1.0, 0.0, -1.3], dtype=torch.float64)
     return first.expand(rows, 4), second.expand(rows, 4)
 
 
@@ -83,7 +81,9 @@ def compose(context: Context) -> Iterator[Comparison]:
     """Chapman-Kolmogorov: kernel(t, r) is kernel(t, s) after kernel(s, r); kernel(t, t) is (1, 0)."""
     few = context.times[np.linspace(0, len(context.times) - 1, 8).round().astype(int)]
     k, j, i = np.array([(c, b, a) for c in range(8) for b in range(c) for a in range(b)]).T
-    t, s, r = few[k], few[j], few[i]
+    t = few[k]
+    s = few[j]
+    r = few[i]
     (late, late_std), (early, early_std), (whole, whole_std) = (_kernel(context, *ends) for ends in ((t, s), (s, r), (t, r)))
     at = {"t": t, "s": s, "r": r}
     yield compare("the ratio of kernel(t, r)", whole, late * early, at, ALGEBRAIC)
@@ -99,7 +99,9 @@ def compose(context: Context) -> Iterator[Comparison]:
 @identity("kernel from 0 is the marginal")
 def from_zero(context: Context) -> Iterator[Comparison]:
     """kernel(t, 0) = (alpha(t), std) with std^2 + alpha(t)^2 sigma_0^2 = sigma(t)^2."""
-    sde, t, zero = context.sde, context.times, np.zeros_like(context.times)
+    sde = context.sde
+    t = context.times
+    zero = np.zeros_like(context.times)
     if not np.isfinite(context.value("alpha", zero[:1]) + context.value("sigma", zero[:1])).all():
         raise Skip("alpha or sigma has no value at 0")
     ratio, std = _kernel(context, t, zero)
@@ -137,7 +139,9 @@ def posterior(context: Context) -> Iterator[Comparison]:
     v = sigma_t**2 - (ratio * sigma_s) ** 2
     use = (v > 1e-3 * sigma_t**2) & (sigma_s > 0)
     precision = 1 / sigma_s**2 + ratio**2 / v
-    keep, data, std = ratio / v / precision, alpha_s / sigma_s**2 / precision, np.sqrt(1 / precision)
+    keep = ratio / v / precision
+    data = alpha_s / sigma_s**2 / precision
+    std = np.sqrt(1 / precision)
     if not use.any():
         raise Skip("sigma^2 - ratio^2 sigma_s^2 is positive nowhere")
     t, s, keep, data, std = (item[use] for item in (t, s, keep, data, std))
@@ -159,7 +163,9 @@ def posterior(context: Context) -> Iterator[Comparison]:
 @identity("ends of the usable range", after=("usable range",))
 def ends(context: Context) -> Iterator[Comparison]:
     """What sampling and training need at t_min and t_max themselves."""
-    sde, low, high = context.sde, context.low, context.high
+    sde = context.sde
+    low = context.low
+    high = context.high
     at = np.array([low, high])
     alpha, sigma, log_snr = (context.value(name, at) for name in ("alpha", "sigma", "log_snr"))
     yield require(bool(sigma[0] > 0), f"sigma(t_min) is {sigma[0]:.6g}, not positive", where=f"t = {low:.6g}", hint="raise t_min")

@@ -88,7 +88,9 @@ def _weak(solver: Solver) -> Iterator[Comparison]:
         raise Skip("deterministic")
     _predictor(solver)
     for lam in (1.0, 0.5) if solver.diffuses else (0.0,):
-        off, wide, ratio = [], [], 1.0
+        off = []
+        wide = []
+        ratio = 1.0
         true_mean, true_cov = _GAUSSIAN.moments(_SDE, _END)
         for n in (16, 32, 64):
             mean, cov = _chain(solver, _grid(n), lam)
@@ -131,7 +133,8 @@ def _strong(solver: Solver) -> Iterator[Comparison]:
     if claim is None:
         raise Skip("no strong_order is declared")
     rows, fine = 128, 256
-    path, errors = BrownianPath(seeds(0, rows), (2,), _START, _END, intervals=fine, dtype=torch.float64), []
+    path = BrownianPath(seeds(0, rows), (2,), _START, _END, intervals=fine, dtype=torch.float64)
+    errors = []
     problem = Reverse(_MIXTURE.model(_SDE), rows, 1.0)
     end = integrate(problem, SRA3(), _x(rows), _grid(fine), path).x
     for n in (16, 32, 64):

@@ -85,7 +85,8 @@ def prior_gap(context: Context) -> Iterator[Comparison]:
         raise Skip("sigma(t_max) is not positive")
     # A mean and a variance that alpha and sigma make neither large nor small.
     size = 1.0 if context.no_signal else sigma / abs(alpha)
-    means, variances = np.array([0.0, size, -0.3 * size]), np.array([size**2, 0.5 * size**2, 2 * size**2])
+    means = np.array([0.0, size, -0.3 * size])
+    variances = np.array([size**2, 0.5 * size**2, 2 * size**2])
     std = float(context.sde.prior.std)
     expected = np.array([_gap(alpha, sigma, m, v, std) for m, v in zip(means, variances, strict=True)])
     given = [float(context.sde.prior_gap(float(m), float(v))) for m, v in zip(means, variances, strict=True)]

@@ -40,7 +40,8 @@ def _backward(context: Context, lam: float) -> Iterator[Comparison]:
     from sdediff import exact
     from sdediff.reverse import Reverse
 
-    alpha, sigma = context.at_times("alpha")[:, None], context.at_times("sigma")[:, None]
+    alpha = context.at_times("alpha")[:, None]
+    sigma = context.at_times("sigma")[:, None]
     means, variances = alpha * _MEANS, alpha**2 * _VARIANCES + sigma**2
     if not np.isfinite(variances).all() or not (sigma > 0).all():
         raise Skip("sigma is not positive in the usable range")
@@ -51,7 +52,8 @@ def _backward(context: Context, lam: float) -> Iterator[Comparison]:
         time, x = times_tensor(t), torch.zeros(len(t), 4, dtype=torch.float64)
         x[:, 2:] = 1.0
         problem = Reverse(model, len(t), lam)
-        drift, noise = problem.drift(x, time).numpy(), problem.diffuse(torch.ones_like(x), time).numpy()
+        drift = problem.drift(x, time).numpy()
+        noise = problem.diffuse(torch.ones_like(x), time).numpy()
         return Rates(drift[:, 2:] - drift[:, :2], drift[:, :2], noise[:, :2] ** 2)
 
     flow = integrate(rates, context.times[::-1].copy(), means[-1], variances[-1], variances[-2::-1], most=800)

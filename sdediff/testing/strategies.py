@@ -72,8 +72,12 @@ def _built_in(horizon: Numbers) -> list[tuple[str, SDEs]]:
 def _users(horizon: Numbers) -> list[tuple[str, SDEs]]:
     """As users write them, with their kind."""
     powers, tops = st.sampled_from([1.0, 0.5, 2.0]), _tenths(1.0, 10.0)
-    low, high, noise = _tenths(0.2, 2.0), _tenths(2.0, 8.0), _tenths(0.0, 0.3)
-    first, last, bend = _tenths(3.0, 12.0), _tenths(-10.0, -2.0), _tenths(-0.8, 0.8)
+    low = _tenths(0.2, 2.0)
+    high = _tenths(2.0, 8.0)
+    noise = _tenths(0.0, 0.3)
+    first = _tenths(3.0, 12.0)
+    last = _tenths(-10.0, -2.0)
+    bend = _tenths(-0.8, 0.8)
     rising = st.sampled_from([1.0, 2.0, 0.5, 3.0])
     return [
         (_VARIANCE, st.builds(Preserving, low=_tenths(0.1, 2.0), high=_tenths(2.0, 12.0), power=rising)),

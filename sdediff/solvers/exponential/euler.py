@@ -90,7 +90,8 @@ class DDIM(_OrderOne):
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """The coefficients of each interval."""
         alpha, sigma = problem.marginal(times)
-        (alpha_t, alpha_s), (sigma_t, sigma_s) = (alpha[:-1], alpha[1:]), (sigma[:-1], sigma[1:])
+        alpha_t, alpha_s = (alpha[:-1], alpha[1:])
+        sigma_t, sigma_s = (sigma[:-1], sigma[1:])
         if not self.eta:
             keep = sigma_s / sigma_t
             return list(map(_Plan, problem.at(times[:-1], "data", keep, alpha_s - keep * alpha_t)))

@@ -140,7 +140,10 @@ class Flow:
         mixing: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         """``mixing``: (L, lambda^2) at u, in place of the problem's."""
-        self.problem, self.theta, self.variable, self._mixing = problem, theta, variable, mixing
+        self.problem = problem
+        self.theta = theta
+        self.variable = variable
+        self._mixing = mixing
 
     def mixed(self, u: Tensor, t: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(L, lambda^2) at u, where the time is t if it is known."""

@@ -165,7 +165,8 @@ class ExponentialMultistep(Exponential):
 
     def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
         """One step; the state is the uncorrected part of the last one and the predictions before."""
-        theta, width = self.theta, 1 if isinstance(self.theta, Straight) or self.theta in (0, 1) else 2
+        theta = self.theta
+        width = 1 if isinstance(self.theta, Straight) or self.theta in (0, 1) else 2
         before = [state[i : i + width] for i in range(1, len(state), width)]
         if isinstance(plan.go, Plain):
             taken, data = plain_step(problem, x, plan.go, noise if self.sde else None)

@@ -157,7 +157,8 @@ class ExponentialSinglestep(Exponential):
             raise ValueError(f"{type(self).__name__} cannot choose steps where log-SNR is infinite: start and end inside")
         plans: dict[int, Stages | Plain] = {}
         if inside:
-            i, moments = torch.tensor(inside), self.moments if self.order == 2 else "exact"
+            i = torch.tensor(inside)
+            moments = self.moments if self.order == 2 else "exact"
             a, b = points.part(i), points.part(i + 1)
             found = plan_stages(
                 flow,

@@ -96,7 +96,9 @@ class EulerTrapezoid(Solver):
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """The exact coefficients of each interval."""
-        t, s, count = times[:-1].unbind(), times[1:].unbind(), len(times) - 1
+        t = times[:-1].unbind()
+        s = times[1:].unbind()
+        count = len(times) - 1
         if "v" not in problem.offers:
             h = times.diff(dim=0)
             half = 0.5 * h.abs().sqrt()
@@ -148,7 +150,8 @@ class EulerTrapezoid(Solver):
         start, middle, end = (_angles(problem, t) for t in (a, m, b))
         first = _decay(_square(problem, start, middle), start, middle)
         second = _decay(_square(problem, middle, end), middle, end)
-        left, right = -torch.expm1(-2 * first) * (-2 * second).exp(), -torch.expm1(-2 * second)
+        left = -torch.expm1(-2 * first) * (-2 * second).exp()
+        right = -torch.expm1(-2 * second)
         return torch.where(left + right > 0, left / (left + right), 0.5)
 
 

@@ -50,7 +50,11 @@ class Run:
         options: Options,
         limit: int | None,
     ) -> None:
-        self.problem, self.x, self.times, self.noise, self.options = problem, x, times, noise, options
+        self.problem = problem
+        self.x = x
+        self.times = times
+        self.noise = noise
+        self.options = options
         self.limit = limit
         self.t = times[0]
         self.sign = 1.0 if len(times) < 2 or times[1] > times[0] else -1.0
@@ -141,9 +145,11 @@ class Run:
 
     def solution(self, frames: list[Tensor]) -> Solution:
         """The result."""
-        accepted, status = torch.full((2, len(self.x)), self.accepted), torch.zeros(len(self.x), dtype=torch.int64)
+        accepted = torch.full((2, len(self.x)), self.accepted)
+        status = torch.zeros(len(self.x), dtype=torch.int64)
         for failure in self.failures:
-            accepted[0, failure.sample], status[failure.sample] = self.steps[failure.sample], failure.status
+            accepted[0, failure.sample] = self.steps[failure.sample]
+            status[failure.sample] = failure.status
         return Solution(
             x=frames[-1],
             times=self.times,

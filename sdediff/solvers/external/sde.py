@@ -152,7 +152,10 @@ class _Sde:
     noise_type = "additive"
 
     def __init__(self, run: Run, x: Tensor, path: _Path, kind: str) -> None:
-        self.run, self.shape, self.path, self.sde_type = run, x.shape, path, kind
+        self.run = run
+        self.shape = x.shape
+        self.path = path
+        self.sde_type = kind
         self.start: Tensor | None = rowwise(x)
         self.kept: Tensor | None = None
 
@@ -180,8 +183,13 @@ class _Path:
     levy_area_approximation = "space-time"
 
     def __init__(self, noise: Path, like: Tensor, run: Run, *, silent: bool, adaptive: bool) -> None:
-        self.noise, self.run, self.silent, self.adaptive = noise, run, silent, adaptive
-        self.shape, self.dtype, self.device = like.shape, like.dtype, like.device
+        self.noise = noise
+        self.run = run
+        self.silent = silent
+        self.adaptive = adaptive
+        self.shape = like.shape
+        self.dtype = like.dtype
+        self.device = like.device
         self.asked, self.moved = 0, False
         self.before: float | None = None
 

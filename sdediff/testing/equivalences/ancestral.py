@@ -35,13 +35,15 @@ def chain(case: Case) -> Iterator[Comparison]:
     """Kernels and marginals, absolute; Ho et al. 2020 (arXiv 2006.11239, eq. 2 and 4)."""
     ddpm = chain_of(case)
     times = torch.cat([torch.zeros(1, dtype=torch.float64), ddpm.times.flip(0)])
-    betas, (ratio, std) = torch.tensor(ddpm.betas, dtype=torch.float64), case.sde.kernel(times[1:], times[:-1])
+    betas = torch.tensor(ddpm.betas, dtype=torch.float64)
+    ratio, std = case.sde.kernel(times[1:], times[:-1])
     at = {"t": times[1:], "s": times[:-1]}
     alpha = case.sde.alpha(times)
     yield compare("1 - beta_i", 1 - betas, (alpha[1:] / alpha[:-1]) ** 2, at, _KERNEL, scale=1.0)
     yield compare("1 - beta_i, squared ratio of the kernel,", 1 - betas, ratio**2, at, _KERNEL, scale=1.0)
     yield compare("beta_i, variance of the kernel,", betas, std**2, at, _KERNEL, scale=1.0)
-    x_0, z = case.law.sample(case.rows, seed=case.seed), case.noise.at(0).normal("prior")
+    x_0 = case.law.sample(case.rows, seed=case.seed)
+    z = case.noise.at(0).normal("prior")
     given = torch.stack([ddpm.perturb(x_0, i, z) for i in range(1, len(times))])
     expected = torch.stack([case.sde.alpha(t) * x_0 + case.sde.sigma(t) * z for t in times[1:]])
     yield agree("x_i given x_0", given, expected, times[1:], _KERNEL, steps=False)

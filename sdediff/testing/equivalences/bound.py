@@ -72,7 +72,8 @@ def _measured(case: Case, chain: DDPM) -> Tensor:
     mean, variance = _normal(case)
     nodes, weights = (torch.as_tensor(each) for each in np.polynomial.hermite_e.hermegauss(4))
     w = torch.outer(weights, weights).flatten() / weights.sum() ** 2
-    x, z = (mean + variance**0.5 * nodes).repeat_interleave(4)[:, None], nodes.repeat(4)[:, None]
+    x = (mean + variance**0.5 * nodes).repeat_interleave(4)[:, None]
+    z = nodes.repeat(4)[:, None]
     model, loss = Gaussian([mean], variance).model(case.sde), DDPMLoss(chain, "vlb")
     terms = [(loss(model, x, i=torch.full((16,), i), noise=z) * w).sum() * math.log(2) / chain.N for i in range(1, chain.N + 1)]
     return torch.stack([*terms, (prior_term(chain, x) * w).sum()])

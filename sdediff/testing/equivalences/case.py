@@ -134,7 +134,8 @@ class Case:
     def start(self, t: float | Tensor | None = None) -> Tensor:
         """(rows, *event) from the law at time t, grid[0] by default."""
         time = self.times[0] if t is None else torch.as_tensor(t, dtype=torch.float64)
-        x_0, z = self.law.sample(self.rows, seed=self.seed), self.noise.at(0).normal("prior")
+        x_0 = self.law.sample(self.rows, seed=self.seed)
+        z = self.noise.at(0).normal("prior")
         x: Tensor = self.sde.alpha(time) * x_0 + self.sde.sigma(time) * z
         return x
 

@@ -119,7 +119,9 @@ def annealed(case: Case) -> Iterator[Comparison]:
     et al. 2021 (arXiv 2011.13456).
     """
     sde, times = case.sde, case.times
-    sigma, snr, rounds = sde.sigma(times), 0.1, 2
+    sigma = sde.sigma(times)
+    snr = 0.1
+    rounds = 2
     eps = (2 * snr * sigma[-1]) ** 2
     x = case.start()
     states = [x]

@@ -95,7 +95,9 @@ def as_sde(case: Case) -> Iterator[Comparison]:
     yield compare("variance of the kernel", std**2, chain.levels.variances[1:], pairs, _LEVELS, scale=1.0)
     yield compare("ratio of the kernel", ratio, chain.levels.ratios[1:], pairs, _LEVELS, scale=1.0)
     given = case.solve(Ancestral(), model=case.model(sde=sde), x=case.start(times[-1]), times=times.flip(0))
-    x, data, keep = given[0], chain.posterior_columns[0], chain.posterior_columns[1]
+    x = given[0]
+    data = chain.posterior_columns[0]
+    keep = chain.posterior_columns[1]
     states = [x]
     for step, i in enumerate(range(chain.N, 1, -1)):
         mean = data[i - 1] * case.law.data(case.sde, x, times[i - 1]) + keep[i - 1] * x
@@ -155,7 +157,8 @@ def losses(case: Case) -> Iterator[Comparison]:
     """Ho et al. 2020 (arXiv 2006.11239, eq. 14); Song and Ermon 2019 (arXiv 1907.05600, eq. 6)."""
     ddpm = float(case.sde.alpha(case.sde.t_max)) < 0.999
     chain: Any = chain_of(case) if ddpm else _ncsn(case)
-    x_0, z = case.law.sample(case.rows, seed=case.seed), case.noise.at(0).normal("prior")
+    x_0 = case.law.sample(case.rows, seed=case.seed)
+    z = case.noise.at(0).normal("prior")
     i = torch.arange(case.rows) % chain.N + 1
     model, t = case.model(), chain.level_times[i - 1]
     given = (DDPMLoss(chain) if ddpm else NCSNLoss(chain))(model, x_0, i=i, noise=z)

@@ -95,7 +95,9 @@ def _karras(
     x = case.start(times[0]) / alphas[0]
     states = [alphas[0] * x]
     for i in range(n):
-        t, t_next, time = levels[i], levels[i + 1], times[i]
+        t = levels[i]
+        t_next = levels[i + 1]
+        time = times[i]
         gamma = min(s_churn / n, _MOST) if between[0] <= t <= between[1] else 0.0
         t_hat = (1 + gamma) * t
         if times[0] < sde.T:
@@ -130,7 +132,8 @@ def one_flow(case: Case) -> Iterator[Comparison]:
     low, high = (float(level) for level in levels)
     ve = VE(sigma_min=math.exp(-0.5 * high - 0.01), sigma_max=math.exp(-0.5 * low + 0.01))
     vp = VP(t_min=1e-9, beta_max=max(20.0, 2.5 * math.log1p(math.exp(-low))))
-    solver, scaled = DOP853(1e-6, 1e-6, variable="t"), case.start() / case.sde.alpha(ends[0])
+    solver = DOP853(1e-6, 1e-6, variable="t")
+    scaled = case.start() / case.sde.alpha(ends[0])
     states = []
     for sde in (case.sde, ve, vp):
         times = ends if sde is case.sde else sde.time_of(levels)
