@@ -1,9 +1,12 @@
-"""Cost of an adaptive solve to a given error, against SciPy and torchdiffeq, on mixtures with a known flow.
+"""Cost of an adaptive solve to a given error, against SciPy and torchdiffeq, on mixtures with a
+known flow.
 
-256 samples of a mixture of Gaussians (`default.py` has its kind) are taken along the probability flow by every solver at many
-tolerances. For each root mean square error, over samples and coordinates, a solver has the run that reaches it with the fewest
-evaluations of the slowest sample: *NFE* are those, *rows* is the mean over samples, what the network computes, *ms* the CPU time of
-the whole solve with the exact model, least of seven in turn with the others'. SciPy and torchdiffeq take one step for all.
+256 samples of a mixture of Gaussians (`default.py` has its kind) are taken along the probability
+flow by every solver at many tolerances. For each root mean square error, over samples and
+coordinates, a solver has the run that reaches it with the fewest evaluations of the slowest sample:
+*NFE* are those, *rows* is the mean over samples, what the network computes, *ms* the CPU time of
+the whole solve with the exact model, least of seven in turn with the others'. SciPy and torchdiffeq
+take one step for all.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ from sdediff import solvers
 
 TARGETS = (1e-2, 1e-3, 1e-4, 1e-6)
 TASKS = ("VP-2", "VP-64", "SubVP-2", "VE-2", "VE-64")
-# The fewest NFE of any adaptive solver of nine libraries, on mixtures drawn in the same way (not these): a guide.
+# The fewest NFE of any adaptive solver of nine libraries, on mixtures drawn in the same way (not
+# these): a guide.
 ENVELOPE = {
     "VP-2": (54, 75, 104, 242),
     "VP-64": (50, 50, 74, 194),
@@ -37,7 +41,8 @@ ENVELOPE = {
     "VE-64": (42, 57, 86, 200),
     "SubVP-2": (54, 80, 116, 254),
 }
-REFUSED = (sd.SolveError, ValueError, AssertionError)  # torchdiffeq asserts that a step does not underflow
+# torchdiffeq asserts that a step does not underflow
+REFUSED = (sd.SolveError, ValueError, AssertionError)
 
 
 class Run(NamedTuple):
@@ -102,10 +107,21 @@ class Flow:
 
         def f(u: float, y):
             state = torch.from_numpy(y).reshape(shape)
-            out = self.drift(state, torch.tensor(u, dtype=torch.float64)) if variable == "t" else self.slope(state, float(u))
+            out = (
+                self.drift(state, torch.tensor(u, dtype=torch.float64))
+                if variable == "t"
+                else self.slope(state, float(u))
+            )
             return out.reshape(-1).numpy()
 
-        out = solve_ivp(f, span, (self.x / scales[0]).reshape(-1).numpy(), method=method, rtol=tolerance, atol=tolerance)
+        out = solve_ivp(
+            f,
+            span,
+            (self.x / scales[0]).reshape(-1).numpy(),
+            method=method,
+            rtol=tolerance,
+            atol=tolerance,
+        )
         return scales[1] * torch.from_numpy(out.y[:, -1]).reshape(shape), torch.tensor([self.calls])
 
     @torch.no_grad()
@@ -118,7 +134,8 @@ class Flow:
             rtol=tolerance,
             atol=tolerance,
             method=method,
-            options={"step_t": times[1:]},  # without it steps go over the end, where there is no SDE
+            # without it steps go over the end, where there is no SDE
+            options={"step_t": times[1:]},
         )
         return y[-1], torch.tensor([self.calls])
 
@@ -130,7 +147,13 @@ class Flow:
             solve(tolerance)
             return time.thread_time() - start
 
-        return Run(float((x - self.exact).square().mean().sqrt()), int(nfe.max()), float(nfe.double().mean()), tolerance, again)
+        return Run(
+            float((x - self.exact).square().mean().sqrt()),
+            int(nfe.max()),
+            float(nfe.double().mean()),
+            tolerance,
+            again,
+        )
 
 
 def candidates(flow: Flow, *, quick: bool) -> dict[str, Callable[[float], tuple[Tensor, Tensor]]]:
@@ -141,9 +164,13 @@ def candidates(flow: Flow, *, quick: bool) -> dict[str, Callable[[float], tuple[
             ours[name] = lambda tol, cls=cls, variable=variable: cls(tol, tol, variable=variable)
     for order in () if quick else (2, 3, 4):
         for form in ("noise", "data", 0.4):
-            make = lambda tol, order=order, form=form: sd.ExponentialPair(order, form, rtol=tol, atol=tol)  # noqa: E731
+            make = lambda tol, order=order, form=form: sd.ExponentialPair(  # noqa: E731
+                order, form, rtol=tol, atol=tol
+            )
             ours[f"ExponentialPair({order}, {form!r})"] = make
-        make = lambda tol, order=order: sd.ExponentialPair(order, sd.Straight(0.1), "angle", rtol=tol, atol=tol)  # noqa: E731
+        make = lambda tol, order=order: sd.ExponentialPair(  # noqa: E731
+            order, sd.Straight(0.1), "angle", rtol=tol, atol=tol
+        )
         ours[f"ExponentialPair({order}, straight)"] = make
     found = {name: (lambda tol, make=make: flow.ours(make(tol))) for name, make in ours.items()}
     peers = {
@@ -158,7 +185,9 @@ def candidates(flow: Flow, *, quick: bool) -> dict[str, Callable[[float], tuple[
     return found | peers
 
 
-def sweep(flow: Flow, solve: Callable[[float], tuple[Tensor, Tensor]], args: argparse.Namespace) -> list[Run]:
+def sweep(
+    flow: Flow, solve: Callable[[float], tuple[Tensor, Tensor]], args: argparse.Namespace
+) -> list[Run]:
     runs: list[Run] = []
     for i in range(math.ceil(args.decades * args.density) + 1):
         try:
@@ -178,14 +207,22 @@ def table(name: str, args: argparse.Namespace) -> list[dict[str, object]]:
     flow = Flow(name, 16 if args.quick else 256, args.seed)
     found: list[tuple[float, str, Run]] = []
     for solver, solve in candidates(flow, quick=args.quick).items():
-        if args.solvers is not None and not is_peer(solver) and solver not in args.solvers.split(";"):
+        if (
+            args.solvers is not None
+            and not is_peer(solver)
+            and solver not in args.solvers.split(";")
+        ):
             continue
         runs = sweep(flow, solve, args)
         for target in args.targets:
             reached = [run for run in runs if run.error <= target]
             if reached:
-                found.append((target, solver, min(reached, key=lambda run: (run.slowest, run.rows))))
-    seconds = least_in_turn([(target, best.again) for target, _, best in found], 1 if args.quick else 7)
+                found.append(
+                    (target, solver, min(reached, key=lambda run: (run.slowest, run.rows)))
+                )
+    seconds = least_in_turn(
+        [(target, best.again) for target, _, best in found], 1 if args.quick else 7
+    )
     return [
         {"task": name, "solver": solver, "rmse": target, "NFE": best.slowest, "rows": best.rows}
         | {"ms": 1e3 * least, "tolerance": best.tolerance, "reached": best.error}
@@ -193,7 +230,9 @@ def table(name: str, args: argparse.Namespace) -> list[dict[str, object]]:
     ]
 
 
-def summary(name: str, rows: list[dict[str, object]], targets: tuple[float, ...]) -> list[dict[str, object]]:
+def summary(
+    name: str, rows: list[dict[str, object]], targets: tuple[float, ...]
+) -> list[dict[str, object]]:
     """RK45 as it is by default against the best peer."""
     found: list[dict[str, object]] = []
     for target in targets:
@@ -202,12 +241,19 @@ def summary(name: str, rows: list[dict[str, object]], targets: tuple[float, ...]
         if "RK45" not in here or not peers:
             continue
         mine, best = here["RK45"], min(peers, key=lambda solver: peers[solver]["NFE"])
-        line: dict[str, object] = {"task": name, "rmse": f"{target:.0e}", "NFE": mine["NFE"], "best peer": peers[best]["NFE"]}
+        line: dict[str, object] = {
+            "task": name,
+            "rmse": f"{target:.0e}",
+            "NFE": mine["NFE"],
+            "best peer": peers[best]["NFE"],
+        }
         envelope = dict(zip(TARGETS, ENVELOPE.get(name, ()), strict=False))
         line |= {"whose": best, "envelope": envelope.get(target, "-"), "rows": mine["rows"]}
         line["rows ratio"] = mine["rows"] / peers[best]["NFE"]
         for peer in ("scipy RK45", "torchdiffeq dopri5"):
-            line[f"ms ratio to {peer}"] = mine["ms"] / peers[peer]["ms"] if peer in peers else math.nan
+            line[f"ms ratio to {peer}"] = (
+                mine["ms"] / peers[peer]["ms"] if peer in peers else math.nan
+            )
         ours = {solver: row for solver, row in here.items() if not is_peer(solver)}
         fewest = min(ours, key=lambda solver: ours[solver]["NFE"])
         found.append({**line, "fewest of ours": ours[fewest]["NFE"], "by": fewest})
@@ -216,15 +262,25 @@ def summary(name: str, rows: list[dict[str, object]], targets: tuple[float, ...]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one small task: shows that it runs, measures nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="one small task: shows that it runs, measures nothing"
+    )
     parser.add_argument("--seed", type=int, default=100, help="of the mixture and the samples")
-    parser.add_argument("--tasks", default=None, help=f"some of {','.join(TASKS)}; all of them by default")
-    parser.add_argument("--solvers", default=None, help="which of ours, by the table's names, 'RK45;DOP853, t'; all by default")
+    parser.add_argument(
+        "--tasks", default=None, help=f"some of {','.join(TASKS)}; all of them by default"
+    )
+    parser.add_argument(
+        "--solvers",
+        default=None,
+        help="which of ours, by the table's names, 'RK45;DOP853, t'; all by default",
+    )
     parser.add_argument("--density", type=int, default=5, help="tolerances a decade")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    args.targets, args.decades, args.most = ((1e-2, 1e-3), 4, 200) if args.quick else (TARGETS, 10, 800)
+    args.targets, args.decades, args.most = (
+        ((1e-2, 1e-3), 4, 200) if args.quick else (TARGETS, 10, 800)
+    )
     names = args.tasks.split(",") if args.tasks else TASKS[:1] if args.quick else TASKS
     rows: list[dict[str, object]] = []
     lines: list[dict[str, object]] = []
@@ -235,8 +291,15 @@ def main() -> None:
     if lines:
         show("RK45() against the best peer", lines)
     if args.json is not None:
-        facts = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
-        text = json.dumps({"benchmark": "adaptive", **facts, "quick": args.quick, "rows": rows, "summary": lines}, indent=2)
+        facts = {
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+        }
+        text = json.dumps(
+            {"benchmark": "adaptive", **facts, "quick": args.quick, "rows": rows, "summary": lines},
+            indent=2,
+        )
         args.json.write_text(text + "\n")
 
 

@@ -1,8 +1,10 @@
-"""The reverse SDE with a step size for each sample against fixed steps: evaluations until the spread of the samples is right.
+"""The reverse SDE with a step size for each sample against fixed steps: evaluations until the
+spread of the samples is right.
 
-The spread is the distance to the nearest mean over the component's standard deviation, root mean square, over that of true
-samples. A row is a solver with a tolerance or a number of steps. The summary has the fewest evaluations (mean over samples) from
-which on the spread is within 5 % and within 2 % in every dearer run, and the ratio of Euler-Maruyama's to ours.
+The spread is the distance to the nearest mean over the component's standard deviation, root mean
+square, over that of true samples. A row is a solver with a tolerance or a number of steps. The
+summary has the fewest evaluations (mean over samples) from which on the spread is within 5 % and
+within 2 % in every dearer run, and the ratio of Euler-Maruyama's to ours.
 """
 
 from __future__ import annotations
@@ -33,17 +35,24 @@ class Rows(Task):
 
 def table(name: str, args: argparse.Namespace) -> list[dict[str, object]]:
     sde, d = name.split("-")
-    task = Rows(sde, int(d), count=1, rows=args.rows if d == "2" else args.rows // 4, seed=args.seed)
+    task = Rows(
+        sde, int(d), count=1, rows=args.rows if d == "2" else args.rows // 4, seed=args.seed
+    )
     right = task.spread(task.mixtures.draw(20000, *task.kernel(task.end), task.generator))
     runs: list[tuple[str, str, sd.EulerMaruyama | sd.EulerTrapezoid, list[float] | Tensor]] = [
-        ("AdaptiveSDE", f"{tol:g}", sd.AdaptiveSDE(tol, tol), [task.start, task.end]) for tol in args.tolerances
+        ("AdaptiveSDE", f"{tol:g}", sd.AdaptiveSDE(tol, tol), [task.start, task.end])
+        for tol in args.tolerances
     ]
     fixed = (
         ("EulerTrapezoid, logistic", sd.EulerTrapezoid(), "logistic"),
         ("EulerMaruyama, uniform", sd.EulerMaruyama(), "uniform"),
         ("EulerMaruyama, logistic", sd.EulerMaruyama(), "logistic"),
     )
-    runs += [(label, f"{n}", solver, task.grid(grid, n)) for label, solver, grid in fixed for n in args.steps]
+    runs += [
+        (label, f"{n}", solver, task.grid(grid, n))
+        for label, solver, grid in fixed
+        for n in args.steps
+    ]
     rows: list[dict[str, object]] = []
     for label, setting, solver, grid in runs:
         out = sd.sample(
@@ -57,8 +66,17 @@ def table(name: str, args: argparse.Namespace) -> list[dict[str, object]]:
             dtype=torch.float64,
             on_fail="return",
         )
-        nfe, rejected = out.nfe.double(), float(out.rejected.sum() / (out.accepted + out.rejected).sum())
-        row = {"task": name, "solver": label, "tolerance or steps": setting, "NFE": float(nfe.mean()), "slowest": int(nfe.max())}
+        nfe, rejected = (
+            out.nfe.double(),
+            float(out.rejected.sum() / (out.accepted + out.rejected).sum()),
+        )
+        row = {
+            "task": name,
+            "solver": label,
+            "tolerance or steps": setting,
+            "NFE": float(nfe.mean()),
+            "slowest": int(nfe.max()),
+        }
         rows.append({**row, "rejected": rejected, "spread": task.spread(out.x) / right})
     return rows
 
@@ -69,7 +87,9 @@ def summary(name: str, rows: list[dict[str, object]]) -> list[dict[str, object]]
         runs = sorted((row["NFE"], row["spread"]) for row in rows if row["solver"] == solver)
         for bound in (0.05, 0.02):
             good = [all(abs(s - 1) <= bound for _, s in runs[i:]) for i in range(len(runs))]
-            found[solver, bound] = next((nfe for (nfe, _), fine in zip(runs, good, strict=True) if fine), math.inf)
+            found[solver, bound] = next(
+                (nfe for (nfe, _), fine in zip(runs, good, strict=True) if fine), math.inf
+            )
     lines = []
     for bound in (0.05, 0.02):
         line: dict[str, object] = {"task": name, "within": f"{bound:.0%}"}
@@ -81,13 +101,19 @@ def summary(name: str, rows: list[dict[str, object]]) -> list[dict[str, object]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one small task: shows that it runs, measures nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="one small task: shows that it runs, measures nothing"
+    )
     parser.add_argument("--seed", type=int, default=100, help="of the mixture and the samples")
-    parser.add_argument("--tasks", default=None, help=f"some of {','.join(TASKS)}; all of them by default")
+    parser.add_argument(
+        "--tasks", default=None, help=f"some of {','.join(TASKS)}; all of them by default"
+    )
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    args.tolerances, args.steps, args.rows = ((0.5, 0.2), (10, 20), 64) if args.quick else (TOLERANCES, STEPS, 4000)
+    args.tolerances, args.steps, args.rows = (
+        ((0.5, 0.2), (10, 20), 64) if args.quick else (TOLERANCES, STEPS, 4000)
+    )
     rows: list[dict[str, object]] = []
     lines: list[dict[str, object]] = []
     for name in args.tasks.split(",") if args.tasks else TASKS[:1] if args.quick else TASKS:
@@ -96,8 +122,21 @@ def main() -> None:
         rows, lines = rows + part, lines + summary(name, part)
     show("evaluations until the spread is right, and Euler-Maruyama's over AdaptiveSDE's", lines)
     if args.json is not None:
-        facts = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
-        text = json.dumps({"benchmark": "adaptive_sde", **facts, "quick": args.quick, "rows": rows, "summary": lines}, indent=2)
+        facts = {
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+        }
+        text = json.dumps(
+            {
+                "benchmark": "adaptive_sde",
+                **facts,
+                "quick": args.quick,
+                "rows": rows,
+                "summary": lines,
+            },
+            indent=2,
+        )
         args.json.write_text(text + "\n")
 
 

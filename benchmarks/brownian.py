@@ -1,4 +1,5 @@
-"""Time of a query of `BrownianPath`, every sample with a seed of its own, against torchsde's paths and ``randn``.
+"""Time of a query of `BrownianPath`, every sample with a seed of its own, against torchsde's paths
+and ``randn``.
 
 ``--memory`` also measures what 200 queries leave behind, each path in a process of its own.
 """
@@ -31,8 +32,22 @@ class _Tensors(dict[float, torch.Tensor]):
 
 
 def ours(shape: tuple[int, ...], *, area: bool = True) -> Query:
-    path = BrownianPath(seeds(0, shape[0]), shape[1:], 0.0, 1.0, intervals=torch.tensor(GRID, dtype=torch.float64), area=area)
-    at = _Tensors({t: torch.tensor(t, dtype=torch.float64) for asked in QUERIES.values() for pair in asked for t in pair})
+    path = BrownianPath(
+        seeds(0, shape[0]),
+        shape[1:],
+        0.0,
+        1.0,
+        intervals=torch.tensor(GRID, dtype=torch.float64),
+        area=area,
+    )
+    at = _Tensors(
+        {
+            t: torch.tensor(t, dtype=torch.float64)
+            for asked in QUERIES.values()
+            for pair in asked
+            for t in pair
+        }
+    )
     return lambda a, b: path.increment(at[a], at[b])
 
 
@@ -42,7 +57,10 @@ def interval(shape: tuple[int, ...], **options: object) -> Query:
 
 def tree_per_item(shape: tuple[int, ...]) -> Query:
     """BatchedBrownianTree of k-diffusion with a seed for each item: a tree each, stacked."""
-    trees = [torchsde.BrownianTree(t0=0.0, w0=torch.zeros(shape[1:]), t1=1.0, entropy=seed) for seed in range(shape[0])]
+    trees = [
+        torchsde.BrownianTree(t0=0.0, w0=torch.zeros(shape[1:]), t1=1.0, entropy=seed)
+        for seed in range(shape[0])
+    ]
     return lambda a, b: torch.stack([tree(a, b) for tree in trees])
 
 
@@ -66,7 +84,9 @@ QUERIES = {
     "grid": list(itertools.pairwise(GRID)),
     "grid, any order": _RANDOM.sample(list(itertools.pairwise(GRID)), STEPS),
     "any times": list(itertools.pairwise(_POINTS)),
-    "any, any order": [(min(p), max(p)) for p in ([_RANDOM.random(), _RANDOM.random()] for _ in range(STEPS))],
+    "any, any order": [
+        (min(p), max(p)) for p in ([_RANDOM.random(), _RANDOM.random()] for _ in range(STEPS))
+    ],
 }
 
 
@@ -86,7 +106,12 @@ def rounds(shape: tuple[int, ...], kind: str, count: int, few: int) -> dict[str,
 
 def grown(name: str, shape: tuple[int, ...], kind: str) -> float:
     """Megabytes by which the process grows in 200 queries."""
-    out = subprocess.run([sys.executable, __file__, "--grow", name, repr(shape), kind], capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, __file__, "--grow", name, repr(shape), kind],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return float(out.stdout)
 
 
@@ -96,7 +121,9 @@ def _grow(name: str, shape: tuple[int, ...], kind: str) -> None:
     path(*asked[0])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for i in range(200):
-        path(*(asked[i % STEPS] if kind == "grid" else sorted((_RANDOM.random(), _RANDOM.random()))))
+        path(
+            *(asked[i % STEPS] if kind == "grid" else sorted((_RANDOM.random(), _RANDOM.random())))
+        )
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
@@ -107,7 +134,12 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     for shape in SHAPES:
         for kind in QUERIES:
-            times = rounds(shape, kind, args.rounds, 4 if args.quick else STEPS if kind.startswith("grid") else STEPS // 4)
+            times = rounds(
+                shape,
+                kind,
+                args.rounds,
+                4 if args.quick else STEPS if kind.startswith("grid") else STEPS // 4,
+            )
             row: dict[str, object] = {"shape": shape_name(shape), "queries": kind}
             row |= {f"{name} us": micro(each) for name, each in times.items()}
             for name in list(PATHS)[1:]:
@@ -117,7 +149,8 @@ def main() -> None:
     if memory:
         names = ("BrownianPath", "interval, dt", "interval, cache")
         left = [
-            {"queries": kind} | {f"{name} MB": grown(name, SHAPES[-1], kind) for name in names} for kind in ("grid", "any times")
+            {"queries": kind} | {f"{name} MB": grown(name, SHAPES[-1], kind) for name in names}
+            for kind in ("grid", "any times")
         ]
         report(f"brownian, {shape_name(SHAPES[-1])}: left behind", left, args)
 

@@ -1,9 +1,12 @@
-"""Error of the default solver against the best of the published ones, each on three grids, on mixtures with a known flow.
+"""Error of the default solver against the best of the published ones, each on three grids, on
+mixtures with a known flow.
 
-A row is an SDE and a number of evaluations. The deterministic table has the error of the state at the end of the grid, by sample,
-as root mean square over coordinates: its median and 90th percentile, over those of the *envelope*, the least that any of the
-published solvers reaches on any of the grids uniform in t, uniform in log-SNR and Karras et al.'s. The stochastic table has the
-spread (the distance to the nearest mean over the component's standard deviation, root mean square, right: 1).
+A row is an SDE and a number of evaluations. The deterministic table has the error of the state at
+the end of the grid, by sample, as root mean square over coordinates: its median and 90th
+percentile, over those of the *envelope*, the least that any of the published solvers reaches on any
+of the grids uniform in t, uniform in log-SNR and Karras et al.'s. The stochastic table has the
+spread (the distance to the nearest mean over the component's standard deviation, root mean square,
+right: 1).
 """
 
 from __future__ import annotations
@@ -39,7 +42,9 @@ SDES = {
 
 
 class Mixtures:
-    """``count`` mixtures side by side, (count, components, d): a batch has rows of all of them, so that one solve serves many."""
+    """``count`` mixtures side by side, (count, components, d): a batch has rows of all of them, so
+    that one solve serves many.
+    """
 
     def __init__(self, d: int, count: int, seed: int) -> None:
         g = torch.Generator().manual_seed(seed)
@@ -51,7 +56,8 @@ class Mixtures:
         means = means - (self.weights[..., None] * means).sum(dim=1, keepdim=True)
         between = (self.weights[..., None] * means**2).sum(dim=1).mean(dim=1)
         within = (self.weights * self.stds**2).sum(dim=1)
-        self.means = means * ((1 - within) / between).sqrt()[:, None, None]  # a coordinate's variance is 1
+        # a coordinate's variance is 1
+        self.means = means * ((1 - within) / between).sqrt()[:, None, None]
         self.count, self.d = count, d
 
     def apart(self, x: Tensor, alpha: float | Tensor) -> Tensor:
@@ -60,24 +66,41 @@ class Mixtures:
             scale = alpha[..., None] if isinstance(alpha, Tensor) else alpha
             return (x[:, :, None] - scale * self.means[:, None]).square().sum(dim=-1)
         cross = x @ self.means.transpose(1, 2)
-        return x.square().sum(dim=-1, keepdim=True) - 2 * alpha * cross + alpha**2 * self.means.square().sum(dim=-1)[:, None]
+        return (
+            x.square().sum(dim=-1, keepdim=True)
+            - 2 * alpha * cross
+            + alpha**2 * self.means.square().sum(dim=-1)[:, None]
+        )
 
     def data(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
         """E[x_0 | x], for numbers or one of each for every row (rows,)."""
         rows = x.double().reshape(self.count, -1, self.d)
-        alpha, sigma = (c.reshape(self.count, -1, 1) if isinstance(c, Tensor) else c for c in (alpha, sigma))
+        alpha, sigma = (
+            c.reshape(self.count, -1, 1) if isinstance(c, Tensor) else c for c in (alpha, sigma)
+        )
         squares = (self.stds**2)[:, None]
         variance = alpha**2 * squares + sigma**2
-        logits = self.weights.log()[:, None] - 0.5 * self.d * variance.log() - 0.5 * self.apart(rows, alpha) / variance
+        logits = (
+            self.weights.log()[:, None]
+            - 0.5 * self.d * variance.log()
+            - 0.5 * self.apart(rows, alpha) / variance
+        )
         share = torch.softmax(logits, dim=-1)
         pull = share * (alpha * squares / variance)
-        return ((share - alpha * pull) @ self.means + pull.sum(dim=-1, keepdim=True) * rows).reshape(x.shape).to(x.dtype)
+        return (
+            ((share - alpha * pull) @ self.means + pull.sum(dim=-1, keepdim=True) * rows)
+            .reshape(x.shape)
+            .to(x.dtype)
+        )
 
     def draw(self, n: int, alpha: float, sigma: float, generator: torch.Generator) -> Tensor:
         """Samples of x_t, (count, n, d)."""
         k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         z = torch.randn(2, self.count, n, self.d, generator=generator, dtype=torch.float64)
-        clean = torch.gather(self.means, 1, k[..., None].expand(-1, -1, self.d)) + torch.gather(self.stds, 1, k)[..., None] * z[0]
+        clean = (
+            torch.gather(self.means, 1, k[..., None].expand(-1, -1, self.d))
+            + torch.gather(self.stds, 1, k)[..., None] * z[0]
+        )
         return alpha * clean + sigma * z[1]
 
 
@@ -104,7 +127,9 @@ class Task:
     def grid(self, name: str, steps: int) -> Tensor:
         return GRIDS[name](steps, self.start, self.end, LogSNR(self.sde.log_snr, self.sde.time_of))
 
-    def solve(self, solver: solvers.Solver, times: Tensor, stochasticity: float | None = None) -> tuple[Tensor, int]:
+    def solve(
+        self, solver: solvers.Solver, times: Tensor, stochasticity: float | None = None
+    ) -> tuple[Tensor, int]:
         out = sd.sample(
             self.model,
             tuple(self.x.shape),
@@ -120,7 +145,9 @@ class Task:
         return out.x, int(out.nfe.max())
 
     def reference(self, steps: int) -> float:
-        """Find the exact flow by Dormand and Prince's method in log-SNR; how far RK4 in sigma / alpha is from it (median)."""
+        """Find the exact flow by Dormand and Prince's method in log-SNR; how far RK4 in sigma /
+        alpha is from it (median).
+        """
         times = self.grid("log_snr", steps)
         self.exact, _ = self.solve(solvers.DormandPrince(variable="log_snr"), times)
         other, _ = self.solve(solvers.RungeKutta4(variable="sigma"), times)
@@ -132,7 +159,9 @@ class Task:
 
     def spread(self, x: Tensor) -> float:
         alpha, sigma = self.kernel(self.end)
-        least, k = self.mixtures.apart(x.reshape(self.mixtures.count, -1, self.mixtures.d), alpha).min(dim=-1)
+        least, k = self.mixtures.apart(
+            x.reshape(self.mixtures.count, -1, self.mixtures.d), alpha
+        ).min(dim=-1)
         variance = torch.gather(alpha**2 * self.mixtures.stds**2 + sigma**2, 1, k)
         return float((least / variance / self.mixtures.d).mean().sqrt())
 
@@ -145,10 +174,18 @@ class _Lacking(Flow):
         near, far = (a.v - nodes[1]) / h, (nodes[1] - nodes[2]) / h
         if self.theta:
             e = torch.expm1(-h)
-            total, first, second = -b.alpha * e, b.alpha * (e / h + 1), -b.alpha * ((e + h) / h**2 - 0.5)
+            total, first, second = (
+                -b.alpha * e,
+                b.alpha * (e / h + 1),
+                -b.alpha * ((e + h) / h**2 - 0.5),
+            )
         else:
             e = torch.expm1(h)
-            total, first, second = -b.sigma * e, -b.sigma * (e / h - 1), -b.sigma * ((e - h) / h**2 - 0.5)
+            total, first, second = (
+                -b.sigma * e,
+                -b.sigma * (e / h - 1),
+                -b.sigma * ((e - h) / h**2 - 0.5),
+            )
         part = near / (near + far)
         one, two = first * (1 + part) + second / (near + far), -first * part - second / (near + far)
         found = [total + one / near, two / far - one / near, -two / far]
@@ -157,7 +194,9 @@ class _Lacking(Flow):
 
 @dataclass(frozen=True, repr=False)
 class Lacking(solvers.ExponentialMultistep):
-    """DPM-Solver(++) 3M as the official code and diffusers have it: its second difference lacks a factor 2."""
+    """DPM-Solver(++) 3M as the official code and diffusers have it: its second difference lacks a
+    factor 2.
+    """
 
     def flow(self, problem: solvers.Problem) -> Flow:
         return _Lacking(problem, self.theta, self.variable)
@@ -165,14 +204,16 @@ class Lacking(solvers.ExponentialMultistep):
 
 class _Step(NamedTuple):
     t: Tensor
-    look: tuple[float, float]  # what is kept of x and of the data in the quantity that polynomials are of
+    # what is kept of x and of the data in the quantity that polynomials are of
+    look: tuple[float, float]
     keep: float
     weights: list[float]  # of the quantity here, one step back, ...
 
 
 @dataclass(frozen=True)
 class Azula(solvers.Solver):
-    """azula's vAB and REAB: Adams and Bashforth's methods for the velocity in sigma / (alpha + sigma) and v in log(sigma / alpha).
+    """azula's vAB and REAB: Adams and Bashforth's methods for the velocity in sigma / (alpha +
+    sigma) and v in log(sigma / alpha).
 
     The latter as it is meant, with sigma_s where azula's code has sigma_t by mistake, or ``as_is``.
     """
@@ -194,15 +235,30 @@ class Azula(solvers.Solver):
             density = w * (u[i + 1] - u[i]) * (1 if straight else 0.5 / at.cosh())
             nodes = [u[i - k] for k in range(min(self.order, i + 1))]
             scale = torch.hypot(alpha[i + 1], sigma[i]) if self.as_is else size[i + 1]
-            look = (1 / sigma[i], -size[i] / sigma[i]) if straight else (alpha[i] / sigma[i] / size[i], -size[i] / sigma[i])
+            look = (
+                (1 / sigma[i], -size[i] / sigma[i])
+                if straight
+                else (alpha[i] / sigma[i] / size[i], -size[i] / sigma[i])
+            )
             weights = [float(scale * (density * each).sum()) for each in lagrange(nodes, at)]
-            found.append(_Step(t, (float(look[0]), float(look[1])), float(size[i + 1] / size[i]), weights))
+            found.append(
+                _Step(t, (float(look[0]), float(look[1])), float(size[i + 1] / size[i]), weights)
+            )
         return found
 
-    def step(self, problem: solvers.Problem, x: Tensor, plan: _Step, noise: object, state: tuple[Tensor, ...]) -> solvers.Step:
+    def step(
+        self,
+        problem: solvers.Problem,
+        x: Tensor,
+        plan: _Step,
+        noise: object,
+        state: tuple[Tensor, ...],
+    ) -> solvers.Step:
         here = plan.look[0] * x + plan.look[1] * problem.data(x, plan.t)
         known = (here, *state)[: len(plan.weights)]
-        moved = plan.keep * x + sum(weight * each for weight, each in zip(plan.weights, known, strict=True))
+        moved = plan.keep * x + sum(
+            weight * each for weight, each in zip(plan.weights, known, strict=True)
+        )
         return solvers.Step(moved, moved, known)
 
 
@@ -243,13 +299,19 @@ def peers() -> dict[str, tuple[solvers.Solver, int]]:
         "DPM++2S": solvers.DPMSolverPPSinglestep(2),
         "DPM++3S": solvers.DPMSolverPPSinglestep(3),
     }
-    return found | {k: (v, 1) for k, v in more.items()} | {k: (v, v.evaluations) for k, v in single.items()}
+    return (
+        found
+        | {k: (v, 1) for k, v in more.items()}
+        | {k: (v, v.evaluations) for k, v in single.items()}
+    )
 
 
 def envelope(task: Task, nfe: int) -> tuple[tuple[float, str], tuple[float, str]]:
     """The least median and the least 90th percentile of the peers, and whose they are."""
     scores: list[tuple[float, float, str]] = []
-    for (name, (solver, cost)), grid in itertools.product(peers().items(), ("uniform", "log_snr", "karras")):
+    for (name, (solver, cost)), grid in itertools.product(
+        peers().items(), ("uniform", "log_snr", "karras")
+    ):
         if nfe // cost:
             x, used = task.solve(solver, task.grid(grid, nfe // cost))
             if used > nfe:
@@ -267,24 +329,51 @@ def deterministic(name: str, d: int, args: argparse.Namespace) -> list[dict[str,
         x, used = task.solve(solver, task.grid(solver.spacing, nfe))
         median, high = task.errors(x)
         (best, whose), (best_high, whose_high) = envelope(task, nfe)
-        row = {"task": f"{name}-{d}d", "NFE": used, "median": median, "ratio": median / best, "p90": high}
-        rows.append({**row, "p90 ratio": high / best_high, "best": whose, "best p90": whose_high, "reference": check})
+        row = {
+            "task": f"{name}-{d}d",
+            "NFE": used,
+            "median": median,
+            "ratio": median / best,
+            "p90": high,
+        }
+        rows.append(
+            {
+                **row,
+                "p90 ratio": high / best_high,
+                "best": whose,
+                "best p90": whose_high,
+                "reference": check,
+            }
+        )
     return rows
 
 
 def stochastic(name: str, d: int, args: argparse.Namespace) -> list[dict[str, object]]:
-    task = Task(name, d, count=args.mixtures, rows=args.rows * (16 if d == 2 else 4), seed=args.seed)
+    task = Task(
+        name, d, count=args.mixtures, rows=args.rows * (16 if d == 2 else 4), seed=args.seed
+    )
     truth = task.mixtures.draw(20000 if d == 2 else 5000, *task.kernel(task.end), task.generator)
     right, rows = task.spread(truth), []
     for nfe in [n for n in NOISY if n in args.nfes] or args.nfes[:1]:
-        steps = next(n for n in range(nfe, 0, -1) if n * default_solver(task.sde, n, stochastic=True).evaluations <= nfe)
+        steps = next(
+            n
+            for n in range(nfe, 0, -1)
+            if n * default_solver(task.sde, n, stochastic=True).evaluations <= nfe
+        )
         solver = default_solver(task.sde, steps, stochastic=True)
         x, used = task.solve(solver, task.grid(solver.spacing, steps), 1.0)
         count = min(1000, len(x) // args.mixtures)
         pairs = list(zip(x.reshape(args.mixtures, -1, d)[:, :count], truth[:, :count], strict=True))
         floor = list(zip(truth[:, -count:], truth[:, :count], strict=True))
-        row: dict[str, object] = {"task": f"{name}-{d}d", "NFE": used, "spread": task.spread(x) / right}
-        for key, metric in (("SW2", sd.metrics.sliced_wasserstein), ("energy", sd.metrics.energy_distance)):
+        row: dict[str, object] = {
+            "task": f"{name}-{d}d",
+            "NFE": used,
+            "spread": task.spread(x) / right,
+        }
+        for key, metric in (
+            ("SW2", sd.metrics.sliced_wasserstein),
+            ("energy", sd.metrics.energy_distance),
+        ):
             row[key] = sum(float(metric(a, b)) for a, b in pairs) / len(pairs)
             row[f"{key} floor"] = sum(float(metric(a, b)) for a, b in floor) / len(floor)
         rows.append(row)
@@ -297,25 +386,55 @@ def show(title: str, rows: list[dict[str, object]]) -> None:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     print(title)
     for line in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        )
     print(flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one small task: shows that it runs, measures nothing")
-    parser.add_argument("--seed", type=int, default=100, help="of the mixtures; 0 are those that the rule was chosen on")
-    parser.add_argument("--tasks", default=None, help="VP-2,VE-64 and so on; all of them by default")
-    parser.add_argument("--only", choices=("deterministic", "stochastic"), default=None, help="one of the two tables")
+    parser.add_argument(
+        "--quick", action="store_true", help="one small task: shows that it runs, measures nothing"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=100,
+        help="of the mixtures; 0 are those that the rule was chosen on",
+    )
+    parser.add_argument(
+        "--tasks", default=None, help="VP-2,VE-64 and so on; all of them by default"
+    )
+    parser.add_argument(
+        "--only",
+        choices=("deterministic", "stochastic"),
+        default=None,
+        help="one of the two tables",
+    )
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.nfes, args.mixtures, args.rows = ((5, 10), 1, 16) if args.quick else (NFES, 4, 64)
     every = [f"{name}-{d}" for d, name in itertools.product((2, 64), SDES)]
-    tasks = [t.split("-") for t in (args.tasks.split(",") if args.tasks else ["VP-2"] if args.quick else every)]
-    exact = [] if args.only == "stochastic" else [row for name, d in tasks for row in deterministic(name, int(d), args)]
-    noisy = [] if args.only == "deterministic" else [row for name, d in tasks for row in stochastic(name, int(d), args)]
-    for title, rows in (("default solver over the envelope of the published ones", exact), ("with stochasticity=1", noisy)):
+    tasks = [
+        t.split("-")
+        for t in (args.tasks.split(",") if args.tasks else ["VP-2"] if args.quick else every)
+    ]
+    exact = (
+        []
+        if args.only == "stochastic"
+        else [row for name, d in tasks for row in deterministic(name, int(d), args)]
+    )
+    noisy = (
+        []
+        if args.only == "deterministic"
+        else [row for name, d in tasks for row in stochastic(name, int(d), args)]
+    )
+    for title, rows in (
+        ("default solver over the envelope of the published ones", exact),
+        ("with stochasticity=1", noisy),
+    ):
         if rows:
             show(f"{title}, mixtures {args.seed}", rows)
     if args.json is not None:
@@ -325,7 +444,12 @@ def main() -> None:
             "machine": platform.machine(),
             "quick": args.quick,
         }
-        args.json.write_text(json.dumps({"benchmark": "default", **facts, "rows": exact, "stochastic": noisy}, indent=2) + "\n")
+        args.json.write_text(
+            json.dumps(
+                {"benchmark": "default", **facts, "rows": exact, "stochastic": noisy}, indent=2
+            )
+            + "\n"
+        )
 
 
 if __name__ == "__main__":

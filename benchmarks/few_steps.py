@@ -1,9 +1,11 @@
-"""Few evaluations against two hundred: the digits of ``make demo`` by several solvers, judged, and drawn for the same seeds.
+"""Few evaluations against two hundred: the digits of ``make demo`` by several solvers, judged, and
+drawn for the same seeds.
 
     python benchmarks/few_steps.py --run runs/demo --png few_steps.png
 
-The judge is that of the demo: *recognised* is the share of samples of which a classifier trained on real digits is sure, *Frechet*
-the distance to the held-out digits; *apart* is the median distance of a sample from the one of the same seed at most evaluations.
+The judge is that of the demo: *recognised* is the share of samples of which a classifier trained on
+real digits is sure, *Frechet* the distance to the held-out digits; *apart* is the median distance
+of a sample from the one of the same seed at most evaluations.
 """
 
 from __future__ import annotations
@@ -43,12 +45,28 @@ WAYS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--run", type=Path, default=Path("runs/demo"), help="folder of a run on the digits, as `make demo` leaves it"
+        "--run",
+        type=Path,
+        default=Path("runs/demo"),
+        help="folder of a run on the digits, as `make demo` leaves it",
     )
     parser.add_argument("--count", type=int, default=1024, help="samples of each")
-    parser.add_argument("--budgets", type=int, nargs="+", default=[10, 200], metavar="NFE", help="evaluations of the network")
-    parser.add_argument("--png", type=Path, help="write a picture: a row for each budget of the default solver")
-    parser.add_argument("--quick", action="store_true", help="a few samples of an untrained network: shows that it runs")
+    parser.add_argument(
+        "--budgets",
+        type=int,
+        nargs="+",
+        default=[10, 200],
+        metavar="NFE",
+        help="evaluations of the network",
+    )
+    parser.add_argument(
+        "--png", type=Path, help="write a picture: a row for each budget of the default solver"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a few samples of an untrained network: shows that it runs",
+    )
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -65,9 +83,19 @@ def main() -> None:
         best = None
         for budget in sorted(args.budgets, reverse=True):
             # One evaluation is the last step's, E[x_0 | x].
-            out = sd.sample(model, (args.count, *judge.event), solver=way.solver, steps=budget - 1, grid=way.grid, seed=0)
+            out = sd.sample(
+                model,
+                (args.count, *judge.event),
+                solver=way.solver,
+                steps=budget - 1,
+                grid=way.grid,
+                seed=0,
+            )
             best = out.x if best is None else best
-            quality, apart = judge.score(out.x), (out.x - best).square().flatten(1).mean(dim=1).sqrt().median()
+            quality, apart = (
+                judge.score(out.x),
+                (out.x - best).square().flatten(1).mean(dim=1).sqrt().median(),
+            )
             found = {
                 "recognised": quality.recognised,
                 "entropy": quality.entropy,

@@ -1,10 +1,13 @@
-"""Cost of a log-density to a given error, against torchdiffeq's dopri8 and dopri5 with the exact trace, on mixtures.
+"""Cost of a log-density to a given error, against torchdiffeq's dopri8 and dopri5 with the exact
+trace, on mixtures.
 
-Samples of a mixture of Gaussians at t_min get their log-density with the exact divergence, by every solver at many tolerances; the
-prior's own error is taken out. For each root mean square error in nats per dimension a solver has the run that reaches it
-with the fewest rows of the network: *rows* are the mean of the samples' evaluations, *NFE* the slowest's, *ms* the CPU time of the
-whole call, least of three in turn with the others'. torchdiffeq integrates the drift in t with the trace by vectorised
-vector-Jacobian products from the one forward pass, as ours: what differs is the solver, its variables and its steps, one for all.
+Samples of a mixture of Gaussians at t_min get their log-density with the exact divergence, by every
+solver at many tolerances; the prior's own error is taken out. For each root mean square error in
+nats per dimension a solver has the run that reaches it with the fewest rows of the network: *rows*
+are the mean of the samples' evaluations, *NFE* the slowest's, *ms* the CPU time of the whole call,
+least of three in turn with the others'. torchdiffeq integrates the drift in t with the trace by
+vectorised vector-Jacobian products from the one forward pass, as ours: what differs is the solver,
+its variables and its steps, one for all.
 """
 
 from __future__ import annotations
@@ -50,7 +53,10 @@ class Task:
         self.law = sd.exact.GaussianMixture(means, 0.2)
         noise = torch.randn(rows, self.d, generator=generator, dtype=torch.float64)
         self.x = self.sde.perturb(self.law.sample(rows, seed=seed), self.sde.t_min, noise)
-        self.model, self.exact = self.law.model(self.sde), self.law.log_prob(self.sde, self.x, self.sde.t_min)
+        self.model, self.exact = (
+            self.law.model(self.sde),
+            self.law.log_prob(self.sde, self.x, self.sde.t_min),
+        )
 
     def ours(self, solver: sd.RK45 | sd.DOP853) -> tuple[Tensor, Tensor, Tensor]:
         out = sd.log_prob(self.model, self.x, solver=solver, max_nfe=20_000)
@@ -111,9 +117,17 @@ def table(name: str, args: argparse.Namespace) -> list[dict[str, object]]:
             reached = [run for run in runs if run.error <= target]
             if reached:
                 found.append((target, solver, min(reached, key=lambda run: run.rows)))
-    seconds = least_in_turn([(target, best.again) for target, _, best in found], 1 if args.quick else 3)
+    seconds = least_in_turn(
+        [(target, best.again) for target, _, best in found], 1 if args.quick else 3
+    )
     return [
-        {"task": name, "solver": solver, "error": f"{target:.0e}", "NFE": best.slowest, "rows": best.rows}
+        {
+            "task": name,
+            "solver": solver,
+            "error": f"{target:.0e}",
+            "NFE": best.slowest,
+            "rows": best.rows,
+        }
         | {"ms": 1e3 * least, "tolerance": best.tolerance, "reached": best.error}
         for (target, solver, best), least in zip(found, seconds, strict=True)
     ]
@@ -130,15 +144,27 @@ def summary(rows: list[dict[str, object]]) -> list[dict[str, object]]:
             continue
         best = min(ours, key=lambda row: float(row["rows"]))
         line = {"task": key[0], "error": key[1], "by": best["solver"]}
-        lines.append({**line, **{f"{what} ratio": float(best[what]) / float(peer[what]) for what in ("NFE", "rows", "ms")}})
+        lines.append(
+            {
+                **line,
+                **{
+                    f"{what} ratio": float(best[what]) / float(peer[what])
+                    for what in ("NFE", "rows", "ms")
+                },
+            }
+        )
     return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one small task: shows that it runs, measures nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="one small task: shows that it runs, measures nothing"
+    )
     parser.add_argument("--seed", type=int, default=100, help="of the mixture and the samples")
-    parser.add_argument("--tasks", default=None, help=f"some of {','.join(TASKS)}; all of them by default")
+    parser.add_argument(
+        "--tasks", default=None, help=f"some of {','.join(TASKS)}; all of them by default"
+    )
     parser.add_argument("--density", type=int, default=2, help="tolerances a decade")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
     args = parser.parse_args()
@@ -153,8 +179,21 @@ def main() -> None:
     lines = summary(rows)
     show("the better of ours over torchdiffeq dopri8", lines or [{"ratio": math.nan}])
     if args.json is not None:
-        facts = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
-        text = json.dumps({"benchmark": "likelihood", **facts, "quick": args.quick, "rows": rows, "summary": lines}, indent=2)
+        facts = {
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+        }
+        text = json.dumps(
+            {
+                "benchmark": "likelihood",
+                **facts,
+                "quick": args.quick,
+                "rows": rows,
+                "summary": lines,
+            },
+            indent=2,
+        )
         args.json.write_text(text + "\n")
 
 

@@ -1,4 +1,6 @@
-"""Time of a step's normals from ``White``, where sample i depends on seed i alone, against ``torch.randn``."""
+"""Time of a step's normals from ``White``, where sample i depends on seed i alone, against
+``torch.randn``.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,8 @@ from timing import Run, arguments, micro, race, ratios, report, shape_name
 
 from sdediff.solvers import White, seeds
 
-SHAPES = {(16, 2): (64, 640), (64, 3, 32, 32): (8, 40), (512, 1, 8, 8): (64, 128)}  # and draws: multiples of White's block
+# and draws: multiples of White's block
+SHAPES = {(16, 2): (64, 640), (64, 3, 32, 32): (8, 40), (512, 1, 8, 8): (64, 128)}
 TARGET = 2.0
 
 
@@ -36,10 +39,19 @@ def main() -> None:
     args = arguments(__doc__ or "", 40, {"--device": {"help": "cpu or cuda (default cpu)"}})
     rows: list[dict[str, object]] = []
     for shape, (few, many) in SHAPES.items():
-        times = race({"White": white(shape, args.device), "randn": randn(shape, args.device)}, few, many, args.rounds)
+        times = race(
+            {"White": white(shape, args.device), "randn": randn(shape, args.device)},
+            few,
+            many,
+            args.rounds,
+        )
         found = ratios(times["White"], times["randn"])
         met = "yes" if found["ratio"] <= TARGET else "no"
-        shown = {"shape": shape_name(shape), "randn us": micro(times["randn"]), "White us": micro(times["White"])}
+        shown = {
+            "shape": shape_name(shape),
+            "randn us": micro(times["randn"]),
+            "White us": micro(times["White"]),
+        }
         rows.append({**shown, **found, "target": TARGET, "met": met})
     report("noise", rows, args)
 

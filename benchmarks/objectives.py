@@ -2,7 +2,8 @@
 
     python benchmarks/objectives.py
 
-The exact model of a two-dimensional mixture, batches of 64, 1,000 of them; the objective is the same in every column.
+The exact model of a two-dimensional mixture, batches of 64, 1,000 of them; the objective is the
+same in every column.
 """
 
 from __future__ import annotations
@@ -16,17 +17,31 @@ import torch
 import sdediff as sd
 
 
-def variance(model: sd.ScoreModel, x_0: torch.Tensor, weighting: str, batches: int, *, stratified: bool, importance: bool) -> float:
+def variance(
+    model: sd.ScoreModel,
+    x_0: torch.Tensor,
+    weighting: str,
+    batches: int,
+    *,
+    stratified: bool,
+    importance: bool,
+) -> float:
     """Of the mean over the batch."""
     loss = sd.DenoisingScoreMatching(weighting, stratified=stratified, importance=importance)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        return float(torch.stack([loss(model, x_0, generator=generator).mean() for _ in range(batches)]).var())
+        return float(
+            torch.stack(
+                [loss(model, x_0, generator=generator).mean() for _ in range(batches)]
+            ).var()
+        )
 
 
 def main() -> None:
     """Print the table of docs/objectives.md."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="a tenth of the batches")
     parser.add_argument("--json", type=Path, help="file for the ratios")
     arguments = parser.parse_args()
@@ -38,11 +53,28 @@ def main() -> None:
     for sde in (sd.VP(), sd.VE(0.01, 50.0)):
         for weighting in ("sigma2", "likelihood"):
             plain, *others = (
-                variance(law.model(sde), x_0, weighting, batches, stratified=strata, importance=importance)
-                for strata, importance in ((False, False), (True, False), (False, True), (True, True))
+                variance(
+                    law.model(sde),
+                    x_0,
+                    weighting,
+                    batches,
+                    stratified=strata,
+                    importance=importance,
+                )
+                for strata, importance in (
+                    (False, False),
+                    (True, False),
+                    (False, True),
+                    (True, True),
+                )
             )
-            ratios = results[f"{weighting}, {type(sde).__name__}"] = [value / plain for value in others]
-            print(f"| {weighting}, {type(sde).__name__} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |")
+            ratios = results[f"{weighting}, {type(sde).__name__}"] = [
+                value / plain for value in others
+            ]
+            print(
+                f"| {weighting}, {type(sde).__name__} | "
+                f"{' | '.join(f'{ratio:.2f}' for ratio in ratios)} |"
+            )
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
 

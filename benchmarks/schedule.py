@@ -1,7 +1,9 @@
-"""Time of a schedule's evaluation, one time and a thousand, and of a step, for a built-in SDE and for a user's own f and g.
+"""Time of a schedule's evaluation, one time and a thousand, and of a step, for a built-in SDE and
+for a user's own f and g.
 
-The user's SDE gives f and g alone, so alpha, sigma and log-SNR come out of quadrature: dearer to evaluate. Solvers evaluate
-schedules once, for the whole grid, so the time of a step must not depend on it. ``plan`` is the set-up of a solve, which may.
+The user's SDE gives f and g alone, so alpha, sigma and log-SNR come out of quadrature: dearer to
+evaluate. Solvers evaluate schedules once, for the whole grid, so the time of a step must not depend
+on it. ``plan`` is the set-up of a solve, which may.
 """
 
 from __future__ import annotations
@@ -47,7 +49,16 @@ def solve(sde: sd.LinearSDE, solver: sd.Solver) -> Run:
     model = sd.ScoreModel(lambda x, t: eps, sde, predicts="noise")
 
     def run(steps: int) -> None:
-        sd.sample(model, SHAPE, solver=solver, steps=steps, grid="uniform", x_init=start, seed=0, last="noisy")
+        sd.sample(
+            model,
+            SHAPE,
+            solver=solver,
+            steps=steps,
+            grid="uniform",
+            x_init=start,
+            seed=0,
+            last="noisy",
+        )
 
     return run
 
@@ -66,7 +77,10 @@ def plan(sde: sd.LinearSDE, solver: sd.UniPC | sd.DEIS, grid: torch.Tensor) -> R
 def main() -> None:
     args = arguments(__doc__ or "", rounds=40)
     kinds = {"VP": sd.VP(), "own": Own()}
-    scalar, vector = torch.tensor(0.5, dtype=torch.float64), torch.linspace(0.001, 1, 1000, dtype=torch.float64)
+    scalar, vector = (
+        torch.tensor(0.5, dtype=torch.float64),
+        torch.linspace(0.001, 1, 1000, dtype=torch.float64),
+    )
     rows: list[dict[str, object]] = []
 
     def add(what: str, runs: dict[str, Run], few: int, many: int) -> None:
@@ -75,13 +89,22 @@ def main() -> None:
         rows.append({**shown, **ratios(times["own"], times["VP"])})
 
     add("alpha, sigma at one time", {k: evaluation(sde, scalar) for k, sde in kinds.items()}, 2, 22)
-    add("alpha, sigma at 1000 times", {k: evaluation(sde, vector) for k, sde in kinds.items()}, 2, 22)
+    add(
+        "alpha, sigma at 1000 times",
+        {k: evaluation(sde, vector) for k, sde in kinds.items()},
+        2,
+        22,
+    )
     for name, solver in SOLVERS.items():
         runs = {k: solve(sde, solver) for k, sde in kinds.items()}
         add(f"step of {name}", runs, FEW, MANY)
         # A solve of one step is all set-up.
         alone = {k: [seconds(run, 1) for _ in range(args.rounds)] for k, run in runs.items()}
-        setup = {"what": f"set-up of {name}", "VP us": micro(alone["VP"]), "own us": micro(alone["own"])}
+        setup = {
+            "what": f"set-up of {name}",
+            "VP us": micro(alone["VP"]),
+            "own us": micro(alone["own"]),
+        }
         rows.append({**setup, **ratios(alone["own"], alone["VP"])})
     grid = torch.linspace(1.0, 1e-3, 51, dtype=torch.float64)
     for name, solver in PLANNED.items():

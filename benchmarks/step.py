@@ -1,9 +1,10 @@
 """Time of a step outside the network, against a hand-written loop in place.
 
-The network returns a tensor that is there already, so what is left is the solver. The loop has its coefficients as floats, works
-in place and draws by ``torch.randn``; it computes the same numbers, which is checked before anything is timed. On a GPU
-(``--device cuda``) the loop draws there, and times are those on the wall. ``--unet`` puts a U-Net of 34 million weights in the
-network's place: a step of a real solve, network included.
+The network returns a tensor that is there already, so what is left is the solver. The loop has its
+coefficients as floats, works in place and draws by ``torch.randn``; it computes the same numbers,
+which is checked before anything is timed. On a GPU (``--device cuda``) the loop draws there, and
+times are those on the wall. ``--unet`` puts a U-Net of 34 million weights in the network's place: a
+step of a real solve, network included.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from sdediff.networks import UNet
 from sdediff.reverse import Reverse
 from sdediff.solvers import White
 
-SHAPES = {(16, 2): (64, 320), (64, 3, 32, 32): (8, 40)}  # and steps, few and many: their difference is a multiple of White's block
+# and steps, few and many: their difference is a multiple of White's block
+SHAPES = {(16, 2): (64, 320), (64, 3, 32, 32): (8, 40)}
 SOLVERS = {
     "Euler": sd.Euler(),
     "DDIM": sd.DDIM(),
@@ -30,7 +32,8 @@ SOLVERS = {
 }
 TARGETS = {(16, 2): 2.5, (64, 3, 32, 32): 1.5}
 LARGER = {("UniPC-3", (16, 2)): 4.0, ("UniPC-3", (64, 3, 32, 32)): 2.0}
-# The fastest peer of a kind in shared/field/baselines.md section 3, over the floor measured beside it (another machine: a guide).
+# The fastest peer of a kind in shared/field/baselines.md section 3, over the floor measured beside
+# it (another machine: a guide).
 PEERS = {
     ("Euler", (16, 2)): 20 / 4,  # torchdiffeq euler
     ("DDIM", (16, 2)): 28 / 4,  # k-diffusion euler
@@ -52,7 +55,9 @@ def grid(steps: int) -> Tensor:
 
 
 def coefficients(name: str, steps: int) -> tuple[Tensor, list[float], list[float], list[float]]:
-    """The grid and (keep, push, noise) of x_s = keep x + push eps + noise z, for a network that predicts the noise eps."""
+    """The grid and (keep, push, noise) of x_s = keep x + push eps + noise z, for a network that
+    predicts the noise eps.
+    """
     times = grid(steps)
     t, h = times[:-1], times.diff()
     if name == "DDIM":
@@ -101,7 +106,9 @@ def hand_written(name: str, start: Tensor, net: Net, noise: White | None = None)
 
 
 class Multistep(NamedTuple):
-    """Coefficients of a step in data form: of the noise prediction's conversion, of the correction and of the move."""
+    """Coefficients of a step in data form: of the noise prediction's conversion, of the correction
+    and of the move.
+    """
 
     a: float  # data = a x + b eps
     b: float
@@ -117,7 +124,11 @@ def planned(solver: sd.DPMSolverPP | sd.UniPC, times: Tensor) -> list[Multistep]
     for entry in solver.plan(Reverse(model, 1), times):
         alpha, sigma = entry.at.alpha, entry.at.sigma
         correct = [] if entry.correct is None else [w for (w,) in entry.correct.weights]
-        rows.append(Multistep(1 / alpha, -sigma / alpha, correct, entry.go.keep, [w for (w,) in entry.go.weights]))
+        rows.append(
+            Multistep(
+                1 / alpha, -sigma / alpha, correct, entry.go.keep, [w for (w,) in entry.go.weights]
+            )
+        )
     return rows
 
 
@@ -156,18 +167,28 @@ def ours(name: str, start: Tensor, net: Net) -> Run:
         if steps not in grids:
             grids[steps] = grid(steps)
         given = {"grid": grids[steps], "x_init": start, "device": start.device}
-        return sd.sample(model, tuple(start.shape), solver=SOLVERS[name], seed=0, last="noisy", **given).x
+        return sd.sample(
+            model, tuple(start.shape), solver=SOLVERS[name], seed=0, last="noisy", **given
+        ).x
 
     return run
 
 
 def unet(device: str) -> Net:
     torch.manual_seed(0)
-    return UNet(3, (128, 256, 256, 256), layers=2, attention=(False, True, False, False), groups=32).to(device).eval()
+    return (
+        UNet(3, (128, 256, 256, 256), layers=2, attention=(False, True, False, False), groups=32)
+        .to(device)
+        .eval()
+    )
 
 
 def main() -> None:
-    args = arguments(__doc__ or "", 40, {"--device": {"help": "cpu or cuda (default cpu)"}, "--unet": {"action": "store_true"}})
+    args = arguments(
+        __doc__ or "",
+        40,
+        {"--device": {"help": "cpu or cuda (default cpu)"}, "--unet": {"action": "store_true"}},
+    )
     rows: list[dict[str, object]] = []
     for shape, (few, many) in SHAPES.items():
         if args.unet and len(shape) == 2:
@@ -177,21 +198,44 @@ def main() -> None:
         net = unet(args.device) if args.unet else lambda x, t, eps=eps: eps
         for name in SOLVERS:
             mine = ours(name, start, net)
-            white = White(sd.seeds(0, shape[0]), shape[1:], device=args.device) if name == "EulerMaruyama" else None
+            white = (
+                White(sd.seeds(0, shape[0]), shape[1:], device=args.device)
+                if name == "EulerMaruyama"
+                else None
+            )
             multistep = isinstance(SOLVERS[name], sd.ExponentialMultistep)
-            same = hand_written_multistep(name, start, net) if multistep else hand_written(name, start, net, white)
+            same = (
+                hand_written_multistep(name, start, net)
+                if multistep
+                else hand_written(name, start, net, white)
+            )
             expected = same(few)
-            torch.testing.assert_close(mine(few), expected, rtol=1e-4, atol=1e-4 * max(1.0, float(expected.abs().max())))
-            times = race({"ours": mine, "loop": same if multistep else hand_written(name, start, net)}, few, many, args.rounds)
+            torch.testing.assert_close(
+                mine(few), expected, rtol=1e-4, atol=1e-4 * max(1.0, float(expected.abs().max()))
+            )
+            times = race(
+                {"ours": mine, "loop": same if multistep else hand_written(name, start, net)},
+                few,
+                many,
+                args.rounds,
+            )
             rows.append({"solver": name, "shape": shape_name(shape), **row(times)})
             if not args.unet and args.device == "cpu":  # what targets and peers are of
                 found, target = rows[-1]["ratio"], LARGER.get((name, shape), TARGETS[shape])
-                rows[-1] |= {"target": target, "best peer": PEERS[name, shape], "met": "yes" if found <= target else "no"}
+                rows[-1] |= {
+                    "target": target,
+                    "best peer": PEERS[name, shape],
+                    "met": "yes" if found <= target else "no",
+                }
     report("step", rows, args)
 
 
 def row(times: dict[str, list[float]]) -> dict[str, object]:
-    return {"loop us": micro(times["loop"]), "ours us": micro(times["ours"]), **ratios(times["ours"], times["loop"])}
+    return {
+        "loop us": micro(times["loop"]),
+        "ours us": micro(times["ours"]),
+        **ratios(times["ours"], times["loop"]),
+    }
 
 
 if __name__ == "__main__":

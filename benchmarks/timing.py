@@ -1,4 +1,6 @@
-"""What the benchmarks share: rounds in which every candidate runs in turn, ratios within a round, a table and a JSON file."""
+"""What the benchmarks share: rounds in which every candidate runs in turn, ratios within a round, a
+table and a JSON file.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,12 @@ import torch
 Run = Callable[[int], object]
 
 
-def least_in_turn(candidates: Sequence[tuple[float, Callable[[], float]]], rounds: int) -> list[float]:
-    """The least time of each candidate, (group, run that returns seconds), those of a group running in turn in every round."""
+def least_in_turn(
+    candidates: Sequence[tuple[float, Callable[[], float]]], rounds: int
+) -> list[float]:
+    """The least time of each candidate, (group, run that returns seconds), those of a group running
+    in turn in every round.
+    """
     least = [math.inf] * len(candidates)
     for group in dict.fromkeys(group for group, _ in candidates):
         for _ in range(rounds):
@@ -27,11 +33,22 @@ def least_in_turn(candidates: Sequence[tuple[float, Callable[[], float]]], round
     return least
 
 
-def arguments(doc: str, rounds: int, more: dict[str, dict[str, Any]] | None = None) -> argparse.Namespace:
+def arguments(
+    doc: str, rounds: int, more: dict[str, dict[str, Any]] | None = None
+) -> argparse.Namespace:
     """The options that all benchmarks take, and ``more``, as of argparse; sets one thread."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"rounds in which all candidates run once (default {rounds})")
-    parser.add_argument("--quick", action="store_true", help="two short rounds: shows that it runs, measures nothing")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=rounds,
+        help=f"rounds in which all candidates run once (default {rounds})",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="two short rounds: shows that it runs, measures nothing",
+    )
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
     parser.set_defaults(device="cpu")
     for name, option in (more or {}).items():
@@ -46,7 +63,9 @@ def arguments(doc: str, rounds: int, more: dict[str, dict[str, Any]] | None = No
 
 
 def seconds(run: Run, n: int) -> float:
-    """CPU time of this thread, so that what other programs take does not count; where a GPU is used, time until it is done."""
+    """CPU time of this thread, so that what other programs take does not count; where a GPU is
+    used, time until it is done.
+    """
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
         start = time.perf_counter()
@@ -59,12 +78,16 @@ def seconds(run: Run, n: int) -> float:
 
 
 def slope(run: Run, few: int, many: int) -> float:
-    """Seconds a step: what many - few more steps cost; the set-up of a solve drops out, planning a step does not."""
+    """Seconds a step: what many - few more steps cost; the set-up of a solve drops out, planning a
+    step does not.
+    """
     return (seconds(run, many) - seconds(run, few)) / (many - few)
 
 
 def race(runs: dict[str, Run], few: int, many: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds a step of each candidate, a list with one entry a round; the candidates alternate, every second round backwards."""
+    """Seconds a step of each candidate, a list with one entry a round; the candidates alternate,
+    every second round backwards.
+    """
     for run in runs.values():
         run(many)
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -75,7 +98,9 @@ def race(runs: dict[str, Run], few: int, many: int, rounds: int) -> dict[str, li
 
 
 def ratios(times: list[float], reference: list[float]) -> dict[str, float]:
-    """Median and quartiles of the ratios within a round; rounds with a time that is not positive (preempted) are left out."""
+    """Median and quartiles of the ratios within a round; rounds with a time that is not positive
+    (preempted) are left out.
+    """
     each = [a / b for a, b in zip(times, reference, strict=True) if a > 0 and b > 0]
     if len(each) < 2:
         only = each[0] if each else float("nan")
@@ -92,19 +117,32 @@ def report(title: str, rows: list[dict[str, object]], args: argparse.Namespace) 
     """Print the rows as a table; write them as JSON."""
     cells = [list(rows[0])] + [[_text(value) for value in row.values()] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    facts = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine(), "threads": 1}
+    facts = {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": 1,
+    }
     device = getattr(args, "device", "cpu")
-    facts["device"] = torch.cuda.get_device_name() if torch.device(device).type == "cuda" else device
-    print(f"{title}: {args.rounds} rounds, {facts['device']}, one thread, torch {torch.__version__}")
+    facts["device"] = (
+        torch.cuda.get_device_name() if torch.device(device).type == "cuda" else device
+    )
+    print(
+        f"{title}: {args.rounds} rounds, {facts['device']}, one thread, torch {torch.__version__}"
+    )
     for row in cells:
         print(
             "  ".join(
-                cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+                cell.rjust(width) if i else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
             )
         )
     print()
     if args.json is not None:
-        text = json.dumps({"benchmark": title, "rounds": args.rounds, "quick": args.quick, **facts, "rows": rows}, indent=2)
+        text = json.dumps(
+            {"benchmark": title, "rounds": args.rounds, "quick": args.quick, **facts, "rows": rows},
+            indent=2,
+        )
         args.json.write_text(text + "\n")
 
 

@@ -31,7 +31,9 @@ def two_moons(count: int, generator: torch.Generator) -> Tensor:
 
 def main() -> None:
     """Train, sample by ODE and SDE, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=2500, help="training steps")
     parser.add_argument("--out", type=Path, default=Path("runs/two_moons"), help="folder to write")
     arguments = parser.parse_args()
@@ -52,14 +54,19 @@ def main() -> None:
         progress=True,
     )
 
-    ode = sd.sample(model, (1500, 2), solver=sd.RK45(rtol=1e-4, atol=1e-4), grid=TIMES, seed=0, trajectory=True)
+    ode = sd.sample(
+        model, (1500, 2), solver=sd.RK45(rtol=1e-4, atol=1e-4), grid=TIMES, seed=0, trajectory=True
+    )
     sde = sd.sample(model, (1500, 2), solver=sd.EulerMaruyama(), steps=200, seed=0, trajectory=True)
     for name, out, frames in (("ode", ode, ode.trajectory), ("sde", sde, at(sde, TIMES))):
         if frames is None:
             raise RuntimeError("a trajectory was asked for")
         save_png(scatter_flow(frames, TIMES), arguments.out / f"{name}.png")
         far = (torch.cdist(out.x, data).min(dim=1).values > 0.15).float().mean()
-        print(f"{name}: {float(out.nfe.double().mean()):.0f} evaluations a sample, {100 * float(far):.1f} % of them off the moons")
+        print(
+            f"{name}: {float(out.nfe.double().mean()):.0f} evaluations a sample, "
+            f"{100 * float(far):.1f} % of them off the moons"
+        )
 
 
 def at(solution: sd.Solution, times: list[float]) -> Tensor | None:

@@ -218,7 +218,9 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Training, checkpoints and checks are imported when they are first used; the first two belong to the extra ``train``."""
+    """Training, checkpoints and checks are imported when they are first used; the first two belong
+    to the extra ``train``.
+    """
     if name == "fit":
         from sdediff.training import fit
 

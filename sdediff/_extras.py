@@ -15,4 +15,6 @@ def require(module: str, extra: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not module.startswith(error.name):
             raise
-        raise ImportError(f'{error.name} is not installed; install it with: pip install "sdediff[{extra}]"') from error
+        raise ImportError(
+            f'{error.name} is not installed; install it with: pip install "sdediff[{extra}]"'
+        ) from error

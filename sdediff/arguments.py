@@ -1,4 +1,6 @@
-"""What the arguments of `sample` have to be: checked before any work, each refusal says what was wrong and how to mend it."""
+"""What the arguments of `sample` have to be: checked before any work, each refusal says what was
+wrong and how to mend it.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,10 @@ def check_device(model: Model, known: Facts, device: torch.device | str | None) 
         return known.device
     place = device_of(device)
     if has_weights(model) and not one_place(place, known.device):
-        raise ValueError(f"the model is on {known.device} and device is {place}; move the model first: model.to({str(place)!r})")
+        raise ValueError(
+            f"the model is on {known.device} and device is {place}; move the model first: "
+            f"model.to({str(place)!r})"
+        )
     return place
 
 
@@ -58,8 +63,10 @@ def check_grad(grad: object) -> None:
     if not torch.is_grad_enabled():
         where = "torch.inference_mode" if torch.is_inference_mode_enabled() else "torch.no_grad"
         raise ValueError(
-            f"grad={grad!r} keeps the graph of the solve, and {where} is on, under which there is none: call it outside of that, "
-            "or under torch.enable_grad() (inference_mode(False) first, where that is on), or drop grad"
+            f"grad={grad!r} keeps the graph of the solve, and {where} is on, under which there "
+            "is none: call it outside of that, "
+            "or under torch.enable_grad() (inference_mode(False) first, where that is on), or "
+            "drop grad"
         )
 
 
@@ -90,14 +97,22 @@ def check_seed(
             raise ValueError("seed and noise are two ways to say the same: pass one of them")
         seeds, event = getattr(noise, "seeds", None), getattr(noise, "event", None)
         if seeds is not None and event is not None and (len(seeds), *event) != shape:
-            raise ValueError(f"the noise is for samples of shape {(len(seeds), *event)}, and shape is {shape}")
+            raise ValueError(
+                f"the noise is for samples of shape {(len(seeds), *event)}, and shape is {shape}"
+            )
         place = getattr(noise, "device", None)
         if place is not None and device is not None and not one_place(torch.device(place), device):
-            raise ValueError(f"the noise is on {place}, and the states are on {device}: make it with device={str(device)!r}")
+            raise ValueError(
+                f"the noise is on {place}, and the states are on {device}: make it with "
+                f"device={str(device)!r}"
+            )
         return None
     if seed is None:
         return solvers.seeds(solvers.fresh_seed(), count)
-    either = f"one non-negative int, or one for each of the {count} {'samples' if group == 1 else 'groups'}"
+    either = (
+        f"one non-negative int, or one for each of the {count} "
+        f"{'samples' if group == 1 else 'groups'}"
+    )
     one = seed if isinstance(seed, int) else plain(seed)
     if isinstance(one, Real) or not isinstance(one, Iterable):
         return solvers.seeds(whole("seed", one, kind=either), count)
@@ -127,12 +142,16 @@ class Span(NamedTuple):
     @classmethod
     def reverse(cls, sde: SDE) -> Span:
         """From t_max to t_min."""
-        return cls(sde.t_max, sde.t_min, sde.t_min, sde.t_max, "the usable range [t_min, t_max]", sde)
+        return cls(
+            sde.t_max, sde.t_min, sde.t_min, sde.t_max, "the usable range [t_min, t_max]", sde
+        )
 
     @classmethod
     def encoding(cls, sde: SDE) -> Span:
         """From t_min to t_max."""
-        return cls(sde.t_min, sde.t_max, sde.t_min, sde.t_max, "the usable range [t_min, t_max]", sde)
+        return cls(
+            sde.t_min, sde.t_max, sde.t_min, sde.t_max, "the usable range [t_min, t_max]", sde
+        )
 
     @classmethod
     def forward(cls, sde: SDE) -> Span:
@@ -150,60 +169,83 @@ def make_times(
     unit: float = 1.0,
     breaks: tuple[float, ...] = (),
 ) -> Tensor:
-    """The grid, float64 on the host, inside the span and in its direction: (N + 1,), or (N + 1, B) where samples have their own.
+    """The grid, float64 on the host, inside the span and in its direction: (N + 1,), or (N + 1, B)
+    where samples have their own.
 
-    ``unit`` is the standard deviation of the data. A grid of N steps passes the ``breaks`` of a model at times of its own.
+    ``unit`` is the standard deviation of the data. A grid of N steps passes the ``breaks`` of a
+    model at times of its own.
     """
     kind = type(solver).__name__
     array = grid is not None and not isinstance(grid, str) and not callable(grid)
     if solver.times is not None:
         if any(value is not None for value in (steps, grid, t_start, t_end)):
             raise ValueError(
-                f"{kind} is a discrete model with a grid of its own; drop steps, grid, t_start and t_end, and choose its number "
+                f"{kind} is a discrete model with a grid of its own; drop steps, grid, t_start "
+                "and t_end, and choose its number "
                 "of levels where it is made, DDPM.from_sde(sde, N) say"
             )
         if span.start < span.end:
-            raise ValueError(f"{kind} is a discrete model with a grid of its own, from noise to data: take another solver")
+            raise ValueError(
+                f"{kind} is a discrete model with a grid of its own, from noise to data: take "
+                "another solver"
+            )
         return solver.times
     steps = None if steps is None else whole("steps", whole("steps", steps, 1), 1, _MOST_STEPS)
     if grid is not None and isinstance(plain(grid), int | float):
         raise TypeError(
-            f"grid must be a name, a function of the number of steps or an array of times, got {grid!r}; write steps={grid!r}?"
+            "grid must be a name, a function of the number of steps or an array of times, got "
+            f"{grid!r}; write steps={grid!r}?"
         )
     if array and any(value is not None for value in (steps, t_start, t_end)):
-        raise ValueError("an array grid says all: drop steps, t_start and t_end (or pass steps alone)")
+        raise ValueError(
+            "an array grid says all: drop steps, t_start and t_end (or pass steps alone)"
+        )
     if callable(grid) and (t_start is not None or t_end is not None):
         raise ValueError("a grid function returns the times themselves: drop t_start and t_end")
     if solver.adaptive and steps is None and grid is not None and not array:
         named = f"grid={grid!r}" if isinstance(grid, str) else "a grid function"
         raise ValueError(
-            f"{named} takes steps=N: pass it too, with a solver of fixed steps (the default then is one), "
+            f"{named} takes steps=N: pass it too, with a solver of fixed steps (the default then "
+            "is one), "
             f"or drop the grid: {kind} chooses its own steps"
         )
     if solver.adaptive and steps is not None:
         raise ValueError(
-            f"{kind} chooses its own steps: drop steps (set rtol and atol), or pass grid=[...] as the times to land on"
+            f"{kind} chooses its own steps: drop steps (set rtol and atol), or pass grid=[...] "
+            "as the times to land on"
         )
     if not solver.adaptive and not array and steps is None:
         raise ValueError(f"{kind} takes fixed steps: pass steps=N, or grid as an array of times")
     if grid is not None and isinstance(grid, str) and grid not in GRIDS:
-        raise ValueError(f"no grid is called {grid!r}{nearest(grid, GRIDS)}; known: {', '.join(GRIDS)}")
+        raise ValueError(
+            f"no grid is called {grid!r}{nearest(grid, GRIDS)}; known: {', '.join(GRIDS)}"
+        )
     start = torch.tensor(span.start, dtype=torch.float64) if t_start is None else _starts(t_start)
-    end = span.end if t_end is None else real("t_end", t_end, "; all samples of a call share it: call once for each")
+    end = (
+        span.end
+        if t_end is None
+        else real("t_end", t_end, "; all samples of a call share it: call once for each")
+    )
     bounds = (span.low, span.high, span.what, span.sde)
     if grid is not None and array:
         times = reals("grid", grid if isinstance(grid, Tensor) else np.asarray(grid))
     elif callable(grid):
         times = reals("grid(steps)", grid(steps or 0))
         if times.shape != ((steps or 0) + 1,):
-            raise ValueError(f"the grid function must return steps + 1 = {(steps or 0) + 1} times, got shape {tuple(times.shape)}")
+            raise ValueError(
+                f"the grid function must return steps + 1 = {(steps or 0) + 1} times, got shape "
+                f"{tuple(times.shape)}"
+            )
     elif solver.adaptive:
         times = torch.stack([start, torch.full_like(start, end)])
     else:
         check_span(torch.stack([start, torch.full_like(start, end)]), *bounds)
         spaced = grid if isinstance(grid, str) else None
         few, back = torch.unique(start, return_inverse=True)
-        grids = [_named(span.sde, unit, spaced, solver.spacing, steps or 0, each, end) for each in few.tolist()]
+        grids = [
+            _named(span.sde, unit, spaced, solver.spacing, steps or 0, each, end)
+            for each in few.tolist()
+        ]
         times = torch.stack(grids, dim=1)[:, back]
     times = check_span(solvers.check_grid(times), *bounds)
     if breaks and not array and not solver.adaptive and times.ndim == 1:
@@ -229,18 +271,27 @@ def _starts(t_start: float | Tensor) -> Tensor:
         return torch.tensor(real("t_start", given), dtype=torch.float64)
     start = reals("t_start", given, "cpu")
     if start.ndim != 1 or not len(start):
-        raise ValueError(f"t_start must be a number, or one for each sample, (B,); got shape {tuple(start.shape)}")
+        raise ValueError(
+            "t_start must be a number, or one for each sample, (B,); got shape "
+            f"{tuple(start.shape)}"
+        )
     return start
 
 
 @torch.no_grad()
-def _named(sde: SDE, unit: float, grid: str | None, spacing: str, steps: int, start: float, end: float) -> Tensor:
-    """The grid of that name, or without a name the solver's own, which is the SDE's where it has no better one than uniform."""
+def _named(
+    sde: SDE, unit: float, grid: str | None, spacing: str, steps: int, start: float, end: float
+) -> Tensor:
+    """The grid of that name, or without a name the solver's own, which is the SDE's where it has no
+    better one than uniform.
+    """
     own = sde.spacing if spacing == "uniform" else spacing
     if "kernel" not in sde.offers:
         return GRIDS["uniform" if grid is None else grid](steps, start, end, None)
     process: LinearSDE = sde if unit == 1 else sde.scaled(1 / unit)  # type: ignore[assignment]
-    return GRIDS[own if grid is None else grid](steps, start, end, LogSNR(process.log_snr, process.time_of, bounded=grid is None))
+    return GRIDS[own if grid is None else grid](
+        steps, start, end, LogSNR(process.log_snr, process.time_of, bounded=grid is None)
+    )
 
 
 def one_stochasticity(value: object) -> float:
@@ -251,39 +302,66 @@ def one_stochasticity(value: object) -> float:
 def check_stochasticity(
     solver: Solver, stochasticity: float | Callable[[Tensor], Tensor] | None, times: Tensor
 ) -> float | Callable[[Tensor], Tensor]:
-    """lambda >= 0, at all times of the grid if it is a function, and 0 where the solver has no noise along the path."""
+    """lambda >= 0, at all times of the grid if it is a function, and 0 where the solver has no
+    noise along the path.
+    """
     if stochasticity is None:
         return 1.0 if solver.diffuses else 0.0
     if not callable(stochasticity):
         stochasticity = one_stochasticity(stochasticity)
     if not callable(stochasticity) and not 0 <= stochasticity < float("inf"):
-        raise ValueError(f"stochasticity must be a finite number >= 0 or a function of t, got {stochasticity!r}")
+        raise ValueError(
+            f"stochasticity must be a finite number >= 0 or a function of t, got {stochasticity!r}"
+        )
     if not solver.diffuses and (callable(stochasticity) or stochasticity != 0):
-        raise ValueError(f"{type(solver).__name__} draws no noise along the path: stochasticity must be 0; EulerMaruyama takes any")
+        raise ValueError(
+            f"{type(solver).__name__} draws no noise along the path: stochasticity must be 0; "
+            "EulerMaruyama takes any"
+        )
     if not callable(stochasticity):
         return stochasticity
     values = reals("stochasticity(t)", reading("stochasticity", stochasticity, "t", times))
-    if values.shape not in (times.shape, ()) or not bool((torch.isfinite(values) & (values >= 0)).all()):
-        got = f"shape {tuple(values.shape)}" if values.shape not in (times.shape, ()) else f"{float(values.min()):.4g}"
-        raise ValueError(f"stochasticity(t) must be finite and >= 0, shaped as t, {tuple(times.shape)}; got {got}")
+    if values.shape not in (times.shape, ()) or not bool(
+        (torch.isfinite(values) & (values >= 0)).all()
+    ):
+        got = (
+            f"shape {tuple(values.shape)}"
+            if values.shape not in (times.shape, ())
+            else f"{float(values.min()):.4g}"
+        )
+        raise ValueError(
+            f"stochasticity(t) must be finite and >= 0, shaped as t, {tuple(times.shape)}; got "
+            f"{got}"
+        )
     return stochasticity
 
 
 def check_start(
-    sde: SDE, x_init: Tensor | None, shape: tuple[int, ...], start: float, dtype: torch.dtype, device: torch.device
+    sde: SDE,
+    x_init: Tensor | None,
+    shape: tuple[int, ...],
+    start: float,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Tensor | None:
     """States at the start, or None for a draw from the prior."""
     if x_init is None:
         if start < sde.t_max * (1 - 1e-6):
             raise ValueError(
-                f"a start at t = {start:g} below t_max = {sde.t_max:g} needs x_init: sde.perturb(x_0, {start:g}, noise), say"
+                f"a start at t = {start:g} below t_max = {sde.t_max:g} needs x_init: "
+                f"sde.perturb(x_0, {start:g}, noise), say"
             )
         try:
             prior = sde.prior
         except NotImplementedError as error:
             raise ValueError(str(error)) from error
-        if isinstance(prior, type) or not (hasattr(prior, "from_noise") and hasattr(prior, "log_prob")):
+        if isinstance(prior, type) or not (
+            hasattr(prior, "from_noise") and hasattr(prior, "log_prob")
+        ):
             kind = type(sde).__name__
-            raise TypeError(f"the prior of {kind} must be a Prior, `prior = Prior(std)` in the class say; got {prior!r}")
+            raise TypeError(
+                f"the prior of {kind} must be a Prior, `prior = Prior(std)` in the class say; "
+                f"got {prior!r}"
+            )
         return None
     return check_states("x_init", x_init, shape).to(dtype).to(device)

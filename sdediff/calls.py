@@ -13,7 +13,9 @@ __all__ = ["check_floating", "check_names", "doubled", "tensor_of"]
 
 
 def check_names(condition: object, net: Callable[..., Any] | None) -> None:
-    """A ValueError or TypeError unless a condition is a dictionary by names that the network has for no other argument."""
+    """A ValueError or TypeError unless a condition is a dictionary by names that the network has
+    for no other argument.
+    """
     if not isinstance(condition, Mapping):
         raise TypeError(
             "condition must be a dict from the network's argument to a tensor, "
@@ -34,13 +36,17 @@ def check_floating(name: str, x: object) -> None:
     """A TypeError unless it is a floating-point tensor (B, *event)."""
     if not isinstance(x, Tensor) or x.ndim < 1 or not x.is_floating_point():
         got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"{name} must be a floating-point tensor (B, *event), got {got}; use x.float()")
+        raise TypeError(
+            f"{name} must be a floating-point tensor (B, *event), got {got}; use x.float()"
+        )
 
 
 def _first_two(net: Callable[..., Any]) -> dict[Any, str]:
     """The names of the arguments in which a network takes states and times."""
     try:
-        taken = inspect.signature(net.forward if isinstance(net, nn.Module) else net).parameters.values()
+        taken = inspect.signature(
+            net.forward if isinstance(net, nn.Module) else net
+        ).parameters.values()
     except (TypeError, ValueError):
         return {}
     named = [each.name for each in taken if each.kind is each.POSITIONAL_OR_KEYWORD]
@@ -50,12 +56,17 @@ def _first_two(net: Callable[..., Any]) -> dict[Any, str]:
 def doubled(shape: torch.Size) -> torch.Size:
     """The shape with twice the channels, (B, 2 C, ...)."""
     if len(shape) < 2:
-        raise ValueError(f"learned_variance needs states (B, C, ...) with channels to double, got shape {tuple(shape)}")
+        raise ValueError(
+            "learned_variance needs states (B, C, ...) with channels to double, got shape "
+            f"{tuple(shape)}"
+        )
     return torch.Size([shape[0], 2 * shape[1], *shape[2:]])
 
 
 def tensor_of(out: object, shape: torch.Size, why: str = " of the shape of its input") -> Tensor:
-    """Return the tensor of that shape that a network returned, or an object with it as ``.sample``; a ValueError without one."""
+    """Return the tensor of that shape that a network returned, or an object with it as ``.sample``;
+    a ValueError without one.
+    """
     found = out if isinstance(out, Tensor) else getattr(out, "sample", out)
     if isinstance(found, Tensor) and found.shape == shape and not found.is_complex():
         return found
@@ -66,18 +77,35 @@ def tensor_of(out: object, shape: torch.Size, why: str = " of the shape of its i
 
 
 def _mending(out: object, shape: torch.Size, *, learned: bool) -> str:
-    """How to bring what a network returned into the shape that is wanted; "" where that is not plain."""
+    """How to bring what a network returned into the shape that is wanted; "" where that is not
+    plain.
+    """
     if isinstance(out, Tensor):
-        if out.ndim < 2 or len(shape) < 2 or out[:, :1].shape != torch.Size([shape[0], 1, *shape[2:]]):
+        if (
+            out.ndim < 2
+            or len(shape) < 2
+            or out[:, :1].shape != torch.Size([shape[0], 1, *shape[2:]])
+        ):
             return ""
         if out.shape[1] == 2 * shape[1]:
-            return "; twice the channels are a prediction and its variance: ScoreModel(..., learned_variance=True)"
+            return (
+                "; twice the channels are a prediction and its variance: ScoreModel(..., "
+                "learned_variance=True)"
+            )
         if learned and 2 * out.shape[1] == shape[1]:
-            return "; with learned_variance it has twice the channels of x: drop learned_variance=True"
+            return (
+                "; with learned_variance it has twice the channels of x: drop learned_variance=True"
+            )
         return ""
     if out is None:
         return "; is there a return at its end?"
-    keys = list(out) if isinstance(out, Mapping) else list(range(len(out))) if isinstance(out, list | tuple) else []
+    keys = (
+        list(out)
+        if isinstance(out, Mapping)
+        else list(range(len(out)))
+        if isinstance(out, list | tuple)
+        else []
+    )
     names = [key for key in keys if isinstance(found := out[key], Tensor) and found.shape == shape]  # type: ignore[index]
     if not keys:
         return "; convert it to a tensor, in the network or in a function around it"

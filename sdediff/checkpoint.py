@@ -1,4 +1,6 @@
-"""The model of a run folder, made again from its configuration and its averaged weights: JSON and safetensors, without pickle."""
+"""The model of a run folder, made again from its configuration and its averaged weights: JSON and
+safetensors, without pickle.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +40,10 @@ def load(
 ) -> ScoreModel | Constrained:
     """The model of a run folder, with its averaged weights, in evaluation mode.
 
-    All that a model is made of comes back: SDEs, networks, clocks and constraints that ship are built again from their recorded
-    parameters. Your own are passed as ``sde=``, ``net=``, ``time=`` and ``constraint=``: loading never imports or runs code that a
-    file names. Warns if the run is unfinished, or was trained with another SDE than ``sde``. Raises FileNotFoundError, or
+    All that a model is made of comes back: SDEs, networks, clocks and constraints that ship are
+    built again from their recorded parameters. Your own are passed as ``sde=``, ``net=``, ``time=``
+    and ``constraint=``: loading never imports or runs code that a file names. Warns if the run is
+    unfinished, or was trained with another SDE than ``sde``. Raises FileNotFoundError, or
     ValueError if files are damaged, of different runs or of a newer format.
     """
     if not isinstance(run, str | PathLike):
@@ -53,16 +56,31 @@ def load(
         sde = _made(run, "sde", partial(build, entry["sde"], KINDS["sde"]))
     if net is None and entry["net"]["parameters"] is None:
         raise ValueError(_asks_for(run, "net", entry["net"]["class"]))
-    given = {name: value for name, value in (("time", time), ("constraint", constraint)) if value is not None}
+    given = {
+        name: value
+        for name, value in (("time", time), ("constraint", constraint))
+        if value is not None
+    }
     entries = {name: value for name, value in config["model"].items() if name not in given}
-    values = {name: _made(run, name, partial(build, value, KINDS.get(name))) for name, value in entries.items()}
+    values = {
+        name: _made(run, name, partial(build, value, KINDS.get(name)))
+        for name, value in entries.items()
+    }
     weights, meta = read_run(run, WEIGHTS, config)
-    learned = {name.removeprefix(SCHEDULE): weights.pop(name) for name in list(weights) if name.startswith(SCHEDULE)}
+    learned = {
+        name.removeprefix(SCHEDULE): weights.pop(name)
+        for name in list(weights)
+        if name.startswith(SCHEDULE)
+    }
     if passed and not learned:
         _say_if_another(run, config["sde"], sde)
     if net is None:
         net = _built_network(run, entry["net"], weights)
-    model: Any = _made(run, "model", partial(rebuild, net, sde, values if time is None else {**values, "time": time}))
+    model: Any = _made(
+        run,
+        "model",
+        partial(rebuild, net, sde, values if time is None else {**values, "time": time}),
+    )
     if constraint is not None:
         model = model.constrained(constraint)
     try:
@@ -71,13 +89,17 @@ def load(
         set_module_state(net, weights)
     except (RuntimeError, AttributeError) as error:
         first = str(error).splitlines()[-1].strip()
-        raise ValueError(f"{Path(run) / WEIGHTS} does not fit the network {type(net).__name__}: {first}") from error
+        raise ValueError(
+            f"{Path(run) / WEIGHTS} does not fit the network {type(net).__name__}: {first}"
+        ) from error
     _say_if_unfinished(run, config, meta)
     loaded: ScoreModel | Constrained = model.to(place).eval()
     return loaded
 
 
-def _built_network(run: str | Path, entry: Mapping[str, Any], weights: Mapping[str, Any]) -> nn.Module:
+def _built_network(
+    run: str | Path, entry: Mapping[str, Any], weights: Mapping[str, Any]
+) -> nn.Module:
     name = entry["class"]
     if name not in KINDS["net"]:
         _made(run, "net", partial(build, entry, KINDS["net"]))
@@ -87,11 +109,15 @@ def _built_network(run: str | Path, entry: Mapping[str, Any], weights: Mapping[s
         raise
     except Exception as error:  # of any kind: what a constructor makes of a damaged number
         reason = _first_line(error)
-        raise ValueError(f"{Path(run) / WEIGHTS} does not fit the network {name} of {CONFIG}: {reason}") from error
+        raise ValueError(
+            f"{Path(run) / WEIGHTS} does not fit the network {name} of {CONFIG}: {reason}"
+        ) from error
 
 
 def _made(run: str | Path, argument: str, make: Callable[[], Any]) -> Any:
-    """What ``make`` builds from the configuration; ValueError, in one line, where that does not do."""
+    """What ``make`` builds from the configuration; ValueError, in one line, where that does not
+    do.
+    """
     try:
         return make()
     except Own as own:
@@ -111,7 +137,9 @@ def _first_line(error: Exception) -> str:
 def _asks_for(run: str | Path, argument: str, name: str) -> str:
     what = {"time": "function of time", "constraint": f"constraint {name}"}.get(argument, name)
     value = "..." if argument in ("time", "constraint") else f"{name}(...)"
-    return f"{run} was trained with your own {what}; pass it: load({str(run)!r}, {argument}={value})"
+    return (
+        f"{run} was trained with your own {what}; pass it: load({str(run)!r}, {argument}={value})"
+    )
 
 
 def _damaged(run: str | Path, what: str) -> str:
@@ -119,31 +147,45 @@ def _damaged(run: str | Path, what: str) -> str:
 
 
 def _say_if_another(run: str | Path, entry: Mapping[str, Any], sde: SDE) -> None:
-    """Warn where the SDE that the caller passed is not, as far as the configuration tells, the one of the training."""
+    """Warn where the SDE that the caller passed is not, as far as the configuration tells, the one
+    of the training.
+    """
     given = json.loads(json.dumps(describe_sde(sde)))
     if any(given.get(key) != value for key, value in entry.items()):
         trained = entry.get("repr") or f"{entry['class']} with {entry['parameters']}"
-        warnings.warn(f"{run} was trained with {trained}, and the SDE passed to load is {sde!r}", stacklevel=3)
+        warnings.warn(
+            f"{run} was trained with {trained}, and the SDE passed to load is {sde!r}", stacklevel=3
+        )
 
 
 def _say_if_unfinished(run: str | Path, config: Mapping[str, Any], meta: Mapping[str, str]) -> None:
     asked = (config.get("training") or {}).get("steps")
     made = int(meta["step"]) if meta.get("step", "").isdigit() else None
     if isinstance(asked, int) and made is not None and made < asked:
-        warnings.warn(f"{run} is unfinished: it has made {made} of {asked} steps; go on with resume", stacklevel=3)
+        warnings.warn(
+            f"{run} is unfinished: it has made {made} of {asked} steps; go on with resume",
+            stacklevel=3,
+        )
 
 
 def read_config(run: str | Path) -> dict[str, Any]:
     """The configuration of a run folder, in the present format."""
     folder = Path(run)
     if not folder.is_dir():
-        siblings = [str(p) for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+        siblings = (
+            [str(p) for p in folder.parent.iterdir() if p.is_dir()]
+            if folder.parent.is_dir()
+            else []
+        )
         raise FileNotFoundError(
-            f"there is no run folder {folder}{nearest(str(folder), siblings)}; make one with: sdediff train --out {folder}"
+            f"there is no run folder {folder}{nearest(str(folder), siblings)}; make one with: "
+            f"sdediff train --out {folder}"
         )
     path = locate(folder, CONFIG)
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is no run folder: it has no {CONFIG}; make one with: sdediff train --out DIR")
+        raise FileNotFoundError(
+            f"{folder} is no run folder: it has no {CONFIG}; make one with: sdediff train --out DIR"
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -155,51 +197,74 @@ def read_config(run: str | Path) -> dict[str, Any]:
 
 
 def _check(run: str | Path, config: Mapping[str, Any]) -> None:
-    """The sections are there and of the right kind, and the format is one that this version reads."""
+    """The sections are there and of the right kind, and the format is one that this version
+    reads.
+    """
     missing = [key for key in SECTIONS if key not in config]
     if missing:
         raise ValueError(_damaged(run, f"it lacks {', '.join(missing)}"))
     version = config.get("format")
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
         got = "no format" if version is None else f"the format {version!r}"
-        raise ValueError(_damaged(run, f"it says {got}, where a number from 1 to {FORMAT} is expected"))
+        raise ValueError(
+            _damaged(run, f"it says {got}, where a number from 1 to {FORMAT} is expected")
+        )
     if version > FORMAT:
         raise ValueError(
-            f"{Path(run) / CONFIG} has format {version}, and this version of sdediff reads formats up to {FORMAT}: "
+            f"{Path(run) / CONFIG} has format {version}, and this version of sdediff reads "
+            f"formats up to {FORMAT}: "
             "load it with a newer sdediff"
         )
-    for key, value in {"training": config.get("training") or {}, **{key: config[key] for key in SECTIONS}}.items():
+    for key, value in {
+        "training": config.get("training") or {},
+        **{key: config[key] for key in SECTIONS},
+    }.items():
         if not isinstance(value, dict):
-            raise ValueError(_damaged(run, f"{key} is {json.dumps(value)}, where an object is expected"))
+            raise ValueError(
+                _damaged(run, f"{key} is {json.dumps(value)}, where an object is expected")
+            )
     for key in ("sde", "network"):
         name, parameters = config[key].get("class"), config[key].get("parameters", 0)
         if not isinstance(name, str) or not (parameters is None or isinstance(parameters, dict)):
-            raise ValueError(_damaged(run, f"{key} needs a class, a name, and its parameters, an object or null"))
+            raise ValueError(
+                _damaged(run, f"{key} needs a class, a name, and its parameters, an object or null")
+            )
     missing = [key for key in ("predicts", "sigma_data") if key not in config["model"]]
     if missing:
         raise ValueError(_damaged(run, f"model lacks {', '.join(missing)}"))
 
 
 def _from_first(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration of format 1, where a clock was its name, its parameters, or null for the user's own, and a normalizer its
-    parameters."""
+    """A configuration of format 1, where a clock was its name, its parameters, or null for the
+    user's own, and a normalizer its parameters.
+    """
     model = dict(config["model"])
     clock = model.get("time", "t")
     if not isinstance(clock, str):
-        model["time"] = {"class": "Timesteps", "parameters": clock} if clock else {"class": "function", "parameters": None}
+        model["time"] = (
+            {"class": "Timesteps", "parameters": clock}
+            if clock
+            else {"class": "function", "parameters": None}
+        )
     if model.get("normalizer"):
         model["normalizer"] = {"class": "Normalizer", "parameters": model["normalizer"]}
     return {**config, "model": model}
 
 
-def read_run(run: str | Path, name: str, config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """State and metadata of a file of tensors; ValueError if it is damaged, or of another run than the configuration."""
+def read_run(
+    run: str | Path, name: str, config: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """State and metadata of a file of tensors; ValueError if it is damaged, or of another run than
+    the configuration.
+    """
     path = locate(Path(run), name)
     state, meta = read_tensors(path, sealed=config["format"] > 1)
     if meta.get("run") != config.get("run"):
         raise ValueError(
-            f"{path} is of run {meta.get('run', 'unknown')}, and {CONFIG} beside it of run {config.get('run', 'unknown')}: "
-            "two trainings have written this folder, or one of the files was copied there; restore the file that belongs, "
+            f"{path} is of run {meta.get('run', 'unknown')}, and {CONFIG} beside it of run "
+            f"{config.get('run', 'unknown')}: "
+            "two trainings have written this folder, or one of the files was copied there; "
+            "restore the file that belongs, "
             "or train again"
         )
     return state, meta

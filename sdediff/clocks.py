@@ -20,9 +20,9 @@ __all__ = ["CLOCKS", "Clock", "Timesteps", "check_clock", "check_time_dtype", "r
 class Timesteps(Record):
     """n t / T + shift: the step index of a network trained on integers, at real numbers too.
 
-    With ``n`` = N and shift = -1 the times t_i = T (i + 1) / N are i = 0..N - 1, as in a DDPM of N steps;
-    ``Timesteps(999, shift=0)`` is the convention of Song et al.'s code. Nothing is rounded unless ``rounded``: then the network
-    gets integers (int64).
+    With ``n`` = N and shift = -1 the times t_i = T (i + 1) / N are i = 0..N - 1, as in a DDPM of N
+    steps; ``Timesteps(999, shift=0)`` is the convention of Song et al.'s code. Nothing is rounded
+    unless ``rounded``: then the network gets integers (int64).
     """
 
     n: float = 1000
@@ -34,7 +34,9 @@ class Timesteps(Record):
         if not 0 < self.n < float("inf"):
             raise ValueError(f"Timesteps: n must be a positive number, 1000 say, got {self.n!r}")
         if not math.isfinite(self.shift):
-            raise ValueError(f"Timesteps: shift must be a finite number, -1 or 0 say, got {self.shift!r}")
+            raise ValueError(
+                f"Timesteps: shift must be a finite number, -1 or 0 say, got {self.shift!r}"
+            )
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         """Indices, shaped as t."""
@@ -53,20 +55,34 @@ def _sigma(sde: LinearSDE, t: Tensor) -> Tensor:
     return sde.sigma(t)
 
 
-CLOCKS: Final[dict[str, Callable[[Any, Tensor], Tensor]]] = {"t": lambda _, t: t, "log_snr": _log_snr, "sigma": _sigma}
+CLOCKS: Final[dict[str, Callable[[Any, Tensor], Tensor]]] = {
+    "t": lambda _, t: t,
+    "log_snr": _log_snr,
+    "sigma": _sigma,
+}
 """Clocks with a name."""
 
 
 def check_clock(clock: Clock, sde: SDE) -> Clock:
-    """Return the clock; a ValueError or TypeError if it is none, or takes a kernel that the SDE does not have."""
-    expected = f"time must be one of {', '.join(CLOCKS)}, Timesteps(1000) or a function of t, got {clock!r}"
+    """Return the clock; a ValueError or TypeError if it is none, or takes a kernel that the SDE
+    does not have.
+    """
+    expected = (
+        f"time must be one of {', '.join(CLOCKS)}, Timesteps(1000) or a function of t, got "
+        f"{clock!r}"
+    )
     if isinstance(clock, str):
         if clock not in CLOCKS:
             raise ValueError(expected + nearest(clock, CLOCKS))
         if clock != "t" and "kernel" not in sde.offers:
-            raise ValueError(f"{sde!r} has no Gaussian kernel, so no {clock}: hand the network time='t' or a function of t")
+            raise ValueError(
+                f"{sde!r} has no Gaussian kernel, so no {clock}: hand the network time='t' or a "
+                "function of t"
+            )
     elif not callable(clock):
-        hint = f"; write Timesteps({plain(clock)!r})" if isinstance(plain(clock), int | float) else ""
+        hint = (
+            f"; write Timesteps({plain(clock)!r})" if isinstance(plain(clock), int | float) else ""
+        )
         raise TypeError(expected + hint)
     return clock
 
@@ -75,7 +91,9 @@ def check_time_dtype(dtype: object) -> torch.dtype | None:
     """A dtype of times, or None; a ValueError for anything else."""
     if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         return dtype
-    raise ValueError(f"time_dtype must be a floating-point dtype, torch.float32 say, or None; got {dtype!r}")
+    raise ValueError(
+        f"time_dtype must be a floating-point dtype, torch.float32 say, or None; got {dtype!r}"
+    )
 
 
 def read_clock(clock: Clock, sde: SDE, t: Tensor) -> Tensor:
@@ -85,5 +103,7 @@ def read_clock(clock: Clock, sde: SDE, t: Tensor) -> Tensor:
     shown = clock(sde, t) if isinstance(clock, Timesteps) else reading("time", clock, "t", t)
     if not isinstance(shown, Tensor) or shown.shape != t.shape:
         got = f"shape {tuple(shown.shape)}" if isinstance(shown, Tensor) else type(shown).__name__
-        raise ValueError(f"time(t) must return a tensor of the shape of t, {tuple(t.shape)}; got {got}")
+        raise ValueError(
+            f"time(t) must return a tensor of the shape of t, {tuple(t.shape)}; got {got}"
+        )
     return shown

@@ -23,17 +23,21 @@ from sdediff.solvers.masked import kept
 __all__ = ["Clip", "Constrained", "Constraint", "DynamicThreshold", "applied"]
 
 Constraint = Callable[..., Tensor]
-"""E[x_0 | x_t] to the same, each sample by itself; `Predictions.constrained` says how it is called."""
+"""E[x_0 | x_t] to the same, each sample by itself; `Predictions.constrained` says how it is
+called.
+"""
 
 Applied = Callable[[Tensor, Tensor, int], Tensor]
 
 
 def applied(constraint: Constraint) -> Applied:
-    """The constraint as a function of x_0 (k, *event), the rows (k,) of the call's batch that these are, and the batch's size.
+    """The constraint as a function of x_0 (k, *event), the rows (k,) of the call's batch that these
+    are, and the batch's size.
 
-    Only some of the samples are there while others have arrived, or wait for their turn. A function of
-    (x_0, rows) is told which. One of x_0 alone may hold something for each sample of the batch, so
-    that it is handed the whole batch, absent samples being stood in for by the first that is there;
+    Only some of the samples are there while others have arrived, or wait for their turn. A function
+    of (x_0, rows) is told which. One of x_0 alone may hold something for each sample of the batch,
+    so that it is handed the whole batch, absent samples being stood in for by the first that is
+    there;
     unless it has ``samplewise = True``, which says that it holds nothing of that kind.
     """
     if takes_rows(constraint):
@@ -47,7 +51,9 @@ def applied(constraint: Constraint) -> Applied:
         parts = _once(rows)
         if len(parts) == 1:
             return _whole(constraint, x_0, rows, count)
-        found = torch.cat([_whole(constraint, x_0[some.to(x_0.device)], rows[some], count) for some in parts])
+        found = torch.cat(
+            [_whole(constraint, x_0[some.to(x_0.device)], rows[some], count) for some in parts]
+        )
         return found[torch.cat(parts).argsort().to(x_0.device)]
 
     return whole
@@ -61,7 +67,9 @@ def _whole(constraint: Constraint, x_0: Tensor, rows: Tensor, count: int) -> Ten
 
 
 def _once(rows: Tensor) -> list[Tensor]:
-    """Where in ``rows`` each comes for the first time, for the second, and so on: in each of these no row is twice."""
+    """Where in ``rows`` each comes for the first time, for the second, and so on: in each of these
+    no row is twice.
+    """
     ordered, order = rows.sort(stable=True)
     before = torch.empty_like(rows)
     before[order] = torch.arange(len(rows)) - torch.searchsorted(ordered, ordered)
@@ -69,20 +77,26 @@ def _once(rows: Tensor) -> list[Tensor]:
 
 
 def takes_rows(constraint: Constraint) -> bool:
-    """Whether a constraint is called with (x_0, rows): it needs a second argument, or has one called ``rows``."""
+    """Whether a constraint is called with (x_0, rows): it needs a second argument, or has one
+    called ``rows``.
+    """
     function: Any = constraint.forward if isinstance(constraint, torch.nn.Module) else constraint
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):  # a built-in function
         return False
     placed = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return len(placed) > 1 and (placed[1].default is inspect.Parameter.empty or placed[1].name == "rows")
+    return len(placed) > 1 and (
+        placed[1].default is inspect.Parameter.empty or placed[1].name == "rows"
+    )
 
 
 def _checked(out: Tensor, x_0: Tensor) -> Tensor:
     if not isinstance(out, Tensor) or out.shape != x_0.shape:
         got = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
-        raise ValueError(f"a constraint must return a tensor of the shape of x_0, {tuple(x_0.shape)}, got {got}")
+        raise ValueError(
+            f"a constraint must return a tensor of the shape of x_0, {tuple(x_0.shape)}, got {got}"
+        )
     return out
 
 
@@ -93,7 +107,8 @@ class _At(NamedTuple):
 
 
 class Constrained(Operator):
-    """A model whose E[x_0 | x_t] is held to a constraint, in the user's units; it predicts the data.
+    """A model whose E[x_0 | x_t] is held to a constraint, in the user's units; it predicts the
+    data.
 
     `Predictions.constrained` makes it and says how the constraint is called. ``learner`` is the
     model whose network losses are about: they do not see constraints.
@@ -103,7 +118,8 @@ class Constrained(Operator):
 
     def __init__(self, model: Model, constraint: Constraint) -> None:
         super().__init__(model)
-        vars(self)["constraint"] = constraint  # not by attribute: a module would be entered among the network's
+        # not by attribute: a module would be entered among the network's
+        vars(self)["constraint"] = constraint
         vars(self)["_applied"] = applied(constraint)
 
     @property
@@ -124,7 +140,9 @@ class Constrained(Operator):
         return [_At(*row) for row in zip(inner, keeps, pushes, strict=True)]
 
     def evaluate(self, x: Tensor, at: _At, rows: Rows) -> Tensor | Output:
-        """The constrained data prediction; under a normalizer with ``clean``, the same in the user's units to the bit."""
+        """The constrained data prediction; under a normalizer with ``clean``, the same in the
+        user's units to the bit.
+        """
         found = self.ask(x, at.inner, rows)
         out = kept(value_of(found, x, self.model), rows.mask)
         rows.look(x, out)  # of NaN a constraint may make a number
@@ -141,7 +159,9 @@ class Constrained(Operator):
 
 @dataclass(frozen=True)
 class Clip(Record):
-    """x_0 confined to [low, high], the range of the data (Ho et al. 2020's code does so for images in [-1, 1])."""
+    """x_0 confined to [low, high], the range of the data (Ho et al. 2020's code does so for images
+    in [-1, 1]).
+    """
 
     samplewise: ClassVar[bool] = True
     low: float = -1.0
@@ -159,8 +179,9 @@ class Clip(Record):
 
 @dataclass(frozen=True)
 class DynamicThreshold(Record):
-    """x_0 confined to [-s, s] and divided by s / bound, s the larger of ``bound`` and the ``quantile`` of a sample's abs(x_0): the
-    least of its entries that so large a share of them does not exceed.
+    """x_0 confined to [-s, s] and divided by s / bound, s the larger of ``bound`` and the
+    ``quantile`` of a sample's abs(x_0): the least of its entries that so large a share of them does
+    not exceed.
 
     Saharia et al. 2022 (arXiv 2205.11487, section 2.3), for data in [-bound, bound].
     """
@@ -173,12 +194,15 @@ class DynamicThreshold(Record):
         """Check the arguments."""
         if not 0 < self.quantile <= 1 or not 0 < self.bound < float("inf"):
             raise ValueError(
-                f"DynamicThreshold: quantile must lie in (0, 1] and bound be positive, got {self.quantile!r} and {self.bound!r}"
+                "DynamicThreshold: quantile must lie in (0, 1] and bound be positive, got "
+                f"{self.quantile!r} and {self.bound!r}"
             )
 
     def __call__(self, x_0: Tensor) -> Tensor:
         """The confined prediction."""
         sizes = rowwise(x_0).abs()
-        size = sizes.kthvalue(max(1, math.ceil(self.quantile * sizes.shape[1] - 1e-9)), dim=1).values
+        size = sizes.kthvalue(
+            max(1, math.ceil(self.quantile * sizes.shape[1] - 1e-9)), dim=1
+        ).values
         s = size.clamp(min=self.bound).reshape(-1, *(1,) * (x_0.ndim - 1))
         return torch.maximum(torch.minimum(x_0, s), -s) * (self.bound / s)

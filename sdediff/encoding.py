@@ -8,7 +8,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sdediff.arguments import Grid, Span, check_model, check_shape, check_solver, check_states, default_solver, intervals
+from sdediff.arguments import (
+    Grid,
+    Span,
+    check_model,
+    check_shape,
+    check_solver,
+    check_states,
+    default_solver,
+    intervals,
+)
 from sdediff.protocols import Model, facts
 from sdediff.solvers import Options, RungeKutta4, Snapshot, Solution, Solver
 from sdediff.solving import Solving, check_deterministic
@@ -37,16 +46,19 @@ def encode(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Solution:
-    """Carry data x (B, *event) from t_min up to t_max along dx = [drift(x, t) - g^2 / 2 score(x, t)] dt; no noise is drawn.
+    """Carry data x (B, *event) from t_min up to t_max along dx = [drift(x, t) - g^2 / 2 score(x,
+    t)] dt; no noise is drawn.
 
-    The probability flow of Song et al. 2021 (arXiv 2011.13456, eq. 13), uphill: the latents are the ``x`` of the result, and
-    `decode` brings them back. x is taken for a state at ``t_start``, by default t_min, as it is. ``solver`` is any that draws no
-    noise; with ``steps=N`` or a ``grid`` that rises it takes fixed steps: `DDIM` is then DDIM inversion (Song et al. 2021,
-    arXiv 2010.02502, Section 4.3), explicit, so that N steps up and N steps down differ by an error of order 1 / N. By default
-    `RK45`, or with steps the deterministic default of `sample`. ``dtype`` is that of x unless given, float32 at least. All else is
-    as for `sample`.
+    The probability flow of Song et al. 2021 (arXiv 2011.13456, eq. 13), uphill: the latents are the
+    ``x`` of the result, and `decode` brings them back. x is taken for a state at ``t_start``, by
+    default t_min, as it is. ``solver`` is any that draws no noise; with ``steps=N`` or a ``grid``
+    that rises it takes fixed steps: `DDIM` is then DDIM inversion (Song et al. 2021, arXiv
+    2010.02502, Section 4.3), explicit, so that N steps up and N steps down differ by an error of
+    order 1 / N. By default `RK45`, or with steps the deterministic default of `sample`. ``dtype``
+    is that of x unless given, float32 at least. All else is as for `sample`.
 
-    Raises ValueError or TypeError before the first evaluation of the network, `SolveError` after it.
+    Raises ValueError or TypeError before the first evaluation of the network, `SolveError` after
+    it.
     """
     solver = flow_solver("encode", model, solver, steps, grid)
     kind = state_dtype("x", x, dtype)
@@ -96,12 +108,14 @@ def decode(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Solution:
-    """Carry latents z (B, *event) from t_max down to t_min along the probability flow: the inverse of `encode`.
+    """Carry latents z (B, *event) from t_max down to t_min along the probability flow: the inverse
+    of `encode`.
 
-    The result is the state at the end as it is: ``sample(model, z.shape, x_init=z, last="noisy")`` without noise. The arguments
-    are those of `encode`, a ``grid`` falls.
+    The result is the state at the end as it is: ``sample(model, z.shape, x_init=z, last="noisy")``
+    without noise. The arguments are those of `encode`, a ``grid`` falls.
 
-    Raises ValueError or TypeError before the first evaluation of the network, `SolveError` after it.
+    Raises ValueError or TypeError before the first evaluation of the network, `SolveError` after
+    it.
     """
     solver = flow_solver("decode", model, solver, steps, grid)
     kind = state_dtype("z", z, dtype)
@@ -130,17 +144,22 @@ def decode(
     return _carry("decoding", solving, z)
 
 
-def flow_solver(what: str, model: Model, solver: Solver | None, steps: int | None, grid: Grid | None) -> Solver:
+def flow_solver(
+    what: str, model: Model, solver: Solver | None, steps: int | None, grid: Grid | None
+) -> Solver:
     """A deterministic solver, the default one if none is given."""
     check_model(model)
     if solver is None:
         default = default_solver(model.sde, intervals(steps, grid), stochastic=False)
-        solver = RungeKutta4() if default.stochastic else default  # under an SDE without a Gaussian kernel
+        # under an SDE without a Gaussian kernel
+        solver = RungeKutta4() if default.stochastic else default
     return check_deterministic(check_solver(solver), what)
 
 
 def state_dtype(name: str, x: Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    """``dtype``, or that of the states x, float32 at least; a ValueError unless they are finite numbers (B, *event)."""
+    """``dtype``, or that of the states x, float32 at least; a ValueError unless they are finite
+    numbers (B, *event).
+    """
     check_shape(check_states(name, x).shape)
     return torch.promote_types(x.dtype, torch.float32) if dtype is None else dtype
 

@@ -13,7 +13,9 @@ from typing import Final
 __all__ = ["sweep", "write_atomically"]
 
 _ABANDONED: Final = 3600.0
-"""Seconds after which a temporary file beside a file of ours belongs to a writer that was killed."""
+"""Seconds after which a temporary file beside a file of ours belongs to a writer that was
+killed.
+"""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -33,7 +35,9 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def sweep(path: Path, age: float = 0.0) -> None:
-    """Remove the temporary files of `write_atomically` for this path that are at least ``age`` seconds old."""
+    """Remove the temporary files of `write_atomically` for this path that are at least ``age``
+    seconds old.
+    """
     ours = re.compile(re.escape(f".{path.name}.") + "[a-z0-9_]{8}")
     now = time.time()
     for found in path.parent.iterdir():

@@ -1,4 +1,6 @@
-"""Signals that end a run: noted, so that what is under way comes to an end and what there is can be kept."""
+"""Signals that end a run: noted, so that what is under way comes to an end and what there is can be
+kept.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from typing import Any, Final
 
 __all__ = ["Stop", "raising", "signal_of", "stoppable"]
 
-_POLITE: Final = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+_POLITE: Final = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 
 
 class Stop:
@@ -27,8 +31,9 @@ class Stop:
 def stoppable() -> Iterator[Stop]:
     """A `Stop` that Ctrl-C, SIGTERM and SIGHUP set.
 
-    A second Ctrl-C interrupts at once; SIGTERM and SIGHUP, which schedulers and terminals may send twice, are noted only. A signal
-    that is ignored, as SIGHUP is under nohup, or that the user handles is left alone. Outside the main thread none is noted.
+    A second Ctrl-C interrupts at once; SIGTERM and SIGHUP, which schedulers and terminals may send
+    twice, are noted only. A signal that is ignored, as SIGHUP is under nohup, or that the user
+    handles is left alone. Outside the main thread none is noted.
     """
     stop = Stop()
     before = _handlers()
@@ -51,14 +56,17 @@ def _handlers() -> dict[int, Any]:
     """The handlers of the signals that are taken over; none outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         return {}
-    before: dict[int, Any] = {number: signal.SIG_DFL for number in _POLITE if signal.getsignal(number) is signal.SIG_DFL}
+    before: dict[int, Any] = {
+        number: signal.SIG_DFL for number in _POLITE if signal.getsignal(number) is signal.SIG_DFL
+    }
     before[signal.SIGINT] = signal.getsignal(signal.SIGINT)
     return before
 
 
 @contextmanager
 def raising() -> Iterator[None]:
-    """Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt; after the first, SIGTERM and SIGHUP are ignored.
+    """Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt; after the first, SIGTERM and SIGHUP are
+    ignored.
 
     `signal_of` says which one came. Which signals are left alone, `stoppable` says.
     """

@@ -41,38 +41,46 @@ class Call(NamedTuple):
 class ScoreModel(Predictions):
     """A network and the SDE it belongs to.
 
-    ``net(x, time, **condition)`` takes states (B, *event) and times (B,) and returns a tensor of the shape of x (or an object with
-    that tensor as ``.sample``, as diffusers' networks do). ``predicts`` says what it returns: ``noise`` (or ``eps``), ``data``
-    (``x0``), ``score``, ``v``, ``flow``, or ``edm``, where the network sees x divided by sqrt(sigma^2 + alpha^2 sigma_data^2), so
-    that its input and output have unit variance for data of standard deviation ``sigma_data``. ``edm`` is the raw output, F of
-    Karras et al. 2022 (arXiv 2206.00364, eq. 7); their denoiser D, which includes the preconditioning, predicts ``data``. All of
-    these are affine in x_0 and noise, so each is computed from any other; where that is singular a ValueError says which to use.
+    ``net(x, time, **condition)`` takes states (B, *event) and times (B,) and returns a tensor of
+    the shape of x (or an object with that tensor as ``.sample``, as diffusers' networks do).
+    ``predicts`` says what it returns: ``noise`` (or ``eps``), ``data`` (``x0``), ``score``, ``v``,
+    ``flow``, or ``edm``, where the network sees x divided by sqrt(sigma^2 + alpha^2 sigma_data^2),
+    so that its input and output have unit variance for data of standard deviation ``sigma_data``.
+    ``edm`` is the raw output, F of Karras et al. 2022 (arXiv 2206.00364, eq. 7); their denoiser D,
+    which includes the preconditioning, predicts ``data``. All of these are affine in x_0 and noise,
+    so each is computed from any other; where that is singular a ValueError says which to use.
 
-    ``time`` says which time the network is handed: ``"t"``, ``"log_snr"``, ``"sigma"``, `Timesteps` (a scaled integer), or a
-    function of float64 times, () or (B,).
+    ``time`` says which time the network is handed: ``"t"``, ``"log_snr"``, ``"sigma"``, `Timesteps`
+    (a scaled integer), or a function of float64 times, () or (B,).
 
-    One rule for dtypes: the network is handed x, times and conditions in the dtype of its parameters (integers as they are;
-    ``time_dtype`` for times alone takes precedence), or of the state if it has none. Its output is raised to the state's dtype
-    before anything is computed with it. States and losses have float32 at least; predictions are computed so and rounded once.
+    One rule for dtypes: the network is handed x, times and conditions in the dtype of its
+    parameters (integers as they are; ``time_dtype`` for times alone takes precedence), or of the
+    state if it has none. Its output is raised to the state's dtype before anything is computed with
+    it. States and losses have float32 at least; predictions are computed so and rounded once.
 
     The network reads these tensors: a ValueError says so if it writes to one in place.
 
-    Device, dtype and evaluation mode are those of the modules that ``net`` is or calls: `functools.partial`, lambdas, bound methods
-    and objects that hold modules are looked through. Where a module is found only by running the code, or several disagree,
-    ``network`` names the one that is handed x.
+    Device, dtype and evaluation mode are those of the modules that ``net`` is or calls:
+    `functools.partial`, lambdas, bound methods and objects that hold modules are looked through.
+    Where a module is found only by running the code, or several disagree, ``network`` names the one
+    that is handed x.
 
-    ``data_std`` is the standard deviation of the data about the means of their channels (for points: of their coordinates). Solvers
-    work in units of it. Models of `sdediff.exact` declare it, `fit` estimates it; by default it is ``sde.data_std``, 1 under `VP`.
-    ``sigma_data`` is ``data_std`` where that is declared, else ``sde.sigma_data``, which is 0.5 under `VP`.
+    ``data_std`` is the standard deviation of the data about the means of their channels (for
+    points: of their coordinates). Solvers work in units of it. Models of `sdediff.exact` declare
+    it, `fit` estimates it; by default it is ``sde.data_std``, 1 under `VP`. ``sigma_data`` is
+    ``data_std`` where that is declared, else ``sde.sigma_data``, which is 0.5 under `VP`.
 
-    ``learned_variance``: the network returns twice the channels (dimension 1), the second half of which says how large the variance
-    of DDPM's reverse step is (``DDPM(variance="learned")``); other solvers and losses leave it aside.
+    ``learned_variance``: the network returns twice the channels (dimension 1), the second half of
+    which says how large the variance of DDPM's reverse step is (``DDPM(variance="learned")``);
+    other solvers and losses leave it aside.
 
-    ``normalizer``: the network and the SDE see the user's data y as x = (y - mean) / std. ``fit``, `diagnose`, `sample`, `encode`
-    and likelihoods take and return y; losses, the methods of the model and ``data_std`` are for x.
+    ``normalizer``: the network and the SDE see the user's data y as x = (y - mean) / std. ``fit``,
+    `diagnose`, `sample`, `encode` and likelihoods take and return y; losses, the methods of the
+    model and ``data_std`` are for x.
 
-    Under an SDE without a Gaussian kernel the network predicts the score. The methods take t as a number or one number a sample,
-    inside the SDE's usable range, and ``**condition`` for the network.
+    Under an SDE without a Gaussian kernel the network predicts the score. The methods take t as a
+    number or one number a sample, inside the SDE's usable range, and ``**condition`` for the
+    network.
     """
 
     network: nn.Module | None
@@ -93,7 +101,10 @@ class ScoreModel(Predictions):
     ) -> None:
         super().__init__()
         if isinstance(net, ScoreModel):
-            raise TypeError("net is a ScoreModel already: pass it as it is, or its network, ScoreModel(net=model.net, sde=...)")
+            raise TypeError(
+                "net is a ScoreModel already: pass it as it is, or its network, "
+                "ScoreModel(net=model.net, sde=...)"
+            )
         given: object = net
         if isinstance(given, type) and issubclass(given, nn.Module):
             raise TypeError(f"net must be a network, not a class: write {given.__name__}(...)")
@@ -101,12 +112,17 @@ class ScoreModel(Predictions):
             hint = "; the order is ScoreModel(net, sde)" if isinstance(net, SDE) else ""
             raise TypeError(f"net must be callable as net(x, t), got {net!r}{hint}")
         if isinstance(sde, type) or not isinstance(sde, SDE):
-            hint = f"pass an instance, {sde.__name__}()" if isinstance(sde, type) else "pass VP(), say"
+            hint = (
+                f"pass an instance, {sde.__name__}()" if isinstance(sde, type) else "pass VP(), say"
+            )
             raise TypeError(f"sde must be an SDE, got {sde!r}; {hint}")
         sde.check_range()
         predicts = canonical(predicts)
         if "kernel" not in sde.offers and predicts != "score":
-            raise ValueError(f"{sde!r} has no Gaussian kernel: its network predicts 'score', got {predicts!r}; or use a LinearSDE")
+            raise ValueError(
+                f"{sde!r} has no Gaussian kernel: its network predicts 'score', got "
+                f"{predicts!r}; or use a LinearSDE"
+            )
         self.net = net
         self.sde = sde
         self.predicts = predicts
@@ -118,7 +134,9 @@ class ScoreModel(Predictions):
         self.learned_variance = flag("learned_variance", learned_variance)
         self.extras: tuple[str, ...] = ("variance",) if self.learned_variance else ()
         if normalizer is not None and not isinstance(normalizer, Normalizer):
-            raise TypeError(f"normalizer must be a Normalizer, Normalizer.of(data) say; got {normalizer!r}")
+            raise TypeError(
+                f"normalizer must be a Normalizer, Normalizer.of(data) say; got {normalizer!r}"
+            )
         self.normalizer = normalizer
         if network is not None and not isinstance(network, nn.Module):
             raise TypeError(f"network must be the torch module that net calls, got {network!r}")
@@ -126,7 +144,9 @@ class ScoreModel(Predictions):
 
     @property
     def data_std(self) -> float:
-        """The standard deviation of a coordinate of the data: declared, else the one that the SDE is made for."""
+        """The standard deviation of a coordinate of the data: declared, else the one that the SDE
+        is made for.
+        """
         return self.sde.data_std if self.declared_data_std is None else self.declared_data_std
 
     @property
@@ -145,7 +165,9 @@ class ScoreModel(Predictions):
         return self._agreed("device", lambda p: p.device) is not None
 
     def _agreed(self, name: str, read: Callable[[Tensor], _Fact | None]) -> _Fact | None:
-        """What the first parameter says that says anything; a ValueError if modules behind ``net`` disagree."""
+        """What the first parameter says that says anything; a ValueError if modules behind ``net``
+        disagree.
+        """
         own = first_fact(self if self.network is None else self.network, read)
         if own is not None or self.network is not None:
             return own
@@ -161,7 +183,11 @@ class ScoreModel(Predictions):
         """The modules behind ``net`` that are not registered here."""
         registered = set(self.modules())
         named = [] if self.network is None else [self.network]
-        return [module for module in (*named, *modules_behind(self.net).modules) if module not in registered]
+        return [
+            module
+            for module in (*named, *modules_behind(self.net).modules)
+            if module not in registered
+        ]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         for module in self._hidden():
@@ -176,24 +202,42 @@ class ScoreModel(Predictions):
         return super().train(mode)
 
     def conversion(self, target: str, t: Tensor) -> Pair:
-        """(A, B) such that ``target`` is A x + B output, for float64 host times () or (B,); not finite where there is none."""
+        """(A, B) such that ``target`` is A x + B output, for float64 host times () or (B,); not
+        finite where there is none.
+        """
         return conversion(self.sde, self.predicts, target, t, self.sigma_data)
 
     def singular(self, target: str, t: Tensor) -> str:
-        """Why `conversion` to ``target`` is not finite at the first such time of t, and what to use instead."""
+        """Why `conversion` to ``target`` is not finite at the first such time of t, and what to use
+        instead.
+        """
         times = t.reshape(-1)
-        bad = ~torch.stack([torch.isfinite(c).reshape(-1) for c in self.conversion(target, t)]).all(dim=0)
-        return singular(self.sde, self.predicts, target, times[bad][0] if bool(bad.any()) else times[0], self.sigma_data)
+        bad = ~torch.stack([torch.isfinite(c).reshape(-1) for c in self.conversion(target, t)]).all(
+            dim=0
+        )
+        return singular(
+            self.sde,
+            self.predicts,
+            target,
+            times[bad][0] if bool(bad.any()) else times[0],
+            self.sigma_data,
+        )
 
     def at(self, times: Tensor, like: Like, piece: Piece | None = None) -> Sequence[Call]:
-        """The network's times, and what states are scaled by, for each of times (n,) or (n, rows)."""
+        """The network's times, and what states are scaled by, for each of times (n,) or (n,
+        rows).
+        """
         dtype = like.sees if like.asked is self else self.dtype or like.sees
         t = times.reshape(-1)
         time = t if self.time == "t" else read_clock(self.time, self.sde, t)
         if time.is_floating_point():
-            time = time.to(dtype if self.time_dtype is None or like.device.type == "mps" else self.time_dtype)
+            time = time.to(
+                dtype if self.time_dtype is None or like.device.type == "mps" else self.time_dtype
+            )
         time = time.to(like.device, non_blocking=True)
-        moments = (time.reshape(times.shape) if times.ndim > 1 else time[:, None].expand(-1, like.rows)).unbind()
+        moments = (
+            time.reshape(times.shape) if times.ndim > 1 else time[:, None].expand(-1, like.rows)
+        ).unbind()
         if self.predicts != "edm":
             return list(map(Call, moments, repeat(dtype)))
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
@@ -205,7 +249,8 @@ class ScoreModel(Predictions):
         """The network's prediction at states x (rows, *event), in their shape and dtype.
 
         This is the method to override, and what every sampler, loss and likelihood calls. With
-        ``learned_variance`` it is an `Output` with ``variance`` beside the value, of the same shape.
+        ``learned_variance`` it is an `Output` with ``variance`` beside the value, of the same
+        shape.
         """
         rows.count()
         given = x if at.scale is None else weighted((at.scale, x))
@@ -213,7 +258,11 @@ class ScoreModel(Predictions):
         # Made for all rows beforehand, unless these are others.
         count, time = x.shape[0], at.time
         time = time if time.shape[0] == count else _of_rows(time, count)
-        named = {name: _of_dtype(value, at.dtype) for name, value in rows.condition.items()} if rows.condition else {}
+        named = (
+            {name: _of_dtype(value, at.dtype) for name, value in rows.condition.items()}
+            if rows.condition
+            else {}
+        )
         try:
             out = reading("the network", self.net, "x, t", given, time, **named)
         except WrittenError:
@@ -223,7 +272,8 @@ class ScoreModel(Predictions):
                 check_names(named, self.net)
             names = "".join(f", {name}" for name in named)
             error.add_note(
-                f"the network was called as net(x, t{names}) with x of shape {tuple(x.shape)}, {at.dtype}: does it take that?"
+                f"the network was called as net(x, t{names}) with x of shape {tuple(x.shape)}, "
+                f"{at.dtype}: does it take that?"
             )
             raise
         if self.learned_variance:
@@ -236,18 +286,26 @@ class ScoreModel(Predictions):
 
 
 def _of_rows(time: Tensor, count: int) -> Tensor:
-    """The one time of an entry of `ScoreModel.at` for another number of rows; a ValueError where its rows have their own."""
+    """The one time of an entry of `ScoreModel.at` for another number of rows; a ValueError where
+    its rows have their own.
+    """
     if len(time) > 1 and time.stride(0) != 0:
         raise ValueError(
-            f"an entry of `at` for {len(time)} rows, each at its own time, was evaluated at {count} rows: a model that evaluates "
-            "another at rows of its own choice, rows.take(i), hands on the times of these, times[:, i] where times are (n, rows)"
+            f"an entry of `at` for {len(time)} rows, each at its own time, was evaluated at "
+            f"{count} rows: a model that evaluates "
+            "another at rows of its own choice, rows.take(i), hands on the times of these, "
+            "times[:, i] where times are (n, rows)"
         )
     return time[:1].expand(count)
 
 
 def _of_dtype(value: Any, dtype: torch.dtype) -> Any:
     """A condition as the network is handed it."""
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != dtype else value
+    return (
+        value.to(dtype)
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != dtype
+        else value
+    )
 
 
 def _length(name: str, value: Any) -> float:

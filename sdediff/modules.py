@@ -1,4 +1,6 @@
-"""The torch modules that a callable uses, however callables wrap each other; and evaluation mode for one thread."""
+"""The torch modules that a callable uses, however callables wrap each other; and evaluation mode
+for one thread.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ __all__ = ["Found", "evaluating", "first_fact", "modules_behind"]
 _MOST: Final = 2000
 """Objects that a search looks at before it ends."""
 _FOREIGN: Final = frozenset({"builtins", "numpy", "scipy", "sdediff", "solvers", "torch"})
-"""Packages whose functions hold no network of the user's; what is stored in their objects is looked at."""
+"""Packages whose functions hold no network of the user's; what is stored in their objects is looked
+at.
+"""
 _COMPILED: Final = "_torchdynamo_orig_callable"
 _OWN: Final = frozenset(vars(nn.Module()))
 _LEAVES: Final = (type, Tensor, SDE, str, bytes, int, float, complex)
@@ -47,18 +51,21 @@ class Found(NamedTuple):
 def modules_behind(call: object) -> Found:
     """The modules that ``call`` is or uses.
 
-    The search follows `functools.partial`, bound methods, closures, defaults, globals that the code names, decorators with
-    ``__wrapped__``, compiled functions, objects with ``__call__`` and, of these and of modules, the attributes that the code names;
-    where this finds no module with parts or parameters, all attributes. It does not follow names that the code computes.
+    The search follows `functools.partial`, bound methods, closures, defaults, globals that the code
+    names, decorators with ``__wrapped__``, compiled functions, objects with ``__call__`` and, of
+    these and of modules, the attributes that the code names; where this finds no module with parts
+    or parameters, all attributes. It does not follow names that the code computes.
     """
     for first in (frozenset[str](), None):
         found: list[nn.Module] = []
         inside: dict[int, nn.Module] = {}
-        seen: dict[tuple[int, _Names], object] = {}  # the objects are held, so that no other takes their id
+        # the objects are held, so that no other takes their id
+        seen: dict[tuple[int, _Names], object] = {}
         queue: deque[tuple[object, _Names]] = deque([(call, first)])
         while queue and len(seen) < _MOST:
             part, names = queue.popleft()
-            with suppress(Exception):  # an object may object to being looked at, as proxies do outside their context
+            # an object may object to being looked at, as proxies do outside their context
+            with suppress(Exception):
                 if part is None or isinstance(part, _LEAVES) or (id(part), names) in seen:
                     continue
                 seen[id(part), names] = part
@@ -74,7 +81,9 @@ def modules_behind(call: object) -> Found:
 
 
 def first_fact(module: nn.Module, read: Callable[[Tensor], _Fact | None]) -> _Fact | None:
-    """What ``read`` says of the first parameter of which it says something; of the first such buffer if no parameter will do."""
+    """What ``read`` says of the first parameter of which it says something; of the first such
+    buffer if no parameter will do.
+    """
     for tensor in chain(module.parameters(), module.buffers()):
         if (fact := read(tensor)) is not None:
             return fact
@@ -82,7 +91,9 @@ def first_fact(module: nn.Module, read: Callable[[Tensor], _Fact | None]) -> _Fa
 
 
 def _enter(outer: nn.Module, inside: dict[int, nn.Module]) -> list[object]:
-    """Note a module and its registered submodules in ``inside``; returns what else they keep and may call."""
+    """Note a module and its registered submodules in ``inside``; returns what else they keep and
+    may call.
+    """
     before = len(inside)
     stack: list[nn.Module | None] = [outer]
     while stack:
@@ -95,7 +106,12 @@ def _enter(outer: nn.Module, inside: dict[int, nn.Module]) -> list[object]:
         for module in list(inside.values())[before:]
         if not type(module).__module__.startswith("torch.") or "forward" in vars(module)
         for name, value in vars(module).items()
-        if name not in _OWN and (callable(value) or hasattr(type(value), "evaluate") or isinstance(value, list | tuple | dict))
+        if name not in _OWN
+        and (
+            callable(value)
+            or hasattr(type(value), "evaluate")
+            or isinstance(value, list | tuple | dict)
+        )
     ]
 
 
@@ -111,13 +127,18 @@ def _parts(part: Any, names: _Names) -> Iterator[tuple[object, _Names]]:
     elif isinstance(part, weakref.ref):
         yield part(), names
     elif isinstance(part, dict | list | tuple | set | frozenset):
-        yield from ((value, names) for value in islice(part.values() if isinstance(part, dict) else part, _MOST))
+        yield from (
+            (value, names)
+            for value in islice(part.values() if isinstance(part, dict) else part, _MOST)
+        )
     else:
         yield from _object(part, names)
 
 
 def _function(function: object, names: _Names, owner: object) -> Iterator[tuple[object, _Names]]:
-    """What a function reaches: its owner, its cells, its defaults, what it wraps and the globals that its code names."""
+    """What a function reaches: its owner, its cells, its defaults, what it wraps and the globals
+    that its code names.
+    """
     if not isinstance(function, FunctionType):
         yield owner, names
         return
@@ -153,16 +174,24 @@ def _object(part: Any, names: _Names) -> Iterator[tuple[object, _Names]]:
         elif not is_module:
             yield _member(part, getattr(type(part), name, None)), names
     for kind in type(part).__mro__ if names is None else ():
-        yield from ((_member(part, member), names) for member in vars(kind).values() if isinstance(member, MemberDescriptorType))
+        yield from (
+            (_member(part, member), names)
+            for member in vars(kind).values()
+            if isinstance(member, MemberDescriptorType)
+        )
 
 
 def _member(part: object, member: object) -> object:
-    """What an object has of its class: a method, the method behind a property, or a slot's value."""
+    """What an object has of its class: a method, the method behind a property, or a slot's
+    value.
+    """
     if isinstance(member, FunctionType):
         return MethodType(member, part)
     if isinstance(member, property):
         return None if member.fget is None else MethodType(member.fget, part)
-    return getattr(part, member.__name__, None) if isinstance(member, MemberDescriptorType) else None
+    return (
+        getattr(part, member.__name__, None) if isinstance(member, MemberDescriptorType) else None
+    )
 
 
 @functools.lru_cache(maxsize=1024)
@@ -181,7 +210,9 @@ def _named(code: CodeType) -> tuple[frozenset[str], frozenset[str]]:
 
 
 class _Entered(threading.local):
-    """The modules that a thread evaluates, by identity, one set for each `evaluating` that it is inside."""
+    """The modules that a thread evaluates, by identity, one set for each `evaluating` that it is
+    inside.
+    """
 
     def __init__(self) -> None:
         self.modules: list[frozenset[int]] = []
@@ -190,15 +221,19 @@ class _Entered(threading.local):
 _ENTERED: Final = _Entered()
 _LOCK: Final = threading.Lock()
 _USERS: Final[dict[int, int]] = {}
-"""How many calls evaluate the module with this id. The calls hold the module, so that no other takes its id."""
+"""How many calls evaluate the module with this id. The calls hold the module, so that no other
+takes its id.
+"""
 _BEFORE: Final[dict[int, bool]] = {}
 """The flag that a module of one mode for all threads returns to."""
 
 
 class _PerThread:
-    """What a module's class is mixed with while a thread evaluates it: ``training`` is False in that thread.
+    """What a module's class is mixed with while a thread evaluates it: ``training`` is False in
+    that thread.
 
-    Threads that Python did not start, autograd's, compute for one that may evaluate: to them it is False too.
+    Threads that Python did not start, autograd's, compute for one that may evaluate: to them it is
+    False too.
     """
 
     def __init_subclass__(cls) -> None:
@@ -235,17 +270,24 @@ _FOREIGN_THREAD: Final = threading._DummyThread
 
 @functools.lru_cache(maxsize=1024)
 def _per_thread(kind: Any) -> Any:
-    names = {"own_class": kind, "__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    names = {
+        "own_class": kind,
+        "__module__": kind.__module__,
+        "__qualname__": kind.__qualname__,
+        "__doc__": kind.__doc__,
+    }
     return type(kind)(kind.__name__, (_PerThread, kind), names)
 
 
 @contextmanager
 def evaluating(*calls: object) -> Iterator[None]:
-    """Evaluate the modules behind ``calls`` in evaluation mode, in this thread, and leave them as they are for all others.
+    """Evaluate the modules behind ``calls`` in evaluation mode, in this thread, and leave them as
+    they are for all others.
 
-    So a thread that samples does not disturb one that trains the same network, nor another one that samples. For as long the
-    modules' classes have a ``training`` of their own for each thread. Compiled and scripted modules and `nn.DataParallel` cannot
-    have that: their flags are those of all threads, set by the first call that evaluates them and set back by the last.
+    So a thread that samples does not disturb one that trains the same network, nor another one that
+    samples. For as long the modules' classes have a ``training`` of their own for each thread.
+    Compiled and scripted modules and `nn.DataParallel` cannot have that: their flags are those of
+    all threads, set by the first call that evaluates them and set back by the last.
     """
     modules: dict[int, nn.Module] = {}
     one_mode = False

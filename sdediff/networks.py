@@ -1,4 +1,6 @@
-"""Networks that ship: a U-Net for images (diffusers' UNet2DModel) and a multilayer perceptron for points."""
+"""Networks that ship: a U-Net for images (diffusers' UNet2DModel) and a multilayer perceptron for
+points.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,11 @@ T = TypeVar("T")
 class UNet(nn.Module):
     """diffusers' UNet2DModel for images (B, C, H, W) of any size and times (B,) in [0, 1].
 
-    ``widths`` are the channels of each level, each level half as wide as the one before; ``attention`` says which levels attend.
-    ``out_channels``: by default ``channels``; twice as many for a learned variance.
-    Images whose sides are no multiple of 2^(levels - 1) are padded by repetition and cropped again. The embedding sees 1000 t.
+    ``widths`` are the channels of each level, each level half as wide as the one before;
+    ``attention`` says which levels attend. ``out_channels``: by default ``channels``; twice as many
+    for a learned variance.
+    Images whose sides are no multiple of 2^(levels - 1) are padded by repetition and cropped again.
+    The embedding sees 1000 t.
     """
 
     def __init__(
@@ -38,18 +42,27 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         channels, layers, groups = (
-            whole(f"UNet: {name}", value, 1) for name, value in (("channels", channels), ("layers", layers), ("groups", groups))
+            whole(f"UNet: {name}", value, 1)
+            for name, value in (("channels", channels), ("layers", layers), ("groups", groups))
         )
         for name, value in (("widths", widths), ("attention", attention)):
             if not isinstance(value, Sequence) or isinstance(value, str):
-                raise TypeError(f"UNet: {name} must be a sequence with one entry for each resolution, got {value!r}")
+                raise TypeError(
+                    f"UNet: {name} must be a sequence with one entry for each resolution, got "
+                    f"{value!r}"
+                )
         widths = [whole("UNet: widths", width, 1) for width in widths]
         dropout = real("UNet: dropout", dropout)
         if not 0 <= dropout < 1:
             raise ValueError(f"UNet: dropout must lie in [0, 1), got {dropout!r}")
-        out_channels = None if out_channels is None else whole("UNet: out_channels", out_channels, 1)
+        out_channels = (
+            None if out_channels is None else whole("UNet: out_channels", out_channels, 1)
+        )
         if len(widths) != len(attention):
-            raise ValueError(f"UNet: attention needs one entry for each of the {len(widths)} widths, got {len(attention)}")
+            raise ValueError(
+                f"UNet: attention needs one entry for each of the {len(widths)} widths, got "
+                f"{len(attention)}"
+            )
         self.config: dict[str, Any] = {
             "channels": channels,
             "widths": widths,
@@ -66,7 +79,9 @@ class UNet(nn.Module):
             block_out_channels=tuple(widths),
             layers_per_block=layers,
             down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
-            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
+            up_block_types=tuple(
+                "AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)
+            ),
             add_attention=any(attention),
             attention_head_dim=None,
             norm_num_groups=groups,
@@ -83,19 +98,32 @@ class UNet(nn.Module):
 
 
 class MLP(nn.Module):
-    """Residual perceptron for points (B, d) and times (B,) in [0, 1], the time as Fourier features."""
+    """Residual perceptron for points (B, d) and times (B,) in [0, 1], the time as Fourier
+    features.
+    """
 
-    def __init__(self, dimension: int = 2, width: int = 128, depth: int = 4, frequencies: int = 16) -> None:
+    def __init__(
+        self, dimension: int = 2, width: int = 128, depth: int = 4, frequencies: int = 16
+    ) -> None:
         super().__init__()
         dimension = whole("MLP: dimension", dimension, 1)
         width = whole("MLP: width", width, 1)
         depth = whole("MLP: depth", depth)
         frequencies = whole("MLP: frequencies", frequencies, 1)
-        self.config: dict[str, Any] = {"dimension": dimension, "width": width, "depth": depth, "frequencies": frequencies}
+        self.config: dict[str, Any] = {
+            "dimension": dimension,
+            "width": width,
+            "depth": depth,
+            "frequencies": frequencies,
+        }
         self.rates: Tensor
-        self.register_buffer("rates", math.pi * torch.logspace(-1, 2, frequencies), persistent=False)
+        self.register_buffer(
+            "rates", math.pi * torch.logspace(-1, 2, frequencies), persistent=False
+        )
         self.enter = nn.Linear(dimension + 2 * frequencies, width)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.SiLU(), nn.Linear(width, width)) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.SiLU(), nn.Linear(width, width)) for _ in range(depth)
+        )
         self.leave = nn.Sequential(nn.SiLU(), nn.Linear(width, dimension))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
@@ -113,14 +141,18 @@ NETWORKS: Final[dict[str, type[nn.Module]]] = {"UNet": UNet, "MLP": MLP}
 
 
 def initialised(make: Callable[[], T], seed: int) -> T:
-    """What ``make`` builds, its initial weights a function of ``seed`` alone; torch's generator is left as it was."""
+    """What ``make`` builds, its initial weights a function of ``seed`` alone; torch's generator is
+    left as it was.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()
 
 
 def network_for(event: Sequence[int]) -> nn.Module:
-    """A network of moderate size for data of shape ``event``: (C, H, W) a U-Net, (d,) a perceptron."""
+    """A network of moderate size for data of shape ``event``: (C, H, W) a U-Net, (d,) a
+    perceptron.
+    """
     if len(event) == 1:
         return MLP(event[0])
     if len(event) == 3:
@@ -129,5 +161,10 @@ def network_for(event: Sequence[int]) -> nn.Module:
             return UNet(event[0])
         if side < 48:
             return UNet(event[0], widths=(32, 64, 128), attention=(False, False, True))
-        return UNet(event[0], widths=(32, 64, 128, 128), layers=2, attention=(False, False, False, True))
-    raise ValueError(f"there is no network for data of shape {tuple(event)}; bring your own: ScoreModel(net, sde)")
+        return UNet(
+            event[0], widths=(32, 64, 128, 128), layers=2, attention=(False, False, False, True)
+        )
+    raise ValueError(
+        f"there is no network for data of shape {tuple(event)}; bring your own: ScoreModel(net, "
+        "sde)"
+    )

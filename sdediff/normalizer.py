@@ -1,4 +1,6 @@
-"""Data in the user's units, and the same data in the units of the model: an affine map for each channel."""
+"""Data in the user's units, and the same data in the units of the model: an affine map for each
+channel.
+"""
 
 from __future__ import annotations
 
@@ -44,13 +46,16 @@ class Normalizer:
             center, scale = torch.broadcast_tensors(center, scale)
         except RuntimeError as error:
             shapes = f"{tuple(center.shape)} and {tuple(scale.shape)}"
-            raise ValueError(f"Normalizer: mean and std must have one shape, got {shapes}") from error
+            raise ValueError(
+                f"Normalizer: mean and std must have one shape, got {shapes}"
+            ) from error
         object.__setattr__(self, "mean", center.clone())
         object.__setattr__(self, "std", scale.clone())
 
     @classmethod
     def of(cls, data: Tensor, mask: Tensor | None = None) -> Self:
-        """The normalizer under which each channel of ``data`` (N, *event) has mean 0 and variance 1.
+        """The normalizer under which each channel of ``data`` (N, *event) has mean 0 and variance
+        1.
 
         Channels are dimension 1: the coordinates of points (N, d), the colours of images
         (N, C, H, W). A channel that is constant is shifted to 0 and keeps its units, std = 1.
@@ -63,7 +68,8 @@ class Normalizer:
         least = 64 * torch.finfo(torch.float64).eps * center.abs()
         if not bool((std > least).any()):
             raise ValueError(
-                "Normalizer.of: every channel of the data is constant, so that there is no standard "
+                "Normalizer.of: every channel of the data is constant, so that there is no "
+                "standard "
                 "deviation to divide by; give the numbers, Normalizer(mean, std)"
             )
         return cls(center, torch.where(std > least, std, 1.0))
@@ -79,7 +85,9 @@ class Normalizer:
         return mean + std * x
 
     def scale(self, x: Tensor) -> Tensor:
-        """std, shaped so that it multiplies states x (B, *event), in their dtype and where they are."""
+        """std, shaped so that it multiplies states x (B, *event), in their dtype and where they
+        are.
+        """
         return self._like(x)[1]
 
     def moments(self, found: Moments) -> Moments:
@@ -126,7 +134,9 @@ class Normalizer:
 
     def __hash__(self) -> int:
         """By the numbers."""
-        return hash((tuple(self.mean.shape), *self.mean.flatten().tolist(), *self.std.flatten().tolist()))
+        return hash(
+            (tuple(self.mean.shape), *self.mean.flatten().tolist(), *self.std.flatten().tolist())
+        )
 
     def __repr__(self) -> str:
         """The numbers, or the shape where they are many."""
@@ -136,20 +146,25 @@ class Normalizer:
 
 
 class Moments(NamedTuple):
-    """Mean and variance of each coordinate of data, and how many samples have it: float64 on the host, each (*event)."""
+    """Mean and variance of each coordinate of data, and how many samples have it: float64 on the
+    host, each (*event).
+    """
 
     mean: Tensor
     variance: Tensor
     samples: Tensor
 
     def of_channels(self) -> Moments:
-        """Mean and variance of each channel (C,), the first dimension of the event, over all of its coordinates and samples.
+        """Mean and variance of each channel (C,), the first dimension of the event, over all of its
+        coordinates and samples.
 
         Points (d,) have a channel for each coordinate.
         """
         if self.mean.ndim < 2:
             return self
-        samples, mean, variance = (part.flatten(1) for part in (self.samples, self.mean, self.variance))
+        samples, mean, variance = (
+            part.flatten(1) for part in (self.samples, self.mean, self.variance)
+        )
         weight = samples / samples.sum(dim=1, keepdim=True).clamp(min=1)
         center = (weight * mean).sum(dim=1)
         spread = (weight * (variance + (mean - center[:, None]).square())).sum(dim=1)
@@ -157,9 +172,11 @@ class Moments(NamedTuple):
 
     @property
     def data_std(self) -> float:
-        """The standard deviation of the data about the means of their channels, the root mean square over channels.
+        """The standard deviation of the data about the means of their channels, the root mean
+        square over channels.
 
-        For images it is the spread of all pixels, which Karras et al. 2022 (arXiv 2206.00364) call sigma_data.
+        For images it is the spread of all pixels, which Karras et al. 2022 (arXiv 2206.00364) call
+        sigma_data.
         """
         variance = self.of_channels().existing[1]
         return float(variance.mean().sqrt()) if len(variance) else 0.0
@@ -171,27 +188,44 @@ class Moments(NamedTuple):
 
 
 def coordinate_moments(data: Tensor, mask: Tensor | None = None) -> Moments:
-    """The moments of ``data`` (N, *event), over the samples for which ``mask`` says that a coordinate exists.
+    """The moments of ``data`` (N, *event), over the samples for which ``mask`` says that a
+    coordinate exists.
 
     The variance is that of the samples themselves, divided by their number; where no sample has a
     coordinate both are 0. Raises ValueError or TypeError unless the data are finite floating-point
     numbers with at least one sample.
     """
-    if not isinstance(data, Tensor) or data.ndim < 1 or not data.is_floating_point() or not data.numel():
-        got = f"{data.dtype} of shape {tuple(data.shape)}" if isinstance(data, Tensor) else type(data).__name__
-        raise TypeError(f"data must be a floating-point tensor (N, *event) that is not empty, got {got}")
+    if (
+        not isinstance(data, Tensor)
+        or data.ndim < 1
+        or not data.is_floating_point()
+        or not data.numel()
+    ):
+        got = (
+            f"{data.dtype} of shape {tuple(data.shape)}"
+            if isinstance(data, Tensor)
+            else type(data).__name__
+        )
+        raise TypeError(
+            f"data must be a floating-point tensor (N, *event) that is not empty, got {got}"
+        )
     exist, zero = mask_of(mask, data), torch.zeros(data.shape[1:], dtype=torch.float64)
     count = torch.full_like(zero, len(data)) if exist is None else exist.sum(dim=0).cpu().double()
     many = count.clamp(min=1)
     mean = sum((kept(part, there).sum(dim=0) for part, there in _parts(data, exist)), zero) / many
     if not bool(torch.isfinite(mean).all()):
         raise ValueError("data contain values that are not finite; drop or mend those samples")
-    square = sum((kept((part - mean).square(), there).sum(dim=0) for part, there in _parts(data, exist)), zero)
+    square = sum(
+        (kept((part - mean).square(), there).sum(dim=0) for part, there in _parts(data, exist)),
+        zero,
+    )
     return Moments(mean, square / many, count)
 
 
 def _parts(data: Tensor, mask: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """The data as float64 on the host, and the mask, so many samples at a time that memory is not doubled."""
+    """The data as float64 on the host, and the mask, so many samples at a time that memory is not
+    doubled.
+    """
     size = max(1, _CHUNK // max(1, data[0].numel()))
     for first in range(0, len(data), size):
         rows = slice(first, first + size)
@@ -202,7 +236,9 @@ def _numbers(name: str, value: Numbers) -> Tensor:
     try:
         found = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise TypeError(f"Normalizer: {name} must be a number, a sequence or a tensor of numbers, got {value!r}") from error
+        raise TypeError(
+            f"Normalizer: {name} must be a number, a sequence or a tensor of numbers, got {value!r}"
+        ) from error
     if not bool(torch.isfinite(found).all()) or not found.numel():
         raise ValueError(f"Normalizer: {name} must be finite numbers, got {value!r}")
     return found
@@ -214,4 +250,8 @@ def _beside(numbers: Tensor, rank: int) -> Tensor:
 
 
 def _shown(numbers: Tensor) -> str:
-    return f"{float(numbers):.6g}" if not numbers.ndim else f"[{', '.join(f'{n:.6g}' for n in numbers.flatten().tolist())}]"
+    return (
+        f"{float(numbers):.6g}"
+        if not numbers.ndim
+        else f"[{', '.join(f'{n:.6g}' for n in numbers.flatten().tolist())}]"
+    )

@@ -14,7 +14,8 @@ from sdediff.protocols import Like, Model, Output, Piece, Rows, ask, check_model
 __all__ = ["Operator"]
 
 _HANDED_ON: Final = frozenset(
-    "sde predicts device dtype has_weights data_std declared_data_std sigma_data normalizer breaks extras cost net "
+    "sde predicts device dtype has_weights data_std declared_data_std sigma_data normalizer "
+    "breaks extras cost net "
     "network time time_dtype learned_variance".split()
 )
 """What an operator has from its model, unless it says it itself."""
@@ -37,7 +38,9 @@ class Operator(Predictions):
         self.model = model
 
     def __getattr__(self, name: str) -> Any:
-        """What the model inside says; a TypeError if it is a property of the operator that has failed."""
+        """What the model inside says; a TypeError if it is a property of the operator that has
+        failed.
+        """
         if isinstance(inspect.getattr_static(type(self), name, None), property):
             raise TypeError(f"{type(self).__name__}.{name} asks for an attribute that is not there")
         if name in _HANDED_ON:
@@ -49,7 +52,9 @@ class Operator(Predictions):
         return self.model.at(times, like, piece)
 
     def ask(self, x: Tensor, at: Any, rows: Rows) -> Tensor | Output:
-        """The answer of the model inside, counted: one that counts nothing itself has made one evaluation of each row."""
+        """The answer of the model inside, counted: one that counts nothing itself has made one
+        evaluation of each row.
+        """
         return ask(self.model, x, at, rows)
 
     def value(self, x: Tensor, at: Any, rows: Rows) -> Tensor:

@@ -1,4 +1,6 @@
-"""Pictures: tiled images by Pillow, figures by matplotlib's Figure alone; nothing here touches pyplot's global state."""
+"""Pictures: tiled images by Pillow, figures by matplotlib's Figure alone; nothing here touches
+pyplot's global state.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,14 @@ if TYPE_CHECKING:
 
     from sdediff.solvers import Snapshot, Solution
 
-__all__ = ["StepRecorder", "image_grid", "reverse_process", "save_png", "scatter_flow", "step_sizes"]
+__all__ = [
+    "StepRecorder",
+    "image_grid",
+    "reverse_process",
+    "save_png",
+    "scatter_flow",
+    "step_sizes",
+]
 
 _TILE: Final = 48  # pixels, the size to which small images are enlarged
 _SEPARATOR: Final = 127  # mid grey, neither background nor ink
@@ -33,12 +42,16 @@ _DATA: Final = "#2b6cb0"
 _NOISE: Final = "#c05621"
 
 
-def image_grid(x: Tensor, columns: int | None = None, scale: int | None = None, pad: int = 1) -> Image:
-    """Images (N, C, H, W) in [-1, 1], C = 1 or 3, row by row in one picture: 8-bit grey or RGB, grey lines between tiles.
+def image_grid(
+    x: Tensor, columns: int | None = None, scale: int | None = None, pad: int = 1
+) -> Image:
+    """Images (N, C, H, W) in [-1, 1], C = 1 or 3, row by row in one picture: 8-bit grey or RGB,
+    grey lines between tiles.
 
-    v = round(255 (clip(x, -1, 1) + 1) / 2). Each pixel becomes scale x scale (nearest neighbour; by default so that a tile
-    is about 48 pixels high). ``columns`` is by default the least integer not below sqrt(N). ``pad``: width of the lines and
-    of the frame, in pixels of the picture: its width is columns (scale W + pad) + pad.
+    v = round(255 (clip(x, -1, 1) + 1) / 2). Each pixel becomes scale x scale (nearest neighbour; by
+    default so that a tile is about 48 pixels high). ``columns`` is by default the least integer not
+    below sqrt(N). ``pad``: width of the lines and of the frame, in pixels of the picture: its width
+    is columns (scale W + pad) + pad.
     """
     _check_images(x, "x", "(N, C, H, W)", 4)
     count, _, height, width = x.shape
@@ -46,21 +59,34 @@ def image_grid(x: Tensor, columns: int | None = None, scale: int | None = None, 
     factor = _positive(scale, "scale") or max(1, round(_TILE / max(height, width)))
     pad = whole("pad", pad, kind="a number of pixels, 0 or more")
     pixels = _tile(_bytes(x), across, factor, pad)
-    picture: Image = require("PIL.Image", "plots").fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    picture: Image = require("PIL.Image", "plots").fromarray(
+        pixels[..., 0] if pixels.shape[2] == 1 else pixels
+    )
     return picture
 
 
 def save_png(image_or_figure: Image | Figure, path: str | Path) -> None:
-    """Write a picture or a figure as PNG, whole or not at all: to a file beside ``path``, which then takes its place."""
+    """Write a picture or a figure as PNG, whole or not at all: to a file beside ``path``, which
+    then takes its place.
+    """
     save: Any = getattr(image_or_figure, "savefig", None) or getattr(image_or_figure, "save", None)
     if save is None:
-        hint = "; make a picture of it first: save_png(image_grid(x), path)" if isinstance(image_or_figure, Tensor) else ""
-        raise TypeError(f"expected a Pillow image or a matplotlib Figure, got {type(image_or_figure).__name__}{hint}")
+        hint = (
+            "; make a picture of it first: save_png(image_grid(x), path)"
+            if isinstance(image_or_figure, Tensor)
+            else ""
+        )
+        raise TypeError(
+            "expected a Pillow image or a matplotlib Figure, got "
+            f"{type(image_or_figure).__name__}{hint}"
+        )
     target = Path(path)
     if target.suffix.lower() != ".png":
         raise ValueError(f"{target} does not end in .png: name a .png file")
     if not target.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {target}: there is no folder {target.parent}; make it first")
+        raise FileNotFoundError(
+            f"cannot write {target}: there is no folder {target.parent}; make it first"
+        )
     if target.is_dir():
         raise ValueError(f"cannot write {target}: it is a folder; name a file in it")
     buffer = io.BytesIO()
@@ -68,14 +94,18 @@ def save_png(image_or_figure: Image | Figure, path: str | Path) -> None:
     try:
         write_atomically(target, buffer.getvalue())
     except OSError as error:
-        raise ValueError(f"cannot write {target} ({error.strerror}): choose a folder that can be written to") from error
+        raise ValueError(
+            f"cannot write {target} ({error.strerror}): choose a folder that can be written to"
+        ) from error
 
 
 def reverse_process(frames: Tensor, times: Sequence[float], columns: int | None = None) -> Figure:
-    """Images on their way from noise to data: one row for each sample, one column for each time, labelled by it.
+    """Images on their way from noise to data: one row for each sample, one column for each time,
+    labelled by it.
 
-    frames: (K, n, C, H, W) in [-1, 1], clipped, the states at ``times`` (K values), drawn in the order of falling t: noise on
-    the left, data on the right. ``columns``: how many of the K are shown, evenly chosen, both ends among them (default: all).
+    frames: (K, n, C, H, W) in [-1, 1], clipped, the states at ``times`` (K values), drawn in the
+    order of falling t: noise on the left, data on the right. ``columns``: how many of the K are
+    shown, evenly chosen, both ends among them (default: all).
     """
     _check_images(frames, "frames", "(K, n, C, H, W)", 5)
     t = _check_times(times, frames)
@@ -86,8 +116,17 @@ def reverse_process(frames: Tensor, times: Sequence[float], columns: int | None 
     pixels = _tile(_bytes(by_row), len(order), factor, pad, line=255)
     figure = _figure(max(5.0, 0.72 * len(order)), 0.85 + 0.7 * rows * height / width)
     axes = figure.add_subplot()
-    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest", extent=(0, pixels.shape[1], pixels.shape[0], 0))
-    axes.set_xticks([pad + factor * width / 2 + i * (factor * width + pad) for i in range(len(order))])
+    axes.imshow(
+        pixels,
+        cmap="gray",
+        vmin=0,
+        vmax=255,
+        interpolation="nearest",
+        extent=(0, pixels.shape[1], pixels.shape[0], 0),
+    )
+    axes.set_xticks(
+        [pad + factor * width / 2 + i * (factor * width + pad) for i in range(len(order))]
+    )
     axes.set_xticklabels([_label(t[i]) for i in order], fontsize=8, color=_QUIET)
     axes.set_yticks([])
     axes.tick_params(length=0)
@@ -98,14 +137,19 @@ def reverse_process(frames: Tensor, times: Sequence[float], columns: int | None 
 
 
 def scatter_flow(frames: Tensor, times: Sequence[float], columns: int | None = 5) -> Figure:
-    """Points in the plane on their way from noise to data: the cloud at several times, then the paths of about 60 points.
+    """Points in the plane on their way from noise to data: the cloud at several times, then the
+    paths of about 60 points.
 
-    frames: (K, n, 2), the states at ``times`` (K values), drawn in the order of falling t. ``columns``: how many of the K
-    clouds are shown, both ends among them (None: all); the paths go through all K. The axes are equal, and the same in all
-    panels unless the noise is more than five times as wide as the data, as under a VE SDE: then each cloud has its own.
+    frames: (K, n, 2), the states at ``times`` (K values), drawn in the order of falling t.
+    ``columns``: how many of the K clouds are shown, both ends among them (None: all); the paths go
+    through all K. The axes are equal, and the same in all panels unless the noise is more than five
+    times as wide as the data, as under a VE SDE: then each cloud has its own.
     """
     if frames.ndim != 3 or frames.shape[-1] != 2 or 0 in frames.shape:
-        raise ValueError(f"frames has shape {tuple(frames.shape)}: expected points (K, n, 2), K times of n points")
+        raise ValueError(
+            f"frames has shape {tuple(frames.shape)}: expected points (K, n, 2), K times of n "
+            "points"
+        )
     _check_finite(frames, "frames")
     t = _check_times(times, frames)
     order = np.argsort(-t, kind="stable")
@@ -120,21 +164,35 @@ def scatter_flow(frames: Tensor, times: Sequence[float], columns: int | None = 5
     figure = _figure(2.3 * (len(shown) + 1), 2.75)
     panels = figure.subplots(1, len(shown) + 1, squeeze=False)[0]
     for axes, k in zip(panels, shown, strict=False):
-        axes.scatter(*points[k].T, s=max(1.0, min(9.0, 4000 / points.shape[1])), c=_DATA, alpha=0.6, linewidths=0)
+        axes.scatter(
+            *points[k].T,
+            s=max(1.0, min(9.0, 4000 / points.shape[1])),
+            c=_DATA,
+            alpha=0.6,
+            linewidths=0,
+        )
         _square(axes, middle[k], float(own[k]), _label(t[order[k]]))
-    some = np.unique(np.linspace(0, points.shape[1] - 1, min(60, points.shape[1])).round().astype(int))
+    some = np.unique(
+        np.linspace(0, points.shape[1] - 1, min(60, points.shape[1])).round().astype(int)
+    )
     paths = points[:, some]
     panels[-1].plot(paths[..., 0], paths[..., 1], color=_QUIET, linewidth=0.5, alpha=0.6)
     panels[-1].scatter(*paths[0].T, s=7, c=_NOISE, linewidths=0, zorder=3, label="noise")
     panels[-1].scatter(*paths[-1].T, s=7, c=_DATA, linewidths=0, zorder=3, label="data")
-    panels[-1].legend(fontsize=7, frameon=False, loc="upper right", handletextpad=0.1, borderpad=0.1)
+    panels[-1].legend(
+        fontsize=7, frameon=False, loc="upper right", handletextpad=0.1, borderpad=0.1
+    )
     _square(panels[-1], all_around, common, f"{len(some)} paths")
-    figure.suptitle("Reverse process: from noise to data", fontsize=12, color=_INK, x=0.01, ha="left")
+    figure.suptitle(
+        "Reverse process: from noise to data", fontsize=12, color=_INK, x=0.01, ha="left"
+    )
     return figure
 
 
 class StepRecorder:
-    """A ``callback`` that keeps where every sample stood: ``out = sample(..., callback=steps)``, then ``steps.times(out)``."""
+    """A ``callback`` that keeps where every sample stood: ``out = sample(..., callback=steps)``,
+    then ``steps.times(out)``.
+    """
 
     def __init__(self) -> None:
         self._paths: dict[int, list[float]] = {}
@@ -147,23 +205,36 @@ class StepRecorder:
                 path.append(t)
 
     def times(self, solution: Solution) -> list[Tensor]:
-        """The times that each sample stepped on, float64, from the start to the end or to where it failed."""
+        """The times that each sample stepped on, float64, from the start to the end or to where it
+        failed.
+        """
         start, end = float(solution.times[0]), float(solution.times[-1])
         found = []
         for sample, status in enumerate(solution.status.tolist()):
-            path = [start, *(t for t in self._paths.get(sample, ()) if t not in (start, end)), *([] if status else [end])]
+            path = [
+                start,
+                *(t for t in self._paths.get(sample, ()) if t not in (start, end)),
+                *([] if status else [end]),
+            ]
             found.append(torch.tensor(path, dtype=torch.float64))
         return found
 
 
 def step_sizes(times: Sequence[Tensor]) -> Figure:
-    """The size of every step over the time that it covers: a line for each sample, those of fewest and most steps in colour.
+    """The size of every step over the time that it covers: a line for each sample, those of fewest
+    and most steps in colour.
 
-    times: the times that each sample stepped on (see `StepRecorder`), from noise on the left to data on the right.
+    times: the times that each sample stepped on (see `StepRecorder`), from noise on the left to
+    data on the right.
     """
     paths = [np.asarray(path.detach().double().cpu()) for path in times]
-    if not paths or any(path.ndim != 1 or len(path) < 2 or not np.isfinite(path).all() for path in paths):
-        raise ValueError("times must hold two finite times or more for each sample, as StepRecorder.times gives them")
+    if not paths or any(
+        path.ndim != 1 or len(path) < 2 or not np.isfinite(path).all() for path in paths
+    ):
+        raise ValueError(
+            "times must hold two finite times or more for each sample, as StepRecorder.times "
+            "gives them"
+        )
     count = np.array([len(path) - 1 for path in paths])
     figure = _figure(7.0, 3.4)
     axes = figure.add_subplot()
@@ -172,7 +243,14 @@ def step_sizes(times: Sequence[Tensor]) -> Figure:
     for i in [*shown.tolist(), few, many]:
         size = np.abs(np.diff(paths[i]))
         line, colour = (1.6, _DATA if i == few else _NOISE) if i in (few, many) else (0.5, _QUIET)
-        axes.plot(paths[i], [*size, size[-1]], drawstyle="steps-post", color=colour, linewidth=line, alpha=1 if line > 1 else 0.25)
+        axes.plot(
+            paths[i],
+            [*size, size[-1]],
+            drawstyle="steps-post",
+            color=colour,
+            linewidth=line,
+            alpha=1 if line > 1 else 0.25,
+        )
     for i, colour, label in ((few, _DATA, "fewest"), (many, _NOISE, "most")):
         axes.plot([], [], color=colour, linewidth=1.6, label=f"{label}: {count[i]} steps")
     axes.plot([], [], color=_QUIET, linewidth=0.5, label=f"{len(shown)} samples")
@@ -188,7 +266,9 @@ def step_sizes(times: Sequence[Tensor]) -> Figure:
 
 
 def _reach(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(K,): the largest coordinate of each of the clouds (K, n, 2), with a margin, and never zero."""
+    """(K,): the largest coordinate of each of the clouds (K, n, 2), with a margin, and never
+    zero.
+    """
     reach: NDArray[np.float64] = np.maximum(1.05 * np.abs(points).max(axis=(1, 2)), 1e-12)
     return reach
 
@@ -209,13 +289,19 @@ def _figure(width: float, height: float) -> Figure:
 
 def _bytes(x: Tensor) -> NDArray[np.uint8]:
     """(N, C, H, W) in [-1, 1] as (N, H, W, C) in 0..255."""
-    values = x.detach().to("cpu", torch.float32).clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    values = (
+        x.detach().to("cpu", torch.float32).clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    )
     pixels: NDArray[np.uint8] = values.permute(0, 2, 3, 1).numpy()
     return pixels
 
 
-def _tile(tiles: NDArray[np.uint8], columns: int, scale: int, pad: int, line: int = _SEPARATOR) -> NDArray[np.uint8]:
-    """(N, H, W, C) as one (rows (scale H + pad) + pad, columns (scale W + pad) + pad, C) picture."""
+def _tile(
+    tiles: NDArray[np.uint8], columns: int, scale: int, pad: int, line: int = _SEPARATOR
+) -> NDArray[np.uint8]:
+    """(N, H, W, C) as one (rows (scale H + pad) + pad, columns (scale W + pad) + pad, C)
+    picture.
+    """
     large = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
     count, height, width, channels = large.shape
     rows = -(-count // columns)
@@ -229,7 +315,9 @@ def _tile(tiles: NDArray[np.uint8], columns: int, scale: int, pad: int, line: in
 
 
 def _pick(order: NDArray[np.intp], count: int | None) -> NDArray[np.intp]:
-    """``count`` of the entries, evenly chosen, the last among them and, for two or more, the first."""
+    """``count`` of the entries, evenly chosen, the last among them and, for two or more, the
+    first.
+    """
     if count is None or count >= len(order):
         return order
     places = np.linspace(len(order) - 1, 0, count).round().astype(np.intp)[::-1]
@@ -247,7 +335,9 @@ def _direction(t: NDArray[np.float64]) -> str:
 def _check_images(x: Tensor, name: str, shape: str, rank: int) -> None:
     if x.ndim != rank or 0 in x.shape or x.shape[rank - 3] not in (1, 3):
         wanted = f"images {shape} with C = 1 or 3 channels"
-        raise ValueError(f"{name} has shape {tuple(x.shape)}: expected {wanted}; reshape it, or choose channels")
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)}: expected {wanted}; reshape it, or choose channels"
+        )
     _check_finite(x, name)
 
 
@@ -255,15 +345,24 @@ def _check_finite(x: Tensor, name: str) -> None:
     bad = (~torch.isfinite(x)).nonzero()
     if len(bad):
         where = tuple(bad[0].tolist())
-        raise ValueError(f"{name} has NaN or inf in {len(bad)} of {x.numel()} values, first at {where}: leave those samples out")
+        raise ValueError(
+            f"{name} has NaN or inf in {len(bad)} of {x.numel()} values, first at {where}: leave "
+            "those samples out"
+        )
 
 
 def _check_times(times: Sequence[float], frames: Tensor) -> NDArray[np.float64]:
     t = np.asarray([float(time) for time in times])
     if len(t) != len(frames) or not np.isfinite(t).all():
-        raise ValueError(f"got {len(t)} times for {len(frames)} frames: expected one finite time for each frame")
+        raise ValueError(
+            f"got {len(t)} times for {len(frames)} frames: expected one finite time for each frame"
+        )
     return t
 
 
 def _positive(value: int | None, name: str) -> int | None:
-    return None if value is None else whole(name, value, 1, kind="at least 1", hint=": leave it out for the default")
+    return (
+        None
+        if value is None
+        else whole(name, value, 1, kind="at least 1", hint=": leave it out for the default")
+    )

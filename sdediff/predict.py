@@ -1,4 +1,6 @@
-"""One evaluation of a model at given states and times: its own prediction, or any other that follows from it."""
+"""One evaluation of a model at given states and times: its own prediction, or any other that
+follows from it.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,27 @@ import torch
 from torch import Tensor, nn
 
 from sdediff.calls import check_floating, check_names
-from sdediff.predictions import Pair, canonical, coefficients_of, conversion, prediction_of, singular
-from sdediff.protocols import Like, Model, Output, Piece, Rows, breaks_of, entries_of, extras_of, facts, sigma_data, value_of
+from sdediff.predictions import (
+    Pair,
+    canonical,
+    coefficients_of,
+    conversion,
+    prediction_of,
+    singular,
+)
+from sdediff.protocols import (
+    Like,
+    Model,
+    Output,
+    Piece,
+    Rows,
+    breaks_of,
+    entries_of,
+    extras_of,
+    facts,
+    sigma_data,
+    value_of,
+)
 from sdediff.sde.base import as_time
 from sdediff.solvers import expand
 from sdediff.solvers.arithmetic import at_least_float32, own, weighted
@@ -28,19 +49,23 @@ def outputs(
     condition: Mapping[str, Tensor] | None = None,
     mask: Tensor | None = None,
 ) -> Output:
-    """The model's own outputs at states x (B, *event) and float64 host times t, () or (B,), in float32 at least.
+    """The model's own outputs at states x (B, *event) and float64 host times t, () or (B,), in
+    float32 at least.
 
     ``mask``, bool of the shape of x, says which coordinates exist; None: all.
     """
     x = at_least_float32(x)
-    (at,) = entries_of(model, t[None], Like.of(x), None, breaks_of(model) if hasattr(model, "breaks") else ())
+    (at,) = entries_of(
+        model, t[None], Like.of(x), None, breaks_of(model) if hasattr(model, "breaks") else ()
+    )
     found = model.evaluate(x, at, _rows(model, x, condition, mask))
     value = value_of(found, x, model)
     return Output(value, **extras_of(found, model, getattr(model, "extras", ())))
 
 
 def conversion_of(model: Model, name: str, t: Tensor) -> Pair:
-    """(A, B) such that ``name`` is A x + B times the model's own prediction, shaped as float64 host times t.
+    """(A, B) such that ``name`` is A x + B times the model's own prediction, shaped as float64 host
+    times t.
 
     Not finite where ``name`` does not follow from what the model predicts.
     """
@@ -48,17 +73,23 @@ def conversion_of(model: Model, name: str, t: Tensor) -> Pair:
 
 
 def affine(model: Model, name: str, t: Tensor) -> Pair:
-    """`conversion_of`, finite: a ValueError says where ``name`` does not follow from what the model predicts."""
+    """`conversion_of`, finite: a ValueError says where ``name`` does not follow from what the model
+    predicts.
+    """
     pair = conversion_of(model, name, t)
     bad = ~torch.isfinite(torch.stack(pair)).all(dim=0)
     if bool(bad.any()):
         source = prediction_of(model.predicts)
-        raise ValueError(singular(model.sde, source, name, t[bad].reshape(-1)[0], sigma_data(model)))
+        raise ValueError(
+            singular(model.sde, source, name, t[bad].reshape(-1)[0], sigma_data(model))
+        )
     return pair
 
 
 def target(model: Model, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """What the model should return at alpha x_0 + sigma noise, for float64 host times t, () or (B,)."""
+    """What the model should return at alpha x_0 + sigma noise, for float64 host times t, () or
+    (B,).
+    """
     p, q = coefficients_of(prediction_of(model.predicts), model.sde, t, sigma_data(model))
     return expand(p, x_0) * x_0 + expand(q, x_0) * noise
 
@@ -71,7 +102,8 @@ def predict(
     condition: Mapping[str, Tensor] | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """The prediction called ``name`` at (x, t) by one evaluation: ``noise``, ``data``, ``score``, ``v`` or ``flow``.
+    """The prediction called ``name`` at (x, t) by one evaluation: ``noise``, ``data``, ``score``,
+    ``v`` or ``flow``.
 
     x is (B, *event), and t a number or (B,) in the SDE's usable range. The prediction is computed
     in float32 at least, and rounded once to the dtype of x. A ValueError says where it does not
@@ -90,11 +122,16 @@ def _time(model: Model, x: Tensor, t: Tensor | float) -> Tensor:
     check_floating("x", x)
     time: Tensor = model.sde.check_time(as_time(t))
     if time.ndim and time.shape[0] != x.shape[0]:
-        raise ValueError(f"t must be a number or (B,) with B = {x.shape[0]} as in x, got shape {tuple(time.shape)}")
+        raise ValueError(
+            f"t must be a number or (B,) with B = {x.shape[0]} as in x, got shape "
+            f"{tuple(time.shape)}"
+        )
     return time
 
 
-def _rows(model: Model, x: Tensor, condition: Mapping[str, Tensor] | None, mask: Tensor | None) -> Rows:
+def _rows(
+    model: Model, x: Tensor, condition: Mapping[str, Tensor] | None, mask: Tensor | None
+) -> Rows:
     if condition is not None:
         check_names(condition, facts(model).net)
     return Rows.of(len(x), condition, mask)
@@ -104,7 +141,8 @@ _DERIVED = ("data", "noise", "score", "v", "flow")
 
 
 class Predictions(nn.Module):
-    """What follows from ``evaluate``, the one method of a model to override: every prediction, at states and times.
+    """What follows from ``evaluate``, the one method of a model to override: every prediction, at
+    states and times.
 
     The methods take x (B, *event), t as a number or one number a sample, (B,), inside the SDE's
     usable range, and ``**condition`` for the network.
@@ -119,8 +157,10 @@ class Predictions(nn.Module):
         wrong = [name for name in _DERIVED if name in vars(cls)]
         if wrong:
             raise TypeError(
-                f"{cls.__name__} overrides {', '.join(wrong)}, which samplers, losses and likelihoods "
-                "do not call: override evaluate(self, x, at, rows), from which every prediction follows"
+                f"{cls.__name__} overrides {', '.join(wrong)}, which samplers, losses and "
+                "likelihoods "
+                "do not call: override evaluate(self, x, at, rows), from which every prediction "
+                "follows"
             )
 
     def at(self, times: Tensor, like: Like, piece: Piece | None = None) -> Sequence[Any]:
@@ -156,20 +196,29 @@ class Predictions(nn.Module):
         return predict(self, "flow", x, t, condition)
 
     def constrained(self, constraint: Constraint) -> Constrained:
-        """This model, its network shared, with ``constraint`` applied to E[x_0 | x_t] wherever it is predicted or sampled.
+        """This model, its network shared, with ``constraint`` applied to E[x_0 | x_t] wherever it
+        is predicted or sampled.
 
-        `Clip` and `DynamicThreshold` ship; a function of your own treats every sample by itself. Every
-        prediction follows from the constrained data, so that every solver sees it. Losses do not.
+        `Clip` and `DynamicThreshold` ship; a function of your own treats every sample by itself.
+        Every prediction follows from the constrained data, so that every solver sees it. Losses do
+        not.
 
-        ``constraint(x_0, rows)`` is told which samples of the call it sees, int64 indices (k,) on the host: others have arrived,
-        or wait in another part of ``batch_size``. ``constraint(x_0)`` always sees as many samples as the call has, in their order;
-        what it returns for absent ones is dropped. With an attribute ``samplewise = True``, as those that ship, it is handed only
-        those that are there. Under a `Normalizer` it sees and returns x_0 in the user's units.
+        ``constraint(x_0, rows)`` is told which samples of the call it sees, int64 indices (k,) on
+        the host: others have arrived, or wait in another part of ``batch_size``.
+        ``constraint(x_0)`` always sees as many samples as the call has, in their order; what it
+        returns for absent ones is dropped. With an attribute ``samplewise = True``, as those that
+        ship, it is handed only those that are there. Under a `Normalizer` it sees and returns x_0
+        in the user's units.
         """
         from sdediff.constraints import Constrained
 
         if not callable(constraint):
-            raise TypeError(f"constraint must be a function of the data prediction, Clip(-1, 1) say; got {constraint!r}")
+            raise TypeError(
+                "constraint must be a function of the data prediction, Clip(-1, 1) say; got "
+                f"{constraint!r}"
+            )
         if "kernel" not in self.sde.offers:
-            raise ValueError(f"{self.sde!r} has no Gaussian kernel, so no data prediction to constrain")
+            raise ValueError(
+                f"{self.sde!r} has no Gaussian kernel, so no data prediction to constrain"
+            )
         return Constrained(self, constraint)

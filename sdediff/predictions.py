@@ -44,9 +44,10 @@ PREDICTIONS: Final[dict[str, Callable[[Any, Tensor, float], Pair]]] = {
 }
 """What each prediction is, as (p, q) of p x_0 + q noise where x_t = alpha x_0 + sigma noise.
 
-``v`` is alpha noise - sigma x_0 (Salimans and Ho 2022, arXiv 2202.00512), its lengths in the units in which the SDE was declared,
-``flow`` the time derivative of alpha x_0 + sigma noise, ``edm`` the raw output F of a network preconditioned as by Karras et al.
-2022 (arXiv 2206.00364, Table 1), after division of x by alpha; their denoiser D is ``data``.
+``v`` is alpha noise - sigma x_0 (Salimans and Ho 2022, arXiv 2202.00512), its lengths in the units
+in which the SDE was declared, ``flow`` the time derivative of alpha x_0 + sigma noise, ``edm`` the
+raw output F of a network preconditioned as by Karras et al. 2022 (arXiv 2206.00364, Table 1), after
+division of x by alpha; their denoiser D is ``data``.
 """
 
 _NUMBERS: Final = {"noise": (0.0, 1.0), "data": (1.0, 0.0)}
@@ -58,12 +59,15 @@ _ALIASES: Final = {"eps": "noise", "x0": "data"}
 _ELSEWHERE: Final = {
     "noise": "eps eps_t epsilon epsilon_t ε noise gaussian_noise added_noise z",
     "data": (
-        "x0 x_0 xstart x_start start_x data clean_data sample clean_sample original_sample original "
+        "x0 x_0 xstart x_start start_x data clean_data sample clean_sample original_sample "
+        "original "
         "denoised denoised_sample denoiser clean image clean_image img x d d_x"
     ),
     "score": "score s score_fn score_function grad_log_p grad_log_prob gradient",
     "v": "v",
-    "flow": "velocity velocity_field vector_field flow flow_matching flow_velocity rectified_flow u u_t ut drift",
+    "flow": "velocity velocity_field vector_field flow flow_matching flow_velocity rectified_flow "
+    "u u_t "
+    "ut drift",
     "edm": "f f_x raw raw_output preconditioned karras edm",
 }
 """Words of other libraries and papers for a prediction: EDM's D and F are ``data`` and ``edm``."""
@@ -119,13 +123,16 @@ def conversion(
     marginal: tuple[Tensor, Tensor] | None = None,
     unit: float | None = None,
 ) -> Pair:
-    """(A, B) such that ``target`` = A x + B ``source``, shaped as t; not finite where ``source`` does not determine it.
+    """(A, B) such that ``target`` = A x + B ``source``, shaped as t; not finite where ``source``
+    does not determine it.
 
-    x = alpha x_0 + sigma noise and ``source`` = p x_0 + q noise are solved for x_0 and noise; a ``target`` parallel to ``source``
-    (noise and score) is a multiple of it, also where x is parallel to both. ``marginal``: (alpha, sigma) at t where they are known.
+    x = alpha x_0 + sigma noise and ``source`` = p x_0 + q noise are solved for x_0 and noise; a
+    ``target`` parallel to ``source`` (noise and score) is a multiple of it, also where x is
+    parallel to both. ``marginal``: (alpha, sigma) at t where they are known.
 
-    With a ``unit`` of length, x and ``target`` are those of ``sde.scaled(1 / unit)``, declared anew: states are x / unit, and v is
-    alpha noise - sigma x_0 in these units. ``source`` is what the network predicts under ``sde``.
+    With a ``unit`` of length, x and ``target`` are those of ``sde.scaled(1 / unit)``, declared
+    anew: states are x / unit, and v is alpha noise - sigma x_0 in these units. ``source`` is what
+    the network predicts under ``sde``.
     """
     if source == target and (unit is None or source == "noise"):
         return torch.zeros_like(t), torch.ones_like(t)
@@ -133,7 +140,8 @@ def conversion(
         return torch.zeros_like(t), torch.full_like(t, 1.0 if unit is None else unit)
     if "kernel" not in sde.offers:
         raise ValueError(
-            f"{target} cannot be computed from a network that predicts {source} under {sde!r}, which has no Gaussian kernel: "
+            f"{target} cannot be computed from a network that predicts {source} under {sde!r}, "
+            "which has no Gaussian kernel: "
             "use the score, which EulerMaruyama and RK45 need alone"
         )
     linear = cast(LinearSDE, sde)
@@ -186,9 +194,13 @@ def _minor(where: Callable[..., Any], a: Any, b: Any, p: Any, q: Any) -> Any:
 
 
 class _Known:
-    """An SDE whose alpha and sigma are computed already, at one t; its lengths are those of ``sde`` over ``per``."""
+    """An SDE whose alpha and sigma are computed already, at one t; its lengths are those of ``sde``
+    over ``per``.
+    """
 
-    def __init__(self, sde: LinearSDE, alpha: Tensor, sigma: Tensor, unit: float = 1.0, per: float = 1.0) -> None:
+    def __init__(
+        self, sde: LinearSDE, alpha: Tensor, sigma: Tensor, unit: float = 1.0, per: float = 1.0
+    ) -> None:
         self._sde = sde
         self._alpha = alpha
         self._sigma = sigma
@@ -209,7 +221,9 @@ class _Known:
         return self._sigma
 
 
-def singular(sde: LinearSDE, source: str | Prediction, target: str, t: Tensor, sigma_data: float) -> str:
+def singular(
+    sde: LinearSDE, source: str | Prediction, target: str, t: Tensor, sigma_data: float
+) -> str:
     """Why ``target`` does not follow from ``source`` at the time t, (), and what to use instead."""
 
     def finite(name: str) -> bool:
@@ -222,6 +236,13 @@ def singular(sde: LinearSDE, source: str | Prediction, target: str, t: Tensor, s
     else:
         reason = "log_snr is flat"
     able = [name for name in PREDICTIONS if name != target and finite(name)]
-    advice = f"let the network predict {' or '.join(able)}" if able else f"no parametrisation has the {target} there"
+    advice = (
+        f"let the network predict {' or '.join(able)}"
+        if able
+        else f"no parametrisation has the {target} there"
+    )
     given = source if isinstance(source, str) else repr(source)
-    return f"{target} cannot be computed from a network that predicts {given} at t = {float(t):.6g}, where {reason}; {advice}"
+    return (
+        f"{target} cannot be computed from a network that predicts {given} at t = "
+        f"{float(t):.6g}, where {reason}; {advice}"
+    )

@@ -62,6 +62,10 @@ def _lines(title: str, total: float, start: float) -> Callable[[float, str], Non
             return
         last = now
         left = (now - began) * (total - completed) / max(completed - start, 1e-9)
-        print(f"{title}  {100 * completed / total:3.0f}%  {note}  {left:.0f} s left", file=sys.stderr, flush=True)
+        print(
+            f"{title}  {100 * completed / total:3.0f}%  {note}  {left:.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )
 
     return show

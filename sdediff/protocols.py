@@ -1,6 +1,7 @@
 """What a model is: anything that says of which SDE it is a field, and evaluates it.
 
-`ScoreModel` is one, and so is an object of a dozen lines that has nothing to do with torch's modules.
+`ScoreModel` is one, and so is an object of a dozen lines that has nothing to do with torch's
+modules.
 Losses, samplers and likelihoods use the four members of `Model` and, where a model has them, the
 further ones that `Facts` reads.
 """
@@ -22,7 +23,18 @@ from sdediff.solvers.arithmetic import Like
 from sdediff.solvers.given import real, whole
 from sdediff.solvers.problem import Monitor, Output
 
-__all__ = ["Facts", "Like", "Model", "Output", "Piece", "Prediction", "Rows", "check_model", "facts", "is_model"]
+__all__ = [
+    "Facts",
+    "Like",
+    "Model",
+    "Output",
+    "Piece",
+    "Prediction",
+    "Rows",
+    "check_model",
+    "facts",
+    "is_model",
+]
 
 Piece = tuple[float, float]
 """The ends (low, high) of times between which a model has no `Facts.breaks`."""
@@ -57,7 +69,9 @@ class Rows:
     _own: Tensor | None = None
 
     @classmethod
-    def of(cls, count: int, condition: Mapping[str, Tensor] | None = None, mask: Tensor | None = None) -> Rows:
+    def of(
+        cls, count: int, condition: Mapping[str, Tensor] | None = None, mask: Tensor | None = None
+    ) -> Rows:
         """All samples of a call that is one evaluation."""
         return cls(dict(condition or {}), torch.arange(count), count, Monitor(count), mask)
 
@@ -83,7 +97,8 @@ class Rows:
     def count(self, evaluations: int = 1, backward: int = 0) -> None:
         """Count evaluations of a network and passes back through it, of each row.
 
-        `ScoreModel` counts its own; if a model counts nothing in a call, the call counts as one evaluation.
+        `ScoreModel` counts its own; if a model counts nothing in a call, the call counts as one
+        evaluation.
         """
         monitor = self.monitor
         if self._own is None and not backward:  # in most solves all of them at every step
@@ -93,7 +108,8 @@ class Rows:
             monitor.count(self._own, evaluations, backward)
 
     def look(self, x: Tensor, out: Tensor) -> None:
-        """Note whose output ``out`` of a network at states ``x`` is not finite, where a solve asks for it.
+        """Note whose output ``out`` of a network at states ``x`` is not finite, where a solve asks
+        for it.
 
         A solve looks at what `Model.evaluate` returns. A model whose answer may be finite where
         that of the model inside is not, as of one that clips, shows the latter.
@@ -111,16 +127,18 @@ class Model(Protocol):
 
     @property
     def predicts(self) -> str | Prediction:
-        """``noise``, ``data``, ``score``, ``v``, ``flow`` or ``edm``, or a value that has coefficients."""
+        """``noise``, ``data``, ``score``, ``v``, ``flow`` or ``edm``, or a value that has
+        coefficients.
+        """
 
     def at(self, times: Tensor, like: Like, piece: Piece | None) -> Sequence[Any]:
         """What `evaluate` takes for its time, one entry for each of ``times``, float64 on the host.
 
         ``times`` is (n,), or (n, rows) where every row has its own. ``like`` says what states look
-        like. ``piece`` is None for a model without breaks, else the stretch (low, high) between two of
-        them: at either end of it the value inside counts. Entries can hold what is to be computed
-        once for a grid; solvers do not look into them. Those of (n, rows) are for these rows: who
-        asks for others, by `Rows.take`, asks here for their times too.
+        like. ``piece`` is None for a model without breaks, else the stretch (low, high) between two
+        of them: at either end of it the value inside counts. Entries can hold what is to be
+        computed once for a grid; solvers do not look into them. Those of (n, rows) are for these
+        rows: who asks for others, by `Rows.take`, asks here for their times too.
         """
 
     def evaluate(self, x: Tensor, at: Any, rows: Rows) -> Tensor | Output:
@@ -129,12 +147,14 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Facts:
-    """What a model may say beside the protocol, as attributes of these names; here with what holds where it does not.
+    """What a model may say beside the protocol, as attributes of these names; here with what holds
+    where it does not.
 
-    ``device`` and ``dtype`` are by default those of the modules that the model holds; `has_weights` asks
-    for one fact more. ``data_std``: the standard deviation of the data, in units of which solves run;
-    ``declared_data_std`` the same if the model says it itself. ``normalizer``: between the user's data
-    and the states. ``breaks``: times at which the field jumps. ``extras``: names of further outputs.
+    ``device`` and ``dtype`` are by default those of the modules that the model holds; `has_weights`
+    asks for one fact more. ``data_std``: the standard deviation of the data, in units of which
+    solves run; ``declared_data_std`` the same if the model says it itself. ``normalizer``: between
+    the user's data and the states. ``breaks``: times at which the field jumps. ``extras``: names of
+    further outputs.
     ``cost``: evaluations of a network in a call, at most. ``net``: what takes the conditions.
     """
 
@@ -151,12 +171,16 @@ class Facts:
 
 
 _CPU: Final = torch.device("cpu")
-_FACTS: Final = tuple("declared_data_std normalizer breaks extras cost net device dtype sigma_data".split())
+_FACTS: Final = tuple(
+    "declared_data_std normalizer breaks extras cost net device dtype sigma_data".split()
+)
 _NOTHING: Final = object()
 
 
 def facts(model: Model) -> Facts:
-    """What a model says of itself, or what holds where it says nothing; a TypeError if it is no model."""
+    """What a model says of itself, or what holds where it says nothing; a TypeError if it is no
+    model.
+    """
     if isinstance(model, type) or not all(hasattr(model, name) for name in _NEEDED):
         check_model(model)
     asked: dict[str, Any] = {name: getattr(model, name, _NOTHING) for name in _FACTS}
@@ -175,7 +199,9 @@ def facts(model: Model) -> Facts:
     if "cost" in found:
         found["cost"] = cost_of(model)
     if isinstance(found.get("extras"), str):
-        raise TypeError(f"{type(model).__name__}.extras must be names, ({found['extras']!r},); got a string")
+        raise TypeError(
+            f"{type(model).__name__}.extras must be names, ({found['extras']!r},); got a string"
+        )
     return Facts(**found)
 
 
@@ -188,14 +214,18 @@ def breaks_of(model: Any) -> tuple[float, ...]:
             _ = len(given)  # what is used up by one reader will not do
             own += [real(f"{type(layer).__name__}.breaks", t) for t in given]
         except (TypeError, ValueError) as error:
-            raise TypeError(f"{type(layer).__name__}.breaks must be times, (0.2, 0.8) say; got {given!r}") from error
+            raise TypeError(
+                f"{type(layer).__name__}.breaks must be times, (0.2, 0.8) say; got {given!r}"
+            ) from error
     if not all(map(math.isfinite, own)):
         raise ValueError(f"{type(model).__name__}.breaks must be finite times; got {own}")
     return tuple(sorted(set(own)))
 
 
 def cost_of(model: Any) -> int:
-    """Evaluations of a network in a call, at most: what an operator says of its model, times what that says of its own."""
+    """Evaluations of a network in a call, at most: what an operator says of its model, times what
+    that says of its own.
+    """
     total = 1
     for layer in _layers(model):
         if inspect.getattr_static(layer, "cost", None) is not None:
@@ -244,7 +274,8 @@ def check_model(model: object) -> None:
         got = model.__name__ if isinstance(model, type) else type(model).__name__
         parts = f" without {', '.join(lacking)}" if 0 < len(lacking) < len(_NEEDED) else ""
         raise TypeError(
-            f"model must be a ScoreModel, got {got}{parts}; wrap the network: ScoreModel(net, sde, predicts='noise'), "
+            f"model must be a ScoreModel, got {got}{parts}; wrap the network: ScoreModel(net, "
+            "sde, predicts='noise'), "
             "or give an object sde, predicts, at and evaluate (sdediff.Model)"
         )
 
@@ -261,11 +292,13 @@ def ask(model: Model, x: Tensor, at: Any, rows: Rows) -> Tensor | Output:
     return found
 
 
-def entries_of(model: Model, times: Tensor, like: Like, piece: Piece | None, breaks: tuple[float, ...]) -> Sequence[Any]:
+def entries_of(
+    model: Model, times: Tensor, like: Like, piece: Piece | None, breaks: tuple[float, ...]
+) -> Sequence[Any]:
     """What the model's `at` returned; an error unless that is one entry for each of the times.
 
-    Where no piece is being solved, of a chain or a single evaluation, each time has that in which it
-    lies; at a break it is the one before.
+    Where no piece is being solved, of a chain or a single evaluation, each time has that in which
+    it lies; at a break it is the one before.
     """
     if breaks and piece is None:
         ends = (-math.inf, *breaks, math.inf)
@@ -273,7 +306,8 @@ def entries_of(model: Model, times: Tensor, like: Like, piece: Piece | None, bre
         sides = torch.bucketize(rows, torch.tensor(breaks, dtype=times.dtype))
         if bool((sides != sides[:, :1]).any()):
             raise ValueError(
-                f"the model jumps at {', '.join(f'{t:g}' for t in breaks)}: times of one call have to lie on "
+                f"the model jumps at {', '.join(f'{t:g}' for t in breaks)}: times of one call "
+                "have to lie on "
                 "one side of each; call it once for each side"
             )
         pieces = [(ends[i], ends[i + 1]) for i in sides[:, 0].tolist()]
@@ -284,7 +318,8 @@ def entries_of(model: Model, times: Tensor, like: Like, piece: Piece | None, bre
         return found
     got = f"{len(found)} of them" if isinstance(found, Sequence | Tensor) else type(found).__name__
     raise ValueError(
-        f"{type(model).__name__}.at must return a sequence of {len(times)} entries, one for each of the times; got {got}"
+        f"{type(model).__name__}.at must return a sequence of {len(times)} entries, one for each "
+        f"of the times; got {got}"
     )
 
 
@@ -295,19 +330,26 @@ def value_of(out: Tensor | Output, x: Tensor, model: object) -> Tensor:
         return value
     name = type(model).__name__
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name}.evaluate must return a tensor or an Output, got {type(value).__name__}")
+        raise TypeError(
+            f"{name}.evaluate must return a tensor or an Output, got {type(value).__name__}"
+        )
     wanted, got = (f"{tuple(each.shape)}, {each.dtype}" for each in (x, value))
-    raise ValueError(f"{name}.evaluate must return a tensor of the shape and the dtype of x, {wanted}; got {got}")
+    raise ValueError(
+        f"{name}.evaluate must return a tensor of the shape and the dtype of x, {wanted}; got {got}"
+    )
 
 
 def extras_of(out: Tensor | Output, model: object, names: tuple[str, ...]) -> dict[str, Tensor]:
-    """What a model returned beside its prediction; a ValueError unless all ``names`` that it promises are there."""
+    """What a model returned beside its prediction; a ValueError unless all ``names`` that it
+    promises are there.
+    """
     extras = out.extras if isinstance(out, Output) else {}
     lacking = [name for name in names if not isinstance(extras.get(name), Tensor)]
     if lacking:
         given = ", ".join(f"{name}={name}" for name in names)
         raise ValueError(
-            f"{type(model).__name__}.evaluate must return Output(value, {given}), as the model's extras = {names!r} say; "
+            f"{type(model).__name__}.evaluate must return Output(value, {given}), as the model's "
+            f"extras = {names!r} say; "
             f"it returned no {', '.join(lacking)}"
         )
     return extras

@@ -12,7 +12,17 @@ import torch
 from torch import Tensor
 
 from sdediff.predictions import PREDICTIONS, canonical, conversion, singular
-from sdediff.protocols import Facts, Like, Model, Output, Rows, entries_of, extras_of, facts, value_of
+from sdediff.protocols import (
+    Facts,
+    Like,
+    Model,
+    Output,
+    Rows,
+    entries_of,
+    extras_of,
+    facts,
+    value_of,
+)
 from sdediff.sde.base import drift_of
 from sdediff.sde.quadrature import Integral, accumulated
 from sdediff.solvers import Problem
@@ -47,8 +57,8 @@ class Reverse(Problem):
     probability flow (eq. 13), and every lambda(t) >= 0 has the same marginals. Drift, diffusion and
     score are there for every SDE; the rest where it has a Gaussian kernel.
 
-    States and coefficients are in ``units``: with u = ``units.unit`` the state is x / u for the x of
-    the model, and follows ``sde.scaled(1 / u)``: data have a standard deviation near 1.
+    States and coefficients are in ``units``: with u = ``units.unit`` the state is x / u for the x
+    of the model, and follows ``sde.scaled(1 / u)``: data have a standard deviation near 1.
     """
 
     def __init__(
@@ -82,12 +92,17 @@ class Reverse(Problem):
         self.offers = frozenset({"drift", "diffusion", "score", *self.facts.extras})
         if self.linear:
             self.offers |= {"marginal", "kernel", "coefficients", "data", "noise", "v"}
-        # What the model is handed: in its own dtype; if it has none as `like` says, by default float64.
-        given = like or Like(len(self.batch), torch.Size(), torch.float64, torch.device("cpu"), torch.float64)
+        # What the model is handed: in its own dtype; if it has none as `like` says, by default
+        # float64.
+        given = like or Like(
+            len(self.batch), torch.Size(), torch.float64, torch.device("cpu"), torch.float64
+        )
         self._given = given._replace(sees=self.facts.dtype or given.sees, asked=model)
-        self.rounding = torch.finfo(self._given.sees).eps / 16  # stages' roundings average: by measurement
+        # stages' roundings average: by measurement
+        self.rounding = torch.finfo(self._given.sees).eps / 16
         self._still: Reverse | None = None
-        # (times, alpha, sigma) of late, sigma in the model's units: a plan asks again for what it knows.
+        # (times, alpha, sigma) of late, sigma in the model's units: a plan asks again for what it
+        # knows.
         self._known: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=4)
 
     def take(self, rows: Tensor) -> Self:
@@ -121,7 +136,9 @@ class Reverse(Problem):
         """lambda, unless it is a function."""
         return None if callable(self.lam) else float(self.lam)
 
-    def at(self, times: Tensor, quantity: str, keep: Number = 0.0, push: Number = 1.0) -> Sequence[_At]:
+    def at(
+        self, times: Tensor, quantity: str, keep: Number = 0.0, push: Number = 1.0
+    ) -> Sequence[_At]:
         """keep x + push quantity(x, t) as keep' x + push' output, for each of the times."""
         if quantity not in QUANTITIES or quantity not in self.offers:
             check_quantity(quantity, self.offers)
@@ -143,7 +160,10 @@ class Reverse(Problem):
             b = b.reshape(times.shape)
         nonlinear = quantity == "drift" and not self.linear
         columns = (keep + push * a, push * b, *([push * (1.0 / self.unit)] if nonlinear else []))
-        entries: list[Sequence[Any]] = [*planned(times.shape[0], self.like, *columns), *([times.unbind()] if nonlinear else [])]
+        entries: list[Sequence[Any]] = [
+            *planned(times.shape[0], self.like, *columns),
+            *([times.unbind()] if nonlinear else []),
+        ]
         entries.insert(2, entries_of(self.model, times, self._given, self.piece, self.breaks))
         return list(map(_At, *entries))
 
@@ -168,7 +188,9 @@ class Reverse(Problem):
         """
         monitor, mask = self.monitor, self.mask
         calls = monitor.calls
-        found = self.model.evaluate(x if self.unit == 1.0 else weighted((self.unit, x)), at.call, self.batch)
+        found = self.model.evaluate(
+            x if self.unit == 1.0 else weighted((self.unit, x)), at.call, self.batch
+        )
         if type(found) is Tensor and found.shape == x.shape and found.dtype == x.dtype:
             out = found
         else:
@@ -238,7 +260,8 @@ class Reverse(Problem):
             first = t[bad][0] if bool(bad.any()) else t[0]
             raise ValueError(singular(sde, self.predicts, target, first, sigma_data))
         raise ValueError(
-            f"f or g of {sde!r} is not finite at t = {float(t.max()):.6g}: start inside its default "
+            f"f or g of {sde!r} is not finite at t = {float(t.max()):.6g}: start inside its "
+            "default "
             "range, or take the first step in data form, by DDIM or Ancestral"
         )
 
@@ -278,7 +301,8 @@ class Reverse(Problem):
         if t.ndim > 1:
             return _flat(self.levels, t)
         alpha, sigma, log_snr = self.sde.levels(t)
-        if t.ndim == 1 and self.unit == 1 and not torch.is_grad_enabled():  # in other units a product would round
+        # in other units a product would round
+        if t.ndim == 1 and self.unit == 1 and not torch.is_grad_enabled():
             self._known.appendleft((t.clone(), alpha, sigma))
         return alpha, sigma, log_snr
 
@@ -292,7 +316,9 @@ class Reverse(Problem):
         if not bool(ends.any()):
             return start.expand_as(log_snr)
         beyond = self.sde.time_beyond
-        return torch.where(ends, _flat(beyond, log_snr) if log_snr.ndim > 1 else beyond(log_snr), start)
+        return torch.where(
+            ends, _flat(beyond, log_snr) if log_snr.ndim > 1 else beyond(log_snr), start
+        )
 
     def kernel(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """The SDE's forward kernel."""
@@ -307,7 +333,9 @@ class Reverse(Problem):
         return accumulated(self.sde, self.stochasticity)
 
     def mixing(self, t: Tensor) -> Tensor:
-        """The integral of lambda^2 du, u = log(alpha / sigma), up to a constant: lambda^2 u where lambda is constant."""
+        """The integral of lambda^2 du, u = log(alpha / sigma), up to a constant: lambda^2 u where
+        lambda is constant.
+        """
         if t.ndim > 1:
             return _flat(self.mixing, t)
         if callable(self.lam):
@@ -318,7 +346,9 @@ class Reverse(Problem):
     @cached_property
     def unscaled(self) -> bool:
         """Whether alpha is constant: looked up at five times."""
-        alpha = self.sde.alpha(torch.linspace(self.sde.t_min, self.sde.t_max, 5, dtype=torch.float64))
+        alpha = self.sde.alpha(
+            torch.linspace(self.sde.t_min, self.sde.t_max, 5, dtype=torch.float64)
+        )
         return bool((alpha == alpha[0]).all())
 
 

@@ -1,9 +1,10 @@
 """The folder of a run: whose it is, who writes it, and how one run takes the place of another.
 
-``config.json`` says what is trained; ``model.safetensors`` holds the averaged weights, which sampling uses;
-``training.safetensors`` holds all that training needs to go on. Each file is replaced as a whole or not at all. Where all three
-change together, they are written to a folder beside them, ``.next``, which appears complete or not at all; readers look there
-first, and its files then move to their places one by one.
+``config.json`` says what is trained; ``model.safetensors`` holds the averaged weights, which
+sampling uses; ``training.safetensors`` holds all that training needs to go on. Each file is
+replaced as a whole or not at all. Where all three change together, they are written to a folder
+beside them, ``.next``, which appears complete or not at all; readers look there first, and its
+files then move to their places one by one.
 """
 
 from __future__ import annotations
@@ -45,8 +46,23 @@ SECTIONS: Final = ("sde", "network", "model", "data")
 _LOCK: Final = ".lock"
 _NEXT: Final = ".next"
 _STAGING: Final = ".staging"
-_WEIGHTS_OF_OTHERS: Final = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".onnx", ".gguf", ".h5", ".msgpack")
-_INDICES_OF_OTHERS: Final = ("model_index.json", "scheduler_config.json", "adapter_config.json", "tokenizer_config.json")
+_WEIGHTS_OF_OTHERS: Final = (
+    ".safetensors",
+    ".bin",
+    ".ckpt",
+    ".pt",
+    ".pth",
+    ".onnx",
+    ".gguf",
+    ".h5",
+    ".msgpack",
+)
+_INDICES_OF_OTHERS: Final = (
+    "model_index.json",
+    "scheduler_config.json",
+    "adapter_config.json",
+    "tokenizer_config.json",
+)
 
 
 def check_out(out: str | Path, name: str = "out") -> Path:
@@ -64,7 +80,9 @@ def recognised(config: object) -> bool:
 
 
 def check_ours(folder: Path, names: Sequence[str] = (CONFIG, WEIGHTS, TRAINING)) -> bool:
-    """Whether ``folder`` holds a run; ValueError if it holds another tool's model, or files called ``names`` that are no run's."""
+    """Whether ``folder`` holds a run; ValueError if it holds another tool's model, or files called
+    ``names`` that are no run's.
+    """
     path = locate(folder, CONFIG)
     if path.is_file():
         try:
@@ -76,10 +94,15 @@ def check_ours(folder: Path, names: Sequence[str] = (CONFIG, WEIGHTS, TRAINING))
         return False
     there = sorted(found.name for found in folder.iterdir())
     theirs = [name for name in there if name in names]
-    theirs += [name for name in there if Path(name).suffix in _WEIGHTS_OF_OTHERS or name in _INDICES_OF_OTHERS]
+    theirs += [
+        name
+        for name in there
+        if Path(name).suffix in _WEIGHTS_OF_OTHERS or name in _INDICES_OF_OTHERS
+    ]
     if theirs:
         raise ValueError(
-            f"{folder} holds {theirs[0]}, and no {CONFIG} of a run: another tool wrote it, or it is damaged; "
+            f"{folder} holds {theirs[0]}, and no {CONFIG} of a run: another tool wrote it, or it "
+            "is damaged; "
             "nothing was touched: choose another folder, or move the file away"
         )
     return False
@@ -93,9 +116,11 @@ def locate(folder: Path, name: str) -> Path:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Be the only writer of ``folder``, which is made if need be; ValueError if there is another one.
+    """Be the only writer of ``folder``, which is made if need be; ValueError if there is another
+    one.
 
-    The operating system lets the lock go when its process ends, however it ends. What a killed writer left is cleared away.
+    The operating system lets the lock go when its process ends, however it ends. What a killed
+    writer left is cleared away.
     """
     filelock = require("filelock", "train")
     try:
@@ -104,11 +129,14 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
         raise ValueError(
-            f"{folder} is being written by another training, which holds {folder / _LOCK}: wait for its "
+            f"{folder} is being written by another training, which holds {folder / _LOCK}: wait "
+            "for its "
             "end, or choose another folder"
         ) from error
     except OSError as error:
-        raise OSError(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
+        raise OSError(
+            f"cannot write to {folder}: {error.strerror}; choose another folder"
+        ) from error
     try:
         _settle(folder)
         shutil.rmtree(folder / _STAGING, ignore_errors=True)
@@ -139,8 +167,9 @@ def _config_bytes(config: Mapping[str, Any]) -> bytes:
 class Run:
     """A run that is being written by this process.
 
-    ``begun`` is the configuration in the folder, if there is a state from which training goes on. While ``replaces``, the folder
-    holds another configuration, and perhaps another run's files, until the first `save`.
+    ``begun`` is the configuration in the folder, if there is a state from which training goes on.
+    While ``replaces``, the folder holds another configuration, and perhaps another run's files,
+    until the first `save`.
     """
 
     folder: Path
@@ -149,7 +178,9 @@ class Run:
     replaces: bool = False
 
     def save(self, training: bytes, weights: bytes) -> None:
-        """Bring the folder up to date: the training state first, so that the weights never run ahead of it."""
+        """Bring the folder up to date: the training state first, so that the weights never run
+        ahead of it.
+        """
         _sweep(self.folder)
         if self.replaces:
             _replace(self.folder, self.config, training, weights)
@@ -160,11 +191,17 @@ class Run:
 
 
 def _replace(folder: Path, config: Mapping[str, Any], training: bytes, weights: bytes) -> None:
-    """Put three files in the place of those that are there: a kill at any moment leaves all of the old ones or all of the new."""
+    """Put three files in the place of those that are there: a kill at any moment leaves all of the
+    old ones or all of the new.
+    """
     staging = folder / _STAGING
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
-    for name, content in ((CONFIG, _config_bytes(config)), (TRAINING, training), (WEIGHTS, weights)):
+    for name, content in (
+        (CONFIG, _config_bytes(config)),
+        (TRAINING, training),
+        (WEIGHTS, weights),
+    ):
         write_atomically(staging / name, content)
     os.rename(staging, folder / _NEXT)
     _settle(folder)

@@ -8,10 +8,28 @@ from typing import Literal
 
 from torch import Tensor
 
-from sdediff.arguments import Grid, Span, check_grad, check_seed, check_solver, check_states, make_times, row_seeds
+from sdediff.arguments import (
+    Grid,
+    Span,
+    check_grad,
+    check_seed,
+    check_solver,
+    check_states,
+    make_times,
+    row_seeds,
+)
 from sdediff.forward import Forward
 from sdediff.sde import SDE
-from sdediff.solvers import EulerMaruyama, Noise, Options, Snapshot, Solution, SolveError, Solver, White
+from sdediff.solvers import (
+    EulerMaruyama,
+    Noise,
+    Options,
+    Snapshot,
+    Solution,
+    SolveError,
+    Solver,
+    White,
+)
 from sdediff.solvers.arithmetic import at_least_float32
 from sdediff.solvers.given import callback_of, check_choice, flag
 from sdediff.solving import check_count, check_group
@@ -36,22 +54,31 @@ def simulate(
     on_fail: Literal["raise", "return"] = "raise",
     grad: Literal["none", "full", "checkpoint"] = "none",
 ) -> Solution:
-    """Carry states x_0 (B, *event) from t_start (default 0) forward to t_end (default t_max): dx = drift(x, t) dt + g(t) dw.
+    """Carry states x_0 (B, *event) from t_start (default 0) forward to t_end (default t_max): dx =
+    drift(x, t) dt + g(t) dw.
 
-    For any `SDE`, with a Gaussian kernel or without: for a `LinearSDE` the same law comes at once from ``perturb``. ``solver`` is
-    one that takes the diffusion in its steps, `EulerMaruyama` by default. The other arguments and the result are those of `sample`;
-    ``nfe`` counts evaluations of the drift. Under VE the states at t = 0 carry noise already, and x_0 should.
+    For any `SDE`, with a Gaussian kernel or without: for a `LinearSDE` the same law comes at once
+    from ``perturb``. ``solver`` is one that takes the diffusion in its steps, `EulerMaruyama` by
+    default. The other arguments and the result are those of `sample`; ``nfe`` counts evaluations of
+    the drift. Under VE the states at t = 0 carry noise already, and x_0 should.
 
     Raises ValueError or TypeError before any work, `SolveError` where a state goes bad.
     """
     if isinstance(sde, type) or not isinstance(sde, SDE):
         got = sde.__name__ if isinstance(sde, type) else type(sde).__name__
-        hint = "pass model.sde" if isinstance(getattr(sde, "sde", None), SDE) else "pass an instance, VP() say"
+        hint = (
+            "pass model.sde"
+            if isinstance(getattr(sde, "sde", None), SDE)
+            else "pass an instance, VP() say"
+        )
         raise TypeError(f"sde must be an SDE, got {got}; {hint}")
-    x_0 = at_least_float32(check_states("x_0", x_0)).clone()  # the user's own tensor stays out of the solve
+    # the user's own tensor stays out of the solve
+    x_0 = at_least_float32(check_states("x_0", x_0)).clone()
     solver = EulerMaruyama() if solver is None else check_solver(solver)
     if not solver.diffuses:
-        raise ValueError(f"{solver!r} integrates no diffusion, and the forward SDE has one; use EulerMaruyama()")
+        raise ValueError(
+            f"{solver!r} integrates no diffusion, and the forward SDE has one; use EulerMaruyama()"
+        )
     units = Units(sde.data_std)
     times = make_times(Span.forward(sde), solver, steps, grid, t_start, t_end, units.unit)
     check_count(times, len(x_0))
@@ -66,8 +93,12 @@ def simulate(
         noise = White(rows, x_0.shape[1:], dtype=x_0.dtype, device=x_0.device)
     callback = callback_of("callback", callback, "of a Snapshot")
     trajectory = flag("trajectory", trajectory)
-    options = Options(trajectory=trajectory, callback=units.outside(callback), on_fail="return", grad=grad)
-    found = solver.solve(Forward(sde, len(x_0), units.unit), units.enter(x_0), times, noise, options)
+    options = Options(
+        trajectory=trajectory, callback=units.outside(callback), on_fail="return", grad=grad
+    )
+    found = solver.solve(
+        Forward(sde, len(x_0), units.unit), units.enter(x_0), times, noise, options
+    )
     solution = replace(units.left(found), seeds=seeds)
     if solution.failures and on_fail == "raise":
         raise SolveError(solution)

@@ -1,4 +1,6 @@
-"""What sampling, encoding and the likelihood share: their arguments are checked, and parts of a batch are solved one by one."""
+"""What sampling, encoding and the likelihood share: their arguments are checked, and parts of a
+batch are solved one by one.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ def check_deterministic(solver: Solver, what: str) -> Solver:
     """Return ``solver``; a ValueError if it draws noise."""
     if solver.stochastic or solver.diffuses:
         raise ValueError(
-            f"{what} goes along the probability flow, where there is no noise, and {solver!r} draws some: take RK45(), say, "
+            f"{what} goes along the probability flow, where there is no noise, and {solver!r} "
+            "draws some: take RK45(), say, "
             "or a deterministic solver with steps=N"
         )
     return solver
@@ -43,7 +46,9 @@ def check_deterministic(solver: Solver, what: str) -> Solver:
 
 @dataclass(frozen=True)
 class Solving:
-    """A solve of ``count`` samples from the first to the last of ``times``, its arguments checked."""
+    """A solve of ``count`` samples from the first to the last of ``times``, its arguments
+    checked.
+    """
 
     model: Model
     facts: Facts
@@ -88,7 +93,9 @@ class Solving:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ) -> Self:
-        """From the arguments that `sample` documents; ValueError or TypeError for those that are wrong."""
+        """From the arguments that `sample` documents; ValueError or TypeError for those that are
+        wrong.
+        """
         count = shape[0]
         place = known.device if device is None else check_device(model, known, device)
         times = make_times(span, solver, steps, grid, t_start, t_end, known.data_std, known.breaks)
@@ -101,7 +108,10 @@ class Solving:
         if grad != "none":
             check_grad(grad)
         if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"the state's dtype must be torch.float32 or torch.float64, got {dtype!r}; the network keeps its own")
+            raise ValueError(
+                f"the state's dtype must be torch.float32 or torch.float64, got {dtype!r}; the "
+                "network keeps its own"
+            )
         if callback is not None:
             callback_of("callback", callback, "of a Snapshot")
         batch_size = None if batch_size is None else whole("batch_size", batch_size, 1)
@@ -109,7 +119,10 @@ class Solving:
             batch_size = check_group(solver, count, batch_size)
         least = solver.evaluations + (1 if solver.begins else 2)
         if solver.adaptive and max_nfe is not None and max_nfe < least:
-            raise ValueError(f"{solver!r} takes {least} evaluations to make its first step; raise max_nfe = {max_nfe}")
+            raise ValueError(
+                f"{solver!r} takes {least} evaluations to make its first step; raise max_nfe = "
+                f"{max_nfe}"
+            )
         if known.normalizer is not None:
             known.normalizer.check(shape[1:])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -122,7 +135,9 @@ class Solving:
             count=count,
             solver=solver,
             times=times,
-            condition={} if condition is None else check_condition(condition, count, known.net, place),
+            condition={}
+            if condition is None
+            else check_condition(condition, count, known.net, place),
             batch_size=batch_size or count,
             options=replace(options, on_fail="return"),
             raises=on_fail == "raise",
@@ -135,21 +150,30 @@ class Solving:
         )
 
     def reverse(
-        self, rows: Tensor, stochasticity: float | Callable[[Tensor], Tensor] = 0.0, state: torch.dtype | None = None
+        self,
+        rows: Tensor,
+        stochasticity: float | Callable[[Tensor], Tensor] = 0.0,
+        state: torch.dtype | None = None,
     ) -> Reverse:
-        """The problem of the samples ``rows``; their states are in the solvers' `units`, of the dtype ``state`` (None: `dtype`)."""
+        """The problem of the samples ``rows``; their states are in the solvers' `units`, of the
+        dtype ``state`` (None: `dtype`).
+        """
         condition = {name: value[rows.to(value.device)] for name, value in self.condition.items()}
         mask = None if self.mask is None else self.existing(rows)
         batch = Rows(condition, rows, self.count, Monitor(len(rows)), mask)
         like = Like(len(rows), self.event, state or self.dtype, self.device, self.dtype)
-        return Reverse(self.model, batch, stochasticity, like=like, units=self.units, known=self.facts)
+        return Reverse(
+            self.model, batch, stochasticity, like=like, units=self.units, known=self.facts
+        )
 
     def existing(self, rows: Tensor) -> Tensor | None:
         """The mask of the samples ``rows``."""
         return None if self.mask is None else self.mask[rows.to(self.mask.device)]
 
     def run(self, title: str, part: Callable[[Tensor, Options], Solution]) -> Solution:
-        """``part(rows, options)`` of ``batch_size`` samples at a time, joined; `SolveError` if a sample failed and ``raises``."""
+        """``part(rows, options)`` of ``batch_size`` samples at a time, joined; `SolveError` if a
+        sample failed and ``raises``.
+        """
         parts = []
         shown = progress_bar(title, total=self.count, show=True) if self.progress else nullcontext()
         with torch.inference_mode(False), evaluating(self.model), shown as bar:
@@ -172,7 +196,9 @@ def check_count(times: Tensor, count: int) -> None:
     """A ValueError unless there is one grid, or one for each of ``count`` samples."""
     given = times.shape[1] if times.ndim > 1 else count
     if given != count:
-        raise ValueError(f"there are {given} starts or grids for {count} samples: pass one, or {count}")
+        raise ValueError(
+            f"there are {given} starts or grids for {count} samples: pass one, or {count}"
+        )
 
 
 def check_group(solver: Solver, count: int, batch_size: int | None) -> int | None:
@@ -181,16 +207,25 @@ def check_group(solver: Solver, count: int, batch_size: int | None) -> int | Non
     if group == 1:
         return batch_size
     if solver.adaptive:
-        raise ValueError(f"{solver!r} is adaptive, so that its rows leave the batch one by one: it cannot have groups of {group}")
+        raise ValueError(
+            f"{solver!r} is adaptive, so that its rows leave the batch one by one: it cannot "
+            f"have groups of {group}"
+        )
     if count % group:
-        raise ValueError(f"{solver!r} takes rows in groups of {group}: ask for a multiple of that, got {count}")
+        raise ValueError(
+            f"{solver!r} takes rows in groups of {group}: ask for a multiple of that, got {count}"
+        )
     if batch_size is not None and batch_size < group:
-        raise ValueError(f"{solver!r} takes rows in groups of {group}, which no batch splits: raise batch_size = {batch_size}")
+        raise ValueError(
+            f"{solver!r} takes rows in groups of {group}, which no batch splits: raise "
+            f"batch_size = {batch_size}"
+        )
     return None if batch_size is None else batch_size // group * group
 
 
 def _local(net: Any) -> Any:
-    """A network out of DistributedDataParallel, whose forward pass waits for that of the other processes.
+    """A network out of DistributedDataParallel, whose forward pass waits for that of the other
+    processes.
 
     They need not make as many: every sample has its own steps.
     """
@@ -198,22 +233,29 @@ def _local(net: Any) -> Any:
 
 
 def _compiled(model: Model, solver: Solver) -> Model:
-    """The model with its networks compiled; a ValueError where the batch changes its shape on the way, or there is no network."""
+    """The model with its networks compiled; a ValueError where the batch changes its shape on the
+    way, or there is no network.
+    """
     if solver.adaptive:
         raise ValueError(
-            f"compile=True with {solver!r}: samples leave the batch as they arrive, and each new shape would be compiled anew; "
-            "take a solver with fixed steps, or compile the network yourself, torch.compile(net, dynamic=True)"
+            f"compile=True with {solver!r}: samples leave the batch as they arrive, and each new "
+            "shape would be compiled anew; "
+            "take a solver with fixed steps, or compile the network yourself, torch.compile(net, "
+            "dynamic=True)"
         )
     compiled = _with_nets(model, torch.compile)
     if compiled is model:
         raise ValueError(
-            f"compile=True compiles the `net` of a model, and {type(model).__name__} has none: compile what it calls yourself"
+            f"compile=True compiles the `net` of a model, and {type(model).__name__} has none: "
+            "compile what it calls yourself"
         )
     return compiled
 
 
 def _with_nets(model: Model, change: Callable[[Any], Any]) -> Model:
-    """The same model with each network in it, and in the models that it is made of, changed; the given one is left as it is."""
+    """The same model with each network in it, and in the models that it is made of, changed; the
+    given one is left as it is.
+    """
     parts = {
         **{name: change(part) for name, part in _parts(model) if name == "net"},
         **{name: _with_nets(part, change) for name, part in _parts(model) if is_model(part)},
@@ -238,7 +280,9 @@ def _parts(model: object) -> list[tuple[str, Any]]:
 
 
 class _Evaluated(Operator):
-    """A model in evaluation mode in each of its calls: those too that a backward pass makes again after the solve."""
+    """A model in evaluation mode in each of its calls: those too that a backward pass makes again
+    after the solve.
+    """
 
     def evaluate(self, x: Tensor, at: Any, rows: Rows) -> Tensor | Output:
         """The answer of the model inside."""

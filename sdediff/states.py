@@ -1,4 +1,6 @@
-"""States of modules as safetensors files: shared tensors once, extra state as JSON, a checksum over all."""
+"""States of modules as safetensors files: shared tensors once, extra state as JSON, a checksum over
+all.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sdediff._extras import require
 
-__all__ = ["bare", "checksum", "module_state", "pack", "read_tensors", "serialise", "set_module_state", "unpack"]
+__all__ = [
+    "bare",
+    "checksum",
+    "module_state",
+    "pack",
+    "read_tensors",
+    "serialise",
+    "set_module_state",
+    "unpack",
+]
 
 _META: Final = "sdediff"
 _SUM: Final = "sha256"
@@ -39,7 +50,9 @@ def _inner(module: nn.Module) -> str | None:
 
 
 def _shown(module: nn.Module) -> Callable[[str], str]:
-    """From names in the module's state dict to names without the wrappers, wherever they are inside it."""
+    """From names in the module's state dict to names without the wrappers, wherever they are inside
+    it.
+    """
     wrappers: list[tuple[str, str]] = []
     for name, part in module.named_modules(remove_duplicate=False):
         inner, start = _inner(part), f"{name}." if name else ""
@@ -63,7 +76,9 @@ def module_state(module: nn.Module) -> dict[str, Any]:
 
 
 def set_module_state(module: nn.Module, state: Mapping[str, Any]) -> None:
-    """Load a state whose names are without wrappers; RuntimeError, as of torch, where it does not fit."""
+    """Load a state whose names are without wrappers; RuntimeError, as of torch, where it does not
+    fit.
+    """
     shown = _shown(module)
     names = {shown(name): name for name in module.state_dict()}
 
@@ -78,12 +93,17 @@ def set_module_state(module: nn.Module, state: Mapping[str, Any]) -> None:
 
 
 def pack(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, metadata) of a state: each tensor once, its other names and what is no tensor as JSON in the metadata.
+    """(tensors, metadata) of a state: each tensor once, its other names and what is no tensor as
+    JSON in the metadata.
 
     Raises ValueError for extra state that is neither tensors nor JSON.
     """
     tensors: dict[str, Tensor] = {}
-    extra = {name: _plain(value, name, tensors) for name, value in state.items() if not isinstance(value, Tensor)}
+    extra = {
+        name: _plain(value, name, tensors)
+        for name, value in state.items()
+        if not isinstance(value, Tensor)
+    }
     tensors |= {name: value.detach() for name, value in state.items() if isinstance(value, Tensor)}
     first: dict[object, str] = {}
     stored: set[int] = set()
@@ -116,7 +136,8 @@ def _plain(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return value
     raise ValueError(
-        f"{name!r} holds a {type(value).__name__}, and a run folder keeps tensors, numbers, strings, and dicts and lists of "
+        f"{name!r} holds a {type(value).__name__}, and a run folder keeps tensors, numbers, "
+        "strings, and dicts and lists of "
         "these, without pickle; return these from get_extra_state"
     )
 
@@ -145,7 +166,8 @@ def _whole(value: Any, state: Mapping[str, Any], held: set[str]) -> Any:
 def serialise(state: Mapping[str, Any], meta: Mapping[str, str]) -> bytes:
     """A safetensors file of a state, with metadata and a checksum of both.
 
-    All metadata are one entry, as JSON, because safetensors writes several in any order, and equal runs shall write equal files.
+    All metadata are one entry, as JSON, because safetensors writes several in any order, and equal
+    runs shall write equal files.
     """
     tensors, notes = pack(state)
     whole = {**meta, **notes}
@@ -164,14 +186,20 @@ def checksum(tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> str:
 
 
 def read_tensors(path: Path, *, sealed: bool = False) -> tuple[dict[str, Any], dict[str, str]]:
-    """State and metadata of a file; ValueError if its checksum does not hold, or if it has none though it is ``sealed``."""
+    """State and metadata of a file; ValueError if its checksum does not hold, or if it has none
+    though it is ``sealed``.
+    """
     safetensors = require("safetensors", "train")
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; the run was stopped before its first checkpoint: train again")
+        raise FileNotFoundError(
+            f"{path} is missing; the run was stopped before its first checkpoint: train again"
+        )
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            tensors, meta = {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-        meta = json.loads(meta[_META]) if _META in meta else meta  # format 1 has a number of steps alone
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            meta = dict(file.metadata() or {})
+        # format 1 has a number of steps alone
+        meta = json.loads(meta[_META]) if _META in meta else meta
         found = meta.pop(_SUM, None)
         if (sealed or found is not None) and found != checksum(tensors, meta):
             raise ValueError("its checksum does not hold")

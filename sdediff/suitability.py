@@ -1,4 +1,6 @@
-"""Whether data, or a standard deviation of data, suit an SDE: the prior gap, and the sizes of noise and data."""
+"""Whether data, or a standard deviation of data, suit an SDE: the prior gap, and the sizes of noise
+and data.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,10 @@ from torch import Tensor
 __all__ = ["short_of_noise", "unsuited"]
 
 _GAP: Final = 2e-2
-"""Nats a coordinate: a fifth of the prior's standard deviation is then left of the data. The most among
-published configurations is 2.4e-3, of `DDPM.from_schedule("scaled-linear")` for data of variance 1."""
+"""Nats a coordinate: a fifth of the prior's standard deviation is then left of the data. The most
+among published configurations is 2.4e-3, of `DDPM.from_schedule("scaled-linear")` for data of
+variance 1.
+"""
 _MOST: Final = 5e-2
 """Nats a coordinate that an SDE may leave of the data for which it is made."""
 _WIDEST, _NARROWEST = 5.0, 0.05
@@ -24,13 +28,15 @@ _FADED: Final = 0.1
 
 @torch.no_grad()
 def unsuited(sde: Any, mean: Tensor, variance: Tensor) -> str | None:
-    """What is wrong with data of these moments, one mean and variance a coordinate, under ``sde``; None if nothing is.
+    """What is wrong with data of these moments, one mean and variance a coordinate, under ``sde``;
+    None if nothing is.
 
     Three things are looked at: what is left of the data at t_max (`left_at_the_end`), which is much
     where they are far from 0 or wider than the noise, or the noise does not take over; the standard
     deviation of the data against the prior's, where the SDE lets the data fade (alpha falls to a
-    tenth or less, as VP's), which it may exceed by 5 times or fall below by 20; and against the noise
-    at t_min, which must be half of it at most. Data that are constant are measured by their mean alone.
+    tenth or less, as VP's), which it may exceed by 5 times or fall below by 20; and against the
+    noise at t_min, which must be half of it at most. Data that are constant are measured by their
+    mean alone.
     """
     if "kernel" not in sde.offers:
         return None
@@ -40,20 +46,29 @@ def unsuited(sde: Any, mean: Tensor, variance: Tensor) -> str | None:
     alpha, sigma = sde.alpha(ends).tolist(), sde.sigma(ends).tolist()
     prior, least = sde.prior.std, sigma[0] / alpha[0]
     fades = abs(alpha[1]) < _FADED * abs(alpha[0])
-    found = f"the standard deviation of the data is {std:.3g} and their mean {size:.3g} (root mean squares over coordinates)"
+    found = (
+        f"the standard deviation of the data is {std:.3g} and their mean {size:.3g} (root mean "
+        "squares over coordinates)"
+    )
     mend = "normalise them, ScoreModel(net, sde, normalizer=Normalizer.of(data))"
     if fades and std and not prior * _NARROWEST <= std <= prior * _WIDEST:
-        return f"{found}, but {sde!r} is for data of the scale of its prior, standard deviation {prior:.3g}: {mend}"
-    learned = isinstance(getattr(sde, "schedule", None), torch.nn.Module)  # its ends are still to move
+        return (
+            f"{found}, but {sde!r} is for data of the scale of its prior, standard deviation "
+            f"{prior:.3g}: {mend}"
+        )
+    # its ends are still to move
+    learned = isinstance(getattr(sde, "schedule", None), torch.nn.Module)
     if left > _GAP and not learned:
         larger = "" if fades else ", or raise sigma at t_max (sigma_max of VE and EDM)"
         return short_of_noise(sde, sde.data_std) or (
-            f"{found}, so that at t_max the law of x_t given the data is {left:.2g} nats a coordinate off the prior of {sde!r} "
+            f"{found}, so that at t_max the law of x_t given the data is {left:.2g} nats a "
+            f"coordinate off the prior of {sde!r} "
             f"(at most {_GAP:g} is small): {mend}{larger}"
         )
     if std and std < _LEAST * least:
         return (
-            f"{found}, which the noise that {sde!r} leaves on them at t_min, of standard deviation {least:.3g}, hides: "
+            f"{found}, which the noise that {sde!r} leaves on them at t_min, of standard "
+            f"deviation {least:.3g}, hides: "
             f"{mend}, or lower sigma at t_min (sigma_min of VE and EDM)"
         )
     return None
@@ -61,7 +76,8 @@ def unsuited(sde: Any, mean: Tensor, variance: Tensor) -> str | None:
 
 @torch.no_grad()
 def left_at_the_end(sde: Any, square: float) -> float:
-    """E KL(N(alpha x_0, sigma^2) || prior) at t_max, nats a coordinate, for data of this mean square: L_N of a chain.
+    """E KL(N(alpha x_0, sigma^2) || prior) at t_max, nats a coordinate, for data of this mean
+    square: L_N of a chain.
 
     It bounds the gap between the law at t_max and the prior. That of the first two moments alone
     (`LinearSDE.prior_gap`) is 0 for standardised data under VP, however little noise there is.
@@ -74,14 +90,18 @@ def left_at_the_end(sde: Any, square: float) -> float:
 
 @torch.no_grad()
 def short_of_noise(sde: Any, data_std: float) -> str | None:
-    """What is wrong with sampling from the prior for data of this standard deviation and mean 0; None if nothing is."""
+    """What is wrong with sampling from the prior for data of this standard deviation and mean 0;
+    None if nothing is.
+    """
     left = left_at_the_end(sde, data_std**2)
     if left <= _MOST:
         return None
     end = torch.tensor(sde.t_max, dtype=torch.float64)
     signal, noise = abs(float(sde.alpha(end))) * data_std, float(sde.sigma(end))
     return (
-        f"the noising process ends before noise has taken over: at t_max = {sde.t_max:.4g} of {sde!r} data of standard deviation "
-        f"{data_std:.3g} have {signal:.3g} left beside noise of {noise:.3g}, {left:.3g} nats a coordinate off the prior from which "
+        f"the noising process ends before noise has taken over: at t_max = {sde.t_max:.4g} of "
+        f"{sde!r} data of standard deviation "
+        f"{data_std:.3g} have {signal:.3g} left beside noise of {noise:.3g}, {left:.3g} nats a "
+        "coordinate off the prior from which "
         "sampling starts. Take more levels or larger betas, a larger sigma_max, or pass x_init"
     )

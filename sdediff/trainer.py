@@ -1,4 +1,6 @@
-"""The state of a training run: one step of the optimizer, its averaged weights, and how both are kept."""
+"""The state of a training run: one step of the optimizer, its averaged weights, and how both are
+kept.
+"""
 
 from __future__ import annotations
 
@@ -73,12 +75,15 @@ class Trainer:
         self.settings = settings
         self.module = cast(Any, model.net)
         schedule = getattr(model.sde, "schedule", None)
-        self.schedule: nn.Module = schedule if isinstance(schedule, nn.Module) else nn.Module()  # learned with the network
+        # learned with the network
+        self.schedule: nn.Module = schedule if isinstance(schedule, nn.Module) else nn.Module()
         learned = [*self.module.parameters(), *self.schedule.parameters()]
         _check_trainable(self.module, learned)
         self.ema = _copied(self.module, settings.ema)
         fused = not any(p.is_complex() for p in learned)
-        self.optimizer: Any = torch.optim.AdamW(learned, lr=settings.lr, betas=(0.9, 0.99), fused=fused)
+        self.optimizer: Any = torch.optim.AdamW(
+            learned, lr=settings.lr, betas=(0.9, 0.99), fused=fused
+        )
         self.step = 0
         self._prove()
 
@@ -95,21 +100,33 @@ class Trainer:
         settings = self.settings
         accelerator = self.accelerator
         process = self.accelerator.process_index
-        index = batch(len(self.data), settings.batch_size, settings.seed, self.step)[process :: accelerator.num_processes]
+        index = batch(len(self.data), settings.batch_size, settings.seed, self.step)[
+            process :: accelerator.num_processes
+        ]
         # Under fork_rng of fit: times, noise and dropout of the step.
         torch.manual_seed(_step_seed(settings.seed, self.step, process))
         for group in self.optimizer.param_groups:
             group["lr"] = settings.rate(self.step)
-        given = {name: value[index].to(accelerator.device) for name, value in self.condition.items()}
+        given = {
+            name: value[index].to(accelerator.device) for name, value in self.condition.items()
+        }
         x_0 = self._seen(self.data[index].to(accelerator.device))
-        there: dict[str, Any] = {} if self.mask is None else {"mask": self.mask[index].to(accelerator.device)}
+        there: dict[str, Any] = (
+            {} if self.mask is None else {"mask": self.mask[index].to(accelerator.device)}
+        )
         with accelerator.autocast():
             losses = self.loss(self.model, x_0, given, **there)
             if not isinstance(losses, Tensor) or not losses.is_floating_point():
-                raise TypeError(f"loss must return the losses of the samples, a tensor (B,), got {type(losses).__name__}")
+                raise TypeError(
+                    "loss must return the losses of the samples, a tensor (B,), got "
+                    f"{type(losses).__name__}"
+                )
             value = losses.mean()
         if not value.requires_grad:
-            raise ValueError("the loss does not depend on a parameter that requires grad; does the network use its parameters?")
+            raise ValueError(
+                "the loss does not depend on a parameter that requires grad; does the network "
+                "use its parameters?"
+            )
         self.optimizer.zero_grad()
         accelerator.backward(value)
         accelerator.clip_grad_norm_(self.module.parameters(), settings.clip)
@@ -128,7 +145,9 @@ class Trainer:
         return normalizer.normalize(y)
 
     def agree(self, stop: bool) -> bool:
-        """Whether one of the processes was told to stop: all of them then make the same number of steps."""
+        """Whether one of the processes was told to stop: all of them then make the same number of
+        steps.
+        """
         if self.accelerator.num_processes == 1:
             return stop
         told = torch.tensor(float(stop), device=self.accelerator.device)
@@ -144,13 +163,18 @@ class Trainer:
         """The averaged weights; what is no tensor is the network's own, as buffers are."""
         state = module_state(self.ema.module)
         current = module_state(self.module)
-        return {name: value if isinstance(value, Tensor) else current[name] for name, value in state.items()}
+        return {
+            name: value if isinstance(value, Tensor) else current[name]
+            for name, value in state.items()
+        }
 
     def _states(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What `save` keeps: of the training, and of the averaged model."""
         schedule = {f"{SCHEDULE}{k}": v for k, v in self.schedule.state_dict().items()}
         averages = self._averages()
-        state = {f"net.{k}": v for k, v in module_state(self.module).items()} | {f"ema.{k}": v for k, v in averages.items()}
+        state = {f"net.{k}": v for k, v in module_state(self.module).items()} | {
+            f"ema.{k}": v for k, v in averages.items()
+        }
         for i, entry in self.optimizer.state_dict()["state"].items():
             state |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in entry.items()}
         if hasattr(self.loss, "state_dict"):
@@ -158,18 +182,29 @@ class Trainer:
         return state | schedule, averages | schedule
 
     def _prove(self) -> None:
-        """Raise ValueError unless what `save` will write can be written and read, before any step is made."""
+        """Raise ValueError unless what `save` will write can be written and read, before any step
+        is made.
+        """
         try:
             serialise(self._states()[0], {})
             set_module_state(self.ema.module, unpack(*pack(self._averages())))
         except Exception as error:  # of any kind: the network's own methods are called
-            raise ValueError(f"the state of {type(self.module).__name__} cannot be kept in a run folder: {error}") from error
+            raise ValueError(
+                f"the state of {type(self.module).__name__} cannot be kept in a run folder: {error}"
+            ) from error
 
     def identity(self, config: Mapping[str, Any]) -> str:
-        """A name of the run: by its configuration, its first weights and its data, so that equal runs write equal files."""
+        """A name of the run: by its configuration, its first weights and its data, so that equal
+        runs write equal files.
+        """
         rows = torch.linspace(0, len(self.data) - 1, min(len(self.data), 1024)).long()
-        given = {"data": self.data, **{f"condition.{name}": value for name, value in self.condition.items()}}
-        state = self._states()[0] | {name: value[rows.to(value.device)] for name, value in given.items()}
+        given = {
+            "data": self.data,
+            **{f"condition.{name}": value for name, value in self.condition.items()},
+        }
+        state = self._states()[0] | {
+            name: value[rows.to(value.device)] for name, value in given.items()
+        }
         tensors, notes = pack(state)
         return checksum(tensors, {**notes, "config": json.dumps(config, sort_keys=True)})[:16]
 
@@ -185,7 +220,13 @@ class Trainer:
     def restore(self, folder: Path, config: Mapping[str, Any]) -> None:
         """Go back to where the folder's last checkpoint stands; before `prepare`."""
         tensors, meta = read_run(folder, TRAINING, config)
-        parts: dict[str, dict[str, Any]] = {"net": {}, "ema": {}, "optimizer": {}, "loss": {}, "schedule": {}}
+        parts: dict[str, dict[str, Any]] = {
+            "net": {},
+            "ema": {},
+            "optimizer": {},
+            "loss": {},
+            "schedule": {},
+        }
         try:
             for name, value in tensors.items():
                 part, key = name.split(".", 1)
@@ -204,33 +245,44 @@ class Trainer:
             if hasattr(self.loss, "load_state_dict"):
                 self.loss.load_state_dict(parts["loss"])
         except (KeyError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{folder / TRAINING} does not fit this training ({error}); train anew") from error
+            raise ValueError(
+                f"{folder / TRAINING} does not fit this training ({error}); train anew"
+            ) from error
 
 
 def _check_trainable(module: nn.Module, learned: Sequence[Tensor]) -> None:
-    """Raise ValueError unless there are parameters, all have values, and one of them is to be trained."""
+    """Raise ValueError unless there are parameters, all have values, and one of them is to be
+    trained.
+    """
     name = type(module).__name__
     for part, value in (*module.named_parameters(), *module.named_buffers()):
         if torch.nn.parameter.is_lazy(value):
             raise ValueError(
-                f"{part} of {name} has no shape before the network is first called; call it once: net(data[:1], torch.ones(1))"
+                f"{part} of {name} has no shape before the network is first called; call it "
+                "once: net(data[:1], torch.ones(1))"
             )
         if value.is_meta:
-            raise ValueError(f"{part} of {name} is on the meta device, without values; build the network on a real one")
+            raise ValueError(
+                f"{part} of {name} is on the meta device, without values; build the network on a "
+                "real one"
+            )
     if not learned:
         raise ValueError(f"{name} has no parameters, so there is nothing to train")
     if not any(value.requires_grad for value in learned):
         raise ValueError(
-            f"every parameter of {name} is frozen, so there is nothing to train; net.requires_grad_() unfreezes all of them"
+            f"every parameter of {name} is frozen, so there is nothing to train; "
+            "net.requires_grad_() unfreezes all of them"
         )
 
 
 def _copied(module: nn.Module, decay: float) -> Any:
     try:
         return averaged(module, decay)
-    except (RuntimeError, TypeError, AttributeError) as error:  # what its own attributes make of a deep copy
+    # what its own attributes make of a deep copy
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{type(module).__name__} cannot be copied, which averaging its weights needs ({error}); a parametrization, "
+            f"{type(module).__name__} cannot be copied, which averaging its weights needs "
+            f"({error}); a parametrization, "
             "torch.nn.utils.parametrizations.weight_norm say, can be where an older hook cannot"
         ) from error
 
@@ -247,7 +299,9 @@ def averaged(net: nn.Module, decay: float) -> Any:
 
 
 def batch(count: int, size: int, seed: int, step: int) -> Tensor:
-    """Which samples step ``step`` sees: consecutive pieces of a shuffle of the data for each epoch."""
+    """Which samples step ``step`` sees: consecutive pieces of a shuffle of the data for each
+    epoch.
+    """
     position = np.arange(step * size, (step + 1) * size)
     epochs, within = position // count, position % count
     index = np.empty(size, dtype=np.int64)

@@ -29,7 +29,17 @@ from sdediff.normalizer import coordinate_moments
 from sdediff.objectives import DenoisingScoreMatching, Objective
 from sdediff.operator import Operator
 from sdediff.progress import Bar, progress_bar
-from sdediff.run_folder import FORMAT, TRAINING, WEIGHTS, Run, check_ours, check_out, locate, locked, write_config
+from sdediff.run_folder import (
+    FORMAT,
+    TRAINING,
+    WEIGHTS,
+    Run,
+    check_ours,
+    check_out,
+    locate,
+    locked,
+    write_config,
+)
 from sdediff.solvers.given import callback_of, flag, whole
 from sdediff.solvers.portable import Portable
 from sdediff.suitability import unsuited
@@ -47,7 +57,9 @@ class Interrupted(Portable, KeyboardInterrupt):
     """
 
     def __init__(self, step: int, out: Path, signum: int | None = None) -> None:
-        super().__init__(f"stopped after step {step}; {out} holds a checkpoint of it, go on with resume")
+        super().__init__(
+            f"stopped after step {step}; {out} holds a checkpoint of it, go on with resume"
+        )
         self.step = step
         self.out = out
         self.signum = signal.SIGINT if signum is None else signum
@@ -77,47 +89,64 @@ def fit(
     callback: Callable[[int, float], None] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> ScoreModel:
-    """Train the network of ``model`` on ``data`` (N, *event), write a run folder and return the model with its averaged weights.
+    """Train the network of ``model`` on ``data`` (N, *event), write a run folder and return the
+    model with its averaged weights.
 
-    AdamW with ``warmup`` linear steps and a cosine to zero at ``steps``, the gradient's norm clipped at ``clip``; the weights are
-    averaged with decay min(``ema``, (1 + k) / (10 + k)) at step k. ``loss`` is any function loss(model, x_0, condition) -> (B,), by
-    default `DenoisingScoreMatching` with stratified times. ``condition`` holds tensors (N, ...) that go to the network with their
-    samples. ``mask`` says which coordinates exist, True or 1: (N, *event), or its first dimensions, or 1 in place of some.
+    AdamW with ``warmup`` linear steps and a cosine to zero at ``steps``, the gradient's norm
+    clipped at ``clip``; the weights are averaged with decay min(``ema``, (1 + k) / (10 + k)) at
+    step k. ``loss`` is any function loss(model, x_0, condition) -> (B,), by default
+    `DenoisingScoreMatching` with stratified times. ``condition`` holds tensors (N, ...) that go to
+    the network with their samples. ``mask`` says which coordinates exist, True or 1: (N, *event),
+    or its first dimensions, or 1 in place of some.
 
-    Data are in the user's units: the loss sees what the model's `Normalizer` makes of them. A model that declares no ``data_std``
-    takes theirs. A UserWarning says where the data, thus seen, do not suit the SDE: where more than 0.02 nats a coordinate are left
-    of them at t_max, or their standard deviation is far from that for which the SDE is made.
+    Data are in the user's units: the loss sees what the model's `Normalizer` makes of them. A model
+    that declares no ``data_std`` takes theirs. A UserWarning says where the data, thus seen, do not
+    suit the SDE: where more than 0.02 nats a coordinate are left of them at t_max, or their
+    standard deviation is far from that for which the SDE is made.
 
-    Batches, times, noise and dropout of a step depend on ``seed`` and its number alone, so that a run that is stopped and resumed
-    gives the weights of one that is not. torch's global generator is left as it was. Under ``accelerate launch`` every process
-    takes its share of each batch.
+    Batches, times, noise and dropout of a step depend on ``seed`` and its number alone, so that a
+    run that is stopped and resumed gives the weights of one that is not. torch's global generator
+    is left as it was. Under ``accelerate launch`` every process takes its share of each batch.
 
-    ``checkpoint_every`` steps, at the end, on Ctrl-C, SIGTERM and SIGHUP the folder ``out`` is brought up to date. ``resume`` goes
-    on from there, and starts where there is no run yet. ``overwrite`` starts anew, and the run that is there stays until the first
-    checkpoint of the new one is complete. One process at a time writes a folder, and files that are not of a run are never
-    overwritten. ``about`` (name, range of the data) is kept in the configuration. ``callback(step, loss)`` is called every 10
-    steps. Raises ValueError before any work, also where the state of the network could not be kept, `Interrupted` when a signal
-    has stopped it, FloatingPointError if the loss is not finite.
+    ``checkpoint_every`` steps, at the end, on Ctrl-C, SIGTERM and SIGHUP the folder ``out`` is
+    brought up to date. ``resume`` goes on from there, and starts where there is no run yet.
+    ``overwrite`` starts anew, and the run that is there stays until the first checkpoint of the new
+    one is complete. One process at a time writes a folder, and files that are not of a run are
+    never overwritten. ``about`` (name, range of the data) is kept in the configuration.
+    ``callback(step, loss)`` is called every 10 steps. Raises ValueError before any work, also where
+    the state of the network could not be kept, `Interrupted` when a signal has stopped it,
+    FloatingPointError if the loss is not finite.
     """
     loss = DenoisingScoreMatching(stratified=True) if loss is None else loss
     if not callable(loss) or isinstance(loss, type):
-        raise TypeError(f"loss must be a function loss(model, x_0, condition) -> (B,), DDPMLoss(chain) say; got {loss!r}")
+        raise TypeError(
+            "loss must be a function loss(model, x_0, condition) -> (B,), DDPMLoss(chain) say; "
+            f"got {loss!r}"
+        )
     folder = check_out(out)
     resume = flag("resume", resume)
     overwrite = flag("overwrite", overwrite)
     progress = flag("progress", progress)
     callback = callback_of("callback", callback, "of a step and its loss")
     if about is not None and not isinstance(about, Mapping):
-        raise TypeError(f"about must be a dict of what is kept of the data, {{'name': 'rings'}} say; got {about!r}")
+        raise TypeError(
+            f"about must be a dict of what is kept of the data, {{'name': 'rings'}} say; got "
+            f"{about!r}"
+        )
     if resume and overwrite:
-        raise ValueError(f"resume goes on with the run in {folder} and overwrite starts anew: pass one of them")
+        raise ValueError(
+            f"resume goes on with the run in {folder} and overwrite starts anew: pass one of them"
+        )
     condition = {} if condition is None else condition
     given, model = model, getattr(model, "learner", model)
     _check(model, data, condition)
     clean = data[:, 0] if getattr(loss, "pairs", False) else data
     exist = mask_of(mask, clean)
     if exist is not None and "mask" not in inspect.signature(loss).parameters:
-        raise TypeError(f"{loss!r} takes no mask: a loss for padded data is called as loss(model, x_0, condition, mask=mask)")
+        raise TypeError(
+            f"{loss!r} takes no mask: a loss for padded data is called as loss(model, x_0, "
+            "condition, mask=mask)"
+        )
     checkpoint_every = whole("checkpoint_every", checkpoint_every, 1)
     check_ours(folder)
     settings = Settings(steps, batch_size, lr, warmup, ema, clip, seed)
@@ -140,12 +169,19 @@ def fit(
 
 
 def _train(
-    trainer: Trainer, run: Run, checkpoint_every: int, progress: bool, callback: Callable[[int, float], None] | None
+    trainer: Trainer,
+    run: Run,
+    checkpoint_every: int,
+    progress: bool,
+    callback: Callable[[int, float], None] | None,
 ) -> ScoreModel:
     """Make the steps that are left, and bring the folder up to date."""
     steps, place = trainer.settings.steps, trainer.accelerator.device
     if trainer.step > steps:
-        more = f"{run.folder} has made {trainer.step} steps already, and steps={steps} asks for fewer: nothing is left to do"
+        more = (
+            f"{run.folder} has made {trainer.step} steps already, and steps={steps} asks for "
+            "fewer: nothing is left to do"
+        )
         warnings.warn(more, stacklevel=3)
     title = f"training {type(trainer.model.sde).__name__}"
     with (
@@ -169,21 +205,31 @@ def _train(
 
 @contextmanager
 def _accelerated(device: str | None, mixed_precision: str | None) -> Iterator[Any]:
-    """An Accelerator of this device and precision: accelerate's own state keeps those that its process asked for first."""
+    """An Accelerator of this device and precision: accelerate's own state keeps those that its
+    process asked for first.
+    """
     accelerate = require("accelerate", "train")
-    shared = [state._shared_state for state in (accelerate.state.AcceleratorState, accelerate.state.PartialState)]
+    shared = [
+        state._shared_state
+        for state in (accelerate.state.AcceleratorState, accelerate.state.PartialState)
+    ]
     before = [dict(state) for state in shared]
-    alone = before[1].get("num_processes", 1) == 1  # among several processes the state stays: it holds their connection
+    # among several processes the state stays: it holds their connection
+    alone = before[1].get("num_processes", 1) == 1
     for state in shared if alone else ():
         state.clear()
     try:
         if mixed_precision not in _PRECISIONS:
-            raise ValueError(f"mixed_precision must be one of 'no', 'bf16', 'fp16' and 'fp8', or None; got {mixed_precision!r}")
+            raise ValueError(
+                "mixed_precision must be one of 'no', 'bf16', 'fp16' and 'fp8', or None; got "
+                f"{mixed_precision!r}"
+            )
         accelerator = accelerate.Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision)
         alone = accelerator.num_processes == 1
         if device is not None and accelerator.device.type != device:
             raise ValueError(
-                f"device must be a kind of device that is there, cpu or cuda say, got {device!r} and found {accelerator.device}; "
+                f"device must be a kind of device that is there, cpu or cuda say, got {device!r} "
+                f"and found {accelerator.device}; "
                 "CUDA_VISIBLE_DEVICES chooses among several"
             )
         yield accelerator
@@ -194,8 +240,14 @@ def _accelerated(device: str | None, mixed_precision: str | None) -> Iterator[An
 
 
 def _name(loss: Objective) -> dict[str, Any]:
-    """The loss as a configuration says it: its class, its plain fields as they are, other values that are dataclasses in words."""
-    given: dict[str, Any] = {field.name: getattr(loss, field.name) for field in fields(loss)} if is_dataclass(loss) else {}
+    """The loss as a configuration says it: its class, its plain fields as they are, other values
+    that are dataclasses in words.
+    """
+    given: dict[str, Any] = (
+        {field.name: getattr(loss, field.name) for field in fields(loss)}
+        if is_dataclass(loss)
+        else {}
+    )
     plain: dict[str, Any] = {}
     for key, value in given.items():
         simple = value is None or isinstance(value, str | bool | int | float)
@@ -205,44 +257,72 @@ def _name(loss: Objective) -> dict[str, Any]:
 
 def _check(model: ScoreModel, data: Tensor, condition: Mapping[str, Tensor]) -> None:
     if not isinstance(model, ScoreModel) or not isinstance(model.net, nn.Module):
-        mend = "train the one inside, fit(operator.model, ...)" if isinstance(model, Operator) else "wrap it: ScoreModel(net, sde)"
-        raise TypeError(f"model must be a ScoreModel around a torch module, got {type(model).__name__}; {mend}")
+        mend = (
+            "train the one inside, fit(operator.model, ...)"
+            if isinstance(model, Operator)
+            else "wrap it: ScoreModel(net, sde)"
+        )
+        raise TypeError(
+            f"model must be a ScoreModel around a torch module, got {type(model).__name__}; {mend}"
+        )
     if not isinstance(data, Tensor):
-        raise TypeError(f"data must be a floating-point tensor (N, *event), got {type(data).__name__}; {_way_out(data)}")
+        raise TypeError(
+            f"data must be a floating-point tensor (N, *event), got {type(data).__name__}; "
+            f"{_way_out(data)}"
+        )
     if data.ndim < 1 or not data.is_floating_point() or len(data) < 1:
         got = f"{data.dtype} of shape {tuple(data.shape)}"
-        raise TypeError(f"data must be a floating-point tensor (N, *event), got {got}; images as x.float() / 127.5 - 1, say")
+        raise TypeError(
+            f"data must be a floating-point tensor (N, *event), got {got}; images as x.float() / "
+            "127.5 - 1, say"
+        )
     bad = int((~torch.isfinite(data)).sum())
     if bad:
-        raise ValueError(f"data contains {bad} values that are not finite; drop or mend those samples")
+        raise ValueError(
+            f"data contains {bad} values that are not finite; drop or mend those samples"
+        )
     check_names(condition, model.net)
     for name, value in condition.items():
         if not isinstance(value, Tensor) or value.ndim < 1 or len(value) != len(data):
-            raise ValueError(f"condition {name!r} must be a tensor with one row for each of the {len(data)} samples")
+            raise ValueError(
+                f"condition {name!r} must be a tensor with one row for each of the {len(data)} "
+                "samples"
+            )
 
 
 def _way_out(data: object) -> str:
     """How to make a tensor of what was given as data."""
     if isinstance(getattr(data, "x", None), Tensor):
         labels = isinstance(getattr(data, "labels", None), Tensor)
-        return "pass data.x" + (", and condition={'labels': data.labels} if the network takes labels" if labels else "")
+        return "pass data.x" + (
+            ", and condition={'labels': data.labels} if the network takes labels" if labels else ""
+        )
     if isinstance(data, torch.utils.data.DataLoader):
-        return "join its batches: torch.cat([batch[0] for batch in loader]), or [batch for batch in loader] if they are tensors"
+        return (
+            "join its batches: torch.cat([batch[0] for batch in loader]), or [batch for batch in "
+            "loader] if they are tensors"
+        )
     if isinstance(data, torch.utils.data.Dataset):
-        return "stack its samples: torch.stack([sample[0] for sample in data]), or list(data) if they are tensors"
+        return (
+            "stack its samples: torch.stack([sample[0] for sample in data]), or list(data) if "
+            "they are tensors"
+        )
     if isinstance(data, np.ndarray):
         return "pass torch.from_numpy(data).float()"
     return "make one of it, torch.tensor(data) or torch.stack(list(data)) say"
 
 
 def _look_at(model: ScoreModel, data: Tensor, mask: Tensor | None) -> None:
-    """Warn where the data, as the model sees them, do not suit its SDE; keep their standard deviation if none is declared."""
+    """Warn where the data, as the model sees them, do not suit its SDE; keep their standard
+    deviation if none is declared.
+    """
     if model.normalizer is not None:
         model.normalizer.check(data.shape[1:])
     found = coordinate_moments(data, mask)
     if len(data) > 1 and not bool(found.variance.any()):
         warnings.warn(
-            f"the {len(data)} samples are all the same, so that their standard deviation is 0: a model of them "
+            f"the {len(data)} samples are all the same, so that their standard deviation is 0: a "
+            "model of them "
             "can draw nothing but this one",
             stacklevel=3,
         )
@@ -255,7 +335,9 @@ def _look_at(model: ScoreModel, data: Tensor, mask: Tensor | None) -> None:
 
 
 @contextmanager
-def _writing(folder: Path, config: Mapping[str, Any], accelerator: Any, *, resume: bool, overwrite: bool) -> Iterator[Run]:
+def _writing(
+    folder: Path, config: Mapping[str, Any], accelerator: Any, *, resume: bool, overwrite: bool
+) -> Iterator[Run]:
     """The run in ``folder``, which no other process writes meanwhile.
 
     Raises ValueError, before anything is touched, where it may not be written.
@@ -271,13 +353,18 @@ def _writing(folder: Path, config: Mapping[str, Any], accelerator: Any, *, resum
 
 
 def _run_in(folder: Path, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Run:
-    # A configuration alone is a run that was stopped before its first checkpoint: nothing would be lost.
-    if not check_ours(folder) or not any(locate(folder, name).exists() for name in (TRAINING, WEIGHTS)):
+    # A configuration alone is a run that was stopped before its first checkpoint: nothing would be
+    # lost.
+    if not check_ours(folder) or not any(
+        locate(folder, name).exists() for name in (TRAINING, WEIGHTS)
+    ):
         return Run(folder, config)
     if overwrite:
         return Run(folder, config, replaces=True)
     if not resume:
-        raise ValueError(f"{folder} already holds a run; resume it, overwrite it, or choose another folder")
+        raise ValueError(
+            f"{folder} already holds a run; resume it, overwrite it, or choose another folder"
+        )
     old = checkpoint.read_config(folder)
     others = [
         f"{section} {key} = {before}, not {value}"
@@ -287,16 +374,21 @@ def _run_in(folder: Path, config: Mapping[str, Any], *, resume: bool, overwrite:
     ]
     if others:
         raise ValueError(
-            f"{folder} was trained with {'; '.join(others)}; resume with the same settings, or train into another folder"
+            f"{folder} was trained with {'; '.join(others)}; resume with the same settings, or "
+            "train into another folder"
         )
     new = {**config, "run": old.get("run", config["run"])}
     return Run(folder, new, begun=old, replaces=json.loads(json.dumps(new)) != old)
 
 
 class _Meter:
-    """Loss and rate on the bar. Losses are read every 10 steps, so that a device is not waited for at each."""
+    """Loss and rate on the bar. Losses are read every 10 steps, so that a device is not waited for
+    at each.
+    """
 
-    def __init__(self, bar: Bar, callback: Callable[[int, float], None] | None, trainer: Trainer) -> None:
+    def __init__(
+        self, bar: Bar, callback: Callable[[int, float], None] | None, trainer: Trainer
+    ) -> None:
         self.bar = bar
         self.callback = callback
         self.trainer = trainer
@@ -317,7 +409,8 @@ class _Meter:
         step = self.trainer.step
         if not math.isfinite(mean):
             raise FloatingPointError(
-                f"the loss is {mean} near step {step}; lower lr or look at the network (the last checkpoint stands)"
+                f"the loss is {mean} near step {step}; lower lr or look at the network (the last "
+                "checkpoint stands)"
             )
         self.smooth = mean if math.isnan(self.smooth) else 0.9 * self.smooth + 0.1 * mean
         rate = (step - self.first) / max(1e-9, time.perf_counter() - self.began)

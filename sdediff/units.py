@@ -16,10 +16,12 @@ __all__ = ["Units"]
 
 @dataclass(frozen=True)
 class Units:
-    """Solvers see x / ``unit`` for the states x of the model, with the standard deviation of the data as the unit.
+    """Solvers see x / ``unit`` for the states x of the model, with the standard deviation of the
+    data as the unit.
 
-    Whatever has a size in a solver, such as a default tolerance or the centre of a grid, is then relative to the data.
-    ``normalizer`` makes x of the user's states. What a mask says does not exist is 0 on both sides.
+    Whatever has a size in a solver, such as a default tolerance or the centre of a grid, is then
+    relative to the data. ``normalizer`` makes x of the user's states. What a mask says does not
+    exist is 0 on both sides.
     """
 
     unit: float = 1.0
@@ -53,13 +55,19 @@ class Units:
             frames = kept(self.leave(frames.flatten(0, 1)).reshape(frames.shape), mask)
         return replace(solution, x=self.leave(solution.x, mask), trajectory=frames)
 
-    def outside(self, callback: Callable[[Snapshot], None] | None, mask: Tensor | None = None) -> Callable[[Snapshot], None] | None:
+    def outside(
+        self, callback: Callable[[Snapshot], None] | None, mask: Tensor | None = None
+    ) -> Callable[[Snapshot], None] | None:
         """A callback that is shown states in the user's units."""
         if callback is None or (self.unit == 1 and self.normalizer is None):
             return callback
 
         def shown(snapshot: Snapshot) -> None:
-            there = mask if mask is None or snapshot.rows is None else mask[snapshot.rows.to(mask.device)]
+            there = (
+                mask
+                if mask is None or snapshot.rows is None
+                else mask[snapshot.rows.to(mask.device)]
+            )
             callback(snapshot._replace(x=self.leave(snapshot.x, there)))
 
         return shown

@@ -31,7 +31,15 @@ def code_blocks(path: Path) -> list[Block]:
         elif fence and not fence["info"].strip() and fence["ticks"].startswith(opened["ticks"]):
             language = opened["info"].split()[0] if opened["info"].strip() else ""
             reason = NOT_RUN.search(before)
-            blocks.append(Block(path, start, language, "\n".join(body) + "\n", reason["reason"] if reason else ""))
+            blocks.append(
+                Block(
+                    path,
+                    start,
+                    language,
+                    "\n".join(body) + "\n",
+                    reason["reason"] if reason else "",
+                )
+            )
             opened, before = None, ""
         else:
             body.append(line.removeprefix(opened["indent"]))
@@ -41,7 +49,9 @@ def code_blocks(path: Path) -> list[Block]:
 
 
 def commands(block: Block) -> list[list[str]]:
-    """The commands of a bash block, each as its words; variables before a command and a leading `$` are dropped."""
+    """The commands of a bash block, each as its words; variables before a command and a leading `$`
+    are dropped.
+    """
     found = []
     for line in block.code.replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(line.strip().removeprefix("$ "), posix=True, punctuation_chars=True)

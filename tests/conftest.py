@@ -59,7 +59,9 @@ def gaussian() -> sd.exact.Gaussian:
 
 @pytest.fixture(autouse=True)
 def _global_rng_untouched(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Nothing in the library may move torch's global generator, except losses without a generator."""
+    """Nothing in the library may move torch's global generator, except losses without a
+    generator.
+    """
     before = torch.get_rng_state()
     yield
     if "uses_global_rng" not in request.keywords:

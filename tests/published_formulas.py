@@ -1,8 +1,10 @@
-"""Published update formulas of exponential multistep methods, written from the papers as loops over a grid.
+"""Published update formulas of exponential multistep methods, written from the papers as loops over
+a grid.
 
-Single steps are in `published_singlestep`. Nothing here knows the library's solvers. A `Walk` holds what the papers' formulas read:
-alpha, sigma and half the log-SNR (their lambda, here u) at the grid's times, the model's predictions, and a normal for each step.
-Every function returns the last state.
+Single steps are in `published_singlestep`. Nothing here knows the library's solvers. A `Walk` holds
+what the papers' formulas read: alpha, sigma and half the log-SNR (their lambda, here u) at the
+grid's times, the model's predictions, and a normal for each step. Every function returns the last
+state.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ class Walk:
 
     def inside(self, i: int, r: float) -> tuple[float, float, float]:
         """(t, alpha, sigma) where u is at u_i + r h."""
-        t = self.model.sde.time_of(torch.tensor([2 * (self.u[i] + r * self.h(i))], dtype=torch.float64))
+        t = self.model.sde.time_of(
+            torch.tensor([2 * (self.u[i] + r * self.h(i))], dtype=torch.float64)
+        )
         (a,), (s,), _ = self.at(t)
         return float(t), a, s
 
@@ -64,7 +68,7 @@ def times_exponential(p: Polynomial, c: float, a: float, b: float) -> float:
     return float(sum(part(b) - exp(c * (a - b)) * part(a) for part in parts))
 
 
-# -- multistep, log-SNR ------------------------------------------------------------------------------------------------
+# -- multistep, log-SNR ----------------------------------------------------------------------------
 
 
 def count(w: Walk, i: int, order: int, lower_final: bool) -> int:
@@ -83,10 +87,12 @@ def dpm_solver_pp(
     d2: float = 2.0,
     half: float = 0.5,
 ) -> Tensor:
-    """DPM-Solver++(1), (2M), (3M), arXiv 2211.01095 Algorithm 2, and with ``noisy`` SDE-DPM-Solver++ (section 5), lambda = 1.
+    """DPM-Solver++(1), (2M), (3M), arXiv 2211.01095 Algorithm 2, and with ``noisy``
+    SDE-DPM-Solver++ (section 5), lambda = 1.
 
-    ``taylor``: the exact weight of the slope of 2M ("heun" in a widely used code), else half that of the prediction ("midpoint").
-    ``d2``: a factor on the second difference of 3M, 2 in Taylor's formula, 1 as published; ``half``: what its weight subtracts.
+    ``taylor``: the exact weight of the slope of 2M ("heun" in a widely used code), else half that
+    of the prediction ("midpoint"). ``d2``: a factor on the second difference of 3M, 2 in Taylor's
+    formula, 1 as published; ``half``: what its weight subtracts.
     """
     m: list[Tensor] = []
     for i in range(w.n):
@@ -110,8 +116,12 @@ def dpm_solver_pp(
     return x
 
 
-def unipc(w: Walk, x: Tensor, order: int, b: int, *, lower_final: bool = False, data: bool = True) -> Tensor:
-    """UniP-p and UniC-p with B_1(h) = h or B_2(h) = e^h - 1: arXiv 2302.04867, eq. 5 to 9 and Algorithms 1 and 2."""
+def unipc(
+    w: Walk, x: Tensor, order: int, b: int, *, lower_final: bool = False, data: bool = True
+) -> Tensor:
+    """UniP-p and UniC-p with B_1(h) = h or B_2(h) = e^h - 1: arXiv 2302.04867, eq. 5 to 9 and
+    Algorithms 1 and 2.
+    """
     predict, sign = (w.x0, -1.0) if data else (w.eps, 1.0)
     m = [predict(x, 0)]
     for i in range(w.n):
@@ -129,11 +139,15 @@ def unipc(w: Walk, x: Tensor, order: int, b: int, *, lower_final: bool = False, 
         last, scale = (w.s, w.a[i + 1]) if data else (w.a, w.s[i + 1])
         base = last[i + 1] / last[i] * x - scale * expm1(hh) * m[-1]
         p = [0.5] if q == 2 else np.linalg.solve(matrix[:-1, :-1], right[:-1]).tolist()
-        x = base - scale * size * sum((c * each for c, each in zip(p, d, strict=True)), start=torch.zeros_like(x))
+        x = base - scale * size * sum(
+            (c * each for c, each in zip(p, d, strict=True)), start=torch.zeros_like(x)
+        )
         if i < w.n - 1:
             new = predict(x, i + 1)
             p = [0.5] if q == 1 else np.linalg.solve(matrix, right).tolist()
-            x = base - scale * size * sum(c * each for c, each in zip(p, [*d, new - m[-1]], strict=True))
+            x = base - scale * size * sum(
+                c * each for c, each in zip(p, [*d, new - m[-1]], strict=True)
+            )
             m.append(new)
     return x
 
@@ -157,10 +171,12 @@ def sa_solver(
     lower_final: bool = False,
     rescaled: bool = False,
 ) -> Tensor:
-    """SA-Solver: arXiv 2309.05019, Algorithm 1, eq. 14 to 18; the corrector takes ``corrector`` earlier predictions (0: none).
+    """SA-Solver: arXiv 2309.05019, Algorithm 1, eq. 14 to 18; the corrector takes ``corrector``
+    earlier predictions (0: none).
 
-    ``closed``: by the closed integrals for a constant tau, else by adaptive quadrature. ``rescaled``: the slope through two
-    predictions has the weight at the end, times h^2 / 2 (Appendix D, and the authors' code for few steps).
+    ``closed``: by the closed integrals for a constant tau, else by adaptive quadrature.
+    ``rescaled``: the slope through two predictions has the weight at the end, times h^2 / 2
+    (Appendix D, and the authors' code for few steps).
     """
 
     def step(x: Tensor, i: int, nodes: list[float], m: list[Tensor]) -> Tensor:
@@ -174,8 +190,16 @@ def sa_solver(
                     ramp = times_exponential(Polynomial([-a, 1.0]), 1 + square, a, b)
                     weight += (1 + square) * p.deriv()(a) * ((b - a) ** 2 / 2 - ramp)
             else:
-                weight = quad(lambda u: (1 + law(u)[1]) * exp(u - b + law(u)[0] - big_b) * p(u), a, b, epsabs=0, epsrel=1e-12)[0]  # noqa: B023
-            x = (w.s[i + 1] / w.s[i] * exp(big_a - big_b) * x if j == 0 else x) + w.a[i + 1] * weight * each
+                weight = quad(
+                    lambda u: (1 + law(u)[1]) * exp(u - b + law(u)[0] - big_b) * p(u),  # noqa: B023
+                    a,
+                    b,
+                    epsabs=0,
+                    epsrel=1e-12,
+                )[0]
+            x = (w.s[i + 1] / w.s[i] * exp(big_a - big_b) * x if j == 0 else x) + w.a[
+                i + 1
+            ] * weight * each
         return x + w.s[i + 1] * sqrt(-expm1(2 * (big_a - big_b))) * w.z(i) if big_a != big_b else x
 
     m = [w.x0(x, 0)]
@@ -186,15 +210,21 @@ def sa_solver(
             return predicted
         m.append(w.x0(predicted, i + 1))
         c = count(w, i, corrector, lower_final)
-        x = step(x, i, [w.u[i + 1 - k] for k in range(c + 1)], m[::-1][: c + 1]) if corrector else predicted
+        x = (
+            step(x, i, [w.u[i + 1 - k] for k in range(c + 1)], m[::-1][: c + 1])
+            if corrector
+            else predicted
+        )
     return x
 
 
-# -- multistep, other variables ----------------------------------------------------------------------------------------
+# -- multistep, other variables --------------------------------------------------------------------
 
 
 def _noise_form(w: Walk, x: Tensor, order: int, weight: Callable[[int, int, int], float]) -> Tensor:
-    """x_s / alpha_s = x_t / alpha_t + sum of weight(i, number of predictions, j) eps_j, starting with lower orders."""
+    """x_s / alpha_s = x_t / alpha_t + sum of weight(i, number of predictions, j) eps_j, starting
+    with lower orders.
+    """
     m: list[Tensor] = []
     for i in range(w.n):
         m.insert(0, w.eps(x, i))
@@ -204,10 +234,15 @@ def _noise_form(w: Walk, x: Tensor, order: int, weight: Callable[[int, int, int]
 
 
 def deis_tab(w: Walk, x: Tensor, order: int) -> Tensor:
-    """DEIS tAB: arXiv 2204.13902, eq. 14 and 15, C_ij by quadrature in t of g^2 / (2 alpha sigma) times a polynomial."""
+    """DEIS tAB: arXiv 2204.13902, eq. 14 and 15, C_ij by quadrature in t of g^2 / (2 alpha sigma)
+    times a polynomial.
+    """
     sde, (node, size) = w.model.sde, np.polynomial.legendre.leggauss(60)
     times = np.array(w.times)
-    half, t = 0.5 * np.diff(times), 0.5 * (times[1:] + times[:-1])[:, None] + 0.5 * np.diff(times)[:, None] * node
+    half, t = (
+        0.5 * np.diff(times),
+        0.5 * (times[1:] + times[:-1])[:, None] + 0.5 * np.diff(times)[:, None] * node,
+    )
     at = torch.from_numpy(t.flatten())
     density = (0.5 * sde.g(at) ** 2 / (sde.alpha(at) * sde.sigma(at))).numpy().reshape(t.shape)
 
@@ -219,7 +254,9 @@ def deis_tab(w: Walk, x: Tensor, order: int) -> Tensor:
 
 
 def deis_rho_ab(w: Walk, x: Tensor, order: int) -> Tensor:
-    """DEIS rhoAB, eq. 16: Adams and Bashforth's method in rho = sigma / alpha. k-diffusion's LMS is this with another name."""
+    """DEIS rhoAB, eq. 16: Adams and Bashforth's method in rho = sigma / alpha. k-diffusion's LMS is
+    this with another name.
+    """
 
     def weight(i: int, q: int, j: int) -> float:
         p = lagrange([w.rho[i - k] for k in range(q)], j).integ()
@@ -239,15 +276,26 @@ def deis_log_rho(w: Walk, x: Tensor, order: int) -> Tensor:
 
 
 def ipndm(w: Walk, x: Tensor, order: int) -> Tensor:
-    """iPNDM: arXiv 2204.13902, eq. 39 and 40 (PNDM, arXiv 2202.09778, eq. 12, with lower orders at the start)."""
-    known = {1: (1,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
+    """iPNDM: arXiv 2204.13902, eq. 39 and 40 (PNDM, arXiv 2202.09778, eq. 12, with lower orders at
+    the start).
+    """
+    known = {
+        1: (1,),
+        2: (3 / 2, -1 / 2),
+        3: (23 / 12, -16 / 12, 5 / 12),
+        4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+    }
     return _noise_form(w, x, order, lambda i, q, j: (w.rho[i + 1] - w.rho[i]) * known[q][j])
 
 
-def er_sde(w: Walk, x: Tensor, order: int, phi: Callable[[float], float], *, newton: bool = False) -> Tensor:
-    """ER-SDE-Solver-1 to -3: arXiv 2309.06169, Propositions 3 to 5, the integrals of 1 / phi by adaptive quadrature.
+def er_sde(
+    w: Walk, x: Tensor, order: int, phi: Callable[[float], float], *, newton: bool = False
+) -> Tensor:
+    """ER-SDE-Solver-1 to -3: arXiv 2309.06169, Propositions 3 to 5, the integrals of 1 / phi by
+    adaptive quadrature.
 
-    Order 3 as published has (rho - rho_i)^2 / 2 times the second difference; ``newton``: (rho - rho_i) (rho - rho_{i - 1}) / 2.
+    Order 3 as published has (rho - rho_i)^2 / 2 times the second difference; ``newton``: (rho -
+    rho_i) (rho - rho_{i - 1}) / 2.
     """
     m: list[Tensor] = []
     for i in range(w.n):
@@ -269,5 +317,6 @@ def er_sde(w: Walk, x: Tensor, order: int, phi: Callable[[float], float], *, new
                 second += first * (rho[i] - rho[i - 1]) / 2
             new = new + w.a[i + 1] * second * curvature
         fresh = 1 - (a * ratio / b) ** 2
-        x = new + w.s[i + 1] * sqrt(fresh) * w.z(i) if fresh > 1e-12 else new  # the authors' code clips as well: it is 0 for rho
+        # the authors' code clips as well: it is 0 for rho
+        x = new + w.s[i + 1] * sqrt(fresh) * w.z(i) if fresh > 1e-12 else new
     return x

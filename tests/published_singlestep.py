@@ -1,4 +1,6 @@
-"""Published update formulas of exponential single steps, written from the papers: see `published_formulas`."""
+"""Published update formulas of exponential single steps, written from the papers: see
+`published_formulas`.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def dpm_solver(w: Walk, x: Tensor, order: int, r: float = 0.5) -> Tensor:
 
 
 def dpm_solver_pp_singlestep(w: Walk, x: Tensor, order: int, r: float = 0.5) -> Tensor:
-    """DPM-Solver++(2S): arXiv 2211.01095, Algorithm 1; (3S): the authors' code, which is Algorithm 2 of 2206.00927 for data."""
+    """DPM-Solver++(2S): arXiv 2211.01095, Algorithm 1; (3S): the authors' code, which is Algorithm
+    2 of 2206.00927 for data.
+    """
     for i in range(w.n):
         h, a, s, d = w.h(i), w.a, w.s, w.x0(x, i)
         end = s[i + 1] / s[i] * x - a[i + 1] * expm1(-h) * d
@@ -42,14 +46,21 @@ def dpm_solver_pp_singlestep(w: Walk, x: Tensor, order: int, r: float = 0.5) -> 
             (t1, a1, s1), (t2, a2, s2) = w.inside(i, 1 / 3), w.inside(i, 2 / 3)
             d1 = w.model.data(s1 / s[i] * x - a1 * expm1(-h / 3) * d, t1) - d
             g = 2 / 3 * h
-            d2 = w.model.data(s2 / s[i] * x - a2 * expm1(-g) * d + 2 * a2 * (expm1(-g) / g + 1) * d1, t2) - d
+            d2 = (
+                w.model.data(
+                    s2 / s[i] * x - a2 * expm1(-g) * d + 2 * a2 * (expm1(-g) / g + 1) * d1, t2
+                )
+                - d
+            )
             end = end + 1.5 * a[i + 1] * (expm1(-h) / h + 1) * d2
         x = end
     return x
 
 
 def seeds(w: Walk, x: Tensor, order: int) -> Tensor:
-    """SEEDS-1 to -3: arXiv 2305.14267, Algorithms for the VP SDE in noise form; SEEDS-2 has its stage at 1/2."""
+    """SEEDS-1 to -3: arXiv 2305.14267, Algorithms for the VP SDE in noise form; SEEDS-2 has its
+    stage at 1/2.
+    """
     for i in range(w.n):
         h, a, s, e = w.h(i), w.a, w.s, w.eps(x, i)
         end = a[i + 1] / a[i] * x - 2 * s[i + 1] * expm1(h) * e
@@ -59,11 +70,18 @@ def seeds(w: Walk, x: Tensor, order: int) -> Tensor:
             t1, a1, s1 = w.inside(i, 0.5)
             u = a1 / a[i] * x - 2 * s1 * expm1(h / 2) * e + s1 * sqrt(expm1(h)) * w.z(i)
             fresh = sqrt(exp(2 * h) - exp(h)) * w.z(i) + sqrt(expm1(h)) * w.z(i, 1)
-            x = a[i + 1] / a[i] * x - 2 * s[i + 1] * expm1(h) * w.model.noise(u, t1) + s[i + 1] * fresh
+            x = (
+                a[i + 1] / a[i] * x
+                - 2 * s[i + 1] * expm1(h) * w.model.noise(u, t1)
+                + s[i + 1] * fresh
+            )
         if order == 3:
             (t1, a1, s1), (t2, a2, s2), g = w.inside(i, 1 / 3), w.inside(i, 2 / 3), 2 / 3 * h
             size = [sqrt(exp(2 * k * h / 3) - exp(2 * (k - 1) * h / 3)) for k in (1, 2, 3)]
-            d1 = w.model.noise(a1 / a[i] * x - 2 * s1 * expm1(h / 3) * e + s1 * size[0] * w.z(i), t1) - e
+            d1 = (
+                w.model.noise(a1 / a[i] * x - 2 * s1 * expm1(h / 3) * e + s1 * size[0] * w.z(i), t1)
+                - e
+            )
             u2 = a2 / a[i] * x - 2 * s2 * expm1(g) * e - 4 * s2 * (expm1(g) / g - 1) * d1
             d2 = w.model.noise(u2 + s2 * (size[1] * w.z(i) + size[0] * w.z(i, 1)), t2) - e
             fresh = size[2] * w.z(i) + size[1] * w.z(i, 1) + size[0] * w.z(i, 2)

@@ -11,7 +11,11 @@ import torch
 import sdediff as sd
 
 MEAN, VARIANCE = "mean of the forward SDE", "variance of the forward SDE"
-F, G, LOG_SNR = "f = d log alpha / dt", "g^2 = d sigma^2 / dt - 2 f sigma^2", "log_snr = 2 log(alpha / sigma)"
+F, G, LOG_SNR = (
+    "f = d log alpha / dt",
+    "g^2 = d sigma^2 / dt - 2 f sigma^2",
+    "log_snr = 2 log(alpha / sigma)",
+)
 START, FINITE, REAL, FALLS, INVERSE = (
     "start at t = 0",
     "finite coefficients",
@@ -20,10 +24,19 @@ START, FINITE, REAL, FALLS, INVERSE = (
     "time_of inverts log_snr",
 )
 RATES, DRIFT, DIFFUSION = "velocity rates", "drift is f x", "diffusion is g"
-KERNEL, COMPOSE, MARGINAL = "kernel solves the moment equations", "kernels compose", "kernel from 0 is the marginal"
+KERNEL, COMPOSE, MARGINAL = (
+    "kernel solves the moment equations",
+    "kernels compose",
+    "kernel from 0 is the marginal",
+)
 PERTURB, POSTERIOR, PRIOR, GAP = "perturb", "posterior is Bayes", "prior", "prior_gap"
 FLOW, REVERSE = "probability flow keeps the marginals", "reverse SDE keeps the marginals"
-ENDS, RANK, TIMES, RANGE = "ends of the usable range", "any rank and dtype", "scalar and batch times", "usable range"
+ENDS, RANK, TIMES, RANGE = (
+    "ends of the usable range",
+    "any rank and dtype",
+    "scalar and batch times",
+    "usable range",
+)
 
 # What is derived from each, and cannot hold if it is wrong.
 FROM_F = {MEAN, VARIANCE, F, G, RATES, KERNEL, FLOW, REVERSE}
@@ -34,7 +47,9 @@ FROM_ALPHA = {START, MEAN, F, RATES, FLOW, REVERSE} | FROM_LOG_SNR
 
 
 class Mutant(NamedTuple):
-    """``broken`` must be among the failures, with ``hint`` in what is said of it, and all failures within ``sensible``."""
+    """``broken`` must be among the failures, with ``hint`` in what is said of it, and all failures
+    within ``sensible``.
+    """
 
     make: Callable[[], sd.SDE]
     broken: str
@@ -45,7 +60,9 @@ class Mutant(NamedTuple):
 MUTANTS: dict[str, Mutant] = {}
 
 
-def mutant(broken: str, sensible: set[str] | None = None, hint: str = "") -> Callable[[type[sd.SDE]], type[sd.SDE]]:
+def mutant(
+    broken: str, sensible: set[str] | None = None, hint: str = ""
+) -> Callable[[type[sd.SDE]], type[sd.SDE]]:
     def enter(cls: type[sd.SDE]) -> type[sd.SDE]:
         MUTANTS[cls.__name__] = Mutant(cls, broken, {broken} | (sensible or set()), hint)
         return cls
@@ -53,7 +70,7 @@ def mutant(broken: str, sensible: set[str] | None = None, hint: str = "") -> Cal
     return enter
 
 
-# -- coefficients ------------------------------------------------------------------------------------------------------
+# -- coefficients ----------------------------------------------------------------------------------
 
 
 @mutant(F, FROM_F, "a factor 2")
@@ -194,7 +211,7 @@ class InverseThatRaises(sd.EDM):
         raise RuntimeError("no inverse was written")
 
 
-# -- f and g alone, alpha and sigma alone ------------------------------------------------------------------------------
+# -- f and g alone, alpha and sigma alone ----------------------------------------------------------
 
 
 @mutant(REAL, set(), "a sign")
@@ -235,7 +252,7 @@ class EmptyRange(sd.VP):
         return 1e-4
 
 
-# -- one method overridden ---------------------------------------------------------------------------------------------
+# -- one method overridden -------------------------------------------------------------------------
 
 
 @mutant(RATES, {ENDS}, "a factor 2")
@@ -281,14 +298,18 @@ class KernelUpsideDown(sd.VP):
 class KernelThatForgetsTheStart(sd.VP):
     def kernel(self, t, s):
         t, s = torch.as_tensor(t, dtype=torch.float64), torch.as_tensor(s, dtype=torch.float64)
-        return self.alpha(t) / self.alpha(s), (self.sigma(t) ** 2 - self.sigma(s) ** 2).clamp(min=0).sqrt()
+        return self.alpha(t) / self.alpha(s), (self.sigma(t) ** 2 - self.sigma(s) ** 2).clamp(
+            min=0
+        ).sqrt()
 
 
 @mutant(MARGINAL, {KERNEL, COMPOSE, POSTERIOR, ENDS})
 class KernelWrongAtZero(sd.VE):
     def kernel(self, t, s):
         ratio, std = super().kernel(t, s)
-        return ratio, torch.where(torch.as_tensor(s) == 0, self.sigma(t), std) if torch.as_tensor(s).ndim else std
+        return ratio, torch.where(torch.as_tensor(s) == 0, self.sigma(t), std) if torch.as_tensor(
+            s
+        ).ndim else std
 
 
 @mutant(PERTURB, {RANK, ENDS}, "a square root too many")
@@ -369,7 +390,7 @@ class GapOfTheMean(sd.VP):
         return super().prior_gap(mean, variance) / torch.as_tensor(mean).numel()
 
 
-# -- shapes ------------------------------------------------------------------------------------------------------------
+# -- shapes ----------------------------------------------------------------------------------------
 
 
 @mutant(RANK, set(), "solvers.expand")
@@ -399,7 +420,7 @@ class KernelForTensorsOnly(sd.VP):
         return super().kernel(t.clone(), s)
 
 
-# -- without a kernel --------------------------------------------------------------------------------------------------
+# -- without a kernel ------------------------------------------------------------------------------
 
 
 class Well(sd.SDE):

@@ -1,4 +1,6 @@
-"""Solvers that choose a step size for every sample: what it costs, what it reaches, and who fails."""
+"""Solvers that choose a step size for every sample: what it costs, what it reaches, and who
+fails.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ DATA = sd.exact.Gaussian([0.3, -0.5], 0.25)
 
 
 def labelled(change: Callable[[Tensor, Tensor, Tensor], Tensor]) -> sd.ScoreModel:
-    """The exact model under VP, whose output is changed, given (out, x, t), for samples labelled 1."""
+    """The exact model under VP, whose output is changed, given (out, x, t), for samples labelled
+    1.
+    """
     exact = DATA.model(sd.VP())
 
     def net(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
@@ -45,27 +49,42 @@ def labelled(change: Callable[[Tensor, Tensor, Tensor], Tensor]) -> sd.ScoreMode
     return sd.ScoreModel(net, sd.VP(), exact.predicts)
 
 
-def solve(model: sd.ScoreModel, solver: Solver, labels: list[int], seeds: list[int], **kw: object) -> sd.Solution:
+def solve(
+    model: sd.ScoreModel, solver: Solver, labels: list[int], seeds: list[int], **kw: object
+) -> sd.Solution:
     condition = {"label": torch.tensor(labels)}
-    return sd.sample(model, (len(labels), 2), solver=solver, seed=seeds, condition=condition, on_fail="return", **kw)  # type: ignore[arg-type]
+    return sd.sample(
+        model,
+        (len(labels), 2),
+        solver=solver,
+        seed=seeds,
+        condition=condition,
+        on_fail="return",
+        **kw,
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("solver", ALL, ids=repr)
 def test_the_network_computes_as_many_rows_as_samples_count(solver: Solver) -> None:
     sde, rows = sd.VE(0.02, 30.0), []
     exact = sd.exact.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], 0.2).model(sde)
-    model = sd.ScoreModel(lambda x, t: (rows.append(len(x)), exact.net(x, t))[1], sde, exact.predicts)
+    model = sd.ScoreModel(
+        lambda x, t: (rows.append(len(x)), exact.net(x, t))[1], sde, exact.predicts
+    )
     out = sd.sample(model, (40, 2), solver=solver, seed=3)
     assert sum(rows) == int(out.nfe.sum())
     assert int(out.nfe.min()) < int(out.nfe.max())
-    # To start, the trial for the first step's size and what the first step begins with; and the last for E[x_0 | x].
+    # To start, the trial for the first step's size and what the first step begins with; and the
+    # last for E[x_0 | x].
     begun = out.rejected if solver.begins else torch.tensor(-1)
     assert torch.equal(out.nfe, solver.evaluations * (out.accepted + out.rejected) - begun + 2)
     assert out.status.tolist() == [0] * 40
 
 
 def bumpy(solver: Solver, x: Tensor | None = None, **options: object) -> tuple[sd.Solution, int]:
-    """Of samples 1 and 3 the flow turns suddenly at t = 0.5 and 0.3; and the rows that the network computed."""
+    """Of samples 1 and 3 the flow turns suddenly at t = 0.5 and 0.3; and the rows that the network
+    computed.
+    """
     rows = []
 
     def net(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
@@ -75,7 +94,11 @@ def bumpy(solver: Solver, x: Tensor | None = None, **options: object) -> tuple[s
 
     label = {"label": torch.tensor([0.0, 0.5, 0.0, 0.3], dtype=torch.float64)}
     model = sd.ScoreModel(net, sd.VP())
-    x = torch.tensor([[0.3, 1.0], [-0.7, 1.3], [1.1, -0.2], [0.9, -1.2]], dtype=torch.float64) if x is None else x
+    x = (
+        torch.tensor([[0.3, 1.0], [-0.7, 1.3], [1.1, -0.2], [0.9, -1.2]], dtype=torch.float64)
+        if x is None
+        else x
+    )
     kw = {"condition": label, "last": "noisy", "dtype": torch.float64, **options}
     return sd.sample(model, (4, 2), solver=solver, x_init=x, **kw), sum(rows)  # type: ignore[arg-type]
 
@@ -94,7 +117,9 @@ class Forgetful(sd.ExponentialPair):
 
 @pytest.mark.parametrize("solver", [solver for solver in ALL if solver.begins], ids=repr)
 def test_a_rejected_step_leaves_its_first_evaluation(solver: Solver) -> None:
-    """The same steps and states as of one that evaluates again, for one evaluation less a rejection, and one at the start."""
+    """The same steps and states as of one that evaluates again, for one evaluation less a
+    rejection, and one at the start.
+    """
     solver = dataclasses.replace(solver, rtol=1e-3, atol=1e-3)
     (out, rows), (again, more) = bumpy(solver), bumpy(Forgetful(**vars(solver)))
     assert torch.equal(out.accepted, again.accepted)
@@ -110,7 +135,9 @@ def test_gradients_of_steps_that_begin_so() -> None:
     """By checkpoints, with and without, and of another pair."""
     found = []
     for solver, grad in ((ALL[1], "full"), (ALL[1], "checkpoint"), (sd.RK45(), "full")):
-        x = torch.tensor([[0.3, 1.0], [-0.7, 1.3], [1.1, -0.2], [0.9, -1.2]], dtype=torch.float64).requires_grad_()
+        x = torch.tensor(
+            [[0.3, 1.0], [-0.7, 1.3], [1.1, -0.2], [0.9, -1.2]], dtype=torch.float64
+        ).requires_grad_()
         out, _ = bumpy(dataclasses.replace(solver, rtol=1e-5, atol=1e-5), x, grad=grad)
         found.append(torch.autograd.grad(out.x.square().sum(), x)[0])
     torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
@@ -118,14 +145,23 @@ def test_gradients_of_steps_that_begin_so() -> None:
 
 
 def test_max_nfe_counts_what_a_step_begins_with() -> None:
-    """A sample stops before the attempt that would take it beyond, and no earlier: where the last one within the limit ended."""
+    """A sample stops before the attempt that would take it beyond, and no earlier: where the last
+    one within the limit ended.
+    """
     solver, ends = dataclasses.replace(ALL[1], rtol=1e-3, atol=1e-3), []
     free, _ = bumpy(solver, callback=lambda snapshot: ends.append(snapshot.nfe.clone()))
     i = int(free.rejected.argmax())
     mine = torch.stack(ends)[:, i].unique()
-    after = mine[1:][mine.diff() == solver.evaluations - 1]  # the ends of attempts after a rejected one
+    # the ends of attempts after a rejected one
+    after = mine[1:][mine.diff() == solver.evaluations - 1]
     assert len(after) == int(free.rejected[i]) >= 1
-    for limit in [*after.tolist(), int(after[0]) - 1, int(after[0]) + 1, int(mine[0]), int(mine[5]) - 1]:
+    for limit in [
+        *after.tolist(),
+        int(after[0]) - 1,
+        int(after[0]) + 1,
+        int(mine[0]),
+        int(mine[5]) - 1,
+    ]:
         out, _ = bumpy(solver, max_nfe=limit, on_fail="return")
         assert int(out.nfe[i]) == int(mine[mine <= limit].max())
         assert int(out.status[i]) == Status.MAX_NFE
@@ -153,11 +189,18 @@ def test_a_sample_does_not_see_its_batch(solver: Solver) -> None:
         (lambda out, x, t: torch.where(t < 0.4, torch.nan, out), Status.NETWORK_NOT_FINITE, {}),
         (lambda out, x, t: out + 1e5 * (x - 1), Status.MAX_NFE, {"max_nfe": 400}),
         (lambda out, x, t: out + 1e5 * (x - 1), Status.STEP_TOO_SMALL, {"dt_min": 1e-3}),
-        (lambda out, x, t: out + 1e25 * torch.sin(1e9 * x), Status.STEP_TOO_SMALL, {"max_nfe": 4000}),  # what rounding lets pass
+        # what rounding lets pass
+        (
+            lambda out, x, t: out + 1e25 * torch.sin(1e9 * x),
+            Status.STEP_TOO_SMALL,
+            {"max_nfe": 4000},
+        ),
     ],
     ids=["nan", "stiff, max_nfe", "stiff, dt_min", "jagged"],
 )
-def test_a_bad_sample_fails_alone(solver: Solver, change: Callable[..., Tensor], status: Status, limits: dict[str, float]) -> None:
+def test_a_bad_sample_fails_alone(
+    solver: Solver, change: Callable[..., Tensor], status: Status, limits: dict[str, float]
+) -> None:
     """Its neighbours are, bit for bit, what they are without it."""
     seeds, dtype = list(sd.seeds(5, 4)), torch.float64
     if "dt_min" in limits:
@@ -190,14 +233,23 @@ def test_dt_min_bounds_the_steps() -> None:
     same = sd.sample(model, (5, 2), solver=sd.RK45(1e-6, 1e-6, dt_min=0.9 * least), **kw)
     assert torch.equal(same.x, free.x)
     bound, steps = 3 * least, StepRecorder()
-    out = sd.sample(model, (5, 2), solver=sd.RK45(1e-6, 1e-6, dt_min=bound), callback=steps, on_fail="return", **kw)
+    out = sd.sample(
+        model,
+        (5, 2),
+        solver=sd.RK45(1e-6, 1e-6, dt_min=bound),
+        callback=steps,
+        on_fail="return",
+        **kw,
+    )
     for path in steps.times(out):
         assert float(path.diff().abs()[:-1].min()) >= bound * (1 - 1e-9)
 
 
 @pytest.mark.parametrize("dt_min", [-1e-3, float("nan"), float("inf"), True, "small", 1.0])
 @pytest.mark.parametrize("make", [sd.RK45, sd.ExponentialPair], ids=["RK45", "ExponentialPair"])
-def test_dt_min_is_checked_before_the_network_is_called(make: Callable[..., Solver], dt_min: float) -> None:
+def test_dt_min_is_checked_before_the_network_is_called(
+    make: Callable[..., Solver], dt_min: float
+) -> None:
     def net(x: Tensor, t: Tensor) -> Tensor:
         raise AssertionError("called")
 
@@ -208,14 +260,22 @@ def test_dt_min_is_checked_before_the_network_is_called(make: Callable[..., Solv
 def test_tolerances_are_positional_as_ever() -> None:
     assert sd.RK45(1e-3, 1e-4) == sd.RK45(rtol=1e-3, atol=1e-4, dt_min=0.0)
     pair = sd.ExponentialPair(3, "data", "sigma", "exact", False, 0.5, 1e-3, 1e-4)
-    assert (pair.order, pair.form, pair.variable, pair.rtol, pair.atol) == (3, "data", "sigma", 1e-3, 1e-4)
+    assert (pair.order, pair.form, pair.variable, pair.rtol, pair.atol) == (
+        3,
+        "data",
+        "sigma",
+        1e-3,
+        1e-4,
+    )
     assert repr(sd.ExponentialPair(2, rtol=1e-3)) == "ExponentialPair(order=2, rtol=0.001)"
 
 
 @pytest.mark.parametrize("variable", ["t", "sigma", "log_snr", "angle"])
 @pytest.mark.parametrize("name", ["VP", "VE", "EDM", "user, alpha and log_snr"])
 def test_the_error_follows_the_tolerance(name: str, variable: str) -> None:
-    """On the exact flow, in every variable: the error is at most of the tolerance's size, and falls with it."""
+    """On the exact flow, in every variable: the error is at most of the tolerance's size, and falls
+    with it.
+    """
     sde = SDES[name]
     x = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(6, 2) * sde.prior.std
     exact = DATA.flow(sde, x, sde.t_max, sde.t_min)
@@ -232,10 +292,15 @@ def test_the_variable_by_default() -> None:
     """The angle, where there is one."""
     kw = {"seed": 1, "dtype": torch.float64}
     for sde in (sd.VP(), sd.VE(), sd.RectifiedFlow(), SDES["EDM"]):
-        default, named = (sd.sample(DATA.model(sde), (3, 2), solver=s, **kw) for s in (sd.RK45(), sd.RK45(variable="angle")))
+        default, named = (
+            sd.sample(DATA.model(sde), (3, 2), solver=s, **kw)
+            for s in (sd.RK45(), sd.RK45(variable="angle"))
+        )
         assert torch.equal(default.x, named.x)
     x, times = torch.ones(1, 1, dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
-    default, named = (integrate(Parted(0, 1.0), s, x, times) for s in (sd.RK45(), sd.RK45(variable="t")))
+    default, named = (
+        integrate(Parted(0, 1.0), s, x, times) for s in (sd.RK45(), sd.RK45(variable="t"))
+    )
     assert torch.equal(default.x, named.x)
 
 
@@ -259,7 +324,11 @@ def test_the_first_step_sees_the_drift(solver: Solver, name: str) -> None:
     clock = solver.clock(problem)
     u, c = clock.value(t), clock.scale(t)
     du = torch.autograd.grad(u.sum(), t, retain_graph=True)[0]
-    dc = torch.autograd.grad(c.log().sum(), t)[0] if c is not None and c.requires_grad else torch.zeros_like(t)
+    dc = (
+        torch.autograd.grad(c.log().sum(), t)[0]
+        if c is not None and c.requires_grad
+        else torch.zeros_like(t)
+    )
     t, c = t.detach(), torch.ones_like(du) if c is None else c.detach()
     rate = solver.slope(problem, x, t, solver.init(problem, x, t))
     torch.testing.assert_close(dc[:, None] * x + (c * du)[:, None] * rate, problem.drift(x, t))
@@ -271,24 +340,37 @@ class Tighter(PerSample):
     goal = PerSample.goal / 1000
 
 
-@pytest.mark.parametrize("solver", [sd.RK23(1e-7, 1e-7), sd.RK45(1e-7, 1e-7), sd.DOP853(1e-7, 1e-7)], ids=repr)
+@pytest.mark.parametrize(
+    "solver", [sd.RK23(1e-7, 1e-7), sd.RK45(1e-7, 1e-7), sd.DOP853(1e-7, 1e-7)], ids=repr
+)
 def test_the_first_step_aims_at_the_goal_of_all_steps(solver: Solver) -> None:
-    """An error of h^q: a goal of a thousandth takes steps 1000^(1 / q) times shorter, the first one too."""
+    """An error of h^q: a goal of a thousandth takes steps 1000^(1 / q) times shorter, the first one
+    too.
+    """
     times = torch.tensor([1.0, 1e-3], dtype=torch.float64)
     x = torch.tensor([[0.4, -0.9], [1.2, 0.3], [-0.7, 0.1]], dtype=torch.float64)
-    usual, tighter = (kind(Reverse(DATA.model(sd.VP()), 3), solver, x, times, None) for kind in (PerSample, Tighter))
-    torch.testing.assert_close(usual.h / tighter.h, torch.full((3,), 1000 ** (1 / usual.q), dtype=torch.float64))
+    usual, tighter = (
+        kind(Reverse(DATA.model(sd.VP()), 3), solver, x, times, None)
+        for kind in (PerSample, Tighter)
+    )
+    torch.testing.assert_close(
+        usual.h / tighter.h, torch.full((3,), 1000 ** (1 / usual.q), dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize("std", [0.01, 0.1])
 @pytest.mark.parametrize("name", ["VP", "VE"])
 def test_the_angle_takes_the_fewest_evaluations(name: str, std: float) -> None:
-    """Of the slowest sample, at the first tolerance with an error of 1e-4, on a mixture with details of that size: when this was
-    written 44 against 92 of the next best and 50 against 86 at 0.1, 68 against 98 and 74 at 0.01."""
+    """Of the slowest sample, at the first tolerance with an error of 1e-4, on a mixture with
+    details of that size: when this was written 44 against 92 of the next best and 50 against 86 at
+    0.1, 68 against 98 and 74 at 0.01.
+    """
     means = torch.randn(6, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     sde = SDES[name]
     model = sd.exact.GaussianMixture(means, std).model(sde)
-    x = sde.prior.std * torch.randn(64, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    x = sde.prior.std * torch.randn(
+        64, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64
+    )
     kw = {"x_init": x, "last": "noisy", "dtype": torch.float64}
     exact = sd.sample(model, (64, 2), solver=sd.RK45(1e-10, 1e-10), **kw).x
 
@@ -301,16 +383,26 @@ def test_the_angle_takes_the_fewest_evaluations(name: str, std: float) -> None:
         raise AssertionError(variable)
 
     costs = {variable: cost(variable) for variable in ("angle", "t", "sigma", "log_snr")}
-    assert costs["angle"] < (0.7 if std == 0.1 else 1.0) * min(costs[other] for other in ("t", "sigma", "log_snr")), costs
+    assert costs["angle"] < (0.7 if std == 0.1 else 1.0) * min(
+        costs[other] for other in ("t", "sigma", "log_snr")
+    ), costs
 
 
 def test_the_flow_of_details_of_the_angles_size_is_still() -> None:
-    """Of N(0, 0.3^2) data in the angle of size 1, in units of their standard deviation: any step is exact."""
+    """Of N(0, 0.3^2) data in the angle of size 1, in units of their standard deviation: any step is
+    exact.
+    """
     law, sde = sd.exact.Gaussian(0.0, 0.3**2), sd.SubVP()
     x = torch.linspace(-2, 2, 6, dtype=torch.float64)[:, None]
     times = torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)
     found = sd.sample(
-        law.model(sde), (6, 1), solver=sd.Euler(variable="angle", size=1.0), grid=times, x_init=x, last="noisy", dtype=x.dtype
+        law.model(sde),
+        (6, 1),
+        solver=sd.Euler(variable="angle", size=1.0),
+        grid=times,
+        x_init=x,
+        last="noisy",
+        dtype=x.dtype,
     )
     torch.testing.assert_close(found.x, law.flow(sde, x, sde.t_max, sde.t_min), rtol=1e-12, atol=0)
 
@@ -319,7 +411,9 @@ def test_the_flow_of_details_of_the_angles_size_is_still() -> None:
 @pytest.mark.parametrize("beside", [False, True], ids=["host", "beside the state"])
 @pytest.mark.parametrize("quantity", ["drift", "score", "data", "noise", "v"])
 def test_times_of_every_row_give_the_numbers_of_single_times(quantity: str, beside: bool) -> None:
-    """keep x + push quantity, and the spread of the noise, of rows with times of their own and of each alone."""
+    """keep x + push quantity, and the spread of the noise, of rows with times of their own and of
+    each alone.
+    """
     x = torch.linspace(-1, 2, 6, dtype=torch.float64).reshape(3, 2)
     model, like = DATA.model(sd.VP()), Like.of(x) if beside else None
     problem = Reverse(model, 3, 0.7, like=like)
@@ -332,14 +426,18 @@ def test_times_of_every_row_give_the_numbers_of_single_times(quantity: str, besi
     for k, entry in enumerate(entries):
         wanted, shaken = [], []
         for i in range(3):
-            (single,) = alone.at(times[k, i : i + 1], quantity, float(keep[k, i]), float(push[k, i]))
+            (single,) = alone.at(
+                times[k, i : i + 1], quantity, float(keep[k, i]), float(push[k, i])
+            )
             (size,) = alone.spread(times[k, i : i + 1], float(push[k, i]))
             assert all(isinstance(each, float) for each in (single.keep, single.push, size))
             wanted.append(alone.evaluate(x[i : i + 1], single))
             shaken.append(weighted((size, x[i : i + 1])))
         want = torch.cat(wanted)
         torch.testing.assert_close(problem.evaluate(x, entry), want, rtol=1e-14, atol=1e-15)
-        torch.testing.assert_close(part.evaluate(x[[2, 0]], some[k]), want[[2, 0]], rtol=1e-14, atol=1e-15)
+        torch.testing.assert_close(
+            part.evaluate(x[[2, 0]], some[k]), want[[2, 0]], rtol=1e-14, atol=1e-15
+        )
         torch.testing.assert_close(weighted((spread[k], x)), torch.cat(shaken), rtol=1e-14, atol=0)
         plain = keep[k][:, None] * x + push[k][:, None] * getattr(problem, quantity)(x, times[k])
         torch.testing.assert_close(problem.evaluate(x, entry), plain, rtol=1e-13, atol=1e-13)
@@ -348,10 +446,15 @@ def test_times_of_every_row_give_the_numbers_of_single_times(quantity: str, besi
 @torch.no_grad()
 @pytest.mark.parametrize("predicts", ["data", "noise", "score", "v", "edm"])
 def test_a_composed_quantity_is_its_parts(predicts: str) -> None:
-    """At times of each row and of all, and of constrained data: keep x + push v, whatever the network predicts."""
+    """At times of each row and of all, and of constrained data: keep x + push v, whatever the
+    network predicts.
+    """
     problem = Reverse(sd.ScoreModel(lambda x, t: torch.tanh(x + t[:, None]), sd.VP(), predicts), 3)  # type: ignore[arg-type]
     clipped = Reverse(problem.model.constrained(sd.Clip(-0.5, 0.5)), 3)
-    x, t = torch.linspace(-1, 2, 6, dtype=torch.float64).reshape(3, 2), torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64)
+    x, t = (
+        torch.linspace(-1, 2, 6, dtype=torch.float64).reshape(3, 2),
+        torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64),
+    )
     for each in (problem, clipped):
         for time in (t, t[1]):
             keep, push = 0.3 + 1.7 * torch.sin(time), 1.7 * (1 + time)
@@ -359,7 +462,9 @@ def test_a_composed_quantity_is_its_parts(predicts: str) -> None:
             (entry,) = each.at(time[None], "v", keep[None], push[None])
             torch.testing.assert_close(each.evaluate(x, entry), expected, rtol=1e-13, atol=1e-13)
             (general,) = Problem.at(each, time[None], "v", keep[None], push[None])
-            torch.testing.assert_close(Problem.evaluate(each, x, general), expected, rtol=1e-13, atol=1e-13)
+            torch.testing.assert_close(
+                Problem.evaluate(each, x, general), expected, rtol=1e-13, atol=1e-13
+            )
 
 
 @torch.no_grad()
@@ -377,32 +482,48 @@ def test_a_step_planned_at_once_is_the_step_planned_by_its_times(variable: Any) 
     for one, two in ((plan.steps, by_times.steps), (plan.keeps, by_times.keeps)):
         for a, b in zip(one, two, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=0)
-    x, pairs = torch.linspace(-1, 2, 6, dtype=torch.float64).reshape(3, 2), list(zip(plan.at, by_times.at, strict=True))
+    x, pairs = (
+        torch.linspace(-1, 2, 6, dtype=torch.float64).reshape(3, 2),
+        list(zip(plan.at, by_times.at, strict=True)),
+    )
     assert [a is None for a, _ in pairs] == [b is None for _, b in pairs]
     evaluated = [(a, b) for a, b in pairs if a is not None]
-    assert len(evaluated) == solver.evaluations - 1  # the last two stages of six are at one time, of one entry
+    # the last two stages of six are at one time, of one entry
+    assert len(evaluated) == solver.evaluations - 1
     for a, b in evaluated:
         torch.testing.assert_close(a.t, b.t, rtol=1e-10, atol=0)
-        torch.testing.assert_close(problem.evaluate(x, a), problem.evaluate(x, b), rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(
+            problem.evaluate(x, a), problem.evaluate(x, b), rtol=1e-10, atol=1e-12
+        )
 
 
 def test_a_time_of_one_row_that_has_no_drift_is_refused() -> None:
     """At sigma = 0, which rows reach at steps of their own."""
-    problem, x = Reverse(DATA.model(sd.RectifiedFlow()), 3), torch.tensor([[0.7, -1.2], [0.1, 0.3], [1.0, 0.0]])
+    problem, x = (
+        Reverse(DATA.model(sd.RectifiedFlow()), 3),
+        torch.tensor([[0.7, -1.2], [0.1, 0.3], [1.0, 0.0]]),
+    )
     times = torch.tensor([0.9, 0.0], dtype=torch.float64)
-    with torch.no_grad(), pytest.raises(ValueError, match=r"at t = 0.*sigma = 0: there is no noise"):
+    with (
+        torch.no_grad(),
+        pytest.raises(ValueError, match=r"at t = 0.*sigma = 0: there is no noise"),
+    ):
         integrate(problem, sd.RK45(1e-2, 1e-2, variable="t"), x, times)
 
 
 def test_a_constraint_does_not_hide_a_network_that_is_not_finite() -> None:
     """Every step of that sample is good: its network's output is not."""
-    model = labelled(lambda out, x, t: torch.where(t < 0.5, torch.nan, out)).constrained(lambda data: data.nan_to_num(0.0))
+    model = labelled(lambda out, x, t: torch.where(t < 0.5, torch.nan, out)).constrained(
+        lambda data: data.nan_to_num(0.0)
+    )
     out = solve(model, sd.RK45(1e-3, 1e-3), [0, 1, 0], [1, 2, 3])
     assert out.status.tolist() == [0, int(Status.NETWORK_NOT_FINITE), 0]
     assert 0.3 < out.failures[0].t <= 1.0
 
 
-@pytest.mark.parametrize("sde", [sd.VP(), sd.EDM(), sd.Cosine()], ids=lambda sde: type(sde).__name__)
+@pytest.mark.parametrize(
+    "sde", [sd.VP(), sd.EDM(), sd.Cosine()], ids=lambda sde: type(sde).__name__
+)
 def test_a_network_that_is_not_finite_at_the_start_is_named(sde: Any) -> None:
     """Of that sample alone: the size of a first step follows from what the network says there."""
 
@@ -410,7 +531,11 @@ def test_a_network_that_is_not_finite_at_the_start_is_named(sde: Any) -> None:
         return torch.where(label[:, None] == 1, torch.nan, 0.1 * x)
 
     model, x = sd.ScoreModel(net, sde), torch.ones(3, 2, dtype=torch.float64)
-    given: Any = {"solver": sd.RK45(), "condition": {"label": torch.tensor([0, 1, 0])}, "on_fail": "return"}
+    given: Any = {
+        "solver": sd.RK45(),
+        "condition": {"label": torch.tensor([0, 1, 0])},
+        "on_fail": "return",
+    }
     encoded, density = sd.encode(model, x, **given), sd.log_prob(model, x, **given)
     drawn = sd.sample(model, (3, 2), seed=0, **given)
     for found in (encoded, density, drawn):
@@ -423,18 +548,24 @@ def test_a_marginal_is_that_of_the_times_asked_for() -> None:
     problem, sde = Reverse(DATA.model(sd.VP()), 2), sd.VP()
     t = torch.tensor([0.9, 0.5], dtype=torch.float64)
     for times in (t, t.clone(), t.flip(0), t[:1], t):
-        torch.testing.assert_close(torch.stack(problem.marginal(times)), torch.stack([sde.alpha(times), sde.sigma(times)]))
+        torch.testing.assert_close(
+            torch.stack(problem.marginal(times)), torch.stack([sde.alpha(times), sde.sigma(times)])
+        )
     t[0] = 0.3
     torch.testing.assert_close(problem.marginal(t)[0], sde.alpha(t))
 
 
 @pytest.mark.parametrize(("variable", "times"), [("log_snr", [0.9, 0.0]), ("sigma", [1.0, 0.1])])
-def test_a_variable_that_is_infinite_at_an_end_is_refused(variable: str, times: list[float]) -> None:
+def test_a_variable_that_is_infinite_at_an_end_is_refused(
+    variable: str, times: list[float]
+) -> None:
     """The angle is not: from alpha = 0 to sigma = 0 it goes as far as the exact flow."""
     sde = sd.RectifiedFlow()
     problem, x = Reverse(DATA.model(sde), 1), torch.tensor([[0.7, -1.2]], dtype=torch.float64)
     grid = torch.tensor(times, dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"not finite at t = [01]: start and end inside, or take variable='angle'"):
+    with pytest.raises(
+        ValueError, match=r"not finite at t = [01]: start and end inside, or take variable='angle'"
+    ):
         integrate(problem, sd.RK45(variable=variable), x, grid)  # type: ignore[arg-type]
     assert int(problem.monitor.evaluations.total) == 0
     found = integrate(problem, sd.RK45(1e-9, 1e-9), x, grid)
@@ -446,15 +577,32 @@ def test_the_last_evaluation_is_at_the_very_end() -> None:
     for name in ("VP", "VE", "SubVP"):
         for end in (0.1, 0.123, 0.37):
             sde, seen = SDES[name], []
-            problem = Reverse(sd.ScoreModel(lambda x, t, seen=seen: seen.append(t) or x, sde, time_dtype=torch.float64), 2)
-            integrate(problem, sd.RK45(), torch.ones(2, 1, dtype=torch.float64), torch.tensor([0.9, end], dtype=torch.float64))
+            problem = Reverse(
+                sd.ScoreModel(
+                    lambda x, t, seen=seen: seen.append(t) or x, sde, time_dtype=torch.float64
+                ),
+                2,
+            )
+            integrate(
+                problem,
+                sd.RK45(),
+                torch.ones(2, 1, dtype=torch.float64),
+                torch.tensor([0.9, end], dtype=torch.float64),
+            )
             assert float(torch.cat(seen).min()) == end
 
 
 def test_the_last_step_is_shared() -> None:
     """The last step of a sample is the one before it, or longer."""
     steps = StepRecorder()
-    out = sd.sample(DATA.model(sd.RectifiedFlow()), (20, 2), solver=sd.RK45(1e-6, 1e-6), seed=2, callback=steps, last="noisy")
+    out = sd.sample(
+        DATA.model(sd.RectifiedFlow()),
+        (20, 2),
+        solver=sd.RK45(1e-6, 1e-6),
+        seed=2,
+        callback=steps,
+        last="noisy",
+    )
     for path in steps.times(out):
         sizes = path.diff().abs()
         assert float(sizes[-1]) > 0.5 * float(sizes[-2])
@@ -465,14 +613,18 @@ def test_gradients_reach_the_times_of_the_grid() -> None:
     model = DATA.model(sd.VP())
     grid = torch.tensor([1.0, 0.5, 0.2], dtype=torch.float64, requires_grad=True)
     start = torch.tensor([[0.7, -1.2]], dtype=torch.float64)
-    x = integrate(Reverse(model, 1), sd.RK45(1e-8, 1e-8), start, grid, options=Options(grad="full")).x
+    x = integrate(
+        Reverse(model, 1), sd.RK45(1e-8, 1e-8), start, grid, options=Options(grad="full")
+    ).x
     (rate,) = torch.autograd.grad(x[0, 0], grid)
     drift = Reverse(model, 1).drift(x.detach(), torch.tensor(0.2, dtype=torch.float64))
     assert float(rate[-1]) == pytest.approx(float(drift[0, 0]), rel=1e-5)
 
 
 class Parted(Problem):
-    """One fast coordinate behind ``still`` ones that do not move; its error is measured apart, with a weight."""
+    """One fast coordinate behind ``still`` ones that do not move; its error is measured apart, with
+    a weight.
+    """
 
     def __init__(self, still: int, weight: float) -> None:
         super().__init__(1)
@@ -485,7 +637,9 @@ class Parted(Problem):
 
 @pytest.mark.parametrize("solver", [sd.RK45(1e-5, 1e-5), sd.DOP853(1e-4, 1e-4)])
 def test_parts_of_the_state_have_errors_of_their_own(solver: sd.RK45) -> None:
-    """Still coordinates do not dilute a fast one's error, and a weight is a tolerance that is so much smaller."""
+    """Still coordinates do not dilute a fast one's error, and a weight is a tolerance that is so
+    much smaller.
+    """
 
     def steps(problem: Problem, solver: Solver = solver) -> list[int]:
         x = torch.ones(1, getattr(problem, "still", 0) + 1, dtype=torch.float64)
@@ -500,7 +654,9 @@ def test_parts_of_the_state_have_errors_of_their_own(solver: sd.RK45) -> None:
 
 
 @pytest.mark.parametrize(
-    "solver", [sd.RK45(1e-3, 1e-3), sd.ExponentialPair(2, rtol=1e-2, atol=1e-2), sd.AdaptiveSDE(0.05, 0.05)], ids=repr
+    "solver",
+    [sd.RK45(1e-3, 1e-3), sd.ExponentialPair(2, rtol=1e-2, atol=1e-2), sd.AdaptiveSDE(0.05, 0.05)],
+    ids=repr,
 )
 def test_coordinates_that_are_0_do_not_count(solver: Solver) -> None:
     """Two numbers padded to any length: the same states and the same accepted and rejected steps.
@@ -515,15 +671,25 @@ def test_coordinates_that_are_0_do_not_count(solver: Solver) -> None:
             _PaddedNoise(sd.White(sd.seeds(0, 5), (2,), dtype=torch.float64), length),
         )
         x = torch.cat([start, start.new_zeros(5, length - 2)], dim=1)
-        found.append(solver.solve(problem, x, torch.tensor([1.0, 1e-3], dtype=torch.float64), noise, Options()))
+        found.append(
+            solver.solve(
+                problem, x, torch.tensor([1.0, 1e-3], dtype=torch.float64), noise, Options()
+            )
+        )
         assert not bool(found[-1].x[:, 2:].any())
     for other in found[1:]:
         torch.testing.assert_close(other.x[:, :2], found[0].x, rtol=1e-10, atol=1e-10)
         assert torch.equal(other.accepted, found[0].accepted)
         assert torch.equal(other.rejected, found[0].rejected)
-    dead, alive = torch.zeros(1, 2, dtype=torch.float64), torch.tensor([[1.0, 0.0]], dtype=torch.float64)
-    control = PerSample(_Padded(2), sd.RK45(1.0, 1.0), alive, torch.tensor([1.0, 1e-3], dtype=torch.float64), None)
-    # A coordinate at 0 with an error is no padding. The product of two square roots is 1 but for rounding.
+    dead, alive = (
+        torch.zeros(1, 2, dtype=torch.float64),
+        torch.tensor([[1.0, 0.0]], dtype=torch.float64),
+    )
+    control = PerSample(
+        _Padded(2), sd.RK45(1.0, 1.0), alive, torch.tensor([1.0, 1e-3], dtype=torch.float64), None
+    )
+    # A coordinate at 0 with an error is no padding. The product of two square roots is 1 but for
+    # rounding.
     assert control._norm(alive, dead, dead).tolist() == pytest.approx([1.0], rel=1e-15)
     assert control._norm(dead, dead, dead).tolist() == [0.0]
 

@@ -1,4 +1,6 @@
-"""SDEs with any drift: simulated forward, sampled in reverse with a given score, and refused by name where a kernel is needed."""
+"""SDEs with any drift: simulated forward, sampled in reverse with a given score, and refused by
+name where a kernel is needed.
+"""
 
 from __future__ import annotations
 
@@ -67,35 +69,58 @@ def stationary_model() -> sd.ScoreModel:
 
 
 def test_simulation_reaches_the_stationary_law() -> None:
-    """Kolmogorov-Smirnov at p > 1e-6: 4,000 paths from one point, to t = 12, Euler-Maruyama at h = 0.01."""
+    """Kolmogorov-Smirnov at p > 1e-6: 4,000 paths from one point, to t = 12, Euler-Maruyama at h =
+    0.01.
+    """
 
     class Long(DoubleWell):
         T = 12.0
 
     out = sd.simulate(Long(), torch.full((4000, 1), 0.8, dtype=torch.float64), steps=1200, seed=0)
     assert kstest(out.x[:, 0].numpy(), table).pvalue > 1e-6
-    early = sd.simulate(Long(), torch.full((4000, 1), 0.8, dtype=torch.float64), steps=100, t_end=0.5, seed=0)
+    early = sd.simulate(
+        Long(), torch.full((4000, 1), 0.8, dtype=torch.float64), steps=100, t_end=0.5, seed=0
+    )
     assert kstest(early.x[:, 0].numpy(), table).pvalue < 1e-6, "the test would pass anything"
     assert out.nfe.tolist() == [1200] * 4000
 
 
 def test_reverse_sampling_with_a_given_score_keeps_the_stationary_law() -> None:
     x = stationary(4000, seed=1)
-    out = sd.sample(stationary_model(), (4000, 1), solver=sd.EulerMaruyama(), steps=300, x_init=x, seed=2, dtype=torch.float64)
+    out = sd.sample(
+        stationary_model(),
+        (4000, 1),
+        solver=sd.EulerMaruyama(),
+        steps=300,
+        x_init=x,
+        seed=2,
+        dtype=torch.float64,
+    )
     assert kstest(out.x[:, 0].numpy(), table).pvalue > 1e-6
     assert float((out.x - x).abs().mean()) > 0.3, "the samples did not move"
-    still = sd.sample(stationary_model(), (4000, 1), solver=sd.RK45(), x_init=x, seed=2, dtype=torch.float64)
-    torch.testing.assert_close(still.x, x, rtol=0, atol=1e-12)  # the probability flow of an equilibrium stands still
+    still = sd.sample(
+        stationary_model(), (4000, 1), solver=sd.RK45(), x_init=x, seed=2, dtype=torch.float64
+    )
+    # the probability flow of an equilibrium stands still
+    torch.testing.assert_close(still.x, x, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("solver", [sd.EulerMaruyama(), sd.Heun(), sd.RK45(1e-10, 1e-10)], ids=["EulerMaruyama", "Heun", "RK45"])
+@pytest.mark.parametrize(
+    "solver",
+    [sd.EulerMaruyama(), sd.Heun(), sd.RK45(1e-10, 1e-10)],
+    ids=["EulerMaruyama", "Heun", "RK45"],
+)
 def test_a_linear_drift_without_its_kernel_gives_the_same_samples(solver: sd.EulerMaruyama) -> None:
     data = sd.exact.GaussianMixture([[-1.0, 0.5], [1.0, 0.0]], 0.3)
     linear = data.model(sd.VP())
-    plain = sd.ScoreModel(lambda x, t: data.score(sd.VP(), x, t), PlainVP(), "score", time_dtype=torch.float64)
+    plain = sd.ScoreModel(
+        lambda x, t: data.score(sd.VP(), x, t), PlainVP(), "score", time_dtype=torch.float64
+    )
     steps = None if solver.adaptive else 40
     outs = [
-        sd.sample(model, (16, 2), solver=solver, steps=steps, last="noisy", seed=3, dtype=torch.float64)
+        sd.sample(
+            model, (16, 2), solver=solver, steps=steps, last="noisy", seed=3, dtype=torch.float64
+        )
         for model in (linear, plain)
     ]
     torch.testing.assert_close(outs[0].x, outs[1].x, rtol=1e-9, atol=1e-9)
@@ -103,7 +128,9 @@ def test_a_linear_drift_without_its_kernel_gives_the_same_samples(solver: sd.Eul
 
 
 def test_simulation_is_the_kernel_for_a_linear_sde(sde: sd.LinearSDE) -> None:
-    """Mean and standard deviation of 4,000 paths from 0 on, within 6 standard errors and the first-order error of 400 steps."""
+    """Mean and standard deviation of 4,000 paths from 0 on, within 6 standard errors and the
+    first-order error of 400 steps.
+    """
     x_0 = torch.full((4000, 1), 0.7, dtype=torch.float64)
     end = 0.6 * sde.T
     out = sd.simulate(sde, x_0, steps=400, t_end=end, seed=4)
@@ -115,7 +142,12 @@ def test_simulation_is_the_kernel_for_a_linear_sde(sde: sd.LinearSDE) -> None:
 def test_simulation_is_seeded_and_shows_its_path() -> None:
     x_0 = torch.zeros(3, 2)
     one = sd.simulate(DoubleWell(), x_0, steps=10, seed=5, trajectory=True)
-    two = sd.simulate(DoubleWell(), x_0[:2], grid=torch.linspace(0, 2, 11, dtype=torch.float64), seed=sd.seeds(5, 2))
+    two = sd.simulate(
+        DoubleWell(),
+        x_0[:2],
+        grid=torch.linspace(0, 2, 11, dtype=torch.float64),
+        seed=sd.seeds(5, 2),
+    )
     torch.testing.assert_close(one.x[:2], two.x)
     assert one.trajectory.shape == (11, 3, 2)
     assert (float(one.times[0]), float(one.times[-1])) == (0.0, 2.0)
@@ -125,41 +157,94 @@ def test_simulation_is_seeded_and_shows_its_path() -> None:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: sd.simulate(DoubleWell, torch.zeros(2, 1), steps=5), TypeError, "pass an instance"),
-        (lambda: sd.simulate(DoubleWell(), torch.zeros(2, 1, dtype=torch.int64), steps=5), ValueError, "x_0 must be a floating"),
-        (lambda: sd.simulate(DoubleWell(), torch.zeros(2, 1), solver=sd.RK45()), ValueError, "integrates no diffusion"),
+        (
+            lambda: sd.simulate(DoubleWell, torch.zeros(2, 1), steps=5),
+            TypeError,
+            "pass an instance",
+        ),
+        (
+            lambda: sd.simulate(DoubleWell(), torch.zeros(2, 1, dtype=torch.int64), steps=5),
+            ValueError,
+            "x_0 must be a floating",
+        ),
+        (
+            lambda: sd.simulate(DoubleWell(), torch.zeros(2, 1), solver=sd.RK45()),
+            ValueError,
+            "integrates no diffusion",
+        ),
         (
             lambda: sd.simulate(DoubleWell(), torch.zeros(2, 1), solver=sd.Ancestral(), steps=3),
             ValueError,
             "needs data, marginal",
         ),
         (lambda: sd.simulate(DoubleWell(), torch.zeros(2, 1)), ValueError, "pass steps=N"),
-        (lambda: sd.simulate(DoubleWell(), torch.zeros(2, 1), grid=[1.0, 0.5]), ValueError, "the grid must rise"),
-        (lambda: sd.simulate(DoubleWell(), torch.zeros(2, 1), steps=5, t_end=3.0), ValueError, r"outside \[0, T\] = \[0, 2\]"),
-        (lambda: sd.ScoreModel(lambda x, t: x, DoubleWell()), ValueError, "its network predicts 'score', got 'noise'"),
-        (lambda: sd.ScoreModel(lambda x, t: x, DoubleWell(), "score", time="sigma"), ValueError, "no Gaussian kernel, so no sigma"),
-        (lambda: stationary_model().data(torch.zeros(2, 1), 0.5), ValueError, "data cannot be computed.*use the score"),
+        (
+            lambda: sd.simulate(DoubleWell(), torch.zeros(2, 1), grid=[1.0, 0.5]),
+            ValueError,
+            "the grid must rise",
+        ),
+        (
+            lambda: sd.simulate(DoubleWell(), torch.zeros(2, 1), steps=5, t_end=3.0),
+            ValueError,
+            r"outside \[0, T\] = \[0, 2\]",
+        ),
+        (
+            lambda: sd.ScoreModel(lambda x, t: x, DoubleWell()),
+            ValueError,
+            "its network predicts 'score', got 'noise'",
+        ),
+        (
+            lambda: sd.ScoreModel(lambda x, t: x, DoubleWell(), "score", time="sigma"),
+            ValueError,
+            "no Gaussian kernel, so no sigma",
+        ),
+        (
+            lambda: stationary_model().data(torch.zeros(2, 1), 0.5),
+            ValueError,
+            "data cannot be computed.*use the score",
+        ),
         (
             lambda: DoubleWell().perturb(torch.zeros(2, 1), 0.5, torch.zeros(2, 1)),
             AttributeError,
             "has no perturb: only a LinearSDE",
         ),
-        (lambda: DoubleWell().colour, AttributeError, "'DoubleWell' object has no attribute 'colour'"),
-        (lambda: sd.DenoisingScoreMatching()(stationary_model(), torch.zeros(2, 1)), ValueError, "denoising score matching needs"),
-        (lambda: sd.diagnose(stationary_model(), torch.zeros(2, 1)), ValueError, "diagnose needs a Gaussian kernel"),
+        (
+            lambda: DoubleWell().colour,
+            AttributeError,
+            "'DoubleWell' object has no attribute 'colour'",
+        ),
+        (
+            lambda: sd.DenoisingScoreMatching()(stationary_model(), torch.zeros(2, 1)),
+            ValueError,
+            "denoising score matching needs",
+        ),
+        (
+            lambda: sd.diagnose(stationary_model(), torch.zeros(2, 1)),
+            ValueError,
+            "diagnose needs a Gaussian kernel",
+        ),
         (
             lambda: sd.DDPM.from_sde(DoubleWell(), 10),
             TypeError,
             "sde must be a LinearSDE, .* which has a Gaussian kernel; got DoubleWell",
         ),
-        (lambda: sd.sample(stationary_model(), (2, 1), solver=sd.RK45(), seed=0), ValueError, "has no prior.*pass x_init"),
         (
-            lambda: sd.sample(stationary_model(), (2, 1), solver=sd.DDIM(), steps=5, x_init=torch.zeros(2, 1)),
+            lambda: sd.sample(stationary_model(), (2, 1), solver=sd.RK45(), seed=0),
             ValueError,
-            "DDIM.* needs data, kernel, marginal, which this problem does not offer; EulerMaruyama and RK45",
+            "has no prior.*pass x_init",
         ),
         (
-            lambda: sd.sample(stationary_model(), (2, 1), steps=5, x_init=torch.zeros(2, 1), last="denoise"),
+            lambda: sd.sample(
+                stationary_model(), (2, 1), solver=sd.DDIM(), steps=5, x_init=torch.zeros(2, 1)
+            ),
+            ValueError,
+            "DDIM.* needs data, kernel, marginal, which this problem does not offer; "
+            "EulerMaruyama and RK45",
+        ),
+        (
+            lambda: sd.sample(
+                stationary_model(), (2, 1), steps=5, x_init=torch.zeros(2, 1), last="denoise"
+            ),
             ValueError,
             r"last='denoise' takes E\[x_0 \| x\]",
         ),
@@ -173,5 +258,13 @@ def test_what_needs_a_kernel_says_so(call, error: type[Exception], message: str)
 def test_the_default_solver_under_any_drift_is_euler_maruyama() -> None:
     x = stationary(4, seed=0)
     given = sd.sample(stationary_model(), (4, 1), steps=5, x_init=x, seed=0, dtype=torch.float64)
-    named = sd.sample(stationary_model(), (4, 1), solver=sd.EulerMaruyama(), steps=5, x_init=x, seed=0, dtype=torch.float64)
+    named = sd.sample(
+        stationary_model(),
+        (4, 1),
+        solver=sd.EulerMaruyama(),
+        steps=5,
+        x_init=x,
+        seed=0,
+        dtype=torch.float64,
+    )
     assert torch.equal(given.x, named.x)

@@ -35,6 +35,8 @@ def test_the_walk_names_what_the_call_enters_in_its_order() -> None:
 
 
 def test_the_picture_and_the_table_name_files_that_there_are() -> None:
-    names = set(re.findall(r"\b((?:\w+/)*\w+\.py|\w+/(?= ))", PAGE.replace("tests/test_layers.py", "")))
+    names = set(
+        re.findall(r"\b((?:\w+/)*\w+\.py|\w+/(?= ))", PAGE.replace("tests/test_layers.py", ""))
+    )
     assert len(names) > 15
     assert [name for name in sorted(names) if not (ROOT / "sdediff" / name).exists()] == []

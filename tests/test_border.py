@@ -48,27 +48,44 @@ def bound(net: nn.Module, x: Tensor) -> Tensor:
 
 def ddpm_loss(net: nn.Module, x: Tensor) -> Tensor:
     chain, model = chain_model(net)
-    return sd.DDPMLoss(chain, "vlb")(model, x, CONDITION, generator=torch.Generator().manual_seed(0))
+    return sd.DDPMLoss(chain, "vlb")(
+        model, x, CONDITION, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def loss(objective: Any) -> Callable[[nn.Module, Tensor], Tensor]:
     def value(net: nn.Module, x: Tensor) -> Tensor:
-        return objective(sd.ScoreModel(net, VP), x, CONDITION, generator=torch.Generator().manual_seed(0))  # type: ignore[no-any-return]
+        return objective(
+            sd.ScoreModel(net, VP), x, CONDITION, generator=torch.Generator().manual_seed(0)
+        )  # type: ignore[no-any-return]
 
     return value
 
 
 def diagnosis(net: nn.Module, x: Tensor) -> Tensor:
-    return torch.tensor(list(sd.diagnose(sd.ScoreModel(net, VP), x, condition=CONDITION).errors.values()))
+    return torch.tensor(
+        list(sd.diagnose(sd.ScoreModel(net, VP), x, condition=CONDITION).errors.values())
+    )
 
 
 USES: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "sample": lambda net, x: (
-        sd.sample(sd.ScoreModel(net, VP), (4, 2), steps=3, seed=0, condition=CONDITION, dtype=torch.promote_types(x.dtype, F32)).x
+        sd.sample(
+            sd.ScoreModel(net, VP),
+            (4, 2),
+            steps=3,
+            seed=0,
+            condition=CONDITION,
+            dtype=torch.promote_types(x.dtype, F32),
+        ).x
     ),
     "encode": lambda net, x: sd.encode(sd.ScoreModel(net, VP), x, steps=3, condition=CONDITION).x,
-    "adaptive": lambda net, x: sd.encode(sd.ScoreModel(net, VP), x, solver=sd.RK23(1e-2, 1e-2), condition=CONDITION).x,
-    "log_prob": lambda net, x: sd.log_prob(sd.ScoreModel(net, VP), x, steps=3, condition=CONDITION).value,
+    "adaptive": lambda net, x: (
+        sd.encode(sd.ScoreModel(net, VP), x, solver=sd.RK23(1e-2, 1e-2), condition=CONDITION).x
+    ),
+    "log_prob": lambda net, x: (
+        sd.log_prob(sd.ScoreModel(net, VP), x, steps=3, condition=CONDITION).value
+    ),
     "diagnose": diagnosis,
     "methods": lambda net, x: sd.ScoreModel(net, VP).data(x, 0.5, **CONDITION),
     "bound": bound,
@@ -81,8 +98,12 @@ USES: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("use", USES)
-@pytest.mark.parametrize(("net", "data"), [(F32, F64), (BF16, F32), (F32, BF16), (F64, F32), (F16, F16), (F32, F16)])
-def test_the_network_sees_its_own_dtype_everywhere(use: str, net: torch.dtype, data: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("net", "data"), [(F32, F64), (BF16, F32), (F32, BF16), (F64, F32), (F16, F16), (F32, F16)]
+)
+def test_the_network_sees_its_own_dtype_everywhere(
+    use: str, net: torch.dtype, data: torch.dtype
+) -> None:
     module = Joint(net)
     out = USES[use](module, X.to(data))
     assert module.calls
@@ -108,30 +129,44 @@ def test_a_function_without_parameters_sees_the_dtype_of_the_state(dtype: torch.
     model = sd.ScoreModel(net, VP)
     sd.sample(model, (4, 2), steps=2, seed=0, condition=CONDITION, dtype=dtype)
     sd.encode(model, X.to(dtype), solver=sd.RK23(1e-2, 1e-2), condition=CONDITION)
-    sd.DenoisingScoreMatching()(model, X.to(dtype), CONDITION, generator=torch.Generator().manual_seed(0))
+    sd.DenoisingScoreMatching()(
+        model, X.to(dtype), CONDITION, generator=torch.Generator().manual_seed(0)
+    )
     outputs(model, X.to(BF16 if dtype == F32 else dtype), torch.tensor(0.5, dtype=F64), CONDITION)
     assert seen == {(dtype, dtype, dtype, torch.int64)}
 
 
 def test_time_dtype_and_integer_times_take_precedence() -> None:
-    sd.sample(sd.ScoreModel(Joint(BF16, F32), VP, time_dtype=F32), (4, 2), steps=2, seed=0, condition=CONDITION)
+    sd.sample(
+        sd.ScoreModel(Joint(BF16, F32), VP, time_dtype=F32),
+        (4, 2),
+        steps=2,
+        seed=0,
+        condition=CONDITION,
+    )
     integers = sd.ScoreModel(Joint(BF16, torch.int64), VP, time=sd.Timesteps(1000, rounded=True))
     sd.sample(integers, (4, 2), steps=2, seed=0, condition=CONDITION)
 
 
 def test_losses_of_half_precision_do_not_overflow() -> None:
-    """An error of 300 has the square 9e4, above the largest float16; under autocast the output is bfloat16."""
+    """An error of 300 has the square 9e4, above the largest float16; under autocast the output is
+    bfloat16.
+    """
     net = nn.utils.skip_init(nn.Linear, 2, 2, dtype=F16)
     nn.init.zeros_(net.weight)
     nn.init.constant_(net.bias, 300.0)
     noise = torch.zeros(4, 2, dtype=F16)
-    found = sd.DenoisingScoreMatching()(sd.ScoreModel(lambda x, t: net(x), VP), X.to(F16), noise=noise, generator=torch.Generator())
+    found = sd.DenoisingScoreMatching()(
+        sd.ScoreModel(lambda x, t: net(x), VP), X.to(F16), noise=noise, generator=torch.Generator()
+    )
     torch.testing.assert_close(found, torch.full((4,), 9e4), rtol=1e-6, atol=0)
     whole = Joint(F32)
     with torch.autocast("cpu", dtype=BF16):
         mixed = loss(sd.DenoisingScoreMatching())(whole, X.float())
     assert mixed.dtype == F32
-    torch.testing.assert_close(mixed, loss(sd.DenoisingScoreMatching())(whole, X.float()), rtol=2e-2, atol=1e-3)
+    torch.testing.assert_close(
+        mixed, loss(sd.DenoisingScoreMatching())(whole, X.float()), rtol=2e-2, atol=1e-3
+    )
     assert not torch.equal(mixed, mixed.to(BF16).to(F32))
 
 
@@ -153,7 +188,7 @@ def test_autocast_is_the_networks_alone() -> None:
             torch.testing.assert_close(call(), plain, rtol=0, atol=0)
 
 
-# -- tensors that both hold --------------------------------------------------------------------------------------------
+# -- tensors that both hold ------------------------------------------------------------------------
 
 
 def relu(x: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
@@ -178,13 +213,28 @@ def scaled_condition(x: Tensor, t: Tensor, level: Tensor, label: Tensor) -> Tens
 EDITS = {relu: "x", paste: "x", scaled_time: "t", scaled_condition: "level"}
 
 
-@pytest.mark.parametrize("solver", [sd.Euler(), sd.DPMSolverPP(), sd.EulerMaruyama(), sd.RK45(), sd.AdaptiveSDE()])
+@pytest.mark.parametrize(
+    "solver", [sd.Euler(), sd.DPMSolverPP(), sd.EulerMaruyama(), sd.RK45(), sd.AdaptiveSDE()]
+)
 @pytest.mark.parametrize("edit", EDITS)
-def test_a_network_that_writes_to_its_input_is_refused(solver: sd.Solver, edit: Callable[..., Tensor]) -> None:
+def test_a_network_that_writes_to_its_input_is_refused(
+    solver: sd.Solver, edit: Callable[..., Tensor]
+) -> None:
     steps = None if solver.adaptive else 4
     start, given = X.clone(), {name: value.clone() for name, value in CONDITION.items()}
-    with pytest.raises(ValueError, match=f"the network writes to {EDITS[edit]} in place.*{EDITS[edit]}.clone()"):
-        sd.sample(sd.ScoreModel(edit, VP), (4, 2), solver=solver, steps=steps, seed=0, x_init=start, condition=given, dtype=F64)
+    with pytest.raises(
+        ValueError, match=f"the network writes to {EDITS[edit]} in place.*{EDITS[edit]}.clone()"
+    ):
+        sd.sample(
+            sd.ScoreModel(edit, VP),
+            (4, 2),
+            solver=solver,
+            steps=steps,
+            seed=0,
+            x_init=start,
+            condition=given,
+            dtype=F64,
+        )
     torch.testing.assert_close([start, given["level"]], [X, CONDITION["level"]], rtol=0, atol=0)
 
 
@@ -200,7 +250,9 @@ def test_the_refusal_is_everywhere(use: str) -> None:
 
 
 def test_under_inference_mode_the_rules_are_those_of_elsewhere() -> None:
-    """A solve leaves that mode, whose tensors have no counters that tell of a write; a single call hands over copies."""
+    """A solve leaves that mode, whose tensors have no counters that tell of a write; a single call
+    hands over copies.
+    """
     tidy = sd.ScoreModel(lambda x, t: torch.relu(x), VP)
     rough = sd.ScoreModel(relu, VP)
     calls = [
@@ -254,10 +306,14 @@ def test_diagnose_keeps_both_outputs_of_a_network_that_reuses_its_tensor() -> No
 
 
 def test_a_constraint_may_work_in_place() -> None:
-    """Also where the data prediction is the network's output itself, which may be a buffer of the network's."""
+    """Also where the data prediction is the network's output itself, which may be a buffer of the
+    network's.
+    """
     buffer = torch.full((4, 2), 2.0)
     model = sd.ScoreModel(lambda x, t: buffer, VP, "data")
-    a = sd.sample(model.constrained(lambda x_0: x_0.clamp_(-1, 1)), (4, 2), solver=sd.DDIM(), steps=4, seed=0).x
+    a = sd.sample(
+        model.constrained(lambda x_0: x_0.clamp_(-1, 1)), (4, 2), solver=sd.DDIM(), steps=4, seed=0
+    ).x
     torch.testing.assert_close(a, torch.ones(4, 2), rtol=0, atol=0)
     torch.testing.assert_close(buffer, torch.full((4, 2), 2.0), rtol=0, atol=0)
 
@@ -276,7 +332,10 @@ def test_drifts_and_scores_of_users_are_read_only() -> None:
     with pytest.raises(ValueError, match="the drift of Rough writes to x in place"):
         sd.simulate(Rough(), start, steps=4, seed=0)
     torch.testing.assert_close(start, X, rtol=0, atol=0)
-    for clock, lam, what in ((lambda t: t.mul_(2), 1.0, "time"), ("t", lambda t: t.mul_(2), "stochasticity")):
+    for clock, lam, what in (
+        (lambda t: t.mul_(2), 1.0, "time"),
+        ("t", lambda t: t.mul_(2), "stochasticity"),
+    ):
         model = sd.ScoreModel(lambda x, t: 0.3 * x, VP, time=clock)
         with pytest.raises(ValueError, match=f"{what} writes to t in place"):
             sd.sample(model, (4, 2), solver=sd.EulerMaruyama(), steps=3, seed=0, stochasticity=lam)
@@ -284,7 +343,9 @@ def test_drifts_and_scores_of_users_are_read_only() -> None:
     with pytest.raises(ValueError, match="weighting writes to t in place"):
         loss(model, X, generator=torch.Generator())
     with pytest.raises(ValueError, match="log_prob writes to x in place"):
-        sd.mcmc.run(sd.mcmc.RandomWalk(0.5), lambda x: -x.square_().sum(dim=1), start, steps=2, seed=0)
+        sd.mcmc.run(
+            sd.mcmc.RandomWalk(0.5), lambda x: -x.square_().sum(dim=1), start, steps=2, seed=0
+        )
     with pytest.raises(ValueError, match="features writes to x in place"):
         sd.metrics.frechet_distance(start, start + 1, features=lambda x: x.mul_(2), floor=0)
 
@@ -292,10 +353,20 @@ def test_drifts_and_scores_of_users_are_read_only() -> None:
 @pytest.mark.parametrize("progress", [False, True])
 @pytest.mark.parametrize(
     "solver",
-    [sd.Euler(), sd.DPMSolverPP(), sd.EulerMaruyama(), sd.RK45(), sd.AdaptiveSDE(), sd.SciPy(), sd.TorchDiffEq()],
+    [
+        sd.Euler(),
+        sd.DPMSolverPP(),
+        sd.EulerMaruyama(),
+        sd.RK45(),
+        sd.AdaptiveSDE(),
+        sd.SciPy(),
+        sd.TorchDiffEq(),
+    ],
     ids=repr,
 )
-def test_what_a_callback_does_to_its_snapshot_stays_there(solver: sd.Solver, progress: bool) -> None:
+def test_what_a_callback_does_to_its_snapshot_stays_there(
+    solver: sd.Solver, progress: bool
+) -> None:
     def spoil(snapshot: sd.Snapshot) -> None:
         for part in snapshot:
             if isinstance(part, Tensor):
@@ -304,10 +375,21 @@ def test_what_a_callback_does_to_its_snapshot_stays_there(solver: sd.Solver, pro
     model = sd.exact.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], 0.2).model(VP)
     steps = None if solver.adaptive or solver.whole else 6
     a, b = (
-        sd.sample(model, (4, 2), solver=solver, steps=steps, seed=0, callback=call, trajectory=True, progress=progress)
+        sd.sample(
+            model,
+            (4, 2),
+            solver=solver,
+            steps=steps,
+            seed=0,
+            callback=call,
+            trajectory=True,
+            progress=progress,
+        )
         for call in (None, spoil)
     )
-    torch.testing.assert_close([b.x, b.trajectory, b.times, b.nfe], [a.x, a.trajectory, a.times, a.nfe], rtol=0, atol=0)
+    torch.testing.assert_close(
+        [b.x, b.trajectory, b.times, b.nfe], [a.x, a.trajectory, a.times, a.nfe], rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize("grad", ["full", "checkpoint"])
@@ -322,7 +404,14 @@ def test_a_graph_that_torch_does_not_keep_is_refused(guard: Any, grad: Any) -> N
         lambda: sd.simulate(VP, X, steps=3, seed=0, grad=grad),
     ]
     for call in calls:
-        with guard(), pytest.raises(ValueError, match=f"grad='{grad}' keeps the graph.*torch.{guard.__name__} is on"):
+        with (
+            guard(),
+            pytest.raises(
+                ValueError, match=f"grad='{grad}' keeps the graph.*torch.{guard.__name__} is on"
+            ),
+        ):
             call()
     with torch.no_grad(), torch.enable_grad():
-        assert sd.sample(model, (2, 2), steps=3, grad=grad, x_init=X[:2].float().requires_grad_()).x.requires_grad
+        assert sd.sample(
+            model, (2, 2), steps=3, grad=grad, x_init=X[:2].float().requires_grad_()
+        ).x.requires_grad

@@ -1,4 +1,6 @@
-"""Models that a user brings: each is a stub of at most 20 lines by the protocol alone, and a test against an exact answer."""
+"""Models that a user brings: each is a stub of at most 20 lines by the protocol alone, and a test
+against an exact answer.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from sdediff.reverse import Reverse
 from sdediff.solvers import expand
 
 VP = sd.VP()
-X = torch.tensor([[2.0, -1.5], [0.1, 0.2], [-3.0, 0.4], [0.7, 1.1], [-0.4, -2.2]], dtype=torch.float64)
+X = torch.tensor(
+    [[2.0, -1.5], [0.1, 0.2], [-3.0, 0.4], [0.7, 1.1], [-0.4, -2.2]], dtype=torch.float64
+)
 EXACT = {"dtype": torch.float64, "seed": 3}
 NULL = 2
 LAWS = [
@@ -34,7 +38,9 @@ SOLVERS: list[tuple[Any, int | None]] = [
     (sd.RK45(1e-6, 1e-6), None),
     (sd.AdaptiveSDE(0.2, 0.2), None),
 ]
-EACH_SOLVER = pytest.mark.parametrize(("solver", "steps"), SOLVERS, ids=lambda each: repr(each) if each else "")
+EACH_SOLVER = pytest.mark.parametrize(
+    ("solver", "steps"), SOLVERS, ids=lambda each: repr(each) if each else ""
+)
 
 
 def ready(net: Callable[..., Tensor], predicts: str = "v", **more: Any) -> sd.ScoreModel:
@@ -58,7 +64,9 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        draw = lambda *shape: nn.Parameter(torch.randn(*shape, generator=generator, dtype=torch.float64))  # noqa: E731
+        draw = lambda *shape: nn.Parameter(  # noqa: E731
+            torch.randn(*shape, generator=generator, dtype=torch.float64)
+        )
         self.a, self.b, self.c = draw(3, 16), draw(16), draw(16, 2)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
@@ -68,7 +76,9 @@ class Net(nn.Module):
 class Plain:
     """A model that knows neither torch's modules nor ours."""
 
-    def __init__(self, function: Callable[..., Any], predicts: str = "noise", sde: Any = VP) -> None:
+    def __init__(
+        self, function: Callable[..., Any], predicts: str = "noise", sde: Any = VP
+    ) -> None:
         self.function, self.predicts, self.sde = function, predicts, sde
 
     def at(self, times, like, piece):
@@ -83,7 +93,9 @@ PLAIN, SAME = Plain(NET), sd.ScoreModel(NET, VP)
 
 
 @EACH_SOLVER
-def test_a_plain_object_samples_as_the_score_model_of_its_network(solver: sd.DDIM, steps: int | None) -> None:
+def test_a_plain_object_samples_as_the_score_model_of_its_network(
+    solver: sd.DDIM, steps: int | None
+) -> None:
     one, two = (sd.sample(m, (5, 2), solver=solver, steps=steps, **EXACT) for m in (PLAIN, SAME))
     assert torch.equal(one.x, two.x)
     assert torch.equal(one.nfe, two.nfe)
@@ -99,7 +111,9 @@ USES: dict[str, Callable[[Any], Tensor]] = {
     "encode": lambda m: sd.encode(m, X).x,
     "decode": lambda m: sd.decode(m, X, solver=sd.Heun(), steps=5).x,
     "log_prob": lambda m: sd.log_prob(m, X).value,
-    "log_prob by probes": lambda m: sd.log_prob(m, X, divergence="hutchinson", probes=1, seed=0).value,
+    "log_prob by probes": lambda m: (
+        sd.log_prob(m, X, divergence="hutchinson", probes=1, seed=0).value
+    ),
     "bits_per_dim": lambda m: sd.bits_per_dim(m, X.sign(), bins=sd.Bins(3, -1, 1), seed=0).value,
     "denoising": lambda m: sd.DenoisingScoreMatching()(m, X, generator=draws()),
     "flow matching": lambda m: sd.FlowMatching()(m, X, generator=draws()),
@@ -108,7 +122,9 @@ USES: dict[str, Callable[[Any], Tensor]] = {
     "DDPM's loss": lambda m: sd.DDPMLoss(CHAIN)(m, X, generator=draws()),
     "variational bound": lambda m: sd.variational_bound(CHAIN, m, X, bins=None, seed=0).total,
     "score of a target": lambda m: sd.mcmc.at(m, 0.3).score(X),
-    "chains": lambda m: sd.mcmc.run(sd.mcmc.MALA(0.1), sd.mcmc.at(m, 0.5), X, steps=5, seed=0).samples,
+    "chains": lambda m: (
+        sd.mcmc.run(sd.mcmc.MALA(0.1), sd.mcmc.at(m, 0.5), X, steps=5, seed=0).samples
+    ),
     "diagnosis": lambda m: torch.tensor(list(sd.diagnose(m, X).errors.values())),
 }
 
@@ -153,7 +169,13 @@ def combined(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
 def test_guidance_by_2b_rows_is_the_formula_and_counts_two_a_call(
     solver: sd.DDIM, steps: int | None, batch_size: int | None
 ) -> None:
-    given = {"solver": solver, "steps": steps, "condition": {"label": LABEL}, "batch_size": batch_size, **EXACT}
+    given = {
+        "solver": solver,
+        "steps": steps,
+        "condition": {"label": LABEL},
+        "batch_size": batch_size,
+        **EXACT,
+    }
     guided = sd.sample(Guided(ready(laws), 2.5), (5, 2), **given)
     wanted = sd.sample(ready(combined), (5, 2), **given)
     near(guided.x, wanted.x)
@@ -163,9 +185,21 @@ def test_guidance_by_2b_rows_is_the_formula_and_counts_two_a_call(
         assert len(wanted.nfe.unique()) > 1, "no row left the batch before another"
 
 
-@pytest.mark.parametrize(("solver", "steps", "most"), [(sd.Heun(), 10, 20), (sd.RK45(1e-9, 1e-9), None, 120)], ids=["Heun", "RK45"])
-def test_guidance_stays_below_the_evaluations_that_are_allowed(solver: sd.Heun, steps: int | None, most: int) -> None:
-    given = {"solver": solver, "steps": steps, "condition": {"label": LABEL}, "on_fail": "return", **EXACT}
+@pytest.mark.parametrize(
+    ("solver", "steps", "most"),
+    [(sd.Heun(), 10, 20), (sd.RK45(1e-9, 1e-9), None, 120)],
+    ids=["Heun", "RK45"],
+)
+def test_guidance_stays_below_the_evaluations_that_are_allowed(
+    solver: sd.Heun, steps: int | None, most: int
+) -> None:
+    given = {
+        "solver": solver,
+        "steps": steps,
+        "condition": {"label": LABEL},
+        "on_fail": "return",
+        **EXACT,
+    }
     guided = sd.sample(Guided(ready(laws), 2.5), (5, 2), max_nfe=2 * most, **given)
     wanted = sd.sample(ready(combined), (5, 2), max_nfe=most, **given)
     assert torch.equal(guided.status, wanted.status)
@@ -182,7 +216,9 @@ def test_guidance_has_the_density_and_the_predictions_of_the_formula() -> None:
     assert torch.equal(found.nfe, 2 * wanted.nfe)
     t = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9], dtype=torch.float64)
     near(guided.data(X, t, label=LABEL), formula.data(X, t, label=LABEL))
-    losses = [sd.DenoisingScoreMatching()(m, X, condition, generator=draws()) for m in (guided, formula)]
+    losses = [
+        sd.DenoisingScoreMatching()(m, X, condition, generator=draws()) for m in (guided, formula)
+    ]
     near(losses[0], losses[1])
 
 
@@ -193,8 +229,17 @@ def test_guidance_that_forgets_the_times_of_its_rows_is_told() -> None:
 
     given = {"condition": {"label": LABEL}, **EXACT}
     shared, own = ({"solver": sd.Heun(), "steps": 5}, {"solver": sd.RK45(1e-4, 1e-4)})
-    near(*(sd.sample(kind(ready(laws), 2.5), (5, 2), **shared, **given).x for kind in (Forgetful, Guided)), 1e-14)
-    with pytest.raises(ValueError, match=r"for 5 rows, each at its own time, was evaluated at 10 rows: .*times\[:, i\]"):
+    near(
+        *(
+            sd.sample(kind(ready(laws), 2.5), (5, 2), **shared, **given).x
+            for kind in (Forgetful, Guided)
+        ),
+        1e-14,
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"for 5 rows, each at its own time, was evaluated at 10 rows: .*times\[:, i\]",
+    ):
         sd.sample(Forgetful(ready(laws), 2.5), (5, 2), **own, **given)
 
 
@@ -221,7 +266,10 @@ def test_a_learned_variance_of_a_plain_object_is_the_score_models() -> None:
     assert torch.equal(one.nfe, two.nfe)
     with pytest.raises(ValueError, match="needs variance"):
         sd.sample(PLAIN, (5, 2), solver=chain, **EXACT)
-    bounds = [sd.variational_bound(chain, m, X, bins=None, seed=0).total for m in (WithVariance(NET), same)]
+    bounds = [
+        sd.variational_bound(chain, m, X, bins=None, seed=0).total
+        for m in (WithVariance(NET), same)
+    ]
     assert torch.equal(*bounds)
 
 
@@ -238,7 +286,9 @@ def test_a_variance_that_is_promised_and_missing_is_an_error() -> None:
 
 
 class Pulled(sd.Operator):
-    """x_0 moved down the gradient of |E[x_0 | x] - y|^2, as posterior sampling and universal guidance do."""
+    """x_0 moved down the gradient of |E[x_0 | x] - y|^2, as posterior sampling and universal
+    guidance do.
+    """
 
     predicts = "data"
 
@@ -285,13 +335,19 @@ def pulled(net: Affine, scale: float) -> Callable[..., Tensor]:
     return field
 
 
-Y = {"y": torch.tensor([[0.5, 0.1], [-0.3, 0.8], [1.0, -1.0], [0.0, 0.0], [0.2, -0.6]], dtype=torch.float64)}
+Y = {
+    "y": torch.tensor(
+        [[0.5, 0.1], [-0.3, 0.8], [1.0, -1.0], [0.0, 0.0], [0.2, -0.6]], dtype=torch.float64
+    )
+}
 AFFINE = Affine()
 PULLED, FORMULA = Pulled(ready(AFFINE, "data"), 0.1), ready(pulled(AFFINE, 0.1), "data")
 
 
 @EACH_SOLVER
-def test_a_model_takes_the_gradient_of_its_network_in_any_solver(solver: sd.DDIM, steps: int | None) -> None:
+def test_a_model_takes_the_gradient_of_its_network_in_any_solver(
+    solver: sd.DDIM, steps: int | None
+) -> None:
     given = {"solver": solver, "steps": steps, "condition": Y, "batch_size": 3, **EXACT}
     found, wanted = (sd.sample(m, (5, 2), **given) for m in (PULLED, FORMULA))
     near(found.x, wanted.x)
@@ -313,26 +369,40 @@ def test_a_plain_object_counts_what_it_calls_itself() -> None:
 
 
 def test_the_divergence_goes_through_the_models_own_gradient() -> None:
-    found, wanted = (sd.log_prob(m, X, condition=Y, solver=sd.RK45(1e-8, 1e-8)) for m in (PULLED, FORMULA))
+    found, wanted = (
+        sd.log_prob(m, X, condition=Y, solver=sd.RK45(1e-8, 1e-8)) for m in (PULLED, FORMULA)
+    )
     near(found.value, wanted.value)
     bent = Pulled(ready(Bent(), "data"), 0.1)
     given = {"condition": {"y": Y["y"][:1]}, "solver": sd.DOP853(1e-11, 1e-11)}
     value = sd.log_prob(bent, X[:1], **given).value
     h = 1e-4
-    moved = torch.cat([X[:1] + h * step for step in torch.eye(2).double()] + [X[:1] - h * step for step in torch.eye(2).double()])
-    ends = sd.encode(bent, moved, condition={"y": Y["y"][:1].expand(4, 2)}, solver=given["solver"]).x
+    moved = torch.cat(
+        [X[:1] + h * step for step in torch.eye(2).double()]
+        + [X[:1] - h * step for step in torch.eye(2).double()]
+    )
+    ends = sd.encode(
+        bent, moved, condition={"y": Y["y"][:1].expand(4, 2)}, solver=given["solver"]
+    ).x
     volume = torch.linalg.det((ends[:2] - ends[2:]) / (2 * h)).abs().log()
     z = sd.encode(bent, X[:1], **given).x
     torch.testing.assert_close(value, VP.prior.log_prob(z) + volume, rtol=1e-8, atol=0)
 
 
 @pytest.mark.parametrize("grad", ["full", "checkpoint"])
-@pytest.mark.parametrize(("solver", "steps"), [(sd.UniPC(), 4), (sd.RK45(1e-3, 1e-3), None), (sd.EulerMaruyama(), 4)], ids=repr)
-def test_the_samples_have_their_gradient_through_the_models_own(solver: sd.UniPC, steps: int | None, grad: str) -> None:
+@pytest.mark.parametrize(
+    ("solver", "steps"),
+    [(sd.UniPC(), 4), (sd.RK45(1e-3, 1e-3), None), (sd.EulerMaruyama(), 4)],
+    ids=repr,
+)
+def test_the_samples_have_their_gradient_through_the_models_own(
+    solver: sd.UniPC, steps: int | None, grad: str
+) -> None:
     """To the start and to a parameter, by central differences with the steps that were taken."""
     net = Bent()
     model, start = Pulled(ready(net, "data"), 0.1), X[:2].clone().requires_grad_()
-    if steps is None:  # differences of steps that adapt are rough: they go along the steps that the first solve took
+    # differences of steps that adapt are rough: they go along the steps that the first solve took
+    if steps is None:
         solver, steps = sd.RungeKutta4(), 4
     given = {"solver": solver, "steps": steps, "condition": {"y": Y["y"][:2]}, **EXACT}
 
@@ -361,12 +431,16 @@ class Averaged(sd.Operator):
     cost = 4
 
     def at(self, times, like, piece=None):
-        return self.model.at(times.repeat_interleave(4, dim=1) if times.ndim > 1 else times, like, piece)
+        return self.model.at(
+            times.repeat_interleave(4, dim=1) if times.ndim > 1 else times, like, piece
+        )
 
     def evaluate(self, x, at, rows):
         several = rows.take(torch.arange(len(rows)).repeat_interleave(4))
         shift = torch.tensor([0.3, -0.3, 0.1, -0.1], dtype=x.dtype).repeat(len(rows))[:, None]
-        states = x.repeat_interleave(4, dim=0) + (shift if rows.mask is None else shift * several.mask)
+        states = x.repeat_interleave(4, dim=0) + (
+            shift if rows.mask is None else shift * several.mask
+        )
         return self.ask(states, at, several).unflatten(0, (-1, 4)).mean(dim=1)
 
 
@@ -382,11 +456,21 @@ def mixed(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
 
 
 @EACH_SOLVER
-def test_rows_may_repeat_and_take_their_conditions_along(solver: sd.DDIM, steps: int | None) -> None:
+def test_rows_may_repeat_and_take_their_conditions_along(
+    solver: sd.DDIM, steps: int | None
+) -> None:
     def formula(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        return torch.stack([mixed(x + shift, t, label) for shift in (0.3, -0.3, 0.1, -0.1)]).mean(dim=0)
+        return torch.stack([mixed(x + shift, t, label) for shift in (0.3, -0.3, 0.1, -0.1)]).mean(
+            dim=0
+        )
 
-    given = {"solver": solver, "steps": steps, "condition": {"label": LABEL}, "batch_size": 3, **EXACT}
+    given = {
+        "solver": solver,
+        "steps": steps,
+        "condition": {"label": LABEL},
+        "batch_size": 3,
+        **EXACT,
+    }
     found = sd.sample(Averaged(ready(mixed)), (5, 2), **given)
     wanted = sd.sample(ready(formula), (5, 2), **given)
     near(found.x, wanted.x)
@@ -453,12 +537,20 @@ def test_constraints_go_inside_and_outside_an_operator(
     inside: bool, constraint: Callable[..., Tensor], solver: sd.DDIM, steps: int | None
 ) -> None:
     plain = ready(laws)
-    model = Guided(plain.constrained(constraint), 2.5) if inside else Guided(plain, 2.5).constrained(constraint)
+    model = (
+        Guided(plain.constrained(constraint), 2.5)
+        if inside
+        else Guided(plain, 2.5).constrained(constraint)
+    )
     bound = torch.linspace(0.2, 0.6, 5, dtype=torch.float64)[:, None]
-    formula = ready(lambda x, t, label, bound: guided_data(x, t, label, bound, inside=inside), "data")
+    formula = ready(
+        lambda x, t, label, bound: guided_data(x, t, label, bound, inside=inside), "data"
+    )
     given = {"solver": solver, "steps": steps, **EXACT}
     found = sd.sample(model, (5, 2), condition={"label": LABEL}, batch_size=3, **given)
-    wanted = sd.sample(formula, (5, 2), condition={"label": LABEL, "bound": bound}, batch_size=3, **given)
+    wanted = sd.sample(
+        formula, (5, 2), condition={"label": LABEL, "bound": bound}, batch_size=3, **given
+    )
     near(found.x, wanted.x, 1e-8)
     assert torch.equal(found.nfe, 2 * wanted.nfe)
     limit = bound * (4 if inside else 1)
@@ -490,7 +582,9 @@ class Between(sd.Operator):
         own = self.ask(x, inner, rows)
         if not scale.any():
             return own
-        free = self.ask(x, inner, rows.under({"label": torch.full_like(rows.condition["label"], NULL)}))
+        free = self.ask(
+            x, inner, rows.under({"label": torch.full_like(rows.condition["label"], NULL)})
+        )
         return own + expand(scale, x) * (own - free)
 
 
@@ -509,7 +603,9 @@ def in_parts(solver: sd.Heun) -> Tensor:
     """From X at 0.9 to 0.1 in three solves of models without breaks."""
     x, plain, guided = X, ready(laws), Guided(ready(laws), 2.5)
     for model, start, end in ((plain, 0.9, HIGH), (guided, HIGH, LOW), (plain, LOW, 0.1)):
-        x = sd.sample(model, (5, 2), solver=solver, t_start=start, t_end=end, **{**ON, "x_init": x}).x
+        x = sd.sample(
+            model, (5, 2), solver=solver, t_start=start, t_end=end, **{**ON, "x_init": x}
+        ).x
     return x
 
 
@@ -519,7 +615,10 @@ TIGHT = in_parts(sd.DOP853(1e-13, 1e-13))
 def even(steps: int) -> Tensor:
     """A grid from 0.9 to 0.1 that is even in each part of the way."""
     ends, shares = (0.9, HIGH, LOW, 0.1), (steps // 4, steps // 2, steps // 4)
-    parts = [torch.linspace(a, b, n + 1, dtype=torch.float64)[:-1] for a, b, n in zip(ends[:-1], ends[1:], shares, strict=True)]
+    parts = [
+        torch.linspace(a, b, n + 1, dtype=torch.float64)[:-1]
+        for a, b, n in zip(ends[:-1], ends[1:], shares, strict=True)
+    ]
     return torch.cat([*parts, torch.tensor(ends[-1:], dtype=torch.float64)])
 
 
@@ -541,39 +640,67 @@ def test_a_solver_keeps_its_order_across_breaks(name: str) -> None:
 
     def measured(model: Any) -> float:
         few, many = (
-            float((sd.sample(model, (5, 2), solver=solver, grid=even(n), **ON).x - TIGHT).abs().max()) for n in (least, 2 * least)
+            float(
+                (sd.sample(model, (5, 2), solver=solver, grid=even(n), **ON).x - TIGHT).abs().max()
+            )
+            for n in (least, 2 * least)
         )
         return math.log2(few / many)
 
     assert abs(measured(BETWEEN) - order) < 0.25
-    assert measured(JUMPING) < 1.25, "the order is not lost where breaks are not known: the test would pass anything"
+    assert measured(JUMPING) < 1.25, (
+        "the order is not lost where breaks are not known: the test would pass anything"
+    )
 
 
-ADAPTIVE = [sd.RK45(1e-8, 1e-8), sd.Tsit5(1e-8, 1e-8), sd.DOP853(1e-8, 1e-8), sd.RK23(1e-6, 1e-6), sd.SciPy("RK45", 1e-8, 1e-8)]
+ADAPTIVE = [
+    sd.RK45(1e-8, 1e-8),
+    sd.Tsit5(1e-8, 1e-8),
+    sd.DOP853(1e-8, 1e-8),
+    sd.RK23(1e-6, 1e-6),
+    sd.SciPy("RK45", 1e-8, 1e-8),
+]
 
 
 @pytest.mark.parametrize("solver", ADAPTIVE, ids=repr)
 def test_an_adaptive_solver_stops_at_breaks_and_meets_its_tolerance(solver: sd.RK45) -> None:
-    found, blind = (sd.sample(m, (5, 2), solver=solver, t_start=0.9, t_end=0.1, **ON) for m in (BETWEEN, JUMPING))
+    found, blind = (
+        sd.sample(m, (5, 2), solver=solver, t_start=0.9, t_end=0.1, **ON)
+        for m in (BETWEEN, JUMPING)
+    )
     near(found.x, TIGHT, 10 * solver.rtol)
     assert found.times.tolist() == [0.9, HIGH, LOW, 0.1]
-    assert 1.4 * int(found.nfe.max()) < int(blind.nfe.min()), "steps over a jump are taken again and again"
+    assert 1.4 * int(found.nfe.max()) < int(blind.nfe.min()), (
+        "steps over a jump are taken again and again"
+    )
 
 
 @pytest.mark.parametrize("solver", [sd.RK45(1e-6, 1e-6), sd.AdaptiveSDE(0.05, 0.05)], ids=repr)
 def test_adaptive_rows_cross_breaks_alike_in_batches_of_any_size(solver: sd.RK45) -> None:
-    one, two = (sd.sample(BETWEEN, (5, 2), solver=solver, batch_size=size, **LABELLED) for size in (None, 2))
+    one, two = (
+        sd.sample(BETWEEN, (5, 2), solver=solver, batch_size=size, **LABELLED) for size in (None, 2)
+    )
     near(one.x, two.x, 1e-12)
     assert torch.equal(one.nfe, two.nfe)
     assert {LOW, HIGH} <= set(one.times.tolist())
 
 
-FIXED = [sd.DDIM(), sd.Heun(), sd.EulerMaruyama(), sd.SRA1(), sd.ExponentialSinglestep(3), sd.SASolver(), sd.Renoise(sd.Heun())]
+FIXED = [
+    sd.DDIM(),
+    sd.Heun(),
+    sd.EulerMaruyama(),
+    sd.SRA1(),
+    sd.ExponentialSinglestep(3),
+    sd.SASolver(),
+    sd.Renoise(sd.Heun()),
+]
 
 
 @pytest.mark.parametrize("solver", FIXED, ids=repr)
 @pytest.mark.parametrize("steps", [3, 4, 7, 20])
-def test_steps_stay_as_many_and_evaluations_are_two_inside_and_one_outside(solver: sd.Heun, steps: int) -> None:
+def test_steps_stay_as_many_and_evaluations_are_two_inside_and_one_outside(
+    solver: sd.Heun, steps: int
+) -> None:
     out = sd.sample(BETWEEN, (5, 2), solver=solver, steps=steps, **LABELLED)
     times = out.times.tolist()
     assert len(times) == steps + 1
@@ -599,8 +726,14 @@ def test_a_solve_over_breaks_is_the_solves_of_its_parts() -> None:
 
 def test_a_solve_that_ends_at_a_break_denoises_with_the_value_inside() -> None:
     given = {"solver": sd.Heun(), "steps": 3, **ON, "last": "denoise"}
-    for model, start, end in ((ready(laws), 0.9, HIGH), (Guided(ready(laws), 2.5), HIGH, LOW), (ready(laws), LOW, 0.1)):
-        found, wanted = (sd.sample(m, (5, 2), t_start=start, t_end=end, **given) for m in (BETWEEN, model))
+    for model, start, end in (
+        (ready(laws), 0.9, HIGH),
+        (Guided(ready(laws), 2.5), HIGH, LOW),
+        (ready(laws), LOW, 0.1),
+    ):
+        found, wanted = (
+            sd.sample(m, (5, 2), t_start=start, t_end=end, **given) for m in (BETWEEN, model)
+        )
         near(found.x, wanted.x, 1e-14)
         assert torch.equal(found.nfe, wanted.nfe)
 
@@ -613,8 +746,14 @@ def test_encoding_and_decoding_cross_breaks_both_ways() -> None:
 
 
 @pytest.mark.parametrize("bad", [0.9, 0.6, 0.2])
-@pytest.mark.parametrize(("solver", "steps"), [(sd.Heun(), 9), (sd.RK45(1e-4, 1e-4), None), (sd.AdaptiveSDE(), None)], ids=repr)
-def test_a_sample_that_fails_in_one_part_leaves_the_others_alone(solver: sd.Heun, steps: int | None, bad: float) -> None:
+@pytest.mark.parametrize(
+    ("solver", "steps"),
+    [(sd.Heun(), 9), (sd.RK45(1e-4, 1e-4), None), (sd.AdaptiveSDE(), None)],
+    ids=repr,
+)
+def test_a_sample_that_fails_in_one_part_leaves_the_others_alone(
+    solver: sd.Heun, steps: int | None, bad: float
+) -> None:
     class Sick(Between):
         def at(self, times, like, piece=None):
             return list(zip(super().at(times, like, piece), times.unbind(), strict=True))
@@ -632,7 +771,10 @@ def test_a_sample_that_fails_in_one_part_leaves_the_others_alone(solver: sd.Heun
     assert bool(torch.isfinite(found.x).all())
 
 
-LINE = [sd.exact.GaussianMixture([[-0.9], [0.8]], 0.4), sd.exact.GaussianMixture([[-1.5], [0.9]], 0.8)]
+LINE = [
+    sd.exact.GaussianMixture([[-0.9], [0.8]], 0.4),
+    sd.exact.GaussianMixture([[-1.5], [0.9]], 0.8),
+]
 
 
 def on_the_line(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
@@ -677,7 +819,9 @@ def root(t: Tensor) -> Tensor:
 
 
 def law_at(t: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of the forward process at times (n,), by matrix exponentials and Gauss and Legendre's rule."""
+    """Mean and covariance of the forward process at times (n,), by matrix exponentials and Gauss
+    and Legendre's rule.
+    """
     grown = torch.linalg.matrix_exp(t[:, None, None] * RATE)
     u = 0.5 * t[:, None] * (1 + NODES)
     kernel = torch.linalg.matrix_exp((t[:, None] - u)[..., None, None] * RATE) @ root(u)
@@ -723,7 +867,9 @@ PHASE = sd.ScoreModel(phase_score, Phase(), "score", time_dtype=torch.float64)
 
 
 class Pulses:
-    """Noise that is 1 in one coordinate of one step in each row, and 0 elsewhere: an affine chain tells all it does."""
+    """Noise that is 1 in one coordinate of one step in each row, and 0 elsewhere: an affine chain
+    tells all it does.
+    """
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
@@ -752,7 +898,9 @@ def chain_law(solver: Any, grid: Tensor, mean: Tensor, covariance: Tensor) -> tu
     x = mean[:, None].repeat(3 + 2 * steps, 1, 1)
     x[1:3] += torch.linalg.cholesky(covariance).T[..., None]
     noise = {"noise": Pulses(steps)} if solver.stochastic else {"seed": 0}
-    out = sd.sample(PHASE, x.shape, solver=solver, grid=grid, x_init=x, dtype=torch.float64, **noise).x[..., 0]
+    out = sd.sample(
+        PHASE, x.shape, solver=solver, grid=grid, x_init=x, dtype=torch.float64, **noise
+    ).x[..., 0]
     response = out[1:] - out[0]
     return out[0], response.T @ response
 
@@ -780,13 +928,24 @@ def phase_gaps(steps: int = 64) -> dict[str, float]:
         ("StochasticHeun", sd.StochasticHeun(), fine),
     ):
         found = chain_law(solver, grid, mean, covariance)
-        gaps[name] = max(float((found[0] - wanted_mean).abs().max()), float((found[1] - wanted).abs().max()))
-    found, own = chain_law(sd.EulerMaruyama(), fine, mean, covariance), maruyama_law(fine, mean, covariance)
+        gaps[name] = max(
+            float((found[0] - wanted_mean).abs().max()), float((found[1] - wanted).abs().max())
+        )
+    found, own = (
+        chain_law(sd.EulerMaruyama(), fine, mean, covariance),
+        maruyama_law(fine, mean, covariance),
+    )
     gaps["EulerMaruyama"] = max(float((a - b).abs().max()) for a, b in zip(found, own, strict=True))
     return gaps
 
 
-BOUNDS = {"RK45": 1e-8, "DormandPrince": 1e-8, "Heun": 1e-3, "StochasticHeun": 1e-3, "EulerMaruyama": 1e-12}
+BOUNDS = {
+    "RK45": 1e-8,
+    "DormandPrince": 1e-8,
+    "Heun": 1e-3,
+    "StochasticHeun": 1e-3,
+    "EulerMaruyama": 1e-12,
+}
 
 
 def test_a_phase_space_has_its_law_under_ode_and_sde_solvers() -> None:
@@ -794,11 +953,17 @@ def test_a_phase_space_has_its_law_under_ode_and_sde_solvers() -> None:
     assert all(many[name] < bound for name, bound in BOUNDS.items()), many
     for name in ("Heun", "StochasticHeun"):
         assert math.log2(few[name] / many[name]) == pytest.approx(2, abs=0.25)
-    (mean, wanted_mean), (covariance, wanted) = law_at(torch.tensor([0.9, 0.1], dtype=torch.float64))
+    (mean, wanted_mean), (covariance, wanted) = law_at(
+        torch.tensor([0.9, 0.1], dtype=torch.float64)
+    )
     gaps = []
     for steps in (400, 800):
-        found = maruyama_law(torch.linspace(0.9, 0.1, steps + 1, dtype=torch.float64), mean, covariance)
-        gaps.append(max(float((found[0] - wanted_mean).abs().max()), float((found[1] - wanted).abs().max())))
+        found = maruyama_law(
+            torch.linspace(0.9, 0.1, steps + 1, dtype=torch.float64), mean, covariance
+        )
+        gaps.append(
+            max(float((found[0] - wanted_mean).abs().max()), float((found[1] - wanted).abs().max()))
+        )
     assert math.log2(gaps[0] / gaps[1]) == pytest.approx(1, abs=0.1)
 
 
@@ -810,7 +975,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_another_product_than_g_g_transposed_gives_another_law(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_product_than_g_g_transposed_gives_another_law(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wrong = property(lambda self: sd.solvers.Matrix(WRONG[name](self.values), self.axis))
     monkeypatch.setattr(sd.solvers.Matrix, "outer", wrong)
     gaps = phase_gaps()
@@ -819,12 +986,18 @@ def test_another_product_than_g_g_transposed_gives_another_law(name: str, monkey
 
 @pytest.mark.parametrize("solver", [sd.SRA1(), sd.SRA3(), sd.AdaptiveSDE(0.02, 0.02)], ids=repr)
 def test_a_phase_space_has_its_law_by_samples(solver: sd.SRA1) -> None:
-    """By 2,000 samples: each of five numbers is within 5 standard errors of them, so that one false alarm comes in 3e5 runs."""
-    (mean, wanted_mean), (covariance, wanted) = law_at(torch.tensor([0.9, 0.1], dtype=torch.float64))
+    """By 2,000 samples: each of five numbers is within 5 standard errors of them, so that one false
+    alarm comes in 3e5 runs.
+    """
+    (mean, wanted_mean), (covariance, wanted) = law_at(
+        torch.tensor([0.9, 0.1], dtype=torch.float64)
+    )
     z = torch.randn(2000, 2, 1, generator=draws(), dtype=torch.float64)
     x = mean[:, None] + torch.linalg.cholesky(covariance) @ z
     steps = None if solver.adaptive else 40
-    out = sd.sample(PHASE, x.shape, solver=solver, steps=steps, t_start=0.9, t_end=0.1, x_init=x, **EXACT).x[..., 0]
+    out = sd.sample(
+        PHASE, x.shape, solver=solver, steps=steps, t_start=0.9, t_end=0.1, x_init=x, **EXACT
+    ).x[..., 0]
     off = out - wanted_mean
     root_n = len(out) ** 0.5
     assert bool((off.mean(dim=0).abs() < 5 * wanted.diagonal().sqrt() / root_n + 2e-3).all())
@@ -833,10 +1006,21 @@ def test_a_phase_space_has_its_law_by_samples(solver: sd.SRA1) -> None:
 
 
 def test_a_phase_space_has_its_density_and_its_prior() -> None:
-    x = torch.tensor([[[0.3, -1.0], [0.5, 0.2]], [[1.5, 0.0], [-1.0, 2.0]], [[-0.4, 0.9], [0.0, -0.3]]], dtype=torch.float64)
+    x = torch.tensor(
+        [[[0.3, -1.0], [0.5, 0.2]], [[1.5, 0.0], [-1.0, 2.0]], [[-0.4, 0.9], [0.0, -0.3]]],
+        dtype=torch.float64,
+    )
     found = sd.log_prob(PHASE, x, solver=sd.DOP853(1e-10, 1e-10))
-    near(found.value, gaussian_log_prob(x, *law_at(torch.tensor([Phase.t_min.func(Phase())], dtype=torch.float64))), 1e-8)
-    start = PhasePrior().from_noise(sd.White((1, 2), (2, 2), dtype=torch.float64).at(0).normal("prior"))
+    near(
+        found.value,
+        gaussian_log_prob(
+            x, *law_at(torch.tensor([Phase.t_min.func(Phase())], dtype=torch.float64))
+        ),
+        1e-8,
+    )
+    start = PhasePrior().from_noise(
+        sd.White((1, 2), (2, 2), dtype=torch.float64).at(0).normal("prior")
+    )
     given = {"solver": sd.Heun(), "steps": 5, "seed": (1, 2), "dtype": torch.float64}
     one, two = (sd.sample(PHASE, (2, 2, 2), **given, **more) for more in ({}, {"x_init": start}))
     near(one.x, two.x, 1e-14)
@@ -848,9 +1032,15 @@ def test_a_phase_space_is_simulated_with_its_law() -> None:
     x_0 = MEAN[:, None] + torch.linalg.cholesky(START) @ z
     out = sd.simulate(Phase(), x_0, solver=sd.SRA1(), steps=40, seed=0).x[..., 0]
     (mean,), (covariance,) = law_at(torch.ones(1, dtype=torch.float64))
-    spread = (covariance.diagonal()[:, None] * covariance.diagonal() + covariance**2).sqrt() / len(out) ** 0.5
-    assert bool(((out - mean).mean(dim=0).abs() < 5 * covariance.diagonal().sqrt() / len(out) ** 0.5).all())
-    assert bool((((out - mean).T @ (out - mean)) / len(out) - covariance).abs().lt(5 * spread + 1e-3).all())
+    spread = (covariance.diagonal()[:, None] * covariance.diagonal() + covariance**2).sqrt() / len(
+        out
+    ) ** 0.5
+    assert bool(
+        ((out - mean).mean(dim=0).abs() < 5 * covariance.diagonal().sqrt() / len(out) ** 0.5).all()
+    )
+    assert bool(
+        (((out - mean).T @ (out - mean)) / len(out) - covariance).abs().lt(5 * spread + 1e-3).all()
+    )
 
 
 # A flat state of several parts
@@ -877,7 +1067,12 @@ class Part(sd.SDE):
 
 
 def each(values: tuple[float, ...]) -> Tensor:
-    return torch.cat([torch.full((size,), value, dtype=torch.float64) for size, value in zip(SIZES, values, strict=True)])
+    return torch.cat(
+        [
+            torch.full((size,), value, dtype=torch.float64)
+            for size, value in zip(SIZES, values, strict=True)
+        ]
+    )
 
 
 class Parts(sd.SDE):
@@ -898,7 +1093,9 @@ def part_variance(t: Tensor, a: Any, b: Any, std: Any) -> Tensor:
     t = t[:, None]
     u = 0.5 * t * (1 + NODES)
     grown = torch.exp(-2 * a[..., None, None] * (t - u)) * (b[..., None, None] * (1 + u)) ** 2
-    return torch.exp(-2 * a[..., None] * t[:, 0]) * std[..., None] ** 2 + 0.5 * t[:, 0] * (grown * WEIGHTS).sum(dim=-1)
+    return torch.exp(-2 * a[..., None] * t[:, 0]) * std[..., None] ** 2 + 0.5 * t[:, 0] * (
+        grown * WEIGHTS
+    ).sum(dim=-1)
 
 
 def score_of(a: Any, b: Any, std: Any) -> Callable[..., Tensor]:
@@ -929,10 +1126,16 @@ class Share:
         return w[:, self.which], z[:, self.which]
 
 
-PARTS = sd.ScoreModel(score_of(each(RATES), each(NOISES), each(SPREADS)), Parts(), "score", time_dtype=torch.float64)
+PARTS = sd.ScoreModel(
+    score_of(each(RATES), each(NOISES), each(SPREADS)), Parts(), "score", time_dtype=torch.float64
+)
 
 
-@pytest.mark.parametrize("solver", [sd.EulerMaruyama(), sd.StochasticHeun(), sd.SRA1(), sd.Heun(), sd.RungeKutta4()], ids=repr)
+@pytest.mark.parametrize(
+    "solver",
+    [sd.EulerMaruyama(), sd.StochasticHeun(), sd.SRA1(), sd.Heun(), sd.RungeKutta4()],
+    ids=repr,
+)
 def test_parts_of_a_flat_state_are_solved_as_if_alone(solver: sd.SRA1) -> None:
     x = torch.randn(4, sum(SIZES), generator=draws(), dtype=torch.float64)
     white = sd.White((1, 2, 3, 4), (sum(SIZES),), dtype=torch.float64)
@@ -957,7 +1160,9 @@ def test_parts_of_a_flat_state_have_their_laws() -> None:
     gaps = []
     for steps in (100, 200):
         grid = torch.linspace(0.9, 0.1, steps + 1, dtype=torch.float64)
-        _, found = affine_moments(lambda rows: Reverse(PARTS, rows, 1.0), sd.StochasticHeun(), grid, 0 * before, before)
+        _, found = affine_moments(
+            lambda rows: Reverse(PARTS, rows, 1.0), sd.StochasticHeun(), grid, 0 * before, before
+        )
         gaps.append(float((found.sqrt() - wanted).abs().max()))
     assert gaps[1] < 1e-4
     assert math.log2(gaps[0] / gaps[1]) == pytest.approx(2, abs=0.1)
@@ -984,8 +1189,12 @@ GIVEN_Y = torch.tensor([0.7, -0.9], dtype=torch.float64)
 
 
 def bridge_data(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-    """E[x_0 | x, y] where y = COUPLED x_0 + NOISE n and x = alpha x_0 + shift y + sigma e, by one joint Gaussian."""
-    alpha, sigma, shift = (each[:, None, None] for each in (VP.alpha(t), VP.sigma(t), t * (1 - t) + 0.5 * t**2))
+    """E[x_0 | x, y] where y = COUPLED x_0 + NOISE n and x = alpha x_0 + shift y + sigma e, by one
+    joint Gaussian.
+    """
+    alpha, sigma, shift = (
+        each[:, None, None] for each in (VP.alpha(t), VP.sigma(t), t * (1 - t) + 0.5 * t**2)
+    )
     eye, C, none = torch.eye(2, dtype=torch.float64), PRIOR.covariance, torch.zeros_like(alpha)
     seen = torch.cat([alpha * eye + shift * COUPLED, none + COUPLED], dim=1)  # of x_0, in (x, y)
     own = torch.cat([shift * NOISE * eye, none + NOISE * eye], dim=1)
@@ -1014,15 +1223,21 @@ def test_a_bridge_is_the_law_of_the_data_given_its_other_end(
 ) -> None:
     given = {"solver": solver, "steps": steps, "stochasticity": stochasticity, **EXACT}
     found = sd.sample(BRIDGE, (5, 2), condition={"y": GIVEN_Y.expand(5, 2)}, **given)
-    exact = sd.ScoreModel(lambda x, t: POSTERIOR.v(VP, x, t), VP, "v", time_dtype=torch.float64, data_std=1.0)
+    exact = sd.ScoreModel(
+        lambda x, t: POSTERIOR.v(VP, x, t), VP, "v", time_dtype=torch.float64, data_std=1.0
+    )
     wanted = sd.sample(exact, (5, 2), **given)
     near(found.x, wanted.x, 1e-9)
     assert torch.equal(found.nfe, wanted.nfe)
 
 
 @pytest.mark.parametrize(("solver", "steps", "stochasticity"), BRIDGED[:5], ids=repr)
-def test_a_bridge_has_the_moments_of_the_exact_chain(solver: sd.SASolver, steps: int, stochasticity: float | None) -> None:
-    """Along the principal axes of the posterior, where coordinates are independent, with no samples."""
+def test_a_bridge_has_the_moments_of_the_exact_chain(
+    solver: sd.SASolver, steps: int, stochasticity: float | None
+) -> None:
+    """Along the principal axes of the posterior, where coordinates are independent, with no
+    samples.
+    """
     grid = torch.linspace(1, 0.01, 4 * steps + 1, dtype=torch.float64)
     mean, covariance = POSTERIOR.chain(VP, solver, grid, stochasticity=stochasticity)
     turn = POSTERIOR.basis
@@ -1050,7 +1265,9 @@ def test_a_bridge_has_the_moments_of_the_exact_chain(solver: sd.SASolver, steps:
 @pytest.mark.parametrize("name", ["data", "score", "noise", "v", "flow"])
 @pytest.mark.parametrize("base", [sd.ScoreModel, sd.Operator])
 def test_a_class_that_overrides_what_is_derived_is_refused(base: type, name: str) -> None:
-    with pytest.raises(TypeError, match=rf"Mine overrides {name}, .*override evaluate\(self, x, at, rows\)"):
+    with pytest.raises(
+        TypeError, match=rf"Mine overrides {name}, .*override evaluate\(self, x, at, rows\)"
+    ):
         type("Mine", (base,), {name: lambda self, x, t: x})
 
 
@@ -1062,8 +1279,12 @@ class Halved(sd.ScoreModel):
 
 
 @EACH_SOLVER
-def test_a_class_that_overrides_evaluate_is_heard_by_samplers(solver: sd.DDIM, steps: int | None) -> None:
-    found, wanted = (sd.sample(m, (5, 2), solver=solver, steps=steps, **EXACT) for m in (HALVED, HALF))
+def test_a_class_that_overrides_evaluate_is_heard_by_samplers(
+    solver: sd.DDIM, steps: int | None
+) -> None:
+    found, wanted = (
+        sd.sample(m, (5, 2), solver=solver, steps=steps, **EXACT) for m in (HALVED, HALF)
+    )
     assert torch.equal(found.x, wanted.x)
     assert torch.equal(found.nfe, wanted.nfe)
 
@@ -1082,7 +1303,9 @@ def test_a_class_that_overrides_evaluate_is_heard_by_its_predictions() -> None:
     assert torch.equal(HALVED(X, 0.4), 0.5 * NET(X, torch.full((5,), 0.4, dtype=torch.float64)))
     each_own = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
     assert torch.equal(HALVED(X, each_own), 0.5 * NET(X, each_own))
-    assert torch.equal(ready(laws)(X, 0.4, label=LABEL), laws(X, torch.full((5,), 0.4, dtype=torch.float64), LABEL))
+    assert torch.equal(
+        ready(laws)(X, 0.4, label=LABEL), laws(X, torch.full((5,), 0.4, dtype=torch.float64), LABEL)
+    )
 
 
 @pytest.mark.parametrize("name", ["sde", "predicts", "at", "evaluate"])
@@ -1104,12 +1327,32 @@ def test_an_object_that_lacks_a_member_is_told_which(name: str) -> None:
 
 
 RETURNS: dict[str, tuple[Callable[[Tensor], Any], type, str]] = {
-    "shape": (lambda x: x[:, :1], ValueError, r"Mine\.evaluate must return .*\(5, 2\), torch\.float64; got \(5, 1\)"),
+    "shape": (
+        lambda x: x[:, :1],
+        ValueError,
+        r"Mine\.evaluate must return .*\(5, 2\), torch\.float64; got \(5, 1\)",
+    ),
     "rows": (lambda x: x[:2], ValueError, r"Mine\.evaluate must return .*got \(2, 2\)"),
-    "dtype": (lambda x: x.float(), ValueError, r"Mine\.evaluate must return .*got \(5, 2\), torch\.float32"),
-    "no tensor": (lambda x: None, TypeError, r"Mine\.evaluate must return a tensor or an Output, got NoneType"),
-    "numpy": (lambda x: x.numpy(), TypeError, r"Mine\.evaluate must return a tensor or an Output, got ndarray"),
-    "output": (lambda x: sd.Output(x[:, :1]), ValueError, r"Mine\.evaluate must return .*got \(5, 1\)"),
+    "dtype": (
+        lambda x: x.float(),
+        ValueError,
+        r"Mine\.evaluate must return .*got \(5, 2\), torch\.float32",
+    ),
+    "no tensor": (
+        lambda x: None,
+        TypeError,
+        r"Mine\.evaluate must return a tensor or an Output, got NoneType",
+    ),
+    "numpy": (
+        lambda x: x.numpy(),
+        TypeError,
+        r"Mine\.evaluate must return a tensor or an Output, got ndarray",
+    ),
+    "output": (
+        lambda x: sd.Output(x[:, :1]),
+        ValueError,
+        r"Mine\.evaluate must return .*got \(5, 1\)",
+    ),
 }
 
 
@@ -1133,7 +1376,11 @@ def test_an_answer_that_is_no_prediction_is_told_at_once(kind: str) -> None:
             call(Mine(NET))
 
 
-@pytest.mark.parametrize("entries", [lambda times: [], lambda times: times, lambda times: None], ids=["none", "all", "nothing"])
+@pytest.mark.parametrize(
+    "entries",
+    [lambda times: [], lambda times: times, lambda times: None],
+    ids=["none", "all", "nothing"],
+)
 def test_entries_that_are_not_one_a_time_are_told_at_once(entries: Callable[[Tensor], Any]) -> None:
     class Mine(Plain):
         def at(self, times, like, piece):

@@ -33,9 +33,15 @@ def test_two_solvers_that_are_one(capsys: pytest.CaptureFixture[str]) -> None:
     report = check_equivalence(sd.Ancestral(), sd.DDIM(1.0))
     assert [f.name.partition("(")[0] for f in report.findings] == ["on VP", "on VE", "on SubVP"]
     assert capsys.readouterr().out.startswith("Ancestral() and DDIM(eta=1.0)\nequivalence")
-    assert check_equivalence(sd.Churn(sd.Heun(), churn=0.0), sd.Heun(), grid="karras", steps=6, verbose=False).passed
-    assert check_equivalence(sd.SRA1(), sd.SRA1(), sde=Cubic, grid=[0.9, 0.5, 0.1], stochasticity=0.5, verbose=False).passed
-    assert check_equivalence(sd.EulerMaruyama(), sd.Euler(variable="t"), stochasticity=0.0, verbose=False).passed
+    assert check_equivalence(
+        sd.Churn(sd.Heun(), churn=0.0), sd.Heun(), grid="karras", steps=6, verbose=False
+    ).passed
+    assert check_equivalence(
+        sd.SRA1(), sd.SRA1(), sde=Cubic, grid=[0.9, 0.5, 0.1], stochasticity=0.5, verbose=False
+    ).passed
+    assert check_equivalence(
+        sd.EulerMaruyama(), sd.Euler(variable="t"), stochasticity=0.0, verbose=False
+    ).passed
 
 
 def test_a_discrete_model_brings_its_grid() -> None:
@@ -86,10 +92,19 @@ def test_messages_say_where_and_why() -> None:
     assert said.startswith("Loud(size=1.4142135623730951) and EulerMaruyama() differ:\n- on VP(")
     assert "first at step 1 of 10, t = 0.9001, sample " in said
     assert ", coordinate " in said
-    assert "without noise they agree: the noise of the first has 1.41421 times the size in the first step (a factor sqrt(2)" in said
-    assert "the noise is of another stream" in differ(OtherStream(), sd.EulerMaruyama(), sde=sd.VP())
-    assert "Ancestral() draws noise and DDIM(eta=0.0) does not" in differ(sd.DDIM(), sd.Ancestral(), sde=sd.VE())
-    said = differ(LastStepFree(variable="t"), sd.Euler(variable="t"), sde=sd.VP(), grid=[0.8, 0.6, 0.4, 0.2])
+    assert (
+        "without noise they agree: the noise of the first has 1.41421 times the size in the "
+        "first step (a factor sqrt(2)" in said
+    )
+    assert "the noise is of another stream" in differ(
+        OtherStream(), sd.EulerMaruyama(), sde=sd.VP()
+    )
+    assert "Ancestral() draws noise and DDIM(eta=0.0) does not" in differ(
+        sd.DDIM(), sd.Ancestral(), sde=sd.VE()
+    )
+    said = differ(
+        LastStepFree(variable="t"), sd.Euler(variable="t"), sde=sd.VP(), grid=[0.8, 0.6, 0.4, 0.2]
+    )
     assert "first at step 3 of 3, t = 0.2" in said
 
 
@@ -105,7 +120,9 @@ def test_two_discretizations_are_told_from_two_processes() -> None:
             out = super().step(problem, x, plan, noise, state)
             return out._replace(x=2 * out.x - x)
 
-    assert "as h^1.0: another drift" in differ(Wrong(variable="t"), sd.Euler(variable="t"), sde=sd.VP())
+    assert "as h^1.0: another drift" in differ(
+        Wrong(variable="t"), sd.Euler(variable="t"), sde=sd.VP()
+    )
 
 
 def test_two_models() -> None:

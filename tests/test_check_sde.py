@@ -54,7 +54,7 @@ BUILT_IN = [
     sd.SubVP(t_min=1e-5),
 ]
 
-# -- SDEs that users write ---------------------------------------------------------------------------------------------
+# -- SDEs that users write -------------------------------------------------------------------------
 
 
 class Cubic(sd.LinearSDE):
@@ -141,11 +141,15 @@ USERS = [
     Growing(),
     SinglePrecision(),
     sd.LinearSDE(f=lambda t: -5.0, g=lambda t: 10**0.5),
-    sd.LinearSDE(f=lambda t: 0.0, g=lambda t: 0.02 * 2500**t * math.sqrt(2 * math.log(2500)), sigma_0=0.02),
+    sd.LinearSDE(
+        f=lambda t: 0.0, g=lambda t: 0.02 * 2500**t * math.sqrt(2 * math.log(2500)), sigma_0=0.02
+    ),
     sd.LinearSDE(alpha=lambda t: 1 - t, sigma=lambda t: t.sqrt(), t_max=0.999),
     sd.LinearSDE(alpha=lambda t: 1.0, sigma=lambda t: 30 * t**0.25),
     sd.LinearSDE(alpha=lambda t: torch.exp(-t / 2), log_snr=lambda t: 8 - 9 * t, T=2.0),
-    sd.LinearSDE(alpha=lambda t: torch.cos(t), log_snr=lambda t: -2 * torch.tan(t).log(), T=math.pi / 2),
+    sd.LinearSDE(
+        alpha=lambda t: torch.cos(t), log_snr=lambda t: -2 * torch.tan(t).log(), T=math.pi / 2
+    ),
 ]
 
 
@@ -175,18 +179,27 @@ def names(report: Report) -> set[str]:
     return {finding.name for finding in report.failures}
 
 
-@pytest.mark.parametrize("sde", [*BUILT_IN, *USERS], ids=lambda sde: repr(sde).replace("LinearSDE()", "functions"))
+@pytest.mark.parametrize(
+    "sde", [*BUILT_IN, *USERS], ids=lambda sde: repr(sde).replace("LinearSDE()", "functions")
+)
 def test_a_consistent_sde_passes(sde: sd.SDE) -> None:
     report = check_sde(sde, verbose=False)
     assert report.passed
     assert not report.warnings
-    assert [finding.name for finding in report.findings] == [n for n, entry in IDENTITIES.items() if entry.kind != "general"]
-    assert all(finding.verdict == "ok" and finding.deviation <= finding.bound for finding in report.findings)
+    assert [finding.name for finding in report.findings] == [
+        n for n, entry in IDENTITIES.items() if entry.kind != "general"
+    ]
+    assert all(
+        finding.verdict == "ok" and finding.deviation <= finding.bound
+        for finding in report.findings
+    )
 
 
 @pytest.mark.parametrize("sde", BUILT_IN, ids=repr)
 def test_smooth_schedules_hold_far_below_the_bounds(sde: sd.SDE) -> None:
-    """So that the bounds, which leave room for jumps and noise, could be lower were it not for those."""
+    """So that the bounds, which leave room for jumps and noise, could be lower were it not for
+    those.
+    """
     report = check_sde(sde, verbose=False)
     for name in (MEAN, VARIANCE, F, G, KERNEL, FLOW, REVERSE):
         assert report[name].deviation < 1e-9
@@ -197,14 +210,16 @@ def test_smooth_schedules_hold_far_below_the_bounds(sde: sd.SDE) -> None:
 def test_an_sde_without_a_kernel_passes_what_applies(sde: sd.SDE) -> None:
     report = check_sde(sde, verbose=False)
     assert report.passed
-    assert {finding.name for finding in report.findings} == {n for n, entry in IDENTITIES.items() if entry.kind != "linear"}
+    assert {finding.name for finding in report.findings} == {
+        n for n, entry in IDENTITIES.items() if entry.kind != "linear"
+    }
     assert report[PRIOR].verdict == ("skipped" if isinstance(sde, Pull) else "ok")
     shapes = report["any rank and dtype"].detail
     assert ("(B, 3)" in shapes) == isinstance(sde, Well)
     assert "(B, 2)" in shapes
 
 
-# -- mutants -----------------------------------------------------------------------------------------------------------
+# -- mutants ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", MUTANTS)
@@ -245,12 +260,16 @@ def test_the_deviation_is_located() -> None:
     finding = failures(Bump())[VARIANCE]
     where = float(finding.where.removeprefix("t = "))
     assert where == pytest.approx(0.88, abs=0.02)
-    assert finding.deviation == pytest.approx(0.1 * math.exp(-(((where - 0.88) / 0.02) ** 2)), rel=1e-3)
+    assert finding.deviation == pytest.approx(
+        0.1 * math.exp(-(((where - 0.88) / 0.02) ** 2)), rel=1e-3
+    )
     assert finding.where in str(finding)
 
 
 def test_noise_that_appears_at_once_is_seen_where_g_is_unbounded() -> None:
-    """sigma^2 = 25 + 900 sqrt(t), but 0 at t = 0: where g grows as t^(-1/4) the moments start from sigma itself, shortly after."""
+    """sigma^2 = 25 + 900 sqrt(t), but 0 at t = 0: where g grows as t^(-1/4) the moments start from
+    sigma itself, shortly after.
+    """
 
     class Sudden(sd.LinearSDE):
         def alpha(self, t):
@@ -271,7 +290,9 @@ def test_noise_that_appears_at_once_is_seen_where_g_is_unbounded() -> None:
 
 def test_every_stochasticity_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise of size lambda^2 g is right for lambda = 0 and 1."""
-    monkeypatch.setattr(Reverse, "diffuse", lambda self, dw, t: expand(self.lam**2 * self.sde.g(t), dw) * dw)
+    monkeypatch.setattr(
+        Reverse, "diffuse", lambda self, dw, t: expand(self.lam**2 * self.sde.g(t), dw) * dw
+    )
     report = failures(sd.VP())
     assert names(report) == {REVERSE}
     assert "lambda = 0.5" in report[REVERSE].detail
@@ -279,7 +300,13 @@ def test_every_stochasticity_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_not_a_number_deviates_by_infinity() -> None:
     for given, expected in ((math.nan, 1.0), (1.0, math.nan), (math.inf, math.inf), (1.0, 0.0)):
-        found = compare("x", np.array([1.0, given]), np.array([1.0, expected]), {"t": np.array([0.1, 0.2])}, 1e-6)
+        found = compare(
+            "x",
+            np.array([1.0, given]),
+            np.array([1.0, expected]),
+            {"t": np.array([0.1, 0.2])},
+            1e-6,
+        )
         assert found.deviation == math.inf
         assert found.where == "t = 0.2"
     assert compare("x", np.zeros(2), np.zeros(2), {}, 0.0).deviation == 0
@@ -320,7 +347,7 @@ def test_a_range_that_cannot_be_found_does_not_hide_why() -> None:
     assert report[PERTURB].verdict == report[ENDS].verdict == report[PRIOR].verdict == "skipped"
 
 
-# -- what is said ------------------------------------------------------------------------------------------------------
+# -- what is said ----------------------------------------------------------------------------------
 
 
 def test_the_table_and_the_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -340,7 +367,8 @@ def test_the_table_and_the_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert row.endswith("fail: a sign")
     assert str(error.value).splitlines() == [
         "DriftWithWrongSign(beta_min=0.1, beta_max=20.0, T=1.0, t_min=0.001) breaks an identity:",
-        "- drift is f x: drift(x, t) is 0.05995, not -0.05995, at t = 0.001 (deviation 2, bound 1e-09); likely slip: a sign",
+        "- drift is f x: drift(x, t) is 0.05995, not -0.05995, at t = 0.001 (deviation 2, bound "
+        "1e-09); likely slip: a sign",
     ]
     assert isinstance(error.value, ValueError)
 
@@ -365,7 +393,9 @@ def test_what_is_not_an_sde() -> None:
         def __init__(self, beta):
             super().__init__()
 
-    with pytest.raises(TypeError, match=r"missing 1 required positional argument: 'beta'; .* pass an instance"):
+    with pytest.raises(
+        TypeError, match=r"missing 1 required positional argument: 'beta'; .* pass an instance"
+    ):
         check_sde(NeedsArguments, verbose=False)
     with pytest.raises(KeyError, match="no such"):
         check_sde(sd.VP, verbose=False)["no such"]
@@ -389,13 +419,14 @@ def test_no_test_library_is_needed_and_import_stays_light() -> None:
         "import sys, sdediff as sd\n"
         "assert 'sdediff.testing' not in sys.modules\n"
         "sd.testing.check_sde(sd.VP(), verbose=False)\n"
-        "print([name for name in ('pytest', 'hypothesis', 'scipy.integrate', 'typer') if name in sys.modules])"
+        "print([name for name in ('pytest', 'hypothesis', 'scipy.integrate', 'typer') if name in "
+        "sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 
 
-# -- the parts ---------------------------------------------------------------------------------------------------------
+# -- the parts -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -403,7 +434,9 @@ def test_moments_against_scipy(backward: bool) -> None:
     """m' = a m + c and V' = 2 a V +- d with a kink, forward and backward."""
 
     def rates(t: np.ndarray) -> Rates:
-        return Rates(*((item[:, None]) for item in (np.cos(3 * t) - np.abs(t - 0.3), 1 + t**2, np.exp(t))))
+        return Rates(
+            *((item[:, None]) for item in (np.cos(3 * t) - np.abs(t - 0.3), 1 + t**2, np.exp(t)))
+        )
 
     edges = np.linspace(0, 2, 7)
     edges = edges[::-1].copy() if backward else edges
@@ -414,7 +447,16 @@ def test_moments_against_scipy(backward: bool) -> None:
         a, c, d = (float(item[0, 0]) for item in rates(np.array([t])))
         return [a * y[0] + c, 2 * a * y[1] + (-d if backward else d)]
 
-    exact = solve_ivp(equations, (edges[0], edges[-1]), [0.3, 0.2], "DOP853", t_eval=edges, rtol=1e-12, atol=1e-12, max_step=0.01)
+    exact = solve_ivp(
+        equations,
+        (edges[0], edges[-1]),
+        [0.3, 0.2],
+        "DOP853",
+        t_eval=edges,
+        rtol=1e-12,
+        atol=1e-12,
+        max_step=0.01,
+    )
     np.testing.assert_allclose(mean[:, 0], exact.y[0], rtol=1e-8)
     np.testing.assert_allclose(variance[:, 0], exact.y[1], rtol=1e-8)
     assert moments.error < 1e-7
@@ -428,7 +470,8 @@ def test_what_is_not_resolved_is_reported() -> None:
         return Rates(a, 0 * a, 0 * a + 1)
 
     coarse, fine = (
-        integrate(rates, np.linspace(0, 1, 3), np.ones(1), np.ones(1), np.ones((2, 1)), most=most) for most in (4, 4000)
+        integrate(rates, np.linspace(0, 1, 3), np.ones(1), np.ones(1), np.ones((2, 1)), most=most)
+        for most in (4, 4000)
     )
     truth = np.exp(2 / 3)
     off = abs(float(coarse.march(np.ones(1), np.ones(1))[0][-1, 0]) / truth - 1)
@@ -437,10 +480,17 @@ def test_what_is_not_resolved_is_reported() -> None:
     assert fine.error < 1e-8
 
 
-@pytest.mark.parametrize(("error", "bound"), [(0.0, 1e-6), (1e-4, 1.01e-4), (0.5, 0.010001), (math.inf, 1e-6), (math.nan, 1e-6)])
-def test_the_bound_grows_with_the_error_of_the_integration_but_stays_small(error: float, bound: float) -> None:
+@pytest.mark.parametrize(
+    ("error", "bound"),
+    [(0.0, 1e-6), (1e-4, 1.01e-4), (0.5, 0.010001), (math.inf, 1e-6), (math.nan, 1e-6)],
+)
+def test_the_bound_grows_with_the_error_of_the_integration_but_stays_small(
+    error: float, bound: float
+) -> None:
     nothing = np.zeros((0, 1))
-    assert allowance(Moments(np.zeros(1), nothing, nothing, nothing, error)) == pytest.approx(bound, rel=1e-12)
+    assert allowance(Moments(np.zeros(1), nothing, nothing, nothing, error)) == pytest.approx(
+        bound, rel=1e-12
+    )
 
 
 X = np.array([0.3, 0.8, 1.7, 2.9])

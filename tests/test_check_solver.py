@@ -37,7 +37,9 @@ class Ralston(RungeKutta):
 
 @dataclass(frozen=True)
 class AdamsBashforth(Solver):
-    """x_s = x + h ((1 + r / 2) k - r / 2 k_before), r the ratio of the two steps; Euler at first."""
+    """x_s = x + h ((1 + r / 2) k - r / 2 k_before), r the ratio of the two steps; Euler at
+    first.
+    """
 
     order = 2.0
 
@@ -54,7 +56,9 @@ class AdamsBashforth(Solver):
         return Step(x, x, (k,))
 
 
-@pytest.mark.parametrize("solver", [MidpointMaruyama(), Ralston(), AdamsBashforth()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "solver", [MidpointMaruyama(), Ralston(), AdamsBashforth()], ids=lambda s: type(s).__name__
+)
 def test_right_user_solvers_pass(solver: Solver, capsys: pytest.CaptureFixture[str]) -> None:
     report = check_solver(solver)
     assert report.passed
@@ -85,12 +89,16 @@ def test_built_in_solvers_pass(solver: Solver) -> None:
 
 def test_what_does_not_apply_is_skipped_by_name() -> None:
     report = check_solver(sd.Langevin(), verbose=False)
-    assert {f.name for f in report.findings if f.verdict == "skipped"} >= {"deterministic order", "weak order", "strong order"}
+    assert {f.name for f in report.findings if f.verdict == "skipped"} >= {
+        "deterministic order",
+        "weak order",
+        "strong order",
+    }
     assert "a corrector" in report["weak order"].detail
     assert check_solver(sd.RK23(1e-3, 1e-3), verbose=False)["adaptive steps"].verdict == "ok"
 
 
-# -- mutants -----------------------------------------------------------------------------------------------------------
+# -- mutants ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -248,7 +256,11 @@ MUTANTS = [
     (HalfLambda(), "weak order", "a factor 1/2 in the noise's variance"),
     (LoudNoise(), "weak order", "a factor 2 in the noise's variance"),
     (NoiseByH(), "weak order", r"noise of size h where sqrt\(h\) is due"),
-    (StubbornNoise(), "deterministic order", r"draw by problem.diffuse\(dw, t\), which has lambda in it"),
+    (
+        StubbornNoise(),
+        "deterministic order",
+        r"draw by problem.diffuse\(dw, t\), which has lambda in it",
+    ),
     (ProudMaruyama(), "weak order", "order 1 for a claim of 2"),
     (StronglyProud(), "strong order", "order 1 for a claim of 2"),
     (GlobalNoise(), "global generator", "not by torch.randn"),
@@ -267,7 +279,9 @@ MUTANTS = [
 
 
 @pytest.mark.uses_global_rng
-@pytest.mark.parametrize(("solver", "contract", "hint"), MUTANTS, ids=[type(mutant[0]).__name__ for mutant in MUTANTS])
+@pytest.mark.parametrize(
+    ("solver", "contract", "hint"), MUTANTS, ids=[type(mutant[0]).__name__ for mutant in MUTANTS]
+)
 def test_mutants_are_rejected_by_name(solver: Solver, contract: str, hint: str) -> None:
     with pytest.raises(SolverError, match=hint) as caught:
         check_solver(solver, verbose=False)

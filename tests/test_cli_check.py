@@ -84,12 +84,18 @@ def refuse(capsys: pytest.CaptureFixture[str], target: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["Cubic", "ready", "make"])
-def test_a_file_with_a_consistent_sde(file: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_with_a_consistent_sde(
+    file: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = list(sys.path)
     assert command(f"{file}:{name}") == 0
     captured = capsys.readouterr()
     assert "variance of the forward SDE" in captured.out
-    assert captured.out.index("identity ") < captured.out.index("equivalence ") < captured.out.index("EDM sampler ")
+    assert (
+        captured.out.index("identity ")
+        < captured.out.index("equivalence ")
+        < captured.out.index("EDM sampler ")
+    )
     assert captured.err == ""
     assert "fail" not in captured.out
     assert sys.path == before
@@ -126,7 +132,9 @@ def test_a_file_with_a_solver(file: Path, name: str, capsys: pytest.CaptureFixtu
     assert captured.err == ""
 
 
-def test_a_file_with_a_solver_that_breaks_a_contract(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_with_a_solver_that_breaks_a_contract(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file.write_text(GOOD.replace("(s - t) * problem", "2 * (s - t) * problem"))
     assert command(f"{file}:Lazy", "--quiet") == 1
     captured = capsys.readouterr()
@@ -144,7 +152,9 @@ def test_a_built_in_needs_no_file(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_bad_input(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no SDE is called 'subpv' (did you mean 'subvp'?)" in refuse(capsys, "subpv")
-    assert f"lacks the name of the SDE or solver in it: write {file}:Name" in refuse(capsys, str(file))
+    assert f"lacks the name of the SDE or solver in it: write {file}:Name" in refuse(
+        capsys, str(file)
+    )
     known = "it has Cubic, Wrong, NeedsArguments, Lazy, hasty, ready"
     assert f"has no 'Cubik' (did you mean 'Cubic'?); {known}" in refuse(capsys, f"{file}:Cubik")
     assert "after the colon stands the name" in refuse(capsys, f"{file}:")
@@ -153,13 +163,18 @@ def test_bad_input(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     wanting = refuse(capsys, f"{file}:NeedsArguments")
     assert "missing 1 required positional argument: 'beta'" in wanting
     assert "make an instance in the file" in wanting
-    assert "must be an SDE or a solver, a class of one or a function that returns one; got 3" in refuse(capsys, f"{file}:number")
+    assert (
+        "must be an SDE or a solver, a class of one or a function that returns one; got 3"
+        in refuse(capsys, f"{file}:number")
+    )
     assert "must return an SDE or a solver, got None" in refuse(capsys, f"{file}:make_nothing")
     (tmp_path / "typo.py").write_text("x = 1\nclass A(:\n")
     assert "does not load: SyntaxError" in (said := refuse(capsys, f"{tmp_path}/typo.py:A"))
     assert "line 2" in said
     (tmp_path / "lacks.py").write_text("import no_such_module_here\n")
-    assert "does not load: ModuleNotFoundError: No module named 'no_such_module_here'" in refuse(capsys, f"{tmp_path}/lacks.py:A")
+    assert "does not load: ModuleNotFoundError: No module named 'no_such_module_here'" in refuse(
+        capsys, f"{tmp_path}/lacks.py:A"
+    )
     (tmp_path / "empty.py").write_text("")
     assert "it defines no SDE and no solver" in refuse(capsys, f"{tmp_path}/empty.py:A")
 

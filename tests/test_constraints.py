@@ -35,16 +35,29 @@ def test_every_prediction_follows_from_the_clipped_data(predicts: str) -> None:
 
 @pytest.mark.parametrize(
     ("solver", "steps"),
-    [(sd.EulerMaruyama(), 30), (sd.UniPC(), 8), (sd.RK45(1e-6, 1e-6), None), (sd.DDPM.from_sde(VP, 30), None), (sd.Heun(), 10)],
+    [
+        (sd.EulerMaruyama(), 30),
+        (sd.UniPC(), 8),
+        (sd.RK45(1e-6, 1e-6), None),
+        (sd.DDPM.from_sde(VP, 30), None),
+        (sd.Heun(), 10),
+    ],
     ids=repr,
 )
 def test_solvers_see_the_clipped_model(solver: sd.DDPM, steps: int | None) -> None:
     """The same samples as from a network that clips its own data prediction."""
     plain = LAW.model(VP)
     clip = sd.Clip(-0.4, 0.4)
-    within = sd.ScoreModel(lambda x, t: clip(plain.data(x, t)), VP, "data", time_dtype=torch.float64, data_std=plain.data_std)
+    within = sd.ScoreModel(
+        lambda x, t: clip(plain.data(x, t)),
+        VP,
+        "data",
+        time_dtype=torch.float64,
+        data_std=plain.data_std,
+    )
     one, two = (
-        sd.sample(m, (5, 2), solver=solver, steps=steps, seed=0, dtype=torch.float64) for m in (plain.constrained(clip), within)
+        sd.sample(m, (5, 2), solver=solver, steps=steps, seed=0, dtype=torch.float64)
+        for m in (plain.constrained(clip), within)
     )
     torch.testing.assert_close(one.x, two.x, rtol=0, atol=1e-8)
     assert float(one.x.abs().max()) <= 0.4
@@ -63,8 +76,20 @@ def test_a_learned_variance_is_clipped_too() -> None:
         learned_variance=True,
     )
     clip = sd.Clip(-0.4, 0.4)
-    one = sd.sample(net.constrained(clip), (4, 2), solver=sd.DDPM.from_sde(VP, 20, variance="learned"), seed=1, dtype=torch.float64)
-    two = sd.sample(plain.constrained(clip), (4, 2), solver=sd.DDPM.from_sde(VP, 20), seed=1, dtype=torch.float64)
+    one = sd.sample(
+        net.constrained(clip),
+        (4, 2),
+        solver=sd.DDPM.from_sde(VP, 20, variance="learned"),
+        seed=1,
+        dtype=torch.float64,
+    )
+    two = sd.sample(
+        plain.constrained(clip),
+        (4, 2),
+        solver=sd.DDPM.from_sde(VP, 20),
+        seed=1,
+        dtype=torch.float64,
+    )
     torch.testing.assert_close(one.x, two.x, rtol=0, atol=1e-10)
 
 
@@ -107,11 +132,20 @@ def paste_of(known: Tensor, x_0: Tensor, rows: Tensor) -> Tensor:
     ids=lambda arguments: repr(arguments.get("solver")),
 )
 def test_what_belongs_to_a_sample_stays_with_it(arguments: dict[str, Any]) -> None:
-    """In batches of any size, as rows leave and at the end; whichever way the constraint is told its rows."""
+    """In batches of any size, as rows leave and at the end; whichever way the constraint is told
+    its rows.
+    """
     constraints = [paste, paste_rows, Pasting(KNOWN), functools.partial(paste_of, KNOWN)]
     whole = sd.SciPy is type(arguments.get("solver"))  # its steps depend on the batch
     found = [
-        sd.sample(LAW.model(VP).constrained(constraint), (5, 2), seed=0, dtype=torch.float64, batch_size=size, **arguments).x
+        sd.sample(
+            LAW.model(VP).constrained(constraint),
+            (5, 2),
+            seed=0,
+            dtype=torch.float64,
+            batch_size=size,
+            **arguments,
+        ).x
         for constraint, size in zip([constraints[0], *constraints], [None, 3, 2, 3, 1], strict=True)
     ]
     for x in found:
@@ -136,7 +170,9 @@ def test_a_constraint_sees_its_samples_in_densities_and_gradients() -> None:
     for i in range(3):
         alone = density([i], lambda x_0, rows, i=i: 0.9 * x_0 + shift[[i]][rows])
         torch.testing.assert_close(alone[0], together[i], rtol=0, atol=1e-9)
-        torch.testing.assert_close(torch.autograd.grad(alone.sum(), x)[0][i], slope[i], rtol=0, atol=1e-7)
+        torch.testing.assert_close(
+            torch.autograd.grad(alone.sum(), x)[0][i], slope[i], rtol=0, atol=1e-7
+        )
 
 
 def test_only_what_may_hold_samples_is_handed_absent_ones() -> None:
@@ -156,24 +192,33 @@ def test_only_what_may_hold_samples_is_handed_absent_ones() -> None:
         seen["rows"].append(len(x_0) if rows is not None else 0)
         return x_0.clamp(min=-1.0)
 
-    found = [sd.sample(LAW.model(VP).constrained(c), (5, 2), steps=3, batch_size=3, seed=0).x for c in (alone, marked, rows)]
+    found = [
+        sd.sample(LAW.model(VP).constrained(c), (5, 2), steps=3, batch_size=3, seed=0).x
+        for c in (alone, marked, rows)
+    ]
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
     assert set(seen["alone"]) == {5}
     assert seen["marked"] == seen["rows"] == [3] * 4 + [2] * 4
-    with pytest.raises(ValueError, match=r"must return a tensor of the shape of x_0, \(5, 2\), got shape \(5, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"must return a tensor of the shape of x_0, \(5, 2\), got shape \(5, 1\)"
+    ):
         sd.sample(LAW.model(VP).constrained(lambda x_0: x_0[:, :1]), (5, 2), steps=3, seed=0)
 
 
 def test_losses_do_not_see_it() -> None:
     plain = LAW.model(VP)
     loss, t = sd.DenoisingScoreMatching(), torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
-    values = [loss(m, X, t=t, noise=X.flip(0)) for m in (plain, plain.constrained(sd.Clip(-0.1, 0.1)))]
+    values = [
+        loss(m, X, t=t, noise=X.flip(0)) for m in (plain, plain.constrained(sd.Clip(-0.1, 0.1)))
+    ]
     assert torch.equal(values[0], values[1])
 
 
 def test_dynamic_threshold() -> None:
-    """Saharia et al. 2022: s the 75 % quantile where that exceeds 1: 3 of 4 entries within; then all divided by it."""
+    """Saharia et al. 2022: s the 75 % quantile where that exceeds 1: 3 of 4 entries within; then
+    all divided by it.
+    """
     x = torch.tensor([[0.5, -0.2, 0.9, 0.3], [4.0, -2.0, 1.0, 0.5]])
     out = sd.DynamicThreshold(0.75)(x)
     torch.testing.assert_close(out, torch.tensor([[0.5, -0.2, 0.9, 0.3], [1.0, -1.0, 0.5, 0.25]]))
@@ -197,7 +242,11 @@ def test_a_module_as_constraint_is_not_entered_into_the_model() -> None:
         (lambda: sd.Clip(1, 1), ValueError, "low must be below high"),
         (lambda: sd.DynamicThreshold(0.0), ValueError, r"quantile must lie in \(0, 1\]"),
         (lambda: sd.DynamicThreshold(bound=0.0), ValueError, "bound be positive"),
-        (lambda: sd.ScoreModel(lambda x, t: x, _General(), "score").constrained(sd.Clip()), ValueError, "no data prediction"),
+        (
+            lambda: sd.ScoreModel(lambda x, t: x, _General(), "score").constrained(sd.Clip()),
+            ValueError,
+            "no data prediction",
+        ),
     ],
 )
 def test_bad_input(call, error: type[Exception], message: str) -> None:

@@ -1,4 +1,5 @@
-"""What every method promises, checked over one table of all of them: a solver that is not in the table fails the build.
+"""What every method promises, checked over one table of all of them: a solver that is not in the
+table fails the build.
 
 `sd.testing.check_solver` makes the same promises checkable for a user's own solver.
 """
@@ -30,7 +31,9 @@ GAUSSIAN = sd.exact.Gaussian(0.4, 0.09)
 
 
 class Method(NamedTuple):
-    """A method and the orders it claims: on the probability flow, along a path, in law; None: it has none, or no fixed one."""
+    """A method and the orders it claims: on the probability flow, along a path, in law; None: it
+    has none, or no fixed one.
+    """
 
     solver: Solver
     deterministic: float | None = None
@@ -122,7 +125,14 @@ METHODS = [
         law=(32, 64, 128),
     ),
 ]
-NOT_CUT = sd.InverseDDIM | sd.Restart | sd.Churn | sd.Renoise | sd.ExponentialMultistep | sd.EulerTrapezoid
+NOT_CUT = (
+    sd.InverseDDIM
+    | sd.Restart
+    | sd.Churn
+    | sd.Renoise
+    | sd.ExponentialMultistep
+    | sd.EulerTrapezoid
+)
 """Methods for which two grids are not one: they look at all of it, or carry history."""
 AT_LEAST = {sd.ReverseDiffusion("song"): 24}
 """Steps over VP's range below which a method refuses, in words."""
@@ -135,17 +145,33 @@ def sde_of(solver: Solver) -> sd.LinearSDE:
     return OWN_SDE.get(type(solver), SDES["VP"])  # type: ignore[call-overload]
 
 
-OF_ITS_BATCH = [method.solver for method in METHODS if isinstance(method.solver, sd.Langevin) and method.solver.rule == "song"]
+OF_ITS_BATCH = [
+    method.solver
+    for method in METHODS
+    if isinstance(method.solver, sd.Langevin) and method.solver.rule == "song"
+]
 """Documented exceptions from batch invariance."""
 
 FAST = ["VP", "VE", "RectifiedFlow", "user, f and g"]
 
 
-def methods(select: Callable[[Method], bool] = lambda method: True, *, variants: bool = False) -> pytest.MarkDecorator:
-    """The methods of the table; one in several integration variables counts once in the fast run, without ``variants``."""
-    named = [m for m in METHODS if isinstance(m.solver, RungeKutta) and m.solver.variable in ("t", "log_snr")]
+def methods(
+    select: Callable[[Method], bool] = lambda method: True, *, variants: bool = False
+) -> pytest.MarkDecorator:
+    """The methods of the table; one in several integration variables counts once in the fast run,
+    without ``variants``.
+    """
+    named = [
+        m
+        for m in METHODS
+        if isinstance(m.solver, RungeKutta) and m.solver.variable in ("t", "log_snr")
+    ]
     slow = [] if variants else named
-    chosen = [pytest.param(m, id=repr(m.solver), marks=[pytest.mark.slow] if m in slow else []) for m in METHODS if select(m)]
+    chosen = [
+        pytest.param(m, id=repr(m.solver), marks=[pytest.mark.slow] if m in slow else [])
+        for m in METHODS
+        if select(m)
+    ]
     return pytest.mark.parametrize("method", chosen)
 
 
@@ -156,7 +182,9 @@ def families(*fast: str) -> pytest.MarkDecorator:
 
 
 def inner(sde: sd.LinearSDE, n: int, share: tuple[float, float] = (0.8, 0.2)) -> Tensor:
-    """The inner part of the range, where steps resolve the coefficients and errors follow their order."""
+    """The inner part of the range, where steps resolve the coefficients and errors follow their
+    order.
+    """
     return torch.linspace(share[0] * sde.T, share[1] * sde.T, n + 1, dtype=torch.float64)
 
 
@@ -171,7 +199,9 @@ def white(rows: int, event: tuple[int, ...] = (2,), seed: int = 3) -> sd.White:
 
 def usable(solver: Solver, steps: int) -> int | None:
     """The ``steps`` that `sample` is given."""
-    return None if solver.adaptive or solver.times is not None else max(steps, AT_LEAST.get(solver, 1))
+    return (
+        None if solver.adaptive or solver.times is not None else max(steps, AT_LEAST.get(solver, 1))
+    )
 
 
 def skip_unless_own(solver: Solver, sde: sd.LinearSDE) -> None:
@@ -181,42 +211,65 @@ def skip_unless_own(solver: Solver, sde: sd.LinearSDE) -> None:
 
 def starting(solver: Solver) -> int:
     """Evaluations before the first step."""
-    return int(isinstance(solver, sd.InverseDDIM) or getattr(getattr(solver, "tableau", None), "first_same_as_last", False))
+    return int(
+        isinstance(solver, sd.InverseDDIM)
+        or getattr(getattr(solver, "tableau", None), "first_same_as_last", False)
+    )
 
 
 def test_every_solver_is_in_the_table() -> None:
     """Whatever `solvers` or `sdediff` export as a solver; only the bases are no methods.
 
-    Other libraries' drivers, `whole`, owe what tests/test_external.py holds them to: they couple the samples of a batch.
+    Other libraries' drivers, `whole`, owe what tests/test_external.py holds them to: they couple
+    the samples of a batch.
     """
     public = [getattr(module, name) for module in (solvers, sd) for name in module.__all__]
-    found = {value for value in public if isinstance(value, type) and issubclass(value, Solver)} - {Solver, RungeKutta}
+    found = {value for value in public if isinstance(value, type) and issubclass(value, Solver)} - {
+        Solver,
+        RungeKutta,
+    }
     found = {value for value in found if not value.whole}
     missing = found - {type(method.solver) for method in METHODS}
-    assert not missing, f"enter into METHODS, with the orders that they claim: {sorted(cls.__name__ for cls in missing)}"
+    assert not missing, (
+        "enter into METHODS, with the orders that they claim: "
+        f"{sorted(cls.__name__ for cls in missing)}"
+    )
 
 
 def test_claimed_orders_are_the_declared_ones() -> None:
     for method in METHODS:
         solver = method.solver
         claim, declared = (
-            (method.weak, solver.weak_order) if solver.stochastic else (method.deterministic, solver.deterministic_order)
+            (method.weak, solver.weak_order)
+            if solver.stochastic
+            else (method.deterministic, solver.deterministic_order)
         )
         assert claim is None or claim == declared, solver
         assert claim is not None or isinstance(
-            solver, sd.PredictorCorrector | sd.Langevin | sd.MetropolisLangevin | sd.DDPM | sd.NCSN | sd.Churn | sd.AdaptiveSDE
+            solver,
+            sd.PredictorCorrector
+            | sd.Langevin
+            | sd.MetropolisLangevin
+            | sd.DDPM
+            | sd.NCSN
+            | sd.Churn
+            | sd.AdaptiveSDE,
         )
 
 
-# -- 1. order ----------------------------------------------------------------------------------------------------------
+# -- 1. order --------------------------------------------------------------------------------------
 
 
 @cache
 def flow_end(name: str) -> tuple[Tensor, Tensor]:
-    """States at the start of `inner`, and where the probability flow takes them: a method of order 5 in 128 steps."""
+    """States at the start of `inner`, and where the probability flow takes them: a method of order
+    5 in 128 steps.
+    """
     sde = SDES[name]
     x = starts(sde, 6, 0.8 * sde.T)
-    return x, integrate(Reverse(SMOOTH.model(sde), 6), sd.DormandPrince(variable="t"), x, inner(sde, 128)).x
+    return x, integrate(
+        Reverse(SMOOTH.model(sde), 6), sd.DormandPrince(variable="t"), x, inner(sde, 128)
+    ).x
 
 
 def name_of(sde: sd.LinearSDE) -> str:
@@ -241,7 +294,12 @@ def flow_errors(sde: sd.LinearSDE, solver: Solver, ladder: tuple[int, ...]) -> l
     x, end = flow_end(name_of(sde))
     noise = Still(tuple(x.shape)) if solver.stochastic else None
     return [
-        float((integrate(Reverse(SMOOTH.model(sde), len(x)), solver, x, inner(sde, n), noise).x - end).abs().max()) for n in ladder
+        float(
+            (integrate(Reverse(SMOOTH.model(sde), len(x)), solver, x, inner(sde, n), noise).x - end)
+            .abs()
+            .max()
+        )
+        for n in ladder
     ]
 
 
@@ -255,14 +313,18 @@ def test_deterministic_order(sde: sd.LinearSDE, method: Method) -> None:
 
 @methods(lambda m: m.deterministic is not None and m.deterministic > 4)
 def test_order_conditions(method: Method) -> None:
-    """Every tree up to the order to 1e-12; and some tree of one node more is missed, so that the conditions are not void."""
+    """Every tree up to the order to 1e-12; and some tree of one node more is missed, so that the
+    conditions are not void.
+    """
     tableau, claim = method.solver.tableau, int(method.deterministic)  # type: ignore[attr-defined, arg-type]
     size = len(tableau.a)
     a = torch.zeros(size, size, dtype=torch.float64).numpy()
     for i, row in enumerate(tableau.a):
         a[i, : len(row)] = [float(v) for v in row]
     b = torch.tensor([float(v) for v in tableau.b], dtype=torch.float64).numpy()
-    gaps = [(nodes, abs(float(b @ phi) - expected)) for nodes, phi, expected in conditions(a, claim + 1)]
+    gaps = [
+        (nodes, abs(float(b @ phi) - expected)) for nodes, phi, expected in conditions(a, claim + 1)
+    ]
     assert max(gap for nodes, gap in gaps if nodes <= claim) < 1e-12
     assert max(gap for nodes, gap in gaps if nodes > claim) > 1e-8
 
@@ -270,8 +332,11 @@ def test_order_conditions(method: Method) -> None:
 @methods(lambda m: m.strong is not None)
 @families("VP", "VE")
 def test_strong_order(sde: sd.LinearSDE, method: Method) -> None:
-    """Root mean square error along one path in coarse steps, against SRA3 on the path itself; a mixture in float64."""
-    rows, fine = 128, 256  # with 32 the slope of EulerTrapezoid has a deviation of 0.1, with these of 0.04
+    """Root mean square error along one path in coarse steps, against SRA3 on the path itself; a
+    mixture in float64.
+    """
+    # with 32 the slope of EulerTrapezoid has a deviation of 0.1, with these of 0.04
+    rows, fine = 128, 256
     x = starts(sde, rows, 0.8 * sde.T)
     path, model = along(sde, rows, fine), SMOOTH.model(sde)
     end = fine_end(name_of(sde), rows, fine)
@@ -284,49 +349,73 @@ def test_strong_order(sde: sd.LinearSDE, method: Method) -> None:
 
 
 def along(sde: sd.LinearSDE, rows: int, intervals: int) -> sd.BrownianPath:
-    return sd.BrownianPath(sd.seeds(0, rows), (2,), 0.8 * sde.T, 0.2 * sde.T, intervals=intervals, dtype=torch.float64)
+    return sd.BrownianPath(
+        sd.seeds(0, rows), (2,), 0.8 * sde.T, 0.2 * sde.T, intervals=intervals, dtype=torch.float64
+    )
 
 
 @cache
 def fine_end(name: str, rows: int, fine: int) -> Tensor:
     sde = SDES[name]
     path = along(sde, rows, fine)
-    return integrate(Reverse(SMOOTH.model(sde), rows, 1.0), sd.SRA3(), starts(sde, rows, 0.8 * sde.T), inner(sde, fine), path).x
+    return integrate(
+        Reverse(SMOOTH.model(sde), rows, 1.0),
+        sd.SRA3(),
+        starts(sde, rows, 0.8 * sde.T),
+        inner(sde, fine),
+        path,
+    ).x
 
 
-def chain(sde: sd.LinearSDE, solver: Solver, times: Tensor, lam: float | None = None) -> tuple[Tensor, Tensor]:
-    """Mean and variance of the solver's chain from the exact law at times[0], to 1e-10, by unit impulses."""
+def chain(
+    sde: sd.LinearSDE, solver: Solver, times: Tensor, lam: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the solver's chain from the exact law at times[0], to 1e-10, by unit
+    impulses.
+    """
     lam = (1.0 if solver.diffuses else 0.0) if lam is None else lam
     model, (mean, cov) = GAUSSIAN.model(sde), GAUSSIAN.moments(sde, times[0])
-    return affine_moments(lambda rows: Reverse(model, rows, lam), solver, times, mean, cov.diagonal().sqrt())
+    return affine_moments(
+        lambda rows: Reverse(model, rows, lam), solver, times, mean, cov.diagonal().sqrt()
+    )
 
 
-def law_errors(sde: sd.LinearSDE, method: Method, ladder: tuple[int, ...], lam: float | None = None) -> list[float]:
+def law_errors(
+    sde: sd.LinearSDE, method: Method, ladder: tuple[int, ...], lam: float | None = None
+) -> list[float]:
     """Mean and standard deviation of the chain against the exact law, without Monte Carlo."""
     errors = []
     for n in ladder:
         times = inner(sde, n)
         mean, cov = chain(sde, method.at(n), times, lam)
         true_mean, true_cov = GAUSSIAN.moments(sde, times[-1])
-        errors.append(float((mean - true_mean).abs().sum() + (cov.sqrt() - true_cov.sqrt()).abs().sum()))
+        errors.append(
+            float((mean - true_mean).abs().sum() + (cov.sqrt() - true_cov.sqrt()).abs().sum())
+        )
     return errors
 
 
 @methods(lambda m: m.weak is not None)
 @families(*FAST)
 def test_weak_order(sde: sd.LinearSDE, method: Method) -> None:
-    """Moments to 1e-10 by unit impulses: the score of Gaussian data is affine, and so is the chain."""
+    """Moments to 1e-10 by unit impulses: the score of Gaussian data is affine, and so is the
+    chain.
+    """
     try:
         errors = law_errors(sde, method, method.law)
     except ValueError as refusal:
-        if not isinstance(method.solver, sd.Restart) or "the grid's time next to t_low" not in str(refusal):
+        if not isinstance(method.solver, sd.Restart) or "the grid's time next to t_low" not in str(
+            refusal
+        ):
             raise
         pytest.skip("this SDE's grid has no times between those that Restart goes back between")
     assert slope(errors) > method.weak - 0.25, errors  # type: ignore[operator]
 
 
 def test_ddpm_has_order_one_in_its_own_steps() -> None:
-    """The chain of N steps against the law at t_1 = T / N, in units of its deviation from the law of the data."""
+    """The chain of N steps against the law at t_1 = T / N, in units of its deviation from the law
+    of the data.
+    """
     errors = []
     for n in (100, 200, 400):
         method = sd.DDPM.from_sde(sd.VP(), n)
@@ -336,18 +425,29 @@ def test_ddpm_has_order_one_in_its_own_steps() -> None:
     assert slope(errors) > 0.75, errors
 
 
-# -- 2. batch invariance -----------------------------------------------------------------------------------------------
+# -- 2. batch invariance ---------------------------------------------------------------------------
 
 
 @methods(lambda m: m.solver not in OF_ITS_BATCH)
 def test_a_sample_depends_on_its_seed_alone(method: Method) -> None:
-    """Alone, in a batch of 7, permuted: equal to 1e-6 (states of order 1, float64). conftest.py watches torch's generator."""
-    model, seeds, order = SMOOTH.model(sde_of(method.solver)), sd.seeds(11, 7), [3, 0, 6, 2, 5, 1, 4]
+    """Alone, in a batch of 7, permuted: equal to 1e-6 (states of order 1, float64). conftest.py
+    watches torch's generator.
+    """
+    model, seeds, order = (
+        SMOOTH.model(sde_of(method.solver)),
+        sd.seeds(11, 7),
+        [3, 0, 6, 2, 5, 1, 4],
+    )
 
     def draw(chosen: list[int]) -> Tensor:
         steps = usable(method.solver, 8)
         return sd.sample(
-            model, (len(chosen), 2), solver=method.solver, steps=steps, seed=[seeds[i] for i in chosen], dtype=torch.float64
+            model,
+            (len(chosen), 2),
+            solver=method.solver,
+            steps=steps,
+            seed=[seeds[i] for i in chosen],
+            dtype=torch.float64,
         ).x
 
     whole = draw(list(range(7)))
@@ -358,7 +458,9 @@ def test_a_sample_depends_on_its_seed_alone(method: Method) -> None:
 
 @methods()
 def test_nothing_that_was_handed_out_is_written_to(method: Method) -> None:
-    """What a network, a callback or a noise object may have kept is left alone; torch counts the writes to a tensor."""
+    """What a network, a callback or a noise object may have kept is left alone; torch counts the
+    writes to a tensor.
+    """
     held: list[tuple[Tensor, int]] = []
 
     def note(x: Tensor) -> Tensor:
@@ -384,7 +486,7 @@ def test_nothing_that_was_handed_out_is_written_to(method: Method) -> None:
     assert [x._version for x, _ in held] == [version for _, version in held]
 
 
-# -- 3. ends -----------------------------------------------------------------------------------------------------------
+# -- 3. ends ---------------------------------------------------------------------------------------
 
 
 def watched(model: sd.ScoreModel) -> list[float]:
@@ -400,7 +502,14 @@ def watched(model: sd.ScoreModel) -> list[float]:
 
 
 def run(sde: sd.LinearSDE, solver: Solver, steps: int) -> sd.Solution:
-    return sd.sample(SMOOTH.model(sde), (2, 2), solver=solver, steps=usable(solver, steps), seed=0, dtype=torch.float64)
+    return sd.sample(
+        SMOOTH.model(sde),
+        (2, 2),
+        solver=solver,
+        steps=usable(solver, steps),
+        seed=0,
+        dtype=torch.float64,
+    )
 
 
 @methods()
@@ -412,21 +521,32 @@ def test_finite_over_the_usable_range(sde: sd.LinearSDE, method: Method) -> None
 
 @pytest.mark.slow
 @methods()
-def test_finite_over_the_usable_range_at_any_number_of_steps(sde: sd.LinearSDE, method: Method) -> None:
+def test_finite_over_the_usable_range_at_any_number_of_steps(
+    sde: sd.LinearSDE, method: Method
+) -> None:
     skip_unless_own(method.solver, sde)
     finite_or_refused(sde, method.solver, range(1, 21) if usable(method.solver, 1) else (1,))
 
 
 def finite_or_refused(sde: sd.LinearSDE, solver: Solver, counts) -> None:
-    """A solver may refuse a grid before the first evaluation, in words; it may not return what is not finite."""
+    """A solver may refuse a grid before the first evaluation, in words; it may not return what is
+    not finite.
+    """
     for steps in counts:
         try:
             out = sd.sample(
-                SMOOTH.model(sde), (2, 2), solver=solver, steps=steps if usable(solver, 1) else None, seed=0, dtype=torch.float64
+                SMOOTH.model(sde),
+                (2, 2),
+                solver=solver,
+                steps=steps if usable(solver, 1) else None,
+                seed=0,
+                dtype=torch.float64,
             )
         except ValueError as refusal:
             too_few = solver in AT_LEAST and "times as many steps" in str(refusal)
-            too_coarse = isinstance(solver, sd.Restart) and "the grid's time next to t_low" in str(refusal)
+            too_coarse = isinstance(solver, sd.Restart) and "the grid's time next to t_low" in str(
+                refusal
+            )
             if not too_few and not too_coarse:
                 raise
             continue
@@ -436,22 +556,35 @@ def finite_or_refused(sde: sd.LinearSDE, solver: Solver, counts) -> None:
 
 @methods(lambda m: not m.solver.adaptive)
 def test_last_does_what_it_says(method: Method) -> None:
-    """denoise: one more evaluation, E[x_0 | x] of the noisy state; mean: the noisy state less what depends on the noise alone."""
+    """denoise: one more evaluation, E[x_0 | x] of the noisy state; mean: the noisy state less what
+    depends on the noise alone.
+    """
     sde, solver = sde_of(method.solver), method.solver
     model, x = SMOOTH.model(sde), starts(sde, 3, 1.0)
 
     def end(last: str, shift: float = 0.0) -> sd.Solution:
         return sd.sample(
-            model, (3, 2), solver=solver, steps=usable(solver, 5), seed=0, last=last, x_init=x + shift, dtype=torch.float64
+            model,
+            (3, 2),
+            solver=solver,
+            steps=usable(solver, 5),
+            seed=0,
+            last=last,
+            x_init=x + shift,
+            dtype=torch.float64,
         )  # type: ignore[arg-type]
 
     noisy, mean, clean = end("noisy"), end("mean"), end("denoise")
-    torch.testing.assert_close(clean.x, model.data(noisy.x, float(noisy.times[-1])), rtol=1e-15, atol=1e-12)
+    torch.testing.assert_close(
+        clean.x, model.data(noisy.x, float(noisy.times[-1])), rtol=1e-15, atol=1e-12
+    )
     assert torch.equal(noisy.nfe, mean.nfe)
     assert torch.equal(clean.nfe, noisy.nfe + 1)
     shock = noisy.x - mean.x
     if solver not in OF_ITS_BATCH:
-        torch.testing.assert_close(end("noisy", 0.3).x - end("mean", 0.3).x, shock, rtol=0, atol=1e-9)
+        torch.testing.assert_close(
+            end("noisy", 0.3).x - end("mean", 0.3).x, shock, rtol=0, atol=1e-9
+        )
     keeps = solver.stochastic and not isinstance(solver, sd.Churn | sd.Restart | sd.Renoise)
     part = solver.predictor if isinstance(solver, sd.PredictorCorrector) else solver
     if isinstance(solver, sd.PredictorCorrector) and solver.sequence == "predictor-first":
@@ -474,10 +607,14 @@ class Later:
         return Later(self.noise.take(rows), self.first)
 
 
-@methods(lambda m: not m.solver.adaptive and m.solver.times is None and not isinstance(m.solver, NOT_CUT))
+@methods(
+    lambda m: not m.solver.adaptive and m.solver.times is None and not isinstance(m.solver, NOT_CUT)
+)
 @pytest.mark.parametrize("sde", FAST[:2], indirect=True)
 def test_two_grids_are_one(sde: sd.LinearSDE, method: Method) -> None:
-    """Any monotone grid cut anywhere, for one-step methods: the same states, and NFE and grid as asked."""
+    """Any monotone grid cut anywhere, for one-step methods: the same states, and NFE and grid as
+    asked.
+    """
     solver, model = method.solver, SMOOTH.model(sde)
     if solver in AT_LEAST and sde is SDES["VP"]:
         pytest.skip("refuses so few steps")
@@ -503,21 +640,34 @@ def test_without_score_and_noise_nothing_moves(method: Method) -> None:
     """VE with a network that is 0 and noises that are 0: whatever the grid, x stays where it is."""
     sde = sd.VE(0.02, 30.0)
     model = sd.ScoreModel(lambda x, t: torch.zeros_like(x), sde)
-    x, grid = starts(sde, 3, 1.0), torch.tensor([1.0, 0.9, 0.5, 0.48, 0.4, 0.0], dtype=torch.float64)
+    x, grid = (
+        starts(sde, 3, 1.0),
+        torch.tensor([1.0, 0.9, 0.5, 0.48, 0.4, 0.0], dtype=torch.float64),
+    )
     if method.solver in OF_ITS_BATCH:
         pytest.skip("divides by the score's norm")
-    variable = getattr(method.solver, "variable", None) or ("angle" if method.solver.adaptive else None)
+    variable = getattr(method.solver, "variable", None) or (
+        "angle" if method.solver.adaptive else None
+    )
     in_v = isinstance(method.solver, RungeKutta) and variable == "angle"
     if isinstance(method.solver, sd.EulerTrapezoid) or in_v:
         pytest.skip("v is not constant where x is")
-    out = integrate(Reverse(model, 3, 1.0 if method.solver.diffuses else 0.0), method.solver, x, grid, Still((3, 2)))
+    out = integrate(
+        Reverse(model, 3, 1.0 if method.solver.diffuses else 0.0),
+        method.solver,
+        x,
+        grid,
+        Still((3, 2)),
+    )
     torch.testing.assert_close(out.x, x, rtol=1e-12, atol=1e-12)
 
 
 @methods(lambda m: m.solver.times is None)
 @pytest.mark.parametrize("sde", FAST[:3], indirect=True)
 def test_start_and_stop_anywhere(sde: sd.LinearSDE, method: Method) -> None:
-    """From 0.77 T to 0.31 T: finite, the grid as asked, and no evaluation outside it (but for what goes up by definition)."""
+    """From 0.77 T to 0.31 T: finite, the grid as asked, and no evaluation outside it (but for what
+    goes up by definition).
+    """
     model = SMOOTH.model(sde)
     times = watched(model)
     start, end = 0.77 * sde.T, 0.31 * sde.T
@@ -540,33 +690,43 @@ def test_start_and_stop_anywhere(sde: sd.LinearSDE, method: Method) -> None:
     assert len(times) == int(out.nfe.sum())
 
 
-# -- 4. law ------------------------------------------------------------------------------------------------------------
+# -- 4. law ----------------------------------------------------------------------------------------
 
 
 def exact_chain(solver: Solver) -> bool:
     """Whether the chain on Gaussian data is affine."""
     parts = [solver, *(getattr(solver, name, None) for name in ("predictor", "corrector"))]
-    return not any(isinstance(part, sd.MetropolisLangevin) or part in OF_ITS_BATCH for part in parts)
+    return not any(
+        isinstance(part, sd.MetropolisLangevin) or part in OF_ITS_BATCH for part in parts
+    )
 
 
 def in_log_snr(sde: sd.LinearSDE, n: int) -> Tensor:
-    ends = [float(sde.log_snr(torch.tensor(t, dtype=torch.float64))) for t in (sde.t_max, sde.t_min)]
+    ends = [
+        float(sde.log_snr(torch.tensor(t, dtype=torch.float64))) for t in (sde.t_max, sde.t_min)
+    ]
     grid = sde.time_of(torch.linspace(*ends, n + 1, dtype=torch.float64))
     grid[0], grid[-1] = sde.t_max, sde.t_min
     return grid
 
 
 @pytest.mark.parametrize("lam", [0.5, 1.0, 1.5])
-@methods(lambda m: m.solver.diffuses and m.weak is not None and m.solver != sd.ReverseDiffusion("song"))
+@methods(
+    lambda m: m.solver.diffuses and m.weak is not None and m.solver != sd.ReverseDiffusion("song")
+)
 @families("VP", "VE")
 def test_marginals_at_any_stochasticity(sde: sd.LinearSDE, method: Method, lam: float) -> None:
-    """From the exact law at t_max to t_min, last='noisy': exact moments, which come near the law as steps shrink."""
+    """From the exact law at t_max to t_min, last='noisy': exact moments, which come near the law as
+    steps shrink.
+    """
     errors = []
     for n in (25, 100):
         grid = in_log_snr(sde, n)
         mean, cov = chain(sde, method.at(n), grid, lam)
         true_mean, true_cov = GAUSSIAN.moments(sde, grid[-1])
-        errors.append(float((mean - true_mean).abs().max() + (cov.sqrt() - true_cov.sqrt()).abs().max()))
+        errors.append(
+            float((mean - true_mean).abs().max() + (cov.sqrt() - true_cov.sqrt()).abs().max())
+        )
     assert errors[1] < 0.45 * errors[0], errors
     assert errors[1] < 0.1, errors
 
@@ -598,14 +758,19 @@ SAMPLED = [
 
 @pytest.mark.parametrize(("solver", "lam"), SAMPLED, ids=[f"{s!r}, {lam}" for s, lam in SAMPLED])
 def test_marginals_of_a_mixture(solver: Solver, lam: float | None) -> None:
-    """One of each family: 2,000 samples from the exact law at t_max; five moments within 4 standard errors (false alarm 3e-4)."""
+    """One of each family: 2,000 samples from the exact law at t_max; five moments within 4 standard
+    errors (false alarm 3e-4).
+    """
     sde, rows = sd.VP(), 2000
     data = sd.exact.GaussianMixture([[-1.0, 0.5], [1.0, 0.0], [0.3, -1.0]], 0.4, [0.5, 0.3, 0.2])
     z = torch.randn(rows, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     x = sde.perturb(data.sample(rows, seed=5), sde.t_max, z)
     slow = solver in (sd.EulerMaruyama(), sd.Ancestral(), sd.DDIM(0.5))
-    grid = in_log_snr(sde, 240 if slow else 64)[: -40 if slow else -10]  # to where sigma is a quarter of the data's spread or less
-    problem = Reverse(data.model(sde), rows, (1.0 if solver.diffuses else 0.0) if lam is None else lam)
+    # to where sigma is a quarter of the data's spread or less
+    grid = in_log_snr(sde, 240 if slow else 64)[: -40 if slow else -10]
+    problem = Reverse(
+        data.model(sde), rows, (1.0 if solver.diffuses else 0.0) if lam is None else lam
+    )
     out = integrate(problem, solver, x, grid, white(rows, seed=6)).x
     mean, cov = data.moments(sde, grid[-1])
     centred = out - mean
@@ -616,10 +781,12 @@ def test_marginals_of_a_mixture(solver: Solver, lam: float | None) -> None:
         assert abs(float(values.mean())) < 4 * float(values.std()) / rows**0.5, which
 
 
-# -- 5. failure --------------------------------------------------------------------------------------------------------
+# -- 5. failure ------------------------------------------------------------------------------------
 
 
-def breaking(at: float, value: float = float("nan"), sde: sd.LinearSDE = SDES["VP"]) -> sd.ScoreModel:
+def breaking(
+    at: float, value: float = float("nan"), sde: sd.LinearSDE = SDES["VP"]
+) -> sd.ScoreModel:
     """Exact, but for samples labelled 1 below t = ``at``."""
     exact = SMOOTH.model(sde)
 
@@ -646,7 +813,10 @@ def test_nan_at_one_sample_and_time(method: Method) -> None:
             dtype=torch.float64,
         )
 
-    with pytest.raises(sd.SolveError, match=r"sample 1 failed at t = (1|0\.\d+): the network's output is not finite"):
+    with pytest.raises(
+        sd.SolveError,
+        match=r"sample 1 failed at t = (1|0\.\d+): the network's output is not finite",
+    ):
         solve([0, 1, 0], "raise")
     out, healthy = solve([0, 1, 0], "return"), solve([0, 0, 0], "return")
     assert out.status.tolist() == [0, Status.NETWORK_NOT_FINITE, 0]
@@ -659,7 +829,14 @@ def test_nan_at_one_sample_and_time(method: Method) -> None:
 def test_nan_in_a_metropolis_chain() -> None:
     label = {"label": torch.tensor([0.0, 1.0, 0.0])}
     out = sd.sample(
-        breaking(0.4), (3, 2), solver=sd.MetropolisLangevin(), steps=8, seed=0, condition=label, on_fail="return", last="noisy"
+        breaking(0.4),
+        (3, 2),
+        solver=sd.MetropolisLangevin(),
+        steps=8,
+        seed=0,
+        condition=label,
+        on_fail="return",
+        last="noisy",
     )
     assert out.status.tolist() == [0, Status.NETWORK_NOT_FINITE, 0]
 
@@ -672,7 +849,15 @@ def test_max_nfe(method: Method) -> None:
     cap = solver.evaluations + (2 if solver.adaptive else 3)
 
     def solve(on_fail: str) -> sd.Solution:
-        return sd.sample(model, (2, 2), solver=solver, steps=usable(solver, 40), seed=0, max_nfe=cap, on_fail=on_fail)  # type: ignore[arg-type]
+        return sd.sample(
+            model,
+            (2, 2),
+            solver=solver,
+            steps=usable(solver, 40),
+            seed=0,
+            max_nfe=cap,
+            on_fail=on_fail,
+        )  # type: ignore[arg-type]
 
     out = solve("return")
     assert out.status.tolist() == [Status.MAX_NFE] * 2
@@ -682,7 +867,7 @@ def test_max_nfe(method: Method) -> None:
         solve("raise")
 
 
-# -- 7. form -----------------------------------------------------------------------------------------------------------
+# -- 7. form ---------------------------------------------------------------------------------------
 
 
 @methods()
@@ -704,11 +889,15 @@ def test_solvers_are_frozen_values(method: Method) -> None:
 
 @methods()
 def test_interleaved_and_threaded_solves_are_separate(method: Method) -> None:
-    """One inside the other at every step, and both in threads: bit for bit what each gives by itself."""
+    """One inside the other at every step, and both in threads: bit for bit what each gives by
+    itself.
+    """
     solver, model = method.solver, SMOOTH.model(sde_of(method.solver))
 
     def solve(seed: int, callback=None) -> Tensor:
-        return sd.sample(model, (3, 2), solver=solver, steps=usable(solver, 3), seed=seed, callback=callback).x
+        return sd.sample(
+            model, (3, 2), solver=solver, steps=usable(solver, 3), seed=seed, callback=callback
+        ).x
 
     alone = {seed: solve(seed) for seed in (1, 2)}
     inside: list[Tensor] = []
@@ -720,7 +909,10 @@ def test_interleaved_and_threaded_solves_are_separate(method: Method) -> None:
     assert torch.equal(solve(1, between), alone[1])
     assert all(torch.equal(x, alone[2]) for x in inside)
     threaded: dict[int, Tensor] = {}
-    threads = [threading.Thread(target=lambda seed=seed: threaded.update({seed: solve(seed)})) for seed in (1, 2)]
+    threads = [
+        threading.Thread(target=lambda seed=seed: threaded.update({seed: solve(seed)}))
+        for seed in (1, 2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -763,9 +955,13 @@ def test_the_state_is_float32_under_a_bf16_network(method: Method) -> None:
 def test_any_rank_is_the_flat_problem(shape: tuple[int, ...], method: Method) -> None:
     """Unit Gaussian data in any shape give what the flattened problem gives."""
     sde, solver = sde_of(method.solver), method.solver
-    model = sd.ScoreModel(lambda x, t: x * sde.sigma(t.double()).to(x).reshape(-1, *(1,) * (x.ndim - 1)), sde)
+    model = sd.ScoreModel(
+        lambda x, t: x * sde.sigma(t.double()).to(x).reshape(-1, *(1,) * (x.ndim - 1)), sde
+    )
     rank, flat = (
-        sd.sample(model, size, solver=solver, steps=usable(solver, 5), seed=0, dtype=torch.float64).x
+        sd.sample(
+            model, size, solver=solver, steps=usable(solver, 5), seed=0, dtype=torch.float64
+        ).x
         for size in (shape, (shape[0], torch.Size(shape[1:]).numel()))
     )
     assert rank.shape == shape
@@ -818,7 +1014,9 @@ def test_gradients_of_full_and_checkpoint_agree(method: Method) -> None:
 
 
 def test_checkpoint_where_f_and_g_are_derived() -> None:
-    """f and g by autograd, on first use inside the first step: the recomputation must not differ from it."""
+    """f and g by autograd, on first use inside the first step: the recomputation must not differ
+    from it.
+    """
     sde, ends = SDES["user, alpha and log_snr"], []
     for grad in ("full", "checkpoint"):
         x = starts(sde, 2, 0.8).requires_grad_()
@@ -829,9 +1027,13 @@ def test_checkpoint_where_f_and_g_are_derived() -> None:
     torch.testing.assert_close(ends[0], ends[1], rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("solver", [sd.EulerMaruyama(), sd.Heun(), sd.SRA3(), sd.Ancestral()], ids=repr)
+@pytest.mark.parametrize(
+    "solver", [sd.EulerMaruyama(), sd.Heun(), sd.SRA3(), sd.Ancestral()], ids=repr
+)
 def test_checkpoint_keeps_little(solver: Solver) -> None:
-    """64 steps of a network much wider than the state: its activations are not kept, only states; those of one step come back."""
+    """64 steps of a network much wider than the state: its activations are not kept, only states;
+    those of one step come back.
+    """
     full, checkpoint = (gradients(solver, grad, 256, 64).saved for grad in ("full", "checkpoint"))
     states, one_step = 64 * 4 * 2 * 8, full / 64
     assert checkpoint + states + one_step < full / 10, (checkpoint, full)

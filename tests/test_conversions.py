@@ -1,4 +1,6 @@
-"""Round trips between parametrisations, where they are singular, the network's clock, and finding a wrong declaration."""
+"""Round trips between parametrisations, where they are singular, the network's clock, and finding a
+wrong declaration.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +33,22 @@ def identity(x: Tensor, t: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_round_trips(name: str, dtype: torch.dtype) -> None:
-    """From one prediction to another and back: at most 64 eps max(1, alpha / sigma, sigma / alpha), relative to the larger of the
-    prediction and what x holds of it."""
+    """From one prediction to another and back: at most 64 eps max(1, alpha / sigma, sigma / alpha),
+    relative to the larger of the prediction and what x holds of it.
+    """
     sde = SCHEDULES[name]
     generator = torch.Generator().manual_seed(0)
-    t = torch.cat([torch.linspace(sde.t_min, sde.t_max, 60, dtype=torch.float64), sde.t_min * torch.logspace(0, 2, 20).double()])
+    t = torch.cat(
+        [
+            torch.linspace(sde.t_min, sde.t_max, 60, dtype=torch.float64),
+            sde.t_min * torch.logspace(0, 2, 20).double(),
+        ]
+    )
     alpha, sigma = sde.alpha(t), sde.sigma(t)
     condition_number = torch.stack([torch.ones_like(t), alpha / sigma, sigma / alpha]).amax(0)
-    x_0, noise = (torch.randn(len(t), 50, generator=generator, dtype=torch.float64) for _ in range(2))
+    x_0, noise = (
+        torch.randn(len(t), 50, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
     x = (alpha[:, None] * x_0 + sigma[:, None] * noise).to(dtype)
     for one, two in itertools.permutations(PREDICTIONS, 2):
         first, second = (sd.ScoreModel(identity, sde, kind) for kind in (one, two))
@@ -50,18 +60,38 @@ def test_round_trips(name: str, dtype: torch.dtype) -> None:
         size = given.abs().amax(1).clamp(min=1e-300)
         error = (back.double() - given.to(dtype).double()).abs().amax(1) / size
         bound = 64 * torch.finfo(dtype).eps * condition_number
-        assert bool((error <= bound).all()), (one, two, float(t[(error / bound).argmax()]), float((error / bound).max()))
+        assert bool((error <= bound).all()), (
+            one,
+            two,
+            float(t[(error / bound).argmax()]),
+            float((error / bound).max()),
+        )
 
 
 @pytest.mark.parametrize(
     ("predicts", "wanted", "works"),
-    [("noise", "data", False), ("score", "data", False), ("data", "noise", True), ("v", "noise", True), ("flow", "data", True),
-     ("v", "data", True), ("edm", "data", True), ("noise", "score", True), ("score", "noise", True), ("flow", "score", True)],
-)  # fmt: skip
+    [
+        ("noise", "data", False),
+        ("score", "data", False),
+        ("data", "noise", True),
+        ("v", "noise", True),
+        ("flow", "data", True),
+        ("v", "data", True),
+        ("edm", "data", True),
+        ("noise", "score", True),
+        ("score", "noise", True),
+        ("flow", "score", True),
+    ],
+)
 def test_at_alpha_zero(predicts: str, wanted: str, works: bool) -> None:
-    """x = noise there, so that noise and score are known whatever is predicted, and data only where it is predicted in part."""
+    """x = noise there, so that noise and score are known whatever is predicted, and data only where
+    it is predicted in part.
+    """
     sde = sd.RectifiedFlow(t_max=1.0)
-    x_0, noise = torch.full((2, 3), 0.5, dtype=torch.float64), torch.full((2, 3), -0.2, dtype=torch.float64)
+    x_0, noise = (
+        torch.full((2, 3), 0.5, dtype=torch.float64),
+        torch.full((2, 3), -0.2, dtype=torch.float64),
+    )
     t = torch.tensor(1.0, dtype=torch.float64)
     model = sd.ScoreModel(identity, sde, predicts)
     output = target(model, x_0, noise, t)
@@ -70,20 +100,28 @@ def test_at_alpha_zero(predicts: str, wanted: str, works: bool) -> None:
         p, q = PREDICTIONS[wanted](sde, t, 0.5)
         torch.testing.assert_close(predict(model, wanted, noise, 1.0), p * x_0 + q * noise)
     else:
-        with pytest.raises(ValueError, match=r"at t = 1, where alpha = 0: no signal is left; .* v or flow or edm"):
+        with pytest.raises(
+            ValueError, match=r"at t = 1, where alpha = 0: no signal is left; .* v or flow or edm"
+        ):
             predict(model, wanted, noise, 1.0)
 
 
 def test_singular_conversions_say_what_to_use() -> None:
     flat = sd.LinearSDE(f=lambda t: -1.0, g=lambda t: torch.where((t > 0.3) & (t < 0.6), 0.0, 1.0))
     x = torch.ones(2, 2)
-    with pytest.raises(ValueError, match=r"noise cannot be .* predicts flow at t = 0.45, where log_snr is flat"):
+    with pytest.raises(
+        ValueError, match=r"noise cannot be .* predicts flow at t = 0.45, where log_snr is flat"
+    ):
         sd.ScoreModel(identity, flat, "flow").noise(x, torch.tensor([0.2, 0.45]))
     sd.ScoreModel(identity, flat, "flow").noise(x, 0.2)
     sd.ScoreModel(identity, flat, "v").flow(x, 0.45)
     early = sd.VP(t_min=1e-3)
     object.__setattr__(early, "t_min", 0.0)
-    with pytest.raises(ValueError, match=r"score cannot .* at t = 0, where sigma = 0: there is no noise; no parametrisation has"):
+    with pytest.raises(
+        ValueError,
+        match=r"score cannot .* at t = 0, where sigma = 0: there is no noise; no parametrisation "
+        r"has",
+    ):
         sd.ScoreModel(identity, early, "noise").score(x, 0.0)
 
 
@@ -95,24 +133,44 @@ def test_a_start_at_alpha_zero_is_a_data_form_step() -> None:
     exact = data.flow(sde, x, 1.0, 0.1)
     errors = []
     for n in (40, 80, 160):
-        out = sd.sample(data.model(sde), (2, 2), solver=sd.DDIM(), steps=n, x_init=x, t_end=0.1, dtype=torch.float64, seed=0)
+        out = sd.sample(
+            data.model(sde),
+            (2, 2),
+            solver=sd.DDIM(),
+            steps=n,
+            x_init=x,
+            t_end=0.1,
+            dtype=torch.float64,
+            seed=0,
+        )
         errors.append(float((out.x - exact).abs().max()))
     assert errors[0] / errors[1] == pytest.approx(2, abs=0.2)
     assert errors[1] / errors[2] == pytest.approx(2, abs=0.1)
     # One ancestral step from alpha = 0 is the forward law given E[x_0], whatever x was.
     rows = sd.sample(
-        data.model(sde), (4000, 2), solver=sd.Ancestral(), grid=[1.0, 0.5], last="noisy", seed=0, dtype=torch.float64
+        data.model(sde),
+        (4000, 2),
+        solver=sd.Ancestral(),
+        grid=[1.0, 0.5],
+        last="noisy",
+        seed=0,
+        dtype=torch.float64,
     ).x
     assert float((rows.mean(0) - 0.5 * data.mean).abs().max()) < 6 * 0.5 / 4000**0.5
     assert float((rows.std(0) - 0.5).abs().max()) < 6 * 0.5 / 8000**0.5
     for solver in (sd.EulerMaruyama(), sd.Heun()):
-        with pytest.raises(ValueError, match=r"f or g of Rect.* is not finite at t = 1: start inside .* by DDIM or Ancestral"):
+        with pytest.raises(
+            ValueError,
+            match=r"f or g of Rect.* is not finite at t = 1: start inside .* by DDIM or Ancestral",
+        ):
             sd.sample(data.model(sde), (2, 2), solver=solver, steps=5, seed=0)
-    with pytest.raises(ValueError, match=r"data cannot be .* predicts noise at t = 1, where alpha = 0"):
+    with pytest.raises(
+        ValueError, match=r"data cannot be .* predicts noise at t = 1, where alpha = 0"
+    ):
         sd.sample(sd.ScoreModel(identity, sde, "noise"), (2, 2), solver=sd.DDIM(), steps=5, seed=0)
 
 
-# -- clocks --------------------------------------------------------------------------------------------------------------
+# -- clocks ----------------------------------------------------------------------------------------
 
 
 def handed(sde: sd.SDE, time: object, t: object, **options: object) -> Tensor:
@@ -132,11 +190,19 @@ def test_the_network_is_handed_the_time_it_asks_for() -> None:
     torch.testing.assert_close(handed(vp, "t", t, time_dtype=torch.float64), t, rtol=0, atol=0)
     torch.testing.assert_close(handed(vp, "log_snr", t), vp.log_snr(t).float())
     torch.testing.assert_close(handed(vp, "sigma", t), vp.sigma(t).float())
-    torch.testing.assert_close(handed(vp, lambda t: 0.25 * vp.sigma(t).log(), t), (0.25 * vp.sigma(t).log()).float())
+    torch.testing.assert_close(
+        handed(vp, lambda t: 0.25 * vp.sigma(t).log(), t), (0.25 * vp.sigma(t).log()).float()
+    )
     torch.testing.assert_close(handed(vp, sd.Timesteps(1000), t), torch.tensor([299.0, 455.7]))
-    torch.testing.assert_close(handed(vp, sd.Timesteps(1000, rounded=True), t), torch.tensor([299, 456]))
-    torch.testing.assert_close(handed(vp, sd.Timesteps(999, shift=0), 0.5), torch.tensor([499.5, 499.5]))
-    torch.testing.assert_close(handed(sd.EDM(), sd.Timesteps(1000, shift=0), 40.0), torch.tensor([500.0, 500.0]))
+    torch.testing.assert_close(
+        handed(vp, sd.Timesteps(1000, rounded=True), t), torch.tensor([299, 456])
+    )
+    torch.testing.assert_close(
+        handed(vp, sd.Timesteps(999, shift=0), 0.5), torch.tensor([499.5, 499.5])
+    )
+    torch.testing.assert_close(
+        handed(sd.EDM(), sd.Timesteps(1000, shift=0), 40.0), torch.tensor([500.0, 500.0])
+    )
 
 
 def test_a_ddpm_of_n_steps_is_handed_its_indices() -> None:
@@ -167,13 +233,17 @@ def test_bad_clocks(time: object, error: type[Exception], message: str) -> None:
         sd.Timesteps(0)
 
 
-# -- diagnose ------------------------------------------------------------------------------------------------------------
+# -- diagnose --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sde", [sd.VP(), sd.VE(), sd.EDM(), sd.RectifiedFlow()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "sde", [sd.VP(), sd.VE(), sd.EDM(), sd.RectifiedFlow()], ids=lambda s: type(s).__name__
+)
 @pytest.mark.parametrize("predicts", PREDICTIONS)
 def test_diagnose_finds_what_is_predicted(sde: sd.LinearSDE, predicts: str) -> None:
-    """An exact network, declared as each of the six: the true reading is found, and named in what is printed."""
+    """An exact network, declared as each of the six: the true reading is found, and named in what
+    is printed.
+    """
     data = sd.exact.GaussianMixture([[-1.0, 0.5], [1.0, 0.0], [0.3, -1.0]], 0.1)
     x_0 = data.sample(300, seed=1)
     exact = data.model(sde)
@@ -187,16 +257,25 @@ def test_diagnose_finds_what_is_predicted(sde: sd.LinearSDE, predicts: str) -> N
 
     for declared in PREDICTIONS:
         found = sd.diagnose(sd.ScoreModel(net, sde, declared, time_dtype=torch.float64), x_0)
-        same = {"noise", "flow"} if isinstance(sde, sd.EDM) and predicts in ("noise", "flow") else {predicts}
+        same = (
+            {"noise", "flow"}
+            if isinstance(sde, sd.EDM) and predicts in ("noise", "flow")
+            else {predicts}
+        )
         assert found.best in same, (declared, found.errors)
         assert found.ok == (declared in same)
-        # The levels are log-SNRs: the error of the exact network is the same under every SDE and in every parametrisation.
+        # The levels are log-SNRs: the error of the exact network is the same under every SDE and in
+        # every parametrisation.
         assert found.errors[predicts] == pytest.approx(0.728226121450, rel=1e-8)
-        assert f"predicts {declared}, as declared" in str(found) or f"denoises as {found.best}" in str(found)
+        assert f"predicts {declared}, as declared" in str(
+            found
+        ) or f"denoises as {found.best}" in str(found)
 
 
 def test_diagnose_knows_the_error_of_a_guess_and_of_no_network() -> None:
-    """For white Gaussian data no network beats the linear guess: the exact score has error 1, and nothing fits."""
+    """For white Gaussian data no network beats the linear guess: the exact score has error 1, and
+    nothing fits.
+    """
     data = sd.exact.Gaussian([0.0, 0.0], 0.25)
     found = sd.diagnose(data.model(sd.VP()), data.sample(4000, seed=0))
     assert found.errors["v"] == pytest.approx(1, abs=0.1)
@@ -222,7 +301,11 @@ def test_diagnose_passes_conditions_and_leaves_the_network_as_it_was() -> None:
         sd.diagnose(model, torch.ones(3, 2, dtype=torch.int64))
 
 
-@pytest.mark.parametrize(("source", "target"), [("noise", "data"), ("data", "noise"), ("noise", "score"), ("data", "v")])
+@pytest.mark.parametrize(
+    ("source", "target"), [("noise", "data"), ("data", "noise"), ("noise", "score"), ("data", "v")]
+)
 def test_gradients_in_time(source: str, target: str) -> None:
     t = torch.tensor([0.2, 0.7], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda t: conversion(sd.VP(), source, target, t, 0.5), (t,), eps=1e-6, atol=1e-6)
+    assert torch.autograd.gradcheck(
+        lambda t: conversion(sd.VP(), source, target, t, 0.5), (t,), eps=1e-6, atol=1e-6
+    )

@@ -1,4 +1,6 @@
-"""Data sets: what is read is what was written, and what cannot be read is refused in one line that says what to do."""
+"""Data sets: what is read is what was written, and what cannot be read is refused in one line that
+says what to do.
+"""
 
 import dataclasses
 import math
@@ -38,7 +40,9 @@ def saved(tmp_path, array, name="a.npy"):
 
 def refusal(kind, *words):
     """Expect a one-line error of that kind in which all these words occur."""
-    return pytest.raises(kind, match="(?s)" + "".join(f"(?=.*{word})" for word in words) + r"(?!.*\n)")
+    return pytest.raises(
+        kind, match="(?s)" + "".join(f"(?=.*{word})" for word in words) + r"(?!.*\n)"
+    )
 
 
 # -- named sets
@@ -95,7 +99,9 @@ def test_unknown_names(spec, words, tmp_path, monkeypatch):
 @pytest.mark.parametrize("spec", ["./nowhere", "no/where", "gone.npy", "nowhere/", Path("nowhere")])
 def test_missing_paths(spec, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with refusal(FileNotFoundError, "no file or folder", str(Path(spec)), tmp_path.name, "check the path"):
+    with refusal(
+        FileNotFoundError, "no file or folder", str(Path(spec)), tmp_path.name, "check the path"
+    ):
         load_data(spec)
 
 
@@ -111,7 +117,10 @@ def test_missing_library_names_the_extra():
 
 
 def test_import_is_light():
-    code = "import sys, sdediff.data; print(sorted({'sklearn', 'mlxtend', 'PIL', 'matplotlib'} & set(sys.modules)))"
+    code = (
+        "import sys, sdediff.data; print(sorted({'sklearn', 'mlxtend', 'PIL', 'matplotlib'} & "
+        "set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -129,7 +138,10 @@ def test_folder_round_trip_sorted_by_path(tmp_path):
     assert d.x.shape == (4, 1, 4, 4)
     assert (d.name, d.low, d.high, d.is_image, d.labels) == ("faces", 0, 255, True, None)
     assert (d.unscale(d.x).round().to(torch.uint8).numpy()[:, 0] == a[[1, 3, 0, 2]]).all()
-    assert torch.equal(d.x[:, 0].double(), torch.from_numpy(a[[1, 3, 0, 2]].astype(np.float32) * (2 / 255) - 1).double())
+    assert torch.equal(
+        d.x[:, 0].double(),
+        torch.from_numpy(a[[1, 3, 0, 2]].astype(np.float32) * (2 / 255) - 1).double(),
+    )
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "bmp", "webp", "gif", "tiff", "ppm"])
@@ -242,7 +254,8 @@ def test_pixels_of_no_known_range(tmp_path):
         ((3, 5, 6, 1), (0, 3, 1, 2), (3, 1, 5, 6)),
         ((3, 5, 6, 3), (0, 3, 1, 2), (3, 3, 5, 6)),
         ((3, 5, 6, 4), (0, 3, 1, 2), (3, 4, 5, 6)),
-        ((3, 4, 4, 1), (0, 3, 1, 2), (3, 1, 4, 4)),  # square as 4x4 with one channel, not as 4x1 with four
+        # square as 4x4 with one channel, not as 4x1 with four
+        ((3, 4, 4, 1), (0, 3, 1, 2), (3, 1, 4, 4)),
         ((3, 1, 4, 4), None, (3, 1, 4, 4)),
         ((3, 3, 3, 3), None, (3, 3, 3, 3)),
         ((3, 1, 8, 4), None, (3, 1, 8, 4)),
@@ -340,7 +353,10 @@ def with_bad(*positions):
         (np.zeros(5), ["rank 1", r"\(5,\)", r"points \(N, d\)", r"\(N, H, W, C\)", "reshape"]),
         (np.zeros((2, 2, 2, 2, 2)), ["rank 5", "reshape"]),
         (np.zeros((3, 5, 6, 7)), [r"\(3, 5, 6, 7\)", "1, 3 or 4 channels", "transpose"]),
-        (np.zeros((3, 784), np.uint8), ["uint8", r"\(3, 784\)", r"points \(N, d\) must be float", "rank 3 or 4"]),
+        (
+            np.zeros((3, 784), np.uint8),
+            ["uint8", r"\(3, 784\)", r"points \(N, d\) must be float", "rank 3 or 4"],
+        ),
         (grey().astype(np.int64), ["int64", r"astype\('uint8'\)"]),
         (grey() % 2, ["values from 0 to 1", r"astype\(bool\)"]),
         (grey().astype(float), ["from . to 2..", r"expected \[0, 1\] or \[-1, 1\]", "uint8"]),
@@ -381,7 +397,8 @@ def test_image_size_for_names_and_arrays(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("size", "kind", "word"), [(0, ValueError, "at least 1"), (-3, ValueError, "got -3"), (8.0, TypeError, "int")]
+    ("size", "kind", "word"),
+    [(0, ValueError, "at least 1"), (-3, ValueError, "got -3"), (8.0, TypeError, "int")],
 )
 def test_image_size_that_is_none(size, kind, word):
     with refusal(kind, "image_size", word):
@@ -442,7 +459,11 @@ def test_split_without_labels():
 
 @pytest.mark.parametrize(
     ("count", "kind", "word"),
-    [(0, ValueError, "at least 1"), (20, ValueError, "1 to 19"), (0.2, TypeError, "number of samples")],
+    [
+        (0, ValueError, "at least 1"),
+        (20, ValueError, "1 to 19"),
+        (0.2, TypeError, "number of samples"),
+    ],
 )
 def test_split_that_cannot_be(count, kind, word):
     with refusal(kind, "held_out", word):

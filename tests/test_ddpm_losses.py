@@ -21,14 +21,18 @@ def chain_of(variance: str, n: int = 8) -> sd.DDPM:
 
 
 def quadrature() -> tuple[Tensor, Tensor, Tensor]:
-    """(x_0, noise, weights) under which means over N(MEAN, VAR) data and noise of what is quadratic in them are exact."""
+    """(x_0, noise, weights) under which means over N(MEAN, VAR) data and noise of what is quadratic
+    in them are exact.
+    """
     z, w = gauss_hermite(4)
     x = (MEAN + VAR**0.5 * z).repeat_interleave(4, dim=0)
     return x, z.repeat(4, 1), (w[:, None] * w[None, :]).flatten()
 
 
 def expected_terms(chain: sd.DDPM) -> list[float]:
-    """The mean terms L_0, ..., L_{N-1} in nats of N(MEAN, VAR) data with the exact model, from Ho et al.'s formulas."""
+    """The mean terms L_0, ..., L_{N-1} in nats of N(MEAN, VAR) data with the exact model, from Ho
+    et al.'s formulas.
+    """
     bar, terms, before_all = 1.0, [], []
     for beta in chain.betas:
         before_all.append(bar)
@@ -66,10 +70,14 @@ def test_bound_of_gaussian_data_in_closed_form(variance: str) -> None:
 
 
 def test_variational_bound_estimates_the_closed_form() -> None:
-    """Means over 4,000 samples within 5 standard errors (false alarm 6e-7 each); sample i by its seed alone."""
+    """Means over 4,000 samples within 5 standard errors (false alarm 6e-7 each); sample i by its
+    seed alone.
+    """
     chain, rows = chain_of("beta_tilde"), 4000
     model = sd.exact.Gaussian([MEAN], VAR).model(sd.VP())
-    x = MEAN + VAR**0.5 * torch.randn(rows, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = MEAN + VAR**0.5 * torch.randn(
+        rows, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     bound = sd.variational_bound(chain, model, x, bins=None, seed=1, batch_size=1500)
     terms = torch.cat([bound.decoder[:, None], bound.transitions], dim=1)
     for i, term in enumerate(expected_terms(chain)):
@@ -77,32 +85,48 @@ def test_variational_bound_estimates_the_closed_form() -> None:
         assert float(terms[:, i].mean()) == pytest.approx(term, abs=5 * error)
     torch.testing.assert_close(bound.total, bound.prior + terms.sum(dim=1))
     torch.testing.assert_close(bound.bits_per_dim, bound.total / math.log(2))
-    few = sd.variational_bound(chain, model, x[[7, 3]], bins=None, seed=[sd.seeds(1, rows)[i] for i in (7, 3)])
+    few = sd.variational_bound(
+        chain, model, x[[7, 3]], bins=None, seed=[sd.seeds(1, rows)[i] for i in (7, 3)]
+    )
     torch.testing.assert_close(few.total, bound.total[[7, 3]], rtol=1e-12, atol=0)
 
 
 def test_decoder_is_a_distribution_over_the_bins() -> None:
-    """Probabilities of all 16 values add up to one, wherever the mean lies and however narrow it is."""
+    """Probabilities of all 16 values add up to one, wherever the mean lies and however narrow it
+    is.
+    """
     bins = sd.Bins(16)
     values = torch.linspace(-1, 1, 16, dtype=torch.float64)[:, None]
     mean = torch.tensor([[-3.0, -1.0, -0.3, 0.05, 0.99, 1.7]], dtype=torch.float64)
     for log_v in (-12.0, -6.0, -2.0, 3.0):
-        total = bins.log_prob(values, mean, torch.full((16, 6), log_v, dtype=torch.float64)).exp().sum(dim=0)
+        total = (
+            bins.log_prob(values, mean, torch.full((16, 6), log_v, dtype=torch.float64))
+            .exp()
+            .sum(dim=0)
+        )
         torch.testing.assert_close(total, torch.ones(6, dtype=torch.float64), rtol=1e-12, atol=0)
 
 
 def test_decoder_in_its_tails() -> None:
-    """Against 40 digits, 60 standard deviations out on either side, with gradients that are finite."""
+    """Against 40 digits, 60 standard deviations out on either side, with gradients that are
+    finite.
+    """
     bins, std = sd.Bins(256), 0.01
     x = torch.tensor([[0, 128, 255]], dtype=torch.float64) / 127.5 - 1
     mean = torch.tensor([[-0.4, 0.6, 0.4]], dtype=torch.float64).requires_grad_()
     got = bins.log_prob(x, mean, torch.full_like(x, 2 * math.log(std)))
     with mp.workdps(1200):
         for k in range(3):
-            at, m, half = mp.mpf(float(x[0, k])), mp.mpf(float(mean[0, k].detach())), mp.mpf(1) / 255
+            at, m, half = (
+                mp.mpf(float(x[0, k])),
+                mp.mpf(float(mean[0, k].detach())),
+                mp.mpf(1) / 255,
+            )
             upper = mp.mpf(1) if float(at) > 0.999 else mp.ncdf((at + half - m) / std)
             lower = mp.mpf(0) if float(at) < -0.999 else mp.ncdf((at - half - m) / std)
-            assert float(got[0, k].detach()) == pytest.approx(float(mp.log(upper - lower)), rel=1e-9)
+            assert float(got[0, k].detach()) == pytest.approx(
+                float(mp.log(upper - lower)), rel=1e-9
+            )
     (slope,) = torch.autograd.grad(got.sum(), mean)
     assert bool(torch.isfinite(slope).all())
     assert bool((slope * (x - mean.detach()) > 0).all())
@@ -117,11 +141,17 @@ def test_simple_loss_is_denoising_score_matching() -> None:
     x, noise = torch.ones(3, 2, dtype=torch.float64), torch.full((3, 2), -0.7, dtype=torch.float64)
     for predicts in ("noise", "data", "score", "v", "flow", "edm"):
         model = reparametrised(law.model(sde), predicts)
-        expected = sd.DenoisingScoreMatching("sigma2")(model, x, t=chain.level_times[i - 1], noise=noise)
-        torch.testing.assert_close(sd.DDPMLoss(chain)(model, x, i=i, noise=noise), expected, rtol=1e-8, atol=1e-12)
+        expected = sd.DenoisingScoreMatching("sigma2")(
+            model, x, t=chain.level_times[i - 1], noise=noise
+        )
+        torch.testing.assert_close(
+            sd.DDPMLoss(chain)(model, x, i=i, noise=noise), expected, rtol=1e-8, atol=1e-12
+        )
     x_i = chain.perturb(x, i, noise)
     by_hand = (law.model(sde).noise(x_i, chain.level_times[i - 1]) - noise).square().mean(dim=1)
-    torch.testing.assert_close(sd.DDPMLoss(chain)(law.model(sde), x, i=i, noise=noise), by_hand, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        sd.DDPMLoss(chain)(law.model(sde), x, i=i, noise=noise), by_hand, rtol=1e-9, atol=1e-12
+    )
 
 
 class Affine(torch.nn.Module):
@@ -129,14 +159,18 @@ class Affine(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.r = (torch.nn.Parameter(torch.tensor(v, dtype=torch.float64)) for v in (0.6, 0.2))
+        self.a, self.r = (
+            torch.nn.Parameter(torch.tensor(v, dtype=torch.float64)) for v in (0.6, 0.2)
+        )
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return torch.cat([self.a * x, self.r.expand_as(x)], dim=1)
 
 
 def test_hybrid_loss_trains_the_mean_by_the_simple_one_alone() -> None:
-    """Value L_simple + weight L_vlb; gradient of the mean that of L_simple, of the variance that of weight L_vlb."""
+    """Value L_simple + weight L_vlb; gradient of the mean that of L_simple, of the variance that of
+    weight L_vlb.
+    """
     net = Affine()
     sde = sd.VP()
     model, chain = sd.ScoreModel(net, sde, learned_variance=True), chain_of("learned", 20)
@@ -146,7 +180,9 @@ def test_hybrid_loss_trains_the_mean_by_the_simple_one_alone() -> None:
         loss = sd.DDPMLoss(chain, kind, vlb_weight=0.05)  # type: ignore[arg-type]
         value = loss(model, x, generator=torch.Generator().manual_seed(1)).mean()
         values[kind] = value.detach()
-        grads[kind] = torch.autograd.grad(value, (net.a, net.r), allow_unused=True, materialize_grads=True)
+        grads[kind] = torch.autograd.grad(
+            value, (net.a, net.r), allow_unused=True, materialize_grads=True
+        )
     torch.testing.assert_close(values["hybrid"], values["simple"] + 0.05 * values["vlb"])
     torch.testing.assert_close(grads["hybrid"][0], grads["simple"][0])
     torch.testing.assert_close(grads["hybrid"][1], 0.05 * grads["vlb"][1])
@@ -156,7 +192,9 @@ def test_hybrid_loss_trains_the_mean_by_the_simple_one_alone() -> None:
 
 
 def test_learned_variance_is_best_at_the_optimal_one() -> None:
-    """Unit Gaussian data: the reverse step has variance beta, r = 1; the mean bound is least there."""
+    """Unit Gaussian data: the reverse step has variance beta, r = 1; the mean bound is least
+    there.
+    """
     sde, chain = sd.VP(), chain_of("learned", 20)
     z, w = gauss_hermite(4)
     x, noise, w = z.repeat_interleave(4, dim=0), z.repeat(4, 1), (w[:, None] * w[None, :]).flatten()
@@ -174,17 +212,22 @@ def test_learned_variance_is_best_at_the_optimal_one() -> None:
 
 
 def test_loss_aware_levels_keep_the_mean() -> None:
-    """p_i follows eq. 18, and the weights make the expected loss that of uniform levels, exactly."""
+    """p_i follows eq. 18, and the weights make the expected loss that of uniform levels,
+    exactly.
+    """
     sampler = sd.LossAware(4, history=2, uniform=0.01)
     torch.testing.assert_close(sampler.probabilities, torch.full((4,), 0.25, dtype=torch.float64))
-    for values in ([5.0, 5.0, 5.0, 5.0], [1.0, 3.0, 0.5, 4.0], [2.0, 0.0, 0.5, 3.0]):  # the first are forgotten
+    # the first are forgotten
+    for values in ([5.0, 5.0, 5.0, 5.0], [1.0, 3.0, 0.5, 4.0], [2.0, 0.0, 0.5, 3.0]):
         sampler.record(torch.tensor([1, 2, 3, 4]), torch.tensor(values))
     size = torch.tensor([5.0, 9.0, 0.5, 25.0], dtype=torch.float64).div(2).sqrt()
     expected = 0.99 * size / size.sum() + 0.01 / 4
     torch.testing.assert_close(sampler.probabilities, expected)
     u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
     i, weights = sampler.levels(u)
-    torch.testing.assert_close(torch.bincount(i, minlength=5)[1:].double() / 1e5, expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(
+        torch.bincount(i, minlength=5)[1:].double() / 1e5, expected, rtol=0, atol=2e-5
+    )
     losses = torch.tensor([3.0, 1.0, 4.0, 1.5], dtype=torch.float64)
     assert float((weights * losses[i - 1]).mean()) == pytest.approx(float(losses.mean()), rel=1e-4)
 
@@ -243,10 +286,19 @@ def test_a_run_with_loss_aware_levels_resumes_to_the_bit(tmp_path) -> None:
             sampler = sd.LossAware(16, history=2)
             loss = sd.DDPMLoss(chain, "hybrid", sampler=sampler)
             options = {"resume": stop != steps[0], "batch_size": 32, "device": "cpu", "warmup": 0}
-            # The rate of a step depends on the number of steps: stopped by the callback's count, not by another number.
+            # The rate of a step depends on the number of steps: stopped by the callback's count,
+            # not by another number.
             if stop != steps[-1]:
                 with pytest.raises(KeyboardInterrupt):
-                    sd.fit(model, data, out=tmp_path / folder, loss=loss, steps=40, callback=_interrupt, **options)
+                    sd.fit(
+                        model,
+                        data,
+                        out=tmp_path / folder,
+                        loss=loss,
+                        steps=40,
+                        callback=_interrupt,
+                        **options,
+                    )
             else:
                 model = sd.fit(model, data, out=tmp_path / folder, loss=loss, steps=40, **options)
         return model, sampler
@@ -278,22 +330,72 @@ CHAIN = chain_of("beta_tilde")
         (lambda: sd.DDPMLoss(sd.VP()), TypeError, "takes a DDPM"),
         (lambda: sd.DDPMLoss(CHAIN, "simpel"), ValueError, "kind must be"),
         (lambda: sd.DDPMLoss(CHAIN, "hybrid"), ValueError, "take variance='learned'"),
-        (lambda: sd.DDPMLoss(CHAIN, vlb_weight=0), ValueError, "vlb_weight must be a positive number"),
-        (lambda: sd.DDPMLoss(CHAIN, sampler=sd.LossAware(9)), ValueError, "the sampler is for 9 levels, the chain has 8"),
-        (lambda: sd.DDPMLoss(CHAIN)(sd.exact.Gaussian([0.0], 1.0).model(sd.Cosine()), torch.zeros(1, 1)), ValueError, "to_sde"),
-        (lambda: sd.DDPMLoss(CHAIN)(VP_MODEL, torch.zeros(2, 2).long()), TypeError, r"use x.float\(\)"),
-        (lambda: sd.DDPMLoss(CHAIN)(VP_MODEL, torch.zeros(2, 2), i=torch.tensor([0, 1])), ValueError, r"must lie in 1\.\.8"),
-        (lambda: sd.DDPMLoss(CHAIN)(VP_MODEL, torch.zeros(2, 2), i=torch.tensor([1, 2, 3])), ValueError, r"int or \(B,\)"),
-        (lambda: sd.DDPMLoss(chain_of("learned"), "vlb")(VP_MODEL, torch.zeros(2, 2)), ValueError, "learned_variance=True"),
-        (lambda: sd.DDPMLoss(CHAIN, "vlb", bins=sd.Bins())(VP_MODEL, torch.full((2, 2), 0.3)), ValueError, "must lie on the 256"),
+        (
+            lambda: sd.DDPMLoss(CHAIN, vlb_weight=0),
+            ValueError,
+            "vlb_weight must be a positive number",
+        ),
+        (
+            lambda: sd.DDPMLoss(CHAIN, sampler=sd.LossAware(9)),
+            ValueError,
+            "the sampler is for 9 levels, the chain has 8",
+        ),
+        (
+            lambda: sd.DDPMLoss(CHAIN)(
+                sd.exact.Gaussian([0.0], 1.0).model(sd.Cosine()), torch.zeros(1, 1)
+            ),
+            ValueError,
+            "to_sde",
+        ),
+        (
+            lambda: sd.DDPMLoss(CHAIN)(VP_MODEL, torch.zeros(2, 2).long()),
+            TypeError,
+            r"use x.float\(\)",
+        ),
+        (
+            lambda: sd.DDPMLoss(CHAIN)(VP_MODEL, torch.zeros(2, 2), i=torch.tensor([0, 1])),
+            ValueError,
+            r"must lie in 1\.\.8",
+        ),
+        (
+            lambda: sd.DDPMLoss(CHAIN)(VP_MODEL, torch.zeros(2, 2), i=torch.tensor([1, 2, 3])),
+            ValueError,
+            r"int or \(B,\)",
+        ),
+        (
+            lambda: sd.DDPMLoss(chain_of("learned"), "vlb")(VP_MODEL, torch.zeros(2, 2)),
+            ValueError,
+            "learned_variance=True",
+        ),
+        (
+            lambda: sd.DDPMLoss(CHAIN, "vlb", bins=sd.Bins())(VP_MODEL, torch.full((2, 2), 0.3)),
+            ValueError,
+            "must lie on the 256",
+        ),
         (
             lambda: sd.variational_bound(CHAIN, VP_MODEL, torch.full((2, 2), 2.0), bins=sd.Bins()),
             ValueError,
             "declare how",
         ),
-        (lambda: sd.variational_bound(CHAIN, VP_MODEL, torch.full((2, 2), float("nan")), bins=None), ValueError, "not finite"),
-        (lambda: sd.variational_bound(CHAIN, VP_MODEL, torch.zeros(2, 2), bins=None, batch_size=0), ValueError, "batch_size"),
-        (lambda: sd.variational_bound(CHAIN, torch.nn.Identity(), torch.zeros(2, 2), bins=None), TypeError, "wrap the network"),
+        (
+            lambda: sd.variational_bound(
+                CHAIN, VP_MODEL, torch.full((2, 2), float("nan")), bins=None
+            ),
+            ValueError,
+            "not finite",
+        ),
+        (
+            lambda: sd.variational_bound(
+                CHAIN, VP_MODEL, torch.zeros(2, 2), bins=None, batch_size=0
+            ),
+            ValueError,
+            "batch_size",
+        ),
+        (
+            lambda: sd.variational_bound(CHAIN, torch.nn.Identity(), torch.zeros(2, 2), bins=None),
+            TypeError,
+            "wrap the network",
+        ),
         (lambda: sd.Bins(1), ValueError, "at least 2"),
         (lambda: sd.Bins(4, 1.0, 0.0), ValueError, "low must be below high"),
         (lambda: sd.LossAware(0), ValueError, "N must be an int"),

@@ -1,4 +1,6 @@
-"""The default solver: the rule, what it costs, and that it is better than what it was chosen over (docs/solvers.md)."""
+"""The default solver: the rule, what it costs, and that it is better than what it was chosen over
+(docs/solvers.md).
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,11 @@ each_sde = pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name
 
 def mixture(seed: int = 3, d: int = 2, stds: float = 0.1) -> sd.exact.GaussianMixture:
     means = torch.randn(8, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    means = (means - means.mean(dim=0)) / means.var(dim=0, correction=0).mean().sqrt() * (1 - stds**2) ** 0.5
+    means = (
+        (means - means.mean(dim=0))
+        / means.var(dim=0, correction=0).mean().sqrt()
+        * (1 - stds**2) ** 0.5
+    )
     return sd.exact.GaussianMixture(means, stds=stds)
 
 
@@ -41,29 +47,66 @@ def test_costs_one_evaluation_a_step_and_one_at_the_end(sde: sd.LinearSDE, steps
 
 @pytest.mark.parametrize(("steps", "order"), [(1, 2), (7, 2), (8, 3), (19, 3), (20, 4), (80, 4)])
 def test_the_rule(steps: int, order: int) -> None:
-    rule = sd.ExponentialMultistep(order, form=sd.Straight(0.1), variable="angle", corrector=order, startup="published")
-    one, two = (sd.sample(mixture().model(sd.VP()), (3, 2), solver=solver, steps=steps, seed=0).x for solver in (None, rule))
+    rule = sd.ExponentialMultistep(
+        order, form=sd.Straight(0.1), variable="angle", corrector=order, startup="published"
+    )
+    one, two = (
+        sd.sample(mixture().model(sd.VP()), (3, 2), solver=solver, steps=steps, seed=0).x
+        for solver in (None, rule)
+    )
     assert torch.equal(one, two)
 
 
 @each_sde
 @pytest.mark.parametrize(("steps", "most"), [(8, 0.6), (20, 0.25)])
-def test_median_error_is_below_published_ones_on_every_grid(sde: sd.LinearSDE, steps: int, most: float) -> None:
-    """UniPC of order 2 and 3, as published, and iPNDM, on three grids: at most that much of the best of their errors."""
-    model, x = mixture().model(sde), sd.sample(mixture().model(sde), (256, 2), grid=[sde.t_max], last="noisy", seed=5).x.double()
+def test_median_error_is_below_published_ones_on_every_grid(
+    sde: sd.LinearSDE, steps: int, most: float
+) -> None:
+    """UniPC of order 2 and 3, as published, and iPNDM, on three grids: at most that much of the
+    best of their errors.
+    """
+    model, x = (
+        mixture().model(sde),
+        sd.sample(
+            mixture().model(sde), (256, 2), grid=[sde.t_max], last="noisy", seed=5
+        ).x.double(),
+    )
 
     def error(solver: sd.Solver | None, grid: Tensor) -> float:
-        out = sd.sample(model, (256, 2), solver=solver, grid=grid, x_init=x, last="noisy", seed=0, dtype=torch.float64)
+        out = sd.sample(
+            model,
+            (256, 2),
+            solver=solver,
+            grid=grid,
+            x_init=x,
+            last="noisy",
+            seed=0,
+            dtype=torch.float64,
+        )
         assert int(out.nfe.max()) == len(grid) - 1
         return float((out.x - exact).square().mean(dim=1).sqrt().median())
 
     fine = spaced(sde, "log_snr", 100)
     exact = sd.sample(
-        model, (256, 2), solver=sd.DormandPrince(variable="log_snr"), grid=fine, x_init=x, last="noisy", seed=0, dtype=torch.float64
+        model,
+        (256, 2),
+        solver=sd.DormandPrince(variable="log_snr"),
+        grid=fine,
+        x_init=x,
+        last="noisy",
+        seed=0,
+        dtype=torch.float64,
     ).x
-    unipc = [sd.UniPC(order, startup="published", lower_final=low) for order in (2, 3) for low in (False, True)]
+    unipc = [
+        sd.UniPC(order, startup="published", lower_final=low)
+        for order in (2, 3)
+        for low in (False, True)
+    ]
     others = [*unipc, sd.IPNDM(3, startup="published"), sd.IPNDM(4, startup="published")]
-    published = [error(s, spaced(sde, name, steps)) for s, name in itertools.product(others, ("uniform", "log_snr", "karras"))]
+    published = [
+        error(s, spaced(sde, name, steps))
+        for s, name in itertools.product(others, ("uniform", "log_snr", "karras"))
+    ]
     assert error(None, spaced(sde, "central", steps)) < most * min(published)
 
 
@@ -72,7 +115,9 @@ def test_median_error_is_below_published_ones_on_every_grid(sde: sd.LinearSDE, s
 def test_stochastic_default_has_the_right_spread(sde: sd.LinearSDE, stochasticity: float) -> None:
     """Within 2 % at 20 evaluations, of lambda = 1 and of less."""
     data = mixture(d=16)
-    out = sd.sample(data.model(sde), (2000, 16), steps=10, stochasticity=stochasticity, last="noisy", seed=1)
+    out = sd.sample(
+        data.model(sde), (2000, 16), steps=10, stochasticity=stochasticity, last="noisy", seed=1
+    )
     assert int(out.nfe.max()) == 20
     alpha, sigma = float(sde.alpha(sde.t_min)), float(sde.sigma(sde.t_min))
     apart = torch.cdist(out.x.double(), alpha * data.means).min(dim=1).values
@@ -80,7 +125,9 @@ def test_stochastic_default_has_the_right_spread(sde: sd.LinearSDE, stochasticit
     assert abs(spread - 1) < 0.02
 
 
-@pytest.mark.parametrize("sde", [sd.VP(), sd.VE(), sd.SubVP(), sd.RectifiedFlow()], ids=lambda sde: type(sde).__name__)
+@pytest.mark.parametrize(
+    "sde", [sd.VP(), sd.VE(), sd.SubVP(), sd.RectifiedFlow()], ids=lambda sde: type(sde).__name__
+)
 def test_law_of_the_stochastic_default_has_order_3(sde: sd.LinearSDE) -> None:
     solver = default_solver(sde, 32, stochastic=True)
     assert slope(law_errors(sde, Method(solver), (32, 64, 128))) > 2.75
@@ -97,10 +144,14 @@ def test_where_there_is_no_kernel_or_no_steps() -> None:
     well = sd.ScoreModel(lambda x, t: 2 * (x - x**3), Well(), predicts="score")
     start = torch.zeros(3, 1)
     drawn = sd.sample(well, (3, 1), steps=9, x_init=start, seed=0)
-    assert torch.equal(drawn.x, sd.sample(well, (3, 1), solver=sd.EulerMaruyama(), steps=9, x_init=start, seed=0).x)
+    assert torch.equal(
+        drawn.x, sd.sample(well, (3, 1), solver=sd.EulerMaruyama(), steps=9, x_init=start, seed=0).x
+    )
     torch.testing.assert_close(drawn.times, torch.linspace(1, 1e-3, 10, dtype=torch.float64))
     adaptive = sd.sample(mixture().model(sd.VP()), (3, 2), seed=0)
-    assert torch.equal(adaptive.x, sd.sample(mixture().model(sd.VP()), (3, 2), solver=sd.RK45(), seed=0).x)
+    assert torch.equal(
+        adaptive.x, sd.sample(mixture().model(sd.VP()), (3, 2), solver=sd.RK45(), seed=0).x
+    )
 
 
 @pytest.mark.parametrize("stochasticity", [None, 0.0, 0.5, lambda t: t])
@@ -111,7 +162,13 @@ def test_starts_at_infinite_log_snr(stochasticity: object) -> None:
         for steps in (1, 2, 6, 20, 40):
             out = sd.sample(model, (4, 2), steps=steps, seed=0, stochasticity=stochasticity)
             assert bool(torch.isfinite(out.x).all())
-    out = sd.sample(mixture().model(sd.VP()), (4, 2), grid=[1.0, 0.5, 0.2, 0.1], seed=0, stochasticity=stochasticity)
+    out = sd.sample(
+        mixture().model(sd.VP()),
+        (4, 2),
+        grid=[1.0, 0.5, 0.2, 0.1],
+        seed=0,
+        stochasticity=stochasticity,
+    )
     assert out.times.tolist() == [1.0, 0.5, 0.2, 0.1]
     part = sd.sample(mixture().model(sd.VP()), (4, 2), steps=6, t_end=0.3, seed=0)
     assert float(part.times[-1]) == 0.3
@@ -119,23 +176,37 @@ def test_starts_at_infinite_log_snr(stochasticity: object) -> None:
 
 @pytest.mark.parametrize("family", [sd.RectifiedFlow, sd.Cosine])
 @pytest.mark.parametrize("steps", [5, 10, 20])
-def test_a_start_at_infinite_log_snr_costs_no_accuracy(family: type[sd.RectifiedFlow | sd.Cosine], steps: int) -> None:
+def test_a_start_at_infinite_log_snr_costs_no_accuracy(
+    family: type[sd.RectifiedFlow | sd.Cosine], steps: int
+) -> None:
     """The same states as from log-SNR -20, but for what differs there: 5e-5 of the data."""
     near, far = family(), family(t_max=1.0)
-    ends = [sd.sample(mixture(d=16).model(sde), (32, 16), steps=steps, seed=2, dtype=torch.float64).x for sde in (near, far)]
+    ends = [
+        sd.sample(mixture(d=16).model(sde), (32, 16), steps=steps, seed=2, dtype=torch.float64).x
+        for sde in (near, far)
+    ]
     torch.testing.assert_close(*ends, rtol=0, atol=2e-3)
 
 
 @each_sde
 @pytest.mark.parametrize("predicts", ["noise", "data", "score", "v", "flow", "edm"])
-def test_float32_follows_float64_whatever_the_network_predicts(sde: sd.LinearSDE, predicts: str) -> None:
+def test_float32_follows_float64_whatever_the_network_predicts(
+    sde: sd.LinearSDE, predicts: str
+) -> None:
     exact = mixture().model(sde)
 
     def net(x: Tensor, t: Tensor) -> Tensor:
         return exact.net(x, t)
 
-    model = sd.ScoreModel(net, sde, predicts=exact.predicts) if predicts == exact.predicts else _as(exact, predicts)
-    single, double = (sd.sample(model, (6, 2), steps=30, seed=1, dtype=dtype).x for dtype in (torch.float32, torch.float64))
+    model = (
+        sd.ScoreModel(net, sde, predicts=exact.predicts)
+        if predicts == exact.predicts
+        else _as(exact, predicts)
+    )
+    single, double = (
+        sd.sample(model, (6, 2), steps=30, seed=1, dtype=dtype).x
+        for dtype in (torch.float32, torch.float64)
+    )
     torch.testing.assert_close(single.double(), double, rtol=0, atol=2e-3)
 
 

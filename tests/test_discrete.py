@@ -20,7 +20,9 @@ MODEL = sd.exact.Gaussian(0.4, 0.25).model(sd.Cosine())
 
 
 def test_betas_are_the_exact_transition() -> None:
-    """1 - beta_i = exp(-integral of beta over the interval), with the integral in exact arithmetic."""
+    """1 - beta_i = exp(-integral of beta over the interval), with the integral in exact
+    arithmetic.
+    """
     ddpm = sd.DDPM.from_sde(sd.VP(), 50)
     low, high = Fraction(1, 10), Fraction(20)
 
@@ -28,7 +30,12 @@ def test_betas_are_the_exact_transition() -> None:
         return low * t + (high - low) * t * t / 2
 
     for i, beta in enumerate(ddpm.betas):
-        exact = -torch.expm1(-torch.tensor(float(integral(Fraction(i + 1, 50)) - integral(Fraction(i, 50))), dtype=torch.float64))
+        exact = -torch.expm1(
+            -torch.tensor(
+                float(integral(Fraction(i + 1, 50)) - integral(Fraction(i, 50))),
+                dtype=torch.float64,
+            )
+        )
         assert beta == pytest.approx(float(exact), rel=1e-12)
 
 
@@ -37,19 +44,28 @@ def test_marginals_are_those_of_the_sde() -> None:
     ddpm = sd.DDPM.from_sde(sde, 1000)
     times = torch.tensor(ddpm.grid, dtype=torch.float64)
     torch.testing.assert_close(ddpm.alphas_bar.sqrt(), sde.alpha(times), rtol=1e-12, atol=0)
-    x, z = torch.tensor([[1.0, 2.0]], dtype=torch.float64), torch.tensor([[0.5, -1.0]], dtype=torch.float64)
+    x, z = (
+        torch.tensor([[1.0, 2.0]], dtype=torch.float64),
+        torch.tensor([[0.5, -1.0]], dtype=torch.float64),
+    )
     for i in (1, 17, 1000):
-        torch.testing.assert_close(ddpm.perturb(x, i, z), sde.perturb(x, ddpm.grid[i - 1], z), rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(
+            ddpm.perturb(x, i, z), sde.perturb(x, ddpm.grid[i - 1], z), rtol=1e-11, atol=1e-11
+        )
 
 
 def test_posterior_is_bayes_rule() -> None:
-    """q(x_{i-1} | x_i, x_0) from the product of the two Gaussians q(x_i | x_{i-1}) q(x_{i-1} | x_0)."""
+    """q(x_{i-1} | x_i, x_0) from the product of the two Gaussians q(x_i | x_{i-1}) q(x_{i-1} |
+    x_0).
+    """
     ddpm = sd.DDPM((0.1, 0.2, 0.3), (0.2, 0.5, 1.0))
     bar = {1: 0.9, 2: 0.9 * 0.8, 3: 0.9 * 0.8 * 0.7}
     x, x_0 = torch.tensor(0.7, dtype=torch.float64), torch.tensor(-0.4, dtype=torch.float64)
     for i, beta in ((2, 0.2), (3, 0.3)):
         precision = (1 - beta) / beta + 1 / (1 - bar[i - 1])
-        mean = ((1 - beta) ** 0.5 * float(x) / beta + bar[i - 1] ** 0.5 * float(x_0) / (1 - bar[i - 1])) / precision
+        mean = (
+            (1 - beta) ** 0.5 * float(x) / beta + bar[i - 1] ** 0.5 * float(x_0) / (1 - bar[i - 1])
+        ) / precision
         got_mean, got_variance = ddpm.posterior(x, x_0, i)
         assert float(got_mean) == pytest.approx(mean, rel=1e-12)
         assert float(got_variance) == pytest.approx(1 / precision, rel=1e-12)
@@ -64,10 +80,17 @@ def test_posterior_is_bayes_rule() -> None:
         assert float(variances[row]) == pytest.approx(float(alone[1]), rel=1e-14)
 
 
-@pytest.mark.parametrize("chain", [sd.DDPM.from_schedule("cosine", 30), sd.NCSN.from_sde(sd.VE(), 30)], ids=["DDPM", "NCSN"])
+@pytest.mark.parametrize(
+    "chain",
+    [sd.DDPM.from_schedule("cosine", 30), sd.NCSN.from_sde(sd.VE(), 30)],
+    ids=["DDPM", "NCSN"],
+)
 def test_both_forms_of_the_posterior_agree(chain: sd.DDPM) -> None:
     """Given x_0, or the noise that is in x_i; for DDPM as Ho et al. write it (eq. 11)."""
-    x_0, z = torch.tensor([[0.4, -1.0]] * 3, dtype=torch.float64), torch.tensor([[0.3, 1.2]] * 3, dtype=torch.float64)
+    x_0, z = (
+        torch.tensor([[0.4, -1.0]] * 3, dtype=torch.float64),
+        torch.tensor([[0.3, 1.2]] * 3, dtype=torch.float64),
+    )
     i = torch.tensor([2, 15, 29])
     x = chain.perturb(x_0, i, z)
     mean, variance = chain.posterior_from_noise(x, z, i)
@@ -75,17 +98,34 @@ def test_both_forms_of_the_posterior_agree(chain: sd.DDPM) -> None:
     torch.testing.assert_close(mean, expected, rtol=1e-9, atol=1e-12)
     assert torch.equal(variance, spread)
     if isinstance(chain, sd.DDPM):
-        beta, bar = torch.tensor(chain.betas, dtype=torch.float64)[i - 1, None], chain.alphas_bar[i - 1, None]
-        torch.testing.assert_close(mean, (x - beta / (1 - bar).sqrt() * z) / (1 - beta).sqrt(), rtol=1e-10, atol=1e-12)
+        beta, bar = (
+            torch.tensor(chain.betas, dtype=torch.float64)[i - 1, None],
+            chain.alphas_bar[i - 1, None],
+        )
+        torch.testing.assert_close(
+            mean, (x - beta / (1 - bar).sqrt() * z) / (1 - beta).sqrt(), rtol=1e-10, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("n", [1, 2, 10, 200])
-def test_ancestral_sampling_is_the_exact_posterior_step(gaussian: sd.exact.Gaussian, n: int) -> None:
-    """DDPM's own update on its own betas equals the exponential integrator of the reverse SDE on the same times."""
+def test_ancestral_sampling_is_the_exact_posterior_step(
+    gaussian: sd.exact.Gaussian, n: int
+) -> None:
+    """DDPM's own update on its own betas equals the exponential integrator of the reverse SDE on
+    the same times.
+    """
     model, ddpm = gaussian.model(sd.VP()), sd.DDPM.from_sde(sd.VP(), n)
     x = sd.sample(model, (5, 2), solver=ddpm, seed=2, dtype=torch.float64, trajectory=True)
     if n > 1:
-        twin = sd.sample(model, (5, 2), solver=sd.Ancestral(), grid=ddpm.times, seed=2, dtype=torch.float64, trajectory=True)
+        twin = sd.sample(
+            model,
+            (5, 2),
+            solver=sd.Ancestral(),
+            grid=ddpm.times,
+            seed=2,
+            dtype=torch.float64,
+            trajectory=True,
+        )
         assert x.trajectory is not None
         assert twin.trajectory is not None
         torch.testing.assert_close(x.trajectory, twin.trajectory, rtol=0, atol=1e-10)
@@ -94,7 +134,9 @@ def test_ancestral_sampling_is_the_exact_posterior_step(gaussian: sd.exact.Gauss
 
 
 def test_variance_beta_is_exact_for_unit_gaussian_data() -> None:
-    """With unit Gaussian data the reverse transition has variance beta (Ho et al. 2020, section 3.2)."""
+    """With unit Gaussian data the reverse transition has variance beta (Ho et al. 2020, section
+    3.2).
+    """
     sde = sd.VP()
     large, small = (sd.DDPM.from_sde(sde, 20, variance=v) for v in ("beta", "beta_tilde"))
     _, std = reverse_moments(sde, large, large.times, mean=0.0, std=1.0)
@@ -108,12 +150,18 @@ def test_reverse_law_converges_to_the_data() -> None:
     for n in (50, 100, 200):
         ddpm = sd.DDPM.from_sde(sd.VP(), n)
         _, std = reverse_moments(sd.VP(), ddpm, ddpm.times, mean=0.4, std=0.5)
-        errors.append(abs(std - float(sd.exact.Gaussian(0.4, 0.25).moments(sd.VP(), ddpm.times[-1])[1]) ** 0.5))
+        errors.append(
+            abs(
+                std - float(sd.exact.Gaussian(0.4, 0.25).moments(sd.VP(), ddpm.times[-1])[1]) ** 0.5
+            )
+        )
     assert errors[0] > 1.6 * errors[1] > 1.6 * 1.6 * errors[2]
 
 
 def exact_table(betas: list[mp.mpf]) -> dict[str, list[mp.mpf]]:
-    """Posterior coefficients and the bound's terms for x_0 = 1, error 0.1, with the variance beta, from the definitions."""
+    """Posterior coefficients and the bound's terms for x_0 = 1, error 0.1, with the variance beta,
+    from the definitions.
+    """
     table: dict[str, list[mp.mpf]] = {"data": [], "keep": [], "variance": [], "term": []}
     bar = mp.mpf(1)
     for beta in betas:
@@ -146,9 +194,14 @@ def test_tables_in_fifty_digits(name: str) -> None:
         got = transition(chain, i, x, 0.1 * x, None, None)
         # log(v / v_q) - 1 + v_q / v cancels to second order: absolute to the rounding of 1.
         torch.testing.assert_close(
-            got, torch.tensor([float(v) for v in expected["term"]], dtype=torch.float64), rtol=1e-10, atol=1e-14
+            got,
+            torch.tensor([float(v) for v in expected["term"]], dtype=torch.float64),
+            rtol=1e-10,
+            atol=1e-14,
         )
-        assert float(prior_term(chain, x[:1])) == pytest.approx(float(expected["prior"][0]), rel=1e-9)
+        assert float(prior_term(chain, x[:1])) == pytest.approx(
+            float(expected["prior"][0]), rel=1e-9
+        )
 
 
 def test_schedules_are_the_published_ones() -> None:
@@ -156,7 +209,9 @@ def test_schedules_are_the_published_ones() -> None:
     assert linear.betas[0] == pytest.approx(1e-4, rel=1e-12)
     assert linear.betas[-1] == pytest.approx(0.02, rel=1e-12)
     assert linear.betas[500] - linear.betas[499] == pytest.approx(0.0199 / 999, rel=1e-9)
-    scaled = torch.tensor(sd.DDPM.from_schedule("scaled-linear", 1000).betas, dtype=torch.float64).sqrt()
+    scaled = torch.tensor(
+        sd.DDPM.from_schedule("scaled-linear", 1000).betas, dtype=torch.float64
+    ).sqrt()
     assert float(scaled[0]) == pytest.approx(0.00085**0.5)
     assert float(scaled.diff().max() - scaled.diff().min()) == pytest.approx(0, abs=1e-15)
     assert float(scaled[-1]) == pytest.approx(0.012**0.5)
@@ -191,18 +246,29 @@ def test_the_chains_sde_has_its_marginals(name: str) -> None:
 def test_the_chains_sde_is_smooth_between_the_levels() -> None:
     """That of VP's own chain is VP, up to the fourth power of the spacing."""
     vp, t = sd.VP(), torch.linspace(0.1, 0.95, 40, dtype=torch.float64)
-    errors = [float((sd.DDPM.from_sde(vp, n).to_sde().alpha(t) - vp.alpha(t)).abs().max()) for n in (25, 50, 100)]
+    errors = [
+        float((sd.DDPM.from_sde(vp, n).to_sde().alpha(t) - vp.alpha(t)).abs().max())
+        for n in (25, 50, 100)
+    ]
     assert errors[0] > 11 * errors[1] > 11 * 11 * errors[2]
-    rates = [float((sd.DDPM.from_sde(vp, n).to_sde().g(t) - vp.g(t)).abs().max()) for n in (25, 50, 100)]
+    rates = [
+        float((sd.DDPM.from_sde(vp, n).to_sde().g(t) - vp.g(t)).abs().max()) for n in (25, 50, 100)
+    ]
     assert rates[0] > 5 * rates[1] > 5 * 5 * rates[2]
 
 
 def test_data_that_carry_noise_at_t_0() -> None:
     """beta_1 is the whole variance at t_1: the chain starts from clean data."""
-    sde = sd.LinearSDE(log_snr=lambda t: 8 - 14 * t, alpha=lambda t: torch.sigmoid(8 - 14 * t).sqrt())
+    sde = sd.LinearSDE(
+        log_snr=lambda t: 8 - 14 * t, alpha=lambda t: torch.sigmoid(8 - 14 * t).sqrt()
+    )
     chain = sd.DDPM.from_sde(sde, 10)
-    torch.testing.assert_close(chain.levels.alphas[1:], sde.alpha(chain.level_times), rtol=1e-12, atol=0)
-    torch.testing.assert_close(chain.levels.sigmas[1:], sde.sigma(chain.level_times), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        chain.levels.alphas[1:], sde.alpha(chain.level_times), rtol=1e-12, atol=0
+    )
+    torch.testing.assert_close(
+        chain.levels.sigmas[1:], sde.sigma(chain.level_times), rtol=1e-12, atol=0
+    )
 
 
 def test_rough_chains_become_sdes_too() -> None:
@@ -245,13 +311,16 @@ def test_songs_rule_converges_at_order_one() -> None:
         sd.DDPM.from_sde(sde, 20, rule="song")
     for n in (100, 200, 400):
         chain = sd.DDPM.from_sde(sde, n, rule="song")
-        table = torch.linspace(0.1 / n, 20 / n, n, dtype=torch.float64)  # discrete_betas of score_sde
+        # discrete_betas of score_sde
+        table = torch.linspace(0.1 / n, 20 / n, n, dtype=torch.float64)
         torch.testing.assert_close(chain.levels.variances, table, rtol=1e-12, atol=0)
         errors.append(float((chain.levels.alphas[1:] - sde.alpha(chain.level_times)).abs().max()))
     for coarse, fine in itertools.pairwise(errors):
         assert math.log2(coarse / fine) == pytest.approx(1, abs=0.1)
     model = sd.exact.Gaussian(0.4, 0.25).model(sde)
-    assert sd.sample(model, (2, 1), solver=sd.DDPM.from_sde(sde, 100, rule="song"), seed=0).nfe.tolist() == [100, 100]
+    assert sd.sample(
+        model, (2, 1), solver=sd.DDPM.from_sde(sde, 100, rule="song"), seed=0
+    ).nfe.tolist() == [100, 100]
 
 
 def test_songs_chain_is_the_ancestral_sampler_of_their_code() -> None:
@@ -291,15 +360,23 @@ def test_respacing_is_the_sdes_chain_on_fewer_times(spacing: str) -> None:
     torch.testing.assert_close(few.levels.variances, std.square(), rtol=1e-9, atol=0)
     torch.testing.assert_close(few.levels.alphas[1:], sde.alpha(times), rtol=1e-11, atol=0)
     gaps = times.diff()
-    assert float(gaps.max() / gaps.min()) < 1.1 if spacing == "uniform" else float(gaps[-1] / gaps[1]) > 5
+    assert (
+        float(gaps.max() / gaps.min()) < 1.1
+        if spacing == "uniform"
+        else float(gaps[-1] / gaps[1]) > 5
+    )
     model = sd.exact.Gaussian([0.3, -0.5], [0.25, 0.5]).model(sde)
     one = sd.sample(model, (4, 2), solver=few, seed=1, dtype=torch.float64).x
-    two = sd.sample(model, (4, 2), solver=sd.DDIM(eta=1.0), grid=few.times, seed=1, dtype=torch.float64).x
+    two = sd.sample(
+        model, (4, 2), solver=sd.DDIM(eta=1.0), grid=few.times, seed=1, dtype=torch.float64
+    ).x
     torch.testing.assert_close(one, two, rtol=0, atol=1e-10)
 
 
 def test_zero_terminal_snr() -> None:
-    """Lin et al. 2024: the first level as it was, none of the signal at the last, sqrt(alpha_bar) an affine function of the old."""
+    """Lin et al. 2024: the first level as it was, none of the signal at the last, sqrt(alpha_bar)
+    an affine function of the old.
+    """
     chain = sd.DDPM.from_schedule("scaled-linear", 100)
     zero = chain.with_zero_terminal_snr()
     old, new = chain.alphas_bar.sqrt(), zero.levels.alphas[1:]
@@ -312,15 +389,21 @@ def test_zero_terminal_snr() -> None:
     assert float(sde.alpha(sde.t_max)) == 0
     model = sd.exact.Gaussian([0.3, -0.5], [0.25, 0.5]).model(sde)  # predicts v
     out = sd.sample(model, (4, 2), solver=zero, seed=1, dtype=torch.float64).x
-    twin = sd.sample(model, (4, 2), solver=sd.Ancestral(), grid=zero.times, seed=1, dtype=torch.float64).x
+    twin = sd.sample(
+        model, (4, 2), solver=sd.Ancestral(), grid=zero.times, seed=1, dtype=torch.float64
+    ).x
     torch.testing.assert_close(out, twin, rtol=0, atol=1e-9)
-    with pytest.raises(ValueError, match="alpha = 0: no signal is left; let the network predict v or edm"):
+    with pytest.raises(
+        ValueError, match="alpha = 0: no signal is left; let the network predict v or edm"
+    ):
         sd.DDPMLoss(zero)(sd.ScoreModel(lambda x, t: x, sde), torch.zeros(2, 2))
 
 
 def test_any_solver_samples_a_model_of_integer_times() -> None:
-    """A network of T = 1000 integer times, as a model of the chain's SDE: the network's own time at the grid is i - 1, real numbers
-    between, and the probability flow by tolerances ends where the exact flow does."""
+    """A network of T = 1000 integer times, as a model of the chain's SDE: the network's own time at
+    the grid is i - 1, real numbers between, and the probability flow by tolerances ends where the
+    exact flow does.
+    """
     chain = sd.DDPM.from_schedule("linear", 1000)
     sde, law, seen = chain.to_sde(), sd.exact.Gaussian([0.3, -0.5], [0.25, 0.5]), []
 
@@ -329,13 +412,19 @@ def test_any_solver_samples_a_model_of_integer_times() -> None:
         t = (index.double() + 1) / 1000
         alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
         v = torch.tensor([0.25, 0.5], dtype=torch.float64)
-        return sigma * (x - alpha * torch.tensor([0.3, -0.5], dtype=torch.float64)) / (alpha**2 * v + sigma**2)
+        return (
+            sigma
+            * (x - alpha * torch.tensor([0.3, -0.5], dtype=torch.float64))
+            / (alpha**2 * v + sigma**2)
+        )
 
     model = sd.ScoreModel(net, sde, time=sd.Timesteps(1000))
     z = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     end = law.flow(sde, z, sde.t_max, sde.t_min)
     for solver, steps in ((sd.RK45(1e-8, 1e-8), None), (sd.UniPC(3), 120)):
-        out = sd.sample(model, (3, 2), solver=solver, steps=steps, x_init=z, last="noisy", dtype=torch.float64)
+        out = sd.sample(
+            model, (3, 2), solver=solver, steps=steps, x_init=z, last="noisy", dtype=torch.float64
+        )
         torch.testing.assert_close(out.x, end, rtol=0, atol=1e-5)
     seen.clear()
     sd.sample(model, (3, 2), solver=chain, seed=0)
@@ -344,8 +433,9 @@ def test_any_solver_samples_a_model_of_integer_times() -> None:
 
 
 def test_learned_variance_lies_between_the_two() -> None:
-    """The second half of the channels, r: the log variance is (r + 1) / 2 of the way from beta_tilde's to beta's; other solvers do
-    not see it."""
+    """The second half of the channels, r: the log variance is (r + 1) / 2 of the way from
+    beta_tilde's to beta's; other solvers do not see it.
+    """
     sde = sd.VP()
     exact = sd.exact.GaussianMixture([[0.3, 0.1], [-0.5, 0.2]], 0.4).model(sde)
 
@@ -353,7 +443,9 @@ def test_learned_variance_lies_between_the_two() -> None:
         def net(x, t):
             return torch.cat([exact.net(x, t), torch.full_like(x, r)], dim=1)
 
-        return sd.ScoreModel(net, sde, "v", time_dtype=torch.float64, learned_variance=True, data_std=exact.data_std)
+        return sd.ScoreModel(
+            net, sde, "v", time_dtype=torch.float64, learned_variance=True, data_std=exact.data_std
+        )
 
     def draw(model: sd.ScoreModel, solver: sd.DDPM | sd.DDIM, **options) -> torch.Tensor:
         return sd.sample(model, (4, 2), solver=solver, seed=3, dtype=torch.float64, **options).x
@@ -365,7 +457,9 @@ def test_learned_variance_lies_between_the_two() -> None:
     log_v = chain.log_variance(torch.tensor([5]), torch.zeros(1, 2, dtype=torch.float64))
     beta, tilde = chain.levels.variances[4], chain.posterior_columns[2][4]
     torch.testing.assert_close(log_v, (0.5 * (beta * tilde).log()).expand(1, 2))
-    torch.testing.assert_close(draw(model(0.3), sd.DDIM(), steps=8), draw(exact, sd.DDIM(), steps=8), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        draw(model(0.3), sd.DDIM(), steps=8), draw(exact, sd.DDIM(), steps=8), rtol=0, atol=1e-12
+    )
     with pytest.raises(ValueError, match="needs variance, which this problem does not offer"):
         draw(exact, chain)
     narrow = sd.ScoreModel(lambda x, t: x, sde, learned_variance=True)
@@ -376,7 +470,10 @@ def test_learned_variance_lies_between_the_two() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: sd.DDPM.from_sde(sd.VE(), 10), r"needs alpha\^2 \+ sigma\^2 = 1.*use Ancestral\(\)"),
+        (
+            lambda: sd.DDPM.from_sde(sd.VE(), 10),
+            r"needs alpha\^2 \+ sigma\^2 = 1.*use Ancestral\(\)",
+        ),
         (lambda: sd.DDPM.from_sde(sd.VP(), 0), "N must be an int of at least 1"),
         (lambda: sd.DDPM.from_sde(sd.VP(), 5000), r"below t_min = 0.001; take N <= 1000"),
         (lambda: sd.DDPM((0.1, 1.2), (0.5, 1.0)), r"beta_2 = 1.2"),
@@ -391,12 +488,21 @@ def test_learned_variance_lies_between_the_two() -> None:
         (lambda: sd.DDPM.from_schedule("linear", 10).respaced([3, 2]), "must rise within 1..10"),
         (lambda: sd.DDPM.from_schedule("linear", 10).respaced([0, 2]), "must lie in 1..10"),
         (lambda: sd.DDPM.from_schedule("linear", 10).respaced(11), "an int in 1..10"),
-        (lambda: sd.DDPM.from_schedule("linear", 10).respaced(5, spacing="cubic"), "spacing must be"),
+        (
+            lambda: sd.DDPM.from_schedule("linear", 10).respaced(5, spacing="cubic"),
+            "spacing must be",
+        ),
         (lambda: sd.DDPM((0.1,)).with_zero_terminal_snr(), "at least two steps"),
-        (lambda: sd.sample(MODEL, (2, 1), solver=sd.DDPM.from_schedule("linear", 50)), "no chain of the model's SDE"),
+        (
+            lambda: sd.sample(MODEL, (2, 1), solver=sd.DDPM.from_schedule("linear", 50)),
+            "no chain of the model's SDE",
+        ),
         (lambda: sd.DDPM((0.1, 0.2), (0.5,)), "one time for each of the 2 betas"),
         (lambda: sd.DDPM((0.1,), (0.5,), "gamma"), "variance must be"),
-        (lambda: sd.DDPM((0.1,), (0.5,)).posterior(torch.zeros(1), torch.zeros(1), 2), "i must lie in 1..1"),
+        (
+            lambda: sd.DDPM((0.1,), (0.5,)).posterior(torch.zeros(1), torch.zeros(1), 2),
+            "i must lie in 1..1",
+        ),
     ],
 )
 def test_bad_input(call: object, message: str) -> None:
@@ -412,26 +518,43 @@ def test_bad_types() -> None:
 
 
 def test_diffusers_numbers() -> None:
-    """diffusers' DDPMScheduler (float32): betas, alpha_bar, posterior and learned variances, zero terminal SNR."""
+    """diffusers' DDPMScheduler (float32): betas, alpha_bar, posterior and learned variances, zero
+    terminal SNR.
+    """
     diffusers = pytest.importorskip("diffusers")
     for name, theirs, ends in (
         ("linear", "linear", (1e-4, 0.02)),
         ("scaled-linear", "scaled_linear", (0.00085, 0.012)),
         ("cosine", "squaredcos_cap_v2", (1e-4, 0.02)),
     ):
-        options = {"num_train_timesteps": 1000, "beta_schedule": theirs, "beta_start": ends[0], "beta_end": ends[1]}
-        scheduler = diffusers.DDPMScheduler(**options, variance_type="fixed_small", clip_sample=False)
+        options = {
+            "num_train_timesteps": 1000,
+            "beta_schedule": theirs,
+            "beta_start": ends[0],
+            "beta_end": ends[1],
+        }
+        scheduler = diffusers.DDPMScheduler(
+            **options, variance_type="fixed_small", clip_sample=False
+        )
         chain = sd.DDPM.from_schedule(name, 1000)
         torch.testing.assert_close(torch.tensor(chain.betas), scheduler.betas, rtol=1e-4, atol=1e-7)
-        torch.testing.assert_close(chain.alphas_bar.float(), scheduler.alphas_cumprod, rtol=2e-3, atol=1e-9)
+        torch.testing.assert_close(
+            chain.alphas_bar.float(), scheduler.alphas_cumprod, rtol=2e-3, atol=1e-9
+        )
         for t in (1, 10, 500, 900):
-            assert float(scheduler._get_variance(t)) == pytest.approx(float(chain.posterior_columns[2][t]), rel=1e-3)
+            assert float(scheduler._get_variance(t)) == pytest.approx(
+                float(chain.posterior_columns[2][t]), rel=1e-3
+            )
         if name == "scaled-linear":
             rescaled = diffusers.DDPMScheduler(**options, rescale_betas_zero_snr=True)
             zero = chain.with_zero_terminal_snr()
-            torch.testing.assert_close(zero.alphas_bar.float(), rescaled.alphas_cumprod, rtol=1e-3, atol=2e-7)
+            torch.testing.assert_close(
+                zero.alphas_bar.float(), rescaled.alphas_cumprod, rtol=1e-3, atol=2e-7
+            )
     learned = sd.DDPM.from_schedule("linear", 1000, variance="learned")
     scheduler = diffusers.DDPMScheduler(1000, variance_type="learned_range", clip_sample=False)
     said = torch.tensor([[-1.0, 0.2, 1.0]])
     theirs = scheduler._get_variance(500, predicted_variance=said)  # its logarithm
-    torch.testing.assert_close(learned.log_variance(torch.tensor([501]), said), theirs, rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        learned.log_variance(torch.tensor([501]), said), theirs, rtol=1e-4, atol=0
+    )

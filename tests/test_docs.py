@@ -1,4 +1,6 @@
-"""The README and the docs are true: their code runs, their commands exist. Public methods have a docstring."""
+"""The README and the docs are true: their code runs, their commands exist. Public methods have a
+docstring.
+"""
 
 import importlib
 import inspect
@@ -25,7 +27,9 @@ SPELLED_OTHERWISE = {
     "console": "bash",
 }
 
-each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+each_page = pytest.mark.parametrize(
+    "page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix()
+)
 
 
 @pytest.mark.uses_global_rng  # by building networks
@@ -65,7 +69,10 @@ def run_python_blocks(page, module):
 
 
 def test_readme_shows_code():
-    assert any(block.language == "python" and not block.not_run for block in code_blocks(ROOT / "README.md"))
+    assert any(
+        block.language == "python" and not block.not_run
+        for block in code_blocks(ROOT / "README.md")
+    )
 
 
 @each_page
@@ -80,7 +87,9 @@ def test_bash_blocks_name_what_exists(page):
 def test_blocks_name_a_language_that_is_checked(page):
     for block in code_blocks(page):
         better = SPELLED_OTHERWISE.get(block.language)
-        assert better is None, f"{page.name}:{block.line}: write ```{better}, or the block is not checked"
+        assert better is None, (
+            f"{page.name}:{block.line}: write ```{better}, or the block is not checked"
+        )
 
 
 SHORT = {"mnist_ddpm.py": ["--steps", "3", "--levels", "12", "--count", "4"]}
@@ -90,7 +99,11 @@ FULL = {"mnist_ddpm.py": ["--steps", "60", "--levels", "100", "--count", "16"]} 
 @pytest.mark.parametrize("kind", ["short", pytest.param("full", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
 def test_examples_run(example, kind, tmp_path):
-    options = SHORT.get(example.name, ["--steps", "20"]) if kind == "short" else FULL.get(example.name, [])
+    options = (
+        SHORT.get(example.name, ["--steps", "20"])
+        if kind == "short"
+        else FULL.get(example.name, [])
+    )
     command = [sys.executable, str(example), *options, "--out", str(tmp_path / "out")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -98,9 +111,14 @@ def test_examples_run(example, kind, tmp_path):
 
 @pytest.mark.parametrize("package", ["sdediff", "solvers"])
 def test_public_methods_are_documented(package):
-    """Their own docstring or, for one that fills in a method of its base class, the one they inherit."""
+    """Their own docstring or, for one that fills in a method of its base class, the one they
+    inherit.
+    """
     root = importlib.import_module(package)
-    modules = [importlib.import_module(info.name) for info in pkgutil.walk_packages(root.__path__, f"{package}.")]
+    modules = [
+        importlib.import_module(info.name)
+        for info in pkgutil.walk_packages(root.__path__, f"{package}.")
+    ]
     missing = [name for module in [root, *modules] for name in undocumented_methods(module)]
     assert not missing
 
@@ -109,18 +127,22 @@ def undocumented_methods(module):
     return [
         f"{module.__name__}.{cls.__name__}.{name}"
         for cls in vars(module).values()
-        if inspect.isclass(cls) and cls.__module__ == module.__name__ and not cls.__name__.startswith("_")
+        if inspect.isclass(cls)
+        and cls.__module__ == module.__name__
+        and not cls.__name__.startswith("_")
         for name, member in vars(cls).items()
         if not name.startswith("_") and (inspect.isroutine(member) or isinstance(member, property))
         if not any(getattr(vars(base).get(name), "__doc__", None) for base in cls.__mro__)
     ]
 
 
-# -- the commands in bash blocks ---------------------------------------------------------------------------------------
+# -- the commands in bash blocks -------------------------------------------------------------------
 
 
 def check_command(words, where):
-    """The program's part of `words` exists: sdediff's subcommands and options, make's targets, a script's file."""
+    """The program's part of `words` exists: sdediff's subcommands and options, make's targets, a
+    script's file.
+    """
     match words:
         case ["sdediff", *arguments]:
             from sdediff.cli.app import app
@@ -138,14 +160,16 @@ def check_cli(app, arguments, where):
     command, said = typer.main.get_command(app), "sdediff"
     for word in arguments:
         if re.match(r"--?[a-zA-Z]", word):
-            options = {"--help"}.union(*(set(p.opts) | set(p.secondary_opts) for p in command.params))
+            options = {"--help"}.union(
+                *(set(p.opts) | set(p.secondary_opts) for p in command.params)
+            )
             assert word.partition("=")[0] in options, f"{where}: `{said}` has no option {word}"
         elif hasattr(command, "commands"):
             assert word in command.commands, f"{where}: `{said}` has no subcommand {word}"
             command, said = command.commands[word], f"{said} {word}"
 
 
-# -- that these checks catch something ---------------------------------------------------------------------------------
+# -- that these checks catch something -------------------------------------------------------------
 
 PAGE = """\
 Text.
@@ -186,7 +210,13 @@ def test_code_blocks_are_found(page):
         Block(page, 4, "python", "x = 1\n", ""),
         Block(page, 10, "python", "if x:\n    y = 2\n", ""),
         Block(page, 17, "python", "boom\n", "needs a GPU"),
-        Block(page, 21, "bash", '$ A=1 sdediff demo --out "my runs" \\\n    --steps 3 && make test  # comment\n', ""),
+        Block(
+            page,
+            21,
+            "bash",
+            '$ A=1 sdediff demo --out "my runs" \\\n    --steps 3 && make test  # comment\n',
+            "",
+        ),
     ]
 
 
@@ -221,12 +251,17 @@ def app():
     return app
 
 
-@pytest.mark.parametrize("command", ["", "--help", "draw runs/x --steps=3 --no-fast", "train --help", "draw runs/x --steps -1"])
+@pytest.mark.parametrize(
+    "command",
+    ["", "--help", "draw runs/x --steps=3 --no-fast", "train --help", "draw runs/x --steps -1"],
+)
 def test_right_commands_pass(app, command):
     check_cli(app, command.split(), "here")
 
 
-@pytest.mark.parametrize("command", ["nosuch", "--nosuch", "draw runs/x --nosuch 3", "train --nosuch=3"])
+@pytest.mark.parametrize(
+    "command", ["nosuch", "--nosuch", "draw runs/x --nosuch 3", "train --nosuch=3"]
+)
 def test_wrong_commands_are_caught(app, command):
     with pytest.raises(AssertionError, match=r"^here: .*nosuch"):
         check_cli(app, command.split(), "here")
@@ -255,7 +290,11 @@ def test_a_missing_docstring_is_caught():
 
 def test_the_orders_in_the_table_are_the_declared_ones():
     """docs/solvers.md says of each exponential integrator what the contracts measure."""
-    text = (ROOT / "docs" / "solvers.md").read_text().split("| solver | form, variable | order without noise |")[1]
+    text = (
+        (ROOT / "docs" / "solvers.md")
+        .read_text()
+        .split("| solver | form, variable | order without noise |")[1]
+    )
     rows = re.findall(r"^\| `(\w.*?)` \|(.*?)\|(.*?)\|(.*?)\|(.*?)\|", text, flags=re.MULTILINE)
     assert len(rows) > 15
     for call, _, deterministic, _, weak in rows:

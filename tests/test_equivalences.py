@@ -1,4 +1,6 @@
-"""Every named equivalence holds, by Hypothesis over random SDEs, grids, mixtures and predictions; what is broken is named."""
+"""Every named equivalence holds, by Hypothesis over random SDEs, grids, mixtures and predictions;
+what is broken is named.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ from sdediff.testing.equivalences import equivalence, markdown
 from sdediff.testing.equivalences.table import agree
 
 ROOT = Path(__file__).resolve().parent.parent
-QUIET = settings(derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+QUIET = settings(
+    derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+)
 MIXTURE = sd.exact.GaussianMixture([[-0.8, 0.4], [0.9, 0.1]], [0.3, 0.5])
 CASE = Case(sd.VP(), MIXTURE, (1.0, 0.6, 0.3, 0.05))
 OF_VE = Case(sd.VE(), MIXTURE, (1.0, 0.6, 0.3, 0.05))
@@ -62,16 +66,20 @@ def test_equivalence_deep(name: str) -> None:
     sweep(name, 30 if EQUIVALENCES[name].costly else 250)
 
 
-# -- the table ---------------------------------------------------------------------------------------------------------
+# -- the table -------------------------------------------------------------------------------------
 
 
-def test_the_docs_have_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_docs_have_the_table(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Printed by `python -m sdediff.testing.equivalences`."""
     monkeypatch.delitem(sys.modules, "sdediff.testing.equivalences.__main__", raising=False)
     runpy.run_module("sdediff.testing.equivalences", run_name="__main__")
     assert capsys.readouterr().out.strip() == markdown()
     page = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")
-    assert markdown() in page, "docs/testing.md: put there what `python -m sdediff.testing.equivalences` prints"
+    assert markdown() in page, (
+        "docs/testing.md: put there what `python -m sdediff.testing.equivalences` prints"
+    )
 
 
 @pytest.mark.parametrize("name", EQUIVALENCES)
@@ -83,7 +91,10 @@ def test_comparisons_name_the_bound_of_their_line(name: str) -> None:
 
 
 def test_agree_names_the_first_place_beyond_the_bound() -> None:
-    times, expected = torch.tensor([1.0, 0.5, 0.2]), torch.full((3, 2, 2, 2), 4.0, dtype=torch.float64)
+    times, expected = (
+        torch.tensor([1.0, 0.5, 0.2]),
+        torch.full((3, 2, 2, 2), 4.0, dtype=torch.float64),
+    )
     given = expected.clone()
     given[1, 1, 0, 1] += 0.04
     given[2, 0, 1, 1] += 2.0
@@ -112,7 +123,7 @@ def test_one_decorated_function_is_a_new_line(monkeypatch: pytest.MonkeyPatch) -
     assert check_equivalences(sd.VP(), names=["mine"], verbose=False)["mine"].deviation == 0
 
 
-# -- check_equivalences ------------------------------------------------------------------------------------------------
+# -- check_equivalences ----------------------------------------------------------------------------
 
 
 class Cubic(sd.LinearSDE):
@@ -124,8 +135,17 @@ class Cubic(sd.LinearSDE):
 
 
 def test_a_users_sde_has_them_all(capsys: pytest.CaptureFixture[str]) -> None:
-    """The costly ones and those with many solvers: by the page docs/testing.md, in tests/test_docs.py."""
-    names = ["DDPM chain", "DDPM sampling", "ancestral sampling", "DDIM", "EDM churn", "annealed Langevin"]
+    """The costly ones and those with many solvers: by the page docs/testing.md, in
+    tests/test_docs.py.
+    """
+    names = [
+        "DDPM chain",
+        "DDPM sampling",
+        "ancestral sampling",
+        "DDIM",
+        "EDM churn",
+        "annealed Langevin",
+    ]
     report = check_equivalences(Cubic, names=names)
     assert [(f.name, f.verdict) for f in report.findings] == [(name, "ok") for name in names]
     shown = capsys.readouterr().out.splitlines()
@@ -150,7 +170,9 @@ def test_what_an_sde_lacks_is_skipped_by_name() -> None:
     assert report["DDIM"].detail == "needs a Gaussian kernel"
 
 
-@pytest.mark.parametrize("sde", [sd.RectifiedFlow(t_max=1.0), sd.Cosine(t_max=1.0), sd.EDM(1e-4, 5000.0)], ids=repr)
+@pytest.mark.parametrize(
+    "sde", [sd.RectifiedFlow(t_max=1.0), sd.Cosine(t_max=1.0), sd.EDM(1e-4, 5000.0)], ids=repr
+)
 def test_ends_where_signal_or_noise_is_lost_are_cut(sde: sd.LinearSDE) -> None:
     names = ["ancestral sampling", "DDIM", "EDM churn", "predictions"]
     assert check_equivalences(sde, names=names, verbose=False).passed
@@ -162,9 +184,13 @@ class Lost(sd.VP):
 
 
 def test_bad_input() -> None:
-    with pytest.raises(ValueError, match=r"no equivalence is called 'DDIN' \(did you mean 'DDIM'\?\)"):
+    with pytest.raises(
+        ValueError, match=r"no equivalence is called 'DDIN' \(did you mean 'DDIM'\?\)"
+    ):
         check_equivalences(sd.VP(), names=["DDIN"])
-    with pytest.raises(ValueError, match=r"no grid can be made for Lost\(.*see what check_sde says of it"):
+    with pytest.raises(
+        ValueError, match=r"no grid can be made for Lost\(.*see what check_sde says of it"
+    ):
         check_equivalences(Lost())
     with pytest.raises(TypeError, match="check_equivalences takes an SDE"):
         check_equivalences(3)  # type: ignore[arg-type]
@@ -178,7 +204,7 @@ def test_bad_input() -> None:
         strategies.sdes(["unit varianc"])
 
 
-# -- mutants: each breaks one line of the library, and the equivalences that it breaks are named -----------------------
+# -- mutants: each breaks one line of the library, and the equivalences that it breaks are named ---
 
 
 def broken(monkeypatch: pytest.MonkeyPatch, name: str, sde: object = None) -> str:
@@ -195,7 +221,10 @@ def twisted(cls: type, monkeypatch: pytest.MonkeyPatch, **factors: float) -> Non
     plan = cls.plan
 
     def other(self, problem, times):
-        return [each._replace(**{k: getattr(each, k) * c for k, c in factors.items()}) for each in plan(self, problem, times)]
+        return [
+            each._replace(**{k: getattr(each, k) * c for k, c in factors.items()})
+            for each in plan(self, problem, times)
+        ]
 
     monkeypatch.setattr(cls, "plan", other)
 
@@ -207,7 +236,13 @@ def pushed(cls: type, monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
     def other(self, problem, times):
         made = problem.at
         with monkeypatch.context() as patch:
-            patch.setattr(problem, "at", lambda times, quantity, keep=0.0, push=1.0: made(times, quantity, keep, factor * push))
+            patch.setattr(
+                problem,
+                "at",
+                lambda times, quantity, keep=0.0, push=1.0: made(
+                    times, quantity, keep, factor * push
+                ),
+            )
             return plan(self, problem, times)
 
     monkeypatch.setattr(cls, "plan", other)
@@ -222,7 +257,9 @@ def test_ancestral_noise_of_the_wrong_size(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_ddpm_of_the_other_variance(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sd.DDPM, "__post_init__", lambda self: object.__setattr__(self, "variance", "beta"))
+    monkeypatch.setattr(
+        sd.DDPM, "__post_init__", lambda self: object.__setattr__(self, "variance", "beta")
+    )
     broken(monkeypatch, "DDPM sampling")
 
 
@@ -232,7 +269,9 @@ def test_a_ddpm_by_another_rule(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def song(sde, N, **rest):
         ddpm = made(sde, N, **rest)
-        return replace(ddpm, betas=tuple(min(0.99, float(sde.beta(torch.tensor(t)) / N)) for t in ddpm.grid))
+        return replace(
+            ddpm, betas=tuple(min(0.99, float(sde.beta(torch.tensor(t)) / N)) for t in ddpm.grid)
+        )
 
     monkeypatch.setattr(sd.DDPM, "from_sde", song)
     assert "1 - beta_i is " in broken(monkeypatch, "DDPM chain")
@@ -277,7 +316,9 @@ def test_a_langevin_step_with_a_missing_square(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_corrector_that_acts_without_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sd.Langevin, "step", lambda self, problem, x, plan, noise, state: Step(1.001 * x, x))
+    monkeypatch.setattr(
+        sd.Langevin, "step", lambda self, problem, x, plan, noise, state: Step(1.001 * x, x)
+    )
     broken(monkeypatch, "predictor alone")
 
 
@@ -293,7 +334,9 @@ def test_noise_where_lambda_is_0(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_prediction_with_a_sign(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A conversion that takes sigma x_0 - alpha noise for v; the case's own network is not made with it."""
+    """A conversion that takes sigma x_0 - alpha noise for v; the case's own network is not made
+    with it.
+    """
     v = PREDICTIONS["v"]
     monkeypatch.setattr("sdediff.testing.equivalences.case.PREDICTIONS", dict(PREDICTIONS))
     monkeypatch.setitem(PREDICTIONS, "v", lambda sde, t, s: tuple(-c for c in v(sde, t, s)))
@@ -310,23 +353,31 @@ def test_failures_shrink_to_a_small_case(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (
         repr(least)
         == (
-            "Case(VP(beta_min=0.1, beta_max=20.0, T=1.0, t_min=0.001), GaussianMixture(means=[[0.0]], stds=[1.0], weights=[1.0]), "
+            "Case(VP(beta_min=0.1, beta_max=20.0, T=1.0, t_min=0.001), "
+            "GaussianMixture(means=[[0.0]], stds=[1.0], weights=[1.0]), "
             "(1, 0.001), predicts='noise', seed=0, rows=3)"
         )
         or len(least.grid) == 2
     )
 
 
-# -- correctors of no steps --------------------------------------------------------------------------------------------
+# -- correctors of no steps ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("corrector", [sd.Langevin(n_steps=0), sd.MetropolisLangevin(n_steps=0)], ids=repr)
+@pytest.mark.parametrize(
+    "corrector", [sd.Langevin(n_steps=0), sd.MetropolisLangevin(n_steps=0)], ids=repr
+)
 @pytest.mark.parametrize("sequence", ["predictor-first", "corrector-first"])
 @pytest.mark.parametrize("last", ["noisy", "mean", "denoise"])
-def test_a_corrector_of_no_steps_costs_nothing_and_keeps_the_mean(corrector, sequence, last) -> None:
+def test_a_corrector_of_no_steps_costs_nothing_and_keeps_the_mean(
+    corrector, sequence, last
+) -> None:
     model = MIXTURE.model(sd.VP())
     solver = PredictorCorrector(sd.EulerMaruyama(), corrector, sequence)
-    out, alone = (sd.sample(model, (5, 2), solver=s, steps=6, seed=3, last=last) for s in (solver, sd.EulerMaruyama()))
+    out, alone = (
+        sd.sample(model, (5, 2), solver=s, steps=6, seed=3, last=last)
+        for s in (solver, sd.EulerMaruyama())
+    )
     assert torch.equal(out.x, alone.x)
     assert torch.equal(out.nfe, alone.nfe)
 

@@ -1,4 +1,6 @@
-"""Moments of a solver's chain on Gaussian data, against recursions written out and against the exact law."""
+"""Moments of a solver's chain on Gaussian data, against recursions written out and against the
+exact law.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,10 @@ import sdediff as sd
 from sdediff.solvers import Problem, Solver, Step, StepNoise
 from sdediff.testing.paths import slope
 
-MEAN, COVARIANCE = torch.tensor([0.3, -0.5, 0.8], dtype=torch.float64), torch.tensor(
-    [[0.25, 0.1, -0.05], [0.1, 0.5, 0.2], [-0.05, 0.2, 0.3]], dtype=torch.float64
-)  # fmt: skip
+MEAN, COVARIANCE = (
+    torch.tensor([0.3, -0.5, 0.8], dtype=torch.float64),
+    torch.tensor([[0.25, 0.1, -0.05], [0.1, 0.5, 0.2], [-0.05, 0.2, 0.3]], dtype=torch.float64),
+)
 LAW = sd.exact.Gaussian(MEAN, COVARIANCE)
 VALUES, VECTORS = torch.linalg.eigh(COVARIANCE)
 
@@ -31,22 +34,34 @@ def matrix(values: Tensor) -> Tensor:
 
 
 def test_ddim_is_a_product_of_factors(sde: sd.LinearSDE) -> None:
-    """Along an eigenvector, x - alpha_t m times (alpha_s alpha_t v + sigma_s sigma_t) / (alpha_t^2 v + sigma_t^2) in every step."""
+    """Along an eigenvector, x - alpha_t m times (alpha_s alpha_t v + sigma_s sigma_t) / (alpha_t^2
+    v + sigma_t^2) in every step.
+    """
     times = grid(sde, 12)
     alpha, sigma = sde.alpha(times)[:, None], sde.sigma(times)[:, None]
     variance = alpha**2 * VALUES + sigma**2
-    factor = ((alpha[1:] * alpha[:-1] * VALUES + sigma[1:] * sigma[:-1]) / variance[:-1]).prod(dim=0)
+    factor = ((alpha[1:] * alpha[:-1] * VALUES + sigma[1:] * sigma[:-1]) / variance[:-1]).prod(
+        dim=0
+    )
     mean, covariance = LAW.chain(sde, sd.DDIM(), times)
     torch.testing.assert_close(mean, alpha[-1] * MEAN, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(covariance, matrix(factor**2 * variance[0]), rtol=1e-10, atol=1e-10)
     mean, covariance = LAW.chain(sde, sd.DDIM(), times, start="prior")
-    torch.testing.assert_close(mean, alpha[-1] * MEAN - matrix(factor) @ (alpha[0] * MEAN), rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(covariance, matrix(factor**2 * sde.prior.std**2), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        mean, alpha[-1] * MEAN - matrix(factor) @ (alpha[0] * MEAN), rtol=1e-10, atol=1e-10
+    )
+    torch.testing.assert_close(
+        covariance, matrix(factor**2 * sde.prior.std**2), rtol=1e-10, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("lam", [1.0, 0.4, lambda t: 0.5 + 0.3 * torch.sin(9 * t)])
-def test_euler_maruyama_is_its_recursion(sde: sd.LinearSDE, lam: float | Callable[[Tensor], Tensor]) -> None:
-    """M <- (1 + h A) M + h b, C <- (1 + h A) C (1 + h A)^T + |h| (lambda g)^2, in full matrices, with the reverse drift A x + b."""
+def test_euler_maruyama_is_its_recursion(
+    sde: sd.LinearSDE, lam: float | Callable[[Tensor], Tensor]
+) -> None:
+    """M <- (1 + h A) M + h b, C <- (1 + h A) C (1 + h A)^T + |h| (lambda g)^2, in full matrices,
+    with the reverse drift A x + b.
+    """
     times, eye = grid(sde, 15), torch.eye(3, dtype=torch.float64)
     mean, covariance = LAW.moments(sde, times[0])
     for t, s in itertools.pairwise(times):
@@ -54,7 +69,10 @@ def test_euler_maruyama_is_its_recursion(sde: sd.LinearSDE, lam: float | Callabl
         law_mean, law_covariance = LAW.moments(sde, t)
         pull, h = 0.5 * (1 + level**2) * sde.g(t) ** 2 * torch.linalg.inv(law_covariance), s - t
         step = eye + h * (sde.f(t) * eye + pull)
-        mean, covariance = step @ mean - h * pull @ law_mean, step @ covariance @ step.T - h * (level * sde.g(t)) ** 2 * eye
+        mean, covariance = (
+            step @ mean - h * pull @ law_mean,
+            step @ covariance @ step.T - h * (level * sde.g(t)) ** 2 * eye,
+        )
     got = LAW.chain(sde, sd.EulerMaruyama(), times, stochasticity=lam)
     torch.testing.assert_close(got, (mean, covariance), rtol=1e-9, atol=1e-9)
 
@@ -84,20 +102,31 @@ def test_a_corrector_is_its_recursion(sequence: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("solver", "order"), [(sd.EulerMaruyama(), 1), (sd.ReverseDiffusion(), 1), (sd.Ancestral(), 1), (sd.DDIM(), 1), (sd.Heun(), 2)]
+    ("solver", "order"),
+    [
+        (sd.EulerMaruyama(), 1),
+        (sd.ReverseDiffusion(), 1),
+        (sd.Ancestral(), 1),
+        (sd.DDIM(), 1),
+        (sd.Heun(), 2),
+    ],
 )
 def test_the_chain_converges_to_the_law(sde: sd.LinearSDE, solver: Solver, order: int) -> None:
     errors = []
     for n in (40, 80, 160):
         times = grid(sde, n)
-        mean, covariance = LAW.chain(sde, solver, times, stochasticity=0.5 if solver.diffuses else None)
+        mean, covariance = LAW.chain(
+            sde, solver, times, stochasticity=0.5 if solver.diffuses else None
+        )
         true_mean, true_covariance = LAW.moments(sde, times[-1])
         errors.append(float((mean - true_mean).norm() + (covariance - true_covariance).norm()))
     assert slope(errors) == pytest.approx(order, abs=0.25), errors
 
 
 def test_shape_basis_and_dimension_do_not_matter() -> None:
-    """An image is its flat law; a diagonal law is its coordinates; and one coordinate is `reverse_moments`."""
+    """An image is its flat law; a diagonal law is its coordinates; and one coordinate is
+    `reverse_moments`.
+    """
     sde, times = sd.VP(), torch.linspace(1.0, 1e-3, 30, dtype=torch.float64)
     solver = sd.PredictorCorrector(sd.Ancestral(), sd.Langevin())
     torch.testing.assert_close(
@@ -109,17 +138,23 @@ def test_shape_basis_and_dimension_do_not_matter() -> None:
     mean, covariance = sd.exact.Gaussian([0.4, -1.0], [0.09, 2.0]).chain(sde, solver, times)
     assert float(covariance[0, 1]) == 0
     for i, (m, v) in enumerate([(0.4, 0.09), (-1.0, 2.0)]):
-        want_mean, want_std = reverse_moments(sde, solver, times, mean=m, std=v**0.5, draws_a_step=2)
+        want_mean, want_std = reverse_moments(
+            sde, solver, times, mean=m, std=v**0.5, draws_a_step=2
+        )
         assert float(mean[i]) == pytest.approx(want_mean, rel=1e-11)
         assert float(covariance[i, i]) ** 0.5 == pytest.approx(want_std, rel=1e-11)
 
 
 def test_samples_agree_with_the_chain() -> None:
-    """4,000 samples of a coarse chain, far from the exact law: 9 numbers within 6 standard errors, a false alarm in 5e7 seeds."""
+    """4,000 samples of a coarse chain, far from the exact law: 9 numbers within 6 standard errors,
+    a false alarm in 5e7 seeds.
+    """
     sde, n, times = sd.VP(), 4000, torch.linspace(1.0, 0.05, 7, dtype=torch.float64)
     solver = sd.EulerMaruyama()
     mean, covariance = LAW.chain(sde, solver, times, start="prior")
-    x = sd.sample(LAW.model(sde), (n, 3), solver=solver, grid=times, seed=1, last="noisy", dtype=torch.float64).x
+    x = sd.sample(
+        LAW.model(sde), (n, 3), solver=solver, grid=times, seed=1, last="noisy", dtype=torch.float64
+    ).x
     variance = covariance.diagonal()
     assert bool(((x.mean(dim=0) - mean).abs() < 6 * (variance / n).sqrt()).all())
     error = ((variance[:, None] * variance + covariance**2) / n).sqrt()
@@ -132,12 +167,14 @@ def test_a_discrete_model_keeps_its_grid() -> None:
     sde = sd.VP()
     ddpm = sd.DDPM.from_sde(sde, 40)
     _, covariance = LAW.chain(sde, ddpm, ddpm.times)
-    torch.testing.assert_close(covariance, LAW.chain(sde, sd.Ancestral(), ddpm.times)[1], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        covariance, LAW.chain(sde, sd.Ancestral(), ddpm.times)[1], rtol=1e-9, atol=1e-9
+    )
     with pytest.raises(ValueError, match=r"pass times=solver\.times"):
         LAW.chain(sde, ddpm, ddpm.times[:-1])
 
 
-# -- what is refused ---------------------------------------------------------------------------------------------------
+# -- what is refused -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -147,7 +184,14 @@ class Custom(Solver):
     move: Callable[[Tensor, Tensor], Tensor]
     stochastic = True
 
-    def step(self, problem: Problem, x: Tensor, plan: tuple[Tensor, Tensor], noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+    def step(
+        self,
+        problem: Problem,
+        x: Tensor,
+        plan: tuple[Tensor, Tensor],
+        noise: StepNoise,
+        state: tuple[Tensor, ...],
+    ) -> Step:
         moved = self.move(x, noise.normal())
         return Step(moved, moved)
 
@@ -168,8 +212,11 @@ def test_a_solver_that_is_not_affine_is_refused(move: Callable[[Tensor, Tensor],
     affine = Custom(lambda x, z: 0.5 * x + 1 + 0.3 * z)
     start = LAW.moments(sd.VP(), 0.5)[1]
     eye = torch.eye(3, dtype=torch.float64)
-    added = LAW.data_std**2 * (0.3**2 + 0.15**2) * eye  # a solver sees states in units of the data's size
-    torch.testing.assert_close(LAW.chain(sd.VP(), affine, times)[1], start / 16 + added, rtol=1e-12, atol=1e-12)
+    # a solver sees states in units of the data's size
+    added = LAW.data_std**2 * (0.3**2 + 0.15**2) * eye
+    torch.testing.assert_close(
+        LAW.chain(sd.VP(), affine, times)[1], start / 16 + added, rtol=1e-12, atol=1e-12
+    )
     with pytest.raises(ValueError, match="not affine"):
         LAW.chain(sd.VP(), Custom(move), times)
 
@@ -184,7 +231,11 @@ BAD = {
     "start": (lambda: chain(sd.DDIM(), start="data"), ValueError, "start must be None"),
     "rising": (lambda: chain(sd.DDIM(), (0.5, 1.0)), ValueError, "times must fall"),
     "grid": (lambda: chain(sd.DDIM(), (1.0, 0.5, 0.7)), ValueError, "not strictly monotone"),
-    "stochasticity": (lambda: chain(sd.DDIM(), stochasticity=1.0), ValueError, "stochasticity must be 0"),
+    "stochasticity": (
+        lambda: chain(sd.DDIM(), stochasticity=1.0),
+        ValueError,
+        "stochasticity must be 0",
+    ),
 }
 
 

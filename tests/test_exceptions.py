@@ -81,7 +81,9 @@ def classes(package: ModuleType) -> set[type[BaseException]]:
     return found
 
 
-FOUND = {kind for package in (sd, solvers) for kind in classes(package)} - {solvers.portable.Portable}
+FOUND = {kind for package in (sd, solvers) for kind in classes(package)} - {
+    solvers.portable.Portable
+}
 
 
 def test_every_exception_class_has_an_example() -> None:
@@ -89,7 +91,9 @@ def test_every_exception_class_has_an_example() -> None:
     assert {kind for kind in FOUND if "__init__" in vars(kind)} <= EXAMPLES.keys() <= FOUND
 
 
-@pytest.mark.parametrize("kind", sorted(FOUND, key=lambda kind: kind.__name__), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", sorted(FOUND, key=lambda kind: kind.__name__), ids=lambda kind: kind.__name__
+)
 def test_an_exception_comes_back_whole(kind: type[BaseException]) -> None:
     error = EXAMPLES[kind]() if kind in EXAMPLES else kind("what happened")
     error.add_note("seen by the caller")

@@ -1,4 +1,6 @@
-"""The coefficient engine of the exponential integrators, its orders beyond the contracts, and the ends of time."""
+"""The coefficient engine of the exponential integrators, its orders beyond the contracts, and the
+ends of time.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ LAW = sd.exact.GaussianMixture([[-0.5, 0.3], [0.5, 0.0], [0.2, -0.5]], 0.5)
 VP = sd.VP()
 
 
-def problem(sde: sd.LinearSDE, rows: int = 1, lam: float | Callable[[Tensor], Tensor] = 0.0) -> Reverse:
+def problem(
+    sde: sd.LinearSDE, rows: int = 1, lam: float | Callable[[Tensor], Tensor] = 0.0
+) -> Reverse:
     return Reverse(LAW.model(sde), rows, lam)
 
 
@@ -34,17 +38,28 @@ def grid(*times: float) -> Tensor:
     return torch.tensor(times, dtype=torch.float64)
 
 
-# -- coefficients ------------------------------------------------------------------------------------------------------
+# -- coefficients ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("h", [1e-9, 1e-4, 0.3, 4.0, 35.0])
-@pytest.mark.parametrize(("theta", "lam"), [(1.0, 0.0), (1.0, 1.0), (0.0, 0.0), (0.0, 0.7), (0.4, 0.5)])
+@pytest.mark.parametrize(
+    ("theta", "lam"), [(1.0, 0.0), (1.0, 1.0), (0.0, 0.0), (0.0, 0.7), (0.4, 0.5)]
+)
 @pytest.mark.parametrize("past", [0, 1, 3])
 def test_weights_to_fifty_digits(theta: float, lam: float, h: float, past: int) -> None:
-    """Integrals of exponential times Lagrange polynomial in log(alpha / sigma), from steps of 1e-9 to 35, against mpmath."""
+    """Integrals of exponential times Lagrange polynomial in log(alpha / sigma), from steps of 1e-9
+    to 35, against mpmath.
+    """
     sde = sd.VE(1e-10, 1e10)  # alpha = 1, log sigma linear in t
     flow = Flow(problem(sde, lam=lam), theta, "log_snr")
-    times = sde.time_of(2 * (torch.tensor([-16.0 - 0.7 * k for k in range(past, -1, -1)] + [-16.0 + h], dtype=torch.float64)))
+    times = sde.time_of(
+        2
+        * (
+            torch.tensor(
+                [-16.0 - 0.7 * k for k in range(past, -1, -1)] + [-16.0 + h], dtype=torch.float64
+            )
+        )
+    )
     points = flow.points(times)
     a, b = points.part(slice(past, past + 1)), points.part(slice(past + 1, None))
     got = flow.weights(a, b, [points.v[past - k : past - k + 1] for k in range(past + 1)])
@@ -56,11 +71,21 @@ def test_weights_to_fifty_digits(theta: float, lam: float, h: float, past: int) 
         for j, weight in enumerate(got):
 
             def basis(x: mpmath.mpf, j: int = j) -> mpmath.mpf:
-                return mpmath.fprod((x - other) / (nodes[j] - other) for k, other in enumerate(nodes) if k != j)
+                return mpmath.fprod(
+                    (x - other) / (nodes[j] - other) for k, other in enumerate(nodes) if k != j
+                )
 
             rate = theta * kappa
-            data = theta * kappa * mpmath.quad(lambda x: mpmath.exp(rate * (x - end)) * basis(x), breaks)  # noqa: B023
-            noise = (theta - 1) * kappa * mpmath.quad(lambda x: mpmath.exp((rate - 1) * (x - end)) * basis(x), breaks)  # noqa: B023
+            data = (
+                theta
+                * kappa
+                * mpmath.quad(lambda x: mpmath.exp(rate * (x - end)) * basis(x), breaks)  # noqa: B023
+            )
+            noise = (
+                (theta - 1)
+                * kappa
+                * mpmath.quad(lambda x: mpmath.exp((rate - 1) * (x - end)) * basis(x), breaks)  # noqa: B023
+            )
             sigma = mpmath.exp(-end)
             for value, expected in ((weight.data, data), (weight.noise, noise * sigma)):
                 if value is not None:
@@ -71,7 +96,9 @@ def test_weights_to_fifty_digits(theta: float, lam: float, h: float, past: int) 
 @pytest.mark.parametrize("h", [1e-9, 0.3, 20.0])
 @pytest.mark.parametrize(("variable", "past"), [("log_snr", 0), ("angle", 0), ("angle", 2)])
 def test_weights_of_the_straight_form_to_thirty_digits(variable: str, h: float, past: int) -> None:
-    """S_b / scale times the integral of w' = w (1 - w) times Lagrange polynomials, w = scale / (scale + exp(-u)): mpmath."""
+    """S_b / scale times the integral of w' = w (1 - w) times Lagrange polynomials, w = scale /
+    (scale + exp(-u)): mpmath.
+    """
     sde, scale = sd.VE(1e-10, 1e10), 0.1
     flow = Flow(problem(sde), sd.Straight(scale), variable)  # type: ignore[arg-type]
     levels = [-6.0 - 0.7 * k for k in range(past, -1, -1)] + [-6.0 + h]
@@ -88,7 +115,11 @@ def test_weights_of_the_straight_form_to_thirty_digits(variable: str, h: float, 
         for j, weight in enumerate(got):
 
             def density(x: mpmath.mpf, j: int = j) -> mpmath.mpf:
-                basis = mpmath.fprod((value(x) - other) / (nodes[j] - other) for k, other in enumerate(nodes) if k != j)
+                basis = mpmath.fprod(
+                    (value(x) - other) / (nodes[j] - other)
+                    for k, other in enumerate(nodes)
+                    if k != j
+                )
                 w = scale / (scale + mpmath.exp(-x))
                 return w * (1 - w) * basis
 
@@ -102,7 +133,9 @@ def test_weights_of_the_straight_form_to_thirty_digits(variable: str, h: float, 
 
 @pytest.mark.parametrize("variable", ["t", "angle", "log_snr", "sigma"])
 def test_the_straight_form_of_a_constant_prediction(variable: str) -> None:
-    """A path alpha D + sigma E, over its whole length: from alpha = 0 and to sigma = 0 where the variable is bounded there."""
+    """A path alpha D + sigma E, over its whole length: from alpha = 0 and to sigma = 0 where the
+    variable is bounded there.
+    """
     flow = Flow(problem(sd.RectifiedFlow()), sd.Straight(0.2), variable)  # type: ignore[arg-type]
     bounded = variable in ("t", "angle")
     points = flow.points(grid(1.0, 0.9, 0.6, 0.0) if bounded else grid(0.99, 0.9, 0.6, 0.05))
@@ -115,10 +148,19 @@ def test_the_straight_form_of_a_constant_prediction(variable: str) -> None:
     torch.testing.assert_close(total, b.alpha * 0.7 - b.sigma * 1.3, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("order", "weights"), [(2, (3 / 2, -1 / 2)), (3, (23 / 12, -16 / 12, 5 / 12))])
-def test_the_straight_form_at_scale_1_is_adams_and_bashforths_for_the_velocity(order: int, weights: tuple[float, ...]) -> None:
-    """Rectified flow over all of [0, 1], x' = -(noise - data), on equal steps: the textbook's weights."""
-    model, x = flow_model(sd.RectifiedFlow()), torch.randn(4, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+@pytest.mark.parametrize(
+    ("order", "weights"), [(2, (3 / 2, -1 / 2)), (3, (23 / 12, -16 / 12, 5 / 12))]
+)
+def test_the_straight_form_at_scale_1_is_adams_and_bashforths_for_the_velocity(
+    order: int, weights: tuple[float, ...]
+) -> None:
+    """Rectified flow over all of [0, 1], x' = -(noise - data), on equal steps: the textbook's
+    weights.
+    """
+    model, x = (
+        flow_model(sd.RectifiedFlow()),
+        torch.randn(4, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64),
+    )
     times = torch.linspace(1.0, 0.0, 9, dtype=torch.float64)
     solver = sd.ExponentialMultistep(order, sd.Straight(), "t", startup="published")
     got = integrate(Reverse(model, 4), solver, x, times).x
@@ -131,25 +173,33 @@ def test_the_straight_form_at_scale_1_is_adams_and_bashforths_for_the_velocity(o
 
 
 @pytest.mark.parametrize("theta", [0.0, 0.4, 1.0, sd.Straight(0.2)])
-def test_predictions_of_a_form_are_one_whether_evaluated_or_made_of_the_data(theta: float | sd.Straight) -> None:
+def test_predictions_of_a_form_are_one_whether_evaluated_or_made_of_the_data(
+    theta: float | sd.Straight,
+) -> None:
     x, t, here = starts(VP, 3, 0.5), torch.tensor(0.5, dtype=torch.float64), problem(VP, 3)
     flow = Flow(here, theta, "log_snr")
     (at,) = evaluations(flow, flow.points(t[None]))
-    for one, two in zip(evaluate(here, theta, x, at), history(theta, x, here.data(x, t), at), strict=True):
+    for one, two in zip(
+        evaluate(here, theta, x, at), history(theta, x, here.data(x, t), at), strict=True
+    ):
         torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("scale", "form"), [(1e-7, "data"), (1e7, "noise")])
 def test_the_straight_form_of_extreme_scale_is_data_or_noise(scale: float, form: str) -> None:
     x, times = starts(VP, 3, 0.8), torch.linspace(0.8, 0.1, 9, dtype=torch.float64)
-    one, two = (integrate(problem(VP, 3), sd.UniPC(form=f), x, times).x for f in (sd.Straight(scale), form))  # type: ignore[arg-type]
+    one, two = (
+        integrate(problem(VP, 3), sd.UniPC(form=f), x, times).x for f in (sd.Straight(scale), form)
+    )  # type: ignore[arg-type]
     torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("theta", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("lam", [0.0, 1.0])
 def test_noise_to_fifty_digits(theta: float, lam: float) -> None:
-    """sigma_s^2 times the integral of 2 lambda^2 exp(-2 (u - u_s) + 2 theta (1 + lambda^2) (u - u_s))."""
+    """sigma_s^2 times the integral of 2 lambda^2 exp(-2 (u - u_s) + 2 theta (1 + lambda^2) (u -
+    u_s)).
+    """
     flow = Flow(problem(VP, lam=lam), theta, "log_snr")
     points = flow.points(grid(0.9, 0.4, 0.3999999, 0.1))
     got = flow.std(points.part(slice(None, -1)), points.part(slice(1, None)))
@@ -165,8 +215,12 @@ def test_noise_to_fifty_digits(theta: float, lam: float) -> None:
 @pytest.mark.parametrize("name", ["VP", "RectifiedFlow", "user, f and g"])
 @pytest.mark.parametrize("theta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("variable", ["log_snr", "sigma", "angle", "t"])
-def test_a_constant_prediction_is_integrated_exactly(name: str, theta: float, variable: str) -> None:
-    """Whatever the polynomial: with data and noise constant along a path alpha D + sigma E, a step of any size stays on it."""
+def test_a_constant_prediction_is_integrated_exactly(
+    name: str, theta: float, variable: str
+) -> None:
+    """Whatever the polynomial: with data and noise constant along a path alpha D + sigma E, a step
+    of any size stays on it.
+    """
     sde = SDES[name]
     flow = Flow(problem(sde), theta, variable)  # type: ignore[arg-type]
     points = flow.points(sde.T * grid(0.95, 0.9, 0.6, 0.05))
@@ -175,7 +229,11 @@ def test_a_constant_prediction_is_integrated_exactly(name: str, theta: float, va
     data, noise = 0.7, -1.3
     total = flow.keep(a, b) * (a.alpha * data + a.sigma * noise)
     for weight in weights:
-        total = total + (0 if weight.data is None else weight.data * data) + (0 if weight.noise is None else weight.noise * noise)
+        total = (
+            total
+            + (0 if weight.data is None else weight.data * data)
+            + (0 if weight.noise is None else weight.noise * noise)
+        )
     torch.testing.assert_close(total, b.alpha * data + b.sigma * noise, rtol=1e-12, atol=1e-12)
 
 
@@ -202,12 +260,18 @@ def test_gradients_with_respect_to_the_times(solver: Solver) -> None:
 
 @pytest.mark.parametrize("form", ["data", "noise"])
 def test_a_form_is_its_number(form: str) -> None:
-    number, x, times = {"data": 1.0, "noise": 0.0}[form], starts(VP, 3, 0.8), torch.linspace(0.8, 0.1, 9, dtype=torch.float64)
+    number, x, times = (
+        {"data": 1.0, "noise": 0.0}[form],
+        starts(VP, 3, 0.8),
+        torch.linspace(0.8, 0.1, 9, dtype=torch.float64),
+    )
     one, two = (integrate(problem(VP, 3), sd.UniPC(form=f), x, times).x for f in (form, number))  # type: ignore[arg-type]
     assert torch.equal(one, two)
 
 
-@pytest.mark.parametrize("solver", [sd.SASolver(), sd.SEEDS(), sd.SDEDPMSolverPP(3), sd.Renoise(sd.Heun())], ids=repr)
+@pytest.mark.parametrize(
+    "solver", [sd.SASolver(), sd.SEEDS(), sd.SDEDPMSolverPP(3), sd.Renoise(sd.Heun())], ids=repr
+)
 def test_a_stochasticity_that_is_a_function(solver: Solver) -> None:
     """lambda(t) = 0.8, by quadrature, gives what the number gives."""
     x, times, noise = (
@@ -220,7 +284,7 @@ def test_a_stochasticity_that_is_a_function(solver: Solver) -> None:
     torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
 
 
-# -- orders and cost ---------------------------------------------------------------------------------------------------
+# -- orders and cost -------------------------------------------------------------------------------
 
 
 def test_unipc_4_has_order_5() -> None:
@@ -228,7 +292,12 @@ def test_unipc_4_has_order_5() -> None:
     x = starts(sde, 6, 0.8 * sde.T)
 
     def end(solver: Solver, n: int) -> Tensor:
-        return integrate(problem(sde, 6), solver, x, torch.linspace(0.8 * sde.T, 0.2 * sde.T, n + 1, dtype=torch.float64)).x
+        return integrate(
+            problem(sde, 6),
+            solver,
+            x,
+            torch.linspace(0.8 * sde.T, 0.2 * sde.T, n + 1, dtype=torch.float64),
+        ).x
 
     exact = end(sd.DormandPrince(variable="t"), 500)
     assert slope([float((end(sd.UniPC(4), n) - exact).abs().max()) for n in (40, 80, 160)]) > 4.75
@@ -236,14 +305,18 @@ def test_unipc_4_has_order_5() -> None:
 
 @pytest.mark.parametrize("solver", [sd.DPMSolverPP(3), sd.LMS(4)], ids=repr)
 def test_what_a_first_step_of_order_one_costs(solver: sd.ExponentialMultistep) -> None:
-    """startup="published": the errors fall at order 2, not at the full one; without any evaluation more."""
+    """startup="published": the errors fall at order 2, not at the full one; without any evaluation
+    more.
+    """
     published = type(solver)(solver.order, startup="published")
     assert published.deterministic_order == 2 < solver.deterministic_order
     sde = sd.RectifiedFlow()
     x = starts(sde, 6, 0.8)
 
     def end(method: Solver, n: int) -> sd.Solution:
-        return integrate(problem(sde, 6), method, x, torch.linspace(0.8, 0.2, n + 1, dtype=torch.float64))
+        return integrate(
+            problem(sde, 6), method, x, torch.linspace(0.8, 0.2, n + 1, dtype=torch.float64)
+        )
 
     exact = end(sd.DormandPrince(variable="t"), 500).x
     measured = slope([float((end(published, n).x - exact).abs().max()) for n in (160, 320, 640)])
@@ -268,13 +341,22 @@ def test_embedded_error_estimates(order: int, estimate: int) -> None:
     assert slope(sizes) == pytest.approx(estimate, abs=0.25)
 
 
-@pytest.mark.parametrize("solver", [sd.UniPC(), sd.ExponentialMultistep(4, "noise"), sd.DEIS(), sd.EulerTrapezoid()], ids=repr)
+@pytest.mark.parametrize(
+    "solver",
+    [sd.UniPC(), sd.ExponentialMultistep(4, "noise"), sd.DEIS(), sd.EulerTrapezoid()],
+    ids=repr,
+)
 def test_samples_with_grids_of_their_own_are_each_alone(solver: Solver) -> None:
     x, steps = starts(VP, 3, 0.6), torch.linspace(0, 1, 9, dtype=torch.float64)[:, None]
     times = grid(0.6, 0.5, 0.45) * (1 - steps) + grid(0.05, 0.1, 0.02) * steps**0.8
     together = integrate(problem(VP, 3), solver, x, times, Still((3, 2)))
-    alone = [integrate(problem(VP, 1), solver, x[i : i + 1], times[:, i], Still((1, 2))) for i in range(3)]
-    torch.testing.assert_close(together.x, torch.cat([each.x for each in alone]), rtol=1e-12, atol=1e-12)
+    alone = [
+        integrate(problem(VP, 1), solver, x[i : i + 1], times[:, i], Still((1, 2)))
+        for i in range(3)
+    ]
+    torch.testing.assert_close(
+        together.x, torch.cat([each.x for each in alone]), rtol=1e-12, atol=1e-12
+    )
     assert together.nfe.tolist() == [int(each.nfe) for each in alone]
 
 
@@ -282,10 +364,21 @@ def test_samples_with_grids_of_their_own_are_each_alone(solver: Solver) -> None:
 def test_adaptive_pairs_reach_their_tolerance(order: int) -> None:
     """Against the flow to 1e-11; every sample by itself, and errors fall with the tolerance."""
     x = starts(VP, 6, 0.8)
-    exact = integrate(problem(VP, 6), sd.DormandPrince(variable="t"), x, torch.linspace(0.8, 0.05, 400, dtype=torch.float64)).x
+    exact = integrate(
+        problem(VP, 6),
+        sd.DormandPrince(variable="t"),
+        x,
+        torch.linspace(0.8, 0.05, 400, dtype=torch.float64),
+    ).x
     errors = []
-    for tolerance in (1e-2, 1e-4) if order == 2 else (1e-4, 1e-6):  # that of order 2 takes ten thousand steps at 1e-6
-        out = integrate(problem(VP, 6), sd.ExponentialPair(order, rtol=tolerance, atol=tolerance), x, grid(0.8, 0.05))
+    # that of order 2 takes ten thousand steps at 1e-6
+    for tolerance in (1e-2, 1e-4) if order == 2 else (1e-4, 1e-6):
+        out = integrate(
+            problem(VP, 6),
+            sd.ExponentialPair(order, rtol=tolerance, atol=tolerance),
+            x,
+            grid(0.8, 0.05),
+        )
         errors.append(float((out.x - exact).abs().max()))
         assert torch.equal(out.nfe, 1 + order * out.accepted + (order - 1) * out.rejected)
         assert errors[-1] < 20 * tolerance
@@ -293,7 +386,9 @@ def test_adaptive_pairs_reach_their_tolerance(order: int) -> None:
 
 
 def test_rows_with_times_of_their_own() -> None:
-    """A single step of three samples, each over its own interval, is three steps: ready for step-size control by sample."""
+    """A single step of three samples, each over its own interval, is three steps: ready for
+    step-size control by sample.
+    """
     solver, x = sd.ExponentialSinglestep(3, "noise"), starts(VP, 3, 0.6)
     times = grid(0.6, 0.5, 0.45, 0.3, 0.2, 0.44).reshape(2, 3)
     (plan,) = solver.plan(problem(VP, 3), times)
@@ -310,12 +405,14 @@ def test_there_and_back() -> None:
         up = torch.linspace(0.2, 0.8, n + 1, dtype=torch.float64)
         x = starts(VP, 4, 0.2)
         there = integrate(problem(VP, 4), sd.UniPC(2), x, up).x
-        gaps.append(float((integrate(problem(VP, 4), sd.UniPC(2), there, up.flip(0)).x - x).abs().max()))
+        gaps.append(
+            float((integrate(problem(VP, 4), sd.UniPC(2), there, up.flip(0)).x - x).abs().max())
+        )
     assert slope(gaps) > 2.5
     assert gaps[1] < 1e-4
 
 
-# -- the ends of time --------------------------------------------------------------------------------------------------
+# -- the ends of time ------------------------------------------------------------------------------
 
 
 def flow_model(sde: sd.LinearSDE) -> sd.ScoreModel:
@@ -352,7 +449,9 @@ METHODS = [
 @pytest.mark.parametrize("solver", METHODS, ids=repr)
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_from_alpha_0_to_sigma_0(solver: Solver, steps: int) -> None:
-    """Rectified flow over all of [0, 1]: finite, and the law of the data for Gaussian data as the steps allow."""
+    """Rectified flow over all of [0, 1]: finite, and the law of the data for Gaussian data as the
+    steps allow.
+    """
     sde = sd.RectifiedFlow()
     times = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
     x = torch.randn(5, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -365,7 +464,9 @@ def test_from_alpha_0_to_sigma_0(solver: Solver, steps: int) -> None:
 
 @pytest.mark.parametrize("solver", METHODS, ids=repr)
 def test_the_steps_at_the_ends_are_of_order_one(solver: Solver) -> None:
-    """To sigma = 0 they give E[data]; from alpha = 0 they are DDIM's, or at lambda = 1 the exact posterior's."""
+    """To sigma = 0 they give E[data]; from alpha = 0 they are DDIM's, or at lambda = 1 the exact
+    posterior's.
+    """
     sde = sd.RectifiedFlow()
     x = torch.randn(5, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     noise, lam = sd.White(range(5), (2,), dtype=torch.float64), 1.0 if solver.diffuses else 0.0
@@ -373,12 +474,14 @@ def test_the_steps_at_the_ends_are_of_order_one(solver: Solver) -> None:
     def end(method: Solver, *times: float) -> Tensor:
         return integrate(Reverse(flow_model(sde), 5, lam), method, x, grid(*times), noise).x
 
-    torch.testing.assert_close(end(solver, 0.3, 0.0), flow_model(sde).data(x, 0.3), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        end(solver, 0.3, 0.0), flow_model(sde).data(x, 0.3), rtol=1e-9, atol=1e-9
+    )
     twin = sd.Ancestral() if solver.diffuses else sd.DDIM()
     torch.testing.assert_close(end(solver, 1.0, 0.6), end(twin, 1.0, 0.6), rtol=1e-9, atol=1e-9)
 
 
-# -- bad input ---------------------------------------------------------------------------------------------------------
+# -- bad input -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -387,13 +490,19 @@ def test_the_steps_at_the_ends_are_of_order_one(solver: Solver) -> None:
         (lambda: sd.UniPC(5), "UniPC: order must be 1, 2, 3 or 4, got 5"),
         (lambda: sd.UniPC(True), "order must be"),
         (lambda: sd.DEIS(form="eps"), "DEIS: form must be 'data', 'noise', a number from 0"),
-        (lambda: sd.SASolver(form=sd.Straight()), "Straight.* is for the probability flow; take sde=False"),
+        (
+            lambda: sd.SASolver(form=sd.Straight()),
+            "Straight.* is for the probability flow; take sde=False",
+        ),
         (lambda: sd.Straight(0.0), "scale must be a positive number, got 0.0"),
         (lambda: sd.Straight(True), "scale must be a number, got True"),
         (lambda: sd.DEIS(form=1.5), "form must be"),
         (lambda: sd.DEIS(form=True), "form must be"),
         (lambda: sd.DEIS(form=[1.0]), "form must be"),
-        (lambda: sd.DPMSolver(variable="lambda"), "variable must be one of 'log_snr', 'sigma', 'angle', 't'; got 'lambda'"),
+        (
+            lambda: sd.DPMSolver(variable="lambda"),
+            "variable must be one of 'log_snr', 'sigma', 'angle', 't'; got 'lambda'",
+        ),
         (lambda: sd.DPMSolver(moments="bh2"), "moments must be one of"),
         (lambda: sd.DPMSolver(r=0.0), "r must lie in"),
         (lambda: sd.ExponentialPair(1), "order must be 2, 3 or 4, for the probability flow"),

@@ -1,7 +1,9 @@
-"""Exponential solvers against the published update formulas, whole solves with the same noise, to 1e-10.
+"""Exponential solvers against the published update formulas, whole solves with the same noise, to
+1e-10.
 
-The formulas are in `published_formulas` and `published_singlestep`, written from the papers; where a publication or a widely used
-code differs from its own derivation, `test_exponential_peers` says by how much.
+The formulas are in `published_formulas` and `published_singlestep`, written from the papers; where
+a publication or a widely used code differs from its own derivation, `test_exponential_peers` says
+by how much.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ def families(*fast: str) -> pytest.MarkDecorator:
     """VP, VE, cosine and rectified flow, those that are not named in the slow run only."""
     names = ["VP", "VE", "Cosine", "RectifiedFlow"]
     return pytest.mark.parametrize(
-        "sde", [pytest.param(name, marks=[] if name in fast else [pytest.mark.slow]) for name in names], indirect=True
+        "sde",
+        [pytest.param(name, marks=[] if name in fast else [pytest.mark.slow]) for name in names],
+        indirect=True,
     )
 
 
@@ -75,7 +79,7 @@ def close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
-# -- published formulas ------------------------------------------------------------------------------------------------
+# -- published formulas ----------------------------------------------------------------------------
 
 
 class Equality(NamedTuple):
@@ -95,10 +99,24 @@ PHI = {
 
 BH: list[tuple[int, Literal["half-h", "half"]]] = [(1, "half-h"), (2, "half")]
 EQUALITIES = [
-    *(Equality(f"DPM-Solver-{p}", sd.DPMSolver(p), partial(singlestep.dpm_solver, order=p)) for p in (1, 2, 3)),
-    *(Equality(f"DPM-Solver-2, r={r}", sd.DPMSolver(2, r=r), partial(singlestep.dpm_solver, order=2, r=r)) for r in (0.3, 1.0)),
     *(
-        Equality(f"DPM-Solver++({p}S)", sd.DPMSolverPPSinglestep(p), partial(singlestep.dpm_solver_pp_singlestep, order=p))
+        Equality(f"DPM-Solver-{p}", sd.DPMSolver(p), partial(singlestep.dpm_solver, order=p))
+        for p in (1, 2, 3)
+    ),
+    *(
+        Equality(
+            f"DPM-Solver-2, r={r}",
+            sd.DPMSolver(2, r=r),
+            partial(singlestep.dpm_solver, order=2, r=r),
+        )
+        for r in (0.3, 1.0)
+    ),
+    *(
+        Equality(
+            f"DPM-Solver++({p}S)",
+            sd.DPMSolverPPSinglestep(p),
+            partial(singlestep.dpm_solver_pp_singlestep, order=p),
+        )
         for p in (1, 2, 3)
     ),
     Equality(
@@ -106,7 +124,12 @@ EQUALITIES = [
         sd.DPMSolverPPSinglestep(2, r=0.7),
         partial(singlestep.dpm_solver_pp_singlestep, order=2, r=0.7),
     ),
-    *(Equality(f"DPM-Solver++({p}M)", sd.DPMSolverPP(p, **P), partial(published.dpm_solver_pp, order=p)) for p in (1, 2, 3)),
+    *(
+        Equality(
+            f"DPM-Solver++({p}M)", sd.DPMSolverPP(p, **P), partial(published.dpm_solver_pp, order=p)
+        )
+        for p in (1, 2, 3)
+    ),
     Equality("DPM-Solver++(2M)", sd.DPMSolverPP(2), partial(published.dpm_solver_pp, order=2)),
     *(
         Equality(
@@ -170,13 +193,28 @@ EQUALITIES = [
             partial(published.sa_solver, order=p, corrector=c, law=published.constant(tau)),
             tau,
         )
-        for p, c, tau in ((1, 1, 0.4), (2, 2, 0.4), (2, 0, 1.0), (2, 1, 1.0), (1, 3, 1.0), (3, 3, 0.4), (3, 2, 1.6), (4, 3, 1.0))
+        for p, c, tau in (
+            (1, 1, 0.4),
+            (2, 2, 0.4),
+            (2, 0, 1.0),
+            (2, 1, 1.0),
+            (1, 3, 1.0),
+            (3, 3, 0.4),
+            (3, 2, 1.6),
+            (4, 3, 1.0),
+        )
     ),
     *(
         Equality(
             f"SA-Solver {p}, {c}, tau {tau}, rescaled",
             sd.SASolver(p, corrector=c, moments="half-h"),
-            partial(published.sa_solver, order=p, corrector=c, law=published.constant(tau), rescaled=True),
+            partial(
+                published.sa_solver,
+                order=p,
+                corrector=c,
+                law=published.constant(tau),
+                rescaled=True,
+            ),
             tau,
         )
         for p, c, tau in ((2, 0, 1.0), (2, 1, 0.4), (3, 3, 1.0))
@@ -184,20 +222,36 @@ EQUALITIES = [
     Equality(
         "SA-Solver 3, 3, lower final",
         sd.SASolver(3, lower_final=True),
-        partial(published.sa_solver, order=3, corrector=3, law=published.constant(1.0), lower_final=True),
+        partial(
+            published.sa_solver, order=3, corrector=3, law=published.constant(1.0), lower_final=True
+        ),
         1.0,
     ),
-    *(Equality(f"DEIS-tAB{p - 1}", sd.DEIS(p, **P), partial(published.deis_tab, order=p)) for p in (1, 2, 3, 4)),
     *(
-        Equality(f"DEIS-rhoAB{p - 1}", sd.DEIS(p, variable="sigma", **P), partial(published.deis_rho_ab, order=p))
+        Equality(f"DEIS-tAB{p - 1}", sd.DEIS(p, **P), partial(published.deis_tab, order=p))
+        for p in (1, 2, 3, 4)
+    ),
+    *(
+        Equality(
+            f"DEIS-rhoAB{p - 1}",
+            sd.DEIS(p, variable="sigma", **P),
+            partial(published.deis_rho_ab, order=p),
+        )
         for p in (1, 2, 3, 4)
     ),
     Equality("LMS-4", sd.LMS(**P), partial(published.deis_rho_ab, order=4)),
     *(
-        Equality(f"DEIS-{p}, log rho", sd.DEIS(p, variable="log_snr", **P), partial(published.deis_log_rho, order=p))
+        Equality(
+            f"DEIS-{p}, log rho",
+            sd.DEIS(p, variable="log_snr", **P),
+            partial(published.deis_log_rho, order=p),
+        )
         for p in (2, 3)
     ),
-    *(Equality(f"iPNDM-{p}", sd.IPNDM(p, **P), partial(published.ipndm, order=p)) for p in (1, 2, 3, 4)),
+    *(
+        Equality(f"iPNDM-{p}", sd.IPNDM(p, **P), partial(published.ipndm, order=p))
+        for p in (1, 2, 3, 4)
+    ),
     *(
         Equality(
             f"SEEDS-{p}",
@@ -227,7 +281,9 @@ def test_equals_the_published_formula(sde: sd.LinearSDE, case: Equality) -> None
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
-@pytest.mark.parametrize("case", [case for case in EQUALITIES if "final" in case.name], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [case for case in EQUALITIES if "final" in case.name], ids=lambda case: case.name
+)
 def test_warm_up_and_lower_orders_meet_in_few_steps(case: Equality, steps: int) -> None:
     sde = SDES["VP"]
     times = grid(sde, steps + 1)
@@ -237,7 +293,9 @@ def test_warm_up_and_lower_orders_meet_in_few_steps(case: Equality, steps: int) 
 @pytest.mark.parametrize(("order", "corrector"), [(1, 0), (3, 0), (2, 2), (3, 3)])
 @pytest.mark.parametrize("sde", ["VP", "VE"], indirect=True)
 def test_sa_solver_at_a_tau_that_varies(sde: sd.LinearSDE, order: int, corrector: int) -> None:
-    """tau^2 = 0.6 + 0.4 tanh(u / 2), whose integral is known: the coefficients of eq. 14 by adaptive quadrature."""
+    """tau^2 = 0.6 + 0.4 tanh(u / 2), whose integral is known: the coefficients of eq. 14 by
+    adaptive quadrature.
+    """
 
     def lam(t: Tensor) -> Tensor:
         return (0.6 + 0.4 * torch.tanh(sde.log_snr(t) / 4)).sqrt()
@@ -247,32 +305,46 @@ def test_sa_solver_at_a_tau_that_varies(sde: sd.LinearSDE, order: int, corrector
 
     times = grid(sde)
     got = ours(sde, sd.SASolver(order, corrector=corrector), times, lam)
-    close(got, theirs(sde, partial(published.sa_solver, order=order, corrector=corrector, law=law, closed=False), times))
+    close(
+        got,
+        theirs(
+            sde,
+            partial(published.sa_solver, order=order, corrector=corrector, law=law, closed=False),
+            times,
+        ),
+    )
 
 
 FAR = [
     (sd.DPMSolver(2), partial(singlestep.dpm_solver, order=2), None),
     (sd.DPMSolverPP(3, **P), partial(published.dpm_solver_pp, order=3), None),
     (sd.UniPC(3, **P), partial(published.unipc, order=3, b=2), None),
-    (sd.SASolver(3), partial(published.sa_solver, order=3, corrector=3, law=published.constant(2.5)), 2.5),
+    (
+        sd.SASolver(3),
+        partial(published.sa_solver, order=3, corrector=3, law=published.constant(2.5)),
+        2.5,
+    ),
     (sd.SEEDS(3), partial(singlestep.seeds, order=3), 1.0),
 ]
 
 
 @pytest.mark.parametrize(("solver", "formula", "lam"), FAR, ids=[repr(row[0]) for row in FAR])
-def test_three_steps_over_the_whole_range(solver: Solver, formula: Callable[[Walk, Tensor], Tensor], lam: float | None) -> None:
+def test_three_steps_over_the_whole_range(
+    solver: Solver, formula: Callable[[Walk, Tensor], Tensor], lam: float | None
+) -> None:
     """VE over 17 e-foldings of sigma: steps of up to 9, where a weight falls by up to 62."""
     sde = sd.VE(1e-6, 30.0)
     times = torch.tensor([1.0, 0.6, 0.55, 0.05], dtype=torch.float64)
     close(ours(sde, solver, times, lam), theirs(sde, formula, times))
 
 
-# -- where log-SNR is infinite -----------------------------------------------------------------------------------------
+# -- where log-SNR is infinite ---------------------------------------------------------------------
 
 
 def from_no_signal(w: Walk, x: Tensor, order: int, noisy: bool = False) -> Tensor:
-    """DPM-Solver++ whose first step starts at alpha = 0 and whose last ends at sigma = 0: the limits are of order 1, and a
-    prediction where u is infinite is no node of a polynomial."""
+    """DPM-Solver++ whose first step starts at alpha = 0 and whose last ends at sigma = 0: the
+    limits are of order 1, and a prediction where u is infinite is no node of a polynomial.
+    """
     d = w.x0(x, 0)
     x = w.a[1] * d + w.s[1] * (w.z(0) if noisy else x / w.s[0])
     assert isinstance(w.noise, sd.White)
@@ -290,14 +362,19 @@ class Later(NamedTuple):
         return self.noise.at(step + 1)
 
 
-@pytest.mark.parametrize(("order", "noisy"), [(1, False), (2, False), (3, False), (2, True), (3, True)])
+@pytest.mark.parametrize(
+    ("order", "noisy"), [(1, False), (2, False), (3, False), (2, True), (3, True)]
+)
 def test_steps_from_alpha_zero_and_to_sigma_zero(order: int, noisy: bool) -> None:
     sde = sd.RectifiedFlow(t_min=1e-3, t_max=1.0)
     times = torch.tensor([1.0, 0.9, 0.72, 0.5, 0.3, 0.1, 0.0], dtype=torch.float64)
     solver = sd.SDEDPMSolverPP(order, **P) if noisy else sd.DPMSolverPP(order, **P)
     problem = Reverse(MIXTURE.model(sde), 3, 1.0 if noisy else 0.0)
     x = start(sde, times[0])
-    close(integrate(problem, solver, x, times, white()).x, theirs(sde, lambda w, x: from_no_signal(w, x, order, noisy), times))
+    close(
+        integrate(problem, solver, x, times, white()).x,
+        theirs(sde, lambda w, x: from_no_signal(w, x, order, noisy), times),
+    )
 
 
 NOTHING_LEFT = [

@@ -1,4 +1,6 @@
-"""Exponential solvers that are special cases of each other: one solve by two names, with the same noise, to 1e-10."""
+"""Exponential solvers that are special cases of each other: one solve by two names, with the same
+noise, to 1e-10.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +22,32 @@ from sdediff.solvers import Solver
 PUBLISHED: dict[str, Any] = {"startup": "published"}
 SIGMA: dict[str, Any] = {"form": "data", "variable": "sigma"}
 TWINS = [
-    *((sd.SDEDPMSolverPP(p, **PUBLISHED), 0.0, sd.DPMSolverPP(p, **PUBLISHED), None) for p in (1, 2, 3)),
+    *(
+        (sd.SDEDPMSolverPP(p, **PUBLISHED), 0.0, sd.DPMSolverPP(p, **PUBLISHED), None)
+        for p in (1, 2, 3)
+    ),
     (sd.SASolver(2), 0.0, sd.ExponentialMultistep(2, corrector=2, **PUBLISHED), None),
     (sd.SASolver(3, corrector=1), 0.0, sd.ExponentialMultistep(3, corrector=1, **PUBLISHED), None),
     (sd.SASolver(3), 0.0, sd.UniPC(3, moments="exact", **PUBLISHED), None),
     (sd.SASolver(2, corrector=0), 1.0, sd.SDEDPMSolverPP(2, moments="exact"), 1.0),
     *((sd.SEEDS(p), 0.0, sd.DPMSolver(p, moments="exact"), None) for p in (1, 2, 3)),
     (sd.SEEDS(1, form="data"), 0.7, sd.Ancestral(), 0.7),
-    *((sd.ERSDE(p, scale=lambda rho: rho), None, sd.ExponentialMultistep(p, **SIGMA, **PUBLISHED), None) for p in (1, 2, 3)),
+    *(
+        (
+            sd.ERSDE(p, scale=lambda rho: rho),
+            None,
+            sd.ExponentialMultistep(p, **SIGMA, **PUBLISHED),
+            None,
+        )
+        for p in (1, 2, 3)
+    ),
     (sd.ERSDE(1, scale=lambda rho: rho**2), None, sd.Ancestral(), 1.0),
-    (sd.ERSDE(2, scale=lambda rho: rho**2), None, sd.ExponentialMultistep(2, sde=True, **SIGMA), 1.0),
+    (
+        sd.ERSDE(2, scale=lambda rho: rho**2),
+        None,
+        sd.ExponentialMultistep(2, sde=True, **SIGMA),
+        1.0,
+    ),
     (sd.SDEDPMSolverPP(1), 1.0, sd.Ancestral(), 1.0),
     (sd.SDEDPMSolverPP(1), 0.3, sd.Ancestral(), 0.3),
     (sd.SASolver(1, corrector=0), 1.4, sd.Ancestral(), 1.4),
@@ -54,7 +72,12 @@ TWINS = [
     ),
     (sd.LMS(3), None, sd.DEIS(3, variable="sigma"), None),
     (sd.UniPC(3, corrector=0), None, sd.DPMSolverPP(3), None),
-    (sd.ExponentialSinglestep(2, form="noise", variable="sigma"), None, sd.Midpoint(variable="sigma"), None),
+    (
+        sd.ExponentialSinglestep(2, form="noise", variable="sigma"),
+        None,
+        sd.Midpoint(variable="sigma"),
+        None,
+    ),
 ]
 
 
@@ -64,7 +87,9 @@ TWINS = [
     ids=[f"{i}-{type(a).__name__}-{type(b).__name__}" for i, (a, _, b, _) in enumerate(TWINS)],
 )
 @families("VP")
-def test_twins(sde: sd.LinearSDE, one: Solver, lam: float | None, two: Solver, other: float | None) -> None:
+def test_twins(
+    sde: sd.LinearSDE, one: Solver, lam: float | None, two: Solver, other: float | None
+) -> None:
     """Special cases of each other, with the same noise."""
     times = grid(sde)
     close(ours(sde, one, times, lam), ours(sde, two, times, other))
@@ -79,16 +104,29 @@ STARTS = [
 ]
 
 
-@pytest.mark.parametrize(("solver", "single", "steps"), STARTS, ids=[repr(row[0]) for row in STARTS])
-def test_multistep_methods_start_with_single_steps(solver: Solver, single: Solver, steps: int) -> None:
+@pytest.mark.parametrize(
+    ("solver", "single", "steps"), STARTS, ids=[repr(row[0]) for row in STARTS]
+)
+def test_multistep_methods_start_with_single_steps(
+    solver: Solver, single: Solver, steps: int
+) -> None:
     """So many, of the order that keeps the method's; the step after them is not one."""
     sde = SDES["VP"]
     close(ours(sde, solver, grid(sde, steps + 1)), ours(sde, single, grid(sde, steps + 1)))
-    assert float((ours(sde, solver, grid(sde, steps + 2)) - ours(sde, single, grid(sde, steps + 2))).abs().max()) > 1e-8
+    assert (
+        float(
+            (ours(sde, solver, grid(sde, steps + 2)) - ours(sde, single, grid(sde, steps + 2)))
+            .abs()
+            .max()
+        )
+        > 1e-8
+    )
 
 
 def mixture_of_forms(w: Walk, x: Tensor, theta: float, lam: float) -> Tensor:
-    """Order 2 for S = alpha exp(-theta (1 + lambda^2) u), by adaptive quadrature; VP has alpha^2 = 1 / (1 + exp(-2 u))."""
+    """Order 2 for S = alpha exp(-theta (1 + lambda^2) u), by adaptive quadrature; VP has alpha^2 =
+    1 / (1 + exp(-2 u)).
+    """
 
     def alpha(u: float) -> float:
         return 1 / sqrt(1 + exp(-2 * u))
@@ -117,7 +155,9 @@ def mixture_of_forms(w: Walk, x: Tensor, theta: float, lam: float) -> Tensor:
 
 @pytest.mark.parametrize(("theta", "lam"), [(0.3, 0.0), (0.7, 1.0), (0.0, 0.6), (1.0, 0.6)])
 def test_a_share_of_the_prediction_as_data_and_the_rest_as_noise(theta: float, lam: float) -> None:
-    """Between the forms of the papers there is no publication to compare with: the variation of constants itself."""
+    """Between the forms of the papers there is no publication to compare with: the variation of
+    constants itself.
+    """
     sde = SDES["VP"]
     solver = sd.ExponentialMultistep(2, form=theta, sde=lam > 0)
     got = ours(sde, solver, grid(sde), lam if lam else None)

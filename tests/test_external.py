@@ -1,4 +1,6 @@
-"""torchdiffeq, torchsde and SciPy as solvers: equal to ours, and inside the span, the counts and the failures that ours keep to."""
+"""torchdiffeq, torchsde and SciPy as solvers: equal to ours, and inside the span, the counts and
+the failures that ours keep to.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,24 @@ from torch import Tensor
 import sdediff as sd
 from sdediff.exact.chain import affine_moments
 from sdediff.reverse import Reverse
-from sdediff.solvers import External, Matrix, Options, Problem, RungeKutta, Solver, Status, Tableau, integrate
+from sdediff.solvers import (
+    External,
+    Matrix,
+    Options,
+    Problem,
+    RungeKutta,
+    Solver,
+    Status,
+    Tableau,
+    integrate,
+)
 from sdediff.solvers.external.driver import Run
 from sdediff.solvers.external.ode import _SCIPY, _TORCHDIFFEQ
 from sdediff.solvers.external.sde import _METHODS
 from sdediff.testing.paths import slope
 
-pytestmark = pytest.mark.filterwarnings("ignore:Functional iteration did not converge")  # torchdiffeq's, of implicit_adams
+# torchdiffeq's, of implicit_adams
+pytestmark = pytest.mark.filterwarnings("ignore:Functional iteration did not converge")
 
 MIXTURE = sd.exact.GaussianMixture([[-1.0, 0.5], [1.0, 0.0], [0.3, -1.0]], 0.3)
 X = torch.tensor([[0.3, -1.2], [1.4, 0.2], [-0.6, 0.9]], dtype=torch.float64)
@@ -34,7 +47,12 @@ SWEEP = [pytest.param(name, marks=[] if name in FOUR else pytest.mark.slow) for 
 
 ODES = [sd.TorchDiffEq(method) for method in _TORCHDIFFEQ] + [sd.SciPy(method) for method in _SCIPY]
 SDE_SOLVERS = [sd.TorchSDE(method) for method in _METHODS]
-ALL: list[External] = [*ODES, *SDE_SOLVERS, sd.TorchSDE("srk", adaptive=True), sd.TorchSDE("euler", adaptive=True)]
+ALL: list[External] = [
+    *ODES,
+    *SDE_SOLVERS,
+    sd.TorchSDE("srk", adaptive=True),
+    sd.TorchSDE("euler", adaptive=True),
+]
 
 
 QUICK = ("dopri5", "rk4", "implicit_adams", "RK45", "LSODA", "euler", "srk", "heun")
@@ -44,7 +62,8 @@ def every(solvers: list[External]) -> pytest.MarkDecorator:
     """Every method; in the fast run those that stand for the others."""
     slow = [s for s in solvers if s.method not in QUICK or s == sd.TorchSDE("euler", adaptive=True)]  # type: ignore[attr-defined]
     return pytest.mark.parametrize(
-        "solver", [pytest.param(s, id=repr(s), marks=pytest.mark.slow if s in slow else []) for s in solvers]
+        "solver",
+        [pytest.param(s, id=repr(s), marks=pytest.mark.slow if s in slow else []) for s in solvers],
     )
 
 
@@ -70,7 +89,9 @@ def steps_of(solver: Solver, steps: int) -> int | None:
 
 def loose(solver: External) -> External:
     tolerance = 0.1 if solver.stochastic else 1e-3
-    return dataclasses.replace(solver, rtol=tolerance, atol=tolerance) if solver.adaptive else solver
+    return (
+        dataclasses.replace(solver, rtol=tolerance, atol=tolerance) if solver.adaptive else solver
+    )
 
 
 def watched(model: sd.ScoreModel) -> list[float]:
@@ -85,21 +106,33 @@ def watched(model: sd.ScoreModel) -> list[float]:
     return times
 
 
-# -- the same results as ours ------------------------------------------------------------------------------------------
+# -- the same results as ours ----------------------------------------------------------------------
 
 
 @cache
 def reference(name: str) -> Tensor:
-    """By the classical method in 200 steps, off by some 1e-8 where coefficients are smooth; else by DOP853."""
-    solver, steps = (sd.RungeKutta4(variable="t"), 200) if name in FOUR else (sd.DOP853(1e-10, 1e-10), None)
-    return sd.sample(MIXTURE.model(SDES[name]), (4, 2), solver=solver, steps=steps, seed=0, dtype=torch.float64).x
+    """By the classical method in 200 steps, off by some 1e-8 where coefficients are smooth; else by
+    DOP853.
+    """
+    solver, steps = (
+        (sd.RungeKutta4(variable="t"), 200) if name in FOUR else (sd.DOP853(1e-10, 1e-10), None)
+    )
+    return sd.sample(
+        MIXTURE.model(SDES[name]), (4, 2), solver=solver, steps=steps, seed=0, dtype=torch.float64
+    ).x
 
 
 TIGHT = [
     *(pytest.param(sd.TorchDiffEq("dopri8", 1e-8, 1e-8), name) for name in FOUR),
     *(pytest.param(sd.SciPy("DOP853", 1e-8, 1e-8), name) for name in FOUR[:2]),
-    *(pytest.param(solver, "VP") for solver in (sd.TorchDiffEq("dopri5", 1e-8, 1e-8), sd.SciPy("RK45", 1e-8, 1e-8))),
-    *(pytest.param(sd.TorchDiffEq("dopri5", 1e-9, 1e-9), name, marks=pytest.mark.slow) for name in SDES),
+    *(
+        pytest.param(solver, "VP")
+        for solver in (sd.TorchDiffEq("dopri5", 1e-8, 1e-8), sd.SciPy("RK45", 1e-8, 1e-8))
+    ),
+    *(
+        pytest.param(sd.TorchDiffEq("dopri5", 1e-9, 1e-9), name, marks=pytest.mark.slow)
+        for name in SDES
+    ),
     *(pytest.param(sd.SciPy("LSODA", 1e-9, 1e-9), name, marks=pytest.mark.slow) for name in SDES),
 ]
 
@@ -163,7 +196,13 @@ def test_adams_methods_have_order_four_and_want_equal_steps(method: str) -> None
     errors = []
     for n in (20, 40, 80):
         grid = torch.linspace(0.8, 0.4, n + 1, dtype=torch.float64)
-        errors.append(float((solver.solve(Reverse(MIXTURE.model(sde), 3), x, grid, None, Options()).x - end).abs().max()))
+        errors.append(
+            float(
+                (solver.solve(Reverse(MIXTURE.model(sde), 3), x, grid, None, Options()).x - end)
+                .abs()
+                .max()
+            )
+        )
     assert slope(errors) > solver.order - 0.25, errors
     model = MIXTURE.model(sde)
     times = watched(model)
@@ -174,7 +213,9 @@ def test_adams_methods_have_order_four_and_want_equal_steps(method: str) -> None
 
 @pytest.mark.parametrize("lam", [1.0, 0.5])
 @pytest.mark.parametrize(
-    ("method", "ours"), [("euler", sd.EulerMaruyama()), ("milstein", sd.EulerMaruyama()), ("srk", sd.SRA1())], ids=str
+    ("method", "ours"),
+    [("euler", sd.EulerMaruyama()), ("milstein", sd.EulerMaruyama()), ("srk", sd.SRA1())],
+    ids=str,
 )
 @pytest.mark.parametrize("name", SWEEP)
 def test_torchsde_is_ours_on_one_path(name: str, method: str, ours: Solver, lam: float) -> None:
@@ -185,8 +226,12 @@ def test_torchsde_is_ours_on_one_path(name: str, method: str, ours: Solver, lam:
     torch.testing.assert_close(out.trajectory, own.trajectory, rtol=1e-10, atol=1e-10)
 
 
-def by_formula(method: str, problem: Problem, x: Tensor, t: Tensor, s: Tensor, dw: Tensor) -> Tensor:
-    """The Stratonovich schemes as torchsde documents them, for noise that does not depend on the state."""
+def by_formula(
+    method: str, problem: Problem, x: Tensor, t: Tensor, s: Tensor, dw: Tensor
+) -> Tensor:
+    """The Stratonovich schemes as torchsde documents them, for noise that does not depend on the
+    state.
+    """
     h, f, g = s - t, problem.drift, problem.diffuse
     if method == "euler_heun":
         return x + h * f(x, t) + (g(dw, t) + g(dw, s)) / 2
@@ -211,13 +256,20 @@ def test_stratonovich_methods_are_their_formulas(name: str, method: str) -> None
 
 @dataclasses.dataclass(frozen=True)
 class Straight:
-    """A path that is straight between 512 times from 1 to 0, at any times: every solver can follow it."""
+    """A path that is straight between 512 times from 1 to 0, at any times: every solver can follow
+    it.
+    """
 
     w: Tensor  # (513, rows, *event)
 
     @classmethod
     def draw(cls, rows: int) -> Straight:
-        z = torch.randn(512, rows, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64) / 512**0.5
+        z = (
+            torch.randn(
+                512, rows, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64
+            )
+            / 512**0.5
+        )
         return cls(torch.cat([torch.zeros_like(z[:1]), z.cumsum(0)]))
 
     def at(self, step: int) -> Straight:
@@ -242,12 +294,16 @@ class Straight:
         knots = [a, *inside[(inside < a) & (inside > b)], b]
         values = [self._value(t) - self._value(a) for t in knots]
         pieces = zip(itertools.pairwise(knots), itertools.pairwise(values), strict=True)
-        return values[-1], sum(((t - s) * (v + w) / 2 for (t, s), (v, w) in pieces), start=torch.zeros_like(values[0]))
+        return values[-1], sum(
+            ((t - s) * (v + w) / 2 for (t, s), (v, w) in pieces), start=torch.zeros_like(values[0])
+        )
 
 
 @pytest.mark.parametrize("method", ["srk", "heun"])
 def test_adaptive_torchsde_follows_the_path_and_lands(method: str) -> None:
-    """Against Euler-Maruyama on all the path's times; the callback sees each accepted step and both landings."""
+    """Against Euler-Maruyama on all the path's times; the callback sees each accepted step and both
+    landings.
+    """
     sde, path, seen = sd.VP(), Straight.draw(3), []
     fine = torch.linspace(1, 0, 513, dtype=torch.float64)[:410]
     ours = integrate(Reverse(MIXTURE.model(sde), 3, 1.0), sd.EulerMaruyama(), X, fine, path)
@@ -269,12 +325,16 @@ def test_adaptive_torchsde_from_seeds_keeps_the_law() -> None:
     """Mean and spread of 300 samples within 5 standard errors of the exact law at t_end."""
     data = sd.exact.Gaussian([0.4], [[0.09]])
     solver = sd.TorchSDE("srk", adaptive=True, rtol=3e-2, atol=3e-2)
-    out = sd.sample(data.model(sd.VP()), (300, 1), solver=solver, t_end=0.05, seed=1, dtype=torch.float64)
+    out = sd.sample(
+        data.model(sd.VP()), (300, 1), solver=solver, t_end=0.05, seed=1, dtype=torch.float64
+    )
     mean, cov = data.moments(sd.VP(), torch.tensor(0.05, dtype=torch.float64))
     std = float(cov.reshape(()).sqrt())
     assert abs(float(out.x.mean() - mean)) < 5 * std / 300**0.5
     assert abs(float(out.x.std()) / std - 1) < 5 / 600**0.5
-    again = sd.sample(data.model(sd.VP()), (300, 1), solver=solver, t_end=0.05, seed=1, dtype=torch.float64)
+    again = sd.sample(
+        data.model(sd.VP()), (300, 1), solver=solver, t_end=0.05, seed=1, dtype=torch.float64
+    )
     assert torch.equal(again.x, out.x)
 
 
@@ -283,14 +343,24 @@ GAUSSIAN = sd.exact.Gaussian(0.4, 0.09)
 
 @every(SDE_SOLVERS)
 def test_the_law_has_the_declared_order(solver: Solver) -> None:
-    """Exact moments of the chain on Gaussian data, by unit impulses; midpoint has order 1 where the score is not affine."""
+    """Exact moments of the chain on Gaussian data, by unit impulses; midpoint has order 1 where the
+    score is not affine.
+    """
     sde, errors = sd.VP(), []
     for n in (16, 32, 64):
         times = torch.linspace(0.8, 0.2, n + 1, dtype=torch.float64)
         mean, cov = GAUSSIAN.moments(sde, times[0])
-        mean, cov = affine_moments(lambda rows: Reverse(GAUSSIAN.model(sde), rows, 1.0), solver, times, mean, cov.diagonal().sqrt())
+        mean, cov = affine_moments(
+            lambda rows: Reverse(GAUSSIAN.model(sde), rows, 1.0),
+            solver,
+            times,
+            mean,
+            cov.diagonal().sqrt(),
+        )
         true_mean, true_cov = GAUSSIAN.moments(sde, times[-1])
-        errors.append(float((mean - true_mean).abs().sum() + (cov.sqrt() - true_cov.sqrt()).abs().sum()))
+        errors.append(
+            float((mean - true_mean).abs().sum() + (cov.sqrt() - true_cov.sqrt()).abs().sum())
+        )
     assert slope(errors) > solver.weak_order - 0.25, errors
 
 
@@ -308,16 +378,25 @@ class Turning(Problem):
         return Matrix((1 + t)[:, None, None] * self.turn)
 
 
-@pytest.mark.parametrize(("method", "ours"), [("euler", sd.EulerMaruyama()), ("srk", sd.SRA1())], ids=str)
+@pytest.mark.parametrize(
+    ("method", "ours"), [("euler", sd.EulerMaruyama()), ("srk", sd.SRA1())], ids=str
+)
 @pytest.mark.parametrize("ends", [(0.0, 1.0), (1.0, 0.2)], ids=["forward", "backward"])
-def test_the_diffusion_may_be_a_matrix(method: str, ours: Solver, ends: tuple[float, float]) -> None:
+def test_the_diffusion_may_be_a_matrix(
+    method: str, ours: Solver, ends: tuple[float, float]
+) -> None:
     grid = torch.linspace(*ends, 11, dtype=torch.float64)
     out = sd.TorchSDE(method).solve(Turning(3), X, grid, white(), Options())
-    torch.testing.assert_close(out.x, integrate(Turning(3), ours, X, grid, white()).x, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        out.x, integrate(Turning(3), ours, X, grid, white()).x, rtol=1e-12, atol=1e-12
+    )
 
 
 def test_forward_simulation_by_torchsde() -> None:
-    out, ours = (sd.simulate(sd.VP(), X, solver=solver, steps=20, seed=0) for solver in (sd.TorchSDE("srk"), sd.SRA1()))
+    out, ours = (
+        sd.simulate(sd.VP(), X, solver=solver, steps=20, seed=0)
+        for solver in (sd.TorchSDE("srk"), sd.SRA1())
+    )
     torch.testing.assert_close(out.x, ours.x, rtol=1e-12, atol=1e-12)
     with pytest.raises(ValueError, match="integrates no diffusion"):
         sd.simulate(sd.VP(), X, solver=sd.TorchDiffEq())
@@ -333,7 +412,9 @@ class Plain(sd.SDE):
         return (0.1 + 19.9 * t).sqrt()
 
 
-@pytest.mark.parametrize("solver", [sd.TorchDiffEq("rk4"), sd.SciPy("RK45"), sd.TorchSDE("heun")], ids=repr)
+@pytest.mark.parametrize(
+    "solver", [sd.TorchDiffEq("rk4"), sd.SciPy("RK45"), sd.TorchSDE("heun")], ids=repr
+)
 def test_an_sde_without_a_kernel(solver: Solver) -> None:
     score = sd.ScoreModel(
         lambda x, t: MIXTURE.score(sd.VP(), x, t),
@@ -344,24 +425,38 @@ def test_an_sde_without_a_kernel(solver: Solver) -> None:
     )
     outs = [
         sd.sample(
-            model, (3, 2), solver=solver, steps=steps_of(solver, 20), t_end=0.1, t_start=0.99, x_init=X, seed=0, dtype=X.dtype
+            model,
+            (3, 2),
+            solver=solver,
+            steps=steps_of(solver, 20),
+            t_end=0.1,
+            t_start=0.99,
+            x_init=X,
+            seed=0,
+            dtype=X.dtype,
         )
         for model in (score, MIXTURE.model(sd.VP()))
     ]
     torch.testing.assert_close(outs[0].x, outs[1].x, rtol=1e-7, atol=1e-7)
 
 
-# -- counts, times and shapes ------------------------------------------------------------------------------------------
+# -- counts, times and shapes ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("VP", torch.float64), ("RectifiedFlow", torch.float32)])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("VP", torch.float64), ("RectifiedFlow", torch.float32)]
+)
 @every(ALL)
-def test_evaluations_are_counted_and_inside_the_span(solver: External, name: str, dtype: torch.dtype) -> None:
+def test_evaluations_are_counted_and_inside_the_span(
+    solver: External, name: str, dtype: torch.dtype
+) -> None:
     """Both ends are where f or the score blow up: one step beyond them would show."""
     sde = SDES[name]
     model = MIXTURE.model(sde)
     times = watched(model)
-    out = sd.sample(model, (2, 2), solver=loose(solver), steps=steps_of(solver, 12), seed=0, dtype=dtype)
+    out = sd.sample(
+        model, (2, 2), solver=loose(solver), steps=steps_of(solver, 12), seed=0, dtype=dtype
+    )
     assert out.x.dtype == dtype
     assert out.success
     assert bool(torch.isfinite(out.x).all())
@@ -386,7 +481,9 @@ def test_evaluations_are_counted_and_inside_the_span(solver: External, name: str
 
 @every([solver for solver in ODES if solver.adaptive])
 def test_adaptive_methods_land_on_every_time(solver: External) -> None:
-    """What is saved at a time is what a solve to that time gives, to what tolerances leave; the callback sees every landing."""
+    """What is saved at a time is what a solve to that time gives, to what tolerances leave; the
+    callback sees every landing.
+    """
     model, grid, seen = MIXTURE.model(sd.VP()), [1.0, 0.5, 0.12, 1e-3], []
     solver = dataclasses.replace(solver, rtol=1e-4, atol=1e-4)
     times = watched(model)
@@ -394,16 +491,38 @@ def test_adaptive_methods_land_on_every_time(solver: External) -> None:
     def look(snapshot: sd.Snapshot) -> None:
         seen.append((float(snapshot.t), snapshot.step, snapshot.done, snapshot.x))
 
-    out = sd.sample(model, (3, 2), solver=solver, grid=grid, seed=0, last="noisy", trajectory=True, callback=look, dtype=X.dtype)
+    out = sd.sample(
+        model,
+        (3, 2),
+        solver=solver,
+        grid=grid,
+        seed=0,
+        last="noisy",
+        trajectory=True,
+        callback=look,
+        dtype=X.dtype,
+    )
     assert out.trajectory is not None
     assert min(times) >= 1e-3
     assert max(times) == 1.0
-    ours = sd.sample(model, (3, 2), solver=sd.RK45(1e-8, 1e-8), grid=grid, seed=0, last="noisy", trajectory=True, dtype=X.dtype)
+    ours = sd.sample(
+        model,
+        (3, 2),
+        solver=sd.RK45(1e-8, 1e-8),
+        grid=grid,
+        seed=0,
+        last="noisy",
+        trajectory=True,
+        dtype=X.dtype,
+    )
     bound = 1e-1 if solver.method == "fehlberg2" else 1e-2  # type: ignore[attr-defined]
     torch.testing.assert_close(out.trajectory, ours.trajectory, rtol=0, atol=bound)
     assert torch.equal(out.trajectory[-1], out.x)
     if isinstance(solver, sd.TorchDiffEq):  # two evaluations to start, one at each landing between
-        assert int(out.nfe[0]) == int(out.accepted[0] + out.rejected[0]) * solver.evaluations + 2 + len(grid) - 2
+        assert (
+            int(out.nfe[0])
+            == int(out.accepted[0] + out.rejected[0]) * solver.evaluations + 2 + len(grid) - 2
+        )
     moments = [t for t, *_ in seen]
     assert set(grid[1:]) <= set(moments)
     assert moments == sorted(moments, reverse=True)
@@ -417,7 +536,9 @@ def test_adaptive_methods_land_on_every_time(solver: External) -> None:
 
 @every(ALL)
 def test_no_library_asks_beyond_the_end(solver: External, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before its time is put into the span, it is there but for rounding; torchdiffeq's probe for the first step may not be."""
+    """Before its time is put into the span, it is there but for rounding; torchdiffeq's probe for
+    the first step may not be.
+    """
     asked, time = [], Run.time
 
     def record(run: Run, t: Tensor | float, dtype: torch.dtype) -> Tensor:
@@ -425,8 +546,14 @@ def test_no_library_asks_beyond_the_end(solver: External, monkeypatch: pytest.Mo
         return time(run, t, dtype)
 
     monkeypatch.setattr(Run, "time", record)
-    grid = [1.0, 0.3, 0.2, 0.1] if solver.adaptive else torch.linspace(1.0, 0.1, 11, dtype=torch.float64)
-    sd.sample(MIXTURE.model(sd.VP()), (2, 2), solver=loose(solver), grid=grid, seed=0, dtype=torch.float64)
+    grid = (
+        [1.0, 0.3, 0.2, 0.1]
+        if solver.adaptive
+        else torch.linspace(1.0, 0.1, 11, dtype=torch.float64)
+    )
+    sd.sample(
+        MIXTURE.model(sd.VP()), (2, 2), solver=loose(solver), grid=grid, seed=0, dtype=torch.float64
+    )
     if isinstance(solver, sd.TorchDiffEq) and solver.adaptive:
         del asked[1]
     assert min(asked) >= 0.1 - 1e-15
@@ -437,7 +564,14 @@ def test_no_library_asks_beyond_the_end(solver: External, monkeypatch: pytest.Mo
 def test_fixed_methods_report_every_step(solver: External) -> None:
     seen: list[sd.Snapshot] = []
     out = sd.sample(
-        MIXTURE.model(sd.VP()), (3, 2), solver=solver, steps=6, seed=0, last="noisy", trajectory=True, callback=seen.append
+        MIXTURE.model(sd.VP()),
+        (3, 2),
+        solver=solver,
+        steps=6,
+        seed=0,
+        last="noisy",
+        trajectory=True,
+        callback=seen.append,
     )
     assert out.trajectory is not None
     assert [float(snapshot.t) for snapshot in seen] == out.times[1:].tolist()
@@ -452,9 +586,18 @@ def test_any_shape_is_the_flat_problem(solver: External, shape: tuple[int, ...])
     if "Radau" in repr(solver) and len(shape) > 1:
         pytest.skip("slow: a Jacobian of 192 coordinates a step")
     sde = sd.VP()
-    model = sd.ScoreModel(lambda x, t: x * sde.sigma(t.double()).to(x).reshape(-1, *(1,) * (x.ndim - 1)), sde)
+    model = sd.ScoreModel(
+        lambda x, t: x * sde.sigma(t.double()).to(x).reshape(-1, *(1,) * (x.ndim - 1)), sde
+    )
     rank, flat = (
-        sd.sample(model, size, solver=loose(solver), steps=steps_of(solver, 5), seed=0, dtype=torch.float64).x
+        sd.sample(
+            model,
+            size,
+            solver=loose(solver),
+            steps=steps_of(solver, 5),
+            seed=0,
+            dtype=torch.float64,
+        ).x
         for size in (shape, (shape[0], torch.Size(shape[1:]).numel()))
     )
     assert rank.shape == shape
@@ -463,7 +606,9 @@ def test_any_shape_is_the_flat_problem(solver: External, shape: tuple[int, ...])
 
 @every(ALL)
 def test_a_batch_in_parts(solver: External) -> None:
-    """Parts are solves of their own; steps of a fixed grid do not couple samples, so that parts are the whole."""
+    """Parts are solves of their own; steps of a fixed grid do not couple samples, so that parts are
+    the whole.
+    """
     model = MIXTURE.model(sd.VP())
     options = {"solver": loose(solver), "steps": steps_of(solver, 10), "dtype": torch.float64}
     parts = sd.sample(model, (5, 2), batch_size=2, seed=0, **options)  # type: ignore[arg-type]
@@ -476,13 +621,20 @@ def test_a_batch_in_parts(solver: External) -> None:
 
 @pytest.mark.parametrize("solver", SDE_SOLVERS, ids=repr)
 def test_the_last_step_without_noise(solver: External) -> None:
-    """last="mean": the step from the state before, with the path at rest; for torchsde's Euler that is the mean itself."""
+    """last="mean": the step from the state before, with the path at rest; for torchsde's Euler that
+    is the mean itself.
+    """
     options = {"steps": 6, "seed": 0, "dtype": torch.float64, "trajectory": True}
-    mean, noisy = (sd.sample(MIXTURE.model(sd.VP()), (3, 2), solver=solver, last=last, **options) for last in ("mean", "noisy"))  # type: ignore[arg-type]
+    mean, noisy = (
+        sd.sample(MIXTURE.model(sd.VP()), (3, 2), solver=solver, last=last, **options)
+        for last in ("mean", "noisy")
+    )  # type: ignore[arg-type]
     assert torch.equal(mean.trajectory[:-1], noisy.trajectory[:-1])  # type: ignore[index]
     assert bool((mean.x != noisy.x).all())
     if solver.method in ("euler", "milstein"):  # type: ignore[attr-defined]
-        ours = sd.sample(MIXTURE.model(sd.VP()), (3, 2), solver=sd.EulerMaruyama(), last="mean", **options)  # type: ignore[arg-type]
+        ours = sd.sample(
+            MIXTURE.model(sd.VP()), (3, 2), solver=sd.EulerMaruyama(), last="mean", **options
+        )  # type: ignore[arg-type]
         torch.testing.assert_close(mean.x, ours.x, rtol=0, atol=1e-12)
 
 
@@ -496,7 +648,7 @@ def test_the_declared_evaluations_are_the_librarys() -> None:
     assert set(SOLVERS) == set(_TORCHDIFFEQ) | {"fixed_adams", "scipy_solver"}
 
 
-# -- failures ----------------------------------------------------------------------------------------------------------
+# -- failures --------------------------------------------------------------------------------------
 
 
 def breaking(at: float = 0.4, value: float = float("nan")) -> sd.ScoreModel:
@@ -516,15 +668,30 @@ def test_nan_at_one_sample_and_time(solver: External) -> None:
         condition = {"label": torch.tensor(label)}
         steps = steps_of(solver, 12)
         return sd.sample(
-            breaking(), (3, 2), solver=loose(solver), steps=steps, seed=0, condition=condition, on_fail=on_fail, dtype=torch.float64
+            breaking(),
+            (3, 2),
+            solver=loose(solver),
+            steps=steps,
+            seed=0,
+            condition=condition,
+            on_fail=on_fail,
+            dtype=torch.float64,
         )  # type: ignore[arg-type]
 
-    with pytest.raises(sd.SolveError, match=r"sample 1 failed at t = (0\.\d+|1): the network's output is not finite"):
+    with pytest.raises(
+        sd.SolveError,
+        match=r"sample 1 failed at t = (0\.\d+|1): the network's output is not finite",
+    ):
         solve([0, 1, 0], "raise")
     out, healthy = solve([0, 1, 0], "return"), solve([0, 0, 0], "return")
     assert out.status.tolist() == [0, Status.NETWORK_NOT_FINITE, 0]
     coupled = solver.adaptive or solver.method == "implicit_adams"  # type: ignore[attr-defined]
-    torch.testing.assert_close(out.x[[0, 2]], healthy.x[[0, 2]], rtol=0, atol=(4.0 if solver.stochastic else 0.3) if coupled else 0)
+    torch.testing.assert_close(
+        out.x[[0, 2]],
+        healthy.x[[0, 2]],
+        rtol=0,
+        atol=(4.0 if solver.stochastic else 0.3) if coupled else 0,
+    )
     assert bool(torch.isfinite(out.x).all())
     assert int(out.accepted[1]) < int(out.accepted[0])
     assert solver.adaptive or 0.3 < out.failures[0].t < 0.5
@@ -536,7 +703,15 @@ def test_max_nfe(solver: External) -> None:
     solver = dataclasses.replace(solver, rtol=1e-6, atol=1e-6) if solver.adaptive else solver
     model = MIXTURE.model(sd.VP())
     times = watched(model)
-    out = sd.sample(model, (2, 2), solver=solver, steps=steps_of(solver, 40), seed=0, max_nfe=cap, on_fail="return")
+    out = sd.sample(
+        model,
+        (2, 2),
+        solver=solver,
+        steps=steps_of(solver, 40),
+        seed=0,
+        max_nfe=cap,
+        on_fail="return",
+    )
     assert out.status.tolist() == [Status.MAX_NFE] * 2
     assert out.nfe.tolist() == [cap, cap]
     assert len(times) == 2 * cap
@@ -569,7 +744,12 @@ def test_the_librarys_words_are_kept(solver: External, words: str) -> None:
     out = caught.value.solution
     assert out.status.tolist() == [Status.STEP_TOO_SMALL] * 2
     assert out.trajectory is not None
-    torch.testing.assert_close(out.trajectory[1], X[:2] * torch.exp(torch.tensor(0.3, dtype=torch.float64)), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        out.trajectory[1],
+        X[:2] * torch.exp(torch.tensor(0.3, dtype=torch.float64)),
+        rtol=1e-4,
+        atol=0,
+    )
     assert torch.equal(out.trajectory[2], out.x)
     assert int(out.rejected[0]) > 0 or "SciPy" in words
 
@@ -587,7 +767,9 @@ class Exploding(Problem):
         return torch.full_like(t, 0.1)
 
 
-@pytest.mark.parametrize("solver", [sd.TorchDiffEq("euler"), sd.TorchSDE("euler"), sd.TorchDiffEq("rk4")], ids=repr)
+@pytest.mark.parametrize(
+    "solver", [sd.TorchDiffEq("euler"), sd.TorchSDE("euler"), sd.TorchDiffEq("rk4")], ids=repr
+)
 def test_a_state_that_overflows(solver: External) -> None:
     grid = torch.linspace(0, 1, 31, dtype=torch.float64)
     out = solver.solve(Exploding(3), X, grid, white(), Options(on_fail="return", trajectory=True))
@@ -599,10 +781,14 @@ def test_a_state_that_overflows(solver: External) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [AssertionError("mine"), ValueError("mine"), ZeroDivisionError("mine"), KeyError("mine")], ids=repr
+    "error",
+    [AssertionError("mine"), ValueError("mine"), ZeroDivisionError("mine"), KeyError("mine")],
+    ids=repr,
 )
 @every(ALL)
-def test_errors_of_the_network_and_the_callback_are_their_own(solver: External, error: Exception) -> None:
+def test_errors_of_the_network_and_the_callback_are_their_own(
+    solver: External, error: Exception
+) -> None:
     def net(x: Tensor, t: Tensor) -> Tensor:
         if float(t[0]) < 0.5:
             raise error
@@ -620,8 +806,12 @@ def test_errors_of_the_network_and_the_callback_are_their_own(solver: External, 
     assert caught.value is error
 
 
-def test_memory_that_bdf_has_not_written_yet_is_of_no_account(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SciPy subtracts rows of a table that np.empty made: what was there before, signalling NaNs here, gives no warning."""
+def test_memory_that_bdf_has_not_written_yet_is_of_no_account(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """SciPy subtracts rows of a table that np.empty made: what was there before, signalling NaNs
+    here, gives no warning.
+    """
     kw = {"solver": sd.SciPy("BDF", 1e-4, 1e-4), "seed": 0, "dtype": torch.float64}
     want = sd.sample(MIXTURE.model(sd.VP()), (3, 2), **kw).x  # type: ignore[arg-type]
     filled = {"empty": lambda shape, dtype: np.full(shape, 0x7FF4 << 48, np.uint64).view(dtype)}
@@ -629,18 +819,26 @@ def test_memory_that_bdf_has_not_written_yet_is_of_no_account(monkeypatch: pytes
     assert torch.equal(sd.sample(MIXTURE.model(sd.VP()), (3, 2), **kw).x, want)  # type: ignore[arg-type]
 
 
-# -- gradients ---------------------------------------------------------------------------------------------------------
+# -- gradients -------------------------------------------------------------------------------------
 
 
-def gradients(solver: Solver, grad: str = "full", steps: int | None = 6, **options: object) -> tuple[Tensor, Tensor]:
+def gradients(
+    solver: Solver, grad: str = "full", steps: int | None = 6, **options: object
+) -> tuple[Tensor, Tensor]:
     """d sum(x^2) with respect to the start and the weights of a network."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(2, 4, generator=generator, dtype=torch.float64).requires_grad_()
     x = torch.randn(4, 2, generator=generator, dtype=torch.float64).requires_grad_()
-    model = sd.ScoreModel(lambda at, t: torch.tanh(at @ weight * (1 + t[:, None])) @ weight.T / 4 + 0.5 * at, sd.VP())
+    model = sd.ScoreModel(
+        lambda at, t: torch.tanh(at @ weight * (1 + t[:, None])) @ weight.T / 4 + 0.5 * at, sd.VP()
+    )
     options = {"seed": 0, "x_init": x, "grad": grad, "dtype": torch.float64, **options}
     if "grid" not in options:
-        options |= {"steps": None if steps is None else steps_of(solver, steps), "t_start": 0.9, "t_end": 0.2}
+        options |= {
+            "steps": None if steps is None else steps_of(solver, steps),
+            "t_start": 0.9,
+            "t_end": 0.2,
+        }
     out = sd.sample(model, (4, 2), solver=solver, **options)  # type: ignore[arg-type]
     return torch.autograd.grad(out.x.square().sum(), (x, weight))  # type: ignore[return-value]
 
@@ -651,9 +849,13 @@ def agree(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor], bound: float) 
         torch.testing.assert_close(a, b, rtol=bound, atol=bound)
 
 
-@pytest.mark.parametrize(("method", "tolerance", "bound"), [("dopri8", 1e-8, 1e-6), ("dopri5", 1e-5, 3e-6)])
+@pytest.mark.parametrize(
+    ("method", "tolerance", "bound"), [("dopri8", 1e-8, 1e-6), ("dopri5", 1e-5, 3e-6)]
+)
 def test_gradients_through_adaptive_steps(method: str, tolerance: float, bound: float) -> None:
-    """Those of RK4 in 150 steps: the first step's size depends on the state, and must not be differentiated (off by 4e-4)."""
+    """Those of RK4 in 150 steps: the first step's size depends on the state, and must not be
+    differentiated (off by 4e-4).
+    """
     ours = gradients(sd.RungeKutta4(variable="t"), steps=150)
     agree(gradients(sd.TorchDiffEq(method, tolerance, tolerance)), ours, bound)
 
@@ -670,12 +872,20 @@ def test_gradients_through_fixed_steps_are_ours(solver: Solver, ours: Solver) ->
     agree(gradients(solver), gradients(ours), 1e-10)
 
 
-@pytest.mark.parametrize(("method", "ours"), [("srk", sd.SRA1()), ("euler", sd.EulerMaruyama())], ids=repr)
+@pytest.mark.parametrize(
+    ("method", "ours"), [("srk", sd.SRA1()), ("euler", sd.EulerMaruyama())], ids=repr
+)
 @pytest.mark.parametrize("grad", ["full", "checkpoint"])
 def test_gradients_through_adaptive_torchsde_are_ours(method: str, ours: Solver, grad: str) -> None:
-    """Of its accepted steps, each two halves, on the same path: sizes are not differentiated, rejected ones leave nothing."""
+    """Of its accepted steps, each two halves, on the same path: sizes are not differentiated,
+    rejected ones leave nothing.
+    """
     solver = sd.TorchSDE(method, adaptive=True, rtol=0.05, atol=0.05, dt=0.1)
-    options = {"seed": None, "noise": sd.BrownianPath(sd.seeds(0, 4), (2,), 0.9, 0.2, dtype=torch.float64), "last": "noisy"}
+    options = {
+        "seed": None,
+        "noise": sd.BrownianPath(sd.seeds(0, 4), (2,), 0.9, 0.2, dtype=torch.float64),
+        "last": "noisy",
+    }
     times = [torch.tensor(0.9, dtype=torch.float64)]
     theirs = gradients(solver, grad, callback=lambda snapshot: times.append(snapshot.t), **options)
     assert times[-1] == 0.2
@@ -685,12 +895,16 @@ def test_gradients_through_adaptive_torchsde_are_ours(method: str, ours: Solver,
     agree(theirs, gradients(ours, grid=torch.cat([grid, ends[-1:]]), **options), 1e-9)
 
 
-@pytest.mark.parametrize("solver", [sd.TorchDiffEq("dopri5", 1e-2, 1e-2), sd.TorchDiffEq("rk4"), sd.TorchSDE("heun")], ids=repr)
+@pytest.mark.parametrize(
+    "solver",
+    [sd.TorchDiffEq("dopri5", 1e-2, 1e-2), sd.TorchDiffEq("rk4"), sd.TorchSDE("heun")],
+    ids=repr,
+)
 def test_checkpointing_changes_no_gradient(solver: Solver) -> None:
     agree(gradients(solver, "checkpoint"), gradients(solver), 1e-12)
 
 
-# -- refusals ----------------------------------------------------------------------------------------------------------
+# -- refusals --------------------------------------------------------------------------------------
 
 
 ENDS = torch.tensor([1.0, 0.5], dtype=torch.float64)
@@ -708,30 +922,106 @@ def call(make: Callable[[], Solver], **arguments: object) -> None:
 @pytest.mark.parametrize(
     ("refused", "error", "message"),
     [
-        (lambda: call(lambda: sd.TorchDiffEq("dopri6")), ValueError, "no method is called 'dopri6' .did you mean 'dopri[58]'"),
-        (lambda: call(lambda: sd.SciPy("rk45")), ValueError, "no method is called 'rk45' .did you mean 'RK45'"),
-        (lambda: call(lambda: sd.TorchSDE("milstien")), ValueError, "no method is called 'milstien' .did you mean 'milstein'"),
-        (lambda: call(lambda: sd.TorchSDE("zzz")), ValueError, "no method is called 'zzz'; known: euler, milstein"),
-        (lambda: call(lambda: sd.TorchDiffEq("scipy_solver")), ValueError, "is not taken: take SciPy"),
-        (lambda: call(lambda: sd.TorchDiffEq("fixed_adams")), ValueError, "'implicit_adams' under an older name"),
-        (lambda: call(lambda: sd.TorchSDE("log_ode")), ValueError, "is not taken: where noise does not depend"),
-        (lambda: call(lambda: sd.TorchDiffEq("dopri5", rtol=-1)), ValueError, "rtol must be a finite number >= 0"),
+        (
+            lambda: call(lambda: sd.TorchDiffEq("dopri6")),
+            ValueError,
+            "no method is called 'dopri6' .did you mean 'dopri[58]'",
+        ),
+        (
+            lambda: call(lambda: sd.SciPy("rk45")),
+            ValueError,
+            "no method is called 'rk45' .did you mean 'RK45'",
+        ),
+        (
+            lambda: call(lambda: sd.TorchSDE("milstien")),
+            ValueError,
+            "no method is called 'milstien' .did you mean 'milstein'",
+        ),
+        (
+            lambda: call(lambda: sd.TorchSDE("zzz")),
+            ValueError,
+            "no method is called 'zzz'; known: euler, milstein",
+        ),
+        (
+            lambda: call(lambda: sd.TorchDiffEq("scipy_solver")),
+            ValueError,
+            "is not taken: take SciPy",
+        ),
+        (
+            lambda: call(lambda: sd.TorchDiffEq("fixed_adams")),
+            ValueError,
+            "'implicit_adams' under an older name",
+        ),
+        (
+            lambda: call(lambda: sd.TorchSDE("log_ode")),
+            ValueError,
+            "is not taken: where noise does not depend",
+        ),
+        (
+            lambda: call(lambda: sd.TorchDiffEq("dopri5", rtol=-1)),
+            ValueError,
+            "rtol must be a finite number >= 0",
+        ),
         (lambda: call(lambda: sd.SciPy("RK45", 0, 0)), ValueError, "cannot both be 0"),
-        (lambda: call(lambda: sd.TorchDiffEq("dopri5"), steps=10), ValueError, "chooses its own steps: drop steps"),
+        (
+            lambda: call(lambda: sd.TorchDiffEq("dopri5"), steps=10),
+            ValueError,
+            "chooses its own steps: drop steps",
+        ),
         (lambda: call(lambda: sd.SciPy(), grid="karras"), ValueError, "chooses its own steps"),
-        (lambda: call(lambda: sd.TorchDiffEq("rk4")), ValueError, "takes fixed steps: pass steps=N"),
+        (
+            lambda: call(lambda: sd.TorchDiffEq("rk4")),
+            ValueError,
+            "takes fixed steps: pass steps=N",
+        ),
         (lambda: call(lambda: sd.TorchSDE()), ValueError, "takes fixed steps: pass steps=N"),
-        (lambda: call(lambda: sd.SciPy(), grad="full"), ValueError, "keeps no graph: take grad='none'"),
-        (lambda: call(lambda: sd.SciPy(), stochasticity=1.0), ValueError, "draws no noise along the path"),
-        (lambda: call(lambda: sd.TorchDiffEq(), max_nfe=5), ValueError, "takes 8 evaluations to make its first step"),
-        (lambda: call(lambda: sd.TorchSDE(dt=0.1)), ValueError, "the steps are the intervals of the grid; drop dt"),
-        (lambda: call(lambda: sd.TorchSDE(adaptive=True, dt=0.0)), ValueError, "dt must be a finite number > 0"),
-        (lambda: call(lambda: sd.TorchSDE(adaptive=True), steps=10), ValueError, "chooses its own steps"),
-        (lambda: call(lambda: sd.TorchSDE(adaptive=True), last="mean"), ValueError, "does not know its last step"),
+        (
+            lambda: call(lambda: sd.SciPy(), grad="full"),
+            ValueError,
+            "keeps no graph: take grad='none'",
+        ),
+        (
+            lambda: call(lambda: sd.SciPy(), stochasticity=1.0),
+            ValueError,
+            "draws no noise along the path",
+        ),
+        (
+            lambda: call(lambda: sd.TorchDiffEq(), max_nfe=5),
+            ValueError,
+            "takes 8 evaluations to make its first step",
+        ),
+        (
+            lambda: call(lambda: sd.TorchSDE(dt=0.1)),
+            ValueError,
+            "the steps are the intervals of the grid; drop dt",
+        ),
+        (
+            lambda: call(lambda: sd.TorchSDE(adaptive=True, dt=0.0)),
+            ValueError,
+            "dt must be a finite number > 0",
+        ),
+        (
+            lambda: call(lambda: sd.TorchSDE(adaptive=True), steps=10),
+            ValueError,
+            "chooses its own steps",
+        ),
+        (
+            lambda: call(lambda: sd.TorchSDE(adaptive=True), last="mean"),
+            ValueError,
+            "does not know its last step",
+        ),
         (lambda: sd.Churn(sd.TorchDiffEq("euler")), ValueError, "is another library's driver"),
         (lambda: sd.Renoise(sd.TorchDiffEq("euler")), ValueError, "is another library's driver"),
-        (lambda: sd.PredictorCorrector(sd.TorchSDE("euler"), sd.Langevin()), ValueError, "is another library's driver"),
-        (lambda: sd.TorchDiffEq("euler").plan(Turning(3), torch.tensor([1.0, 0.5])), ValueError, "call its method solve"),
+        (
+            lambda: sd.PredictorCorrector(sd.TorchSDE("euler"), sd.Langevin()),
+            ValueError,
+            "is another library's driver",
+        ),
+        (
+            lambda: sd.TorchDiffEq("euler").plan(Turning(3), torch.tensor([1.0, 0.5])),
+            ValueError,
+            "call its method solve",
+        ),
         (
             lambda: sd.TorchSDE().solve(Turning(3), X, torch.tensor([1.0, 0.5]), None, Options()),
             ValueError,
@@ -744,7 +1034,9 @@ def call(make: Callable[[], Solver], **arguments: object) -> None:
         ),
     ],
 )
-def test_refusals_come_first(refused: Callable[[], object], error: type[Exception], message: str) -> None:
+def test_refusals_come_first(
+    refused: Callable[[], object], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         refused()
 
@@ -760,9 +1052,14 @@ def test_values_are_frozen_and_a_single_time_is_the_start(solver: External) -> N
     assert out.nfe.tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("solver", [sd.SciPy("RK45"), sd.TorchDiffEq("rk4"), sd.TorchSDE("euler")], ids=repr)
+@pytest.mark.parametrize(
+    "solver", [sd.SciPy("RK45"), sd.TorchDiffEq("rk4"), sd.TorchSDE("euler")], ids=repr
+)
 def test_integrate_drives_other_libraries(solver):
-    times, noise = torch.linspace(1.0, 0.5, 5, dtype=torch.float64), sd.White((1, 2, 3), X.shape[1:], dtype=X.dtype)
+    times, noise = (
+        torch.linspace(1.0, 0.5, 5, dtype=torch.float64),
+        sd.White((1, 2, 3), X.shape[1:], dtype=X.dtype),
+    )
     one = integrate(Turning(3), solver, X, times, noise if solver.stochastic else None)
     other = solver.solve(Turning(3), X, times, noise if solver.stochastic else None, Options())
     assert torch.equal(one.x, other.x)

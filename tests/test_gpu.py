@@ -1,4 +1,6 @@
-"""A GPU computes what the CPU computes: the noise bit for bit, every solve to rounding. Only where there is one."""
+"""A GPU computes what the CPU computes: the noise bit for bit, every solve to rounding. Only where
+there is one.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def same(there: Tensor, here: Tensor, tolerance: float = 0.0) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 @pytest.mark.parametrize("event", [(2,), (), (3, 32, 32)])
 def test_white_noise_has_the_same_bits(event: tuple[int, ...], dtype: torch.dtype) -> None:
-    here, there = (sd.White(sd.seeds(3, 5), event, dtype=dtype, device=device) for device in ("cpu", GPU))
+    here, there = (
+        sd.White(sd.seeds(3, 5), event, dtype=dtype, device=device) for device in ("cpu", GPU)
+    )
     nodes = [white.tree() for white in (here, there)]
     number = torch.tensor([[0, 1, 2, 3, 4], [9, 8, 7, 6, 5]])
     same(nodes[1].normal(number), nodes[0].normal(number))
@@ -56,33 +60,53 @@ def pair(path: sd.BrownianPath, a: Tensor, b: Tensor) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 @pytest.mark.parametrize("ask", [sd.BrownianPath.increment, sd.BrownianPath.over, pair])
 def test_a_path_has_the_same_values(ask: Callable[..., Tensor], dtype: torch.dtype) -> None:
-    """To 2 units in the last place: over base intervals, at any times, and at each row's own; and for some of the rows."""
+    """To 2 units in the last place: over base intervals, at any times, and at each row's own; and
+    for some of the rows.
+    """
     ulp = 2 * torch.finfo(dtype).eps
     for event in ((2,), (3, 8, 8)):
-        here, there = (sd.BrownianPath(sd.seeds(3, 5), event, 1.0, 0.0, dtype=dtype, device=device) for device in ("cpu", GPU))
+        here, there = (
+            sd.BrownianPath(sd.seeds(3, 5), event, 1.0, 0.0, dtype=dtype, device=device)
+            for device in ("cpu", GPU)
+        )
         own = torch.linspace(0.2, 0.9, 5, dtype=F64)
         for a, b in ((1.0, 63 / 64), (0.5, 0.25), (0.77, 0.1), (own, own * 0.7), (own, own + 0.1)):
             a, b = torch.as_tensor(a, dtype=F64), torch.as_tensor(b, dtype=F64)
             torch.testing.assert_close(ask(there, a, b).cpu(), ask(here, a, b), rtol=ulp, atol=0)
         rows = torch.tensor([3, 0])
         a, b = own[rows], own[rows] * 0.9
-        torch.testing.assert_close(ask(there.take(rows), a, b).cpu(), ask(here.take(rows), a, b), rtol=ulp, atol=0)
+        torch.testing.assert_close(
+            ask(there.take(rows), a, b).cpu(), ask(here.take(rows), a, b), rtol=ulp, atol=0
+        )
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: repr(method.solver))
 def test_every_solver(method: Method) -> None:
-    """float64: what differs is rounding, which a solve of some twenty steps does not amplify; same counts."""
+    """float64: what differs is rounding, which a solve of some twenty steps does not amplify; same
+    counts.
+    """
     solver, results = method.solver, []
-    steps = None if solver.adaptive or solver.times is not None else max(12, AT_LEAST.get(solver, 1))
+    steps = (
+        None if solver.adaptive or solver.times is not None else max(12, AT_LEAST.get(solver, 1))
+    )
     for device in ("cpu", GPU):
         model = DATA.model(sde_of(solver))
-        results.append(sd.sample(model, (5, 2), solver=solver, steps=steps, seed=1, dtype=F64, device=device))
+        results.append(
+            sd.sample(model, (5, 2), solver=solver, steps=steps, seed=1, dtype=F64, device=device)
+        )
     here, there = results
     same(there.x, here.x, 1e-8)
     assert torch.equal(there.nfe.cpu(), here.nfe)
 
 
-FEW: list[Solver] = [sd.UniPC(), sd.EulerMaruyama(), sd.SRA1(), sd.Renoise(sd.Heun()), sd.RK45(), sd.AdaptiveSDE(1e-2, 1e-2)]
+FEW: list[Solver] = [
+    sd.UniPC(),
+    sd.EulerMaruyama(),
+    sd.SRA1(),
+    sd.Renoise(sd.Heun()),
+    sd.RK45(),
+    sd.AdaptiveSDE(1e-2, 1e-2),
+]
 
 
 @pytest.mark.parametrize("solver", FEW, ids=repr)
@@ -90,7 +114,9 @@ def test_images_in_float32(solver: Solver) -> None:
     steps = None if solver.adaptive else 20
     results = []
     for device in ("cpu", GPU):
-        out = sd.sample(IMAGES.model(sd.VP()), (4, 3, 8, 8), solver=solver, steps=steps, seed=1, device=device)
+        out = sd.sample(
+            IMAGES.model(sd.VP()), (4, 3, 8, 8), solver=solver, steps=steps, seed=1, device=device
+        )
         results.append(out)
     here, there = results
     same(there.x, here.x, 2e-3)
@@ -108,7 +134,10 @@ def test_a_network(solver: Solver) -> None:
     """A small U-Net, its weights on the device, and rows leaving its batch."""
     _, on = narrow()
     steps = None if solver.adaptive else 10
-    here, there = (sd.sample(on(device), (3, 1, 8, 8), solver=solver, steps=steps, seed=0) for device in ("cpu", GPU))
+    here, there = (
+        sd.sample(on(device), (3, 1, 8, 8), solver=solver, steps=steps, seed=0)
+        for device in ("cpu", GPU)
+    )
     same(there.x, here.x, 5e-3)
 
 
@@ -126,16 +155,30 @@ def test_gradients(grad: Any) -> None:
     for device in ("cpu", GPU):
         weight = torch.tensor(0.7, dtype=F64, device=device, requires_grad=True)
         model = sd.ScoreModel(lambda x, t, weight=weight: weight * x, sd.VP())
-        out = sd.sample(model, (3, 2), solver=sd.SRA1(), steps=6, seed=0, grad=grad, dtype=F64, device=device)
+        out = sd.sample(
+            model, (3, 2), solver=sd.SRA1(), steps=6, seed=0, grad=grad, dtype=F64, device=device
+        )
         found.append(torch.autograd.grad(out.x.square().sum(), weight)[0])
     same(found[1], found[0], 1e-9)
 
 
-@pytest.mark.parametrize("solver", [sd.TorchDiffEq("dopri5"), sd.SciPy("RK45"), sd.TorchSDE("srk"), sd.TorchSDE("euler")], ids=repr)
+@pytest.mark.parametrize(
+    "solver",
+    [sd.TorchDiffEq("dopri5"), sd.SciPy("RK45"), sd.TorchSDE("srk"), sd.TorchSDE("euler")],
+    ids=repr,
+)
 def test_backends(solver: Solver) -> None:
     steps = None if solver.adaptive else 20
     here, there = (
-        sd.sample(DATA.model(sd.VP()), (5, 2), solver=solver, steps=steps, seed=1, dtype=F64, device=device)
+        sd.sample(
+            DATA.model(sd.VP()),
+            (5, 2),
+            solver=solver,
+            steps=steps,
+            seed=1,
+            dtype=F64,
+            device=device,
+        )
         for device in ("cpu", GPU)
     )
     same(there.x, here.x, 1e-6)
@@ -152,16 +195,24 @@ def test_steps_along_a_path(solver: Solver) -> None:
     same(results[1], results[0], 1e-8)
 
 
-@pytest.mark.parametrize("options", [{}, {"divergence": "hutchinson", "probes": 2}, {"divergence": "hutch++", "probes": 3}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"divergence": "hutchinson", "probes": 2}, {"divergence": "hutch++", "probes": 3}],
+)
 def test_log_densities(options: dict[str, Any]) -> None:
     x = torch.tensor([[0.1, -0.8], [1.2, 0.4], [0.0, 0.0]], dtype=F64)
-    here, there = (sd.log_prob(DATA.model(sd.VP()), x.to(device), seed=0, device=device, **options) for device in ("cpu", GPU))
+    here, there = (
+        sd.log_prob(DATA.model(sd.VP()), x.to(device), seed=0, device=device, **options)
+        for device in ("cpu", GPU)
+    )
     same(there.value, here.value, 1e-8)
     assert torch.equal(there.nfe.cpu(), here.nfe)
 
 
 @pytest.mark.parametrize(
-    "kernel", [sd.mcmc.MALA(0.1), sd.mcmc.ULA(0.1), sd.mcmc.RandomWalk(0.5), sd.mcmc.Underdamped(0.1, 1.0)], ids=repr
+    "kernel",
+    [sd.mcmc.MALA(0.1), sd.mcmc.ULA(0.1), sd.mcmc.RandomWalk(0.5), sd.mcmc.Underdamped(0.1, 1.0)],
+    ids=repr,
 )
 def test_chains(kernel: sd.mcmc.Kernel) -> None:
     def log_density(x: Tensor) -> Tensor:
@@ -180,7 +231,13 @@ def test_a_sample_that_fails_leaves_its_neighbours() -> None:
         return torch.where(((label == 1) & (t < 0.5).to(x.device))[:, None], math.nan, out)
 
     for solver in (sd.RK45(), sd.UniPC(), sd.EulerMaruyama()):
-        kw: dict[str, Any] = {"solver": solver, "steps": None if solver.adaptive else 10, "seed": 0, "dtype": F64, "device": GPU}
+        kw: dict[str, Any] = {
+            "solver": solver,
+            "steps": None if solver.adaptive else 10,
+            "seed": 0,
+            "dtype": F64,
+            "device": GPU,
+        }
         condition = {"label": torch.tensor([0, 1, 0], device=GPU)}
         model = sd.ScoreModel(net, sd.VP(), exact.predicts)
         out = sd.sample(model, (3, 2), condition=condition, on_fail="return", **kw)
@@ -209,7 +266,9 @@ def test_training(tmp_path: Path) -> None:
 
 
 def test_what_is_given_goes_where_the_model_is() -> None:
-    """States and conditions of the host, a model on the GPU: samples, bound and diagnosis as on the host."""
+    """States and conditions of the host, a model on the GPU: samples, bound and diagnosis as on the
+    host.
+    """
 
     class Scaled(nn.Module):
         def __init__(self) -> None:
@@ -220,7 +279,10 @@ def test_what_is_given_goes_where_the_model_is() -> None:
             return self.weight * x * t[:, None] + 0.1 * label[:, None]
 
     chain = sd.DDPM.from_schedule("linear", 20)
-    x, condition = torch.linspace(-1, 1, 6, dtype=F64).reshape(3, 2), {"label": torch.tensor([0.0, 1.0, 2.0], dtype=F64)}
+    x, condition = (
+        torch.linspace(-1, 1, 6, dtype=F64).reshape(3, 2),
+        {"label": torch.tensor([0.0, 1.0, 2.0], dtype=F64)},
+    )
     found = []
     for device in ("cpu", GPU):
         model = sd.ScoreModel(Scaled(), chain.to_sde(), "noise").to(device)
@@ -235,5 +297,8 @@ def test_what_is_given_goes_where_the_model_is() -> None:
 
 def test_noise_elsewhere_is_refused() -> None:
     model, noise = DATA.model(sd.VP()), sd.White(range(3), (2,))
-    with pytest.raises(ValueError, match="the noise is on cpu, and the states are on cuda: make it with device='cuda'"):
+    with pytest.raises(
+        ValueError,
+        match="the noise is on cpu, and the states are on cuda: make it with device='cuda'",
+    ):
         sd.sample(model, (3, 2), solver=sd.EulerMaruyama(), noise=noise, steps=3, device=GPU)

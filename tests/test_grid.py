@@ -38,7 +38,9 @@ def test_ends_are_exact_and_times_fall(name: str, steps: int, sde: sd.LinearSDE)
 @each_sde
 def test_log_snr_is_uniform(sde: sd.LinearSDE) -> None:
     level = sde.log_snr(grid("log_snr", 9, sde))
-    torch.testing.assert_close(level, torch.linspace(float(level[0]), float(level[-1]), 10, dtype=torch.float64))
+    torch.testing.assert_close(
+        level, torch.linspace(float(level[0]), float(level[-1]), 10, dtype=torch.float64)
+    )
 
 
 def test_karras_is_the_published_formula() -> None:
@@ -46,7 +48,9 @@ def test_karras_is_the_published_formula() -> None:
     sde, n, rho = sd.EDM(), 18, 7
     least, most = 0.002 ** (1 / rho), 80 ** (1 / rho)
     published = [(most + i / (n - 1) * (least - most)) ** rho for i in range(n)]
-    torch.testing.assert_close(grid("karras", n - 1, sde), torch.tensor(published, dtype=torch.float64), rtol=1e-10, atol=0)
+    torch.testing.assert_close(
+        grid("karras", n - 1, sde), torch.tensor(published, dtype=torch.float64), rtol=1e-10, atol=0
+    )
 
 
 @each_sde
@@ -88,14 +92,19 @@ def test_what_has_no_finite_log_snr_is_refused(name: str) -> None:
     bounded = GRIDS[name](5, 1.0, 0.0, schedule(sde, bounded=True))
     assert (float(bounded[0]), float(bounded[-1])) == (1.0, 0.0)
     assert bool((bounded.diff() < 0).all())
-    assert math.isclose(float(sde.log_snr(GRIDS["log_snr"](4, 1.0, 0.0, schedule(sde, bounded=True))[1])), -10.0, abs_tol=1e-6)
+    assert math.isclose(
+        float(sde.log_snr(GRIDS["log_snr"](4, 1.0, 0.0, schedule(sde, bounded=True))[1])),
+        -10.0,
+        abs_tol=1e-6,
+    )
 
 
 def test_sample_takes_grids_by_name() -> None:
     model = sd.exact.Gaussian([0.2, -0.1], 0.25).model(sd.VP())
     for name in GRIDS:
         out = sd.sample(model, (1, 2), solver=sd.DDIM(), steps=4, grid=name, seed=0)
-        torch.testing.assert_close(out.times, grid(name, 4, sd.VP().scaled(2.0)))  # in units of the data's size, 0.5
+        # in units of the data's size, 0.5
+        torch.testing.assert_close(out.times, grid(name, 4, sd.VP().scaled(2.0)))
     with pytest.raises(ValueError, match="did you mean 'karras'"):
         sd.sample(model, (1, 2), solver=sd.DDIM(), steps=4, grid="karas", seed=0)
     exact = sd.exact.Gaussian([0.2, -0.1], 0.25).model(sd.RectifiedFlow(t_max=1.0))
@@ -108,10 +117,22 @@ def test_a_solver_names_its_grid() -> None:
         spacing = "karras"
 
     model = sd.exact.Gaussian([0.2, -0.1], 0.25).model(sd.VP())
-    assert torch.equal(sd.sample(model, (1, 2), solver=sd.Heun(), steps=4, seed=0).times, grid("uniform", 4, sd.VP()))
-    assert torch.equal(sd.sample(model, (1, 2), solver=sd.DDIM(), steps=4, seed=0).times, grid("logistic", 4, sd.VP().scaled(2.0)))
-    assert torch.equal(sd.sample(model, (1, 2), solver=Spaced(), steps=4, seed=0).times, grid("karras", 4, sd.VP().scaled(2.0)))
+    assert torch.equal(
+        sd.sample(model, (1, 2), solver=sd.Heun(), steps=4, seed=0).times,
+        grid("uniform", 4, sd.VP()),
+    )
+    assert torch.equal(
+        sd.sample(model, (1, 2), solver=sd.DDIM(), steps=4, seed=0).times,
+        grid("logistic", 4, sd.VP().scaled(2.0)),
+    )
+    assert torch.equal(
+        sd.sample(model, (1, 2), solver=Spaced(), steps=4, seed=0).times,
+        grid("karras", 4, sd.VP().scaled(2.0)),
+    )
     spaced = sd.sample(model, (1, 2), solver=Spaced(), steps=4, grid="uniform", seed=0)
     assert torch.equal(spaced.times, grid("uniform", 4, sd.VP()))
     angle = sd.ExponentialMultistep(2, variable="angle", startup="published")
-    assert torch.equal(sd.sample(model, (1, 2), solver=angle, steps=4, seed=0).times, grid("central", 4, sd.VP().scaled(2.0)))
+    assert torch.equal(
+        sd.sample(model, (1, 2), solver=angle, steps=4, seed=0).times,
+        grid("central", 4, sd.VP().scaled(2.0)),
+    )

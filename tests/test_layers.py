@@ -1,7 +1,9 @@
-"""The house rules that a reader can rely on, read off the syntax trees of `sdediff` and its face `solvers`.
+"""The house rules that a reader can rely on, read off the syntax trees of `sdediff` and its face
+`solvers`.
 
-Each rule is a function from a module to the complaints about it. Below the rules stands, for each, a snippet that it
-must catch and one that it must let pass: a rule that catches nothing would be worth nothing.
+Each rule is a function from a module to the complaints about it. Below the rules stands, for each,
+a snippet that it must catch and one that it must let pass: a rule that catches nothing would be
+worth nothing.
 """
 
 import ast
@@ -12,7 +14,11 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = sorted(path.relative_to(ROOT) for folder in ("solvers", "sdediff") for path in (ROOT / folder).rglob("*.py"))
+FILES = sorted(
+    path.relative_to(ROOT)
+    for folder in ("solvers", "sdediff")
+    for path in (ROOT / folder).rglob("*.py")
+)
 
 FAMILIES = {"VE", "VP", "SubVP", "Cosine", "EDM", "RectifiedFlow"}
 FILE_LINES, FUNCTION_LINES = 340, 90
@@ -57,7 +63,10 @@ def names_of(node):
     if isinstance(node, ast.ImportFrom):
         prefix = "." * node.level + (node.module or "")
         return {alias.asname or alias.name: f"{prefix}.{alias.name}" for alias in node.names}
-    pairs = [(alias.asname, alias.name) if alias.asname else (top(alias.name), top(alias.name)) for alias in node.names]
+    pairs = [
+        (alias.asname, alias.name) if alias.asname else (top(alias.name), top(alias.name))
+        for alias in node.names
+    ]
     return dict(pairs)
 
 
@@ -78,7 +87,7 @@ def linear_sdes(trees):
 CONCRETE_SDES = FAMILIES | linear_sdes(Module.read(path).tree for path in FILES)
 
 
-# -- the rules ---------------------------------------------------------------------------------------------------------
+# -- the rules -------------------------------------------------------------------------------------
 
 
 def solvers_import_no_sdediff(module):
@@ -90,7 +99,9 @@ def solvers_import_no_sdediff(module):
 
 def the_name_solvers_is_left_to_users(module):
     """A file or folder of that name beside a user's script would be found in its place."""
-    for node in nodes(module, ast.Import, ast.ImportFrom) if module.path.parts[0] == "sdediff" else []:
+    for node in (
+        nodes(module, ast.Import, ast.ImportFrom) if module.path.parts[0] == "sdediff" else []
+    ):
         if any(top(name) == "solvers" for name in names_of(node).values()):
             yield node.lineno, "sdediff/ imports the public face `solvers`: import sdediff.solvers"
 
@@ -100,14 +111,25 @@ LAYERS = (
     ("sde",),
     ("protocols",),
     ("predict", "model", "operator", "constraints", "exact", "reverse"),
-    ("sampling", "encoding", "simulation", "likelihood", "objectives", "discrete", "mcmc", "metrics"),
+    (
+        "sampling",
+        "encoding",
+        "simulation",
+        "likelihood",
+        "objectives",
+        "discrete",
+        "mcmc",
+        "metrics",
+    ),
     ("training", "trainer", "checkpoint", "testing", "cli"),
 )
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 
 def imports_go_up(module):
-    """The picture of docs/architecture.md: none of these packages imports one of a layer below its own."""
+    """The picture of docs/architecture.md: none of these packages imports one of a layer below its
+    own.
+    """
     if module.path.parts[0] != "sdediff":
         return
     here = RANKS.get(module.path.parts[1].removesuffix(".py"))
@@ -119,7 +141,9 @@ def imports_go_up(module):
 
 
 def solvers_name_no_sde(module):
-    """No identifier has a family's name as one of its parts; `cosine` and `edm` in small letters are ordinary words."""
+    """No identifier has a family's name as one of its parts; `cosine` and `edm` in small letters
+    are ordinary words.
+    """
     parts = CONCRETE_SDES | {name.lower() for name in FAMILIES - {"Cosine", "EDM"}}
     for node in ast.walk(module.tree) if module.in_solvers else []:
         fields = ("id", "attr", "arg", "name", "asname")
@@ -130,7 +154,9 @@ def solvers_name_no_sde(module):
 
 
 def no_branch_on_a_concrete_sde(module):
-    """Neither isinstance, issubclass, `type(x) is ...` nor a class pattern: a user's SDE must fare like ours."""
+    """Neither isinstance, issubclass, `type(x) is ...` nor a class pattern: a user's SDE must fare
+    like ours.
+    """
     for node in nodes(module, ast.Call, ast.Compare, ast.MatchClass):
         match node:
             case ast.Call(ast.Name("isinstance" | "issubclass"), [_, kinds]):
@@ -141,7 +167,11 @@ def no_branch_on_a_concrete_sde(module):
                 compared = [kind]
             case _:
                 continue
-        names = {dotted(part).rpartition(".")[2] for expression in compared for part in ast.walk(expression)}
+        names = {
+            dotted(part).rpartition(".")[2]
+            for expression in compared
+            for part in ast.walk(expression)
+        }
         for name in sorted(names & CONCRETE_SDES):
             yield node.lineno, f"branches on the class {name}"
 
@@ -164,7 +194,9 @@ def short(module):
     counted = [bool(line.strip()) for line in lines]
     for node in nodes(module, ast.Expr):
         if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            counted[node.lineno - 1 : node.end_lineno] = [False] * (node.end_lineno - node.lineno + 1)
+            counted[node.lineno - 1 : node.end_lineno] = [False] * (
+                node.end_lineno - node.lineno + 1
+            )
     if (length := sum(counted)) > FILE_LINES:
         yield 1, f"file of {length} lines, {FILE_LINES} are allowed"
     for node in nodes(module, ast.FunctionDef, ast.AsyncFunctionDef):
@@ -172,14 +204,32 @@ def short(module):
             yield node.lineno, f"{node.name}: {length} lines, {FUNCTION_LINES} are allowed"
 
 
-TORCH_RANDOM = set("rand randn randint randperm rand_like randn_like randint_like normal bernoulli multinomial poisson".split())
-TENSOR_RANDOM = set("normal_ uniform_ random_ bernoulli bernoulli_ multinomial exponential_ geometric_ cauchy_ log_normal_".split())
-TORCH_SEEDING = {"manual_seed", "seed", "set_rng_state", "manual_seed_all", "seed_all", "set_rng_state_all"}
-NUMPY_GENERATORS = set("default_rng Generator RandomState BitGenerator SeedSequence PCG64 PCG64DXSM Philox SFC64".split())
+TORCH_RANDOM = set(
+    "rand randn randint randperm rand_like randn_like randint_like normal bernoulli multinomial "
+    "poisson".split()
+)
+TENSOR_RANDOM = set(
+    "normal_ uniform_ random_ bernoulli bernoulli_ multinomial exponential_ geometric_ cauchy_ "
+    "log_normal_".split()
+)
+TORCH_SEEDING = {
+    "manual_seed",
+    "seed",
+    "set_rng_state",
+    "manual_seed_all",
+    "seed_all",
+    "set_rng_state_all",
+}
+NUMPY_GENERATORS = set(
+    "default_rng Generator RandomState BitGenerator SeedSequence "
+    "PCG64 PCG64DXSM Philox SFC64".split()
+)
 
 
 def no_global_rng(module):
-    """Random numbers come from a generator that was handed in, so that a seed alone says what they are."""
+    """Random numbers come from a generator that was handed in, so that a seed alone says what they
+    are.
+    """
     known = {}
     for node in nodes(module, ast.Import, ast.ImportFrom):
         known |= names_of(node)
@@ -195,8 +245,13 @@ def no_global_rng(module):
 def uses_global_rng(call, node):
     package, _, name = call.rpartition(".")
     generator = [word.value for word in node.keywords if word.arg == "generator"]
-    own = bool(generator) and not (isinstance(generator[0], ast.Constant) and generator[0].value is None)
-    if package in {"torch", "torch.random", "torch.cuda", "torch.cuda.random", "torch.mps"} and name in TORCH_SEEDING:
+    own = bool(generator) and not (
+        isinstance(generator[0], ast.Constant) and generator[0].value is None
+    )
+    if (
+        package in {"torch", "torch.random", "torch.cuda", "torch.cuda.random", "torch.mps"}
+        and name in TORCH_SEEDING
+    ):
         return True
     if package == "torch" and name in TORCH_RANDOM:
         return not own
@@ -208,7 +263,8 @@ def uses_global_rng(call, node):
 def no_catch_all(module):
     """A public function has no **kwargs, where a typo would go unnoticed.
 
-    **condition goes to the network by name, and **extras are the names of an answer's further outputs.
+    **condition goes to the network by name, and **extras are the names of an answer's further
+    outputs.
     """
     yield from catch_alls(module.tree)
 
@@ -244,11 +300,13 @@ RULES = {
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_rule_holds(rule):
     assert FILES
-    complaints = [f"{path}:{line}: {text}" for path in FILES for line, text in rule(Module.read(path))]
+    complaints = [
+        f"{path}:{line}: {text}" for path in FILES for line, text in rule(Module.read(path))
+    ]
     assert not complaints, "\n".join(complaints)
 
 
-# -- each rule catches what it is for, and lets pass what it should ----------------------------------------------------
+# -- each rule catches what it is for, and lets pass what it should --------------------------------
 
 CAUGHT = {
     "solvers_import_no_sdediff": [
@@ -262,7 +320,11 @@ CAUGHT = {
         "from solvers import RK45",
         "def f():\n    from solvers.grid import x",
     ],
-    "imports_go_up": ["from sdediff.sde import SDE", "from sdediff import training", "import sdediff.model as m"],
+    "imports_go_up": [
+        "from sdediff.sde import SDE",
+        "from sdediff import training",
+        "import sdediff.model as m",
+    ],
     "solvers_name_no_sde": [
         "VP = 1",
         "x.SubVP",
@@ -304,9 +366,17 @@ CAUGHT = {
 }
 
 PASSED = {
-    "solvers_import_no_sdediff": ["import torch", "from .sdediff import x", "from sdediff.solvers import grid"],
+    "solvers_import_no_sdediff": [
+        "import torch",
+        "from .sdediff import x",
+        "from sdediff.solvers import grid",
+    ],
     "the_name_solvers_is_left_to_users": ["from sdediff import solvers", "import solversuite"],
-    "imports_go_up": ["from sdediff.solvers.grid import x", "from sdediff.masks import check_mask", "import torch"],
+    "imports_go_up": [
+        "from sdediff.solvers.grid import x",
+        "from sdediff.masks import check_mask",
+        "import torch",
+    ],
     "solvers_name_no_sde": ["def cosine(): ...", "'VP'", "velocity = save = edm_grid = 1"],
     "no_branch_on_a_concrete_sde": [
         "isinstance(x, LinearSDE)",
@@ -315,7 +385,10 @@ PASSED = {
         "VP() == x",
     ],
     "no_assert": ["raise ValueError('x')"],
-    "short": ["x = 1\n\n" * FILE_LINES, 'def f():\n    """' + "words\n" * 90 + '"""\n' + "    x = 1\n" * (FUNCTION_LINES - 1)],
+    "short": [
+        "x = 1\n\n" * FILE_LINES,
+        'def f():\n    """' + "words\n" * 90 + '"""\n' + "    x = 1\n" * (FUNCTION_LINES - 1),
+    ],
     "no_global_rng": [
         "import torch\ntorch.randn(3, generator=g)",
         "import torch\nx.normal_(generator=g)",
@@ -335,7 +408,11 @@ PASSED = {
 
 
 def snippets(table):
-    return [pytest.param(RULES[name], code, id=f"{name}-{i}") for name, codes in table.items() for i, code in enumerate(codes)]
+    return [
+        pytest.param(RULES[name], code, id=f"{name}-{i}")
+        for name, codes in table.items()
+        for i, code in enumerate(codes)
+    ]
 
 
 @pytest.mark.parametrize(("rule", "code"), snippets(CAUGHT))

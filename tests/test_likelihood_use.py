@@ -16,7 +16,7 @@ GAUSSIAN = sd.exact.Gaussian([0.3, -0.5], [[0.25, 0.1], [0.1, 0.5]])
 X = torch.tensor([[0.1, -0.8], [1.2, 0.4], [0.0, 0.0]], dtype=F64)
 
 
-# -- gradients and networks --------------------------------------------------------------------------------------------
+# -- gradients and networks ------------------------------------------------------------------------
 
 
 class OfStd(torch.nn.Module):
@@ -87,17 +87,23 @@ def test_a_backward_pass_without_vmap_is_taken_one_by_one() -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.uses_global_rng
 def test_a_compiled_network() -> None:
-    net = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2)).double()
+    net = torch.nn.Sequential(
+        torch.nn.Linear(2, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2)
+    ).double()
     plain = sd.ScoreModel(lambda x, t: net(x), VP)
     compiled = torch.compile(net, backend="aot_eager")
     fast = sd.ScoreModel(lambda x, t: compiled(x), VP)
     for options in ({}, {"divergence": "hutchinson", "probes": 2, "seed": 0}):
-        a, b = (sd.log_prob(m, X, solver=sd.RungeKutta4(), steps=4, **options) for m in (plain, fast))
+        a, b = (
+            sd.log_prob(m, X, solver=sd.RungeKutta4(), steps=4, **options) for m in (plain, fast)
+        )
         torch.testing.assert_close(a.value, b.value, rtol=0, atol=1e-9)
 
 
 def test_no_other_process_is_waited_for(tmp_path) -> None:
-    """The network of DistributedDataParallel is called without it: its forward pass is never run."""
+    """The network of DistributedDataParallel is called without it: its forward pass is never
+    run.
+    """
     torch.distributed.init_process_group(
         "gloo", store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
     )
@@ -107,7 +113,10 @@ def test_no_other_process_is_waited_for(tmp_path) -> None:
         wrapped.forward = None
         model = sd.ScoreModel(wrapped, VP)
         out = sd.log_prob(model, X, solver=sd.RungeKutta4(), steps=5)
-        torch.testing.assert_close(out.value, sd.log_prob(sd.ScoreModel(inner, VP), X, solver=sd.RungeKutta4(), steps=5).value)
+        torch.testing.assert_close(
+            out.value,
+            sd.log_prob(sd.ScoreModel(inner, VP), X, solver=sd.RungeKutta4(), steps=5).value,
+        )
         sd.encode(model, X)
         assert model.net is wrapped
     finally:
@@ -127,7 +136,9 @@ def test_a_detached_output_is_refused_and_a_constant_one_is_not() -> None:
             sd.log_prob(sd.ScoreModel(lambda x, t: x.detach(), sde), X)
         out = sd.log_prob(sd.ScoreModel(lambda x, t: torch.zeros_like(x), sde), X)
         ratio = float(sde.alpha(sde.t_max) / sde.alpha(sde.t_min))
-        torch.testing.assert_close(out.value, sde.prior.log_prob(ratio * X) + 2 * math.log(ratio), rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            out.value, sde.prior.log_prob(ratio * X) + 2 * math.log(ratio), rtol=0, atol=1e-4
+        )
 
 
 def test_failures_are_named_and_leave_the_others() -> None:
@@ -146,7 +157,7 @@ def test_failures_are_named_and_leave_the_others() -> None:
         sd.log_prob(model, X, condition={"bad": bad})
 
 
-# -- bins --------------------------------------------------------------------------------------------------------------
+# -- bins ------------------------------------------------------------------------------------------
 
 
 def discretized(law: sd.exact.Gaussian, sde: sd.LinearSDE, x: Tensor, width: float) -> Tensor:
@@ -159,19 +170,31 @@ def discretized(law: sd.exact.Gaussian, sde: sd.LinearSDE, x: Tensor, width: flo
 
 @pytest.mark.parametrize("dequantization", ["uniform", "truncated-normal"])
 def test_a_gaussian_with_bins(dequantization: str) -> None:
-    """Against its probabilities of bins. Draws tighten the bound: E[bits] falls to the truth, from above, as 1 / draws.
+    """Against its probabilities of bins. Draws tighten the bound: E[bits] falls to the truth, from
+    above, as 1 / draws.
 
-    The expected excess of one draw is the mean of log(P) - log w, computed by quadrature for the uniform draw.
+    The expected excess of one draw is the mean of log(P) - log w, computed by quadrature for the
+    uniform draw.
     """
-    sde, law, width = sd.VP(t_min=0.1), sd.exact.Gaussian([0.1, -0.2], torch.tensor([0.09, 0.25])), 0.5
+    sde, law, width = (
+        sd.VP(t_min=0.1),
+        sd.exact.Gaussian([0.1, -0.2], torch.tensor([0.09, 0.25])),
+        0.5,
+    )
     x = torch.tensor([[0.5, -0.5], [0.0, 0.0], [-1.0, 0.5]], dtype=F64)
     truth = discretized(law, sde, x, width)
     found = {}
     for draws in (1, 40):
         out = sd.bits_per_dim(
-            law.model(sde), x.repeat(120 // draws if draws == 1 else 20, 1), bins=sd.Bins(5), seed=0, draws=draws,
-            dequantization=dequantization, solver=sd.RungeKutta4(), steps=8,
-        )  # fmt: skip
+            law.model(sde),
+            x.repeat(120 // draws if draws == 1 else 20, 1),
+            bins=sd.Bins(5),
+            seed=0,
+            draws=draws,
+            dequantization=dequantization,
+            solver=sd.RungeKutta4(),
+            steps=8,
+        )
         mean = out.value.reshape(-1, 3)
         found[draws] = (mean.mean(dim=0) - truth, mean.std(dim=0) / len(mean) ** 0.5)
         assert out.log_weights.shape == (draws, len(mean) * 3)
@@ -182,17 +205,26 @@ def test_a_gaussian_with_bins(dequantization: str) -> None:
     assert bool((one > -5 * error).all())
     if dequantization == "uniform":
         u = (torch.arange(2000, dtype=F64) + 0.5) / 2000 - 0.5
-        std = (law.covariance.diagonal() + (sde.sigma(sde.t_min) / sde.alpha(sde.t_min)) ** 2).sqrt()
+        std = (
+            law.covariance.diagonal() + (sde.sigma(sde.t_min) / sde.alpha(sde.t_min)) ** 2
+        ).sqrt()
         z = (x - law.mean + width * u[:, None, None]) / std
-        bits = (0.5 * z**2 + std.log() + 0.5 * math.log(2 * math.pi) - math.log(width)).mean(dim=(0, 2)) / math.log(2)
+        bits = (0.5 * z**2 + std.log() + 0.5 * math.log(2 * math.pi) - math.log(width)).mean(
+            dim=(0, 2)
+        ) / math.log(2)
         assert bool(((one + truth - bits).abs() < 5 * error + 1e-3).all())
 
 
 def test_bits_of_a_hand_computed_case() -> None:
-    """One draw: -(log_2 p(x + u) + log_2 width), u by the seed, p of x_t / alpha, width 2 / 255 by 256 bins on [-1, 1]."""
+    """One draw: -(log_2 p(x + u) + log_2 width), u by the seed, p of x_t / alpha, width 2 / 255 by
+    256 bins on [-1, 1].
+    """
     x = torch.tensor([[2 * 100 / 255 - 1, 2 * 30 / 255 - 1]], dtype=F64)
     out = sd.bits_per_dim(GAUSSIAN.model(VP), x, seed=7, solver=sd.DOP853(1e-8, 1e-8))
-    u = torch.special.ndtr(sd.White(sd.seeds(7, 1), (2,), dtype=F64).at(0).normal("dequantization")) - 0.5
+    u = (
+        torch.special.ndtr(sd.White(sd.seeds(7, 1), (2,), dtype=F64).at(0).normal("dequantization"))
+        - 0.5
+    )
     alpha = float(VP.alpha(VP.t_min))
     states = alpha * (x + 2 / 255 * u)
     log_p = GAUSSIAN.log_prob(VP, states, VP.t_min) + 2 * math.log(alpha)
@@ -204,13 +236,19 @@ def test_bits_of_a_hand_computed_case() -> None:
 
 def test_each_sample_has_its_own_bins_noise() -> None:
     x = torch.tensor([[0.0, 1.0], [-1.0, 1.0], [0.0, 0.0]], dtype=F64)
-    for options in ({}, {"draws": 3}, {"divergence": "hutchinson", "probes": 1, "probe": "gaussian"}):
+    for options in (
+        {},
+        {"draws": 3},
+        {"divergence": "hutchinson", "probes": 1, "probe": "gaussian"},
+    ):
         whole = sd.bits_per_dim(GAUSSIAN.model(VP), x, bins=sd.Bins(3), seed=1, **options)
-        alone = sd.bits_per_dim(GAUSSIAN.model(VP), x[1:2], bins=sd.Bins(3), seed=sd.seeds(1, 3)[1:2], **options)
+        alone = sd.bits_per_dim(
+            GAUSSIAN.model(VP), x[1:2], bins=sd.Bins(3), seed=sd.seeds(1, 3)[1:2], **options
+        )
         torch.testing.assert_close(alone.log_weights, whole.log_weights[:, 1:2], rtol=0, atol=1e-9)
 
 
-# -- encode and decode -------------------------------------------------------------------------------------------------
+# -- encode and decode -----------------------------------------------------------------------------
 
 
 def test_encode_is_the_exact_flow(sde: sd.LinearSDE) -> None:
@@ -226,19 +264,31 @@ def test_encode_is_the_exact_flow(sde: sd.LinearSDE) -> None:
 
 @pytest.mark.parametrize(
     ("solver", "order"),
-    [(sd.DDIM(), 1), (sd.Heun(), 2), (sd.DPMSolverPP(), 2), (sd.DEIS(), 3), (sd.UniPC(), 3), (None, 3)],
+    [
+        (sd.DDIM(), 1),
+        (sd.Heun(), 2),
+        (sd.DPMSolverPP(), 2),
+        (sd.DEIS(), 3),
+        (sd.UniPC(), 3),
+        (None, 3),
+    ],
     ids=["DDIM", "Heun", "DPMSolverPP", "DEIS", "UniPC", "default"],
 )
 def test_solvers_climb_at_their_order(solver: sd.DDIM | None, order: int) -> None:
     """DDIM up is DDIM inversion: of order 1, as all others are of theirs on rising grids."""
     x = GAUSSIAN.sample(4, seed=0)
     exact = GAUSSIAN.flow(VP, x, VP.t_min, VP.t_max)
-    errors = [float((sd.encode(GAUSSIAN.model(VP), x, solver=solver, steps=n).x - exact).abs().max()) for n in (100, 200)]
+    errors = [
+        float((sd.encode(GAUSSIAN.model(VP), x, solver=solver, steps=n).x - exact).abs().max())
+        for n in (100, 200)
+    ]
     assert math.log2(errors[0] / errors[1]) > order - 0.2
 
 
 def test_ddim_inversion_by_hand() -> None:
-    """x_s / alpha_s = x_t / alpha_t + (s/alpha difference) noise(x_t, t), from each time to the next."""
+    """x_s / alpha_s = x_t / alpha_t + (s/alpha difference) noise(x_t, t), from each time to the
+    next.
+    """
     model, x = GAUSSIAN.model(VP), X
     out = sd.encode(model, X, solver=sd.DDIM(), grid=[0.001, 0.2, 1.0], trajectory=True)
     for i, (t, s) in enumerate([(0.001, 0.2), (0.2, 1.0)]):
@@ -248,7 +298,7 @@ def test_ddim_inversion_by_hand() -> None:
     assert out.nfe.tolist() == [2] * 3
 
 
-# -- what is refused ---------------------------------------------------------------------------------------------------
+# -- what is refused -------------------------------------------------------------------------------
 
 
 class Pairs(sd.Euler):
@@ -286,7 +336,10 @@ BAD_LOG_PROB = [
 BAD_BITS = [
     ({"x": (255 * X.abs()).to(torch.uint8)}, "scale bin numbers first"),
     ({"x": X / 0}, "not finite"),
-    ({"bins": sd.Bins(3, 0, 1)}, "must lie on the 3 values from 0 to 1, and run from .*declare how they were scaled"),
+    (
+        {"bins": sd.Bins(3, 0, 1)},
+        "must lie on the 3 values from 0 to 1, and run from .*declare how they were scaled",
+    ),
     ({"bins": sd.Bins(4)}, "must lie on the 4 values"),
     ({"x": torch.full((3, 2), 0.1)}, "must lie on the 3 values"),
     ({"dequantization": "normal"}, "dequantization must be one of"),
@@ -334,7 +387,12 @@ def test_a_stochastic_solver_cannot_encode(function) -> None:
             function(GAUSSIAN.model(VP), X, solver=solver, steps=5)
     way = "fall" if function is sd.decode else "rise"
     with pytest.raises(ValueError, match=f"the grid must {way}"):
-        function(GAUSSIAN.model(VP), X, solver=sd.Heun(), grid=[1.0, 0.1] if way == "rise" else [0.1, 1.0])
+        function(
+            GAUSSIAN.model(VP),
+            X,
+            solver=sd.Heun(),
+            grid=[1.0, 0.1] if way == "rise" else [0.1, 1.0],
+        )
 
 
 def test_no_prior_no_log_density() -> None:

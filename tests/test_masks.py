@@ -45,8 +45,14 @@ LOSSES = {
     "variational, bins": (sd.VariationalDiffusion(sd.Bins(32, -1, 1)), {"t": T}),
     "simple": (sd.DDPMLoss(CHAIN), {"i": torch.tensor([20, 1, 7, 3])}),
     "vlb": (sd.DDPMLoss(CHAIN, "vlb"), {"i": torch.tensor([20, 1, 7, 1])}),
-    "vlb, bins": (sd.DDPMLoss(CHAIN, "vlb", bins=sd.Bins(32, -1, 1)), {"i": torch.tensor([20, 1, 7, 1])}),
-    "hybrid": (sd.DDPMLoss(sd.DDPM.from_sde(VP, 20, variance="learned"), "hybrid"), {"i": torch.tensor([20, 1, 7, 1])}),
+    "vlb, bins": (
+        sd.DDPMLoss(CHAIN, "vlb", bins=sd.Bins(32, -1, 1)),
+        {"i": torch.tensor([20, 1, 7, 1])},
+    ),
+    "hybrid": (
+        sd.DDPMLoss(sd.DDPM.from_sde(VP, 20, variance="learned"), "hybrid"),
+        {"i": torch.tensor([20, 1, 7, 1])},
+    ),
 }
 
 
@@ -56,14 +62,20 @@ def test_a_loss_is_that_of_what_exists(name: str) -> None:
     loss, given = LOSSES[name]
     hybrid = name == "hybrid"
     scale = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
-    model = sd.ScoreModel(lambda x, t: scale * (learned if hybrid else net)(x, t), VP, learned_variance=hybrid)
+    model = sd.ScoreModel(
+        lambda x, t: scale * (learned if hybrid else net)(x, t), VP, learned_variance=hybrid
+    )
     noise = {} if name == "implicit at the data" else {"noise": NOISE}
     padded = torch.where(MASK[..., None], DATA, 77.0)
-    whole = loss(model, padded, mask=MASK, generator=torch.Generator().manual_seed(1), **noise, **given)
+    whole = loss(
+        model, padded, mask=MASK, generator=torch.Generator().manual_seed(1), **noise, **given
+    )
     (slope,) = torch.autograd.grad(whole.sum(), scale)
     alone, slopes = [], 0.0
     for i, n in enumerate(LENGTHS):
-        own = {key: value[i : i + 1] for key, value in given.items()} | {key: z[i : i + 1, :n] for key, z in noise.items()}
+        own = {key: value[i : i + 1] for key, value in given.items()} | {
+            key: z[i : i + 1, :n] for key, z in noise.items()
+        }
         value = loss(model, DATA[i : i + 1, :n], generator=torch.Generator().manual_seed(1), **own)
         alone.append(value.detach())
         slopes += float(torch.autograd.grad(value.sum(), scale)[0])
@@ -71,7 +83,10 @@ def test_a_loss_is_that_of_what_exists(name: str) -> None:
     assert float(slope) == pytest.approx(slopes, rel=1e-8)
     everything = torch.ones(4, 1, 2)
     arguments: dict[str, Any] = {**noise, **given}
-    one, two = (loss(model, DATA, **arguments, generator=torch.Generator().manual_seed(1), **m) for m in ({}, {"mask": everything}))
+    one, two = (
+        loss(model, DATA, **arguments, generator=torch.Generator().manual_seed(1), **m)
+        for m in ({}, {"mask": everything})
+    )
     torch.testing.assert_close(one, two, rtol=1e-14, atol=0)
 
 
@@ -80,7 +95,13 @@ def test_losses_around_losses_hand_it_on() -> None:
     pairs = torch.stack([DATA, NOISE], dim=1)
     loss = sd.ConditionDropout(sd.Coupled(), {"label": 0.0})
     values = [
-        loss(model, pairs[:, :, :n], {"label": T}, mask=mask, generator=torch.Generator().manual_seed(2))
+        loss(
+            model,
+            pairs[:, :, :n],
+            {"label": T},
+            mask=mask,
+            generator=torch.Generator().manual_seed(2),
+        )
         for n, mask in ((4, torch.arange(4).expand(4, 4) < 2), (2, None))
     ]
     torch.testing.assert_close(values[0], values[1])
@@ -107,7 +128,7 @@ def test_bad_masks(mask: Tensor, words: str) -> None:
         mask_of(mask, DATA)
 
 
-# -- the solve --------------------------------------------------------------------------------------------------------------
+# -- the solve -------------------------------------------------------------------------------------
 
 
 class Cut:
@@ -168,8 +189,12 @@ def gentle(x: Tensor, t: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("solver", "steps"), SOLVERS, ids=lambda value: repr(value))
 @pytest.mark.parametrize("path", [False, True], ids=["white", "path"])
-def test_a_padded_sequence_is_solved_as_it_is_alone(solver: Any, steps: int | None, path: bool) -> None:
-    """The same states, and as many accepted and rejected steps; padding stays at 0, whatever the network says there."""
+def test_a_padded_sequence_is_solved_as_it_is_alone(
+    solver: Any, steps: int | None, path: bool
+) -> None:
+    """The same states, and as many accepted and rejected steps; padding stays at 0, whatever the
+    network says there.
+    """
     if path and not solver.stochastic:
         pytest.skip("draws no noise")
     seeds = sd.seeds(3, 4)
@@ -188,14 +213,18 @@ def test_a_padded_sequence_is_solved_as_it_is_alone(solver: Any, steps: int | No
     assert not bool(whole.x[~MASK].any())
     for i, n in enumerate(LENGTHS):
         own = Cut(noise.take(torch.tensor([i])), n)
-        alone = solver.solve(Reverse(model, 1, float(solver.diffuses)), NOISE[i : i + 1, :n], times, own, Options())
+        alone = solver.solve(
+            Reverse(model, 1, float(solver.diffuses)), NOISE[i : i + 1, :n], times, own, Options()
+        )
         torch.testing.assert_close(whole.x[i, :n], alone.x[0], rtol=1e-8, atol=1e-8)
         assert whole.accepted[i] == alone.accepted[0]
         assert whole.rejected[i] == alone.rejected[0]
 
 
 SMOOTH = sd.ScoreModel(gentle, VP, time_dtype=torch.float64)
-TAME = sd.ScoreModel(lambda x, t: gentle(torch.where(x == 0, 1.0, x), t), VP, time_dtype=torch.float64)
+TAME = sd.ScoreModel(
+    lambda x, t: gentle(torch.where(x == 0, 1.0, x), t), VP, time_dtype=torch.float64
+)
 FAR = sd.ScoreModel(gentle, VP, time_dtype=torch.float64, normalizer=sd.Normalizer(300.0, 40.0))
 
 
@@ -210,15 +239,28 @@ FAR = sd.ScoreModel(gentle, VP, time_dtype=torch.float64, normalizer=sd.Normaliz
     ids=repr,
 )
 @pytest.mark.parametrize("model", [SMOOTH, FAR], ids=["plain", "normalised"])
-def test_samples_of_different_sizes_in_one_batch(arguments: dict[str, Any], model: sd.ScoreModel) -> None:
-    """Each is what it is alone, from the same noise; callbacks and trajectories have 0 in the padding."""
+def test_samples_of_different_sizes_in_one_batch(
+    arguments: dict[str, Any], model: sd.ScoreModel
+) -> None:
+    """Each is what it is alone, from the same noise; callbacks and trajectories have 0 in the
+    padding.
+    """
     noise, seen = sd.White(sd.seeds(5, 4), (4, 2), dtype=torch.float64), []
 
     def look(snapshot: Any) -> None:
         if "batch_size" not in arguments:
             seen.append(snapshot.x[~(MASK if snapshot.rows is None else MASK[snapshot.rows])])
 
-    whole = sd.sample(model, (4, 4, 2), noise=noise, mask=MASK, trajectory=True, callback=look, dtype=torch.float64, **arguments)
+    whole = sd.sample(
+        model,
+        (4, 4, 2),
+        noise=noise,
+        mask=MASK,
+        trajectory=True,
+        callback=look,
+        dtype=torch.float64,
+        **arguments,
+    )
     assert whole.trajectory is not None
     assert not bool(whole.trajectory[:, ~MASK].any())
     assert not any(bool(x.any()) for x in seen)
@@ -230,19 +272,37 @@ def test_samples_of_different_sizes_in_one_batch(arguments: dict[str, Any], mode
         assert whole.nfe[i] == one.nfe[0]
 
 
-@pytest.mark.parametrize("solver", [sd.SciPy("RK45"), sd.SciPy("DOP853"), sd.TorchDiffEq("dopri5")], ids=repr)
+@pytest.mark.parametrize(
+    "solver", [sd.SciPy("RK45"), sd.SciPy("DOP853"), sd.TorchDiffEq("dopri5")], ids=repr
+)
 def test_padding_does_not_loosen_another_librarys_tolerance(solver: Any) -> None:
-    """Its norm is over what exists: a padded sequence by itself takes the steps of the sequence alone."""
-    model = sd.ScoreModel(lambda x, t: VP.sigma(t).view(-1, 1) * (torch.sin(3 * x) + x), VP, time_dtype=torch.float64)
+    """Its norm is over what exists: a padded sequence by itself takes the steps of the sequence
+    alone.
+    """
+    model = sd.ScoreModel(
+        lambda x, t: VP.sigma(t).view(-1, 1) * (torch.sin(3 * x) + x), VP, time_dtype=torch.float64
+    )
     for count in (1, 3):
         mask = (torch.arange(16) < count)[None]
-        one = sd.sample(model, (1, count), solver=solver, seed=0, x_init=NOISE[:1, :count, 0], dtype=torch.float64)
+        one = sd.sample(
+            model,
+            (1, count),
+            solver=solver,
+            seed=0,
+            x_init=NOISE[:1, :count, 0],
+            dtype=torch.float64,
+        )
         x_init = torch.zeros(1, 16, dtype=torch.float64)
         x_init[:, :count] = NOISE[:1, :count, 0]
-        padded = sd.sample(model, (1, 16), solver=solver, seed=0, x_init=x_init, mask=mask, dtype=torch.float64)
+        padded = sd.sample(
+            model, (1, 16), solver=solver, seed=0, x_init=x_init, mask=mask, dtype=torch.float64
+        )
         assert torch.equal(padded.nfe, one.nfe)
         torch.testing.assert_close(padded.x[:, :count], one.x, rtol=1e-11, atol=1e-11)
-        here, there = (sd.log_prob(model, x, solver=solver, mask=m) for x, m in ((one.x, None), (padded.x, mask)))
+        here, there = (
+            sd.log_prob(model, x, solver=solver, mask=m)
+            for x, m in ((one.x, None), (padded.x, mask))
+        )
         assert torch.equal(there.nfe, here.nfe)
         torch.testing.assert_close(there.value, here.value, rtol=1e-10, atol=1e-10)
 
@@ -250,8 +310,16 @@ def test_padding_does_not_loosen_another_librarys_tolerance(solver: Any) -> None
 def test_another_library_leaves_the_padding_alone() -> None:
     """torchsde makes a path of the seeds itself; noise and drift are those of what exists."""
     start = torch.where(MASK[..., None], NOISE, 5.0)
-    arguments: dict[str, Any] = {"solver": sd.TorchSDE("euler"), "steps": 6, "x_init": start, "seed": 0, "dtype": torch.float64}
-    masked_, plain = (sd.sample(m, (4, 4, 2), **arguments, **k) for m, k in ((SMOOTH, {"mask": MASK}), (TAME, {})))
+    arguments: dict[str, Any] = {
+        "solver": sd.TorchSDE("euler"),
+        "steps": 6,
+        "x_init": start,
+        "seed": 0,
+        "dtype": torch.float64,
+    }
+    masked_, plain = (
+        sd.sample(m, (4, 4, 2), **arguments, **k) for m, k in ((SMOOTH, {"mask": MASK}), (TAME, {}))
+    )
     assert not bool(masked_.x[~MASK].any())
     torch.testing.assert_close(masked_.x[MASK], plain.x[MASK], rtol=1e-9, atol=1e-9)
 
@@ -259,11 +327,14 @@ def test_another_library_leaves_the_padding_alone() -> None:
 @pytest.mark.parametrize("model", [SMOOTH, FAR], ids=["plain", "normalised"])
 @pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
 def test_densities_of_different_sizes_in_one_batch(model: sd.ScoreModel, divergence: Any) -> None:
-    """The log-density of what exists, by as many steps; latents and round trips leave the padding at 0."""
+    """The log-density of what exists, by as many steps; latents and round trips leave the padding
+    at 0.
+    """
     y = NOISE if model is SMOOTH else 300 + 40 * NOISE
     padded = torch.where(MASK[..., None], y, 5.0)
     solver = sd.RK45(1e-5, 1e-5)
-    # With as many signs as there are coordinates the trace of a whole Jacobian is exact, padding or not.
+    # With as many signs as there are coordinates the trace of a whole Jacobian is exact, padding or
+    # not.
     given: dict[str, Any] = {"divergence": divergence}
     given |= {"seed": 0, "probes": 8} if divergence == "hutchinson" else {}
     whole = sd.log_prob(model, padded, solver=solver, mask=MASK, batch_size=3, **given)
@@ -273,11 +344,20 @@ def test_densities_of_different_sizes_in_one_batch(model: sd.ScoreModel, diverge
         assert not bool(states[~MASK].any())
     for i, n in enumerate(LENGTHS):
         alone = sd.log_prob(model, y[i : i + 1, :n], solver=solver)
-        torch.testing.assert_close(whole.value[i], alone.value[0], rtol=0, atol=1e-7 if divergence == "exact" else 1e-4)
-        torch.testing.assert_close(up.x[i, :n], sd.encode(model, y[i : i + 1, :n], solver=solver).x[0], rtol=1e-8, atol=1e-7)
+        torch.testing.assert_close(
+            whole.value[i], alone.value[0], rtol=0, atol=1e-7 if divergence == "exact" else 1e-4
+        )
+        torch.testing.assert_close(
+            up.x[i, :n],
+            sd.encode(model, y[i : i + 1, :n], solver=solver).x[0],
+            rtol=1e-8,
+            atol=1e-7,
+        )
         if divergence == "exact":
             assert whole.nfe[i] == alone.nfe[0]
-        torch.testing.assert_close(down.x[i, :n], y[i, :n], rtol=0, atol=1e-3 * float(y.abs().max()))
+        torch.testing.assert_close(
+            down.x[i, :n], y[i, :n], rtol=0, atol=1e-3 * float(y.abs().max())
+        )
 
 
 def test_a_mask_of_another_shape_is_refused_before_the_network_is_called() -> None:
@@ -297,19 +377,38 @@ def test_fit_takes_a_mask(tmp_path: Path) -> None:
     for padding in (0.0, 1e6):
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            module = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+            module = torch.nn.Sequential(
+                torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2)
+            )
         model = sd.ScoreModel(_Timeless(module), VP)
         data = torch.where(MASK[..., None], DATA.float(), padding)
-        model = sd.fit(model, data, mask=MASK, out=tmp_path / f"{padding:g}", steps=3, batch_size=4, device="cpu")
+        model = sd.fit(
+            model,
+            data,
+            mask=MASK,
+            out=tmp_path / f"{padding:g}",
+            steps=3,
+            batch_size=4,
+            device="cpu",
+        )
         weights.append([p.detach().clone() for p in model.parameters()])
         there = torch.where(MASK[..., None], DATA, torch.nan)
-        spread = (there - there.nanmean(dim=(0, 2), keepdim=True)).square().nanmean(dim=(0, 2))  # of each channel
+        # of each channel
+        spread = (there - there.nanmean(dim=(0, 2), keepdim=True)).square().nanmean(dim=(0, 2))
         assert model.data_std == pytest.approx(float(spread.mean().sqrt()), rel=1e-6)
         assert sd.load(tmp_path / f"{padding:g}", net=_Timeless(module)).data_std == model.data_std
     for a, b in zip(*weights, strict=True):
         assert torch.equal(a, b)
     with pytest.raises(TypeError, match="takes no mask: a loss for padded data"):
-        sd.fit(model, data, mask=MASK, out=tmp_path / "c", steps=1, device="cpu", loss=lambda model, x_0, condition: x_0)
+        sd.fit(
+            model,
+            data,
+            mask=MASK,
+            out=tmp_path / "c",
+            steps=1,
+            device="cpu",
+            loss=lambda model, x_0, condition: x_0,
+        )
 
 
 class _Timeless(torch.nn.Module):

@@ -1,4 +1,6 @@
-"""Distances between samples against SciPy, closed forms and plain loops; floors and p-values against all splits and known rates."""
+"""Distances between samples against SciPy, closed forms and plain loops; floors and p-values
+against all splits and known rates.
+"""
 
 import dataclasses
 import itertools
@@ -48,7 +50,9 @@ def same(value, rel=1e-12, abs=1e-13):
 
 def pairs(x, y):
     """|x_i - y_j| by a loop."""
-    return np.array([[np.linalg.norm(a - b) for b in y.flatten(1).numpy()] for a in x.flatten(1).numpy()])
+    return np.array(
+        [[np.linalg.norm(a - b) for b in y.flatten(1).numpy()] for a in x.flatten(1).numpy()]
+    )
 
 
 # -- sliced Wasserstein
@@ -56,9 +60,13 @@ def pairs(x, y):
 
 @pytest.mark.parametrize(("n", "m"), [(7, 7), (6, 4), (5, 8), (1, 3)])
 def test_wasserstein_in_one_dimension_is_that_of_copies(n, m):
-    """m copies of each x and n copies of each y are as many, and then the sorted ones belong together."""
+    """m copies of each x and n copies of each y are as many, and then the sorted ones belong
+    together.
+    """
     x, y = normal(n, 1), 2 * normal(m, 1, seed=1) + 1
-    couples = x.repeat_interleave(m, 0).sort(dim=0).values - y.repeat_interleave(n, 0).sort(dim=0).values
+    couples = (
+        x.repeat_interleave(m, 0).sort(dim=0).values - y.repeat_interleave(n, 0).sort(dim=0).values
+    )
     assert float(sliced_wasserstein(x, y)) == same(float(couples.square().mean().sqrt()))
 
 
@@ -70,13 +78,16 @@ def test_sliced_wasserstein_does_not_see_copies():
 
 
 def test_sliced_wasserstein_of_a_scaled_and_shifted_sample():
-    """y = c x + v: along u the quantiles differ by u.v + (c - 1) u.x, so that d SW^2 = |v|^2 + (1 - c)^2 tr C on average."""
+    """y = c x + v: along u the quantiles differ by u.v + (c - 1) u.x, so that d SW^2 = |v|^2 + (1 -
+    c)^2 tr C on average.
+    """
     x = normal(50, 3) @ torch.tensor([[2.0, 0, 0], [1, 1, 0], [0, 0, 0.3]], dtype=torch.float64)
     x -= x.mean(dim=0)
     v = torch.tensor([1.0, -2, 0.5], dtype=torch.float64)
     expected = (v.square().sum() + 0.25 * x.square().mean(dim=0).sum()) / 3
     value = float(sliced_wasserstein(x, 1.5 * x + v, projections=40_000))
-    # (u.a)^2 for unit a has mean 1/3 and variance 4/45, so the mean over the directions is off by 0.4 % at 1 sigma, at most
+    # (u.a)^2 for unit a has mean 1/3 and variance 4/45, so the mean over the directions is off by
+    # 0.4 % at 1 sigma, at most
     assert value**2 == pytest.approx(float(expected), rel=0.015)
 
 
@@ -84,8 +95,11 @@ def test_sliced_wasserstein_of_a_shift_in_many_dimensions():
     v = normal(48, seed=5)
     x = normal(10, 3, 4, 4)
     distance = sliced_wasserstein(x, x + v.view(3, 4, 4), projections=20_000)
-    assert float(distance) == pytest.approx(float(v.norm()) / math.sqrt(48), rel=0.02)  # sqrt(2 / 20,000) / 2 at 1 sigma
-    assert float(sliced_wasserstein(x, x + 3 * v.view(3, 4, 4), projections=20_000)) == same(3 * float(distance))
+    # sqrt(2 / 20,000) / 2 at 1 sigma
+    assert float(distance) == pytest.approx(float(v.norm()) / math.sqrt(48), rel=0.02)
+    assert float(sliced_wasserstein(x, x + 3 * v.view(3, 4, 4), projections=20_000)) == same(
+        3 * float(distance)
+    )
 
 
 def test_sliced_wasserstein_of_gaussians():
@@ -96,7 +110,8 @@ def test_sliced_wasserstein_of_gaussians():
     expected = math.sqrt(((u @ m) ** 2 + (widths[0] - widths[1]) ** 2).mean())
     x = normal(10_000, 2) @ torch.from_numpy(np.linalg.cholesky(C)).T
     y = normal(8000, 2, seed=1) @ torch.from_numpy(np.linalg.cholesky(D)).T + torch.from_numpy(m)
-    assert float(sliced_wasserstein(x, y, projections=300)) == pytest.approx(expected, rel=0.04)  # 300 directions, 3 sigma
+    # 300 directions, 3 sigma
+    assert float(sliced_wasserstein(x, y, projections=300)) == pytest.approx(expected, rel=0.04)
 
 
 # -- energy distance
@@ -118,13 +133,20 @@ def test_energy_distance_is_its_definition(event, unbiased):
     shaped = x.view(6, -1), y.view(9, -1)
     xx, yy, xy = pairs(shaped[0], shaped[0]), pairs(shaped[1], shaped[1]), pairs(*shaped)
     within = [d.sum() / (len(d) * (len(d) - unbiased)) for d in (xx, yy)]
-    assert float(energy_distance(x, y, unbiased=unbiased)) == same(2 * xy.mean() - sum(within), rel=1e-11)
+    assert float(energy_distance(x, y, unbiased=unbiased)) == same(
+        2 * xy.mean() - sum(within), rel=1e-11
+    )
 
 
 @pytest.mark.parametrize("shift", [0.0, 1.0])
 def test_energy_distance_is_unbiased(shift):
-    """E|N(a, 2)| = 2 exp(-a^2 / 4) / sqrt(pi) + a erf(a / 2); the mean of 500 estimates is off by less than 4 of its stds."""
-    values = [float(energy_distance(normal(10, 1, seed=2 * i), normal(15, 1, seed=2 * i + 1) + shift)) for i in range(500)]
+    """E|N(a, 2)| = 2 exp(-a^2 / 4) / sqrt(pi) + a erf(a / 2); the mean of 500 estimates is off by
+    less than 4 of its stds.
+    """
+    values = [
+        float(energy_distance(normal(10, 1, seed=2 * i), normal(15, 1, seed=2 * i + 1) + shift))
+        for i in range(500)
+    ]
 
     def folded(a):
         return 2 * math.exp(-(a**2) / 4) / math.sqrt(math.pi) + a * math.erf(a / 2)
@@ -137,8 +159,13 @@ def test_energy_distance_is_unbiased(shift):
 def test_v_statistics_are_never_negative_and_zero_for_the_same_rows():
     x = normal(30, 20)
     for distance in (energy_distance, mmd):
-        assert float(distance(x, x.flip(0), unbiased=False)) == pytest.approx(0, abs=1e-8)  # eps^{1/2} where rows coincide
-        assert float(distance(x, x.flip(0))) < 0 < float(distance(x, normal(20, 20, seed=1), unbiased=False))
+        # eps^{1/2} where rows coincide
+        assert float(distance(x, x.flip(0), unbiased=False)) == pytest.approx(0, abs=1e-8)
+        assert (
+            float(distance(x, x.flip(0)))
+            < 0
+            < float(distance(x, normal(20, 20, seed=1), unbiased=False))
+        )
 
 
 def test_far_from_the_origin_no_digits_are_lost():
@@ -182,7 +209,9 @@ def test_mmds_bandwidth_is_the_median_distance():
 
 
 def test_mmds_bandwidth_from_some_of_the_rows():
-    """The median of chi with two degrees of freedom times sqrt 2; from 2000 rows it is known to about 1 %."""
+    """The median of chi with two degrees of freedom times sqrt 2; from 2000 rows it is known to
+    about 1 %.
+    """
     x, y = normal(1500, 2), normal(1600, 2, seed=1) + torch.tensor([0.2, 0])
     exact = math.sqrt(2 * scipy.stats.chi2.median(2))
     assert float(mmd(x, y)) == pytest.approx(float(mmd(x, y, bandwidth=exact)), rel=0.05)
@@ -190,15 +219,22 @@ def test_mmds_bandwidth_from_some_of_the_rows():
 
 
 def test_mmd_of_gaussians():
-    """E k(X, Y) = (h^2 / w)^{d / 2} exp(-|v|^2 / 2w), w = h^2 + s^2 + t^2, for N(0, s^2) and N(v, t^2)."""
+    """E k(X, Y) = (h^2 / w)^{d / 2} exp(-|v|^2 / 2w), w = h^2 + s^2 + t^2, for N(0, s^2) and N(v,
+    t^2).
+    """
     d, s, t, h, shift = 3, 1.0, 1.4, 1.5, 0.8
 
     def mean_kernel(variance, squared):
         return (h**2 / (h**2 + variance)) ** (d / 2) * math.exp(-squared / (2 * (h**2 + variance)))
 
-    expected = mean_kernel(2 * s**2, 0) + mean_kernel(2 * t**2, 0) - 2 * mean_kernel(s**2 + t**2, shift**2)
+    expected = (
+        mean_kernel(2 * s**2, 0) + mean_kernel(2 * t**2, 0) - 2 * mean_kernel(s**2 + t**2, shift**2)
+    )
     v = torch.tensor([0, shift, 0])
-    values = [float(mmd(normal(60, d, seed=2 * i), t * normal(80, d, seed=2 * i + 1) + v, bandwidth=h)) for i in range(300)]
+    values = [
+        float(mmd(normal(60, d, seed=2 * i), t * normal(80, d, seed=2 * i + 1) + v, bandwidth=h))
+        for i in range(300)
+    ]
     stderr = np.std(values) / math.sqrt(len(values))
     assert stderr < 0.03 * expected
     assert np.mean(values) == pytest.approx(expected, abs=4 * stderr)
@@ -223,17 +259,24 @@ def test_two_samples_as_scipy(n, m, round_to):
     assert result.p_value == same(min(1, 6 * float(result.p_values.min())))
 
 
-@pytest.mark.parametrize(("n", "m"), [(150, 151), (101, 1000), (300, 400), (1000, 1000), (10, 2000), (2000, 10)])
+@pytest.mark.parametrize(
+    ("n", "m"), [(150, 151), (101, 1000), (300, 400), (1000, 1000), (10, 2000), (2000, 10)]
+)
 def test_two_large_samples_within_what_the_docstring_says(n, m):
     shift = torch.linspace(0, 3 * math.sqrt(1 / n + 1 / m), 12)
     x, y = normal(n, 12), normal(m, 12, seed=1) + shift
     result = kolmogorov_smirnov(x, y)
-    exact = [scipy.stats.ks_2samp(x[:, j].numpy(), y[:, j].numpy(), method="exact").pvalue for j in range(12)]
+    exact = [
+        scipy.stats.ks_2samp(x[:, j].numpy(), y[:, j].numpy(), method="exact").pvalue
+        for j in range(12)
+    ]
     assert max(exact) > 0.3 > 0.01 > min(exact)
     np.testing.assert_allclose(result.p_values, exact, atol=0.015)
 
 
-@pytest.mark.parametrize(("n", "atol"), [(1, 1e-12), (2, 1e-12), (17, 1e-12), (50, 1e-12), (51, 3e-4), (3000, 2e-5)])
+@pytest.mark.parametrize(
+    ("n", "atol"), [(1, 1e-12), (2, 1e-12), (17, 1e-12), (50, 1e-12), (51, 3e-4), (3000, 2e-5)]
+)
 def test_one_sample_as_scipy(n, atol):
     x = normal(n, 12, 1) + torch.linspace(0, 3, 12)[:, None] / math.sqrt(n)
     result = kolmogorov_smirnov(x, torch.special.ndtr)
@@ -246,9 +289,13 @@ def test_one_sample_as_scipy(n, atol):
 def test_p_values_far_out_keep_their_digits():
     x = torch.linspace(0.35, 1, 40, dtype=torch.float64)[:, None]
     for power in (1, 2, 4):
-        expected = scipy.stats.kstest(x[:, 0].numpy() ** (1 / power), "uniform", method="exact").pvalue
+        expected = scipy.stats.kstest(
+            x[:, 0].numpy() ** (1 / power), "uniform", method="exact"
+        ).pvalue
         assert expected < 1e-3
-        assert kolmogorov_smirnov(x ** (1 / power), lambda z: z).p_value == pytest.approx(expected, rel=1e-8)
+        assert kolmogorov_smirnov(x ** (1 / power), lambda z: z).p_value == pytest.approx(
+            expected, rel=1e-8
+        )
     far = kolmogorov_smirnov(normal(1000, 1), normal(1000, 1, seed=1) + 5)
     assert 0 <= far.p_value < 1e-200
 
@@ -278,7 +325,9 @@ def with_moments(n, mean, covariance, seed=0):
     z = normal(n, len(mean), seed=seed)
     z -= z.mean(dim=0)
     z = torch.linalg.solve(torch.linalg.cholesky(z.T.cov()), z.T).T
-    return z @ torch.linalg.cholesky(torch.as_tensor(covariance, dtype=torch.float64)).T + torch.as_tensor(mean)
+    return z @ torch.linalg.cholesky(
+        torch.as_tensor(covariance, dtype=torch.float64)
+    ).T + torch.as_tensor(mean)
 
 
 def spd(d, seed):
@@ -290,7 +339,9 @@ def test_frechet_by_the_matrix_square_root():
     C, D = spd(6, 0), spd(6, 1)
     expected = 9 + np.trace(C + D) - 2 * np.trace(scipy.linalg.sqrtm(C @ D)).real
     x, y = with_moments(50, [0.0] * 6, C), with_moments(30, [3.0] + [0.0] * 5, D, seed=1)
-    assert float(frechet_distance(x.view(50, 2, 3), y.view(30, 2, 3))) == pytest.approx(expected, rel=1e-10)
+    assert float(frechet_distance(x.view(50, 2, 3), y.view(30, 2, 3))) == pytest.approx(
+        expected, rel=1e-10
+    )
 
 
 def test_frechet_of_features():
@@ -309,16 +360,22 @@ def test_frechet_of_features():
     assert float(value) == same(float(frechet_distance(*rows)))
     C, D = (np.cov(r.numpy(), rowvar=False) for r in rows)
     shift = (rows[0].mean(dim=0) - rows[1].mean(dim=0)).square().sum()
-    assert float(value) == pytest.approx(float(shift) + np.trace(C + D - 2 * scipy.linalg.sqrtm(C @ D)).real, rel=1e-9)
+    assert float(value) == pytest.approx(
+        float(shift) + np.trace(C + D - 2 * scipy.linalg.sqrtm(C @ D)).real, rel=1e-9
+    )
 
 
 @pytest.mark.uses_global_rng  # to initialise a layer
 def test_a_module_is_evaluated_and_left_as_it_was():
     net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Dropout(0.5)).double()
     x, y = normal(40, 3), normal(30, 3, seed=1)
-    assert float(frechet_distance(x, y, features=net)) == same(float(frechet_distance(net[0](x), net[0](y))))
+    assert float(frechet_distance(x, y, features=net)) == same(
+        float(frechet_distance(net[0](x), net[0](y)))
+    )
     assert all(module.training for module in net.modules())
-    assert float(inception_score(x, net, outputs="logits")) == same(float(inception_score(x, net[0], outputs="logits")))
+    assert float(inception_score(x, net, outputs="logits")) == same(
+        float(inception_score(x, net[0], outputs="logits"))
+    )
 
 
 def test_frechet_of_fewer_rows_than_dimensions():
@@ -339,7 +396,9 @@ def test_inception_score_of_sure_and_unsure_classifiers():
     sure = torch.eye(8)[labels]
     assert float(inception_score(sure, lambda p: p, outputs="probabilities")) == same(8)
     assert float(inception_score(sure, torch.log, outputs="logits")) == same(8)  # logits of -inf
-    assert float(inception_score(sure[:35], lambda p: torch.ones(len(p), 8), outputs="logits")) == same(1)
+    assert float(
+        inception_score(sure[:35], lambda p: torch.ones(len(p), 8), outputs="logits")
+    ) == same(1)
     skewed = inception_score(torch.eye(8)[[0, 0, 0, 1]], lambda p: p, outputs="probabilities")
     assert float(skewed) == same(math.exp(scipy.stats.entropy([0.75, 0.25])))
 
@@ -349,7 +408,8 @@ def test_inception_score_is_its_definition_split_by_split():
     result = inception_score(x, lambda z: z.flatten(1), outputs="logits", splits=3, batch_size=7)
     p = scipy.special.softmax(x.flatten(1).numpy(), axis=1)
     expected = [
-        np.exp(np.mean([scipy.stats.entropy(row, part.mean(axis=0)) for row in part])) for part in (p[0::3], p[1::3], p[2::3])
+        np.exp(np.mean([scipy.stats.entropy(row, part.mean(axis=0)) for row in part]))
+        for part in (p[0::3], p[1::3], p[2::3])
     ]
     np.testing.assert_allclose(result.splits, expected, rtol=1e-12)
     assert result.value == same(np.mean(expected))
@@ -375,7 +435,9 @@ def test_p_value_is_fishers():
 
 
 def test_accuracy_is_that_of_the_best_classifier():
-    """Phi(1) for unit Gaussians two apart, 0.841; of 3000 + 2000 held out, the standard deviation is 0.005."""
+    """Phi(1) for unit Gaussians two apart, 0.841; of 3000 + 2000 held out, the standard deviation
+    is 0.005.
+    """
     x, y = normal(6000, 2), normal(4000, 2, seed=1) + torch.tensor([2.0, 0])
     result = classifier_two_sample_test(x, y, steps=300)
     assert result.value == pytest.approx(scipy.stats.norm.cdf(1), abs=0.02)
@@ -394,15 +456,21 @@ def test_differences_that_no_linear_classifier_sees(difference):
 
 
 def test_classifiers_false_alarms_and_floor():
-    """200 tests of equal laws, n = 40 and m = 60. P(p <= 0.1) <= 0.1, the count exceeds 34 with probability 0.001."""
+    """200 tests of equal laws, n = 40 and m = 60. P(p <= 0.1) <= 0.1, the count exceeds 34 with
+    probability 0.001.
+    """
     results = [
-        classifier_two_sample_test(normal(40, 2, seed=2 * i), normal(60, 2, seed=2 * i + 1), steps=8, hidden=4, seed=i)
+        classifier_two_sample_test(
+            normal(40, 2, seed=2 * i), normal(60, 2, seed=2 * i + 1), steps=8, hidden=4, seed=i
+        )
         for i in range(200)
     ]
     assert 4 <= sum(r.p_value <= 0.1 for r in results) <= 34
     values = np.array([r.value for r in results])
     assert values.mean() == pytest.approx(0.5, abs=4 * values.std() / math.sqrt(200))
-    assert values.std() == pytest.approx(np.sqrt(np.mean([r.floor.std**2 for r in results])), rel=4 / math.sqrt(400))
+    assert values.std() == pytest.approx(
+        np.sqrt(np.mean([r.floor.std**2 for r in results])), rel=4 / math.sqrt(400)
+    )
     above = np.mean([r.value > r.floor.quantile for r in results])
     assert above == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / 200))
 
@@ -417,7 +485,9 @@ def test_classifier_of_constant_rows_says_nothing():
 
 @each_distance
 def test_splits_are_all_splits(distance):
-    """Of 3 + 4 rows there are 35, and the p-value and the mean of 2000 of them are known to 1 %, relative to the range."""
+    """Of 3 + 4 rows there are 35, and the p-value and the mean of 2000 of them are known to 1 %,
+    relative to the range.
+    """
     x, y = normal(3, 1), normal(4, 1, seed=1) + 1
     pooled = torch.cat([x, y])
     values = []
@@ -428,9 +498,15 @@ def test_splits_are_all_splits(distance):
     assert result.value == same(values[0])
     share = np.mean(np.array(values) >= values[0] - 1e-12)
     assert result.p_value == pytest.approx(share, abs=4 * math.sqrt(share / 2000))
-    assert result.floor.mean == pytest.approx(np.mean(values), abs=4 * np.std(values) / math.sqrt(2000))
+    assert result.floor.mean == pytest.approx(
+        np.mean(values), abs=4 * np.std(values) / math.sqrt(2000)
+    )
     assert result.floor.std == pytest.approx(np.std(values), rel=0.15)
-    assert np.quantile(values, 0.92) - 1e-12 <= result.floor.quantile <= np.quantile(values, 0.98) + 1e-12
+    assert (
+        np.quantile(values, 0.92) - 1e-12
+        <= result.floor.quantile
+        <= np.quantile(values, 0.98) + 1e-12
+    )
     assert result.floor.repeats == 2000
 
 
@@ -438,29 +514,48 @@ def test_permutation_p_of_the_ks_statistic_is_its_exact_one():
     x, y = normal(10, 1), normal(14, 1, seed=1) + 0.7
     exact = kolmogorov_smirnov(x, y).p_value
     assert 0.02 < exact < 0.5
-    assert kolmogorov_smirnov(x, y, floor=5000).p_value == pytest.approx(exact, abs=4 * math.sqrt(exact / 5000))
+    assert kolmogorov_smirnov(x, y, floor=5000).p_value == pytest.approx(
+        exact, abs=4 * math.sqrt(exact / 5000)
+    )
 
 
 def test_false_alarms_of_random_splits():
-    """p <= 0.05 is one of 20 equally likely ranks: of 1000 tests of equal laws 50 +- 6.9, within 4 stds."""
-    tests = [energy_distance(normal(8, 2, seed=2 * i), normal(12, 2, seed=2 * i + 1), floor=19, seed=i) for i in range(1000)]
+    """p <= 0.05 is one of 20 equally likely ranks: of 1000 tests of equal laws 50 +- 6.9, within 4
+    stds.
+    """
+    tests = [
+        energy_distance(normal(8, 2, seed=2 * i), normal(12, 2, seed=2 * i + 1), floor=19, seed=i)
+        for i in range(1000)
+    ]
     assert 23 <= sum(test.p_value <= 0.05 for test in tests) <= 77
 
 
 @each_distance
 def test_floor_is_what_samples_of_one_law_give(distance):
-    fresh = [float(distance(normal(30, 3, seed=2 * i), normal(50, 3, seed=2 * i + 1))) for i in range(10, 110)]
-    floors = [distance(normal(30, 3, seed=2 * i), normal(50, 3, seed=2 * i + 1), floor=40).floor for i in range(10)]
+    fresh = [
+        float(distance(normal(30, 3, seed=2 * i), normal(50, 3, seed=2 * i + 1)))
+        for i in range(10, 110)
+    ]
+    floors = [
+        distance(normal(30, 3, seed=2 * i), normal(50, 3, seed=2 * i + 1), floor=40).floor
+        for i in range(10)
+    ]
     stderr = np.std(fresh) / 10
-    assert np.mean([floor.mean for floor in floors]) == pytest.approx(np.mean(fresh), abs=4 * stderr)
+    assert np.mean([floor.mean for floor in floors]) == pytest.approx(
+        np.mean(fresh), abs=4 * stderr
+    )
     assert np.mean([floor.std for floor in floors]) == pytest.approx(np.std(fresh), rel=0.35)
-    assert np.mean([floor.quantile for floor in floors]) == pytest.approx(np.quantile(fresh, 0.95), rel=0.35)
+    assert np.mean([floor.quantile for floor in floors]) == pytest.approx(
+        np.quantile(fresh, 0.95), rel=0.35
+    )
 
 
 @each_distance
 def test_a_shift_is_found_and_equal_laws_are_not_told_apart(distance):
     x, y = normal(40, 2), normal(30, 2, seed=1)
-    found = distance(x, y + 1.5, floor=12_000 if distance is energy_distance or distance is mmd else 300)
+    found = distance(
+        x, y + 1.5, floor=12_000 if distance is energy_distance or distance is mmd else 300
+    )
     assert found.p_value == same(1 / (1 + found.floor.repeats))
     assert found.value > found.floor.quantile
     assert distance(x, y, floor=200).p_value > 0.05
@@ -491,9 +586,13 @@ EVERY = {
     **DISTANCES,
     "classifier": lambda x, y, floor=0: classifier_two_sample_test(x, y, steps=30),
     "mmd, several": lambda x, y, **how: mmd(x, y, kernel="imq", bandwidth=(1, 2), **how),
-    "features": lambda x, y, **how: frechet_distance(x, y, features=lambda z: z.flatten(1)[:, :4].square(), batch_size=9, **how),
+    "features": lambda x, y, **how: frechet_distance(
+        x, y, features=lambda z: z.flatten(1)[:, :4].square(), batch_size=9, **how
+    ),
     "one sample": lambda x, y, floor=0: kolmogorov_smirnov(x, torch.special.ndtr),
-    "inception": lambda x, y, floor=0: inception_score(x, lambda z: z.flatten(1), outputs="logits", splits=2),
+    "inception": lambda x, y, floor=0: inception_score(
+        x, lambda z: z.flatten(1), outputs="logits", splits=2
+    ),
 }
 
 
@@ -508,7 +607,9 @@ def test_blocks_change_nothing(metric, size, monkeypatch):
     assert pieces.value == same(whole.value, rel=1e-11)
     assert pieces.p_value == (None if whole.p_value is None else same(whole.p_value))
     if whole.floor is not None:
-        assert dataclasses.astuple(pieces.floor) == same(dataclasses.astuple(whole.floor), rel=1e-10)
+        assert dataclasses.astuple(pieces.floor) == same(
+            dataclasses.astuple(whole.floor), rel=1e-10
+        )
 
 
 @each_distance
@@ -524,10 +625,14 @@ def test_neither_order_nor_place_nor_sides_matter(distance):
         assert float(distance(x @ turn, y @ turn)) == same(value, rel=1e-9)
 
 
-@pytest.mark.parametrize(("name", "power"), [("sliced", 1), ("energy", 1), ("mmd", 0), ("frechet", 2), ("ks", 0)])
+@pytest.mark.parametrize(
+    ("name", "power"), [("sliced", 1), ("energy", 1), ("mmd", 0), ("frechet", 2), ("ks", 0)]
+)
 def test_units(name, power):
     x, y = normal(25, 4), normal(35, 4, seed=1) * 1.3
-    assert float(DISTANCES[name](3 * x, 3 * y)) == same(3**power * float(DISTANCES[name](x, y)), rel=1e-10)
+    assert float(DISTANCES[name](3 * x, 3 * y)) == same(
+        3**power * float(DISTANCES[name](x, y)), rel=1e-10
+    )
 
 
 @each_distance
@@ -544,24 +649,31 @@ def test_sums_in_float32_where_there_is_no_float64(distance, monkeypatch):
     monkeypatch.setattr("sdediff.metrics.samples.accumulator", lambda device: torch.float32)
     rounded = distance(x, y, floor=5)
     assert rounded.value == pytest.approx(exact.value, rel=1e-4)
-    assert dataclasses.astuple(rounded.floor) == pytest.approx(dataclasses.astuple(exact.floor), rel=1e-3, abs=1e-5)
+    assert dataclasses.astuple(rounded.floor) == pytest.approx(
+        dataclasses.astuple(exact.floor), rel=1e-3, abs=1e-5
+    )
 
 
 @pytest.mark.slow
 def test_memory_stays_below_a_gibibyte():
-    """Above what is in use after a small call: the matrix of the pairs of 40,000 rows alone would take 12 GiB."""
+    """Above what is in use after a small call: the matrix of the pairs of 40,000 rows alone would
+    take 12 GiB.
+    """
     code = """
 import resource, torch, sdediff.metrics as M
 def draw(n, seed): return torch.randn(n, 64, generator=torch.Generator().manual_seed(seed))
 def use(n):
     x, y = draw(n, 0), draw(n, 1)
-    M.sliced_wasserstein(x, y, floor=2), M.energy_distance(x, y, floor=20), M.mmd(x, y), M.kolmogorov_smirnov(x, y, floor=2)
+    M.sliced_wasserstein(x, y, floor=2), M.energy_distance(x, y, floor=20)
+    M.mmd(x, y), M.kolmogorov_smirnov(x, y, floor=2)
     M.frechet_distance(x, y, floor=2), M.classifier_two_sample_test(x, y, steps=20)
     M.inception_score(x, lambda z: z, outputs="logits"), M.kolmogorov_smirnov(x, torch.special.ndtr)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(-use(100) + use(20_000))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=900)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=900
+    )
     unit = 1 if sys.platform == "darwin" else 1024
     assert int(done.stdout) * unit < 2**30
 
@@ -584,7 +696,9 @@ BAD[4, 1] = math.nan
 
 def refusal(*words):
     """Expect a one-line ValueError in which all these words occur."""
-    return pytest.raises(ValueError, match="(?s)" + "".join(f"(?=.*{word})" for word in words) + r"(?!.*\n)")
+    return pytest.raises(
+        ValueError, match="(?s)" + "".join(f"(?=.*{word})" for word in words) + r"(?!.*\n)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -601,7 +715,9 @@ def refusal(*words):
         (X, X.to("meta"), ["x on cpu and y on meta", "one device"]),
     ],
 )
-@pytest.mark.parametrize("distance", [*DISTANCES.values(), classifier_two_sample_test], ids=[*DISTANCES, "classifier"])
+@pytest.mark.parametrize(
+    "distance", [*DISTANCES.values(), classifier_two_sample_test], ids=[*DISTANCES, "classifier"]
+)
 def test_samples_that_cannot_be_compared(distance, x, y, words):
     with refusal(*words):
         distance(x, y)
@@ -631,15 +747,33 @@ def test_samples_that_cannot_be_compared(distance, x, y, words):
         (lambda: kolmogorov_smirnov(X, lambda z: z), ["outside \\[0, 1\\]"]),
         (lambda: kolmogorov_smirnov(X, lambda z: z * math.nan), ["NaN"]),
         (lambda: frechet_distance(X, X, features="inception"), ["features", "str"]),
-        (lambda: frechet_distance(X, X, features=lambda z: z[:, 0]), ["features returned \\(10,\\)", "\\(10, k\\)"]),
-        (lambda: frechet_distance(X, X, features=lambda z: z[:4]), ["features returned \\(4, 3\\)"]),
+        (
+            lambda: frechet_distance(X, X, features=lambda z: z[:, 0]),
+            ["features returned \\(10,\\)", "\\(10, k\\)"],
+        ),
+        (
+            lambda: frechet_distance(X, X, features=lambda z: z[:4]),
+            ["features returned \\(4, 3\\)"],
+        ),
         (lambda: frechet_distance(X, X, features=lambda z: z / 0), ["features of x has NaN"]),
         (lambda: frechet_distance(X, X, batch_size=0), ["batch_size"]),
-        (lambda: inception_score(X, torch.exp, outputs="logit"), ["outputs", "did you mean 'logits'"]),
-        (lambda: inception_score(X, torch.exp, outputs="probabilities"), ["sum to one", "outputs='logits'"]),
-        (lambda: inception_score(X, lambda z: z * math.nan, outputs="logits"), ["logits that are NaN"]),
+        (
+            lambda: inception_score(X, torch.exp, outputs="logit"),
+            ["outputs", "did you mean 'logits'"],
+        ),
+        (
+            lambda: inception_score(X, torch.exp, outputs="probabilities"),
+            ["sum to one", "outputs='logits'"],
+        ),
+        (
+            lambda: inception_score(X, lambda z: z * math.nan, outputs="logits"),
+            ["logits that are NaN"],
+        ),
         (lambda: inception_score(X, lambda z: z * math.nan, outputs="probabilities"), ["NaN"]),
-        (lambda: inception_score(X, torch.eye(3), outputs="logits"), ["classifier must be a function", "Tensor"]),
+        (
+            lambda: inception_score(X, torch.eye(3), outputs="logits"),
+            ["classifier must be a function", "Tensor"],
+        ),
         (lambda: inception_score(BAD, torch.exp, outputs="logits"), ["x has NaN"]),
         (lambda: classifier_two_sample_test(X, X, steps=0), ["steps"]),
         (lambda: classifier_two_sample_test(X, X, hidden=-1), ["hidden"]),
@@ -669,6 +803,9 @@ def test_a_metric_is_a_value():
 def test_values_are_python_floats():
     for metric in EVERY.values():
         result = metric(normal(20, 3), normal(30, 3, seed=1), floor=4)
-        numbers = [result.value, *([] if result.floor is None else dataclasses.astuple(result.floor)[:3])]
+        numbers = [
+            result.value,
+            *([] if result.floor is None else dataclasses.astuple(result.floor)[:3]),
+        ]
         assert all(type(number) is float for number in numbers)
         assert result.p_value is None or type(result.p_value) is float

@@ -22,7 +22,7 @@ MODEL = sd.exact.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], 0.2).model(VP)
 X = torch.linspace(-1, 1, 8).reshape(4, 2)
 
 
-# -- a user's SDE ------------------------------------------------------------------------------------------------------
+# -- a user's SDE ----------------------------------------------------------------------------------
 
 
 class Typo(sd.LinearSDE):
@@ -63,7 +63,9 @@ class TypoOfDrift(sd.SDE):
     ],
 )
 def test_typo_in_a_coefficient_is_named(call):
-    with pytest.raises(TypeError, match=r"Typo\.f\(t\) .*no attribute 'bta' \(did you mean 'beta'\?\)") as caught:
+    with pytest.raises(
+        TypeError, match=r"Typo\.f\(t\) .*no attribute 'bta' \(did you mean 'beta'\?\)"
+    ) as caught:
         call()
     assert "t_max" not in str(caught.value)
     assert isinstance(caught.value.__cause__, AttributeError)
@@ -86,13 +88,17 @@ def test_check_sde_says_a_typo_once(sde):
 
 
 def made(kind, **given):
-    """An SDE that declares these, and f and g unless told otherwise, in one of the ways that there are."""
+    """An SDE that declares these, and f and g unless told otherwise, in one of the ways that there
+    are.
+    """
     methods = {name: (lambda self, t: -1.0 + 0 * t) for name in given.pop("has", ("f", "g"))}
     if kind == "attributes":
         return type("Mine", (sd.LinearSDE,), {**methods, **given})()
     if kind == "dataclass":
         notes = dict.fromkeys(given, "float")
-        return dataclass(frozen=True)(type("Mine", (sd.LinearSDE,), {"__annotations__": notes, **methods, **given}))()
+        return dataclass(frozen=True)(
+            type("Mine", (sd.LinearSDE,), {"__annotations__": notes, **methods, **given})
+        )()
     if kind == "dataclass with a check of its own":
         notes = dict.fromkeys(given, "float")
         body = {"__annotations__": notes, "__post_init__": lambda self: None, **methods, **given}
@@ -112,7 +118,14 @@ def made(kind, **given):
     return sd.LinearSDE(**{name: (lambda t: -1.0 + 0 * t) for name in methods}, **given)
 
 
-KINDS = ["attributes", "dataclass", "dataclass with a check of its own", "init", "init that calls no other", "functions"]
+KINDS = [
+    "attributes",
+    "dataclass",
+    "dataclass with a check of its own",
+    "init",
+    "init that calls no other",
+    "functions",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -192,7 +205,7 @@ def test_repr_has_the_parameters():
         Mine(3.0).check_time(torch.tensor(2.0))
 
 
-# -- a user's solver ---------------------------------------------------------------------------------------------------
+# -- a user's solver -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -208,7 +221,9 @@ class Loud(Solver):
         return Step(mean + self.factor * problem.diffuse(noise.increment(t, s), t), mean)
 
 
-@pytest.mark.parametrize(("factor", "said"), [(1.2, "large by a factor 1.2"), (0.8, "small by a factor 0.8")])
+@pytest.mark.parametrize(
+    ("factor", "said"), [(1.2, "large by a factor 1.2"), (0.8, "small by a factor 0.8")]
+)
 def test_wrong_noise_is_named_by_its_factor(factor, said):
     with pytest.raises(SolverError, match=f"the noise is too {said}") as caught:
         sd.testing.check_solver(Loud(factor), verbose=False)
@@ -217,7 +232,9 @@ def test_wrong_noise_is_named_by_its_factor(factor, said):
 
 @dataclass(frozen=True)
 class LoudAncestral(Solver):
-    """A step of a posterior's noise, which belongs to the method and not to the problem's lambda."""
+    """A step of a posterior's noise, which belongs to the method and not to the problem's
+    lambda.
+    """
 
     factor: float = 1.0
     drift: float = 1.0
@@ -231,16 +248,27 @@ class LoudAncestral(Solver):
         std = self.factor * sigma_s / sigma_t * problem.kernel(t, s)[1]
         keep = (sigma_s**2 - (std / self.factor) ** 2).sqrt() / sigma_t
         data = problem.data(x, t)
-        mean = self.drift * expand(keep, x) * (x - expand(alpha_t, x) * data) + expand(alpha_s, x) * data
+        mean = (
+            self.drift * expand(keep, x) * (x - expand(alpha_t, x) * data)
+            + expand(alpha_s, x) * data
+        )
         return Step(mean + expand(std, x) * noise.normal(), mean)
 
 
 @pytest.mark.parametrize(
     ("solver", "said", "unsaid"),
     [
-        (LoudAncestral(1.2), "the spread 1.19 times what it should be: the size of the noise", "in the drift"),
+        (
+            LoudAncestral(1.2),
+            "the spread 1.19 times what it should be: the size of the noise",
+            "in the drift",
+        ),
         (LoudAncestral(drift=1.2), "or a factor of x", "the noise is"),
-        (type("Doubled", (Loud,), {"step": lambda self, *a: doubled(self, *a)})(), "in the drift", "the noise is"),
+        (
+            type("Doubled", (Loud,), {"step": lambda self, *a: doubled(self, *a)})(),
+            "in the drift",
+            "the noise is",
+        ),
     ],
     ids=["noise of a method", "drift of a method", "drift"],
 )
@@ -277,24 +305,37 @@ class Plain(Bare):
 
 @pytest.mark.parametrize("grad", ["none", "checkpoint"])
 def test_a_step_that_is_no_step_is_told(grad):
-    with pytest.raises(TypeError, match=r"Bare.step must return a Step, got Tensor; return Step\(x\)"):
+    with pytest.raises(
+        TypeError, match=r"Bare.step must return a Step, got Tensor; return Step\(x\)"
+    ):
         sd.sample(MODEL, (4, 2), solver=Bare(), steps=5, seed=0, grad=grad)
 
 
 def returns(what, **facts):
-    return type("Own", (Solver,), {"step": lambda self, problem, x, plan, noise, state: what(x), **facts})()
+    return type(
+        "Own", (Solver,), {"step": lambda self, problem, x, plan, noise, state: what(x), **facts}
+    )()
 
 
 @pytest.mark.parametrize(
     ("solver", "said"),
     [
-        (returns(lambda x: Step(x[:2])), r"state of the shape and the dtype of x, \(4, 2\), torch.float32; got \(2, 2\)"),
+        (
+            returns(lambda x: Step(x[:2])),
+            r"state of the shape and the dtype of x, \(4, 2\), torch.float32; got \(2, 2\)",
+        ),
         (returns(lambda x: Step(x.double())), "got .*torch.float64"),
         (returns(lambda x: Step(x.numpy())), "a Step with a tensor as x, got ndarray"),
-        (returns(Step, needs="drift"), r"Own.needs must be a set of names, frozenset\(\{'drift'\}\) say; got 'drift'"),
+        (
+            returns(Step, needs="drift"),
+            r"Own.needs must be a set of names, frozenset\(\{'drift'\}\) say; got 'drift'",
+        ),
         (returns(Step, needs=["drift"]), r"must be a set of names"),
         (returns(Step, adaptive=True, rtol=1e-3), r"Own is adaptive and lacks atol, error_order"),
-        (type("Own", (Solver,), {})(), r"Own has no step: give step\(self, problem, x, plan, noise, state\)"),
+        (
+            type("Own", (Solver,), {})(),
+            r"Own has no step: give step\(self, problem, x, plan, noise, state\)",
+        ),
     ],
     ids=["shape", "dtype", "numpy", "needs a name", "needs a list", "adaptive", "no step"],
 )
@@ -312,7 +353,9 @@ def test_a_solver_that_is_no_dataclass_is_told():
 
 
 def test_a_number_of_levels_in_place_of_betas_is_told():
-    with pytest.raises(TypeError, match=r"for 1000 levels write DDPM.from_schedule\('linear', 1000\)"):
+    with pytest.raises(
+        TypeError, match=r"for 1000 levels write DDPM.from_schedule\('linear', 1000\)"
+    ):
         sd.DDPM(1000)
     with pytest.raises(ValueError, match=r"where it is made, DDPM.from_sde\(sde, N\)"):
         sd.sample(MODEL, (4, 2), solver=sd.DDPM.from_sde(VP, 10), steps=5)
@@ -326,12 +369,25 @@ def test_check_solver_says_an_error_once():
 
 
 @pytest.mark.parametrize(
-    ("need", "meant"), [("diffuse", "diffusion"), ("spread", "diffusion"), ("log_snr", "marginal"), ("scores", "score")]
+    ("need", "meant"),
+    [
+        ("diffuse", "diffusion"),
+        ("spread", "diffusion"),
+        ("log_snr", "marginal"),
+        ("scores", "score"),
+    ],
 )
 def test_unknown_needs_are_told_the_known_ones(need, meant):
     solver = type("Mine", (Loud,), {"needs": frozenset({"drift", need})})()
-    for call in (lambda: sd.sample(MODEL, (2, 2), solver=solver, steps=2), lambda: sd.testing.check_solver(solver, verbose=False)):
-        with pytest.raises(ValueError, match=rf"names '{need}' \(did you mean '{meant}'\?\); known are drift, diffusion, score"):
+    for call in (
+        lambda: sd.sample(MODEL, (2, 2), solver=solver, steps=2),
+        lambda: sd.testing.check_solver(solver, verbose=False),
+    ):
+        with pytest.raises(
+            ValueError,
+            match=rf"names '{need}' \(did you mean '{meant}'\?\); known are drift, diffusion, "
+            r"score",
+        ):
             call()
 
 
@@ -351,10 +407,12 @@ def test_a_step_of_one_argument_is_enough_for_the_driver():
             return Step(x + expand(s - t, x) * problem.drift(x, t))
 
     one = sd.sample(MODEL, (4, 2), solver=Euler(), steps=5, seed=0)
-    assert torch.allclose(one.x, sd.sample(MODEL, (4, 2), solver=sd.Euler(variable="t"), steps=5, seed=0).x, atol=1e-5)
+    assert torch.allclose(
+        one.x, sd.sample(MODEL, (4, 2), solver=sd.Euler(variable="t"), steps=5, seed=0).x, atol=1e-5
+    )
 
 
-# -- arguments ---------------------------------------------------------------------------------------------------------
+# -- arguments -------------------------------------------------------------------------------------
 
 
 def plain(x, t, **condition):
@@ -378,63 +436,134 @@ def sampled(**given):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (sampled(seed=torch.Generator()), r"seed must be .*Generator.*; pass generator.initial_seed\(\)"),
-        (sampled(seed=0.5), "seed must be one non-negative int, or one for each of the 4 samples, got 0.5"),
+        (
+            sampled(seed=torch.Generator()),
+            r"seed must be .*Generator.*; pass generator.initial_seed\(\)",
+        ),
+        (
+            sampled(seed=0.5),
+            "seed must be one non-negative int, or one for each of the 4 samples, got 0.5",
+        ),
         (sampled(seed=[0.2, 0.9, 1.0, 2.0]), "seed must be .*, got 0.2"),
         (sampled(seed=torch.tensor([0.2, 0.9, 1.0, 2.0])), "seed must be .*, got tensor"),
         (sampled(seed="abcd"), "seed must be .*, got 'a'"),
         (sampled(seed=[0, 1]), "one for each of the 4 samples; got 2"),
         (sampled(seed=[0, 1, 2, -1]), "seed must be .*, got -1"),
-        (sampled(x_init=X, t_start=X), r"t_start must be a number, or one for each sample, \(B,\); got shape \(4, 2\)"),
-        (sampled(t_end=X[:, 0]), r"t_end must be a number, got a tensor of shape \(4,\); all samples"),
+        (
+            sampled(x_init=X, t_start=X),
+            r"t_start must be a number, or one for each sample, \(B,\); got shape \(4, 2\)",
+        ),
+        (
+            sampled(t_end=X[:, 0]),
+            r"t_end must be a number, got a tensor of shape \(4,\); all samples",
+        ),
         (sampled(x_init=X.to(torch.complex64)), "x_init must be a floating-point tensor"),
         (sampled(grid=torch.tensor([1.0, 0.5 + 1e-9j]), steps=None), "grid must be real"),
-        (sampled(solver=sd.EulerMaruyama(), stochasticity=lambda t: t + 0.1j), r"stochasticity\(t\) must be real"),
-        (sampled(solver=sd.EulerMaruyama(), stochasticity=[1.0, 0.5]), "stochasticity must be a number, got"),
+        (
+            sampled(solver=sd.EulerMaruyama(), stochasticity=lambda t: t + 0.1j),
+            r"stochasticity\(t\) must be real",
+        ),
+        (
+            sampled(solver=sd.EulerMaruyama(), stochasticity=[1.0, 0.5]),
+            "stochasticity must be a number, got",
+        ),
         (sampled(steps=None, grid="karras"), "grid='karras' takes steps=N: pass it too"),
         (sampled(steps=None, grid="karas"), "grid='karas'|no grid is called"),
         (sampled(steps=2.0), "steps must be an int of at least 1, got 2.0"),
         (sampled(condition=X), r"condition must be a dict .*got Tensor"),
         (called(lambda x, t, y: x), "y"),
-        (lambda: sd.sample(sd.ScoreModel(plain, VP), (4, 2), steps=2, condition={"t": X}), "condition 't' .* takes times: rename"),
-        (lambda: sd.sample(sd.ScoreModel(plain, VP), (4, 2), steps=2, condition={"x": X}), "condition 'x' .* takes states: rename"),
         (
-            lambda: sd.sample(sd.ScoreModel(lambda sample, step, **c: sample, VP), (4, 2), steps=2, condition={"step": X}),
+            lambda: sd.sample(sd.ScoreModel(plain, VP), (4, 2), steps=2, condition={"t": X}),
+            "condition 't' .* takes times: rename",
+        ),
+        (
+            lambda: sd.sample(sd.ScoreModel(plain, VP), (4, 2), steps=2, condition={"x": X}),
+            "condition 'x' .* takes states: rename",
+        ),
+        (
+            lambda: sd.sample(
+                sd.ScoreModel(lambda sample, step, **c: sample, VP),
+                (4, 2),
+                steps=2,
+                condition={"step": X},
+            ),
             "condition 'step' .* takes times: rename",
         ),
         (lambda: sd.RK45(rtol=[1e-3, 1e-5]), r"RK45: rtol must be a number, got \[0.001, 1e-05\]"),
-        (lambda: sd.RK45(atol=torch.tensor([1e-3, 1e-5])), r"RK45: atol must be a number, got a tensor of shape \(2,\)"),
+        (
+            lambda: sd.RK45(atol=torch.tensor([1e-3, 1e-5])),
+            r"RK45: atol must be a number, got a tensor of shape \(2,\)",
+        ),
         (lambda: sd.RK45(rtol="1e-3"), "RK45: rtol must be a number, got '1e-3'"),
-        (lambda: sd.Churn(sd.Heun(), between=2.0), r"Churn: between must be two numbers, \(low, high\)"),
-        (lambda: sd.InterpolatedVP((0.1j, 0.2), (0.5, 1.0)), "InterpolatedVP: betas must be a number"),
+        (
+            lambda: sd.Churn(sd.Heun(), between=2.0),
+            r"Churn: between must be two numbers, \(low, high\)",
+        ),
+        (
+            lambda: sd.InterpolatedVP((0.1j, 0.2), (0.5, 1.0)),
+            "InterpolatedVP: betas must be a number",
+        ),
         (lambda: sd.DenoisingScoreMatching("epsilon"), r"weighting .*\(did you mean 'noise'\?\)"),
-        (lambda: sd.DenoisingScoreMatching()(sd.ScoreModel(plain, VP), X, X), "condition must be a dict"),
-        (lambda: sd.DenoisingScoreMatching()(sd.ScoreModel(plain, VP), X, {"t": X}), "condition 't' .* rename"),
+        (
+            lambda: sd.DenoisingScoreMatching()(sd.ScoreModel(plain, VP), X, X),
+            "condition must be a dict",
+        ),
+        (
+            lambda: sd.DenoisingScoreMatching()(sd.ScoreModel(plain, VP), X, {"t": X}),
+            "condition 't' .* rename",
+        ),
         (fitted(seed=torch.Generator()), r"seed must be .*; pass generator.initial_seed\(\)"),
         (fitted(seed=0.5), "seed must be a non-negative int, got 0.5"),
         (fitted(condition=X), "condition must be a dict"),
         (fitted(condition={"t": X}), "condition 't' .* rename"),
         (sampled(grid=10, steps=None), "for so many steps write steps=10|write steps=10"),
         (sampled(dtype="float32"), "got 'float32'"),
-        (lambda: sd.White(torch.Generator(), (2,)), r"seeds must be .*; pass generator.initial_seed\(\)"),
+        (
+            lambda: sd.White(torch.Generator(), (2,)),
+            r"seeds must be .*; pass generator.initial_seed\(\)",
+        ),
         (lambda: sd.White([0.5], (2,)), "seeds must be an int of at least 0, got 0.5"),
-        (lambda: sd.seeds(torch.Generator(), 3), r"seed must be .*; pass generator.initial_seed\(\)"),
-        (lambda: sd.ScoreModel(torch.nn.Linear, VP), r"net must be a network, not a class: write Linear\(...\)"),
+        (
+            lambda: sd.seeds(torch.Generator(), 3),
+            r"seed must be .*; pass generator.initial_seed\(\)",
+        ),
+        (
+            lambda: sd.ScoreModel(torch.nn.Linear, VP),
+            r"net must be a network, not a class: write Linear\(...\)",
+        ),
         (lambda: sd.ScoreModel(VP, torch.nn.Linear(2, 2)), r"the order is ScoreModel\(net, sde\)"),
         (lambda: sd.ScoreModel(plain, VP, time=np.int64(1000)), r"write Timesteps\(1000\)"),
-        (lambda: sd.ScoreModel(MODEL, VP), r"net is a ScoreModel already: .*ScoreModel\(net=model.net"),
-        (called(lambda x, t: (x,)), r"got tuple; wrap it: lambda x, t, \*\*condition: net\(x, t, \*\*condition\)\[0\]"),
+        (
+            lambda: sd.ScoreModel(MODEL, VP),
+            r"net is a ScoreModel already: .*ScoreModel\(net=model.net",
+        ),
+        (
+            called(lambda x, t: (x,)),
+            r"got tuple; wrap it: lambda x, t, \*\*condition: net\(x, t, \*\*condition\)\[0\]",
+        ),
         (called(lambda x, t: x.numpy()), "got ndarray; convert it to a tensor"),
         (called(lambda x, t: x[:, :1]), r"got shape \(4, 1\)$"),
         (called(lambda x, t: (t, x)), r"wrap it: .*\[1\]"),
         (called(lambda x, t: {"sample": x}), r"got dict; wrap it: .*\['sample'\]"),
-        (called(lambda x, t: {"other": t}), "got dict; wrap it in a function that returns the prediction"),
+        (
+            called(lambda x, t: {"other": t}),
+            "got dict; wrap it in a function that returns the prediction",
+        ),
         (called(lambda x, t: None), "got NoneType; is there a return"),
         (called(lambda x, t: torch.cat([x, x], 1)), r"got shape \(4, 4\); .*learned_variance=True"),
-        (called(lambda x, t: x, learned_variance=True), r"got shape \(4, 2\); .*drop learned_variance=True"),
+        (
+            called(lambda x, t: x, learned_variance=True),
+            r"got shape \(4, 2\); .*drop learned_variance=True",
+        ),
         (called(lambda x, t: x.to(torch.complex64)), "got complex numbers"),
-        (lambda: plots.save_png(torch.zeros(1, 1, 2, 2), "x.png"), r"got Tensor; .*save_png\(image_grid\(x\), path\)"),
-        (lambda: sd.LinearSDE(f=lambda t: -1.0 + 1j * t, g=lambda t: 1.0).f(0.5), r"f\(t\) must be real"),
+        (
+            lambda: plots.save_png(torch.zeros(1, 1, 2, 2), "x.png"),
+            r"got Tensor; .*save_png\(image_grid\(x\), path\)",
+        ),
+        (
+            lambda: sd.LinearSDE(f=lambda t: -1.0 + 1j * t, g=lambda t: 1.0).f(0.5),
+            r"f\(t\) must be real",
+        ),
         (lambda: VP.prior_gap(torch.tensor(1j), 1.0), "mean must be real"),
         (lambda: VP.alpha(torch.tensor(0.5 + 1j)), "t must be real"),
     ],
@@ -447,8 +576,10 @@ def test_slip_is_told(call, message):
 
 
 ELSEWHERE = {
-    "noise": "epsilon pred_noise eps_theta eps_pred predict_epsilon noise_prediction PredictionType.EPSILON Epsilon EpsPrediction",
-    "data": "sample x_start x_0 pred_x0 pred_x_start pred_xstart START_X denoised x0_prediction D denoiser original_sample PredX0",
+    "noise": "epsilon pred_noise eps_theta eps_pred predict_epsilon noise_prediction "
+    "PredictionType.EPSILON Epsilon EpsPrediction",
+    "data": "sample x_start x_0 pred_x0 pred_x_start pred_xstart START_X denoised x0_prediction D "
+    "denoiser original_sample PredX0",
     "v": "v_prediction pred_v v-prediction predict_v V vpred v_parameterization",
     "flow": "velocity flow_prediction vector_field velocity_field flow-matching u_t",
     "score": "score_prediction score_fn pred_score grad_log_p",
@@ -472,7 +603,9 @@ def test_what_no_library_says_has_no_hint():
 
 
 def test_edm_denoiser_predicts_data():
-    """F of Karras et al. 2022 is "edm" and D = c_skip x + c_out F(c_in x) is "data" (eq. 7), under their SDE."""
+    """F of Karras et al. 2022 is "edm" and D = c_skip x + c_out F(c_in x) is "data" (eq. 7), under
+    their SDE.
+    """
     sde, s = sd.EDM(), 0.5
 
     def raw(x, t):
@@ -496,10 +629,23 @@ def test_constant_data_are_told(tmp_path):
 
 
 def test_fit_takes_numbers_of_other_libraries(tmp_path):
-    numbers = {"steps": np.int64(2), "batch_size": torch.tensor(3), "lr": np.float32(0.25), "warmup": np.int16(1)}
-    numbers |= {"ema": np.float64(0.5), "clip": np.float64(1.0), "seed": np.uint8(1), "checkpoint_every": np.int64(1)}
+    numbers = {
+        "steps": np.int64(2),
+        "batch_size": torch.tensor(3),
+        "lr": np.float32(0.25),
+        "warmup": np.int16(1),
+    }
+    numbers |= {
+        "ema": np.float64(0.5),
+        "clip": np.float64(1.0),
+        "seed": np.uint8(1),
+        "checkpoint_every": np.int64(1),
+    }
     weights = []
-    for name, given in (("a", numbers), ("b", {key: value.item() for key, value in numbers.items()})):
+    for name, given in (
+        ("a", numbers),
+        ("b", {key: value.item() for key, value in numbers.items()}),
+    ):
         model = sd.ScoreModel(networks.initialised(lambda: networks.MLP(2, 4, 1), 0), VP)
         weights.append(sd.fit(model, X, out=tmp_path / name, device="cpu", **given).state_dict())
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[1])

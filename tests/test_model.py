@@ -29,7 +29,9 @@ def reparametrised(exact: sd.ScoreModel, predicts: str) -> sd.ScoreModel:
 
 
 @pytest.mark.parametrize("predicts", PREDICTIONS)
-def test_every_parametrisation_is_the_same_function(sde: sd.LinearSDE, gaussian: sd.exact.Gaussian, predicts: str) -> None:
+def test_every_parametrisation_is_the_same_function(
+    sde: sd.LinearSDE, gaussian: sd.exact.Gaussian, predicts: str
+) -> None:
     model = reparametrised(gaussian.model(sde), predicts)
     t = torch.linspace(max(sde.t_min, 0.01), sde.t_max, 9, dtype=torch.float64)
     x = torch.linspace(-3, 3, 18, dtype=torch.float64).reshape(9, 2)
@@ -39,7 +41,9 @@ def test_every_parametrisation_is_the_same_function(sde: sd.LinearSDE, gaussian:
     torch.testing.assert_close(model.score(x, t), score, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(model.noise(x, t), -sigma * score, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(model.data(x, t), data, rtol=1e-8, atol=1e-7)
-    torch.testing.assert_close(model.v(x, t), -alpha * sigma * score - sigma * data, rtol=1e-8, atol=1e-7)
+    torch.testing.assert_close(
+        model.v(x, t), -alpha * sigma * score - sigma * data, rtol=1e-8, atol=1e-7
+    )
     flow = sde.f(t)[:, None] * x - 0.5 * (sde.g(t)[:, None]) ** 2 * score
     torch.testing.assert_close(model.flow(x, t), flow, rtol=1e-8, atol=1e-7)
 
@@ -51,15 +55,22 @@ def test_conversions_of_a_pair_undo_each_other(sde: sd.LinearSDE) -> None:
         back = sd.ScoreModel(lambda x, t: x, sde, two).conversion(one, t)
         torch.testing.assert_close(there[1] * back[1], torch.ones_like(t), rtol=1e-9, atol=0)
         torch.testing.assert_close(
-            back[0] + back[1] * there[0], torch.zeros_like(t), rtol=0, atol=1e-7 * float(back[0].abs().max() + 1)
+            back[0] + back[1] * there[0],
+            torch.zeros_like(t),
+            rtol=0,
+            atol=1e-7 * float(back[0].abs().max() + 1),
         )
 
 
-def test_exact_score_is_the_gradient_of_the_density(sde: sd.LinearSDE, gaussian: sd.exact.Gaussian) -> None:
+def test_exact_score_is_the_gradient_of_the_density(
+    sde: sd.LinearSDE, gaussian: sd.exact.Gaussian
+) -> None:
     x = torch.tensor([[0.1, 0.2], [-1.0, 2.0]], dtype=torch.float64, requires_grad=True)
     t = torch.tensor([0.3, 0.6], dtype=torch.float64)
     (gradient,) = torch.autograd.grad(gaussian.log_prob(sde, x, t).sum(), x)
-    torch.testing.assert_close(gaussian.model(sde).score(x, t).detach(), gradient, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        gaussian.model(sde).score(x, t).detach(), gradient, rtol=1e-10, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("time_dtype", [None, torch.float32])
@@ -80,7 +91,9 @@ def test_network_sees_x_and_time_in_its_own_dtype(time_dtype: torch.dtype | None
     assert seen[0].dtype == torch.bfloat16
     assert seen[1].dtype == (time_dtype or torch.bfloat16)
     assert seen[1].shape == (3,)
-    torch.testing.assert_close(seen[1], torch.full((3,), 0.99839, dtype=seen[1].dtype), rtol=0, atol=0)
+    torch.testing.assert_close(
+        seen[1], torch.full((3,), 0.99839, dtype=seen[1].dtype), rtol=0, atol=0
+    )
     assert out.dtype == torch.float32
 
 
@@ -101,7 +114,8 @@ def test_a_network_that_refuses_its_input_keeps_its_error_and_gets_a_note() -> N
     with pytest.raises(RuntimeError) as caught:
         sd.sample(model, (4, 3), steps=2, seed=0)
     assert caught.value.__notes__ == [
-        "the network was called as net(x, t) with x of shape (4, 3), torch.float32: does it take that?"
+        "the network was called as net(x, t) with x of shape (4, 3), torch.float32: does it take "
+        "that?"
     ]
 
 
@@ -110,25 +124,45 @@ def test_a_network_that_refuses_its_input_keeps_its_error_and_gets_a_note() -> N
     [
         (lambda: sd.ScoreModel(3, sd.VP()), TypeError, "net must be callable"),
         (lambda: sd.ScoreModel(lambda x, t: x, sd.VP), TypeError, r"pass an instance, VP\(\)"),
-        (lambda: sd.ScoreModel(lambda x, t: x, sd.VP(), "nois"), ValueError, "did you mean 'noise'"),
-        (lambda: sd.ScoreModel(lambda x, t: x, sd.VP(), "edm", sigma_data=0), ValueError, "sigma_data must be positive"),
+        (
+            lambda: sd.ScoreModel(lambda x, t: x, sd.VP(), "nois"),
+            ValueError,
+            "did you mean 'noise'",
+        ),
+        (
+            lambda: sd.ScoreModel(lambda x, t: x, sd.VP(), "edm", sigma_data=0),
+            ValueError,
+            "sigma_data must be positive",
+        ),
         (
             lambda: sd.ScoreModel(lambda x, t: x[:, :1], sd.VP()).score(torch.zeros(2, 3), 0.5),
             ValueError,
             r"\(2, 3\), got shape \(2, 1\)",
         ),
-        (lambda: sd.ScoreModel(lambda x, t: None, sd.VP()).score(torch.zeros(2, 3), 0.5), ValueError, "got NoneType"),
         (
-            lambda: sd.ScoreModel(lambda x, t: x, sd.VP()).score(torch.zeros(2, 3), torch.rand(3, generator=torch.Generator())),
+            lambda: sd.ScoreModel(lambda x, t: None, sd.VP()).score(torch.zeros(2, 3), 0.5),
+            ValueError,
+            "got NoneType",
+        ),
+        (
+            lambda: sd.ScoreModel(lambda x, t: x, sd.VP()).score(
+                torch.zeros(2, 3), torch.rand(3, generator=torch.Generator())
+            ),
             ValueError,
             "B = 2",
         ),
         (
-            lambda: predict(sd.ScoreModel(lambda x, t: x, sd.VP()), "velocity", torch.zeros(2, 3), 0.5),
+            lambda: predict(
+                sd.ScoreModel(lambda x, t: x, sd.VP()), "velocity", torch.zeros(2, 3), 0.5
+            ),
             ValueError,
             "a prediction must be one of",
         ),
-        (lambda: sd.exact.Gaussian([0.0, 0.0], [[1.0, 2.0], [2.0, 1.0]]), ValueError, "no negative eigenvalue"),
+        (
+            lambda: sd.exact.Gaussian([0.0, 0.0], [[1.0, 2.0], [2.0, 1.0]]),
+            ValueError,
+            "no negative eigenvalue",
+        ),
         (lambda: sd.exact.Gaussian([0.0, 0.0], [[1.0, 0.5], [0.0, 1.0]]), ValueError, "symmetric"),
     ],
 )

@@ -157,7 +157,10 @@ def test_a_module_is_found_through_wrappers(call: Callable[..., Tensor]) -> None
 
 @pytest.mark.parametrize("name", ["partial", "lambda", "object", "unregistered"])
 def test_networks_behind_functions_are_sampled_without_dropout(name: str) -> None:
-    a, b, c = (sd.sample(sd.ScoreModel(net, sd.VP()), (4, 2), steps=4, seed=0).x for net in (CALLS[name], CALLS[name], NET))
+    a, b, c = (
+        sd.sample(sd.ScoreModel(net, sd.VP()), (4, 2), steps=4, seed=0).x
+        for net in (CALLS[name], CALLS[name], NET)
+    )
     torch.testing.assert_close(a, b, rtol=0, atol=0)
     torch.testing.assert_close(a, c, rtol=0, atol=0)
 
@@ -197,7 +200,9 @@ def test_a_search_is_short_and_looks_at_anything() -> None:
 def test_modules_that_disagree_have_to_be_named() -> None:
     half, whole = copy.deepcopy(NET).float(), NET
     both = sd.ScoreModel(lambda x, t: half(x.float(), t) + whole(x.double(), t), sd.VP())
-    with pytest.raises(ValueError, match=r"more than one dtype, torch.float32, torch.float64: .*network=module"):
+    with pytest.raises(
+        ValueError, match=r"more than one dtype, torch.float32, torch.float64: .*network=module"
+    ):
         sd.sample(both, (2, 2), steps=2, seed=0)
     named = sd.ScoreModel(both.net, sd.VP(), network=half)
     assert named.dtype == torch.float32
@@ -238,7 +243,10 @@ def run(*calls: Callable[[], Tensor]) -> list[Tensor]:
 def test_samplers_in_threads_do_not_disturb_each_other(hidden: bool) -> None:
     net = make()
     model = sd.ScoreModel((lambda x, t: net(x, t)) if hidden else net, sd.VP())
-    long, short = (lambda n=n: sd.sample(model, (3, 2), solver=sd.Euler(), steps=n, seed=n, last="noisy").x for n in (8, 3))
+    long, short = (
+        lambda n=n: sd.sample(model, (3, 2), solver=sd.Euler(), steps=n, seed=n, last="noisy").x
+        for n in (8, 3)
+    )
     alone = [long(), short()]
     barrier = threading.Barrier(2)
     turns = threading.local()
@@ -341,7 +349,9 @@ def test_chains_and_features_are_evaluated_without_dropout() -> None:
 
     sd.mcmc.run(sd.mcmc.RandomWalk(0.5), potential, torch.zeros(2, 2), steps=2, seed=0)
     x = torch.linspace(-1, 1, 12).reshape(6, 2)
-    sd.metrics.frechet_distance(x, x + 1, features=lambda x: (modes.append(drop.training), x)[1], floor=0)
+    sd.metrics.frechet_distance(
+        x, x + 1, features=lambda x: (modes.append(drop.training), x)[1], floor=0
+    )
     assert modes
     assert not any(modes)
 

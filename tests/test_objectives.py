@@ -19,7 +19,10 @@ def gauss_hermite(nodes: int) -> tuple[Tensor, Tensor]:
 
 def test_edm_weighting_is_the_error_of_the_networks_own_output(sde: sd.LinearSDE) -> None:
     model = sd.ScoreModel(lambda x, t: 0.3 * x, sde, "edm", sigma_data=0.6)
-    x, noise = torch.full((3, 4), 0.5, dtype=torch.float64), torch.full((3, 4), -1.2, dtype=torch.float64)
+    x, noise = (
+        torch.full((3, 4), 0.5, dtype=torch.float64),
+        torch.full((3, 4), -1.2, dtype=torch.float64),
+    )
     t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64) * sde.T
     alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
     level = sigma / alpha  # Karras et al. 2022, Table 1, on x_t / alpha
@@ -28,12 +31,18 @@ def test_edm_weighting_is_the_error_of_the_networks_own_output(sde: sd.LinearSDE
     output = 0.3 * noisy / (level**2 + 0.36).sqrt()
     denoised = skip * noisy + out * output
     expected = ((denoised - x).square() * (level**2 + 0.36) / (level * 0.6) ** 2).mean(dim=1)
-    torch.testing.assert_close(sd.DenoisingScoreMatching("edm")(model, x, t=t, noise=noise), expected, rtol=1e-10, atol=0)
+    torch.testing.assert_close(
+        sd.DenoisingScoreMatching("edm")(model, x, t=t, noise=noise), expected, rtol=1e-10, atol=0
+    )
 
 
 @pytest.mark.parametrize("weighting", ["sigma2", "likelihood"])
-def test_loss_of_the_exact_score_is_its_closed_form_minimum(sde: sd.LinearSDE, weighting: str) -> None:
-    """For N(m, v) data the least value at t is w(t) alpha^2 v / (sigma^2 (alpha^2 v + sigma^2)), integrated by quadrature."""
+def test_loss_of_the_exact_score_is_its_closed_form_minimum(
+    sde: sd.LinearSDE, weighting: str
+) -> None:
+    """For N(m, v) data the least value at t is w(t) alpha^2 v / (sigma^2 (alpha^2 v + sigma^2)),
+    integrated by quadrature.
+    """
     mean, var = 0.4, 0.3
     model = sd.exact.Gaussian(mean, var).model(sde)
     z, w = gauss_hermite(4)
@@ -44,10 +53,14 @@ def test_loss_of_the_exact_score_is_its_closed_form_minimum(sde: sd.LinearSDE, w
         got = (sd.DenoisingScoreMatching(weighting)(model, x, t=t, noise=noise) * weights).sum()
         alpha2, sigma2 = sde.alpha(t[0]) ** 2, sde.sigma(t[0]) ** 2
         scale = sigma2 if weighting == "sigma2" else sde.g(t[0]) ** 2
-        torch.testing.assert_close(got, scale * alpha2 * var / (sigma2 * (alpha2 * var + sigma2)), rtol=1e-9, atol=0)
+        torch.testing.assert_close(
+            got, scale * alpha2 * var / (sigma2 * (alpha2 * var + sigma2)), rtol=1e-9, atol=0
+        )
 
 
-def test_value_does_not_depend_on_the_parametrisation(sde: sd.LinearSDE, gaussian: sd.exact.Gaussian) -> None:
+def test_value_does_not_depend_on_the_parametrisation(
+    sde: sd.LinearSDE, gaussian: sd.exact.Gaussian
+) -> None:
     from test_model import reparametrised
 
     x = torch.linspace(-1, 1, 16, dtype=torch.float64).reshape(8, 2)
@@ -73,7 +86,10 @@ def test_noise_loss_is_the_mean_squared_error_of_the_noise() -> None:
 def test_seed_reproduces_and_the_global_generator_rests() -> None:
     model = sd.exact.Gaussian([0.0, 0.0], 1.0).model(sd.VP())
     x = torch.zeros(16, 2)
-    one, two, other = (sd.DenoisingScoreMatching()(model, x, generator=torch.Generator().manual_seed(s)) for s in (3, 3, 4))
+    one, two, other = (
+        sd.DenoisingScoreMatching()(model, x, generator=torch.Generator().manual_seed(s))
+        for s in (3, 3, 4)
+    )
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
 
@@ -91,7 +107,9 @@ def test_times_are_uniform_and_stratified_ones_fill_their_strata() -> None:
     generator = torch.Generator().manual_seed(0)
 
     def draw(loss: sd.DenoisingScoreMatching, count: int) -> Tensor:
-        t, weights = loss.draw(sd.exact.Gaussian(0.0, 1.0).model(sd.VP(t_min=0.1)), count, generator)
+        t, weights = loss.draw(
+            sd.exact.Gaussian(0.0, 1.0).model(sd.VP(t_min=0.1)), count, generator
+        )
         assert bool((weights == 1).all())
         return t
 
@@ -117,9 +135,23 @@ def test_times_are_uniform_and_stratified_ones_fill_their_strata() -> None:
     [
         (lambda m: sd.DenoisingScoreMatching("sigma"), ValueError, "did you mean 'sigma2'"),
         (lambda m: sd.DenoisingScoreMatching(times="unifrm"), ValueError, "did you mean 'uniform'"),
-        (lambda m: sd.DenoisingScoreMatching()(m, torch.zeros(3, 2, dtype=torch.uint8)), TypeError, "use x.float"),
-        (lambda m: sd.DenoisingScoreMatching()(m, torch.zeros(3, 2), t=torch.tensor([0.5])), ValueError, r"shape \(3,\)"),
-        (lambda m: sd.DenoisingScoreMatching()(m, torch.zeros(3, 2), t=torch.tensor([0.5, 0.1, 1e-5])), ValueError, "usable range"),
+        (
+            lambda m: sd.DenoisingScoreMatching()(m, torch.zeros(3, 2, dtype=torch.uint8)),
+            TypeError,
+            "use x.float",
+        ),
+        (
+            lambda m: sd.DenoisingScoreMatching()(m, torch.zeros(3, 2), t=torch.tensor([0.5])),
+            ValueError,
+            r"shape \(3,\)",
+        ),
+        (
+            lambda m: sd.DenoisingScoreMatching()(
+                m, torch.zeros(3, 2), t=torch.tensor([0.5, 0.1, 1e-5])
+            ),
+            ValueError,
+            "usable range",
+        ),
     ],
 )
 def test_bad_input(call: object, error: type[Exception], message: str) -> None:

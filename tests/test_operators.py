@@ -1,4 +1,6 @@
-"""Models made of models, nested and under every caller; the maps that a diffusion may be; what is refused, and how."""
+"""Models made of models, nested and under every caller; the maps that a diffusion may be; what is
+refused, and how.
+"""
 
 from __future__ import annotations
 
@@ -54,12 +56,16 @@ def by_time(low: float, high: float) -> sd.ScoreModel:
 
 
 def test_an_interval_holds_where_no_leg_is_solved() -> None:
-    """In chains, single predictions, chains of Monte Carlo, and a density whose breaks are its ends."""
+    """In chains, single predictions, chains of Monte Carlo, and a density whose breaks are its
+    ends.
+    """
     model, known = Louder(BASE, 0.2, 0.8), by_time(0.2, 0.8)
     for t in (0.1, 0.2, 0.5, 0.8, 0.9):
         torch.testing.assert_close(model.score(X, t), known.score(X, t), rtol=1e-14, atol=1e-14)
     chain = sd.DDPM.from_sde(VP, 20)
-    found, wanted = (sd.sample(m, (3, 2), solver=chain, seed=0, dtype=F64).x for m in (model, known))
+    found, wanted = (
+        sd.sample(m, (3, 2), solver=chain, seed=0, dtype=F64).x for m in (model, known)
+    )
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
     whole = Louder(BASE, VP.t_min, VP.t_max)
     everywhere = sd.ScoreModel(lambda x, t: 1.3 * net(x, t), VP, time_dtype=F64)
@@ -87,9 +93,12 @@ def test_breaks_of_nested_operators_add_up_and_costs_multiply() -> None:
     state = X
     for start, end in pairwise(ends):
         inside = [t for t in found.times.tolist() if end <= t <= start]
-        # Written by time the field has the value below at a break, and a leg that ends there that above.
+        # Written by time the field has the value below at a break, and a leg that ends there that
+        # above.
         nudged = [t + 1e-13 if t == end > VP.t_min else t for t in inside]
-        state = sd.sample(wanted, (3, 2), solver=sd.RungeKutta4(), grid=nudged, **(given | {"x_init": state})).x
+        state = sd.sample(
+            wanted, (3, 2), solver=sd.RungeKutta4(), grid=nudged, **(given | {"x_init": state})
+        ).x
     torch.testing.assert_close(found.x, state, rtol=1e-9, atol=1e-9)
 
     class Twice(sd.Operator):
@@ -101,7 +110,9 @@ def test_breaks_of_nested_operators_add_up_and_costs_multiply() -> None:
     eight = Twice(Twice(Twice(BASE)))
     assert cost_of(eight) == 8
     for solver, steps in ((sd.RK45(), None), (sd.Heun(), 9)):
-        out = sd.sample(eight, (3, 2), solver=solver, steps=steps, max_nfe=60, on_fail="return", seed=0)
+        out = sd.sample(
+            eight, (3, 2), solver=solver, steps=steps, max_nfe=60, on_fail="return", seed=0
+        )
         assert int(out.nfe.max()) <= 60
 
 
@@ -136,7 +147,9 @@ def test_modules_of_a_plain_model_are_found_inside_an_operator() -> None:
     """Its dtype, and the evaluation mode that switches dropout off."""
     model = sd.Operator(Plain())
     assert facts(model).dtype == F64
-    one, two = (sd.sample(model, (3, 2), solver=sd.DDIM(), steps=4, seed=0, dtype=F64).x for _ in range(2))
+    one, two = (
+        sd.sample(model, (3, 2), solver=sd.DDIM(), steps=4, seed=0, dtype=F64).x for _ in range(2)
+    )
     assert torch.equal(one, two)
 
 
@@ -193,7 +206,10 @@ def test_a_prediction_of_ones_own_knows_the_whole_sde() -> None:
             return 0.1 * x
 
     velocity = sd.ScoreModel(lambda x, t: 0.1 * x, VP, "v", time_dtype=F64)
-    found, wanted = (sd.sample(m, (3, 2), solver=sd.UniPC(), steps=6, x_init=X, dtype=F64).x for m in (Own(), velocity))
+    found, wanted = (
+        sd.sample(m, (3, 2), solver=sd.UniPC(), steps=6, x_init=X, dtype=F64).x
+        for m in (Own(), velocity)
+    )
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 
@@ -270,9 +286,22 @@ def test_operators_and_plain_models_are_compared() -> None:
 
 
 def test_a_grid_of_one_time_takes_no_step() -> None:
-    for solver in (sd.Heun(), sd.RungeKutta4(), sd.Churn(sd.Heun()), sd.EulerTrapezoid(), sd.UniPC()):
+    for solver in (
+        sd.Heun(),
+        sd.RungeKutta4(),
+        sd.Churn(sd.Heun()),
+        sd.EulerTrapezoid(),
+        sd.UniPC(),
+    ):
         out = sd.sample(
-            BASE, (3, 2), solver=solver, grid=[0.5], x_init=X, dtype=F64, last="noisy", seed=0 if solver.stochastic else None
+            BASE,
+            (3, 2),
+            solver=solver,
+            grid=[0.5],
+            x_init=X,
+            dtype=F64,
+            last="noisy",
+            seed=0 if solver.stochastic else None,
         )
         assert torch.equal(out.x, X)
 
@@ -286,7 +315,9 @@ def test_the_default_solver_counts_the_times_of_each_grid() -> None:
 
 def test_a_mean_of_another_shape_is_refused() -> None:
     class Short(sd.EulerMaruyama):
-        def step(self, problem: Any, x: Tensor, plan: Any, noise: Any, state: Any) -> sd.solvers.Step:
+        def step(
+            self, problem: Any, x: Tensor, plan: Any, noise: Any, state: Any
+        ) -> sd.solvers.Step:
             taken = super().step(problem, x, plan, noise, state)
             return sd.solvers.Step(taken.x, taken.mean[:1])
 
@@ -300,19 +331,24 @@ class Seam(sd.Operator):
     breaks = (0.5,)
 
 
-@pytest.mark.parametrize("solver", [sd.EulerMaruyama(), sd.Ancestral(), sd.SRA1(), sd.DDIM(eta=1.0)], ids=repr)
+@pytest.mark.parametrize(
+    "solver", [sd.EulerMaruyama(), sd.Ancestral(), sd.SRA1(), sd.DDIM(eta=1.0)], ids=repr
+)
 def test_noise_goes_on_over_a_break(solver: Any) -> None:
     """Each step draws its own, to the bit, as without the break: none is drawn twice."""
     grid = torch.linspace(1.0, 0.1, 10, dtype=F64).tolist()
     grid[5] = 0.5
     one, two = (
-        sd.sample(model, (3, 2), solver=solver, grid=grid, seed=3, dtype=F64, last="noisy").x for model in (BASE, Seam(BASE))
+        sd.sample(model, (3, 2), solver=solver, grid=grid, seed=3, dtype=F64, last="noisy").x
+        for model in (BASE, Seam(BASE))
     )
     assert torch.equal(one, two)
 
 
 def test_no_leg_of_adaptive_steps_draws_the_noise_of_another() -> None:
-    """The variance of 8,000 numbers, which is 1, within 6 standard errors: false alarm 2e-9. Noise drawn twice gives 1.5."""
+    """The variance of 8,000 numbers, which is 1, within 6 standard errors: false alarm 2e-9. Noise
+    drawn twice gives 1.5.
+    """
 
     class Seams(sd.Operator):
         breaks = (0.05, 0.1)

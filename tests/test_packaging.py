@@ -1,6 +1,7 @@
 """`import sdediff` is light: no plotting, training, command-line or peer package comes with it.
 
-What the built wheel and an editable install contain is checked by tools/check_wheel.py (`make wheel`).
+What the built wheel and an editable install contain is checked by tools/check_wheel.py (`make
+wheel`).
 """
 
 import functools
@@ -17,7 +18,8 @@ import solvers
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = (
-    "matplotlib PIL accelerate safetensors diffusers transformers typer rich tqdm sklearn mlxtend pandas "
+    "matplotlib PIL accelerate safetensors diffusers transformers typer rich tqdm sklearn "
+    "mlxtend pandas "
     "hypothesis pytest torchdiffeq torchsde scipy.integrate"
 ).split()
 
@@ -36,7 +38,9 @@ print(json.dumps({{"seconds": seconds, "new": sorted(new)}}))
 def import_in_fresh_interpreter(module):
     """Seconds and modules that importing `module` adds to `import torch, numpy`."""
     command = [sys.executable, "-c", PROBE.format(module=module)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300
+    )
     report = json.loads(done.stdout.splitlines()[-1])
     return report["seconds"], set(report["new"])
 
@@ -57,7 +61,9 @@ def test_the_face_has_the_names_of_the_numerics_and_no_submodules():
 
 @pytest.mark.parametrize("users", ["solvers.py", "solvers/__init__.py", "solvers/nested.txt"])
 def test_a_users_own_solvers_does_no_harm(tmp_path, users):
-    """A file, a package or a plain folder of that name beside the script: torch is imported before it too."""
+    """A file, a package or a plain folder of that name beside the script: torch is imported before
+    it too.
+    """
     (tmp_path / users).parent.mkdir(exist_ok=True)
     (tmp_path / users).write_text("mine = True\n")
     (tmp_path / "script.py").write_text(
@@ -67,7 +73,9 @@ def test_a_users_own_solvers_does_no_harm(tmp_path, users):
     )
     path = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "script.py"]
-    done = subprocess.run(command, cwd=tmp_path, env=path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=path, capture_output=True, text=True, timeout=300
+    )
     assert done.stdout == "torch.Size([2, 1])\n", done.stderr
 
 

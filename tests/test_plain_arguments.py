@@ -1,4 +1,6 @@
-"""Numbers as arguments: NumPy's, and tensors of one number, are taken wherever Python's are, and kept as Python's."""
+"""Numbers as arguments: NumPy's, and tensors of one number, are taken wherever Python's are, and
+kept as Python's.
+"""
 
 import dataclasses
 import inspect
@@ -19,7 +21,7 @@ BINS = sd.Bins(4)
 CHAIN = sd.DDPM.from_schedule("linear", 4)
 IMAGE = sd.exact.Gaussian(torch.zeros(1, 2, 2), torch.eye(4)).model(sd.VP())
 
-# -- dataclasses -------------------------------------------------------------------------------------------------------
+# -- dataclasses -----------------------------------------------------------------------------------
 
 NEEDED = {
     "Churn": (sd.Heun(),),
@@ -43,7 +45,16 @@ NEEDED = {
     "Prior": (1.5,),
     "TorchSDE": ("srk", True, 0.125, 0.25, 0.5),
 }
-RESULTS = {"BitsPerDim", "LogProb", "Solution", "Failure", "Floor", "InceptionScore", "KolmogorovSmirnov", "Metric"}
+RESULTS = {
+    "BitsPerDim",
+    "LogProb",
+    "Solution",
+    "Failure",
+    "Floor",
+    "InceptionScore",
+    "KolmogorovSmirnov",
+    "Metric",
+}
 RESULTS |= {"Chains", "State", "Tableau", "Problem", "Rows"}
 
 
@@ -54,7 +65,11 @@ def public(*modules):
 
 def numeric(record):
     """Its fields that hold numbers now."""
-    values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record) if field.init}
+    values = {
+        field.name: getattr(record, field.name)
+        for field in dataclasses.fields(record)
+        if field.init
+    }
     return {name: value for name, value in values.items() if type(value) in (int, float)}
 
 
@@ -89,7 +104,7 @@ def test_record_keeps_plain_numbers(name):
                 dataclasses.replace(record, **{field: wrong})
 
 
-# -- functions ---------------------------------------------------------------------------------------------------------
+# -- functions -------------------------------------------------------------------------------------
 
 
 def net(x, t):
@@ -101,27 +116,53 @@ def net_of_classes(x):
 
 
 CALLS = {
-    "sample": (sd.sample, (MODEL,), {"shape": (2, 2), "steps": 3, "seed": 1, "batch_size": 1, "max_nfe": 90}),
+    "sample": (
+        sd.sample,
+        (MODEL,),
+        {"shape": (2, 2), "steps": 3, "seed": 1, "batch_size": 1, "max_nfe": 90},
+    ),
     "sample, times": (
         lambda **given: sd.sample(MODEL, (6, 2), x_init=X, solver=sd.EulerMaruyama(), **given),
         (),
-        {"t_start": 0.5, "t_end": 0.25, "stochasticity": 0.5, "steps": 3, "seed": [1, 2, 3, 4, 5, 6]},
+        {
+            "t_start": 0.5,
+            "t_end": 0.25,
+            "stochasticity": 0.5,
+            "steps": 3,
+            "seed": [1, 2, 3, 4, 5, 6],
+        },
     ),
     "simulate": (sd.simulate, (sd.VP(), X), {"steps": 3, "t_start": 0.25, "t_end": 0.5, "seed": 1}),
-    "encode": (sd.encode, (MODEL, X.float()), {"steps": 3, "batch_size": 2, "max_nfe": 9, "t_start": 0.25, "t_end": 0.5}),
-    "decode": (sd.decode, (MODEL, X.float()), {"steps": 3, "batch_size": 2, "max_nfe": 9, "t_start": 0.5, "t_end": 0.25}),
+    "encode": (
+        sd.encode,
+        (MODEL, X.float()),
+        {"steps": 3, "batch_size": 2, "max_nfe": 9, "t_start": 0.25, "t_end": 0.5},
+    ),
+    "decode": (
+        sd.decode,
+        (MODEL, X.float()),
+        {"steps": 3, "batch_size": 2, "max_nfe": 9, "t_start": 0.5, "t_end": 0.25},
+    ),
     "log_prob": (
-        lambda **given: sd.log_prob(MODEL, X, divergence="hutchinson", solver=sd.Heun(), **given).value,
+        lambda **given: (
+            sd.log_prob(MODEL, X, divergence="hutchinson", solver=sd.Heun(), **given).value
+        ),
         (),
         {"steps": 3, "probes": 2, "seed": 1, "batch_size": 2, "max_nfe": 90, "t_start": 0.25},
     ),
     "interval": (
-        sd.log_prob(MODEL, X, divergence="hutchinson", probes=2, solver=sd.Heun(), steps=2, seed=0).interval,
+        sd.log_prob(
+            MODEL, X, divergence="hutchinson", probes=2, solver=sd.Heun(), steps=2, seed=0
+        ).interval,
         (),
         {"level": 0.5},
     ),
     "bits_per_dim": (
-        lambda **given: sd.bits_per_dim(IMAGE, torch.ones(2, 1, 2, 2), bins=BINS, solver=sd.Heun(), **given).value,
+        lambda **given: (
+            sd.bits_per_dim(
+                IMAGE, torch.ones(2, 1, 2, 2), bins=BINS, solver=sd.Heun(), **given
+            ).value
+        ),
         (),
         {"draws": 2, "steps": 3, "seed": 1, "batch_size": 1, "max_nfe": 90},
     ),
@@ -145,48 +186,92 @@ CALLS = {
         {"shape": (2, 2), "steps": 2, "seed": 1, "batch_size": 1},
     ),
     "seeds": (sd.seeds, (), {"seed": 1, "samples": 3}),
-    "White": (lambda **given: sd.White(event=(2,), **given).at(0).normal("path"), (), {"seeds": [1, 2]}),
+    "White": (
+        lambda **given: sd.White(event=(2,), **given).at(0).normal("path"),
+        (),
+        {"seeds": [1, 2]},
+    ),
     "BrownianPath": (
-        lambda **given: sd.BrownianPath(event=(2,), **given).at(0).increment(*torch.tensor([1.0, 0.5]).double()),
+        lambda **given: (
+            sd.BrownianPath(event=(2,), **given).at(0).increment(*torch.tensor([1.0, 0.5]).double())
+        ),
         (),
         {"seeds": [1, 2], "start": 1.0, "end": 0.5, "intervals": 4, "depth": 5},
     ),
     "DDPM.from_schedule": (lambda **given: sd.DDPM.from_schedule("linear", **given), (), {"N": 5}),
     "DDPM.from_sde": (sd.DDPM.from_sde, (sd.VP(),), {"N": 5}),
     "DDPM.respaced": (sd.DDPM.from_schedule("linear", 5).respaced, (), {"steps": 3}),
-    "NCSN.geometric": (sd.NCSN.geometric, (), {"sigma_max": 2.0, "sigma_min": 0.5, "N": 3, "step_size": 0.125, "n_steps": 2}),
+    "NCSN.geometric": (
+        sd.NCSN.geometric,
+        (),
+        {"sigma_max": 2.0, "sigma_min": 0.5, "N": 3, "step_size": 0.125, "n_steps": 2},
+    ),
     "NCSN.from_sde": (sd.NCSN.from_sde, (sd.VE(),), {"N": 3, "step_size": 2.0**-15, "n_steps": 2}),
-    "NCSN.from_data": (lambda **given: sd.NCSN.from_data(X.repeat(1, 4), **given), (), {"sigma_min": 0.5, "n_steps": 2}),
-    "LossAware": (lambda **given: sd.LossAware(**given).state_dict(), (), {"N": 5, "history": 2, "uniform": 0.5}),
+    "NCSN.from_data": (
+        lambda **given: sd.NCSN.from_data(X.repeat(1, 4), **given),
+        (),
+        {"sigma_min": 0.5, "n_steps": 2},
+    ),
+    "LossAware": (
+        lambda **given: sd.LossAware(**given).state_dict(),
+        (),
+        {"N": 5, "history": 2, "uniform": 0.5},
+    ),
     "MonotoneSchedule": (
         lambda **given: sd.MonotoneSchedule(**given)(torch.tensor([0.25]).double()),
         (),
         {"first": -4.0, "last": 4.0, "width": 3},
     ),
     "LinearSDE": (
-        lambda **given: repr(sd.LinearSDE(f=lambda t: -1.0 + 0 * t, g=lambda t: 2.0 + 0 * t, **given)),
+        lambda **given: repr(
+            sd.LinearSDE(f=lambda t: -1.0 + 0 * t, g=lambda t: 2.0 + 0 * t, **given)
+        ),
         (),
         {"T": 2.0, "sigma_0": 0.5, "t_min": 0.25, "t_max": 1.5},
     ),
-    "ScoreModel": (lambda **given: sd.ScoreModel(net, sd.VP(), **given).sigma_data, (), {"sigma_data": 0.25}),
+    "ScoreModel": (
+        lambda **given: sd.ScoreModel(net, sd.VP(), **given).sigma_data,
+        (),
+        {"sigma_data": 0.25},
+    ),
     "law": (RING.sample, (), {"count": 3, "seed": 1}),
     "chains": (
-        lambda **given: sd.mcmc.run(sd.mcmc.ULA(0.125), lambda x: -x.square().sum(1), X, **given).samples,
+        lambda **given: (
+            sd.mcmc.run(sd.mcmc.ULA(0.125), lambda x: -x.square().sum(1), X, **given).samples
+        ),
         (),
         {"steps": 4, "burn_in": 2, "thin": 2, "seed": 1},
     ),
-    "at": (lambda **given: sd.mcmc.run(sd.mcmc.ULA(0.125), sd.mcmc.at(MODEL, **given), X, steps=2, seed=0).samples, (), {"t": 0.5}),
+    "at": (
+        lambda **given: (
+            sd.mcmc.run(sd.mcmc.ULA(0.125), sd.mcmc.at(MODEL, **given), X, steps=2, seed=0).samples
+        ),
+        (),
+        {"t": 0.5},
+    ),
     "classifier_two_sample_test": (
         sd.metrics.classifier_two_sample_test,
         (X.repeat(2, 1), X.repeat(2, 1) + 1),
         {"hidden": 2, "steps": 2, "seed": 1},
     ),
     "energy_distance": (sd.metrics.energy_distance, (X, X + 1), {"floor": 3, "seed": 1}),
-    "frechet_distance": (sd.metrics.frechet_distance, (X, X + 1), {"floor": 3, "seed": 1, "batch_size": 4}),
-    "inception_score": (sd.metrics.inception_score, (X, net_of_classes), {"outputs": "logits", "splits": 2, "batch_size": 4}),
+    "frechet_distance": (
+        sd.metrics.frechet_distance,
+        (X, X + 1),
+        {"floor": 3, "seed": 1, "batch_size": 4},
+    ),
+    "inception_score": (
+        sd.metrics.inception_score,
+        (X, net_of_classes),
+        {"outputs": "logits", "splits": 2, "batch_size": 4},
+    ),
     "kolmogorov_smirnov": (sd.metrics.kolmogorov_smirnov, (X, X + 1), {"floor": 3, "seed": 1}),
     "mmd": (sd.metrics.mmd, (X, X + 1), {"bandwidth": 0.5, "floor": 3, "seed": 1}),
-    "sliced_wasserstein": (sd.metrics.sliced_wasserstein, (X, X + 1), {"projections": 4, "floor": 3, "seed": 1}),
+    "sliced_wasserstein": (
+        sd.metrics.sliced_wasserstein,
+        (X, X + 1),
+        {"projections": 4, "floor": 3, "seed": 1},
+    ),
     "MLP": (
         lambda **given: networks.MLP(**given).config,
         (),
@@ -198,7 +283,9 @@ CALLS = {
         {"columns": 2, "scale": 2, "pad": 1},
     ),
     "check_equivalence": (
-        lambda **given: str(sd.testing.check_equivalence(sd.Heun(), sd.Heun(), sde=sd.VP(), verbose=False, **given)),
+        lambda **given: str(
+            sd.testing.check_equivalence(sd.Heun(), sd.Heun(), sde=sd.VP(), verbose=False, **given)
+        ),
         (),
         {"steps": 2, "seed": 1, "rows": 2, "bound": 0.5},
     ),
@@ -261,7 +348,15 @@ NOT_HERE = {  # what takes tensors of times too, what needs more than a call, an
 
 def test_every_public_callable_with_numbers_is_walked():
     def takes_numbers(each):
-        return any(NUMBER.search(str(p.annotation)) for p in inspect.signature(each).parameters.values())
+        return any(
+            NUMBER.search(str(p.annotation)) for p in inspect.signature(each).parameters.values()
+        )
 
-    walked = {name.split(",")[0].split(".")[0] for name in CALLS} | {"run", "at"} | set(RECORDS) | RESULTS | NOT_HERE
+    walked = (
+        {name.split(",")[0].split(".")[0] for name in CALLS}
+        | {"run", "at"}
+        | set(RECORDS)
+        | RESULTS
+        | NOT_HERE
+    )
     assert not [name for name, each in PUBLIC.items() if takes_numbers(each) and name not in walked]

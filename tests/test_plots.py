@@ -1,4 +1,6 @@
-"""Pictures: pixels that are written are read back, figures show what their labels say, files are whole or absent."""
+"""Pictures: pixels that are written are read back, figures show what their labels say, files are
+whole or absent.
+"""
 
 import io
 import os
@@ -13,7 +15,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import sdediff as sd
-from sdediff.plots import StepRecorder, image_grid, reverse_process, save_png, scatter_flow, step_sizes
+from sdediff.plots import (
+    StepRecorder,
+    image_grid,
+    reverse_process,
+    save_png,
+    scatter_flow,
+    step_sizes,
+)
 
 
 def images(n, channels=1, height=3, width=3):
@@ -31,7 +40,9 @@ def reread(picture, path):
 
 def refusal(kind, *words):
     """Expect a one-line error of that kind in which all these words occur."""
-    return pytest.raises(kind, match="(?s)" + "".join(f"(?=.*{word})" for word in words) + r"(?!.*\n)")
+    return pytest.raises(
+        kind, match="(?s)" + "".join(f"(?=.*{word})" for word in words) + r"(?!.*\n)"
+    )
 
 
 def bars(frames):
@@ -64,15 +75,21 @@ def test_every_pixel_of_a_colour_grid_without_lines(tmp_path):
 
 def test_values_are_clipped_and_rounded():
     x = torch.tensor([[[[-7.0, -1, 1, 3, 0.0, 0.9999, 0.997, 0.995]]]])
-    assert np.asarray(image_grid(x, scale=1, pad=0)).tolist() == [[0, 0, 255, 255, 128, 255, 255, 254]]
+    assert np.asarray(image_grid(x, scale=1, pad=0)).tolist() == [
+        [0, 0, 255, 255, 128, 255, 255, 254]
+    ]
 
 
-@pytest.mark.parametrize(("size", "tile"), [(4, 48), (8, 48), (28, 56), (32, 64), (64, 64), (256, 256)])
+@pytest.mark.parametrize(
+    ("size", "tile"), [(4, 48), (8, 48), (28, 56), (32, 64), (64, 64), (256, 256)]
+)
 def test_default_scale_is_readable(size, tile):
     assert image_grid(torch.zeros(1, 1, size, size), pad=0).size == (tile, tile)
 
 
-@pytest.mark.parametrize(("count", "columns", "rows"), [(1, 1, 1), (2, 2, 1), (5, 3, 2), (9, 3, 3), (10, 4, 3)])
+@pytest.mark.parametrize(
+    ("count", "columns", "rows"), [(1, 1, 1), (2, 2, 1), (5, 3, 2), (9, 3, 3), (10, 4, 3)]
+)
 def test_default_columns(count, columns, rows):
     assert image_grid(torch.zeros(count, 1, 2, 2), scale=1, pad=0).size == (2 * columns, 2 * rows)
 
@@ -86,7 +103,12 @@ def test_tensor_of_any_kind_and_left_as_it_was():
     before = x.detach().clone()
     image_grid(x.flip(0))
     assert torch.equal(x, before)
-    assert image_grid(torch.full((1, 1, 2, 2), 0.5, dtype=torch.bfloat16), scale=1, pad=0).getpixel((0, 0)) == 191
+    assert (
+        image_grid(torch.full((1, 1, 2, 2), 0.5, dtype=torch.bfloat16), scale=1, pad=0).getpixel(
+            (0, 0)
+        )
+        == 191
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,7 +117,11 @@ def test_tensor_of_any_kind_and_left_as_it_was():
         (torch.zeros(1, 8, 8), {}, [r"\(1, 8, 8\)", r"\(N, C, H, W\)"]),
         (torch.zeros(1, 4, 8, 8), {}, [r"\(1, 4, 8, 8\)", "C = 1 or 3", "choose channels"]),
         (torch.zeros(0, 1, 8, 8), {}, [r"\(0, 1, 8, 8\)"]),
-        (torch.tensor([[[[0.0, torch.nan], [torch.inf, 0]]]]), {}, ["NaN or inf in 2 of 4", r"first at \(0, 0, 0, 1\)"]),
+        (
+            torch.tensor([[[[0.0, torch.nan], [torch.inf, 0]]]]),
+            {},
+            ["NaN or inf in 2 of 4", r"first at \(0, 0, 0, 1\)"],
+        ),
         (torch.zeros(1, 1, 2, 2), {"columns": 0}, ["columns must be at least 1", "got 0"]),
         (torch.zeros(1, 1, 2, 2), {"scale": -1}, ["scale must be at least 1"]),
         (torch.zeros(1, 1, 2, 2), {"pad": -1}, ["pad", "0 or more"]),
@@ -109,7 +135,10 @@ def test_grids_that_cannot_be(x, options, words):
 def test_save_replaces_the_file_as_a_whole(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     path.write_bytes(b"the old one")
-    with monkeypatch.context() as patch, refusal(ValueError, "cannot write", r"a\.png", "No space left", "choose"):
+    with (
+        monkeypatch.context() as patch,
+        refusal(ValueError, "cannot write", r"a\.png", "No space left", "choose"),
+    ):
         patch.setattr(os, "replace", failing(OSError(28, "No space left on device")))
         save_png(image_grid(images(1)[0]), path)
     assert path.read_bytes() == b"the old one"
@@ -117,7 +146,8 @@ def test_save_replaces_the_file_as_a_whole(tmp_path, monkeypatch):
     save_png(image_grid(images(1)[0]), str(path))
     assert path.read_bytes().startswith(b"\x89PNG")
     assert os.listdir(tmp_path) == ["a.png"]
-    assert stat.S_IMODE(path.stat().st_mode) & 0o444 == 0o444  # for others to read, unlike a temporary file
+    # for others to read, unlike a temporary file
+    assert stat.S_IMODE(path.stat().st_mode) & 0o444 == 0o444
 
 
 def failing(error):
@@ -141,7 +171,9 @@ def test_places_that_cannot_be_written(tmp_path):
     assert os.listdir(tmp_path) == ["b.png"]
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder where not even root can write")
+@pytest.mark.skipif(
+    not os.path.isdir("/proc/self"), reason="needs a folder where not even root can write"
+)
 def test_folder_without_permission():
     with refusal(ValueError, "cannot write", "/proc/self/a.png", "choose a folder"):
         save_png(image_grid(images(1)[0]), "/proc/self/a.png")
@@ -171,7 +203,11 @@ def levels(*places, of):
 def test_columns_are_times_and_rows_are_samples():
     axes, pixels = panel(reverse_process(bars((3, 2)), [1.0, 0.5, 0.0]))
     assert grey_levels(pixels, 2, 3) == [levels(0, 2, 4, of=6), levels(1, 3, 5, of=6)]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["t = 1.00", "t = 0.50", "t = 0.00"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == [
+        "t = 1.00",
+        "t = 0.50",
+        "t = 0.00",
+    ]
     assert axes.get_title(loc="left") == "Reverse process: from noise to data"
     assert "from 1 (noise) on the left to 0 (data) on the right" in axes.get_xlabel()
 
@@ -187,10 +223,16 @@ def test_labels_stand_under_their_columns():
 def test_noise_is_on_the_left_whatever_the_order():
     axes, pixels = panel(reverse_process(bars((3, 1)), [0.0, 1.0, 0.25]))
     assert grey_levels(pixels, 1, 3) == [levels(1, 2, 0, of=3)]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["t = 1.00", "t = 0.25", "t = 0.00"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == [
+        "t = 1.00",
+        "t = 0.25",
+        "t = 0.00",
+    ]
 
 
-@pytest.mark.parametrize(("columns", "places"), [(1, [8]), (2, [0, 8]), (3, [0, 4, 8]), (9, range(9)), (99, range(9))])
+@pytest.mark.parametrize(
+    ("columns", "places"), [(1, [8]), (2, [0, 8]), (3, [0, 4, 8]), (9, range(9)), (99, range(9))]
+)
 def test_some_of_many_times(columns, places):
     _, pixels = panel(reverse_process(bars((9, 1)), torch.linspace(1, 0, 9), columns=columns))
     assert grey_levels(pixels, 1, len(places)) == [levels(*places, of=9)]
@@ -205,7 +247,8 @@ def test_colour_frames(tmp_path):
     x, v = images(2, channels=3)
     (axes,) = reverse_process(x[:, None], [1.0, 0.0]).axes
     shown = np.asarray(axes.images[0].get_array())
-    np.testing.assert_array_equal(shown[2:50:16, 52:100:16], v[1])  # one pixel of each 16x16 block; lines of 2
+    # one pixel of each 16x16 block; lines of 2
+    np.testing.assert_array_equal(shown[2:50:16, 52:100:16], v[1])
     assert reread(reverse_process(x[:, None], [1.0, 0.0]), tmp_path / "a.png").shape[2] >= 3
 
 
@@ -309,7 +352,14 @@ def test_figures_leave_pyplot_alone(tmp_path):
     )
     path = os.pathsep.join(sys.path)
     environment = os.environ | {"PYTHONPATH": path, "MPLBACKEND": "tkagg"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        check=False,
+    )
     assert done.stdout.split("\n")[:2] == ["[]", "False"], done.stderr
     assert sorted(os.listdir(tmp_path)) == ["a.png", "b.png"]
 
@@ -327,7 +377,9 @@ def test_figure_is_a_plain_figure_that_users_can_go_on_with():
 
 
 def test_step_recorder_keeps_the_times_of_accepted_steps():
-    """As many as were accepted, from the start to the end, and to where a sample failed; rejected attempts leave nothing."""
+    """As many as were accepted, from the start to the end, and to where a sample failed; rejected
+    attempts leave nothing.
+    """
 
     def net(x, t):
         return torch.where((x[:, :1] > 1e4) & (t[:, None] < 0.5), torch.nan, 0.1 * x)
@@ -335,9 +387,16 @@ def test_step_recorder_keeps_the_times_of_accepted_steps():
     steps = StepRecorder()
     start = torch.tensor([[0.5], [1.5], [1e6]], dtype=torch.float64)
     out = sd.sample(
-        sd.ScoreModel(net, sd.VP()), (3, 1), solver=sd.RK45(1e-8, 1e-8), seed=0, x_init=start, callback=steps, on_fail="return",
-        last="noisy", dtype=torch.float64,
-    )  # fmt: skip
+        sd.ScoreModel(net, sd.VP()),
+        (3, 1),
+        solver=sd.RK45(1e-8, 1e-8),
+        seed=0,
+        x_init=start,
+        callback=steps,
+        on_fail="return",
+        last="noisy",
+        dtype=torch.float64,
+    )
     paths = steps.times(out)
     assert out.status.tolist() == [0, 0, 1]
     assert [len(path) - 1 for path in paths] == out.accepted.tolist()
@@ -347,7 +406,11 @@ def test_step_recorder_keeps_the_times_of_accepted_steps():
 
 
 def test_step_sizes_draws_every_size_over_the_time_it_covers():
-    paths = [torch.tensor([1.0, 0.75, 0.25, 0.0]), torch.tensor([1.0, 0.9, 0.7, 0.4, 0.0]), torch.tensor([1.0, 0.5, 0.25, 0.0])]
+    paths = [
+        torch.tensor([1.0, 0.75, 0.25, 0.0]),
+        torch.tensor([1.0, 0.9, 0.7, 0.4, 0.0]),
+        torch.tensor([1.0, 0.5, 0.25, 0.0]),
+    ]
     figure = step_sizes(paths)
     (axes,) = figure.axes
     lines = [line for line in axes.lines if len(line.get_xdata())]
@@ -361,7 +424,9 @@ def test_step_sizes_draws_every_size_over_the_time_it_covers():
     assert labels == ["fewest: 3 steps", "most: 4 steps", "3 samples"]
 
 
-@pytest.mark.parametrize("times", [[], [torch.tensor([1.0])], [torch.tensor([1.0, np.nan])], [torch.zeros(2, 2)]])
+@pytest.mark.parametrize(
+    "times", [[], [torch.tensor([1.0])], [torch.tensor([1.0, np.nan])], [torch.zeros(2, 2)]]
+)
 def test_step_sizes_refuses_what_is_no_path(times):
     with refusal(ValueError, "two finite times"):
         step_sizes(times)

@@ -24,7 +24,9 @@ def judge(digits):
 
 def refusal(kind, *words):
     """Expect a one-line error of that kind in which all these words occur."""
-    return pytest.raises(kind, match="(?s)" + "".join(f"(?=.*{word})" for word in words) + r"(?!.*\n)")
+    return pytest.raises(
+        kind, match="(?s)" + "".join(f"(?=.*{word})" for word in words) + r"(?!.*\n)"
+    )
 
 
 def few(n=60, classes=(3, 7)):
@@ -60,11 +62,15 @@ def test_frechet_of_commuting_gaussians():
 def test_frechet_in_one_dimension():
     a, b = np.array([[0.0], [2.0]]), np.array([[1.0], [7.0], [7.0], [13.0]])
     # means 1 and 7, unbiased variances 2 and 24
-    assert frechet_distance(a, b) == pytest.approx(36 + (math.sqrt(24) - math.sqrt(2)) ** 2, rel=1e-12)
+    assert frechet_distance(a, b) == pytest.approx(
+        36 + (math.sqrt(24) - math.sqrt(2)) ** 2, rel=1e-12
+    )
 
 
 def test_frechet_of_gaussians_that_do_not_commute():
-    """In two dimensions tr M^{1/2} = sqrt(tr M + 2 sqrt(det M)), and tr and det of (C_a C_b) are known."""
+    """In two dimensions tr M^{1/2} = sqrt(tr M + 2 sqrt(det M)), and tr and det of (C_a C_b) are
+    known.
+    """
     ca, cb = np.array([[2.0, 1.2], [1.2, 1.0]]), np.array([[1.0, -0.7], [-0.7, 3.0]])
     root = math.sqrt(np.trace(ca @ cb) + 2 * math.sqrt(np.linalg.det(ca) * np.linalg.det(cb)))
     expected = 0.25 + np.trace(ca) + np.trace(cb) - 2 * root
@@ -86,7 +92,9 @@ def test_frechet_is_zero_symmetric_and_blind_to_rotation():
     d = frechet_distance(a, b)
     assert d > 1
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-10)
-    assert frechet_distance(a, np.random.default_rng(0).permutation(a)) == pytest.approx(0, abs=1e-10)
+    assert frechet_distance(a, np.random.default_rng(0).permutation(a)) == pytest.approx(
+        0, abs=1e-10
+    )
     assert frechet_distance(b, a) == pytest.approx(d, rel=1e-12)
     assert frechet_distance(a @ turn + 5, b @ turn + 5) == pytest.approx(d, rel=1e-10)
     assert frechet_distance(3 * a, 3 * b) == pytest.approx(9 * d, rel=1e-10)
@@ -119,13 +127,17 @@ def test_frechet_refuses(a, b, words):
 
 
 def test_probabilities_follow_their_equation():
-    """Kernel ridge regression by scikit-learn, then one sigmoid: the logits of p are an increasing line in f."""
+    """Kernel ridge regression by scikit-learn, then one sigmoid: the logits of p are an increasing
+    line in f.
+    """
     from sklearn.kernel_ridge import KernelRidge
 
     train, held = few()
     x, y = train.x.flatten(1).double().numpy(), train.labels.numpy()
     pairs = ((x[:, None] - x) ** 2).sum(-1)
-    model = KernelRidge(alpha=0.01, kernel="rbf", gamma=3 / pairs.mean()).fit(x, np.stack([y == 3, y == 7], 1) * 1.0)
+    model = KernelRidge(alpha=0.01, kernel="rbf", gamma=3 / pairs.mean()).fit(
+        x, np.stack([y == 3, y == 7], 1) * 1.0
+    )
     noise = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     samples = torch.cat([held.x, noise, 0.9 * held.x.flip(0) + 0.1, 0.5 * (held.x + noise[:20])])
     f = model.predict(samples.flatten(1).double().numpy())
@@ -229,7 +241,9 @@ def test_frechet_is_between_principal_components_of_the_training_images(judge, d
     samples = digits[0].x[:90].flip(-1)
     expected = frechet_distance(samples.flatten(1).double().numpy() @ axes.T, held @ axes.T)
     assert judge.score(samples).frechet == pytest.approx(expected, rel=1e-6)
-    assert judge.reference.frechet == pytest.approx(frechet_distance(train @ axes.T, held @ axes.T), rel=1e-6)
+    assert judge.reference.frechet == pytest.approx(
+        frechet_distance(train @ axes.T, held @ axes.T), rel=1e-6
+    )
 
 
 def test_the_reference_is_the_held_out_set(judge, digits):
@@ -296,12 +310,20 @@ def make(n=20, shape=(1, 2, 2), labels=True, is_image=True):
     ("train", "held_out", "words"),
     [
         (make(labels=False), make(), ["mine has no labels", "use labelled images"]),
-        (make(shape=(2,), is_image=False), make(shape=(2,), is_image=False), ["holds points", "labelled images"]),
+        (
+            make(shape=(2,), is_image=False),
+            make(shape=(2,), is_image=False),
+            ["holds points", "labelled images"],
+        ),
         (make(), make(shape=(1, 4, 4)), [r"\(1, 2, 2\) and \(1, 4, 4\)", r"split\(\)"]),
         (make(n=1), make(), ["1 training images", "at least 10"]),
         (make(), make(n=1), ["1 held out", "use more data"]),
         (dataclasses.replace(make(), labels=torch.zeros(20)), make(), ["of 1 classes"]),
-        (make(), dataclasses.replace(make(), x=torch.full((20, 1, 2, 2), torch.nan)), ["NaN or inf in 80 of 80"]),
+        (
+            make(),
+            dataclasses.replace(make(), x=torch.full((20, 1, 2, 2), torch.nan)),
+            ["NaN or inf in 80 of 80"],
+        ),
     ],
 )
 def test_data_that_cannot_be_judged_by(train, held_out, words):

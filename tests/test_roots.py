@@ -36,7 +36,12 @@ def test_a_smooth_function_is_inverted_by_one_evaluation(name: str) -> None:
         return SMOOTH[name](t / 2)
 
     inverse = Inverse(function, 2.0)
-    t = 2 * torch.cat([torch.rand(2000, generator=torch.Generator().manual_seed(0), dtype=torch.float64), torch.tensor([2e-6])])
+    t = 2 * torch.cat(
+        [
+            torch.rand(2000, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
+            torch.tensor([2e-6]),
+        ]
+    )
     value, calls = function(t), 0
     found, known = inverse(function, value)
     assert calls == 1
@@ -52,7 +57,8 @@ def test_where_a_function_is_rough_the_table_is_silent_or_right(name: str) -> No
     t = torch.cat([near, torch.tensor([at, 0.55], dtype=torch.float64)])
     value = function(t)
     found, known = Inverse(function, 1.0)(function, value)
-    first = torch.where((name == "flat") & (t > 0.3) & (t <= 0.55), 0.3, t)  # the earliest time with that value
+    # the earliest time with that value
+    first = torch.where((name == "flat") & (t > 0.3) & (t <= 0.55), 0.3, t)
     torch.testing.assert_close(found[known], first[known], rtol=0, atol=1e-12)
     assert not bool(known[-2]), "at the rough place itself"
 
@@ -67,7 +73,9 @@ def test_a_function_that_has_changed_is_noticed() -> None:
         assert bool(known.all()) if change < 1e-12 else True
         assert not bool(known.any()) if change > 1e-3 else True
     level = torch.tensor([4.0], dtype=torch.float64)
-    assert not bool(inverse(lambda t: 8 + 2 * t.log(), level)[1]), "the right time, but the function rises there"
+    assert not bool(inverse(lambda t: 8 + 2 * t.log(), level)[1]), (
+        "the right time, but the function rises there"
+    )
 
 
 def test_time_of_follows_a_schedule_that_changes() -> None:
@@ -92,5 +100,7 @@ def test_levels_are_those_of_each_alone() -> None:
     t = torch.linspace(0.01, 1, 7, dtype=torch.float64)
     own = sd.LinearSDE(f=lambda t: -0.5 - t, g=lambda t: 1 + t)
     for sde in (own, sd.VP(), sd.LinearSDE(alpha=lambda t: 1 - 0.9 * t, sigma=lambda t: t)):
-        for together, alone in zip(sde.levels(t), (sde.alpha(t), sde.sigma(t), sde.log_snr(t)), strict=True):
+        for together, alone in zip(
+            sde.levels(t), (sde.alpha(t), sde.sigma(t), sde.log_snr(t)), strict=True
+        ):
             torch.testing.assert_close(together, alone, rtol=0, atol=0)

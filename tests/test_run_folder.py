@@ -1,4 +1,6 @@
-"""The folder of a run: one writer, nothing lost on the way, and everything that a model is made of comes back."""
+"""The folder of a run: one writer, nothing lost on the way, and everything that a model is made of
+comes back.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,11 @@ def small() -> MLP:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def fit(net: nn.Module, out: Path, **options: object) -> sd.ScoreModel:
@@ -41,7 +47,7 @@ def fit(net: nn.Module, out: Path, **options: object) -> sd.ScoreModel:
     return sd.fit(sd.ScoreModel(net, sd.VP()), DATA, out=out, **arguments)  # type: ignore[arg-type]
 
 
-# -- the whole model comes back ----------------------------------------------------------------------------------------
+# -- the whole model comes back --------------------------------------------------------------------
 
 FIELDS: dict[str, list[object]] = {
     "predicts": ["data", "v"],
@@ -66,11 +72,15 @@ def built(**values: object) -> sd.ScoreModel:
 
 
 def test_every_field_of_a_model_has_an_example() -> None:
-    """Whoever gives `ScoreModel` a field adds values of it here, and `sd.load` has to give them back."""
+    """Whoever gives `ScoreModel` a field adds values of it here, and `sd.load` has to give them
+    back.
+    """
     assert set(FIELDS) == {*describing.fields_of(make()), "constraint"}
 
 
-@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in FIELDS.items() for value in values])
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, values in FIELDS.items() for value in values]
+)
 def test_a_field_comes_back(tmp_path: Path, field: str, value: object) -> None:
     model = built(**{field: value})
     loss = sd.DenoisingScoreMatching("uniform")
@@ -80,14 +90,18 @@ def test_a_field_comes_back(tmp_path: Path, field: str, value: object) -> None:
         return
     if value is torch.bfloat16:
         model.net.to(torch.bfloat16)
-    trained = sd.fit(model, DATA, out=tmp_path / "run", steps=1, batch_size=4, device="cpu", loss=loss)
+    trained = sd.fit(
+        model, DATA, out=tmp_path / "run", steps=1, batch_size=4, device="cpu", loss=loss
+    )
     again = sd.load(tmp_path / "run")
     assert type(again) is type(trained)
     assert hasattr(again, "constraint") == (field == "constraint")
     for name in FIELDS.keys() - {"network", *([] if field == "constraint" else ["constraint"])}:
         assert getattr(again, name) == getattr(trained, name), name
     assert again.declared_data_std == trained.declared_data_std
-    assert again.network is (None if value is None or field != "network" else again.net.get_submodule(str(value)))
+    assert again.network is (
+        None if value is None or field != "network" else again.net.get_submodule(str(value))
+    )
     assert again.dtype == trained.dtype
 
 
@@ -103,7 +117,9 @@ def test_the_dtype_of_a_network_that_ships_comes_back(tmp_path: Path, dtype: tor
     trained = fit(small().to(dtype), tmp_path / "run")
     again = sd.load(tmp_path / "run")
     assert again.dtype == dtype
-    for (name, one), (_, two) in zip(trained.net.named_buffers(), again.net.named_buffers(), strict=True):
+    for (name, one), (_, two) in zip(
+        trained.net.named_buffers(), again.net.named_buffers(), strict=True
+    ):
         assert one.dtype == two.dtype, name
     assert torch.equal(again.noise(DATA, 0.5), trained.noise(DATA, 0.5))
 
@@ -155,13 +171,26 @@ class Mine(sd.LinearSDE):
 @pytest.mark.parametrize(
     ("trained", "passed", "said"),
     [
-        (Mine(), Mine(3.0), r"was trained with Mine\(beta=10.0\), and the SDE passed to load is Mine\(beta=3.0\)"),
+        (
+            Mine(),
+            Mine(3.0),
+            r"was trained with Mine\(beta=10.0\), and the SDE passed to load is Mine\(beta=3.0\)",
+        ),
         (sd.VP(), sd.VP(beta_max=10.0), r"was trained with VP with .*'beta_max': 20.0"),
     ],
     ids=["own", "built-in"],
 )
-def test_another_sde_than_that_of_the_training_is_noticed(tmp_path: Path, trained: sd.SDE, passed: sd.SDE, said: str) -> None:
-    sd.fit(sd.ScoreModel(small(), trained), DATA, out=tmp_path / "run", steps=1, batch_size=4, device="cpu")
+def test_another_sde_than_that_of_the_training_is_noticed(
+    tmp_path: Path, trained: sd.SDE, passed: sd.SDE, said: str
+) -> None:
+    sd.fit(
+        sd.ScoreModel(small(), trained),
+        DATA,
+        out=tmp_path / "run",
+        steps=1,
+        batch_size=4,
+        device="cpu",
+    )
     with pytest.warns(UserWarning, match=said):
         assert sd.load(tmp_path / "run", sde=passed).sde == passed
     assert sd.load(tmp_path / "run", sde=trained).sde == trained  # warnings are errors here
@@ -185,9 +214,13 @@ def test_own_clocks_and_constraints_are_asked_for(tmp_path: Path) -> None:
     net = small()
     model = sd.ScoreModel(net, sd.VP(), time=clock).constrained(mine)
     sd.fit(model, DATA, out=tmp_path / "run", steps=1, batch_size=4, device="cpu")
-    with pytest.raises(ValueError, match=r"your own function of time; pass it: load\(.*time=\.\.\.\)"):
+    with pytest.raises(
+        ValueError, match=r"your own function of time; pass it: load\(.*time=\.\.\.\)"
+    ):
         sd.load(tmp_path / "run", constraint=mine)
-    with pytest.raises(ValueError, match=r"your own constraint mine; pass it: load\(.*constraint=\.\.\.\)"):
+    with pytest.raises(
+        ValueError, match=r"your own constraint mine; pass it: load\(.*constraint=\.\.\.\)"
+    ):
         sd.load(tmp_path / "run", time=clock)
     again = sd.load(tmp_path / "run", time=clock, constraint=mine)
     assert again.time is clock
@@ -195,13 +228,20 @@ def test_own_clocks_and_constraints_are_asked_for(tmp_path: Path) -> None:
 
 
 def test_values_are_described_with_what_they_hold() -> None:
-    entry = describing.describe(sd.ScoreModel(small(), sd.LearnedVP(sd.MonotoneSchedule(width=3))))["sde"]
-    assert entry["parameters"]["schedule"] == {"class": "MonotoneSchedule", "parameters": {"width": 3}}
-    own = describing.describe(sd.ScoreModel(small(), sd.LearnedVP(nn.Sequential(nn.Identity()))))["sde"]
+    entry = describing.describe(sd.ScoreModel(small(), sd.LearnedVP(sd.MonotoneSchedule(width=3))))[
+        "sde"
+    ]
+    assert entry["parameters"]["schedule"] == {
+        "class": "MonotoneSchedule",
+        "parameters": {"width": 3},
+    }
+    own = describing.describe(sd.ScoreModel(small(), sd.LearnedVP(nn.Sequential(nn.Identity()))))[
+        "sde"
+    ]
     assert own == {"class": "LearnedVP", "parameters": None}
 
 
-# -- networks of every kind are kept, or refused before the first step -------------------------------------------------
+# -- networks of every kind are kept, or refused before the first step -----------------------------
 
 
 class Tied(nn.Module):
@@ -223,7 +263,12 @@ class Linear(nn.Module):
         super().__init__()
         table = torch.arange(1.0, 7.0)
         self.weight = nn.Parameter(torch.eye(2) if weight is None else weight)
-        for name, value in (("one", table), ("two", table), ("view", table[2:4]), ("other", table[3:])):
+        for name, value in (
+            ("one", table),
+            ("two", table),
+            ("view", table[2:4]),
+            ("other", table[3:]),
+        ):
             self.register_buffer(name, value)
         self.extra = extra
 
@@ -282,8 +327,14 @@ def test_frozen_parameters_stay_as_they_are(tmp_path: Path) -> None:
     assert not torch.equal(again["leave.1.weight"], first["leave.1.weight"])
 
 
-@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda net: torch.compile(net, backend="eager")], ids=["parallel", "compile"])
-def test_wrappers_leave_no_trace_in_the_names(tmp_path: Path, wrap: Callable[[nn.Module], nn.Module]) -> None:
+@pytest.mark.parametrize(
+    "wrap",
+    [nn.DataParallel, lambda net: torch.compile(net, backend="eager")],
+    ids=["parallel", "compile"],
+)
+def test_wrappers_leave_no_trace_in_the_names(
+    tmp_path: Path, wrap: Callable[[nn.Module], nn.Module]
+) -> None:
     plain = small()
     inside = nn.Sequential(plain.enter, plain.leave)
     inside[0] = wrap(inside[0])
@@ -318,18 +369,28 @@ class Detached(MLP):
 
 def old_weight_norm() -> nn.Module:
     net = Linear()
-    net.extra = net.weight * 2  # no leaf of the graph, as what an old weight_norm leaves on a module
+    # no leaf of the graph, as what an old weight_norm leaves on a module
+    net.extra = net.weight * 2
     return net
 
 
 @pytest.mark.parametrize(
     ("make_net", "message"),
     [
-        (frozen, "every parameter of MLP is frozen, so there is nothing to train; net.requires_grad_"),
-        (Lazy, r"layer.weight of Lazy has no shape before the network is first called; call it once"),
+        (
+            frozen,
+            "every parameter of MLP is frozen, so there is nothing to train; net.requires_grad_",
+        ),
+        (
+            Lazy,
+            r"layer.weight of Lazy has no shape before the network is first called; call it once",
+        ),
         (lambda: MLP(2, 8, 1, 2).to("meta"), r"on the meta device"),
         (nn.Identity, "Identity has no parameters"),
-        (lambda: Linear(extra=object()), r"cannot be kept in a run folder: '.*_extra_state' holds a object"),
+        (
+            lambda: Linear(extra=object()),
+            r"cannot be kept in a run folder: '.*_extra_state' holds a object",
+        ),
         (lambda: Linear(extra={1: 2}), r"holds a dict"),
         (old_weight_norm, "cannot be copied, which averaging its weights needs"),
         (Detached, "the loss does not depend on a parameter"),
@@ -347,7 +408,7 @@ def test_what_cannot_be_trained_or_kept_is_refused_at_step_0(
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
-# -- damage is noticed -------------------------------------------------------------------------------------------------
+# -- damage is noticed -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors"])
@@ -356,12 +417,16 @@ def test_a_flipped_bit_is_an_error_that_names_the_file(tmp_path: Path, name: str
     path = tmp_path / "run" / name
     whole = path.read_bytes()
     for place in range(0, len(whole), 1 + len(whole) // 150):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        path.write_bytes(
+            whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :]
+        )
         with pytest.raises(ValueError, match=f"{name} is damaged"):
             read_tensors(path, sealed=True)
     read = {
         "model.safetensors": lambda: sd.load(tmp_path / "run"),
-        "training.safetensors": lambda: fit(initialised(lambda: MLP(2, 4, 1, 2), 0), tmp_path / "run", resume=True),
+        "training.safetensors": lambda: fit(
+            initialised(lambda: MLP(2, 4, 1, 2), 0), tmp_path / "run", resume=True
+        ),
     }
     with pytest.raises(ValueError, match=f"{name} is damaged"):
         read[name]()
@@ -374,7 +439,9 @@ def test_files_of_two_runs_are_told_apart(tmp_path: Path) -> None:
     train(tmp_path / "two", steps=2, seed=1)
     for name in ("model.safetensors", "training.safetensors"):
         shutil.copy(tmp_path / "one" / name, tmp_path / "two" / name)
-    with pytest.raises(ValueError, match=r"model.safetensors is of run \w+, and config.json beside it of run \w+"):
+    with pytest.raises(
+        ValueError, match=r"model.safetensors is of run \w+, and config.json beside it of run \w+"
+    ):
         sd.load(tmp_path / "two")
     with pytest.raises(ValueError, match=r"training.safetensors is of run \w+"):
         train(tmp_path / "two", steps=4, seed=1, resume=True)
@@ -389,7 +456,10 @@ def edit(run: Path, change: Callable[[dict[str, object]], object]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(format=3), "has format 3, and this version of sdediff reads formats up to 2: load it with a newer"),
+        (
+            lambda c: c.update(format=3),
+            "has format 3, and this version of sdediff reads formats up to 2: load it with a newer",
+        ),
         (lambda c: c.pop("format"), "it says no format"),
         (lambda c: c.update(format="2"), "it says the format '2'"),
         (lambda c: c.update(model=None), "model is null, where an object is expected"),
@@ -400,19 +470,46 @@ def edit(run: Path, change: Callable[[dict[str, object]], object]) -> None:
         (lambda c: c["model"].update(predicts=["v"]), "damaged"),
         (lambda c: c["model"].update(sigma_data="wide"), "damaged"),
         (lambda c: c["model"].update(time_dtype={"dtype": "float12"}), "damaged"),
-        (lambda c: c["model"].update(future=1), "has no future; load it with the version that wrote it"),
-        (lambda c: c["model"].update(constraint={"class": "Clp", "parameters": {}}), "did you mean 'Clip'"),
-        (lambda c: c["network"]["parameters"].update(depth=10**9), "does not fit the network MLP of config.json"),
-        (lambda c: c["network"]["parameters"].update(depth=1e9), "does not fit the network MLP of config.json"),
-        (lambda c: c["network"]["parameters"].update(width=10**9), "does not fit the network MLP of config.json"),
-        (lambda c: c["network"]["parameters"].update(width=10**30), "does not fit the network MLP of config.json"),
-        (lambda c: c["network"]["parameters"].update(frequencies=-1), "does not fit the network MLP of config.json"),
-        (lambda c: c["network"].update({"class": "UNet"}), "does not fit the network UNet of config.json"),
+        (
+            lambda c: c["model"].update(future=1),
+            "has no future; load it with the version that wrote it",
+        ),
+        (
+            lambda c: c["model"].update(constraint={"class": "Clp", "parameters": {}}),
+            "did you mean 'Clip'",
+        ),
+        (
+            lambda c: c["network"]["parameters"].update(depth=10**9),
+            "does not fit the network MLP of config.json",
+        ),
+        (
+            lambda c: c["network"]["parameters"].update(depth=1e9),
+            "does not fit the network MLP of config.json",
+        ),
+        (
+            lambda c: c["network"]["parameters"].update(width=10**9),
+            "does not fit the network MLP of config.json",
+        ),
+        (
+            lambda c: c["network"]["parameters"].update(width=10**30),
+            "does not fit the network MLP of config.json",
+        ),
+        (
+            lambda c: c["network"]["parameters"].update(frequencies=-1),
+            "does not fit the network MLP of config.json",
+        ),
+        (
+            lambda c: c["network"].update({"class": "UNet"}),
+            "does not fit the network UNet of config.json",
+        ),
         (
             lambda c: c["network"].update({"class": "UNet", "parameters": {"layers": 10**9}}),
             "does not fit the network UNet of config.json",
         ),
-        (lambda c: c["network"].update({"class": "VP", "parameters": {}}), "names 'VP', which this version does not know"),
+        (
+            lambda c: c["network"].update({"class": "VP", "parameters": {}}),
+            "names 'VP', which this version does not know",
+        ),
     ],
 )
 def test_damaged_configurations_are_one_line(
@@ -437,11 +534,20 @@ def test_folders_of_format_1_load_and_go_on(tmp_path: Path) -> None:
     data = DATA[:, :1].clone()
 
     def model() -> sd.ScoreModel:
-        return sd.ScoreModel(initialised(lambda: MLP(1, 8, 1, 2), 0), sd.VP(), time=sd.Timesteps(500))
+        return sd.ScoreModel(
+            initialised(lambda: MLP(1, 8, 1, 2), 0), sd.VP(), time=sd.Timesteps(500)
+        )
 
     options = {"batch_size": 8, "device": "cpu", "steps": 6}
     with pytest.raises(Interrupted):
-        sd.fit(model(), data, out=tmp_path / "run", checkpoint_every=2, callback=_stop, **(options | {"steps": 20}))  # type: ignore[arg-type]
+        sd.fit(
+            model(),
+            data,
+            out=tmp_path / "run",
+            checkpoint_every=2,
+            callback=_stop,
+            **(options | {"steps": 20}),
+        )  # type: ignore[arg-type]
     for name in ("model.safetensors", "training.safetensors"):
         state, meta = read_tensors(tmp_path / "run" / name)
         safetensors.torch.save_file(state, tmp_path / "run" / name, {"step": meta["step"]})
@@ -466,14 +572,16 @@ def _stop(step: int, loss: float) -> None:
         signal.raise_signal(signal.SIGINT)
 
 
-# -- nothing is lost on the way ----------------------------------------------------------------------------------------
+# -- nothing is lost on the way --------------------------------------------------------------------
 
 
 class Killed(BaseException):
     pass
 
 
-def test_a_kill_at_any_moment_of_overwriting_leaves_the_old_run_or_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_at_any_moment_of_overwriting_leaves_the_old_run_or_the_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every change of the file system in turn is the last one that happens."""
     train(tmp_path / "old", steps=2)
     train(tmp_path / "new", steps=3, seed=1, checkpoint_every=2)
@@ -482,7 +590,14 @@ def test_a_kill_at_any_moment_of_overwriting_leaves_the_old_run_or_the_new(tmp_p
         run = Path(shutil.copytree(tmp_path / "old", tmp_path / f"run{last}"))
         calls = iter(range(1000))
         with monkeypatch.context() as patch:
-            for module, name in ((os, "replace"), (os, "rename"), (os, "rmdir"), (os, "mkdir"), (os, "unlink"), (os, "chmod")):
+            for module, name in (
+                (os, "replace"),
+                (os, "rename"),
+                (os, "rmdir"),
+                (os, "mkdir"),
+                (os, "unlink"),
+                (os, "chmod"),
+            ):
                 patch.setattr(module, name, _counted(getattr(module, name), calls, last))
             try:
                 train(run, steps=3, seed=1, checkpoint_every=2, overwrite=True)
@@ -531,7 +646,9 @@ def test_overwriting_keeps_the_old_run_until_the_first_checkpoint(tmp_path: Path
     net = make()
     net.net.register_forward_hook(lambda *_: torch.full((16, 2), torch.nan, requires_grad=True))  # type: ignore[union-attr]
     with pytest.raises(FloatingPointError):
-        sd.fit(net, DATA, out=tmp_path / "run", steps=40, batch_size=16, device="cpu", overwrite=True)
+        sd.fit(
+            net, DATA, out=tmp_path / "run", steps=40, batch_size=16, device="cpu", overwrite=True
+        )
     train(tmp_path / "run", steps=30, overwrite=True, callback=look)
     assert seen == [True, True, True]
     assert contents(tmp_path / "run") != before
@@ -546,7 +663,10 @@ def test_resume_and_overwrite_together_touch_nothing(finished: Path) -> None:
 
 def test_a_resumed_run_that_has_made_more_steps_than_asked_for_says_so(tmp_path: Path) -> None:
     train(tmp_path / "run", steps=4)
-    with pytest.warns(UserWarning, match="has made 4 steps already, and steps=3 asks for fewer: nothing is left to do"):
+    with pytest.warns(
+        UserWarning,
+        match="has made 4 steps already, and steps=3 asks for fewer: nothing is left to do",
+    ):
         train(tmp_path / "run", steps=3, resume=True)
 
 
@@ -554,9 +674,12 @@ def test_resume_starts_where_nothing_is_there_yet(tmp_path: Path) -> None:
     train(tmp_path / "whole", steps=4)
     train(tmp_path / "none", steps=4, resume=True)
     (tmp_path / "begun").mkdir()
-    shutil.copy(tmp_path / "whole" / "config.json", tmp_path / "begun")  # stopped before the first checkpoint
+    # stopped before the first checkpoint
+    shutil.copy(tmp_path / "whole" / "config.json", tmp_path / "begun")
     train(tmp_path / "begun", steps=4, resume=True)
-    assert contents(tmp_path / "whole") == contents(tmp_path / "none") == contents(tmp_path / "begun")
+    assert (
+        contents(tmp_path / "whole") == contents(tmp_path / "none") == contents(tmp_path / "begun")
+    )
     (tmp_path / "whole" / "training.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"training.safetensors is missing"):
         train(tmp_path / "whole", steps=8, resume=True)
@@ -564,8 +687,14 @@ def test_resume_starts_where_nothing_is_there_yet(tmp_path: Path) -> None:
 
 OTHERS: dict[str, dict[str, str]] = {
     "weights of another tool": {"model.safetensors": "theirs"},
-    "a transformers model": {"config.json": '{"model_type": "bert"}', "model.safetensors": "theirs"},
-    "a diffusers model": {"config.json": '{"_class_name": "UNet2DModel"}', "diffusion_pytorch_model.safetensors": "theirs"},
+    "a transformers model": {
+        "config.json": '{"model_type": "bert"}',
+        "model.safetensors": "theirs",
+    },
+    "a diffusers model": {
+        "config.json": '{"_class_name": "UNet2DModel"}',
+        "diffusion_pytorch_model.safetensors": "theirs",
+    },
     "a diffusers pipeline": {"model_index.json": "{}", "unet/config.json": "{}"},
     "no JSON": {"config.json": "name: mine"},
     "a checkpoint": {"last.ckpt": "theirs"},
@@ -574,17 +703,24 @@ OTHERS: dict[str, dict[str, str]] = {
 
 @pytest.mark.parametrize("other", OTHERS)
 @pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": True}], ids=str)
-def test_only_our_own_folders_are_written(tmp_path: Path, other: str, options: dict[str, bool]) -> None:
+def test_only_our_own_folders_are_written(
+    tmp_path: Path, other: str, options: dict[str, bool]
+) -> None:
     for name, text in OTHERS[other].items():
         (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "run" / name).write_text(text)
     before = contents(tmp_path / "run")
-    with pytest.raises(ValueError, match=r"run holds .*another tool wrote it.*nothing was touched: choose another folder"):
+    with pytest.raises(
+        ValueError,
+        match=r"run holds .*another tool wrote it.*nothing was touched: choose another folder",
+    ):
         train(tmp_path / "run", **options)  # type: ignore[arg-type]
     assert contents(tmp_path / "run") == before
 
 
-def test_a_folder_with_notes_is_written_and_an_empty_name_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_with_notes_is_written_and_an_empty_name_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
     train(tmp_path / "run", steps=2)
@@ -596,7 +732,7 @@ def test_a_folder_with_notes_is_written_and_an_empty_name_is_not(tmp_path: Path,
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
-# -- one writer, and signals -------------------------------------------------------------------------------------------
+# -- one writer, and signals -----------------------------------------------------------------------
 
 
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:
@@ -611,17 +747,22 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_killed_writer_leaves_no_lock_and_no_rubbish_behind(tmp_path: Path) -> None:
-    """kill -9 while the lock is held and temporary files lie about: the next writer goes on, and clears them away."""
+    """kill -9 while the lock is held and temporary files lie about: the next writer goes on, and
+    clears them away.
+    """
     run = tmp_path / "run"
     train(run, steps=2)
     script = (
-        "import os, signal, sys; from pathlib import Path; from sdediff.run_folder import locked; run = Path(sys.argv[1])\n"
+        "import os, signal, sys; from pathlib import Path; from sdediff.run_folder import "
+        "locked; run = Path(sys.argv[1])\n"
         "with locked(run):\n"
         "    (run / '.model.safetensors.ab_d1234').write_bytes(b'half')\n"
         "    (run / '.staging').mkdir(); (run / '.staging' / 'config.json').write_text('{}')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    killed = subprocess.run([sys.executable, "-c", script, str(run)], check=False, cwd=Path(__file__).parent.parent)
+    killed = subprocess.run(
+        [sys.executable, "-c", script, str(run)], check=False, cwd=Path(__file__).parent.parent
+    )
     assert killed.returncode == -signal.SIGKILL
     assert (run / ".lock").exists()
     (run / ".model.safetensors.of-mine").write_text("not ours")

@@ -21,7 +21,9 @@ def model(std: float = 0.5) -> sd.ScoreModel:
 
 
 def broken(at: float, sample: float, value: float = float("nan")) -> sd.ScoreModel:
-    """A model whose output goes bad below t = ``at`` where the third coordinate, which never moves, is ``sample``."""
+    """A model whose output goes bad below t = ``at`` where the third coordinate, which never moves,
+    is ``sample``.
+    """
     exact = sd.exact.Gaussian([0.2, -0.1], 0.25).model(VP)
 
     def net(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
@@ -33,16 +35,22 @@ def broken(at: float, sample: float, value: float = float("nan")) -> sd.ScoreMod
 
 
 def test_last_step_policies() -> None:
-    """noisy: the state at t_min; mean: without the last noise; denoise: E[x_0 | x] of the noisy state. NFE tells them apart."""
+    """noisy: the state at t_min; mean: without the last noise; denoise: E[x_0 | x] of the noisy
+    state. NFE tells them apart.
+    """
     m = model()
     out = {
         last: sd.sample(m, (4, 2), solver=SOLVER, steps=20, seed=0, last=last, dtype=torch.float64)
         for last in ("noisy", "mean", "denoise")
     }
-    torch.testing.assert_close(out["denoise"].x, m.data(out["noisy"].x, VP.t_min), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        out["denoise"].x, m.data(out["noisy"].x, VP.t_min), rtol=0, atol=1e-12
+    )
     white = sd.White(sd.seeds(0, 4), (2,), dtype=torch.float64)
     t, s = out["noisy"].times[-2], out["noisy"].times[-1]
-    torch.testing.assert_close(out["noisy"].x - out["mean"].x, VP.g(t) * white.at(19).increment(t, s), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        out["noisy"].x - out["mean"].x, VP.g(t) * white.at(19).increment(t, s), rtol=0, atol=1e-12
+    )
     assert [int(out[k].nfe[0]) for k in ("noisy", "mean", "denoise")] == [20, 20, 21]
 
 
@@ -57,15 +65,24 @@ def test_grids() -> None:
     uniform = sd.sample(m, (1, 2), solver=SOLVER, steps=4, seed=0)
     torch.testing.assert_close(uniform.times, torch.linspace(1, 1e-3, 5, dtype=torch.float64))
     quadratic = sd.sample(m, (1, 2), solver=SOLVER, steps=4, grid="quadratic", seed=0)
-    torch.testing.assert_close(quadratic.times.sqrt(), torch.linspace(1, 1e-3**0.5, 5, dtype=torch.float64))
+    torch.testing.assert_close(
+        quadratic.times.sqrt(), torch.linspace(1, 1e-3**0.5, 5, dtype=torch.float64)
+    )
     assert quadratic.times[-1] == 1e-3
     array = sd.sample(m, (1, 2), solver=SOLVER, grid=[1.0, 0.6, 0.001], seed=0)
     function = sd.sample(
-        m, (1, 2), solver=SOLVER, steps=2, grid=lambda n: torch.tensor([1.0, 0.6, 0.001], dtype=torch.float64), seed=0
+        m,
+        (1, 2),
+        solver=SOLVER,
+        steps=2,
+        grid=lambda n: torch.tensor([1.0, 0.6, 0.001], dtype=torch.float64),
+        seed=0,
     )
     assert torch.equal(array.x, function.x)
     assert array.times.dtype == torch.float64
-    part = sd.sample(m, (1, 2), solver=SOLVER, steps=2, seed=0, t_start=0.5, t_end=0.1, x_init=torch.zeros(1, 2))
+    part = sd.sample(
+        m, (1, 2), solver=SOLVER, steps=2, seed=0, t_start=0.5, t_end=0.1, x_init=torch.zeros(1, 2)
+    )
     torch.testing.assert_close(part.times, torch.tensor([0.5, 0.3, 0.1], dtype=torch.float64))
 
 
@@ -82,7 +99,9 @@ def test_trajectory_runs_from_the_prior_to_the_sample() -> None:
 
 def test_callback_sees_every_step() -> None:
     seen: list[Snapshot] = []
-    out = sd.sample(model(), (3, 2), solver=SOLVER, steps=6, seed=4, callback=seen.append, last="noisy")
+    out = sd.sample(
+        model(), (3, 2), solver=SOLVER, steps=6, seed=4, callback=seen.append, last="noisy"
+    )
     assert [s.step for s in seen] == list(range(1, 7))
     assert seen[-1].done == 1.0
     assert torch.equal(seen[-1].x, out.x)
@@ -119,14 +138,20 @@ def test_conditions_follow_their_rows() -> None:
 
 
 def test_default_solvers() -> None:
-    assert int(sd.sample(model(), (1, 2), seed=0, steps=7).nfe) == 8  # an evaluation a step, and one at the end
+    # an evaluation a step, and one at the end
+    assert int(sd.sample(model(), (1, 2), seed=0, steps=7).nfe) == 8
     out = sd.sample(model(), (1, 2), seed=0)
     assert int(out.accepted) > 3
     assert out.success
 
 
 def test_float32_follows_float64(gaussian: sd.exact.Gaussian) -> None:
-    for solver in (sd.EulerMaruyama(), sd.Ancestral(), sd.PredictorCorrector(sd.ReverseDiffusion(), sd.Langevin()), sd.Heun()):
+    for solver in (
+        sd.EulerMaruyama(),
+        sd.Ancestral(),
+        sd.PredictorCorrector(sd.ReverseDiffusion(), sd.Langevin()),
+        sd.Heun(),
+    ):
         single, double = (
             sd.sample(gaussian.model(VP), (6, 2), solver=solver, steps=50, seed=1, dtype=d).x
             for d in (torch.float32, torch.float64)
@@ -152,7 +177,9 @@ def test_evaluation_mode_for_sampling_only() -> None:
 
 
 def test_gradients_through_a_solve() -> None:
-    """d x / d x_init of the exact flow is the ratio of standard deviations; checkpointing gives the same."""
+    """d x / d x_init of the exact flow is the ratio of standard deviations; checkpointing gives the
+    same.
+    """
     data = sd.exact.Gaussian([0.0, 0.0], 0.25)
     grads = []
     for grad in ("full", "checkpoint"):
@@ -170,15 +197,30 @@ def test_gradients_through_a_solve() -> None:
         )
         grads.append(torch.autograd.grad(out.x[0, 0], x)[0])
     var_t, var_s = (float(data.moments(VP, t)[1][0, 0]) for t in (0.9, 0.2))
-    torch.testing.assert_close(grads[0], torch.tensor([[(var_s / var_t) ** 0.5, 0.0]], dtype=torch.float64), rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(
+        grads[0],
+        torch.tensor([[(var_s / var_t) ** 0.5, 0.0]], dtype=torch.float64),
+        rtol=1e-5,
+        atol=1e-9,
+    )
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-12, atol=1e-12)
     assert not sd.sample(data.model(VP), (1, 2), solver=SOLVER, steps=2, seed=0).x.requires_grad
 
 
 @pytest.mark.uses_global_rng
 def test_a_device_that_is_not_the_models() -> None:
-    with pytest.raises(ValueError, match=r"the model is on cpu and device is meta; move the model first: model.to\('meta'\)"):
-        sd.sample(sd.ScoreModel(torch.nn.Linear(2, 2), VP), (1, 2), solver=SOLVER, steps=2, seed=0, device="meta")
+    with pytest.raises(
+        ValueError,
+        match=r"the model is on cpu and device is meta; move the model first: model.to\('meta'\)",
+    ):
+        sd.sample(
+            sd.ScoreModel(torch.nn.Linear(2, 2), VP),
+            (1, 2),
+            solver=SOLVER,
+            steps=2,
+            seed=0,
+            device="meta",
+        )
 
 
 def test_threads_do_not_mix() -> None:
@@ -193,17 +235,31 @@ def test_threads_do_not_mix() -> None:
     for thread in threads:
         thread.join()
     for seed in range(4):
-        assert torch.equal(results[seed], sd.sample(m, (8, 2), solver=SOLVER, steps=50, seed=seed).x)
+        assert torch.equal(
+            results[seed], sd.sample(m, (8, 2), solver=SOLVER, steps=50, seed=seed).x
+        )
 
 
-FAMILIES = (sd.EulerMaruyama(), sd.PredictorCorrector(sd.ReverseDiffusion(), sd.Langevin()), sd.Heun(), sd.RK45())
+FAMILIES = (
+    sd.EulerMaruyama(),
+    sd.PredictorCorrector(sd.ReverseDiffusion(), sd.Langevin()),
+    sd.Heun(),
+    sd.RK45(),
+)
 
 
 @pytest.mark.parametrize("solver", FAMILIES, ids=repr)
 def test_a_sample_that_fails_names_itself_and_spares_its_neighbours(solver: sd.RK45) -> None:
-    kw = {"solver": solver, "steps": None if solver.adaptive else 20, "seed": 0, "dtype": torch.float64}
+    kw = {
+        "solver": solver,
+        "steps": None if solver.adaptive else 20,
+        "seed": 0,
+        "dtype": torch.float64,
+    }
     label = {"label": torch.tensor([0.0, 1.0, 2.0])}
-    with pytest.raises(sd.SolveError, match=r"sample 1 failed at t = 0\.\d+: the network's output is not finite") as caught:
+    with pytest.raises(
+        sd.SolveError, match=r"sample 1 failed at t = 0\.\d+: the network's output is not finite"
+    ) as caught:
         sd.sample(broken(0.4, 1.0), (3, 2), condition=label, **kw)
     out = sd.sample(broken(0.4, 1.0), (3, 2), condition=label, on_fail="return", **kw)
     healthy = sd.sample(broken(0.4, 9.0), (3, 2), condition=label, **kw)
@@ -237,34 +293,59 @@ def test_a_state_that_overflows_is_told_from_a_network_that_fails() -> None:
 
 def test_nan_in_the_last_evaluation_only() -> None:
     out = sd.sample(
-        broken(0.002, 1.0), (2, 2), solver=SOLVER, steps=20, seed=0, condition={"label": torch.tensor([0.0, 1.0])}, on_fail="return"
+        broken(0.002, 1.0),
+        (2, 2),
+        solver=SOLVER,
+        steps=20,
+        seed=0,
+        condition={"label": torch.tensor([0.0, 1.0])},
+        on_fail="return",
     )
     assert out.status.tolist() == [0, Status.NETWORK_NOT_FINITE]
     assert bool(torch.isfinite(out.x).all())
     with pytest.raises(sd.SolveError, match=r"t = 0\.001"):
-        sd.sample(broken(0.002, 1.0), (2, 2), solver=SOLVER, steps=20, seed=0, condition={"label": torch.tensor([0.0, 1.0])})
+        sd.sample(
+            broken(0.002, 1.0),
+            (2, 2),
+            solver=SOLVER,
+            steps=20,
+            seed=0,
+            condition={"label": torch.tensor([0.0, 1.0])},
+        )
 
 
 @pytest.mark.parametrize("solver", [sd.EulerMaruyama(), sd.RK45(1e-6, 1e-6)], ids=repr)
 def test_max_nfe_is_never_exceeded(solver: sd.RK45) -> None:
     steps = None if solver.adaptive else 40
-    out = sd.sample(model(), (3, 2), solver=solver, steps=steps, seed=0, max_nfe=30, on_fail="return")
+    out = sd.sample(
+        model(), (3, 2), solver=solver, steps=steps, seed=0, max_nfe=30, on_fail="return"
+    )
     assert out.status.tolist() == [Status.MAX_NFE] * 3
     assert int(out.nfe.max()) <= 30
     with pytest.raises(sd.SolveError, match="max_nfe is reached"):
         sd.sample(model(), (3, 2), solver=solver, steps=steps, seed=0, max_nfe=30)
     assert sd.sample(model(), (3, 2), solver=SOLVER, steps=29, seed=0, max_nfe=30).success
-    assert not sd.sample(model(), (3, 2), solver=SOLVER, steps=30, seed=0, max_nfe=30, on_fail="return").success
+    assert not sd.sample(
+        model(), (3, 2), solver=SOLVER, steps=30, seed=0, max_nfe=30, on_fail="return"
+    ).success
 
 
 def test_step_underflow_is_reported() -> None:
-    """A drift like 1 / (t - 0.5) has no integral across 0.5: steps shrink with the distance to it, to nothing."""
+    """A drift like 1 / (t - 0.5) has no integral across 0.5: steps shrink with the distance to it,
+    to nothing.
+    """
 
     def net(x: Tensor, t: Tensor) -> Tensor:
         return 1 / (t - 0.5)[:, None].clamp(min=1e-30) + 0 * x
 
     out = sd.sample(
-        sd.ScoreModel(net, VP), (1, 1), solver=sd.RK45(1e-6, 1e-6), seed=0, max_nfe=20_000, on_fail="return", dtype=torch.float64
+        sd.ScoreModel(net, VP),
+        (1, 1),
+        solver=sd.RK45(1e-6, 1e-6),
+        seed=0,
+        max_nfe=20_000,
+        on_fail="return",
+        dtype=torch.float64,
     )
     assert out.status.tolist() == [Status.STEP_TOO_SMALL]
     assert out.failures[0].t == pytest.approx(0.5, abs=1e-9)
@@ -283,8 +364,16 @@ BAD = [
     ({"steps": 0}, ValueError, "at least 1"),
     ({"steps": 2.0}, ValueError, "at least 1"),
     ({"grid": [1.0, 0.5]}, ValueError, "drop steps"),
-    ({"steps": None, "grid": [1.0, 0.5], "t_end": 0.5}, ValueError, "drop steps, t_start and t_end"),
-    ({"steps": None, "grid": [1.0, 0.5, 0.5, 0.1]}, ValueError, "not strictly monotone: times 1 and 2 are 0.5 and 0.5"),
+    (
+        {"steps": None, "grid": [1.0, 0.5], "t_end": 0.5},
+        ValueError,
+        "drop steps, t_start and t_end",
+    ),
+    (
+        {"steps": None, "grid": [1.0, 0.5, 0.5, 0.1]},
+        ValueError,
+        "not strictly monotone: times 1 and 2 are 0.5 and 0.5",
+    ),
     ({"steps": None, "grid": [1.0, 0.3, 0.5, 0.1]}, ValueError, "not strictly monotone"),
     ({"steps": None, "grid": [0.001, 0.5, 1.0]}, ValueError, "the grid must fall"),
     ({"steps": None, "grid": [1.0, float("nan")]}, ValueError, "not finite"),
@@ -311,7 +400,11 @@ BAD = [
     ({"condition": {"y": 3}}, ValueError, "leading dimension 3"),
     ({"batch_size": 0}, ValueError, "batch_size must be"),
     ({"max_nfe": 0}, ValueError, "max_nfe must be"),
-    ({"solver": sd.RK45(), "steps": None, "max_nfe": 7}, ValueError, "takes 8 evaluations to make its first step"),
+    (
+        {"solver": sd.RK45(), "steps": None, "max_nfe": 7},
+        ValueError,
+        "takes 8 evaluations to make its first step",
+    ),
     ({"dtype": torch.float16}, ValueError, "float32 or torch.float64"),
     ({"solver": sd.RK45()}, ValueError, "chooses its own steps"),
     ({"solver": sd.RK45(), "steps": None, "grid": "uniform"}, ValueError, "chooses its own steps"),
@@ -320,7 +413,9 @@ BAD = [
 
 
 @pytest.mark.parametrize(("change", "error", "message"), BAD, ids=[str(i) for i in range(len(BAD))])
-def test_bad_input_is_refused_before_the_network_is_called(change: dict[str, object], error: type[Exception], message: str) -> None:
+def test_bad_input_is_refused_before_the_network_is_called(
+    change: dict[str, object], error: type[Exception], message: str
+) -> None:
     calls = 0
 
     def net(x: Tensor, t: Tensor) -> Tensor:
@@ -328,7 +423,12 @@ def test_bad_input_is_refused_before_the_network_is_called(change: dict[str, obj
         calls += 1
         return x
 
-    arguments = {"model": sd.ScoreModel(net, VP), "shape": (3, 2), "solver": SOLVER, "steps": 5} | change
+    arguments = {
+        "model": sd.ScoreModel(net, VP),
+        "shape": (3, 2),
+        "solver": SOLVER,
+        "steps": 5,
+    } | change
     if "seed" not in arguments and "noise" not in arguments:
         arguments["seed"] = 0
     with pytest.raises(error, match=message) as caught:
@@ -358,7 +458,10 @@ def test_bad_solver_arguments(make: object, message: str) -> None:
 def test_compile_is_refused_where_the_batch_changes() -> None:
     model = sd.exact.Gaussian([0.0, 0.0], 1.0).model(sd.VP())
     for solver in (sd.RK45(), sd.AdaptiveSDE()):
-        with pytest.raises(ValueError, match=r"samples leave the batch as they arrive.*take a solver with fixed steps"):
+        with pytest.raises(
+            ValueError,
+            match=r"samples leave the batch as they arrive.*take a solver with fixed steps",
+        ):
             sd.sample(model, (2, 2), solver=solver, compile=True)
 
 
@@ -366,6 +469,8 @@ def test_compile_is_refused_where_the_batch_changes() -> None:
 def test_a_compiled_network_gives_the_same_samples() -> None:
     net = initialised(lambda: MLP(2, 16, 2), 0)
     model = sd.ScoreModel(net, sd.VP())
-    plain, compiled = (sd.sample(model, (8, 2), steps=6, seed=0, compile=on) for on in (False, True))
+    plain, compiled = (
+        sd.sample(model, (8, 2), steps=6, seed=0, compile=on) for on in (False, True)
+    )
     torch.testing.assert_close(compiled.x, plain.x, rtol=1e-4, atol=1e-5)
     assert model.net is net

@@ -1,4 +1,6 @@
-"""Implicit, sliced and denoising score matching differ by known constants; importance changes no objective."""
+"""Implicit, sliced and denoising score matching differ by known constants; importance changes no
+objective.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ LAW = sd.exact.Gaussian(MEAN, VAR)
 
 
 def nodes() -> tuple[Tensor, Tensor, Tensor]:
-    """(x_0, noise, weights): means over Gaussian data and noise of what is quadratic in both, exactly."""
+    """(x_0, noise, weights): means over Gaussian data and noise of what is quadratic in both,
+    exactly.
+    """
     z, w = gauss_hermite(4)
     x = (MEAN + VAR**0.5 * z).repeat_interleave(4, dim=0)
     return x, z.repeat(4, 1), (w[:, None] * w[None, :]).flatten()
@@ -31,13 +35,16 @@ def nodes() -> tuple[Tensor, Tensor, Tensor]:
 def mean_at(loss, model: sd.ScoreModel, t: float) -> Tensor:
     x, noise, w = nodes()
     time = torch.full((16,), t, dtype=torch.float64)
-    return (loss(model, x, t=time, noise=noise, generator=torch.Generator().manual_seed(0)) * w).sum()
+    return (
+        loss(model, x, t=time, noise=noise, generator=torch.Generator().manual_seed(0)) * w
+    ).sum()
 
 
 @pytest.mark.parametrize("weighting", ["sigma2", "likelihood", "uniform", "min-snr", "v"])
 def test_objectives_differ_by_their_constants(sde: sd.LinearSDE, weighting: str) -> None:
-    """Denoising less implicit and less sliced is w / sigma^2, and the implicit minimum -w / (alpha^2 VAR + sigma^2); d = 1, where
-    one sign is every direction."""
+    """Denoising less implicit and less sliced is w / sigma^2, and the implicit minimum -w /
+    (alpha^2 VAR + sigma^2); d = 1, where one sign is every direction.
+    """
     model = LAW.model(sde)
     for share in (0.1, 0.6):
         t = share * sde.T
@@ -46,12 +53,20 @@ def test_objectives_differ_by_their_constants(sde: sd.LinearSDE, weighting: str)
         sigma2 = sde.sigma(time) ** 2
         denoising = mean_at(sd.DenoisingScoreMatching(weighting), model, t)
         implicit = mean_at(sd.ImplicitScoreMatching(weighting), model, t)
-        torch.testing.assert_close(implicit, -w / (sde.alpha(time) ** 2 * VAR + sigma2), rtol=1e-8, atol=0)
+        torch.testing.assert_close(
+            implicit, -w / (sde.alpha(time) ** 2 * VAR + sigma2), rtol=1e-8, atol=0
+        )
         torch.testing.assert_close(denoising - implicit, w / sigma2, rtol=1e-7, atol=0)
         for reduced in (True, False):
-            sliced = mean_at(sd.SlicedScoreMatching(weighting, variance_reduction=reduced), model, t)
+            sliced = mean_at(
+                sd.SlicedScoreMatching(weighting, variance_reduction=reduced), model, t
+            )
             torch.testing.assert_close(sliced, implicit, rtol=1e-8, atol=0)
-        near = mean_at(sd.SlicedScoreMatching(weighting, finite_difference=1e-3 * float(sigma2) ** 0.5), model, t)
+        near = mean_at(
+            sd.SlicedScoreMatching(weighting, finite_difference=1e-3 * float(sigma2) ** 0.5),
+            model,
+            t,
+        )
         torch.testing.assert_close(near, implicit, rtol=1e-6, atol=0)
 
 
@@ -69,20 +84,25 @@ def test_the_gradient_at_the_true_score_is_zero(loss) -> None:
     """And the loss is least there: along s = a true + b."""
     sde, exact = sd.VP(), LAW.model(sd.VP())
     a, b = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (1.0, 0.0))
-    model = sd.ScoreModel(lambda x, t: a * exact.score(x, t) + b, sde, "score", time_dtype=torch.float64)
+    model = sd.ScoreModel(
+        lambda x, t: a * exact.score(x, t) + b, sde, "score", time_dtype=torch.float64
+    )
     value = mean_at(loss, model, 0.4)
     grads = torch.autograd.grad(value, (a, b))
     for grad in grads:
         assert abs(float(grad)) < 1e-6
-    off = sd.ScoreModel(lambda x, t: 1.1 * exact.score(x, t), sde, "score", time_dtype=torch.float64)
+    off = sd.ScoreModel(
+        lambda x, t: 1.1 * exact.score(x, t), sde, "score", time_dtype=torch.float64
+    )
     assert float(mean_at(loss, off, 0.4).detach()) > float(value.detach()) + 1e-3
 
 
 def test_traces_and_slices_in_several_dimensions() -> None:
-    """A score whose Jacobian is no multiple of the identity: the trace exactly, slices on average, and by their variances.
+    """A score whose Jacobian is no multiple of the identity: the trace exactly, slices on average,
+    and by their variances.
 
-    s = M x with symmetric M: v^T M v has variance 2 (sum of squares off the diagonal) for signs, 2 |M|^2 for normals; means of
-    20,000 slices within 5 standard errors (false alarm 6e-7).
+    s = M x with symmetric M: v^T M v has variance 2 (sum of squares off the diagonal) for signs, 2
+    |M|^2 for normals; means of 20,000 slices within 5 standard errors (false alarm 6e-7).
     """
     M = torch.tensor([[-1.0, 0.4, 0.1], [0.4, -2.0, 0.3], [0.1, 0.3, -0.5]], dtype=torch.float64)
     model = sd.ScoreModel(lambda x, t: x @ M, sd.VP(), "score")
@@ -98,7 +118,10 @@ def test_traces_and_slices_in_several_dimensions() -> None:
         assert float(values.mean()) == pytest.approx(expected, abs=5 * spread)
         assert float(values.var()) == pytest.approx(4 * variance / 9, rel=0.1)
         many = sd.SlicedScoreMatching("uniform", directions=directions, slices=8, perturbed=False)
-        assert float(many(model, x[:4000], generator=torch.Generator().manual_seed(2)).detach().var()) < float(values.var()) / 6
+        assert (
+            float(many(model, x[:4000], generator=torch.Generator().manual_seed(2)).detach().var())
+            < float(values.var()) / 6
+        )
 
 
 def test_finite_differences_are_central() -> None:
@@ -109,7 +132,14 @@ def test_finite_differences_are_central() -> None:
     off = []
     for eps in (0.02, 0.01):
         loss = sd.SlicedScoreMatching("uniform", finite_difference=eps, perturbed=False)
-        off.append(float((loss(model, x, generator=torch.Generator().manual_seed(0)) - exact).detach().abs().max()))
+        off.append(
+            float(
+                (loss(model, x, generator=torch.Generator().manual_seed(0)) - exact)
+                .detach()
+                .abs()
+                .max()
+            )
+        )
     assert off[0] / off[1] == pytest.approx(4, rel=0.01)
 
 
@@ -117,7 +147,9 @@ def test_one_loss_serves_several_models() -> None:
     """Importance is each SDE's own, also when a loss has seen another before."""
     loss, g = sd.DenoisingScoreMatching("likelihood", importance=True), torch.Generator
     first, second = LAW.model(sd.VP()), LAW.model(sd.RectifiedFlow())
-    fresh = sd.DenoisingScoreMatching("likelihood", importance=True).draw(second, 50, g().manual_seed(0))
+    fresh = sd.DenoisingScoreMatching("likelihood", importance=True).draw(
+        second, 50, g().manual_seed(0)
+    )
     loss.draw(first, 50, g().manual_seed(0))
     again = loss.draw(second, 50, g().manual_seed(0))
     assert torch.equal(fresh[0], again[0])
@@ -125,10 +157,17 @@ def test_one_loss_serves_several_models() -> None:
 
 
 def test_training_needs_a_second_derivative_that_is_there() -> None:
-    net = initialised(lambda: torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2)), 0).double()
+    net = initialised(
+        lambda: torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2)),
+        0,
+    ).double()
     model = sd.ScoreModel(lambda x, t: net(x), sd.VP(), "score")
     x = torch.randn(16, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for loss in (sd.ImplicitScoreMatching(), sd.SlicedScoreMatching(), sd.SlicedScoreMatching(finite_difference=1e-3)):
+    for loss in (
+        sd.ImplicitScoreMatching(),
+        sd.SlicedScoreMatching(),
+        sd.SlicedScoreMatching(finite_difference=1e-3),
+    ):
         value = loss(model, x, generator=torch.Generator().manual_seed(1)).mean()
         grads = torch.autograd.grad(value, list(net.parameters()))
         assert all(float(grad.abs().sum()) > 0 for grad in grads)
@@ -149,8 +188,9 @@ class Pull(sd.SDE):
 
 
 def test_an_sde_without_a_kernel() -> None:
-    """States simulated forward: the implicit loss of the true score is -w / V(t), within 5 standard errors; its own score beats
-    others."""
+    """States simulated forward: the implicit loss of the true score is -w / V(t), within 5 standard
+    errors; its own score beats others.
+    """
     sde, rows = Pull(), 20_000
 
     def variance(t: Tensor) -> Tensor:
@@ -159,14 +199,22 @@ def test_an_sde_without_a_kernel() -> None:
     def score(scale: float) -> sd.ScoreModel:
         return sd.ScoreModel(lambda x, t: -scale * x / variance(t)[:, None].to(x), sde, "score")
 
-    x = VAR**0.5 * torch.randn(rows, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = VAR**0.5 * torch.randn(
+        rows, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     loss = sd.ImplicitScoreMatching("uniform", simulated=200)
     t = torch.full((rows,), 0.5, dtype=torch.float64)
     values = loss(score(1.0), x, t=t, generator=torch.Generator().manual_seed(1)).detach()
-    assert float(values.mean()) == pytest.approx(-1 / float(variance(t[0])), abs=5 * float(values.std()) / rows**0.5 + 5e-3)
+    assert float(values.mean()) == pytest.approx(
+        -1 / float(variance(t[0])), abs=5 * float(values.std()) / rows**0.5 + 5e-3
+    )
     for scale in (0.9, 1.1):
-        assert float(loss(score(scale), x, t=t, generator=torch.Generator().manual_seed(1)).detach().mean()) > float(values.mean())
-    drawn = sd.SlicedScoreMatching("likelihood")(score(1.0), x[:64], generator=torch.Generator().manual_seed(2))
+        assert float(
+            loss(score(scale), x, t=t, generator=torch.Generator().manual_seed(1)).detach().mean()
+        ) > float(values.mean())
+    drawn = sd.SlicedScoreMatching("likelihood")(
+        score(1.0), x[:64], generator=torch.Generator().manual_seed(2)
+    )
     assert drawn.shape == (64,)
     assert bool(torch.isfinite(drawn).all())
 
@@ -193,7 +241,9 @@ def test_weightings_are_what_they_say(sde: sd.LinearSDE, weighting: str) -> None
     torch.testing.assert_close(factor(weighting, sde, "score", t, 0.5), expected, rtol=1e-8, atol=0)
     for source in ("noise", "v", "flow"):
         through = expected * conversion(sde, source, "score", t, 0.5)[1] ** 2
-        torch.testing.assert_close(factor(weighting, sde, source, t, 0.5), through, rtol=1e-7, atol=0)
+        torch.testing.assert_close(
+            factor(weighting, sde, source, t, 0.5), through, rtol=1e-7, atol=0
+        )
 
 
 def test_flow_matching_is_the_error_of_the_velocity() -> None:
@@ -211,7 +261,9 @@ def test_flow_matching_is_the_error_of_the_velocity() -> None:
 
 
 def test_reflow_pairs_are_the_ends_of_the_flow() -> None:
-    """Data and noise of a pair are joined by the probability flow: of Gaussian data, a known map."""
+    """Data and noise of a pair are joined by the probability flow: of Gaussian data, a known
+    map.
+    """
     sde, law = sd.RectifiedFlow(), sd.exact.Gaussian([0.3, -0.5], [0.25, 0.5])
     model = law.model(sde)
     pairs = sd.reflow(model, (50, 2), solver=sd.RK45(1e-7, 1e-7), seed=4)
@@ -234,7 +286,9 @@ def test_dropped_conditions() -> None:
         return 0 * x
 
     model = sd.ScoreModel(net, sd.VP())
-    loss = sd.ConditionDropout(sd.DenoisingScoreMatching(), {"label": 10, "size": torch.tensor([-1.0, -1.0])}, rate=0.25)
+    loss = sd.ConditionDropout(
+        sd.DenoisingScoreMatching(), {"label": 10, "size": torch.tensor([-1.0, -1.0])}, rate=0.25
+    )
     condition = {"label": torch.arange(4000) % 10, "size": torch.ones(4000, 2)}
     loss(model, torch.zeros(4000, 1), condition, generator=torch.Generator().manual_seed(0))
     label, size = seen[0]
@@ -250,20 +304,31 @@ def test_dropped_conditions() -> None:
 
 
 def test_log_normal_times_are_edms() -> None:
-    """log sigma ~ N(-1.2, 1.2^2) under EDM, cut to its range: Kolmogorov-Smirnov, whose statistic at 20,000 exceeds 0.025 with
-    probability 3e-11."""
+    """log sigma ~ N(-1.2, 1.2^2) under EDM, cut to its range: Kolmogorov-Smirnov, whose statistic
+    at 20,000 exceeds 0.025 with probability 3e-11.
+    """
     sde = sd.EDM()
     model = sd.ScoreModel(lambda x, t: x, sde)
-    t, _ = sd.DenoisingScoreMatching(times="log-normal").draw(model, 20_000, torch.Generator().manual_seed(0))
+    t, _ = sd.DenoisingScoreMatching(times="log-normal").draw(
+        model, 20_000, torch.Generator().manual_seed(0)
+    )
     logs = t.log().numpy()
     low, high = math.log(0.002), math.log(80)
     law = stats.truncnorm((low + 1.2) / 1.2, (high + 1.2) / 1.2, -1.2, 1.2)
     assert stats.kstest(logs, law.cdf).statistic < 0.025
-    half = sd.ScoreModel(lambda x, t: x, sd.EDM(1.0, 80.0))  # its range begins at the middle of the law
-    cut, _ = sd.DenoisingScoreMatching(times=sd.LogNormal(0.0, 1.0)).draw(half, 20_000, torch.Generator().manual_seed(0))
-    assert stats.kstest(cut.log().numpy(), stats.truncnorm(0, math.log(80), 0, 1).cdf).statistic < 0.025
+    # its range begins at the middle of the law
+    half = sd.ScoreModel(lambda x, t: x, sd.EDM(1.0, 80.0))
+    cut, _ = sd.DenoisingScoreMatching(times=sd.LogNormal(0.0, 1.0)).draw(
+        half, 20_000, torch.Generator().manual_seed(0)
+    )
+    assert (
+        stats.kstest(cut.log().numpy(), stats.truncnorm(0, math.log(80), 0, 1).cdf).statistic
+        < 0.025
+    )
     vp = sd.ScoreModel(lambda x, t: x, sd.VP())
-    at, _ = sd.DenoisingScoreMatching(times=sd.LogNormal(0.0, 1.0)).draw(vp, 20_000, torch.Generator().manual_seed(0))
+    at, _ = sd.DenoisingScoreMatching(times=sd.LogNormal(0.0, 1.0)).draw(
+        vp, 20_000, torch.Generator().manual_seed(0)
+    )
     ratio = -0.5 * sd.VP().log_snr(at)
     ends = -0.5 * sd.VP().log_snr(torch.tensor([1e-3, 1.0]))
     law = stats.truncnorm(float(ends[0]), float(ends[1]), 0, 1)
@@ -273,7 +338,9 @@ def test_log_normal_times_are_edms() -> None:
 @pytest.mark.parametrize("times", TIMES)
 @pytest.mark.parametrize("weighting", ["likelihood", "uniform", "min-snr"])
 def test_importance_changes_no_objective(sde: sd.LinearSDE, times: str, weighting: str) -> None:
-    """The mean over u of weight times loss, by quadrature over the pieces of the proposal, is the plain mean over u."""
+    """The mean over u of weight times loss, by quadrature over the pieces of the proposal, is the
+    plain mean over u.
+    """
     model = LAW.model(sde)
     drawn = sd.DenoisingScoreMatching(weighting, times, importance=True)
     u = (torch.arange(40_960, dtype=torch.float64) + 0.5) / 40_960
@@ -289,7 +356,8 @@ def test_importance_changes_no_objective(sde: sd.LinearSDE, times: str, weightin
     v, weights = drawn._proposal(model)(u)
     t = time_at(times, sde, v)
     weighted = (weights * factor(weighting, sde, "noise", t, 0.5) * error(t)).mean()
-    torch.testing.assert_close(weighted, plain, rtol=2e-2, atol=0)  # of the quadrature, at low noise
+    # of the quadrature, at low noise
+    torch.testing.assert_close(weighted, plain, rtol=2e-2, atol=0)
     assert float(weights.max()) <= 10 + 1e-9
 
 
@@ -299,9 +367,14 @@ def test_importance_and_strata_lower_the_variance() -> None:
     x = (MEAN + VAR**0.5 * torch.randn(64, 1, generator=torch.Generator().manual_seed(0))).double()
 
     def spread(**options: bool) -> float:
-        loss, generator = sd.DenoisingScoreMatching("likelihood", **options), torch.Generator().manual_seed(1)
+        loss, generator = (
+            sd.DenoisingScoreMatching("likelihood", **options),
+            torch.Generator().manual_seed(1),
+        )
         with torch.no_grad():
-            return float(torch.stack([loss(model, x, generator=generator).mean() for _ in range(300)]).var())
+            return float(
+                torch.stack([loss(model, x, generator=generator).mean() for _ in range(300)]).var()
+            )
 
     plain, strata, important, both = (
         spread(),
@@ -319,7 +392,9 @@ def test_proposal_is_the_density_it_says() -> None:
     u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
     v, weights = proposal(u)
     density = 1 / weights
-    torch.testing.assert_close(torch.histc(v, 64, 0, 1) / 100_000 * 64, proposal.density, rtol=0, atol=2e-2)
+    torch.testing.assert_close(
+        torch.histc(v, 64, 0, 1) / 100_000 * 64, proposal.density, rtol=0, atol=2e-2
+    )
     whole, _ = integrate.quad(lambda s: 0.9 * 3 * s**2 + 0.1, 0.5, 1)
     assert float((v > 0.5).double().mean()) == pytest.approx(whole, abs=1e-3)
     assert float((1 / density).mean()) == pytest.approx(1, abs=1e-3)
@@ -336,7 +411,11 @@ X = torch.zeros(3, 1)
         (lambda: sd.ImplicitScoreMatching("likelyhood"), ValueError, "did you mean 'likelihood'"),
         (lambda: sd.SlicedScoreMatching(slices=0), ValueError, "slices must be"),
         (lambda: sd.SlicedScoreMatching(directions="uniform"), ValueError, "directions must be"),
-        (lambda: sd.SlicedScoreMatching(finite_difference=0.0), ValueError, "finite_difference must be"),
+        (
+            lambda: sd.SlicedScoreMatching(finite_difference=0.0),
+            ValueError,
+            "finite_difference must be",
+        ),
         (lambda: sd.ImplicitScoreMatching(simulated=0), ValueError, "simulated must be"),
         (lambda: sd.ImplicitScoreMatching()(MODEL, X.long()), TypeError, r"use x.float\(\)"),
         (
@@ -351,12 +430,36 @@ X = torch.zeros(3, 1)
         ),
         (lambda: sd.MinSNR(0.0), ValueError, "gamma must be"),
         (lambda: sd.LogNormal(scale=0.0), ValueError, "scale positive"),
-        (lambda: sd.DenoisingScoreMatching(times=sd.LogNormal(50.0, 0.1))(MODEL, X), ValueError, "outside the usable range"),
-        (lambda: sd.DenoisingScoreMatching(times=lambda u: u + 2)(MODEL, X + 1), ValueError, r"shares of the range in \[0, 1\]"),
-        (lambda: sd.DenoisingScoreMatching(lambda sde, t: t[:2])(MODEL, X), ValueError, "must be shaped as t"),
-        (lambda: sd.DenoisingScoreMatching(lambda sde, t: 0 * t, importance=True)(MODEL, X), ValueError, "not 0 everywhere"),
-        (lambda: sd.ConditionDropout(sd.DenoisingScoreMatching(), {}), ValueError, "null must name"),
-        (lambda: sd.ConditionDropout(sd.DenoisingScoreMatching(), {"a": 0}, rate=1.5), ValueError, "rate is a probability"),
+        (
+            lambda: sd.DenoisingScoreMatching(times=sd.LogNormal(50.0, 0.1))(MODEL, X),
+            ValueError,
+            "outside the usable range",
+        ),
+        (
+            lambda: sd.DenoisingScoreMatching(times=lambda u: u + 2)(MODEL, X + 1),
+            ValueError,
+            r"shares of the range in \[0, 1\]",
+        ),
+        (
+            lambda: sd.DenoisingScoreMatching(lambda sde, t: t[:2])(MODEL, X),
+            ValueError,
+            "must be shaped as t",
+        ),
+        (
+            lambda: sd.DenoisingScoreMatching(lambda sde, t: 0 * t, importance=True)(MODEL, X),
+            ValueError,
+            "not 0 everywhere",
+        ),
+        (
+            lambda: sd.ConditionDropout(sd.DenoisingScoreMatching(), {}),
+            ValueError,
+            "null must name",
+        ),
+        (
+            lambda: sd.ConditionDropout(sd.DenoisingScoreMatching(), {"a": 0}, rate=1.5),
+            ValueError,
+            "rate is a probability",
+        ),
     ],
 )
 @pytest.mark.uses_global_rng

@@ -33,7 +33,14 @@ PAIRS = (
     sd.PredictorCorrector(sd.EulerMaruyama(), sd.Langevin(snr=0.05, n_steps=2), "corrector-first"),
     sd.PredictorCorrector(sd.DDIM(), sd.Langevin(snr=0.05)),
 )
-ALL = (*ODE_ORDERS, *STOCHASTIC, *PAIRS, sd.RK45(), sd.RK23(1e-4, 1e-4), sd.DDPM.from_sde(sd.VP(), 26))
+ALL = (
+    *ODE_ORDERS,
+    *STOCHASTIC,
+    *PAIRS,
+    sd.RK45(),
+    sd.RK23(1e-4, 1e-4),
+    sd.DDPM.from_sde(sd.VP(), 26),
+)
 
 
 def ids(solver: Solver) -> str:
@@ -41,19 +48,24 @@ def ids(solver: Solver) -> str:
 
 
 def gentle(sde: sd.LinearSDE, n: int) -> torch.Tensor:
-    """A grid over the inner part of the range, where steps resolve the coefficients and errors follow their order."""
+    """A grid over the inner part of the range, where steps resolve the coefficients and errors
+    follow their order.
+    """
     return torch.linspace(0.8 * sde.T, 0.2 * sde.T, n + 1, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("solver", ODE_ORDERS, ids=ids)
-def test_order_on_the_exact_flow(sde: sd.LinearSDE, gaussian: sd.exact.Gaussian, solver: Solver) -> None:
+def test_order_on_the_exact_flow(
+    sde: sd.LinearSDE, gaussian: sd.exact.Gaussian, solver: Solver
+) -> None:
     x = torch.tensor([[1.0, -2.0], [0.5, 0.3]], dtype=torch.float64) * sde.prior.std
     errors = []
     for n in (40, 80, 160):
         times = gentle(sde, n)
         out = integrate(Reverse(gaussian.model(sde), 2), solver, x, times).x
         errors.append(float((out - gaussian.flow(sde, x, times[0], times[-1])).abs().max()))
-    # Where sigma / alpha = t (up to scale) and data are Gaussian, f''(f, f) / 24 + f' f' f / 6 = 0: Midpoint gains an order.
+    # Where sigma / alpha = t (up to scale) and data are Gaussian, f''(f, f) / 24 + f' f' f / 6 = 0:
+    # Midpoint gains an order.
     gain = isinstance(solver, Midpoint) and str(sde).startswith(("EDM", "RectifiedFlow"))
     assert slope(errors) == pytest.approx(ODE_ORDERS[solver] + gain, abs=0.25), errors
     assert solver.order == ODE_ORDERS[solver]
@@ -61,12 +73,18 @@ def test_order_on_the_exact_flow(sde: sd.LinearSDE, gaussian: sd.exact.Gaussian,
 
 @pytest.mark.parametrize("solver", STOCHASTIC, ids=ids)
 @pytest.mark.parametrize("stochasticity", [1.0, 0.5])
-def test_weak_order_by_exact_moments(sde: sd.LinearSDE, solver: Solver, stochasticity: float) -> None:
-    """Mean and standard deviation of the chain converge to the exact law at order 1, at any stochasticity."""
+def test_weak_order_by_exact_moments(
+    sde: sd.LinearSDE, solver: Solver, stochasticity: float
+) -> None:
+    """Mean and standard deviation of the chain converge to the exact law at order 1, at any
+    stochasticity.
+    """
     errors = []
     for n in (40, 80, 160):
         times = gentle(sde, n)
-        mean, std = reverse_moments(sde, solver, times, mean=0.4, std=0.3, stochasticity=stochasticity)
+        mean, std = reverse_moments(
+            sde, solver, times, mean=0.4, std=0.3, stochasticity=stochasticity
+        )
         true_mean, true_cov = sd.exact.Gaussian(0.4, 0.09).moments(sde, times[-1])
         errors.append(abs(mean - float(true_mean)) + abs(std - float(true_cov) ** 0.5))
     assert slope(errors) == pytest.approx(solver.order, abs=0.25), errors
@@ -74,7 +92,9 @@ def test_weak_order_by_exact_moments(sde: sd.LinearSDE, solver: Solver, stochast
 
 @pytest.mark.parametrize("solver", STOCHASTIC, ids=ids)
 def test_full_range_reaches_the_data_law(solver: Solver) -> None:
-    """From t_max to t_min in 400 steps the law is right to 1 % of the data's standard deviation, on every SDE."""
+    """From t_max to t_min in 400 steps the law is right to 1 % of the data's standard deviation, on
+    every SDE.
+    """
     for sde in (sd.VP(), sd.SubVP(), sd.VE(0.02, 10.0)):
         times = torch.linspace(sde.t_max, sde.t_min, 401, dtype=torch.float64)
         mean, std = reverse_moments(sde, solver, times, mean=0.4, std=0.5)
@@ -86,17 +106,32 @@ def test_full_range_reaches_the_data_law(solver: Solver) -> None:
 SAMPLERS = {
     sd.EulerMaruyama(): {"steps": 500, "grid": "quadratic"},
     sd.ReverseDiffusion(): {"steps": 500, "grid": "quadratic"},
-    sd.PredictorCorrector(sd.Ancestral(), sd.Langevin(snr=0.05)): {"steps": 300, "grid": "quadratic"},
+    sd.PredictorCorrector(sd.Ancestral(), sd.Langevin(snr=0.05)): {
+        "steps": 300,
+        "grid": "quadratic",
+    },
     sd.RK45(): {},
     sd.DDPM.from_sde(sd.VP(), 1000): {},
 }
 
 
 @pytest.mark.parametrize("solver", SAMPLERS, ids=ids)
-def test_samples_have_the_mean_and_covariance_of_the_data(gaussian: sd.exact.Gaussian, solver: Solver) -> None:
-    """4,000 samples as a user draws them. The bound is 5 standard errors, for 5 numbers and 5 solvers: false alarm 1.5e-5."""
+def test_samples_have_the_mean_and_covariance_of_the_data(
+    gaussian: sd.exact.Gaussian, solver: Solver
+) -> None:
+    """4,000 samples as a user draws them. The bound is 5 standard errors, for 5 numbers and 5
+    solvers: false alarm 1.5e-5.
+    """
     n = 4000
-    x = sd.sample(gaussian.model(sd.VP()), (n, 2), solver=solver, seed=5, last="noisy", dtype=torch.float64, **SAMPLERS[solver]).x
+    x = sd.sample(
+        gaussian.model(sd.VP()),
+        (n, 2),
+        solver=solver,
+        seed=5,
+        last="noisy",
+        dtype=torch.float64,
+        **SAMPLERS[solver],
+    ).x
     mean, cov = gaussian.moments(sd.VP(), sd.VP().t_min)
     variance = cov.diagonal()
     assert bool(((x.mean(dim=0) - mean).abs() < 5 * (variance / n).sqrt()).all())
@@ -104,17 +139,23 @@ def test_samples_have_the_mean_and_covariance_of_the_data(gaussian: sd.exact.Gau
     assert bool(((torch.cov(x.T) - cov).abs() < 5 * error).all())
 
 
-@pytest.mark.parametrize("sde", ["VP", "VE", "RectifiedFlow", "user, alpha and log_snr"], indirect=True)
+@pytest.mark.parametrize(
+    "sde", ["VP", "VE", "RectifiedFlow", "user, alpha and log_snr"], indirect=True
+)
 @pytest.mark.parametrize("sequence", ["predictor-first", "corrector-first"])
 def test_corrector_law_is_right_as_snr_falls(sde: sd.LinearSDE, sequence: str) -> None:
-    """The excess of a Langevin chain with fixed steps is of order snr^2: it falls fourfold as snr is halved."""
+    """The excess of a Langevin chain with fixed steps is of order snr^2: it falls fourfold as snr
+    is halved.
+    """
     times = gentle(sde, 250)
     excess = []
     for snr in (0.4, 0.2):
         solver = sd.PredictorCorrector(sd.Ancestral(), sd.Langevin(snr=snr), sequence)  # type: ignore[arg-type]
         _, std = reverse_moments(sde, solver, times, mean=0.4, std=0.3, draws_a_step=2)
         _, without = reverse_moments(sde, sd.Ancestral(), times, mean=0.4, std=0.3)
-        excess.append(abs(std - float(sd.exact.Gaussian(0.4, 0.09).moments(sde, times[-1])[1]) ** 0.5))
+        excess.append(
+            abs(std - float(sd.exact.Gaussian(0.4, 0.09).moments(sde, times[-1])[1]) ** 0.5)
+        )
         assert without == pytest.approx(std, rel=0.15)
     assert excess[0] < 0.12 * float(sde.sigma(times[-1]))
     assert 2.5 < excess[0] / excess[1] < 8, excess
@@ -127,7 +168,9 @@ def test_corrector_alone_keeps_the_law() -> None:
     times = torch.full((2,), 0.3, dtype=torch.float64)
     mean, cov = (float(v) for v in data.moments(sde, times[0]))
     solver = sd.Langevin(snr=0.1, n_steps=600)
-    got_mean, got_std = chain_moments(Reverse(data.model(sde), 602), solver, times, mean + 1.0, 0.0, 600)
+    got_mean, got_std = chain_moments(
+        Reverse(data.model(sde), 602), solver, times, mean + 1.0, 0.0, 600
+    )
     assert got_mean == pytest.approx(mean, abs=1e-4)
     assert got_std == pytest.approx(cov**0.5, rel=0.02)
 
@@ -137,7 +180,14 @@ def test_adaptive_reaches_its_tolerance(sde: sd.LinearSDE, gaussian: sd.exact.Ga
     exact = gaussian.flow(sde, x, sde.t_max, sde.t_min)
     errors = []
     for tol in (1e-3, 1e-5, 1e-8):
-        out = sd.sample(gaussian.model(sde), (6, 2), solver=sd.RK45(tol, tol), x_init=x, last="noisy", dtype=torch.float64)
+        out = sd.sample(
+            gaussian.model(sde),
+            (6, 2),
+            solver=sd.RK45(tol, tol),
+            x_init=x,
+            last="noisy",
+            dtype=torch.float64,
+        )
         errors.append(float((out.x - exact).abs().max()))
         assert out.success
         assert bool((out.nfe == 6 * (out.accepted + out.rejected) + 2).all())
@@ -146,15 +196,24 @@ def test_adaptive_reaches_its_tolerance(sde: sd.LinearSDE, gaussian: sd.exact.Ga
 
 
 def test_adaptive_agrees_with_scipy_in_cost_and_result(gaussian: sd.exact.Gaussian) -> None:
-    """SciPy's RK45 is the same pair: the same solution to the tolerance, at a similar number of evaluations."""
+    """SciPy's RK45 is the same pair: the same solution to the tolerance, at a similar number of
+    evaluations.
+    """
     _sde, model = sd.VP(), gaussian.model(sd.VP())
     x = torch.tensor([[1.2, -0.7]], dtype=torch.float64)
     problem = Reverse(model, 1)
     reference = solve_ivp(
-        lambda t, y: problem.drift(torch.as_tensor(y)[None], torch.tensor(t, dtype=torch.float64))[0].numpy(),
-        (1.0, 1e-3), x[0].numpy(), rtol=1e-6, atol=1e-6,
-    )  # fmt: skip
-    ours = sd.sample(model, (1, 2), solver=sd.RK45(1e-6, 1e-6), x_init=x, last="noisy", dtype=torch.float64)
+        lambda t, y: problem.drift(torch.as_tensor(y)[None], torch.tensor(t, dtype=torch.float64))[
+            0
+        ].numpy(),
+        (1.0, 1e-3),
+        x[0].numpy(),
+        rtol=1e-6,
+        atol=1e-6,
+    )
+    ours = sd.sample(
+        model, (1, 2), solver=sd.RK45(1e-6, 1e-6), x_init=x, last="noisy", dtype=torch.float64
+    )
     torch.testing.assert_close(ours.x[0], torch.as_tensor(reference.y[:, -1]), rtol=0, atol=2e-5)
     assert int(ours.nfe) < 1.3 * reference.nfev
 
@@ -168,7 +227,14 @@ def test_adaptive_lands_on_every_time_of_the_grid(gaussian: sd.exact.Gaussian) -
     net = model.net
     model.net = lambda x, t: (called.extend(t.tolist()), net(x, t))[1]
     out = sd.sample(
-        model, (5, 2), solver=sd.RK45(1e-8, 1e-8), grid=asked, x_init=x, last="noisy", trajectory=True, dtype=torch.float64
+        model,
+        (5, 2),
+        solver=sd.RK45(1e-8, 1e-8),
+        grid=asked,
+        x_init=x,
+        last="noisy",
+        trajectory=True,
+        dtype=torch.float64,
     )
     assert out.trajectory is not None
     for time, frame in zip(asked, out.trajectory, strict=True):
@@ -190,30 +256,63 @@ def test_adaptive_rows_leave_as_they_finish(gaussian: sd.exact.Gaussian) -> None
 
 @pytest.mark.parametrize(
     ("solver", "twin"),
-    [(sd.EulerMaruyama(), sd.Euler(variable="t")), (sd.Ancestral(), sd.DDIM()), (sd.Ancestral(), sd.Euler(variable="sigma"))],
+    [
+        (sd.EulerMaruyama(), sd.Euler(variable="t")),
+        (sd.Ancestral(), sd.DDIM()),
+        (sd.Ancestral(), sd.Euler(variable="sigma")),
+    ],
     ids=ids,
 )
-def test_twins_at_zero_stochasticity(sde: sd.LinearSDE, gaussian: sd.exact.Gaussian, solver: Solver, twin: Solver) -> None:
+def test_twins_at_zero_stochasticity(
+    sde: sd.LinearSDE, gaussian: sd.exact.Gaussian, solver: Solver, twin: Solver
+) -> None:
     model = gaussian.model(sde)
     out = sd.sample(
-        model, (4, 2), solver=solver, steps=30, grid="uniform", seed=1, stochasticity=0, last="noisy", dtype=torch.float64
+        model,
+        (4, 2),
+        solver=solver,
+        steps=30,
+        grid="uniform",
+        seed=1,
+        stochasticity=0,
+        last="noisy",
+        dtype=torch.float64,
     ).x
-    expected = sd.sample(model, (4, 2), solver=twin, steps=30, grid="uniform", seed=1, last="noisy", dtype=torch.float64).x
+    expected = sd.sample(
+        model,
+        (4, 2),
+        solver=twin,
+        steps=30,
+        grid="uniform",
+        seed=1,
+        last="noisy",
+        dtype=torch.float64,
+    ).x
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-10)
 
 
-def test_reverse_diffusion_at_zero_stochasticity_solves_the_flow(sde: sd.LinearSDE, gaussian: sd.exact.Gaussian) -> None:
+def test_reverse_diffusion_at_zero_stochasticity_solves_the_flow(
+    sde: sd.LinearSDE, gaussian: sd.exact.Gaussian
+) -> None:
     x = torch.tensor([[1.0, -2.0]], dtype=torch.float64) * sde.prior.std
     errors = []
     for n in (80, 160, 320):
         times = gentle(sde, n)
-        out = integrate(Reverse(gaussian.model(sde), 1, 0.0), sd.ReverseDiffusion(), x, times, sd.White([0], (2,))).x
+        out = integrate(
+            Reverse(gaussian.model(sde), 1, 0.0),
+            sd.ReverseDiffusion(),
+            x,
+            times,
+            sd.White([0], (2,)),
+        ).x
         errors.append(float((out - gaussian.flow(sde, x, times[0], times[-1])).abs().max()))
     assert slope(errors) == pytest.approx(1, abs=0.25)
 
 
 def test_published_updates_with_noise_given(sde: sd.LinearSDE, gaussian: sd.exact.Gaussian) -> None:
-    """One step of each, written out: Song et al. 2021 eq. 6 and 46, the posterior q(x_s | x_t, x_0), DDIM, Langevin."""
+    """One step of each, written out: Song et al. 2021 eq. 6 and 46, the posterior q(x_s | x_t,
+    x_0), DDIM, Langevin.
+    """
     model, white = gaussian.model(sde), sd.White([5, 6], (2,), dtype=torch.float64)
     t, s = (torch.tensor(v, dtype=torch.float64) for v in (0.7, 0.6))
     x = torch.tensor([[3.0, -2.0], [0.5, 1.0]], dtype=torch.float64)
@@ -226,17 +325,37 @@ def test_published_updates_with_noise_given(sde: sd.LinearSDE, gaussian: sd.exac
     precision = a**2 / v + 1 / sigma_s**2
     g = sde.g(t)
     expected = [
-        (sd.EulerMaruyama(), 1.0, x - (t - s) * (sde.f(t) * x - g**2 * score) + g * (t - s).sqrt() * z),
-        (sd.EulerMaruyama(), lam, x - (t - s) * (sde.f(t) * x - (1 + lam**2) / 2 * g**2 * score) + lam * g * (t - s).sqrt() * z),
+        (
+            sd.EulerMaruyama(),
+            1.0,
+            x - (t - s) * (sde.f(t) * x - g**2 * score) + g * (t - s).sqrt() * z,
+        ),
+        (
+            sd.EulerMaruyama(),
+            lam,
+            x
+            - (t - s) * (sde.f(t) * x - (1 + lam**2) / 2 * g**2 * score)
+            + lam * g * (t - s).sqrt() * z,
+        ),
         (sd.ReverseDiffusion(), 1.0, (2 - a) * x + v * score + v.sqrt() * z),
-        (sd.ReverseDiffusion(), lam, (2 - a) * x + (1 + lam**2) / 2 * v * score + lam * v.sqrt() * z),
-        (sd.Ancestral(), 1.0, (a * x / v + alpha_s * data / sigma_s**2) / precision + precision**-0.5 * z),
+        (
+            sd.ReverseDiffusion(),
+            lam,
+            (2 - a) * x + (1 + lam**2) / 2 * v * score + lam * v.sqrt() * z,
+        ),
+        (
+            sd.Ancestral(),
+            1.0,
+            (a * x / v + alpha_s * data / sigma_s**2) / precision + precision**-0.5 * z,
+        ),
         (sd.DDIM(), 0.0, alpha_s * data + sigma_s * (x - alpha_t * data) / sigma_t),
         (sd.Langevin(snr=0.2), 0.0, x + size * model.score(x, s) + (2 * size).sqrt() * c),
     ]
     for solver, stochasticity, want in expected:
         out = integrate(Reverse(model, 2, stochasticity), solver, x, torch.stack([t, s]), white).x
-        torch.testing.assert_close(out, want, rtol=1e-10, atol=1e-10, msg=lambda m, s=solver: f"{s}: {m}")
+        torch.testing.assert_close(
+            out, want, rtol=1e-10, atol=1e-10, msg=lambda m, s=solver: f"{s}: {m}"
+        )
 
 
 @pytest.mark.parametrize("solver", ALL, ids=ids)
@@ -248,12 +367,23 @@ def test_sample_depends_on_its_seed_alone(solver: Solver, gaussian: sd.exact.Gau
     whole = sd.sample(model, (7, 2), solver=solver, steps=steps, seed=11, dtype=torch.float64)
     assert whole.seeds == seeds
     order = [3, 0, 6, 2, 5, 1, 4]
-    permuted = sd.sample(model, (7, 2), solver=solver, steps=steps, seed=[seeds[i] for i in order], dtype=torch.float64)
+    permuted = sd.sample(
+        model,
+        (7, 2),
+        solver=solver,
+        steps=steps,
+        seed=[seeds[i] for i in order],
+        dtype=torch.float64,
+    )
     torch.testing.assert_close(permuted.x, whole.x[order], rtol=0, atol=1e-9)
     for i in (0, 4):
-        alone = sd.sample(model, (1, 2), solver=solver, steps=steps, seed=[seeds[i]], dtype=torch.float64)
+        alone = sd.sample(
+            model, (1, 2), solver=solver, steps=steps, seed=[seeds[i]], dtype=torch.float64
+        )
         torch.testing.assert_close(alone.x[0], whole.x[i], rtol=0, atol=1e-9)
-    parts = sd.sample(model, (7, 2), solver=solver, steps=steps, seed=11, batch_size=3, dtype=torch.float64)
+    parts = sd.sample(
+        model, (7, 2), solver=solver, steps=steps, seed=11, batch_size=3, dtype=torch.float64
+    )
     torch.testing.assert_close(parts.x, whole.x, rtol=0, atol=1e-9)
     assert torch.equal(parts.nfe, whole.nfe)
     other = sd.sample(model, (7, 2), solver=solver, steps=steps, seed=12, dtype=torch.float64)
@@ -261,13 +391,21 @@ def test_sample_depends_on_its_seed_alone(solver: Solver, gaussian: sd.exact.Gau
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 1), (2, 3, 4, 4), (2, 2, 3, 2, 2)])
-@pytest.mark.parametrize("solver", [sd.PredictorCorrector(sd.EulerMaruyama(), sd.Langevin()), sd.Ancestral(), sd.RK45()], ids=ids)
+@pytest.mark.parametrize(
+    "solver",
+    [sd.PredictorCorrector(sd.EulerMaruyama(), sd.Langevin()), sd.Ancestral(), sd.RK45()],
+    ids=ids,
+)
 def test_any_rank_is_the_flat_problem(shape: tuple[int, ...], solver: Solver) -> None:
     """Unit Gaussian data in any shape give what the flattened problem gives."""
-    model = sd.ScoreModel(lambda x, t: x * sd.VP().sigma(t.double()).to(x).reshape(-1, *(1,) * (x.ndim - 1)), sd.VP())
+    model = sd.ScoreModel(
+        lambda x, t: x * sd.VP().sigma(t.double()).to(x).reshape(-1, *(1,) * (x.ndim - 1)), sd.VP()
+    )
     steps = None if solver.adaptive else 10
     out = sd.sample(model, shape, solver=solver, steps=steps, seed=0, dtype=torch.float64)
-    flat = sd.sample(model, (shape[0], out.x[0].numel()), solver=solver, steps=steps, seed=0, dtype=torch.float64)
+    flat = sd.sample(
+        model, (shape[0], out.x[0].numel()), solver=solver, steps=steps, seed=0, dtype=torch.float64
+    )
     torch.testing.assert_close(out.x.flatten(), flat.x.flatten(), rtol=0, atol=1e-9)
 
 
@@ -282,10 +420,18 @@ def test_nfe_is_counted_at_the_network(gaussian: sd.exact.Gaussian) -> None:
         return net(x, t)
 
     model.net = counting
-    expected = {sd.EulerMaruyama(): 9, sd.Heun(): 17, sd.RungeKutta4(): 33, PAIRS[0]: 17, PAIRS[1]: 25, sd.DDIM(): 9}
+    expected = {
+        sd.EulerMaruyama(): 9,
+        sd.Heun(): 17,
+        sd.RungeKutta4(): 33,
+        PAIRS[0]: 17,
+        PAIRS[1]: 25,
+        sd.DDIM(): 9,
+    }
     for solver, nfe in expected.items():
         calls = 0
-        out = sd.sample(model, (3, 2), solver=solver, steps=8, seed=0)  # 8 steps and the denoising evaluation
+        # 8 steps and the denoising evaluation
+        out = sd.sample(model, (3, 2), solver=solver, steps=8, seed=0)
         assert (calls, out.nfe.tolist()) == (nfe, [nfe] * 3), solver
         assert (out.accepted.tolist(), out.rejected.tolist()) == ([8] * 3, [0] * 3)
 
@@ -301,9 +447,17 @@ def test_tableaus_are_checked() -> None:
         Tableau.parse("bad", 1, ["1"], "1")
 
 
-@pytest.mark.parametrize("tableau", [DORMAND_PRINCE, BOGACKI_SHAMPINE, TSITOURAS, DOP853], ids=lambda tableau: tableau.name)
-def test_embedded_pairs_have_the_orders_they_claim(gaussian: sd.exact.Gaussian, tableau: Tableau) -> None:
-    """With fixed steps: the solution's order over an interval, and the error estimate's over one step."""
+@pytest.mark.parametrize(
+    "tableau",
+    [DORMAND_PRINCE, BOGACKI_SHAMPINE, TSITOURAS, DOP853],
+    ids=lambda tableau: tableau.name,
+)
+def test_embedded_pairs_have_the_orders_they_claim(
+    gaussian: sd.exact.Gaussian, tableau: Tableau
+) -> None:
+    """With fixed steps: the solution's order over an interval, and the error estimate's over one
+    step.
+    """
 
     class Fixed(RungeKutta):
         pass
@@ -322,10 +476,13 @@ def test_embedded_pairs_have_the_orders_they_claim(gaussian: sd.exact.Gaussian, 
         errors.append(float((out - gaussian.flow(sde, x, times[0], times[-1])).abs().max()))
         solver = Estimate(variable="t")
         plan = solver.plan(problem, times[:2])[0]
-        step = solver.step(problem, x, plan, sd.White([0], (2,)).at(0), solver.init(problem, x, times[0]))
+        step = solver.step(
+            problem, x, plan, sd.White([0], (2,)).at(0), solver.init(problem, x, times[0])
+        )
         assert step.error is not None
         estimates.append(float(step.error.abs().max()))
-    if tableau.order < 8:  # at order 8 rounding is reached before the slope: the order conditions stand for it
+    # at order 8 rounding is reached before the slope: the order conditions stand for it
+    if tableau.order < 8:
         assert slope(errors) > tableau.order - 0.4, errors
     assert errors[-1] < (1e-7 if tableau.order < 8 else 1e-12)
     assert slope(estimates) == pytest.approx(tableau.error_order, abs=0.5), estimates
@@ -378,7 +535,9 @@ def test_coefficients_are_made_once_for_a_grid(solver: Solver) -> None:
 
     names = ("alpha", "sigma", "f", "g", "log_snr", "time_of")
     sde = type("Counted", (sd.VP,), {name: counted(name) for name in names})()
-    model = sd.ScoreModel(lambda x, t: torch.tanh(x), sde, time=lambda t: (asked.append("time"), t)[1])
+    model = sd.ScoreModel(
+        lambda x, t: torch.tanh(x), sde, time=lambda t: (asked.append("time"), t)[1]
+    )
     x, found = torch.ones(2, 2, dtype=torch.float64), []
     for n in (12, 12, 48):  # the first one makes the table from which the SDE inverts its log-SNR
         problem = Reverse(model, 2, float(solver.diffuses))

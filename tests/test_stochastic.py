@@ -18,7 +18,14 @@ from sdediff.testing.paths import slope
 
 MIXTURE = sd.exact.GaussianMixture([[-1.0, 0.5], [1.0, 0.0], [0.3, -1.0]], 0.3)
 STRONG = {sd.EulerMaruyama(): 1.0, sd.StochasticHeun(): 1.0, sd.SRA1(): 1.5, sd.SRA3(): 1.5}
-WEAK = {sd.EulerMaruyama(): 1, sd.StochasticHeun(): 2, sd.SRA1(): 2, sd.SRA3(): 2, sd.Ancestral(): 1, sd.ReverseDiffusion(): 1}
+WEAK = {
+    sd.EulerMaruyama(): 1,
+    sd.StochasticHeun(): 2,
+    sd.SRA1(): 2,
+    sd.SRA3(): 2,
+    sd.Ancestral(): 1,
+    sd.ReverseDiffusion(): 1,
+}
 
 
 def gentle(sde: sd.LinearSDE, n: int) -> Tensor:
@@ -26,12 +33,20 @@ def gentle(sde: sd.LinearSDE, n: int) -> Tensor:
 
 
 @pytest.mark.parametrize("solver", STRONG, ids=repr)
-@pytest.mark.parametrize("sde", [sd.VP(), sd.VE(0.05, 5.0), sd.RectifiedFlow()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "sde", [sd.VP(), sd.VE(0.05, 5.0), sd.RectifiedFlow()], ids=lambda s: type(s).__name__
+)
 def test_strong_order_on_a_mixture(sde: sd.LinearSDE, solver: Solver) -> None:
-    """One path, coarse and fine: the root mean square error over 200 samples, against the best solver on the finest grid."""
+    """One path, coarse and fine: the root mean square error over 200 samples, against the best
+    solver on the finest grid.
+    """
     rows, fine = 200, 1024
-    path = sd.BrownianPath(sd.seeds(0, rows), (2,), 0.8 * sde.T, 0.2 * sde.T, intervals=fine, dtype=torch.float64)
-    x = torch.randn(rows, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * float(sde.sigma(0.8 * sde.T))
+    path = sd.BrownianPath(
+        sd.seeds(0, rows), (2,), 0.8 * sde.T, 0.2 * sde.T, intervals=fine, dtype=torch.float64
+    )
+    x = torch.randn(
+        rows, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    ) * float(sde.sigma(0.8 * sde.T))
     smooth = sd.exact.GaussianMixture([[-0.5, 0.3], [0.5, 0.0], [0.2, -0.5]], 0.5)
     problem = Reverse(smooth.model(sde), rows, 1.0)
     exact = integrate(problem, sd.SRA3(), x, gentle(sde, fine), path).x
@@ -48,11 +63,15 @@ FOUR = pytest.mark.parametrize("sde", ["VP", "VE", "RectifiedFlow", "user, f and
 @FOUR
 @pytest.mark.parametrize("solver", WEAK, ids=repr)
 @pytest.mark.parametrize("stochasticity", [1.0, lambda t: 1.2 - t], ids=["1", "1.2 - t"])
-def test_weak_order_by_exact_moments(sde: sd.LinearSDE, solver: Solver, stochasticity: float) -> None:
+def test_weak_order_by_exact_moments(
+    sde: sd.LinearSDE, solver: Solver, stochasticity: float
+) -> None:
     errors = []
     for n in (40, 80, 160):
         times = gentle(sde, n)
-        mean, std = reverse_moments(sde, solver, times, mean=0.4, std=0.3, stochasticity=stochasticity)
+        mean, std = reverse_moments(
+            sde, solver, times, mean=0.4, std=0.3, stochasticity=stochasticity
+        )
         true_mean, true_cov = sd.exact.Gaussian(0.4, 0.09).moments(sde, times[-1])
         errors.append(abs(mean - float(true_mean)) + abs(std - float(true_cov) ** 0.5))
     assert slope(errors) > WEAK[solver] - 0.25, errors
@@ -60,7 +79,9 @@ def test_weak_order_by_exact_moments(sde: sd.LinearSDE, solver: Solver, stochast
 
 
 def test_the_pair_of_a_path_has_its_moments() -> None:
-    """Var W = h, Var Z = h^3 / 3, Cov = h^2 / 2 with h = 0.3, of 200,000 pairs; within 6 standard errors."""
+    """Var W = h, Var Z = h^3 / 3, Cov = h^2 / 2 with h = 0.3, of 200,000 pairs; within 6 standard
+    errors.
+    """
     noise = sd.White(sd.seeds(0, 2), (100_000,), dtype=torch.float64).at(3)
     w, z = (part.flatten() for part in noise.pair(torch.tensor(0.7), torch.tensor(0.4)))
     h, n = 0.3, len(w)
@@ -70,12 +91,18 @@ def test_the_pair_of_a_path_has_its_moments() -> None:
         ((w * z).mean(), h**2 / 2, (h * h**3 / 3 + h**4 / 4) ** 0.5),
     ):
         assert abs(float(given) - expected) < 6 * spread / n**0.5
-    torch.testing.assert_close(w.reshape(2, -1), noise.increment(torch.tensor(0.7), torch.tensor(0.4)))
+    torch.testing.assert_close(
+        w.reshape(2, -1), noise.increment(torch.tensor(0.7), torch.tensor(0.4))
+    )
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-def test_ddim_with_eta_is_the_published_formula(sde: sd.LinearSDE, gaussian: sd.exact.Gaussian, eta: float) -> None:
-    """Song et al. 2021 (arXiv 2010.02502), eq. 12 and 16; eta = 1 is the ancestral step, in a whole run too."""
+def test_ddim_with_eta_is_the_published_formula(
+    sde: sd.LinearSDE, gaussian: sd.exact.Gaussian, eta: float
+) -> None:
+    """Song et al. 2021 (arXiv 2010.02502), eq. 12 and 16; eta = 1 is the ancestral step, in a whole
+    run too.
+    """
     model, white = gaussian.model(sde), sd.White([5, 6], (2,), dtype=torch.float64)
     t, s = (torch.tensor(share * sde.T, dtype=torch.float64) for share in (0.7, 0.6))
     x = torch.tensor([[3.0, -2.0], [0.5, 1.0]], dtype=torch.float64)
@@ -87,7 +114,9 @@ def test_ddim_with_eta_is_the_published_formula(sde: sd.LinearSDE, gaussian: sd.
     torch.testing.assert_close(out, want, rtol=1e-10, atol=1e-10)
     if eta == 1:
         runs = [
-            sd.sample(model, (4, 2), solver=solver, steps=20, seed=3, last="noisy", dtype=torch.float64).x
+            sd.sample(
+                model, (4, 2), solver=solver, steps=20, seed=3, last="noisy", dtype=torch.float64
+            ).x
             for solver in (sd.DDIM(1.0), sd.Ancestral())
         ]
         torch.testing.assert_close(runs[0], runs[1], rtol=1e-9, atol=1e-9)
@@ -95,7 +124,9 @@ def test_ddim_with_eta_is_the_published_formula(sde: sd.LinearSDE, gaussian: sd.
 
 def test_ddim_with_too_much_noise_says_how_much_is_possible() -> None:
     model = MIXTURE.model(sd.VP())
-    with pytest.raises(ValueError, match=r"eta = 3 asks for more noise than there is in x at step 0; take eta <= 1"):
+    with pytest.raises(
+        ValueError, match=r"eta = 3 asks for more noise than there is in x at step 0; take eta <= 1"
+    ):
         sd.sample(model, (2, 2), solver=sd.DDIM(3.0), steps=5, seed=0)
     with pytest.raises(ValueError, match="eta must be a number >= 0"):
         sd.DDIM(-1.0)
@@ -111,12 +142,16 @@ class Discretized(NamedTuple):
 def ddpm(sde: Any, t: Tensor, n: int) -> Discretized:
     """`VPSDE.discretize`, times the root of the variance that is preserved."""
     beta = sde.beta(t) * sde.T / n
-    return Discretized((1 - beta).sqrt() - 1, (0.5 if isinstance(sde, Halved) else 1.0) * beta.sqrt())
+    return Discretized(
+        (1 - beta).sqrt() - 1, (0.5 if isinstance(sde, Halved) else 1.0) * beta.sqrt()
+    )
 
 
 def smld(sde: Any, t: Tensor, n: int) -> Discretized:
     """`VESDE.discretize`, with levels at i T / n."""
-    sigma, lower = (sde.sigma_min * (sde.sigma_max / sde.sigma_min) ** (v / sde.T) for v in (t, t - sde.T / n))
+    sigma, lower = (
+        sde.sigma_min * (sde.sigma_max / sde.sigma_min) ** (v / sde.T) for v in (t, t - sde.T / n)
+    )
     return Discretized(torch.zeros_like(t), (sigma**2 - lower**2).sqrt())
 
 
@@ -168,9 +203,14 @@ class OwnVP(sd.LinearSDE):
 )
 @pytest.mark.parametrize("lam", [1.0, 0.0])
 def test_reverse_diffusion_by_songs_rule(
-    gaussian: sd.exact.Gaussian, family: sd.LinearSDE, chain: Callable[[Any, Tensor, int], Discretized], lam: float
+    gaussian: sd.exact.Gaussian,
+    family: sd.LinearSDE,
+    chain: Callable[[Any, Tensor, int], Discretized],
+    lam: float,
 ) -> None:
-    """`ReverseDiffusionPredictor` of score_sde: x - f x + G^2 score + G z, half the score and no noise for the flow."""
+    """`ReverseDiffusionPredictor` of score_sde: x - f x + G^2 score + G z, half the score and no
+    noise for the flow.
+    """
     n = 50
     model, white = gaussian.model(family), sd.White([5, 6], (2,), dtype=torch.float64)
     times = torch.linspace(family.T, 0, n + 1, dtype=torch.float64)[:46]
@@ -185,22 +225,28 @@ def test_reverse_diffusion_by_songs_rule(
 
 def test_reverse_diffusion_says_where_songs_rule_ends() -> None:
     model = MIXTURE.model(sd.VP())
-    with pytest.raises(ValueError, match=r"needs beta h < 1, and beta h = 7.2: take 7.2 times as many steps"):
+    with pytest.raises(
+        ValueError, match=r"needs beta h < 1, and beta h = 7.2: take 7.2 times as many steps"
+    ):
         sd.sample(model, (2, 2), solver=sd.ReverseDiffusion("song"), grid=[1.0, 0.9, 0.5], seed=0)
     model = MIXTURE.model(sd.Cosine(t_max=1.0))
-    with pytest.raises(ValueError, match=r"not finite at t = 1: start inside .* or take rule='kernel'"):
+    with pytest.raises(
+        ValueError, match=r"not finite at t = 1: start inside .* or take rule='kernel'"
+    ):
         sd.sample(model, (2, 2), solver=sd.ReverseDiffusion("song"), steps=50, seed=0)
     with pytest.raises(ValueError, match="rule must be one of 'kernel', 'song'"):
         sd.ReverseDiffusion("songs")
 
 
-# -- churn and Restart --------------------------------------------------------------------------------------------------
+# -- churn and Restart -----------------------------------------------------------------------------
 
 
 KARRAS = torch.tensor([20.0, 8.0, 3.0, 1.0, 0.3], dtype=torch.float64)
 
 
-@pytest.mark.parametrize("between", [(0.5, 10.0), (0.0, math.inf)], ids=["inside", "from sigma_max"])
+@pytest.mark.parametrize(
+    "between", [(0.5, 10.0), (0.0, math.inf)], ids=["inside", "from sigma_max"]
+)
 @pytest.mark.parametrize(
     "family",
     [sd.EDM(0.01, 20.0), sd.VE(0.01, 20.0), sd.VE(0.01, 100.0), sd.VP(), sd.RectifiedFlow()],
@@ -241,7 +287,9 @@ def test_churned_heun_is_karras_algorithm_2(
     ],
     ids=repr,
 )
-def test_where_a_churned_step_asks_the_network(family: sd.LinearSDE, start: float, first: float) -> None:
+def test_where_a_churned_step_asks_the_network(
+    family: sd.LinearSDE, start: float, first: float
+) -> None:
     seen: list[float] = []
 
     def watched(x: Tensor, t: Tensor) -> Tensor:
@@ -266,13 +314,15 @@ def test_churn_of_zero_is_the_solver(sde: sd.LinearSDE) -> None:
 
 
 def renoised(start: float, width: float) -> list[float]:
-    """Errors of the moments of `Renoise` around `RungeKutta4` under VP from 0.6 to 0.2, in 8, 16 and
-    32 steps, from the law of data N(0.4, 0.3^2) moved by ``start`` and ``width`` times as wide.
+    """Errors of the moments of `Renoise` around `RungeKutta4` under VP from 0.6 to 0.2, in 8, 16
+    and 32 steps, from the law of data N(0.4, 0.3^2) moved by ``start`` and ``width`` times as wide.
 
     For Gaussian data the reverse SDE goes from x_t to the law of x_s given x_t, exactly.
     """
     sde, data = sd.VP(), sd.exact.Gaussian(0.4, 0.09)
-    (mean_t, var_t), (mean_s, var_s) = (data.moments(sde, torch.tensor(t).double()) for t in (0.6, 0.2))
+    (mean_t, var_t), (mean_s, var_s) = (
+        data.moments(sde, torch.tensor(t).double()) for t in (0.6, 0.2)
+    )
     gain = sde.alpha(0.6) / sde.alpha(0.2) * var_s / var_t
     mean, var = mean_s + gain * start, var_s + gain**2 * (width**2 - 1) * var_t
     levels = sde.log_snr(torch.tensor([0.6, 0.2], dtype=torch.float64)).tolist()
@@ -281,24 +331,39 @@ def renoised(start: float, width: float) -> list[float]:
         times = sde.time_of(torch.linspace(*levels, n + 1, dtype=torch.float64))
         problem = Reverse(data.model(sde), n + 2, 1.0)
         std_t = width * float(var_t) ** 0.5
-        out = chain_moments(problem, sd.Renoise(sd.RungeKutta4()), times, float(mean_t) + start, std_t, n)
+        out = chain_moments(
+            problem, sd.Renoise(sd.RungeKutta4()), times, float(mean_t) + start, std_t, n
+        )
         errors.append(abs(out[0] - float(mean)) + abs(out[1] - float(var) ** 0.5))
     return errors
 
 
 def test_the_order_of_renoise_is_that_of_the_law() -> None:
     """4 from the exact law; from another one order 1, in proportion to the deviation."""
-    exact, wide, wider, point = renoised(0, 1), renoised(0, 1.01), renoised(0, 1.02), renoised(1, 1e-9)
+    exact, wide, wider, point = (
+        renoised(0, 1),
+        renoised(0, 1.01),
+        renoised(0, 1.02),
+        renoised(1, 1e-9),
+    )
     assert slope(exact) > 3
     assert 0.9 < slope(point) < 1.3
     assert wide[-1] > 30 * exact[-1]
     assert wider[-1] / wide[-1] == pytest.approx(2, rel=0.05)
 
 
-@pytest.mark.parametrize("solver", [sd.Churn(sd.Heun(), 30.0), sd.Restart(sd.Heun(), (0.3, 0.6), 2, 60)], ids=["churn", "restart"])
-@pytest.mark.parametrize("family", [sd.VP(), sd.VE(0.02, 10.0), sd.RectifiedFlow()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "solver",
+    [sd.Churn(sd.Heun(), 30.0), sd.Restart(sd.Heun(), (0.3, 0.6), 2, 60)],
+    ids=["churn", "restart"],
+)
+@pytest.mark.parametrize(
+    "family", [sd.VP(), sd.VE(0.02, 10.0), sd.RectifiedFlow()], ids=lambda s: type(s).__name__
+)
 def test_churn_and_restart_keep_the_law(family: sd.LinearSDE, solver: Solver) -> None:
-    """Exact moments of the whole chain, from the exact law at t_max to t_min, in 200 steps uniform in log-SNR."""
+    """Exact moments of the whole chain, from the exact law at t_max to t_min, in 200 steps uniform
+    in log-SNR.
+    """
     ends = [float(family.log_snr(family.t_max)), float(family.log_snr(family.t_min))]
     grid = family.time_of(torch.linspace(*ends, 201, dtype=torch.float64))
     grid[0], grid[-1] = family.t_max, family.t_min
@@ -319,10 +384,17 @@ def test_restart_does_what_it_says() -> None:
     out = integrate(problem, sd.Restart(sd.DDIM(), (0.48, 0.7), 2, 3), x, grid, white)
     assert out.nfe.tolist() == [2 + 2 * 3] * 2
     y = integrate(Reverse(model, 2), sd.DDIM(), x, grid[:2]).x
-    levels = torch.linspace(float(sde.log_snr(0.7)), float(sde.log_snr(0.5)), 4, dtype=torch.float64)
+    levels = torch.linspace(
+        float(sde.log_snr(0.7)), float(sde.log_snr(0.5)), 4, dtype=torch.float64
+    )
     ratio, std = sde.kernel(0.7, 0.5)
     for k in range(2):
-        y = integrate(Reverse(model, 2), sd.DDIM(), ratio * y + std * white.at(0).normal("churn", k), sde.time_of(levels)).x
+        y = integrate(
+            Reverse(model, 2),
+            sd.DDIM(),
+            ratio * y + std * white.at(0).normal("churn", k),
+            sde.time_of(levels),
+        ).x
     y = integrate(Reverse(model, 2), sd.DDIM(), y, grid[1:]).x
     torch.testing.assert_close(out.x, y, rtol=1e-9, atol=1e-9)
 
@@ -335,18 +407,44 @@ def test_restart_does_what_it_says() -> None:
         (lambda: sd.Churn(sd.DormandPrince()), ValueError, "carries history"),
         (lambda: sd.Churn("heun"), TypeError, "must be a solver value such as Heun"),
         (lambda: sd.Churn(sd.Heun(), -1.0), ValueError, "churn must be a number >= 0"),
-        (lambda: sd.Churn(sd.Heun(), between=(2.0, 1.0)), ValueError, r"between must be \(low, high\)"),
-        (lambda: sd.Churn(sd.Heun(), noise=0.0), ValueError, "noise must be a positive number"),
-        (lambda: sd.Restart(sd.Heun(), (0.5, 0.2)), ValueError, r"between must be \(t_low, t_high\)"),
-        (lambda: sd.Restart(sd.Heun(), (0.2, 0.5), rounds=0), ValueError, "rounds must be an int of at least 1"),
         (
-            lambda: sd.sample(MIXTURE.model(sd.VP()), (2, 2), solver=sd.Restart(sd.Heun(), (0.2, 1.5)), steps=10, seed=0),
+            lambda: sd.Churn(sd.Heun(), between=(2.0, 1.0)),
+            ValueError,
+            r"between must be \(low, high\)",
+        ),
+        (lambda: sd.Churn(sd.Heun(), noise=0.0), ValueError, "noise must be a positive number"),
+        (
+            lambda: sd.Restart(sd.Heun(), (0.5, 0.2)),
+            ValueError,
+            r"between must be \(t_low, t_high\)",
+        ),
+        (
+            lambda: sd.Restart(sd.Heun(), (0.2, 0.5), rounds=0),
+            ValueError,
+            "rounds must be an int of at least 1",
+        ),
+        (
+            lambda: sd.sample(
+                MIXTURE.model(sd.VP()),
+                (2, 2),
+                solver=sd.Restart(sd.Heun(), (0.2, 1.5)),
+                steps=10,
+                seed=0,
+            ),
             ValueError,
             "not above the grid's start, 1",
         ),
-        (lambda: sd.Heun(variable="snr"), ValueError, "variable must be one of 't', 'sigma', 'log_snr'"),
+        (
+            lambda: sd.Heun(variable="snr"),
+            ValueError,
+            "variable must be one of 't', 'sigma', 'log_snr'",
+        ),
         (lambda: sd.Langevin(rule="songs"), ValueError, "rule must be one of 'schedule', 'song'"),
-        (lambda: sd.MetropolisLangevin(n_steps=-1), ValueError, "n_steps must be an int of at least 0"),
+        (
+            lambda: sd.MetropolisLangevin(n_steps=-1),
+            ValueError,
+            "n_steps must be an int of at least 0",
+        ),
         (lambda: sd.MetropolisLangevin(snr=0), ValueError, "snr must be a positive number"),
     ],
 )
@@ -356,23 +454,43 @@ def test_bad_arguments(make, error: type[Exception], message: str) -> None:
 
 
 def test_heun_in_sigma_ends_with_an_euler_step_where_sigma_is_zero() -> None:
-    """NFE is 2 N - 1, as in Karras et al.'s Algorithm 1, and the result is E[x_0 | x] of the step before."""
+    """NFE is 2 N - 1, as in Karras et al.'s Algorithm 1, and the result is E[x_0 | x] of the step
+    before.
+    """
     sde = sd.LinearSDE(alpha=lambda t: 1.0, sigma=lambda t: t, T=10.0, t_min=0.0)
     model = MIXTURE.model(sde)
     x = torch.tensor([[3.0, -2.0], [0.5, 1.0]], dtype=torch.float64)
-    out = sd.sample(model, (2, 2), solver=sd.Heun(), grid=[10.0, 3.0, 1.0, 0.0], x_init=x, last="noisy", dtype=torch.float64)
+    out = sd.sample(
+        model,
+        (2, 2),
+        solver=sd.Heun(),
+        grid=[10.0, 3.0, 1.0, 0.0],
+        x_init=x,
+        last="noisy",
+        dtype=torch.float64,
+    )
     assert out.nfe.tolist() == [5, 5]
-    before = sd.sample(model, (2, 2), solver=sd.Heun(), grid=[10.0, 3.0, 1.0], x_init=x, last="denoise", dtype=torch.float64)
+    before = sd.sample(
+        model,
+        (2, 2),
+        solver=sd.Heun(),
+        grid=[10.0, 3.0, 1.0],
+        x_init=x,
+        last="denoise",
+        dtype=torch.float64,
+    )
     torch.testing.assert_close(out.x, before.x, rtol=0, atol=1e-12)
 
 
-# -- correctors ----------------------------------------------------------------------------------------------------------
+# -- correctors ------------------------------------------------------------------------------------
 
 
 Rule = Literal["song", "schedule"]
 
 
-def of_song(model: sd.ScoreModel, x: Tensor, t: Tensor, rule: Rule, alpha: Tensor | float, noise: StepNoise) -> Tensor:
+def of_song(
+    model: sd.ScoreModel, x: Tensor, t: Tensor, rule: Rule, alpha: Tensor | float, noise: StepNoise
+) -> Tensor:
     """Two steps of score_sde's `LangevinCorrector` ("song") or `AnnealedLangevinDynamics`."""
     for k in range(2):
         score, z = model.score(x, t), noise.normal("corrector", k)
@@ -387,8 +505,12 @@ THREE = torch.tensor([[3.0, -2.0], [0.5, 1.0], [0.1, 0.2]], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("rule", ["song", "schedule"])
-@pytest.mark.parametrize("family", [sd.VE(0.02, 10.0), sd.VP(), sd.SubVP(), sd.VP(0.2, 5.0, T=2.0)], ids=repr)
-def test_langevin_is_song_et_als(gaussian: sd.exact.Gaussian, family: sd.LinearSDE, rule: Rule) -> None:
+@pytest.mark.parametrize(
+    "family", [sd.VE(0.02, 10.0), sd.VP(), sd.SubVP(), sd.VP(0.2, 5.0, T=2.0)], ids=repr
+)
+def test_langevin_is_song_et_als(
+    gaussian: sd.exact.Gaussian, family: sd.LinearSDE, rule: Rule
+) -> None:
     """alpha_i = 1 - beta(t) T / N on a grid of steps T / N under VP and sub-VP, and 1 under VE:
     alone, and before each step of the predictor (their order) or after it."""
     n = 50
@@ -432,45 +554,70 @@ def test_langevin_where_beta_exceeds_one() -> None:
     assert out.nfe.tolist() == [2, 2, 2]
 
 
-def at_one_time(solver: Solver, data: sd.exact.Law, t: float, rows: int, seed: int) -> tuple[Tensor, Tensor]:
+def at_one_time(
+    solver: Solver, data: sd.exact.Law, t: float, rows: int, seed: int
+) -> tuple[Tensor, Tensor]:
     """Samples of the law at t, and what a corrector makes of them."""
     sde = sd.VP()
-    x = sde.perturb(data.sample(rows, seed=seed), t, torch.randn(rows, 2, generator=torch.Generator().manual_seed(9)).double())
+    x = sde.perturb(
+        data.sample(rows, seed=seed),
+        t,
+        torch.randn(rows, 2, generator=torch.Generator().manual_seed(9)).double(),
+    )
     noise = sd.White(sd.seeds(seed, rows), (2,), dtype=torch.float64)
-    return x, integrate(Reverse(data.model(sde), rows), solver, x, torch.full((2,), t, dtype=torch.float64), noise).x
+    return x, integrate(
+        Reverse(data.model(sde), rows), solver, x, torch.full((2,), t, dtype=torch.float64), noise
+    ).x
 
 
 def test_metropolis_keeps_the_law_where_langevin_does_not() -> None:
-    """12 steps of size 2 (0.8 sigma)^2 at t = 0.3 from 3,000 samples of the law: second moments within 5 standard errors
-    (Gaussian data, where Simpson's rule is exact); the unadjusted chain is off by many more."""
+    """12 steps of size 2 (0.8 sigma)^2 at t = 0.3 from 3,000 samples of the law: second moments
+    within 5 standard errors (Gaussian data, where Simpson's rule is exact); the unadjusted chain is
+    off by many more.
+    """
     data = sd.exact.Gaussian([0.4, -0.2], [[0.3, 0.1], [0.1, 0.2]])
     _, cov = data.moments(sd.VP(), 0.3)
     n = 3000
     errors = {}
     for solver in (sd.MetropolisLangevin(0.8, 12), sd.Langevin(0.8, 12)):
         before, after = at_one_time(solver, data, 0.3, n, 1)
-        errors[type(solver).__name__] = float(((torch.cov(after.T) - cov) / cov.diagonal().mean()).abs().max()) * (n / 2) ** 0.5
+        errors[type(solver).__name__] = (
+            float(((torch.cov(after.T) - cov) / cov.diagonal().mean()).abs().max()) * (n / 2) ** 0.5
+        )
         assert float((after - before).abs().mean()) > 0.3
     assert errors["MetropolisLangevin"] < 5
     assert errors["Langevin"] > 10
 
 
 def test_metropolis_on_a_mixture() -> None:
-    """Energy of the mixture's law: E log p before and after 12 adjusted steps, 3,000 samples, within 5 standard errors."""
+    """Energy of the mixture's law: E log p before and after 12 adjusted steps, 3,000 samples,
+    within 5 standard errors.
+    """
     before, after = at_one_time(sd.MetropolisLangevin(0.8, 12), MIXTURE, 0.1, 3000, 2)
     log = [MIXTURE.log_prob(sd.VP(), x, 0.1) for x in (before, after)]
     assert abs(float(log[0].mean() - log[1].mean())) < 5 * float(log[0].std()) * (2 / 3000) ** 0.5
     _, plain = at_one_time(sd.Langevin(0.8, 12), MIXTURE, 0.1, 3000, 2)
-    assert abs(float(log[0].mean() - MIXTURE.log_prob(sd.VP(), plain, 0.1).mean())) > 10 * float(log[0].std()) * (2 / 3000) ** 0.5
+    assert (
+        abs(float(log[0].mean() - MIXTURE.log_prob(sd.VP(), plain, 0.1).mean()))
+        > 10 * float(log[0].std()) * (2 / 3000) ** 0.5
+    )
 
 
 def test_metropolis_step_written_out() -> None:
-    """With the exact density in place of Simpson's rule: the same proposals are accepted (Gaussian data)."""
-    data, sde, t = sd.exact.Gaussian([0.4, -0.2], [[0.3, 0.1], [0.1, 0.2]]), sd.VP(), torch.tensor(0.3, dtype=torch.float64)
+    """With the exact density in place of Simpson's rule: the same proposals are accepted (Gaussian
+    data).
+    """
+    data, sde, t = (
+        sd.exact.Gaussian([0.4, -0.2], [[0.3, 0.1], [0.1, 0.2]]),
+        sd.VP(),
+        torch.tensor(0.3, dtype=torch.float64),
+    )
     rows = 500
     white = sd.White(sd.seeds(0, rows), (2,), dtype=torch.float64)
     x = torch.randn(rows, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    out = integrate(Reverse(data.model(sde), rows), sd.MetropolisLangevin(1.0), x, torch.stack([t, t]), white)
+    out = integrate(
+        Reverse(data.model(sde), rows), sd.MetropolisLangevin(1.0), x, torch.stack([t, t]), white
+    )
     assert out.nfe.tolist() == [3] * rows
     step = 2 * sde.sigma(t) ** 2
     z = white.at(0).normal("corrector", 0)
@@ -484,15 +631,32 @@ def test_metropolis_step_written_out() -> None:
     torch.testing.assert_close(out.x, torch.where(accept[:, None], y, x), rtol=1e-10, atol=1e-10)
 
 
-# -- stochasticity as a function of time ---------------------------------------------------------------------------------
+# -- stochasticity as a function of time -----------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "solver", [sd.EulerMaruyama(), sd.StochasticHeun(), sd.SRA1(), sd.SRA3(), sd.ReverseDiffusion(), sd.Ancestral()], ids=repr
+    "solver",
+    [
+        sd.EulerMaruyama(),
+        sd.StochasticHeun(),
+        sd.SRA1(),
+        sd.SRA3(),
+        sd.ReverseDiffusion(),
+        sd.Ancestral(),
+    ],
+    ids=repr,
 )
 def test_a_constant_function_is_the_constant(sde: sd.LinearSDE, solver: Solver) -> None:
     one, two = (
-        sd.sample(MIXTURE.model(sde), (4, 2), solver=solver, steps=12, seed=3, stochasticity=lam, dtype=torch.float64).x
+        sd.sample(
+            MIXTURE.model(sde),
+            (4, 2),
+            solver=solver,
+            steps=12,
+            seed=3,
+            stochasticity=lam,
+            dtype=torch.float64,
+        ).x
         for lam in (0.7, lambda t: 0.7 + 0 * t)
     )
     torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
@@ -528,13 +692,17 @@ def test_twins_at_zero(sde: sd.LinearSDE, solver: Solver, twin: Solver) -> None:
 
 
 def test_stages_of_sra_see_the_diffusion_at_their_times() -> None:
-    """dx = a x dt + g(t) dw has an exact solution on one path: SRA1 against it, written out for one step."""
+    """dx = a x dt + g(t) dw has an exact solution on one path: SRA1 against it, written out for one
+    step.
+    """
     sde = sd.LinearSDE(f=lambda t: -1.0, g=lambda t: 1 + t)
     x = torch.tensor([[0.5]], dtype=torch.float64)
     path = sd.BrownianPath([0], (1,), 0.5, 0.75, intervals=8, dtype=torch.float64)
     from sdediff.forward import Forward
 
-    out = integrate(Forward(sde, 1), sd.SRA1(), x, torch.tensor([0.5, 0.75], dtype=torch.float64), path).x
+    out = integrate(
+        Forward(sde, 1), sd.SRA1(), x, torch.tensor([0.5, 0.75], dtype=torch.float64), path
+    ).x
     w, z = path.pair(torch.tensor(0.5), torch.tensor(0.75))
     h, z = 0.25, z / 0.25
     stage = x + 0.75 * h * (-x) + 1.5 * z * 1.75

@@ -17,7 +17,9 @@ from sdediff.predictions import PREDICTIONS
 from sdediff.testing import check_sde, strategies
 from sdediff.testing.equivalences.case import NEEDS
 
-QUIET = settings(derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+QUIET = settings(
+    derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+)
 
 
 @settings(QUIET, max_examples=5)
@@ -42,7 +44,9 @@ def test_every_family_and_every_way_of_giving_an_sde_is_drawn() -> None:
         seen[type(sde).__name__] += 1
 
     draw()
-    assert set(seen) == set("VP VE SubVP EDM Cosine RectifiedFlow Preserving ByRates BySchedule ByLevels".split())
+    assert set(seen) == set(
+        "VP VE SubVP EDM Cosine RectifiedFlow Preserving ByRates BySchedule ByLevels".split()
+    )
 
 
 @settings(QUIET, max_examples=15)
@@ -80,5 +84,8 @@ def test_strategies_shrink_to_what_is_simple(strategy, least: str) -> None:
 def test_strategies_say_that_they_need_hypothesis(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "hypothesis", None)
     monkeypatch.delitem(sys.modules, "sdediff.testing.strategies")
-    with pytest.raises(ImportError, match=r'hypothesis is not installed; install it with: pip install "sdediff\[testing\]"'):
+    with pytest.raises(
+        ImportError,
+        match=r'hypothesis is not installed; install it with: pip install "sdediff\[testing\]"',
+    ):
         importlib.import_module("sdediff.testing.strategies")

@@ -34,10 +34,18 @@ def train(out: Path, steps: int = 40, **kw: object) -> sd.ScoreModel:
 def test_training_lowers_the_loss_and_the_model_samples_the_data(tmp_path: Path) -> None:
     """On a narrow Gaussian 400 steps suffice to find mean and spread."""
     losses: list[float] = []
-    data = 0.1 * torch.randn(500, 2, generator=torch.Generator().manual_seed(1)) + torch.tensor([0.5, -0.3])
+    data = 0.1 * torch.randn(500, 2, generator=torch.Generator().manual_seed(1)) + torch.tensor(
+        [0.5, -0.3]
+    )
     model = sd.ScoreModel(make().net, sd.VP(), "edm", sigma_data=0.4)
     model = sd.fit(
-        model, data, out=tmp_path / "run", steps=400, lr=5e-3, device="cpu", callback=lambda k, loss: losses.append(loss)
+        model,
+        data,
+        out=tmp_path / "run",
+        steps=400,
+        lr=5e-3,
+        device="cpu",
+        callback=lambda k, loss: losses.append(loss),
     )
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
     x = sd.sample(model, (2000, 2), steps=40, seed=0).x
@@ -120,7 +128,9 @@ def test_own_networks_and_sdes_are_passed_to_load(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"your own Mine; pass it: load\(.*net=Mine\("):
         sd.load(tmp_path / "run", sde=Slow(0.1, 5.0))
     loaded = sd.load(tmp_path / "run", sde=Slow(0.1, 5.0), net=other)
-    assert torch.equal(loaded.noise(DATA, 0.5), sd.ScoreModel(net, sd.VP(0.1, 5.0)).noise(DATA, 0.5))
+    assert torch.equal(
+        loaded.noise(DATA, 0.5), sd.ScoreModel(net, sd.VP(0.1, 5.0)).noise(DATA, 0.5)
+    )
 
 
 def test_conditions_reach_the_network_with_their_samples(tmp_path: Path) -> None:
@@ -154,7 +164,9 @@ def test_unet_takes_any_size_and_padding_is_cropped() -> None:
     out = net(x, torch.tensor([0.1, 0.9]))
     assert out.shape == x.shape
     wide = torch.nn.functional.pad(x, (0, 3, 0, 3), mode="replicate")
-    torch.testing.assert_close(out, net.unet(wide, torch.tensor([100.0, 900.0])).sample[..., :13, :9])
+    torch.testing.assert_close(
+        out, net.unet(wide, torch.tensor([100.0, 900.0])).sample[..., :13, :9]
+    )
     assert isinstance(network_for((4,)), MLP)
     with pytest.raises(ValueError, match="bring your own"):
         network_for((2, 3))
@@ -174,22 +186,36 @@ def test_unet_takes_any_size_and_padding_is_cropped() -> None:
         ({"condition": {"y": DATA[:3]}}, ValueError, "one row for each of the 50 samples"),
     ],
 )
-def test_bad_input_writes_nothing(tmp_path: Path, change: dict[str, object], error: type[Exception], message: str) -> None:
-    arguments = {"model": make(), "data": DATA, "out": tmp_path / "run", "steps": 3, "device": "cpu"} | change
+def test_bad_input_writes_nothing(
+    tmp_path: Path, change: dict[str, object], error: type[Exception], message: str
+) -> None:
+    arguments = {
+        "model": make(),
+        "data": DATA,
+        "out": tmp_path / "run",
+        "steps": 3,
+        "device": "cpu",
+    } | change
     with pytest.raises(error, match=message):
         sd.fit(**arguments)  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
 
 
 def test_every_run_has_a_precision_of_its_own(tmp_path: Path) -> None:
-    """accelerate alone keeps the first that its process asks for; and what it held before a run, it holds after."""
+    """accelerate alone keeps the first that its process asks for; and what it held before a run, it
+    holds after.
+    """
     from accelerate import Accelerator
 
     own = Accelerator(cpu=True, mixed_precision="bf16")
     losses = {}
     for name, precision in (("first", None), ("bf16", "bf16"), ("no", "no")):
         seen: list[float] = []
-        train(tmp_path / name, mixed_precision=precision, callback=lambda k, loss, seen=seen: seen.append(loss))
+        train(
+            tmp_path / name,
+            mixed_precision=precision,
+            callback=lambda k, loss, seen=seen: seen.append(loss),
+        )
         losses[name] = seen
     assert losses["first"] == losses["no"]
     assert losses["bf16"] != losses["no"]
@@ -228,7 +254,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path:
     model = make()
     model.net.register_forward_hook(poison)  # type: ignore[union-attr]
     with pytest.raises(FloatingPointError, match="the loss is nan near step 30"):
-        sd.fit(model, DATA, out=tmp_path / "run", steps=60, batch_size=16, resume=True, device="cpu")
+        sd.fit(
+            model, DATA, out=tmp_path / "run", steps=60, batch_size=16, resume=True, device="cpu"
+        )
     assert (tmp_path / "run" / "training.safetensors").read_bytes() == before
 
 
@@ -238,10 +266,26 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path:
         (lambda run: (run / "config.json").write_text("{"), ValueError, "config.json is damaged"),
         (lambda run: (run / "config.json").write_text("[]"), ValueError, "damaged: it lacks sde"),
         (lambda run: (run / "config.json").unlink(), FileNotFoundError, "is no run folder"),
-        (lambda run: (run / "model.safetensors").write_bytes(b"no"), ValueError, "model.safetensors is damaged"),
-        (lambda run: (run / "model.safetensors").unlink(), FileNotFoundError, "model.safetensors is missing"),
-        (lambda run: edit(run, "network", {"class": "MPL", "parameters": {}}), ValueError, "did you mean 'MLP'"),
-        (lambda run: edit(run, "sde", {"class": "VP", "parameters": {"beta": 3}}), ValueError, "config.json is damaged"),
+        (
+            lambda run: (run / "model.safetensors").write_bytes(b"no"),
+            ValueError,
+            "model.safetensors is damaged",
+        ),
+        (
+            lambda run: (run / "model.safetensors").unlink(),
+            FileNotFoundError,
+            "model.safetensors is missing",
+        ),
+        (
+            lambda run: edit(run, "network", {"class": "MPL", "parameters": {}}),
+            ValueError,
+            "did you mean 'MLP'",
+        ),
+        (
+            lambda run: edit(run, "sde", {"class": "VP", "parameters": {"beta": 3}}),
+            ValueError,
+            "config.json is damaged",
+        ),
         (
             lambda run: edit(run, "network", {"class": "MLP", "parameters": {"dimension": 3}}),
             ValueError,

@@ -18,9 +18,10 @@ LAW = sd.exact.Gaussian(MEAN, VAR)
 
 
 def closed_form(first: Tensor, last: Tensor, preserving: bool = True) -> Tensor:
-    """Mean bound of N(MEAN, VAR) data with the exact model, bits, gamma from first to last: the integral of
-    snr' / snr snr VAR / (1 + snr VAR) / 2 is that of log(1 + snr VAR) / 2. The prior is N(0, 1) where the variance of the process
-    is preserved (VDM's loss_klz), else N(0, sigma^2)."""
+    """Mean bound of N(MEAN, VAR) data with the exact model, bits, gamma from first to last: the
+    integral of snr' / snr snr VAR / (1 + snr VAR) / 2 is that of log(1 + snr VAR) / 2. The prior is
+    N(0, 1) where the variance of the process is preserved (VDM's loss_klz), else N(0, sigma^2).
+    """
     most, least = torch.exp(-first), torch.exp(-last)
     diffusion = 0.5 * torch.log((1 + most * VAR) / (1 + least * VAR))
     prior = 0.5 * least * (MEAN**2 + VAR)
@@ -39,15 +40,21 @@ def mean_bound(model: sd.ScoreModel, points: int = 400) -> Tensor:
     sde = model.sde
     t = sde.t_min + (sde.t_max - sde.t_min) * 0.5 * (torch.as_tensor(u) + 1)
     loss = sd.VariationalDiffusion()
-    values = loss(model, x.repeat(points, 1), t=t.repeat_interleave(9), noise=noise.repeat(points, 1))
+    values = loss(
+        model, x.repeat(points, 1), t=t.repeat_interleave(9), noise=noise.repeat(points, 1)
+    )
     return (values * weights.repeat(points) * torch.as_tensor(0.5 * v).repeat_interleave(9)).sum()
 
 
-@pytest.mark.parametrize("sde", [sd.VP(), sd.VE(0.05, 20.0), sd.RectifiedFlow(t_min=0.01, t_max=0.98)], ids=repr)
+@pytest.mark.parametrize(
+    "sde", [sd.VP(), sd.VE(0.05, 20.0), sd.RectifiedFlow(t_min=0.01, t_max=0.98)], ids=repr
+)
 def test_bound_of_gaussian_data(sde: sd.LinearSDE) -> None:
     ends = -sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))
     bound = mean_bound(LAW.model(sde))
-    torch.testing.assert_close(bound, closed_form(*ends, preserving=isinstance(sde, sd.VP)), rtol=1e-7, atol=0)
+    torch.testing.assert_close(
+        bound, closed_form(*ends, preserving=isinstance(sde, sd.VP)), rtol=1e-7, atol=0
+    )
     assert float(bound.detach()) > 0.5 * math.log2(2 * math.pi * math.e * VAR)
 
 
@@ -61,7 +68,9 @@ def bent() -> sd.LearnedVP:
 
 
 def test_the_bound_depends_on_the_ends_alone() -> None:
-    """Kingma et al. 2021, section 5.1: two schedules with the same ends; and its gradient, of the ends and of what is between."""
+    """Kingma et al. 2021, section 5.1: two schedules with the same ends; and its gradient, of the
+    ends and of what is between.
+    """
     straight, curved = sd.LearnedVP(sd.MonotoneSchedule(-8.0, 4.0, width=1)), bent()
     t = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
     assert float((straight.log_snr(t) - curved.log_snr(t)).abs().max().detach()) > 0.5
@@ -73,7 +82,13 @@ def test_the_bound_depends_on_the_ends_alone() -> None:
         torch.testing.assert_close(bound, expected, rtol=1e-7, atol=0)
         schedule = sde.schedule
         names = ["first", "log_length", "offsets", "log_heights"]
-        grads = dict(zip(names, torch.autograd.grad(bound, [getattr(schedule, n) for n in names]), strict=True))
+        grads = dict(
+            zip(
+                names,
+                torch.autograd.grad(bound, [getattr(schedule, n) for n in names]),
+                strict=True,
+            )
+        )
         want = torch.autograd.grad(expected, (first, length))
         torch.testing.assert_close(grads["first"], want[0], rtol=1e-5, atol=1e-9)
         torch.testing.assert_close(grads["log_length"], want[1], rtol=1e-5, atol=1e-9)
@@ -83,31 +98,51 @@ def test_the_bound_depends_on_the_ends_alone() -> None:
 
 @pytest.mark.parametrize("predicts", ["noise", "v", "data"])
 def test_the_gradient_inside_the_schedule_is_that_of_the_square(predicts: str) -> None:
-    """Of the diffusion part; at the ends, of the network and of the value it is the bound's, by one backward pass."""
+    """Of the diffusion part; at the ends, of the network and of the value it is the bound's, by one
+    backward pass.
+    """
     generator = torch.Generator().manual_seed(3)
     net = initialised(lambda: MLP(2, 16, 1), 0).double()
     model = sd.ScoreModel(net, bent(), predicts=predicts, time="log_snr")
     x, noise = (torch.randn(32, 2, generator=generator, dtype=torch.float64) for _ in range(2))
     t = torch.rand(32, generator=generator, dtype=torch.float64)
-    named = dict(model.sde.schedule.named_parameters()) | {f"net.{name}": p for name, p in net.named_parameters()}
+    named = dict(model.sde.schedule.named_parameters()) | {
+        f"net.{name}": p for name, p in net.named_parameters()
+    }
 
     def gradients(loss: Tensor) -> dict[str, Tensor]:
-        return dict(zip(named, torch.autograd.grad(loss, list(named.values()), retain_graph=True, allow_unused=True), strict=True))
+        return dict(
+            zip(
+                named,
+                torch.autograd.grad(
+                    loss, list(named.values()), retain_graph=True, allow_unused=True
+                ),
+                strict=True,
+            )
+        )
 
     plain, calm = sd.VariationalDiffusion(), sd.VariationalDiffusion(inside="variance")
     bound, other = plain(model, x, t=t, noise=noise), calm(model, x, t=t, noise=noise)
     torch.testing.assert_close(other, bound, rtol=1e-11, atol=0)
     square = (plain.diffusion(model, x, t, noise) / (2 * math.log(2))).square()
-    found, of_bound, of_square = gradients(other.mean()), gradients(bound.mean()), gradients(square.mean())
+    found, of_bound, of_square = (
+        gradients(other.mean()),
+        gradients(bound.mean()),
+        gradients(square.mean()),
+    )
     inside = {"log_rates", "offsets", "log_heights"}
     assert inside < set(named)
     for name, value in found.items():
         want = of_square[name] if name in inside else of_bound[name]
         assert (value is None) == (want is None), name
         if want is not None:
-            torch.testing.assert_close(value, want, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(
+                value, want, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
+            )
     with torch.no_grad():
-        torch.testing.assert_close(calm(model, x, t=t, noise=noise), bound.detach(), rtol=1e-11, atol=0)
+        torch.testing.assert_close(
+            calm(model, x, t=t, noise=noise), bound.detach(), rtol=1e-11, atol=0
+        )
 
 
 class ExactNoise(nn.Module):
@@ -118,14 +153,20 @@ class ExactNoise(nn.Module):
         self.gain = 1 / (1 + math.exp(gamma_0))
 
     def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
-        alpha, sigma = (torch.sigmoid(sign * log_snr[:, None]).div(self.gain).sqrt() for sign in (1, -1))
+        alpha, sigma = (
+            torch.sigmoid(sign * log_snr[:, None]).div(self.gain).sqrt() for sign in (1, -1)
+        )
         return sigma * (x - alpha * MEAN) / (alpha**2 * VAR + sigma**2)
 
 
 def test_a_schedule_trained_for_it_makes_the_bound_vary_less() -> None:
-    """The diffusion part is m(t) chi^2 here: that of constant m has the least spread, sqrt(2) times the mean."""
+    """The diffusion part is m(t) chi^2 here: that of constant m has the least spread, sqrt(2) times
+    the mean.
+    """
     schedule = sd.MonotoneSchedule(-8.0, 4.0, width=16)
-    model = sd.ScoreModel(ExactNoise(-8.0), sd.LearnedVP(schedule), predicts="noise", time="log_snr")
+    model = sd.ScoreModel(
+        ExactNoise(-8.0), sd.LearnedVP(schedule), predicts="noise", time="log_snr"
+    )
     loss = sd.VariationalDiffusion(inside="variance")
 
     def spread() -> tuple[float, float]:
@@ -133,12 +174,16 @@ def test_a_schedule_trained_for_it_makes_the_bound_vary_less() -> None:
         x = MEAN + VAR**0.5 * torch.randn(20_000, 1, generator=generator, dtype=torch.float64)
         t = torch.rand(20_000, generator=generator, dtype=torch.float64)
         with torch.no_grad():
-            values = loss.diffusion(model, x, t, torch.randn(x.shape, generator=generator, dtype=torch.float64))
+            values = loss.diffusion(
+                model, x, t, torch.randn(x.shape, generator=generator, dtype=torch.float64)
+            )
         return float(values.mean()), float(values.std())
 
     mean, std = spread()
     generator = torch.Generator().manual_seed(2)
-    optimizer = torch.optim.Adam([schedule.offsets, schedule.log_heights, schedule.log_rates], lr=0.03)
+    optimizer = torch.optim.Adam(
+        [schedule.offsets, schedule.log_heights, schedule.log_rates], lr=0.03
+    )
     for _ in range(400):
         x = MEAN + VAR**0.5 * torch.randn(256, 1, generator=generator, dtype=torch.float64)
         optimizer.zero_grad()
@@ -178,10 +223,18 @@ def test_fit_trains_the_schedule_and_load_restores_it(tmp_path) -> None:
         for stop in steps:
             sde = sd.LearnedVP(sd.MonotoneSchedule(-6.0, 1.0, width=4))
             model = sd.ScoreModel(initialised(lambda: MLP(2, 16, 1), 0), sde, time="log_snr")
-            options = {"loss": sd.VariationalDiffusion(), "lr": 1e-2, "warmup": 0, "device": "cpu", "resume": stop != steps[0]}
+            options = {
+                "loss": sd.VariationalDiffusion(),
+                "lr": 1e-2,
+                "warmup": 0,
+                "device": "cpu",
+                "resume": stop != steps[0],
+            }
             if stop != steps[-1]:
                 with pytest.raises(KeyboardInterrupt):
-                    sd.fit(model, data, out=tmp_path / out, steps=40, callback=_interrupt, **options)
+                    sd.fit(
+                        model, data, out=tmp_path / out, steps=40, callback=_interrupt, **options
+                    )
             else:
                 sd.fit(model, data, out=tmp_path / out, steps=40, **options)
         return model
@@ -214,18 +267,28 @@ class Wave(nn.Module):
     ("call", "error", "message"),
     [
         (lambda: sd.LearnedVP(Wave()), ValueError, r"must rise with t, and does not at t = 0\.26"),
-        (lambda: sd.LearnedVP(nn.Identity()).check_time(torch.tensor(2.0)), ValueError, "usable range"),
+        (
+            lambda: sd.LearnedVP(nn.Identity()).check_time(torch.tensor(2.0)),
+            ValueError,
+            "usable range",
+        ),
         (lambda: sd.LearnedVP(3.0), TypeError, r"a module gamma\(t\)"),
         (lambda: sd.LearnedVP(nn.Unflatten(0, (257, 1))), ValueError, "shaped as t"),
         (lambda: sd.MonotoneSchedule(2.0, 1.0), ValueError, "rises from first to last"),
         (lambda: sd.VariationalDiffusion(inside="mean"), ValueError, "inside must be"),
         (
-            lambda: sd.VariationalDiffusion(inside="variance")(LAW.model(sd.VP()), torch.zeros(2, 1)),
+            lambda: sd.VariationalDiffusion(inside="variance")(
+                LAW.model(sd.VP()), torch.zeros(2, 1)
+            ),
             ValueError,
             "module `schedule` that gives",
         ),
         (lambda: sd.MonotoneSchedule(width=0), ValueError, "width must be"),
-        (lambda: sd.VariationalDiffusion()(LAW.model(sd.VP()), torch.zeros(2, 1).int()), TypeError, r"use x.float\(\)"),
+        (
+            lambda: sd.VariationalDiffusion()(LAW.model(sd.VP()), torch.zeros(2, 1).int()),
+            TypeError,
+            r"use x.float\(\)",
+        ),
         (
             lambda: sd.VariationalDiffusion(sd.Bins())(LAW.model(sd.VP()), torch.full((2, 1), 3.0)),
             ValueError,

@@ -1,7 +1,7 @@
 """A solve with fixed steps never makes the host wait for the device, but for one look at the end.
 
-Meta tensors play the device here: they have no data, so whatever looks at some is either noticed or raises. Where there is a GPU,
-torch's own watch is asked too.
+Meta tensors play the device here: they have no data, so whatever looks at some is either noticed or
+raises. Where there is a GPU, torch's own watch is asked too.
 """
 
 from __future__ import annotations
@@ -22,19 +22,29 @@ from sdediff.solvers import Options, integrate
 from sdediff.solvers.arithmetic import Like
 from sdediff.solvers.integrate import _drive
 
-FIXED = [pytest.param(method, id=repr(method.solver)) for method in METHODS if not method.solver.adaptive]
+FIXED = [
+    pytest.param(method, id=repr(method.solver)) for method in METHODS if not method.solver.adaptive
+]
 LOOK, FETCH, SEND = "looks at a number", "fetches a tensor", "sends a tensor and waits"
 aten = torch.ops.aten
 
 
 class Watch(TorchDispatchMode):
-    """Notes in ``waits`` what would make the host wait for the meta device, and answers that everything is 1."""
+    """Notes in ``waits`` what would make the host wait for the meta device, and answers that
+    everything is 1.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: list[str] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
         source = tensors[0].device.type if tensors else "cpu"
@@ -82,7 +92,11 @@ class Drawn:
 def task(method: Method) -> tuple[sd.ScoreModel, Tensor]:
     model = sd.ScoreModel(lambda x, t: x * t[:, None], sde_of(method.solver), predicts="noise")
     steps = max(6, AT_LEAST.get(method.solver, 1))
-    times = method.solver.times if method.solver.times is not None else torch.linspace(0.9, 0.01, steps + 1, dtype=torch.float64)
+    times = (
+        method.solver.times
+        if method.solver.times is not None
+        else torch.linspace(0.9, 0.01, steps + 1, dtype=torch.float64)
+    )
     return model, times
 
 
@@ -92,7 +106,9 @@ def test_steps_never_wait(method: Method) -> None:
     model, times = task(method)
     x, seen = torch.ones(3, 2, device="meta"), []
     problem = Reverse(model, 3, 1.0 if method.solver.diffuses else 0.0, like=Like.of(x))
-    options = Options(trajectory=True, callback=lambda snapshot: seen.append(len(watch.waits)), max_nfe=10_000)
+    options = Options(
+        trajectory=True, callback=lambda snapshot: seen.append(len(watch.waits)), max_nfe=10_000
+    )
     with Watch() as watch:
         out = integrate(problem, method.solver, x, times, Drawn((3, 2), "meta"), options)
     assert out.success
@@ -113,7 +129,8 @@ def test_white_noise_is_sent_a_block_at_a_time() -> None:
     with Watch() as watch:
         for step in range(2 * noise.length):
             noise.at(step).pair(torch.tensor(0.5), torch.tensor(0.25))
-    assert watch.waits == [SEND] * 4  # two blocks, two numbers k; from pinned memory and without waiting where the device is a GPU
+    # two blocks, two numbers k; from pinned memory and without waiting where the device is a GPU
+    assert watch.waits == [SEND] * 4
 
 
 @pytest.mark.parametrize(
@@ -149,7 +166,9 @@ def test_the_watch_sees(act: Callable[[Tensor], Any]) -> None:
     assert watch.waits
 
 
-@pytest.mark.parametrize("act", [lambda x: x * 2, lambda x: torch.tensor(2.0) * x, lambda x: x.add_(x, alpha=0.5)])
+@pytest.mark.parametrize(
+    "act", [lambda x: x * 2, lambda x: torch.tensor(2.0) * x, lambda x: x.add_(x, alpha=0.5)]
+)
 def test_the_watch_lets_pass(act: Callable[[Tensor], Any]) -> None:
     with Watch() as watch:
         act(torch.ones(3, 2, device="meta"))
@@ -173,7 +192,9 @@ def test_steps_never_wait_for_a_gpu(method: Method, along: bool) -> None:
     try:
         torch.cuda.set_sync_debug_mode("error")
         with torch.no_grad():
-            run = _drive(problem, method.solver, x, times, noise, Options(trajectory=True), watch=False)
+            run = _drive(
+                problem, method.solver, x, times, noise, Options(trajectory=True), watch=False
+            )
     finally:
         torch.cuda.set_sync_debug_mode(before)
     assert bool(torch.isfinite(run.x).all())

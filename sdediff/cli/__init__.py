@@ -21,7 +21,15 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         with _short_warnings():
             app(arguments)
-    except (ValueError, TypeError, OSError, ImportError, ArithmeticError, RuntimeError, MemoryError) as error:
+    except (
+        ValueError,
+        TypeError,
+        OSError,
+        ImportError,
+        ArithmeticError,
+        RuntimeError,
+        MemoryError,
+    ) as error:
         if os.environ.get("SDEDIFF_TRACEBACK"):
             raise
         given = sys.argv[1:] if arguments is None else arguments
@@ -32,7 +40,9 @@ def main(arguments: list[str] | None = None) -> None:
 def _short_warnings() -> Iterator[None]:
     """Warnings as one line, without the place in the library that gave them."""
     before = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
+    warnings.formatwarning = lambda message, *_, **__: (
+        f"warning: {' '.join(str(message).split())}\n"
+    )
     try:
         yield
     finally:

@@ -13,17 +13,22 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
-    help="Diffusion models as stochastic differential equations: train a score model, sample it by any solver.",
+    help="Diffusion models as stochastic differential equations: train a score model, sample it by "
+    "any solver.",
 )
 
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the fastest there is by default")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the fastest there is by default")
+]
 Seed = Annotated[int, typer.Option(help="makes the result reproducible", min=0)]
 Quiet = Annotated[bool, typer.Option("--quiet", help="print nothing but errors and warnings")]
 
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Say where a command was stopped, by Ctrl-C or another signal; the exit code is 128 and the signal's number."""
+    """Say where a command was stopped, by Ctrl-C or another signal; the exit code is 128 and the
+    signal's number.
+    """
     from sdediff.training import Interrupted
 
     try:
@@ -40,28 +45,47 @@ def _interruptible() -> Iterator[None]:
 def train(
     out: Annotated[str, typer.Option(help="run folder to write")],
     sde: Annotated[str, typer.Option(help="vp, ve, subvp, cosine or rectified-flow")] = "vp",
-    data: Annotated[str, typer.Option(help="digits, mnist, a folder of images, or an .npy or .npz array")] = "digits",
+    data: Annotated[
+        str, typer.Option(help="digits, mnist, a folder of images, or an .npy or .npz array")
+    ] = "digits",
     steps: Annotated[int, typer.Option(help="training steps", min=1)] = 10_000,
     checkpoint_every: Annotated[int, typer.Option(help="steps between checkpoints", min=1)] = 1000,
     resume: Annotated[
-        bool, typer.Option("--resume", help="go on from the run folder's last checkpoint; start if there is no run yet")
+        bool,
+        typer.Option(
+            "--resume",
+            help="go on from the run folder's last checkpoint; start if there is no run yet",
+        ),
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="replace a run that is there, when the first checkpoint is complete")
+        bool,
+        typer.Option(
+            "--overwrite", help="replace a run that is there, when the first checkpoint is complete"
+        ),
     ] = False,
     batch_size: Annotated[int, typer.Option(help="samples a step", min=1)] = 128,
     lr: Annotated[float, typer.Option(help="learning rate at its peak")] = 1e-3,
     weighting: Annotated[str, typer.Option(help="of the loss: edm, sigma2 or likelihood")] = "edm",
-    times: Annotated[str, typer.Option(help="density of the times trained on: logit-normal or uniform")] = "logit-normal",
-    image_size: Annotated[int | None, typer.Option(help="side to which images of a folder are resized", min=1)] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="take an array of floats of any range and standardise it")] = False,
-    ignore_labels: Annotated[bool, typer.Option("--ignore-labels", help="train on the data of an .npz alone")] = False,
+    times: Annotated[
+        str, typer.Option(help="density of the times trained on: logit-normal or uniform")
+    ] = "logit-normal",
+    image_size: Annotated[
+        int | None, typer.Option(help="side to which images of a folder are resized", min=1)
+    ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="take an array of floats of any range and standardise it")
+    ] = False,
+    ignore_labels: Annotated[
+        bool, typer.Option("--ignore-labels", help="train on the data of an .npz alone")
+    ] = False,
     mixed_precision: Annotated[str | None, typer.Option(help="bf16 or fp16")] = None,
     seed: Seed = 0,
     device: Device = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train a score model on data and write a run folder. Ctrl-C, SIGTERM and SIGHUP leave a checkpoint."""
+    """Train a score model on data and write a run folder. Ctrl-C, SIGTERM and SIGHUP leave a
+    checkpoint.
+    """
     from sdediff.cli.train import run
     from sdediff.run_folder import check_out
 
@@ -94,25 +118,43 @@ def sample(
     out: Annotated[str, typer.Option(help="file to write: .png (a grid of images), .npy or .npz")],
     solver: Annotated[
         str | None,
-        typer.Option(help="one of the names in the README's table of solvers; by default the library's for --steps, else ode"),
+        typer.Option(
+            help="one of the names in the README's table of solvers; by default the library's for "
+            "--steps, else ode"
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="steps of a fixed-step solver", min=1)] = None,
     count: Annotated[int, typer.Option(help="how many samples", min=1)] = 64,
     batch_size: Annotated[
-        int | None, typer.Option(help="samples solved at a time; by default 64, or as many as have 131,072 values", min=1)
+        int | None,
+        typer.Option(
+            help="samples solved at a time; by default 64, or as many as have 131,072 values", min=1
+        ),
     ] = None,
-    rtol: Annotated[float | None, typer.Option(help="relative tolerance of an adaptive solver; 1e-4, adaptive-sde 0.05")] = None,
+    rtol: Annotated[
+        float | None,
+        typer.Option(help="relative tolerance of an adaptive solver; 1e-4, adaptive-sde 0.05"),
+    ] = None,
     atol: Annotated[
-        float | None, typer.Option(help="absolute tolerance of an adaptive solver; as rtol, times the data's standard deviation")
+        float | None,
+        typer.Option(
+            help="absolute tolerance of an adaptive solver; as rtol, times the data's standard "
+            "deviation"
+        ),
     ] = None,
     max_nfe: Annotated[
-        int | None, typer.Option(help="evaluations of the network a sample at most; 50,000 for an adaptive solver", min=1)
+        int | None,
+        typer.Option(
+            help="evaluations of the network a sample at most; 50,000 for an adaptive solver", min=1
+        ),
     ] = None,
     seed: Seed = 0,
     device: Device = None,
     quiet: Quiet = False,
 ) -> None:
-    """Draw samples from a run folder's model. Ctrl-C, SIGTERM and SIGHUP leave the batches that are complete."""
+    """Draw samples from a run folder's model. Ctrl-C, SIGTERM and SIGHUP leave the batches that are
+    complete.
+    """
     from sdediff.cli.sample import run as draw
     from sdediff.run_folder import check_out
 
@@ -138,7 +180,9 @@ def sample(
 @app.command()
 def demo(
     out: Annotated[str, typer.Option(help="folder to write")] = "runs/demo",
-    steps: Annotated[int | None, typer.Option(help="training steps, fewer for a quick look", min=1)] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="training steps, fewer for a quick look", min=1)
+    ] = None,
     count: Annotated[int, typer.Option(help="samples a solver", min=8)] = 512,
     seed: Seed = 0,
     device: Device = None,
@@ -149,18 +193,31 @@ def demo(
     from sdediff.run_folder import check_out
 
     with _interruptible():
-        run(out=check_out(out, "--out"), steps=steps, count=count, seed=seed, device=device, quiet=quiet)
+        run(
+            out=check_out(out, "--out"),
+            steps=steps,
+            count=count,
+            seed=seed,
+            device=device,
+            quiet=quiet,
+        )
 
 
 @app.command()
 def check(
     target: Annotated[
-        str, typer.Argument(help="FILE.py:Name of an SDE or a solver, a class of one or a function that makes one; or vp, ve, ...")
+        str,
+        typer.Argument(
+            help="FILE.py:Name of an SDE or a solver, a class of one or a function that makes "
+            "one; or "
+            "vp, ve, ..."
+        ),
     ],
     quiet: Quiet = False,
 ) -> None:
-    """Check an SDE, every identity and then the equivalences of solvers under it, or a solver, every contract: the largest
-    deviation and where; exit code 1 if one fails."""
+    """Check an SDE, every identity and then the equivalences of solvers under it, or a solver,
+    every contract: the largest deviation and where; exit code 1 if one fails.
+    """
     from sdediff.cli.check import run
 
     if not run(target, quiet=quiet):

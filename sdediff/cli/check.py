@@ -1,4 +1,6 @@
-"""``sdediff check``: an SDE goes through `check_sde` and `check_equivalences`, a solver through `check_solver`."""
+"""``sdediff check``: an SDE goes through `check_sde` and `check_equivalences`, a solver through
+`check_solver`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,14 @@ from sdediff.cli.names import SDES, make_sde
 from sdediff.sde import SDE
 from sdediff.solvers import Solver
 from sdediff.solvers.given import nearest
-from sdediff.testing import EquivalenceError, SDEError, SolverError, check_equivalences, check_sde, check_solver
+from sdediff.testing import (
+    EquivalenceError,
+    SDEError,
+    SolverError,
+    check_equivalences,
+    check_sde,
+    check_solver,
+)
 
 __all__ = ["load", "run"]
 
@@ -21,7 +30,8 @@ __all__ = ["load", "run"]
 def run(target: str, *, quiet: bool) -> bool:
     """Print the tables, and what fails on stderr; whether all holds.
 
-    The equivalences are left out where the SDE is not consistent: they would say the same, less clearly.
+    The equivalences are left out where the SDE is not consistent: they would say the same, less
+    clearly.
     """
     value = load(target)
     try:
@@ -39,23 +49,37 @@ def run(target: str, *, quiet: bool) -> bool:
 
 
 def load(target: str) -> SDE | Solver:
-    """What is called that: FILE.py:Name, an instance, a class or a function that takes no arguments; or a built-in SDE."""
+    """What is called that: FILE.py:Name, an instance, a class or a function that takes no
+    arguments; or a built-in SDE.
+    """
     file, colon, name = target.rpartition(":")
     if not colon:
         if target.endswith(".py"):
-            raise ValueError(f"{target} lacks the name of the SDE or solver in it: write {target}:Name")
+            raise ValueError(
+                f"{target} lacks the name of the SDE or solver in it: write {target}:Name"
+            )
         if target.lower() not in SDES:
             ours = f"one of {', '.join(SDES)}"
-            raise ValueError(f"no SDE is called {target!r}{nearest(target, SDES)}: write FILE.py:Name for your own, or {ours}")
+            raise ValueError(
+                f"no SDE is called {target!r}{nearest(target, SDES)}: write FILE.py:Name for "
+                f"your own, or {ours}"
+            )
         return make_sde(target)
     path = Path(file)
     if not name.isidentifier():
-        raise ValueError(f"{target!r}: after the colon stands the name of an SDE or a solver in {file}, got {name!r}")
+        raise ValueError(
+            f"{target!r}: after the colon stands the name of an SDE or a solver in {file}, got "
+            f"{name!r}"
+        )
     if path.suffix != ".py" or not path.is_file():
         raise ValueError(f"no Python file {file!r}: write FILE.py:Name")
     module = _load(path)
     if not hasattr(module, name):
-        known = [key for key, value in vars(module).items() if not key.startswith("_") and _theirs(value, module)]
+        known = [
+            key
+            for key, value in vars(module).items()
+            if not key.startswith("_") and _theirs(value, module)
+        ]
         there = f"; it has {', '.join(known)}" if known else "; it defines no SDE and no solver"
         raise ValueError(f"{file} has no {name!r}{nearest(name, known)}{there}")
     return _make(getattr(module, name), name, file)
@@ -63,7 +87,9 @@ def load(target: str) -> SDE | Solver:
 
 def _theirs(value: object, module: ModuleType) -> bool:
     """Whether it can be checked, and is not only imported there."""
-    return isinstance(value, SDE | Solver) or (_is_class(value) and getattr(value, "__module__", "") == module.__name__)
+    return isinstance(value, SDE | Solver) or (
+        _is_class(value) and getattr(value, "__module__", "") == module.__name__
+    )
 
 
 def _is_class(value: object) -> bool:
@@ -75,12 +101,16 @@ def _make(value: object, name: str, file: str) -> SDE | Solver:
         return value
     if not callable(value) or (isinstance(value, type) and not _is_class(value)):
         raise TypeError(
-            f"{name} in {file} must be an SDE or a solver, a class of one or a function that returns one; got {value!r}"
+            f"{name} in {file} must be an SDE or a solver, a class of one or a function that "
+            f"returns one; got {value!r}"
         )
     try:
         made = value()
     except TypeError as error:
-        hint = f"if it needs arguments, make an instance in the file, mine = {name}(...), and check {file}:mine"
+        hint = (
+            f"if it needs arguments, make an instance in the file, mine = {name}(...), and check "
+            f"{file}:mine"
+        )
         raise TypeError(f"{name}() failed: {error}; {hint}") from error
     if not isinstance(made, SDE | Solver):
         raise TypeError(f"{name}() in {file} must return an SDE or a solver, got {made!r}")
@@ -98,7 +128,9 @@ def _load(path: Path) -> ModuleType:
             spec.loader.exec_module(module)
         except Exception as error:
             line = f" (line {error.lineno})" if isinstance(error, SyntaxError) else ""
-            raise ValueError(f"{path} does not load: {type(error).__name__}: {error}{line}") from error
+            raise ValueError(
+                f"{path} does not load: {type(error).__name__}: {error}{line}"
+            ) from error
     return module
 
 

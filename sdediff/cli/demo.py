@@ -26,7 +26,15 @@ from sdediff.protocols import Model
 from sdediff.run_folder import CONFIG, TRAINING, WEIGHTS, check_ours
 from sdediff.sampling import sample
 from sdediff.sde import VP
-from sdediff.solvers import RK45, AdaptiveSDE, EulerMaruyama, Langevin, PredictorCorrector, ReverseDiffusion, Solver
+from sdediff.solvers import (
+    RK45,
+    AdaptiveSDE,
+    EulerMaruyama,
+    Langevin,
+    PredictorCorrector,
+    ReverseDiffusion,
+    Solver,
+)
 from sdediff.training import fit
 
 __all__ = ["run"]
@@ -64,26 +72,44 @@ def families(sde: VP) -> list[Family]:
     """The five families. Fixed steps are finer near the data, where the digits take shape."""
     pair = PredictorCorrector(ReverseDiffusion(), Langevin())
     return [
-        Family("euler-maruyama", "reverse SDE, Euler-Maruyama", EulerMaruyama(), {"steps": 80, "grid": "quadratic"}),
+        Family(
+            "euler-maruyama",
+            "reverse SDE, Euler-Maruyama",
+            EulerMaruyama(),
+            {"steps": 80, "grid": "quadratic"},
+        ),
         Family("adaptive-sde", "reverse SDE, a step size a sample", AdaptiveSDE(), {}),
-        Family("predictor-corrector", "predictor-corrector, Langevin", pair, {"steps": 50, "grid": "quadratic"}),
+        Family(
+            "predictor-corrector",
+            "predictor-corrector, Langevin",
+            pair,
+            {"steps": 50, "grid": "quadratic"},
+        ),
         Family("ode", "probability-flow ODE, RK45", _ODE, {}),
         Family("ddpm", "DDPM, ancestral steps", DDPM.from_sde(sde, 80), {}),
     ]
 
 
-def run(*, out: Path, steps: int | None, count: int, seed: int, device: str | None, quiet: bool) -> None:
+def run(
+    *, out: Path, steps: int | None, count: int, seed: int, device: str | None, quiet: bool
+) -> None:
     """Train, sample, judge and write ``out``."""
     _check_free(out)
     place = check_device(device)
     began = time.perf_counter()
     train, held_out = split(load_data("digits"), _HELD_OUT)
     judge = Judge.fit(train, held_out)
-    # Frechet distances are biased by the number of samples: the real ones are compared in the same number.
+    # Frechet distances are biased by the number of samples: the real ones are compared in the same
+    # number.
     real = replace(judge.reference, frechet=judge.floor(min(count, len(train.x))))
     known = f"the classifier is sure of {real.recognised:.3f} of them"
     _say(quiet, f"{len(train.x)} digits to train on, {len(held_out.x)} held out; {known}")
-    model = ScoreModel(initialised(lambda: UNet(widths=_WIDTHS), seed), VP(), "edm", sigma_data=round(float(train.x.std()), 3))
+    model = ScoreModel(
+        initialised(lambda: UNet(widths=_WIDTHS), seed),
+        VP(),
+        "edm",
+        sigma_data=round(float(train.x.std()), 3),
+    )
     fit(
         model,
         train.x,
@@ -101,26 +127,39 @@ def run(*, out: Path, steps: int | None, count: int, seed: int, device: str | No
     )
     trained = load(out, device=place)
     rows = [_family(trained, family, count, seed, out, judge, quiet) for family in families(VP())]
-    # The same seeds give the same samples: the first rows of the ODE's, stopped at the times of the figure.
+    # The same seeds give the same samples: the first rows of the ODE's, stopped at the times of the
+    # figure.
     few = sample(trained, (6, 1, 8, 8), solver=_ODE, grid=_TIMES, seed=seed, trajectory=True)
     if few.trajectory is not None:
         save_png(reverse_process(few.trajectory.cpu(), _TIMES), out / "process.png")
     save_png(image_grid(held_out.x[: min(count, 100)]), out / "real.png")
     _report(rows, real, out, quiet)
-    _say(quiet, f"wrote {out} in {time.perf_counter() - began:.0f} s: a grid of samples for each solver, process.png, results.json")
+    _say(
+        quiet,
+        f"wrote {out} in {time.perf_counter() - began:.0f} s: a grid of samples for each solver, "
+        "process.png, results.json",
+    )
 
 
 def _check_free(out: Path) -> None:
     """Refuse a folder in which something else than an earlier demo would be overwritten."""
-    names = [f"{family.name}.png" for family in families(VP())] + ["process.png", "real.png", *_TABLES]
+    names = [f"{family.name}.png" for family in families(VP())] + [
+        "process.png",
+        "real.png",
+        *_TABLES,
+    ]
     if not check_ours(out, [CONFIG, WEIGHTS, TRAINING, *names]):
         return
     # A demo of format 1 is known by its tables.
-    if not read_config(out)["data"].get("demo") and not all((out / name).is_file() for name in _TABLES):
+    if not read_config(out)["data"].get("demo") and not all(
+        (out / name).is_file() for name in _TABLES
+    ):
         raise ValueError(f"{out} holds a run that is no demo: choose another folder by --out")
 
 
-def _family(model: Model, family: Family, count: int, seed: int, out: Path, judge: Judge, quiet: bool) -> Row:
+def _family(
+    model: Model, family: Family, count: int, seed: int, out: Path, judge: Judge, quiet: bool
+) -> Row:
     began = time.perf_counter()
     with progress_bar(family.title, total=1.0, show=not quiet) as bar:
         solution = sample(
@@ -128,21 +167,32 @@ def _family(model: Model, family: Family, count: int, seed: int, out: Path, judg
             (count, 1, 8, 8),
             solver=family.solver,
             seed=seed,
-            callback=lambda snapshot: bar.update(snapshot.done, f"evaluations {int(snapshot.nfe.max())}"),
+            callback=lambda snapshot: bar.update(
+                snapshot.done, f"evaluations {int(snapshot.nfe.max())}"
+            ),
             **family.arguments,
         )
     seconds = time.perf_counter() - began
     save_png(image_grid(solution.x[:100].cpu()), out / f"{family.name}.png")
-    return Row(family.name, family.title, float(solution.nfe.double().mean()), seconds, judge.score(solution.x.cpu()))
+    return Row(
+        family.name,
+        family.title,
+        float(solution.nfe.double().mean()),
+        seconds,
+        judge.score(solution.x.cpu()),
+    )
 
 
 def _report(rows: Sequence[Row], real: Quality, out: Path, quiet: bool) -> None:
     content = {"held_out": asdict(real), "solvers": [asdict(row) for row in rows]}
     write_atomically(out / "results.json", (json.dumps(content, indent=2) + "\n").encode())
-    head = f"{'solver':<32}{'NFE':>7}{'seconds':>9}{'recognised':>12}{'of real':>9}{'entropy':>9}{'Frechet':>9}{'rarest class':>14}"
+    head = f"{'solver':<32}{'NFE':>7}{'seconds':>9}{'recognised':>12}{'of real':>9}"
+    head += f"{'entropy':>9}{'Frechet':>9}{'rarest class':>14}"
     lines = [head, "-" * len(head)]
     for row in rows:
-        lines.append(f"{row.title:<32}{row.nfe:>7.1f}{row.seconds:>9.1f}{_columns(row.quality, real)}")
+        lines.append(
+            f"{row.title:<32}{row.nfe:>7.1f}{row.seconds:>9.1f}{_columns(row.quality, real)}"
+        )
     lines.append(f"{'real digits, held out':<48}{_columns(real, real)}")
     write_atomically(out / "table.txt", ("\n".join(lines) + "\n").encode())
     if not quiet:
@@ -151,7 +201,9 @@ def _report(rows: Sequence[Row], real: Quality, out: Path, quiet: bool) -> None:
 
 def _columns(q: Quality, real: Quality) -> str:
     ratio = q.recognised / max(real.recognised, 1e-9)
-    return f"{q.recognised:>12.3f}{ratio:>9.2f}{q.entropy:>9.3f}{q.frechet:>9.2f}{min(q.counts):>14d}"
+    return (
+        f"{q.recognised:>12.3f}{ratio:>9.2f}{q.entropy:>9.3f}{q.frechet:>9.2f}{min(q.counts):>14d}"
+    )
 
 
 def _say(quiet: bool, text: str) -> None:

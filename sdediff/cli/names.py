@@ -49,7 +49,15 @@ from sdediff.solvers import (
 )
 from sdediff.solvers.given import nearest
 
-__all__ = ["SDES", "SOLVERS", "Request", "check_device", "check_tolerances", "make_sde", "make_solver"]
+__all__ = [
+    "SDES",
+    "SOLVERS",
+    "Request",
+    "check_device",
+    "check_tolerances",
+    "make_sde",
+    "make_solver",
+]
 
 SDES: Final[dict[str, Callable[[], LinearSDE]]] = {
     "vp": VP,
@@ -70,7 +78,9 @@ class Request(NamedTuple):
     data_std: float = 1.0
 
     def tolerances(self, default: float = 1e-4) -> tuple[float, float]:
-        """rtol and atol: as they are given, or by default the same for data of standard deviation 1."""
+        """rtol and atol: as they are given, or by default the same for data of standard deviation
+        1.
+        """
         atol = default * self.data_std if self.atol is None else self.atol
         return default if self.rtol is None else self.rtol, atol
 
@@ -119,7 +129,9 @@ SOLVERS: Final[dict[str, Callable[[Request], Solver]]] = {
 def _choose(kind: str, name: str, known: dict[str, Callable[..., object]]) -> str:
     key = name.lower().replace("_", "-")
     if key not in known:
-        raise ValueError(f"no {kind} is called {name!r}{nearest(key, known)}; known: {', '.join(known)}")
+        raise ValueError(
+            f"no {kind} is called {name!r}{nearest(key, known)}; known: {', '.join(known)}"
+        )
     return key
 
 
@@ -129,14 +141,21 @@ def make_sde(name: str) -> LinearSDE:
 
 
 def make_solver(
-    name: str, sde: LinearSDE, steps: int | None, rtol: float | None, atol: float | None, data_std: float = 1.0
+    name: str,
+    sde: LinearSDE,
+    steps: int | None,
+    rtol: float | None,
+    atol: float | None,
+    data_std: float = 1.0,
 ) -> tuple[Solver, int | None]:
     """The solver of that name, and the steps to hand to `sample` with it."""
     make = SOLVERS[_choose("solver", name, dict(SOLVERS))]
     solver = make(Request(sde, steps or 100, rtol, atol, data_std))
     if solver.adaptive:
         if steps is not None:
-            raise ValueError(f"solver {name!r} chooses its own steps: drop --steps, set --rtol and --atol")
+            raise ValueError(
+                f"solver {name!r} chooses its own steps: drop --steps, set --rtol and --atol"
+            )
         return solver, None
     check_tolerances(f"solver {name!r} takes", rtol, atol)
     return solver, None if solver.times is not None else steps or 100
@@ -146,7 +165,8 @@ def check_tolerances(who: str, rtol: float | None, atol: float | None) -> None:
     """Refuse tolerances beside fixed steps."""
     if rtol is not None or atol is not None:
         raise ValueError(
-            f"{who} fixed steps, and --rtol and --atol are for solvers that choose their own: drop them, "
+            f"{who} fixed steps, and --rtol and --atol are for solvers that choose their own: "
+            "drop them, "
             "or take --solver ode or adaptive-sde without --steps"
         )
 

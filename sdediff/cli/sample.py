@@ -53,7 +53,8 @@ def run(
 ) -> int:
     """Draw samples and write them; the exit code.
 
-    Samples that are complete when a signal comes, or when others fail, are written: the first so many of the set.
+    Samples that are complete when a signal comes, or when others fail, are written: the first so
+    many of the set.
     """
     config = read_config(folder)
     event, image = _event(folder, config), bool(config["data"].get("image", False))
@@ -83,7 +84,11 @@ def run(
     if not quiet:
         nfe, seconds = solution.nfe.double(), time.perf_counter() - began
         by = method or "the default solver"
-        print(f"{count} samples by {by} in {seconds:.1f} s, {nfe.mean():.1f} evaluations each; wrote {out}", file=sys.stderr)
+        print(
+            f"{count} samples by {by} in {seconds:.1f} s, {nfe.mean():.1f} evaluations each; "
+            f"wrote {out}",
+            file=sys.stderr,
+        )
     return 0
 
 
@@ -141,18 +146,25 @@ def _partial(parts: list[Solution], out: Path, count: int, why: str, code: int) 
 def _complete(solution: Solution) -> Solution:
     """The samples that did not fail."""
     good = torch.nonzero(solution.status == 0).flatten()
-    counts = {name: getattr(solution, name)[good] for name in ("nfe", "accepted", "rejected", "status")}
+    counts = {
+        name: getattr(solution, name)[good] for name in ("nfe", "accepted", "rejected", "status")
+    }
     kept = None if solution.seeds is None else tuple(solution.seeds[i] for i in good.tolist())
-    return replace(solution, x=solution.x[good.to(solution.x.device)], seeds=kept, failures=(), **counts)
+    return replace(
+        solution, x=solution.x[good.to(solution.x.device)], seeds=kept, failures=(), **counts
+    )
 
 
 def _event(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
     """The shape of a sample."""
     event = config["data"].get("event")
     sizes = event if isinstance(event, list) else []
-    if not sizes or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes):
+    if not sizes or not all(
+        isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes
+    ):
         raise ValueError(
-            f"{folder / CONFIG} is damaged: data event is {json.dumps(event)}, where the shape of a sample is expected, "
+            f"{folder / CONFIG} is damaged: data event is {json.dumps(event)}, where the shape "
+            "of a sample is expected, "
             "[2] or [1, 28, 28] say; train again or restore the file"
         )
     return tuple(sizes)
@@ -166,7 +178,8 @@ def _check_memory(count: int, event: tuple[int, ...]) -> None:
     need = count * (8 * math.prod(event) + 200)  # float32 and a copy; seeds and counts
     if need > memory:
         raise ValueError(
-            f"{count} samples of shape {event} take {need / 1e9:.3g} GB, and this machine has {memory / 1e9:.3g}: "
+            f"{count} samples of shape {event} take {need / 1e9:.3g} GB, and this machine has "
+            f"{memory / 1e9:.3g}: "
             "lower --count, and draw the rest with another --seed into another file"
         )
 
@@ -175,7 +188,10 @@ def _check_out(out: Path, image: bool) -> None:
     """Refuse a path that cannot be written before any work is done."""
     suffixes = [".png", ".npy", ".npz"] if image else [".npy", ".npz"]
     if out.suffix not in suffixes:
-        raise ValueError(f"--out {out} must end in {' or '.join(suffixes)}" + ("" if image else " (the data are no images)"))
+        raise ValueError(
+            f"--out {out} must end in {' or '.join(suffixes)}"
+            + ("" if image else " (the data are no images)")
+        )
     if not out.parent.is_dir():
         raise FileNotFoundError(f"--out {out}: there is no folder {out.parent}; make it first")
     if out.is_dir():
@@ -183,7 +199,9 @@ def _check_out(out: Path, image: bool) -> None:
     try:
         tempfile.TemporaryFile(dir=out.parent).close()
     except OSError as error:
-        raise OSError(f"--out {out}: cannot write to {out.parent} ({error.strerror}); choose another place") from error
+        raise OSError(
+            f"--out {out}: cannot write to {out.parent} ({error.strerror}); choose another place"
+        ) from error
 
 
 def _write(out: Path, solution: Solution) -> None:

@@ -47,7 +47,9 @@ def run(
 ) -> None:
     """Train and write the run folder."""
     if resume and overwrite:
-        raise ValueError(f"--resume goes on with the run in {out} and --overwrite starts anew: pass one of them")
+        raise ValueError(
+            f"--resume goes on with the run in {out} and --overwrite starts anew: pass one of them"
+        )
     is_run = check_ours(out)
     if resume and not is_run and not quiet:
         print(f"there is no run in {out} yet: starting one", file=sys.stderr)
@@ -57,11 +59,14 @@ def run(
     dataset = load_data(data, image_size=image_size, raw=raw)
     if dataset.labels is not None and data.endswith(".npz") and not ignore_labels:
         raise ValueError(
-            f"{data} holds labels, and the networks of the command line take none: pass --ignore-labels to train without them, "
-            "or train a network of your own in Python, sdediff.fit(model, x, condition={'labels': labels})"
+            f"{data} holds labels, and the networks of the command line take none: pass "
+            "--ignore-labels to train without them, "
+            "or train a network of your own in Python, sdediff.fit(model, x, "
+            "condition={'labels': labels})"
         )
     event = tuple(dataset.x.shape[1:])
-    # Images are in [-1, 1] by now; points and raw arrays come in any units, and their samples go back to those.
+    # Images are in [-1, 1] by now; points and raw arrays come in any units, and their samples go
+    # back to those.
     normalizer = None if dataset.is_image else Normalizer.of(dataset.x)
     spread = 1.0 if normalizer else round(float(dataset.x.std()), 3)
     net = initialised(partial(network_for, event), seed)
@@ -69,7 +74,8 @@ def run(
     if not quiet:
         size = sum(p.numel() for p in model.parameters())
         print(
-            f"{len(dataset.x)} samples of shape {event} from {dataset.name}; {size / 1e6:.2f} M parameters on {place}",
+            f"{len(dataset.x)} samples of shape {event} from {dataset.name}; {size / 1e6:.2f} M "
+            f"parameters on {place}",
             file=sys.stderr,
         )
         if normalizer:
@@ -92,4 +98,7 @@ def run(
         about=about(dataset),
     )
     if not quiet:
-        print(f"wrote {out}; draw from it with: sdediff sample {out} --out samples.{'png' if dataset.is_image else 'npy'}")
+        print(
+            f"wrote {out}; draw from it with: sdediff sample {out} --out "
+            f"samples.{'png' if dataset.is_image else 'npy'}"
+        )

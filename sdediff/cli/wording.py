@@ -17,10 +17,14 @@ _ALWAYS = ("rtol", "atol", "lr")
 
 
 def spoken(error: BaseException, arguments: Sequence[str]) -> str:
-    """The message in one line, with the options of the command in the place of Python's arguments."""
+    """The message in one line, with the options of the command in the place of Python's
+    arguments.
+    """
     message = " ".join(str(error).split())
     if isinstance(error, MemoryError):
-        message = f"not enough memory{f': {message}' if message else ''}; take a smaller --batch-size"
+        message = (
+            f"not enough memory{f': {message}' if message else ''}; take a smaller --batch-size"
+        )
     for name in _parameters(arguments):
         option = f"--{name.replace('_', '-')}"
         message = re.sub(rf"(?<![\w\-.]){name}=(?=[\w\[(])", f"{option} ", message)

@@ -43,12 +43,14 @@ def transition(
     mask: Tensor | None = None,
     normalizer: Normalizer | None = None,
 ) -> Tensor:
-    """The bound's term of each sample, nats (B,): -log p(x_0 | x_1) where i = 1, else the divergence of the model's reverse step.
+    """The bound's term of each sample, nats (B,): -log p(x_0 | x_1) where i = 1, else the
+    divergence of the model's reverse step.
 
-    KL(q(x_{i-1} | x_i, x_0) || p(x_{i-1} | x_i)), Gaussians both. ``error`` is E[x_0 | x_i] - x_0, ``learned`` the network's second
-    output. With q's mean data x_0 + keep x_i and variance v_q, and p's at the predicted x_0 with variance v, the divergence of a
-    coordinate is (log(v / v_q) - 1 + v_q / v + data^2 error^2 / v) / 2. Coordinates outside ``mask`` have none.
-    ``bins``, and the density without them, are in the units of ``normalizer``.
+    KL(q(x_{i-1} | x_i, x_0) || p(x_{i-1} | x_i)), Gaussians both. ``error`` is E[x_0 | x_i] - x_0,
+    ``learned`` the network's second output. With q's mean data x_0 + keep x_i and variance v_q, and
+    p's at the predicted x_0 with variance v, the divergence of a coordinate is (log(v / v_q) - 1 +
+    v_q / v + data^2 error^2 / v) / 2. Coordinates outside ``mask`` have none. ``bins``, and the
+    density without them, are in the units of ``normalizer``.
     """
     dtype = torch.float64 if x_0.device.type != "mps" else torch.float32
     x_0 = x_0.to(dtype)
@@ -82,7 +84,9 @@ def transition(
 
 @dataclass(frozen=True)
 class VariationalBound:
-    """-log p(x_0) <= L_N + sum over i = 2..N of L_{i-1} + L_0, nats of each sample (Ho et al. 2020, eq. 5)."""
+    """-log p(x_0) <= L_N + sum over i = 2..N of L_{i-1} + L_0, nats of each sample (Ho et al. 2020,
+    eq. 5).
+    """
 
     prior: Tensor
     """L_N, (B,)."""
@@ -116,19 +120,26 @@ def variational_bound(
     progress: bool = False,
     device: torch.device | str | None = None,
 ) -> VariationalBound:
-    """Every term of the variational bound of samples x_0 (B, *event), each by one draw of x_i: N evaluations of the network.
+    """Every term of the variational bound of samples x_0 (B, *event), each by one draw of x_i: N
+    evaluations of the network.
 
-    ``bins``: what values the data lie on, for the discretized decoder; None for data with a density, whose decoder is Gaussian.
-    Both are in the user's units, as x_0 is, if the model has a `Normalizer`.
-    ``seed``: as in `sample`: the draws of sample i depend on its seed alone. ``batch_size``: so many samples at a time.
-    ``device``: the model's by default; samples and conditions go there.
+    ``bins``: what values the data lie on, for the discretized decoder; None for data with a
+    density, whose decoder is Gaussian. Both are in the user's units, as x_0 is, if the model has a
+    `Normalizer`.
+    ``seed``: as in `sample`: the draws of sample i depend on its seed alone. ``batch_size``: so
+    many samples at a time. ``device``: the model's by default; samples and conditions go there.
 
-    The bound is that of the chain's own ancestral sampling, and so of the SDE; the probability flow has another likelihood.
+    The bound is that of the chain's own ancestral sampling, and so of the SDE; the probability flow
+    has another likelihood.
     """
     if not isinstance(chain, DDPM):
-        raise TypeError(f"chain must be a DDPM, DDPM.from_schedule('linear', 1000) say; got {chain!r}")
+        raise TypeError(
+            f"chain must be a DDPM, DDPM.from_schedule('linear', 1000) say; got {chain!r}"
+        )
     chain.check_model(model)
-    x_0 = at_least_float32(check_states("x_0", x_0)).to(place := check_device(model, known := facts(model), device))
+    x_0 = at_least_float32(check_states("x_0", x_0)).to(
+        place := check_device(model, known := facts(model), device)
+    )
     if bins is not None:
         Bins.checked(bins).check(x_0)
     if known.normalizer is not None:
@@ -139,27 +150,48 @@ def variational_bound(
     given = check_condition(condition, len(x_0), known.net, place)
     chunk = batch_size or len(x_0)
     parts = []
-    with torch.no_grad(), evaluating(model), progress_bar("variational bound", total=len(x_0), show=progress) as bar:
+    with (
+        torch.no_grad(),
+        evaluating(model),
+        progress_bar("variational bound", total=len(x_0), show=progress) as bar,
+    ):
         for first in range(0, len(x_0), chunk):
             rows = slice(first, first + chunk)
             noise = White((keys or ())[rows], x_0.shape[1:], dtype=x_0.dtype, device=x_0.device)
             conditions = {name: value[rows] for name, value in given.items()}
             terms = []
             for i in range(1, chain.N + 1):
-                terms.append(_term(chain, model, x_0[rows], i, noise.at(i).normal("churn"), conditions, bins))
+                terms.append(
+                    _term(chain, model, x_0[rows], i, noise.at(i).normal("churn"), conditions, bins)
+                )
                 bar.update(first + len(x_0[rows]) * i / chain.N)
             parts.append(torch.stack(terms, dim=1))
     terms_of = torch.cat(parts)
-    return VariationalBound(prior_term(chain, x_0), terms_of[:, 1:], terms_of[:, 0], rowwise(x_0).shape[1])
+    return VariationalBound(
+        prior_term(chain, x_0), terms_of[:, 1:], terms_of[:, 0], rowwise(x_0).shape[1]
+    )
 
 
 def _term(
-    chain: DDPM, model: Model, x_0: Tensor, i: int, noise: Tensor, condition: Mapping[str, Tensor], bins: Bins | None
+    chain: DDPM,
+    model: Model,
+    x_0: Tensor,
+    i: int,
+    noise: Tensor,
+    condition: Mapping[str, Tensor],
+    bins: Bins | None,
 ) -> Tensor:
     index = torch.full((len(x_0),), i)
     error, learned = data_error(chain, model, x_0, index, noise, condition)[1:]
     return transition(
-        chain, index, x_0, error, learned if chain.variance == "learned" else None, bins, None, facts(model).normalizer
+        chain,
+        index,
+        x_0,
+        error,
+        learned if chain.variance == "learned" else None,
+        bins,
+        None,
+        facts(model).normalizer,
     )
 
 
@@ -172,7 +204,8 @@ def data_error(
     condition: Mapping[str, Tensor] | None,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(error of the predicted noise, error of the predicted data, what the network says of the variance) at x_i, (B, *event).
+    """(error of the predicted noise, error of the predicted data, what the network says of the
+    variance) at x_i, (B, *event).
 
     Both errors are the network's own, rescaled: they do not cancel, whatever it predicts.
     """

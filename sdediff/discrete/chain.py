@@ -20,9 +20,11 @@ __all__ = ["Chain", "Levels", "evenly", "floats"]
 
 
 class Levels(NamedTuple):
-    """x_i = ratios_i x_{i-1} + sqrt(variances_i) noise, so that x_i given x_0 is N(alphas_i x_0, sigmas_i^2 I).
+    """x_i = ratios_i x_{i-1} + sqrt(variances_i) noise, so that x_i given x_0 is N(alphas_i x_0,
+    sigmas_i^2 I).
 
-    Alphas and sigmas have N + 1 entries, i = 0 (clean data: 1 and 0) to N; ratios and variances N, i = 1 to N. Float64, host.
+    Alphas and sigmas have N + 1 entries, i = 0 (clean data: 1 and 0) to N; ratios and variances N,
+    i = 1 to N. Float64, host.
     """
 
     alphas: Tensor
@@ -32,9 +34,11 @@ class Levels(NamedTuple):
 
 
 class Chain:
-    """x_0, x_1, ..., x_N: a discrete model, whose level i = 1..N is the time t_i of an SDE with the same marginals.
+    """x_0, x_1, ..., x_N: a discrete model, whose level i = 1..N is the time t_i of an SDE with the
+    same marginals.
 
-    A subclass gives ``levels``, and ``grid``, the times t_1 < ... < t_N. Indices i are ints or int64 tensors (B,).
+    A subclass gives ``levels``, and ``grid``, the times t_1 < ... < t_N. Indices i are ints or
+    int64 tensors (B,).
     """
 
     grid: tuple[float, ...]
@@ -59,16 +63,28 @@ class Chain:
         return torch.tensor(self.grid, dtype=torch.float64)
 
     def index(self, i: int | Tensor, x: Tensor | None = None) -> Tensor:
-        """i as an int64 host tensor, () or (B,) with B as in x; a ValueError unless all of it lies in 1..N."""
+        """i as an int64 host tensor, () or (B,) with B as in x; a ValueError unless all of it lies
+        in 1..N.
+        """
         index = torch.as_tensor(i).cpu()
-        if index.is_floating_point() or index.dtype == torch.bool or bool(((index < 1) | (index > self.N)).any()):
+        if (
+            index.is_floating_point()
+            or index.dtype == torch.bool
+            or bool(((index < 1) | (index > self.N)).any())
+        ):
             raise ValueError(f"i must lie in 1..{self.N}, ints, got {i!r}")
         if index.ndim > 1 or (index.ndim and x is not None and len(index) != len(x)):
-            raise ValueError(f"i must be an int or (B,), one for each sample, got shape {tuple(index.shape)}")
+            raise ValueError(
+                f"i must be an int or (B,), one for each sample, got shape {tuple(index.shape)}"
+            )
         return index.long()
 
-    def draw(self, count: int, generator: torch.Generator | None = None, *, stratified: bool = False) -> Tensor:
-        """``count`` indices of 1..N, each equally likely; ``stratified``: spread evenly, in random order."""
+    def draw(
+        self, count: int, generator: torch.Generator | None = None, *, stratified: bool = False
+    ) -> Tensor:
+        """``count`` indices of 1..N, each equally likely; ``stratified``: spread evenly, in random
+        order.
+        """
         return self.level_of(uniform(count, generator, stratified=stratified))
 
     def level_of(self, u: Tensor) -> Tensor:
@@ -88,7 +104,9 @@ class Chain:
     def perturb(self, x_0: Tensor, i: int | Tensor, noise: Tensor) -> Tensor:
         """x_i = alpha_i x_0 + sigma_i noise (B, *event), at once."""
         at = self.index(i, x_0)
-        return expand(self.levels.alphas[at], x_0) * x_0 + expand(self.levels.sigmas[at], x_0) * noise
+        return (
+            expand(self.levels.alphas[at], x_0) * x_0 + expand(self.levels.sigmas[at], x_0) * noise
+        )
 
     def posterior(self, x: Tensor, x_0: Tensor, i: int | Tensor) -> tuple[Tensor, Tensor]:
         """Mean (B, *event) and variance, shaped as i, of q(x_{i-1} | x_i = x, x_0)."""
@@ -96,10 +114,14 @@ class Chain:
         data, keep, variance = (column[at] for column in self.posterior_columns)
         return expand(data, x) * x_0 + expand(keep, x) * x, variance
 
-    def posterior_from_noise(self, x: Tensor, noise: Tensor, i: int | Tensor) -> tuple[Tensor, Tensor]:
-        """`posterior` where x_i = alpha_i x_0 + sigma_i noise is known by its noise: mean (x - v / sigma_i noise) / ratio.
+    def posterior_from_noise(
+        self, x: Tensor, noise: Tensor, i: int | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`posterior` where x_i = alpha_i x_0 + sigma_i noise is known by its noise: mean (x - v /
+        sigma_i noise) / ratio.
 
-        For DDPM (x_i - beta_i / sqrt(1 - alpha_bar_i) noise) / sqrt(1 - beta_i) (Ho et al. 2020, arXiv 2006.11239, eq. 11).
+        For DDPM (x_i - beta_i / sqrt(1 - alpha_bar_i) noise) / sqrt(1 - beta_i) (Ho et al. 2020,
+        arXiv 2006.11239, eq. 11).
         """
         at = self.index(i, x)
         ratio, variance = self.levels.ratios[at - 1], self.levels.variances[at - 1]
@@ -108,10 +130,12 @@ class Chain:
 
     @cached_property
     def posterior_columns(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(data, keep, variance), each (N,): q(x_{i-1} | x_i, x_0) = N(data x_0 + keep x_i, variance I).
+        """(data, keep, variance), each (N,): q(x_{i-1} | x_i, x_0) = N(data x_0 + keep x_i,
+        variance I).
 
-        The product of the Gaussians q(x_i | x_{i-1}) and q(x_{i-1} | x_0): data = alpha_{i-1} v / sigma_i^2,
-        keep = ratio sigma_{i-1}^2 / sigma_i^2, variance = v sigma_{i-1}^2 / sigma_i^2 with v the kernel's variance.
+        The product of the Gaussians q(x_i | x_{i-1}) and q(x_{i-1} | x_0): data = alpha_{i-1} v /
+        sigma_i^2, keep = ratio sigma_{i-1}^2 / sigma_i^2, variance = v sigma_{i-1}^2 / sigma_i^2
+        with v the kernel's variance.
         """
         alphas, sigmas, ratios, variances = self.levels
         before, here = sigmas[:-1].square(), sigmas[1:].square()
@@ -125,19 +149,25 @@ class Chain:
         gap = self._gap(model.sde)
         if not gap <= 1e-6:
             raise ValueError(
-                f"{model.sde!r} does not have the marginals of {self!r} at its times (they differ by {gap:.2g}); "
+                f"{model.sde!r} does not have the marginals of {self!r} at its times (they "
+                f"differ by {gap:.2g}); "
                 "give the model the chain's own SDE, ScoreModel(net, chain.to_sde())"
             )
         _ = affine(model, "data", self.level_times)  # a ValueError where it does not follow
         vars(self)["_matched"] = model.sde
 
     def _gap(self, sde: Any) -> float:
-        """The largest difference of alpha and sigma at the chain's times: of alpha absolute, of sigma relative."""
+        """The largest difference of alpha and sigma at the chain's times: of alpha absolute, of
+        sigma relative.
+        """
         times = self.level_times
         if "kernel" not in sde.offers or float(times[-1]) > sde.T * (1 + 1e-6):
             return float("inf")
         times = times.clamp(max=sde.T)
-        off = (sde.alpha(times) - self.levels.alphas[1:]).abs(), (sde.sigma(times) / self.levels.sigmas[1:] - 1).abs()
+        off = (
+            (sde.alpha(times) - self.levels.alphas[1:]).abs(),
+            (sde.sigma(times) / self.levels.sigmas[1:] - 1).abs(),
+        )
         return float(torch.maximum(*off).max())
 
 
@@ -148,12 +178,17 @@ def floats(name: str, what: str, values: Any) -> tuple[float, ...]:
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name}: {what} must be a sequence of numbers, got {values!r}") from error
     if vector.ndim != 1 or not len(vector):
-        raise ValueError(f"{name}: {what} must be a vector of at least one number, got shape {tuple(vector.shape)}")
+        raise ValueError(
+            f"{name}: {what} must be a vector of at least one number, got shape "
+            f"{tuple(vector.shape)}"
+        )
     return tuple(vector.tolist())
 
 
 def evenly(N: int, count: int, power: float = 1.0) -> Sequence[int]:
-    """``count`` of 1..N that rise from 1 to N (N alone for one): at shares (k / (count - 1))^power, rounded, no two alike."""
+    """``count`` of 1..N that rise from 1 to N (N alone for one): at shares (k / (count - 1))^power,
+    rounded, no two alike.
+    """
     count = whole("the number of steps", count, 1, N, kind=f"an int in 1..{N}")
     if count == 1:
         return [N]

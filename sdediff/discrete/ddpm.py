@@ -1,4 +1,6 @@
-"""DDPM (Ho, Jain and Abbeel 2020, arXiv 2006.11239) as an exact discretization of a variance-preserving SDE."""
+"""DDPM (Ho, Jain and Abbeel 2020, arXiv 2006.11239) as an exact discretization of a
+variance-preserving SDE.
+"""
 
 from __future__ import annotations
 
@@ -39,16 +41,20 @@ class _Plan(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class DDPM(Chain, Solver):
-    """The chain x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) noise, i = 1..N, at the times t_i of an SDE.
+    """The chain x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) noise, i = 1..N, at the times t_i of
+    an SDE.
 
-    ``betas`` lie in (0, 1); the last may be 1 (zero terminal SNR). ``grid`` are the times t_i, by default i / N. Other ways to
-    make one are `from_sde` and `from_schedule`; `to_sde` is the SDE that has the chain's marginals, for a model to train or sample.
+    ``betas`` lie in (0, 1); the last may be 1 (zero terminal SNR). ``grid`` are the times t_i, by
+    default i / N. Other ways to make one are `from_sde` and `from_schedule`; `to_sde` is the SDE
+    that has the chain's marginals, for a model to train or sample.
 
-    As a solver it takes DDPM's ancestral steps from i = N to 1: x_{i-1} is drawn from N(posterior mean at E[x_0 | x_i], variance)
-    (eq. 6, 7 and 11) with the variance ``"beta_tilde"`` (the posterior's, exact for a point mass), ``"beta"`` (exact for unit
-    Gaussian data), or ``"learned"``: exp(u log beta + (1 - u) log beta_tilde), u from the network (Nichol and Dhariwal 2021,
-    arXiv 2102.09672, eq. 15), of a `ScoreModel` with ``learned_variance``. The last step, from i = 1 to data, is the
-    ``last="denoise"`` of `sample`, so that N evaluations are made. x_0 is clipped only if the model is (`ScoreModel.constrained`).
+    As a solver it takes DDPM's ancestral steps from i = N to 1: x_{i-1} is drawn from N(posterior
+    mean at E[x_0 | x_i], variance) (eq. 6, 7 and 11) with the variance ``"beta_tilde"`` (the
+    posterior's, exact for a point mass), ``"beta"`` (exact for unit Gaussian data), or
+    ``"learned"``: exp(u log beta + (1 - u) log beta_tilde), u from the network (Nichol and Dhariwal
+    2021, arXiv 2102.09672, eq. 15), of a `ScoreModel` with ``learned_variance``. The last step,
+    from i = 1 to data, is the ``last="denoise"`` of `sample`, so that N evaluations are made. x_0
+    is clipped only if the model is (`ScoreModel.constrained`).
     """
 
     betas: tuple[float, ...]
@@ -61,40 +67,67 @@ class DDPM(Chain, Solver):
     def __post_init__(self) -> None:
         """Check the arguments."""
         if isinstance(self.betas, str):
-            raise TypeError(f"DDPM takes the betas themselves; for a schedule by name, DDPM.from_schedule({self.betas!r}, 1000)")
+            raise TypeError(
+                "DDPM takes the betas themselves; for a schedule by name, "
+                f"DDPM.from_schedule({self.betas!r}, 1000)"
+            )
         if isinstance(self.betas, int):
             n = self.betas
             raise TypeError(
-                f"DDPM: betas must be a sequence of numbers, got {n}; for {n} levels write DDPM.from_schedule('linear', {n})"
+                f"DDPM: betas must be a sequence of numbers, got {n}; for {n} levels write "
+                f"DDPM.from_schedule('linear', {n})"
             )
         betas = floats("DDPM", "betas", self.betas)
-        wrong = [i for i, beta in enumerate(betas) if not 0 < beta < 1 and not (beta == 1 and 0 < i == len(betas) - 1)]
+        wrong = [
+            i
+            for i, beta in enumerate(betas)
+            if not 0 < beta < 1 and not (beta == 1 and 0 < i == len(betas) - 1)
+        ]
         if wrong:
             raise ValueError(
-                f"DDPM: betas must lie in (0, 1), and the last may be 1; got beta_{wrong[0] + 1} = {betas[wrong[0]]:g}"
+                f"DDPM: betas must lie in (0, 1), and the last may be 1; got beta_{wrong[0] + 1} "
+                f"= {betas[wrong[0]]:g}"
             )
-        grid = floats("DDPM", "grid", self.grid) if np.size(self.grid) else tuple((i + 1) / len(betas) for i in range(len(betas)))
+        grid = (
+            floats("DDPM", "grid", self.grid)
+            if np.size(self.grid)
+            else tuple((i + 1) / len(betas) for i in range(len(betas)))
+        )
         if len(grid) != len(betas):
-            raise ValueError(f"DDPM: needs one time for each of the {len(betas)} betas, got {len(grid)}")
+            raise ValueError(
+                f"DDPM: needs one time for each of the {len(betas)} betas, got {len(grid)}"
+            )
         if self.variance not in _VARIANCES:
-            raise ValueError(f"DDPM: variance must be one of {', '.join(map(repr, _VARIANCES))}, got {self.variance!r}")
+            raise ValueError(
+                f"DDPM: variance must be one of {', '.join(map(repr, _VARIANCES))}, got "
+                f"{self.variance!r}"
+            )
         check_grid(torch.tensor(grid))
         if grid[0] <= 0 or (len(grid) > 1 and grid[1] < grid[0]):
-            raise ValueError(f"DDPM: the times of i = 1..N must rise from above 0, got {grid[0]:g} to {grid[-1]:g}")
+            raise ValueError(
+                f"DDPM: the times of i = 1..N must rise from above 0, got {grid[0]:g} to "
+                f"{grid[-1]:g}"
+            )
         vars(self).update(betas=betas, grid=grid)
 
     @classmethod
     def from_sde(
-        cls, sde: LinearSDE, N: int, *, rule: Literal["kernel", "song"] = "kernel", variance: Variance = "beta_tilde"
+        cls,
+        sde: LinearSDE,
+        N: int,
+        *,
+        rule: Literal["kernel", "song"] = "kernel",
+        variance: Variance = "beta_tilde",
     ) -> DDPM:
         """A chain at the times t_i = T i / N of an SDE with alpha^2 + sigma^2 = 1.
 
-        ``rule="kernel"``: 1 - beta_i = (alpha(t_i) / alpha(t_{i-1}))^2, so that its marginals are exactly the SDE's.
-        ``rule="song"``: beta_i = beta(T (i - 1) / (N - 1)) T / N with beta = g^2, the table of
-        betas of the code of Song et al. 2021 (arXiv 2011.13456): linspace(beta_min / N, beta_max / N, N)
-        for `VP`. The marginals are the SDE's up to O(1 / N); it needs N > T max beta. Their sampler
-        evaluates a continuous network at linspace(T, eps, N), which are these t_i at eps = T / N
-        (their N = 1000 and eps = 1e-3). ``variance="beta"`` is their ancestral sampler.
+        ``rule="kernel"``: 1 - beta_i = (alpha(t_i) / alpha(t_{i-1}))^2, so that its marginals are
+        exactly the SDE's. ``rule="song"``: beta_i = beta(T (i - 1) / (N - 1)) T / N with beta =
+        g^2, the table of betas of the code of Song et al. 2021 (arXiv 2011.13456):
+        linspace(beta_min / N, beta_max / N, N) for `VP`. The marginals are the SDE's up to O(1 /
+        N); it needs N > T max beta. Their sampler evaluates a continuous network at linspace(T,
+        eps, N), which are these t_i at eps = T / N (their N = 1000 and eps = 1e-3).
+        ``variance="beta"`` is their ancestral sampler.
         T / N must not fall below t_min, where the network is not trained.
         """
         N = whole("N", N, 1)
@@ -107,67 +140,99 @@ class DDPM(Chain, Solver):
         gap = float((alpha**2 + sigma**2 - 1).abs().max())
         if gap > 1e-9:
             raise ValueError(
-                f"DDPM needs alpha^2 + sigma^2 = 1, {sde!r} is off by {gap:.2g}; use Ancestral(), which takes any linear SDE, "
+                f"DDPM needs alpha^2 + sigma^2 = 1, {sde!r} is off by {gap:.2g}; use "
+                "Ancestral(), which takes any linear SDE, "
                 "or NCSN.from_sde where alpha = 1"
             )
         if times[1] < sde.t_min * (1 - 1e-6):
             raise ValueError(
-                f"N = {N} puts t_1 = {float(times[1]):.3g} below t_min = {sde.t_min:g}; take N <= {int(end / sde.t_min + 1e-6)}"
+                f"N = {N} puts t_1 = {float(times[1]):.3g} below t_min = {sde.t_min:g}; take N "
+                f"<= {int(end / sde.t_min + 1e-6)}"
             )
         if rule == "song":
             betas = sde.g(torch.linspace(0, end, N, dtype=torch.float64)).square() * (end / N)
             if float(betas.max()) >= 1:
                 raise ValueError(
-                    f"rule='song' takes beta(t) T / N, which must stay below 1 and is {float(betas.max()):.3g}; "
+                    "rule='song' takes beta(t) T / N, which must stay below 1 and is "
+                    f"{float(betas.max()):.3g}; "
                     f"take N > {float(betas.max()) * N:.4g}, or rule='kernel'"
                 )
             if float(betas.min()) <= 0:
-                raise ValueError(f"rule='song' takes beta(t) T / N from t = 0 on, where g of {sde!r} vanishes: take rule='kernel'")
+                raise ValueError(
+                    f"rule='song' takes beta(t) T / N from t = 0 on, where g of {sde!r} "
+                    "vanishes: take rule='kernel'"
+                )
         else:
-            # 1 - beta_i = (alpha_i / alpha_{i-1})^2, through the SDE's kernel, whose variance does not cancel.
+            # 1 - beta_i = (alpha_i / alpha_{i-1})^2, through the SDE's kernel, whose variance does
+            # not cancel.
             betas = sde.kernel(times[1:], times[:-1])[1] ** 2
             betas[0] = sde.sigma(times[1]) ** 2  # from clean data, which may carry noise at t = 0
         return cls(tuple(betas.tolist()), tuple(times[1:].tolist()), variance)
 
     @classmethod
     def from_schedule(
-        cls, name: str | Callable[[Tensor], Any] = "linear", N: int = 1000, *, variance: Variance = "beta_tilde"
+        cls,
+        name: str | Callable[[Tensor], Any] = "linear",
+        N: int = 1000,
+        *,
+        variance: Variance = "beta_tilde",
     ) -> DDPM:
-        """Betas by name: ``"linear"`` (Ho et al. 2020), ``"scaled-linear"``, ``"cosine"`` or ``"sigmoid"`` (`SCHEDULES`), or by a
-        function alpha_bar(t) that falls from t = 0 to 1."""
+        """Betas by name: ``"linear"`` (Ho et al. 2020), ``"scaled-linear"``, ``"cosine"`` or
+        ``"sigmoid"`` (`SCHEDULES`), or by a function alpha_bar(t) that falls from t = 0 to 1.
+        """
         return cls(tuple(schedule(name, N).tolist()), variance=variance)
 
     def to_sde(self) -> InterpolatedVP:
-        """The variance-preserving SDE with the chain's marginals at t_1..t_N, smooth between them; t_min is t_1."""
+        """The variance-preserving SDE with the chain's marginals at t_1..t_N, smooth between them;
+        t_min is t_1.
+        """
         return InterpolatedVP(self.betas, self.grid)
 
-    def respaced(self, steps: int | Sequence[int], *, spacing: Literal["uniform", "quadratic"] = "uniform") -> DDPM:
-        """The chain on a subsequence of its levels: 1 - beta of each step is the product of those that it takes at once.
+    def respaced(
+        self, steps: int | Sequence[int], *, spacing: Literal["uniform", "quadratic"] = "uniform"
+    ) -> DDPM:
+        """The chain on a subsequence of its levels: 1 - beta of each step is the product of those
+        that it takes at once.
 
-        ``steps``: indices i in 1..N that rise, or how many from 1 to N, evenly or (``"quadratic"``: Song et al. 2021,
-        arXiv 2010.02502, Appendix D.2) denser near data. Times stay what they are, so that a model of this chain's SDE goes with
-        it. Its ``times`` are a grid for `DDIM` too.
+        ``steps``: indices i in 1..N that rise, or how many from 1 to N, evenly or (``"quadratic"``:
+        Song et al. 2021, arXiv 2010.02502, Appendix D.2) denser near data. Times stay what they
+        are, so that a model of this chain's SDE goes with it. Its ``times`` are a grid for `DDIM`
+        too.
         """
         if spacing not in ("uniform", "quadratic"):
             raise ValueError(f"spacing must be 'uniform' or 'quadratic', got {spacing!r}")
         steps = plain(steps)
         steps = steps.tolist() if isinstance(steps, np.ndarray) else steps
         if isinstance(steps, str) or not isinstance(steps, int | Sequence | Tensor):
-            raise TypeError(f"steps must be how many, an int, or indices that rise within 1..{self.N}; got {steps!r}")
-        chosen = evenly(self.N, steps, 2.0 if spacing == "quadratic" else 1.0) if isinstance(steps, int) else list(steps)
+            raise TypeError(
+                f"steps must be how many, an int, or indices that rise within 1..{self.N}; got "
+                f"{steps!r}"
+            )
+        chosen = (
+            evenly(self.N, steps, 2.0 if spacing == "quadratic" else 1.0)
+            if isinstance(steps, int)
+            else list(steps)
+        )
         index = self.index(torch.as_tensor(chosen))
         if index.ndim != 1 or not len(index) or bool((index.diff() <= 0).any()):
             raise ValueError(f"a subsequence of steps must rise within 1..{self.N}, got {chosen!r}")
         logs = self._log_alphas_bar
         betas = -torch.expm1(logs[index] - torch.cat([logs[:1], logs[index[:-1]]]))
-        return replace(self, betas=tuple(betas.tolist()), grid=tuple(self.grid[i - 1] for i in index.tolist()))
+        return replace(
+            self, betas=tuple(betas.tolist()), grid=tuple(self.grid[i - 1] for i in index.tolist())
+        )
 
     def with_zero_terminal_snr(self) -> DDPM:
-        """The chain rescaled so that no signal is left at i = N (Lin et al. 2024, arXiv 2305.08891, Algorithm 1).
+        """The chain rescaled so that no signal is left at i = N (Lin et al. 2024, arXiv 2305.08891,
+        Algorithm 1).
 
-        At alpha = 0 the noise does not determine the data: the network has to predict v, data or flow.
+        At alpha = 0 the noise does not determine the data: the network has to predict v, data or
+        flow.
         """
-        return replace(self, betas=tuple(zero_terminal_snr(torch.tensor(self.betas, dtype=torch.float64)).tolist()))
+        return replace(
+            self,
+            betas=tuple(zero_terminal_snr(torch.tensor(self.betas, dtype=torch.float64)).tolist()),
+        )
 
     def __repr__(self) -> str:
         """The number of steps, not all betas."""
@@ -176,7 +241,9 @@ class DDPM(Chain, Solver):
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """The data prediction, and the network's variance if that is learned."""
-        return frozenset({"data", "marginal"} | ({"variance"} if self.variance == "learned" else set()))
+        return frozenset(
+            {"data", "marginal"} | ({"variance"} if self.variance == "learned" else set())
+        )
 
     @property
     def times(self) -> Tensor:  # type: ignore[override]
@@ -185,7 +252,9 @@ class DDPM(Chain, Solver):
 
     @cached_property
     def levels(self) -> Levels:
-        """alpha_i^2 = alpha_bar_i, the product of 1 - beta_j over j <= i, and sigma_i^2 = 1 - alpha_bar_i."""
+        """alpha_i^2 = alpha_bar_i, the product of 1 - beta_j over j <= i, and sigma_i^2 = 1 -
+        alpha_bar_i.
+        """
         betas = torch.tensor(self.betas, dtype=torch.float64)
         logs = self._log_alphas_bar
         return Levels((0.5 * logs).exp(), (-torch.expm1(logs)).sqrt(), (1 - betas).sqrt(), betas)
@@ -202,39 +271,50 @@ class DDPM(Chain, Solver):
 
     @cached_property
     def log_variances(self) -> tuple[Tensor, Tensor]:
-        """(log beta_tilde, log beta), each (N,): the bounds of the reverse variance. At i = 1, where beta_tilde = 0, both are
-        that of i = 2, as in the code of both papers (beta_1 if N = 1): it is the variance of the decoder p(x_0 | x_1)."""
+        """(log beta_tilde, log beta), each (N,): the bounds of the reverse variance. At i = 1,
+        where beta_tilde = 0, both are that of i = 2, as in the code of both papers (beta_1 if N =
+        1): it is the variance of the decoder p(x_0 | x_1).
+        """
         tilde, beta = self.posterior_columns[2].clone(), self.levels.variances.clone()
         tilde[0] = tilde[1] if self.N > 1 else beta[0]
         beta[0] = tilde[0]
         return tilde.log(), beta.log()
 
     def log_variance(self, i: int | Tensor, learned: Tensor | None = None) -> Tensor:
-        """log of the variance of p(x_{i-1} | x_i): shaped as i, or as ``learned``, the network's second output, where there is one.
+        """log of the variance of p(x_{i-1} | x_i): shaped as i, or as ``learned``, the network's
+        second output, where there is one.
 
-        ``learned`` r in [-1, 1] is u = (r + 1) / 2 of the way from log beta_tilde to log beta; it is not confined to that range.
+        ``learned`` r in [-1, 1] is u = (r + 1) / 2 of the way from log beta_tilde to log beta; it
+        is not confined to that range.
         """
         at = self.index(i) - 1
         low, high = (column[at] for column in self.log_variances)
         if self.variance == "learned":
             if learned is None:
-                raise ValueError("DDPM(variance='learned') needs what the network says of the variance")
+                raise ValueError(
+                    "DDPM(variance='learned') needs what the network says of the variance"
+                )
             return expand(low, learned) + 0.5 * (learned + 1) * expand(high - low, learned)
         return low if self.variance == "beta_tilde" else high
 
     def check_model(self, model: Model) -> None:
-        """A ValueError unless the model's SDE has the chain's marginals, and a variance if that is learned."""
+        """A ValueError unless the model's SDE has the chain's marginals, and a variance if that is
+        learned.
+        """
         super().check_model(model)
         if self.variance == "learned" and "variance" not in facts(model).extras:
             raise ValueError(
-                f"{self!r} takes the variance from the network: make the model with ScoreModel(..., learned_variance=True)"
+                f"{self!r} takes the variance from the network: make the model with "
+                "ScoreModel(..., learned_variance=True)"
             )
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """Posterior coefficients of the steps from i to i - 1."""
         alpha, sigma = problem.marginal(times)
         alphas, sigmas = self.levels.alphas[1:].flip(0), self.levels.sigmas[1:].flip(0)
-        gap = float(torch.maximum((alpha - alphas).abs(), (problem.unit * sigma - sigmas).abs()).max())
+        gap = float(
+            torch.maximum((alpha - alphas).abs(), (problem.unit * sigma - sigmas).abs()).max()
+        )
         if gap > _FAR:
             raise ValueError(
                 f"{self!r} is no chain of the model's SDE: alpha or sigma differs by {gap:.2g}; "
@@ -245,11 +325,16 @@ class DDPM(Chain, Solver):
         if self.variance != "learned":
             low = high = low if self.variance == "beta_tilde" else high
         shift = 2 * math.log(problem.unit)
-        rows = zip(*(column[1:].flip(0).unbind() for column in (data, keep, low - shift, high - shift)), strict=True)
+        rows = zip(
+            *(column[1:].flip(0).unbind() for column in (data, keep, low - shift, high - shift)),
+            strict=True,
+        )
         at = problem.at(times[:-1], "data")
         return [_Plan(at[n], times[n], times[n + 1], *row) for n, row in enumerate(rows)]
 
-    def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+    def step(
+        self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]
+    ) -> Step:
         """Draw x_{i-1}."""
         if self.variance == "learned":
             found = problem.outputs(x, plan.at)

@@ -25,11 +25,13 @@ __all__ = ["DDPMLoss", "LossAware"]
 
 
 class LossAware(nn.Module):
-    """Levels drawn with p_i in proportion to sqrt(E[L_i^2]) over the last ``history`` losses of each (Nichol and Dhariwal 2021,
-    arXiv 2102.09672, eq. 18), and weights 1 / (N p_i) that keep the mean what it was.
+    """Levels drawn with p_i in proportion to sqrt(E[L_i^2]) over the last ``history`` losses of
+    each (Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 18), and weights 1 / (N p_i) that keep the
+    mean what it was.
 
-    Until every level has been seen ``history`` times, and afterwards with probability ``uniform``, all are alike. It learns as the
-    loss is evaluated with gradients; its state is kept in the run folder.
+    Until every level has been seen ``history`` times, and afterwards with probability ``uniform``,
+    all are alike. It learns as the loss is evaluated with gradients; its state is kept in the run
+    folder.
     """
 
     losses: Tensor
@@ -41,7 +43,9 @@ class LossAware(nn.Module):
         history = whole("LossAware: history", history, 1)
         uniform = real("LossAware: uniform", uniform)
         if not 0 < uniform <= 1:
-            raise ValueError(f"LossAware: uniform must lie in (0, 1], or weights have no bound; got {uniform!r}")
+            raise ValueError(
+                f"LossAware: uniform must lie in (0, 1], or weights have no bound; got {uniform!r}"
+            )
         self.uniform = uniform
         self.register_buffer("losses", torch.zeros(N, history, dtype=torch.float64))
         self.register_buffer("counts", torch.zeros(N, dtype=torch.int64))
@@ -66,7 +70,9 @@ class LossAware(nn.Module):
     @torch.no_grad()
     def record(self, i: Tensor, losses: Tensor) -> None:
         """Remember losses (B,), before they are weighted, of the levels i (B,)."""
-        for level, value in zip((i - 1).tolist(), losses.detach().double().cpu().tolist(), strict=True):
+        for level, value in zip(
+            (i - 1).tolist(), losses.detach().double().cpu().tolist(), strict=True
+        ):
             self.losses[level, int(self.counts[level]) % self.losses.shape[1]] = value
             self.counts[level] += 1
 
@@ -75,14 +81,17 @@ class LossAware(nn.Module):
 class DDPMLoss(Record):
     """A loss of DDPM at one random level i in 1..N a sample (or `LossAware` ones).
 
-    - ``"simple"``: L_simple = ||noise - predicted noise||^2 / d (Ho et al. 2020, arXiv 2006.11239, eq. 14): denoising score
-      matching with the weighting sigma^2, at the chain's times;
-    - ``"vlb"``: N times the bound's term at i, in bits per dimension: on average the bound less L_N, which nothing learns from;
-    - ``"hybrid"``: L_simple + vlb_weight L_vlb, the latter with no gradient through the predicted mean (Nichol and Dhariwal 2021,
-      arXiv 2102.09672, eq. 16), so that it trains the variance alone; takes ``DDPM(variance="learned")``.
+    - ``"simple"``: L_simple = ||noise - predicted noise||^2 / d (Ho et al. 2020, arXiv 2006.11239,
+      eq. 14): denoising score matching with the weighting sigma^2, at the chain's times;
+    - ``"vlb"``: N times the bound's term at i, in bits per dimension: on average the bound less
+      L_N, which nothing learns from;
+    - ``"hybrid"``: L_simple + vlb_weight L_vlb, the latter with no gradient through the predicted
+      mean (Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 16), so that it trains the variance
+      alone; takes ``DDPM(variance="learned")``.
 
-    ``bins`` are the values on which the data lie; None: a Gaussian decoder. ``stratified`` spreads the levels of a batch evenly.
-    The model's SDE has the chain's marginals: the SDE of `DDPM.from_sde`, or `DDPM.to_sde`.
+    ``bins`` are the values on which the data lie; None: a Gaussian decoder. ``stratified`` spreads
+    the levels of a batch evenly. The model's SDE has the chain's marginals: the SDE of
+    `DDPM.from_sde`, or `DDPM.to_sde`.
     """
 
     chain: DDPM
@@ -95,21 +104,34 @@ class DDPMLoss(Record):
     def __post_init__(self) -> None:
         """Check the arguments."""
         if not isinstance(self.chain, DDPM):
-            raise TypeError(f"DDPMLoss: chain takes a DDPM, DDPM.from_schedule('linear', 1000) say; got {self.chain!r}")
+            raise TypeError(
+                "DDPMLoss: chain takes a DDPM, DDPM.from_schedule('linear', 1000) say; got "
+                f"{self.chain!r}"
+            )
         if self.kind not in ("simple", "vlb", "hybrid"):
-            raise ValueError(f"DDPMLoss: kind must be 'simple', 'vlb' or 'hybrid', got {self.kind!r}")
+            raise ValueError(
+                f"DDPMLoss: kind must be 'simple', 'vlb' or 'hybrid', got {self.kind!r}"
+            )
         if not 0 < self.vlb_weight < math.inf:
-            raise ValueError(f"DDPMLoss: vlb_weight must be a positive number, got {self.vlb_weight!r}")
+            raise ValueError(
+                f"DDPMLoss: vlb_weight must be a positive number, got {self.vlb_weight!r}"
+            )
         if self.kind == "hybrid" and self.chain.variance != "learned":
             raise ValueError(
-                f"DDPMLoss: the hybrid loss trains a variance, and {self.chain!r} has none to learn: take variance='learned'"
+                f"DDPMLoss: the hybrid loss trains a variance, and {self.chain!r} has none to "
+                "learn: take variance='learned'"
             )
         for name, kind in (("bins", Bins), ("sampler", LossAware)):
             value = getattr(self, name)
             if not isinstance(value, kind | None):
-                raise TypeError(f"DDPMLoss: {name} must be a {kind.__name__} or None, got {value!r}")
+                raise TypeError(
+                    f"DDPMLoss: {name} must be a {kind.__name__} or None, got {value!r}"
+                )
         if self.sampler is not None and len(self.sampler.counts) != self.chain.N:
-            raise ValueError(f"DDPMLoss: the sampler is for {len(self.sampler.counts)} levels, the chain has {self.chain.N}")
+            raise ValueError(
+                f"DDPMLoss: the sampler is for {len(self.sampler.counts)} levels, the chain has "
+                f"{self.chain.N}"
+            )
 
     def __call__(
         self,
@@ -124,8 +146,9 @@ class DDPMLoss(Record):
     ) -> Tensor:
         """Losses of the samples x_0 (B, *event), (B,).
 
-        ``i`` (B,) and ``noise`` (shape of x_0) are drawn where they are not given, on the host from ``generator`` (default: torch's
-        own), so that a seed gives the same loss on every device. ``mask``: as for `DenoisingScoreMatching`.
+        ``i`` (B,) and ``noise`` (shape of x_0) are drawn where they are not given, on the host from
+        ``generator`` (default: torch's own), so that a seed gives the same loss on every device.
+        ``mask``: as for `DenoisingScoreMatching`.
         """
         mask = mask_of(mask, x_0)
         check_loss_call(model, x_0, generator)
@@ -162,7 +185,9 @@ class DDPMLoss(Record):
         bits = (self.chain.N / (counts(x_0, mask) * math.log(2)) * nats).to(simple.dtype)
         return bits if self.kind == "vlb" else simple + self.vlb_weight * bits
 
-    def draw_levels(self, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def draw_levels(
+        self, count: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(i, weights), each (count,) on the host."""
         u = uniform(count, generator, stratified=self.stratified)
         if self.sampler is not None:

@@ -1,4 +1,6 @@
-"""NCSN (Song and Ermon 2019, arXiv 1907.05600; 2020, arXiv 2006.09011) as an exact discretization of a variance-exploding SDE."""
+"""NCSN (Song and Ermon 2019, arXiv 1907.05600; 2020, arXiv 2006.09011) as an exact discretization
+of a variance-exploding SDE.
+"""
 
 from __future__ import annotations
 
@@ -34,19 +36,23 @@ class _Plan(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class NCSN(Chain, Solver):
-    """Levels sigma_1 > ... > sigma_N of noise on data, x = x_0 + sigma_j noise, and annealed Langevin dynamics over them.
+    """Levels sigma_1 > ... > sigma_N of noise on data, x = x_0 + sigma_j noise, and annealed
+    Langevin dynamics over them.
 
-    As a solver it starts from the noise of sigma_1 and takes ``n_steps`` Langevin steps at each level (Algorithm 1),
+    As a solver it starts from the noise of sigma_1 and takes ``n_steps`` Langevin steps at each
+    level (Algorithm 1),
 
-        x <- x + eps_j score(x, sigma_j) + sqrt(2 eps_j) z,    eps_j = step_size sigma_j^2 / sigma_N^2,
+        x <- x + eps_j score(x, sigma_j) + sqrt(2 eps_j) z,    eps_j = step_size sigma_j^2 /
+        sigma_N^2,
 
-    the convention of NCSNv2; NCSN itself writes eps_j / 2 and sqrt(eps_j), so that its epsilon is twice ``step_size`` (2e-5 there
-    is 1e-5 here). ``last="denoise"`` of `sample`, its default, ends with x + sigma_N^2 score, as NCSNv2 does; ``"noisy"`` without.
-    Evaluations: N n_steps, and one to denoise.
+    the convention of NCSNv2; NCSN itself writes eps_j / 2 and sqrt(eps_j), so that its epsilon is
+    twice ``step_size`` (2e-5 there is 1e-5 here). ``last="denoise"`` of `sample`, its default, ends
+    with x + sigma_N^2 score, as NCSNv2 does; ``"noisy"`` without. Evaluations: N n_steps, and one
+    to denoise.
 
-    As a chain, i = 1..N is the level sigma_{N + 1 - i}: noise rises with i and with the times ``grid``, 0 to 1 by default.
-    ``step_size`` None: by `step_size_for`, from ``n_steps`` and the ratio of the levels. More ways to make one: `from_sde`,
-    `geometric`, `from_data`.
+    As a chain, i = 1..N is the level sigma_{N + 1 - i}: noise rises with i and with the times
+    ``grid``, 0 to 1 by default. ``step_size`` None: by `step_size_for`, from ``n_steps`` and the
+    ratio of the levels. More ways to make one: `from_sde`, `geometric`, `from_data`.
     """
 
     sigmas: tuple[float, ...]
@@ -65,65 +71,103 @@ class NCSN(Chain, Solver):
         rise = next((j for j, (a, b) in enumerate(itertools.pairwise(sigmas)) if b >= a), None)
         if rise is not None:
             raise ValueError(
-                f"NCSN: sigmas must fall, from the largest noise to the smallest; sigma_{rise + 1} = {sigmas[rise]:g} is followed "
+                "NCSN: sigmas must fall, from the largest noise to the smallest; "
+                f"sigma_{rise + 1} = {sigmas[rise]:g} is followed "
                 f"by {sigmas[rise + 1]:g}"
             )
         count = len(sigmas)
         even = tuple(i / (count - 1) for i in range(count)) if count > 1 else (1.0,)
         grid = floats("NCSN", "grid", self.grid) if np.size(self.grid) else even
         if len(grid) != count:
-            raise ValueError(f"NCSN: needs one time for each of the {count} sigmas, got {len(grid)}")
+            raise ValueError(
+                f"NCSN: needs one time for each of the {count} sigmas, got {len(grid)}"
+            )
         if grid[0] < 0 or any(b <= a for a, b in itertools.pairwise(grid)):
-            raise ValueError(f"NCSN: the times of i = 1..N must rise from 0 or above, got {grid[0]:g} to {grid[-1]:g}")
+            raise ValueError(
+                f"NCSN: the times of i = 1..N must rise from 0 or above, got {grid[0]:g} to "
+                f"{grid[-1]:g}"
+            )
         _ = whole("NCSN: n_steps", self.n_steps, 1)
         if self.step_size is not None and not 0 < self.step_size < sigmas[-1] ** 2:
             raise ValueError(
-                f"NCSN: step_size must lie in (0, sigma_N^2) = (0, {sigmas[-1] ** 2:.3g}), or a step overshoots at every level; "
+                f"NCSN: step_size must lie in (0, sigma_N^2) = (0, {sigmas[-1] ** 2:.3g}), or a "
+                "step overshoots at every level; "
                 f"got {self.step_size!r}"
             )
         vars(self).update(sigmas=sigmas, grid=grid)
 
     @classmethod
-    def geometric(cls, sigma_max: float, sigma_min: float, N: int, *, step_size: float | None = None, n_steps: int = 100) -> NCSN:
-        """sigma_j in geometric progression from ``sigma_max`` to ``sigma_min`` (section 4.2; N = 10, 1 to 0.01 there)."""
+    def geometric(
+        cls,
+        sigma_max: float,
+        sigma_min: float,
+        N: int,
+        *,
+        step_size: float | None = None,
+        n_steps: int = 100,
+    ) -> NCSN:
+        """sigma_j in geometric progression from ``sigma_max`` to ``sigma_min`` (section 4.2; N =
+        10, 1 to 0.01 there).
+        """
         return cls(_geometric(sigma_max, sigma_min, N), step_size=step_size, n_steps=n_steps)
 
     @classmethod
-    def from_sde(cls, sde: LinearSDE, N: int, *, step_size: float | None = None, n_steps: int = 100) -> NCSN:
-        """N levels in geometric progression from sigma(t_max) to sigma(t_min) of an SDE with alpha = 1, at the times where it has
-        them: for `VE` t_i = T (i - 1) / (N - 1) (Song et al. 2021, arXiv 2011.13456, Appendix C)."""
+    def from_sde(
+        cls, sde: LinearSDE, N: int, *, step_size: float | None = None, n_steps: int = 100
+    ) -> NCSN:
+        """N levels in geometric progression from sigma(t_max) to sigma(t_min) of an SDE with alpha
+        = 1, at the times where it has them: for `VE` t_i = T (i - 1) / (N - 1) (Song et al. 2021,
+        arXiv 2011.13456, Appendix C).
+        """
         check_linear(sde)
         ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
         gap = float((sde.alpha(torch.cat([ends, ends.mean().reshape(1)])) - 1).abs().max())
         if gap > 1e-9:
             raise ValueError(
-                f"NCSN needs alpha = 1, {sde!r} is off by {gap:.2g}; use DDPM.from_sde where alpha^2 + sigma^2 = 1, or "
+                f"NCSN needs alpha = 1, {sde!r} is off by {gap:.2g}; use DDPM.from_sde where "
+                "alpha^2 + sigma^2 = 1, or "
                 "PredictorCorrector with Langevin(), which takes any linear SDE"
             )
         low, high = sde.sigma(ends).tolist()
         sigmas = _geometric(high, low, N)
-        times = sde.time_of(-2 * torch.tensor(sigmas[::-1], dtype=torch.float64).log()).clamp(sde.t_min, sde.t_max)
+        times = sde.time_of(-2 * torch.tensor(sigmas[::-1], dtype=torch.float64).log()).clamp(
+            sde.t_min, sde.t_max
+        )
         if N > 1:
             times[0], times[-1] = ends
         return cls(sigmas, tuple(times.tolist()), step_size, n_steps)
 
     @classmethod
     def from_data(cls, x_0: Tensor, *, sigma_min: float | None = None, n_steps: int = 5) -> NCSN:
-        """NCSNv2's choices (Song and Ermon 2020, arXiv 2006.09011) for data x_0 (count, *event) of d coordinates.
+        """NCSNv2's choices (Song and Ermon 2020, arXiv 2006.09011) for data x_0 (count, *event) of
+        d coordinates.
 
-        sigma_1 is the largest distance between two samples (Technique 1), the ratio of levels is `level_ratio` of d (Technique 2;
-        a little less, so that the last is ``sigma_min``), and the step size brings the variance at each level nearest to right
-        (Technique 4). The last two say how many evaluations sampling takes: N n_steps. ``sigma_min`` is a hundredth of the range of
+        sigma_1 is the largest distance between two samples (Technique 1), the ratio of levels is
+        `level_ratio` of d (Technique 2; a little less, so that the last is ``sigma_min``), and the
+        step size brings the variance at each level nearest to right (Technique 4). The last two say
+        how many evaluations sampling takes: N n_steps. ``sigma_min`` is a hundredth of the range of
         the data by default, the published 0.01 for images in [0, 1].
         """
         check_states("x_0", x_0)
         if len(x_0) < 2:
-            raise ValueError(f"NCSN.from_data takes the largest distance between two samples, and there is {len(x_0)}")
+            raise ValueError(
+                "NCSN.from_data takes the largest distance between two samples, and there is "
+                f"{len(x_0)}"
+            )
         sigma_max = widest_pair(x_0)
-        sigma_min = 0.01 * float(x_0.max() - x_0.min()) if sigma_min is None else real("sigma_min", sigma_min)
+        sigma_min = (
+            0.01 * float(x_0.max() - x_0.min())
+            if sigma_min is None
+            else real("sigma_min", sigma_min)
+        )
         if not sigma_max > sigma_min > 0:
-            raise ValueError(f"sigma_min must lie in (0, {sigma_max:.4g}), the largest distance of two samples; got {sigma_min!r}")
-        N = 1 + math.ceil(math.log(sigma_max / sigma_min) / math.log(level_ratio(rowwise(x_0).shape[1])))
+            raise ValueError(
+                f"sigma_min must lie in (0, {sigma_max:.4g}), the largest distance of two "
+                f"samples; got {sigma_min!r}"
+            )
+        N = 1 + math.ceil(
+            math.log(sigma_max / sigma_min) / math.log(level_ratio(rowwise(x_0).shape[1]))
+        )
         return cls(_geometric(sigma_max, sigma_min, N), n_steps=n_steps)
 
     def to_sde(self) -> InterpolatedVE:
@@ -132,7 +176,10 @@ class NCSN(Chain, Solver):
 
     def __repr__(self) -> str:
         """The number of levels and their ends."""
-        return f"NCSN(N={self.N}, sigma {self.sigmas[0]:g} to {self.sigmas[-1]:g}, n_steps={self.n_steps})"
+        return (
+            f"NCSN(N={self.N}, sigma {self.sigmas[0]:g} to {self.sigmas[-1]:g}, "
+            f"n_steps={self.n_steps})"
+        )
 
     @property
     def times(self) -> Tensor:  # type: ignore[override]
@@ -155,16 +202,22 @@ class NCSN(Chain, Solver):
     def step_sizes(self) -> Tensor:
         """eps_j of sigma_1, ..., sigma_N, float64 (N,)."""
         sigmas = torch.tensor(self.sigmas, dtype=torch.float64)
-        least = step_size_for(self.sigmas, self.n_steps) if self.step_size is None else self.step_size
+        least = (
+            step_size_for(self.sigmas, self.n_steps) if self.step_size is None else self.step_size
+        )
         return least * (sigmas / sigmas[-1]).square()
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """The levels that each step visits: its end, and the first one its start too."""
         if len(times) < 2:
-            raise ValueError(f"{self!r} needs two levels at least to sample by annealed Langevin dynamics")
+            raise ValueError(
+                f"{self!r} needs two levels at least to sample by annealed Langevin dynamics"
+            )
         sigma = problem.unit * problem.marginal(times)[1]
         if float((sigma / torch.tensor(self.sigmas, dtype=torch.float64) - 1).abs().max()) > 1e-6:
-            raise ValueError(f"{self!r} has other levels than the model's SDE; take NCSN.from_sde(model.sde, N)")
+            raise ValueError(
+                f"{self!r} has other levels than the model's SDE; take NCSN.from_sde(model.sde, N)"
+            )
         steps = self.step_sizes / problem.unit**2
         visits = list(zip(problem.at(times, "score", 1.0, steps), steps.tolist(), strict=True))
         return [_Plan(tuple(visits[:2])), *(_Plan((visit,)) for visit in visits[2:])]
@@ -173,22 +226,28 @@ class NCSN(Chain, Solver):
         """``n_steps`` a level."""
         return self.n_steps * len(plan.levels)
 
-    def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+    def step(
+        self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]
+    ) -> Step:
         """Langevin steps at one level, at two to start."""
         mean = x
         for number, (at, size) in enumerate(plan.levels):
             for k in range(self.n_steps):
                 mean = problem.evaluate(x, at)
-                x = mean + math.sqrt(2 * size) * noise.normal("corrector", number * self.n_steps + k)
+                x = mean + math.sqrt(2 * size) * noise.normal(
+                    "corrector", number * self.n_steps + k
+                )
         return Step(x, mean)
 
 
 @dataclass(frozen=True)
 class NCSNLoss(Record):
-    """sigma_j^2 / d ||score_model(x, sigma_j) - grad log q(x | x_0)||^2 at one random level j a sample.
+    """sigma_j^2 / d ||score_model(x, sigma_j) - grad log q(x | x_0)||^2 at one random level j a
+    sample.
 
-    Denoising score matching with lambda(sigma) = sigma^2 at the levels of ``chain`` (Song and Ermon 2019, arXiv 1907.05600, eq. 5
-    and 6): 2 / d times theirs. ``stratified`` spreads the levels of a batch evenly.
+    Denoising score matching with lambda(sigma) = sigma^2 at the levels of ``chain`` (Song and Ermon
+    2019, arXiv 1907.05600, eq. 5 and 6): 2 / d times theirs. ``stratified`` spreads the levels of a
+    batch evenly.
     """
 
     chain: NCSN
@@ -197,7 +256,9 @@ class NCSNLoss(Record):
     def __post_init__(self) -> None:
         """Check the chain."""
         if not isinstance(self.chain, NCSN):
-            raise TypeError(f"NCSNLoss: chain must be an NCSN, NCSN.from_sde(sde, 1000) say; got {self.chain!r}")
+            raise TypeError(
+                f"NCSNLoss: chain must be an NCSN, NCSN.from_sde(sde, 1000) say; got {self.chain!r}"
+            )
 
     def __call__(
         self,
@@ -210,7 +271,8 @@ class NCSNLoss(Record):
         generator: torch.Generator | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Losses of the samples x_0 (B, *event), (B,); ``i`` in 1..N (B,) and ``noise`` are drawn where they are not given.
+        """Losses of the samples x_0 (B, *event), (B,); ``i`` in 1..N (B,) and ``noise`` are drawn
+        where they are not given.
 
         ``mask``: as for `DenoisingScoreMatching`.
         """
@@ -219,7 +281,9 @@ class NCSNLoss(Record):
         if i is None:
             i = self.chain.draw(len(x_0), generator, stratified=self.stratified)
         t = self.chain.level_times[self.chain.index(i, x_0).expand(len(x_0)) - 1]
-        return DenoisingScoreMatching("sigma2")(model, x_0, condition, t=t, noise=noise, generator=generator, mask=mask)
+        return DenoisingScoreMatching("sigma2")(
+            model, x_0, condition, t=t, noise=noise, generator=generator, mask=mask
+        )
 
 
 def _geometric(high: float, low: float, N: int) -> tuple[float, ...]:
@@ -227,7 +291,10 @@ def _geometric(high: float, low: float, N: int) -> tuple[float, ...]:
     high = real("sigma_max", high)
     low = real("sigma_min", low)
     if not 0 < low < high < math.inf:
-        raise ValueError(f"levels fall from sigma_max to sigma_min: 0 < sigma_min < sigma_max, got {low!r} and {high!r}")
+        raise ValueError(
+            f"levels fall from sigma_max to sigma_min: 0 < sigma_min < sigma_max, got {low!r} "
+            f"and {high!r}"
+        )
     if N == 1:
         return (high,)
     return (high, *(high * (low / high) ** (j / (N - 1)) for j in range(1, N - 1)), low)
@@ -237,14 +304,19 @@ def widest_pair(x: Tensor, chunk: int = 1024) -> float:
     """The largest Euclidean distance between two of x (count, *event), all pairs looked at."""
     flat = rowwise(x).float()
     return max(
-        float(torch.cdist(a, b).max()) for i, a in enumerate(flat.split(chunk)) for j, b in enumerate(flat.split(chunk)) if j >= i
+        float(torch.cdist(a, b).max())
+        for i, a in enumerate(flat.split(chunk))
+        for j, b in enumerate(flat.split(chunk))
+        if j >= i
     )
 
 
 def level_ratio(d: int) -> float:
-    """sigma_{j-1} / sigma_j for data of d coordinates, so that half of the samples of a level lie where the next was trained.
+    """sigma_{j-1} / sigma_j for data of d coordinates, so that half of the samples of a level lie
+    where the next was trained.
 
-    gamma with Phi(s (gamma - 1) + 3 gamma) - Phi(s (gamma - 1) - 3 gamma) = 0.5 and s = sqrt(2 d) (NCSNv2, Technique 2).
+    gamma with Phi(s (gamma - 1) + 3 gamma) - Phi(s (gamma - 1) - 3 gamma) = 0.5 and s = sqrt(2 d)
+    (NCSNv2, Technique 2).
     """
     d = whole("d", d, 1)
     s = math.sqrt(2 * d)
@@ -254,24 +326,32 @@ def level_ratio(d: int) -> float:
         return float(ndtr(s * gap + 3 * gamma) - ndtr(s * gap - 3 * gamma)) - 0.5
 
     if s <= 3:  # the overlap never falls to a half
-        raise ValueError(f"the rule for the ratio of levels is for many coordinates, from 5 on; got d = {d}: choose the levels")
+        raise ValueError(
+            f"the rule for the ratio of levels is for many coordinates, from 5 on; got d = {d}: "
+            "choose the levels"
+        )
     return 1 + float(brentq(excess, 0.0, 3 / (s - 3) + 1e-9, xtol=1e-14))
 
 
 def annealed_variance(ratio: float, step: float, n_steps: int) -> float:
-    """s^2 / sigma_j^2 after ``n_steps`` Langevin steps of size ``step`` sigma_j^2 at level j, begun with the variance of the level
-    before, ratio^2 sigma_j^2, on data at one point (NCSNv2, eq. 5): (1 - e)^(2 n) (ratio^2 - w) + w, w = 2 e / (1 - (1 - e)^2)."""
+    """s^2 / sigma_j^2 after ``n_steps`` Langevin steps of size ``step`` sigma_j^2 at level j, begun
+    with the variance of the level before, ratio^2 sigma_j^2, on data at one point (NCSNv2, eq. 5):
+    (1 - e)^(2 n) (ratio^2 - w) + w, w = 2 e / (1 - (1 - e)^2).
+    """
     rest = 2 / (2 - step)
     return (1 - step) ** (2 * n_steps) * (ratio**2 - rest) + rest
 
 
 def step_size_for(sigmas: Sequence[float], n_steps: int) -> float:
-    """The step size at sigma_N that brings `annealed_variance` nearest to 1 (NCSNv2, Technique 4), for levels in geometric
-    progression."""
+    """The step size at sigma_N that brings `annealed_variance` nearest to 1 (NCSNv2, Technique 4),
+    for levels in geometric progression.
+    """
     ratio = (sigmas[0] / sigmas[-1]) ** (1 / max(1, len(sigmas) - 1))
 
     def off(log_step: float) -> float:
         return abs(annealed_variance(ratio, math.exp(log_step), n_steps) - 1)
 
-    found: Any = minimize_scalar(off, bounds=(math.log(1e-8), math.log(0.999)), method="bounded", options={"xatol": 1e-10})
+    found: Any = minimize_scalar(
+        off, bounds=(math.log(1e-8), math.log(0.999)), method="bounded", options={"xatol": 1e-10}
+    )
     return float(math.exp(found.x)) * sigmas[-1] ** 2

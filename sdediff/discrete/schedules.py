@@ -22,7 +22,9 @@ def _linear(N: int) -> Tensor:
 
 def _scaled_linear(N: int) -> Tensor:
     scale = 1000 / N
-    return torch.linspace(math.sqrt(0.00085 * scale), math.sqrt(min(0.012 * scale, _MOST)), N, dtype=torch.float64).square()
+    return torch.linspace(
+        math.sqrt(0.00085 * scale), math.sqrt(min(0.012 * scale, _MOST)), N, dtype=torch.float64
+    ).square()
 
 
 def _cosine(share: Tensor) -> Tensor:
@@ -35,13 +37,20 @@ def _sigmoid(share: Tensor) -> Tensor:
 
 
 def from_alpha_bar(alpha_bar: Callable[[Tensor], Any], N: int) -> Tensor:
-    """beta_i = 1 - alpha_bar(i / N) / alpha_bar((i - 1) / N), at most 0.999 (Nichol and Dhariwal 2021, arXiv 2102.09672)."""
+    """beta_i = 1 - alpha_bar(i / N) / alpha_bar((i - 1) / N), at most 0.999 (Nichol and Dhariwal
+    2021, arXiv 2102.09672).
+    """
     try:
         bar = reals("alpha_bar(t)", alpha_bar(torch.arange(N + 1, dtype=torch.float64) / N))
     except TypeError as error:
-        raise TypeError(f"alpha_bar must be a function of t in [0, 1] on float64 tensors: {error}") from error
+        raise TypeError(
+            f"alpha_bar must be a function of t in [0, 1] on float64 tensors: {error}"
+        ) from error
     if bar.shape != (N + 1,) or not bool((bar >= 0).all()) or not bool((bar.diff() < 0).all()):
-        raise ValueError("alpha_bar(t) must fall, stay >= 0 and be shaped as t, float64 (N + 1,) times from 0 to 1")
+        raise ValueError(
+            "alpha_bar(t) must fall, stay >= 0 and be shaped as t, float64 (N + 1,) times from 0 "
+            "to 1"
+        )
     return (1 - bar[1:] / bar[:-1]).clamp(max=_MOST)
 
 
@@ -53,26 +62,39 @@ SCHEDULES: Final[dict[str, Callable[[int], Tensor]]] = {
 }
 """Betas (N,) by name, at most 0.999.
 
-- ``linear``: from 0.1 / N to 20 / N, which at N = 1000 is 1e-4 to 0.02 (Ho et al. 2020, arXiv 2006.11239, section 4);
-- ``scaled-linear``: linear in sqrt(beta), 0.00085 to 0.012 at N = 1000 (Rombach et al. 2022, arXiv 2112.10752);
-- ``cosine``: alpha_bar = cos^2((t + 0.008) / 1.008 pi / 2) over its value at 0 (Nichol and Dhariwal 2021, eq. 17);
-- ``sigmoid``: alpha_bar = (sigmoid(3) - sigmoid(6 t - 3)) / (sigmoid(3) - sigmoid(-3)) (Jabri et al. 2022, arXiv 2212.11972)."""
+- ``linear``: from 0.1 / N to 20 / N, which at N = 1000 is 1e-4 to 0.02 (Ho et al. 2020, arXiv
+  2006.11239, section 4);
+- ``scaled-linear``: linear in sqrt(beta), 0.00085 to 0.012 at N = 1000 (Rombach et al. 2022, arXiv
+  2112.10752);
+- ``cosine``: alpha_bar = cos^2((t + 0.008) / 1.008 pi / 2) over its value at 0 (Nichol and Dhariwal
+  2021, eq. 17);
+- ``sigmoid``: alpha_bar = (sigmoid(3) - sigmoid(6 t - 3)) / (sigmoid(3) - sigmoid(-3)) (Jabri et
+  al. 2022, arXiv 2212.11972).
+"""
 
 
 def schedule(name: str | Callable[[Tensor], Any], N: int) -> Tensor:
-    """Betas (N,) of a name in `SCHEDULES`, or of a function alpha_bar(t) that falls from t = 0 to 1."""
+    """Betas (N,) of a name in `SCHEDULES`, or of a function alpha_bar(t) that falls from t = 0 to
+    1.
+    """
     N = whole("N", N, 1)
     if callable(name):
         return from_alpha_bar(name, N)
     if not isinstance(name, str):
-        raise TypeError(f"name must be one of {', '.join(SCHEDULES)}, or a function alpha_bar(t); got {name!r}")
+        raise TypeError(
+            f"name must be one of {', '.join(SCHEDULES)}, or a function alpha_bar(t); got {name!r}"
+        )
     if name not in SCHEDULES:
-        raise ValueError(f"no schedule is called {name!r}{nearest(str(name), SCHEDULES)}; known: {', '.join(SCHEDULES)}")
+        raise ValueError(
+            f"no schedule is called {name!r}{nearest(str(name), SCHEDULES)}; known: "
+            f"{', '.join(SCHEDULES)}"
+        )
     return SCHEDULES[name](N)
 
 
 def zero_terminal_snr(betas: Tensor) -> Tensor:
-    """Betas whose sqrt(alpha_bar) is that of ``betas`` (N,), shifted and scaled to end at 0 and start where it did.
+    """Betas whose sqrt(alpha_bar) is that of ``betas`` (N,), shifted and scaled to end at 0 and
+    start where it did.
 
     Lin et al. 2024 (arXiv 2305.08891, Algorithm 1). The last beta is 1: no signal is left at i = N.
     """

@@ -1,8 +1,9 @@
 """Mean and variance of a solver's chain without Monte Carlo.
 
-Where the score is affine and acts on each coordinate by itself, a chain is affine in its start and its noises, coordinate by
-coordinate: x = m + c_start z_start + sum_k c_k z_k. A run with all z at 0 gives m, one with z_k = 1 gives m + c_k, and the
-variance is the sum of the c^2. All runs are rows of one batch.
+Where the score is affine and acts on each coordinate by itself, a chain is affine in its start and
+its noises, coordinate by coordinate: x = m + c_start z_start + sum_k c_k z_k. A run with all z at 0
+gives m, one with z_k = 1 gives m + c_k, and the variance is the sum of the c^2. All runs are rows
+of one batch.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ _SHARE: Final = -2.0
 
 @dataclass(frozen=True)
 class Impulses:
-    """Noise that is 1 in row 3 + n for draw number n, -2 in row 2 for every draw, 0 elsewhere. Draws are numbered as they come."""
+    """Noise that is 1 in row 3 + n for draw number n, -2 in row 2 for every draw, 0 elsewhere.
+    Draws are numbered as they come.
+    """
 
     rows: Tensor
     d: int
@@ -74,19 +77,23 @@ class _StepImpulses:
 def affine_moments(
     problem: Callable[[int], Problem], solver: Solver, times: Tensor, mean: Tensor, std: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Mean and variance (d,) of what the solver makes of N(mean, diag(std^2)) over the grid ``times``.
+    """Mean and variance (d,) of what the solver makes of N(mean, diag(std^2)) over the grid
+    ``times``.
 
-    ``problem(rows)`` is the problem for that many rows (it may be one for any number), with independent coordinates and a drift
-    that is affine in x. One more row, with twice, once and zero times the start's impulse in turn and all the others at once, times
-    -2, has to be what they add up to: a ValueError says that the solver is not affine, or mixes coordinates. Adaptive solvers
+    ``problem(rows)`` is the problem for that many rows (it may be one for any number), with
+    independent coordinates and a drift that is affine in x. One more row, with twice, once and zero
+    times the start's impulse in turn and all the others at once, times -2, has to be what they add
+    up to: a ValueError says that the solver is not affine, or mixes coordinates. Adaptive solvers
     are refused.
     """
     if solver.adaptive:
         raise ValueError(
-            f"{solver!r} chooses its steps by the state, so that its chain is not affine; take a solver with fixed steps"
+            f"{solver!r} chooses its steps by the state, so that its chain is not affine; take a "
+            "solver with fixed steps"
         )
     d = len(mean)
-    known = Impulses(torch.zeros(1, dtype=torch.int64), d)  # one row without noise tells which draws there are
+    # one row without noise tells which draws there are
+    known = Impulses(torch.zeros(1, dtype=torch.int64), d)
     solver.solve(problem(1), mean[None], times, known, Options())
     rows = _FIRST + len(known.keys)
     share = 2.0 - torch.arange(d, dtype=torch.float64) % 3
@@ -102,7 +109,8 @@ def affine_moments(
     bound = 1e-8 * (share.abs() * start.abs() + draws.abs().sum(dim=0)) + _ROUNDING * scale
     if len(noise.keys) != len(known.keys) or not bool((excess <= bound).all()):
         raise ValueError(
-            f"{solver!r} is not affine in its start and its noises, coordinate by coordinate (off by {float(excess.max()):.3g}): "
+            f"{solver!r} is not affine in its start and its noises, coordinate by coordinate "
+            f"(off by {float(excess.max()):.3g}): "
             "moments of its chain are not those of its impulses; draw samples instead"
         )
     return out[_MEAN], start.square() + draws.square().sum(dim=0)

@@ -48,9 +48,10 @@ class Components:
 class Isotropic(Components):
     """C_k = variances_k I.
 
-    No (b, K, d) tensor is formed. With the nearest mean m_* and y = x - alpha m_*, which is as small as any x - alpha m_k,
-    |x - alpha m_k|^2 = |y|^2 - 2 alpha (m_k - m_*) y + alpha^2 |m_k - m_*|^2, whose terms do not cancel as |x|^2 - 2 alpha m_k x +
-    alpha^2 |m_k|^2 would at a small sigma.
+    No (b, K, d) tensor is formed. With the nearest mean m_* and y = x - alpha m_*, which is as
+    small as any x - alpha m_k, |x - alpha m_k|^2 = |y|^2 - 2 alpha (m_k - m_*) y + alpha^2 |m_k -
+    m_*|^2, whose terms do not cancel as |x|^2 - 2 alpha m_k x + alpha^2 |m_k|^2 would at a small
+    sigma.
     """
 
     @property
@@ -64,13 +65,18 @@ class Isotropic(Components):
         centre = means.mean(dim=0)
         m = means - centre
         with torch.no_grad():
-            nearest = (0.5 * alpha**2 * m.square().sum(dim=1) - alpha * (x - alpha * centre) @ m.T).argmin(dim=1)
-            gap = torch.cdist(m[nearest], m, compute_mode="donot_use_mm_for_euclid_dist").square()  # (b, K)
+            nearest = (
+                0.5 * alpha**2 * m.square().sum(dim=1) - alpha * (x - alpha * centre) @ m.T
+            ).argmin(dim=1)
+            # (b, K)
+            gap = torch.cdist(m[nearest], m, compute_mode="donot_use_mm_for_euclid_dist").square()
         y, base = x - alpha * means[nearest], m[nearest]
         along = y @ m.T - (y * base).sum(dim=1, keepdim=True)
         squares = y.square().sum(dim=1, keepdim=True) - 2 * alpha * along + alpha**2 * gap
         total = alpha**2 * variances + sigma**2  # (K,) or (b, K)
-        logs = log_weights.to(x) - 0.5 * (squares / total + x.shape[1] * (2 * math.pi * total).log())
+        logs = log_weights.to(x) - 0.5 * (
+            squares / total + x.shape[1] * (2 * math.pi * total).log()
+        )
         r = torch.softmax(logs, dim=1)
 
         def pulled(c: Tensor) -> Tensor:
@@ -78,13 +84,19 @@ class Isotropic(Components):
             every = c.sum(dim=1, keepdim=True)
             return every * y - alpha * (c @ m - every * base)
 
-        return Values(torch.logsumexp(logs, dim=1), -pulled(r / total), r @ means + pulled(r * (alpha * variances / total)))
+        return Values(
+            torch.logsumexp(logs, dim=1),
+            -pulled(r / total),
+            r @ means + pulled(r * (alpha * variances / total)),
+        )
 
     def roots(self) -> Tensor:
         """sqrt(variance_k) I; one column for points."""
         if not bool(self.variances.any()):
             return torch.zeros_like(self.means)[..., None]
-        return self.variances.sqrt()[:, None, None] * torch.eye(self.means.shape[1], dtype=torch.float64)
+        return self.variances.sqrt()[:, None, None] * torch.eye(
+            self.means.shape[1], dtype=torch.float64
+        )
 
     def diagonals(self) -> Tensor:
         """variance_k."""
@@ -97,7 +109,9 @@ class Isotropic(Components):
 
 @dataclass(frozen=True, eq=False)
 class Anisotropic(Components):
-    """C_k = vectors_k diag(variances_k) vectors_k^T with orthonormal vectors (K, d, d), or none of them: diagonal."""
+    """C_k = vectors_k diag(variances_k) vectors_k^T with orthonormal vectors (K, d, d), or none of
+    them: diagonal.
+    """
 
     vectors: Tensor | None = None
 
@@ -123,7 +137,9 @@ class Anisotropic(Components):
             return c.sum(dim=1) if vectors is None else torch.einsum("bke,kde->bd", c, vectors)
 
         ru = r[..., None] * u
-        return Values(torch.logsumexp(logs, dim=1), -summed(ru), r @ means + summed(alpha * variances * ru))
+        return Values(
+            torch.logsumexp(logs, dim=1), -summed(ru), r @ means + summed(alpha * variances * ru)
+        )
 
     def roots(self) -> Tensor:
         """Columns sqrt(variance_ki) vector_ki."""
@@ -132,7 +148,11 @@ class Anisotropic(Components):
 
     def diagonals(self) -> Tensor:
         """The diagonal of vectors_k diag(variances_k) vectors_k^T."""
-        return self.variances if self.vectors is None else (self.vectors.square() @ self.variances[..., None])[..., 0]
+        return (
+            self.variances
+            if self.vectors is None
+            else (self.vectors.square() @ self.variances[..., None])[..., 0]
+        )
 
     def spread(self, z: Tensor, k: Tensor) -> Tensor:
         """vectors_k sqrt(variances_k) z."""

@@ -25,9 +25,11 @@ __all__ = ["Gaussian", "LowRank", "Normal"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Normal(Law):
-    """x_0 = mean + basis z with independent z_i ~ N(0, variances_i): what `Gaussian` and `LowRank` share.
+    """x_0 = mean + basis z with independent z_i ~ N(0, variances_i): what `Gaussian` and `LowRank`
+    share.
 
-    Along basis vector i x_t has variance V_i = alpha^2 variances_i + sigma^2, and sigma^2 in all directions beyond the basis.
+    Along basis vector i x_t has variance V_i = alpha^2 variances_i + sigma^2, and sigma^2 in all
+    directions beyond the basis.
     """
 
     mean: Tensor
@@ -64,11 +66,15 @@ class Normal(Law):
         return torch.diag(stds) if self.basis is None else self.basis * stds
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Coordinates in the basis (..., k), and what is beyond it (..., d); 0 where the basis is full."""
+        """Coordinates in the basis (..., k), and what is beyond it (..., d); 0 where the basis is
+        full.
+        """
         if self.basis is None:
             return x, torch.zeros((), dtype=x.dtype, device=x.device)
         inside = x @ self.basis.to(x)
-        return inside, x - self._join(inside) if not self._full else torch.zeros((), dtype=x.dtype, device=x.device)
+        return inside, x - self._join(inside) if not self._full else torch.zeros(
+            (), dtype=x.dtype, device=x.device
+        )
 
     def _join(self, inside: Tensor) -> Tensor:
         """From coordinates in the basis (..., k) to (..., d)."""
@@ -81,7 +87,9 @@ class Normal(Law):
         return law
 
     def evaluate(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Values:
-        """log N(x; alpha mean, V), -V^{-1} (x - alpha mean) and mean + alpha variances V^{-1} (x - alpha mean)."""
+        """log N(x; alpha mean, V), -V^{-1} (x - alpha mean) and mean + alpha variances V^{-1} (x -
+        alpha mean).
+        """
         mean, variances = self.mean.flatten().to(x), self.variances.to(x)
         inside, beyond = self._split(x - alpha * mean)
         spread = alpha**2 * variances + sigma**2
@@ -89,7 +97,9 @@ class Normal(Law):
         log_prob = -0.5 * (inside * scaled + spread.log() + math.log(2 * math.pi)).sum(dim=-1)
         score = -self._join(scaled)
         if rest := x.shape[-1] - len(variances):
-            outside = (beyond / sigma).square().sum(dim=-1) + rest * (2 * sigma.log() + math.log(2 * math.pi)).flatten()
+            outside = (beyond / sigma).square().sum(dim=-1) + rest * (
+                2 * sigma.log() + math.log(2 * math.pi)
+            ).flatten()
             log_prob, score = log_prob - 0.5 * outside, score - beyond / sigma**2
         return Values(log_prob, score, mean + self._join(alpha * variances * scaled))
 
@@ -108,9 +118,10 @@ class Normal(Law):
     def posterior(self, H: Any, y: Any, noise_std: Any) -> Self:
         """The law of x_0 given y = H x_0 + noise_std n, n ~ N(0, I); a law of the same kind.
 
-        N(mean + G (y - H mean), C - G H C) with G = C H^T (H C H^T + noise_std^2)^{-1}. ``H`` (m, d) acts on flat x_0, ``y`` is
-        (m,), ``noise_std`` a positive number or (m,). A singular value decomposition takes the place of the inverse, so that a
-        small ``noise_std`` costs no accuracy.
+        N(mean + G (y - H mean), C - G H C) with G = C H^T (H C H^T + noise_std^2)^{-1}. ``H`` (m,
+        d) acts on flat x_0, ``y`` is (m,), ``noise_std`` a positive number or (m,). A singular
+        value decomposition takes the place of the inverse, so that a small ``noise_std`` costs no
+        accuracy.
         """
         measurement = Measurement.of(H, y, noise_std, self.mean.numel())
         given = condition(self.mean.flatten(), self._factor, measurement)
@@ -134,8 +145,9 @@ class Normal(Law):
 class Gaussian(Normal):
     """x_0 ~ N(mean, covariance), so that x_t ~ N(alpha mean, alpha^2 covariance + sigma^2 I).
 
-    ``mean`` is a number or (*event); ``covariance`` one variance for all, one for each entry of the event ((*event) or (d,)), or a
-    symmetric (d, d) matrix on the flattened event. It may be singular: x_t has a density where sigma(t) > 0.
+    ``mean`` is a number or (*event); ``covariance`` one variance for all, one for each entry of the
+    event ((*event) or (d,)), or a symmetric (d, d) matrix on the flattened event. It may be
+    singular: x_t has a density where sigma(t) > 0.
     """
 
     def __init__(self, mean: Any, covariance: Any) -> None:
@@ -149,7 +161,8 @@ class Gaussian(Normal):
             c = c.flatten().expand(d)
         elif c.shape != (d, d):
             raise ValueError(
-                f"covariance must be a symmetric ({d}, {d}) matrix for a mean of {d} entries, or a variance for each of them; "
+                f"covariance must be a symmetric ({d}, {d}) matrix for a mean of {d} entries, or "
+                "a variance for each of them; "
                 f"got shape {tuple(c.shape)}"
             )
         super().__init__(m, *_diagonalised(c))
@@ -168,23 +181,36 @@ class Gaussian(Normal):
         stochasticity: float | Callable[[Tensor], Tensor] | None = None,
         start: Literal["prior"] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Mean (d,) and covariance (d, d) of what a solver's chain with the exact score is at ``times[-1]``, without Monte Carlo.
+        """Mean (d,) and covariance (d, d) of what a solver's chain with the exact score is at
+        ``times[-1]``, without Monte Carlo.
 
-        The chain starts at ``times[0]`` (N + 1 falling times) from the exact law there, or with ``start="prior"`` from the SDE's
-        prior. ``stochasticity`` is lambda as in `sample`: 1 by default where the solver integrates the reverse SDE, else 0. The
-        score being affine, so is the chain: in the eigenbasis, where coordinates are independent, one run of the solver on unit
-        impulses (one row for each draw of noise) tells all. The solver has to take fixed steps and be affine itself: a ValueError
-        says if it is not.
+        The chain starts at ``times[0]`` (N + 1 falling times) from the exact law there, or with
+        ``start="prior"`` from the SDE's prior. ``stochasticity`` is lambda as in `sample`: 1 by
+        default where the solver integrates the reverse SDE, else 0. The score being affine, so is
+        the chain: in the eigenbasis, where coordinates are independent, one run of the solver on
+        unit impulses (one row for each draw of noise) tells all. The solver has to take fixed steps
+        and be affine itself: a ValueError says if it is not.
         """
         if start not in (None, "prior"):
-            raise ValueError(f"start must be None, for the exact law at times[0], or 'prior', got {start!r}")
+            raise ValueError(
+                f"start must be None, for the exact law at times[0], or 'prior', got {start!r}"
+            )
         if not isinstance(solver, Solver):
-            raise TypeError(f"solver must be a solver value such as EulerMaruyama(), got {solver!r}")
+            raise TypeError(
+                f"solver must be a solver value such as EulerMaruyama(), got {solver!r}"
+            )
         grid = check_grid(numbers("times", times))
         if len(grid) > 1 and grid[1] > grid[0]:
-            raise ValueError(f"the chain goes from noise to data: times must fall, they go from {grid[0]:g} to {grid[-1]:g}")
-        if solver.times is not None and not (len(grid) == len(solver.times) and torch.allclose(grid, solver.times)):
-            raise ValueError(f"{solver!r} is a discrete model with a grid of its own: pass times=solver.times")
+            raise ValueError(
+                f"the chain goes from noise to data: times must fall, they go from {grid[0]:g} "
+                f"to {grid[-1]:g}"
+            )
+        if solver.times is not None and not (
+            len(grid) == len(solver.times) and torch.allclose(grid, solver.times)
+        ):
+            raise ValueError(
+                f"{solver!r} is a discrete model with a grid of its own: pass times=solver.times"
+            )
         lam = check_stochasticity(solver, stochasticity, grid)
         unit = self.data_std or sde.data_std
         rotated = Gaussian(self._split(self.mean.flatten())[0], self.variances)
@@ -205,11 +231,13 @@ class Gaussian(Normal):
 
 
 class LowRank(Normal):
-    """x_0 = mean + basis z, z ~ N(0, diag(stds^2)): a Gaussian on a k-dimensional subspace, at the cost of (d, k) matrices.
+    """x_0 = mean + basis z, z ~ N(0, diag(stds^2)): a Gaussian on a k-dimensional subspace, at the
+    cost of (d, k) matrices.
 
-    ``mean`` is (*event) of d numbers, ``basis`` (d, k) or (*event, k), ``stds`` a number or (k,). Columns that are not orthonormal
-    are made so without a change of the law. x_t has a density where sigma(t) > 0; elsewhere score and density are refused with a
-    ValueError (unless k = d and no std is 0).
+    ``mean`` is (*event) of d numbers, ``basis`` (d, k) or (*event, k), ``stds`` a number or (k,).
+    Columns that are not orthonormal are made so without a change of the law. x_t has a density
+    where sigma(t) > 0; elsewhere score and density are refused with a ValueError (unless k = d and
+    no std is 0).
     """
 
     def __init__(self, mean: Any, basis: Any, stds: Any) -> None:
@@ -220,13 +248,17 @@ class LowRank(Normal):
         d = m.numel()
         if not d or u.ndim < 2 or u.shape[:-1] not in ((d,), m.shape) or not u.shape[-1]:
             raise ValueError(
-                f"basis must be (d, k) or (*event, k) with k >= 1, d = {d} and event {tuple(m.shape)} as in the mean, "
+                f"basis must be (d, k) or (*event, k) with k >= 1, d = {d} and event "
+                f"{tuple(m.shape)} as in the mean, "
                 f"got shape {tuple(u.shape)}"
             )
         u = u.reshape(d, -1)
         k = u.shape[1]
         if s.shape not in ((), (k,)):
-            raise ValueError(f"stds must be a number or ({k},), one for each column of the basis, got shape {tuple(s.shape)}")
+            raise ValueError(
+                f"stds must be a number or ({k},), one for each column of the basis, got shape "
+                f"{tuple(s.shape)}"
+            )
         s = s.expand(k)
         if k > d or float((u.T @ u - torch.eye(k, dtype=torch.float64)).abs().max()) > 1e-13:
             u, s, _ = torch.linalg.svd(u * s, full_matrices=False)
@@ -243,6 +275,8 @@ def _diagonalised(c: Tensor) -> tuple[Tensor | None, Tensor]:
     if c.ndim == 1 or torch.equal(c, torch.diag(c.diagonal())):
         variances = c if c.ndim == 1 else c.diagonal()
         if float(variances.min()) < 0:
-            raise ValueError(f"covariance must have no negative eigenvalue, got {float(variances.min()):.3g}")
+            raise ValueError(
+                f"covariance must have no negative eigenvalue, got {float(variances.min()):.3g}"
+            )
         return None, variances
     return eigen("covariance", c)

@@ -1,4 +1,6 @@
-"""What a law of the data is: score, predictions, density and samples of x_t = alpha x_0 + sigma noise."""
+"""What a law of the data is: score, predictions, density and samples of x_t = alpha x_0 + sigma
+noise.
+"""
 
 from __future__ import annotations
 
@@ -31,16 +33,20 @@ class Values(NamedTuple):
 
 
 class Law:
-    """A law of x_0 that stays known under noise: x_t = alpha x_0 + sigma noise for the alpha(t) and sigma(t) of any linear SDE.
+    """A law of x_0 that stays known under noise: x_t = alpha x_0 + sigma noise for the alpha(t) and
+    sigma(t) of any linear SDE.
 
-    A subclass gives ``event`` and ``evaluate``; ``draw`` for samples, ``data_moments`` for moments, ``posterior`` for measurements,
-    and ``least_variance`` if x_0 itself has a density. Events have any rank, states are (B, *event) (or (B,) for one number), t is
-    a number or one number a sample, (B,). Results have the dtype and the device of x; what is between is float64 (float32 on a
+    A subclass gives ``event`` and ``evaluate``; ``draw`` for samples, ``data_moments`` for moments,
+    ``posterior`` for measurements, and ``least_variance`` if x_0 itself has a density. Events have
+    any rank, states are (B, *event) (or (B,) for one number), t is a number or one number a sample,
+    (B,). Results have the dtype and the device of x; what is between is float64 (float32 on a
     device without it).
     """
 
     least_variance: float = 0.0
-    """The smallest variance of x_0 along any direction. Where it is 0, x_t has a density for sigma(t) > 0 only."""
+    """The smallest variance of x_0 along any direction. Where it is 0, x_t has a density for
+    sigma(t) > 0 only.
+    """
 
     @property
     def event(self) -> torch.Size:
@@ -48,9 +54,11 @@ class Law:
         raise NotImplementedError
 
     def evaluate(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Values:
-        """Density, score and data prediction at flat states x (B, d), for alpha and sigma () or (B, 1) in the dtype of x.
+        """Density, score and data prediction at flat states x (B, d), for alpha and sigma () or (B,
+        1) in the dtype of x.
 
-        Neither score nor data should come from the other by x = alpha data - sigma^2 score: one of them would cancel.
+        Neither score nor data should come from the other by x = alpha data - sigma^2 score: one of
+        them would cancel.
         """
         raise NotImplementedError
 
@@ -67,11 +75,15 @@ class Law:
 
         ``H`` (m, d) acts on flat x_0, ``y`` is (m,), ``noise_std`` a positive number or (m,).
         """
-        raise NotImplementedError(f"the posterior of {self!r} under a linear measurement is not known in closed form")
+        raise NotImplementedError(
+            f"the posterior of {self!r} under a linear measurement is not known in closed form"
+        )
 
     @property
     def data_std(self) -> float:
-        """The standard deviation of x_0 about the means of its channels; 0 for a point, or where moments are not known."""
+        """The standard deviation of x_0 about the means of its channels; 0 for a point, or where
+        moments are not known.
+        """
         try:
             mean, covariance = self.data_moments()
         except NotImplementedError:
@@ -99,7 +111,9 @@ class Law:
         return self._like(-sigma * values.score, x)
 
     def v(self, sde: LinearSDE, x: Tensor, t: Tensor | float) -> Tensor:
-        """alpha E[noise | x] - sigma E[x_0 | x], shaped as x; lengths are in the units of the SDE's declaration."""
+        """alpha E[noise | x] - sigma E[x_0 | x], shaped as x; lengths are in the units of the SDE's
+        declaration.
+        """
         values, alpha, sigma = self._at(sde, x, t)
         return self._like(-sigma * (alpha * values.score + values.data / sde.unit**2), x)
 
@@ -109,26 +123,43 @@ class Law:
 
     def sample(self, count: int, *, seed: int) -> Tensor:
         """``count`` samples of x_0, float64 (count, *event), from the seed alone."""
-        count, seed = (whole(name, value, kind="a non-negative int") for name, value in (("count", count), ("seed", seed)))
+        count, seed = (
+            whole(name, value, kind="a non-negative int")
+            for name, value in (("count", count), ("seed", seed))
+        )
         return self.draw(count, torch.Generator().manual_seed(seed)).reshape(count, *self.event)
 
     def moments(self, sde: LinearSDE, t: Tensor | float) -> tuple[Tensor, Tensor]:
-        """Mean (d,) and covariance (d, d) of flat x_t at one time, float64; a ValueError for d > 8192, for the matrix's size."""
+        """Mean (d,) and covariance (d, d) of flat x_t at one time, float64; a ValueError for d >
+        8192, for the matrix's size.
+        """
         time, d = as_time(t), self.event.numel()
         if time.ndim:
-            raise ValueError(f"moments are those at one time: t must be a number, got shape {tuple(time.shape)}")
+            raise ValueError(
+                f"moments are those at one time: t must be a number, got shape {tuple(time.shape)}"
+            )
         if d > _LARGEST:
-            raise ValueError(f"the covariance would be a ({d}, {d}) matrix, {_LARGEST} is the most; take moments of samples")
+            raise ValueError(
+                f"the covariance would be a ({d}, {d}) matrix, {_LARGEST} is the most; take "
+                "moments of samples"
+            )
         mean, covariance = self.data_moments()
         alpha, sigma = sde.alpha(time), sde.sigma(time)
         return alpha * mean, alpha**2 * covariance + sigma**2 * torch.eye(d, dtype=torch.float64)
 
     def model(self, sde: LinearSDE) -> ScoreModel:
-        """The exact model of this law, without a network: its noise, data, score and v are those of the law.
+        """The exact model of this law, without a network: its noise, data, score and v are those of
+        the law.
 
         It predicts v, from which all others follow by division by alpha^2 + sigma^2 alone.
         """
-        return ScoreModel(LawNet(self, sde), sde, predicts="v", time_dtype=torch.float64, data_std=self.data_std or None)
+        return ScoreModel(
+            LawNet(self, sde),
+            sde,
+            predicts="v",
+            time_dtype=torch.float64,
+            data_std=self.data_std or None,
+        )
 
     def __repr__(self) -> str:
         """The kind and the shape, no numbers."""
@@ -147,36 +178,54 @@ class Law:
             raise TypeError(f"x must be a floating-point tensor, got {got}; write x.double(), say")
         number = x.ndim == 1 and self.event.numel() == 1
         if not number and (x.ndim == 0 or x.shape[1:] != self.event):
-            raise ValueError(f"x must be (B, *event) with event {tuple(self.event)}, got shape {tuple(x.shape)}")
-        return x.reshape(x.shape[0], self.event.numel()).to(torch.float32 if x.device.type == "mps" else torch.float64)
+            raise ValueError(
+                f"x must be (B, *event) with event {tuple(self.event)}, got shape {tuple(x.shape)}"
+            )
+        return x.reshape(x.shape[0], self.event.numel()).to(
+            torch.float32 if x.device.type == "mps" else torch.float64
+        )
 
     def _like(self, flat: Tensor, x: Tensor) -> Tensor:
         return flat.reshape(x.shape).to(x.dtype)
 
-    def _schedule(self, sde: LinearSDE, x: Tensor, t: Tensor | float, *, density: bool = True) -> tuple[Tensor, Tensor]:
-        """alpha and sigma, () or (B, 1); a ValueError where x_t has no density, unless none is needed."""
+    def _schedule(
+        self, sde: LinearSDE, x: Tensor, t: Tensor | float, *, density: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """alpha and sigma, () or (B, 1); a ValueError where x_t has no density, unless none is
+        needed.
+        """
         check_linear(sde)
         time = as_time(t)
         if time.ndim and time.shape != x.shape[:1]:
-            raise ValueError(f"t must be a number or (B,) with B = {x.shape[0]} as in x, got shape {tuple(time.shape)}")
+            raise ValueError(
+                f"t must be a number or (B,) with B = {x.shape[0]} as in x, got shape "
+                f"{tuple(time.shape)}"
+            )
         if time.numel() and not time.requires_grad and bool((time == time.flatten()[0]).all()):
             time = time.flatten()[0]
         alpha, sigma = sde.alpha(time), sde.sigma(time)
         lowest = alpha**2 * self.least_variance + sigma**2
         if density and not bool((lowest > 0).all()):
-            worst = float(time.detach().expand(lowest.shape).flatten()[int(lowest.flatten().argmin())])
+            worst = float(
+                time.detach().expand(lowest.shape).flatten()[int(lowest.flatten().argmin())]
+            )
             raise ValueError(
-                f"{self!r} has no density at t = {worst:.6g}: sigma(t) is 0 there, and the law lies on points or a subspace; "
+                f"{self!r} has no density at t = {worst:.6g}: sigma(t) is 0 there, and the law "
+                "lies on points or a subspace; "
                 "take a later t, or a covariance with positive eigenvalues"
             )
         dtype = torch.float32 if x.device.type == "mps" else torch.float64
         shape = (-1, 1) if alpha.ndim else ()
-        return alpha.to(dtype).to(x.device).reshape(shape), sigma.to(dtype).to(x.device).reshape(shape)
+        return alpha.to(dtype).to(x.device).reshape(shape), sigma.to(dtype).to(x.device).reshape(
+            shape
+        )
 
 
 @dataclass(frozen=True)
 class LawNet:
-    """net(x, t) of an exact model: the v prediction of ``law`` under ``sde``, at times of any floating-point dtype, () or (B,)."""
+    """net(x, t) of an exact model: the v prediction of ``law`` under ``sde``, at times of any
+    floating-point dtype, () or (B,).
+    """
 
     law: Law
     sde: LinearSDE
@@ -187,13 +236,19 @@ class LawNet:
 
 
 def numbers(name: str, value: Any, *, at_least: float | None = None) -> Tensor:
-    """``value`` as a float64 tensor of its own on the host; an error names ``name`` unless it is finite and large enough."""
+    """``value`` as a float64 tensor of its own on the host; an error names ``name`` unless it is
+    finite and large enough.
+    """
     try:
         out = reals(name, value).detach().to("cpu", copy=True)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} must be numbers (a number, nested lists, an array or a tensor), got {value!r}") from error
+        raise TypeError(
+            f"{name} must be numbers (a number, nested lists, an array or a tensor), got {value!r}"
+        ) from error
     if not bool(torch.isfinite(out).all()):
-        raise ValueError(f"{name} must be finite, got {float(out[~torch.isfinite(out)].flatten()[0])}")
+        raise ValueError(
+            f"{name} must be finite, got {float(out[~torch.isfinite(out)].flatten()[0])}"
+        )
     if at_least is not None and out.numel() and float(out.min()) < at_least:
         raise ValueError(f"{name} must be >= {at_least:g}, got {float(out.min()):.6g}")
     return out

@@ -30,15 +30,24 @@ class Measurement(NamedTuple):
         value = numbers("y", y)
         std = numbers("noise_std", noise_std)
         if matrix.ndim != 2 or matrix.shape[1] != d or not len(matrix):
-            raise ValueError(f"H must be an (m, {d}) matrix that acts on the flattened x_0, got shape {tuple(matrix.shape)}")
+            raise ValueError(
+                f"H must be an (m, {d}) matrix that acts on the flattened x_0, got shape "
+                f"{tuple(matrix.shape)}"
+            )
         m = len(matrix)
         if value.shape != (m,):
-            raise ValueError(f"y must be ({m},), one number for each row of H, got shape {tuple(value.shape)}")
+            raise ValueError(
+                f"y must be ({m},), one number for each row of H, got shape {tuple(value.shape)}"
+            )
         if std.shape not in ((), (m,)):
-            raise ValueError(f"noise_std must be a number or ({m},), one for each row of H, got shape {tuple(std.shape)}")
+            raise ValueError(
+                f"noise_std must be a number or ({m},), one for each row of H, got shape "
+                f"{tuple(std.shape)}"
+            )
         if not float(std.min()) > 0:
             raise ValueError(
-                f"noise_std must be positive, got {float(std.min()):.6g}; a small number stands for an exact measurement"
+                f"noise_std must be positive, got {float(std.min()):.6g}; a small number stands "
+                "for an exact measurement"
             )
         return cls(matrix, value, std.expand(m))
 
@@ -53,11 +62,13 @@ class Conditioned(NamedTuple):
 
 
 def condition(mean: Tensor, root: Tensor, measurement: Measurement) -> Conditioned:
-    """x_0 = mean + root w, w ~ N(0, I), given the measurement; for mean (..., d) and root (..., d, k) with k <= d.
+    """x_0 = mean + root w, w ~ N(0, I), given the measurement; for mean (..., d) and root (..., d,
+    k) with k <= d.
 
-    With the singular value decomposition H root / std = P diag(c) Q^T and the residual r = (y - H mean) / std, w given y is normal
-    with mean Q diag(c / (1 + c^2)) P^T r and covariance Q diag(1 / (1 + c^2)) Q^T, and the evidence N(y; H mean, H root root^T H^T
-    + std^2) has -2 log = |(I - P P^T) r|^2 + sum (P^T r)^2 / (1 + c^2) + sum log(1 + c^2) + sum log(2 pi std^2).
+    With the singular value decomposition H root / std = P diag(c) Q^T and the residual r = (y - H
+    mean) / std, w given y is normal with mean Q diag(c / (1 + c^2)) P^T r and covariance Q diag(1 /
+    (1 + c^2)) Q^T, and the evidence N(y; H mean, H root root^T H^T + std^2) has -2 log = |(I - P
+    P^T) r|^2 + sum (P^T r)^2 / (1 + c^2) + sum log(1 + c^2) + sum log(2 pi std^2).
     """
     H, y, std = measurement
     m, k = len(H), root.shape[-1]

@@ -30,13 +30,14 @@ __all__ = ["LogProb", "log_prob"]
 class LogProb:
     """Log-densities, and for each sample what it took.
 
-    ``value`` (B,) in nats, float64; NaN for a sample that failed. ``stderr`` (B,) is the standard error of the value by the spread
-    of the probes' estimates (solver and prior have no part in it): 0 for the exact divergence, NaN for one probe.
-    ``dof`` are its degrees of freedom, the number of estimates less 1. ``z`` (B, *event) is the latent, the state at t_max.
-    ``prior_gap`` (B,) is log p(z) at t_max less the prior's log-density of z, in nats, where the law of the data is
-    known (models of `sdediff.exact`, without a mask), else None: ``value + prior_gap`` is free of the prior's error.
-    ``nfe``, ``accepted``, ``rejected``, ``status`` and ``failures`` are those of `Solution`. ``seeds`` are the probes';
-    None where none were drawn.
+    ``value`` (B,) in nats, float64; NaN for a sample that failed. ``stderr`` (B,) is the standard
+    error of the value by the spread of the probes' estimates (solver and prior have no part in it):
+    0 for the exact divergence, NaN for one probe. ``dof`` are its degrees of freedom, the number of
+    estimates less 1. ``z`` (B, *event) is the latent, the state at t_max. ``prior_gap`` (B,) is log
+    p(z) at t_max less the prior's log-density of z, in nats, where the law of the data is known
+    (models of `sdediff.exact`, without a mask), else None: ``value + prior_gap`` is free of the
+    prior's error. ``nfe``, ``accepted``, ``rejected``, ``status`` and ``failures`` are those of
+    `Solution`. ``seeds`` are the probes'; None where none were drawn.
     """
 
     value: Tensor
@@ -52,7 +53,9 @@ class LogProb:
     failures: tuple[Failure, ...] = field(default=())
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """(low, high), (B,) each: covers the value of the exact divergence with probability ``level``, by Student's t."""
+        """(low, high), (B,) each: covers the value of the exact divergence with probability
+        ``level``, by Student's t.
+        """
         level = real("level", level)
         if not 0 < level < 1:
             raise ValueError(f"level must lie in (0, 1), got {level!r}")
@@ -64,7 +67,10 @@ class LogProb:
     def __repr__(self) -> str:
         """Shape and cost, not the numbers."""
         nfe = f"{int(self.nfe.min())} to {int(self.nfe.max())}"
-        return f"LogProb(value: ({len(self.value)},) nats, nfe a sample: {nfe}, failed: {len(self.failures)} of {len(self.value)})"
+        return (
+            f"LogProb(value: ({len(self.value)},) nats, nfe a sample: {nfe}, failed: "
+            f"{len(self.failures)} of {len(self.value)})"
+        )
 
 
 def log_prob(
@@ -89,32 +95,40 @@ def log_prob(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> LogProb:
-    """Log-density of x (B, *event) under the law that the probability flow carries from the prior to ``t_start``, in nats.
+    """Log-density of x (B, *event) under the law that the probability flow carries from the prior
+    to ``t_start``, in nats.
 
-    log p(x) = log prior(z) + int div drift dt, from x at t_start up to z at t_max along dx = drift dt,
-    drift = f x - g^2 / 2 score (Song et al. 2021, arXiv 2011.13456, eq. 39). ``t_start`` is t_min unless given: x are
-    states there as they are, (for `VP`) data with the little noise of t_min. The log-density is accumulated in float64, and the
-    state with it (float32 on a device without float64).
+    log p(x) = log prior(z) + int div drift dt, from x at t_start up to z at t_max along dx = drift
+    dt, drift = f x - g^2 / 2 score (Song et al. 2021, arXiv 2011.13456, eq. 39). ``t_start`` is
+    t_min unless given: x are states there as they are, (for `VP`) data with the little noise of
+    t_min. The log-density is accumulated in float64, and the state with it (float32 on a device
+    without float64).
 
-    ``solver``: a Runge-Kutta method, adaptive (`RK45` by default, `DOP853` for tight tolerances) or not (`RungeKutta4` by default
-    with ``steps=N``), `TorchDiffEq` or `SciPy`. All of them step in the angle arctan(sigma / (0.4 alpha)). Steps are accepted
-    with an error of the state up to the tolerance, and of the log-density over the number d of coordinates up to a tenth of it.
+    ``solver``: a Runge-Kutta method, adaptive (`RK45` by default, `DOP853` for tight tolerances) or
+    not (`RungeKutta4` by default with ``steps=N``), `TorchDiffEq` or `SciPy`. All of them step in
+    the angle arctan(sigma / (0.4 alpha)). Steps are accepted with an error of the state up to the
+    tolerance, and of the log-density over the number d of coordinates up to a tenth of it.
     ``grid``: rising times to t_max; ``steps=N`` alone are uniform in the angle.
-    ``divergence``: ``"exact"`` by d vector-Jacobian products an evaluation; ``"hutchinson"`` by ``probes`` of them, unbiased, with
-    a standard error; ``"hutch++"`` by ``probes`` too, a third of which find the dominant directions, better where these are few.
-    All share the one forward pass with the drift. ``probes``: 8 (hutch++: 12) unless given, d at most with Hadamard probes.
-    ``probe``: ``"hadamard"`` for orthogonal signs, of variance times (d - k) / (d - 1) and exact at k = d (with d such that there
-    is a Hadamard matrix, as there is for nearly all multiples of 4; the next such n takes the place of d otherwise),
-    ``"rademacher"`` for independent signs, ``"gaussian"`` for normals. They are drawn once for the solve, for sample i from its
-    own ``seed`` (as in `sample`), so that every sample is the same in any batch.
-    ``grad``: ``"full"`` keeps the graph, to x and to the network's parameters; a compiled network has no second derivatives
-    and cannot. ``dtype``: what a network without parameters sees, by default that of x, float32 at least; the latents have it.
-    ``mask``: as in `sample`; the density is that of the coordinates that exist. Under a `Normalizer` x, the latents and the
-    density are in the user's units: log p(y) = log p((y - mean) / std) - sum of log std.
-    ``condition``, ``batch_size``, ``progress``, ``max_nfe``, ``on_fail``, ``device``: as in `sample`. A network whose backward pass
-    does not go through torch.func's vmap (a compiled one) has its products one by one: k or d backward passes an evaluation.
+    ``divergence``: ``"exact"`` by d vector-Jacobian products an evaluation; ``"hutchinson"`` by
+    ``probes`` of them, unbiased, with a standard error; ``"hutch++"`` by ``probes`` too, a third of
+    which find the dominant directions, better where these are few. All share the one forward pass
+    with the drift. ``probes``: 8 (hutch++: 12) unless given, d at most with Hadamard probes.
+    ``probe``: ``"hadamard"`` for orthogonal signs, of variance times (d - k) / (d - 1) and exact at
+    k = d (with d such that there is a Hadamard matrix, as there is for nearly all multiples of 4;
+    the next such n takes the place of d otherwise), ``"rademacher"`` for independent signs,
+    ``"gaussian"`` for normals. They are drawn once for the solve, for sample i from its own
+    ``seed`` (as in `sample`), so that every sample is the same in any batch.
+    ``grad``: ``"full"`` keeps the graph, to x and to the network's parameters; a compiled network
+    has no second derivatives and cannot. ``dtype``: what a network without parameters sees, by
+    default that of x, float32 at least; the latents have it. ``mask``: as in `sample`; the density
+    is that of the coordinates that exist. Under a `Normalizer` x, the latents and the density are
+    in the user's units: log p(y) = log p((y - mean) / std) - sum of log std.
+    ``condition``, ``batch_size``, ``progress``, ``max_nfe``, ``on_fail``, ``device``: as in
+    `sample`. A network whose backward pass does not go through torch.func's vmap (a compiled one)
+    has its products one by one: k or d backward passes an evaluation.
 
-    Raises ValueError or TypeError before the first evaluation of the network, `SolveError` after it.
+    Raises ValueError or TypeError before the first evaluation of the network, `SolveError` after
+    it.
     """
     known = facts(model)
     prior = _prior(model)
@@ -144,7 +158,9 @@ def log_prob(
     )
     _check_end(solving)
     if steps is not None and grid is None and "kernel" in model.sde.offers:
-        solving = replace(solving, times=snapped(_angular(model, solving.times), solving.facts.breaks))
+        solving = replace(
+            solving, times=snapped(_angular(model, solving.times), solving.facts.breaks)
+        )
     seeds = check_seed(seed, None, tuple(x.shape)) if estimate.draws else None
     place = torch.float32 if solving.device.type == "mps" else torch.float64
 
@@ -154,27 +170,40 @@ def log_prob(
         def part(rows: Tensor, options: Options) -> Solution:
             own = solving.units.enter(start[rows.to(start.device)], solving.existing(rows))
             trace = estimate.of([seeds[i] for i in rows.tolist()] if seeds else (), own)
-            problem = Augmented(solving.reverse(rows, state=place), trace, own.shape[1:], solving.times)
+            problem = Augmented(
+                solving.reverse(rows, state=place), trace, own.shape[1:], solving.times
+            )
             found = solver.solve(problem, problem.start(own), problem.clock, None, options)
-            failures = [replace(f, t=float(problem.time(torch.tensor(f.t, dtype=torch.float64)))) for f in found.failures]
+            failures = [
+                replace(f, t=float(problem.time(torch.tensor(f.t, dtype=torch.float64))))
+                for f in found.failures
+            ]
             with torch.set_grad_enabled(grad != "none"):
-                return replace(found, x=problem.end(found.x), times=solving.times, failures=tuple(failures))
+                return replace(
+                    found, x=problem.end(found.x), times=solving.times, failures=tuple(failures)
+                )
 
         solution = solving.run("log-density", part)
         return _result(solution, prior, solving, x.shape, estimate, seeds)
 
 
 def _solver(solver: Solver | None, *, fixed: bool) -> Solver:
-    """The solver, by default one of fixed steps or one that chooses them; a ValueError if it needs more than a drift."""
+    """The solver, by default one of fixed steps or one that chooses them; a ValueError if it needs
+    more than a drift.
+    """
     if solver is None:
         solver = RungeKutta4() if fixed else RK45()
     solver = check_deterministic(check_solver(solver), "the likelihood")
     if solver.group > 1:
-        raise ValueError(f"{solver!r} moves {solver.group} rows together, and a log-density is that of each: take RK45(), say")
+        raise ValueError(
+            f"{solver!r} moves {solver.group} rows together, and a log-density is that of each: "
+            "take RK45(), say"
+        )
     if not solver.needs <= Augmented.offers:
         lacking = ", ".join(sorted(solver.needs - Augmented.offers))
         raise ValueError(
-            f"{solver!r} needs {lacking}, and the log-density has a drift alone: take RK45(), or RungeKutta4() with steps=N"
+            f"{solver!r} needs {lacking}, and the log-density has a drift alone: take RK45(), or "
+            "RungeKutta4() with steps=N"
         )
     return solver
 
@@ -184,7 +213,8 @@ def _prior(model: Model) -> Prior:
         prior: Prior = model.sde.prior
     except NotImplementedError as error:
         raise ValueError(
-            f"the log-density ends in that of the prior, and {type(model.sde).__name__} has no prior: give the class one, "
+            f"the log-density ends in that of the prior, and {type(model.sde).__name__} has no "
+            "prior: give the class one, "
             "`prior = Prior(std)` say"
         ) from error
     return prior
@@ -193,7 +223,10 @@ def _prior(model: Model) -> Prior:
 def _check_end(solving: Solving) -> None:
     end, t_max = float(solving.times[-1]), solving.model.sde.t_max
     if abs(end - t_max) > 1e-6 * t_max:
-        raise ValueError(f"the prior is the law at t_max = {t_max:g}: the grid must end there, it ends at t = {end:g}")
+        raise ValueError(
+            f"the prior is the law at t_max = {t_max:g}: the grid must end there, it ends at t = "
+            f"{end:g}"
+        )
 
 
 def _angular(model: Model, times: Tensor) -> Tensor:
@@ -205,7 +238,12 @@ def _angular(model: Model, times: Tensor) -> Tensor:
 
 
 def _result(
-    solution: Solution, prior: Prior, solving: Solving, shape: torch.Size, estimate: Estimate, seeds: tuple[int, ...] | None
+    solution: Solution,
+    prior: Prior,
+    solving: Solving,
+    shape: torch.Size,
+    estimate: Estimate,
+    seeds: tuple[int, ...] | None,
 ) -> LogProb:
     d = shape[1:].numel()
     model = solving.model
@@ -217,14 +255,19 @@ def _result(
     lost = (solution.status != 0).to(z.device)
     with torch.set_grad_enabled(solving.options.grad != "none"):
         at_end = prior.log_prob(z)
-        if solving.mask is not None:  # a coordinate that does not exist stands at 0, and has its density there
-            at_end = at_end - (d - rowwise(solving.mask).sum(dim=1)) * prior.log_prob(z.new_zeros(1, 1))
+        # a coordinate that does not exist stands at 0, and has its density there
+        if solving.mask is not None:
+            at_end = at_end - (d - rowwise(solving.mask).sum(dim=1)) * prior.log_prob(
+                z.new_zeros(1, 1)
+            )
         value = torch.where(lost, torch.nan, at_end + integrals.mean(dim=1))
         exact = law if solving.mask is None and hasattr(law, "log_prob") else None
         gap = None if exact is None else exact.log_prob(sde, z, sde.t_max) - at_end
         normalizer = solving.facts.normalizer
         if normalizer is not None:
-            value = value - torch.as_tensor(normalizer.log_det(shape[1:], solving.mask), dtype=torch.float64).to(value)
+            value = value - torch.as_tensor(
+                normalizer.log_det(shape[1:], solving.mask), dtype=torch.float64
+            ).to(value)
     return LogProb(
         value=value,
         stderr=torch.where(lost, torch.nan, estimate.stderr(integrals.detach())),

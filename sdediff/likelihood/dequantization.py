@@ -31,11 +31,12 @@ _PIXELS: Final = Bins()
 class BitsPerDim:
     """Bits per dimension, and for each sample what it took.
 
-    ``value`` (B,) is -log_2 of the bound on the probability of the sample's bins, over the number of coordinates, float64; NaN
-    where a draw failed. ``log_weights`` (draws, B) are log p(x + u) - log q(u), in nats, of each draw: the bound is the log of
-    the mean of their exponentials. ``stderr`` (B,) is the standard error by the probes in bits per dimension, as in `LogProb`:
-    0 for the exact divergence; that of the draws is not in it. ``nfe`` (B,) is the sum over draws, ``status`` (B,) the first that
-    is not 0. ``seeds`` reproduce all of it.
+    ``value`` (B,) is -log_2 of the bound on the probability of the sample's bins, over the number
+    of coordinates, float64; NaN where a draw failed. ``log_weights`` (draws, B) are log p(x + u) -
+    log q(u), in nats, of each draw: the bound is the log of the mean of their exponentials.
+    ``stderr`` (B,) is the standard error by the probes in bits per dimension, as in `LogProb`: 0
+    for the exact divergence; that of the draws is not in it. ``nfe`` (B,) is the sum over draws,
+    ``status`` (B,) the first that is not 0. ``seeds`` reproduce all of it.
     """
 
     value: Tensor
@@ -49,7 +50,10 @@ class BitsPerDim:
     def __repr__(self) -> str:
         """Shape and cost, not the numbers."""
         draws, count = self.log_weights.shape
-        return f"BitsPerDim(value: ({count},), draws: {draws}, nfe a sample: {int(self.nfe.min())} to {int(self.nfe.max())})"
+        return (
+            f"BitsPerDim(value: ({count},), draws: {draws}, nfe a sample: {int(self.nfe.min())} "
+            f"to {int(self.nfe.max())})"
+        )
 
 
 def bits_per_dim(
@@ -73,24 +77,29 @@ def bits_per_dim(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> BitsPerDim:
-    """An upper bound on -log_2 P(x) / d for data x (B, *event) of which every coordinate has one of the values of ``bins``.
+    """An upper bound on -log_2 P(x) / d for data x (B, *event) of which every coordinate has one of
+    the values of ``bins``.
 
-    P(x) = int p(x + u) du over the bin, u in [-width / 2, width / 2]^d, is bounded from below with draws u_i ~ q by
+    P(x) = int p(x + u) du over the bin, u in [-width / 2, width / 2]^d, is bounded from below with
+    draws u_i ~ q by
 
         log P(x) >= E log (1 / draws) sum_i p(x + u_i) / q(u_i)
 
-    (Theis et al. 2016, arXiv 1511.01844, for one; Burda et al. 2016, arXiv 1509.00519, for several: the more, the tighter.)
-    ``bins``: by default ``Bins(256, -1, 1)``, for ``x = 2 * u8 / 255 - 1``; for x = (u8 + 0.5) / 128 - 1 it is
-    ``Bins(256, -255 / 256, 255 / 256)``. x has to lie on them; they are ``width`` = (high - low) / (count - 1) apart.
-    p is the density of x_t / alpha(t) at t_min: alpha^d p_{t_min}(alpha (x + u)), in the units of x; under a `Normalizer` these are
-    the user's, and alpha acts about its mean.
-    ``dequantization``: ``"uniform"`` over the bin, log q = -d log width; ``"truncated-normal"`` of standard deviation sigma / alpha
-    at t_min, cut to the bin (Zheng et al. 2023, arXiv 2305.03935, Section 4.1), which makes of x what the model saw of it at t_min.
-    ``draws`` > 1 needs the exact divergence: the noise of probes in log p does not average to the bound. One draw with
-    probes is unbiased for the bound's expectation. Sample i draws from its own ``seed`` alone. The other arguments are those of
-    `log_prob`; ``batch_size`` counts draws.
+    (Theis et al. 2016, arXiv 1511.01844, for one; Burda et al. 2016, arXiv 1509.00519, for several:
+    the more, the tighter.) ``bins``: by default ``Bins(256, -1, 1)``, for ``x = 2 * u8 / 255 - 1``;
+    for x = (u8 + 0.5) / 128 - 1 it is ``Bins(256, -255 / 256, 255 / 256)``. x has to lie on them;
+    they are ``width`` = (high - low) / (count - 1) apart. p is the density of x_t / alpha(t) at
+    t_min: alpha^d p_{t_min}(alpha (x + u)), in the units of x; under a `Normalizer` these are the
+    user's, and alpha acts about its mean.
+    ``dequantization``: ``"uniform"`` over the bin, log q = -d log width; ``"truncated-normal"`` of
+    standard deviation sigma / alpha at t_min, cut to the bin (Zheng et al. 2023, arXiv 2305.03935,
+    Section 4.1), which makes of x what the model saw of it at t_min. ``draws`` > 1 needs the exact
+    divergence: the noise of probes in log p does not average to the bound. One draw with probes is
+    unbiased for the bound's expectation. Sample i draws from its own ``seed`` alone. The other
+    arguments are those of `log_prob`; ``batch_size`` counts draws.
 
-    Raises ValueError or TypeError before the first evaluation of the network, `SolveError` after it.
+    Raises ValueError or TypeError before the first evaluation of the network, `SolveError` after
+    it.
     """
     check_model(model)
     if not isinstance(x, Tensor):
@@ -102,7 +111,8 @@ def bits_per_dim(
     draws = whole("draws", draws, 1)
     if draws > 1 and divergence != "exact":
         raise ValueError(
-            f"a bound by {draws} draws needs divergence='exact': by Jensen's inequality the noise of divergence={divergence!r} "
+            f"a bound by {draws} draws needs divergence='exact': by Jensen's inequality the "
+            f"noise of divergence={divergence!r} "
             "makes it too good; take draws=1, where it averages out"
         )
     seeds = check_seed(seed, None, tuple(x.shape)) or ()
@@ -111,7 +121,11 @@ def bits_per_dim(
     states = (x.detach().cpu().double() + u).flatten(0, 1)
     known = facts(model)
     normalizer = known.normalizer
-    states = alpha * states if normalizer is None else normalizer.denormalize(alpha * normalizer.normalize(states))
+    states = (
+        alpha * states
+        if normalizer is None
+        else normalizer.denormalize(alpha * normalizer.normalize(states))
+    )
     found = log_prob(
         model,
         states,
@@ -121,7 +135,10 @@ def bits_per_dim(
         probes=probes,
         probe=probe,
         seed=seeds * draws,
-        condition={k: v.repeat(draws, *(1,) * (v.ndim - 1)) for k, v in check_condition(condition, len(x), known.net).items()},
+        condition={
+            k: v.repeat(draws, *(1,) * (v.ndim - 1))
+            for k, v in check_condition(condition, len(x), known.net).items()
+        },
         batch_size=batch_size,
         progress=progress,
         max_nfe=max_nfe,
@@ -149,16 +166,20 @@ def _noise(
     sde, white = model.sde, White(seeds, x.shape[1:], dtype=torch.float64)
     linear = "kernel" in sde.offers
     alpha = float(sde.alpha(sde.t_min)) if linear else 1.0
-    normals = torch.stack([white.at(i).normal("dequantization") for i in torch.arange(draws).tolist()])
+    normals = torch.stack(
+        [white.at(i).normal("dequantization") for i in torch.arange(draws).tolist()]
+    )
     share = torch.special.ndtr(normals)
     if dequantization == "uniform":
         log_q = torch.full(normals.shape[:2], -x[0].numel() * math.log(width), dtype=torch.float64)
         return alpha, (share - 0.5) * width, log_q
     if not linear:
         raise ValueError(
-            f"{sde!r} has no Gaussian kernel, so that there is no noise at t_min to copy: take dequantization='uniform'"
+            f"{sde!r} has no Gaussian kernel, so that there is no noise at t_min to copy: take "
+            "dequantization='uniform'"
         )
-    # Everything is in units of the noise at t_min, which is one number, or one a channel under a normalizer.
+    # Everything is in units of the noise at t_min, which is one number, or one a channel under a
+    # normalizer.
     std = torch.full((1,) * x.ndim, float(sde.sigma(sde.t_min)) / alpha, dtype=torch.float64)
     normalizer = facts(model).normalizer
     if normalizer is not None:
@@ -167,5 +188,9 @@ def _noise(
     inside = (edge / math.sqrt(2)).apply_(math.erf)  # the normal's probability of the bin
     z = torch.special.ndtri(0.5 + inside * (share - 0.5))
     z = torch.maximum(torch.minimum(z, edge), -edge)
-    log_q = (-0.5 * z**2 - (std * inside).apply_(math.log) - 0.5 * math.log(2 * math.pi)).flatten(2).sum(dim=2)
+    log_q = (
+        (-0.5 * z**2 - (std * inside).apply_(math.log) - 0.5 * math.log(2 * math.pi))
+        .flatten(2)
+        .sum(dim=2)
+    )
     return alpha, std * z, log_q

@@ -15,10 +15,12 @@ _ENTRIES: Final = 2**22
 
 
 class Products:
-    """u -> A u with A = J^T, J the Jacobian d out / d x of each row: vector-Jacobian products from one forward pass.
+    """u -> A u with A = J^T, J the Jacobian d out / d x of each row: vector-Jacobian products from
+    one forward pass.
 
-    All of them at once by vmap over the backward pass, or one by one where that is not possible: `Products.single`, which is
-    noted at the first failure, as in the network of `torch.compile` or one with an autograd function of its own.
+    All of them at once by vmap over the backward pass, or one by one where that is not possible:
+    `Products.single`, which is noted at the first failure, as in the network of `torch.compile` or
+    one with an autograd function of its own.
     """
 
     def __init__(self, out: Tensor, x: Tensor, *, differentiable: bool, single: list[bool]) -> None:
@@ -89,7 +91,9 @@ class Exact:
 
 @dataclass(frozen=True)
 class Hutchinson:
-    """v_i^T A v_i for the probes v_i (k, rows, d): Hutchinson 1990; Grathwohl et al. 2019 (arXiv 1810.01367) for flows."""
+    """v_i^T A v_i for the probes v_i (k, rows, d): Hutchinson 1990; Grathwohl et al. 2019 (arXiv
+    1810.01367) for flows.
+    """
 
     probes: Tensor
 
@@ -109,11 +113,13 @@ class Hutchinson:
 
 @dataclass(frozen=True)
 class HutchPlusPlus:
-    """tr(Q^T B Q) + g_i^T (I - Q Q^T) B (I - Q Q^T) g_i + c d, B = A - c I, Q an orthonormal basis of B s_1, ..., B s_m.
+    """tr(Q^T B Q) + g_i^T (I - Q Q^T) B (I - Q Q^T) g_i + c d, B = A - c I, Q an orthonormal basis
+    of B s_1, ..., B s_m.
 
-    Hutch++ (Meyer et al. 2021, arXiv 2010.09649, Algorithm 1) for the part of A that is no multiple of the identity: c is the
-    sketch's own estimate of tr A / d, and the sketch s (m, rows, d) is independent of the probes g (k, rows, d), so that every
-    estimate is unbiased. 2 m + k products, in two passes over one graph. Q follows A along the path.
+    Hutch++ (Meyer et al. 2021, arXiv 2010.09649, Algorithm 1) for the part of A that is no multiple
+    of the identity: c is the sketch's own estimate of tr A / d, and the sketch s (m, rows, d) is
+    independent of the probes g (k, rows, d), so that every estimate is unbiased. 2 m + k products,
+    in two passes over one graph. Q follows A along the path.
     """
 
     sketch: Tensor
@@ -129,7 +135,8 @@ class HutchPlusPlus:
         d, m = x.shape[1], len(self.sketch)
         found = products(self.sketch)
         shift = (self.sketch * found).sum(dim=2).mean(dim=0) / d
-        basis = torch.linalg.qr((found - shift[:, None] * self.sketch).permute(1, 2, 0))[0]  # (rows, d, m)
+        # (rows, d, m)
+        basis = torch.linalg.qr((found - shift[:, None] * self.sketch).permute(1, 2, 0))[0]
         beyond = self.probes - torch.einsum("rdm,rem,kre->krd", basis, basis, self.probes)
         vectors = torch.cat([basis.permute(2, 0, 1), beyond])
         forms = _forms(products, vectors) - shift * vectors.square().sum(dim=2)

@@ -1,4 +1,6 @@
-"""How a divergence is to be estimated: the arguments, checked, and what the spread of the estimates tells."""
+"""How a divergence is to be estimated: the arguments, checked, and what the spread of the estimates
+tells.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ Probe = Literal["hadamard", "rademacher", "gaussian"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """``probes`` products for each evaluation, of an event of d numbers; `sdediff.log_prob` documents the words."""
+    """``probes`` products for each evaluation, of an event of d numbers; `sdediff.log_prob`
+    documents the words.
+    """
 
     divergence: str
     probes: int
@@ -37,11 +41,16 @@ class Estimate:
         check_choice("probe", probe, get_args(Probe))
         if divergence == "exact":
             if probes is not None:
-                raise ValueError("divergence='exact' draws no probes: drop probes, or take divergence='hutchinson'")
+                raise ValueError(
+                    "divergence='exact' draws no probes: drop probes, or take "
+                    "divergence='hutchinson'"
+                )
             if d > _LARGEST:
                 raise ValueError(
-                    f"the exact divergence of an event of d = {d} numbers has a Jacobian of {8 * d**2 / 2**30:.3g} GiB a sample "
-                    f"and takes {d} backward passes an evaluation ({_LARGEST} is the most); take divergence='hutchinson', "
+                    f"the exact divergence of an event of d = {d} numbers has a Jacobian of "
+                    f"{8 * d**2 / 2**30:.3g} GiB a sample "
+                    f"and takes {d} backward passes an evaluation ({_LARGEST} is the most); take "
+                    "divergence='hutchinson', "
                     "probes=8, whose error is reported"
                 )
             return cls(divergence, d, probe, d)
@@ -52,7 +61,8 @@ class Estimate:
         probes = whole("probes", probes, least, hint=f" for divergence={divergence!r}")
         if probe == "hadamard" and probes > max(least, d):
             raise ValueError(
-                f"there are no more than d = {d} orthogonal probes of an event of {d} numbers, got probes = {probes}; "
+                f"there are no more than d = {d} orthogonal probes of an event of {d} numbers, "
+                f"got probes = {probes}; "
                 "with as many the estimate is exact, as is divergence='exact'"
             )
         return cls(divergence, probes, probe, d)
@@ -67,23 +77,34 @@ class Estimate:
         if not self._random:
             return Exact()
         sketches = min(self.probes // 3, self.d) if self.divergence == "hutch++" else 0
-        found = make_probes(seeds, self.d, self.probes - 2 * sketches, self.probe).to(x.dtype).to(x.device)
+        found = (
+            make_probes(seeds, self.d, self.probes - 2 * sketches, self.probe)
+            .to(x.dtype)
+            .to(x.device)
+        )
         if not sketches:
             return Hutchinson(found)
-        # From draws that the probes do not take, and orthogonal: independent signs may coincide, and leave no basis.
+        # From draws that the probes do not take, and orthogonal: independent signs may coincide,
+        # and leave no basis.
         signs = make_probes(seeds, self.d, sketches, "hadamard", first=self.probes)
         return HutchPlusPlus(signs.to(x.dtype).to(x.device), found)
 
     @property
     def _random(self) -> bool:
-        """Not if d orthogonal probes are asked for and no Hadamard matrix of order d is known: unit vectors take their place."""
-        whole = self.divergence == "hutchinson" and self.probe == "hadamard" and self.probes == self.d
+        """Not if d orthogonal probes are asked for and no Hadamard matrix of order d is known: unit
+        vectors take their place.
+        """
+        whole = (
+            self.divergence == "hutchinson" and self.probe == "hadamard" and self.probes == self.d
+        )
         return self.draws and not (whole and population(self.d, self.probe) > self.d)
 
     def stderr(self, estimates: Tensor) -> Tensor:
-        """The standard error (rows,) of the mean of estimates (rows, k): that of k of a finite population without replacement.
+        """The standard error (rows,) of the mean of estimates (rows, k): that of k of a finite
+        population without replacement.
 
-        s sqrt((1 - k / n) / k) with s the sample standard deviation and n the number of orthogonal probes, infinite for others.
+        s sqrt((1 - k / n) / k) with s the sample standard deviation and n the number of orthogonal
+        probes, infinite for others.
         """
         k = estimates.shape[1]
         n = population(self.d, self.probe) if self._random else 1

@@ -1,4 +1,6 @@
-"""Random vectors v with E[v v^T] = I, by which the trace of a matrix is estimated: E[v^T A v] = tr A."""
+"""Random vectors v with E[v v^T] = I, by which the trace of a matrix is estimated: E[v^T A v] = tr
+A.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +19,21 @@ PROBES: Final = ("hadamard", "rademacher", "gaussian")
 
 
 def population(d: int, probe: str) -> float:
-    """How many estimates v^T A v there are of which k are drawn: those of all columns of a Hadamard matrix; else infinite."""
+    """How many estimates v^T A v there are of which k are drawn: those of all columns of a Hadamard
+    matrix; else infinite.
+    """
     return float(_order(d)[0]) if probe == "hadamard" else math.inf
 
 
 def make_probes(seeds: Sequence[int], d: int, count: int, probe: str, first: int = 0) -> Tensor:
     """``count`` probes for each seed, float64 (count, rows, d).
 
-    ``"gaussian"``: standard normals. ``"rademacher"``: independent signs (Hutchinson 1990), for which v^T A v has the exact
-    diagonal of A and the least variance, sum_{i < j} (A_ij + A_ji)^2. ``"hadamard"``: v_i = D h_i, D a diagonal of random signs and
-    h_i different random columns of a Hadamard matrix of order n, the least known n >= d, cut to d rows. As sum_i v_i v_i^T = n I
-    over all columns, the mean of k has the variance of independent signs times (n - k) / (n - 1), and none at k = n. n = d
-    for 1, 2 and nearly all multiples of 4.
+    ``"gaussian"``: standard normals. ``"rademacher"``: independent signs (Hutchinson 1990), for
+    which v^T A v has the exact diagonal of A and the least variance, sum_{i < j} (A_ij + A_ji)^2.
+    ``"hadamard"``: v_i = D h_i, D a diagonal of random signs and h_i different random columns of a
+    Hadamard matrix of order n, the least known n >= d, cut to d rows. As sum_i v_i v_i^T = n I over
+    all columns, the mean of k has the variance of independent signs times (n - k) / (n - 1), and
+    none at k = n. n = d for 1, 2 and nearly all multiples of 4.
     """
     draws = White(seeds, (d,), dtype=torch.float64)
     if probe == "gaussian":
@@ -36,7 +41,12 @@ def make_probes(seeds: Sequence[int], d: int, count: int, probe: str, first: int
     if probe == "rademacher":
         return torch.stack([_signs(draws.at(first + i).normal("probe")) for i in range(count)])
     order = _order(d)[0]
-    chosen = White(seeds, (order,), dtype=torch.float64).at(first).normal("probe", 1).argsort(dim=1)[:, :count]
+    chosen = (
+        White(seeds, (order,), dtype=torch.float64)
+        .at(first)
+        .normal("probe", 1)
+        .argsort(dim=1)[:, :count]
+    )
     columns = hadamard(torch.arange(d)[:, None, None], chosen, d)  # (d, rows, count)
     return columns.permute(2, 1, 0) * _signs(draws.at(first).normal("probe"))
 
@@ -46,10 +56,11 @@ def _signs(z: Tensor) -> Tensor:
 
 
 def hadamard(rows: Tensor, columns: Tensor, d: int) -> Tensor:
-    """Entries, 1.0 or -1.0, of a Hadamard matrix of the least known order n >= d, at int64 rows and columns that broadcast.
+    """Entries, 1.0 or -1.0, of a Hadamard matrix of the least known order n >= d, at int64 rows and
+    columns that broadcast.
 
-    The Kronecker product of Sylvester's matrix of order 2^a and one of Paley's (1933): for a prime q = 3 mod 4 the first, of order
-    q + 1, for q = 1 mod 4 the second, of order 2 (q + 1).
+    The Kronecker product of Sylvester's matrix of order 2^a and one of Paley's (1933): for a prime
+    q = 3 mod 4 the first, of order q + 1, for q = 1 mod 4 the second, of order 2 (q + 1).
     """
     n, q = _order(d)
     base = 1 if not q else q + 1 if q % 4 == 3 else 2 * (q + 1)
@@ -60,7 +71,9 @@ def hadamard(rows: Tensor, columns: Tensor, d: int) -> Tensor:
 
 
 def _order(d: int) -> tuple[int, int]:
-    """The least n >= d of the form 2^a, 2^a (q + 1) or 2^a 2 (q + 1), and its prime q; 0 where there is none."""
+    """The least n >= d of the form 2^a, 2^a (q + 1) or 2^a 2 (q + 1), and its prime q; 0 where
+    there is none.
+    """
     n = d
     while True:
         found = _factor(n)
@@ -87,7 +100,9 @@ def _prime(n: int) -> bool:
 def _sylvester(i: Tensor, j: Tensor, order: int) -> Tensor:
     """(-1)^(number of common binary digits of i and j)."""
     common = i & j
-    parity = sum((common >> bit for bit in range(order.bit_length() - 1)), torch.zeros_like(common)) & 1
+    parity = (
+        sum((common >> bit for bit in range(order.bit_length() - 1)), torch.zeros_like(common)) & 1
+    )
     return 1 - 2 * parity
 
 
@@ -101,7 +116,9 @@ def _character(a: Tensor, q: int) -> Tensor:
 
 def _paley_1(i: Tensor, j: Tensor, q: int) -> Tensor:
     """I + S with S = [[0, 1], [-1, Q]], Q_ab = character(a - b)."""
-    return torch.where(i == j, 1, torch.where(i == 0, 1, torch.where(j == 0, -1, _character(i - j, q))))
+    return torch.where(
+        i == j, 1, torch.where(i == 0, 1, torch.where(j == 0, -1, _character(i - j, q)))
+    )
 
 
 def _paley_2(i: Tensor, j: Tensor, q: int) -> Tensor:

@@ -1,7 +1,9 @@
-"""Markov chain Monte Carlo: Metropolis and Langevin chains on a log-density, a score, or a score model at one time.
+"""Markov chain Monte Carlo: Metropolis and Langevin chains on a log-density, a score, or a score
+model at one time.
 
-`run` moves a batch of chains by a kernel, a value: `RandomWalk`, `MALA` (exact), `ULA`, `Underdamped` (biased by their step) or
-`SGLD` (minibatches of a `Posterior`). Chain i depends on its seed and its first state alone.
+`run` moves a batch of chains by a kernel, a value: `RandomWalk`, `MALA` (exact), `ULA`,
+`Underdamped` (biased by their step) or `SGLD` (minibatches of a `Posterior`). Chain i depends on
+its seed and its first state alone.
 """
 
 from sdediff.mcmc.chains import ChainError, Chains, State, run

@@ -1,4 +1,6 @@
-"""How far chains agree, and how many independent draws they are worth (Vehtari et al. 2021, arXiv 1903.08008)."""
+"""How far chains agree, and how many independent draws they are worth (Vehtari et al. 2021, arXiv
+1903.08008).
+"""
 
 from __future__ import annotations
 
@@ -16,40 +18,61 @@ _BLOCK: Final = 2**22  # numbers at a time
 
 
 def split_rhat(samples: Tensor, *, rank_normalized: bool = True) -> Tensor:
-    """Split R-hat of every coordinate of ``samples`` (draws, chains, *event), float64 (*event) on the host.
+    """Split R-hat of every coordinate of ``samples`` (draws, chains, *event), float64 (*event) on
+    the host.
 
-    Chains are cut in halves: M of N draws, with W the mean of their variances and B / N the variance of their means,
+    Chains are cut in halves: M of N draws, with W the mean of their variances and B / N the
+    variance of their means,
 
         R-hat = sqrt(((N - 1) / N W + B / N) / W),
 
-    which is 1 where all agree; above 1.01 they have not mixed. ``rank_normalized``: the larger of two, on normal scores of the
-    draws' ranks and of their distances from the median, for chains that differ in scale and laws of infinite variance (section
-    4.1). NaN where nothing ever moved. One chain will do, of 4 draws at least.
+    which is 1 where all agree; above 1.01 they have not mixed. ``rank_normalized``: the larger of
+    two, on normal scores of the draws' ranks and of their distances from the median, for chains
+    that differ in scale and laws of infinite variance (section 4.1). NaN where nothing ever moved.
+    One chain will do, of 4 draws at least.
     """
     return _by_coordinate(samples, _largest_rhat if rank_normalized else _rhat)
 
 
 def effective_sample_size(samples: Tensor, *, rank_normalized: bool = False) -> Tensor:
-    """How many independent draws have a mean as exact as that of ``samples`` (draws, chains, *event), float64 (*event) on the host.
+    """How many independent draws have a mean as exact as that of ``samples`` (draws, chains,
+    *event), float64 (*event) on the host.
 
-    M N / tau with tau = -1 + 2 sum of P_k, P_k = rho_2k + rho_{2k+1} the autocorrelations of the M halves of N draws,
+    M N / tau with tau = -1 + 2 sum of P_k, P_k = rho_2k + rho_{2k+1} the autocorrelations of the M
+    halves of N draws,
 
         rho_t = 1 - (W - mean over chains of s^2 rho_{t, chain}) / ((N - 1) / N W + B / N),
 
-    summed while P_k > 0 and as far as they fall (Geyer 1992; eq. 10 to 13). Chains that disagree count for little. At most
-    M N log10(M N). ``rank_normalized``: of the normal scores of the ranks ("bulk ESS"). NaN where nothing ever moved.
+    summed while P_k > 0 and as far as they fall (Geyer 1992; eq. 10 to 13). Chains that disagree
+    count for little. At most M N log10(M N). ``rank_normalized``: of the normal scores of the ranks
+    ("bulk ESS"). NaN where nothing ever moved.
     """
     return _by_coordinate(samples, (lambda x: _ess(_scores(x))) if rank_normalized else _ess)
 
 
 def _by_coordinate(samples: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """``function`` of halves of chains, float64 (M, N, d) to (d,), a block of coordinates at a time."""
-    if not isinstance(samples, Tensor) or not samples.is_floating_point() or samples.ndim < 2 or not samples.numel():
-        got = f"{samples.dtype} {tuple(samples.shape)}" if isinstance(samples, Tensor) else type(samples).__name__
-        raise ValueError(f"samples must be a floating-point tensor (draws, chains, *event), got {got}")
+    """``function`` of halves of chains, float64 (M, N, d) to (d,), a block of coordinates at a
+    time.
+    """
+    if (
+        not isinstance(samples, Tensor)
+        or not samples.is_floating_point()
+        or samples.ndim < 2
+        or not samples.numel()
+    ):
+        got = (
+            f"{samples.dtype} {tuple(samples.shape)}"
+            if isinstance(samples, Tensor)
+            else type(samples).__name__
+        )
+        raise ValueError(
+            f"samples must be a floating-point tensor (draws, chains, *event), got {got}"
+        )
     draws, chains = samples.shape[:2]
     if draws < 4:
-        raise ValueError(f"chains are cut in halves of at least 2 draws: there must be 4 draws, got {draws}")
+        raise ValueError(
+            f"chains are cut in halves of at least 2 draws: there must be 4 draws, got {draws}"
+        )
     rows = samples.detach().reshape(draws, chains, -1)
     half = draws // 2
     found = []
@@ -65,7 +88,8 @@ def _variances(x: Tensor) -> tuple[Tensor, Tensor]:
     """W and (N - 1) / N W + B / N, (d,), of chains (M, N, d)."""
     n = x.shape[1]
     within = x.var(dim=1).mean(dim=0)
-    within = torch.where((x == x[:, :1]).all(dim=1).all(dim=0), 0.0, within)  # rounding of a mean is no movement
+    # rounding of a mean is no movement
+    within = torch.where((x == x[:, :1]).all(dim=1).all(dim=0), 0.0, within)
     return within, (n - 1) / n * within + x.mean(dim=1).var(dim=0)
 
 
@@ -102,7 +126,12 @@ def _ess(x: Tensor) -> Tensor:
     ahead = (pairs > 0).double().cumprod(dim=0)
     ahead[max(1, (n - 3) // 2) :] = 0.0  # the last are of too few products
     falling = pairs.cummin(dim=0).values * ahead
-    # Of the first pair left out, the even half if it is positive: without it the sum is biased for antithetic chains.
-    last = torch.cat([rho[::2], torch.zeros_like(rho[:1])]).gather(0, ahead.sum(dim=0).long()[None])[0].clamp(min=0)
+    # Of the first pair left out, the even half if it is positive: without it the sum is biased for
+    # antithetic chains.
+    last = (
+        torch.cat([rho[::2], torch.zeros_like(rho[:1])])
+        .gather(0, ahead.sum(dim=0).long()[None])[0]
+        .clamp(min=0)
+    )
     tau = (2 * falling.sum(dim=0) - 1 + last).clamp(min=1 / math.log10(m * n))
     return torch.where((x == x[:1, :1]).all(dim=1).all(dim=0), math.nan, m * n / tau)

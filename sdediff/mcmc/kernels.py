@@ -44,22 +44,29 @@ class Kernel(Record):
         """What is known at the first states; ``momentum`` is that of a chain that goes on."""
         return target.look(x, score=self.uses_score)
 
-    def move(self, target: Target, here: Point, noise: Noise, number: int) -> tuple[Point, Tensor | None]:
-        """The point after the step ``number``, and which proposals were taken, bool (chains,), where there is a test."""
+    def move(
+        self, target: Target, here: Point, noise: Noise, number: int
+    ) -> tuple[Point, Tensor | None]:
+        """The point after the step ``number``, and which proposals were taken, bool (chains,),
+        where there is a test.
+        """
         raise NotImplementedError
 
     def size(self, number: int) -> float | None:
-        """The step size of the step ``number``, by which draws are weighted; None where it is constant."""
+        """The step size of the step ``number``, by which draws are weighted; None where it is
+        constant.
+        """
         return None
 
 
 @dataclass(frozen=True)
 class RandomWalk(Kernel):
-    """Random-walk Metropolis-Hastings: y = x + step z is accepted with probability min(1, p(y) / p(x)).
+    """Random-walk Metropolis-Hastings: y = x + step z is accepted with probability min(1, p(y) /
+    p(x)).
 
-    (Metropolis et al. 1953.) Exact for every step. In d dimensions steps of 2.38 / sqrt(d) standard deviations of the target, which
-    accept 0.234 of the proposals, mix fastest (Roberts, Gelman and Gilks 1997). One evaluation a step, of log p alone; two on a
-    score.
+    (Metropolis et al. 1953.) Exact for every step. In d dimensions steps of 2.38 / sqrt(d) standard
+    deviations of the target, which accept 0.234 of the proposals, mix fastest (Roberts, Gelman and
+    Gilks 1997). One evaluation a step, of log p alone; two on a score.
     """
 
     step: float
@@ -72,16 +79,20 @@ class RandomWalk(Kernel):
 
     def move(self, target: Target, here: Point, noise: Noise, number: int) -> tuple[Point, Tensor]:
         """A proposal and the test."""
-        there = target.look(weighted((1.0, here.x), (float(self.step), noise.normal(number))), score=False)
+        there = target.look(
+            weighted((1.0, here.x), (float(self.step), noise.normal(number))), score=False
+        )
         return _decide(here, there, target.rise(here, there), noise, number)
 
 
 @dataclass(frozen=True)
 class ULA(Kernel):
-    """Unadjusted Langevin: x <- x + step score(x) + sqrt(2 step) z, the Euler-Maruyama scheme of dx = score(x) dt + sqrt(2) dw.
+    """Unadjusted Langevin: x <- x + step score(x) + sqrt(2 step) z, the Euler-Maruyama scheme of dx
+    = score(x) dt + sqrt(2) dw.
 
-    Its stationary law is off by O(step): on N(0, v) its variance is v / (1 - step / (2 v)), and it diverges from step = 2 v on
-    (Roberts and Tweedie 1996; Durmus and Moulines 2017, arXiv 1507.05021). One evaluation a step.
+    Its stationary law is off by O(step): on N(0, v) its variance is v / (1 - step / (2 v)), and it
+    diverges from step = 2 v on (Roberts and Tweedie 1996; Durmus and Moulines 2017, arXiv
+    1507.05021). One evaluation a step.
     """
 
     step: float
@@ -97,12 +108,14 @@ class ULA(Kernel):
 
 @dataclass(frozen=True)
 class MALA(Kernel):
-    """Metropolis-adjusted Langevin: y = x + step score(x) + sqrt(2 step) z is accepted with probability
+    """Metropolis-adjusted Langevin: y = x + step score(x) + sqrt(2 step) z is accepted with
+    probability
 
         min(1, p(y) q(x | y) / (p(x) q(y | x))),    q(. | x) = N(x + step score(x), 2 step I).
 
-    (Roberts and Tweedie 1996.) Exact for every step; steps that accept 0.574 of the proposals mix fastest in many dimensions
-    (Roberts and Rosenthal 1998), at a cost that grows as d^{1/3}. One evaluation a step; two on a score.
+    (Roberts and Tweedie 1996.) Exact for every step; steps that accept 0.574 of the proposals mix
+    fastest in many dimensions (Roberts and Rosenthal 1998), at a cost that grows as d^{1/3}. One
+    evaluation a step; two on a score.
     """
 
     step: float
@@ -115,7 +128,9 @@ class MALA(Kernel):
         """A Langevin step and the test."""
         z = noise.normal(number)
         there = target.look(langevin(here, self.step, z), score=True)
-        ratio = proposal_ratio(here.x, there.x, z, known(there.score), float(self.step), math.sqrt(2 * self.step))
+        ratio = proposal_ratio(
+            here.x, there.x, z, known(there.score), float(self.step), math.sqrt(2 * self.step)
+        )
         return _decide(here, there, target.rise(here, there) + ratio, noise, number)
 
 
@@ -124,15 +139,22 @@ def langevin(here: Point, step: float, z: Tensor) -> Tensor:
     return weighted((1.0, here.x), (float(step), known(here.score)), (math.sqrt(2 * step), z))
 
 
-def _decide(here: Point, there: Point, log_ratio: Tensor, noise: Noise, number: int) -> tuple[Point, Tensor]:
-    """Go, or stay. A state becomes NaN where the ratio is none, so that a target that fails does not pass for a rejection."""
+def _decide(
+    here: Point, there: Point, log_ratio: Tensor, noise: Noise, number: int
+) -> tuple[Point, Tensor]:
+    """Go, or stay. A state becomes NaN where the ratio is none, so that a target that fails does
+    not pass for a rejection.
+    """
     if there.log_prob is not None:
-        log_ratio = log_ratio.masked_fill(there.log_prob == -math.inf, -math.inf)  # outside the support
+        # outside the support
+        log_ratio = log_ratio.masked_fill(there.log_prob == -math.inf, -math.inf)
     lost = torch.isnan(log_ratio) | (log_ratio == math.inf)
     go = accepts(log_ratio, noise.decision(number))
     x = torch.where(_along(go, here.x), there.x, here.x).masked_fill(_along(lost, here.x), math.nan)
     pairs = ((here.log_prob, there.log_prob), (here.score, there.score))
-    return Point(x, *(None if a is None or b is None else torch.where(_along(go, a), b, a) for a, b in pairs)), go
+    return Point(
+        x, *(None if a is None or b is None else torch.where(_along(go, a), b, a) for a, b in pairs)
+    ), go
 
 
 def _along(rows: Tensor, x: Tensor) -> Tensor:
@@ -144,4 +166,6 @@ def positive(kernel: str, name: str, value: object, *, zero: bool = False) -> No
     number = plain(value)
     known = isinstance(number, int | float) and not isinstance(number, bool)
     if not known or not (0 < number < math.inf or (zero and number == 0)):
-        raise ValueError(f"{kernel}: {name} must be a finite number {'>= 0' if zero else '> 0'}, got {value!r}")
+        raise ValueError(
+            f"{kernel}: {name} must be a finite number {'>= 0' if zero else '> 0'}, got {value!r}"
+        )

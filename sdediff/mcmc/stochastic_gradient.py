@@ -1,4 +1,6 @@
-"""Stochastic-gradient Langevin dynamics: minibatches of a posterior's data, and steps that decay."""
+"""Stochastic-gradient Langevin dynamics: minibatches of a posterior's data, and steps that
+decay.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,10 @@ __all__ = ["SGLD", "Decay", "Posterior"]
 class Decay(Record):
     """Step sizes step_n = a (b + n)^{-gamma} of the steps n = 0, 1, ...
 
-    With 1/2 < gamma <= 1 their sum is infinite, so that the chain gets everywhere, and that of their squares finite, so that the
-    noise of minibatches dies out (Welling and Teh 2011, eq. 2). gamma = 1/3 has the least error at a given cost (Teh, Thiery and
-    Vollmer 2016, arXiv 1409.0578), but not the second of these: a function of n does for it.
+    With 1/2 < gamma <= 1 their sum is infinite, so that the chain gets everywhere, and that of
+    their squares finite, so that the noise of minibatches dies out (Welling and Teh 2011, eq. 2).
+    gamma = 1/3 has the least error at a given cost (Teh, Thiery and Vollmer 2016, arXiv 1409.0578),
+    but not the second of these: a function of n does for it.
     """
 
     a: float
@@ -39,7 +42,8 @@ class Decay(Record):
         positive("Decay", "gamma", self.gamma)
         if not 0.5 < self.gamma <= 1:
             raise ValueError(
-                "Decay: gamma must lie in (1/2, 1], for step sizes of infinite sum and finite sum of squares; got "
+                "Decay: gamma must lie in (1/2, 1], for step sizes of infinite sum and finite "
+                "sum of squares; got "
                 f"{self.gamma!r}; pass SGLD a function of n for others"
             )
 
@@ -50,11 +54,13 @@ class Decay(Record):
 
 @dataclass(frozen=True)
 class SGLD(Kernel):
-    """x <- x + step_n g_n(x) + sqrt(2 step_n) z, g_n an unbiased estimate of the score (Welling and Teh 2011, eq. 4).
+    """x <- x + step_n g_n(x) + sqrt(2 step_n) z, g_n an unbiased estimate of the score (Welling and
+    Teh 2011, eq. 4).
 
-    Their epsilon is twice ``step``, a number or a function of n = 0, 1, ..., `Decay` say. The target is a `Posterior`, whose
-    minibatches give g_n; on any other it is `ULA` with steps that may decay. With a constant step the stationary law is off by
-    O(step), through the discretization and through the variance of g_n. With decaying ones the draws have the weights step_n:
+    Their epsilon is twice ``step``, a number or a function of n = 0, 1, ..., `Decay` say. The
+    target is a `Posterior`, whose minibatches give g_n; on any other it is `ULA` with steps that
+    may decay. With a constant step the stationary law is off by O(step), through the discretization
+    and through the variance of g_n. With decaying ones the draws have the weights step_n:
     ``Chains.mean`` and ``std`` use them. One evaluation a step, of ``batch_size`` data.
     """
 
@@ -87,11 +93,12 @@ class SGLD(Kernel):
 class Posterior(Target):
     """p(x | y) of N data: log p = log_prior(x) + sum over j of log_likelihood(x, y_j).
 
-    ``log_prior(x)`` is (chains,). ``log_likelihood(x, y)`` is (chains, n) for data y (chains, n, *datum), a batch for each chain;
-    ``data`` is (N, *datum) or a tuple of such tensors, which come as ``log_likelihood(x, y, z)``. With ``batch_size`` n a step of
-    `SGLD` sees log_prior + N / n times the sum over n data, drawn uniformly and with replacement: unbiased. Each chain draws its
-    own, by its seed, or, with ``shared_seed``, all of them the same. With ``batch_size`` None the target is whole, and for any
-    kernel.
+    ``log_prior(x)`` is (chains,). ``log_likelihood(x, y)`` is (chains, n) for data y (chains, n,
+    *datum), a batch for each chain; ``data`` is (N, *datum) or a tuple of such tensors, which come
+    as ``log_likelihood(x, y, z)``. With ``batch_size`` n a step of `SGLD` sees log_prior + N / n
+    times the sum over n data, drawn uniformly and with replacement: unbiased. Each chain draws its
+    own, by its seed, or, with ``shared_seed``, all of them the same. With ``batch_size`` None the
+    target is whole, and for any kernel.
     """
 
     log_prior: Callable[[Tensor], Tensor]
@@ -104,17 +111,30 @@ class Posterior(Target):
         """Check the arguments."""
         tensors = self.columns
         if not tensors or not all(isinstance(y, Tensor) and y.ndim for y in tensors):
-            raise TypeError(f"Posterior: data must be a tensor (N, *datum) or a tuple of them, got {type(self.data).__name__}")
+            raise TypeError(
+                "Posterior: data must be a tensor (N, *datum) or a tuple of them, got "
+                f"{type(self.data).__name__}"
+            )
         counts = {len(y) for y in tensors}
         if len(counts) > 1 or not self.count:
-            raise ValueError(f"Posterior: data must have one first dimension N >= 1, got {sorted(counts)}")
+            raise ValueError(
+                f"Posterior: data must have one first dimension N >= 1, got {sorted(counts)}"
+            )
         if any(y.is_floating_point() and not bool(torch.isfinite(y).all()) for y in tensors):
             raise ValueError("Posterior: data contain values that are not finite")
-        for name, value, low in (("batch_size", self.batch_size, 1), ("shared_seed", self.shared_seed, 0)):
+        for name, value, low in (
+            ("batch_size", self.batch_size, 1),
+            ("shared_seed", self.shared_seed, 0),
+        ):
             if value is not None:
-                _ = whole(f"Posterior: {name}", value, low, kind=f"None or an int of at least {low}")
+                _ = whole(
+                    f"Posterior: {name}", value, low, kind=f"None or an int of at least {low}"
+                )
         if self.batch_size is not None and self.batch_size > self.count:
-            raise ValueError(f"Posterior: batch_size = {self.batch_size} of {self.count} data; pass None for all of them")
+            raise ValueError(
+                f"Posterior: batch_size = {self.batch_size} of {self.count} data; pass None for "
+                "all of them"
+            )
 
     @property
     def columns(self) -> tuple[Tensor, ...]:
@@ -144,7 +164,9 @@ class Posterior(Target):
         if self.batch_size is None:
             return self
         index = (self._shared or noise).integers(step, "minibatch", self.batch_size, self.count)
-        return self._of(tuple(y[index.to(y.device)] for y in self.columns), self.count / self.batch_size)
+        return self._of(
+            tuple(y[index.to(y.device)] for y in self.columns), self.count / self.batch_size
+        )
 
     def look(self, x: Tensor, *, score: bool) -> Point:
         """All data."""
@@ -155,14 +177,23 @@ class Posterior(Target):
         return LogDensity(self.log_prior).rise(here, there)
 
     def _of(self, batch: tuple[Tensor, ...], scale: float) -> LogDensity:
-        """The log-density with data (chains or 1, n, *datum) that stand for ``scale`` times as many."""
+        """The log-density with data (chains or 1, n, *datum) that stand for ``scale`` times as
+        many.
+        """
         n = batch[0].shape[1]
 
         def log_prob(x: Tensor) -> Tensor:
             each = self.log_likelihood(x, *(y.expand(len(x), *y.shape[1:]) for y in batch))
             if not isinstance(each, Tensor) or each.shape != (len(x), n):
-                got = f"shape {tuple(each.shape)}" if isinstance(each, Tensor) else type(each).__name__
-                raise ValueError(f"log_likelihood(x, y) must return a tensor (chains, n) = {(len(x), n)}, got {got}")
+                got = (
+                    f"shape {tuple(each.shape)}"
+                    if isinstance(each, Tensor)
+                    else type(each).__name__
+                )
+                raise ValueError(
+                    f"log_likelihood(x, y) must return a tensor (chains, n) = {(len(x), n)}, got "
+                    f"{got}"
+                )
             return self.log_prior(x) + scale * each.sum(dim=1)
 
         return LogDensity(log_prob)

@@ -39,10 +39,14 @@ class Target(Record):
     """A law p(x) on events of one shape, known up to its constant; every chain is a row."""
 
     whole: bool = True
-    """Whether `look` is at p itself; otherwise at an unbiased estimate of its score, from the data that `draw` took."""
+    """Whether `look` is at p itself; otherwise at an unbiased estimate of its score, from the data
+    that `draw` took.
+    """
 
     def look(self, x: Tensor, *, score: bool) -> Point:
-        """log p and its gradient, as far as there are any; ``score`` says whether the gradient is wanted."""
+        """log p and its gradient, as far as there are any; ``score`` says whether the gradient is
+        wanted.
+        """
         raise NotImplementedError
 
     def rise(self, here: Point, there: Point) -> Tensor:
@@ -63,9 +67,11 @@ class Target(Record):
 
 @dataclass(frozen=True)
 class LogDensity(Target):
-    """log p(x) up to a constant: ``log_prob(x)`` is (chains,) for states (chains, *event), a row by itself.
+    """log p(x) up to a constant: ``log_prob(x)`` is (chains,) for states (chains, *event), a row by
+    itself.
 
-    -inf is outside the support. The gradient is that of autograd, or ``score(x)``, (chains, *event), where it is given.
+    -inf is outside the support. The gradient is that of autograd, or ``score(x)``, (chains,
+    *event), where it is given.
     """
 
     log_prob: Callable[[Tensor], Tensor]
@@ -80,14 +86,20 @@ class LogDensity(Target):
         if not score:
             return Point(x, self._value(x))
         if self.score is not None:
-            return Point(x, self._value(x), _shaped("score", reading("score", self.score, "x", x), x.shape))
+            return Point(
+                x, self._value(x), _shaped("score", reading("score", self.score, "x", x), x.shape)
+            )
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             value = self._value(leaf)
             if not value.requires_grad:
-                raise ValueError("log_prob(x) has no gradient by autograd; pass LogDensity(log_prob, score), or use RandomWalk")
+                raise ValueError(
+                    "log_prob(x) has no gradient by autograd; pass LogDensity(log_prob, score), "
+                    "or use RandomWalk"
+                )
             (gradient,) = torch.autograd.grad(value.sum(), leaf)
-        # Autograd may find a number beside a NaN, a branch of torch.where: a failure must not pass for a slope.
+        # Autograd may find a number beside a NaN, a branch of torch.where: a failure must not pass
+        # for a slope.
         failed = torch.isnan(value.detach()).reshape(-1, *(1,) * (x.ndim - 1))
         return Point(x, value.detach(), gradient.masked_fill(failed, math.nan))
 
@@ -103,8 +115,9 @@ class LogDensity(Target):
 class Score(Target):
     """grad log p(x): ``score(x)`` is (chains, *event), as its states are.
 
-    A Metropolis test takes log p(y) - log p(x) as the integral of the score from x to y by Simpson's rule, for one more evaluation:
-    exact for Gaussian laws and any log-density of degree 4, otherwise of order 5 in the length of the proposal.
+    A Metropolis test takes log p(y) - log p(x) as the integral of the score from x to y by
+    Simpson's rule, for one more evaluation: exact for Gaussian laws and any log-density of degree
+    4, otherwise of order 5 in the length of the proposal.
     """
 
     score: Callable[[Tensor], Tensor]
@@ -120,7 +133,9 @@ class Score(Target):
     def rise(self, here: Point, there: Point) -> Tensor:
         """The line integral: one evaluation half-way."""
         middle = self.look(0.5 * (here.x + there.x), score=True)
-        return line_integral(here.x, there.x, known(here.score), known(middle.score), known(there.score))
+        return line_integral(
+            here.x, there.x, known(here.score), known(middle.score), known(there.score)
+        )
 
 
 @dataclass(frozen=True)
@@ -138,14 +153,18 @@ class _AtTime(Score):
 
 
 def at(model: Model, t: float | Tensor, condition: Mapping[str, Tensor] | None = None) -> Score:
-    """The law p_t of a score model at one time t, in the SDE's usable range; ``condition`` has a row a chain.
+    """The law p_t of a score model at one time t, in the SDE's usable range; ``condition`` has a
+    row a chain.
 
-    Under a `Normalizer` it is that of y = mean + std x_t, in the user's units, as states of `sample` are.
+    Under a `Normalizer` it is that of y = mean + std x_t, in the user's units, as states of
+    `sample` are.
     """
     check_model(model)
     time = model.sde.check_time(as_time(t))
     if time.ndim:
-        raise ValueError(f"chains sample the law at one time: t must be a number, got shape {tuple(time.shape)}")
+        raise ValueError(
+            f"chains sample the law at one time: t must be a number, got shape {tuple(time.shape)}"
+        )
     _ = affine(model, "score", time)  # a ValueError where there is none
     given, normalizer = dict(condition or {}), facts(model).normalizer
 
@@ -166,7 +185,8 @@ def as_target(target: Target | Callable[[Tensor], Tensor]) -> Target:
         raise TypeError("a score model has a law at every time: pass mcmc.at(model, t)")
     if isinstance(target, type) or not callable(target):
         raise TypeError(
-            f"target must be a function log_prob(x) -> (chains,), mcmc.Score(score), mcmc.at(model, t) or mcmc.Posterior(...), "
+            "target must be a function log_prob(x) -> (chains,), mcmc.Score(score), "
+            "mcmc.at(model, t) or mcmc.Posterior(...), "
             f"got {target!r}"
         )
     return LogDensity(target)
@@ -176,12 +196,17 @@ def _shaped(name: str, value: object, shape: torch.Size) -> Tensor:
     if isinstance(value, Tensor) and value.shape == shape:
         return value
     got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-    hint = "; a function that returns the score is mcmc.Score(function)" if name == "log_prob" else ""
+    hint = (
+        "; a function that returns the score is mcmc.Score(function)" if name == "log_prob" else ""
+    )
     raise ValueError(f"{name}(x) must return a tensor of shape {tuple(shape)}, got {got}{hint}")
 
 
 def known(value: Tensor | None) -> Tensor:
     """What a point must have."""
     if value is None:
-        raise ValueError("this point lacks what is asked of it: a kernel that wants the score must look with score=True")
+        raise ValueError(
+            "this point lacks what is asked of it: a kernel that wants the score must look with "
+            "score=True"
+        )
     return value

@@ -1,10 +1,13 @@
-"""Distances between samples, two-sample tests and scores of samples: torch only, on the device of the samples, in bounded memory.
+"""Distances between samples, two-sample tests and scores of samples: torch only, on the device of
+the samples, in bounded memory.
 
-Samples are x (n, *event) and y (m, *event); n and m may differ. Sums are in float64 (float32 on devices without it). Nothing
-here is differentiable or touches a global random number generator: what is random depends on ``seed`` alone.
+Samples are x (n, *event) and y (m, *event); n and m may differ. Sums are in float64 (float32 on
+devices without it). Nothing here is differentiable or touches a global random number generator:
+what is random depends on ``seed`` alone.
 
-Every function returns a `Metric`, a number with its noise floor. ``floor=50`` splits the pooled sample at random into n and m
-rows 50 times: what the metric gives between samples of one law, and the p-value of the permutation test.
+Every function returns a `Metric`, a number with its noise floor. ``floor=50`` splits the pooled
+sample at random into n and m rows 50 times: what the metric gives between samples of one law, and
+the p-value of the permutation test.
 """
 
 from sdediff.metrics.classifier import classifier_two_sample_test

@@ -1,4 +1,6 @@
-"""Scores of samples seen by a network: Frechet distance between features, inception score of a classifier."""
+"""Scores of samples seen by a network: Frechet distance between features, inception score of a
+classifier.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,15 @@ from torch import Tensor
 
 from sdediff.metrics.permutation import check_floor, measure
 from sdediff.metrics.result import Metric
-from sdediff.metrics.samples import Pool, accumulator, apply, blocks, check_count, check_sample, check_samples
+from sdediff.metrics.samples import (
+    Pool,
+    accumulator,
+    apply,
+    blocks,
+    check_count,
+    check_sample,
+    check_samples,
+)
 from sdediff.solvers.given import check_choice
 
 __all__ = ["InceptionScore", "frechet_distance", "inception_score"]
@@ -29,22 +39,27 @@ def frechet_distance(
     floor: int = 0,
     seed: int = 0,
 ) -> Metric:
-    """Squared Frechet distance between Gaussians fitted to two samples, in squared units of the features.
+    """Squared Frechet distance between Gaussians fitted to two samples, in squared units of the
+    features.
 
     d^2 = |m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^{1/2})
 
-    with means and unbiased covariances of ``features`` (B, *event) -> (B, k) of x (n, *event) and y (m, *event); without it, of
-    their flattened values. It is W_2^2 between the two Gaussians; with the pooled features of Inception it is the FID. ``features``
-    is called on batches as they are, without gradients; a module is put into evaluation mode for as long. The estimate is
-    biased upwards by an amount of order k / n: compare equal n, and see ``floor``, random splits of the pooled features.
-    ValueError on samples of different shape or with NaN or inf, of fewer than two rows, and on features that are not (B, k).
+    with means and unbiased covariances of ``features`` (B, *event) -> (B, k) of x (n, *event) and y
+    (m, *event); without it, of their flattened values. It is W_2^2 between the two Gaussians; with
+    the pooled features of Inception it is the FID. ``features`` is called on batches as they are,
+    without gradients; a module is put into evaluation mode for as long. The estimate is biased
+    upwards by an amount of order k / n: compare equal n, and see ``floor``, random splits of the
+    pooled features. ValueError on samples of different shape or with NaN or inf, of fewer than two
+    rows, and on features that are not (B, k).
 
     Heusel et al. 2017, arXiv 1706.08500, eq. 6; Dowson & Landau 1982.
     """
     batch_size = check_count("batch_size", batch_size, 1)
     floor = check_floor(floor, seed)
     if features is not None and not callable(features):
-        raise ValueError(f"features must be a function from (B, *event) to (B, k), got {type(features).__name__}")
+        raise ValueError(
+            f"features must be a function from (B, *event) to (B, k), got {type(features).__name__}"
+        )
     x, y = check_samples(x, y, 2)
     if features is not None:
         x, y = (apply("features", features, part, batch_size) for part in (x, y))
@@ -67,7 +82,9 @@ def _frechet(pool: Pool, label: Tensor) -> Tensor:
 
 
 def _moments(pool: Pool, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of the labelled rows, and the symmetric root C^{1/2} of their covariance; its squared entries sum to tr C."""
+    """Mean of the labelled rows, and the symmetric root C^{1/2} of their covariance; its squared
+    entries sum to tr C.
+    """
     rows = label.nonzero()[:, 0]
     parts = [rows[part] for part in blocks(len(rows), pool.rows.shape[1])]
     mean = torch.zeros_like(pool.center)
@@ -78,13 +95,16 @@ def _moments(pool: Pool, label: Tensor) -> tuple[Tensor, Tensor]:
         off = pool.centred(part) - mean
         covariance += off.T @ off / (len(rows) - 1)
     values, vectors = torch.linalg.eigh(covariance)
-    rounding = torch.finfo(values.dtype).eps * len(values) * values[-1]  # its root would be far from zero
+    # its root would be far from zero
+    rounding = torch.finfo(values.dtype).eps * len(values) * values[-1]
     return mean, (vectors * values.where(values > rounding, 0.0).sqrt()) @ vectors.T
 
 
 @dataclass(frozen=True, kw_only=True)
 class InceptionScore(Metric):
-    """The mean over the splits, and the score of each; it has no floor, as it compares with nothing."""
+    """The mean over the splits, and the score of each; it has no floor, as it compares with
+    nothing.
+    """
 
     splits: tuple[float, ...]
 
@@ -101,11 +121,13 @@ def inception_score(
 
     IS = exp E_x KL(p(y | x) || p(y)),    p(y) = E_x p(y | x)
 
-    for x (n, *event) and a ``classifier`` from (B, *event) to (B, K), called on batches without gradients (a module: in evaluation
-    mode). ``outputs`` says what it returns: logits, of which the softmax is taken, or probabilities. With ``splits=s`` the rows i,
-    i + s, i + 2s, ... make up split i; the value is the mean of the scores of the splits, which are in ``.splits``. The estimate
-    is biased upwards for small n / K. ValueError on x with NaN or inf, fewer samples than splits, and outputs that are
-    not (B, K), not finite or, as probabilities, negative or without sum one.
+    for x (n, *event) and a ``classifier`` from (B, *event) to (B, K), called on batches without
+    gradients (a module: in evaluation mode). ``outputs`` says what it returns: logits, of which the
+    softmax is taken, or probabilities. With ``splits=s`` the rows i, i + s, i + 2s, ... make up
+    split i; the value is the mean of the scores of the splits, which are in ``.splits``. The
+    estimate is biased upwards for small n / K. ValueError on x with NaN or inf, fewer samples than
+    splits, and outputs that are not (B, K), not finite or, as probabilities, negative or without
+    sum one.
 
     Salimans et al. 2016, arXiv 1606.03498, section 4.
     """
@@ -113,7 +135,10 @@ def inception_score(
     splits = check_count("splits", splits, 1)
     batch_size = check_count("batch_size", batch_size, 1)
     if not callable(classifier):
-        raise ValueError(f"classifier must be a function from (B, *event) to (B, K), got {type(classifier).__name__}")
+        raise ValueError(
+            "classifier must be a function from (B, *event) to (B, K), got "
+            f"{type(classifier).__name__}"
+        )
     given = apply("classifier", classifier, check_sample("x", x, splits), batch_size)
     scores = tuple(_score(given[i::splits], outputs == "logits") for i in range(splits))
     return InceptionScore(math.fsum(scores) / splits, splits=scores)
@@ -133,12 +158,17 @@ def _score(given: Tensor, logits: bool) -> float:
 
 def _probabilities(given: Tensor, logits: bool) -> Tensor:
     if logits:
-        if bool((given.isnan() | (given == math.inf)).any()) or bool((given == -math.inf).all(dim=1).any()):
-            raise ValueError("the classifier returned logits that are NaN or inf: look at its inputs and weights")
+        if bool((given.isnan() | (given == math.inf)).any()) or bool(
+            (given == -math.inf).all(dim=1).any()
+        ):
+            raise ValueError(
+                "the classifier returned logits that are NaN or inf: look at its inputs and weights"
+            )
         return given.softmax(dim=1)
     total = given.sum(dim=1, keepdim=True)
     if not bool(((given >= 0).all(dim=1) & ((total[:, 0] - 1).abs() <= _OFF)).all()):
         raise ValueError(
-            "the classifier's probabilities are negative, NaN or do not sum to one: if they are logits, say outputs='logits'"
+            "the classifier's probabilities are negative, NaN or do not sum to one: if they are "
+            "logits, say outputs='logits'"
         )
     return given / total

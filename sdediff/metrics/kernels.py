@@ -19,7 +19,8 @@ __all__ = ["energy_distance", "mmd"]
 _MEDIAN: Final = 2
 """Stream of the rows between which the median distance is taken."""
 _MEDIAN_ROWS: Final = 2000
-_DIRECT: Final = 8  # up to so many coordinates, differences are as quick as a matrix product and lose no digits
+# up to so many coordinates, differences are as quick as a matrix product and lose no digits
+_DIRECT: Final = 8
 
 Kernel = Callable[[Tensor], Tensor]
 """From distances to values of the kernel."""
@@ -31,16 +32,20 @@ _KERNELS: dict[str, Kernel] = {
 }
 
 
-def energy_distance(x: Tensor, y: Tensor, *, unbiased: bool = True, floor: int = 0, seed: int = 0) -> Metric:
+def energy_distance(
+    x: Tensor, y: Tensor, *, unbiased: bool = True, floor: int = 0, seed: int = 0
+) -> Metric:
     """Energy distance (squared in Székely's sense), in the units of x.
 
     D = 2 E|X - Y| - E|X - X'| - E|Y - Y'|    >= 0, zero only for equal laws
 
-    with Euclidean norms over the flattened x (n, *event) and y (m, *event). ``unbiased=True`` averages |X - X'| over distinct
-    rows (U-statistic: mean zero for equal laws, and may be negative), ``unbiased=False`` over all pairs (V-statistic: D of the
-    empirical laws, >= 0; too large by E|X - X'| / n + E|Y - Y'| / m on average). In one dimension the V-statistic is the square of
-    ``scipy.stats.energy_distance``. ``floor``: random splits of the pooled sample. O((n + m)^2 d) operations, in blocks.
-    ValueError on samples of different shape or with NaN or inf, or of fewer than two rows.
+    with Euclidean norms over the flattened x (n, *event) and y (m, *event). ``unbiased=True``
+    averages |X - X'| over distinct rows (U-statistic: mean zero for equal laws, and may be
+    negative), ``unbiased=False`` over all pairs (V-statistic: D of the empirical laws, >= 0; too
+    large by E|X - X'| / n + E|Y - Y'| / m on average). In one dimension the V-statistic is the
+    square of ``scipy.stats.energy_distance``. ``floor``: random splits of the pooled sample. O((n +
+    m)^2 d) operations, in blocks. ValueError on samples of different shape or with NaN or inf, or
+    of fewer than two rows.
 
     Székely & Rizzo 2013, Energy statistics: a class of statistics based on distances.
     """
@@ -63,12 +68,14 @@ def mmd(
 
     MMD^2 = E k(X, X') + E k(Y, Y') - 2 E k(X, Y)
 
-    for the flattened x (n, *event) and y (m, *event), with r = |x - y| / bandwidth and k = exp(-r^2 / 2) (``"gaussian"``),
-    exp(-r) (``"laplacian"``) or (1 + r^2)^{-1/2} (``"imq"``, inverse multiquadric). ``bandwidth`` is in the units of x; of several
-    the kernels are averaged; by default it is the median distance of two rows of the pooled sample (of 2000 of its rows, if it
-    has more, chosen by ``seed``). ``unbiased=True`` is the U-statistic (may be negative), False the V-statistic (>= 0, too large by
-    (1 - E k(X, X')) / n + (1 - E k(Y, Y')) / m on average). ``floor``: random splits of the pooled sample. O((n + m)^2 d)
-    operations, in blocks. ValueError on samples of different shape or with NaN or inf, or of fewer than two rows.
+    for the flattened x (n, *event) and y (m, *event), with r = |x - y| / bandwidth and k = exp(-r^2
+    / 2) (``"gaussian"``), exp(-r) (``"laplacian"``) or (1 + r^2)^{-1/2} (``"imq"``, inverse
+    multiquadric). ``bandwidth`` is in the units of x; of several the kernels are averaged; by
+    default it is the median distance of two rows of the pooled sample (of 2000 of its rows, if it
+    has more, chosen by ``seed``). ``unbiased=True`` is the U-statistic (may be negative), False the
+    V-statistic (>= 0, too large by (1 - E k(X, X')) / n + (1 - E k(Y, Y')) / m on average).
+    ``floor``: random splits of the pooled sample. O((n + m)^2 d) operations, in blocks. ValueError
+    on samples of different shape or with NaN or inf, or of fewer than two rows.
 
     Gretton et al. 2012, A kernel two-sample test, eq. 3 and 5.
     """
@@ -92,8 +99,9 @@ def mmd(
 def _pair_statistic(pool: Pool, kernel: Kernel, unbiased: bool) -> Statistic:
     """E k(X, X') + E k(Y, Y') - 2 E k(X, Y) over the pairs of rows, for all labels at once.
 
-    With the labels l in {0, 1}^(n + m) and the matrix K of the pooled sample, the sums over pairs within x, between x and y, and
-    within y are l K l, l K 1 - l K l and 1 K 1 - 2 l K 1 + l K l; K is symmetric, and is built tile by tile.
+    With the labels l in {0, 1}^(n + m) and the matrix K of the pooled sample, the sums over pairs
+    within x, between x and y, and within y are l K l, l K 1 - l K l and 1 K 1 - 2 l K 1 + l K l; K
+    is symmetric, and is built tile by tile.
     """
     n, m = pool.n, pool.m
     own = float(kernel(torch.zeros(1, dtype=torch.float64)))  # k of a row with itself
@@ -121,7 +129,9 @@ def _pair_statistic(pool: Pool, kernel: Kernel, unbiased: bool) -> Statistic:
 
 
 def _mean(total: Tensor, n: int, own: float, unbiased: bool) -> Tensor:
-    """Mean over pairs of n rows, from the sum over all of them; unbiased: without those of a row with itself."""
+    """Mean over pairs of n rows, from the sum over all of them; unbiased: without those of a row
+    with itself.
+    """
     return (total - n * own) / (n * (n - 1)) if unbiased else total / n**2
 
 
@@ -140,17 +150,26 @@ def _check_bandwidths(bandwidth: float | Sequence[float] | None) -> tuple[float,
     several = one if isinstance(one, Iterable) and not isinstance(one, str) else (one,)
     widths = tuple(real("bandwidth", width) for width in several)
     if not widths or not all(0 < width < math.inf for width in widths):
-        raise ValueError(f"bandwidth must be a positive number or several, in the units of x, got {bandwidth!r}")
+        raise ValueError(
+            f"bandwidth must be a positive number or several, in the units of x, got {bandwidth!r}"
+        )
     return widths
 
 
 def _median_distance(pool: Pool, random: torch.Generator) -> float:
     """The median distance of two different rows; of an even number of pairs, the lower one."""
     size = len(pool.rows)
-    rows = torch.randperm(size, generator=random)[:_MEDIAN_ROWS] if size > _MEDIAN_ROWS else torch.arange(size)
+    rows = (
+        torch.randperm(size, generator=random)[:_MEDIAN_ROWS]
+        if size > _MEDIAN_ROWS
+        else torch.arange(size)
+    )
     chosen = pool.centred(rows.to(pool.rows.device))
     upper = torch.ones(len(rows), len(rows), dtype=torch.bool, device=chosen.device).triu(1)
     median = float(_distances(chosen, chosen, True)[upper].median())
     if median == 0:
-        raise ValueError("more than half of the pairs of rows are equal, so that their median distance is 0: pass bandwidth")
+        raise ValueError(
+            "more than half of the pairs of rows are equal, so that their median distance is 0: "
+            "pass bandwidth"
+        )
     return median

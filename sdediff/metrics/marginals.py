@@ -16,9 +16,11 @@ from sdediff.metrics.samples import Pool, accumulator, blocks, check_sample
 
 __all__ = ["KolmogorovSmirnov", "kolmogorov_smirnov"]
 
-_EXACT: Final = 10_000  # n m up to which paths are counted; numbers of paths stay far below the largest float64
+# n m up to which paths are counted; numbers of paths stay far below the largest float64
+_EXACT: Final = 10_000
 _FEW: Final = 50  # rows of one sample, up to which p is exact
-_FAR: Final = 2.0  # sqrt(n) D, above which sup F - G and sup G - F are never both as large: but for 4e-11 of p
+# sqrt(n) D, above which sup F - G and sup G - F are never both as large: but for 4e-11 of p
+_FAR: Final = 2.0
 _TERMS: Final = 12  # of either series, where the largest left out is below 1e-80
 _SWITCH: Final = 1.0
 
@@ -27,8 +29,9 @@ _SWITCH: Final = 1.0
 class KolmogorovSmirnov(Metric):
     """The largest statistic of all coordinates, and those of each.
 
-    statistics, p_values: of the coordinates, float64 on the host, in the shape of an event. ``p_value`` is for all of them at
-    once: min(1, d min p), Bonferroni's, or that of the largest statistic under random splits where there is a floor.
+    statistics, p_values: of the coordinates, float64 on the host, in the shape of an event.
+    ``p_value`` is for all of them at once: min(1, d min p), Bonferroni's, or that of the largest
+    statistic under random splits where there is a floor.
     """
 
     statistics: Tensor
@@ -42,21 +45,26 @@ def kolmogorov_smirnov(
 
     D = sup_z |F(z) - G(z)|
 
-    for the empirical distribution function F of a coordinate of x (n, *event), and that of y (m, *event), or the G that
-    ``y_or_cdf`` computes: from float64 values (b, *event) to their probabilities, coordinate by coordinate, in a continuous law.
-    The value is the largest D.
+    for the empirical distribution function F of a coordinate of x (n, *event), and that of y (m,
+    *event), or the G that ``y_or_cdf`` computes: from float64 values (b, *event) to their
+    probabilities, coordinate by coordinate, in a continuous law. The value is the largest D.
 
-    p = P(D >= observed) is exact for two samples with n m <= 10,000 (paths on the lattice are counted; in the presence of ties
-    it is an upper bound) and for one with n <= 50 (Marsaglia, Tsang & Wang 2003). Beyond, it is Kolmogorov's series at
-    lambda = sqrt(n) D, or sqrt(nm / (n + m)) D, and a small term for finite n and m (Vrbik 2018; Hodges 1958): within 3e-4 of
-    the exact p for one sample, within 0.015 for two of at least 10 rows each. ``floor``: random splits of the pooled sample; it
-    needs y. ValueError on samples of different shape or with NaN or inf, and on a cdf with values outside [0, 1].
+    p = P(D >= observed) is exact for two samples with n m <= 10,000 (paths on the lattice are
+    counted; in the presence of ties it is an upper bound) and for one with n <= 50 (Marsaglia,
+    Tsang & Wang 2003). Beyond, it is Kolmogorov's series at lambda = sqrt(n) D, or sqrt(nm / (n +
+    m)) D, and a small term for finite n and m (Vrbik 2018; Hodges 1958): within 3e-4 of the exact p
+    for one sample, within 0.015 for two of at least 10 rows each. ``floor``: random splits of the
+    pooled sample; it needs y. ValueError on samples of different shape or with NaN or inf, and on a
+    cdf with values outside [0, 1].
     """
     floor = check_floor(floor, seed)
     if isinstance(y_or_cdf, Tensor) or not callable(y_or_cdf):
         return _two_samples(Pool.of(x, y_or_cdf), floor, seed)
     if floor:
-        raise ValueError("floor splits a pooled sample, and a cdf has none; the p-value is that of the test: drop floor")
+        raise ValueError(
+            "floor splits a pooled sample, and a cdf has none; the p-value is that of the test: "
+            "drop floor"
+        )
     return _one_sample(check_sample("x", x), y_or_cdf)
 
 
@@ -68,7 +76,9 @@ def _two_samples(pool: Pool, floor: int, seed: int) -> KolmogorovSmirnov:
     p = _count_paths(gaps, n, m) if n * m <= _EXACT else _kolmogorov(_hodges(D, n, m))
     metric = Metric(float(D.max()), None, _bonferroni(p))
     if floor:
-        metric = measure(lambda labels: _gaps(pool, labels).amax(dim=1).double() / (n * m), pool, floor, seed)
+        metric = measure(
+            lambda labels: _gaps(pool, labels).amax(dim=1).double() / (n * m), pool, floor, seed
+        )
     D, p = D.view(pool.event), p.view(pool.event)
     return KolmogorovSmirnov(metric.value, metric.floor, metric.p_value, statistics=D, p_values=p)
 
@@ -84,7 +94,11 @@ def _one_sample(x: Tensor, cdf: Callable[[Tensor], Tensor]) -> KolmogorovSmirnov
         at = F[:, part].sort(dim=0).values
         largest.append(torch.maximum(steps[1:] - at, at - steps[:-1]).amax(dim=0))
     D = torch.cat(largest).cpu().double()
-    p = D.new_tensor([_exact(at, n) for at in D.tolist()]) if n <= _FEW else _kolmogorov(_vrbik(D, n))
+    p = (
+        D.new_tensor([_exact(at, n) for at in D.tolist()])
+        if n <= _FEW
+        else _kolmogorov(_vrbik(D, n))
+    )
     D, p = D.view(x.shape[1:]), p.view(x.shape[1:])
     return KolmogorovSmirnov(float(D.max()), None, _bonferroni(p), statistics=D, p_values=p)
 
@@ -94,19 +108,27 @@ def _probabilities(cdf: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     value = cdf(x.to(accumulator(x.device)))
     if not isinstance(value, Tensor) or value.shape != x.shape:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"the cdf returned {got} for values {tuple(x.shape)}: expected a tensor of the same shape")
+        raise ValueError(
+            f"the cdf returned {got} for values {tuple(x.shape)}: expected a tensor of the same "
+            "shape"
+        )
     if not bool(((value >= 0) & (value <= 1)).all()):
-        raise ValueError("the cdf returned values outside [0, 1], or NaN: expected probabilities P(X <= x)")
+        raise ValueError(
+            "the cdf returned values outside [0, 1], or NaN: expected probabilities P(X <= x)"
+        )
     return value
 
 
 def _gaps(pool: Pool, labels: Tensor) -> Tensor:
-    """n m D of each coordinate for each of the labels, (r, d) integers on the host: exact, as D is a multiple of 1 / nm."""
+    """n m D of each coordinate for each of the labels, (r, d) integers on the host: exact, as D is
+    a multiple of 1 / nm.
+    """
     n, m = pool.n, pool.m
     gaps: list[Tensor] = []
     for part in blocks(pool.rows.shape[1], len(pool.rows)):
         values, order = pool.rows[:, part].T.sort(dim=1)
-        last = torch.ones_like(values, dtype=torch.bool)  # of equal values: between them F - G is not defined
+        # of equal values: between them F - G is not defined
+        last = torch.ones_like(values, dtype=torch.bool)
         last[:, :-1] = values[:, :-1] != values[:, 1:]
         walks = (torch.where(label[order], m, -n).cumsum(dim=1).abs() * last for label in labels)
         gaps.append(torch.stack([walk.amax(dim=1) for walk in walks]))
@@ -114,10 +136,12 @@ def _gaps(pool: Pool, labels: Tensor) -> Tensor:
 
 
 def _count_paths(gaps: Tensor, n: int, m: int) -> Tensor:
-    """P(D >= gap / nm) without ties: the share of the paths from (0, 0) to (n, m) that meet |i m - j n| >= gap somewhere.
+    """P(D >= gap / nm) without ties: the share of the paths from (0, 0) to (n, m) that meet |i m -
+    j n| >= gap somewhere.
 
-    Row by row, paths(i, j) and those of them that have met it, met(i, j) = met(i - 1, j) + met(i, j - 1), all of the paths where
-    the point itself does. Those points lie left and right of an interval of j, in which the recurrence is a cumulative sum.
+    Row by row, paths(i, j) and those of them that have met it, met(i, j) = met(i - 1, j) + met(i, j
+    - 1), all of the paths where the point itself does. Those points lie left and right of an
+    interval of j, in which the recurrence is a cumulative sum.
     """
     n, m = min(n, m), max(n, m)
     shares = []
@@ -128,19 +152,24 @@ def _count_paths(gaps: Tensor, n: int, m: int) -> Tensor:
         for i in range(n + 1):
             paths = paths.cumsum(dim=0)
             left, right = i * m - j * n >= gap, j * n - i * m >= gap
-            enter = torch.where(left, paths, 0.0).amax(dim=1, keepdim=True)  # paths grow with j: those of the last on the left
+            # paths grow with j: those of the last on the left
+            enter = torch.where(left, paths, 0.0).amax(dim=1, keepdim=True)
             met = torch.where(left | right, paths, enter + met.masked_fill(left, 0.0).cumsum(dim=1))
         shares.append(met[:, -1] / paths[-1])
     return torch.cat(shares)
 
 
 def _exact(D: float, n: int) -> float:
-    """P(D_n >= D) for one sample; far out, twice the one-sided P = D sum_j C(n, j) (D + j / n)^{j - 1} (1 - D - j / n)^{n - j}.
+    """P(D_n >= D) for one sample; far out, twice the one-sided P = D sum_j C(n, j) (D + j / n)^{j -
+    1} (1 - D - j / n)^{n - j}.
 
     Elsewhere 1 - n! / n^n (H^n)_kk with the matrix H of Marsaglia, Tsang and Wang, n D = k - h.
     """
     if math.sqrt(n) * D > _FAR:
-        terms = (math.comb(n, j) * (D + j / n) ** (j - 1) * (1 - D - j / n) ** (n - j) for j in range(math.floor(n * (1 - D)) + 1))
+        terms = (
+            math.comb(n, j) * (D + j / n) ** (j - 1) * (1 - D - j / n) ** (n - j)
+            for j in range(math.floor(n * (1 - D)) + 1)
+        )
         return 2 * D * math.fsum(terms)
     k = math.floor(n * D) + 1
     h, size = k - n * D, 2 * k - 1
@@ -162,18 +191,26 @@ def _vrbik(D: Tensor, n: int) -> Tensor:
 
 
 def _hodges(D: Tensor, n: int, m: int) -> Tensor:
-    """Where to evaluate it for two: Hodges' shift for n <= m, less half the spacing of the values that D can have."""
+    """Where to evaluate it for two: Hodges' shift for n <= m, less half the spacing of the values
+    that D can have.
+    """
     low, high = min(n, m), max(n, m)
     return (n * m * D + ((high + 2 * low) / 3 - math.gcd(n, m)) / 2) / math.sqrt(n * m * (n + m))
 
 
 def _kolmogorov(z: Tensor) -> Tensor:
-    """2 sum_k (-1)^{k - 1} exp(-2 k^2 z^2); below 1 its theta transform, 1 - sqrt(2 pi) / z sum_k exp(-(2k - 1)^2 pi^2 / 8 z^2)."""
+    """2 sum_k (-1)^{k - 1} exp(-2 k^2 z^2); below 1 its theta transform, 1 - sqrt(2 pi) / z sum_k
+    exp(-(2k - 1)^2 pi^2 / 8 z^2).
+    """
     k = torch.arange(1, _TERMS + 1, dtype=torch.float64)
-    large = 2 * ((-1) ** (k - 1) * torch.exp(-2 * (k * z.clamp(min=_SWITCH)[:, None]).square())).sum(dim=1)
+    large = 2 * (
+        (-1) ** (k - 1) * torch.exp(-2 * (k * z.clamp(min=_SWITCH)[:, None]).square())
+    ).sum(dim=1)
     small = z.clamp(1e-3, _SWITCH)[:, None]
     terms = torch.exp(-(((2 * k - 1) * math.pi / small).square()) / 8)
-    return torch.where(z < _SWITCH, 1 - math.sqrt(2 * math.pi) / small[:, 0] * terms.sum(dim=1), large).clamp(0, 1)
+    return torch.where(
+        z < _SWITCH, 1 - math.sqrt(2 * math.pi) / small[:, 0] * terms.sum(dim=1), large
+    ).clamp(0, 1)
 
 
 def _bonferroni(p: Tensor) -> float:

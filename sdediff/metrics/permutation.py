@@ -1,4 +1,6 @@
-"""The noise floor and the p-value of any statistic of two samples, by random splits of the pooled sample."""
+"""The noise floor and the p-value of any statistic of two samples, by random splits of the pooled
+sample.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +26,18 @@ Statistic = Callable[[Tensor], Tensor]
 
 
 def measure(statistic: Statistic, pool: Pool, floor: int, seed: int) -> Metric:
-    """The statistic of x and y; its floor and p-value from ``floor`` splits of the pooled sample into n and m rows.
+    """The statistic of x and y; its floor and p-value from ``floor`` splits of the pooled sample
+    into n and m rows.
 
-    p = (1 + #{T_i >= T}) / (1 + floor) for the values T_i of the splits: P(p <= a) <= a where x and y have one law, for any
-    sizes and any statistic. It cannot fall below 1 / (1 + floor).
+    p = (1 + #{T_i >= T}) / (1 + floor) for the values T_i of the splits: P(p <= a) <= a where x and
+    y have one law, for any sizes and any statistic. It cannot fall below 1 / (1 + floor).
     """
-    values = torch.cat([statistic(labels.to(pool.rows.device)).cpu().double() for labels in _labels(pool, floor, seed)])
+    values = torch.cat(
+        [
+            statistic(labels.to(pool.rows.device)).cpu().double()
+            for labels in _labels(pool, floor, seed)
+        ]
+    )
     value, split = values[0], values[1:]
     if floor == 0:
         return Metric(float(value))
@@ -39,7 +47,9 @@ def measure(statistic: Statistic, pool: Pool, floor: int, seed: int) -> Metric:
 
 
 def check_floor(floor: int, seed: int) -> int:
-    """Return the number of splits, none or enough for a standard deviation; there is a seed for them."""
+    """Return the number of splits, none or enough for a standard deviation; there is a seed for
+    them.
+    """
     generator(seed, FLOOR)
     return check_count("floor", floor, 2, zero=True)
 

@@ -9,7 +9,9 @@ __all__ = ["Floor", "Metric"]
 
 @dataclass(frozen=True)
 class Floor:
-    """What a metric gives between independent samples of one law, with as many rows as it was given."""
+    """What a metric gives between independent samples of one law, with as many rows as it was
+    given.
+    """
 
     mean: float
     std: float
@@ -23,8 +25,8 @@ class Floor:
 class Metric:
     """A number; ``float(metric)`` is its value.
 
-    floor: the noise floor, None where none was asked for. p_value: probability of a value at least as large as this one where
-    there is no difference, None where there is no test.
+    floor: the noise floor, None where none was asked for. p_value: probability of a value at least
+    as large as this one where there is no difference, None where there is no test.
     """
 
     value: float

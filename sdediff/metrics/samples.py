@@ -14,7 +14,17 @@ from sdediff import solvers
 from sdediff.modules import evaluating
 from sdediff.solvers.given import plain, reading, whole
 
-__all__ = ["ELEMENTS", "Pool", "accumulator", "apply", "blocks", "check_count", "check_sample", "check_samples", "generator"]
+__all__ = [
+    "ELEMENTS",
+    "Pool",
+    "accumulator",
+    "apply",
+    "blocks",
+    "check_count",
+    "check_sample",
+    "check_samples",
+    "generator",
+]
 
 ELEMENTS: Final = 2**20
 """Numbers in the largest temporary tensor, about; events of more coordinates come one by one."""
@@ -49,22 +59,35 @@ def check_sample(name: str, x: Tensor, least: int = 1) -> Tensor:
 
 
 def check_samples(x: Tensor, y: Tensor, least: int = 1, of: str = "") -> tuple[Tensor, Tensor]:
-    """Two such samples of one shape of event on one device; ``of`` says what of x and y they are."""
+    """Two such samples of one shape of event on one device; ``of`` says what of x and y they
+    are.
+    """
     x, y = _shaped(f"{of}x", x, least), _shaped(f"{of}y", y, least)
     if x.shape[1:] != y.shape[1:]:
         got = f"{of}x {tuple(x.shape)} and y {tuple(y.shape)}"
-        raise ValueError(f"{got} differ in more than their first dimension: expected (n, *event) and (m, *event)")
+        raise ValueError(
+            f"{got} differ in more than their first dimension: expected (n, *event) and (m, *event)"
+        )
     if x.device != y.device:
-        raise ValueError(f"{of}x on {x.device} and y on {y.device}: expected one device; move one of them, y.to(x.device) say")
+        raise ValueError(
+            f"{of}x on {x.device} and y on {y.device}: expected one device; move one of them, "
+            "y.to(x.device) say"
+        )
     return _finite(f"{of}x", x), _finite(f"{of}y", y)
 
 
 def _shaped(name: str, x: Tensor, least: int) -> Tensor:
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 1:
         got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"{name} must be a floating-point tensor of shape (n, *event), got {got}; convert it first")
+        raise ValueError(
+            f"{name} must be a floating-point tensor of shape (n, *event), got {got}; convert it "
+            "first"
+        )
     if len(x) < least or x[:1].numel() == 0:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}: expected at least {least} samples of at least one number")
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)}: expected at least {least} samples of at least "
+            "one number"
+        )
     return x.detach()
 
 
@@ -73,7 +96,8 @@ def _finite(name: str, x: Tensor) -> Tensor:
     if count := int(bad.sum()):
         first = int(bad.int().argmax())
         raise ValueError(
-            f"{name} has NaN or inf in {count} of {len(x)} samples, first in sample {first}: leave those out, and say so"
+            f"{name} has NaN or inf in {count} of {len(x)} samples, first in sample {first}: "
+            "leave those out, and say so"
         )
     return x
 
@@ -113,15 +137,24 @@ class Pool:
 
 
 def apply(name: str, function: Callable[[Tensor], Tensor], x: Tensor, batch_size: int) -> Tensor:
-    """(n, k): function of the rows of x in batches, without gradients; modules that it uses are in evaluation mode."""
+    """(n, k): function of the rows of x in batches, without gradients; modules that it uses are in
+    evaluation mode.
+    """
     outputs: list[Tensor] = []
     with torch.no_grad(), evaluating(function):
         for i in range(0, len(x), batch_size):
             batch = x[i : i + batch_size]
             value = reading(name, function, "x", batch)
             width = value.shape[1:] if isinstance(value, Tensor) and value.ndim == 2 else None
-            if width is None or len(value) != len(batch) or (outputs and width != outputs[0].shape[1:]):
+            if (
+                width is None
+                or len(value) != len(batch)
+                or (outputs and width != outputs[0].shape[1:])
+            ):
                 got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise ValueError(f"{name} returned {got} for a batch {tuple(batch.shape)}: expected ({len(batch)}, k); flatten it")
+                raise ValueError(
+                    f"{name} returned {got} for a batch {tuple(batch.shape)}: expected "
+                    f"({len(batch)}, k); flatten it"
+                )
             outputs.append(value)
     return torch.cat(outputs)

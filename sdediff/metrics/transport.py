@@ -17,15 +17,20 @@ _DIRECTIONS: Final = 0
 """Stream of the directions."""
 
 
-def sliced_wasserstein(x: Tensor, y: Tensor, *, projections: int = 256, floor: int = 0, seed: int = 0) -> Metric:
+def sliced_wasserstein(
+    x: Tensor, y: Tensor, *, projections: int = 256, floor: int = 0, seed: int = 0
+) -> Metric:
     """Sliced Wasserstein-2 distance, in the units of x.
 
-    SW_2^2 = mean over unit directions u of W_2^2(u . x, u . y),    W_2^2 = int_0^1 (F^{-1}(q) - G^{-1}(q))^2 dq
+    SW_2^2 = mean over unit directions u of W_2^2(u . x, u . y),    W_2^2 = int_0^1 (F^{-1}(q) -
+    G^{-1}(q))^2 dq
 
-    between the empirical laws of x (n, *event) and y (m, *event), flattened to d numbers: the integral is exact for any n and
-    m, the mean is over ``projections`` directions drawn uniformly from the sphere (for d = 1 there is one, and the value is W_2).
-    A shift by v gives about |v| / sqrt(d). Between samples of one law it is not zero but of order n^{-1/2}: see ``floor``, the
-    number of random splits of the pooled sample. ValueError on samples of different shape or with NaN or inf.
+    between the empirical laws of x (n, *event) and y (m, *event), flattened to d numbers: the
+    integral is exact for any n and m, the mean is over ``projections`` directions drawn uniformly
+    from the sphere (for d = 1 there is one, and the value is W_2). A shift by v gives about |v| /
+    sqrt(d). Between samples of one law it is not zero but of order n^{-1/2}: see ``floor``, the
+    number of random splits of the pooled sample. ValueError on samples of different shape or with
+    NaN or inf.
 
     Bonneel et al. 2015, Sliced and Radon Wasserstein barycenters of measures.
     """
@@ -60,7 +65,9 @@ def sliced_wasserstein(x: Tensor, y: Tensor, *, projections: int = 256, floor: i
 
 
 def _coupling(n: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Which sorted x goes to which sorted y with what weight: both quantile functions are constant between the i / n and j / m."""
+    """Which sorted x goes to which sorted y with what weight: both quantile functions are constant
+    between the i / n and j / m.
+    """
     # In units of 1 / nm, where all are integers and equal ones are equal.
     ends = torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n]).unique()
     starts = torch.cat([torch.zeros(1, dtype=torch.int64), ends[:-1]])
@@ -69,4 +76,6 @@ def _coupling(n: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _project(pool: Pool, directions: Tensor) -> Tensor:
     """(directions, n + m)."""
-    return torch.cat([directions @ pool.centred(part).T for part in blocks(*pool.rows.shape)], dim=1)
+    return torch.cat(
+        [directions @ pool.centred(part).T for part in blocks(*pool.rows.shape)], dim=1
+    )

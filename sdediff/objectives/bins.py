@@ -14,10 +14,11 @@ __all__ = ["Bins"]
 
 @dataclass(frozen=True)
 class Bins(Record):
-    """Data on ``count`` evenly spaced values from ``low`` to ``high``, 8-bit images scaled to [-1, 1] by default.
+    """Data on ``count`` evenly spaced values from ``low`` to ``high``, 8-bit images scaled to [-1,
+    1] by default.
 
-    The decoder is p(x_0 | x_1) = Phi((x_0 + h - mean) / std) - Phi((x_0 - h - mean) / std) with h half the spacing, and the
-    outermost bins open (Ho et al. 2020, arXiv 2006.11239, eq. 13).
+    The decoder is p(x_0 | x_1) = Phi((x_0 + h - mean) / std) - Phi((x_0 - h - mean) / std) with h
+    half the spacing, and the outermost bins open (Ho et al. 2020, arXiv 2006.11239, eq. 13).
     """
 
     count: int = 256
@@ -39,25 +40,37 @@ class Bins(Record):
     def checked(cls, bins: object) -> Bins:
         """Return ``bins``; a TypeError unless it is one."""
         if not isinstance(bins, cls):
-            raise TypeError(f"bins must be Bins(), which says on which values data lie; got {bins!r}")
+            raise TypeError(
+                f"bins must be Bins(), which says on which values data lie; got {bins!r}"
+            )
         return bins
 
     def check(self, x_0: Tensor) -> None:
-        """A ValueError or TypeError unless all of x_0 lies on the values: scales are declared, never guessed."""
+        """A ValueError or TypeError unless all of x_0 lies on the values: scales are declared,
+        never guessed.
+        """
         if isinstance(x_0, Tensor) and not x_0.is_floating_point():
             raise TypeError(
-                f"data are floating-point, as the model takes them, got {x_0.dtype}; scale bin numbers first: "
+                f"data are floating-point, as the model takes them, got {x_0.dtype}; scale bin "
+                "numbers first: "
                 f"{self.low:g} + number * {self.high - self.low:g} / {self.count - 1}"
             )
         if not bool(torch.isfinite(x_0).all()):
             raise ValueError("data contain values that are not finite")
         place = (x_0.detach().cpu().double() - self.low) / self.spacing
         off = float((place - place.round()).abs().max()) if x_0.numel() else 0.0
-        if not off < 1e-2 or bool((place.round() < 0).any()) or bool((place.round() > self.count - 1).any()):
+        if (
+            not off < 1e-2
+            or bool((place.round() < 0).any())
+            or bool((place.round() > self.count - 1).any())
+        ):
             raise ValueError(
-                f"data must lie on the {self.count} values from {self.low:g} to {self.high:g}, and run from "
-                f"{float(x_0.min()):.4g} to {float(x_0.max()):.4g}, up to {off:.2g} of their spacing off; declare how they were "
-                "scaled, Bins(count, low, high), and pass them without noise (DDPMLoss and variational_bound take bins=None for "
+                f"data must lie on the {self.count} values from {self.low:g} to {self.high:g}, "
+                "and run from "
+                f"{float(x_0.min()):.4g} to {float(x_0.max()):.4g}, up to {off:.2g} of their "
+                "spacing off; declare how they were "
+                "scaled, Bins(count, low, high), and pass them without noise (DDPMLoss and "
+                "variational_bound take bins=None for "
                 "data with a density)"
             )
 
@@ -82,4 +95,6 @@ def _log_difference(upper: Tensor, lower: Tensor) -> Tensor:
     low = torch.where(open_below, -40.0, lower)
     top = torch.where(open_above, 0.0, torch.special.log_ndtr(high))
     fall = torch.where(open_below, -torch.inf, torch.special.log_ndtr(low) - top)
-    return top + torch.where(open_below, 0.0, torch.log(-torch.expm1(torch.where(open_below, -1.0, fall))))
+    return top + torch.where(
+        open_below, 0.0, torch.log(-torch.expm1(torch.where(open_below, -1.0, fall)))
+    )

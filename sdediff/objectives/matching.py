@@ -29,8 +29,9 @@ Score = Callable[[Tensor], Tensor]
 class _Matching(Timed):
     """What the two share: where the score is looked at.
 
-    ``perturbed``: at x_t, as denoising score matching does: drawn by the Gaussian kernel, and under an SDE that has none by
-    `simulate` in ``simulated`` steps from 0 to t_max, times being multiples of those. If not: at the data themselves and t_min.
+    ``perturbed``: at x_t, as denoising score matching does: drawn by the Gaussian kernel, and under
+    an SDE that has none by `simulate` in ``simulated`` steps from 0 to t_max, times being multiples
+    of those. If not: at the data themselves and t_min.
     """
 
     perturbed: bool = field(default=True, kw_only=True)
@@ -54,8 +55,9 @@ class _Matching(Timed):
     ) -> Tensor:
         """Losses of the samples x_0 (B, *event), (B,), differentiable twice where gradients are on.
 
-        ``t`` (B,) and ``noise`` (shape of x_0) are drawn where they are not given, and directions always, on the host from
-        ``generator`` (default: torch's own). ``mask``: as for `DenoisingScoreMatching`.
+        ``t`` (B,) and ``noise`` (shape of x_0) are drawn where they are not given, and directions
+        always, on the host from ``generator`` (default: torch's own). ``mask``: as for
+        `DenoisingScoreMatching`.
         """
         model = check_loss_call(model, x_0, generator)
         mask = mask_of(mask, x_0)
@@ -69,7 +71,11 @@ class _Matching(Timed):
         with torch.enable_grad():
             # Through `kept` on both sides no gradient goes to or comes from what does not exist.
             losses = self._objective(
-                lambda at: kept(predict(model, "score", kept(at, mask), time, condition, mask), mask), x, generator
+                lambda at: kept(
+                    predict(model, "score", kept(at, mask), time, condition, mask), mask
+                ),
+                x,
+                generator,
             ) / counts(x, mask)
         losses = losses if graph else losses.detach()
         return torch.as_tensor(expand(weights, losses)) * losses
@@ -88,16 +94,28 @@ class _Matching(Timed):
         if not self.perturbed:
             x = x_0
         elif "kernel" in sde.offers:
-            noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype).to(x_0.device) if noise is None else noise
+            noise = (
+                torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype).to(x_0.device)
+                if noise is None
+                else noise
+            )
             x = sde.perturb(x_0, t, noise)
         else:
             if noise is not None:
-                raise ValueError(f"{sde!r} has no Gaussian kernel: x_t is simulated, and no one noise makes it; drop noise=")
+                raise ValueError(
+                    f"{sde!r} has no Gaussian kernel: x_t is simulated, and no one noise makes "
+                    "it; drop noise="
+                )
             seeds = torch.randint(2**62, (len(x_0),), generator=generator).tolist()
             with torch.no_grad():
                 path = simulate(sde, x_0, steps=self.simulated, seed=seeds, trajectory=True)
             frames = path.trajectory if path.trajectory is not None else x_0[None]
-            index = (t / sde.t_max * self.simulated).round().long().clamp(math.ceil(sde.t_min / sde.t_max * self.simulated))
+            index = (
+                (t / sde.t_max * self.simulated)
+                .round()
+                .long()
+                .clamp(math.ceil(sde.t_min / sde.t_max * self.simulated))
+            )
             x = frames[index.to(x_0.device), torch.arange(len(x_0), device=x_0.device)]
             t = path.times[index]
         return kept(x.detach(), mask).requires_grad_(), t
@@ -109,28 +127,34 @@ class _Matching(Timed):
 
 @dataclass(frozen=True)
 class ImplicitScoreMatching(_Matching):
-    """w(t) / d (||s||^2 + 2 tr(grad s)) at (x_t, t), s the model's score (Hyvaerinen 2005, Theorem 1, in twice its units).
+    """w(t) / d (||s||^2 + 2 tr(grad s)) at (x_t, t), s the model's score (Hyvaerinen 2005, Theorem
+    1, in twice its units).
 
-    On average denoising score matching in the same weighting, less w(t) / sigma^2: it has no target, so that an SDE without a
-    Gaussian kernel will do, and data at no noise. The trace is exact and costs one backward pass a coordinate.
+    On average denoising score matching in the same weighting, less w(t) / sigma^2: it has no
+    target, so that an SDE without a Gaussian kernel will do, and data at no noise. The trace is
+    exact and costs one backward pass a coordinate.
     """
 
     def _objective(self, score: Score, x: Tensor, generator: torch.Generator | None) -> Tensor:
         s = rowwise(score(x))
         trace = torch.zeros_like(s[:, 0])
         for k in range(s.shape[1]):
-            (row,) = torch.autograd.grad(s[:, k].sum(), x, create_graph=True, allow_unused=True, materialize_grads=True)
+            (row,) = torch.autograd.grad(
+                s[:, k].sum(), x, create_graph=True, allow_unused=True, materialize_grads=True
+            )
             trace = trace + rowwise(row)[:, k]
         return s.square().sum(dim=1) + 2 * trace
 
 
 @dataclass(frozen=True)
 class SlicedScoreMatching(_Matching):
-    """w(t) / d (||s||^2 + 2 v^T grad(s) v), the mean over ``slices`` random directions v with E[v v^T] = I.
+    """w(t) / d (||s||^2 + 2 v^T grad(s) v), the mean over ``slices`` random directions v with E[v
+    v^T] = I.
 
-    Song et al. 2019 (arXiv 1905.07088, eq. 8), in twice its units. ``variance_reduction=False`` has (v^T s)^2 for ||s||^2 (eq. 7).
-    ``directions`` are ``"rademacher"`` or ``"gaussian"``. ``finite_difference`` eps: (s(x + eps v) - s(x - eps v)) / (2 eps) for
-    grad(s) v (Pang et al. 2020, arXiv 2007.03317): two more evaluations in place of a second derivative, off by O(eps^2).
+    Song et al. 2019 (arXiv 1905.07088, eq. 8), in twice its units. ``variance_reduction=False`` has
+    (v^T s)^2 for ||s||^2 (eq. 7). ``directions`` are ``"rademacher"`` or ``"gaussian"``.
+    ``finite_difference`` eps: (s(x + eps v) - s(x - eps v)) / (2 eps) for grad(s) v (Pang et al.
+    2020, arXiv 2007.03317): two more evaluations in place of a second derivative, off by O(eps^2).
     """
 
     slices: int = field(default=1, kw_only=True)
@@ -143,9 +167,14 @@ class SlicedScoreMatching(_Matching):
         super().__post_init__()
         _ = whole("slices", self.slices, 1)
         if self.directions not in ("rademacher", "gaussian"):
-            raise ValueError(f"directions must be 'rademacher' or 'gaussian', got {self.directions!r}")
+            raise ValueError(
+                f"directions must be 'rademacher' or 'gaussian', got {self.directions!r}"
+            )
         if self.finite_difference is not None and not 0 < self.finite_difference < math.inf:
-            raise ValueError(f"finite_difference must be a positive number or None, got {self.finite_difference!r}")
+            raise ValueError(
+                "finite_difference must be a positive number or None, got "
+                f"{self.finite_difference!r}"
+            )
 
     def _objective(self, score: Score, x: Tensor, generator: torch.Generator | None) -> Tensor:
         s = score(x)
@@ -154,7 +183,9 @@ class SlicedScoreMatching(_Matching):
             v = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
             v = torch.where(v < 0, -1.0, 1.0).to(x.dtype) if self.directions == "rademacher" else v
             if self.finite_difference is None:
-                (pulled,) = torch.autograd.grad((s * v).sum(), x, create_graph=True, allow_unused=True, materialize_grads=True)
+                (pulled,) = torch.autograd.grad(
+                    (s * v).sum(), x, create_graph=True, allow_unused=True, materialize_grads=True
+                )
             else:
                 step = self.finite_difference * v
                 pulled = (score(x + step) - score(x - step)) / (2 * self.finite_difference)

@@ -12,13 +12,25 @@ from torch import Tensor
 
 from sdediff.solvers.given import Record, nearest, reals
 
-__all__ = ["TIMES", "LogNormal", "LogitNormal", "Proposal", "TimeLaw", "Times", "check_times", "time_at", "uniform"]
+__all__ = [
+    "TIMES",
+    "LogNormal",
+    "LogitNormal",
+    "Proposal",
+    "TimeLaw",
+    "Times",
+    "check_times",
+    "time_at",
+    "uniform",
+]
 
 _INSIDE: Final = 1e-6
 
 
 class TimeLaw(Record):
-    """A density of t: ``law(sde, u)`` is the time that a uniform u (B,) becomes, in [t_min, t_max]."""
+    """A density of t: ``law(sde, u)`` is the time that a uniform u (B,) becomes, in [t_min,
+    t_max].
+    """
 
     def __call__(self, sde: Any, u: Tensor) -> Tensor:
         """Times, float64 (B,)."""
@@ -27,7 +39,10 @@ class TimeLaw(Record):
 
 def _check(law: Any) -> None:
     if not ((law.location is None or math.isfinite(law.location)) and 0 < law.scale < math.inf):
-        raise ValueError(f"{type(law).__name__}: location must be finite and scale positive, got {law.location!r}, {law.scale!r}")
+        raise ValueError(
+            f"{type(law).__name__}: location must be finite and scale positive, got "
+            f"{law.location!r}, {law.scale!r}"
+        )
 
 
 def _share(sde: Any, share: Tensor) -> Tensor:
@@ -42,8 +57,10 @@ class _Uniform(TimeLaw):
 
 @dataclass(frozen=True)
 class LogitNormal(TimeLaw):
-    """The share of [t_min, t_max] has a logit ~ N(location, scale^2): weight where signal and noise are of one size and details
-    form (Esser et al. 2024, arXiv 2403.03206, section 3.1, with 0 and 1)."""
+    """The share of [t_min, t_max] has a logit ~ N(location, scale^2): weight where signal and noise
+    are of one size and details form (Esser et al. 2024, arXiv 2403.03206, section 3.1, with 0 and
+    1).
+    """
 
     location: float = -1.0
     scale: float = 1.2
@@ -54,14 +71,21 @@ class LogitNormal(TimeLaw):
 
     def __call__(self, sde: Any, u: Tensor) -> Tensor:
         """Times, float64 (B,)."""
-        return _share(sde, torch.sigmoid(self.location + self.scale * torch.special.ndtri(u.clamp(_INSIDE, 1 - _INSIDE))))
+        return _share(
+            sde,
+            torch.sigmoid(
+                self.location + self.scale * torch.special.ndtri(u.clamp(_INSIDE, 1 - _INSIDE))
+            ),
+        )
 
 
 @dataclass(frozen=True)
 class LogNormal(TimeLaw):
-    """log(sigma / alpha) ~ N(location, scale^2), within the usable range (Karras et al. 2022, arXiv 2206.00364, Table 1).
+    """log(sigma / alpha) ~ N(location, scale^2), within the usable range (Karras et al. 2022, arXiv
+    2206.00364, Table 1).
 
-    ``location`` is by default the published -1.2, for lengths in the units in which the SDE was declared.
+    ``location`` is by default the published -1.2, for lengths in the units in which the SDE was
+    declared.
     """
 
     location: float | None = None
@@ -77,22 +101,34 @@ class LogNormal(TimeLaw):
         location = -1.2 + math.log(sde.unit) if self.location is None else self.location
         low, high = torch.special.ndtr((ends - location) / self.scale)
         if not float(high - low) > 1e-6:
-            raise ValueError(f"{self!r} lies outside the usable range of {sde!r}, log(sigma / alpha) = {ends.tolist()}")
-        level = location + self.scale * torch.special.ndtri(low + u.clamp(_INSIDE, 1 - _INSIDE) * (high - low))
+            raise ValueError(
+                f"{self!r} lies outside the usable range of {sde!r}, log(sigma / alpha) = "
+                f"{ends.tolist()}"
+            )
+        level = location + self.scale * torch.special.ndtri(
+            low + u.clamp(_INSIDE, 1 - _INSIDE) * (high - low)
+        )
         time: Tensor = sde.time_of(-2 * torch.maximum(torch.minimum(level, ends[1]), ends[0]))
         return time.clamp(sde.t_min, sde.t_max)
 
 
 Times = Callable[[Tensor], Tensor] | TimeLaw
 
-TIMES: Final[dict[str, TimeLaw]] = {"uniform": _Uniform(), "logit-normal": LogitNormal(), "log-normal": LogNormal()}
+TIMES: Final[dict[str, TimeLaw]] = {
+    "uniform": _Uniform(),
+    "logit-normal": LogitNormal(),
+    "log-normal": LogNormal(),
+}
 """Densities of t by name."""
 
 
 def check_times(times: object) -> None:
     """A ValueError unless it is a name or a function."""
     if not callable(times) and not (isinstance(times, str) and times in TIMES):
-        raise ValueError(f"times must be one of {', '.join(TIMES)} or a function, got {times!r}{nearest(str(times), TIMES)}")
+        raise ValueError(
+            f"times must be one of {', '.join(TIMES)} or a function, got "
+            f"{times!r}{nearest(str(times), TIMES)}"
+        )
 
 
 def time_at(times: str | Times, sde: Any, u: Tensor) -> Tensor:
@@ -102,33 +138,56 @@ def time_at(times: str | Times, sde: Any, u: Tensor) -> Tensor:
         return law(sde, u)
     share = reals("times(u)", law(u))
     if share.shape != u.shape or not bool(((share >= 0) & (share <= 1)).all()):
-        raise ValueError(f"times(u) must be shares of the range in [0, 1], shaped as u, {tuple(u.shape)}; got {tuple(share.shape)}")
+        raise ValueError(
+            f"times(u) must be shares of the range in [0, 1], shaped as u, {tuple(u.shape)}; got "
+            f"{tuple(share.shape)}"
+        )
     return _share(sde, share)
 
 
 def uniform(count: int, generator: torch.Generator | None, *, stratified: bool) -> Tensor:
-    """Uniform u (count,), float64 on the host: with ``stratified`` (i + u_i) / count in random order."""
+    """Uniform u (count,), float64 on the host: with ``stratified`` (i + u_i) / count in random
+    order.
+    """
     u = torch.rand(count, generator=generator, dtype=torch.float64)
     return (torch.randperm(count, generator=generator) + u) / count if stratified else u
 
 
 class Proposal:
-    """A density q(u) on [0, 1] in proportion to a positive function of u: constant on each of 1,024 pieces.
+    """A density q(u) on [0, 1] in proportion to a positive function of u: constant on each of 1,024
+    pieces.
 
-    A tenth of it is uniform, so that weights 1 / q stay below 10. What is drawn is weighted by the q that there is: no bias comes
-    from the pieces.
+    A tenth of it is uniform, so that weights 1 / q stay below 10. What is drawn is weighted by the
+    q that there is: no bias comes from the pieces.
     """
 
-    def __init__(self, function: Callable[[Tensor], Tensor], pieces: int = 1024, rest: float = 0.1) -> None:
+    def __init__(
+        self, function: Callable[[Tensor], Tensor], pieces: int = 1024, rest: float = 0.1
+    ) -> None:
         size = function((torch.arange(pieces, dtype=torch.float64) + 0.5) / pieces)
-        if not bool(torch.isfinite(size).all()) or not bool((size >= 0).all()) or not float(size.sum()) > 0:
-            raise ValueError("importance needs a weight that is finite, not negative and not 0 everywhere on the usable range")
+        if (
+            not bool(torch.isfinite(size).all())
+            or not bool((size >= 0).all())
+            or not float(size.sum()) > 0
+        ):
+            raise ValueError(
+                "importance needs a weight that is finite, not negative and not 0 everywhere on "
+                "the usable range"
+            )
         self.density = (1 - rest) * size / size.mean() + rest
-        self.cumulative = torch.cat([torch.zeros(1, dtype=torch.float64), self.density.cumsum(0)]) / pieces
+        self.cumulative = (
+            torch.cat([torch.zeros(1, dtype=torch.float64), self.density.cumsum(0)]) / pieces
+        )
 
     def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """(v, weights): v (B,) of density q from uniform u, and 1 / q(v)."""
         total = self.cumulative[-1]
-        piece = torch.searchsorted(self.cumulative, u * total, right=True).sub(1).clamp(0, len(self.density) - 1)
+        piece = (
+            torch.searchsorted(self.cumulative, u * total, right=True)
+            .sub(1)
+            .clamp(0, len(self.density) - 1)
+        )
         inside = (u * total - self.cumulative[piece]) * len(self.density) / self.density[piece]
-        return ((piece + inside.clamp(0, 1)) / len(self.density)).clamp(0, 1), 1 / self.density[piece]
+        return ((piece + inside.clamp(0, 1)) / len(self.density)).clamp(0, 1), 1 / self.density[
+            piece
+        ]

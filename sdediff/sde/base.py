@@ -17,22 +17,45 @@ from torch import Tensor
 
 from sdediff.solvers import rowwise
 from sdediff.solvers.coefficients import is_linear
-from sdediff.solvers.given import Record, WrittenError, nearest, plain, plain_fields, reading, real, reals
+from sdediff.solvers.given import (
+    Record,
+    WrittenError,
+    nearest,
+    plain,
+    plain_fields,
+    reading,
+    real,
+    reals,
+)
 
 __all__ = ["SDE", "Prior", "as_time", "check_linear", "check_span", "derived", "drift_of", "values"]
 
 _SLACK = 1e-6
 _COEFFICIENTS = ("diffusion", "f", "g", "alpha", "sigma", "log_snr")
 _OF_KERNELS = frozenset(
-    {*_COEFFICIENTS[1:], "levels", "time_of", "time_beyond", "rates", "kernel", "posterior", "perturb", "prior_gap"}
+    {
+        *_COEFFICIENTS[1:],
+        "levels",
+        "time_of",
+        "time_beyond",
+        "rates",
+        "kernel",
+        "posterior",
+        "perturb",
+        "prior_gap",
+    }
 )
 
 
 def as_time(t: Tensor | float) -> Tensor:
-    """``t`` as a contiguous float64 tensor on the host, () or (B,), where schedules are evaluated."""
+    """``t`` as a contiguous float64 tensor on the host, () or (B,), where schedules are
+    evaluated.
+    """
     time = reals("t", t, "cpu")
     if time.ndim > 1:
-        raise ValueError(f"t must be a number or one number a sample, (B,); got shape {tuple(time.shape)}")
+        raise ValueError(
+            f"t must be a number or one number a sample, (B,); got shape {tuple(time.shape)}"
+        )
     return time.contiguous()
 
 
@@ -49,7 +72,10 @@ def values(function: Callable[[Tensor], Any], t: Tensor | float, name: str) -> T
         raise TypeError(f"{name} asks for an attribute that is not there: {error}") from error
     except (TypeError, ValueError, RuntimeError) as error:
         if not getattr(error, "__notes__", None):
-            error.add_note(f"{name} was called with a float64 tensor of shape {tuple(time.shape)}: write it with torch functions")
+            error.add_note(
+                f"{name} was called with a float64 tensor of shape {tuple(time.shape)}: write it "
+                "with torch functions"
+            )
         raise
     if is_linear(out):
         return cast(Tensor, _maps(out, time, name))
@@ -57,26 +83,38 @@ def values(function: Callable[[Tensor], Any], t: Tensor | float, name: str) -> T
         return out
     if out.numel() == 1:
         return out.reshape(()).expand(time.shape)
-    raise ValueError(f"{name} must return one number for each time, shape {tuple(time.shape)}; got shape {tuple(out.shape)}")
+    raise ValueError(
+        f"{name} must return one number for each time, shape {tuple(time.shape)}; got shape "
+        f"{tuple(out.shape)}"
+    )
 
 
 def _maps(found: Any, time: Tensor, name: str) -> Any:
     """Linear maps at all times; a ValueError if there is one for all, or not one for each."""
     shape = getattr(found, "values", time).shape
-    if time.ndim and hasattr(found, "values") and (len(shape) < 2 + hasattr(found, "axis") or shape[0] != len(time)):
+    if (
+        time.ndim
+        and hasattr(found, "values")
+        and (len(shape) < 2 + hasattr(found, "axis") or shape[0] != len(time))
+    ):
         raise ValueError(
-            f"{name} must return a map for each time, values of shape ({len(time)}, ...), got {tuple(shape)}; one for "
+            f"{name} must return a map for each time, values of shape ({len(time)}, ...), got "
+            f"{tuple(shape)}; one for "
             "all times is repeated: values.expand(len(t), ...)"
         )
     return found
 
 
 def coefficient(method: Callable[..., Any]) -> Callable[..., Tensor]:
-    """Make a method of (self, t) take numbers and tensors of any kind, and return float64 shaped as t."""
+    """Make a method of (self, t) take numbers and tensors of any kind, and return float64 shaped as
+    t.
+    """
 
     @functools.wraps(method)
     def wrapped(self: object, t: Tensor | float) -> Tensor:
-        return values(functools.partial(method, self), t, f"{type(self).__name__}.{method.__name__}(t)")
+        return values(
+            functools.partial(method, self), t, f"{type(self).__name__}.{method.__name__}(t)"
+        )
 
     return wrapped
 
@@ -112,37 +150,53 @@ class Prior(Record):
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density of x (B, *event) in nats, (B,)."""
         flat = rowwise(x) / self.std
-        return -0.5 * flat.square().sum(dim=1) - flat.shape[1] * (math.log(self.std) + 0.5 * math.log(2 * math.pi))
+        return -0.5 * flat.square().sum(dim=1) - flat.shape[1] * (
+            math.log(self.std) + 0.5 * math.log(2 * math.pi)
+        )
 
 
 class SDE:
-    """dx = drift(x, t) dt + diffusion(t) dw, t from 0 (data) to T (noise), as in Song et al. 2021 (arXiv 2011.13456, eq. 5).
+    """dx = drift(x, t) dt + diffusion(t) dw, t from 0 (data) to T (noise), as in Song et al. 2021
+    (arXiv 2011.13456, eq. 5).
 
-    A subclass gives ``drift`` and ``diffusion``, and ``prior`` if samples are to start from it. Any drift can be simulated forward
-    (`simulate`) and sampled in reverse with a given score (`sample`); all that rests on a Gaussian kernel (alpha, sigma, losses by
-    denoising, other predictions than the score, data-form solvers) takes a `LinearSDE`.
+    A subclass gives ``drift`` and ``diffusion``, and ``prior`` if samples are to start from it. Any
+    drift can be simulated forward (`simulate`) and sampled in reverse with a given score
+    (`sample`); all that rests on a Gaussian kernel (alpha, sigma, losses by denoising, other
+    predictions than the score, data-form solvers) takes a `LinearSDE`.
 
-    ``[t_min, t_max]`` is the usable range of time, shared by losses, sampling and likelihood: T / 1000 and T unless a class
-    attribute, a field or an argument says otherwise. Times are numbers or float64 host tensors, () or (B,); states are
-    (B, *event) of any rank.
+    ``[t_min, t_max]`` is the usable range of time, shared by losses, sampling and likelihood: T /
+    1000 and T unless a class attribute, a field or an argument says otherwise. Times are numbers or
+    float64 host tensors, () or (B,); states are (B, *event) of any rank.
     """
 
     offers: frozenset[str] = frozenset({"drift", "diffusion"})
-    """What is known of it: ``kernel`` says that x_t given x_0 is N(alpha x_0, sigma^2 I), with all that `LinearSDE` has."""
+    """What is known of it: ``kernel`` says that x_t given x_0 is N(alpha x_0, sigma^2 I), with all
+    that `LinearSDE` has.
+    """
     T: float = 1.0
     unit: float = 1.0
-    """The length that was 1 when the SDE was declared: another one where it is `LinearSDE.scaled`."""
+    """The length that was 1 when the SDE was declared: another one where it is
+    `LinearSDE.scaled`.
+    """
     spacing: str = "uniform"
-    """The grid that suits the SDE's own time, a name in `solvers.GRIDS`: that of solvers which have no better one."""
+    """The grid that suits the SDE's own time, a name in `solvers.GRIDS`: that of solvers which have
+    no better one.
+    """
 
-    def __init__(self, *, T: float | None = None, t_min: float | None = None, t_max: float | None = None) -> None:
+    def __init__(
+        self, *, T: float | None = None, t_min: float | None = None, t_max: float | None = None
+    ) -> None:
         self._declare(T=T, t_min=t_min, t_max=t_max)
 
     def __post_init__(self) -> None:
-        """Nothing: what a dataclass among the subclasses gives is checked after it, as `check_declared` says."""
+        """Nothing: what a dataclass among the subclasses gives is checked after it, as
+        `check_declared` says.
+        """
 
     def __init_subclass__(cls) -> None:
-        """Let the coefficients of a subclass take numbers and tensors of any kind, and check what it declares once it is made."""
+        """Let the coefficients of a subclass take numbers and tensors of any kind, and check what
+        it declares once it is made.
+        """
         super().__init_subclass__()
         for name in _COEFFICIENTS:
             method = vars(cls).get(name)
@@ -150,29 +204,40 @@ class SDE:
                 setattr(cls, name, coefficient(method))
         if "__init__" in vars(cls) and "__repr__" not in vars(cls):
             cls.__repr__ = SDE.__repr__  # type: ignore[method-assign]  # a dataclass above it knows its own fields alone
-        for name in ("__init__", "__post_init__"):  # a dataclass has no __init__ yet: its __post_init__ is the last to run
+        # a dataclass has no __init__ yet: its __post_init__ is the last to run
+        for name in ("__init__", "__post_init__"):
             method = vars(cls).get(name, getattr(cls, name) if name == "__post_init__" else None)
             if method is not None:
                 setattr(cls, name, _then_checked(method))
 
     def check_declared(self) -> None:
-        """Raise a ValueError unless T, t_min and t_max make sense, however they are given: it is called once all of it is there.
+        """Raise a ValueError unless T, t_min and t_max make sense, however they are given: it is
+        called once all of it is there.
 
-        Of t_min and t_max what is computed, by a property or from coefficients, is left to its first use.
+        Of t_min and t_max what is computed, by a property or from coefficients, is left to its
+        first use.
         """
         for name in ("drift", *_COEFFICIENTS):
             found = _of_class(type(self), name)
             if not (found is None or callable(found) or hasattr(found, "__get__")):
-                raise TypeError(f"{type(self).__name__}: {name} must be a method, def {name}(self, ...), got {found!r}")
+                raise TypeError(
+                    f"{type(self).__name__}: {name} must be a method, def {name}(self, ...), got "
+                    f"{found!r}"
+                )
         T = real(f"{type(self).__name__}: T", self.T)
         t_min = self._given("t_min")
         t_max = self._given("t_max")
         if not 0 < T < math.inf:
             raise ValueError(f"{type(self).__name__}: T must be a positive number, got {self.T!r}")
         if t_min is not None and not 0 <= t_min < T:
-            raise ValueError(f"{type(self).__name__}: t_min must lie in [0, T) = [0, {T:g}), got {t_min!r}")
+            raise ValueError(
+                f"{type(self).__name__}: t_min must lie in [0, T) = [0, {T:g}), got {t_min!r}"
+            )
         if t_max is not None and not (t_min or 0.0) < t_max <= T:
-            raise ValueError(f"{type(self).__name__}: t_max must lie in (t_min, T] = ({t_min or 0.0:g}, {T:g}], got {t_max!r}")
+            raise ValueError(
+                f"{type(self).__name__}: t_max must lie in (t_min, T] = ({t_min or 0.0:g}, "
+                f"{T:g}], got {t_max!r}"
+            )
 
     def _given(self, name: str) -> float | None:
         """What an argument, a field or a class attribute says; None where a property says it."""
@@ -180,22 +245,36 @@ class SDE:
         number = plain(found)
         if hasattr(found, "__get__") and name not in vars(self):
             return None
-        return number if isinstance(number, int | float) else real(f"{type(self).__name__}: {name}", number)
+        return (
+            number
+            if isinstance(number, int | float)
+            else real(f"{type(self).__name__}: {name}", number)
+        )
 
     def __getattr__(self, name: str) -> NoReturn:
-        """Say why there is no kernel where there is none, and what a property has missed that fails."""
+        """Say why there is no kernel where there is none, and what a property has missed that
+        fails.
+        """
         found = _of_class(type(self), name)
-        if hasattr(found, "__get__") and not isinstance(found, MemberDescriptorType):  # a slot may be empty
+        # a slot may be empty
+        if hasattr(found, "__get__") and not isinstance(found, MemberDescriptorType):
             try:  # again: Python has let go of the error
                 found.__get__(self, type(self))
             except AttributeError as error:
-                raise TypeError(f"{type(self).__name__}.{name} asks for an attribute that is not there: {error}") from error
+                raise TypeError(
+                    f"{type(self).__name__}.{name} asks for an attribute that is not there: {error}"
+                ) from error
         if name in _OF_KERNELS:
             raise AttributeError(
-                f"{type(self).__name__} has no {name}: only a LinearSDE has a Gaussian kernel. Draw x_t by sdediff.simulate, "
+                f"{type(self).__name__} has no {name}: only a LinearSDE has a Gaussian kernel. "
+                "Draw x_t by sdediff.simulate, "
                 "and sample with a network that predicts the score, by EulerMaruyama or RK45"
             )
-        hint = "" if name.startswith("_") else nearest(name, [known for known in dir(self) if known[0] != "_"])
+        hint = (
+            ""
+            if name.startswith("_")
+            else nearest(name, [known for known in dir(self) if known[0] != "_"])
+        )
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
 
     def _declare(self, **given: float | None) -> None:
@@ -206,10 +285,17 @@ class SDE:
     def __repr__(self) -> str:
         """The class and its arguments, as far as they are kept under their names."""
         kept = vars(self)
-        names = [name for name in inspect.signature(type(self)).parameters if name in kept and name not in _COEFFICIENTS]
+        names = [
+            name
+            for name in inspect.signature(type(self)).parameters
+            if name in kept and name not in _COEFFICIENTS
+        ]
         derived = [name for name in names if hasattr(_of_class(type(self), name), "__get__")]
-        given = {name: kept[name] for name in names if name not in derived} | kept.get("_declared", {})
-        return f"{type(self).__name__}({', '.join(f'{name}={_brief(value)}' for name, value in given.items())})"
+        given = {name: kept[name] for name in names if name not in derived} | kept.get(
+            "_declared", {}
+        )
+        arguments = [f"{name}={_brief(value)}" for name, value in given.items()]
+        return f"{type(self).__name__}({', '.join(arguments)})"
 
     @cached_property
     def t_min(self) -> float:
@@ -222,24 +308,31 @@ class SDE:
         return self.T
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
-        """Drift at (x, t), (B, *event), for t () or (B,): `solvers.expand` shapes a (B,) so that it multiplies x."""
+        """Drift at (x, t), (B, *event), for t () or (B,): `solvers.expand` shapes a (B,) so that it
+        multiplies x.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no drift: give drift(self, x, t)")
 
     @derived
     def diffusion(self, t: Tensor) -> Tensor:
         """Diffusion coefficient g(t), shaped as t."""
-        raise NotImplementedError(f"{type(self).__name__} has no diffusion: give diffusion(self, t)")
+        raise NotImplementedError(
+            f"{type(self).__name__} has no diffusion: give diffusion(self, t)"
+        )
 
     @property
     def prior(self) -> Prior:
         """The law from which sampling starts, at t_max."""
         raise NotImplementedError(
-            f"{type(self).__name__} has no prior: give the class one, `prior = Prior(std)` say, or pass x_init to sample"
+            f"{type(self).__name__} has no prior: give the class one, `prior = Prior(std)` say, "
+            "or pass x_init to sample"
         )
 
     @cached_property
     def data_std(self) -> float:
-        """The standard deviation of data that the SDE is made for: the prior's, or 1 without a prior."""
+        """The standard deviation of data that the SDE is made for: the prior's, or 1 without a
+        prior.
+        """
         try:
             return self.prior.std
         except NotImplementedError:
@@ -247,18 +340,25 @@ class SDE:
 
     @property
     def sigma_data(self) -> float:
-        """The standard deviation of images in [-1, 1] in the SDE's own lengths: half of `data_std`, 0.5 where that is 1.
+        """The standard deviation of images in [-1, 1] in the SDE's own lengths: half of `data_std`,
+        0.5 where that is 1.
 
-        Publications choose their constants for such data. ``predicts="edm"`` supposes it where a model declares none.
+        Publications choose their constants for such data. ``predicts="edm"`` supposes it where a
+        model declares none.
         """
         return 0.5 * self.data_std
 
     def check_range(self) -> None:
-        """Raise a ValueError unless t_min and t_max are times, those too that are computed at their first use."""
+        """Raise a ValueError unless t_min and t_max are times, those too that are computed at their
+        first use.
+        """
         for each in ("t_min", "t_max"):
             time = real(f"{type(self).__name__}: {each}", getattr(self, each))
             if not (time >= 0 if each == "t_min" else time > 0) or not time < math.inf:
-                raise ValueError(f"{type(self).__name__}: {each} must be a time in [0, T] = [0, {self.T:g}], got {time!r}")
+                raise ValueError(
+                    f"{type(self).__name__}: {each} must be a time in [0, T] = [0, {self.T:g}], "
+                    f"got {time!r}"
+                )
 
     def check_time(self, t: Tensor) -> Tensor:
         """Return t; a ValueError if any of it is outside the usable range."""
@@ -266,7 +366,9 @@ class SDE:
 
 
 def _then_checked(method: Callable[..., None]) -> Callable[..., None]:
-    """An ``__init__`` or ``__post_init__`` after which what the SDE declares is checked, if it is the last to run."""
+    """An ``__init__`` or ``__post_init__`` after which what the SDE declares is checked, if it is
+    the last to run.
+    """
 
     @functools.wraps(method)
     def made(self: SDE, *args: Any, **kwargs: Any) -> None:
@@ -282,7 +384,9 @@ def _then_checked(method: Callable[..., None]) -> Callable[..., None]:
 
 
 def _of_class(cls: type, name: str) -> Any:
-    """What the class itself has under that name, a property as the property that it is; None if nothing."""
+    """What the class itself has under that name, a property as the property that it is; None if
+    nothing.
+    """
     return next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
 
 
@@ -302,14 +406,19 @@ def check_span(t: Tensor, low: float, high: float, what: str, sde: SDE) -> Tenso
     inside = (t >= low * (1 - _SLACK)) & (t <= high * (1 + _SLACK))
     if not bool(inside.all()):
         wrong = t[~inside] if t.ndim else t
-        raise ValueError(f"t = {float(wrong.flatten()[0]):.6g} is outside {what} = [{low:g}, {high:g}] of {sde!r}")
+        raise ValueError(
+            f"t = {float(wrong.flatten()[0]):.6g} is outside {what} = [{low:g}, {high:g}] of "
+            f"{sde!r}"
+        )
     return t
 
 
 def check_linear(sde: object) -> None:
     """A TypeError unless it is an SDE with a Gaussian kernel."""
     if not isinstance(sde, SDE) or "kernel" not in sde.offers:
-        raise TypeError(f"sde must be a LinearSDE, VP() say, which has a Gaussian kernel; got {sde!r}")
+        raise TypeError(
+            f"sde must be a LinearSDE, VP() say, which has a Gaussian kernel; got {sde!r}"
+        )
 
 
 def drift_of(sde: SDE, x: Tensor, t: Tensor) -> Tensor:

@@ -16,14 +16,21 @@ def check_pair(x: Tensor, x_0: Tensor, name: str) -> None:
         if not isinstance(value, Tensor):
             raise TypeError(f"{each} must be a tensor (B, *event), got {type(value).__name__}")
     if x.shape != x_0.shape:
-        raise ValueError(f"{name} must have the shape of x_0, {tuple(x_0.shape)}, got {tuple(x.shape)}")
+        raise ValueError(
+            f"{name} must have the shape of x_0, {tuple(x_0.shape)}, got {tuple(x.shape)}"
+        )
 
 
 def check_rows(x_0: Tensor, *times: tuple[str, Tensor]) -> None:
-    """A ValueError unless each of the times is one number, or one for each of the states x_0 (B, *event)."""
+    """A ValueError unless each of the times is one number, or one for each of the states x_0 (B,
+    *event).
+    """
     for name, time in times:
         if time.ndim and time.shape != x_0.shape[:1]:
-            raise ValueError(f"{name} must be a number or (B,) with B = {x_0.shape[0]} as in x_0, got shape {tuple(time.shape)}")
+            raise ValueError(
+                f"{name} must be a number or (B,) with B = {x_0.shape[0]} as in x_0, got shape "
+                f"{tuple(time.shape)}"
+            )
 
 
 def slope(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
@@ -36,7 +43,8 @@ def slope(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
                 moved = function(0.875 * u)
             if not torch.equal(moved, out):
                 raise ValueError(
-                    f"{function} changes with t but carries no gradient: write it with torch functions of t, or give f and g too"
+                    f"{function} changes with t but carries no gradient: write it with torch "
+                    "functions of t, or give f and g too"
                 )
             return torch.zeros_like(t)
         (derivative,) = torch.autograd.grad(out.sum(), u, create_graph=t.requires_grad)

@@ -37,10 +37,12 @@ class _Exploding(LinearSDE):
 
 @dataclass(frozen=True)
 class VE(_Exploding):
-    """Variance exploding: dx = sigma(t) sqrt(2 log(r) / T) dw, sigma(t) = sigma_min r^(t / T), r = sigma_max / sigma_min.
+    """Variance exploding: dx = sigma(t) sqrt(2 log(r) / T) dw, sigma(t) = sigma_min r^(t / T), r =
+    sigma_max / sigma_min.
 
-    alpha = 1. Data carry noise of standard deviation sigma_min at t = 0 (Song et al. 2021, eq. 30 and Appendix C), so that t_min
-    is 0. Units: those of the data; sigma_max should be near the largest distance between two data points (NCSNv2, Technique 1).
+    alpha = 1. Data carry noise of standard deviation sigma_min at t = 0 (Song et al. 2021, eq. 30
+    and Appendix C), so that t_min is 0. Units: those of the data; sigma_max should be near the
+    largest distance between two data points (NCSNv2, Technique 1).
     """
 
     sigma_min: float = 0.01
@@ -52,7 +54,10 @@ class VE(_Exploding):
         """Check the arguments."""
         _check_positive("VE", sigma_min=self.sigma_min, sigma_max=self.sigma_max, T=self.T)
         if self.sigma_max <= self.sigma_min:
-            raise ValueError(f"VE: sigma_max must exceed sigma_min, got {self.sigma_max!r} and {self.sigma_min!r}")
+            raise ValueError(
+                f"VE: sigma_max must exceed sigma_min, got {self.sigma_max!r} and "
+                f"{self.sigma_min!r}"
+            )
 
     @property
     def sigma_0(self) -> float:
@@ -90,7 +95,9 @@ class VE(_Exploding):
 
 @dataclass(frozen=True)
 class _Linear(LinearSDE):
-    """What VP and sub-VP share (Song et al. 2021): beta(t) = beta_min + (beta_max - beta_min) t / T and f = -beta / 2."""
+    """What VP and sub-VP share (Song et al. 2021): beta(t) = beta_min + (beta_max - beta_min) t / T
+    and f = -beta / 2.
+    """
 
     beta_min: float = 0.1
     beta_max: float = 20.0
@@ -100,7 +107,9 @@ class _Linear(LinearSDE):
     def __post_init__(self) -> None:
         """Check the arguments."""
         name = type(self).__name__
-        _check_positive(name, beta_min=self.beta_min, beta_max=self.beta_max, T=self.T, t_min=self.t_min)
+        _check_positive(
+            name, beta_min=self.beta_min, beta_max=self.beta_max, T=self.T, t_min=self.t_min
+        )
 
     def beta(self, t: Tensor) -> Tensor:
         """Noise rate, 1 / time."""
@@ -113,7 +122,9 @@ class _Linear(LinearSDE):
     def when(self, integral: Tensor) -> Tensor:
         """The time at which the integral of beta has that value."""
         curve = 2 * (self.beta_max - self.beta_min) / self.T
-        return (2 * integral / (self.beta_min + (self.beta_min**2 + curve * integral).sqrt())).clamp(0, self.T)
+        return (
+            2 * integral / (self.beta_min + (self.beta_min**2 + curve * integral).sqrt())
+        ).clamp(0, self.T)
 
     @derived
     def f(self, t: Tensor) -> Tensor:
@@ -128,7 +139,8 @@ class _Linear(LinearSDE):
 
 @dataclass(frozen=True)
 class VP(_Linear):
-    """Variance preserving: dx = -beta(t) / 2 x dt + sqrt(beta(t)) dw (Song et al. 2021, eq. 11 and 32, 33), the limit of DDPM.
+    """Variance preserving: dx = -beta(t) / 2 x dt + sqrt(beta(t)) dw (Song et al. 2021, eq. 11 and
+    32, 33), the limit of DDPM.
 
     alpha^2 = exp(-B), sigma^2 = 1 - exp(-B), B the integral of beta from 0 to t.
     """
@@ -151,15 +163,18 @@ class VP(_Linear):
 
     def invert(self, log_snr: Tensor) -> Tensor:
         """Where B = log(1 + exp(-log_snr))."""
-        return self.when(torch.log1p(torch.exp(-log_snr)))  # logaddexp rounds an entry by its place in the tensor
+        # logaddexp rounds an entry by its place in the tensor
+        return self.when(torch.log1p(torch.exp(-log_snr)))
 
 
 @dataclass(frozen=True)
 class SubVP(_Linear):
-    """Sub-VP: dx = -beta(t) / 2 x dt + sqrt(beta(t) (1 - exp(-2 B))) dw (Song et al. 2021, eq. 12 and 29).
+    """Sub-VP: dx = -beta(t) / 2 x dt + sqrt(beta(t) (1 - exp(-2 B))) dw (Song et al. 2021, eq. 12
+    and 29).
 
-    alpha^2 = exp(-B), sigma = 1 - exp(-B), B the integral of beta from 0 to t: less noise than VP at every t. The prior is N(0, I),
-    as published: data of variance 1 have variance 1 - exp(-B) + exp(-2 B) at T, which is 1 - 4.3e-5 for the published betas.
+    alpha^2 = exp(-B), sigma = 1 - exp(-B), B the integral of beta from 0 to t: less noise than VP
+    at every t. The prior is N(0, I), as published: data of variance 1 have variance 1 - exp(-B) +
+    exp(-2 B) at T, which is 1 - 4.3e-5 for the published betas.
     """
 
     data_std = 1.0
@@ -188,12 +203,13 @@ class SubVP(_Linear):
 
 @dataclass(frozen=True)
 class Cosine(LinearSDE):
-    """The cosine schedule in continuous time: alpha = cos(a) / cos(a_0), sigma^2 = 1 - alpha^2 (Nichol and Dhariwal 2021,
-    arXiv 2102.09672, eq. 17).
+    """The cosine schedule in continuous time: alpha = cos(a) / cos(a_0), sigma^2 = 1 - alpha^2
+    (Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 17).
 
-    a goes from a_0 = pi / 2 offset / (1 + offset) to pi / 2, so that alpha(1) = 0: no signal is left at T = 1 (zero terminal SNR),
-    where f is infinite. By default sampling starts at t_max with log-SNR -19.9. With ``t_max=1.0`` it starts at alpha = 0 itself:
-    the first step is then of first order in data form (`DDIM`, `Ancestral`), from a network that predicts data, v or flow.
+    a goes from a_0 = pi / 2 offset / (1 + offset) to pi / 2, so that alpha(1) = 0: no signal is
+    left at T = 1 (zero terminal SNR), where f is infinite. By default sampling starts at t_max with
+    log-SNR -19.9. With ``t_max=1.0`` it starts at alpha = 0 itself: the first step is then of first
+    order in data form (`DDIM`, `Ancestral`), from a network that predicts data, v or flow.
     """
 
     offset: float = 0.008
@@ -230,10 +246,14 @@ class Cosine(LinearSDE):
     def sigma(self, t: Tensor) -> Tensor:
         """sqrt(1 - alpha^2) = sqrt(sin(a - a_0) sin(a + a_0)) / cos(a_0)."""
         angle, _, start = self._angles(t)
-        return (torch.sin(math.pi / 2 / (1 + self.offset) * t) * torch.sin(angle + start)).sqrt() / math.cos(start)
+        return (
+            torch.sin(math.pi / 2 / (1 + self.offset) * t) * torch.sin(angle + start)
+        ).sqrt() / math.cos(start)
 
     def invert(self, log_snr: Tensor) -> Tensor:
-        """From tan a, near t = 0 from sin(a - a_0) sin(a + a_0) = sigma^2 cos(a_0)^2, which does not cancel there."""
+        """From tan a, near t = 0 from sin(a - a_0) sin(a + a_0) = sigma^2 cos(a_0)^2, which does
+        not cancel there.
+        """
         rate = math.pi / 2 / (1 + self.offset)
         start = math.pi / 2 * self.offset / (1 + self.offset)
         height = torch.sigmoid(log_snr).sqrt() * math.cos(start)
@@ -246,8 +266,8 @@ class Cosine(LinearSDE):
 
 @dataclass(frozen=True)
 class EDM(_Exploding):
-    """dx = sqrt(2 t) dw, sigma(t) = t, alpha = 1: time is the standard deviation of the noise (Karras et al. 2022,
-    arXiv 2206.00364, Table 1), from sigma_max = T down to sigma_min = t_min.
+    """dx = sqrt(2 t) dw, sigma(t) = t, alpha = 1: time is the standard deviation of the noise
+    (Karras et al. 2022, arXiv 2206.00364, Table 1), from sigma_max = T down to sigma_min = t_min.
     """
 
     sigma_min: float = 0.002
@@ -257,7 +277,10 @@ class EDM(_Exploding):
         """Check the arguments."""
         _check_positive("EDM", sigma_min=self.sigma_min, sigma_max=self.sigma_max)
         if self.sigma_max <= self.sigma_min:
-            raise ValueError(f"EDM: sigma_max must exceed sigma_min, got {self.sigma_max!r} and {self.sigma_min!r}")
+            raise ValueError(
+                f"EDM: sigma_max must exceed sigma_min, got {self.sigma_max!r} and "
+                f"{self.sigma_min!r}"
+            )
 
     @property
     def T(self) -> float:  # type: ignore[override]
@@ -271,7 +294,9 @@ class EDM(_Exploding):
 
     @property
     def sigma_data(self) -> float:
-        """The published 0.5 for the published sigma_min and sigma_max, in proportion to sqrt(sigma_min sigma_max) for others."""
+        """The published 0.5 for the published sigma_min and sigma_max, in proportion to
+        sqrt(sigma_min sigma_max) for others.
+        """
         return 1.25 * math.sqrt(self.sigma_min * self.sigma_max)
 
     @derived
@@ -291,11 +316,12 @@ class EDM(_Exploding):
 
 @dataclass(frozen=True)
 class RectifiedFlow(LinearSDE):
-    """alpha = 1 - t, sigma = t: straight lines from data to noise (Liu et al. 2023, arXiv 2209.03003; Lipman et al. 2023,
-    arXiv 2210.02747), whose SDE is dx = -x / (1 - t) dt + sqrt(2 t / (1 - t)) dw.
+    """alpha = 1 - t, sigma = t: straight lines from data to noise (Liu et al. 2023, arXiv
+    2209.03003; Lipman et al. 2023, arXiv 2210.02747), whose SDE is dx = -x / (1 - t) dt + sqrt(2 t
+    / (1 - t)) dw.
 
-    f is infinite at T = 1. By default sampling starts at t_max with log-SNR -20; with ``t_max=1.0`` it starts at alpha = 0
-    itself, as `Cosine` says.
+    f is infinite at T = 1. By default sampling starts at t_max with log-SNR -20; with ``t_max=1.0``
+    it starts at alpha = 0 itself, as `Cosine` says.
     """
 
     t_min: float = 1e-3

@@ -26,29 +26,47 @@ _TINY = torch.finfo(torch.float64).tiny
 
 
 class _Rising:
-    """A rising function through (x_i, y_i): the cubic spline of two continuous derivatives, or where that would fall or is nearly
-    flat the monotone one of one (Fritsch and Butland 1984, as SciPy has it). At x_i it is y_i to the bit."""
+    """A rising function through (x_i, y_i): the cubic spline of two continuous derivatives, or
+    where that would fall or is nearly flat the monotone one of one (Fritsch and Butland 1984, as
+    SciPy has it). At x_i it is y_i to the bit.
+    """
 
     def __init__(self, x: Array, y: Array) -> None:
         slope = CubicSpline(x, y)(x, 1) if len(x) > 2 else np.full(2, np.diff(y) / np.diff(x))
         secant = np.diff(y) / np.diff(x)
-        # Where both slopes are at most three times the secant a cubic is monotone (Fritsch and Carlson 1980).
+        # Where both slopes are at most three times the secant a cubic is monotone (Fritsch and
+        # Carlson 1980).
         least, most = 0.05 * secant, 3 * secant
         ends = np.stack([slope[:-1], slope[1:]])
         if not bool(((ends > least) & (ends < most)).all()):
-            least = 0.05 * np.minimum(np.concatenate([secant[:1], secant]), np.concatenate([secant, secant[-1:]]))
+            least = 0.05 * np.minimum(
+                np.concatenate([secant[:1], secant]), np.concatenate([secant, secant[-1:]])
+            )
             slope = np.maximum(PchipInterpolator(x, y)(x, 1), least)  # at an end it may be 0
-        self.x, self.y, self.slope = (torch.from_numpy(np.ascontiguousarray(each)) for each in (x, y, slope))
+        self.x, self.y, self.slope = (
+            torch.from_numpy(np.ascontiguousarray(each)) for each in (x, y, slope)
+        )
 
     def _cell(self, t: Tensor) -> tuple[Tensor, ...]:
         i = torch.searchsorted(self.x, t.detach(), right=True).sub(1).clamp(0, len(self.x) - 2)
         width = self.x[i + 1] - self.x[i]
-        return (t - self.x[i]) / width, width, self.y[i], self.y[i + 1], self.slope[i], self.slope[i + 1]
+        return (
+            (t - self.x[i]) / width,
+            width,
+            self.y[i],
+            self.y[i + 1],
+            self.slope[i],
+            self.slope[i + 1],
+        )
 
     def __call__(self, t: Tensor) -> Tensor:
         u, width, low, high, rise, last = self._cell(t)
         v = 1 - u
-        return (1 + 2 * u) * v**2 * low + (1 + 2 * v) * u**2 * high + width * u * v * (v * rise - u * last)
+        return (
+            (1 + 2 * u) * v**2 * low
+            + (1 + 2 * v) * u**2 * high
+            + width * u * v * (v * rise - u * last)
+        )
 
     def rate(self, t: Tensor) -> Tensor:
         """The derivative."""
@@ -66,15 +84,21 @@ class _Rising:
         return torch.where(value <= self.y[i], start, start + share * (end - start))
 
 
-def _points(name: str, what: str, values: Sequence[float], times: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Both as tuples of floats; a ValueError unless there is a time for each value and times rise from above 0."""
+def _points(
+    name: str, what: str, values: Sequence[float], times: Sequence[float]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Both as tuples of floats; a ValueError unless there is a time for each value and times rise
+    from above 0.
+    """
     for which, given in ((what, values), ("times", times)):
         if not isinstance(given, Iterable):
             raise TypeError(f"{name}: {which} must be a sequence of numbers, got {given!r}")
     levels = tuple(real(f"{name}: {what}", v) for v in values)
     at = tuple(real(f"{name}: times", t) for t in times)
     if len(levels) != len(at) or not levels:
-        raise ValueError(f"{name}: needs one time for each of the {len(levels)} {what}, got {len(at)}")
+        raise ValueError(
+            f"{name}: needs one time for each of the {len(levels)} {what}, got {len(at)}"
+        )
     if not all(math.isfinite(t) for t in at) or any(b <= a for a, b in itertools.pairwise(at)):
         raise ValueError(f"{name}: times must be finite and rise")
     return levels, at
@@ -82,12 +106,15 @@ def _points(name: str, what: str, values: Sequence[float], times: Sequence[float
 
 @dataclass(frozen=True, repr=False)
 class InterpolatedVP(LinearSDE):
-    """alpha = cos(phi), sigma = sin(phi) with a smooth phi(t) such that alpha(times_i)^2 is the product of 1 - beta_j over j <= i.
+    """alpha = cos(phi), sigma = sin(phi) with a smooth phi(t) such that alpha(times_i)^2 is the
+    product of 1 - beta_j over j <= i.
 
-    A variance-preserving SDE, dx = -beta(t) / 2 x dt + sqrt(beta(t)) dw with beta = 2 tan(phi) phi', whose marginals at the given
-    times are those of the chain x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) noise. phi^2, which is nearly linear at t = 0 as
-    sigma^2 is and smooth where no signal is left, is interpolated by a cubic spline from phi(0) = 0 on. t_min is the first time.
-    ``betas`` lie in (0, 1); the last may be 1 (zero terminal SNR), and sampling then starts at alpha = 0 itself.
+    A variance-preserving SDE, dx = -beta(t) / 2 x dt + sqrt(beta(t)) dw with beta = 2 tan(phi)
+    phi', whose marginals at the given times are those of the chain x_i = sqrt(1 - beta_i) x_{i-1} +
+    sqrt(beta_i) noise. phi^2, which is nearly linear at t = 0 as sigma^2 is and smooth where no
+    signal is left, is interpolated by a cubic spline from phi(0) = 0 on. t_min is the first time.
+    ``betas`` lie in (0, 1); the last may be 1 (zero terminal SNR), and sampling then starts at
+    alpha = 0 itself.
     """
 
     betas: tuple[float, ...]
@@ -97,7 +124,10 @@ class InterpolatedVP(LinearSDE):
         """Check the arguments."""
         betas, times = _points("InterpolatedVP", "betas", self.betas, self.times)
         if times[0] <= 0:
-            raise ValueError(f"InterpolatedVP: the first time must be above 0, where data are clean; got {times[0]!r}")
+            raise ValueError(
+                "InterpolatedVP: the first time must be above 0, where data are clean; got "
+                f"{times[0]!r}"
+            )
         vars(self).update(betas=betas, times=times)
 
     def __repr__(self) -> str:
@@ -152,15 +182,19 @@ class InterpolatedVP(LinearSDE):
     def invert(self, log_snr: Tensor) -> Tensor:
         """Where phi = arctan(exp(-log_snr / 2))."""
         phi = torch.atan2(torch.sigmoid(-log_snr).sqrt(), torch.sigmoid(log_snr).sqrt())
-        return self._angle.inverse(phi.square().reshape(-1).clamp(max=float(self._angle.y[-1]))).reshape(log_snr.shape)
+        return self._angle.inverse(
+            phi.square().reshape(-1).clamp(max=float(self._angle.y[-1]))
+        ).reshape(log_snr.shape)
 
 
 @dataclass(frozen=True, repr=False)
 class InterpolatedVE(LinearSDE):
-    """alpha = 1 with a smooth sigma(t) such that sigma(times_i) = sigmas_i, both rising: dx = sqrt(d sigma^2 / dt) dw.
+    """alpha = 1 with a smooth sigma(t) such that sigma(times_i) = sigmas_i, both rising: dx =
+    sqrt(d sigma^2 / dt) dw.
 
-    log sigma is interpolated by a cubic spline. t_min is the first time. Data carry noise of sigma(0) at t = 0, the first sigma if
-    that is its time, as in `VE`; else log sigma goes on in a straight line.
+    log sigma is interpolated by a cubic spline. t_min is the first time. Data carry noise of
+    sigma(0) at t = 0, the first sigma if that is its time, as in `VE`; else log sigma goes on in a
+    straight line.
     """
 
     sigmas: tuple[float, ...]
@@ -170,14 +204,19 @@ class InterpolatedVE(LinearSDE):
         """Check the arguments."""
         sigmas, times = _points("InterpolatedVE", "sigmas", self.sigmas, self.times)
         if len(sigmas) < 2 or sigmas[0] <= 0 or any(b <= a for a, b in itertools.pairwise(sigmas)):
-            raise ValueError("InterpolatedVE: sigmas must be at least two positive numbers that rise")
+            raise ValueError(
+                "InterpolatedVE: sigmas must be at least two positive numbers that rise"
+            )
         if times[0] < 0:
             raise ValueError(f"InterpolatedVE: the first time must be at least 0, got {times[0]!r}")
         vars(self).update(sigmas=sigmas, times=times)
 
     def __repr__(self) -> str:
         """The number of levels and their ends."""
-        return f"InterpolatedVE({len(self.sigmas)} levels, sigma {self.sigmas[0]:g} to {self.sigmas[-1]:g}, up to t = {self.T:g})"
+        return (
+            f"InterpolatedVE({len(self.sigmas)} levels, sigma {self.sigmas[0]:g} to "
+            f"{self.sigmas[-1]:g}, up to t = {self.T:g})"
+        )
 
     @property
     def T(self) -> float:  # type: ignore[override]
@@ -227,4 +266,6 @@ class InterpolatedVE(LinearSDE):
     def invert(self, log_snr: Tensor) -> Tensor:
         """Where log sigma = -log_snr / 2."""
         low, high = float(self._log_sigma.y[0]), float(self._log_sigma.y[-1])
-        return self._log_sigma.inverse((-0.5 * log_snr).reshape(-1).clamp(low, high)).reshape(log_snr.shape)
+        return self._log_sigma.inverse((-0.5 * log_snr).reshape(-1).clamp(low, high)).reshape(
+            log_snr.shape
+        )

@@ -16,10 +16,11 @@ __all__ = ["LearnedVP", "MonotoneSchedule"]
 
 
 class MonotoneSchedule(nn.Module):
-    """gamma(t), which rises from ``first`` at t = 0 to ``last`` at t = 1: gamma = -log_snr (Kingma et al. 2021, Appendix H).
+    """gamma(t), which rises from ``first`` at t = 0 to ``last`` at t = 1: gamma = -log_snr (Kingma
+    et al. 2021, Appendix H).
 
-    (t + sum_k b_k sigmoid(a_k t + c_k)) with b, a > 0, shifted and scaled to the ends, which are parameters too. Float64, on the
-    host, where schedules are evaluated.
+    (t + sum_k b_k sigmoid(a_k t + c_k)) with b, a > 0, shifted and scaled to the ends, which are
+    parameters too. Float64, on the host, where schedules are evaluated.
     """
 
     def __init__(self, first: float = -13.3, last: float = 5.0, width: int = 64) -> None:
@@ -27,7 +28,10 @@ class MonotoneSchedule(nn.Module):
         first = real("MonotoneSchedule: first", first)
         last = real("MonotoneSchedule: last", last)
         if not first < last or not (math.isfinite(first) and math.isfinite(last)):
-            raise ValueError(f"MonotoneSchedule: gamma rises from first to last, finite numbers; got {first!r} and {last!r}")
+            raise ValueError(
+                "MonotoneSchedule: gamma rises from first to last, finite numbers; got "
+                f"{first!r} and {last!r}"
+            )
         width = whole("MonotoneSchedule: width", width, 1)
         rates = torch.full((width,), 8.0, dtype=torch.float64)
         places = torch.linspace(0, 1, width, dtype=torch.float64)
@@ -51,11 +55,13 @@ class MonotoneSchedule(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class LearnedVP(LinearSDE):
-    """alpha^2 = sigmoid(-gamma(t)) and sigma^2 = sigmoid(gamma(t)), over sigmoid(-gamma(0)), for t in [0, 1]: gamma = -log_snr is
-    a rising function that may learn. alpha is 1 at t = 0, and alpha^2 + sigma^2 constant.
+    """alpha^2 = sigmoid(-gamma(t)) and sigma^2 = sigmoid(gamma(t)), over sigmoid(-gamma(0)), for t
+    in [0, 1]: gamma = -log_snr is a rising function that may learn. alpha is 1 at t = 0, and
+    alpha^2 + sigma^2 constant.
 
-    ``schedule``: a module gamma(t) on float64 host tensors, `MonotoneSchedule` by default. Data carry noise of sigma(0) at t = 0.
-    Coefficients follow its present parameters; losses are differentiable in them, and `fit` trains and saves them.
+    ``schedule``: a module gamma(t) on float64 host tensors, `MonotoneSchedule` by default. Data
+    carry noise of sigma(0) at t = 0. Coefficients follow its present parameters; losses are
+    differentiable in them, and `fit` trains and saves them.
     """
 
     schedule: nn.Module
@@ -66,16 +72,26 @@ class LearnedVP(LinearSDE):
     def __post_init__(self) -> None:
         """Check that gamma rises."""
         if not callable(self.schedule):
-            raise TypeError(f"LearnedVP: schedule must be a module gamma(t), MonotoneSchedule() say; got {self.schedule!r}")
+            raise TypeError(
+                "LearnedVP: schedule must be a module gamma(t), MonotoneSchedule() say; got "
+                f"{self.schedule!r}"
+            )
         t = torch.linspace(0, 1, 257, dtype=torch.float64)
         with torch.no_grad():
             gamma = self.schedule(t)
-        if not isinstance(gamma, Tensor) or gamma.shape != t.shape or not bool(torch.isfinite(gamma).all()):
-            raise ValueError("LearnedVP: schedule(t) must be finite and shaped as t, for float64 tensors (n,)")
+        if (
+            not isinstance(gamma, Tensor)
+            or gamma.shape != t.shape
+            or not bool(torch.isfinite(gamma).all())
+        ):
+            raise ValueError(
+                "LearnedVP: schedule(t) must be finite and shaped as t, for float64 tensors (n,)"
+            )
         falls = torch.nonzero(gamma.diff() <= 0).flatten()
         if len(falls):
             raise ValueError(
-                f"LearnedVP: gamma = -log_snr must rise with t, and does not at t = {float(t[falls[0]]):.4g}; "
+                "LearnedVP: gamma = -log_snr must rise with t, and does not at t = "
+                f"{float(t[falls[0]]):.4g}; "
                 "make it monotone by construction, as MonotoneSchedule is"
             )
 

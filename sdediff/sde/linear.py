@@ -25,21 +25,25 @@ COEFFICIENTS: Final = ("f", "g", "alpha", "sigma", "log_snr")
 class LinearSDE(SDE):
     """dx = f(t) x dt + g(t) dw, so that x_t given x_0 is N(alpha(t) x_0, sigma(t)^2 I).
 
-    Give ``f`` and ``g``, or ``alpha`` and ``sigma``, or ``alpha`` and ``log_snr``, as methods of a subclass or as functions:
-    ``LinearSDE(f=lambda t: -5.0, g=lambda t: 10**0.5)``. Each takes a float64 tensor of times, () or (n,), and returns as many
-    numbers (or one). The others are derived (Song et al. 2021, arXiv 2011.13456; Kingma et al. 2021, arXiv 2107.00630):
+    Give ``f`` and ``g``, or ``alpha`` and ``sigma``, or ``alpha`` and ``log_snr``, as methods of a
+    subclass or as functions: ``LinearSDE(f=lambda t: -5.0, g=lambda t: 10**0.5)``. Each takes a
+    float64 tensor of times, () or (n,), and returns as many numbers (or one). The others are
+    derived (Song et al. 2021, arXiv 2011.13456; Kingma et al. 2021, arXiv 2107.00630):
 
         log alpha = int_0^t f,    sigma^2 = alpha^2 (sigma_0^2 + int_0^t g^2 / alpha^2),
         f = d log alpha / dt,     g^2 = d sigma^2 / dt - 2 f sigma^2 = -sigma^2 d log_snr / dt.
 
-    An override of any method is used where it is given; `testing.check_sde` holds it against the derivation.
+    An override of any method is used where it is given; `testing.check_sde` holds it against the
+    derivation.
 
-    ``sigma_0`` is the noise that data carry at t = 0: by default 0 where f and g are given, else sigma(0). ``perturb`` and
-    ``posterior`` condition on clean data, ``kernel(t, 0)`` on the state at 0. ``T``, ``sigma_0``, ``t_min`` and ``t_max`` are class
-    attributes, fields or arguments; by default ``t_min`` is T / 1000 (0 if sigma_0 > 0), and ``t_max`` is T, or where alpha
-    has fallen to exp(-10) times the noise near T if alpha(T) is below that: f is infinite where alpha = 0.
+    ``sigma_0`` is the noise that data carry at t = 0: by default 0 where f and g are given, else
+    sigma(0). ``perturb`` and ``posterior`` condition on clean data, ``kernel(t, 0)`` on the state
+    at 0. ``T``, ``sigma_0``, ``t_min`` and ``t_max`` are class attributes, fields or arguments; by
+    default ``t_min`` is T / 1000 (0 if sigma_0 > 0), and ``t_max`` is T, or where alpha has fallen
+    to exp(-10) times the noise near T if alpha(T) is below that: f is infinite where alpha = 0.
 
-    Lengths are in the units of the data: sigma, g, sigma_0 and the prior. `scaled` gives the SDE in other units.
+    Lengths are in the units of the data: sigma, g, sigma_0 and the prior. `scaled` gives the SDE in
+    other units.
     """
 
     offers = SDE.offers | {"kernel"}
@@ -62,27 +66,42 @@ class LinearSDE(SDE):
         for name, function in zip(COEFFICIENTS, (f, g, alpha, sigma, log_snr), strict=True):
             if function is not None:
                 if not callable(function):
-                    raise TypeError(f"{name} must be a function of t, got {function!r}; write {name}=lambda t: {function!r}")
+                    raise TypeError(
+                        f"{name} must be a function of t, got {function!r}; write {name}=lambda "
+                        f"t: {function!r}"
+                    )
                 vars(self)[name] = partial(values, function, name=f"{name}(t)")
 
     def check_declared(self) -> None:
-        """Raise a TypeError where coefficients are missing, and a ValueError unless sigma_0 and the times make sense."""
+        """Raise a TypeError where coefficients are missing, and a ValueError unless sigma_0 and the
+        times make sense.
+        """
         super().check_declared()
         sigma_0 = self._given("sigma_0")
         if sigma_0 is not None and not 0 <= sigma_0 < float("inf"):
-            raise ValueError(f"{type(self).__name__}: sigma_0 must be a finite number >= 0, got {sigma_0!r}")
-        if not (self._gives("f", "g") or self._gives("alpha", "sigma") or self._gives("alpha", "log_snr")):
+            raise ValueError(
+                f"{type(self).__name__}: sigma_0 must be a finite number >= 0, got {sigma_0!r}"
+            )
+        if not (
+            self._gives("f", "g")
+            or self._gives("alpha", "sigma")
+            or self._gives("alpha", "log_snr")
+        ):
             raise TypeError(self._lacking())
 
     def _gives(self, *names: str) -> bool:
         """Whether all of these are the user's and not derived."""
-        return all(name in vars(self) or getattr(type(self), name) is not getattr(LinearSDE, name) for name in names)
+        return all(
+            name in vars(self) or getattr(type(self), name) is not getattr(LinearSDE, name)
+            for name in names
+        )
 
     def _lacking(self) -> str:
         given = [name for name in COEFFICIENTS if self._gives(name)]
         return (
             f"{type(self).__name__} gives {' and '.join(given) or 'no coefficient'}: "
-            "give f and g, or alpha and sigma, or alpha and log_snr, as methods or as functions of t"
+            "give f and g, or alpha and sigma, or alpha and log_snr, as methods or as functions "
+            "of t"
         )
 
     @cached_property
@@ -93,7 +112,9 @@ class LinearSDE(SDE):
 
     @cached_property
     def sigma_0(self) -> float:
-        """Standard deviation of the noise that data carry at t = 0: not to be had from f and g, so 0 where they are given."""
+        """Standard deviation of the noise that data carry at t = 0: not to be had from f and g, so
+        0 where they are given.
+        """
         return 0.0 if self._gives("f", "g") else float(self.sigma(0.0))
 
     @cached_property
@@ -103,28 +124,35 @@ class LinearSDE(SDE):
 
     @cached_property
     def t_max(self) -> float:
-        """The largest usable time, where sampling starts: T, or an earlier one where alpha has all but vanished at T."""
+        """The largest usable time, where sampling starts: T, or an earlier one where alpha has all
+        but vanished at T.
+        """
         return sizes.last_time(self)
 
     @cached_property
     def data_std(self) -> float:
         """The standard deviation of data that the SDE is made for, in the units of sigma.
 
-        It is 1 where alpha^2 + sigma^2 = 1, and the prior's or the last sigma where the data vanish in it. Where they stay, as
-        under `VE`, it is sqrt(sigma(t_min) sigma(t_max) / 0.5), which is 1 for sigma from 0.01 to 50.
+        It is 1 where alpha^2 + sigma^2 = 1, and the prior's or the last sigma where the data vanish
+        in it. Where they stay, as under `VE`, it is sqrt(sigma(t_min) sigma(t_max) / 0.5), which is
+        1 for sigma from 0.01 to 50.
         """
         return sizes.data_std(self)
 
     @cached_property
     def spacing(self) -> str:  # type: ignore[override]
-        """The grid that suits the SDE's own time: "karras" where data and noise are of one size in a small part of it alone."""
+        """The grid that suits the SDE's own time: "karras" where data and noise are of one size in
+        a small part of it alone.
+        """
         return sizes.spacing(self)
 
     def scaled(self, factor: float) -> LinearSDE:
-        """This SDE for data in other units: if x follows it, c x with c = ``factor`` follows that one.
+        """This SDE for data in other units: if x follows it, c x with c = ``factor`` follows that
+        one.
 
-        sigma, g, sigma_0, the prior and `data_std` are c times as large, alpha and f stay. Where alpha^2 + sigma^2 = 1 holds, it no
-        longer does. Raises ValueError unless the factor is a positive number.
+        sigma, g, sigma_0, the prior and `data_std` are c times as large, alpha and f stay. Where
+        alpha^2 + sigma^2 = 1 holds, it no longer does. Raises ValueError unless the factor is a
+        positive number.
         """
         from sdediff.sde.scaled import Scaled
 
@@ -141,7 +169,8 @@ class LinearSDE(SDE):
     @derived
     def g(self, t: Tensor) -> Tensor:
         """Diffusion coefficient, sqrt(d sigma^2 / dt - 2 f sigma^2), shaped as t."""
-        t = t.clamp(min=1e-12 * self.T)  # where sigma vanishes as sqrt(t), its derivative at 0 is infinite and g is not
+        # where sigma vanishes as sqrt(t), its derivative at 0 is infinite and g is not
+        t = t.clamp(min=1e-12 * self.T)
         if self._gives("log_snr"):
             rate = -slope(self.log_snr, t)
             square = self.sigma(t) ** 2 * rate
@@ -175,7 +204,9 @@ class LinearSDE(SDE):
         return -self._integral(t)[1]
 
     def levels(self, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
-        """(alpha, sigma, log_snr), each shaped as t: by one quadrature where all of them are derived from f and g."""
+        """(alpha, sigma, log_snr), each shaped as t: by one quadrature where all of them are
+        derived from f and g.
+        """
         time = as_time(t)
         if any(map(self._gives, ("alpha", "sigma", "log_snr"))):
             return self.alpha(time), self.sigma(time), self.log_snr(time)
@@ -184,14 +215,16 @@ class LinearSDE(SDE):
 
     @derived
     def time_of(self, log_snr: Tensor) -> Tensor:
-        """The earliest t in [0, T] with log_snr(t) <= ``log_snr``, shaped as it: the inverse of `log_snr`.
+        """The earliest t in [0, T] with log_snr(t) <= ``log_snr``, shaped as it: the inverse of
+        `log_snr`.
 
-        Exact to 1e-10 where the slope of log_snr exceeds 1e-4, and differentiable. Raises ValueError beyond log_snr's own range on
-        [0, T].
+        Exact to 1e-10 where the slope of log_snr exceeds 1e-4, and differentiable. Raises
+        ValueError beyond log_snr's own range on [0, T].
         """
         found = self.invert(log_snr).clamp(max=self.T)
         if type(self).invert is not LinearSDE.invert:
-            low, high = self._inverted  # where the inverse is known to hold: to look again would double its cost
+            # where the inverse is known to hold: to look again would double its cost
+            low, high = self._inverted
             level = log_snr.detach()
             sure = bool(((level >= low) & (level <= high)).all())
             if not sure and not close(self.log_snr(found), log_snr):
@@ -199,7 +232,9 @@ class LinearSDE(SDE):
         if found.requires_grad or not (torch.is_grad_enabled() and log_snr.requires_grad):
             return found
         with torch.no_grad():
-            rate = (-self.g(found).square() / self.sigma(found).square()).clamp(max=-torch.finfo(torch.float64).tiny)
+            rate = (-self.g(found).square() / self.sigma(found).square()).clamp(
+                max=-torch.finfo(torch.float64).tiny
+            )
         return found + (log_snr - log_snr.detach()) / rate  # d t / d log_snr
 
     def time_beyond(self, log_snr: Tensor | float) -> Tensor:
@@ -224,7 +259,9 @@ class LinearSDE(SDE):
         An SDE with a closed form overrides it. It may return times after T: `time_beyond`.
         """
         with torch.no_grad():
-            return earliest(self, self._inverse, log_snr.detach().reshape(-1)).reshape(log_snr.shape)
+            return earliest(self, self._inverse, log_snr.detach().reshape(-1)).reshape(
+                log_snr.shape
+            )
 
     @cached_property
     def _inverted(self) -> tuple[float, float]:
@@ -254,19 +291,28 @@ class LinearSDE(SDE):
     def kernel(self, t: Tensor | float, s: Tensor | float) -> tuple[Tensor, Tensor]:
         """(ratio, std) of x_t given x_s, s <= t: N(ratio x_s, std^2 I).
 
-        ratio = alpha_t / alpha_s and std^2 = sigma_t^2 - ratio^2 sigma_s^2 = -sigma_t^2 expm1(log_snr(t) - log_snr(s)).
+        ratio = alpha_t / alpha_s and std^2 = sigma_t^2 - ratio^2 sigma_s^2 = -sigma_t^2
+        expm1(log_snr(t) - log_snr(s)).
         """
         t, s = as_time(t), as_time(s)
         if bool((s > t).any()):
-            raise ValueError("kernel(t, s) goes forward in time, from s to t: s must not exceed t; swap them")
+            raise ValueError(
+                "kernel(t, s) goes forward in time, from s to t: s must not exceed t; swap them"
+            )
         fall = torch.where(t == s, 0.0, self.log_snr(t) - self.log_snr(s))
-        return self.alpha(t) / self.alpha(s), self.sigma(t) * (-torch.expm1(fall)).clamp(min=0).sqrt()
+        return self.alpha(t) / self.alpha(s), self.sigma(t) * (-torch.expm1(fall)).clamp(
+            min=0
+        ).sqrt()
 
-    def posterior(self, x_t: Tensor, x_0: Tensor, t: Tensor | float, s: Tensor | float) -> tuple[Tensor, Tensor]:
-        """(mean, std) of x_s given x_t and clean data x_0, s <= t; mean (B, *event), std shaped as the times.
+    def posterior(
+        self, x_t: Tensor, x_0: Tensor, t: Tensor | float, s: Tensor | float
+    ) -> tuple[Tensor, Tensor]:
+        """(mean, std) of x_s given x_t and clean data x_0, s <= t; mean (B, *event), std shaped as
+        the times.
 
-        mean = ratio sigma_s^2 / sigma_t^2 x_t + alpha_s v / sigma_t^2 x_0 and std^2 = sigma_s^2 v / sigma_t^2 with the kernel
-        N(ratio x_s, v) from s to t (Ho et al. 2020, arXiv 2006.11239, eq. 7; Kingma et al. 2021, arXiv 2107.00630, eq. 27).
+        mean = ratio sigma_s^2 / sigma_t^2 x_t + alpha_s v / sigma_t^2 x_0 and std^2 = sigma_s^2 v /
+        sigma_t^2 with the kernel N(ratio x_s, v) from s to t (Ho et al. 2020, arXiv 2006.11239, eq.
+        7; Kingma et al. 2021, arXiv 2107.00630, eq. 27).
         """
         check_pair(x_t, x_0, "x_t")
         t, s = as_time(t), as_time(s)
@@ -278,7 +324,9 @@ class LinearSDE(SDE):
         return expand(keep, x_t) * x_t + expand(data, x_t) * x_0, sigma_s * share.sqrt()
 
     def perturb(self, x_0: Tensor, t: Tensor | float, noise: Tensor) -> Tensor:
-        """x_t = alpha(t) x_0 + sigma(t) noise for clean data x_0 (B, *event) and standard normal noise of the same shape."""
+        """x_t = alpha(t) x_0 + sigma(t) noise for clean data x_0 (B, *event) and standard normal
+        noise of the same shape.
+        """
         check_pair(noise, x_0, "noise")
         time = self.check_time(as_time(t))
         check_rows(x_0, ("t", time))
@@ -286,16 +334,21 @@ class LinearSDE(SDE):
 
     @property
     def prior(self) -> Prior:
-        """N(0, K I) where sigma^2 = K - p^2 alpha^2, so N(0, I) where alpha^2 + sigma^2 = 1; else N(0, sigma(t_max)^2 I)."""
+        """N(0, K I) where sigma^2 = K - p^2 alpha^2, so N(0, I) where alpha^2 + sigma^2 = 1; else
+        N(0, sigma(t_max)^2 I).
+        """
         kept = self.stationary
-        return Prior(float(self.sigma(self.t_max).detach() if kept is None else kept.detach().sqrt()))
+        return Prior(
+            float(self.sigma(self.t_max).detach() if kept is None else kept.detach().sqrt())
+        )
 
     @property
     def stationary(self) -> Tensor | None:
-        """The variance K that the process keeps if it ever has it: sigma^2 = K - p^2 alpha^2, looked up at five times; or None.
+        """The variance K that the process keeps if it ever has it: sigma^2 = K - p^2 alpha^2,
+        looked up at five times; or None.
 
-        It is 1 where alpha^2 + sigma^2 = 1, and c^2 times as large in units that are c times as small: no size is absolute.
-        There is none where alpha stays or grows.
+        It is 1 where alpha^2 + sigma^2 = 1, and c^2 times as large in units that are c times as
+        small: no size is absolute. There is none where alpha stays or grows.
         """
         times = torch.linspace(self.t_min, self.t_max, 5, dtype=torch.float64)
         signal, noise = self.alpha(times) ** 2, self.sigma(times) ** 2
@@ -311,10 +364,11 @@ class LinearSDE(SDE):
         return total / total.detach() if bool((total - 1).abs() < 1e-11) else total
 
     def prior_gap(self, mean: Tensor | float, variance: Tensor | float) -> float:
-        """Nats by which the law at t_max exceeds the prior for Gaussian data: KL(N(alpha m, alpha^2 v + sigma^2) || prior).
+        """Nats by which the law at t_max exceeds the prior for Gaussian data: KL(N(alpha m, alpha^2
+        v + sigma^2) || prior).
 
-        ``mean`` and ``variance`` hold one entry for each coordinate of an event (or one number for one coordinate); the sum over
-        coordinates is returned: sum of (r - log(1 + r) + (alpha m / p)^2) / 2 with r = (alpha^2 v + sigma^2) / p^2 - 1 and p the
-        prior's standard deviation.
+        ``mean`` and ``variance`` hold one entry for each coordinate of an event (or one number for
+        one coordinate); the sum over coordinates is returned: sum of (r - log(1 + r) + (alpha m /
+        p)^2) / 2 with r = (alpha^2 v + sigma^2) / p^2 - 1 and p the prior's standard deviation.
         """
         return sizes.prior_gap(self, mean, variance)

@@ -20,12 +20,19 @@ _POINTS: Final = 6
 _TIGHT: Final = 1e-6  # a secant over so small a part of an interval is exact to rounding
 
 
-def crossing(function: Callable[[Tensor], Tensor], shape: torch.Size, end: float, values: tuple[Tensor, Tensor]) -> Tensor:
-    """The earliest t in [0, end] with function(t) <= 0, for functions that fall and are at most 0 at ``end``: jumps and flat
-    stretches included. ``values`` are function(0) and function(end), each of ``shape`` as the result is.
+def crossing(
+    function: Callable[[Tensor], Tensor],
+    shape: torch.Size,
+    end: float,
+    values: tuple[Tensor, Tensor],
+) -> Tensor:
+    """The earliest t in [0, end] with function(t) <= 0, for functions that fall and are at most 0
+    at ``end``: jumps and flat stretches included. ``values`` are function(0) and function(end),
+    each of ``shape`` as the result is.
 
-    The ITP method (Oliveira and Takahashi 2020, ACM Transactions on Mathematical Software 47), which keeps a bracket as bisection
-    does and needs at most one evaluation more than it, and about ten where the function is smooth.
+    The ITP method (Oliveira and Takahashi 2020, ACM Transactions on Mathematical Software 47),
+    which keeps a bracket as bisection does and needs at most one evaluation more than it, and about
+    ten where the function is smooth.
     """
     low = torch.zeros(shape, dtype=torch.float64)
     high = torch.full(shape, end, dtype=torch.float64)
@@ -38,7 +45,8 @@ def crossing(function: Callable[[Tensor], Tensor], shape: torch.Size, end: float
         towards = torch.sign(middle - secant)
         push = torch.minimum((0.2 / end) * width.square(), (middle - secant).abs())
         pushed = secant + towards * torch.maximum(push, _EPS * high)
-        reach = (end * 2.0**-j - 0.5 * width).clamp(min=0)  # so that what the secant loses, halving makes up
+        # so that what the secant loses, halving makes up
+        reach = (end * 2.0**-j - 0.5 * width).clamp(min=0)
         trial = torch.where((pushed - middle).abs() <= reach, pushed, middle - towards * reach)
         trial = torch.where((trial > low) & (trial < high), trial, middle)
         value = function(trial)
@@ -50,22 +58,27 @@ def crossing(function: Callable[[Tensor], Tensor], shape: torch.Size, end: float
 
 
 class Inverse:
-    """The inverse of a function that falls on [0, end]: a table of where it was smooth, made once, and one evaluation.
+    """The inverse of a function that falls on [0, end]: a table of where it was smooth, made once,
+    and one evaluation.
 
-    The table guesses t by polynomials in the value. Two points beside the guess, a millionth of an interval apart, show that it
-    is right and give t to rounding. What the table does not know (kinks, jumps, flat stretches, the utmost ends, a function that
-    has changed since) is not found, and left to `crossing`.
+    The table guesses t by polynomials in the value. Two points beside the guess, a millionth of an
+    interval apart, show that it is right and give t to rounding. What the table does not know
+    (kinks, jumps, flat stretches, the utmost ends, a function that has changed since) is not found,
+    and left to `crossing`.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], end: float) -> None:
         with torch.inference_mode(False), torch.no_grad():
-            # At both ends log-SNR may go to infinity as a logarithm does: intervals shrink with the distance from there.
+            # At both ends log-SNR may go to infinity as a logarithm does: intervals shrink with the
+            # distance from there.
             edge = torch.logspace(-20, -3, 17 * 12 + 1, base=2, dtype=torch.float64)
             middle = torch.linspace(edge[-1], 1 - edge[-1], 97, dtype=torch.float64)
             t = torch.cat([edge[:-1], middle, 1 - edge.flip(0)[1:]]) * end
             inside = 0.5 * (t[1:] + t[:-1])
             value, between = function(torch.cat([t, inside])).split([len(t), len(inside)])
-            window = (torch.arange(len(inside)) - 2).clamp(0, len(t) - _POINTS)[:, None] + torch.arange(_POINTS)
+            window = (torch.arange(len(inside)) - 2).clamp(0, len(t) - _POINTS)[
+                :, None
+            ] + torch.arange(_POINTS)
             self._t = t
             self._falling = -value
             self._places = value[window]
@@ -74,7 +87,10 @@ class Inverse:
                 rise = self._places[:, k:] - self._places[:, :-k]
                 self._newton[:, k:] = (self._newton[:, k:] - self._newton[:, k - 1 : -1]) / rise
             width = t.diff()
-            reach = 8 * (self._guess(torch.arange(len(width)), between) - inside).abs() + 0.01 * _TIGHT * width
+            reach = (
+                8 * (self._guess(torch.arange(len(width)), between) - inside).abs()
+                + 0.01 * _TIGHT * width
+            )
             self._reach = torch.where(reach <= _TIGHT * width, reach, 0.0)
 
     def _guess(self, cell: Tensor, value: Tensor) -> Tensor:
@@ -84,7 +100,9 @@ class Inverse:
             t = torch.addcmul(newton[:, k], t, value - places[:, k])
         return t
 
-    def __call__(self, function: Callable[[Tensor], Tensor], value: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, function: Callable[[Tensor], Tensor], value: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """(t, found): the time at which function(t) is ``value`` (n,), and where that is known."""
         cell = (torch.searchsorted(self._falling, -value) - 1).clamp(0, len(self._t) - 2)
         start = self._t[cell]
@@ -99,7 +117,9 @@ class Inverse:
 
 
 def earliest(sde: LinearSDE, inverse: Inverse, level: Tensor) -> Tensor:
-    """The earliest t in [0, T] with log_snr(t) <= ``level`` (n,); a ValueError for a level that is never reached."""
+    """The earliest t in [0, T] with log_snr(t) <= ``level`` (n,); a ValueError for a level that is
+    never reached.
+    """
     # On a stretch where g = 0 rounding decides: two units of it are forgiven.
     reached = level + 2 * _EPS * level.abs().clamp(min=1)
     reached = torch.where(level.isinf(), level, reached)
@@ -112,7 +132,8 @@ def earliest(sde: LinearSDE, inverse: Inverse, level: Tensor) -> Tensor:
     outside = ~((target <= first + slack) & ~(target < last - slack))
     if bool(outside.any()):
         raise ValueError(
-            f"log_snr = {float(target[outside][0]):.6g} is never reached: that of {sde!r} falls from {float(first):.6g} "
+            f"log_snr = {float(target[outside][0]):.6g} is never reached: that of {sde!r} falls "
+            f"from {float(first):.6g} "
             f"to {float(last):.6g}"
         )
     ends = first - reached, last - reached
@@ -121,10 +142,14 @@ def earliest(sde: LinearSDE, inverse: Inverse, level: Tensor) -> Tensor:
     return time
 
 
-def inverted(log_snr: Callable[[Tensor], Tensor], invert: Callable[[Tensor], Tensor], end: float) -> tuple[float, float]:
-    """Between which levels ``invert`` inverts ``log_snr``, looked up at irregular and at ever smaller times; (inf, -inf): nowhere.
+def inverted(
+    log_snr: Callable[[Tensor], Tensor], invert: Callable[[Tensor], Tensor], end: float
+) -> tuple[float, float]:
+    """Between which levels ``invert`` inverts ``log_snr``, looked up at irregular and at ever
+    smaller times; (inf, -inf): nowhere.
 
-    A subclass may have changed the schedule and not its inverse, or have one by a table that is right at its times alone.
+    A subclass may have changed the schedule and not its inverse, or have one by a table that is
+    right at its times alone.
     """
     k = torch.arange(1, 65, dtype=torch.float64)
     times = end * torch.cat([k * 0.6180339887498949 % 1, 0.7**k, torch.tensor([0.0, 1.0])])
@@ -136,7 +161,9 @@ def inverted(log_snr: Callable[[Tensor], Tensor], invert: Callable[[Tensor], Ten
 
 
 def close(a: Tensor, b: Tensor) -> bool:
-    """Whether they agree to 1e-8 of 1 + abs(b): torch.isclose in a few passes, which an adaptive step feels."""
+    """Whether they agree to 1e-8 of 1 + abs(b): torch.isclose in a few passes, which an adaptive
+    step feels.
+    """
     with np.errstate(invalid="ignore"):
         one, other = a.detach().numpy(), b.detach().numpy()
         return bool(((np.abs(one - other) <= 1e-8 + 1e-8 * np.abs(other)) | (one == other)).all())

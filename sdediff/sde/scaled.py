@@ -17,7 +17,8 @@ __all__ = ["Scaled"]
 
 @dataclass(frozen=True, repr=False)
 class Scaled(LinearSDE):
-    """The SDE of c x for x that follows ``base``, c = ``factor`` > 0: alpha and f stay, sigma and g are c times as large.
+    """The SDE of c x for x that follows ``base``, c = ``factor`` > 0: alpha and f stay, sigma and g
+    are c times as large.
 
     `LinearSDE.scaled` makes it. Time, and with it t_min and t_max, is that of ``base``.
     """

@@ -1,4 +1,6 @@
-"""What an SDE's coefficients say of its sizes: its last usable time, the data that it is for, and the grid that suits it."""
+"""What an SDE's coefficients say of its sizes: its last usable time, the data that it is for, and
+the grid that suits it.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def last_time(sde: LinearSDE) -> float:
 
 
 def data_std(sde: LinearSDE) -> float:
-    """That of `LinearSDE.stationary`, the last sigma where data vanish in the noise, else sqrt(sigma(t_min) sigma(t_max) / 0.5)."""
+    """That of `LinearSDE.stationary`, the last sigma where data vanish in the noise, else
+    sqrt(sigma(t_min) sigma(t_max) / 0.5).
+    """
     kept = sde.stationary
     if kept is not None:
         return math.sqrt(float(kept.detach()))
@@ -45,11 +49,12 @@ def data_std(sde: LinearSDE) -> float:
 
 
 def spacing(sde: LinearSDE) -> str:
-    """ "uniform", or "karras" where one of 20 equal steps in time would cross more than a third of what matters.
+    """ "uniform", or "karras" where one of 20 equal steps in time would cross more than a third of
+    what matters.
 
-    That is the range from log_snr = 4 to -4, in units of `data_std`, in which data and noise are of one size. Published
-    schedules cross a sixth of it at most; constant coefficients, under which `Heun` and `Churn` at 20 steps then have 1.2 and 2
-    times the right spread, nearly half.
+    That is the range from log_snr = 4 to -4, in units of `data_std`, in which data and noise are of
+    one size. Published schedules cross a sixth of it at most; constant coefficients, under which
+    `Heun` and `Churn` at 20 steps then have 1.2 and 2 times the right spread, nearly half.
     """
     times = torch.linspace(sde.t_min, sde.t_max, 21, dtype=torch.float64)
     level = sde.log_snr(times).detach() + 2 * math.log(sde.data_std)
@@ -60,7 +65,9 @@ def prior_gap(sde: LinearSDE, mean: Tensor | float, variance: Tensor | float) ->
     """What `LinearSDE.prior_gap` says."""
     m, v = torch.broadcast_tensors(reals("mean", mean), reals("variance", variance))
     if bool((v < 0).any()) or not bool(torch.isfinite(v).all() and torch.isfinite(m).all()):
-        raise ValueError("prior_gap: mean and variance must be finite and the variance not negative")
+        raise ValueError(
+            "prior_gap: mean and variance must be finite and the variance not negative"
+        )
     std = sde.prior.std
     alpha = sde.alpha(sde.t_max).detach() / std
     sigma = sde.sigma(sde.t_max).detach() / std

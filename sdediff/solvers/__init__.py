@@ -1,4 +1,6 @@
-"""Numerical solvers for score-based sampling: they see a drift, a score and a noise, and no SDE class and no network."""
+"""Numerical solvers for score-based sampling: they see a drift, a score and a noise, and no SDE
+class and no network.
+"""
 
 from sdediff.solvers.arithmetic import expand, rowwise, weighted
 from sdediff.solvers.brownian import BrownianPath
@@ -33,7 +35,18 @@ from sdediff.solvers.langevin import Langevin, MetropolisLangevin, PredictorCorr
 from sdediff.solvers.noise import Noise, StepNoise, fresh_seed
 from sdediff.solvers.options import Options, Snapshot
 from sdediff.solvers.problem import At, Monitor, Output, Problem
-from sdediff.solvers.runge_kutta import DOP853, RK23, RK45, DormandPrince, Euler, Heun, Midpoint, RungeKutta, RungeKutta4, Tsit5
+from sdediff.solvers.runge_kutta import (
+    DOP853,
+    RK23,
+    RK45,
+    DormandPrince,
+    Euler,
+    Heun,
+    Midpoint,
+    RungeKutta,
+    RungeKutta4,
+    Tsit5,
+)
 from sdediff.solvers.solution import Failure, Solution, SolveError, Status
 from sdediff.solvers.solver import Solver, Step
 from sdediff.solvers.stochastic import SRA1, SRA3, EulerMaruyama, ReverseDiffusion, StochasticHeun

@@ -24,8 +24,9 @@ __all__ = [
 ]
 
 Number = float | Tensor
-"""A planned coefficient: a float, or a float64 host tensor, () where it has a gradient or (rows,) where rows differ; the latter may
-be beside the state already (see `place`)."""
+"""A planned coefficient: a float, or a float64 host tensor, () where it has a gradient or (rows,)
+where rows differ; the latter may be beside the state already (see `place`).
+"""
 
 _ZERO: Final = torch.zeros(())
 
@@ -43,7 +44,9 @@ class Like(NamedTuple):
     sees: torch.dtype
     """The dtype in which a network without parameters is handed them."""
     asked: object = None
-    """The model whose own dtype ``sees`` is, if it has one: it need not look for it again at each step."""
+    """The model whose own dtype ``sees`` is, if it has one: it need not look for it again at each
+    step.
+    """
 
     @classmethod
     def of(cls, x: Tensor) -> Like:
@@ -82,7 +85,8 @@ def planned(count: int, like: Like | None, *columns: Coef) -> list[Sequence[Coef
 def expand(c: Number, x: Tensor) -> Number:
     """Shape host numbers ``c``, () or (rows,), so that they multiply a state ``x`` (rows, *event).
 
-    A float or 0-d host tensor is left as it is: it multiplies a state on any device without a copy and without changing its dtype.
+    A float or 0-d host tensor is left as it is: it multiplies a state on any device without a copy
+    and without changing its dtype.
     """
     if not isinstance(c, Tensor) or c.ndim != 1:
         return c
@@ -90,7 +94,9 @@ def expand(c: Number, x: Tensor) -> Number:
 
 
 def place(plan: Any, x: Tensor) -> Any:
-    """``plan``, nested tuples of numbers, with those of shape (rows,) beside a state ``x`` and shaped for it, by one transfer."""
+    """``plan``, nested tuples of numbers, with those of shape (rows,) beside a state ``x`` and
+    shaped for it, by one transfer.
+    """
     found: dict[int, Tensor] = {}
     _collect(plan, found)
     if not found:
@@ -109,7 +115,10 @@ def _collect(plan: Any, found: dict[int, Tensor]) -> None:
 
 
 def _exchange(plan: Any, parts: dict[int, Tensor]) -> Any:
-    new = [_exchange(part, parts) if isinstance(part, tuple) else parts.get(id(part), part) for part in plan]
+    new = [
+        _exchange(part, parts) if isinstance(part, tuple) else parts.get(id(part), part)
+        for part in plan
+    ]
     return type(plan)(*new) if hasattr(plan, "_fields") else tuple(new)
 
 
@@ -119,7 +128,8 @@ def rowwise(x: Tensor) -> Tensor:
 
 
 def vanishing(error: Tensor, size: Tensor) -> Tensor | None:
-    """Where an error and the size of the states are exactly 0, (rows, *event); None where that is nowhere.
+    """Where an error and the size of the states are exactly 0, (rows, *event); None where that is
+    nowhere.
 
     A device is not waited for: there the answer is a tensor even if nothing is 0.
     """
@@ -139,8 +149,8 @@ def weighted(*terms: tuple[Coef, Tensor]) -> Tensor:
             return x.add(y, alpha=b) if a == 1.0 else _ZERO.add(x, alpha=a).add_(y, alpha=b)
     total, fresh = None, False
     for c, x in terms:
-        # Numbers first: for them isinstance is fast. They multiply as ``alpha``, which torch takes as it is: of the c in x * c it
-        # makes a tensor, which doubles the time of a small product.
+        # Numbers first: for them isinstance is fast. They multiply as ``alpha``, which torch takes
+        # as it is: of the c in x * c it makes a tensor, which doubles the time of a small product.
         if isinstance(c, float):
             if c == 0.0:
                 continue
@@ -162,7 +172,9 @@ def weighted(*terms: tuple[Coef, Tensor]) -> Tensor:
 
 
 def own(found: Tensor, x: Tensor, out: Tensor) -> Tensor:
-    """``found``, copied if it is the state or the network's output itself: a network may write all its outputs to one tensor."""
+    """``found``, copied if it is the state or the network's output itself: a network may write all
+    its outputs to one tensor.
+    """
     return found.clone() if found is out or found is x else found
 
 

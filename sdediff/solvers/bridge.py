@@ -1,4 +1,6 @@
-"""A Brownian path inside an interval as a sum of normals, each with a function of time: what `BrownianPath` is computed by."""
+"""A Brownian path inside an interval as a sum of normals, each with a function of time: what
+`BrownianPath` is computed by.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,18 @@ SMALL: Final = 2**15
 """Numbers up to which calls count more than memory."""
 
 
-def basis(x: Floats, length: Floats, levels: Floats, *, area: bool, integrals: bool) -> tuple[Floats, Floats]:
-    """The nodes above the places ``x``, from 0 to 1, in intervals of that length, and their functions there.
+def basis(
+    x: Floats, length: Floats, levels: Floats, *, area: bool, integrals: bool
+) -> tuple[Floats, Floats]:
+    """The nodes above the places ``x``, from 0 to 1, in intervals of that length, and their
+    functions there.
 
-    Returns the number of each node in its level, (L, *x.shape), and the functions of its normals and, if asked for, their integrals
-    from its start, (1 or 2, L, k, *x.shape). For y from 0 to 1 in a node of length h, and v = 2y or 2 - 2y in its two halves, they
-    are, of two normals with ``area``, sqrt(h)/4 v (3v - 2) and +-3 sqrt(h/12) v (1 - v), which is what the halves' W and H make of
-    6 y (1 - y) H + y W; and of one without it sqrt(h)/2 v, Levy's, whose integrals there are not.
+    Returns the number of each node in its level, (L, *x.shape), and the functions of its normals
+    and, if asked for, their integrals from its start, (1 or 2, L, k, *x.shape). For y from 0 to 1
+    in a node of length h, and v = 2y or 2 - 2y in its two halves, they are, of two normals with
+    ``area``, sqrt(h)/4 v (3v - 2) and +-3 sqrt(h/12) v (1 - v), which is what the halves' W and H
+    make of 6 y (1 - y) H + y W; and of one without it sqrt(h)/2 v, Levy's, whose integrals there
+    are not.
     """
     scaled = x * levels
     within = np.floor(scaled)
@@ -50,7 +57,8 @@ def basis(x: Floats, length: Floats, levels: Floats, *, area: bool, integrals: b
 
 
 def total_of(weights: Floats, normals: Iterable[Numbers], shape: tuple[int, ...]) -> NDArray[Any]:
-    """The sum over K, (outputs, *shape), of weights (outputs, K, ...) times normals K times (*shape), from the first to the last.
+    """The sum over K, (outputs, *shape), of weights (outputs, K, ...) times normals K times
+    (*shape), from the first to the last.
 
     In this order however many there are, as each sum is rounded.
     """
@@ -71,14 +79,30 @@ def edges(start: float, end: float, intervals: int | Tensor) -> Tensor:
     if isinstance(intervals, Tensor):
         times = intervals.detach().to("cpu", torch.float64)
         steps = times.diff() if times.ndim == 1 else times
-        if times.ndim != 1 or len(times) < 2 or not (bool((steps > 0).all()) or bool((steps < 0).all())):
-            raise ValueError("BrownianPath: intervals must be times (M + 1,) that rise or fall, or how many equal intervals")
+        if (
+            times.ndim != 1
+            or len(times) < 2
+            or not (bool((steps > 0).all()) or bool((steps < 0).all()))
+        ):
+            raise ValueError(
+                "BrownianPath: intervals must be times (M + 1,) that rise or fall, or how many "
+                "equal intervals"
+            )
         if float(times[0]) != start or float(times[-1]) != end:
             raise ValueError(
-                f"BrownianPath: intervals go from {float(times[0]):g} to {float(times[-1]):g}, not from {start:g} to {end:g}"
+                f"BrownianPath: intervals go from {float(times[0]):g} to {float(times[-1]):g}, "
+                f"not from {start:g} to {end:g}"
             )
         return times
-    intervals = whole("BrownianPath: intervals", intervals, 1, 2**20, kind="an int from 1 to 2^20, or times (M + 1,)")
+    intervals = whole(
+        "BrownianPath: intervals",
+        intervals,
+        1,
+        2**20,
+        kind="an int from 1 to 2^20, or times (M + 1,)",
+    )
     if not (math.isfinite(start) and math.isfinite(end) and start != end):
-        raise ValueError(f"BrownianPath: start and end must be two different times, got {start:g} and {end:g}")
+        raise ValueError(
+            f"BrownianPath: start and end must be two different times, got {start:g} and {end:g}"
+        )
     return torch.linspace(start, end, intervals + 1, dtype=torch.float64)

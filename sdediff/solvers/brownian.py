@@ -1,4 +1,6 @@
-"""A Brownian path that can be asked for at any times, in any order: what solvers with different steps have in common."""
+"""A Brownian path that can be asked for at any times, in any order: what solvers with different
+steps have in common.
+"""
 
 from __future__ import annotations
 
@@ -22,24 +24,29 @@ _KEEP: Final = 2**23  # numbers of the base intervals, of each kind, up to which
 
 
 class BrownianPath:
-    """Brownian paths, one for each seed, as the noise of a solve: any steps, and any order of them, see the same path.
+    """Brownian paths, one for each seed, as the noise of a solve: any steps, and any order of them,
+    see the same path.
 
-    From ``start`` to ``end`` (in either direction) there are ``intervals`` base intervals: so many equal ones, or those between the
-    given times (M + 1,). Over one of length h the increment W and H = 1/h int (w_r - w_a - (r - a)/h W) dr are independent normals,
-    of variance h and h/12 (space-time Levy area: Foster, Lyons and Oberhauser 2020, SIAM Journal on Numerical Analysis 58); and
-    given the two
+    From ``start`` to ``end`` (in either direction) there are ``intervals`` base intervals: so many
+    equal ones, or those between the given times (M + 1,). Over one of length h the increment W and
+    H = 1/h int (w_r - w_a - (r - a)/h W) dr are independent normals, of variance h and h/12
+    (space-time Levy area: Foster, Lyons and Oberhauser 2020, SIAM Journal on Numerical Analysis
+    58); and given the two
 
         W1 - W2 = 3 H + sqrt(h)/2 z1,   H1 + H2 = H/2 - sqrt(h)/4 z1,   H1 - H2 = sqrt(h/12) z2
 
-    for its halves, down to 2^-``depth`` of it, below which the path is its conditional mean, a parabola: the variance of w is short
-    of h 2^-depth / 16 at most. A time costs two normals for each of ``depth`` nodes, fewer at a dyadic part of a base interval,
-    none at an end of one or where the last query ended: take base intervals in which the steps' ends are. Over those `White` has
-    the same normals in steps of the same numbers. ``area=False``: another path, with one normal a node (Levy's, sqrt(h)/2 z for
-    the middle given the ends), a line below the depth (short of h 2^-depth / 4), and without time integrals: at half the cost.
+    for its halves, down to 2^-``depth`` of it, below which the path is its conditional mean, a
+    parabola: the variance of w is short of h 2^-depth / 16 at most. A time costs two normals for
+    each of ``depth`` nodes, fewer at a dyadic part of a base interval, none at an end of one or
+    where the last query ended: take base intervals in which the steps' ends are. Over those `White`
+    has the same normals in steps of the same numbers. ``area=False``: another path, with one normal
+    a node (Levy's, sqrt(h)/2 z for the middle given the ends), a line below the depth (short of h
+    2^-depth / 4), and without time integrals: at half the cost.
 
-    Values depend on (seed, start, end, intervals, depth, area) and the times alone: not on the batch, the device, or what was
-    asked before. Memory is bounded: kept are 2^23 numbers of base intervals and the path at two times. Times are in float64, ()
-    or (rows,), anywhere between start and end, and have no gradient.
+    Values depend on (seed, start, end, intervals, depth, area) and the times alone: not on the
+    batch, the device, or what was asked before. Memory is bounded: kept are 2^23 numbers of base
+    intervals and the path at two times. Times are in float64, () or (rows,), anywhere between start
+    and end, and have no gradient.
     """
 
     def __init__(
@@ -64,13 +71,18 @@ class BrownianPath:
         self._white = White(seeds, event, dtype=dtype, device=device)  # which checks them
         self.dtype, self.device = dtype, self._white.device
         self._white = White(seeds, event)
-        self._white.keep = max(1, _KEEP // max(1, self._white.length * len(self._white.seeds) * self._white.event.numel()))
+        self._white.keep = max(
+            1,
+            _KEEP
+            // max(1, self._white.length * len(self._white.seeds) * self._white.event.numel()),
+        )
         self._plain = dtype == torch.float32 and self.device.type == "cpu"
         self._times = times
         self._knots = {time: i for i, time in enumerate(times.tolist())}
         self._sign = 1.0 if self.end > self.start else -1.0
         self._distance: Floats = (times - times[0]).abs().numpy().astype(np.float64)
-        self._length: Floats = np.append(np.diff(self._distance), 1.0)  # one more interval, where nothing is ever asked
+        # one more interval, where nothing is ever asked
+        self._length: Floats = np.append(np.diff(self._distance), 1.0)
         self._roots: list[float] = np.sqrt(self._length).tolist()
         self._levels: Floats = np.exp2(np.arange(depth, dtype=np.float64))[:, None, None]
         self._kept: dict[tuple[int, bytes, bytes], Floats] = {}
@@ -86,20 +98,33 @@ class BrownianPath:
         return self._white.event
 
     def at(self, step: int) -> _PathStep:
-        """Noise of the step number ``step``: the path by its times, the other streams as `White`'s."""
+        """Noise of the step number ``step``: the path by its times, the other streams as
+        `White`'s.
+        """
         return _PathStep(self, step)
 
     def take(self, rows: Tensor) -> BrownianPath:
         """The paths of some of the rows."""
         seeds = [self.seeds[i] for i in rows.tolist()]
-        options = {"depth": self.depth, "area": self.area, "dtype": self.dtype, "device": self.device}
-        return BrownianPath(seeds, self.event, self.start, self.end, intervals=self._times, **options)  # type: ignore[arg-type]
+        return BrownianPath(
+            seeds,
+            self.event,
+            self.start,
+            self.end,
+            intervals=self._times,
+            depth=self.depth,
+            area=self.area,
+            dtype=self.dtype,
+            device=self.device,
+        )
 
     def tree(self) -> None:
         """None: it is a path itself."""
 
     def over(self, a: Tensor, b: Tensor) -> Tensor:
-        """The increment from a to b over the root of the interval's length, (rows, *event); 0 over no length."""
+        """The increment from a to b over the root of the interval's length, (rows, *event); 0 over
+        no length.
+        """
         i, j = self._ends(a, b)
         if j - i == 1:
             return self._out(self._white.normal(i, "path", 0))
@@ -116,21 +141,26 @@ class BrownianPath:
         """w_b - w_a and the integral of w - w_a over the interval, its length taken positive."""
         if not self.area:
             raise ValueError(
-                "BrownianPath: made with area=False it has no time integrals, which this solver asks for: take area=True"
+                "BrownianPath: made with area=False it has no time integrals, which this solver "
+                "asks for: take area=True"
             )
         i, j = self._ends(a, b)
         if j - i == 1:
             z, other = (self._white.normal(i, "path", k).to(self.dtype) for k in (0, 1))
-            w, integral = paired(z, other, self._roots[i] ** 2)  # on the host, lest a sum that cancels differ by the device
+            # on the host, lest a sum that cancels differ by the device
+            w, integral = paired(z, other, self._roots[i] ** 2)
             return self._out(w), self._out(integral)
         w, area = self._asked(a, b, 2)
         return w, area
 
     def normal(self, step: int, stream: str, k: int) -> Tensor:
-        """Standard normal (rows, *event) of the key (step, stream, k), for the streams that have no path."""
+        """Standard normal (rows, *event) of the key (step, stream, k), for the streams that have no
+        path.
+        """
         if stream == "path":
             raise ValueError(
-                "a Brownian path has no normals by number: ask for noise.over(t, s), the increment over the root of its length"
+                "a Brownian path has no normals by number: ask for noise.over(t, s), the "
+                "increment over the root of its length"
             )
         return self._out(self._white.normal(step, stream, k))
 
@@ -146,10 +176,16 @@ class BrownianPath:
 
     def _asked(self, a: Tensor, b: Tensor, outputs: int, *, standard: bool = False) -> list[Tensor]:
         if a.requires_grad or b.requires_grad:
-            raise ValueError("a Brownian path has no derivative in time: detach the times, or take White for gradients to a grid")
+            raise ValueError(
+                "a Brownian path has no derivative in time: detach the times, or take White for "
+                "gradients to a grid"
+            )
         rows, size = len(self.seeds), self.event.numel()
         if {a.shape, b.shape} - {torch.Size(), torch.Size((rows,))}:
-            raise ValueError(f"times must be () or ({rows},), one for each row; got {tuple(a.shape)} and {tuple(b.shape)}")
+            raise ValueError(
+                f"times must be () or ({rows},), one for each row; got {tuple(a.shape)} and "
+                f"{tuple(b.shape)}"
+            )
         if not rows or not size:
             return [torch.zeros(rows, *self.event, dtype=self.dtype, device=self.device)] * outputs
         times = np.empty((2, rows if a.ndim or b.ndim else 1))
@@ -167,10 +203,15 @@ class BrownianPath:
         return [sent(each, self.dtype, self.device).reshape(rows, *self.event) for each in total]
 
     def _locate(self, times: Floats) -> tuple[Ints, Floats, Floats]:
-        """The base intervals of times (2, R), the places in them, from 0 to 1, and the distances from the start."""
+        """The base intervals of times (2, R), the places in them, from 0 to 1, and the distances
+        from the start.
+        """
         p, far = self._sign * (times - self.start), self._distance[-1]
         if p.size and not (p.min() >= -1e-12 * far and p.max() <= (1 + 1e-12) * far):
-            raise ValueError(f"times must lie between {self.start:g} and {self.end:g}, where this path is; got {times.tolist()}")
+            raise ValueError(
+                f"times must lie between {self.start:g} and {self.end:g}, where this path is; "
+                f"got {times.tolist()}"
+            )
         p = p.clip(0.0, far)
         i = self._distance[1:].searchsorted(p, side="right")
         cells = 2.0**self.depth
@@ -181,7 +222,9 @@ class BrownianPath:
         return i, x, self._distance[i] + self._length[i] * x
 
     def _between(self, i: Ints, x: Floats, p: Floats, outputs: int) -> Floats:
-        """w_b - w_a and, of two outputs, the integral of w - w_a, (outputs, rows, size), a being before b."""
+        """w_b - w_a and, of two outputs, the integral of w - w_a, (outputs, rows, size), a being
+        before b.
+        """
         (start, end), length = self._places(i, x, outputs), p[1] - p[0]
         total: Floats = end - start
         if outputs == 2:
@@ -199,7 +242,9 @@ class BrownianPath:
             weights[1, ..., 0] = root * (0.5 * h + p[1] - self._distance[q + 1])
         total += total_of(weights, self._steps(q, 0), total.shape[1:])
         if outputs == 2:
-            total[1:] += total_of((root * h / 12**0.5)[None, ..., None], self._steps(q, 1), total.shape[1:])
+            total[1:] += total_of(
+                (root * h / 12**0.5)[None, ..., None], self._steps(q, 1), total.shape[1:]
+            )
         return total
 
     def _steps(self, q: Ints, k: int) -> Iterable[Numbers]:
@@ -210,18 +255,26 @@ class BrownianPath:
         if len(q) == 1 or white.length == 1:
             return (white.normal(i, "path", k).numpy().reshape(shape[1:]) for i in q[:, 0].tolist())
         first, last = int(q.min()) // white.length, int(q.max()) // white.length
-        found = [white.block("path", k, number).numpy().reshape(shape) for number in range(first, last + 1)]
-        return (found[0] if len(found) == 1 else np.concatenate(found))[q[:, 0] - first * white.length]
+        found = [
+            white.block("path", k, number).numpy().reshape(shape)
+            for number in range(first, last + 1)
+        ]
+        return (found[0] if len(found) == 1 else np.concatenate(found))[
+            q[:, 0] - first * white.length
+        ]
 
     def _places(self, i: Ints, x: Floats, outputs: int) -> list[Floats]:
-        """w and, of two outputs, its integral, from the start of base intervals ``i`` to places ``x`` in them, of two times (2, R).
+        """w and, of two outputs, its integral, from the start of base intervals ``i`` to places
+        ``x`` in them, of two times (2, R).
 
         What was found for the query before is kept: the next one often begins where it ended.
         """
         keys = [(outputs, at.tobytes(), place.tobytes()) for at, place in zip(i, x, strict=True)]
         new = [k for k in (0, 1) if keys[k] not in self._kept]
         if new:
-            self._kept.update(zip([keys[k] for k in new], self._place(i[new], x[new], outputs), strict=True))
+            self._kept.update(
+                zip([keys[k] for k in new], self._place(i[new], x[new], outputs), strict=True)
+            )
         self._kept = {key: self._kept[key] for key in keys}
         return [self._kept[key] for key in keys]
 
@@ -261,7 +314,9 @@ class BrownianPath:
             yield found[0][None, None] if len(found) == 1 else np.stack(found)[None]
 
     def _nodes(self, ids: Ints) -> Iterable[Numbers]:
-        """The normals (m, T, rows, size) of nodes (L, T, R), some of them at a time, in their order."""
+        """The normals (m, T, rows, size) of nodes (L, T, R), some of them at a time, in their
+        order.
+        """
         rows = len(self.seeds)
         size = self.event.numel()
         width = ids.shape[1]
@@ -269,7 +324,9 @@ class BrownianPath:
         most = max(1, SMALL // (normals * width * rows * size))
         for k in range(0, len(ids), most):
             part = ids[k : k + most]
-            drawn = keyed(self._white.sources, part.reshape(-1, ids.shape[2]), "bridge", 0, normals * size)
+            drawn = keyed(
+                self._white.sources, part.reshape(-1, ids.shape[2]), "bridge", 0, normals * size
+            )
             shaped = drawn.reshape(len(part), width, rows, normals, size).transpose(0, 3, 1, 2, 4)
             yield shaped.reshape(-1, width, rows, size)
 

@@ -1,4 +1,6 @@
-"""Noise added and taken away again: EDM's churn, Restart and re-noising, around any solver with fixed steps."""
+"""Noise added and taken away again: EDM's churn, Restart and re-noising, around any solver with
+fixed steps.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,23 @@ def check_inner(name: str, solver: Solver) -> None:
     if not isinstance(solver, Solver):
         raise TypeError(f"{name}: the solver must be a solver value such as Heun(), got {solver!r}")
     if solver.adaptive or solver.times is not None:
-        raise ValueError(f"{name}: {solver!r} chooses its own steps; take a solver with fixed steps, Heun() say")
+        raise ValueError(
+            f"{name}: {solver!r} chooses its own steps; take a solver with fixed steps, Heun() say"
+        )
     if solver.whole:
-        raise ValueError(f"{name}: {solver!r} is another library's driver, without steps of its own; take Heun(), say")
+        raise ValueError(
+            f"{name}: {solver!r} is another library's driver, without steps of its own; take "
+            "Heun(), say"
+        )
     if solver.stochastic:
-        raise ValueError(f"{name}: {solver!r} adds noise itself; take a deterministic solver, Heun() say")
+        raise ValueError(
+            f"{name}: {solver!r} adds noise itself; take a deterministic solver, Heun() say"
+        )
     if solver.carries:
-        raise ValueError(f"{name}: {solver!r} carries history from step to step, which added noise makes stale; take Heun(), say")
+        raise ValueError(
+            f"{name}: {solver!r} carries history from step to step, which added noise makes "
+            "stale; take Heun(), say"
+        )
 
 
 class _Noised(NamedTuple):
@@ -39,13 +51,17 @@ class _Noised(NamedTuple):
 
 
 def _path(problem: Problem, solver: Solver, points: list[Tensor]) -> list[Any]:
-    """The solver's plans for consecutive pairs (t, s) of ``points``, all coefficients at once: the pairs between are let go."""
+    """The solver's plans for consecutive pairs (t, s) of ``points``, all coefficients at once: the
+    pairs between are let go.
+    """
     return list(solver.plan(problem, torch.stack(points)))[::2]
 
 
 @dataclass(frozen=True)
 class _Around(Solver):
-    """What Churn and Restart share: a deterministic solver with fixed steps, and noise by the forward kernel."""
+    """What Churn and Restart share: a deterministic solver with fixed steps, and noise by the
+    forward kernel.
+    """
 
     solver: Solver
 
@@ -106,7 +122,8 @@ class Churn(_Around):
             raise ValueError(f"Churn: churn must be a number >= 0, got {self.churn!r}")
         if not 0 <= self.between[0] <= self.between[1]:
             raise ValueError(
-                f"Churn: between must be (low, high), 0 <= low <= high, in units of sigma / alpha; got {self.between!r}"
+                "Churn: between must be (low, high), 0 <= low <= high, in units of sigma / "
+                f"alpha; got {self.between!r}"
             )
         if not 0 < self.noise < float("inf"):
             raise ValueError(f"Churn: noise must be a positive number, got {self.noise!r}")
@@ -129,11 +146,22 @@ class Churn(_Around):
         hat = torch.where(above > u[0], beyond, inside)
         hat = torch.where(above > u[:-1], torch.maximum(hat, t), t)
         ratio, std = problem.kernel(hat, t)
-        inner = _path(problem, self.solver, [time for pair in zip(hat, times[1:], strict=True) for time in pair])
+        inner = _path(
+            problem,
+            self.solver,
+            [time for pair in zip(hat, times[1:], strict=True) for time in pair],
+        )
         sizes = problem.coefs(len(t), ratio, self.noise * std)
         return [_Noised(*row) for row in zip(*sizes, inner, strict=True)]
 
-    def step(self, problem: Problem, x: Tensor, plan: _Noised, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+    def step(
+        self,
+        problem: Problem,
+        x: Tensor,
+        plan: _Noised,
+        noise: StepNoise,
+        state: tuple[Tensor, ...],
+    ) -> Step:
         """Add noise, then one step of the solver."""
         noisy = weighted((plan.ratio, x), (plan.std, noise.normal("churn")))
         return self.solver.step(problem, noisy, plan.inner, noise, ())
@@ -147,13 +175,14 @@ class _Restarted(NamedTuple):
 
 @dataclass(frozen=True)
 class Restart(_Around):
-    """Solve on; at t_low add the noise of the forward process up to t_high, and solve back to t_low, ``rounds`` times.
+    """Solve on; at t_low add the noise of the forward process up to t_high, and solve back to
+    t_low, ``rounds`` times.
 
-    Restart sampling (Xu et al. 2023, arXiv 2306.14878, Algorithm 2) around any deterministic ``solver`` for any linear SDE.
-    ``between`` is (t_low, t_high); the time of the grid nearest to t_low takes its place. The way
-    back takes ``steps`` steps, uniform in log(sigma / alpha), where the authors' code spaces
-    ``steps`` + 1 levels of sigma as the grid ``"karras"`` does. What discretization errors the
-    solver has made above t_low, the added noise contracts.
+    Restart sampling (Xu et al. 2023, arXiv 2306.14878, Algorithm 2) around any deterministic
+    ``solver`` for any linear SDE. ``between`` is (t_low, t_high); the time of the grid nearest to
+    t_low takes its place. The way back takes ``steps`` steps, uniform in log(sigma / alpha), where
+    the authors' code spaces ``steps`` + 1 levels of sigma as the grid ``"karras"`` does. What
+    discretization errors the solver has made above t_low, the added noise contracts.
     """
 
     between: tuple[float, float]
@@ -164,7 +193,10 @@ class Restart(_Around):
         """Check the arguments."""
         super().__post_init__()
         if not 0 <= self.between[0] < self.between[1]:
-            raise ValueError(f"Restart: between must be (t_low, t_high) with t_low < t_high, got {self.between!r}")
+            raise ValueError(
+                "Restart: between must be (t_low, t_high) with t_low < t_high, got "
+                f"{self.between!r}"
+            )
         for name, value in (("rounds", self.rounds), ("steps", self.steps)):
             _ = whole(f"Restart: {name}", value, 1)
 
@@ -180,32 +212,49 @@ class Restart(_Around):
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Restarted]:
         """The solver's plan, and the way back after the step that ends nearest to t_low."""
         if times.ndim > 1:
-            raise ValueError("Restart goes back at one time of the grid: it takes one grid for all samples")
+            raise ValueError(
+                "Restart goes back at one time of the grid: it takes one grid for all samples"
+            )
         whole = times if problem.grid is None else problem.grid
         low = whole[1:][(whole[1:] - self.between[0]).abs().argmin()]
         high = torch.tensor(self.between[1], dtype=torch.float64)
         if not low < high <= whole[0]:
             raise ValueError(
-                f"Restart: t_high = {self.between[1]:g} must lie above {float(low):.6g}, the grid's time next to t_low, "
+                f"Restart: t_high = {self.between[1]:g} must lie above {float(low):.6g}, the "
+                "grid's time next to t_low, "
                 f"and not above the grid's start, {float(whole[0]):.6g}"
             )
         plans = self.solver.plan(problem, times)
-        here = torch.nonzero(times[1:] == low).flatten().tolist()  # of the whole grid, of which this may be a piece
+        # of the whole grid, of which this may be a piece
+        here = torch.nonzero(times[1:] == low).flatten().tolist()
         if not here:
             return [_Restarted(inner, None, self.rounds) for inner in plans]
         if any(float(low) < jump < float(high) for jump in problem.breaks):
             raise ValueError(
-                f"Restart: the model jumps between t_low = {float(low):.6g} and t_high = {float(high):.6g}, so that the way back "
+                f"Restart: the model jumps between t_low = {float(low):.6g} and t_high = "
+                f"{float(high):.6g}, so that the way back "
                 "would step over it; choose both on one side"
             )
         ends = problem.log_snr(torch.stack([high, low]))
-        back = problem.time_of(torch.linspace(float(ends[0]), float(ends[1]), self.steps + 1, dtype=torch.float64))
+        back = problem.time_of(
+            torch.linspace(float(ends[0]), float(ends[1]), self.steps + 1, dtype=torch.float64)
+        )
         back[0], back[-1] = high, low
         ratio, std = problem.kernel(high, low)
         again = _Noised(ratio, std, self.solver.plan(problem, back))
-        return [_Restarted(inner, again if i == here[0] else None, self.rounds) for i, inner in enumerate(plans)]
+        return [
+            _Restarted(inner, again if i == here[0] else None, self.rounds)
+            for i, inner in enumerate(plans)
+        ]
 
-    def step(self, problem: Problem, x: Tensor, plan: _Restarted, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+    def step(
+        self,
+        problem: Problem,
+        x: Tensor,
+        plan: _Restarted,
+        noise: StepNoise,
+        state: tuple[Tensor, ...],
+    ) -> Step:
         """One step of the solver, and the rounds that follow it."""
         x = self.solver.step(problem, x, plan.inner, noise, ()).x
         for k in range(plan.rounds if plan.again is not None else 0):
@@ -223,7 +272,8 @@ class _Renoised(NamedTuple):
 
 @dataclass(frozen=True)
 class Renoise(_Around):
-    """A step of ``solver`` from t to s' beyond s, and the forward process from s' back to s: x_s = ratio x_s' + std z.
+    """A step of ``solver`` from t to s' beyond s, and the forward process from s' back to s: x_s =
+    ratio x_s' + std z.
 
     s' is where log(alpha / sigma) exceeds that at s by the integral of lambda^2 over the step, but
     never beyond the end of the grid: as steps shrink this is the reverse SDE at the problem's
@@ -255,14 +305,25 @@ class Renoise(_Around):
         u, ends = 0.5 * problem.log_snr(times), times[1:]
         mixing = problem.mixing(times)
         beyond = torch.minimum(u[1:] + mixing.diff(dim=0), u[-1])
-        past = torch.where(beyond > u[1:], torch.minimum(problem.time_of(2 * beyond), ends), ends).clamp(min=times[-1])
+        past = torch.where(
+            beyond > u[1:], torch.minimum(problem.time_of(2 * beyond), ends), ends
+        ).clamp(min=times[-1])
         ratio, std = problem.kernel(ends, past)
         points = [time for pair in zip(times[:-1], past, strict=True) for time in pair]
         inner = _path(problem.without_noise(), self.solver, points)
-        noised = (_Noised(*row) for row in zip(*problem.coefs(len(ends), ratio, std), inner, strict=True))
+        noised = (
+            _Noised(*row) for row in zip(*problem.coefs(len(ends), ratio, std), inner, strict=True)
+        )
         return [_Renoised(*row) for row in zip(times[:-1], ends, noised, strict=True)]
 
-    def step(self, problem: Problem, x: Tensor, plan: _Renoised, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+    def step(
+        self,
+        problem: Problem,
+        x: Tensor,
+        plan: _Renoised,
+        noise: StepNoise,
+        state: tuple[Tensor, ...],
+    ) -> Step:
         """One step of the solver, then noise."""
         ratio, std, inner = plan.noised
         mean = weighted((ratio, self.solver.step(problem.without_noise(), x, inner, noise, ()).x))

@@ -1,4 +1,6 @@
-"""Integration variables: the same deterministic problem as dy / du = slope, for y = x / c and u a function of time."""
+"""Integration variables: the same deterministic problem as dy / du = slope, for y = x / c and u a
+function of time.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ class Clock(Protocol):
         """(a, b) of dy / du = a x + b quantity, shaped as t; None: (0, 1)."""
 
 
-def slopes(problem: Problem, variable: Clock, times: Tensor, keep: Number = 0.0, push: Number = 1.0) -> Sequence[Any]:
+def slopes(
+    problem: Problem, variable: Clock, times: Tensor, keep: Number = 0.0, push: Number = 1.0
+) -> Sequence[Any]:
     """Entries of `Problem.at` for keep x + push dy / du at times (n,) or (n, rows)."""
     found = variable.weights(times)
     if found is not None:
@@ -110,11 +114,13 @@ class _LogSnr(_Sigma):
 
 @dataclass(frozen=True)
 class _Angle(_Sigma):
-    """u = arctan(sigma / (r alpha)), y = x / c with c = sqrt((r alpha)^2 + sigma^2), r the size of details.
+    """u = arctan(sigma / (r alpha)), y = x / c with c = sqrt((r alpha)^2 + sigma^2), r the size of
+    details.
 
-    With x = alpha data + sigma noise, y = cos(u) data / r + sin(u) noise, so that dy / du = cos(u) noise - sin(u) data / r. The
-    flow of N(0, r^2) does not move y at all. In terms of v = alpha noise - sigma data the slope is
-    (r^2 - 1) alpha sigma / (r c (alpha^2 + sigma^2)) x + c / (r (alpha^2 + sigma^2)) v.
+    With x = alpha data + sigma noise, y = cos(u) data / r + sin(u) noise, so that dy / du = cos(u)
+    noise - sin(u) data / r. The flow of N(0, r^2) does not move y at all. In terms of v = alpha
+    noise - sigma data the slope is (r^2 - 1) alpha sigma / (r c (alpha^2 + sigma^2)) x + c / (r
+    (alpha^2 + sigma^2)) v.
     """
 
     size: float

@@ -15,7 +15,9 @@ __all__ = ["Coef", "Coordinates", "Linear", "Matrix", "is_linear", "outer"]
 
 
 class Linear(Protocol):
-    """A linear map of states that is no number; one object holds those of n times as `Coordinates` and `Matrix` do."""
+    """A linear map of states that is no number; one object holds those of n times as `Coordinates`
+    and `Matrix` do.
+    """
 
     def __matmul__(self, x: Tensor) -> Tensor:
         """The map applied to states x (rows, *event)."""
@@ -47,7 +49,9 @@ shaped for the states and stands beside them; a linear map."""
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _Values:
-    """Values whose first dimensions, those that a single map does not have, count times and rows."""
+    """Values whose first dimensions, those that a single map does not have, count times and
+    rows.
+    """
 
     values: Tensor
 
@@ -87,7 +91,8 @@ class Coordinates(_Values):
         """The states with each coordinate multiplied by its number."""
         if self.values.shape not in (x.shape[1:], x.shape):
             raise ValueError(
-                f"Coordinates with values of shape {tuple(self.values.shape)} do not fit states with events "
+                f"Coordinates with values of shape {tuple(self.values.shape)} do not fit states "
+                "with events "
                 f"{tuple(x.shape[1:])}: there is a number for each coordinate"
             )
         return self._like(x) * x
@@ -100,7 +105,8 @@ class Coordinates(_Values):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Matrix(_Values):
-    """A matrix on one axis of the event: (c x)_i = sum_j c_ij x_j for the entries i, j along ``axis``.
+    """A matrix on one axis of the event: (c x)_i = sum_j c_ij x_j for the entries i, j along
+    ``axis``.
 
     ``values`` (k, k), or (n, k, k) at n times; ``axis`` counts the dimensions of the event from 0,
     and the event has the length k there. A phase space of positions and velocities has the event
@@ -118,7 +124,8 @@ class Matrix(_Values):
         size = x.shape[1 + self.axis] if self.axis + 1 < x.ndim else None
         if self.values.shape[-2:] != (size, size):
             raise ValueError(
-                f"a Matrix of {' x '.join(map(str, self.values.shape[-2:]))} on axis {self.axis} does not fit "
+                f"a Matrix of {' x '.join(map(str, self.values.shape[-2:]))} on axis {self.axis} "
+                "does not fit "
                 f"states with events {tuple(x.shape[1:])}: it is square, of the length of that axis"
             )
         there = x.movedim(1 + self.axis, 1)
@@ -138,4 +145,6 @@ def outer(c: Coef) -> Coef:
 
 def is_linear(c: object) -> bool:
     """Whether it is a linear map that is no number, ours or one of the user's."""
-    return not isinstance(c, float | int | Tensor) and all(hasattr(c, name) for name in ("outer", "unbind", "__matmul__"))
+    return not isinstance(c, float | int | Tensor) and all(
+        hasattr(c, name) for name in ("outer", "unbind", "__matmul__")
+    )

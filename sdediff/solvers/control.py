@@ -29,12 +29,14 @@ _ROUNDING: Final = 16  # in units of the state's own, below which a step does no
 
 
 class PerSample(Control):
-    """Every sample has its own time, step size and error; who has arrived or failed leaves the batch.
+    """Every sample has its own time, step size and error; who has arrived or failed leaves the
+    batch.
 
-    PI control (Hairer and Wanner, Solving Ordinary Differential Equations II, IV.2): h_next = h (goal / e)^(0.7 / q)
-    (e_before / goal)^(0.4 / q), with e the norm of the error, at most 1 where a step is accepted, and q the order of its
-    estimate. A goal of a tenth of that was cheapest on flows of mixtures at a given error of the result (docs/solvers.md):
-    few steps are rejected, and no single one makes most of the error. Samples land on every time of the grid.
+    PI control (Hairer and Wanner, Solving Ordinary Differential Equations II, IV.2): h_next = h
+    (goal / e)^(0.7 / q) (e_before / goal)^(0.4 / q), with e the norm of the error, at most 1 where
+    a step is accepted, and q the order of its estimate. A goal of a tenth of that was cheapest on
+    flows of mixtures at a given error of the result (docs/solvers.md): few steps are rejected, and
+    no single one makes most of the error. Samples land on every time of the grid.
     Steps have their lengths in the variable of the solver's `clock`.
     """
 
@@ -43,7 +45,9 @@ class PerSample(Control):
     """What there is one of for each row."""
     rows: Tensor
 
-    def __init__(self, problem: Problem, solver: Solver, x: Tensor, times: Tensor, noise: Noise | None) -> None:
+    def __init__(
+        self, problem: Problem, solver: Solver, x: Tensor, times: Tensor, noise: Noise | None
+    ) -> None:
         self.problem = problem
         self.solver = solver
         self.x = x
@@ -59,7 +63,8 @@ class PerSample(Control):
         self.target = torch.ones(self.samples, dtype=torch.int64)
         self.before = torch.ones(self.samples, dtype=torch.float64)
         self.retry, self.moved = torch.zeros(2, self.samples, dtype=torch.bool)
-        (self.rtol, self.atol), self.q = tolerances(solver, problem, x.dtype), float(solver.error_order)  # type: ignore[attr-defined]
+        self.rtol, self.atol = tolerances(solver, problem, x.dtype)
+        self.q = float(solver.error_order)  # type: ignore[attr-defined]
         self.dt_min = float(getattr(solver, "dt_min", 0.0))
         self.clock = self._clock()
         marks = self.clock.value(times)
@@ -69,15 +74,21 @@ class PerSample(Control):
         self.u = marks[0].expand(self.samples).clone()
         self.sign = 1.0 if len(times) < 2 or bool((marks[-1] > marks[0]).all()) else -1.0
         # Times of the grid and u there, (K, samples).
-        self.grid, self.marks = (each if each.ndim > 1 else each[:, None].expand(-1, self.samples) for each in (times, marks))
+        self.grid, self.marks = (
+            each if each.ndim > 1 else each[:, None].expand(-1, self.samples)
+            for each in (times, marks)
+        )
         if bool((short := self.dt_min > (self.grid[0] - self.grid[-1]).detach().abs()).any()):
             start, end = (float(each[short][0]) for each in (self.grid[0], self.grid[-1]))
-            raise ValueError(f"{solver!r}: dt_min exceeds the whole way from {start:g} to {end:g}; give less")
+            raise ValueError(
+                f"{solver!r}: dt_min exceeds the whole way from {start:g} to {end:g}; give less"
+            )
         if self.active:
             self.state = solver.init(problem, x, times[0])  # all begin together
             begun = problem.monitor.bad.clone()
             self.h = self._first_step().detach()
-            problem.monitor.bad[:] = begun  # the probe of the step size may have gone where no step will go
+            # the probe of the step size may have gone where no step will go
+            problem.monitor.bad[:] = begun
 
     @property
     def active(self) -> bool:  # type: ignore[override]
@@ -101,7 +112,8 @@ class PerSample(Control):
         return self.solver.clock(self.problem)
 
     def _norm(self, error: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """The norm (rows,) of an error on the way from x to y, in tolerances: the root mean square over coordinates.
+        """The norm (rows,) of an error on the way from x to y, in tolerances: the root mean square
+        over coordinates.
 
         A coordinate that is exactly 0 in x, in y and in the error is padding, and does not count.
         """
@@ -119,36 +131,62 @@ class PerSample(Control):
             for piece, (size, weight) in zip(scaled.split(sizes, dim=1), parts, strict=True)
         ]
         if padding is not None:
-            counts = [(~piece).sum(dim=1).clamp(min=1) for piece in rowwise(padding).split(sizes, dim=1)]
-            norms = [norm * (size / count.to(norm)).sqrt() for norm, size, count in zip(norms, sizes, counts, strict=True)]
-        return (norms[0] if len(norms) == 1 else torch.stack(norms).amax(dim=0)).cpu().to(torch.float64)
+            counts = [
+                (~piece).sum(dim=1).clamp(min=1) for piece in rowwise(padding).split(sizes, dim=1)
+            ]
+            norms = [
+                norm * (size / count.to(norm)).sqrt()
+                for norm, size, count in zip(norms, sizes, counts, strict=True)
+            ]
+        return (
+            (norms[0] if len(norms) == 1 else torch.stack(norms).amax(dim=0))
+            .cpu()
+            .to(torch.float64)
+        )
 
     def _first_step(self) -> Tensor:
-        """Step sizes (rows,) by the rule of Hairer et al. I, II.4: two evaluations, one of them already in ``state``."""
+        """Step sizes (rows,) by the rule of Hairer et al. I, II.4: two evaluations, one of them
+        already in ``state``.
+        """
         x, t = self.x, self.times[0]
         here = self.clock.scale(t)
-        k = weighted((1.0 if here is None else here, self.solver.slope(self.problem, x, t, self.state)))  # of x / c, as of x
+        # of x / c, as of x
+        k = weighted(
+            (1.0 if here is None else here, self.solver.slope(self.problem, x, t, self.state))
+        )
         size, steep = self._norm(x, x, x), self._norm(k, x, x)
         span = (self.marks[1] - self.marks[0]).abs()
         # A step in time has the unit of time, which is that of the row's own grid; one in another
         # variable is a number.
         length = self.grid.detach().abs().amax(dim=0) if here is None else torch.ones_like(span)
-        guess = torch.where((size < 1e-5) | (length * steep < 1e-5), 1e-6 * length, 0.01 * size / steep).clamp(max=0.1 * span)
-        guess = torch.where(torch.isfinite(guess), guess, 1e-6 * length)  # a network that failed here is found by the first attempt
+        guess = torch.where(
+            (size < 1e-5) | (length * steep < 1e-5), 1e-6 * length, 0.01 * size / steep
+        ).clamp(max=0.1 * span)
+        # a network that failed here is found by the first attempt
+        guess = torch.where(torch.isfinite(guess), guess, 1e-6 * length)
         t = self.clock.time(self.u + self.sign * guess)
         there = self.clock.scale(t)
         ratio = 1.0 if here is None or there is None else there / here
-        trial = slope(self.problem, self.clock, weighted((ratio, x), (ratio * self.sign * guess, k)), t)
+        trial = slope(
+            self.problem, self.clock, weighted((ratio, x), (ratio * self.sign * guess, k)), t
+        )
         bend = self._norm(weighted((-1.0, k), (1.0 if here is None else here, trial)), x, x) / guess
         steep = torch.maximum(steep, length * bend)
         wide = length * (self.goal / (length * steep)) ** (1.0 / self.q)
-        step = torch.minimum(100 * guess, torch.where(length * steep <= 1e-15, (guess * 1e-3).clamp(min=1e-6 * length), wide))
+        step = torch.minimum(
+            100 * guess,
+            torch.where(length * steep <= 1e-15, (guess * 1e-3).clamp(min=1e-6 * length), wide),
+        )
         # Where the network failed already, take any step: the next attempt finds and reports it.
         return torch.where(torch.isfinite(step) & (step > 0), step, guess).clamp(max=span)
 
     def attempt(self, stepped: Stepped) -> Reached:
         plan = self.propose()
-        return self.accept(checked(stepped(self.problem, self.x, plan, self.noise, self.state), self.solver, self.x))
+        return self.accept(
+            checked(
+                stepped(self.problem, self.x, plan, self.noise, self.state), self.solver, self.x
+            )
+        )
 
     def propose(self) -> Any:
         """The plan of the step that comes next."""
@@ -162,7 +200,9 @@ class PerSample(Control):
         self.landing = torch.from_numpy(landing)
         self.v = torch.where(self.landing, mark, self.u + self.sign * torch.from_numpy(size))
         there = self.landing, self.grid[self.target, self.rows]
-        self.s, plan = self.solver.plan_to(self.problem, self.clock, (self.t, self.u), self.v, there)
+        self.s, plan = self.solver.plan_to(
+            self.problem, self.clock, (self.t, self.u), self.v, there
+        )
         return plan
 
     def _begin(self) -> None:
@@ -178,7 +218,13 @@ class PerSample(Control):
             return self.solver.init(problem, x, t)
 
         found = checkpoint(init, x, use_reentrant=False) if self.recompute else init(x)
-        self.state = found if whole else tuple(old.index_copy(0, there, new) for old, new in zip(self.state, found, strict=True))
+        self.state = (
+            found
+            if whole
+            else tuple(
+                old.index_copy(0, there, new) for old, new in zip(self.state, found, strict=True)
+            )
+        )
         self.moved = torch.zeros_like(self.moved)
 
     def accept(self, step: Step) -> Reached:
@@ -201,7 +247,9 @@ class PerSample(Control):
             self.rejected.numpy()[rows] += self.retry.numpy()
             mask = good.to(self.x.device)
             self.x = _choose(mask, step.x, self.x)
-            self.state = tuple(_choose(mask, new, old) for new, old in zip(state, self.state, strict=True))
+            self.state = tuple(
+                _choose(mask, new, old) for new, old in zip(state, self.state, strict=True)
+            )
             self.t = torch.where(good, self.s, self.t)
             self.u = torch.where(good, self.v, self.u)
         arrived = good & self.landing
@@ -209,28 +257,37 @@ class PerSample(Control):
             return []
         reached = self._reached(arrived)
         # A rejected step of the least size cannot be taken again with less.
-        self._leave(arrived & (self.target == len(self.times)), ~good & (used <= self.floor * (1 + 1e-10)))
+        self._leave(
+            arrived & (self.target == len(self.times)), ~good & (used <= self.floor * (1 + 1e-10))
+        )
         return reached
 
     def _floor(self) -> Tensor:
         """The least step sizes (rows,): ``dt_min``, and what rounding lets pass."""
         span = (self.marks[-1, self.rows] - self.marks[0, self.rows]).detach().abs()
-        least = _ROUNDING * torch.finfo(self.x.dtype).eps * self.u.detach().abs().clamp(min=1e-3 * span)
+        least = (
+            _ROUNDING * torch.finfo(self.x.dtype).eps * self.u.detach().abs().clamp(min=1e-3 * span)
+        )
         if not self.dt_min:
             return least
         start, end = (self.grid[k, self.rows].detach() for k in (0, -1))
         later = self.t.detach() + (end - start).sign() * self.dt_min
-        later = torch.maximum(torch.minimum(later, torch.maximum(start, end)), torch.minimum(start, end))
+        later = torch.maximum(
+            torch.minimum(later, torch.maximum(start, end)), torch.minimum(start, end)
+        )
         return torch.maximum(least, (self.clock.value(later) - self.u.detach()).abs())
 
     def _factor(self, norm: Tensor, good: Tensor) -> NDArray[np.float64]:
         """The ratio (rows,) of the next step sizes to those that had these error norms."""
-        excess = np.maximum(np.fmin(norm.numpy(), 1e10), 1e-10) / self.goal  # fmin of NaN and a number is the number
+        # fmin of NaN and a number is the number
+        excess = np.maximum(np.fmin(norm.numpy(), 1e10), 1e-10) / self.goal
         before, ok = self.before.numpy(), good.numpy()
         factor = excess ** (-0.7 / self.q) * before ** (0.4 / self.q)
         again = np.minimum(_SAFETY * (self.goal * excess) ** (-1 / self.q), factor)
         self.before = torch.from_numpy(np.where(ok, excess.clip(0.01), before))
-        found: NDArray[np.float64] = np.where(ok, np.minimum(factor, np.where(self.retry.numpy(), 1.0, _GROW)), again)
+        found: NDArray[np.float64] = np.where(
+            ok, np.minimum(factor, np.where(self.retry.numpy(), 1.0, _GROW)), again
+        )
         return found.clip(_SHRINK, _GROW)
 
     def _resize(self, norm: Tensor, good: Tensor, used: Tensor) -> Tensor:
@@ -241,13 +298,18 @@ class PerSample(Control):
         return torch.from_numpy(np.maximum(used.numpy() * factor, least))
 
     def _reached(self, arrived: Tensor) -> Reached:
-        """(k, state, rows) for the times of the grid where rows ``arrived``; their next targets are set."""
+        """(k, state, rows) for the times of the grid where rows ``arrived``; their next targets are
+        set.
+        """
         before, self.target = self.target, self.target + arrived
         return _frames(arrived, before, self.x, self.rows)
 
     def _leave(self, finished: Tensor, stuck: Tensor) -> None:
         """Let go who has arrived at the end, and who failed."""
-        bad = self.problem.monitor.bad[self.rows if self.problem.rows is None else self.problem.rows] & ~finished
+        bad = (
+            self.problem.monitor.bad[self.rows if self.problem.rows is None else self.problem.rows]
+            & ~finished
+        )
         gone = finished | bad | stuck
         if bool(gone.any()):
             if not bool(finished[gone].all()):
@@ -257,7 +319,8 @@ class PerSample(Control):
 
     def _fail(self, mask: Tensor, status: Status) -> None:
         self.failures += [
-            Failure(sample, status, t) for sample, t in zip(self.rows[mask].tolist(), self.t[mask].tolist(), strict=True)
+            Failure(sample, status, t)
+            for sample, t in zip(self.rows[mask].tolist(), self.t[mask].tolist(), strict=True)
         ]
 
     def _drop(self, mask: Tensor) -> None:
@@ -273,7 +336,10 @@ class PerSample(Control):
         self.problem = self.whole.take(self.rows)
 
     def cap(self, max_nfe: int) -> None:
-        if self.problem.monitor.evaluations.most + self.solver.evaluations * self.problem.cost <= max_nfe:
+        if (
+            self.problem.monitor.evaluations.most + self.solver.evaluations * self.problem.cost
+            <= max_nfe
+        ):
             return
         seen = self.rows if self.problem.rows is None else self.problem.rows
         cost = self.solver.evaluations - (1 - self.moved.long() if self.solver.begins else 0)
@@ -282,7 +348,9 @@ class PerSample(Control):
         self._drop(over)
 
 
-def _frames(arrived: Tensor, target: Tensor, x: Tensor, rows: Tensor) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+def _frames(
+    arrived: Tensor, target: Tensor, x: Tensor, rows: Tensor
+) -> Iterator[tuple[int, Tensor, Tensor | None]]:
     for k in target[arrived].unique().tolist():
         here = torch.nonzero(arrived & (target == k)).flatten()
         yield k, x[here.to(x.device)], rows[here]

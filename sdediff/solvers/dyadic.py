@@ -1,4 +1,6 @@
-"""Step sizes for each sample of an SDE: dyadic parts of the way, and a Brownian path that can be halved."""
+"""Step sizes for each sample of an SDE: dyadic parts of the way, and a Brownian path that can be
+halved.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ _FARTHEST: Final = 10.0  # where an end of infinite log(sigma / alpha) is placed
 
 
 class Lattice:
-    """Times at dyadic places of each interval of a grid, uniform in the solver's variable between its ends."""
+    """Times at dyadic places of each interval of a grid, uniform in the solver's variable between
+    its ends.
+    """
 
     def __init__(self, variable: Clock, times: Tensor) -> None:
         self.variable, self.times = variable, times
@@ -37,24 +41,33 @@ class Lattice:
         self.coarsest = share.log2().ceil().clamp(min=0).long()
 
     def __call__(self, segment: Tensor, spot: Tensor) -> Tensor:
-        """Times at ``spot`` / 2^30 of the way through the intervals ``segment``, int64 of one shape."""
+        """Times at ``spot`` / 2^30 of the way through the intervals ``segment``, int64 of one
+        shape.
+        """
         keys, back = _unique(segment * (2 * _WHOLE) + spot)
         which, at = keys // (2 * _WHOLE), keys % (2 * _WHOLE)
-        inside = self.variable.time(self.ends[which] + self.widths[which] * (at.clamp(1, _WHOLE - 1).to(torch.float64) / _WHOLE))
-        found = torch.where(at == 0, self.times[which], torch.where(at == _WHOLE, self.times[which + 1], inside))
+        inside = self.variable.time(
+            self.ends[which]
+            + self.widths[which] * (at.clamp(1, _WHOLE - 1).to(torch.float64) / _WHOLE)
+        )
+        found = torch.where(
+            at == 0, self.times[which], torch.where(at == _WHOLE, self.times[which + 1], inside)
+        )
         return found[back]
 
 
 class DyadicSteps(PerSample):
-    """As `PerSample`, for solvers that draw noise: a step is a dyadic part of an interval of the grid, and never longer than where
-    it starts allows, so that rounding cannot make two steps of one; what noise a rejected step had is kept, and split.
+    """As `PerSample`, for solvers that draw noise: a step is a dyadic part of an interval of the
+    grid, and never longer than where it starts allows, so that rounding cannot make two steps of
+    one; what noise a rejected step had is kept, and split.
 
-    Under `White` noise the path is a tree of its own, halved by rotations: the noise of an interval, as a standard normal, and a
-    fresh one give those of its halves (the Brownian bridge, in the variance that the solver's `split` tells). A noise
-    that is a path is asked for its own.
+    Under `White` noise the path is a tree of its own, halved by rotations: the noise of an
+    interval, as a standard normal, and a fresh one give those of its halves (the Brownian bridge,
+    in the variance that the solver's `split` tells). A noise that is a path is asked for its own.
     """
 
-    goal = 0.6  # the error is mostly noise's: there is no order to be gained by staying further below 1
+    # the error is mostly noise's: there is no order to be gained by staying further below 1
+    goal = 0.6
     columns = (*PerSample.columns, "level", "spot")
 
     def __init__(
@@ -69,9 +82,14 @@ class DyadicSteps(PerSample):
         first: int = 0,
     ) -> None:
         if not isinstance(noise, Refinable):
-            raise ValueError(f"{solver!r} splits the noise of its steps: pass White(seeds, event) or a BrownianPath, got {noise!r}")
+            raise ValueError(
+                f"{solver!r} splits the noise of its steps: pass White(seeds, event) or a "
+                f"BrownianPath, got {noise!r}"
+            )
         if times.ndim > 1:
-            raise ValueError(f"{solver!r} steps on one lattice for all samples: call it once for each start")
+            raise ValueError(
+                f"{solver!r} steps on one lattice for all samples: call it once for each start"
+            )
         self.path = noise
         self.tree = noise.tree()
         self.last_mean = last_mean
@@ -79,7 +97,8 @@ class DyadicSteps(PerSample):
         self.spot = torch.zeros(len(x), dtype=torch.int64)
         self.level = torch.zeros(len(x), dtype=torch.int64)
         if len(times) > 1:
-            solver.plan(problem, times[:, None])  # what it cannot do it says before the first evaluation
+            # what it cannot do it says before the first evaluation
+            solver.plan(problem, times[:, None])
             self.lattice = Lattice(solver.clock(problem), times)
             self.level += self.lattice.coarsest[0]
         super().__init__(problem, solver, x, times, noise)
@@ -115,24 +134,31 @@ class DyadicSteps(PerSample):
     def accept(self, step: Step) -> Reached:
         if self.last_mean:
             final = (self.landing & (self.target == len(self.times) - 1)).to(step.x.device)
-            step = step._replace(x=torch.where(final.reshape(-1, *(1,) * (step.x.ndim - 1)), step.mean, step.x))
+            step = step._replace(
+                x=torch.where(final.reshape(-1, *(1,) * (step.x.ndim - 1)), step.mean, step.x)
+            )
         return super().accept(step)
 
     def _resize(self, norm: Tensor, good: Tensor, used: Tensor) -> Tensor:
-        """The next steps: a power of two of the factor, one level coarser at most, and only where such a step may start."""
+        """The next steps: a power of two of the factor, one level coarser at most, and only where
+        such a step may start.
+        """
         free = self.level - torch.from_numpy(np.log2(self._factor(norm, good))).floor().long()
         wanted = torch.maximum(free, self.level - 1)
         spot = torch.where(good, self.spot + (_WHOLE >> self.level), self.spot)
         segment, arrived = self.segment, good & self.landing
         if bool(arrived.any()):
-            # In a shorter interval steps of the same length, in a longer one as many: one that is too long is only taken again.
+            # In a shorter interval steps of the same length, in a longer one as many: one that is
+            # too long is only taken again.
             after = (segment + 1).clamp(max=len(self.lattice.widths) - 1)
             ratio = (self.lattice.widths[after] / self.lattice.widths[segment]).log2().ceil().long()
             wanted = torch.where(arrived, free + ratio.clamp(max=0), wanted)
             spot = torch.where(arrived, 0, spot)
             segment = torch.where(arrived, after, segment)
         low = torch.where(spot == 0, 0, _DEPTH - _twos(spot))
-        self.level = torch.maximum(torch.maximum(wanted, low), self.lattice.coarsest[segment]).clamp(max=_DEPTH)
+        self.level = torch.maximum(
+            torch.maximum(wanted, low), self.lattice.coarsest[segment]
+        ).clamp(max=_DEPTH)
         self.spot = spot
         return used
 
@@ -147,8 +173,9 @@ class DyadicSteps(PerSample):
 
 
 def _unique(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """The different ones and where each of ``keys`` is among them. There are 16 n of them, the last one being repeated: functions
-    of so many numbers round alike on each, whereas those left over by the machine's vectors may differ in the last digit.
+    """The different ones and where each of ``keys`` is among them. There are 16 n of them, the last
+    one being repeated: functions of so many numbers round alike on each, whereas those left over by
+    the machine's vectors may differ in the last digit.
     """
     few, back = torch.unique(keys, return_inverse=True)
     return torch.cat([few, few[-1:].expand(-len(few) % 16)]), back
@@ -176,7 +203,8 @@ class _Interval:
     def _normal(self) -> Tensor:
         """Standard normals (rows, *event): down the tree from the longest steps that there are."""
         first = self.lattice.coarsest[self.segment]
-        levels = torch.arange(int(first.min()), int(self.level.max()))[:, None]  # of the nodes that are halved
+        # of the nodes that are halved
+        levels = torch.arange(int(first.min()), int(self.level.max()))[:, None]
         live = (levels >= first) & (levels < self.level)
         nodes = self._node(torch.where(live, levels, self.level))
         share = self._shares(nodes)
@@ -191,7 +219,11 @@ class _Interval:
 
     def _node(self, level: Tensor) -> Tensor:
         """Numbers of the tree's nodes above the rows at ``level``, which broadcasts."""
-        return (self.first + self.segment) * (2 * _WHOLE) + (1 << level) + (self.spot >> (_DEPTH - level))
+        return (
+            (self.first + self.segment) * (2 * _WHOLE)
+            + (1 << level)
+            + (self.spot >> (_DEPTH - level))
+        )
 
     def _shares(self, nodes: Tensor) -> Tensor:
         """The solver's `split` of nodes, shaped as they are: computed once for each."""
@@ -200,7 +232,9 @@ class _Interval:
         level = number.to(torch.float64).log2().floor().long()
         width = _WHOLE >> level
         begin = (number - (1 << level)) * width
-        ends = self.lattice(segment.expand(3, -1), torch.stack([begin, begin + width // 2, begin + width]))
+        ends = self.lattice(
+            segment.expand(3, -1), torch.stack([begin, begin + width // 2, begin + width])
+        )
         return self.solver.split(self.problem, *ends)[back]
 
     def over(self, a: Tensor, b: Tensor, k: int = 0) -> Tensor:
@@ -213,8 +247,14 @@ class _Interval:
 
     def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """There is none."""
-        raise ValueError("a step size for each sample goes with increments of the path, and not with its time integrals")
+        raise ValueError(
+            "a step size for each sample goes with increments of the path, and not with its time "
+            "integrals"
+        )
 
     def normal(self, stream: str, k: int = 0) -> Tensor:
         """There is none."""
-        raise ValueError(f"a step size for each sample goes with the path of the noise alone, and not with the stream {stream!r}")
+        raise ValueError(
+            "a step size for each sample goes with the path of the noise alone, and not with "
+            f"the stream {stream!r}"
+        )

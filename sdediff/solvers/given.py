@@ -1,4 +1,6 @@
-"""What users hand over: numbers, of Python, of NumPy or tensors of one, kept as Python's own; flags, devices and functions."""
+"""What users hand over: numbers, of Python, of NumPy or tensors of one, kept as Python's own;
+flags, devices and functions.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ _PLAIN: Final = frozenset({bool, int, float, str, type(None)})
 
 
 def plain(value: Any) -> Any:
-    """Return Python's own number for one of NumPy or a 0-d array or tensor, and anything else as it is.
+    """Return Python's own number for one of NumPy or a 0-d array or tensor, and anything else as it
+    is.
 
     A tensor that asks for gradients stays a tensor.
     """
@@ -60,7 +63,8 @@ def whole(
     kind: str = "",
     hint: str = "",
 ) -> int:
-    """Return ``value`` as an int; a ValueError unless it is a whole number (no bool) from ``least`` to ``most``.
+    """Return ``value`` as an int; a ValueError unless it is a whole number (no bool) from ``least``
+    to ``most``.
 
     ``kind`` are other words for that.
     """
@@ -91,7 +95,9 @@ def real(name: str, value: Any, hint: str = "") -> float:
     try:
         return float(number)
     except OverflowError as error:
-        raise ValueError(f"{name} must be a number that a float can hold, of at most 1.8e308{hint}") from error
+        raise ValueError(
+            f"{name} must be a number that a float can hold, of at most 1.8e308{hint}"
+        ) from error
 
 
 def flag(name: str, value: Any) -> bool:
@@ -114,7 +120,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def check_choice(name: str, value: object, known: Collection[str]) -> None:
     """One of the known words."""
     if not isinstance(value, str) or value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {_shown(value)}{nearest(str(value), known)}")
+        raise ValueError(
+            f"{name} must be one of {', '.join(map(repr, known))}, got "
+            f"{_shown(value)}{nearest(str(value), known)}"
+        )
 
 
 def callback_of(name: str, value: Any, call: str) -> Any:
@@ -125,35 +134,52 @@ def callback_of(name: str, value: Any, call: str) -> Any:
 
 
 def device_of(value: Any, name: str = "device") -> torch.device:
-    """Return ``value`` as a torch device; a ValueError unless it is one, or its name, and it is there."""
+    """Return ``value`` as a torch device; a ValueError unless it is one, or its name, and it is
+    there.
+    """
     try:
         if not isinstance(value, str | torch.device):
             raise TypeError
         place = torch.device(value)
         _ = torch.empty(0, device=place)
     except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
-        there = "cpu, cuda or cuda:1 say" if torch.cuda.is_available() else "cpu: there is no CUDA device here"
-        raise ValueError(f"{name} must be a torch device that is there, {there}; got {_shown(value)}") from error
+        there = (
+            "cpu, cuda or cuda:1 say"
+            if torch.cuda.is_available()
+            else "cpu: there is no CUDA device here"
+        )
+        raise ValueError(
+            f"{name} must be a torch device that is there, {there}; got {_shown(value)}"
+        ) from error
     return place
 
 
 def _shown(value: Any) -> str:
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) and value.ndim else repr(value)
+    return (
+        f"a tensor of shape {tuple(value.shape)}"
+        if isinstance(value, Tensor) and value.ndim
+        else repr(value)
+    )
 
 
 def reals(name: str, value: Any, device: torch.device | str | None = None) -> Tensor:
     """Return ``value`` as a float64 tensor on ``device``, by default its own.
 
-    A TypeError if it holds no numbers, a ValueError if it is complex: its imaginary part would be lost.
+    A TypeError if it holds no numbers, a ValueError if it is complex: its imaginary part would be
+    lost.
     """
     if value.is_complex() if isinstance(value, Tensor) else np.iscomplexobj(value):
-        raise ValueError(f"{name} must be real, got complex numbers; pass their real part if it is meant")
+        raise ValueError(
+            f"{name} must be real, got complex numbers; pass their real part if it is meant"
+        )
     if isinstance(value, Tensor):
         return value.to(device, torch.float64)
     try:
         return torch.as_tensor(value, dtype=torch.float64, device=device)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise TypeError(f"{name} must be a number or a tensor of numbers, got {value!r} ({error})") from error
+        raise TypeError(
+            f"{name} must be a number or a tensor of numbers, got {value!r} ({error})"
+        ) from error
 
 
 def plain_fields(record: Any) -> None:
@@ -187,10 +213,11 @@ def _kept(given: Any, kind: str) -> Any:
 
 
 class Record:
-    """Base of dataclasses with numbers as fields: those of NumPy are kept as Python's own, before any check sees them.
+    """Base of dataclasses with numbers as fields: those of NumPy are kept as Python's own, before
+    any check sees them.
 
-    A field that is declared as a ``float``, or as that or None, must be a number, one declared as a ``bool`` a flag, and one
-    that is a `Literal` of words a word.
+    A field that is declared as a ``float``, or as that or None, must be a number, one declared as a
+    ``bool`` a flag, and one that is a `Literal` of words a word.
     """
 
     def __init_subclass__(cls) -> None:
@@ -229,7 +256,9 @@ class Record:
 
 def _counts(value: object) -> bool:
     """Whether a value that is no number of Python's stands for a whole one."""
-    return isinstance(value, SupportsIndex) and not isinstance(value, int | Tensor | np.ndarray | type)
+    return isinstance(value, SupportsIndex) and not isinstance(
+        value, int | Tensor | np.ndarray | type
+    )
 
 
 def _after_numbers(check: Callable[..., None]) -> Callable[..., None]:
@@ -245,13 +274,21 @@ class WrittenError(ValueError):
     """A function wrote to a tensor that it was handed to read."""
 
 
-def reading(who: str, function: Callable[..., Any], names: str, /, *args: Tensor, **condition: Any) -> Any:
-    """Return ``function(*args, **condition)``; raise `WrittenError` if the function wrote to one of these tensors.
+def reading(
+    who: str, function: Callable[..., Any], names: str, /, *args: Tensor, **condition: Any
+) -> Any:
+    """Return ``function(*args, **condition)``; raise `WrittenError` if the function wrote to one of
+    these tensors.
 
-    Torch's version counters tell. Tensors made under `torch.inference_mode` have none, so the function gets copies of them.
-    ``who`` is what the error calls the function, ``names`` what its signature calls ``args``, ``"x, t"`` say.
+    Torch's version counters tell. Tensors made under `torch.inference_mode` have none, so the
+    function gets copies of them. ``who`` is what the error calls the function, ``names`` what its
+    signature calls ``args``, ``"x, t"`` say.
     """
-    tensors = {name: value for name, value in condition.items() if isinstance(value, Tensor)} if condition else {}
+    tensors = (
+        {name: value for name, value in condition.items() if isinstance(value, Tensor)}
+        if condition
+        else {}
+    )
     lent = (*args, *tensors.values()) if tensors else args
     try:
         before = [value._version for value in lent]
@@ -263,20 +300,26 @@ def reading(who: str, function: Callable[..., Any], names: str, /, *args: Tensor
     except RuntimeError as error:
         if "single memory location" not in str(error):
             raise
-        raise _written(who, names, condition, names.split(", ")[-1]) from error  # one time for all samples, seen as (B,)
+        # one time for all samples, seen as (B,)
+        raise _written(who, names, condition, names.split(", ")[-1]) from error
     if [value._version for value in lent] == before:
         return out
     known = [*names.split(", "), *tensors]
-    first = next(name for name, value, old in zip(known, lent, before, strict=True) if value._version != old)
+    first = next(
+        name for name, value, old in zip(known, lent, before, strict=True) if value._version != old
+    )
     raise _written(who, names, condition, first)
 
 
 def _written(who: str, names: str, condition: Iterable[str], first: str) -> WrittenError:
     """The error that says that ``first`` was written to, and how to mend it."""
     copied = [f"{name}.clone()" if name == first else name for name in names.split(", ")]
-    copied += [f"{name}={name}.clone()" if name == first else f"{name}={name}" for name in condition]
+    copied += [
+        f"{name}={name}.clone()" if name == first else f"{name}={name}" for name in condition
+    ]
     return WrittenError(
-        f"{who} writes to {first} in place (by an activation with inplace=True, by {first}[...] = or by {first} += ...), and "
+        f"{who} writes to {first} in place (by an activation with inplace=True, by {first}[...] "
+        f"= or by {first} += ...), and "
         f"{first} is not its own: take a copy first, {first} = {first}.clone(), or hand over "
         f"lambda {', '.join([*names.split(', '), *condition])}: function({', '.join(copied)})"
     )

@@ -1,4 +1,6 @@
-"""Time grids: plain functions of (steps, start, end, schedule) that return float64 tensors of steps + 1 times."""
+"""Time grids: plain functions of (steps, start, end, schedule) that return float64 tensors of steps
++ 1 times.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +12,27 @@ from torch import Tensor
 
 from sdediff.solvers.given import reals
 
-__all__ = ["GRIDS", "LogSNR", "central", "check_grid", "karras", "log_snr", "logistic", "quadratic", "uniform"]
+__all__ = [
+    "GRIDS",
+    "LogSNR",
+    "central",
+    "check_grid",
+    "karras",
+    "log_snr",
+    "logistic",
+    "quadratic",
+    "uniform",
+]
 
 _FARTHEST: Final = 20.0
 
 
 class LogSNR(NamedTuple):
-    """What a grid knows of a schedule: ``log_snr`` is log(alpha^2 / sigma^2) at times, ``time_of`` its inverse.
+    """What a grid knows of a schedule: ``log_snr`` is log(alpha^2 / sigma^2) at times, ``time_of``
+    its inverse.
 
-    With ``bounded`` an end of infinite log-SNR is placed as if log-SNR were -20 or 20 there, without it is refused.
+    With ``bounded`` an end of infinite log-SNR is placed as if log-SNR were -20 or 20 there,
+    without it is refused.
     """
 
     log_snr: Callable[[Tensor], Tensor]
@@ -32,7 +46,8 @@ def uniform(steps: int, start: float, end: float, schedule: LogSNR | None = None
 
 
 def quadratic(steps: int, start: float, end: float, schedule: LogSNR | None = None) -> Tensor:
-    """Uniform in sqrt(t): t_i = (sqrt(start) + (sqrt(end) - sqrt(start)) i / steps)^2, finer near t = 0.
+    """Uniform in sqrt(t): t_i = (sqrt(start) + (sqrt(end) - sqrt(start)) i / steps)^2, finer near t
+    = 0.
 
     The quadratic spacing of DDIM (Song et al. 2021, arXiv 2010.02502, D.2).
     """
@@ -48,7 +63,9 @@ def polynomial(steps: int, start: float, end: float, *, power: float) -> Tensor:
 
 
 def log_snr(steps: int, start: float, end: float, schedule: LogSNR | None = None) -> Tensor:
-    """Uniform in log-SNR, l_i = l_start + (l_end - l_start) i / steps (Lu et al. 2022, arXiv 2206.00927, Section 3.4)."""
+    """Uniform in log-SNR, l_i = l_start + (l_end - l_start) i / steps (Lu et al. 2022, arXiv
+    2206.00927, Section 3.4).
+    """
     ends, levels, time_of = _ends("log_snr", start, end, schedule)
     if steps == 1:
         return ends
@@ -57,10 +74,13 @@ def log_snr(steps: int, start: float, end: float, schedule: LogSNR | None = None
     return torch.cat([ends[:1], time_of(place), ends[1:]])
 
 
-def karras(steps: int, start: float, end: float, schedule: LogSNR | None = None, *, rho: float = 7.0) -> Tensor:
+def karras(
+    steps: int, start: float, end: float, schedule: LogSNR | None = None, *, rho: float = 7.0
+) -> Tensor:
     """Uniform in s^(1 / rho), s = sigma / alpha (Karras et al. 2022, arXiv 2206.00364, eq. 5):
 
-    s_i = (s_start^(1 / rho) + i / steps (s_end^(1 / rho) - s_start^(1 / rho)))^rho, finer in log-SNR where there is much noise.
+    s_i = (s_start^(1 / rho) + i / steps (s_end^(1 / rho) - s_start^(1 / rho)))^rho, finer in
+    log-SNR where there is much noise.
     """
     ends, levels, time_of = _ends("karras", start, end, schedule)
     if steps == 1:
@@ -71,14 +91,23 @@ def karras(steps: int, start: float, end: float, schedule: LogSNR | None = None,
 
 
 def logistic(
-    steps: int, start: float, end: float, schedule: LogSNR | None = None, *, centre: float = 2.0, width: float | None = None
+    steps: int,
+    start: float,
+    end: float,
+    schedule: LogSNR | None = None,
+    *,
+    centre: float = 2.0,
+    width: float | None = None,
 ) -> Tensor:
-    """Uniform in p = 1 / (1 + exp(-(l - centre) / width)), l the log-SNR: l_i = centre + width log(p_i / (1 - p_i)).
+    """Uniform in p = 1 / (1 + exp(-(l - centre) / width)), l the log-SNR: l_i = centre + width
+    log(p_i / (1 - p_i)).
 
-    Intervals in l are shortest at ``centre``, where noise goes from the size of the data (l = 0) to that of their details and
-    samples are decided, and grow as cosh^2((l - centre) / (2 width)) to both sides, where the flow is nearly linear. Centre 0 and
-    width 2 are times uniform under alpha = 1 - t and sigma = t. ``width`` is 4 below 8 steps and 5 from there on; both numbers
-    and ``centre`` were chosen by measurement (docs/solvers.md), for data whose coordinates have a variance near 1.
+    Intervals in l are shortest at ``centre``, where noise goes from the size of the data (l = 0) to
+    that of their details and samples are decided, and grow as cosh^2((l - centre) / (2 width)) to
+    both sides, where the flow is nearly linear. Centre 0 and width 2 are times uniform under alpha
+    = 1 - t and sigma = t. ``width`` is 4 below 8 steps and 5 from there on; both numbers and
+    ``centre`` were chosen by measurement (docs/solvers.md), for data whose coordinates have a
+    variance near 1.
     """
     size = width if width is not None else 4.0 if steps < 8 else 5.0
     ends, levels, time_of = _ends("logistic", start, end, schedule)
@@ -90,19 +119,26 @@ def logistic(
 
 
 def central(steps: int, start: float, end: float, schedule: LogSNR | None = None) -> Tensor:
-    """`logistic` with centre min(0.75, 15 / N) and width 3 + 2 / N for N steps: finer in the middle, coarser at both ends.
+    """`logistic` with centre min(0.75, 15 / N) and width 3 + 2 / N for N steps: finer in the
+    middle, coarser at both ends.
 
-    For polynomials in the angle arctan(sigma / alpha), which are bounded at both ends. The more steps there are, the more of the
-    error comes from high noise, where samples choose among distant parts of the data. All numbers were chosen by measurement
-    (docs/solvers.md), for data whose coordinates have a variance near 1.
+    For polynomials in the angle arctan(sigma / alpha), which are bounded at both ends. The more
+    steps there are, the more of the error comes from high noise, where samples choose among distant
+    parts of the data. All numbers were chosen by measurement (docs/solvers.md), for data whose
+    coordinates have a variance near 1.
     """
     return logistic(steps, start, end, schedule, centre=min(0.75, 15 / steps), width=3 + 2 / steps)
 
 
-def _ends(name: str, start: float, end: float, schedule: LogSNR | None) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+def _ends(
+    name: str, start: float, end: float, schedule: LogSNR | None
+) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
     """The two ends of a grid made in log-SNR, log-SNR there, and the times of log-SNRs between."""
     if schedule is None:
-        raise ValueError(f"the grid {name!r} is made in log-SNR, which needs a Gaussian kernel; take grid='uniform'")
+        raise ValueError(
+            f"the grid {name!r} is made in log-SNR, which needs a Gaussian kernel; take "
+            "grid='uniform'"
+        )
     ends = torch.tensor([start, end], dtype=torch.float64)
     levels = schedule.log_snr(ends)
     if schedule.bounded:
@@ -110,8 +146,10 @@ def _ends(name: str, start: float, end: float, schedule: LogSNR | None) -> tuple
     if not bool(torch.isfinite(levels).all()):
         i = int((~torch.isfinite(levels)).nonzero()[0])
         raise ValueError(
-            f"the grid {name!r} is made in log-SNR, which is {float(levels[i]):g} at t = {float(ends[i]):g}: "
-            f"{'start below' if i == 0 else 'end above'} that time (t_{'start' if i == 0 else 'end'}), or take grid='uniform'"
+            f"the grid {name!r} is made in log-SNR, which is {float(levels[i]):g} at t = "
+            f"{float(ends[i]):g}: "
+            f"{'start below' if i == 0 else 'end above'} that time "
+            f"(t_{'start' if i == 0 else 'end'}), or take grid='uniform'"
         )
     return ends, levels, schedule.time_of
 
@@ -128,12 +166,15 @@ GRIDS: Final[dict[str, Callable[[int, float, float, LogSNR | None], Tensor]]] = 
 
 
 def check_grid(times: Tensor) -> Tensor:
-    """Return ``times`` as float64 on the host; a ValueError unless it is strictly monotone and finite: a vector (N + 1,), or
-    (N + 1, B) with a grid for each sample, all of them in one direction."""
+    """Return ``times`` as float64 on the host; a ValueError unless it is strictly monotone and
+    finite: a vector (N + 1,), or (N + 1, B) with a grid for each sample, all of them in one
+    direction.
+    """
     times = reals("the grid", times).cpu()
     if times.ndim not in (1, 2) or times.numel() < 1:
         raise ValueError(
-            f"a grid is a vector of times, got shape {tuple(times.shape)}; pass torch.linspace(t_max, t_min, N + 1), say"
+            f"a grid is a vector of times, got shape {tuple(times.shape)}; pass "
+            "torch.linspace(t_max, t_min, N + 1), say"
         )
     if not bool(torch.isfinite(times).all()):
         raise ValueError("the grid contains times that are not finite; drop them")
@@ -144,14 +185,17 @@ def check_grid(times: Tensor) -> Tensor:
         if wrong:
             first, last = times[[0, -1], wrong[0]].tolist()
             raise ValueError(
-                "the grids of the samples are not strictly monotone in one direction: that of sample "
-                f"{wrong[0]}, from {first:.6g} to {last:.6g}, is not as those before it; sort it, drop "
+                "the grids of the samples are not strictly monotone in one direction: that of "
+                "sample "
+                f"{wrong[0]}, from {first:.6g} to {last:.6g}, is not as those before it; sort "
+                "it, drop "
                 "repeated times, and let all samples start on one side of where they end"
             )
     if step.numel() and not (bool((step < 0).all()) or bool((step > 0).all())):
         worst = int((step * step.sum().sign()).argmin())
         raise ValueError(
-            f"the grid is not strictly monotone: times {worst} and {worst + 1} are {float(times[worst]):.6g} and "
+            f"the grid is not strictly monotone: times {worst} and {worst + 1} are "
+            f"{float(times[worst]):.6g} and "
             f"{float(times[worst + 1]):.6g}; sort it and drop repeated times"
         )
     return times

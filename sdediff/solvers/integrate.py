@@ -29,35 +29,57 @@ _INSTEAD = "EulerMaruyama and RK45 need drift and diffusion only"
 
 
 def require(problem: Problem, solver: Solver) -> None:
-    """A ValueError unless ``problem`` offers all that ``solver`` needs, a TypeError where the solver lacks a part."""
+    """A ValueError unless ``problem`` offers all that ``solver`` needs, a TypeError where the
+    solver lacks a part.
+    """
     met = isinstance(solver.needs, Set) and solver.needs <= problem.offers
     if not met and (unknown := unknown_needs(solver, problem.offers)):
         raise ValueError(unknown)
     name = type(solver).__name__
     if type(solver).step is Solver.step and not solver.whole:
-        raise TypeError(f"{name} has no step: give step(self, problem, x, plan, noise, state), which returns a Step")
-    lacking = [part for part in ("rtol", "atol", "error_order") if solver.adaptive and not hasattr(solver, part)]
+        raise TypeError(
+            f"{name} has no step: give step(self, problem, x, plan, noise, state), which returns "
+            "a Step"
+        )
+    lacking = [
+        part
+        for part in ("rtol", "atol", "error_order")
+        if solver.adaptive and not hasattr(solver, part)
+    ]
     if lacking and not solver.whole:
-        raise TypeError(f"{name} is adaptive and lacks {', '.join(lacking)}: it has fields rtol and atol, and an error_order")
+        raise TypeError(
+            f"{name} is adaptive and lacks {', '.join(lacking)}: it has fields rtol and atol, "
+            "and an error_order"
+        )
     if not met:
         missing = ", ".join(sorted(solver.needs - problem.offers))
-        raise ValueError(f"{solver!r} needs {missing}, which this problem does not offer; {_INSTEAD}")
+        raise ValueError(
+            f"{solver!r} needs {missing}, which this problem does not offer; {_INSTEAD}"
+        )
 
 
 def integrate(
-    problem: Problem, solver: Solver, x: Tensor, times: Tensor, noise: Noise | None = None, options: Options | None = None
+    problem: Problem,
+    solver: Solver,
+    x: Tensor,
+    times: Tensor,
+    noise: Noise | None = None,
+    options: Options | None = None,
 ) -> Solution:
-    """Solve ``problem`` by ``solver`` from ``x`` (B, *event) at ``times[0]`` over the grid ``times``, float64 on the host.
+    """Solve ``problem`` by ``solver`` from ``x`` (B, *event) at ``times[0]`` over the grid
+    ``times``, float64 on the host.
 
-    The grid is (N + 1,), or (N + 1, B) where every sample has its own. A problem with breaks is solved from each to the next, and
-    the grid gets them added.
+    The grid is (N + 1,), or (N + 1, B) where every sample has its own. A problem with breaks is
+    solved from each to the next, and the grid gets them added.
 
-    Fixed-step solvers step from each time to the next; adaptive ones land on each. A solve that ends with numbers that are not
-    finite is run again with every step checked, to name the sample, the time and what went bad; the noise being stateless, it
-    fails the same way. Raises `SolveError` if a sample failed, unless ``options.on_fail == "return"``.
+    Fixed-step solvers step from each time to the next; adaptive ones land on each. A solve that
+    ends with numbers that are not finite is run again with every step checked, to name the sample,
+    the time and what went bad; the noise being stateless, it fails the same way. Raises
+    `SolveError` if a sample failed, unless ``options.on_fail == "return"``.
     """
     options = options or Options()
-    if solver.whole and type(solver).solve is not Solver.solve:  # another library's driver has a loop of its own
+    # another library's driver has a loop of its own
+    if solver.whole and type(solver).solve is not Solver.solve:
         return solver.solve(problem, x, times, noise, options)
     require(problem, solver)
     if solver.stochastic and noise is None:
@@ -70,7 +92,8 @@ def integrate(
             problem.monitor.clear()
             run = _drive(problem, solver, x, times, noise, options, watch=True)
     failures = sorted(run.failures, key=lambda failure: failure.sample)
-    if lost and not failures:  # the replay found nothing: the network answered differently the second time
+    # the replay found nothing: the network answered differently the second time
+    if lost and not failures:
         rows = torch.nonzero(~torch.isfinite(rowwise(run.x)).all(dim=1)).flatten().tolist()
         failures = [Failure(sample, Status.STATE_NOT_FINITE, float("nan")) for sample in rows]
     status = torch.zeros(len(x), dtype=torch.int64)
@@ -117,7 +140,9 @@ class _Run:
         return torch.nonzero(~gone).flatten()
 
     def keep(self, reached: Reached, first: int, samples: Tensor | None) -> None:
-        """Put states of the samples ``samples`` (None: all) into the frames, which a leg counts from ``first`` on."""
+        """Put states of the samples ``samples`` (None: all) into the frames, which a leg counts
+        from ``first`` on.
+        """
         if self.frames is None:
             return
         for k, x, some in reached:
@@ -129,10 +154,18 @@ class _Run:
 
 
 def _drive(
-    problem: Problem, solver: Solver, x: Tensor, times: Tensor, noise: Noise | None, options: Options, *, watch: bool
+    problem: Problem,
+    solver: Solver,
+    x: Tensor,
+    times: Tensor,
+    noise: Noise | None,
+    options: Options,
+    *,
+    watch: bool,
 ) -> _Run:
     legs = [Leg(problem, times, 0, True)]
-    # A discrete model evaluates at its own levels alone, and steps over a break as it steps over all between them.
+    # A discrete model evaluates at its own levels alone, and steps over a break as it steps over
+    # all between them.
     if problem.breaks and solver.times is None:
         times, legs = legs_of(problem, times)
     for leg in legs[1:] if not solver.adaptive else []:
@@ -152,14 +185,23 @@ def _drive(
             own = None if noise is None else noise.take(rows)
             control = _solve_leg(solver, leg, run, own, rows, options, watch=watch)
             run.x = run.x.index_copy(0, rows.to(x.device), control.final)
-            run.failures += [replace(each, sample=int(rows[each.sample])) for each in control.failures]
+            run.failures += [
+                replace(each, sample=int(rows[each.sample])) for each in control.failures
+            ]
             run.accepted[rows] += control.accepted
             run.rejected[rows] += control.rejected
     return run
 
 
 def _solve_leg(
-    solver: Solver, leg: Leg, run: _Run, noise: Noise | None, samples: Tensor | None, options: Options, *, watch: bool
+    solver: Solver,
+    leg: Leg,
+    run: _Run,
+    noise: Noise | None,
+    samples: Tensor | None,
+    options: Options,
+    *,
+    watch: bool,
 ) -> Control:
     """Take the steps of a leg of the samples ``samples`` (None: all)."""
     problem = leg.problem
@@ -168,9 +210,13 @@ def _solve_leg(
     x = run.x if samples is None else run.x[samples.to(run.x.device)]
     control: Control
     if not solver.adaptive:
-        control = FixedSteps(problem, solver, x, times, noise, watch=watch, last_mean=last_mean, first=leg.first)
+        control = FixedSteps(
+            problem, solver, x, times, noise, watch=watch, last_mean=last_mean, first=leg.first
+        )
     elif solver.stochastic:
-        control = DyadicSteps(problem, solver, x, times, noise, last_mean=last_mean, first=leg.first)
+        control = DyadicSteps(
+            problem, solver, x, times, noise, last_mean=last_mean, first=leg.first
+        )
     else:
         control = PerSample(problem, solver, x, times, noise)
     if samples is not None and solver.group > 1:
@@ -196,8 +242,9 @@ def _solve_leg(
 class FixedSteps(Control):
     """Every sample takes every step of the grid.
 
-    With ``watch`` each step is checked, and a sample that goes bad stays at its last finite state; without it nothing is looked
-    at on the way, so that a step costs no synchronisation with the device.
+    With ``watch`` each step is checked, and a sample that goes bad stays at its last finite state;
+    without it nothing is looked at on the way, so that a step costs no synchronisation with the
+    device.
     """
 
     def __init__(
@@ -222,13 +269,16 @@ class FixedSteps(Control):
         self.last_mean = last_mean
         self.first = first
         problem.monitor.watch = watch
-        self.plans = solver.plan(problem, times) if len(times) > 1 or solver.times is not None else []
+        self.plans = (
+            solver.plan(problem, times) if len(times) > 1 or solver.times is not None else []
+        )
         if not isinstance(self.plans, Sequence | Tensor):
             name, got = type(solver).__name__, type(self.plans).__name__
             raise TypeError(f"{name}.plan must return a list, an entry for each step; got {got}")
         if len(self.plans) != len(times) - 1:
             raise ValueError(
-                f"{solver!r} planned {len(self.plans)} steps for a grid of {len(times) - 1}; plan() gives one entry a step"
+                f"{solver!r} planned {len(self.plans)} steps for a grid of {len(times) - 1}; "
+                "plan() gives one entry a step"
             )
         self.index, self.end = 0, len(self.plans) - 1
         self.active = bool(self.plans)
@@ -267,7 +317,11 @@ class FixedSteps(Control):
 
     def _hold_failed(self, x: Tensor) -> Tensor:
         finite = torch.isfinite(rowwise(x)).all(dim=1).cpu()
-        network = self.problem.monitor.bad if self.problem.rows is None else self.problem.monitor.bad[self.problem.rows]
+        network = (
+            self.problem.monitor.bad
+            if self.problem.rows is None
+            else self.problem.monitor.bad[self.problem.rows]
+        )
         for sample in torch.nonzero((~finite | network) & ~self.failed).flatten().tolist():
             status = Status.NETWORK_NOT_FINITE if network[sample] else Status.STATE_NOT_FINITE
             self.failures.append(Failure(sample, status, self._time(sample)))
@@ -281,7 +335,11 @@ class FixedSteps(Control):
     def cap(self, max_nfe: int) -> None:
         nfe = self.problem.monitor.evaluations.total
         nfe = nfe if self.problem.rows is None else nfe[self.problem.rows]
-        if len(nfe) and int(nfe.max()) + self.solver.cost(self.plans[self.index]) * self.problem.cost > max_nfe:
+        if (
+            len(nfe)
+            and int(nfe.max()) + self.solver.cost(self.plans[self.index]) * self.problem.cost
+            > max_nfe
+        ):
             self.failures += [Failure(i, Status.MAX_NFE, self._time(i)) for i in range(len(self.x))]
             self.accepted[~self.failed] = self.index
             self.active = False
@@ -313,7 +371,15 @@ def _done(times: Tensor, leg: Leg, control: Control) -> float:
     return (before + control.done * behind) / abs(float(times[-1] - times[0]))
 
 
-def _recomputed(problem: Problem, x: Tensor, plan: Any, noise: StepNoise, state: tuple[Tensor, ...], *, solver: Solver) -> Step:
+def _recomputed(
+    problem: Problem,
+    x: Tensor,
+    plan: Any,
+    noise: StepNoise,
+    state: tuple[Tensor, ...],
+    *,
+    solver: Solver,
+) -> Step:
     """A step of which the backward pass makes the states anew."""
 
     def stepped(x: Tensor) -> Step:

@@ -1,4 +1,6 @@
-"""Correctors: Markov chain Monte Carlo steps that leave the law at one time as it is, and predictor-corrector pairs."""
+"""Correctors: Markov chain Monte Carlo steps that leave the law at one time as it is, and
+predictor-corrector pairs.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ class _Plan(NamedTuple):
 def _check(solver: Langevin | MetropolisLangevin) -> None:
     name = type(solver).__name__
     if not 0 < solver.snr < float("inf"):
-        raise ValueError(f"{name}: snr must be a positive number, got {solver.snr!r}; 0.16 is a common choice")
+        raise ValueError(
+            f"{name}: snr must be a positive number, got {solver.snr!r}; 0.16 is a common choice"
+        )
     _ = whole(f"{name}: n_steps", solver.n_steps, hint="; 0 leaves the samples alone")
 
 
@@ -40,7 +44,9 @@ def _planned(problem: Problem, t: Tensor, size: Tensor, *, folded: bool) -> list
 
 
 def _alphas(problem: Problem, times: Tensor) -> Tensor:
-    """alpha_i = 1 - beta_i >= 0 at the end of each interval: beta_i = -2 f h, h the next interval of the whole grid."""
+    """alpha_i = 1 - beta_i >= 0 at the end of each interval: beta_i = -2 f h, h the next interval
+    of the whole grid.
+    """
     ends, whole = times[1:], times if problem.grid is None else problem.grid
     lengths = whole.diff(dim=0).abs()
     places = (whole[:, None] == ends).int().argmax(dim=0).clamp(max=len(lengths) - 1)
@@ -105,7 +111,9 @@ class Langevin(Solver):
         spread = torch.ones_like(alphas) if song else problem.marginal(t)[1]
         return _planned(problem, t, 2 * alphas * (self.snr * spread) ** 2, folded=not song)
 
-    def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+    def step(
+        self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]
+    ) -> Step:
         """``n_steps`` steps at the end of the interval."""
         mean = x
         for k in range(self.n_steps):
@@ -123,12 +131,14 @@ class Langevin(Solver):
 
 @dataclass(frozen=True)
 class MetropolisLangevin(Solver):
-    """A Langevin step proposes, and is accepted with the probability that leaves the law at s exactly as it is.
+    """A Langevin step proposes, and is accepted with the probability that leaves the law at s
+    exactly as it is.
 
     y = x + step score(x) + sqrt(2 step) z, step = 2 (snr sigma)^2, is accepted with probability
-    min(1, p(y) q(x | y) / (p(x) q(y | x))) (MALA: Roberts and Tweedie 1996). No density being known, log p(y) - log p(x) is the
-    integral of the score along the segment from x to y by Simpson's rule: exact for Gaussian laws and for any log-density of
-    degree 4. Two evaluations a Langevin step, and one to start. Small steps are hardly ever rejected: a larger ``snr`` mixes
+    min(1, p(y) q(x | y) / (p(x) q(y | x))) (MALA: Roberts and Tweedie 1996). No density being
+    known, log p(y) - log p(x) is the integral of the score along the segment from x to y by
+    Simpson's rule: exact for Gaussian laws and for any log-density of degree 4. Two evaluations a
+    Langevin step, and one to start. Small steps are hardly ever rejected: a larger ``snr`` mixes
     faster. For a network whose score is no gradient the law that is kept is near that of the score.
     """
 
@@ -158,8 +168,12 @@ class MetropolisLangevin(Solver):
         t = times[1:]
         return _planned(problem, t, 2 * (self.snr * problem.marginal(t)[1]) ** 2, folded=False)
 
-    def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
-        """``n_steps`` steps at the end of the interval; the mean is the state itself, as a rejected step adds no noise."""
+    def step(
+        self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]
+    ) -> Step:
+        """``n_steps`` steps at the end of the interval; the mean is the state itself, as a rejected
+        step adds no noise.
+        """
         if not self.n_steps:
             return Step(x)
         size, root = expand(plan.step, x), expand(plan.root, x)
@@ -169,7 +183,9 @@ class MetropolisLangevin(Solver):
             y = x + size * score + root * z
             there = problem.evaluate(y, plan.at)
             middle = problem.evaluate(0.5 * (x + y), plan.at)
-            log_ratio = line_integral(x, y, score, middle, there) + proposal_ratio(x, y, z, there, size, root)
+            log_ratio = line_integral(x, y, score, middle, there) + proposal_ratio(
+                x, y, z, there, size, root
+            )
             accept = accepts(log_ratio, problem.first(noise.normal("corrector", 2 * k + 1)))
             accept = accept.reshape(-1, *(1,) * (x.ndim - 1))
             # A network that fails at the proposal must not pass for a rejection: 0 * NaN is NaN.
@@ -180,11 +196,13 @@ class MetropolisLangevin(Solver):
 
 @dataclass(frozen=True)
 class PredictorCorrector(Solver):
-    """A solver made of two: the predictor moves from t to s, the corrector improves the samples at one time.
+    """A solver made of two: the predictor moves from t to s, the corrector improves the samples at
+    one time.
 
-    ``sequence="predictor-first"`` corrects at s, after the move (Song et al. 2021, arXiv 2011.13456, Algorithm 1);
-    ``"corrector-first"`` corrects at t, before it (the order of their code), so that the last samples are not corrected. With a
-    corrector of no steps, ``Langevin(n_steps=0)``, it is the predictor.
+    ``sequence="predictor-first"`` corrects at s, after the move (Song et al. 2021, arXiv
+    2011.13456, Algorithm 1); ``"corrector-first"`` corrects at t, before it (the order of their
+    code), so that the last samples are not corrected. With a corrector of no steps,
+    ``Langevin(n_steps=0)``, it is the predictor.
     """
 
     predictor: Solver
@@ -195,13 +213,25 @@ class PredictorCorrector(Solver):
         """Check the arguments."""
         for role, part in (("predictor", self.predictor), ("corrector", self.corrector)):
             if not isinstance(part, Solver):
-                raise TypeError(f"PredictorCorrector: the {role} must be a solver such as ReverseDiffusion(), got {part!r}")
+                raise TypeError(
+                    f"PredictorCorrector: the {role} must be a solver such as "
+                    f"ReverseDiffusion(), got {part!r}"
+                )
             if part.adaptive:
-                raise ValueError(f"PredictorCorrector: the {role} {part!r} chooses its own steps; take a solver with fixed steps")
+                raise ValueError(
+                    f"PredictorCorrector: the {role} {part!r} chooses its own steps; take a "
+                    "solver with fixed steps"
+                )
             if part.whole:
-                raise ValueError(f"PredictorCorrector: the {role} {part!r} is another library's driver, without steps of its own")
+                raise ValueError(
+                    f"PredictorCorrector: the {role} {part!r} is another library's driver, "
+                    "without steps of its own"
+                )
         if min(groups := (self.predictor.group, self.corrector.group)) not in (1, max(groups)):
-            raise ValueError(f"PredictorCorrector: the two have groups of {groups[0]} and {groups[1]} rows; take one number")
+            raise ValueError(
+                f"PredictorCorrector: the two have groups of {groups[0]} and {groups[1]} rows; "
+                "take one number"
+            )
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
@@ -255,7 +285,9 @@ class PredictorCorrector(Solver):
         """The predictor's."""
         return self.predictor.init(problem, x, t)
 
-    def step(self, problem: Problem, x: Tensor, plan: Any, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+    def step(
+        self, problem: Problem, x: Tensor, plan: Any, noise: StepNoise, state: tuple[Tensor, ...]
+    ) -> Step:
         """One of each."""
         move, correct = plan
         if self.sequence == "corrector-first":

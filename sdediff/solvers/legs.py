@@ -1,4 +1,6 @@
-"""The parts of a way on which a problem does not jump: a solve goes through them one after another."""
+"""The parts of a way on which a problem does not jump: a solve goes through them one after
+another.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ class Leg(NamedTuple):
 
 
 def legs_of(problem: Problem, times: Tensor) -> tuple[Tensor, list[Leg]]:
-    """The grid, (N + 1,) or (N + 1, rows), with the breaks that it passes among its times, and its legs.
+    """The grid, (N + 1,) or (N + 1, rows), with the breaks that it passes among its times, and its
+    legs.
 
     A ValueError where every row has its own grid and one of them passes a break.
     """
@@ -40,12 +43,18 @@ def legs_of(problem: Problem, times: Tensor) -> tuple[Tensor, list[Leg]]:
     breaks = torch.tensor(_passed(problem.breaks, low, high), dtype=times.dtype)
     if times.ndim > 1 and len(breaks):
         raise ValueError(
-            f"the model jumps at t = {float(breaks[0]):g}, where all samples have to stop: it takes one grid for all of them"
+            f"the model jumps at t = {float(breaks[0]):g}, where all samples have to stop: it "
+            "takes one grid for all of them"
         )
     if len(breaks):
-        apart = ((times[:, None] - breaks).abs() > near).all(dim=1)  # not twice what differs by rounding
+        # not twice what differs by rounding
+        apart = ((times[:, None] - breaks).abs() > near).all(dim=1)
         times = torch.cat([times[apart], breaks]).sort(descending=bool(times[0] > times[-1])).values
-    ends = [0, *torch.nonzero(torch.isin(times, breaks)).flatten().tolist(), len(times) - 1] if len(breaks) else [0, len(times) - 1]
+    ends = (
+        [0, *torch.nonzero(torch.isin(times, breaks)).flatten().tolist(), len(times) - 1]
+        if len(breaks)
+        else [0, len(times) - 1]
+    )
     around = (-math.inf, *problem.breaks, math.inf)
     legs = []
     for first, last in itertools.pairwise(ends):
@@ -67,7 +76,8 @@ def _passed(breaks: tuple[float, ...], low: float, high: float) -> list[float]:
 
 
 def snapped(times: Tensor, breaks: tuple[float, ...]) -> Tensor:
-    """A grid (N + 1,) in which the inner time nearest to each break that it passes gives way to that break.
+    """A grid (N + 1,) in which the inner time nearest to each break that it passes gives way to
+    that break.
 
     The number of steps stays what it is; a ValueError says if that is too few.
     """
@@ -76,7 +86,8 @@ def snapped(times: Tensor, breaks: tuple[float, ...]) -> Tensor:
     steps = len(times) - 1
     if len(passed) >= steps > 0:
         raise ValueError(
-            f"the model jumps {len(passed)} times between t = {low:g} and {high:g}, so that it takes "
+            f"the model jumps {len(passed)} times between t = {low:g} and {high:g}, so that it "
+            "takes "
             f"{len(passed) + 1} steps at least; got steps = {steps}"
         )
     times, before = times.clone(), 0

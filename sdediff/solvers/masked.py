@@ -14,7 +14,9 @@ __all__ = ["Masked", "kept", "masked"]
 
 
 def kept(x: Tensor, mask: Tensor | None) -> Tensor:
-    """States x, (rows, *event) or (n, rows, *event), with 0 where ``mask`` (rows, *event) is False."""
+    """States x, (rows, *event) or (n, rows, *event), with 0 where ``mask`` (rows, *event) is
+    False.
+    """
     return x if mask is None else torch.where(mask, x, 0.0)
 
 

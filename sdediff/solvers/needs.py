@@ -26,13 +26,21 @@ OFFERS: Final = {
 
 
 def unknown_needs(solver: Solver, offered: frozenset[str] = frozenset()) -> str:
-    """Which of the ``needs`` of a solver are no names that there are, and which are; "" where all are known."""
+    """Which of the ``needs`` of a solver are no names that there are, and which are; "" where all
+    are known.
+    """
     if not isinstance(solver.needs, Set):
-        return f"{type(solver).__name__}.needs must be a set of names, frozenset({{'drift'}}) say; got {solver.needs!r}"
+        return (
+            f"{type(solver).__name__}.needs must be a set of names, frozenset({{'drift'}}) say; "
+            f"got {solver.needs!r}"
+        )
     unknown = sorted(solver.needs - OFFERS.keys() - offered)
     if not unknown:
         return ""
     meant = (name for name, methods in OFFERS.items() if unknown[0] in methods)
     close = next(meant, None) or next(iter(get_close_matches(unknown[0], OFFERS, n=1)), None)
     hint = f" (did you mean {close!r}?)" if close else ""
-    return f"{type(solver).__name__}.needs names {', '.join(map(repr, unknown))}{hint}; known are {', '.join(OFFERS)}"
+    return (
+        f"{type(solver).__name__}.needs names {', '.join(map(repr, unknown))}{hint}; known are "
+        f"{', '.join(OFFERS)}"
+    )

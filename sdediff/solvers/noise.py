@@ -1,4 +1,6 @@
-"""What solvers ask of noise: sample i depends on seed i alone, never on the batch, its order or what was drawn before."""
+"""What solvers ask of noise: sample i depends on seed i alone, never on the batch, its order or
+what was drawn before.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,22 @@ from sdediff.solvers.arithmetic import expand
 if TYPE_CHECKING:
     from sdediff.solvers.white import Nodes
 
-__all__ = ["STREAMS", "Noise", "Refinable", "Silence", "StepNoise", "elapsed", "fresh_seed", "paired", "root_of"]
+__all__ = [
+    "STREAMS",
+    "Noise",
+    "Refinable",
+    "Silence",
+    "StepNoise",
+    "elapsed",
+    "fresh_seed",
+    "paired",
+    "root_of",
+]
 
-_NAMES: Final = "prior path corrector churn probe dequantization tree bridge proposal acceptance minibatch resampling"
+_NAMES: Final = (
+    "prior path corrector churn probe dequantization tree bridge proposal acceptance minibatch "
+    "resampling"
+)
 STREAMS: Final = {name: number for number, name in enumerate(_NAMES.split())}
 """Names of the independent streams that every sample has."""
 
@@ -27,14 +42,17 @@ def fresh_seed() -> int:
 
 
 def paired(z: Tensor, other: Tensor, h: Tensor | float) -> tuple[Tensor, Tensor]:
-    """(increment, time integral) of a Brownian path over a step h from two standard normals (Kloeden and Platen 1992, 10.4.3)."""
+    """(increment, time integral) of a Brownian path over a step h from two standard normals
+    (Kloeden and Platen 1992, 10.4.3).
+    """
     root = root_of(h, z)
     return root * z, 0.5 * root**3 * (z + other / 3**0.5)
 
 
 def elapsed(a: Tensor, b: Tensor) -> Tensor | float:
     """b - a."""
-    # A number where nothing is lost by it: arithmetic on 0-d tensors costs as much as on a small state.
+    # A number where nothing is lost by it: arithmetic on 0-d tensors costs as much as on a small
+    # state.
     if a.ndim or b.ndim or a.requires_grad or b.requires_grad:
         return b - a
     return float(b) - float(a)
@@ -49,7 +67,9 @@ class StepNoise(Protocol):
     """The noise of one step."""
 
     def normal(self, stream: str, k: int = 0) -> Tensor:
-        """Standard normal (rows, *event) that is no part of the path; ``k`` numbers the draws of a step from one stream."""
+        """Standard normal (rows, *event) that is no part of the path; ``k`` numbers the draws of a
+        step from one stream.
+        """
 
     def over(self, a: Tensor, b: Tensor, k: int = 0) -> Tensor:
         """The Brownian path's increment from a to b over the root of abs(b - a): a standard normal.
@@ -61,14 +81,17 @@ class StepNoise(Protocol):
         """Increment of the Brownian path between the times a and b, of variance abs(b - a)."""
 
     def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """The increment w_b - w_a and the integral of w - w_a over the same interval, its length taken positive.
+        """The increment w_b - w_a and the integral of w - w_a over the same interval, its length
+        taken positive.
 
         Their variances are h and h^3 / 3, their covariance is h^2 / 2, h = abs(b - a).
         """
 
 
 class Noise(Protocol):
-    """All the noise of a solve. The same key gives the same noise, however often and in whatever order it is asked."""
+    """All the noise of a solve. The same key gives the same noise, however often and in whatever
+    order it is asked.
+    """
 
     def at(self, step: int) -> StepNoise:
         """Noise of the step number ``step``."""
@@ -82,7 +105,9 @@ class Refinable(Noise, Protocol):
     """Noise for steps that are not known beforehand."""
 
     def tree(self) -> Nodes | None:
-        """Normals for a path that an adaptive solver makes for itself; None: this is a path, to be asked at any times."""
+        """Normals for a path that an adaptive solver makes for itself; None: this is a path, to be
+        asked at any times.
+        """
 
 
 @dataclass(eq=False)
@@ -92,7 +117,9 @@ class Silence(StepNoise):
     solver: object
 
     def normal(self, stream: str, k: int = 0) -> Tensor:
-        raise ValueError(f"{self.solver!r} draws noise but declares stochastic = False; declare it stochastic")
+        raise ValueError(
+            f"{self.solver!r} draws noise but declares stochastic = False; declare it stochastic"
+        )
 
     def over(self, a: Tensor, b: Tensor, k: int = 0) -> Tensor:
         return self.normal("path", k)

@@ -16,7 +16,9 @@ __all__ = ["Options", "Snapshot"]
 
 
 class Snapshot(NamedTuple):
-    """What a callback sees after a step: copies, so that what it does to them does not reach the solve."""
+    """What a callback sees after a step: copies, so that what it does to them does not reach the
+    solve.
+    """
 
     step: int
     """Number of steps (attempts, if adaptive) made."""
@@ -45,5 +47,7 @@ class Options(Record):
     progress: Callable[[float], None] | None = None
 
     def limit(self, solver: Solver) -> int | None:
-        """Evaluations a sample at most: ``max_nfe``, and `MOST_NFE` for an adaptive solver without one."""
+        """Evaluations a sample at most: ``max_nfe``, and `MOST_NFE` for an adaptive solver without
+        one.
+        """
         return MOST_NFE if self.max_nfe is None and solver.adaptive else self.max_nfe

@@ -11,8 +11,9 @@ __all__ = ["Portable"]
 class Portable(BaseException):
     """A base of exceptions whose constructor takes something else than their message.
 
-    Python rebuilds a pickled exception by calling its class with ``args``, the message, and so fails for such a class. Here the
-    exception is rebuilt from its message and its attributes, without a call of the constructor.
+    Python rebuilds a pickled exception by calling its class with ``args``, the message, and so
+    fails for such a class. Here the exception is rebuilt from its message and its attributes,
+    without a call of the constructor.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:

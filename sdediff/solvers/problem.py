@@ -1,7 +1,8 @@
 """What is solved: dx = drift(x, t) dt + diffusion(t) dw, and what else is known about it.
 
-A solver sees a `Problem` and nothing else: no SDE class and no network. Times are float64 tensors on the host,
-of shape () (all rows share one time) or (rows,) (every row has its own). States are (rows, *event), on any device.
+A solver sees a `Problem` and nothing else: no SDE class and no network. Times are float64 tensors
+on the host, of shape () (all rows share one time) or (rows,) (every row has its own). States are
+(rows, *event), on any device.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ QUANTITIES: Final = ("drift", "score", "data", "noise", "v")
 
 
 class Output:
-    """An answer of a model or a problem: its ``value``, and by name what came out of the same call beside it.
+    """An answer of a model or a problem: its ``value``, and by name what came out of the same call
+    beside it.
 
     ``Output(value, variance=v)`` has the attribute ``variance``.
     """
@@ -44,10 +46,13 @@ def check_quantity(quantity: str, offers: Collection[str] = QUANTITIES) -> None:
     """A ValueError unless `Problem.at` knows the ``quantity`` and a problem ``offers`` it."""
     if quantity not in QUANTITIES:
         known = ", ".join(QUANTITIES)
-        raise ValueError(f"no quantity is called {quantity!r}{nearest(quantity, QUANTITIES)}; known are {known}")
+        raise ValueError(
+            f"no quantity is called {quantity!r}{nearest(quantity, QUANTITIES)}; known are {known}"
+        )
     if quantity not in offers:
         raise ValueError(
-            f"this problem does not offer {quantity}: a solver that evaluates it names it in its needs, "
+            f"this problem does not offer {quantity}: a solver that evaluates it names it in its "
+            "needs, "
             "so that it is refused before"
         )
 
@@ -75,7 +80,9 @@ class Tally:
     _repeats: int = 0
 
     def add(self, rows: Tensor | None, count: int) -> None:
-        """Count for each entry of ``rows``, int64 (k,), which may repeat; None: once for every sample."""
+        """Count for each entry of ``rows``, int64 (k,), which may repeat; None: once for every
+        sample.
+        """
         if rows is None:
             self.everyone += count
             return
@@ -127,7 +134,9 @@ class Monitor:
 
     @property
     def bad(self) -> Tensor:
-        """Whose output was not finite though the state was, bool (samples,): the one place that waits for the device."""
+        """Whose output was not finite though the state was, bool (samples,): the one place that
+        waits for the device.
+        """
         for rows, bad in self._seen:
             self._bad[bad.cpu() if rows is None else rows[bad.cpu()]] = True  # rows may repeat
             self._some_bad = True
@@ -140,66 +149,99 @@ class Monitor:
         return self._some_bad or bool(self._seen)
 
     def count(self, rows: Tensor | None, evaluations: int = 1, backward: int = 0) -> None:
-        """Count evaluations and backward passes of the samples ``rows``, which may repeat (None: all of them, once)."""
+        """Count evaluations and backward passes of the samples ``rows``, which may repeat (None:
+        all of them, once).
+        """
         self.calls += 1
         self.evaluations.add(rows, evaluations)
         if backward:
             self.backward_passes.add(rows, backward)
 
     def look(self, x: Tensor, out: Tensor, rows: Tensor | None) -> None:
-        """Note which outputs ``out`` at states ``x`` of the samples ``rows`` are not finite: for a monitor that watches."""
-        # On the host one sum tells whether there is anything to look for; on a device nothing waits for the answer.
+        """Note which outputs ``out`` at states ``x`` of the samples ``rows`` are not finite: for a
+        monitor that watches.
+        """
+        # On the host one sum tells whether there is anything to look for; on a device nothing waits
+        # for the answer.
         if out.device.type != "cpu" or not math.isfinite(float(out.detach().sum())):
-            self._seen.append((rows, ~torch.isfinite(rowwise(out)).all(dim=1) & torch.isfinite(rowwise(x)).all(dim=1)))
+            self._seen.append(
+                (
+                    rows,
+                    ~torch.isfinite(rowwise(out)).all(dim=1)
+                    & torch.isfinite(rowwise(x)).all(dim=1),
+                )
+            )
 
 
 class Problem:
-    """dx = drift(x, t) dt + diffusion(t) dw, solved from the first to the last time of a grid, in either direction.
+    """dx = drift(x, t) dt + diffusion(t) dw, solved from the first to the last time of a grid, in
+    either direction.
 
-    A subclass overrides what it has and names that in ``offers``; a solver names what it wants in ``needs``, and
-    the driver compares the two before the first evaluation. The names are those of `needs.OFFERS`: mostly a method's, while
-    ``marginal`` has log-SNR and its inverse with it, and ``variance`` is beside the value of `outputs`.
+    A subclass overrides what it has and names that in ``offers``; a solver names what it wants in
+    ``needs``, and the driver compares the two before the first evaluation. The names are those of
+    `needs.OFFERS`: mostly a method's, while ``marginal`` has log-SNR and its inverse with it, and
+    ``variance`` is beside the value of `outputs`.
     """
 
     offers: frozenset[str] = frozenset({"drift"})
     parts: tuple[tuple[int, float], ...] = ()
-    """(size, weight) of parts of a flat event: the norm of an error is the largest weight times root mean square over a part.
+    """(size, weight) of parts of a flat event: the norm of an error is the largest weight times
+    root mean square over a part.
 
     (): the event is one part of weight 1.
     """
     unit: float = 1.0
-    """The length, as the user measures it, that is 1 here: what a solver's user gives as a length is divided by it."""
+    """The length, as the user measures it, that is 1 here: what a solver's user gives as a length
+    is divided by it.
+    """
     rounding: float = 0.0
-    """The relative error of evaluations by rounding in a step's error estimate, where it exceeds that of the state's dtype."""
+    """The relative error of evaluations by rounding in a step's error estimate, where it exceeds
+    that of the state's dtype.
+    """
     standard: float = 1.0
-    """The length here that is 1 in the units of the SDE's declaration, for which publications give their constants."""
+    """The length here that is 1 in the units of the SDE's declaration, for which publications give
+    their constants.
+    """
     cost: int = 1
     """Evaluations of the network that one evaluation of the problem makes of a sample, at most."""
     breaks: tuple[float, ...] = ()
-    """Times at which the problem jumps: a solve goes from each to the next, and at either end sees the value inside."""
+    """Times at which the problem jumps: a solve goes from each to the next, and at either end sees
+    the value inside.
+    """
     piece: tuple[float, float] | None = None
     """The times (low, high) between which the problem is solved now, if it has ``breaks``."""
     grid: Tensor | None = None
-    """The whole grid of the solve of which a plan may be for a piece; None: the plan is for all of it."""
+    """The whole grid of the solve of which a plan may be for a piece; None: the plan is for all of
+    it.
+    """
     like: Like | None = None
-    """What states look like, so that the coefficients of a plan stand beside them; None: they stay on the host."""
+    """What states look like, so that the coefficients of a plan stand beside them; None: they stay
+    on the host.
+    """
     rows: Tensor | None = None
-    """Which of the samples that ``monitor`` counts are the rows of the state, int64 (rows,); None: all of them."""
+    """Which of the samples that ``monitor`` counts are the rows of the state, int64 (rows,); None:
+    all of them.
+    """
     mask: Tensor | None = None
-    """Which coordinates exist, bool (rows, *event) beside the states; the others stay at 0. None: all."""
+    """Which coordinates exist, bool (rows, *event) beside the states; the others stay at 0. None:
+    all.
+    """
     monitor: Monitor
 
     def __init__(self, samples: int) -> None:
         self.monitor = Monitor(samples)
 
-    def at(self, times: Tensor, quantity: str, keep: Number = 0.0, push: Number = 1.0) -> Sequence[Any]:
-        """What `evaluate` takes, one entry for each of ``times``, float64 host tensors (n,) or (n, rows).
+    def at(
+        self, times: Tensor, quantity: str, keep: Number = 0.0, push: Number = 1.0
+    ) -> Sequence[Any]:
+        """What `evaluate` takes, one entry for each of ``times``, float64 host tensors (n,) or (n,
+        rows).
 
-        An entry stands for keep x + push q(x, t), with q the ``quantity``: ``"drift"``, ``"score"``,
-        ``"data"``, ``"noise"`` or ``"v"``. ``keep`` and ``push`` are numbers or have the shape of
-        ``times``. A plan makes all its entries here, so that no step computes a coefficient; a
-        ValueError says where the quantity is not known at one of the times. Entries belong to
-        the rows of the problem that made them.
+        An entry stands for keep x + push q(x, t), with q the ``quantity``: ``"drift"``,
+        ``"score"``, ``"data"``, ``"noise"`` or ``"v"``. ``keep`` and ``push`` are numbers or have
+        the shape of ``times``. A plan makes all its entries here, so that no step computes a
+        coefficient; a ValueError says where the quantity is not known at one of the times. Entries
+        belong to the rows of the problem that made them.
         """
         check_quantity(quantity)
         keeps, pushes = planned(len(times), self.like, keep, push)
@@ -216,14 +258,16 @@ class Problem:
         return Output(self.evaluate(x, at))
 
     def coefs(self, count: int, *columns: Number) -> list[Sequence[Number]]:
-        """Columns of numbers as sequences of ``count``, one for each time of a plan, as states are multiplied by them.
+        """Columns of numbers as sequences of ``count``, one for each time of a plan, as states are
+        multiplied by them.
 
         A column is a number for all times or a float64 tensor, (count,) or (count, rows).
         """
         return cast(list[Sequence[Number]], planned(count, self.like, *columns))
 
     def spread(self, times: Tensor, root: Number = 1.0) -> Sequence[Coef]:
-        """lambda g root at each of ``times`` (n,) or (n, rows): what standard normals are multiplied by.
+        """lambda g root at each of ``times`` (n,) or (n, rows): what standard normals are
+        multiplied by.
 
         ``root`` is that of the length of the step, a number or of the shape of ``times``.
         """
@@ -234,20 +278,26 @@ class Problem:
         return planned(len(times), self.like, size * root)[0]
 
     def seen(self, x: Tensor, out: Tensor) -> Tensor:
-        """Pass an evaluation of the network, ``out`` at ``x``, through the monitor: call it once for each."""
+        """Pass an evaluation of the network, ``out`` at ``x``, through the monitor: call it once
+        for each.
+        """
         self.monitor.count(self.rows)
         if self.monitor.watch:
             self.monitor.look(x, out, self.rows)
         return out
 
     def within(self, piece: tuple[float, float] | None, grid: Tensor) -> Self:
-        """The same problem between two neighbours of its ``breaks`` and the ends of the whole ``grid``."""
+        """The same problem between two neighbours of its ``breaks`` and the ends of the whole
+        ``grid``.
+        """
         part = copy.copy(self)
         part.piece, part.grid = piece, grid
         return part
 
     def take(self, rows: Tensor) -> Self:
-        """The same problem for some of its rows, int64 (k,) on the host; what it planned for all of them is of no use to it."""
+        """The same problem for some of its rows, int64 (k,) on the host; what it planned for all of
+        them is of no use to it.
+        """
         part = copy.copy(self)
         part.rows = rows if self.rows is None else self.rows[rows]
         part.mask = None if self.mask is None else self.mask[rows.to(self.mask.device)]
@@ -256,7 +306,11 @@ class Problem:
     def first(self, z: Tensor) -> Tensor:
         """The first coordinate of z (rows, *event) that exists, (rows,)."""
         flat = rowwise(z)
-        return flat[:, 0] if self.mask is None else flat.gather(1, rowwise(self.mask).int().argmax(dim=1)[:, None])[:, 0]
+        return (
+            flat[:, 0]
+            if self.mask is None
+            else flat.gather(1, rowwise(self.mask).int().argmax(dim=1)[:, None])[:, 0]
+        )
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """Drift at (x, t), (rows, *event)."""
@@ -291,7 +345,9 @@ class Problem:
         raise NotImplementedError
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """log(alpha^2 / sigma^2), without the cancellation that computing it from the two would bring."""
+        """log(alpha^2 / sigma^2), without the cancellation that computing it from the two would
+        bring.
+        """
         raise NotImplementedError
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -339,5 +395,7 @@ class Problem:
         return self
 
     def mixing(self, t: Tensor) -> Tensor:
-        """The integral of lambda^2 du, u = log(alpha / sigma), up to a constant: lambda^2 u where lambda is constant."""
+        """The integral of lambda^2 du, u = log(alpha / sigma), up to a constant: lambda^2 u where
+        lambda is constant.
+        """
         return torch.zeros_like(t)

@@ -26,20 +26,30 @@ class Status(IntEnum):
 
 
 MOST_NFE: Final = 50_000
-"""Evaluations that an adaptive solver makes of one sample at most, unless its user says otherwise: no useful solve comes near."""
+"""Evaluations that an adaptive solver makes of one sample at most, unless its user says otherwise:
+no useful solve comes near.
+"""
 
 _REASON = {
-    Status.NETWORK_NOT_FINITE: "the network's output is not finite; look at the network at this time and at its input",
-    Status.STATE_NOT_FINITE: "the state is not finite though the network's output was; take more steps or a more stable solver",
-    Status.MAX_NFE: f"max_nfe is reached ({MOST_NFE:,} unless given); raise it or loosen the tolerances",
-    Status.STEP_TOO_SMALL: "the step size fell to rounding error; loosen the tolerances or look for a jump in the network",
+    Status.NETWORK_NOT_FINITE: "the network's output is not finite; look at the network at this "
+    "time and at its input",
+    Status.STATE_NOT_FINITE: "the state is not finite though the network's output was; take more "
+    "steps or a more stable "
+    "solver",
+    Status.MAX_NFE: f"max_nfe is reached ({MOST_NFE:,} unless given); raise it or loosen the "
+    "tolerances",
+    Status.STEP_TOO_SMALL: "the step size fell to rounding error; loosen the tolerances or look "
+    "for a jump in the "
+    "network",
     Status.DRIVER_STOPPED: "the other library gave up",
 }
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why and at which time a sample failed; ``words`` are those of another library whose driver failed."""
+    """Why and at which time a sample failed; ``words`` are those of another library whose driver
+    failed.
+    """
 
     sample: int
     status: Status
@@ -57,11 +67,11 @@ class Solution:
     """Samples, and for each of them what it took.
 
     ``x`` (B, *event) is the state at the end, after the last denoising step if there was one; of a
-    failed sample the last finite state. ``times`` float64 is the grid, (N + 1,), or (N + 1, B) where
-    every sample has its own. ``nfe``, ``accepted``, ``rejected``, ``status`` (a `Status`) are int64
-    (B,); ``nfe`` is counted at the network, and so is ``backward``, the passes back through it that
-    a model made. ``trajectory`` (K, B, *event), if asked for, holds the state at every time of the
-    grid, the last one being ``x``. ``seeds`` reproduce the samples.
+    failed sample the last finite state. ``times`` float64 is the grid, (N + 1,), or (N + 1, B)
+    where every sample has its own. ``nfe``, ``accepted``, ``rejected``, ``status`` (a `Status`) are
+    int64 (B,); ``nfe`` is counted at the network, and so is ``backward``, the passes back through
+    it that a model made. ``trajectory`` (K, B, *event), if asked for, holds the state at every time
+    of the grid, the last one being ``x``. ``seeds`` reproduce the samples.
     """
 
     x: Tensor
@@ -84,7 +94,10 @@ class Solution:
         """Shape and cost, not the numbers."""
         span = " to ".join(map(_told, self.times[[0, -1]])) if len(self.times) else "nothing"
         nfe = "none" if not len(self.nfe) else f"{int(self.nfe.min())} to {int(self.nfe.max())}"
-        text = f"Solution(x: {tuple(self.x.shape)} {str(self.x.dtype).removeprefix('torch.')}, t: {span}, nfe a sample: {nfe}"
+        text = (
+            f"Solution(x: {tuple(self.x.shape)} {str(self.x.dtype).removeprefix('torch.')}, t: "
+            f"{span}, nfe a sample: {nfe}"
+        )
         return f"{text}, failed: {len(self.failures)} of {len(self.x)})"
 
 
@@ -104,14 +117,18 @@ class SolveError(Portable, RuntimeError):
         self.solution = solution
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """As `Portable` has it; states that belong to a graph are kept without the graph, which no other process can use."""
+        """As `Portable` has it; states that belong to a graph are kept without the graph, which no
+        other process can use.
+        """
         make, arguments, state = super().__reduce__()
         return make, arguments, state | {"solution": _detached(self.solution)}
 
 
 def _detached(solution: Solution) -> Solution:
     frames = solution.trajectory
-    return replace(solution, x=solution.x.detach(), trajectory=None if frames is None else frames.detach())
+    return replace(
+        solution, x=solution.x.detach(), trajectory=None if frames is None else frames.detach()
+    )
 
 
 def merge(parts: list[Solution]) -> Solution:
@@ -126,7 +143,9 @@ def merge(parts: list[Solution]) -> Solution:
     backward = [part.backward for part in parts if part.backward is not None]
     return Solution(
         x=torch.cat([part.x for part in parts]),
-        times=parts[0].times if parts[0].times.ndim == 1 else torch.cat([part.times for part in parts], dim=1),
+        times=parts[0].times
+        if parts[0].times.ndim == 1
+        else torch.cat([part.times for part in parts], dim=1),
         nfe=torch.cat([part.nfe for part in parts]),
         accepted=torch.cat([part.accepted for part in parts]),
         rejected=torch.cat([part.rejected for part in parts]),
@@ -135,6 +154,8 @@ def merge(parts: list[Solution]) -> Solution:
         seeds=tuple(seed for group in seeds for seed in group) if seeds else None,
         backward=torch.cat(backward) if backward else None,
         failures=tuple(
-            replace(f, sample=f.sample + offset) for part, offset in zip(parts, offsets, strict=False) for f in part.failures
+            replace(f, sample=f.sample + offset)
+            for part, offset in zip(parts, offsets, strict=False)
+            for f in part.failures
         ),
     )

@@ -1,4 +1,6 @@
-"""What the driver asks of a way of stepping: over a shared grid (`integrate.py`), or of each sample (`control.py`)."""
+"""What the driver asks of a way of stepping: over a shared grid (`integrate.py`), or of each sample
+(`control.py`).
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ class Control:
         raise NotImplementedError
 
     def cap(self, max_nfe: int) -> None:
-        """Stop the samples whose next step could evaluate the network more than ``max_nfe`` times."""
+        """Stop the samples whose next step could evaluate the network more than ``max_nfe``
+        times.
+        """
         raise NotImplementedError
 
     def hold(self, failed: Tensor) -> None:

@@ -31,8 +31,9 @@ class _Maruyama(NamedTuple):
 class EulerMaruyama(Solver):
     """x_s = x + (s - t) drift(x, t) + diffuse(w_s - w_t).
 
-    For the reverse SDE the drift is f x - (1 + lambda^2)/2 g^2 score and the noise lambda g dw (Song et al. 2021,
-    arXiv 2011.13456, eq. 6). The noise being additive, strong and weak order are 1; lambda = 0 is `Euler` in t.
+    For the reverse SDE the drift is f x - (1 + lambda^2)/2 g^2 score and the noise lambda g dw
+    (Song et al. 2021, arXiv 2011.13456, eq. 6). The noise being additive, strong and weak order are
+    1; lambda = 0 is `Euler` in t.
     """
 
     needs = frozenset({"drift", "diffusion"})
@@ -51,7 +52,14 @@ class EulerMaruyama(Solver):
         )
         return [_Maruyama(*row) for row in rows]
 
-    def step(self, problem: Problem, x: Tensor, plan: _Maruyama, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+    def step(
+        self,
+        problem: Problem,
+        x: Tensor,
+        plan: _Maruyama,
+        noise: StepNoise,
+        state: tuple[Tensor, ...],
+    ) -> Step:
         """One step."""
         mean = problem.evaluate(x, plan.at)
         return Step(weighted((1.0, mean), (plan.spread, noise.over(plan.t, plan.s))), mean)
@@ -70,10 +78,11 @@ class _Heun(NamedTuple):
 
 @dataclass(frozen=True)
 class StochasticHeun(Solver):
-    """x^ = x + h drift(x, t) + noise, x_s = x + h / 2 (drift(x, t) + drift(x^, s)) + noise, noise = (g_t + g_s) / 2 (w_s - w_t).
+    """x^ = x + h drift(x, t) + noise, x_s = x + h / 2 (drift(x, t) + drift(x^, s)) + noise, noise =
+    (g_t + g_s) / 2 (w_s - w_t).
 
-    The trapezoidal rule along the path: weak order 2 and strong order 1 for additive noise, two evaluations a step; lambda = 0 is
-    `Heun` in t.
+    The trapezoidal rule along the path: weak order 2 and strong order 1 for additive noise, two
+    evaluations a step; lambda = 0 is `Heun` in t.
     """
 
     needs = frozenset({"drift", "diffusion"})
@@ -100,7 +109,9 @@ class StochasticHeun(Solver):
         )
         return [_Heun(*row) for row in rows]
 
-    def step(self, problem: Problem, x: Tensor, plan: _Heun, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+    def step(
+        self, problem: Problem, x: Tensor, plan: _Heun, noise: StepNoise, state: tuple[Tensor, ...]
+    ) -> Step:
         """One step."""
         z = noise.over(plan.t, plan.s)
         h = plan.h
@@ -133,8 +144,8 @@ class _SRAPlan(NamedTuple):
 
 
 class _SRA(Solver):
-    """H_i = x + h sum_j a_ij drift(H_j, t + c_j h) + sum_j b_ij g(t + d_j h) Z / |h|,
-    x_s = x + h sum_i alpha_i drift(H_i, t + c_i h) + sum_i (beta_i W + gamma_i Z / |h|) g(t + d_i h),
+    """H_i = x + h sum_j a_ij drift(H_j, t + c_j h) + sum_j b_ij g(t + d_j h) Z / |h|, x_s = x + h
+    sum_i alpha_i drift(H_i, t + c_i h) + sum_i (beta_i W + gamma_i Z / |h|) g(t + d_i h),
 
     with W the increment of the path and Z the integral of w - w_t over the step.
     """
@@ -161,7 +172,14 @@ class _SRA(Solver):
         rows = zip(t.unbind(), s.unbind(), *lengths, drift, spread, strict=True)
         return [_SRAPlan(*row) for row in rows]
 
-    def step(self, problem: Problem, x: Tensor, plan: _SRAPlan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+    def step(
+        self,
+        problem: Problem,
+        x: Tensor,
+        plan: _SRAPlan,
+        noise: StepNoise,
+        state: tuple[Tensor, ...],
+    ) -> Step:
         """One step."""
         tab, h = self.tableau, plan.h
         w, z = noise.pair(plan.t, plan.s)
@@ -169,9 +187,15 @@ class _SRA(Solver):
         k: list[Tensor] = []
         for row, sizes, at in zip(tab.a, tab.b, plan.drift, strict=True):
             stages = [(weight * h, stage) for weight, stage in zip(row, k, strict=True)]
-            shocks = [(size * weight, z) for weight, size in zip(sizes, plan.spread, strict=False) if weight]
+            shocks = [
+                (size * weight, z)
+                for weight, size in zip(sizes, plan.spread, strict=False)
+                if weight
+            ]
             k.append(problem.evaluate(weighted((1.0, x), *stages, *shocks), at))
-        mean = weighted((1.0, x), *((weight * h, stage) for weight, stage in zip(tab.alpha, k, strict=True)))
+        mean = weighted(
+            (1.0, x), *((weight * h, stage) for weight, stage in zip(tab.alpha, k, strict=True))
+        )
         ends = zip(tab.beta, tab.gamma, plan.spread, strict=True)
         noises = [(size, weighted((b, w), (c, z))) for b, c, size in ends if b or c]
         return Step(weighted((1.0, mean), *noises), mean)
@@ -179,20 +203,29 @@ class _SRA(Solver):
 
 @dataclass(frozen=True)
 class SRA1(_SRA):
-    """Roessler's SRA1 for additive noise: strong order 1.5, weak order 2, two evaluations a step; lambda = 0 is Ralston's method.
+    """Roessler's SRA1 for additive noise: strong order 1.5, weak order 2, two evaluations a step;
+    lambda = 0 is Ralston's method.
 
-    Roessler 2010 (SIAM Journal on Numerical Analysis 48, Table 6.3). It takes the pair (increment, time integral) of the path.
+    Roessler 2010 (SIAM Journal on Numerical Analysis 48, Table 6.3). It takes the pair (increment,
+    time integral) of the path.
     """
 
     tableau = _SRATableau(
-        a=((), (3 / 4,)), b=((), (3 / 2,)), c=(0, 3 / 4), d=(1, 0), alpha=(1 / 3, 2 / 3), beta=(1, 0), gamma=(-1, 1)
+        a=((), (3 / 4,)),
+        b=((), (3 / 2,)),
+        c=(0, 3 / 4),
+        d=(1, 0),
+        alpha=(1 / 3, 2 / 3),
+        beta=(1, 0),
+        gamma=(-1, 1),
     )
     evaluations = 2
 
 
 @dataclass(frozen=True)
 class SRA3(_SRA):
-    """Roessler's SRA3 for additive noise: strong order 1.5, weak order 2, three evaluations a step, of order 3 at lambda = 0.
+    """Roessler's SRA3 for additive noise: strong order 1.5, weak order 2, three evaluations a step,
+    of order 3 at lambda = 0.
 
     Roessler 2010 (SIAM Journal on Numerical Analysis 48, Table 6.3).
     """
@@ -290,7 +323,14 @@ class ReverseDiffusion(Solver):
             )
         return left.sqrt(), g**2 * h
 
-    def step(self, problem: Problem, x: Tensor, plan: _Kernel, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+    def step(
+        self,
+        problem: Problem,
+        x: Tensor,
+        plan: _Kernel,
+        noise: StepNoise,
+        state: tuple[Tensor, ...],
+    ) -> Step:
         """One step."""
         mean = problem.evaluate(x, plan.at)
         return Step(weighted((1.0, mean), (plan.spread, noise.over(plan.t, plan.s))), mean)

@@ -10,7 +10,17 @@ import numpy as np
 
 from sdediff.solvers.trees import conditions
 
-__all__ = ["BOGACKI_SHAMPINE", "DOP853", "DORMAND_PRINCE", "EULER", "HEUN", "MIDPOINT", "RK4", "TSITOURAS", "Tableau"]
+__all__ = [
+    "BOGACKI_SHAMPINE",
+    "DOP853",
+    "DORMAND_PRINCE",
+    "EULER",
+    "HEUN",
+    "MIDPOINT",
+    "RK4",
+    "TSITOURAS",
+    "Tableau",
+]
 
 Row = tuple[Fraction, ...]
 
@@ -21,13 +31,15 @@ def _numbers(text: str) -> Row:
 
 @dataclass(frozen=True)
 class Tableau:
-    """An explicit Runge-Kutta method: k_i = drift(x + h sum_j a_ij k_j, t + c_i h), x_next = x + h sum_i b_i k_i.
+    """An explicit Runge-Kutta method: k_i = drift(x + h sum_j a_ij k_j, t + c_i h), x_next = x + h
+    sum_i b_i k_i.
 
-    ``a`` holds the strictly lower rows (the first is empty), ``b`` the weights, ``low`` the weights of embedded methods with their
-    orders, for the error estimate: one, or two of which the second tempers the first (Hairer, Norsett and Wanner I, II.10). Rows
-    are given as text, ``"1/5 3/10"`` or decimals. Each c_i is the sum of its row, and every method is checked to satisfy all
-    order conditions up to the order that it claims, to 1e-12. Where the last row equals ``b`` the last stage is the first of the
-    next step ("FSAL").
+    ``a`` holds the strictly lower rows (the first is empty), ``b`` the weights, ``low`` the weights
+    of embedded methods with their orders, for the error estimate: one, or two of which the second
+    tempers the first (Hairer, Norsett and Wanner I, II.10). Rows are given as text, ``"1/5 3/10"``
+    or decimals. Each c_i is the sum of its row, and every method is checked to satisfy all order
+    conditions up to the order that it claims, to 1e-12. Where the last row equals ``b`` the last
+    stage is the first of the next step ("FSAL").
     """
 
     name: str
@@ -42,20 +54,31 @@ class Tableau:
         stages = len(self.a)
         for i, row in enumerate(self.a):
             if len(row) != i:
-                raise ValueError(f"{self.name}: row {i} of an explicit tableau has {i} entries, got {len(row)}")
+                raise ValueError(
+                    f"{self.name}: row {i} of an explicit tableau has {i} entries, got {len(row)}"
+                )
         object.__setattr__(self, "c", tuple(sum(row, Fraction(0)) for row in self.a))
-        for label, weights, order in (("b", self.b, self.order), *(("b_low", weights, order) for weights, order in self.low)):
+        for label, weights, order in (
+            ("b", self.b, self.order),
+            *(("b_low", weights, order) for weights, order in self.low),
+        ):
             if len(weights) != stages:
-                raise ValueError(f"{self.name}: {label} needs one weight for each of the {stages} stages, got {len(weights)}")
+                raise ValueError(
+                    f"{self.name}: {label} needs one weight for each of the {stages} stages, got "
+                    f"{len(weights)}"
+                )
             self._check_order(label, weights, order)
 
     def _check_order(self, label: str, weights: Row, order: int) -> None:
         a = np.array([[float(v) for v in row] + [0.0] * (len(self.a) - len(row)) for row in self.a])
         b = np.array([float(v) for v in weights])
         for nodes, phi, expected in conditions(a, order):
-            if abs(value := float(b @ phi) - expected) > 1e-12 * max(1.0, float(np.abs(b) @ np.abs(phi))):
+            if abs(value := float(b @ phi) - expected) > 1e-12 * max(
+                1.0, float(np.abs(b) @ np.abs(phi))
+            ):
                 raise ValueError(
-                    f"{self.name}: {label} breaks a condition of order {nodes} by {value:.3g}, and claims order {order}"
+                    f"{self.name}: {label} breaks a condition of order {nodes} by {value:.3g}, "
+                    f"and claims order {order}"
                 )
 
     @property
@@ -70,16 +93,31 @@ class Tableau:
         return self.b[-1] == 0 and self.a[-1] == self.b[:-1]
 
     @classmethod
-    def parse(cls, name: str, order: int, a: list[str], b: str, low: dict[int, str] | None = None) -> Tableau:
-        """Build a tableau from rows of text, the empty first row left out; ``low`` maps orders to embedded weights."""
+    def parse(
+        cls, name: str, order: int, a: list[str], b: str, low: dict[int, str] | None = None
+    ) -> Tableau:
+        """Build a tableau from rows of text, the empty first row left out; ``low`` maps orders to
+        embedded weights.
+        """
         rows = ((), *(_numbers(row) for row in a))
-        return cls(name, order, rows, _numbers(b), tuple((_numbers(text), n) for n, text in (low or {}).items()))
+        return cls(
+            name,
+            order,
+            rows,
+            _numbers(b),
+            tuple((_numbers(text), n) for n, text in (low or {}).items()),
+        )
 
     @classmethod
-    def with_errors(cls, name: str, order: int, a: list[str], b: str, errors: dict[int, str]) -> Tableau:
+    def with_errors(
+        cls, name: str, order: int, a: list[str], b: str, errors: dict[int, str]
+    ) -> Tableau:
         """As `parse`, from the differences b - b_low in place of the embedded weights."""
         weights = _numbers(b)
-        low = {n: " ".join(str(w - e) for w, e in zip(weights, _numbers(text), strict=True)) for n, text in errors.items()}
+        low = {
+            n: " ".join(str(w - e) for w, e in zip(weights, _numbers(text), strict=True))
+            for n, text in errors.items()
+        }
         return cls.parse(name, order, a, b, low)
 
 
@@ -103,7 +141,11 @@ DORMAND_PRINCE: Final = Tableau.parse(
 )
 """Dormand and Prince 1980; SciPy's RK45, MATLAB's ode45."""
 BOGACKI_SHAMPINE: Final = Tableau.parse(
-    "Bogacki-Shampine 3(2)", 3, ["1/2", "0 3/4", "2/9 1/3 4/9"], "2/9 1/3 4/9 0", {2: "7/24 1/4 1/3 1/8"}
+    "Bogacki-Shampine 3(2)",
+    3,
+    ["1/2", "0 3/4", "2/9 1/3 4/9"],
+    "2/9 1/3 4/9 0",
+    {2: "7/24 1/4 1/3 1/8"},
 )
 """Bogacki and Shampine 1989; SciPy's RK23."""
 TSITOURAS: Final = Tableau.with_errors(
@@ -114,13 +156,16 @@ TSITOURAS: Final = Tableau.with_errors(
         "-0.008480655492356989 0.335480655492357",
         "2.8971530571054935 -6.359448489975075 4.3622954328695815",
         "5.325864828439257 -11.748883564062828 7.4955393428898365 -0.09249506636175525",
-        "5.86145544294642 -12.92096931784711 8.159367898576159 -0.071584973281401 -0.028269050394068383",
-        "0.09646076681806523 0.01 0.4798896504144996 1.379008574103742 -3.290069515436081 2.324710524099774",
+        "5.86145544294642 -12.92096931784711 8.159367898576159 -0.071584973281401 "
+        "-0.028269050394068383",
+        "0.09646076681806523 0.01 0.4798896504144996 1.379008574103742 -3.290069515436081 "
+        "2.324710524099774",
     ],
-    "0.09646076681806523 0.01 0.4798896504144996 1.379008574103742 -3.290069515436081 2.324710524099774 0",
+    "0.09646076681806523 0.01 0.4798896504144996 1.379008574103742 -3.290069515436081 "
+    "2.324710524099774 0",
     {
-        4: "-0.00178001105222577714 -0.0008164344596567469 0.007880878010261995 -0.1447110071732629 0.5823571654525552 "
-        "-0.45808210592918697 1/66"
+        4: "-0.00178001105222577714 -0.0008164344596567469 0.007880878010261995 "
+        "-0.1447110071732629 0.5823571654525552 -0.45808210592918697 1/66"
     },
 )
 """Tsitouras 2011 (Computers and Mathematics with Applications 62)."""
@@ -134,38 +179,51 @@ DOP853: Final = Tableau.with_errors(
         "0.2413651341592667 0 -0.8845494793282861 0.924834003261792",
         "0.037037037037037035 0 0 0.17082860872947386 0.12546768756682242",
         "0.037109375 0 0 0.17025221101954405 0.06021653898045596 -0.017578125",
-        "0.03709200011850479 0 0 0.17038392571223998 0.10726203044637328 -0.015319437748624402 0.008273789163814023",
-        ("0.6241109587160757 0 0 -3.3608926294469414 -0.868219346841726 27.59209969944671 20.154067550477894 -43.48988418106996"),
+        "0.03709200011850479 0 0 0.17038392571223998 0.10726203044637328 -0.015319437748624402 "
+        "0.008273789163814023",
         (
-            "0.47766253643826434 0 0 -2.4881146199716677 -0.590290826836843 21.230051448181193 15.279233632882423 "
+            "0.6241109587160757 0 0 -3.3608926294469414 -0.868219346841726 27.59209969944671 "
+            "20.154067550477894 -43.48988418106996"
+        ),
+        (
+            "0.47766253643826434 0 0 -2.4881146199716677 -0.590290826836843 21.230051448181193 "
+            "15.279233632882423 "
             "-33.28821096898486 -0.020331201708508627"
         ),
         (
-            "-0.9371424300859873 0 0 5.186372428844064 1.0914373489967295 -8.149787010746927 -18.52006565999696 "
+            "-0.9371424300859873 0 0 5.186372428844064 1.0914373489967295 -8.149787010746927 "
+            "-18.52006565999696 "
             "22.739487099350505 2.4936055526796523 -3.0467644718982196"
         ),
         (
-            "2.273310147516538 0 0 -10.53449546673725 -2.0008720582248625 -17.9589318631188 27.94888452941996 "
+            "2.273310147516538 0 0 -10.53449546673725 -2.0008720582248625 -17.9589318631188 "
+            "27.94888452941996 "
             "-2.8589982771350235 -8.87285693353063 12.360567175794303 0.6433927460157636"
         ),
         (
-            "0.054293734116568765 0 0 0 0 4.450312892752409 1.8915178993145003 -5.801203960010585 0.3111643669578199 "
+            "0.054293734116568765 0 0 0 0 4.450312892752409 1.8915178993145003 "
+            "-5.801203960010585 0.3111643669578199 "
             "-0.1521609496625161 0.20136540080403034 0.04471061572777259"
         ),
     ],
     (
-        "0.054293734116568765 0 0 0 0 4.450312892752409 1.8915178993145003 -5.801203960010585 0.3111643669578199 "
+        "0.054293734116568765 0 0 0 0 4.450312892752409 1.8915178993145003 -5.801203960010585 "
+        "0.3111643669578199 "
         "-0.1521609496625161 0.20136540080403034 0.04471061572777259 0"
     ),
     {
         5: (
-            "0.01312004499419488 0 0 0 0 -1.2251564463762044 -0.4957589496572502 1.6643771824549864 -0.35032884874997366 "
+            "0.01312004499419488 0 0 0 0 -1.2251564463762044 -0.4957589496572502 "
+            "1.6643771824549864 -0.35032884874997366 "
             "0.3341791187130175 0.08192320648511571 -0.022355307863886294 0"
         ),
         3: (
-            "-0.18980075407240762 0 0 0 0 4.450312892752409 1.8915178993145003 -5.801203960010585 -0.4226823213237919 "
+            "-0.18980075407240762 0 0 0 0 4.450312892752409 1.8915178993145003 "
+            "-5.801203960010585 -0.4226823213237919 "
             "-0.1521609496625161 0.20136540080403034 0.02265179219836082 0"
         ),
     },
 )
-"""Dormand and Prince's method of order 8 with the error estimates of Hairer, Norsett and Wanner I, II.10; SciPy's DOP853."""
+"""Dormand and Prince's method of order 8 with the error estimates of Hairer, Norsett and Wanner I,
+II.10; SciPy's DOP853.
+"""

@@ -1,4 +1,6 @@
-"""Rooted trees: the order conditions of Runge-Kutta methods (Butcher 1963; Hairer, Norsett and Wanner I, II.2)."""
+"""Rooted trees: the order conditions of Runge-Kutta methods (Butcher 1963; Hairer, Norsett and
+Wanner I, II.2).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ def _trees(nodes: int) -> tuple[Tree, ...]:
 
 
 def _forests(nodes: int, largest: int) -> Iterator[Tree]:
-    """Sorted tuples of trees with so many nodes in all, none of more than ``largest``; each forest once."""
+    """Sorted tuples of trees with so many nodes in all, none of more than ``largest``; each forest
+    once.
+    """
 
     def grow(left: int, available: list[Tree]) -> Iterator[Tree]:
         if left == 0:
@@ -31,7 +35,10 @@ def _forests(nodes: int, largest: int) -> Iterator[Tree]:
                 for rest in grow(left - size, available[i:]):
                     yield (tree, *rest)
 
-    yield from (tuple(sorted(forest)) for forest in grow(nodes, [tree for n in range(1, largest + 1) for tree in _trees(n)]))
+    yield from (
+        tuple(sorted(forest))
+        for forest in grow(nodes, [tree for n in range(1, largest + 1) for tree in _trees(n)])
+    )
 
 
 def _size(tree: Tree) -> int:
@@ -42,8 +49,12 @@ def _density(tree: Tree) -> int:
     return _size(tree) * math.prod(_density(child) for child in tree)
 
 
-def conditions(a: NDArray[np.float64], order: int) -> Iterator[tuple[int, NDArray[np.float64], float]]:
-    """(nodes, phi, 1 / gamma) for each rooted tree of at most ``order`` nodes: a method of that order has b . phi = 1 / gamma."""
+def conditions(
+    a: NDArray[np.float64], order: int
+) -> Iterator[tuple[int, NDArray[np.float64], float]]:
+    """(nodes, phi, 1 / gamma) for each rooted tree of at most ``order`` nodes: a method of that
+    order has b . phi = 1 / gamma.
+    """
 
     @cache
     def weights(tree: Tree) -> NDArray[np.float64]:

@@ -1,6 +1,8 @@
-"""Checks for what users bring: `check_sde` an SDE, `check_solver` a solver, `check_equivalence` two of one kind.
+"""Checks for what users bring: `check_sde` an SDE, `check_solver` a solver, `check_equivalence` two
+of one kind.
 
-They need no test library. `strategies` are for Hypothesis, of the extra ``testing``, imported when they are first used.
+They need no test library. `strategies` are for Hypothesis, of the extra ``testing``, imported when
+they are first used.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,6 @@
-"""Whether two solvers, or two models, give the same samples; and the named equivalences of an SDE."""
+"""Whether two solvers, or two models, give the same samples; and the named equivalences of an
+SDE.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ _STEPS: Final = 10
 
 @dataclass(frozen=True)
 class EquivalenceReport(Report):
-    """The findings of `check_equivalence` and `check_equivalences`; ``sde`` holds the repr of what was checked."""
+    """The findings of `check_equivalence` and `check_equivalences`; ``sde`` holds the repr of what
+    was checked.
+    """
 
     kind = "equivalence"
 
@@ -43,29 +47,40 @@ class EquivalenceError(Portable, ValueError):
 
     def __init__(self, report: Report, what: str = "breaks") -> None:
         self.report = report
-        count = "an equivalence" if len(report.failures) == 1 else f"{len(report.failures)} equivalences"
+        count = (
+            "an equivalence"
+            if len(report.failures) == 1
+            else f"{len(report.failures)} equivalences"
+        )
         head = f"{report.sde} {what}" if what != "breaks" else f"{report.sde} breaks {count}"
         super().__init__("\n".join([f"{head}:", *report.lines()]))
 
 
-def check_equivalences(sde: Any, *, names: Iterable[str] | None = None, verbose: bool = True) -> Report:
-    """Check the named equivalences under an SDE, and raise `EquivalenceError` naming those that fail.
+def check_equivalences(
+    sde: Any, *, names: Iterable[str] | None = None, verbose: bool = True
+) -> Report:
+    """Check the named equivalences under an SDE, and raise `EquivalenceError` naming those that
+    fail.
 
-    Each of `EQUIVALENCES` (``names``: of these) holds for every linear SDE, or for those that have what it needs: DDPM's chain is
-    the kernel, DDIM exponential Euler, EDM's sampler Heun on the sigma clock, and so on (docs/testing.md has the table). Each is
-    checked at three settings: mixtures of different shapes, grids of 8, 4 and 1 steps over the usable range, three predictions
+    Each of `EQUIVALENCES` (``names``: of these) holds for every linear SDE, or for those that have
+    what it needs: DDPM's chain is the kernel, DDIM exponential Euler, EDM's sampler Heun on the
+    sigma clock, and so on (docs/testing.md has the table). Each is checked at three settings:
+    mixtures of different shapes, grids of 8, 4 and 1 steps over the usable range, three predictions
     (those that are costly at the first of them).
-    What does not apply is skipped, by name; all of them are, under an SDE without a Gaussian kernel. An SDE that is not
-    consistent breaks them as well: `check_sde` tells why.
+    What does not apply is skipped, by name; all of them are, under an SDE without a Gaussian
+    kernel. An SDE that is not consistent breaks them as well: `check_sde` tells why.
 
-    Prints a table unless ``verbose`` is false and returns it as a `Report`. Takes a few seconds. Raises TypeError for what is no
-    SDE and ValueError for a name that is none.
+    Prints a table unless ``verbose`` is false and returns it as a `Report`. Takes a few seconds.
+    Raises TypeError for what is no SDE and ValueError for a name that is none.
     """
     instance = instance_of(sde, "check_equivalences")
     chosen = list(EQUIVALENCES) if names is None else list(names)
     for name in chosen:
         if name not in EQUIVALENCES:
-            raise ValueError(f"no equivalence is called {name!r}{nearest(name, EQUIVALENCES)}; known: {', '.join(EQUIVALENCES)}")
+            raise ValueError(
+                f"no equivalence is called {name!r}{nearest(name, EQUIVALENCES)}; known: "
+                f"{', '.join(EQUIVALENCES)}"
+            )
     if "kernel" in instance.offers:
         cases = _cases(instance)
         findings = [_over(name, cases) for name in chosen]
@@ -79,7 +94,9 @@ def _cases(sde: Any) -> list[Case]:
         with torch.inference_mode(False), torch.no_grad():
             return default_cases(sde)
     except Exception as error:
-        raise ValueError(f"no grid can be made for {sde!r}: {error}; see what check_sde says of it") from error
+        raise ValueError(
+            f"no grid can be made for {sde!r}: {error}; see what check_sde says of it"
+        ) from error
 
 
 def _over(name: str, cases: Sequence[Case]) -> Finding:
@@ -109,42 +126,81 @@ def check_equivalence(
     bound: float = 1e-9,
     verbose: bool = True,
 ) -> Report:
-    """Check that two solvers, or two models, take one start and one noise to the same states at every time of a grid.
+    """Check that two solvers, or two models, take one start and one noise to the same states at
+    every time of a grid.
 
-    Two solvers run on the exact model of ``data`` under ``sde``; by default VP, VE and SubVP, one after the other. A discrete model
-    (`DDPM`) brings its grid, on which the other runs too, and needs its ``sde``. Two `ScoreModel` of one SDE run by ``solver``, by
-    default `DDIM` and `EulerMaruyama`, on events of the shape of ``data``'s.
-    ``data``: a law of `sdediff.exact`, by default a mixture of three Gaussians in the plane; ``rows`` samples start from its law at
-    grid[0]. ``steps`` (10 by default), ``grid``, ``stochasticity``: as in `sample`; the last holds for whichever of the two
-    integrates the reverse SDE. ``bound``: of the largest deviation over the size of the states; loosen it to 1e-4 for networks
-    in float32, and to the tolerances where a solver is adaptive.
+    Two solvers run on the exact model of ``data`` under ``sde``; by default VP, VE and SubVP, one
+    after the other. A discrete model (`DDPM`) brings its grid, on which the other runs too, and
+    needs its ``sde``. Two `ScoreModel` of one SDE run by ``solver``, by default `DDIM` and
+    `EulerMaruyama`, on events of the shape of ``data``'s.
+    ``data``: a law of `sdediff.exact`, by default a mixture of three Gaussians in the plane;
+    ``rows`` samples start from its law at grid[0]. ``steps`` (10 by default), ``grid``,
+    ``stochasticity``: as in `sample`; the last holds for whichever of the two integrates the
+    reverse SDE. ``bound``: of the largest deviation over the size of the states; loosen it to 1e-4
+    for networks in float32, and to the tolerances where a solver is adaptive.
 
-    Raises `EquivalenceError` that says where the two part first (step, time, sample, coordinate), by how much, and the likely
-    cause: a factor in the noise, another stream of noise, two discretizations of one process, a network
-    read as the wrong prediction. Prints a table unless ``verbose`` is false and returns it as a `Report`.
+    Raises `EquivalenceError` that says where the two part first (step, time, sample, coordinate),
+    by how much, and the likely cause: a factor in the noise, another stream of noise, two
+    discretizations of one process, a network read as the wrong prediction. Prints a table unless
+    ``verbose`` is false and returns it as a `Report`.
     """
     bound = real("bound", bound)
     seed = whole("seed", seed, kind="a non-negative int")
     rows = whole("rows", rows, 1)
     if not bound > 0 or not math.isfinite(bound):
         raise ValueError(f"bound must be a positive number, got {bound!r}")
-    law = GaussianMixture([[-0.8, 0.4], [0.9, 0.1], [0.0, -1.0]], [0.3, 0.5, 0.2], [0.5, 0.3, 0.2]) if data is None else data
+    law = (
+        GaussianMixture([[-0.8, 0.4], [0.9, 0.1], [0.0, -1.0]], [0.3, 0.5, 0.2], [0.5, 0.3, 0.2])
+        if data is None
+        else data
+    )
     if not isinstance(law, Law):
-        raise TypeError(f"data must be a law of sdediff.exact such as GaussianMixture(...), got {data!r}")
+        raise TypeError(
+            f"data must be a law of sdediff.exact such as GaussianMixture(...), got {data!r}"
+        )
     runs = []
     for pair, process, models, name in _pairs(a, b, sde, solver, law):
-        fixed = next((each for each in pair if each.times is not None), next((each for each in pair if not each.adaptive), pair[0]))
+        fixed = next(
+            (each for each in pair if each.times is not None),
+            next((each for each in pair if not each.adaptive), pair[0]),
+        )
         own = fixed.times is not None
         free = not own and not fixed.adaptive and intervals(steps, grid) is None
-        times = make_times(Span.reverse(process), fixed, _STEPS if free else steps, grid, None, None)
-        lams = tuple(check_stochasticity(each, stochasticity if each.diffuses else None, times) for each in pair)
+        times = make_times(
+            Span.reverse(process), fixed, _STEPS if free else steps, grid, None, None
+        )
+        lams = tuple(
+            check_stochasticity(each, stochasticity if each.diffuses else None, times)
+            for each in pair
+        )
         case = Case(process, law, tuple(times.tolist()), "v", seed, rows)
-        labels = (repr(a), repr(b)) if isinstance(a, Solver) else (f"a ({models[0].predicts})", f"b ({models[1].predicts})")
-        runs.append((name, Run(case, pair, models, lams, labels, bound, refinable=not own and not any(s.adaptive for s in pair))))
+        labels = (
+            (repr(a), repr(b))
+            if isinstance(a, Solver)
+            else (f"a ({models[0].predicts})", f"b ({models[1].predicts})")
+        )
+        runs.append(
+            (
+                name,
+                Run(
+                    case,
+                    pair,
+                    models,
+                    lams,
+                    labels,
+                    bound,
+                    refinable=not own and not any(s.adaptive for s in pair),
+                ),
+            )
+        )
     with torch.inference_mode(False), torch.no_grad():
         findings = [_compared(name, run) for name, run in runs]
     one, other = runs[0][1].models
-    who = f"{a!r} and {b!r}" if isinstance(a, Solver) else f"a model of {one.predicts} and one of {other.predicts}"
+    who = (
+        f"{a!r} and {b!r}"
+        if isinstance(a, Solver)
+        else f"a model of {one.predicts} and one of {other.predicts}"
+    )
     return _settled(EquivalenceReport(who, tuple(findings)), verbose, "differ")
 
 
@@ -157,39 +213,66 @@ def _pairs(
             raise ValueError("solver= is for two models; two solvers are compared with one another")
         discrete = next((each for each in (a, b) if each.times is not None), None)
         if discrete is not None and sde is None:
-            raise ValueError(f"{discrete!r} is a discrete model with a grid of its own: pass the sde= that it was made from")
-        processes = [VP(), VE(), SubVP()] if sde is None else [_linear(instance_of(sde, "check_equivalence"))]
+            raise ValueError(
+                f"{discrete!r} is a discrete model with a grid of its own: pass the sde= that it "
+                "was made from"
+            )
+        processes = (
+            [VP(), VE(), SubVP()]
+            if sde is None
+            else [_linear(instance_of(sde, "check_equivalence"))]
+        )
         return [((a, b), each, (law.model(each),) * 2, f"on {each!r}") for each in processes]
     if is_model(a) and is_model(b):
         process = _linear(a.sde if sde is None else instance_of(sde, "check_equivalence"))
         for name, model in (("a", a), ("b", b)):
             _same_schedule(process, model.sde, name)
             if facts(model).device.type != "cpu":
-                raise ValueError(f"check_equivalence runs on the host, in float64: move the model {name} there, by .cpu()")
+                raise ValueError(
+                    f"check_equivalence runs on the host, in float64: move the model {name} "
+                    "there, by .cpu()"
+                )
         chosen: list[Solver] = [DDIM(), EulerMaruyama()] if solver is None else [solver]
         return [((each, each), process, (a, b), f"by {each!r}") for each in chosen]
-    hint = "; write it with parentheses, as a value" if any(isinstance(each, type) for each in (a, b)) else ""
-    raise TypeError(f"check_equivalence takes two solvers or two ScoreModels, got {a!r} and {b!r}{hint}")
+    hint = (
+        "; write it with parentheses, as a value"
+        if any(isinstance(each, type) for each in (a, b))
+        else ""
+    )
+    raise TypeError(
+        f"check_equivalence takes two solvers or two ScoreModels, got {a!r} and {b!r}{hint}"
+    )
 
 
 def _linear(sde: Any) -> Any:
     if "kernel" not in sde.offers:
-        raise TypeError(f"check_equivalence runs on exact models, which need a LinearSDE; {sde!r} has no Gaussian kernel")
+        raise TypeError(
+            f"check_equivalence runs on exact models, which need a LinearSDE; {sde!r} has no "
+            "Gaussian kernel"
+        )
     return sde
 
 
 def _same_schedule(sde: Any, other: Any, name: str) -> None:
     t = torch.linspace(sde.t_min, sde.t_max, 9, dtype=torch.float64)
     if other is not sde and not all(
-        torch.allclose(getattr(sde, c)(t), getattr(_linear(other), c)(t), rtol=1e-9, atol=0) for c in ("alpha", "sigma")
+        torch.allclose(getattr(sde, c)(t), getattr(_linear(other), c)(t), rtol=1e-9, atol=0)
+        for c in ("alpha", "sigma")
     ):
-        raise ValueError(f"the model {name} belongs to {other!r}, not to {sde!r}: samples of two SDEs agree only up to scale")
+        raise ValueError(
+            f"the model {name} belongs to {other!r}, not to {sde!r}: samples of two SDEs agree "
+            "only up to scale"
+        )
 
 
 def _compared(name: str, run: Run) -> Finding:
     def comparisons() -> Any:
         found = agree(run.labels[0], *run.states(), run.case.times, run.bound)
-        yield found._replace(hint=cause(run) or found.hint) if found.deviation > found.bound else found
+        yield (
+            found._replace(hint=cause(run) or found.hint)
+            if found.deviation > found.bound
+            else found
+        )
 
     return settle(name, comparisons())
 
@@ -198,5 +281,7 @@ def _settled(report: Report, verbose: bool, what: str = "breaks") -> Report:
     if verbose:
         print(report)
     if not report.passed:
-        raise EquivalenceError(report, what) from next((f.error for f in report.failures if f.error is not None), None)
+        raise EquivalenceError(report, what) from next(
+            (f.error for f in report.failures if f.error is not None), None
+        )
     return report

@@ -40,14 +40,18 @@ class Run:
 
     def states(self, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
         """What each makes of the start, at all times of the grid."""
-        first, second = (self._solve(i, self.case.noise if noise is None else noise) for i in (0, 1))
+        first, second = (
+            self._solve(i, self.case.noise if noise is None else noise) for i in (0, 1)
+        )
         return first, second
 
     def _solve(self, i: int, noise: Noise) -> Tensor:
         solver, case = self.pair[i], self.case
         with evaluating(self.models[i]):
             problem = Reverse(self.models[i], case.rows, self.lams[i])
-            out = solver.solve(problem, case.start(), case.times, noise, Options(trajectory=True)).trajectory
+            out = solver.solve(
+                problem, case.start(), case.times, noise, Options(trajectory=True)
+            ).trajectory
         if out is None:
             raise ValueError(f"{solver!r} kept no trajectory")
         return out
@@ -72,7 +76,9 @@ def cause(run: Run) -> str:
 
 
 def _misread(run: Run) -> str:
-    """Whether a network of one model, read as another prediction, is the other model; else how their noises differ."""
+    """Whether a network of one model, read as another prediction, is the other model; else how
+    their noises differ.
+    """
     case = run.case
     t = case.times[len(case.times) // 2]
     x = case.start(case.times[len(case.times) // 2])
@@ -82,7 +88,10 @@ def _misread(run: Run) -> str:
             read = copy.copy(mine)
             read.predicts = way
             if way != mine.predicts and _close(_noise_of(read, x, t), due, run.bound):
-                return f"the network of {name} predicts {way}, and is declared to predict {mine.predicts}"
+                return (
+                    f"the network of {name} predicts {way}, and is declared to predict "
+                    f"{mine.predicts}"
+                )
     one, other = (_noise_of(model, x, t).numpy() for model in run.models)
     slip = likely_slip(one, other)
     return f"their noise predictions differ by {slip}" if slip else ""
@@ -104,12 +113,18 @@ def _noise(run: Run) -> str:
     one, other = (noisy[1] - quiet[1] for noisy, quiet in zip(run.states(), still, strict=True))
     ratio = float((one * other).sum() / other.square().sum()) if bool(other.any()) else float("nan")
     if not _close(one, ratio * other, 1e-6):
-        return "without noise they agree: the noise is of another stream or number, or of more than one draw"
+        return (
+            "without noise they agree: the noise is of another stream or number, or of more than "
+            "one draw"
+        )
     if abs(ratio - 1) < 1e-6:
         return "without noise, and in the first step, they agree: the noise of later steps differs"
     named = likely_slip(one.numpy(), other.numpy())
     known = f" ({named})" if named and "constant" not in named else ""
-    return f"without noise they agree: the noise of the first has {ratio:.6g} times the size in the first step{known}"
+    return (
+        f"without noise they agree: the noise of the first has {ratio:.6g} times the size in the "
+        f"first step{known}"
+    )
 
 
 def _order(run: Run) -> str:

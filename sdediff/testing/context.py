@@ -1,4 +1,6 @@
-"""What the identities share: times to check at, the SDE's values there, and its moments integrated from f and g."""
+"""What the identities share: times to check at, the SDE's values there, and its moments integrated
+from f and g.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def array(out: Any, shape: tuple[int, ...], name: str) -> Array:
     if not isinstance(out, Tensor):
         raise TypeError(f"{name} must return a tensor, got {out!r}")
     if tuple(out.shape) != shape:
-        raise ValueError(f"{name} must return shape {shape}, one number for each time; got {tuple(out.shape)}")
+        raise ValueError(
+            f"{name} must return shape {shape}, one number for each time; got {tuple(out.shape)}"
+        )
     return np.asarray(out.detach().to("cpu", torch.float64).numpy())
 
 
@@ -54,14 +58,20 @@ def pairs(times: Array, count: int) -> tuple[Array, Array]:
 
 
 def derivatives(function: Callable[[Tensor], Tensor], t: Array, end: float) -> list[Array]:
-    """d function / dt by autograd and by several differences inside [0, end]; NaN where there is none.
+    """d function / dt by autograd and by several differences inside [0, end]; NaN where there is
+    none.
 
-    Several, because each may fail on a good function: autograd on what is computed outside torch, differences at a kink.
+    Several, because each may fail on a good function: autograd on what is computed outside torch,
+    differences at a kink.
     """
     time = times_tensor(t).requires_grad_()
     with torch.enable_grad():
         out = function(time)
-        slope = torch.autograd.grad(out.sum(), time, allow_unused=True)[0] if out.requires_grad else None
+        slope = (
+            torch.autograd.grad(out.sum(), time, allow_unused=True)[0]
+            if out.requires_grad
+            else None
+        )
     if slope is not None:
         by_autograd = np.asarray(slope.numpy())
     else:
@@ -71,23 +81,36 @@ def derivatives(function: Callable[[Tensor], Tensor], t: Array, end: float) -> l
 
 
 def _differences(function: Callable[[Tensor], Tensor], t: Array, end: float) -> Iterator[Array]:
-    """Sixth-order differences: central, forward and backward, with steps in proportion to the room, and with fixed ones."""
+    """Sixth-order differences: central, forward and backward, with steps in proportion to the room,
+    and with fixed ones.
+    """
     room = np.minimum(t, end - t)
     for offsets, weights in _STENCILS:
         for h in (5e-3 * room, np.full_like(t, 2e-3 * end)):
             inside = (h > 0) & (t + min(offsets) * h >= 0) & (t + max(offsets) * h <= end)
             step = np.where(inside, h, math.nan)
-            values = [array(function(times_tensor(np.where(inside, t + k * h, t))), t.shape, "a coefficient") for k in offsets]
-            yield sum((w * v for w, v in zip(weights, values, strict=True)), np.zeros_like(t)) / step
+            values = [
+                array(
+                    function(times_tensor(np.where(inside, t + k * h, t))), t.shape, "a coefficient"
+                )
+                for k in offsets
+            ]
+            yield (
+                sum((w * v for w, v in zip(weights, values, strict=True)), np.zeros_like(t)) / step
+            )
 
 
 def allowance(moments: Moments) -> float:
-    """Bound of the deviation of what is integrated: 1e-6, up to 1e-2 more if the rates have noise or thousands of jumps."""
+    """Bound of the deviation of what is integrated: 1e-6, up to 1e-2 more if the rates have noise
+    or thousands of jumps.
+    """
     return INTEGRATED + (min(moments.error, _WORST) if math.isfinite(moments.error) else 0.0)
 
 
 class Context:
-    """An SDE under test. ``times`` (n,) lie in [t_min, t_max], denser towards both ends, without t_max where alpha is 0."""
+    """An SDE under test. ``times`` (n,) lie in [t_min, t_max], denser towards both ends, without
+    t_max where alpha is 0.
+    """
 
     def __init__(self, sde: Any) -> None:
         self.sde = sde
@@ -109,7 +132,9 @@ class Context:
     @cached_property
     def no_signal(self) -> bool:
         """Whether alpha(t_max) = 0, where f is infinite."""
-        alpha, sigma = (abs(float(self.value(name, np.array([self.high]))[0])) for name in ("alpha", "sigma"))
+        alpha, sigma = (
+            abs(float(self.value(name, np.array([self.high]))[0])) for name in ("alpha", "sigma")
+        )
         return alpha <= _ALPHA_ZERO * sigma
 
     @cached_property
@@ -146,20 +171,32 @@ class Context:
 
     @cached_property
     def start(self) -> tuple[float, float, float]:
-        """(t, m, V) where the moments start: (0, 1, sigma_0^2), or shortly after 0 where f or g are not bounded near it."""
+        """(t, m, V) where the moments start: (0, 1, sigma_0^2), or shortly after 0 where f or g are
+        not bounded near it.
+        """
         first = float(self.times[0])
         if first == 0 or self._bounded(first):
             return 0.0, 1.0, float(self.sde.sigma_0) ** 2
         early = np.array([1e-5 * first])
-        return float(early[0]), float(self.value("alpha", early)[0]), float(self.value("sigma", early)[0]) ** 2
+        return (
+            float(early[0]),
+            float(self.value("alpha", early)[0]),
+            float(self.value("sigma", early)[0]) ** 2,
+        )
 
     def _bounded(self, first: float) -> bool:
-        """Whether f and g are finite near 0, and bring in next to nothing before a billionth of the first time."""
+        """Whether f and g are finite near 0, and bring in next to nothing before a billionth of the
+        first time.
+        """
         lead = self._lead(0.0)
         sampled = np.concatenate([[1e-9 * first], lead[:-1] + 0.5 * np.diff(lead), lead[1:]])
         f, g = self.value("f", sampled), self.value("g", sampled)
         finite = bool(np.isfinite(f).all() and np.isfinite(g).all())
-        return finite and sampled[0] * max(abs(f[0]), g[0] ** 2 / self.at_times("sigma")[0] ** 2) < _NEXT_TO_NOTHING
+        return (
+            finite
+            and sampled[0] * max(abs(f[0]), g[0] ** 2 / self.at_times("sigma")[0] ** 2)
+            < _NEXT_TO_NOTHING
+        )
 
     def _lead(self, start: float) -> Array:
         """Edges from the start to the first time, in a geometric progression."""
@@ -175,7 +212,14 @@ class Context:
         t, mean, variance = self.start
         lead = self._lead(t)
         edges = np.unique(np.concatenate([lead, self.times]))
-        rough = integrate(self.rates, edges, np.array([mean]), np.array([variance]), np.ones((len(edges) - 1, 1)), most=0)
+        rough = integrate(
+            self.rates,
+            edges,
+            np.array([mean]),
+            np.array([variance]),
+            np.ones((len(edges) - 1, 1)),
+            most=0,
+        )
         level = rough.at(edges[1:], rough.march(np.array([mean]), np.array([variance])))[1]
         # What comes in before the first time matters by what it is of the variance then.
         before = edges[1:] < self.times[0]
@@ -189,7 +233,9 @@ class Context:
 
     @cached_property
     def moments(self) -> tuple[Array, Array]:
-        """Mean and standard deviation at ``times`` of the forward SDE from x_0 = 1, by integration of f and g."""
+        """Mean and standard deviation at ``times`` of the forward SDE from x_0 = 1, by integration
+        of f and g.
+        """
         _, mean, variance = self.start
         marched = self.integrated.march(np.array([mean]), np.array([variance]))
         means, variances = self.integrated.at(self.times, marched)

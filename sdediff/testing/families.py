@@ -1,4 +1,6 @@
-"""SDEs as users write them, with few parameters and readable reprs: what the strategies draw from beside the built-in ones."""
+"""SDEs as users write them, with few parameters and readable reprs: what the strategies draw from
+beside the built-in ones.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ __all__ = ["ByLevels", "ByRates", "BySchedule", "Preserving"]
 
 @dataclass(frozen=True)
 class Preserving(LinearSDE):
-    """f = -beta / 2 and g = sqrt(beta), beta = low + (high - low) (t / T)^power: unit variance, all else by quadrature."""
+    """f = -beta / 2 and g = sqrt(beta), beta = low + (high - low) (t / T)^power: unit variance, all
+    else by quadrature.
+    """
 
     low: float = 0.1
     high: float = 20.0
@@ -73,7 +77,9 @@ class BySchedule(LinearSDE):
 
 @dataclass(frozen=True)
 class ByLevels(LinearSDE):
-    """alpha = exp(-fall t / T), log_snr from first to last as t / T + bend sin(pi t / T) / pi; with noise on the data."""
+    """alpha = exp(-fall t / T), log_snr from first to last as t / T + bend sin(pi t / T) / pi; with
+    noise on the data.
+    """
 
     fall: float = 0.0
     first: float = 8.0
@@ -88,4 +94,6 @@ class ByLevels(LinearSDE):
     def log_snr(self, t: Tensor) -> Tensor:
         """It falls from first to last."""
         u = t / self.T
-        return self.first - (self.first - self.last) * (u + self.bend * torch.sin(torch.pi * u) / torch.pi)
+        return self.first - (self.first - self.last) * (
+            u + self.bend * torch.sin(torch.pi * u) / torch.pi
+        )

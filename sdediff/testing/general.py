@@ -22,9 +22,15 @@ def finite_drift(context: Context) -> Iterator[Comparison]:
         for t in context.times:
             out = context.sde.drift(x, times_tensor(t))
             if out.shape != x.shape:
-                raise ValueError(f"drift(x, t) returns shape {tuple(out.shape)} for x of shape {shape}")
+                raise ValueError(
+                    f"drift(x, t) returns shape {tuple(out.shape)} for x of shape {shape}"
+                )
             where = f"t = {t:.6g}"
-            yield require(bool(torch.isfinite(out).all()), f"drift of {shape} is not finite at {where}", where=where)
+            yield require(
+                bool(torch.isfinite(out).all()),
+                f"drift of {shape} is not finite at {where}",
+                where=where,
+            )
 
 
 @identity("rows are independent", "general", after=("finite drift",))
@@ -54,7 +60,11 @@ def diffusion(context: Context) -> Iterator[Comparison]:
     times = context.times
     g = context.value("diffusion", times)
     for bad, text, hint in (
-        (~np.isfinite(g), "not finite", "a root of a negative number or a division by 0: set t_min and t_max past it"),
+        (
+            ~np.isfinite(g),
+            "not finite",
+            "a root of a negative number or a division by 0: set t_min and t_max past it",
+        ),
         (g < 0, "negative", "a sign"),
     ):
         which = np.flatnonzero(bad)

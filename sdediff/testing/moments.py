@@ -1,6 +1,8 @@
-"""Mean and variance of a linear SDE, integrated from its coefficients by an adaptive composite Fejér rule.
+"""Mean and variance of a linear SDE, integrated from its coefficients by an adaptive composite
+Fejér rule.
 
-It shares nothing with `sdediff.sde.quadrature`, which it checks: other nodes, other panels, another form of the equations.
+It shares nothing with `sdediff.sde.quadrature`, which it checks: other nodes, other panels, another
+form of the equations.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ class Rates(NamedTuple):
 
 
 def _fejer() -> tuple[Array, Array, Array]:
-    """Nodes in (0, 1), the weights of the whole integral and those of the integrals up to each node."""
+    """Nodes in (0, 1), the weights of the whole integral and those of the integrals up to each
+    node.
+    """
     x = chebyshev.chebpts1(_NODES)
     antiderivative = chebyshev.chebint(np.linalg.inv(chebyshev.chebvander(x, _NODES - 1)), lbnd=-1)
     return (
@@ -69,9 +73,13 @@ class Moments(NamedTuple):
         return moments[0][rows], moments[1][rows]
 
     def kernel(self, s: float, times: Array) -> tuple[Array, Array]:
-        """(growth, variance) from s to each time, for k = 1: the moments from m = 1 and V = 0 at s; all of them are edges."""
+        """(growth, variance) from s to each time, for k = 1: the moments from m = 1 and V = 0 at s;
+        all of them are edges.
+        """
         first = int(np.searchsorted(self.edges, s))
-        part = Moments(self.edges[first:], self.a[first:], self.c[first:], self.d[first:], self.error)
+        part = Moments(
+            self.edges[first:], self.a[first:], self.c[first:], self.d[first:], self.error
+        )
         mean, variance = part.at(times, part.march(np.ones(1), np.zeros(1)))
         return mean[:, 0], variance[:, 0]
 
@@ -89,13 +97,21 @@ class _Panels(NamedTuple):
 
 
 def integrate(
-    rates: Callable[[Array], Rates], edges: Array, mean: Array, variance: Array, level: Array, *, most: int = 4000
+    rates: Callable[[Array], Rates],
+    edges: Array,
+    mean: Array,
+    variance: Array,
+    level: Array,
+    *,
+    most: int = 4000,
 ) -> Moments:
-    """The moments along ``edges``, which rise or fall and stay edges, from ``mean`` and ``variance`` (k,) at the first.
+    """The moments along ``edges``, which rise or fall and stay edges, from ``mean`` and
+    ``variance`` (k,) at the first.
 
-    Panels are halved until both halves agree with the whole to 1e-10 of the standard deviation at their end, whose square is
-    ``level`` (panels, k), or until there are ``most``: noise and thousands of jumps could take any number, and are left with the
-    error that is reported. Where time falls, dx = (a x + c) dt + sqrt(d) dw runs backward and V' = 2 a V - d.
+    Panels are halved until both halves agree with the whole to 1e-10 of the standard deviation at
+    their end, whose square is ``level`` (panels, k), or until there are ``most``: noise and
+    thousands of jumps could take any number, and are left with the error that is reported. Where
+    time falls, dx = (a x + c) dt + sqrt(d) dw runs backward and V' = 2 a V - d.
     """
     start, width = edges[:-1], np.diff(edges)
     whole = _panels(rates, start, width, level)
@@ -103,7 +119,9 @@ def integrate(
     return Moments(np.append(done.start, edges[-1]), done.a, done.c, done.d, error)
 
 
-def _refine(rates: Callable[[Array], Rates], panels: _Panels, span: float, most: int) -> tuple[_Panels, float]:
+def _refine(
+    rates: Callable[[Array], Rates], panels: _Panels, span: float, most: int
+) -> tuple[_Panels, float]:
     """Halve panels until they are resolved; the panels and what the last halving changed."""
     direction = float(np.sign(panels.width[0]))
     finished: list[_Panels] = []
@@ -129,7 +147,9 @@ def _refine(rates: Callable[[Array], Rates], panels: _Panels, span: float, most:
 
 
 def _gap(whole: _Panels, first: _Panels, second: _Panels) -> Array:
-    """By how much two halves differ from their panel, (panels,), relative to the standard deviation."""
+    """By how much two halves differ from their panel, (panels,), relative to the standard
+    deviation.
+    """
     grown = np.exp(second.a)
     gaps = np.stack(
         [

@@ -14,7 +14,20 @@ from sdediff.reverse import Reverse
 from sdediff.solvers import BrownianPath, Noise, Options, RungeKutta, Solver, integrate, seeds
 from sdediff.solvers.runge_kutta import DormandPrince
 from sdediff.solvers.stochastic import SRA3, EulerMaruyama
-from sdediff.testing.contracts import _END, _GAUSSIAN, _MIXTURE, _ROWS, _SDE, _START, _contract, _fixed, _grid, _solve, _white, _x
+from sdediff.testing.contracts import (
+    _END,
+    _GAUSSIAN,
+    _MIXTURE,
+    _ROWS,
+    _SDE,
+    _START,
+    _contract,
+    _fixed,
+    _grid,
+    _solve,
+    _white,
+    _x,
+)
 from sdediff.testing.identity import Comparison, Skip, compare
 from sdediff.testing.paths import Still, slope
 
@@ -22,10 +35,14 @@ __all__: list[str] = []
 
 
 def _chain(solver: Solver, times: Tensor, lam: float, spread: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Mean and variance (1,) of the chain on Gaussian data, from the law at times[0], its spread multiplied by ``spread``."""
+    """Mean and variance (1,) of the chain on Gaussian data, from the law at times[0], its spread
+    multiplied by ``spread``.
+    """
     mean, cov = _GAUSSIAN.moments(_SDE, times[0])
     model = _GAUSSIAN.model(_SDE)
-    return affine_moments(lambda rows: Reverse(model, rows, lam), solver, times, mean, spread * cov.diagonal().sqrt())
+    return affine_moments(
+        lambda rows: Reverse(model, rows, lam), solver, times, mean, spread * cov.diagonal().sqrt()
+    )
 
 
 def _predictor(solver: Solver) -> None:
@@ -41,7 +58,9 @@ def _predictor(solver: Solver) -> None:
 
 @cache
 def _flow_end() -> Tensor:
-    return integrate(Reverse(_MIXTURE.model(_SDE), _ROWS), DormandPrince(variable="t"), _x(), _grid(128)).x
+    return integrate(
+        Reverse(_MIXTURE.model(_SDE), _ROWS), DormandPrince(variable="t"), _x(), _grid(128)
+    ).x
 
 
 def _order(kind: str, errors: list[float], claim: float) -> Comparison:
@@ -52,11 +71,14 @@ def _order(kind: str, errors: list[float], claim: float) -> Comparison:
         hint = "the errors do not fall: a wrong factor or sign in the drift"
     elif measured < claim - 0.25:
         hint = (
-            f"order {max(1, round(2 * measured) / 2):g} for a claim of {claim:g}: a stage at the wrong place, or too high a claim"
+            f"order {max(1, round(2 * measured) / 2):g} for a claim of {claim:g}: a stage at the "
+            "wrong place, or too high a claim"
         )
     done = errors[-1] < 1e-10
     gap = 0.0 if done else max(0.0, claim - measured)
-    detail = f"{kind} order is {measured:.2f}, not {claim:g} (errors {shown}, each at twice the steps)"
+    detail = (
+        f"{kind} order is {measured:.2f}, not {claim:g} (errors {shown}, each at twice the steps)"
+    )
     return Comparison(gap, 0.25, "", detail, hint, note=f"{measured:.2f} for a claim of {claim:g}")
 
 
@@ -71,13 +93,23 @@ def _deterministic(solver: Solver) -> Iterator[Comparison]:
     if solver.stochastic:
         ends = [_flow(solver, 4, n) for n in (_white(seeds(0, _ROWS)), Still((_ROWS, 2)))]
         hint = "draw by problem.diffuse(dw, t), which has lambda in it"
-        yield compare("a sample at stochasticity 0, with noise,", ends[0], ends[1], {}, 1e-9, scale=1.0, hint=hint)
+        yield compare(
+            "a sample at stochasticity 0, with noise,",
+            ends[0],
+            ends[1],
+            {},
+            1e-9,
+            scale=1.0,
+            hint=hint,
+        )
     errors = [float((_flow(solver, n, noise) - _flow_end()).abs().max()) for n in (16, 32, 64)]
     yield _order("deterministic", errors, min(float(solver.deterministic_order), 4.0))
 
 
 def _flow(solver: Solver, n: int, noise: Noise | None) -> Tensor:
-    return solver.solve(Reverse(_MIXTURE.model(_SDE), _ROWS, 0.0), _x(), _grid(n), noise, Options()).x
+    return solver.solve(
+        Reverse(_MIXTURE.model(_SDE), _ROWS, 0.0), _x(), _grid(n), noise, Options()
+    ).x
 
 
 @_contract("weak order")
@@ -101,28 +133,46 @@ def _weak(solver: Solver) -> Iterator[Comparison]:
         if found.deviation > found.bound:
             alone = _order("weak", off, solver.weak_order)
             spread = (
-                f"the mean is right and the spread {ratio:.3g} times what it should be: the size of the noise, or a factor of x"
+                f"the mean is right and the spread {ratio:.3g} times what it should be: the size "
+                "of the noise, or a factor of x"
             )
-            hint = _wrong_noise(solver, lam) if solver.diffuses else spread if alone.deviation <= alone.bound else ""
+            hint = (
+                _wrong_noise(solver, lam)
+                if solver.diffuses
+                else spread
+                if alone.deviation <= alone.bound
+                else ""
+            )
             found = found._replace(hint=hint or found.hint)
         yield found
 
 
 def _wrong_noise(solver: Solver, lam: float) -> str:
-    """By what factor the noise that is added is wrong, told by the variance of one short step; "" where it is right."""
+    """By what factor the noise that is added is wrong, told by the variance of one short step; ""
+    where it is right.
+    """
     h = 1e-4
     grid = torch.tensor([0.5, 0.5 - h], dtype=torch.float64)
     # From a point, so that the drift has no part in it.
     ratio = float(_chain(solver, grid, lam, 0.0)[1] / _chain(EulerMaruyama(), grid, lam, 0.0)[1])
-    for factor, words in ((2.0, "a factor 2 in the noise's variance"), (0.5, "a factor 1/2 in the noise's variance")):
+    for factor, words in (
+        (2.0, "a factor 2 in the noise's variance"),
+        (0.5, "a factor 1/2 in the noise's variance"),
+    ):
         if abs(ratio - factor) < 0.01 * factor:
             return words
     if abs(ratio) < 0.05:
-        return "noise of size h where sqrt(h) is due: noise.increment(t, s) has the variance of the step"
+        return (
+            "noise of size h where sqrt(h) is due: noise.increment(t, s) has the variance of the "
+            "step"
+        )
     if abs(ratio - 1) < 0.01 or not 0 < ratio < math.inf:
         return ""
     size = "large" if ratio > 1 else "small"
-    return f"the noise is too {size} by a factor {ratio**0.5:.3g}: a step's variance is {ratio:.3g} lambda^2 g^2 h"
+    return (
+        f"the noise is too {size} by a factor {ratio**0.5:.3g}: a step's variance is {ratio:.3g} "
+        "lambda^2 g^2 h"
+    )
 
 
 @_contract("strong order")

@@ -15,7 +15,9 @@ __all__ = ["Still", "slope"]
 
 
 def slope(errors: Sequence[float], factor: float = 2.0) -> float:
-    """Order of convergence from errors on grids refined by ``factor``, by least squares in the logarithm."""
+    """Order of convergence from errors on grids refined by ``factor``, by least squares in the
+    logarithm.
+    """
     logs = torch.tensor(errors, dtype=torch.float64).log()
     n = torch.arange(len(errors), dtype=torch.float64)
     n = n - n.mean()

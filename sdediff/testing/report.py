@@ -21,7 +21,9 @@ class Finding(NamedTuple):
     name: str
     verdict: Verdict
     deviation: float = math.nan
-    """The largest, relative; infinite where something is not finite, has the wrong shape or has raised."""
+    """The largest, relative; infinite where something is not finite, has the wrong shape or has
+    raised.
+    """
     bound: float = math.nan
     where: str = ""
     """The time or times of the largest deviation: "t = 0.5" or "t = 0.5, s = 0.1"."""
@@ -73,10 +75,16 @@ class Report:
         return tuple(finding for finding in self.findings if finding.verdict == "fail")
 
     def lines(self) -> list[str]:
-        """The failures, a line for each cause: what fails by one and the same error shares a line."""
+        """The failures, a line for each cause: what fails by one and the same error shares a
+        line.
+        """
         together: dict[object, list[Finding]] = {}
         for finding in self.failures:
-            same = re.sub(r"[\d.+-]+", "", finding.detail) if finding.error is not None else finding.name
+            same = (
+                re.sub(r"[\d.+-]+", "", finding.detail)
+                if finding.error is not None
+                else finding.name
+            )
             together.setdefault((type(finding.error), same), []).append(finding)
         said = []
         for first, *others in together.values():
@@ -103,10 +111,19 @@ class Report:
             deviation = "-" if math.isnan(finding.deviation) else f"{finding.deviation:.1e}"
             bound = "-" if math.isnan(finding.bound) else f"{finding.bound:.0e}"
             note = finding.hint if finding.verdict == "fail" else finding.detail
-            rows.append((finding.name, deviation, bound, finding.where, f"{finding.verdict}: {note}" if note else finding.verdict))
+            rows.append(
+                (
+                    finding.name,
+                    deviation,
+                    bound,
+                    finding.where,
+                    f"{finding.verdict}: {note}" if note else finding.verdict,
+                )
+            )
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         lines = [
-            f"{name:<{widths[0]}}  {deviation:>{widths[1]}}  {bound:>{widths[2]}}  {where:<{widths[3]}}  {verdict}"
+            f"{name:<{widths[0]}}  {deviation:>{widths[1]}}  {bound:>{widths[2]}}  "
+            f"{where:<{widths[3]}}  {verdict}"
             for name, deviation, bound, where, verdict in rows
         ]
         return "\n".join([self.sde, *(line.rstrip() for line in lines)])
@@ -121,5 +138,7 @@ class SDEError(Portable, ValueError):
         count = "an identity" if len(broken) == 1 else f"{len(broken)} identities"
         lines = [f"{report.sde} breaks {count}:", *report.lines()]
         if len(lines) > 2:
-            lines.append("They are listed from the basic to the derived: mend the first and check again.")
+            lines.append(
+                "They are listed from the basic to the derived: mend the first and check again."
+            )
         super().__init__("\n".join(lines))

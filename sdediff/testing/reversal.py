@@ -1,4 +1,6 @@
-"""The probability flow and the reverse SDE carry the marginals of Gaussian data back: by moment equations, not by sampling."""
+"""The probability flow and the reverse SDE carry the marginals of Gaussian data back: by moment
+equations, not by sampling.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +32,17 @@ def probability_flow(context: Context) -> Iterator[Comparison]:
 
 @identity("reverse SDE keeps the marginals", after=FINITE)
 def reverse_sde(context: Context) -> Iterator[Comparison]:
-    """dx = [f x - (1 + lambda^2) / 2 g^2 score] dt + lambda g dw for lambda = 1 and lambda = 1/2."""
+    """dx = [f x - (1 + lambda^2) / 2 g^2 score] dt + lambda g dw for lambda = 1 and lambda =
+    1/2.
+    """
     yield from _backward(context, 1.0)
     yield from _backward(context, 0.5)
 
 
 def _backward(context: Context, lam: float) -> Iterator[Comparison]:
-    """Mean and variance from the last of the times to the first, against alpha m and alpha^2 v + sigma^2."""
+    """Mean and variance from the last of the times to the first, against alpha m and alpha^2 v +
+    sigma^2.
+    """
     from sdediff import exact
     from sdediff.reverse import Reverse
 
@@ -48,7 +54,9 @@ def _backward(context: Context, lam: float) -> Iterator[Comparison]:
     model = exact.Gaussian([*_MEANS, *_MEANS], [*_VARIANCES, *_VARIANCES]).model(context.sde)
 
     def rates(t: Array) -> Rates:
-        """Slope and intercept of the drift, read off x = 0 and x = 1, and the square of the diffusion."""
+        """Slope and intercept of the drift, read off x = 0 and x = 1, and the square of the
+        diffusion.
+        """
         time, x = times_tensor(t), torch.zeros(len(t), 4, dtype=torch.float64)
         x[:, 2:] = 1.0
         problem = Reverse(model, len(t), lam)
@@ -56,7 +64,9 @@ def _backward(context: Context, lam: float) -> Iterator[Comparison]:
         noise = problem.diffuse(torch.ones_like(x), time).numpy()
         return Rates(drift[:, 2:] - drift[:, :2], drift[:, :2], noise[:, :2] ** 2)
 
-    flow = integrate(rates, context.times[::-1].copy(), means[-1], variances[-1], variances[-2::-1], most=800)
+    flow = integrate(
+        rates, context.times[::-1].copy(), means[-1], variances[-1], variances[-2::-1], most=800
+    )
     bound = allowance(flow)
     mean, variance = flow.at(context.times, flow.march(means[-1], variances[-1]))
     std, expected = np.sqrt(variance), np.sqrt(variances)

@@ -1,4 +1,6 @@
-"""States of any rank, dtype and device; times as numbers, () or (B,); rows that do not see each other."""
+"""States of any rank, dtype and device; times as numbers, () or (B,); rows that do not see each
+other.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ Method = Callable[[Tensor, Tensor, Tensor], Any]
 def _times(context: Context) -> tuple[Tensor, Tensor]:
     """Late and early times, (rows,) each, s < t."""
     low, span = context.low, context.high - context.low
-    return times_tensor(low + span * np.array([0.37, 0.61, 0.93])), times_tensor(low + span * np.array([0.11, 0.29, 0.52]))
+    return times_tensor(low + span * np.array([0.37, 0.61, 0.93])), times_tensor(
+        low + span * np.array([0.11, 0.29, 0.52])
+    )
 
 
 def _methods(context: Context) -> dict[str, Method]:
@@ -38,7 +42,9 @@ def _methods(context: Context) -> dict[str, Method]:
 
 
 def _devices() -> list[tuple[torch.device, tuple[torch.dtype, ...]]]:
-    found: list[tuple[torch.device, tuple[torch.dtype, ...]]] = [(torch.device("cpu"), (torch.float64, torch.float32))]
+    found: list[tuple[torch.device, tuple[torch.dtype, ...]]] = [
+        (torch.device("cpu"), (torch.float64, torch.float32))
+    ]
     if torch.cuda.is_available():
         found.append((torch.device("cuda"), (torch.float64, torch.float32)))
     if torch.backends.mps.is_available():
@@ -48,7 +54,9 @@ def _devices() -> list[tuple[torch.device, tuple[torch.dtype, ...]]]:
 
 @identity("any rank and dtype", "any", after=("usable range",))
 def any_rank(context: Context) -> Iterator[Comparison]:
-    """Shape, dtype and device are those of the state, and each row is what it is alone, in float64, at its own time."""
+    """Shape, dtype and device are those of the state, and each row is what it is alone, in float64,
+    at its own time.
+    """
     t, s = _times(context)
     shapes = event_shapes(context)
     for name, method in _methods(context).items():
@@ -59,17 +67,36 @@ def any_rank(context: Context) -> Iterator[Comparison]:
                 for dtype in dtypes:
                     kind = f"{name} of {str(dtype).removeprefix('torch.')} {shape} on {device.type}"
                     given = method(x.to(dtype).to(device), t, s)
-                    same = given.shape == shape and given.dtype == dtype and given.device.type == device.type
+                    same = (
+                        given.shape == shape
+                        and given.dtype == dtype
+                        and given.device.type == device.type
+                    )
                     got = f"{tuple(given.shape)}, {given.dtype}, {given.device.type}"
-                    yield require(same, f"{kind} returns {got}", hint="solvers.expand(c, x) shapes and casts c(t) for x")
+                    yield require(
+                        same,
+                        f"{kind} returns {got}",
+                        hint="solvers.expand(c, x) shapes and casts c(t) for x",
+                    )
                     if given.shape == shape:
                         bound = ALGEBRAIC if given.dtype == torch.float64 else 1e-5
                         values = given.detach().to("cpu", torch.float64).numpy()
                         scale = max(float(rows.abs().max()), 1e-30)
-                        yield compare(kind, values, rows.numpy(), {}, bound, scale=scale, hint="rows that see each other")
+                        yield compare(
+                            kind,
+                            values,
+                            rows.numpy(),
+                            {},
+                            bound,
+                            scale=scale,
+                            hint="rows that see each other",
+                        )
     if not context.linear:
         yield require(
-            True, "", note="states (B, ...) it takes: " + ", ".join(str(("B", *shape[1:])).replace("'", "") for shape in shapes)
+            True,
+            "",
+            note="states (B, ...) it takes: "
+            + ", ".join(str(("B", *shape[1:])).replace("'", "") for shape in shapes),
         )
 
 
@@ -83,14 +110,25 @@ def any_time(context: Context) -> Iterator[Comparison]:
             x = irregular(shape, 2.0)
             one, many = sde.drift(x, t[0]), sde.drift(x, t[0].expand(ROWS))
             if many.shape != one.shape:
-                raise ValueError(f"drift(x, t) with t of shape (B,) returns shape {tuple(many.shape)} for x of shape {shape}")
+                raise ValueError(
+                    f"drift(x, t) with t of shape (B,) returns shape {tuple(many.shape)} for x "
+                    f"of shape {shape}"
+                )
             yield compare(
-                "drift", many.numpy(), one.numpy(), {"t": float(t[0])}, ALGEBRAIC, scale=max(float(one.abs().max()), 1e-30)
+                "drift",
+                many.numpy(),
+                one.numpy(),
+                {"t": float(t[0])},
+                ALGEBRAIC,
+                scale=max(float(one.abs().max()), 1e-30),
             )
         names = {"diffusion": sde.diffusion}
     else:
         names = {
-            **{name: getattr(sde, name) for name in ("f", "g", "alpha", "sigma", "log_snr", "diffusion")},
+            **{
+                name: getattr(sde, name)
+                for name in ("f", "g", "alpha", "sigma", "log_snr", "diffusion")
+            },
             "rates[0]": lambda u: sde.rates(u)[0],
             "rates[1]": lambda u: sde.rates(u)[1],
             "kernel[0]": lambda u: sde.kernel(u, 0.5 * u),
@@ -103,7 +141,13 @@ def any_time(context: Context) -> Iterator[Comparison]:
             each = [array(_first(function(u)), (), f"{name} of {kind}") for u in single]
             scale = np.maximum(np.abs(many), 1e-12)
             yield compare(
-                f"{name} of (B,) times", many, np.stack(each), {"t": t.numpy()}, 1e-8, scale=scale, hint=f"{kind} gives another"
+                f"{name} of (B,) times",
+                many,
+                np.stack(each),
+                {"t": t.numpy()},
+                1e-8,
+                scale=scale,
+                hint=f"{kind} gives another",
             )
 
 

@@ -22,19 +22,26 @@ _FACTORS: Final = {
 _CLOSE: Final = 1e-4
 
 
-def likely_slip(given: Any, expected: Any, others: Mapping[str, Any] | None = None, otherwise: str = "") -> str:
+def likely_slip(
+    given: Any, expected: Any, others: Mapping[str, Any] | None = None, otherwise: str = ""
+) -> str:
     """Name the slip that turns ``expected`` into ``given``, or "" if none fits.
 
-    Tried in this order: a common factor; one of ``others``, a name for each array that may stand in its place; the square, the
-    square root, 1 / and 1 -, up to a common factor; then ``otherwise``, or any constant factor.
+    Tried in this order: a common factor; one of ``others``, a name for each array that may stand in
+    its place; the square, the square root, 1 / and 1 -, up to a common factor; then ``otherwise``,
+    or any constant factor.
     """
-    given, expected = np.broadcast_arrays(np.asarray(given, dtype=np.float64), np.asarray(expected, dtype=np.float64))
+    given, expected = np.broadcast_arrays(
+        np.asarray(given, dtype=np.float64), np.asarray(expected, dtype=np.float64)
+    )
     with np.errstate(all="ignore"):
         constant = _constant(given, expected)
         if constant is not None and (abs(constant - 1) < _CLOSE or _known(constant)):
             return _known(constant) or otherwise
         for name, other in (others or {}).items():
-            if _near_one(_constant(given, np.broadcast_to(np.asarray(other, dtype=np.float64), given.shape))):
+            if _near_one(
+                _constant(given, np.broadcast_to(np.asarray(other, dtype=np.float64), given.shape))
+            ):
                 return name
         for name, other in (
             ("a missing square root", expected**2),
@@ -51,12 +58,20 @@ def likely_slip(given: Any, expected: Any, others: Mapping[str, Any] | None = No
 def _constant(given: Array, other: Array) -> float | None:
     """c where given = c other, but for a tenth of the entries; else None."""
     size = np.abs(other)
-    use = np.isfinite(given) & np.isfinite(other) & (size > 1e-9 * np.max(size, initial=0, where=np.isfinite(size)))
+    use = (
+        np.isfinite(given)
+        & np.isfinite(other)
+        & (size > 1e-9 * np.max(size, initial=0, where=np.isfinite(size)))
+    )
     if not use.any() or not np.isfinite(given).all() or use.sum() < 0.5 * use.size:
         return None
     ratio = given[use] / other[use]
     middle = float(np.median(ratio))
-    return middle if middle != 0 and float(np.mean(np.abs(ratio - middle) <= _CLOSE * abs(middle))) >= 0.9 else None
+    return (
+        middle
+        if middle != 0 and float(np.mean(np.abs(ratio - middle) <= _CLOSE * abs(middle))) >= 0.9
+        else None
+    )
 
 
 def _near_one(factor: float | None) -> bool:

@@ -27,11 +27,15 @@ _GENERAL_SHAPES: Final[tuple[tuple[int, ...], ...]] = (
 
 def irregular(shape: tuple[int, ...], shift: float) -> Tensor:
     """Numbers that look irregular and are not random."""
-    return torch.sin(12.9898 * torch.arange(1, 1 + int(np.prod(shape)), dtype=torch.float64) + shift).reshape(shape)
+    return torch.sin(
+        12.9898 * torch.arange(1, 1 + int(np.prod(shape)), dtype=torch.float64) + shift
+    ).reshape(shape)
 
 
 def event_shapes(context: Context) -> list[tuple[int, ...]]:
-    """The shapes that the SDE takes: all for a linear one, those that its drift takes for another."""
+    """The shapes that the SDE takes: all for a linear one, those that its drift takes for
+    another.
+    """
     if context.linear:
         return list(_SHAPES)
     taken, problem = [], None

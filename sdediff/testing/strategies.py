@@ -1,6 +1,8 @@
-"""Hypothesis strategies: random SDEs, grids, mixtures, shapes and predictions that shrink to small, readable ones.
+"""Hypothesis strategies: random SDEs, grids, mixtures, shapes and predictions that shrink to small,
+readable ones.
 
-They need hypothesis, of the extra ``testing``. Numbers have two or three digits, so that what fails can be copied from the report.
+They need hypothesis, of the extra ``testing``. Numbers have two or three digits, so that what fails
+can be copied from the report.
 """
 
 from __future__ import annotations
@@ -32,11 +34,14 @@ def _tenths(low: float, high: float) -> Numbers:
     return st.integers(0, round(10 * (high - low))).map(lambda k: round(low + k / 10, 1))
 
 
-def sdes(needs: Iterable[str] = (), *, built_in: bool = True, users: bool = True) -> st.SearchStrategy[LinearSDE]:
-    """Linear SDEs: every built-in family, and users' own by f and g, by alpha and sigma and by alpha and log_snr.
+def sdes(
+    needs: Iterable[str] = (), *, built_in: bool = True, users: bool = True
+) -> st.SearchStrategy[LinearSDE]:
+    """Linear SDEs: every built-in family, and users' own by f and g, by alpha and sigma and by
+    alpha and log_snr.
 
-    ``needs`` are what an equivalence needs, names in `NEEDS`: ``("unit variance",)`` draws VP and users' like it. They shrink to
-    the first there is, ``VP()`` as a rule.
+    ``needs`` are what an equivalence needs, names in `NEEDS`: ``("unit variance",)`` draws VP and
+    users' like it. They shrink to the first there is, ``VP()`` as a rule.
     """
     wanted = frozenset(needs)
     if unknown := sorted(wanted - set(NEEDS)):
@@ -47,12 +52,18 @@ def sdes(needs: Iterable[str] = (), *, built_in: bool = True, users: bool = True
     drawn = [*(_built_in(horizon) if built_in else []), *(_users(horizon) if users else [])]
     kept = [strategy for kind, strategy in drawn if all(kind in _KINDS[need] for need in wanted)]
     if not kept:
-        raise ValueError(f"none of these SDEs has {' and '.join(sorted(wanted))}: draw users' own too")
+        raise ValueError(
+            f"none of these SDEs has {' and '.join(sorted(wanted))}: draw users' own too"
+        )
     return st.one_of(*kept)
 
 
 _VARIANCE, _SCALE = "unit variance", "constant scale"
-_KINDS: Final = {_VARIANCE: {_VARIANCE}, _SCALE: {_SCALE}, "unit variance or scale": {_VARIANCE, _SCALE}}
+_KINDS: Final = {
+    _VARIANCE: {_VARIANCE},
+    _SCALE: {_SCALE},
+    "unit variance or scale": {_VARIANCE, _SCALE},
+}
 """Which kinds of SDE have what is needed."""
 
 
@@ -61,9 +72,20 @@ def _built_in(horizon: Numbers) -> list[tuple[str, SDEs]]:
     return [
         (_VARIANCE, st.just(VP())),
         (_VARIANCE, st.builds(VP, beta_min=_tenths(0.1, 1.0), beta_max=_tenths(2.0, 20.0))),
-        (_SCALE, st.builds(VE, sigma_min=st.sampled_from([0.01, 0.05, 0.2]), sigma_max=_tenths(1.0, 50.0), T=horizon)),
+        (
+            _SCALE,
+            st.builds(
+                VE,
+                sigma_min=st.sampled_from([0.01, 0.05, 0.2]),
+                sigma_max=_tenths(1.0, 50.0),
+                T=horizon,
+            ),
+        ),
         ("", st.builds(SubVP, beta_min=_tenths(0.1, 1.0), beta_max=_tenths(4.0, 20.0))),
-        (_SCALE, st.builds(EDM, sigma_min=st.sampled_from([0.01, 0.1]), sigma_max=_tenths(2.0, 80.0))),
+        (
+            _SCALE,
+            st.builds(EDM, sigma_min=st.sampled_from([0.01, 0.1]), sigma_max=_tenths(2.0, 80.0)),
+        ),
         ("", st.builds(Cosine, offset=st.sampled_from([0.008, 0.02]))),
         ("", st.builds(RectifiedFlow, t_min=st.sampled_from([1e-3, 1e-2]))),
     ]
@@ -80,27 +102,51 @@ def _users(horizon: Numbers) -> list[tuple[str, SDEs]]:
     bend = _tenths(-0.8, 0.8)
     rising = st.sampled_from([1.0, 2.0, 0.5, 3.0])
     return [
-        (_VARIANCE, st.builds(Preserving, low=_tenths(0.1, 2.0), high=_tenths(2.0, 12.0), power=rising)),
-        ("", st.builds(ByRates, pull=_tenths(0.1, 8.0), low=low, high=high, sigma_0=noise, T=horizon)),
-        (_SCALE, st.builds(ByRates, pull=st.just(0.0), low=low, high=high, sigma_0=noise, T=horizon)),
+        (
+            _VARIANCE,
+            st.builds(Preserving, low=_tenths(0.1, 2.0), high=_tenths(2.0, 12.0), power=rising),
+        ),
+        (
+            "",
+            st.builds(
+                ByRates, pull=_tenths(0.1, 8.0), low=low, high=high, sigma_0=noise, T=horizon
+            ),
+        ),
+        (
+            _SCALE,
+            st.builds(ByRates, pull=st.just(0.0), low=low, high=high, sigma_0=noise, T=horizon),
+        ),
         ("", st.builds(BySchedule, fall=_tenths(0.1, 20.0), top=tops, power=powers, T=horizon)),
         (_SCALE, st.builds(BySchedule, fall=st.just(0.0), top=tops, power=powers, T=horizon)),
-        ("", st.builds(ByLevels, fall=_tenths(0.0, 4.0), first=first, last=last, bend=bend, T=horizon)),
+        (
+            "",
+            st.builds(
+                ByLevels, fall=_tenths(0.0, 4.0), first=first, last=last, bend=bend, T=horizon
+            ),
+        ),
     ]
 
 
 def grids(sde: Any, *, max_steps: int = 8) -> st.SearchStrategy[tuple[float, ...]]:
-    """Falling times in the SDE's usable range: whole or a part of it, with intervals of any sizes in log-SNR.
+    """Falling times in the SDE's usable range: whole or a part of it, with intervals of any sizes
+    in log-SNR.
 
-    They shrink to one step over the whole range, which is cut where log-SNR lies more than 16 from 0.
+    They shrink to one step over the whole range, which is cut where log-SNR lies more than 16 from
+    0.
     """
     if max_steps < 1:
         raise ValueError(f"max_steps must be at least 1, got {max_steps}")
     start, end = span(sde)
-    first, last = (float(level) for level in sde.log_snr(torch.tensor([start, end], dtype=torch.float64)))
+    first, last = (
+        float(level) for level in sde.log_snr(torch.tensor([start, end], dtype=torch.float64))
+    )
 
     def made(weights: list[int], cut: int) -> tuple[float, ...]:
-        low = start if not cut else float(f"{float(sde.time_of(first + 0.05 * cut * (last - first))):.6g}")
+        low = (
+            start
+            if not cut
+            else float(f"{float(sde.time_of(first + 0.05 * cut * (last - first))):.6g}")
+        )
         return grid_of(sde, [float(w) for w in weights], low, end)
 
     weights = st.lists(st.integers(1, 6), min_size=1, max_size=max_steps)
@@ -112,8 +158,12 @@ def event_shapes(*, max_dims: int = 3, max_side: int = 3) -> st.SearchStrategy[t
     return st.lists(st.integers(1, max_side), min_size=1, max_size=max_dims).map(tuple)
 
 
-def mixtures(event: tuple[int, ...] | None = None, *, max_components: int = 3) -> st.SearchStrategy[GaussianMixture]:
-    """Gaussian mixtures over events of that shape, of any by default; they shrink to one standard normal."""
+def mixtures(
+    event: tuple[int, ...] | None = None, *, max_components: int = 3
+) -> st.SearchStrategy[GaussianMixture]:
+    """Gaussian mixtures over events of that shape, of any by default; they shrink to one standard
+    normal.
+    """
     if event is None:
         return event_shapes().flatmap(lambda shape: mixtures(shape, max_components=max_components))
     size = int(torch.Size(event).numel())
@@ -121,7 +171,9 @@ def mixtures(event: tuple[int, ...] | None = None, *, max_components: int = 3) -
     @st.composite
     def drawn(draw: st.DrawFn) -> GaussianMixture:
         count = draw(st.integers(1, max_components))
-        flat = [draw(st.lists(st.integers(-10, 10), min_size=size, max_size=size)) for _ in range(count)]
+        flat = [
+            draw(st.lists(st.integers(-10, 10), min_size=size, max_size=size)) for _ in range(count)
+        ]
         stds = [draw(st.sampled_from([1.0, 0.5, 0.2])) for _ in range(count)]
         parts = [draw(st.integers(1, 4)) for _ in range(count)]
         means = torch.tensor(flat, dtype=torch.float64).reshape(count, *event) / 10
@@ -131,12 +183,19 @@ def mixtures(event: tuple[int, ...] | None = None, *, max_components: int = 3) -
 
 
 def predictions(sde: Any, grid: tuple[float, ...] | None = None) -> st.SearchStrategy[str]:
-    """What a network may predict, such that noise and data follow at all times of ``grid``, by default `span`; noise first."""
-    return st.sampled_from(able(sde, torch.tensor(span(sde) if grid is None else grid, dtype=torch.float64)))
+    """What a network may predict, such that noise and data follow at all times of ``grid``, by
+    default `span`; noise first.
+    """
+    return st.sampled_from(
+        able(sde, torch.tensor(span(sde) if grid is None else grid, dtype=torch.float64))
+    )
 
 
-def cases(needs: Iterable[str] = (), *, sde: Any = None, max_steps: int = 8) -> st.SearchStrategy[Case]:
-    """Settings for an equivalence: SDE (yours, or one of `sdes`), mixture, grid, prediction and seed.
+def cases(
+    needs: Iterable[str] = (), *, sde: Any = None, max_steps: int = 8
+) -> st.SearchStrategy[Case]:
+    """Settings for an equivalence: SDE (yours, or one of `sdes`), mixture, grid, prediction and
+    seed.
 
     ``@given(cases(sde=Mine()))`` and ``evaluate(name, case)`` are a property of your SDE.
     """
@@ -146,6 +205,12 @@ def cases(needs: Iterable[str] = (), *, sde: Any = None, max_steps: int = 8) -> 
     def drawn(draw: st.DrawFn) -> Case:
         process = draw(sdes(wanted)) if sde is None else sde
         grid = draw(grids(process, max_steps=max_steps))
-        return Case(process, draw(mixtures()), grid, draw(predictions(process, grid)), draw(st.integers(0, 999)))
+        return Case(
+            process,
+            draw(mixtures()),
+            grid,
+            draw(predictions(process, grid)),
+            draw(st.integers(0, 999)),
+        )
 
     return drawn()

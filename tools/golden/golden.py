@@ -3,9 +3,10 @@
 `python tools/golden/golden.py` computes every case again, by the public names alone, and compares
 it with tests/golden.npz; `--write` writes that file. Counts (evaluations, accepted and rejected
 steps, status) have to be equal; numbers of a case that has states in float32 up to 1e-5, of other
-cases up to 1e-12, of the larger of 1 and the largest number of the array. Where an argument is refused, the table says
-so. Another processor, or another version of torch, may differ by more: write the table there, from
-the commit to compare with, `--table` naming another file, and compare on that machine.
+cases up to 1e-12, of the larger of 1 and the largest number of the array. Where an argument is
+refused, the table says so. Another processor, or another version of torch, may differ by more:
+write the table there, from the commit to compare with, `--table` naming another file, and compare
+on that machine.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 TABLE = ROOT / "tests" / "golden.npz"
 TOLERANCES = {"float64": 1e-12, "float32": 1e-5}
-"""By the least precise array of a case: a log-density in float64 of states in float32 is no better."""
+"""By the least precise array of a case: a log-density in float64 of states in float32 is no
+better.
+"""
 REFUSED: tuple[type[Exception], ...] = (TypeError, ValueError)
 
 Row = dict[str, np.ndarray]

@@ -1,4 +1,6 @@
-"""Exponential integrators: the linear part solved exactly, the network's prediction integrated as a polynomial."""
+"""Exponential integrators: the linear part solved exactly, the network's prediction integrated as a
+polynomial.
+"""
 
 from sdediff.solvers.exponential.euler import DDIM, Ancestral
 from sdediff.solvers.exponential.flow import Straight

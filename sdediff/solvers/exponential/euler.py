@@ -1,4 +1,6 @@
-"""First-order steps of the exact posterior: the exponential integrator in its data form, and DDIM."""
+"""First-order steps of the exact posterior: the exponential integrator in its data form, and
+DDIM.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +34,16 @@ class _OrderOne(Solver):
 
     spacing = "logistic"
 
-    def _planned(self, problem: Problem, times: Tensor, keep: Tensor, push: Tensor, std: Tensor) -> list[_Plan]:
+    def _planned(
+        self, problem: Problem, times: Tensor, keep: Tensor, push: Tensor, std: Tensor
+    ) -> list[_Plan]:
         at = problem.at(times[:-1], "data", keep, push)
         (stds,) = problem.coefs(len(at), std)
         return list(map(_Plan, at, stds, pairwise(times.unbind())))
 
-    def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+    def step(
+        self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]
+    ) -> Step:
         """One step."""
         mean = problem.evaluate(x, plan.at)
         if not plan.ends:
@@ -47,11 +53,13 @@ class _OrderOne(Solver):
 
 @dataclass(frozen=True)
 class Ancestral(_OrderOne):
-    """x_s ~ q(x_s | x_t, x_0) at x_0 = E[x_0 | x_t], the exact Gaussian posterior of the forward process.
+    """x_s ~ q(x_s | x_t, x_0) at x_0 = E[x_0 | x_t], the exact Gaussian posterior of the forward
+    process.
 
-    DDPM's ancestral step with the posterior variance (Ho et al. 2020, eq. 6 and 7) between any two times of any linear SDE;
-    equally, the reverse SDE with the data prediction held over the step and everything else integrated exactly
-    (SDE-DPM-Solver++ of order 1). With ``stochasticity`` lambda it is that step of the family lambda; 0 is `DDIM`. Order 1.
+    DDPM's ancestral step with the posterior variance (Ho et al. 2020, eq. 6 and 7) between any two
+    times of any linear SDE; equally, the reverse SDE with the data prediction held over the step
+    and everything else integrated exactly (SDE-DPM-Solver++ of order 1). With ``stochasticity``
+    lambda it is that step of the family lambda; 0 is `DDIM`. Order 1.
     """
 
     needs = frozenset({"data", "marginal"})
@@ -61,16 +69,19 @@ class Ancestral(_OrderOne):
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """The exact coefficients of each interval."""
         points = Flow(problem, 1.0, "log_snr").points(times)
-        return self._planned(problem, times, *order_one(points.part(slice(None, -1)), points.part(slice(1, None))))
+        return self._planned(
+            problem, times, *order_one(points.part(slice(None, -1)), points.part(slice(1, None)))
+        )
 
 
 @dataclass(frozen=True)
 class DDIM(_OrderOne):
-    """x_s = alpha_s x_0 + sqrt(sigma_s^2 - v^2) (x - alpha_t x_0) / sigma_t + v z, with x_0 = E[x_0 | x_t] and
-    v = eta std(x_s | x_t, x_0).
+    """x_s = alpha_s x_0 + sqrt(sigma_s^2 - v^2) (x - alpha_t x_0) / sigma_t + v z, with x_0 = E[x_0
+    | x_t] and v = eta std(x_s | x_t, x_0).
 
-    DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16) for any linear SDE. ``eta`` = 0 is the exponential Euler step of the
-    probability flow, 1 is `Ancestral`, larger values up to where sigma_s^2 = v^2 add more noise. Order 1, one evaluation a step.
+    DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16) for any linear SDE. ``eta`` = 0 is the
+    exponential Euler step of the probability flow, 1 is `Ancestral`, larger values up to where
+    sigma_s^2 = v^2 add more noise. Order 1, one evaluation a step.
     """
 
     eta: float = 0.0
@@ -80,7 +91,10 @@ class DDIM(_OrderOne):
     def __post_init__(self) -> None:
         """Check the arguments."""
         if not 0 <= self.eta < float("inf"):
-            raise ValueError(f"DDIM: eta must be a number >= 0, got {self.eta!r}; 0 is deterministic, 1 is ancestral sampling")
+            raise ValueError(
+                f"DDIM: eta must be a number >= 0, got {self.eta!r}; 0 is deterministic, 1 is "
+                "ancestral sampling"
+            )
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
@@ -97,7 +111,8 @@ class DDIM(_OrderOne):
             return list(map(_Plan, problem.at(times[:-1], "data", keep, alpha_s - keep * alpha_t)))
         t, s = times[:-1], times[1:]
         _, std = problem.kernel(torch.maximum(t, s), torch.minimum(t, s))
-        # Towards noise (encoding) the conditional spread is the kernel's own: DDIM has no noise to add there.
+        # Towards noise (encoding) the conditional spread is the kernel's own: DDIM has no noise to
+        # add there.
         share = torch.where(s <= t, (std / sigma_t) ** 2, 0.0)
         left = 1 - self.eta**2 * share
         if bool((left < 0).any()):

@@ -1,4 +1,6 @@
-"""The coefficient engine of the exponential integrators: everything but the network's prediction is integrated exactly."""
+"""The coefficient engine of the exponential integrators: everything but the network's prediction is
+integrated exactly.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +35,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Straight(Record):
-    """The form d(x / S) = (data / scale - noise) dw with S = scale alpha + sigma and w = scale alpha / S, for the probability flow.
+    """The form d(x / S) = (data / scale - noise) dw with S = scale alpha + sigma and w = scale
+    alpha / S, for the probability flow.
 
-    While data and noise hardly change, x / S moves straight on from the noise, w = 0, to the data over ``scale``, w = 1. The share
-    theta = sigma / S of the prediction is put as data: all where noise is much larger than ``scale``, none where it is much
-    smaller. ``scale`` is that of details of the data; with 1, data - noise is the velocity of a rectified flow.
+    While data and noise hardly change, x / S moves straight on from the noise, w = 0, to the data
+    over ``scale``, w = 1. The share theta = sigma / S of the prediction is put as data: all where
+    noise is much larger than ``scale``, none where it is much smaller. ``scale`` is that of details
+    of the data; with 1, data - noise is the velocity of a rectified flow.
     """
 
     scale: float = 1.0
@@ -45,7 +49,10 @@ class Straight(Record):
     def __post_init__(self) -> None:
         """Check the scale."""
         if not 0 < self.scale < math.inf:
-            raise ValueError(f"Straight: scale must be a positive number, got {self.scale!r}; 0.1 for details of that size")
+            raise ValueError(
+                f"Straight: scale must be a positive number, got {self.scale!r}; 0.1 for details "
+                "of that size"
+            )
 
     def share(self, u: Tensor) -> Tensor:
         """theta = sigma / (scale alpha + sigma) at u = log(alpha / sigma)."""
@@ -91,8 +98,16 @@ class Weight(NamedTuple):
 
 
 def share(form: Form) -> float | Straight:
-    """theta of a form: 1 for data, 0 for noise, a number between for a mixture; a form whose share changes is itself."""
-    return FORMS[form] if isinstance(form, str) else form if isinstance(form, Straight) else float(form)
+    """theta of a form: 1 for data, 0 for noise, a number between for a mixture; a form whose share
+    changes is itself.
+    """
+    return (
+        FORMS[form]
+        if isinstance(form, str)
+        else form
+        if isinstance(form, Straight)
+        else float(form)
+    )
 
 
 @cache
@@ -103,7 +118,9 @@ def gauss_legendre() -> tuple[Tensor, Tensor]:
 
 
 def _total(x: Tensor) -> Tensor:
-    """The sum over the first dimension, in one order for every entry: torch's own depends on how many there are."""
+    """The sum over the first dimension, in one order for every entry: torch's own depends on how
+    many there are.
+    """
     return x.cumsum(dim=0)[-1]
 
 
@@ -120,16 +137,20 @@ def lagrange(nodes: Sequence[Tensor], at: Tensor) -> list[Tensor]:
 
 
 class Flow:
-    """dx = [(ln alpha)' x - (1 + lambda^2) sigma noise] du + noise of variance 2 lambda^2 sigma^2 du, with u = log(alpha / sigma).
+    """dx = [(ln alpha)' x - (1 + lambda^2) sigma noise] du + noise of variance 2 lambda^2 sigma^2
+    du, with u = log(alpha / sigma).
 
-    With E[noise] = (x - alpha E[data]) / sigma, a share theta of the prediction is put as data, and the rest as noise:
+    With E[noise] = (x - alpha E[data]) / sigma, a share theta of the prediction is put as data, and
+    the rest as noise:
 
-        d(x / S) = (1 + lambda^2) [theta alpha data - (1 - theta) sigma noise] / S du + ...,   S = alpha exp(-theta (u + L)),
+        d(x / S) = (1 + lambda^2) [theta alpha data - (1 - theta) sigma noise] / S du + ...,   S =
+        alpha exp(-theta (u + L)),
 
-    L the integral of lambda^2 du. theta = 1 is the data form (S = sigma exp(-L)), 0 the noise form (S = alpha); for one that
-    changes, at lambda = 0, see `Straight`. Over a step the predictions are replaced by polynomials in ``variable``, u itself or
-    sigma / alpha or arctan(sigma / alpha) or t, and the integrals are computed to rounding: by Gauss and Legendre's rule in u,
-    whose terms do not cancel however small the step. Coefficients are float64 and differentiable in the times.
+    L the integral of lambda^2 du. theta = 1 is the data form (S = sigma exp(-L)), 0 the noise form
+    (S = alpha); for one that changes, at lambda = 0, see `Straight`. Over a step the predictions
+    are replaced by polynomials in ``variable``, u itself or sigma / alpha or arctan(sigma / alpha)
+    or t, and the integrals are computed to rounding: by Gauss and Legendre's rule in u, whose terms
+    do not cancel however small the step. Coefficients are float64 and differentiable in the times.
     """
 
     def __init__(
@@ -163,7 +184,9 @@ class Flow:
         """All that is needed at times t."""
         alpha, sigma, log_snr = self.problem.levels(t)
         u = 0.5 * log_snr
-        return Points(t, alpha, sigma, u, self.mixed(u, t)[0], t if self.variable == "t" else self._value(u))
+        return Points(
+            t, alpha, sigma, u, self.mixed(u, t)[0], t if self.variable == "t" else self._value(u)
+        )
 
     def _value(self, u: Tensor) -> Tensor:
         if self.variable == "t":
@@ -174,14 +197,18 @@ class Flow:
         return ratio if self.variable == "sigma" else torch.atan(ratio)
 
     def at(self, points: Points) -> Sequence[Any]:
-        """The problem's entries for what the form evaluates at the points: data, noise, or data - scale noise."""
+        """The problem's entries for what the form evaluates at the points: data, noise, or data -
+        scale noise.
+        """
         if isinstance(self.theta, Straight):
             ratio = self.theta.scale / points.sigma
             return self.problem.at(points.t, "data", -ratio, 1.0 + ratio * points.alpha)
         return self.problem.at(points.t, "noise" if self.theta == 0 else "data")
 
     def bounded(self, points: Points) -> Tensor:
-        """At which of the points predictions can be integrated up to there: not where log-SNR is infinite, unless `Straight`."""
+        """At which of the points predictions can be integrated up to there: not where log-SNR is
+        infinite, unless `Straight`.
+        """
         finite = torch.isfinite(points.v)
         return finite if isinstance(self.theta, Straight) else finite & torch.isfinite(points.u)
 
@@ -202,14 +229,20 @@ class Flow:
         v = a.v + share * (b.v - a.v)
         if self.variable == "t":
             return self.points(v)
-        u = v if self.variable == "log_snr" else -(v if self.variable == "sigma" else torch.tan(v)).log()
+        u = (
+            v
+            if self.variable == "log_snr"
+            else -(v if self.variable == "sigma" else torch.tan(v)).log()
+        )
         return self.points(self._time(2 * u))._replace(v=v)
 
     def keep(self, a: Points, b: Points) -> Tensor:
         """S_b / S_a."""
         if isinstance(self.theta, Straight):
             return (self.theta.scale * b.alpha + b.sigma) / (self.theta.scale * a.alpha + a.sigma)
-        kept = torch.exp(-self.theta * (b.mixing - a.mixing)) if self.theta else torch.ones_like(a.u)
+        kept = (
+            torch.exp(-self.theta * (b.mixing - a.mixing)) if self.theta else torch.ones_like(a.u)
+        )
         for ratio, power in ((b.alpha / a.alpha, 1 - self.theta), (b.sigma / a.sigma, self.theta)):
             kept = kept * (ratio if power == 1 else ratio**power) if power else kept
         return kept
@@ -220,7 +253,8 @@ class Flow:
             return torch.zeros_like(a.u)
         if self.theta == 1:
             gain = b.mixing - a.mixing
-            gain = torch.where(gain < _NOTHING * b.mixing.abs().clamp(min=1), 0.0, gain)  # of rounding the root would be seen
+            # of rounding the root would be seen
+            gain = torch.where(gain < _NOTHING * b.mixing.abs().clamp(min=1), 0.0, gain)
             return b.sigma * (-torch.expm1(-2 * gain)).clamp(min=0).sqrt()
         u, w = self._nodes(a, b)
         mixing, square = self.mixed(u)
@@ -235,19 +269,28 @@ class Flow:
             start = a.u.clamp(-_FARTHEST, _FARTHEST)
             h = b.u.clamp(-_FARTHEST, _FARTHEST) - start
         folds = torch.maximum(h.abs(), (h + b.mixing - a.mixing).abs()).detach()
-        # arctan(exp(-u)) has poles half as far from the real line as Straight's share, which sets the length of panels.
-        most = _FOLDS / 2 if self.variable == "angle" or isinstance(self.theta, Straight) else _FOLDS
+        # arctan(exp(-u)) has poles half as far from the real line as Straight's share, which sets
+        # the length of panels.
+        most = (
+            _FOLDS / 2 if self.variable == "angle" or isinstance(self.theta, Straight) else _FOLDS
+        )
         panels = max(1, math.ceil(float(folds.max()) / most)) if h.numel() else 1
         x, w = gauss_legendre()
-        at = ((torch.arange(panels, dtype=torch.float64)[:, None] + x) / panels).reshape(-1, *(1,) * h.ndim)
+        at = ((torch.arange(panels, dtype=torch.float64)[:, None] + x) / panels).reshape(
+            -1, *(1,) * h.ndim
+        )
         return start + at * h, (w / panels).repeat(panels).reshape(at.shape) * h
 
-    def weights(self, a: Points, b: Points, nodes: Sequence[Tensor], moments: Moments = "exact") -> list[Weight]:
-        """What each node's predictions are multiplied by in the step from a to b; ``nodes`` are values v, the first of them a's.
+    def weights(
+        self, a: Points, b: Points, nodes: Sequence[Tensor], moments: Moments = "exact"
+    ) -> list[Weight]:
+        """What each node's predictions are multiplied by in the step from a to b; ``nodes`` are
+        values v, the first of them a's.
 
-        ``moments`` other than ``"exact"`` are simplifications that publications make: ``"half"``, with two nodes, gives the
-        slope the weight at the middle of the step; ``"half-h"`` that weight by the length of the step; ``"uniform"`` takes
-        the Adams-Bashforth weights of equal steps.
+        ``moments`` other than ``"exact"`` are simplifications that publications make: ``"half"``,
+        with two nodes, gives the slope the weight at the middle of the step; ``"half-h"`` that
+        weight by the length of the step; ``"uniform"`` takes the Adams-Bashforth weights of equal
+        steps.
         """
         if bool(self.closes(b).any()):
             return self._closing(a, b, nodes)
@@ -264,9 +307,16 @@ class Flow:
                 terms.append((self.theta * b.alpha, w * growth.exp()))
             if self.theta != 1:
                 terms.append(((self.theta - 1) * b.sigma, w * (growth - (u - b.u)).exp()))
-        basis = lagrange(nodes, self._value(u)) if moments == "exact" or (moments != "uniform" and len(nodes) > 2) else None
+        basis = (
+            lagrange(nodes, self._value(u))
+            if moments == "exact" or (moments != "uniform" and len(nodes) > 2)
+            else None
+        )
         length = _total(w)
-        found = [self._integrals(scale, density, length, b.v - a.v, nodes, basis, moments) for scale, density in terms]
+        found = [
+            self._integrals(scale, density, length, b.v - a.v, nodes, basis, moments)
+            for scale, density in terms
+        ]
         if len(found) == 2:
             return [Weight(data, noise) for data, noise in zip(*found, strict=True)]
         return [Weight(each, None) if self.theta else Weight(None, each) for each in found[0]]
@@ -295,7 +345,9 @@ class Flow:
             return [total * weight for weight in _equal_steps(len(nodes))]
         if len(nodes) == 1:
             return [total]
-        slope = (total if moments == "half" else scale * length) * 0.5 * step / (nodes[1] - nodes[0])
+        slope = (
+            (total if moments == "half" else scale * length) * 0.5 * step / (nodes[1] - nodes[0])
+        )
         return [total - slope, slope]
 
 

@@ -27,14 +27,16 @@ class _Plan(NamedTuple):
 
 @dataclass(frozen=True)
 class InverseDDIM(Solver):
-    """The state x_s from which the `DDIM` step from s to t leads to x: x_s = (alpha_s / alpha_t) x + (sigma_s - alpha_s / alpha_t
-    sigma_t) noise(x_s, s), by fixed-point iteration.
+    """The state x_s from which the `DDIM` step from s to t leads to x: x_s = (alpha_s / alpha_t) x
+    + (sigma_s - alpha_s / alpha_t sigma_t) noise(x_s, s), by fixed-point iteration.
 
-    On a rising grid it encodes data so that DDIM on the same grid backwards gives them again, to ``tol``; DDIM's own step in that
-    direction (Song et al. 2021, arXiv 2010.02502, section 4.3) takes the noise at (x, t) and closes at order 1 alone (Pan et al.
-    2023, arXiv 2307.10829, iterate likewise). The iteration contracts by about 1 - (sigma_t / alpha_t) / (sigma_s / alpha_s) where
-    noise dominates. It stops for each sample when no coordinate moves by more than tol (1 + its largest); a RuntimeError says where
-    that does not come about in ``iterations``: then take more steps. One evaluation an iteration, and one to start.
+    On a rising grid it encodes data so that DDIM on the same grid backwards gives them again, to
+    ``tol``; DDIM's own step in that direction (Song et al. 2021, arXiv 2010.02502, section 4.3)
+    takes the noise at (x, t) and closes at order 1 alone (Pan et al. 2023, arXiv 2307.10829,
+    iterate likewise). The iteration contracts by about 1 - (sigma_t / alpha_t) / (sigma_s /
+    alpha_s) where noise dominates. It stops for each sample when no coordinate moves by more than
+    tol (1 + its largest); a RuntimeError says where that does not come about in ``iterations``:
+    then take more steps. One evaluation an iteration, and one to start.
     """
 
     tol: float = 1e-6
@@ -59,7 +61,9 @@ class InverseDDIM(Solver):
         """The coefficients of each interval."""
         alpha, sigma = problem.marginal(times)
         if bool((alpha == 0).any()):
-            raise ValueError("InverseDDIM: where alpha = 0 no state leads back to the data: end the grid before")
+            raise ValueError(
+                "InverseDDIM: where alpha = 0 no state leads back to the data: end the grid before"
+            )
         keep = alpha[1:] / alpha[:-1]
         push = sigma[1:] - keep * sigma[:-1]
         at = problem.at(times[1:], "noise")
@@ -70,7 +74,9 @@ class InverseDDIM(Solver):
         """The noise at the start, from which the first iteration begins."""
         return (problem.noise(x, t),)
 
-    def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+    def step(
+        self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]
+    ) -> Step:
         """Iterate to the fixed point."""
         (eps,) = state
         y = weighted((plan.keep, x), (plan.push, eps))
@@ -89,7 +95,9 @@ class InverseDDIM(Solver):
         if self.tol > 0 and bool(moving.any()):
             worst = int(torch.where(moving, move, -1).argmax())
             raise RuntimeError(
-                f"InverseDDIM: after {self.iterations} iterations sample {worst} still moves by {float(move[worst]):.2g} at "
-                f"t = {float(plan.s.max()):.6g}; take more steps, more iterations or a larger tol = {self.tol:g}"
+                f"InverseDDIM: after {self.iterations} iterations sample {worst} still moves by "
+                f"{float(move[worst]):.2g} at "
+                f"t = {float(plan.s.max()):.6g}; take more steps, more iterations or a larger "
+                f"tol = {self.tol:g}"
             )
         return Step(y, y, (eps,))

@@ -1,4 +1,6 @@
-"""Exponential multistep methods: polynomials through predictions of earlier steps, integrated exactly."""
+"""Exponential multistep methods: polynomials through predictions of earlier steps, integrated
+exactly.
+"""
 
 from __future__ import annotations
 
@@ -45,20 +47,21 @@ class _Plan(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class ExponentialMultistep(Exponential):
-    """x_s = S_s / S_t x + the integral of the polynomial through the last ``order`` predictions: Adams and Bashforth's methods
-    for the exact form of the equation, one evaluation a step.
+    """x_s = S_s / S_t x + the integral of the polynomial through the last ``order`` predictions:
+    Adams and Bashforth's methods for the exact form of the equation, one evaluation a step.
 
-    ``corrector``: with k > 0 (None: ``order``) each state is corrected, once the network has been evaluated there, by the
-    polynomial through that prediction and the k before, at no further evaluation (UniC: Zhao et al. 2023, arXiv 2302.04867); the
-    last state is not.
-    ``startup``: ``"exact"`` takes single steps for as long as history is too short, which keeps the order, at
-    `startup_evaluations` more; ``"published"`` begins with lower orders, which caps the order at 2 (at 3 with a corrector).
-    A step to sigma = 0 is of order 1, but in noise form and sigma / alpha, where polynomials can be
-    integrated up to there (`LMS`).
+    ``corrector``: with k > 0 (None: ``order``) each state is corrected, once the network has been
+    evaluated there, by the polynomial through that prediction and the k before, at no further
+    evaluation (UniC: Zhao et al. 2023, arXiv 2302.04867); the last state is not.
+    ``startup``: ``"exact"`` takes single steps for as long as history is too short, which keeps the
+    order, at `startup_evaluations` more; ``"published"`` begins with lower orders, which caps the
+    order at 2 (at 3 with a corrector). A step to sigma = 0 is of order 1, but in noise form and
+    sigma / alpha, where polynomials can be integrated up to there (`LMS`).
     ``lower_final``: lower the order again towards the end, as published codes do for few steps.
 
-    Without noise the order is ``order``, and one more with a corrector of that many. As an SDE (``sde``), strong order 1 and weak
-    order 2 at most, whatever the polynomials: a path is nowhere smooth.
+    Without noise the order is ``order``, and one more with a corrector of that many. As an SDE
+    (``sde``), strong order 1 and weak order 2 at most, whatever the polynomials: a path is nowhere
+    smooth.
     """
 
     corrector: int | None = 0
@@ -88,7 +91,11 @@ class ExponentialMultistep(Exponential):
     def deterministic_order(self) -> float:
         """Without noise."""
         full, ramp = self._full, 3 if self.past else 2
-        return min(full, 2 if self.lower_final else full, ramp if self.startup == "published" or self.sde else full)
+        return min(
+            full,
+            2 if self.lower_final else full,
+            ramp if self.startup == "published" or self.sde else full,
+        )
 
     @property
     def weak_order(self) -> float:
@@ -99,7 +106,9 @@ class ExponentialMultistep(Exponential):
     def _single(self) -> tuple[int, Table]:
         """How many steps are single steps, and of which method."""
         count = max(0, self._full - 2 - (self.past > 0))
-        return (count if self.startup == "exact" and not self.sde else 0), table(min(4, max(1, self._full - 1)))
+        return (count if self.startup == "exact" and not self.sde else 0), table(
+            min(4, max(1, self._full - 1))
+        )
 
     @property
     def startup_evaluations(self) -> int:
@@ -137,7 +146,11 @@ class ExponentialMultistep(Exponential):
         corrected = [i for i in rest if i < steps - 1] if self.past else []
         correct = self._moves(flow, points, corrected, self.past, steps, usable, end=True)
         forms = [i for i in range(steps) if not isinstance(go[i], Plain)]
-        at = dict(zip(forms, evaluations(flow, points.part(torch.tensor(forms))), strict=True)) if forms else {}
+        at = (
+            dict(zip(forms, evaluations(flow, points.part(torch.tensor(forms))), strict=True))
+            if forms
+            else {}
+        )
         return [_Plan(at.get(i), correct.get(i - 1), go[i]) for i in range(steps)]
 
     def _closes(self, flow: Flow, points: Points, i: int, usable: list[bool]) -> bool:
@@ -147,13 +160,25 @@ class ExponentialMultistep(Exponential):
         return bool(flow.closes(points.part(slice(i + 1, i + 2))).all())
 
     def _moves(
-        self, flow: Flow, points: Points, which: list[int], most: int, steps: int, usable: list[bool], *, end: bool
+        self,
+        flow: Flow,
+        points: Points,
+        which: list[int],
+        most: int,
+        steps: int,
+        usable: list[bool],
+        *,
+        end: bool,
     ) -> dict[int, Move]:
-        """Moves over the intervals ``which``, by polynomials through at most ``most`` past nodes, and the end's if asked."""
+        """Moves over the intervals ``which``, by polynomials through at most ``most`` past nodes,
+        and the end's if asked.
+        """
         counts: dict[int, list[int]] = {}
         for i in which:
             count = min(most, i + 1, steps - i if self.lower_final else most)
-            counts.setdefault(count if all(usable[i + 1 - count : i + 1]) else count - 1, []).append(i)
+            counts.setdefault(
+                count if all(usable[i + 1 - count : i + 1]) else count - 1, []
+            ).append(i)
         found: dict[int, Move] = {}
         for count, some in counts.items():
             a, b = _pairs(points, some)
@@ -163,8 +188,12 @@ class ExponentialMultistep(Exponential):
             found.update(zip(some, plan_moves(flow, a, b, nodes, self.moments, std), strict=True))
         return found
 
-    def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
-        """One step; the state is the uncorrected part of the last one and the predictions before."""
+    def step(
+        self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]
+    ) -> Step:
+        """One step; the state is the uncorrected part of the last one and the predictions
+        before.
+        """
         theta = self.theta
         width = 1 if isinstance(self.theta, Straight) or self.theta in (0, 1) else 2
         before = [state[i : i + width] for i in range(1, len(state), width)]
@@ -172,14 +201,17 @@ class ExponentialMultistep(Exponential):
             taken, data = plain_step(problem, x, plan.go, noise if self.sde else None)
             return taken._replace(state=(taken.x, *history(theta, x, data, plan.go.at)))
         here = evaluate(problem, theta, x, plan.at)
-        start: list[tuple[Number, Tensor]] = [(1.0, x)]  # the state as the terms of a sum: corrected, it is never made
+        # the state as the terms of a sum: corrected, it is never made
+        start: list[tuple[Number, Tensor]] = [(1.0, x)]
         if plan.correct is not None:
             nodes = [before[0], here, *before[1:]][: len(plan.correct.weights)]
             start = [(1.0, state[0]), *terms(plan.correct.weights, nodes)]
         kept = [here, *before][: max(self.order - 1, self.past, 1)]
         past = [each for node in kept for each in node]
         if isinstance(plan.go, Stages):
-            moved, mean, _ = run_stages(problem, theta, self._single[1], weighted(*start), here, plan.go, noise)
+            moved, mean, _ = run_stages(
+                problem, theta, self._single[1], weighted(*start), here, plan.go, noise
+            )
             return Step(moved, mean, (moved, *past))
         nodes = [here, *before][: len(plan.go.weights)]
         fresh = [(plan.go.std, noise.over(plan.at.t, plan.go.s))] if self.sde else []

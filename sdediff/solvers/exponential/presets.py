@@ -1,4 +1,6 @@
-"""Published exponential integrators by their names: each is a choice of form, variable and order."""
+"""Published exponential integrators by their names: each is a choice of form, variable and
+order.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ __all__ = [
 
 @dataclass(frozen=True, repr=False)
 class DPMSolver(ExponentialSinglestep):
-    """DPM-Solver-1, -2 and -3 (Lu et al. 2022, arXiv 2206.00927, Algorithms 1 and 2): single steps in noise form and log-SNR.
+    """DPM-Solver-1, -2 and -3 (Lu et al. 2022, arXiv 2206.00927, Algorithms 1 and 2): single steps
+    in noise form and log-SNR.
 
     Order and evaluations a step: ``order``, 1 to 3 as published, and 4 beyond.
     """
@@ -41,7 +44,8 @@ class DPMSolver(ExponentialSinglestep):
 
 @dataclass(frozen=True, repr=False)
 class DPMSolverPPSinglestep(ExponentialSinglestep):
-    """DPM-Solver++(2S) and (3S) (Lu et al. 2022, arXiv 2211.01095, Algorithm 1): single steps in data form and log-SNR.
+    """DPM-Solver++(2S) and (3S) (Lu et al. 2022, arXiv 2211.01095, Algorithm 1): single steps in
+    data form and log-SNR.
 
     Order and evaluations a step: ``order``.
     """
@@ -52,10 +56,12 @@ class DPMSolverPPSinglestep(ExponentialSinglestep):
 
 @dataclass(frozen=True, repr=False)
 class DPMSolverPP(ExponentialMultistep):
-    """DPM-Solver++(2M) and (3M) (Lu et al. 2022, arXiv 2211.01095, Algorithm 2): multistep in data form and log-SNR.
+    """DPM-Solver++(2M) and (3M) (Lu et al. 2022, arXiv 2211.01095, Algorithm 2): multistep in data
+    form and log-SNR.
 
-    Order ``order``, one evaluation a step, and one more in the first step of 3M. The publication's 3M is of order 2: its second
-    difference lacks a factor 2, and it begins with lower orders (``startup="published"``).
+    Order ``order``, one evaluation a step, and one more in the first step of 3M. The publication's
+    3M is of order 2: its second difference lacks a factor 2, and it begins with lower orders
+    (``startup="published"``).
     """
 
     order: int = 2
@@ -64,11 +70,13 @@ class DPMSolverPP(ExponentialMultistep):
 
 @dataclass(frozen=True, repr=False)
 class UniPC(ExponentialMultistep):
-    """UniPC of order p (Zhao et al. 2023, arXiv 2302.04867): UniP-p and UniC-p, multistep in data form and log-SNR.
+    """UniPC of order p (Zhao et al. 2023, arXiv 2302.04867): UniP-p and UniC-p, multistep in data
+    form and log-SNR.
 
-    Order p + 1, one evaluation a step, and 2 and 6 more to start UniPC-3 and -4. The published codes begin with lower orders
-    (``startup="published"``, which caps the order at 3) and end so (``lower_final``, at 2). B(h) matters where only two predictions
-    meet: ``moments="half"`` is B_2 = exp(h) - 1, ``"half-h"`` is B_1 = h.
+    Order p + 1, one evaluation a step, and 2 and 6 more to start UniPC-3 and -4. The published
+    codes begin with lower orders (``startup="published"``, which caps the order at 3) and end so
+    (``lower_final``, at 2). B(h) matters where only two predictions meet: ``moments="half"`` is B_2
+    = exp(h) - 1, ``"half-h"`` is B_1 = h.
     """
 
     corrector: int | None = None
@@ -77,10 +85,11 @@ class UniPC(ExponentialMultistep):
 
 @dataclass(frozen=True, repr=False)
 class DEIS(ExponentialMultistep):
-    """DEIS (Zhang and Chen 2023, arXiv 2204.13902): multistep in noise form, ``variable="t"`` for tAB, ``"sigma"`` for rhoAB.
+    """DEIS (Zhang and Chen 2023, arXiv 2204.13902): multistep in noise form, ``variable="t"`` for
+    tAB, ``"sigma"`` for rhoAB.
 
-    Order ``order`` (tAB of the publication's degree r has order r + 1), one evaluation a step and 1 or 4 more to start orders 3
-    or 4.
+    Order ``order`` (tAB of the publication's degree r has order r + 1), one evaluation a step and 1
+    or 4 more to start orders 3 or 4.
     """
 
     form: Form = "noise"
@@ -104,10 +113,12 @@ class LMS(ExponentialMultistep):
 
 @dataclass(frozen=True, repr=False)
 class IPNDM(ExponentialMultistep):
-    """iPNDM (Zhang and Chen 2023, arXiv 2204.13902, after PNDM: Liu et al. 2022, arXiv 2202.09778): the weights of equal steps.
+    """iPNDM (Zhang and Chen 2023, arXiv 2204.13902, after PNDM: Liu et al. 2022, arXiv 2202.09778):
+    the weights of equal steps.
 
-    The transfer is DDIM's, the prediction Adams and Bashforth's for equal steps whatever the grid: order ``order`` on grids uniform
-    in sigma / alpha alone, 2 where the grid is a smooth function of the index. One evaluation a step, 1 or 4 more to start.
+    The transfer is DDIM's, the prediction Adams and Bashforth's for equal steps whatever the grid:
+    order ``order`` on grids uniform in sigma / alpha alone, 2 where the grid is a smooth function
+    of the index. One evaluation a step, 1 or 4 more to start.
     """
 
     order: int = 4
@@ -122,11 +133,12 @@ class IPNDM(ExponentialMultistep):
 
 @dataclass(frozen=True, repr=False)
 class SDEDPMSolverPP(ExponentialMultistep):
-    """SDE-DPM-Solver++(1) and (2M) (Lu et al. 2022, arXiv 2211.01095, eq. 18), and of order 3: multistep in data form for the SDE.
+    """SDE-DPM-Solver++(1) and (2M) (Lu et al. 2022, arXiv 2211.01095, eq. 18), and of order 3:
+    multistep in data form for the SDE.
 
-    The publication has lambda = 1; here it is the problem's. One evaluation a step. Strong order 1 and weak order min(order, 2),
-    where the paper names the order of the polynomial; at lambda = 0 it is `DPMSolverPP`. Widely used code of order 3 diverges (a
-    sign).
+    The publication has lambda = 1; here it is the problem's. One evaluation a step. Strong order 1
+    and weak order min(order, 2), where the paper names the order of the polynomial; at lambda = 0
+    it is `DPMSolverPP`. Widely used code of order 3 diverges (a sign).
     """
 
     order: int = 2
@@ -136,11 +148,13 @@ class SDEDPMSolverPP(ExponentialMultistep):
 
 @dataclass(frozen=True, repr=False)
 class SASolver(ExponentialMultistep):
-    """SA-Solver (Xue et al. 2023, arXiv 2309.05019): stochastic Adams predictor and corrector in data form and log-SNR.
+    """SA-Solver (Xue et al. 2023, arXiv 2309.05019): stochastic Adams predictor and corrector in
+    data form and log-SNR.
 
-    tau(t) is the problem's ``stochasticity``. ``order`` predictions make the predictor, ``corrector`` and the new one the
-    corrector, at one evaluation a step. Strong order 1 and weak order 2 at most, where the paper has orders of the polynomials as
-    tau falls; at tau = 0 it is the exact-coefficient Adams method, of order ``order`` or one more.
+    tau(t) is the problem's ``stochasticity``. ``order`` predictions make the predictor,
+    ``corrector`` and the new one the corrector, at one evaluation a step. Strong order 1 and weak
+    order 2 at most, where the paper has orders of the polynomials as tau falls; at tau = 0 it is
+    the exact-coefficient Adams method, of order ``order`` or one more.
     """
 
     corrector: int | None = None
@@ -149,10 +163,11 @@ class SASolver(ExponentialMultistep):
 
 @dataclass(frozen=True, repr=False)
 class SEEDS(ExponentialSinglestep):
-    """SEEDS-1 to -3 (Gonzalez et al. 2023, arXiv 2305.14267): exponential single steps for the reverse SDE in noise form.
+    """SEEDS-1 to -3 (Gonzalez et al. 2023, arXiv 2305.14267): exponential single steps for the
+    reverse SDE in noise form.
 
-    ``order`` evaluations a step; the noise at the stages is that of the path. Strong order 1 and weak order
-    min(order, 2); at lambda = 0 it is `DPMSolver` with exact integrals.
+    ``order`` evaluations a step; the noise at the stages is that of the path. Strong order 1 and
+    weak order min(order, 2); at lambda = 0 it is `DPMSolver` with exact integrals.
     """
 
     form: Form = "noise"
@@ -166,11 +181,13 @@ def _balanced(rho: Tensor) -> Tensor:
 
 @dataclass(frozen=True, repr=False)
 class ERSDE(ExponentialMultistep):
-    """ER-SDE-Solver-1 to -3 (Cui et al. 2023, arXiv 2309.06169): multistep in data form and sigma / alpha, with a scale of noise.
+    """ER-SDE-Solver-1 to -3 (Cui et al. 2023, arXiv 2309.06169): multistep in data form and sigma /
+    alpha, with a scale of noise.
 
-    ``scale`` is the paper's phi, a function of rho = sigma / alpha: rho itself is the probability flow, rho^2 the reverse SDE;
-    in general lambda^2 = d log phi / d log rho - 1. By default it is the paper's rho (exp(rho^0.3) + 10). One evaluation a step;
-    strong order 1 and weak order min(order, 2).
+    ``scale`` is the paper's phi, a function of rho = sigma / alpha: rho itself is the probability
+    flow, rho^2 the reverse SDE; in general lambda^2 = d log phi / d log rho - 1. By default it is
+    the paper's rho (exp(rho^0.3) + 10). One evaluation a step; strong order 1 and weak order
+    min(order, 2).
     """
 
     variable: Variable = "sigma"
@@ -183,12 +200,16 @@ class ERSDE(ExponentialMultistep):
         """Check the arguments."""
         super().__post_init__()
         if self.scale is not None and not callable(self.scale):
-            raise TypeError(f"ERSDE: scale must be a function of rho = sigma / alpha, got {self.scale!r}")
+            raise TypeError(
+                f"ERSDE: scale must be a function of rho = sigma / alpha, got {self.scale!r}"
+            )
 
     def flow(self, problem: Problem) -> Flow:
         """The problem with the solver's own stochasticity."""
 
-        scale, length = (_balanced, 1 / problem.standard) if self.scale is None else (self.scale, problem.unit)
+        scale, length = (
+            (_balanced, 1 / problem.standard) if self.scale is None else (self.scale, problem.unit)
+        )
 
         def mixing(u: Tensor) -> tuple[Tensor, Tensor]:
             rho = length * torch.exp(-u)
@@ -200,7 +221,8 @@ class ERSDE(ExponentialMultistep):
             square = rho * slope / phi - 1
             if bool((wrong := ~(square > -1e-9)).any()):
                 raise ValueError(
-                    "ERSDE: scale must be positive and grow at least as fast as rho; lambda^2 = d log scale / d log rho - 1 at "
+                    "ERSDE: scale must be positive and grow at least as fast as rho; lambda^2 = "
+                    "d log scale / d log rho - 1 at "
                     f"rho = {float(rho[wrong][0]):.4g} is {float(square[wrong][0]):.3g}"
                 )
             return -(phi / rho).log(), square.clamp(min=0)

@@ -1,4 +1,6 @@
-"""Exponential Runge-Kutta methods: everything but the network's prediction is integrated exactly, with nothing carried over."""
+"""Exponential Runge-Kutta methods: everything but the network's prediction is integrated exactly,
+with nothing carried over.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,18 @@ import torch
 from torch import Tensor
 
 from sdediff.solvers.arithmetic import weighted
-from sdediff.solvers.exponential.flow import FORMS, MOMENTS, VARIABLES, Flow, Form, Moments, Points, Straight, Variable, share
+from sdediff.solvers.exponential.flow import (
+    FORMS,
+    MOMENTS,
+    VARIABLES,
+    Flow,
+    Form,
+    Moments,
+    Points,
+    Straight,
+    Variable,
+    share,
+)
 from sdediff.solvers.exponential.stages import (
     Plain,
     Stages,
@@ -35,12 +48,14 @@ __all__ = ["Exponential", "ExponentialPair", "ExponentialSinglestep"]
 
 @dataclass(frozen=True, repr=False)
 class Exponential(Solver):
-    """What the exponential integrators share: the form, and the polynomials that the network's predictions are taken for.
+    """What the exponential integrators share: the form, and the polynomials that the network's
+    predictions are taken for.
 
-    ``form``: ``"data"``, ``"noise"``, or a number theta between, the share of the prediction that is put as data; the rest is put
-    as noise (see `Flow`); or `Straight`, a share that falls with the noise. ``variable``: what the polynomials are in,
-    ``"log_snr"``, ``"sigma"`` (over alpha), ``"angle"`` (its arctangent, bounded at both ends of time) or ``"t"``.
-    ``moments``: ``"exact"``, or a published simplification (see `Flow.weights`). ``sde``: solve the reverse SDE, at the
+    ``form``: ``"data"``, ``"noise"``, or a number theta between, the share of the prediction that
+    is put as data; the rest is put as noise (see `Flow`); or `Straight`, a share that falls with
+    the noise. ``variable``: what the polynomials are in, ``"log_snr"``, ``"sigma"`` (over alpha),
+    ``"angle"`` (its arctangent, bounded at both ends of time) or ``"t"``. ``moments``: ``"exact"``,
+    or a published simplification (see `Flow.weights`). ``sde``: solve the reverse SDE, at the
     problem's stochasticity, with the exact Gaussian integral.
     """
 
@@ -55,20 +70,39 @@ class Exponential(Solver):
         super().__post_init__()
         name = type(self).__name__
         _ = whole(f"{name}: order", self.order, 1, 4, kind="1, 2, 3 or 4")
-        number = isinstance(self.form, float | int) and not isinstance(self.form, bool) and 0 <= self.form <= 1
-        if not (number or isinstance(self.form, Straight) or (isinstance(self.form, str) and self.form in FORMS)):
+        number = (
+            isinstance(self.form, float | int)
+            and not isinstance(self.form, bool)
+            and 0 <= self.form <= 1
+        )
+        if not (
+            number
+            or isinstance(self.form, Straight)
+            or (isinstance(self.form, str) and self.form in FORMS)
+        ):
             raise ValueError(
-                f"{name}: form must be 'data', 'noise', a number from 0 (noise) to 1 (data) or Straight(scale), got {self.form!r}"
+                f"{name}: form must be 'data', 'noise', a number from 0 (noise) to 1 (data) or "
+                f"Straight(scale), got {self.form!r}"
             )
         if self.sde and isinstance(self.form, Straight):
-            raise ValueError(f"{name}: form=Straight(...) is for the probability flow; take sde=False, or a number as the form")
-        for field, value, known in (("variable", self.variable, VARIABLES), ("moments", self.moments, MOMENTS)):
+            raise ValueError(
+                f"{name}: form=Straight(...) is for the probability flow; take sde=False, or a "
+                "number as the form"
+            )
+        for field, value, known in (
+            ("variable", self.variable, VARIABLES),
+            ("moments", self.moments, MOMENTS),
+        ):
             if value not in known:
-                raise ValueError(f"{name}: {field} must be one of {', '.join(map(repr, known))}; got {value!r}")
+                raise ValueError(
+                    f"{name}: {field} must be one of {', '.join(map(repr, known))}; got {value!r}"
+                )
 
     @property
     def spacing(self) -> str:  # type: ignore[override]
-        """Polynomials in the angle take long steps at both ends, where others are far from the predictions."""
+        """Polynomials in the angle take long steps at both ends, where others are far from the
+        predictions.
+        """
         return "central" if self.variable == "angle" else "logistic"
 
     @property
@@ -99,26 +133,38 @@ class Exponential(Solver):
         """The grid's points, and which intervals are bounded and which are not."""
         points = flow.points(times)
         if bool((points.sigma[:-1] == 0).any()):
-            raise ValueError(f"{type(self).__name__} cannot step from sigma = 0: start at t_min > 0")
+            raise ValueError(
+                f"{type(self).__name__} cannot step from sigma = 0: start at t_min > 0"
+            )
         ends = unbounded(flow, points).tolist()
-        return points, [i for i, end in enumerate(ends) if not end], [i for i, end in enumerate(ends) if end]
+        return (
+            points,
+            [i for i, end in enumerate(ends) if not end],
+            [i for i, end in enumerate(ends) if end],
+        )
 
 
-def plain_step(problem: Problem, x: Tensor, plan: Plain, noise: StepNoise | None) -> tuple[Step, Tensor]:
+def plain_step(
+    problem: Problem, x: Tensor, plan: Plain, noise: StepNoise | None
+) -> tuple[Step, Tensor]:
     """A step of order 1 in data form, and the prediction of the data."""
     data = problem.evaluate(x, plan.at.at)
     mean = move(x, plan.move._replace(std=0.0), [(data,)])
-    moved = mean if noise is None else move(x, plan.move, [(data,)], noise.over(plan.at.t, plan.move.s))
+    moved = (
+        mean if noise is None else move(x, plan.move, [(data,)], noise.over(plan.at.t, plan.move.s))
+    )
     return Step(moved, mean), data
 
 
 @dataclass(frozen=True, repr=False)
 class ExponentialSinglestep(Exponential):
-    """An exponential Runge-Kutta method of order 1 to 4: predictions at stages inside the step, and nothing carried over.
+    """An exponential Runge-Kutta method of order 1 to 4: predictions at stages inside the step, and
+    nothing carried over.
 
-    Orders 1 to 3 have DPM-Solver's stages (Lu et al. 2022, arXiv 2206.00927, Algorithms 1 and 2), order 4 has them at 1/3, 1/2 and
-    1; as many evaluations a step as the order. ``r``: where the method of order 2 has its stage; ``moments`` concerns that order
-    alone. Steps that begin at alpha = 0 or end at sigma = 0 are of order 1. As an SDE the weak order is at most 2.
+    Orders 1 to 3 have DPM-Solver's stages (Lu et al. 2022, arXiv 2206.00927, Algorithms 1 and 2),
+    order 4 has them at 1/3, 1/2 and 1; as many evaluations a step as the order. ``r``: where the
+    method of order 2 has its stage; ``moments`` concerns that order alone. Steps that begin at
+    alpha = 0 or end at sigma = 0 are of order 1. As an SDE the weak order is at most 2.
     """
 
     r: float = 0.5
@@ -154,7 +200,10 @@ class ExponentialSinglestep(Exponential):
         flow = self.flow(problem)
         points, inside, ends = self._split(flow, times)
         if ends and self.adaptive:
-            raise ValueError(f"{type(self).__name__} cannot choose steps where log-SNR is infinite: start and end inside")
+            raise ValueError(
+                f"{type(self).__name__} cannot choose steps where log-SNR is infinite: start and "
+                "end inside"
+            )
         plans: dict[int, Stages | Plain] = {}
         if inside:
             i = torch.tensor(inside)
@@ -173,10 +222,14 @@ class ExponentialSinglestep(Exponential):
             plans.update(zip(inside, found, strict=True))
         if ends:
             i = torch.tensor(ends)
-            plans.update(zip(ends, plan_plain(problem, points.part(i), points.part(i + 1)), strict=True))
+            plans.update(
+                zip(ends, plan_plain(problem, points.part(i), points.part(i + 1)), strict=True)
+            )
         return [plans[i] for i in range(len(times) - 1)]
 
-    def step(self, problem: Problem, x: Tensor, plan: Any, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+    def step(
+        self, problem: Problem, x: Tensor, plan: Any, noise: StepNoise, state: tuple[Tensor, ...]
+    ) -> Step:
         """One step."""
         if isinstance(plan, Plain):
             return plain_step(problem, x, plan, noise if self.sde else None)[0]
@@ -187,11 +240,13 @@ class ExponentialSinglestep(Exponential):
 
 @dataclass(frozen=True, repr=False)
 class ExponentialPair(Adaptive, ExponentialSinglestep):
-    """`ExponentialSinglestep` of order 2, 3 or 4 and the lower method in its stages: adaptive for each sample, as `RK45`.
+    """`ExponentialSinglestep` of order 2, 3 or 4 and the lower method in its stages: adaptive for
+    each sample, as `RK45`.
 
-    Orders 2(1), 3(2) and 4(2): DPM-Solver-12 and -23 (Lu et al. 2022, arXiv 2206.00927, Appendix C) under the controller of the
-    Runge-Kutta methods. In noise form by default; as many evaluations a step as the order, one less after a rejected one, which
-    leaves its first, and one to start. For the probability flow.
+    Orders 2(1), 3(2) and 4(2): DPM-Solver-12 and -23 (Lu et al. 2022, arXiv 2206.00927, Appendix C)
+    under the controller of the Runge-Kutta methods. In noise form by default; as many evaluations a
+    step as the order, one less after a rejected one, which leaves its first, and one to start. For
+    the probability flow.
     """
 
     form: Form = "noise"

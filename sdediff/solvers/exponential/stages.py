@@ -1,4 +1,6 @@
-"""Single steps of exponential Runge-Kutta methods: predictions at stages inside the step, polynomials through them."""
+"""Single steps of exponential Runge-Kutta methods: predictions at stages inside the step,
+polynomials through them.
+"""
 
 from __future__ import annotations
 
@@ -43,8 +45,9 @@ Nodes = tuple[int, ...]
 class Table:
     """An explicit exponential Runge-Kutta method that interpolates.
 
-    ``c``: the place of each stage in the step. ``through``: for each stage but the first, and for the end, the stages that the
-    polynomial goes through which is integrated up to there. ``low``: the end's, of an embedded method of ``low_order``.
+    ``c``: the place of each stage in the step. ``through``: for each stage but the first, and for
+    the end, the stages that the polynomial goes through which is integrated up to there. ``low``:
+    the end's, of an embedded method of ``low_order``.
     """
 
     order: int
@@ -61,10 +64,12 @@ def table(order: int, r: float = 0.5) -> Table:
     if order == 2:
         return Table(2, (0, r), ((0,), (0, 1)), (0,), 1)
     if order == 3:
-        # DPM-Solver-3: with the last node at 2/3, Radau's, a polynomial of degree 1 has the order of one of degree 2.
+        # DPM-Solver-3: with the last node at 2/3, Radau's, a polynomial of degree 1 has the order
+        # of one of degree 2.
         return Table(3, (0, 1 / 3, 2 / 3), ((0,), (0, 1), (0, 2)), (0, 1), 2)
-    # Of the methods of four stages and order 4 (Kutta's), the one whose every stage interpolates: c_3 = 1/2 makes stage 3 exact for
-    # degree 1, and then c_2 = 1/3 makes stage 4 exact for degree 2; the end is Simpson's.
+    # Of the methods of four stages and order 4 (Kutta's), the one whose every stage interpolates:
+    # c_3 = 1/2 makes stage 3 exact for degree 1, and then c_2 = 1/3 makes stage 4 exact for degree
+    # 2; the end is Simpson's.
     return Table(4, (0, 1 / 3, 0.5, 1), ((0,), (0, 1), (0, 1, 2), (0, 2, 3)), (0, 1), 2)
 
 
@@ -92,7 +97,8 @@ class Stages(NamedTuple):
     at: tuple[Evaluation, ...]  # of each stage
     moves: tuple[Move, ...]  # to each stage but the first, and to the end
     places: tuple[int, ...]  # which of the noises each move has
-    noises: tuple[tuple[Tensor, Number, Number], ...]  # of each place in the step: its time, and keep and std up to there
+    # of each place in the step: its time, and keep and std up to there
+    noises: tuple[tuple[Tensor, Number, Number], ...]
     low: Move | None = None
 
 
@@ -103,8 +109,12 @@ class Plain(NamedTuple):
     move: Move
 
 
-def evaluate(problem: Problem, theta: float | Straight, x: Tensor, at: Evaluation) -> tuple[Tensor, ...]:
-    """The predictions that a form takes, data, or noise, or both, or data - scale noise, by one evaluation."""
+def evaluate(
+    problem: Problem, theta: float | Straight, x: Tensor, at: Evaluation
+) -> tuple[Tensor, ...]:
+    """The predictions that a form takes, data, or noise, or both, or data - scale noise, by one
+    evaluation.
+    """
     found = problem.evaluate(x, at.at)
     return (found,) if isinstance(theta, Straight) or theta == 0 else history(theta, x, found, at)
 
@@ -119,7 +129,9 @@ def history(theta: float | Straight, x: Tensor, data: Tensor, at: Evaluation) ->
     return (noise,) if theta == 0 else (data, noise)
 
 
-def noise_of(theta: float | Straight, x: Tensor, found: Sequence[Tensor], alpha: Number, sigma: Number) -> Tensor:
+def noise_of(
+    theta: float | Straight, x: Tensor, found: Sequence[Tensor], alpha: Number, sigma: Number
+) -> Tensor:
     """The noise by the predictions that a form takes; x = alpha data + sigma noise."""
     if isinstance(theta, Straight):
         size = 1.0 / (theta.scale * alpha + sigma)
@@ -127,23 +139,36 @@ def noise_of(theta: float | Straight, x: Tensor, found: Sequence[Tensor], alpha:
     return found[-1] if theta != 1 else weighted((1.0 / sigma, x), (-alpha / sigma, found[0]))
 
 
-def terms(weights: Sequence[Sequence[Number]], nodes: Sequence[Sequence[Tensor]]) -> list[tuple[Number, Tensor]]:
+def terms(
+    weights: Sequence[Sequence[Number]], nodes: Sequence[Sequence[Tensor]]
+) -> list[tuple[Number, Tensor]]:
     """What `weighted` adds up."""
-    return [(w, q) for each, node in zip(weights, nodes, strict=True) for w, q in zip(each, node, strict=True)]
+    return [
+        (w, q)
+        for each, node in zip(weights, nodes, strict=True)
+        for w, q in zip(each, node, strict=True)
+    ]
 
 
-def plan_moves(flow: Flow, a: Points, b: Points, nodes: Sequence[Tensor], moments: Moments, std: Tensor | None) -> list[Move]:
+def plan_moves(
+    flow: Flow, a: Points, b: Points, nodes: Sequence[Tensor], moments: Moments, std: Tensor | None
+) -> list[Move]:
     """A move for each interval."""
-    weights = [each for weight in flow.weights(a, b, nodes, moments) for each in weight if each is not None]
-    keeps, stds, *columns = flow.problem.coefs(len(a.u), flow.keep(a, b), 0.0 if std is None else std, *weights)
+    weights = [
+        each for weight in flow.weights(a, b, nodes, moments) for each in weight if each is not None
+    ]
+    keeps, stds, *columns = flow.problem.coefs(
+        len(a.u), flow.keep(a, b), 0.0 if std is None else std, *weights
+    )
     width = len(columns) // len(nodes)  # predictions of a node
     each = (tuple(zip(*[iter(row)] * width, strict=True)) for row in zip(*columns, strict=True))
     return [Move(*row) for row in zip(keeps, each, b.t.unbind(), stds, strict=True)]
 
 
 def order_one(a: Points, b: Points) -> tuple[Tensor, Tensor, Tensor]:
-    """(keep, push, std) of x_s = keep x + push data + std z, the step of order 1 in data form from a to b: it has a limit where
-    alpha is 0 at a, or sigma at b."""
+    """(keep, push, std) of x_s = keep x + push data + std z, the step of order 1 in data form from
+    a to b: it has a limit where alpha is 0 at a, or sigma at b.
+    """
     gone = torch.exp((a.mixing - b.mixing).nan_to_num(nan=-torch.inf))
     keep = b.sigma / a.sigma * gone
     return keep, b.alpha - keep * a.alpha, b.sigma * (1 - gone**2).clamp(min=0).sqrt()
@@ -154,12 +179,17 @@ def plan_plain(problem: Problem, a: Points, b: Points) -> list[Plain]:
     numbers = problem.coefs(len(a.u), *order_one(a, b))
     at = problem.at(a.t, "data")
     rows = zip(at, a.t.unbind(), *problem.coefs(len(a.u), a.alpha, a.sigma), strict=True)
-    moves = (Move(kept, ((push,),), s, std) for s, kept, push, std in zip(b.t.unbind(), *numbers, strict=True))
+    moves = (
+        Move(kept, ((push,),), s, std)
+        for s, kept, push, std in zip(b.t.unbind(), *numbers, strict=True)
+    )
     return [Plain(Evaluation(*row), move) for row, move in zip(rows, moves, strict=True)]
 
 
 def unbounded(flow: Flow, points: Points) -> Tensor:
-    """Which of the intervals between the points end or begin where the form has no bound for some row, (n,)."""
+    """Which of the intervals between the points end or begin where the form has no bound for some
+    row, (n,).
+    """
     bounded = in_all_rows(flow.bounded(points))
     return ~(bounded[:-1] & bounded[1:])
 
@@ -173,11 +203,15 @@ def evaluations(flow: Flow, points: Points, *, known: bool = False) -> list[Eval
     """For each of the times; ``known``: what is evaluated there is there already."""
     count = len(points.t)
     at = [None] * count if known else flow.at(points)
-    rows = zip(at, points.t.unbind(), *flow.problem.coefs(count, points.alpha, points.sigma), strict=True)
+    rows = zip(
+        at, points.t.unbind(), *flow.problem.coefs(count, points.alpha, points.sigma), strict=True
+    )
     return [Evaluation(*row) for row in rows]
 
 
-def move(x: Tensor, step: Move, nodes: Sequence[Sequence[Tensor]], z: Tensor | None = None) -> Tensor:
+def move(
+    x: Tensor, step: Move, nodes: Sequence[Sequence[Tensor]], z: Tensor | None = None
+) -> Tensor:
     """The state after a move."""
     noise: list[tuple[Number, Tensor]] = [] if z is None else [(step.std, z)]
     return weighted((step.keep, x), *terms(step.weights, nodes), *noise)
@@ -206,14 +240,23 @@ def plan_stages(
     noises: list[tuple[tuple[Tensor, Number, Number], ...]] = [()] * len(a.u)
     if pairs:
         sizes = (flow.problem.coefs(len(a.u), flow.keep(x, y), flow.std(x, y)) for x, y in pairs)
-        numbered = (zip(y.t.unbind(), *size, strict=True) for (_, y), size in zip(pairs, sizes, strict=True))
+        numbered = (
+            zip(y.t.unbind(), *size, strict=True) for (_, y), size in zip(pairs, sizes, strict=True)
+        )
         noises = list(zip(*numbered, strict=True))
 
     def moves(c: float, through: Nodes) -> list[Move]:
-        return plan_moves(flow, a, ends[places.index(c)], [points[i].v for i in through], moments, None)
+        return plan_moves(
+            flow, a, ends[places.index(c)], [points[i].v for i in through], moments, None
+        )
 
     targets = [*table.c[1:], 1.0]
-    steps = list(zip(*(moves(c, through) for c, through in zip(targets, table.through, strict=True)), strict=True))
+    steps = list(
+        zip(
+            *(moves(c, through) for c, through in zip(targets, table.through, strict=True)),
+            strict=True,
+        )
+    )
     lows: Sequence[Move | None] = moves(1.0, table.low) if embedded else [None] * len(a.u)
     each = [evaluations(flow, point, known=begun and point is a) for point in points]
     at, where = list(zip(*each, strict=True)), tuple(map(places.index, targets))
@@ -221,9 +264,17 @@ def plan_stages(
 
 
 def run_stages(
-    problem: Problem, theta: float | Straight, table: Table, x: Tensor, first: tuple[Tensor, ...], plan: Stages, noise: StepNoise
+    problem: Problem,
+    theta: float | Straight,
+    table: Table,
+    x: Tensor,
+    first: tuple[Tensor, ...],
+    plan: Stages,
+    noise: StepNoise,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(state, the same without noise, embedded estimate of the local error); ``first`` are the predictions at the start."""
+    """(state, the same without noise, embedded estimate of the local error); ``first`` are the
+    predictions at the start.
+    """
     shifts: list[Tensor] = []
     here = plan.at[0].t
     for k, (there, keep, std) in enumerate(plan.noises):
@@ -235,7 +286,9 @@ def run_stages(
     def target(step: Move, through: Nodes) -> Tensor:
         return move(x, step, [found[i] for i in through])
 
-    for step, place, at, through in zip(plan.moves, plan.places, plan.at[1:], table.through, strict=False):
+    for step, place, at, through in zip(
+        plan.moves, plan.places, plan.at[1:], table.through, strict=False
+    ):
         y = target(step, through)
         found.append(evaluate(problem, theta, y + shifts[place] if shifts else y, at))
     mean = target(plan.moves[-1], table.through[-1])

@@ -1,4 +1,6 @@
-"""The reverse SDE in v form: an exponential Euler predictor and a trapezoidal corrector, one evaluation a step."""
+"""The reverse SDE in v form: an exponential Euler predictor and a trapezoidal corrector, one
+evaluation a step.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ __all__ = ["AdaptiveSDE", "EulerTrapezoid"]
 class _Plan(NamedTuple):
     t: Tensor
     s: Tensor
-    at: Any  # v at s; None in a step to sigma = 0, where it need not be known: that is not corrected
+    # v at s; None in a step to sigma = 0, where it need not be known: that is not corrected
+    at: Any
     keep: Number
     push: Number  # of v at t
     give: Number  # of v at t in the correction
@@ -50,7 +53,9 @@ def _angles(problem: Problem, t: Tensor) -> _Angles:
     # ln cos = -log(1 + sigma^2 / alpha^2) / 2, which loses no digits at either end.
     log_cos = -0.5 * torch.logaddexp(torch.zeros_like(log_snr), -log_snr)
     mixing = problem.mixing(t) if problem.constant_stochasticity is None else t
-    return _Angles(torch.hypot(alpha, sigma), torch.atan2(sigma, alpha), log_cos, t, 0.5 * log_snr, mixing)
+    return _Angles(
+        torch.hypot(alpha, sigma), torch.atan2(sigma, alpha), log_cos, t, 0.5 * log_snr, mixing
+    )
 
 
 def _square(problem: Problem, a: _Angles, b: _Angles) -> Tensor:
@@ -70,16 +75,20 @@ def _decay(square: Tensor, a: _Angles, b: _Angles) -> Tensor:
 
 @dataclass(frozen=True)
 class EulerTrapezoid(Solver):
-    """Predicted by x^ = keep x + push v(x_t, t) + std z, corrected to x_s = x^ + push / 2 (v(x^, s) - v(x_t, t)).
+    """Predicted by x^ = keep x + push v(x_t, t) + std z, corrected to x_s = x^ + push / 2 (v(x^, s)
+    - v(x_t, t)).
 
-    With phi = atan(sigma / alpha), c = sqrt(alpha^2 + sigma^2) and v = (alpha noise - sigma data) / c the reverse process is
+    With phi = atan(sigma / alpha), c = sqrt(alpha^2 + sigma^2) and v = (alpha noise - sigma data) /
+    c the reverse process is
 
         d(x / c) = [lambda^2 tan(phi) x / c + (1 + lambda^2) v] dphi + lambda sqrt(2 tan(phi)) dw,
 
-    phi falling. Everything but v is integrated exactly: for data of unit variance v is 0 on average, which is why long steps
-    serve. v at the predicted state is kept for the next step (PEC mode), so that a step costs one evaluation, and the first one
-    more. Order 2 without noise, strong order 1 and weak order 2. A function lambda(t) is replaced by its mean over each step. Under
-    an SDE without a Gaussian kernel the same is done with the drift in t: Euler-Maruyama and the trapezoidal rule.
+    phi falling. Everything but v is integrated exactly: for data of unit variance v is 0 on
+    average, which is why long steps serve. v at the predicted state is kept for the next step (PEC
+    mode), so that a step costs one evaluation, and the first one more. Order 2 without noise,
+    strong order 1 and weak order 2. A function lambda(t) is replaced by its mean over each step.
+    Under an SDE without a Gaussian kernel the same is done with the drift in t: Euler-Maruyama and
+    the trapezoidal rule.
     """
 
     needs = frozenset({"drift", "diffusion"})
@@ -104,7 +113,9 @@ class EulerTrapezoid(Solver):
             half = 0.5 * h.abs().sqrt()
             columns = problem.coefs(count, 1.0, h, -0.5 * h, 0.5 * h)
             at = problem.at(times[1:], "drift")
-            both = zip(problem.spread(times[:-1], half), problem.spread(times[1:], half), strict=True)
+            both = zip(
+                problem.spread(times[:-1], half), problem.spread(times[1:], half), strict=True
+            )
             return [_Plan(*row) for row in zip(t, s, at, *columns, both, strict=True)]
         angles = _angles(problem, times)
         a, b = angles.part(slice(None, -1)), angles.part(slice(1, None))
@@ -118,7 +129,8 @@ class EulerTrapezoid(Solver):
         last = (b.phi == 0).reshape(count, -1).any(dim=1)
         if times.ndim > 1 and bool(last.any()):
             raise ValueError(
-                f"{self!r} evaluates v at the end of each step, and at sigma = 0 there is none: end above that time (t_end)"
+                f"{self!r} evaluates v at the end of each step, and at sigma = 0 there is none: "
+                "end above that time (t_end)"
             )
         inside = iter(problem.at(times[1:][~last], "v"))
         at = [None if end else next(inside) for end in last.tolist()]
@@ -130,7 +142,9 @@ class EulerTrapezoid(Solver):
         quantity = "v" if "v" in problem.offers else "drift"
         return (problem.evaluate(x, problem.at(t[None], quantity)[0]),)
 
-    def step(self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+    def step(
+        self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]
+    ) -> Step:
         """One step, with the correction as error."""
         (before,) = state
         z = noise.over(plan.t, plan.s)
@@ -144,7 +158,9 @@ class EulerTrapezoid(Solver):
         return Step(moved, moved - shock, (after,), error)
 
     def split(self, problem: Problem, a: Tensor, m: Tensor, b: Tensor) -> Tensor:
-        """The share in the variance of the noise from a to b of what it is up to m, seen at b; times (n,)."""
+        """The share in the variance of the noise from a to b of what it is up to m, seen at b;
+        times (n,).
+        """
         if "v" not in problem.offers:
             return super().split(problem, a, m, b)
         start, middle, end = (_angles(problem, t) for t in (a, m, b))
@@ -156,7 +172,9 @@ class EulerTrapezoid(Solver):
 
 
 def _integral(square: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """(1 + lambda^2) times the integral of (cos phi / cos end)^(lambda^2) from ``start`` to ``end``."""
+    """(1 + lambda^2) times the integral of (cos phi / cos end)^(lambda^2) from ``start`` to
+    ``end``.
+    """
     at, weight = (each.reshape(-1, *(1,) * start.ndim) for each in gauss_legendre())
     ratio = torch.cos(start + at * (end - start)).clamp(min=0) / torch.cos(end)
     return (1 + square) * (end - start) * (weight * ratio**square).sum(dim=0)
@@ -164,12 +182,14 @@ def _integral(square: Tensor, start: Tensor, end: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AdaptiveSDE(Adaptive, EulerTrapezoid):
-    """The reverse SDE with a step size for each sample: `EulerTrapezoid`, whose correction is the estimate of the error.
+    """The reverse SDE with a step size for each sample: `EulerTrapezoid`, whose correction is the
+    estimate of the error.
 
-    Steps are dyadic parts of the way, uniform in log(alpha / sigma) between the times of the grid, at most an eighth of it each.
-    The noise is that of a Brownian path: a rejected step is split by the Brownian bridge, and nothing is thrown away, which would
-    bias the law. The same seed gives nearby samples at all tolerances; asking for other times (``grid``) asks for another path.
-    One evaluation an attempt, one to start. ``rtol``, ``atol`` bound the local error as in `RK45`.
+    Steps are dyadic parts of the way, uniform in log(alpha / sigma) between the times of the grid,
+    at most an eighth of it each. The noise is that of a Brownian path: a rejected step is split by
+    the Brownian bridge, and nothing is thrown away, which would bias the law. The same seed gives
+    nearby samples at all tolerances; asking for other times (``grid``) asks for another path. One
+    evaluation an attempt, one to start. ``rtol``, ``atol`` bound the local error as in `RK45`.
     """
 
     rtol: float = 0.05

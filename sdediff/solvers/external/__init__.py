@@ -1,4 +1,6 @@
-"""Other libraries as solvers: torchdiffeq, torchsde and SciPy, imported when they are first used."""
+"""Other libraries as solvers: torchdiffeq, torchsde and SciPy, imported when they are first
+used.
+"""
 
 from sdediff.solvers.external.driver import External
 from sdediff.solvers.external.ode import SciPy, TorchDiffEq

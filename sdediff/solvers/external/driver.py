@@ -1,4 +1,6 @@
-"""What the solvers share that hand a problem to another library: what it is given, and what becomes of its failures."""
+"""What the solvers share that hand a problem to another library: what it is given, and what becomes
+of its failures.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ class Stop(Portable, Exception):
 class Run:
     """One solve: the problem as the other library sees it, and what is noted on the way.
 
-    ``x`` and ``t`` are the last accepted state and its time, ``accepted`` and ``rejected`` count steps.
+    ``x`` and ``t`` are the last accepted state and its time, ``accepted`` and ``rejected`` count
+    steps.
     """
 
     def __init__(
@@ -69,17 +72,28 @@ class Run:
         problem.monitor.watch = True
 
     def drift(self, x: Tensor, t: Tensor | float) -> Tensor:
-        """The problem's drift, 0 for samples that failed; the library's time is kept inside the span of the grid."""
-        if self.limit is not None and int(self.problem.monitor.evaluations.total.max()) >= self.limit:
+        """The problem's drift, 0 for samples that failed; the library's time is kept inside the
+        span of the grid.
+        """
+        if (
+            self.limit is not None
+            and int(self.problem.monitor.evaluations.total.max()) >= self.limit
+        ):
             raise Stop(Status.MAX_NFE)
         time = self.time(t, x.dtype)
         if self.options.grad == "checkpoint":
-            out: Tensor = self.ours(lambda: checkpoint(self.problem.drift, x, time, use_reentrant=False))
+            out: Tensor = self.ours(
+                lambda: checkpoint(self.problem.drift, x, time, use_reentrant=False)
+            )
         else:
             out = self.ours(lambda: self.problem.drift(x, time))
         bad = self.problem.monitor.bad
         if bool(bad.any()):
-            self.fail(bad if self.problem.rows is None else bad[self.problem.rows], Status.NETWORK_NOT_FINITE, self.t)
+            self.fail(
+                bad if self.problem.rows is None else bad[self.problem.rows],
+                Status.NETWORK_NOT_FINITE,
+                self.t,
+            )
         return self.still(out)
 
     def diffuse(self, dw: Tensor, t: Tensor | float) -> Tensor:
@@ -88,11 +102,15 @@ class Run:
         return self.still(self.ours(lambda: self.problem.diffuse(dw, time)))
 
     def still(self, out: Tensor) -> Tensor:
-        """Samples that failed stay where they are, so that they do not disturb the steps of the others."""
+        """Samples that failed stay where they are, so that they do not disturb the steps of the
+        others.
+        """
         return self._choose(self.failed, torch.zeros_like(out), out) if self.failures else out
 
     def time(self, t: Tensor | float, dtype: torch.dtype) -> Tensor:
-        """The library's time: inside the span of the grid, and one of the grid's where it differs from that by rounding alone."""
+        """The library's time: inside the span of the grid, and one of the grid's where it differs
+        from that by rounding alone.
+        """
         low, high = self._known[0][0], self._known[-1][0]
         value = min(max(float(t.detach()) if isinstance(t, Tensor) else t, low), high)
         after = bisect(self._known, (value,))
@@ -102,7 +120,9 @@ class Run:
         return torch.tensor(value, dtype=torch.float64)
 
     def ours(self, call: Callable[[], T]) -> T:
-        """Call the network or the callback: what they raise is not taken for the library's failure."""
+        """Call the network or the callback: what they raise is not taken for the library's
+        failure.
+        """
         try:
             return call()
         except Exception as error:
@@ -117,7 +137,14 @@ class Run:
         if self.options.progress is not None:
             self.options.progress(done)
         if self.options.callback is not None:
-            snapshot = Snapshot(self.accepted, done, self.t.clone(), x.clone(), None, self.problem.monitor.evaluations.total)
+            snapshot = Snapshot(
+                self.accepted,
+                done,
+                self.t.clone(),
+                x.clone(),
+                None,
+                self.problem.monitor.evaluations.total,
+            )
             self.ours(lambda: self.options.callback and self.options.callback(snapshot))
 
     def fail(self, which: Tensor, status: Status, t: Tensor, words: str = "") -> None:
@@ -128,7 +155,9 @@ class Run:
             self.failed[sample] = True
 
     def checked(self, before: Tensor, states: Sequence[Tensor], starts: Tensor) -> list[Tensor]:
-        """The states, finite: a sample whose state is not fails at the start of the step and keeps the state before it."""
+        """The states, finite: a sample whose state is not fails at the start of the step and keeps
+        the state before it.
+        """
         if not states or bool(torch.isfinite(states[-1]).all()):
             return list(states)
         kept = []
@@ -141,7 +170,9 @@ class Run:
 
     @staticmethod
     def _choose(mask: Tensor, these: Tensor, those: Tensor) -> Tensor:
-        return torch.where(mask.to(those.device).reshape(-1, *(1,) * (those.ndim - 1)), these, those)
+        return torch.where(
+            mask.to(those.device).reshape(-1, *(1,) * (those.ndim - 1)), these, those
+        )
 
     def solution(self, frames: list[Tensor]) -> Solution:
         """The result."""
@@ -164,11 +195,13 @@ class Run:
 
 
 class External(Solver):
-    """Base of the solvers that are another library's driver. A subclass gives ``advance``, and ``pieces`` and ``check`` if it must.
+    """Base of the solvers that are another library's driver. A subclass gives ``advance``, and
+    ``pieces`` and ``check`` if it must.
 
-    The library takes the batch for one state: where it chooses steps it chooses them for all samples together, so that a
-    sample depends on the others in its batch (no solver of our own does). A sample whose network output is not finite stays
-    where it is, and the others go on. What ends the library's driver fails all samples, with its words in the `Failure`.
+    The library takes the batch for one state: where it chooses steps it chooses them for all
+    samples together, so that a sample depends on the others in its batch (no solver of our own
+    does). A sample whose network output is not finite stays where it is, and the others go on. What
+    ends the library's driver fails all samples, with its words in the `Failure`.
     """
 
     library: ClassVar[str]
@@ -176,35 +209,53 @@ class External(Solver):
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[Any]:
         """Refused: the other library has the loop."""
-        raise ValueError(f"{self!r} is another library's driver: call its method solve; it has no steps of its own")
+        raise ValueError(
+            f"{self!r} is another library's driver: call its method solve; it has no steps of "
+            "its own"
+        )
 
-    def step(self, problem: Problem, x: Tensor, plan: Any, noise: StepNoise, state: tuple[Tensor, ...]) -> Step:
+    def step(
+        self, problem: Problem, x: Tensor, plan: Any, noise: StepNoise, state: tuple[Tensor, ...]
+    ) -> Step:
         """Refused, as `plan`."""
         self.plan(problem, plan)
         raise NotImplementedError
 
     def pieces(self, intervals: int) -> list[tuple[int, int]]:
-        """Which stretches of the grid, from one index to another, are one call of the library: each interval."""
+        """Which stretches of the grid, from one index to another, are one call of the library: each
+        interval.
+        """
         return [(i, i + 1) for i in range(intervals)]
 
     def check(self, run: Run) -> None:
         """Refuse what the library cannot do, before the first evaluation."""
 
     def advance(self, run: Run, x: Tensor, first: int, last: int) -> Sequence[Tensor]:
-        """From ``x`` at ``run.times[first]`` the states at each time after it, up to number ``last``."""
+        """From ``x`` at ``run.times[first]`` the states at each time after it, up to number
+        ``last``.
+        """
         raise NotImplementedError
 
-    def solve(self, problem: Problem, x: Tensor, times: Tensor, noise: Noise | None, options: Options) -> Solution:
+    def solve(
+        self, problem: Problem, x: Tensor, times: Tensor, noise: Noise | None, options: Options
+    ) -> Solution:
         """Solve over the grid by the other library's driver."""
         require(problem, self)
         if self.stochastic and noise is None:
             raise ValueError(f"{self!r} draws noise: pass a noise object, White(seeds, event) say")
         if times.ndim > 1:
-            raise ValueError(f"{self!r} has one time for all samples: it takes one grid, not one for each; take RK45(), say")
+            raise ValueError(
+                f"{self!r} has one time for all samples: it takes one grid, not one for each; "
+                "take RK45(), say"
+            )
         times, legs = legs_of(problem, times.detach())
         run = Run(problem, x, times, noise, options, options.limit(self))
         self.check(run)
-        calls = [(leg, leg.first + i, leg.first + j) for leg in legs for i, j in self.pieces(len(leg.times) - 1)]
+        calls = [
+            (leg, leg.first + i, leg.first + j)
+            for leg in legs
+            for i, j in self.pieces(len(leg.times) - 1)
+        ]
         frames = [x]
         with torch.set_grad_enabled(options.grad != "none"):
             for leg, first, last in calls:
@@ -212,12 +263,19 @@ class External(Solver):
                 try:
                     states = self.advance(run, frames[-1], first, last)
                 except Stop as stop:
-                    run.fail(~run.failed, stop.status, run.t, stop.words and f"{self.library}: {stop.words}")
+                    run.fail(
+                        ~run.failed,
+                        stop.status,
+                        run.t,
+                        stop.words and f"{self.library}: {stop.words}",
+                    )
                 except (AssertionError, ValueError, ArithmeticError) as error:
                     if error is run.own:
                         raise
                     words = shorten(str(error), 120)  # torchdiffeq prints states whole
-                    status = Status.STEP_TOO_SMALL if "underflow" in words else Status.DRIVER_STOPPED
+                    status = (
+                        Status.STEP_TOO_SMALL if "underflow" in words else Status.DRIVER_STOPPED
+                    )
                     run.fail(~run.failed, status, run.t, f"{self.library}: {words}")
                 else:
                     frames += run.checked(frames[-1], states, run.times[first:last])
@@ -232,14 +290,27 @@ class External(Solver):
         return solution
 
 
-def check_method(solver: External, method: str, known: Sequence[str], instead: Mapping[str, str]) -> None:
-    """A ValueError unless the library's method is among the known, with the nearest name or what to take ``instead``."""
+def check_method(
+    solver: External, method: str, known: Sequence[str], instead: Mapping[str, str]
+) -> None:
+    """A ValueError unless the library's method is among the known, with the nearest name or what to
+    take ``instead``.
+    """
     if not isinstance(method, str):
-        raise TypeError(f"{type(solver).__name__}: method must be a name, one of {', '.join(known)}; got {method!r}")
+        raise TypeError(
+            f"{type(solver).__name__}: method must be a name, one of {', '.join(known)}; got "
+            f"{method!r}"
+        )
     if method in known:
         return
-    near = difflib.get_close_matches(str(method).lower(), {name.lower(): name for name in known}, n=1, cutoff=0.5)
-    hint = f" (did you mean {next(name for name in known if name.lower() == near[0])!r}?)" if near else ""
+    near = difflib.get_close_matches(
+        str(method).lower(), {name.lower(): name for name in known}, n=1, cutoff=0.5
+    )
+    hint = (
+        f" (did you mean {next(name for name in known if name.lower() == near[0])!r}?)"
+        if near
+        else ""
+    )
     raise ValueError(
         f"{type(solver).__name__}: no method is called {method!r}{hint}; known: {', '.join(known)}"
         if method not in instead

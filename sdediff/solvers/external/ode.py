@@ -76,7 +76,9 @@ class _Ode(External):
 
 
 def _existing(problem: Problem, x: Tensor) -> float:
-    """The root of the share of coordinates that exist: by so much padding lowers a root mean square over all of them."""
+    """The root of the share of coordinates that exist: by so much padding lowers a root mean square
+    over all of them.
+    """
     missing = 0 if problem.mask is None else int((~problem.mask).sum())
     return math.sqrt(1 - missing / x.numel())
 
@@ -89,7 +91,8 @@ class _Rms:
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        # Kept out of the graph: a gradient through the size of the first step would have to go through the times of all stages.
+        # Kept out of the graph: a gradient through the size of the first step would have to go
+        # through the times of all stages.
         return x.abs().pow(2).mean().sqrt() / self.share
 
 
@@ -104,7 +107,9 @@ class _Slope:
         return self.run.drift(x, t)
 
     def callback_step(self, t: Tensor, x: Tensor, dt: Tensor) -> None:
-        """A step of length dt is about to be taken from (t, x): where t has moved, the one before was accepted."""
+        """A step of length dt is about to be taken from (t, x): where t has moved, the one before
+        was accepted.
+        """
         self.proposed = dt.detach()
         if float(t) != float(self.run.t):
             self.run.arrive(t, x)
@@ -120,15 +125,18 @@ class _CountingSlope(_Slope):
 class TorchDiffEq(_Ode):
     """A method of torchdiffeq's ``odeint`` on the probability flow in t.
 
-    Adaptive: ``dopri5``, ``dopri8``, ``bosh3``, ``fehlberg2``, ``adaptive_heun``. They take no steps and land on every time of a
-    ``grid``, by one call of ``odeint`` an interval: two evaluations more at the start, one at every other time. Tolerances are
-    for the root mean square over all of the batch that exists, so that a sample depends on the others in it: `RK45` is per sample.
-    Fixed: ``euler``, ``midpoint``, ``heun2``, ``heun3``, ``rk4`` (the 3/8 rule), ``explicit_adams`` and ``implicit_adams`` (both of
-    order 4 at least, by RK4 at the start). The grid is their steps; the Adams methods need it uniform in t. Only
-    ``implicit_adams`` reads ``rtol`` and ``atol``.
+    Adaptive: ``dopri5``, ``dopri8``, ``bosh3``, ``fehlberg2``, ``adaptive_heun``. They take no
+    steps and land on every time of a ``grid``, by one call of ``odeint`` an interval: two
+    evaluations more at the start, one at every other time. Tolerances are for the root mean square
+    over all of the batch that exists, so that a sample depends on the others in it: `RK45` is per
+    sample. Fixed: ``euler``, ``midpoint``, ``heun2``, ``heun3``, ``rk4`` (the 3/8 rule),
+    ``explicit_adams`` and ``implicit_adams`` (both of order 4 at least, by RK4 at the start). The
+    grid is their steps; the Adams methods need it uniform in t. Only ``implicit_adams`` reads
+    ``rtol`` and ``atol``.
 
-    torchdiffeq rounds times to the state's dtype; times of the grid are restored, and none lies outside its span. ``grad="full"``
-    differentiates the steps that were taken, ``"checkpoint"`` evaluates the network again in the backward pass.
+    torchdiffeq rounds times to the state's dtype; times of the grid are restored, and none lies
+    outside its span. ``grad="full"`` differentiates the steps that were taken, ``"checkpoint"``
+    evaluates the network again in the backward pass.
     """
 
     method: str = "dopri5"
@@ -151,10 +159,19 @@ class TorchDiffEq(_Ode):
         return super().pieces(intervals) if self.adaptive else [(0, intervals)] if intervals else []
 
     def check(self, run: Run) -> None:
-        """The Adams methods of torchdiffeq have the coefficients of equal steps, whatever the grid."""
+        """The Adams methods of torchdiffeq have the coefficients of equal steps, whatever the
+        grid.
+        """
         h = run.times.diff()
-        if self.method.endswith("adams") and len(h) and bool(((h - h.mean()).abs() > 1e-9 * h.mean().abs()).any()):
-            raise ValueError(f"{self!r} has the coefficients of equal steps: take grid='uniform', or another method")
+        if (
+            self.method.endswith("adams")
+            and len(h)
+            and bool(((h - h.mean()).abs() > 1e-9 * h.mean().abs()).any())
+        ):
+            raise ValueError(
+                f"{self!r} has the coefficients of equal steps: take grid='uniform', or another "
+                "method"
+            )
 
     def advance(self, run: Run, x: Tensor, first: int, last: int) -> Sequence[Tensor]:
         """One call of ``odeint``."""
@@ -168,9 +185,12 @@ class TorchDiffEq(_Ode):
             # Without step_t a step goes beyond the end, and the state there is interpolated.
             options |= {"step_t": times[-1:], "dtype": kind, "first_step": run.memory}
         elif self.method == "explicit_adams":
-            options["max_order"] = 5  # Adams-Bashforth of order 4; those of order 11, torchdiffeq's default, are not stable
+            # Adams-Bashforth of order 4; those of order 11, torchdiffeq's default, are not stable
+            options["max_order"] = 5
         rtol, atol = tolerances(self, run.problem, x.dtype)
-        states: Tensor = odeint(slope, x, times, rtol=rtol, atol=atol, method=self.method, options=options)
+        states: Tensor = odeint(
+            slope, x, times, rtol=rtol, atol=atol, method=self.method, options=options
+        )
         run.memory = slope.proposed
         return states[1:].unbind()
 
@@ -189,14 +209,17 @@ _SCIPY: Final = {
 class SciPy(_Ode):
     """A method of SciPy's ``solve_ivp`` on the probability flow in t.
 
-    ``RK23``, ``RK45``, ``DOP853``; ``Radau``, ``BDF`` and ``LSODA``, which are implicit. ``SciPy("RK45", 1e-5, 1e-5)`` is the
-    sampler of Song et al. 2021 (arXiv 2011.13456, D.4). SciPy integrates in float64 on the host whatever the state's dtype and
-    device, so that the problem sees float64 states, and the result is cast back. Tolerances are for the root mean square over
-    the whole batch, so that a sample depends on the others in it: `RK45` is per sample, and stays on the device.
+    ``RK23``, ``RK45``, ``DOP853``; ``Radau``, ``BDF`` and ``LSODA``, which are implicit.
+    ``SciPy("RK45", 1e-5, 1e-5)`` is the sampler of Song et al. 2021 (arXiv 2011.13456, D.4). SciPy
+    integrates in float64 on the host whatever the state's dtype and device, so that the problem
+    sees float64 states, and the result is cast back. Tolerances are for the root mean square over
+    the whole batch, so that a sample depends on the others in it: `RK45` is per sample, and stays
+    on the device.
 
-    It lands on every time of a ``grid`` and starts anew there. The implicit methods are told that samples do not depend on each
-    other: a Jacobian by differences takes an evaluation for each coordinate of the event (``LSODA``: two). Rejected steps are
-    derived from the evaluations for the explicit methods and 0 for the others. No gradients.
+    It lands on every time of a ``grid`` and starts anew there. The implicit methods are told that
+    samples do not depend on each other: a Jacobian by differences takes an evaluation for each
+    coordinate of the event (``LSODA``: two). Rejected steps are derived from the evaluations for
+    the explicit methods and 0 for the others. No gradients.
     """
 
     method: str = "RK45"
@@ -218,7 +241,8 @@ class SciPy(_Ode):
         """NumPy arrays carry no gradients."""
         if run.options.grad != "none":
             raise ValueError(
-                f"{self!r} computes in NumPy, which keeps no graph: take grad='none', or RK45() or TorchDiffEq('dopri5')"
+                f"{self!r} computes in NumPy, which keeps no graph: take grad='none', or RK45() "
+                "or TorchDiffEq('dopri5')"
             )
 
     def advance(self, run: Run, x: Tensor, first: int, last: int) -> Sequence[Tensor]:
@@ -237,18 +261,26 @@ class SciPy(_Ode):
         start, end = run.times[[first, last]].tolist()
         y = x.double().cpu().numpy().ravel()
         # Padding, whose error is 0, then does not loosen the root mean square over all coordinates.
-        rtol, atol = (_existing(run.problem, x) * each for each in tolerances(self, run.problem, kind))
-        solver = getattr(integrate, self.method)(slope, start, y, end, rtol=rtol, atol=atol, **self._structure(x))
+        rtol, atol = (
+            _existing(run.problem, x) * each for each in tolerances(self, run.problem, kind)
+        )
+        solver = getattr(integrate, self.method)(
+            slope, start, y, end, rtol=rtol, atol=atol, **self._structure(x)
+        )
         steps = 0
         while solver.status == "running":
-            with np.errstate(all="ignore"):  # BDF subtracts memory that it has not written yet; what it gives is looked at
+            # BDF subtracts memory that it has not written yet; what it gives is looked at
+            with np.errstate(all="ignore"):
                 words = solver.step()
             steps += 1
             if solver.status == "failed":
-                raise Stop(Status.STEP_TOO_SMALL if "step size" in words else Status.DRIVER_STOPPED, words)
+                raise Stop(
+                    Status.STEP_TOO_SMALL if "step size" in words else Status.DRIVER_STOPPED, words
+                )
             if solver.status == "running":
                 run.arrive(solver.t, state(solver.y))
-        if self.method in ("RK23", "RK45", "DOP853"):  # f and a probe to start with, then so many evaluations an attempt
+        # f and a probe to start with, then so many evaluations an attempt
+        if self.method in ("RK23", "RK45", "DOP853"):
             run.rejected += round((solver.nfev - 2) / self.evaluations) - steps
         return [state(solver.y)]
 

@@ -46,16 +46,18 @@ class TorchSDE(External):
     """A method of torchsde's ``sdeint`` on the reverse SDE.
 
     ``euler``, ``milstein``, ``srk``, ``euler_heun``, ``heun`` and ``midpoint``.
-    The noise does not depend on the state ("additive"), so that Ito and Stratonovich are one, ``milstein`` is ``euler``, and
-    ``srk`` is Roessler's SRA1, with 3 evaluations where `SRA1` makes 2. The steps are the intervals of the grid, one call of
-    ``sdeint`` each, in the time -t. Increments and space-time integrals are those of the noise that a solver of our own would
-    draw: sample i depends on seed i alone. With ``last="mean"`` the last step is taken without noise.
+    The noise does not depend on the state ("additive"), so that Ito and Stratonovich are one,
+    ``milstein`` is ``euler``, and ``srk`` is Roessler's SRA1, with 3 evaluations where `SRA1` makes
+    2. The steps are the intervals of the grid, one call of ``sdeint`` each, in the time -t.
+    Increments and space-time integrals are those of the noise that a solver of our own would draw:
+    sample i depends on seed i alone. With ``last="mean"`` the last step is taken without noise.
 
-    ``adaptive=True``: torchsde compares a step with two halves of it, by the root mean square over the whole batch, at three times
-    the evaluations of a step. ``dt`` is the first step in each interval of the grid, by default a thousandth of it; steps do not
-    fall below 1e-6 of it: such a one is taken whatever its error, with torchsde's warning. The path has to be known at all
-    times: it is the noise if that is one, else made from its seeds. Then a sample depends on its batch. Gradients are those of the
-    accepted steps; their sizes are not differentiated.
+    ``adaptive=True``: torchsde compares a step with two halves of it, by the root mean square over
+    the whole batch, at three times the evaluations of a step. ``dt`` is the first step in each
+    interval of the grid, by default a thousandth of it; steps do not fall below 1e-6 of it: such a
+    one is taken whatever its error, with torchsde's warning. The path has to be known at all times:
+    it is the noise if that is one, else made from its seeds. Then a sample depends on its batch.
+    Gradients are those of the accepted steps; their sizes are not differentiated.
     """
 
     method: str = "srk"
@@ -75,7 +77,9 @@ class TorchSDE(External):
         check_method(self, self.method, tuple(_METHODS), _INSTEAD)
         check_tolerances(self)
         if self.dt is not None and not self.adaptive:
-            raise ValueError(f"{self!r}: the steps are the intervals of the grid; drop dt, or set adaptive=True")
+            raise ValueError(
+                f"{self!r}: the steps are the intervals of the grid; drop dt, or set adaptive=True"
+            )
         if self.dt is not None and not 0 < self.dt < float("inf"):
             raise ValueError(f"{self!r}: dt must be a finite number > 0")
 
@@ -92,7 +96,9 @@ class TorchSDE(External):
     def check(self, run: Run) -> None:
         """Where steps are not known beforehand, neither is the last one."""
         if self.adaptive and run.options.last == "mean":
-            raise ValueError(f"{self!r} does not know its last step: take last='denoise' or 'noisy'")
+            raise ValueError(
+                f"{self!r} does not know its last step: take last='denoise' or 'noisy'"
+            )
 
     def advance(self, run: Run, x: Tensor, first: int, last: int) -> Sequence[Tensor]:
         """One call of ``sdeint``."""
@@ -104,7 +110,8 @@ class TorchSDE(External):
         noise = self._noise(run, flat) if self.adaptive else run.noise.at(first)  # type: ignore[union-attr]
         path = _Path(noise, flat, run, silent=silent, adaptive=self.adaptive)
         sde = _Sde(run, x, path, _METHODS[self.method].kind)
-        options: dict[str, Any] = {"dt": 2 * length}  # cut at the end: one step, which ends there to the bit
+        # cut at the end: one step, which ends there to the bit
+        options: dict[str, Any] = {"dt": 2 * length}
         if self.adaptive:
             rtol, atol = tolerances(self, run.problem, x.dtype)
             options = {
@@ -130,9 +137,14 @@ class TorchSDE(External):
 
     def _made(self, run: Run, noise: Noise | None, flat: Tensor) -> Path:
         if not isinstance(noise, White):
-            raise ValueError(f"{self!r} needs a Brownian path at all times, which {noise!r} is not: pass seeds, or a BrownianPath")
+            raise ValueError(
+                f"{self!r} needs a Brownian path at all times, which {noise!r} is not: pass "
+                "seeds, or a BrownianPath"
+            )
         start, end = run.times[[0, -1]].tolist()
-        return BrownianPath(noise.seeds, noise.event, start, end, dtype=flat.dtype, device=flat.device)
+        return BrownianPath(
+            noise.seeds, noise.event, start, end, dtype=flat.dtype, device=flat.device
+        )
 
 
 @runtime_checkable
@@ -143,11 +155,15 @@ class Path(Protocol):
         """w_b - w_a, (rows, *event)."""
 
     def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """The increment and the integral of w - w_a over the interval, its length taken positive."""
+        """The increment and the integral of w - w_a over the interval, its length taken
+        positive.
+        """
 
 
 class _Sde:
-    """dx = f dtau + g dw in the rising time tau = t or -t, as torchsde wants it: states (rows, d), g applied to an increment."""
+    """dx = f dtau + g dw in the rising time tau = t or -t, as torchsde wants it: states (rows, d),
+    g applied to an increment.
+    """
 
     noise_type = "additive"
 
@@ -160,7 +176,9 @@ class _Sde:
         self.kept: Tensor | None = None
 
     def f(self, tau: Tensor, y: Tensor) -> Tensor:
-        """The drift. sdeint evaluates it at the start to see its shape: that evaluation is kept, and serves the step once."""
+        """The drift. sdeint evaluates it at the start to see its shape: that evaluation is kept,
+        and serves the step once.
+        """
         if self.path.moved:
             self.path.moved = False
             self.run.arrive(self.run.sign * tau, y.reshape(self.shape))
@@ -182,7 +200,9 @@ class _Path:
 
     levy_area_approximation = "space-time"
 
-    def __init__(self, noise: Path, like: Tensor, run: Run, *, silent: bool, adaptive: bool) -> None:
+    def __init__(
+        self, noise: Path, like: Tensor, run: Run, *, silent: bool, adaptive: bool
+    ) -> None:
         self.noise = noise
         self.run = run
         self.silent = silent
@@ -193,7 +213,9 @@ class _Path:
         self.asked, self.moved = 0, False
         self.before: float | None = None
 
-    def __call__(self, ta: Tensor, tb: Tensor, return_U: bool = False, return_A: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    def __call__(
+        self, ta: Tensor, tb: Tensor, return_U: bool = False, return_A: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """The increment, and with ``return_U`` the integral of w - w_a over the interval."""
         if self.adaptive:
             self._count(float(ta))
@@ -207,7 +229,9 @@ class _Path:
         return self._flat(self.run.ours(lambda: self.noise.increment(a, b)))
 
     def _count(self, start: float) -> None:
-        """An attempt is a step and its two halves: it starts where the last one did if that was rejected."""
+        """An attempt is a step and its two halves: it starts where the last one did if that was
+        rejected.
+        """
         if self.asked % 3 == 0:
             self.moved = self.before is not None and start != self.before
             self.run.rejected += self.before is not None and not self.moved

@@ -27,7 +27,9 @@ def chain_of(case: Case) -> DDPM:
 
 @equivalence(
     "DDPM chain",
-    statement="`DDPM.from_sde`: with 1 - beta_i = (alpha_i / alpha_{i-1})^2 the chain q(x_i given x_{i-1}) is the SDE's kernel",
+    statement="`DDPM.from_sde`: with 1 - beta_i = (alpha_i / alpha_{i-1})^2 the chain q(x_i given "
+    "x_{i-1}) "
+    "is the SDE's kernel",
     bound=_KERNEL,
     needs=("unit variance",),
 )
@@ -40,7 +42,9 @@ def chain(case: Case) -> Iterator[Comparison]:
     at = {"t": times[1:], "s": times[:-1]}
     alpha = case.sde.alpha(times)
     yield compare("1 - beta_i", 1 - betas, (alpha[1:] / alpha[:-1]) ** 2, at, _KERNEL, scale=1.0)
-    yield compare("1 - beta_i, squared ratio of the kernel,", 1 - betas, ratio**2, at, _KERNEL, scale=1.0)
+    yield compare(
+        "1 - beta_i, squared ratio of the kernel,", 1 - betas, ratio**2, at, _KERNEL, scale=1.0
+    )
     yield compare("beta_i, variance of the kernel,", betas, std**2, at, _KERNEL, scale=1.0)
     x_0 = case.law.sample(case.rows, seed=case.seed)
     z = case.noise.at(0).normal("prior")
@@ -51,7 +55,9 @@ def chain(case: Case) -> Iterator[Comparison]:
 
 @equivalence(
     "DDPM sampling",
-    statement="`DDPM` with beta_tilde draws x_{i-1} from q(x_{i-1} given x_i, E[x_0 given x_i]), and is `Ancestral` on the times "
+    statement="`DDPM` with beta_tilde draws x_{i-1} from q(x_{i-1} given x_i, E[x_0 given x_i]), "
+    "and is "
+    "`Ancestral` on the times "
     "T i / N",
     needs=("unit variance",),
 )
@@ -60,18 +66,24 @@ def sampling(case: Case) -> Iterator[Comparison]:
     ddpm = chain_of(case)
     out = case.solve(ddpm, times=ddpm.times)
     yield agree("DDPM, against the posterior step,", out, _posterior(case, ddpm.times), ddpm.times)
-    yield agree("DDPM, against Ancestral,", out, case.solve(Ancestral(), times=ddpm.times), ddpm.times)
+    yield agree(
+        "DDPM, against Ancestral,", out, case.solve(Ancestral(), times=ddpm.times), ddpm.times
+    )
 
 
 @equivalence(
     "ancestral sampling",
-    statement="`Ancestral` draws x_s from q(x_s given x_t, E[x_0 given x_t]), the exact posterior, and is `DDIM(eta=1)`",
+    statement="`Ancestral` draws x_s from q(x_s given x_t, E[x_0 given x_t]), the exact "
+    "posterior, and is "
+    "`DDIM(eta=1)`",
 )
 def ancestral(case: Case) -> Iterator[Comparison]:
     """Song et al. 2021 (arXiv 2010.02502, Section 4.1), for any linear SDE."""
     expected = _posterior(case, case.times)
     for solver in (Ancestral(), DDIM(1.0)):
-        yield agree(f"{solver!r}, against the posterior step,", case.solve(solver), expected, case.times)
+        yield agree(
+            f"{solver!r}, against the posterior step,", case.solve(solver), expected, case.times
+        )
 
 
 def _posterior(case: Case, times: Tensor) -> Tensor:

@@ -29,32 +29,61 @@ _TERMS = 1e-7
     needs=("unit variance",),
 )
 def bound(case: Case) -> Iterator[Comparison]:
-    """Ho et al. 2020 (arXiv 2006.11239, eq. 5), by a quadrature that is exact for what is quadratic in x_0 and noise."""
+    """Ho et al. 2020 (arXiv 2006.11239, eq. 5), by a quadrature that is exact for what is quadratic
+    in x_0 and noise.
+    """
     for variance in ("beta", "beta_tilde"):
         chain = DDPM(*_plain(chain_of(case)), variance=variance)
         given = _measured(case, chain)
         terms = _terms(chain, *_normal(case))
         scale = float(terms.abs().max().clamp(min=1))
         at = {"i": range(1, chain.N + 1)}
-        yield compare(f"L_(i-1) with the variance {variance}", given[:-1], terms[:-1], at, _TERMS, scale=scale)
-        yield compare(f"L_N with the variance {variance}", given[-1:], terms[-1:], {"i": [chain.N]}, _TERMS, scale=1.0)
+        yield compare(
+            f"L_(i-1) with the variance {variance}", given[:-1], terms[:-1], at, _TERMS, scale=scale
+        )
+        yield compare(
+            f"L_N with the variance {variance}",
+            given[-1:],
+            terms[-1:],
+            {"i": [chain.N]},
+            _TERMS,
+            scale=1.0,
+        )
 
 
 @equivalence(
     "bound and likelihood",
-    statement="with the exact score of Gaussian data L_vlb exceeds the chain's mean -log p(x_0) by the mean of "
+    statement="with the exact score of Gaussian data L_vlb exceeds the chain's mean -log p(x_0) "
+    "by the "
+    "mean of "
     "KL(q(x_1..N given x_0) || p(x_1..N given x_0))",
     bound=_TERMS,
     needs=("unit variance",),
 )
 def gap(case: Case) -> Iterator[Comparison]:
-    """Every law of the chain is Gaussian: the divergence from the joint covariances of x_0, ..., x_N."""
+    """Every law of the chain is Gaussian: the divergence from the joint covariances of x_0, ...,
+    x_N.
+    """
     chain = DDPM(*_plain(chain_of(case)), variance="beta")
     total = float(_measured(case, chain).sum())
     likelihood, divergence = _joint(chain, *_normal(case))
     scale = max(1.0, abs(total))
-    yield compare("L_vlb less -log p(x_0)", [total - likelihood], [divergence], {"N": [chain.N]}, _TERMS, scale=scale)
-    yield compare("the part of the gap below 0", [min(0.0, divergence)], [0.0], {"N": [chain.N]}, _TERMS, scale=scale)
+    yield compare(
+        "L_vlb less -log p(x_0)",
+        [total - likelihood],
+        [divergence],
+        {"N": [chain.N]},
+        _TERMS,
+        scale=scale,
+    )
+    yield compare(
+        "the part of the gap below 0",
+        [min(0.0, divergence)],
+        [0.0],
+        {"N": [chain.N]},
+        _TERMS,
+        scale=scale,
+    )
 
 
 def _plain(chain: DDPM) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -68,14 +97,19 @@ def _normal(case: Case) -> tuple[float, float]:
 
 
 def _measured(case: Case, chain: DDPM) -> Tensor:
-    """The mean L_0, ..., L_(N-1) and L_N of N(mean, variance) data, as the loss and the bound have them, nats (N + 1,)."""
+    """The mean L_0, ..., L_(N-1) and L_N of N(mean, variance) data, as the loss and the bound have
+    them, nats (N + 1,).
+    """
     mean, variance = _normal(case)
     nodes, weights = (torch.as_tensor(each) for each in np.polynomial.hermite_e.hermegauss(4))
     w = torch.outer(weights, weights).flatten() / weights.sum() ** 2
     x = (mean + variance**0.5 * nodes).repeat_interleave(4)[:, None]
     z = nodes.repeat(4)[:, None]
     model, loss = Gaussian([mean], variance).model(case.sde), DDPMLoss(chain, "vlb")
-    terms = [(loss(model, x, i=torch.full((16,), i), noise=z) * w).sum() * math.log(2) / chain.N for i in range(1, chain.N + 1)]
+    terms = [
+        (loss(model, x, i=torch.full((16,), i), noise=z) * w).sum() * math.log(2) / chain.N
+        for i in range(1, chain.N + 1)
+    ]
     return torch.stack([*terms, (prior_term(chain, x) * w).sum()])
 
 
@@ -95,7 +129,9 @@ def _terms(chain: DDPM, mean: float, variance: float) -> Tensor:
 
 
 def _joint(chain: DDPM, mean: float, variance: float) -> tuple[float, float]:
-    """(mean of -log p(x_0), mean of KL(q(x_1..N | x_0) || p(x_1..N | x_0))) over N(mean, variance) data."""
+    """(mean of -log p(x_0), mean of KL(q(x_1..N | x_0) || p(x_1..N | x_0))) over N(mean, variance)
+    data.
+    """
     n = chain.N
     alphas, sigmas = (levels.numpy() for levels in chain.levels[:2])
     data, keep = (column.numpy() for column in chain.posterior_columns[:2])
@@ -104,14 +140,21 @@ def _joint(chain: DDPM, mean: float, variance: float) -> tuple[float, float]:
     m, cov = np.zeros(n + 1), np.zeros((n + 1, n + 1))
     cov[n, n] = 1.0
     for i in range(n, 0, -1):
-        gain = alphas[i] * variance / (alphas[i] ** 2 * variance + sigmas[i] ** 2)  # E[x_0 | x_i] = mean + gain (x_i - alpha mean)
+        # E[x_0 | x_i] = mean + gain (x_i - alpha mean)
+        gain = alphas[i] * variance / (alphas[i] ** 2 * variance + sigmas[i] ** 2)
         rise = keep[i - 1] + data[i - 1] * gain
         m[i - 1] = data[i - 1] * mean * (1 - gain * alphas[i]) + rise * m[i]
         cov[i - 1, i:] = cov[i:, i - 1] = rise * cov[i, i:]
         cov[i - 1, i - 1] = rise**2 * cov[i, i] + math.exp(log_v[i - 1])
-    likelihood = 0.5 * (math.log(2 * math.pi * cov[0, 0]) + (variance + (mean - m[0]) ** 2) / cov[0, 0])
-    # q(x_1..N | x_0) has means alphas x_0 and covariances alpha_j / alpha_i sigma_i^2 for i <= j; p's by conditioning.
-    low, high = (function.outer(np.arange(1, n + 1), np.arange(1, n + 1)) for function in (np.minimum, np.maximum))
+    likelihood = 0.5 * (
+        math.log(2 * math.pi * cov[0, 0]) + (variance + (mean - m[0]) ** 2) / cov[0, 0]
+    )
+    # q(x_1..N | x_0) has means alphas x_0 and covariances alpha_j / alpha_i sigma_i^2 for i <= j;
+    # p's by conditioning.
+    low, high = (
+        function.outer(np.arange(1, n + 1), np.arange(1, n + 1))
+        for function in (np.minimum, np.maximum)
+    )
     q = alphas[high] / alphas[low] * sigmas[low] ** 2
     pull = cov[1:, 0] / cov[0, 0]
     p = cov[1:, 1:] - np.outer(pull, cov[0, 1:])

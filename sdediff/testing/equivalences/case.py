@@ -1,4 +1,6 @@
-"""What an equivalence is checked at: an SDE, a law of the data, a grid, and how the model is seen."""
+"""What an equivalence is checked at: an SDE, a law of the data, a grid, and how the model is
+seen.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,17 @@ from sdediff.reverse import Reverse
 from sdediff.sde import SDE
 from sdediff.solvers import Options, Problem, Solver, White, check_grid, expand, seeds
 
-__all__ = ["FARTHEST", "NEEDS", "Case", "able", "default_cases", "grid_of", "shown", "span", "usual"]
+__all__ = [
+    "FARTHEST",
+    "NEEDS",
+    "Case",
+    "able",
+    "default_cases",
+    "grid_of",
+    "shown",
+    "span",
+    "usual",
+]
 
 FARTHEST: Final = 16.0
 """Beyond this log-SNR, to either side, one of data and noise is lost to rounding."""
@@ -27,7 +39,12 @@ FARTHEST: Final = 16.0
 def _unit_variance(sde: Any) -> bool:
     t = torch.linspace(0, sde.T, 65, dtype=torch.float64)
     whole = float((sde.alpha(t) ** 2 + sde.sigma(t) ** 2 - 1).abs().max()) < 1e-9
-    return whole and float(sde.sigma_0) == 0 and float(sde.t_max) == float(sde.T) and float(sde.alpha(sde.T)) > 1e-8
+    return (
+        whole
+        and float(sde.sigma_0) == 0
+        and float(sde.t_max) == float(sde.T)
+        and float(sde.alpha(sde.T)) > 1e-8
+    )
 
 
 def _constant_scale(sde: Any) -> bool:
@@ -36,9 +53,15 @@ def _constant_scale(sde: Any) -> bool:
 
 
 NEEDS: Final[dict[str, tuple[str, Callable[[Any], bool]]]] = {
-    "unit variance": ("alpha^2 + sigma^2 = 1 from no noise at t = 0 to some signal at T", _unit_variance),
+    "unit variance": (
+        "alpha^2 + sigma^2 = 1 from no noise at t = 0 to some signal at T",
+        _unit_variance,
+    ),
     "constant scale": ("alpha = 1", _constant_scale),
-    "unit variance or scale": ("alpha^2 + sigma^2 = 1 or alpha = 1", lambda sde: _unit_variance(sde) or _constant_scale(sde)),
+    "unit variance or scale": (
+        "alpha^2 + sigma^2 = 1 or alpha = 1",
+        lambda sde: _unit_variance(sde) or _constant_scale(sde),
+    ),
 }
 """What an equivalence may need of an SDE beyond a Gaussian kernel, in words and as a test."""
 
@@ -48,14 +71,20 @@ def span(sde: Any) -> tuple[float, float]:
     ends = torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)
     levels = sde.log_snr(ends)
     start, end = (
-        float(t) if abs(float(level)) <= FARTHEST else float(sde.time_of(max(-FARTHEST, min(FARTHEST, float(level)))))
+        float(t)
+        if abs(float(level)) <= FARTHEST
+        else float(sde.time_of(max(-FARTHEST, min(FARTHEST, float(level)))))
         for t, level in zip(ends, levels, strict=True)
     )
     return start, end
 
 
-def grid_of(sde: Any, weights: Sequence[float], start: float | None = None, end: float | None = None) -> tuple[float, ...]:
-    """Falling times from ``start`` to ``end``, those of `span` by default, intervals in log-SNR being as ``weights``."""
+def grid_of(
+    sde: Any, weights: Sequence[float], start: float | None = None, end: float | None = None
+) -> tuple[float, ...]:
+    """Falling times from ``start`` to ``end``, those of `span` by default, intervals in log-SNR
+    being as ``weights``.
+    """
     whole = span(sde)
     first, last = whole[0] if start is None else start, whole[1] if end is None else end
     level, final = sde.log_snr(torch.tensor([first, last], dtype=torch.float64))
@@ -70,14 +99,20 @@ def able(sde: Any, times: Tensor, sigma_data: float = 0.5) -> tuple[str, ...]:
         name
         for name in PREDICTIONS
         if all(
-            bool(torch.isfinite(c).all()) for target in ("noise", "data") for c in conversion(sde, name, target, times, sigma_data)
+            bool(torch.isfinite(c).all())
+            for target in ("noise", "data")
+            for c in conversion(sde, name, target, times, sigma_data)
         )
     )
 
 
 def shown(law: Law) -> str:
     """A small mixture with its numbers, another law by its repr."""
-    if not isinstance(law, GaussianMixture) or law.means.numel() > 8 or law.components.variances.ndim != 1:
+    if (
+        not isinstance(law, GaussianMixture)
+        or law.means.numel() > 8
+        or law.components.variances.ndim != 1
+    ):
         return repr(law)
     numbers = {"means": law.means, "stds": law.components.variances.sqrt(), "weights": law.weights}
     digits = {name: _rounded(value.tolist()) for name, value in numbers.items()}
@@ -90,9 +125,11 @@ def _rounded(value: Any) -> Any:
 
 @dataclass(frozen=True, repr=False)
 class Case:
-    """One setting: the exact model of ``law`` under ``sde``, seen as a network that predicts ``predicts``, on the falling ``grid``.
+    """One setting: the exact model of ``law`` under ``sde``, seen as a network that predicts
+    ``predicts``, on the falling ``grid``.
 
-    ``rows`` samples start at x = alpha x_0 + sigma noise at grid[0], x_0 drawn from the law; start and noise follow from ``seed``.
+    ``rows`` samples start at x = alpha x_0 + sigma noise at grid[0], x_0 drawn from the law; start
+    and noise follow from ``seed``.
     """
 
     sde: Any
@@ -105,17 +142,24 @@ class Case:
     def __post_init__(self) -> None:
         """Check the arguments."""
         if not isinstance(self.sde, SDE) or "kernel" not in self.sde.offers:
-            raise TypeError(f"a case takes a LinearSDE, which has a Gaussian kernel; got {self.sde!r}")
+            raise TypeError(
+                f"a case takes a LinearSDE, which has a Gaussian kernel; got {self.sde!r}"
+            )
         grid = check_grid(torch.tensor(self.grid, dtype=torch.float64))
         if len(grid) < 2 or grid[1] > grid[0]:
-            raise ValueError(f"the grid goes from noise to data: at least two falling times, got {self.grid}")
+            raise ValueError(
+                f"the grid goes from noise to data: at least two falling times, got {self.grid}"
+            )
         self.sde.check_time(grid)
         object.__setattr__(self, "predicts", canonical(self.predicts))
 
     def __repr__(self) -> str:
         """As it can be written, but for laws with many numbers."""
         grid = ", ".join(f"{t:.6g}" for t in self.grid)
-        return f"Case({self.sde!r}, {shown(self.law)}, ({grid}), predicts={self.predicts!r}, seed={self.seed}, rows={self.rows})"
+        return (
+            f"Case({self.sde!r}, {shown(self.law)}, ({grid}), predicts={self.predicts!r}, "
+            f"seed={self.seed}, rows={self.rows})"
+        )
 
     @property
     def times(self) -> Tensor:
@@ -128,8 +172,14 @@ class Case:
         return White(seeds(self.seed, self.rows), self.law.event, dtype=torch.float64)
 
     def model(self, predicts: str | None = None, sde: Any = None) -> ScoreModel:
-        """The law as a network with that prediction, under ``sde``; those of the case by default."""
-        return usual(self.law, self.sde if sde is None else sde, self.predicts if predicts is None else predicts)
+        """The law as a network with that prediction, under ``sde``; those of the case by
+        default.
+        """
+        return usual(
+            self.law,
+            self.sde if sde is None else sde,
+            self.predicts if predicts is None else predicts,
+        )
 
     def start(self, t: float | Tensor | None = None) -> Tensor:
         """(rows, *event) from the law at time t, grid[0] by default."""
@@ -152,7 +202,9 @@ class Case:
         x: Tensor | None = None,
         times: Tensor | None = None,
     ) -> Tensor:
-        """States at all times of the grid, (N + 1, rows, *event); ``lam`` is 1 for a solver that diffuses, else 0."""
+        """States at all times of the grid, (N + 1, rows, *event); ``lam`` is 1 for a solver that
+        diffuses, else 0.
+        """
         problem = self.problem((1.0 if solver.diffuses else 0.0) if lam is None else lam, model)
         times = self.times if times is None else times
         x = self.start(times[0]) if x is None else x
@@ -170,7 +222,9 @@ class Case:
 
 
 def usual(law: Law, sde: Any, predicts: str, sigma_data: float = 0.5) -> ScoreModel:
-    """The exact model of a law, whose network returns p E[x_0 | x] + q E[noise | x] as ``predicts`` says."""
+    """The exact model of a law, whose network returns p E[x_0 | x] + q E[noise | x] as ``predicts``
+    says.
+    """
 
     def net(x: Tensor, t: Tensor) -> Tensor:
         if predicts == "edm":
@@ -185,7 +239,9 @@ def usual(law: Law, sde: Any, predicts: str, sigma_data: float = 0.5) -> ScoreMo
 
 
 def default_cases(sde: Any) -> list[Case]:
-    """Three settings in which `check_equivalences` looks at an SDE: points, images and a list, each seen in another way."""
+    """Three settings in which `check_equivalences` looks at an SDE: points, images and a list, each
+    seen in another way.
+    """
     flat = GaussianMixture([[-0.8, 0.4], [0.9, 0.1], [0.0, -1.0]], [0.3, 0.5, 0.2], [0.5, 0.3, 0.2])
     square = GaussianMixture([[[0.5, -0.2], [0.1, 0.0]], [[-0.5, 0.3], [-0.7, 0.4]]], 0.4)
     one = GaussianMixture([[0.3]], 0.7)

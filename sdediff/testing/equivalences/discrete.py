@@ -26,20 +26,31 @@ _ROUNDED = 1e-8  # the noise is found from the data, over sigma
 
 def _ncsn(case: Case, n_steps: int = 2) -> NCSN:
     """As many levels as the grid has times."""
-    return NCSN.from_sde(case.sde, len(case.grid), n_steps=n_steps, step_size=0.05 * float(case.sde.sigma(case.sde.t_min)) ** 2)
+    return NCSN.from_sde(
+        case.sde,
+        len(case.grid),
+        n_steps=n_steps,
+        step_size=0.05 * float(case.sde.sigma(case.sde.t_min)) ** 2,
+    )
 
 
 @equivalence(
     "Song's rule",
-    statement="`DDPM.from_sde(rule='song')`: with beta_i = beta(T (i - 1) / (N - 1)) T / N the marginals of "
-    "the chain are the SDE's at order 1 as N grows: by how much the measured order falls short of 1",
+    statement="`DDPM.from_sde(rule='song')`: with beta_i = beta(T (i - 1) / (N - 1)) T / N the "
+    "marginals "
+    "of "
+    "the chain are the SDE's at order 1 as N grows: by how much the measured order falls short "
+    "of 1",
     bound=_SHORT,
     needs=("unit variance",),
 )
 def song(case: Case) -> Iterator[Comparison]:
     """Song et al. 2021 (arXiv 2011.13456, Appendix C, and the betas of their code)."""
     sde = case.sde
-    least = float((sde.g(torch.linspace(sde.t_min, sde.T, 257, dtype=torch.float64)) ** 2).max()) * sde.T
+    least = (
+        float((sde.g(torch.linspace(sde.t_min, sde.T, 257, dtype=torch.float64)) ** 2).max())
+        * sde.T
+    )
     counts = [int(factor * max(least, 16)) + 1 for factor in (8, 16, 32)]
     errors = []
     for n in counts:
@@ -54,29 +65,53 @@ def song(case: Case) -> Iterator[Comparison]:
     measured = slope(errors)
     said = ", ".join(f"{error:.2g}" for error in errors)
     gap = 0.0 if errors[-1] < 1e-9 else max(0.0, 1 - measured)
-    yield Comparison(gap, _SHORT, "", f"the order of alpha is {measured:.2f}, not 1 (errors {said} at N = {counts})", "")
+    yield Comparison(
+        gap,
+        _SHORT,
+        "",
+        f"the order of alpha is {measured:.2f}, not 1 (errors {said} at N = {counts})",
+        "",
+    )
 
 
 @equivalence(
     "respacing",
-    statement="`DDPM.respaced`: the betas of a subsequence are the SDE's kernels over its intervals, and its ancestral step is "
+    statement="`DDPM.respaced`: the betas of a subsequence are the SDE's kernels over its "
+    "intervals, and "
+    "its ancestral step is "
     "`DDIM(eta=1)` there",
     needs=("unit variance",),
 )
 def respacing(case: Case) -> Iterator[Comparison]:
-    """Nichol and Dhariwal 2021 (arXiv 2102.09672, section 4); Song et al. 2021 (arXiv 2010.02502, section 4.2)."""
+    """Nichol and Dhariwal 2021 (arXiv 2102.09672, section 4); Song et al. 2021 (arXiv 2010.02502,
+    section 4.2).
+    """
     whole = chain_of(case)
     few = whole.respaced(sorted({1, (whole.N + 1) // 2, whole.N}))
     times = torch.cat([torch.zeros(1, dtype=torch.float64), few.level_times])
     std = case.sde.kernel(times[1:], times[:-1])[1]
-    yield compare("beta_i of the subsequence", few.levels.variances, std**2, {"t": times[1:], "s": times[:-1]}, 1e-10, scale=1.0)
+    yield compare(
+        "beta_i of the subsequence",
+        few.levels.variances,
+        std**2,
+        {"t": times[1:], "s": times[:-1]},
+        1e-10,
+        scale=1.0,
+    )
     if few.N > 1:
-        yield agree("DDPM", case.solve(few, times=few.times), case.solve(DDIM(1.0), times=few.times), few.times)
+        yield agree(
+            "DDPM",
+            case.solve(few, times=few.times),
+            case.solve(DDIM(1.0), times=few.times),
+            few.times,
+        )
 
 
 @equivalence(
     "a chain's SDE",
-    statement="`to_sde` of `DDPM` and `NCSN`: the SDE has the chain's marginals and kernels at its levels, and its exact posterior "
+    statement="`to_sde` of `DDPM` and `NCSN`: the SDE has the chain's marginals and kernels at "
+    "its levels, "
+    "and its exact posterior "
     "step there is the chain's",
     bound=_LEVELS,
     needs=("unit variance or scale",),
@@ -92,9 +127,13 @@ def as_sde(case: Case) -> Iterator[Comparison]:
     yield compare("sigma(t_i)", sde.sigma(times), chain.levels.sigmas[1:], at, _LEVELS)
     ratio, std = sde.kernel(times[1:], times[:-1])
     pairs = {"t": times[1:], "s": times[:-1]}
-    yield compare("variance of the kernel", std**2, chain.levels.variances[1:], pairs, _LEVELS, scale=1.0)
+    yield compare(
+        "variance of the kernel", std**2, chain.levels.variances[1:], pairs, _LEVELS, scale=1.0
+    )
     yield compare("ratio of the kernel", ratio, chain.levels.ratios[1:], pairs, _LEVELS, scale=1.0)
-    given = case.solve(Ancestral(), model=case.model(sde=sde), x=case.start(times[-1]), times=times.flip(0))
+    given = case.solve(
+        Ancestral(), model=case.model(sde=sde), x=case.start(times[-1]), times=times.flip(0)
+    )
     x = given[0]
     data = chain.posterior_columns[0]
     keep = chain.posterior_columns[1]
@@ -104,12 +143,16 @@ def as_sde(case: Case) -> Iterator[Comparison]:
         z = case.noise.at(step).over(times[i - 1], times[i - 2])
         x = mean + chain.posterior_columns[2][i - 1].sqrt() * z
         states.append(x)
-    yield agree("Ancestral under the chain's SDE", given, torch.stack(states), times.flip(0), _LEVELS)
+    yield agree(
+        "Ancestral under the chain's SDE", given, torch.stack(states), times.flip(0), _LEVELS
+    )
 
 
 @equivalence(
     "NCSN chain",
-    statement="`NCSN.from_sde`: geometric levels, x_i = x_{i-1} + sqrt(sigma_i^2 - sigma_{i-1}^2) noise is the SDE's kernel",
+    statement="`NCSN.from_sde`: geometric levels, x_i = x_{i-1} + sqrt(sigma_i^2 - sigma_{i-1}^2) "
+    "noise is "
+    "the SDE's kernel",
     needs=("constant scale",),
 )
 def ncsn(case: Case) -> Iterator[Comparison]:
@@ -119,14 +162,24 @@ def ncsn(case: Case) -> Iterator[Comparison]:
     yield compare("sigma_i", sigmas, case.sde.sigma(times), {"t": times}, 1e-10)
     if chain.N > 1:
         ratio = sigmas[1:] / sigmas[:-1]
-        yield compare("sigma_i / sigma_{i-1}", ratio, ratio[:1].expand_as(ratio), {"t": times[1:]}, 1e-10)
+        yield compare(
+            "sigma_i / sigma_{i-1}", ratio, ratio[:1].expand_as(ratio), {"t": times[1:]}, 1e-10
+        )
         std = case.sde.kernel(times[1:], times[:-1])[1]
-        yield compare("sigma_i^2 - sigma_{i-1}^2", chain.levels.variances[1:], std**2, {"t": times[1:], "s": times[:-1]}, 1e-10)
+        yield compare(
+            "sigma_i^2 - sigma_{i-1}^2",
+            chain.levels.variances[1:],
+            std**2,
+            {"t": times[1:], "s": times[:-1]},
+            1e-10,
+        )
 
 
 @equivalence(
     "NCSN sampling",
-    statement="`NCSN` samples by annealed Langevin dynamics as its Algorithm 1 writes it, with epsilon = 2 step_size",
+    statement="`NCSN` samples by annealed Langevin dynamics as its Algorithm 1 writes it, with "
+    "epsilon = 2 "
+    "step_size",
     needs=("constant scale",),
 )
 def ncsn_sampling(case: Case) -> Iterator[Comparison]:
@@ -149,7 +202,9 @@ def ncsn_sampling(case: Case) -> Iterator[Comparison]:
 
 @equivalence(
     "discrete losses",
-    statement="L_simple and NCSN's loss are denoising score matching with the weighting sigma^2 at the chain's times",
+    statement="L_simple and NCSN's loss are denoising score matching with the weighting sigma^2 "
+    "at the "
+    "chain's times",
     bound=_ROUNDED,
     needs=("unit variance or scale",),
 )

@@ -23,34 +23,50 @@ _MOST = 2**0.5 - 1
 
 @equivalence(
     "DDIM",
-    statement="`DDIM(eta=0)` = exponential Euler on the probability flow = `DPMSolver(1)` = `Euler` in sigma / alpha",
+    statement="`DDIM(eta=0)` = exponential Euler on the probability flow = `DPMSolver(1)` = "
+    "`Euler` in "
+    "sigma / alpha",
 )
 def ddim(case: Case) -> Iterator[Comparison]:
     """x_s = alpha_s / alpha_t x - sigma_s (e^h - 1) noise, h the rise of log(alpha / sigma).
 
-    The semilinear flow dx = (f x + g^2 / (2 sigma) noise) dt with the noise prediction held: Lu et al. 2022 (arXiv 2206.00927,
-    eq. 3.4 and 3.7), where it is DPM-Solver-1; Salimans and Ho 2022 (arXiv 2202.00512, Appendix B).
+    The semilinear flow dx = (f x + g^2 / (2 sigma) noise) dt with the noise prediction held: Lu et
+    al. 2022 (arXiv 2206.00927, eq. 3.4 and 3.7), where it is DPM-Solver-1; Salimans and Ho 2022
+    (arXiv 2202.00512, Appendix B).
     """
     sde, x = case.sde, case.start()
     states = [x]
     for t, s in pairwise(case.times):
         h = 0.5 * (sde.log_snr(s) - sde.log_snr(t))
-        x = sde.alpha(s) / sde.alpha(t) * x - sde.sigma(s) * torch.expm1(h) * case.law.noise(sde, x, t)
+        x = sde.alpha(s) / sde.alpha(t) * x - sde.sigma(s) * torch.expm1(h) * case.law.noise(
+            sde, x, t
+        )
         states.append(x)
     expected = torch.stack(states)
-    for solver in (DDIM(), DPMSolver(1), ExponentialSinglestep(1, form="noise"), Euler(variable="sigma")):
-        yield agree(f"{solver!r}, against exponential Euler,", case.solve(solver), expected, case.times)
+    for solver in (
+        DDIM(),
+        DPMSolver(1),
+        ExponentialSinglestep(1, form="noise"),
+        Euler(variable="sigma"),
+    ):
+        yield agree(
+            f"{solver!r}, against exponential Euler,", case.solve(solver), expected, case.times
+        )
 
 
 @equivalence(
     "EDM sampler",
-    statement="EDM's sampler without churn (Karras et al. 2022, Algorithm 1) is `Heun(variable='sigma')`, in x / alpha under "
+    statement="EDM's sampler without churn (Karras et al. 2022, Algorithm 1) is "
+    "`Heun(variable='sigma')`, "
+    "in x / alpha under "
     "any SDE",
 )
 def edm(case: Case) -> Iterator[Comparison]:
     """The published loop on the levels sigma / alpha; down to sigma = 0 where that is at t = 0."""
     times = _to_zero(case)
-    yield agree("Heun", case.solve(Heun(variable="sigma"), times=times), _karras(case, times), times)
+    yield agree(
+        "Heun", case.solve(Heun(variable="sigma"), times=times), _karras(case, times), times
+    )
 
 
 @equivalence(
@@ -64,7 +80,12 @@ def churn(case: Case) -> Iterator[Comparison]:
     levels = _levels(case, times)
     between = (float(levels[-2]) * 0.9, float(levels[0]) * 1.1)
     solver = Churn(Heun(variable="sigma"), churn=2.0, between=between, noise=1.003)
-    yield agree("Churn(Heun)", case.solve(solver, times=times), _karras(case, times, 2.0, between, 1.003), times)
+    yield agree(
+        "Churn(Heun)",
+        case.solve(solver, times=times),
+        _karras(case, times, 2.0, between, 1.003),
+        times,
+    )
 
 
 def _to_zero(case: Case) -> Tensor:
@@ -79,9 +100,14 @@ def _levels(case: Case, times: Tensor) -> Tensor:
 
 
 def _karras(
-    case: Case, times: Tensor, s_churn: float = 0.0, between: tuple[float, float] = (0.0, math.inf), s_noise: float = 1.0
+    case: Case,
+    times: Tensor,
+    s_churn: float = 0.0,
+    between: tuple[float, float] = (0.0, math.inf),
+    s_noise: float = 1.0,
 ) -> Tensor:
-    """Algorithm 2 (1 without churn) of Karras et al. 2022 (arXiv 2206.00364), with D(x; u) = E[x_0 | alpha x] at u = sigma / alpha.
+    """Algorithm 2 (1 without churn) of Karras et al. 2022 (arXiv 2206.00364), with D(x; u) = E[x_0
+    | alpha x] at u = sigma / alpha.
 
     The level to which noise is added, t^ = (1 + gamma) t, is kept at the first one or below, unless
     that is at T and the SDE goes on after T.
@@ -105,7 +131,9 @@ def _karras(
         if t_hat > t:
             time = torch.maximum(sde.time_beyond(-2 * t_hat.log()), time)
             t_hat = torch.exp(-0.5 * sde.log_snr(time))
-            x = x + (t_hat**2 - t**2).clamp(min=0).sqrt() * s_noise * case.noise.at(i).normal("churn")
+            x = x + (t_hat**2 - t**2).clamp(min=0).sqrt() * s_noise * case.noise.at(i).normal(
+                "churn"
+            )
         else:
             t_hat = t
         d = (x - denoise(x, time)) / t_hat
@@ -120,13 +148,17 @@ def _karras(
 
 @equivalence(
     "one flow",
-    statement="the probability flows of any two linear SDEs are one up to scale: between equal log-SNR ends the SDE, `VE` and `VP` "
+    statement="the probability flows of any two linear SDEs are one up to scale: between equal "
+    "log-SNR "
+    "ends the SDE, `VE` and `VP` "
     "take one start, scaled, to one end, scaled",
     bound=_TIGHT,
     costly=True,
 )
 def one_flow(case: Case) -> Iterator[Comparison]:
-    """x / alpha at equal log-SNR, by `DOP853` in t at tolerances of 1e-6: Song et al. 2021 (arXiv 2010.02502, Proposition 1)."""
+    """x / alpha at equal log-SNR, by `DOP853` in t at tolerances of 1e-6: Song et al. 2021 (arXiv
+    2010.02502, Proposition 1).
+    """
     ends = case.times[[0, -1]]
     levels = case.sde.log_snr(ends)
     low, high = (float(level) for level in levels)
@@ -141,4 +173,11 @@ def one_flow(case: Case) -> Iterator[Comparison]:
         out = case.solve(solver, model=case.model(sde=sde), x=alpha[0] * scaled, times=times)
         states.append(out[1:] / alpha[1])
     for name, other in zip(("VE", "VP"), states[1:], strict=True):
-        yield agree(f"x / alpha at the end of the flow, against {name}'s,", states[0], other, ends[1:], _TIGHT, steps=False)
+        yield agree(
+            f"x / alpha at the end of the flow, against {name}'s,",
+            states[0],
+            other,
+            ends[1:],
+            _TIGHT,
+            steps=False,
+        )

@@ -14,14 +14,20 @@ __all__: list[str] = []
 
 @equivalence(
     "predictions",
-    statement="networks that predict noise, score, data, v, flow and edm of one function give the same samples",
+    statement="networks that predict noise, score, data, v, flow and edm of one function give the "
+    "same "
+    "samples",
 )
 def predictions(case: Case) -> Iterator[Comparison]:
-    """Against the prediction of the case, by a step in data form, one in noise form and the reverse SDE."""
+    """Against the prediction of the case, by a step in data form, one in noise form and the reverse
+    SDE.
+    """
     ways = able(case.sde, case.times)
     for solver in (DDIM(), DPMSolverPP(), EulerMaruyama()):
         expected = case.solve(solver)
         for way in ways:
             if way != case.predicts:
                 out = case.solve(solver, model=case.model(way))
-                yield agree(f"the sample by {way}, against {case.predicts},", out, expected, case.times)
+                yield agree(
+                    f"the sample by {way}, against {case.predicts},", out, expected, case.times
+                )

@@ -13,7 +13,16 @@ from sdediff.testing.identity import Comparison, Skip, require, settle
 from sdediff.testing.report import Finding
 from sdediff.testing.slips import likely_slip
 
-__all__ = ["EQUIVALENCES", "EXACT", "Check", "Equivalence", "agree", "equivalence", "evaluate", "markdown"]
+__all__ = [
+    "EQUIVALENCES",
+    "EXACT",
+    "Check",
+    "Equivalence",
+    "agree",
+    "equivalence",
+    "evaluate",
+    "markdown",
+]
 
 Check = Callable[[Case], Iterator[Comparison]]
 
@@ -27,7 +36,9 @@ class Equivalence(NamedTuple):
     check: Check
     statement: str
     bound: float
-    """What every comparison is held to: largest deviation over the size of the states, or as the statement says."""
+    """What every comparison is held to: largest deviation over the size of the states, or as the
+    statement says.
+    """
     needs: frozenset[str]
     """What the SDE must have, names in `case.NEEDS`."""
     costly: bool
@@ -38,7 +49,12 @@ EQUIVALENCES: Final[dict[str, Equivalence]] = {}
 
 
 def equivalence(
-    name: str, *, statement: str, bound: float = EXACT, needs: tuple[str, ...] = (), costly: bool = False
+    name: str,
+    *,
+    statement: str,
+    bound: float = EXACT,
+    needs: tuple[str, ...] = (),
+    costly: bool = False,
 ) -> Callable[[Check], Check]:
     """Enter a function into the table under that name."""
 
@@ -50,7 +66,9 @@ def equivalence(
 
 
 def evaluate(name: str, case: Case) -> Finding:
-    """Check one equivalence at one case. Whatever raises makes it fail; skipped where the SDE has not what it needs."""
+    """Check one equivalence at one case. Whatever raises makes it fail; skipped where the SDE has
+    not what it needs.
+    """
     entry = EQUIVALENCES[name]
 
     def comparisons() -> Iterator[Comparison]:
@@ -64,18 +82,34 @@ def evaluate(name: str, case: Case) -> Finding:
 
 
 def agree(
-    what: str, given: Tensor, expected: Tensor, times: Tensor, bound: float = EXACT, *, hint: str = "", steps: bool = True
+    what: str,
+    given: Tensor,
+    expected: Tensor,
+    times: Tensor,
+    bound: float = EXACT,
+    *,
+    hint: str = "",
+    steps: bool = True,
 ) -> Comparison:
     """Whether states (K, rows, *event) are those expected, each at its time of ``times`` (K,).
 
-    The deviation is the largest of |given - expected| over the largest |expected| of that time, or of an earlier one where that is
-    larger. ``where`` is the first time at which it exceeds ``bound``, with sample and coordinate, and the step unless ``steps`` is
-    false. A hint names a common factor between the two there; failing that it is ``hint``.
+    The deviation is the largest of |given - expected| over the largest |expected| of that time, or
+    of an earlier one where that is larger. ``where`` is the first time at which it exceeds
+    ``bound``, with sample and coordinate, and the step unless ``steps`` is false. A hint names a
+    common factor between the two there; failing that it is ``hint``.
     """
     if given.shape != expected.shape:
-        return require(False, f"{what} has shape {tuple(given.shape)}, not {tuple(expected.shape)}", hint=hint)
+        return require(
+            False, f"{what} has shape {tuple(given.shape)}, not {tuple(expected.shape)}", hint=hint
+        )
     given, expected = given.detach().cpu().double(), expected.detach().cpu().double()
-    size = expected.abs().reshape(len(times), -1).amax(dim=1).cummax(dim=0).values.clamp(min=torch.finfo(torch.float64).tiny)
+    size = (
+        expected.abs()
+        .reshape(len(times), -1)
+        .amax(dim=1)
+        .cummax(dim=0)
+        .values.clamp(min=torch.finfo(torch.float64).tiny)
+    )
     gap = (given - expected).abs().reshape(len(times), -1) / size[:, None]
     gap = torch.where(gap.isnan(), torch.inf, gap)
     largest = float(gap.max())
@@ -90,11 +124,17 @@ def agree(
         place.append(f"coordinate {tuple(coordinate) if len(coordinate) > 1 else coordinate[0]}")
     where = ", ".join(place)
     found, due = (float(states[k][index]) for states in (given, expected))
-    slip = "" if largest <= bound else likely_slip(given[k].numpy(), expected[k].numpy(), None, hint)
-    return Comparison(largest, bound, where, f"{what} is {found:.9g}, not {due:.9g}, first at {where}", slip)
+    slip = (
+        "" if largest <= bound else likely_slip(given[k].numpy(), expected[k].numpy(), None, hint)
+    )
+    return Comparison(
+        largest, bound, where, f"{what} is {found:.9g}, not {due:.9g}, first at {where}", slip
+    )
 
 
 def markdown() -> str:
     """The table for the docs: name, statement, bound."""
-    rows = [f"| {name} | {entry.statement} | {entry.bound:g} |" for name, entry in EQUIVALENCES.items()]
+    rows = [
+        f"| {name} | {entry.statement} | {entry.bound:g} |" for name, entry in EQUIVALENCES.items()
+    ]
     return "\n".join(["| name | statement | bound |", "|---|---|---|", *rows])
