@@ -30,7 +30,6 @@ class Timesteps(Record):
     rounded: bool = False
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         if not 0 < self.n < float("inf"):
             raise ValueError(f"Timesteps: n must be a positive number, 1000 say, got {self.n!r}")
         if not math.isfinite(self.shift):
@@ -39,7 +38,6 @@ class Timesteps(Record):
             )
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
-        """Indices, shaped as t."""
         index = self.n * t / sde.T + self.shift
         return index.round().long() if self.rounded else index
 

@@ -168,12 +168,10 @@ class Clip(Record):
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         if not self.low < self.high:
             raise ValueError(f"Clip: low must be below high, got {self.low!r} and {self.high!r}")
 
     def __call__(self, x_0: Tensor) -> Tensor:
-        """The confined prediction."""
         return x_0.clamp(self.low, self.high)
 
 
@@ -191,7 +189,6 @@ class DynamicThreshold(Record):
     bound: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         if not 0 < self.quantile <= 1 or not 0 < self.bound < float("inf"):
             raise ValueError(
                 "DynamicThreshold: quantile must lie in (0, 1] and bound be positive, got "
@@ -199,7 +196,6 @@ class DynamicThreshold(Record):
             )
 
     def __call__(self, x_0: Tensor) -> Tensor:
-        """The confined prediction."""
         sizes = rowwise(x_0).abs()
         size = sizes.kthvalue(
             max(1, math.ceil(self.quantile * sizes.shape[1] - 1e-9)), dim=1

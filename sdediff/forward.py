@@ -23,11 +23,9 @@ class Forward(Problem):
         self.sde, self.unit = sde, unit
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
-        """The SDE's drift."""
         drift = drift_of(self.sde, weighted((self.unit, x)), t)
         return self.seen(x, drift / self.unit)  # a copy: the SDE may return one tensor each time
 
     def diffusion(self, t: Tensor) -> Coef:
-        """g(t)."""
         g: Coef = self.sde.diffusion(t)
         return g * (1 / self.unit)

@@ -309,7 +309,6 @@ def _of_dtype(value: Any, dtype: torch.dtype) -> Any:
 
 
 def _length(name: str, value: Any) -> float:
-    """A positive, finite number."""
     size = real(name, value)
     if not 0 < size < math.inf:
         raise ValueError(f"{name} must be positive and finite, got {value!r}")

@@ -127,7 +127,6 @@ class MLP(nn.Module):
         self.leave = nn.Sequential(nn.SiLU(), nn.Linear(width, dimension))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Prediction (B, d)."""
         phase = t[:, None].to(x.dtype) * self.rates
         h: Tensor = self.enter(torch.cat([x, phase.sin(), phase.cos()], dim=1))
         for block in self.blocks:

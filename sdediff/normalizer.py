@@ -133,7 +133,6 @@ class Normalizer:
         return torch.equal(self.mean, other.mean) and torch.equal(self.std, other.std)
 
     def __hash__(self) -> int:
-        """By the numbers."""
         return hash(
             (tuple(self.mean.shape), *self.mean.flatten().tolist(), *self.std.flatten().tolist())
         )

@@ -76,7 +76,6 @@ class Rows:
         return cls(dict(condition or {}), torch.arange(count), count, Monitor(count), mask)
 
     def __len__(self) -> int:
-        """How many rows."""
         return len(self.index)
 
     def take(self, rows: Tensor) -> Rows:

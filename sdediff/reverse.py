@@ -124,7 +124,6 @@ class Reverse(Problem):
         return self._still
 
     def stochasticity(self, t: Tensor) -> Tensor:
-        """lambda(t)."""
         if callable(self.lam):
             flat = t.reshape(-1) if t.ndim > 1 else t
             found = reals("stochasticity(t)", reading("stochasticity", self.lam, "t", flat))
@@ -248,7 +247,6 @@ class Reverse(Problem):
         return g if self.linear or self.unit == 1 else g * (1 / self.unit)
 
     def diffusion(self, t: Tensor) -> Coef:
-        """lambda g."""
         return self._size(t) * self.stochasticity(t)
 
     def _refuse(self, quantity: str, t: Tensor) -> NoReturn:
@@ -270,7 +268,6 @@ class Reverse(Problem):
         return self.evaluate(x, self.at(t[None], "drift")[0])
 
     def score(self, x: Tensor, t: Tensor) -> Tensor:
-        """grad log p_t(x)."""
         return self.evaluate(x, self.at(t[None], "score")[0])
 
     def data(self, x: Tensor, t: Tensor) -> Tensor:
@@ -286,18 +283,15 @@ class Reverse(Problem):
         return self.evaluate(x, self.at(t[None], "v")[0])
 
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma)."""
         if t.ndim > 1:
             return _flat(self.marginal, t)
         alpha, sigma = self._levels(t)
         return alpha, sigma if self.unit == 1 else sigma / self.unit
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """The SDE's."""
         return _flat(self.log_snr, t) if t.ndim > 1 else self.sde.log_snr(t)
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(alpha, sigma, log_snr)."""
         if t.ndim > 1:
             return _flat(self.levels, t)
         alpha, sigma, log_snr = self.sde.levels(t)
@@ -321,11 +315,9 @@ class Reverse(Problem):
         )
 
     def kernel(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """The SDE's forward kernel."""
         return _flat(self.kernel, t, s) if t.ndim > 1 else self.sde.kernel(t, s)
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(f, g)."""
         return _flat(self.coefficients, t) if t.ndim > 1 else (self.sde.f(t), self.sde.g(t))
 
     @cached_property

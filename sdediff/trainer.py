@@ -38,7 +38,6 @@ class Settings(Record):
     seed: int
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
         for name in ("steps", "batch_size"):
             _ = whole(name, getattr(self, name), 1, kind="positive, an int")
         for name in ("warmup", "seed"):

@@ -65,7 +65,6 @@ class DDPM(Chain, Solver):
     diffuses = True
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         if isinstance(self.betas, str):
             raise TypeError(
                 "DDPM takes the betas themselves; for a schedule by name, "
@@ -335,7 +334,6 @@ class DDPM(Chain, Solver):
     def step(
         self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]
     ) -> Step:
-        """Draw x_{i-1}."""
         if self.variance == "learned":
             found = problem.outputs(x, plan.at)
             clean, share = found.value, 0.5 * (found.extras["variance"] + 1)

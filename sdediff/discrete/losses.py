@@ -102,7 +102,6 @@ class DDPMLoss(Record):
     sampler: LossAware | None = None
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         if not isinstance(self.chain, DDPM):
             raise TypeError(
                 "DDPMLoss: chain takes a DDPM, DDPM.from_schedule('linear', 1000) say; got "

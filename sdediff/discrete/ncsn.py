@@ -64,7 +64,6 @@ class NCSN(Chain, Solver):
     stochastic = True
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         sigmas = floats("NCSN", "sigmas", self.sigmas)
         if not all(0 < sigma < math.inf for sigma in sigmas):
             raise ValueError(f"NCSN: sigmas must be positive numbers, got {sigmas!r}")
@@ -223,7 +222,6 @@ class NCSN(Chain, Solver):
         return [_Plan(tuple(visits[:2])), *(_Plan((visit,)) for visit in visits[2:])]
 
     def cost(self, plan: _Plan) -> int:
-        """``n_steps`` a level."""
         return self.n_steps * len(plan.levels)
 
     def step(
@@ -254,7 +252,6 @@ class NCSNLoss(Record):
     stratified: bool = False
 
     def __post_init__(self) -> None:
-        """Check the chain."""
         if not isinstance(self.chain, NCSN):
             raise TypeError(
                 f"NCSNLoss: chain must be an NCSN, NCSN.from_sde(sde, 1000) say; got {self.chain!r}"

@@ -56,7 +56,6 @@ class Isotropic(Components):
 
     @property
     def width(self) -> int:
-        """K."""
         return len(self.means)
 
     def evaluate(self, x: Tensor, log_weights: Tensor, alpha: Tensor, sigma: Tensor) -> Values:
@@ -99,11 +98,9 @@ class Isotropic(Components):
         )
 
     def diagonals(self) -> Tensor:
-        """variance_k."""
         return self.variances[:, None]
 
     def spread(self, z: Tensor, k: Tensor) -> Tensor:
-        """sqrt(variance_k) z."""
         return self.variances[k].sqrt()[:, None] * z
 
 
@@ -117,7 +114,6 @@ class Anisotropic(Components):
 
     @property
     def width(self) -> int:
-        """K d."""
         return self.means.numel()
 
     def evaluate(self, x: Tensor, log_weights: Tensor, alpha: Tensor, sigma: Tensor) -> Values:
@@ -142,7 +138,6 @@ class Anisotropic(Components):
         )
 
     def roots(self) -> Tensor:
-        """Columns sqrt(variance_ki) vector_ki."""
         stds = self.variances.sqrt()
         return torch.diag_embed(stds) if self.vectors is None else self.vectors * stds[:, None]
 
@@ -155,7 +150,6 @@ class Anisotropic(Components):
         )
 
     def spread(self, z: Tensor, k: Tensor) -> Tensor:
-        """vectors_k sqrt(variances_k) z."""
         out = self.variances[k].sqrt() * z
         if self.vectors is not None:
             for index in k.unique().tolist():

@@ -41,7 +41,6 @@ class Normal(Law):
 
     @property
     def event(self) -> torch.Size:
-        """Shape of x_0."""
         return self.mean.shape
 
     @property

@@ -68,7 +68,6 @@ class GaussianMixture(Law):
 
     @property
     def event(self) -> torch.Size:
-        """Shape of x_0."""
         return self._event
 
     @property

@@ -75,7 +75,6 @@ class Exact:
     channels: int = 1
 
     def __call__(self, products: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """(rows, 1)."""
         rows, d = x.shape
         total = x.new_zeros(rows)
         size = max(1, _ENTRIES // max(1, rows * d))
@@ -103,7 +102,6 @@ class Hutchinson:
         return len(self.probes)
 
     def __call__(self, products: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """(rows, k)."""
         return _forms(products, self.probes).T
 
     def take(self, rows: Tensor) -> Hutchinson:
@@ -131,7 +129,6 @@ class HutchPlusPlus:
         return len(self.probes)
 
     def __call__(self, products: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """(rows, k)."""
         d, m = x.shape[1], len(self.sketch)
         found = products(self.sketch)
         shift = (self.sketch * found).sum(dim=2).mean(dim=0) / d

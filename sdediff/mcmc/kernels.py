@@ -74,7 +74,6 @@ class RandomWalk(Kernel):
     uses_score = False
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         positive("RandomWalk", "step", self.step)
 
     def move(self, target: Target, here: Point, noise: Noise, number: int) -> tuple[Point, Tensor]:
@@ -98,7 +97,6 @@ class ULA(Kernel):
     step: float
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         positive("ULA", "step", self.step)
 
     def move(self, target: Target, here: Point, noise: Noise, number: int) -> tuple[Point, None]:
@@ -121,7 +119,6 @@ class MALA(Kernel):
     step: float
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         positive("MALA", "step", self.step)
 
     def move(self, target: Target, here: Point, noise: Noise, number: int) -> tuple[Point, Tensor]:

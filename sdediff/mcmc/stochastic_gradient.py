@@ -36,7 +36,6 @@ class Decay(Record):
     gamma: float = 0.55
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         positive("Decay", "a", self.a)
         positive("Decay", "b", self.b)
         positive("Decay", "gamma", self.gamma)
@@ -69,7 +68,6 @@ class SGLD(Kernel):
     minibatches = True
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         if not callable(self.step):
             positive("SGLD", "step", self.step)
 
@@ -108,7 +106,6 @@ class Posterior(Target):
     shared_seed: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         tensors = self.columns
         if not tensors or not all(isinstance(y, Tensor) and y.ndim for y in tensors):
             raise TypeError(
@@ -169,7 +166,6 @@ class Posterior(Target):
         )
 
     def look(self, x: Tensor, *, score: bool) -> Point:
-        """All data."""
         return self._of(tuple(y[None] for y in self.columns), 1.0).look(x, score=score)
 
     def rise(self, here: Point, there: Point) -> Tensor:

@@ -127,7 +127,6 @@ class Score(Target):
         return evaluating(self.score)
 
     def look(self, x: Tensor, *, score: bool) -> Point:
-        """One evaluation."""
         return Point(x, None, _shaped("score", reading("score", self.score, "x", x), x.shape))
 
     def rise(self, here: Point, there: Point) -> Tensor:
@@ -148,7 +147,6 @@ class _AtTime(Score):
         check_condition(self.condition, chains, facts(self.model).net)
 
     def evaluating(self) -> AbstractContextManager[None]:
-        """The network's evaluation mode."""
         return evaluating(self.model)
 
 

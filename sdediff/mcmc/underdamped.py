@@ -40,7 +40,6 @@ class Underdamped(Kernel):
     scheme: Literal["BAOAB", "OBABO"] = "BAOAB"
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         positive("Underdamped", "step", self.step)
         positive("Underdamped", "friction", self.friction, zero=True)
         check_choice("scheme", self.scheme, ("BAOAB", "OBABO"))
@@ -52,7 +51,6 @@ class Underdamped(Kernel):
         )
 
     def move(self, target: Target, here: Point, noise: Noise, number: int) -> tuple[Point, None]:
-        """Five flows."""
         x = here.x
         p = here.momentum
         half = 0.5 * self.step

@@ -75,7 +75,6 @@ def _coupling(n: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _project(pool: Pool, directions: Tensor) -> Tensor:
-    """(directions, n + m)."""
     return torch.cat(
         [directions @ pool.centred(part).T for part in blocks(*pool.rows.shape)], dim=1
     )

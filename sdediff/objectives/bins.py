@@ -26,7 +26,6 @@ class Bins(Record):
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         _ = whole("Bins: count", self.count, 2)
         if not self.low < self.high:
             raise ValueError(f"Bins: low must be below high, got {self.low!r} and {self.high!r}")

@@ -77,7 +77,6 @@ class Coupled(Record):
     loss: DenoisingScoreMatching = field(default_factory=FlowMatching)
 
     def __post_init__(self) -> None:
-        """Check the loss."""
         check_loss("Coupled", self.loss)
 
     def __call__(
@@ -121,7 +120,6 @@ class ConditionDropout(Record):
         return bool(getattr(self.loss, "pairs", False))
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         check_loss("ConditionDropout", self.loss)
         if not isinstance(self.null, Mapping):
             raise TypeError(

@@ -38,7 +38,6 @@ class _Matching(Timed):
     simulated: int = field(default=100, kw_only=True)
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         super().__post_init__()
         _ = whole("simulated", self.simulated, 1, hint=": the steps of the forward SDE")
 
@@ -163,7 +162,6 @@ class SlicedScoreMatching(_Matching):
     finite_difference: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         super().__post_init__()
         _ = whole("slices", self.slices, 1)
         if self.directions not in ("rademacher", "gaussian"):

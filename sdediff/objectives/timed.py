@@ -37,7 +37,6 @@ class Timed(Record):
     importance: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         check_weighting(self.weighting)
         check_times(self.times)
 

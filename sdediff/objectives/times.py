@@ -33,7 +33,6 @@ class TimeLaw(Record):
     """
 
     def __call__(self, sde: Any, u: Tensor) -> Tensor:
-        """Times, float64 (B,)."""
         raise NotImplementedError
 
 
@@ -66,11 +65,9 @@ class LogitNormal(TimeLaw):
     scale: float = 1.2
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         _check(self)
 
     def __call__(self, sde: Any, u: Tensor) -> Tensor:
-        """Times, float64 (B,)."""
         return _share(
             sde,
             torch.sigmoid(
@@ -92,11 +89,9 @@ class LogNormal(TimeLaw):
     scale: float = 1.2
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         _check(self)
 
     def __call__(self, sde: Any, u: Tensor) -> Tensor:
-        """Times, float64 (B,)."""
         ends = -0.5 * sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))
         location = -1.2 + math.log(sde.unit) if self.location is None else self.location
         low, high = torch.special.ndtr((ends - location) / self.scale)

@@ -49,7 +49,6 @@ class VariationalDiffusion(Record):
     inside: Literal["bound", "variance"] = field(default="bound", kw_only=True)
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         if not isinstance(self.bins, Bins | None):
             raise TypeError(f"VariationalDiffusion: bins must be Bins() or None, got {self.bins!r}")
         check_choice("inside", self.inside, ("bound", "variance"))
@@ -175,7 +174,6 @@ class VariationalDiffusion(Record):
 
 
 def _rate(sde: Any, t: Tensor) -> Tensor:
-    """gamma'(t)."""
     # Asked for at times with gradients, the slope keeps its own graph, of the schedule's
     # parameters.
     rate = -slope(sde.log_snr, t.clone().requires_grad_()).to(t)
@@ -212,7 +210,6 @@ class _Apart(nn.Module):
         return other
 
     def forward(self, t: Tensor) -> Tensor:
-        """gamma(t)."""
         length = self.last - self.first
         gamma: Tensor = self.first + length * self._weighed(
             (self.schedule(t) - self.first) / length

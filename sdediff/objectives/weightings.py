@@ -37,7 +37,6 @@ class MinSNR(Record):
     gamma: float = 5.0
 
     def __post_init__(self) -> None:
-        """Check the argument."""
         if not 0 < self.gamma < math.inf:
             raise ValueError(f"MinSNR: gamma must be a positive number, got {self.gamma!r}")
 

@@ -139,7 +139,6 @@ class Prior(Record):
     std: float
 
     def __post_init__(self) -> None:
-        """Check the standard deviation."""
         if not 0 < self.std < math.inf:
             raise ValueError(f"Prior: std must be a positive number, got {self.std!r}")
 

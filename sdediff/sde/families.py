@@ -26,12 +26,10 @@ class _Exploding(LinearSDE):
 
     @derived
     def f(self, t: Tensor) -> Tensor:
-        """0."""
         return torch.zeros_like(t)
 
     @derived
     def alpha(self, t: Tensor) -> Tensor:
-        """1."""
         return torch.ones_like(t)
 
 
@@ -51,7 +49,6 @@ class VE(_Exploding):
     t_min: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         _check_positive("VE", sigma_min=self.sigma_min, sigma_max=self.sigma_max, T=self.T)
         if self.sigma_max <= self.sigma_min:
             raise ValueError(
@@ -61,7 +58,6 @@ class VE(_Exploding):
 
     @property
     def sigma_0(self) -> float:
-        """sigma_min."""
         return self.sigma_min
 
     @property
@@ -85,7 +81,6 @@ class VE(_Exploding):
 
     @derived
     def log_snr(self, t: Tensor) -> Tensor:
-        """-2 log sigma(t)."""
         return -2 * (math.log(self.sigma_min) + self._rate * t)
 
     def invert(self, log_snr: Tensor) -> Tensor:
@@ -105,7 +100,6 @@ class _Linear(LinearSDE):
     t_min: float = 1e-3
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         name = type(self).__name__
         _check_positive(
             name, beta_min=self.beta_min, beta_max=self.beta_max, T=self.T, t_min=self.t_min
@@ -128,12 +122,10 @@ class _Linear(LinearSDE):
 
     @derived
     def f(self, t: Tensor) -> Tensor:
-        """-beta(t) / 2."""
         return -0.5 * self.beta(t)
 
     @derived
     def alpha(self, t: Tensor) -> Tensor:
-        """exp(-integral / 2)."""
         return torch.exp(-0.5 * self.integral(t))
 
 
@@ -147,12 +139,10 @@ class VP(_Linear):
 
     @derived
     def g(self, t: Tensor) -> Tensor:
-        """sqrt(beta(t))."""
         return self.beta(t).sqrt()
 
     @derived
     def sigma(self, t: Tensor) -> Tensor:
-        """sqrt(1 - exp(-B))."""
         return (-torch.expm1(-self.integral(t))).sqrt()
 
     @derived
@@ -187,7 +177,6 @@ class SubVP(_Linear):
 
     @derived
     def sigma(self, t: Tensor) -> Tensor:
-        """1 - exp(-B)."""
         return -torch.expm1(-self.integral(t))
 
     @derived
@@ -217,7 +206,6 @@ class Cosine(LinearSDE):
     t_max: float = 1 - 3e-5
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         _check_positive("Cosine", offset=self.offset, t_min=self.t_min, t_max=self.t_max)
 
     def _angles(self, t: Tensor) -> tuple[Tensor, Tensor, float]:
@@ -227,7 +215,6 @@ class Cosine(LinearSDE):
 
     @derived
     def f(self, t: Tensor) -> Tensor:
-        """-a' tan(a)."""
         angle, rest, _ = self._angles(t)
         return -math.pi / 2 / (1 + self.offset) * torch.sin(angle) / torch.sin(rest)
 
@@ -238,7 +225,6 @@ class Cosine(LinearSDE):
 
     @derived
     def alpha(self, t: Tensor) -> Tensor:
-        """cos(a) / cos(a_0)."""
         _, rest, start = self._angles(t)
         return torch.sin(rest) / math.cos(start)
 
@@ -274,7 +260,6 @@ class EDM(_Exploding):
     sigma_max: float = 80.0
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         _check_positive("EDM", sigma_min=self.sigma_min, sigma_max=self.sigma_max)
         if self.sigma_max <= self.sigma_min:
             raise ValueError(
@@ -284,12 +269,10 @@ class EDM(_Exploding):
 
     @property
     def T(self) -> float:  # type: ignore[override]
-        """sigma_max."""
         return self.sigma_max
 
     @property
     def t_min(self) -> float:
-        """sigma_min."""
         return self.sigma_min
 
     @property
@@ -301,12 +284,10 @@ class EDM(_Exploding):
 
     @derived
     def g(self, t: Tensor) -> Tensor:
-        """sqrt(2 t)."""
         return (2 * t).sqrt()
 
     @derived
     def sigma(self, t: Tensor) -> Tensor:
-        """t."""
         return t
 
     def invert(self, log_snr: Tensor) -> Tensor:
@@ -330,17 +311,14 @@ class RectifiedFlow(LinearSDE):
     data_std = 1.0
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         _check_positive("RectifiedFlow", t_min=self.t_min, t_max=self.t_max)
 
     @derived
     def alpha(self, t: Tensor) -> Tensor:
-        """1 - t."""
         return 1 - t
 
     @derived
     def sigma(self, t: Tensor) -> Tensor:
-        """t."""
         return t
 
     def invert(self, log_snr: Tensor) -> Tensor:

@@ -121,7 +121,6 @@ class InterpolatedVP(LinearSDE):
     times: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         betas, times = _points("InterpolatedVP", "betas", self.betas, self.times)
         if times[0] <= 0:
             raise ValueError(
@@ -136,7 +135,6 @@ class InterpolatedVP(LinearSDE):
 
     @property
     def T(self) -> float:  # type: ignore[override]
-        """The last time."""
         return self.times[-1]
 
     @property
@@ -146,12 +144,10 @@ class InterpolatedVP(LinearSDE):
 
     @property
     def t_max(self) -> float:
-        """The last time."""
         return self.times[-1]
 
     @cached_property
     def _angle(self) -> _Rising:
-        """phi^2."""
         with np.errstate(divide="ignore"):
             bar = np.cumsum(np.log1p(-np.array(self.betas)))
         phi = np.arctan2(np.sqrt(-np.expm1(bar)), np.exp(0.5 * bar))
@@ -162,7 +158,6 @@ class InterpolatedVP(LinearSDE):
         return torch.where(square > 0, square.clamp(min=_TINY).sqrt(), 0.0)
 
     def f(self, t: Tensor) -> Tensor:
-        """-beta / 2."""
         return -0.5 * self.g(t).square()
 
     def g(self, t: Tensor) -> Tensor:
@@ -176,7 +171,6 @@ class InterpolatedVP(LinearSDE):
         return torch.sin(_RIGHT_ANGLE - self._phi(t))
 
     def sigma(self, t: Tensor) -> Tensor:
-        """sin(phi)."""
         return torch.sin(self._phi(t))
 
     def invert(self, log_snr: Tensor) -> Tensor:
@@ -201,7 +195,6 @@ class InterpolatedVE(LinearSDE):
     times: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         sigmas, times = _points("InterpolatedVE", "sigmas", self.sigmas, self.times)
         if len(sigmas) < 2 or sigmas[0] <= 0 or any(b <= a for a, b in itertools.pairwise(sigmas)):
             raise ValueError(
@@ -220,7 +213,6 @@ class InterpolatedVE(LinearSDE):
 
     @property
     def T(self) -> float:  # type: ignore[override]
-        """The last time."""
         return self.times[-1]
 
     @property
@@ -230,12 +222,10 @@ class InterpolatedVE(LinearSDE):
 
     @property
     def t_min(self) -> float:
-        """The first time."""
         return self.times[0]
 
     @property
     def t_max(self) -> float:
-        """The last time."""
         return self.times[-1]
 
     @cached_property
@@ -248,7 +238,6 @@ class InterpolatedVE(LinearSDE):
         return _Rising(times, logs)
 
     def f(self, t: Tensor) -> Tensor:
-        """0."""
         return torch.zeros_like(t)
 
     def g(self, t: Tensor) -> Tensor:
@@ -256,11 +245,9 @@ class InterpolatedVE(LinearSDE):
         return self.sigma(t) * (2 * self._log_sigma.rate(t)).sqrt()
 
     def alpha(self, t: Tensor) -> Tensor:
-        """1."""
         return torch.ones_like(t)
 
     def sigma(self, t: Tensor) -> Tensor:
-        """The interpolated level."""
         return self._log_sigma(t).exp()
 
     def invert(self, log_snr: Tensor) -> Tensor:

@@ -70,7 +70,6 @@ class LearnedVP(LinearSDE):
     spacing = "uniform"
 
     def __post_init__(self) -> None:
-        """Check that gamma rises."""
         if not callable(self.schedule):
             raise TypeError(
                 "LearnedVP: schedule must be a module gamma(t), MonotoneSchedule() say; got "
@@ -111,28 +110,22 @@ class LearnedVP(LinearSDE):
 
     @property
     def sigma_0(self) -> float:
-        """sigma(0)."""
         with torch.no_grad():
             return float(self.sigma(torch.zeros((), dtype=torch.float64)))
 
     @property
     def t_min(self) -> float:
-        """0."""
         return 0.0
 
     @property
     def t_max(self) -> float:
-        """1."""
         return 1.0
 
     def alpha(self, t: Tensor) -> Tensor:
-        """sqrt(sigmoid(-gamma) / sigmoid(-gamma(0)))."""
         return (torch.sigmoid(-self.gamma(t)) / self._whole).sqrt()
 
     def sigma(self, t: Tensor) -> Tensor:
-        """sqrt(sigmoid(gamma) / sigmoid(-gamma(0)))."""
         return (torch.sigmoid(self.gamma(t)) / self._whole).sqrt()
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """-gamma."""
         return -self.gamma(t)

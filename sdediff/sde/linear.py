@@ -280,12 +280,10 @@ class LinearSDE(SDE):
         return f * self.alpha(time), f * sigma + self.g(time) ** 2 / (2 * sigma)
 
     def drift(self, x: Tensor, t: Tensor | float) -> Tensor:
-        """f(t) x, (B, *event)."""
         return expand(self.f(t), x) * x
 
     @derived
     def diffusion(self, t: Tensor) -> Tensor:
-        """g(t), shaped as t."""
         return self.g(t)
 
     def kernel(self, t: Tensor | float, s: Tensor | float) -> tuple[Tensor, Tensor]:

@@ -27,14 +27,12 @@ class Scaled(LinearSDE):
     factor: float
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         if not isinstance(self.base, LinearSDE):
             raise TypeError(f"Scaled: base must be a LinearSDE, got {self.base!r}")
         if not 0 < real("scaled: the factor", self.factor) < math.inf:
             raise ValueError(f"scaled: the factor must be a positive number, got {self.factor!r}")
 
     def __repr__(self) -> str:
-        """As it is made."""
         return f"{self.base!r}.scaled({self.factor:g})"
 
     def scaled(self, factor: float) -> LinearSDE:
@@ -49,47 +47,38 @@ class Scaled(LinearSDE):
 
     @property
     def offers(self) -> frozenset[str]:  # type: ignore[override]
-        """The base's."""
         return self.base.offers
 
     @property
     def T(self) -> float:  # type: ignore[override]
-        """The base's."""
         return self.base.T
 
     @property
     def sigma_0(self) -> float:
-        """c times the base's."""
         return self.factor * self.base.sigma_0
 
     @property
     def t_min(self) -> float:
-        """The base's."""
         return self.base.t_min
 
     @property
     def t_max(self) -> float:
-        """The base's."""
         return self.base.t_max
 
     @property
     def unit(self) -> float:  # type: ignore[override]
-        """c times the base's."""
         return self.factor * self.base.unit
 
     @property
     def data_std(self) -> float:
-        """c times the base's."""
         return self.factor * self.base.data_std
 
     @property
     def sigma_data(self) -> float:
-        """c times the base's."""
         return self.factor * self.base.sigma_data
 
     @property
     def spacing(self) -> str:  # type: ignore[override]
-        """The base's."""
         return self.base.spacing
 
     @property
@@ -98,19 +87,15 @@ class Scaled(LinearSDE):
         return Prior(self.factor * self.base.prior.std)
 
     def f(self, t: Tensor) -> Tensor:
-        """The base's."""
         return self.base.f(t)
 
     def g(self, t: Tensor) -> Tensor:
-        """c times the base's."""
         return self.factor * self.base.g(t)
 
     def alpha(self, t: Tensor) -> Tensor:
-        """The base's."""
         return self.base.alpha(t)
 
     def sigma(self, t: Tensor) -> Tensor:
-        """c times the base's."""
         return self.factor * self.base.sigma(t)
 
     def log_snr(self, t: Tensor) -> Tensor:

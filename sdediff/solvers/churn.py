@@ -68,7 +68,6 @@ class _Around(Solver):
     stochastic = True
 
     def __post_init__(self) -> None:
-        """Check the solver."""
         check_inner(type(self).__name__, self.solver)
 
     @property
@@ -83,12 +82,10 @@ class _Around(Solver):
 
     @property
     def spacing(self) -> str:  # type: ignore[override]
-        """The solver's."""
         return self.solver.spacing
 
     @property
     def group(self) -> int:  # type: ignore[override]
-        """The solver's."""
         return self.solver.group
 
 
@@ -116,7 +113,6 @@ class Churn(_Around):
     noise: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         super().__post_init__()
         if not 0 <= self.churn < float("inf"):
             raise ValueError(f"Churn: churn must be a number >= 0, got {self.churn!r}")
@@ -130,7 +126,6 @@ class Churn(_Around):
 
     @property
     def evaluations(self) -> int:  # type: ignore[override]
-        """The solver's."""
         return self.solver.evaluations
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Noised]:
@@ -190,7 +185,6 @@ class Restart(_Around):
     steps: int = 4
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         super().__post_init__()
         if not 0 <= self.between[0] < self.between[1]:
             raise ValueError(
@@ -206,7 +200,6 @@ class Restart(_Around):
         return self.solver.evaluations * (1 + self.rounds * self.steps)
 
     def cost(self, plan: _Restarted) -> int:
-        """Of any step."""
         return self.evaluations if plan.again is not None else self.solver.evaluations
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Restarted]:
@@ -292,12 +285,10 @@ class Renoise(_Around):
 
     @property
     def deterministic_order(self) -> float:
-        """The solver's."""
         return self.solver.deterministic_order
 
     @property
     def evaluations(self) -> int:  # type: ignore[override]
-        """The solver's."""
         return self.solver.evaluations
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Renoised]:

@@ -116,7 +116,6 @@ class Matrix(_Values):
     axis: int = 0
 
     def __post_init__(self) -> None:
-        """Check the axis."""
         object.__setattr__(self, "axis", whole("Matrix: axis", self.axis))
 
     def __matmul__(self, x: Tensor) -> Tensor:

@@ -88,7 +88,6 @@ class Langevin(Solver):
     needs = frozenset({"score", "marginal", "coefficients"})
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         _check(self)
 
     @property
@@ -98,7 +97,6 @@ class Langevin(Solver):
 
     @property
     def evaluations(self) -> int:  # type: ignore[override]
-        """One a Langevin step."""
         return self.n_steps
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan | None]:
@@ -148,7 +146,6 @@ class MetropolisLangevin(Solver):
     needs = frozenset({"score", "marginal"})
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         _check(self)
 
     @property
@@ -210,7 +207,6 @@ class PredictorCorrector(Solver):
     sequence: Literal["predictor-first", "corrector-first"] = "predictor-first"
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         for role, part in (("predictor", self.predictor), ("corrector", self.corrector)):
             if not isinstance(part, Solver):
                 raise TypeError(
@@ -235,22 +231,18 @@ class PredictorCorrector(Solver):
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
-        """What the two need."""
         return self.predictor.needs | self.corrector.needs
 
     @property
     def order(self) -> float:  # type: ignore[override]
-        """The predictor's."""
         return self.predictor.order
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
-        """Whether either draws noise."""
         return self.predictor.stochastic or self.corrector.stochastic
 
     @property
     def spacing(self) -> str:  # type: ignore[override]
-        """The predictor's."""
         return self.predictor.spacing
 
     @property
@@ -260,12 +252,10 @@ class PredictorCorrector(Solver):
 
     @property
     def carries(self) -> bool:  # type: ignore[override]
-        """Whether the predictor does."""
         return self.predictor.carries
 
     @property
     def diffuses(self) -> bool:  # type: ignore[override]
-        """Whether the predictor does."""
         return self.predictor.diffuses
 
     @property
@@ -282,13 +272,11 @@ class PredictorCorrector(Solver):
         return list(zip(self.predictor.plan(problem, times), correct, strict=True))
 
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-        """The predictor's."""
         return self.predictor.init(problem, x, t)
 
     def step(
         self, problem: Problem, x: Tensor, plan: Any, noise: StepNoise, state: tuple[Tensor, ...]
     ) -> Step:
-        """One of each."""
         move, correct = plan
         if self.sequence == "corrector-first":
             x = self.corrector.step(problem, x, correct, noise, ()).x

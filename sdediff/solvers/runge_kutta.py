@@ -89,7 +89,6 @@ class RungeKutta(Solver):
             cls.carries = cls.tableau.first_same_as_last
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         super().__post_init__()
         if self.variable is not None and self.variable not in get_args(Variable):
             known = ", ".join(map(repr, get_args(Variable)))
@@ -213,7 +212,6 @@ class RungeKutta(Solver):
         )
 
     def slope(self, problem: Problem, x: Tensor, t: Tensor, state: tuple[Tensor, ...]) -> Tensor:
-        """The first stage."""
         return state[0] if state else super().slope(problem, x, t, state)
 
     def step(

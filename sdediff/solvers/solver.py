@@ -298,7 +298,6 @@ class Adaptive(Solver):
     adaptive = True
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         super().__post_init__()
         check_tolerances(self)
 

@@ -60,7 +60,6 @@ class EulerMaruyama(Solver):
         noise: StepNoise,
         state: tuple[Tensor, ...],
     ) -> Step:
-        """One step."""
         mean = problem.evaluate(x, plan.at)
         return Step(weighted((1.0, mean), (plan.spread, noise.over(plan.t, plan.s))), mean)
 
@@ -112,7 +111,6 @@ class StochasticHeun(Solver):
     def step(
         self, problem: Problem, x: Tensor, plan: _Heun, noise: StepNoise, state: tuple[Tensor, ...]
     ) -> Step:
-        """One step."""
         z = noise.over(plan.t, plan.s)
         h = plan.h
         half = plan.half
@@ -180,7 +178,6 @@ class _SRA(Solver):
         noise: StepNoise,
         state: tuple[Tensor, ...],
     ) -> Step:
-        """One step."""
         tab, h = self.tableau, plan.h
         w, z = noise.pair(plan.t, plan.s)
         z = weighted((plan.inverse, z))
@@ -331,6 +328,5 @@ class ReverseDiffusion(Solver):
         noise: StepNoise,
         state: tuple[Tensor, ...],
     ) -> Step:
-        """One step."""
         mean = problem.evaluate(x, plan.at)
         return Step(weighted((1.0, mean), (plan.spread, noise.over(plan.t, plan.s))), mean)

@@ -50,7 +50,6 @@ class Tableau:
     c: Row = field(init=False)
 
     def __post_init__(self) -> None:
-        """Check the tableau."""
         stages = len(self.a)
         for i, row in enumerate(self.a):
             if len(row) != i:

@@ -34,7 +34,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Strategies need hypothesis."""
     if name == "strategies":
         from importlib import import_module
 

@@ -30,11 +30,9 @@ class Preserving(LinearSDE):
         return self.low + (self.high - self.low) * (t / self.T) ** self.power
 
     def f(self, t: Tensor) -> Tensor:
-        """-beta / 2."""
         return -0.5 * self.beta(t)
 
     def g(self, t: Tensor) -> Tensor:
-        """sqrt(beta)."""
         return self.beta(t).sqrt()
 
 
@@ -49,7 +47,6 @@ class ByRates(LinearSDE):
     T: float = 1.0
 
     def f(self, t: Tensor) -> Tensor:
-        """-pull t / T."""
         return -self.pull * t / self.T
 
     def g(self, t: Tensor) -> Tensor:
@@ -71,7 +68,6 @@ class BySchedule(LinearSDE):
         return 1 / (1 + self.fall * (t / self.T) ** 2)
 
     def sigma(self, t: Tensor) -> Tensor:
-        """top (t / T)^power."""
         return self.top * (t / self.T) ** self.power
 
 
@@ -88,7 +84,6 @@ class ByLevels(LinearSDE):
     T: float = 1.0
 
     def alpha(self, t: Tensor) -> Tensor:
-        """exp(-fall t / T)."""
         return torch.exp(-self.fall * t / self.T)
 
     def log_snr(self, t: Tensor) -> Tensor:

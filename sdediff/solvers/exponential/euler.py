@@ -44,7 +44,6 @@ class _OrderOne(Solver):
     def step(
         self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]
     ) -> Step:
-        """One step."""
         mean = problem.evaluate(x, plan.at)
         if not plan.ends:
             return Step(mean)
@@ -89,7 +88,6 @@ class DDIM(_OrderOne):
     needs = frozenset({"data", "marginal", "kernel"})
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         if not 0 <= self.eta < float("inf"):
             raise ValueError(
                 f"DDIM: eta must be a number >= 0, got {self.eta!r}; 0 is deterministic, 1 is "
@@ -98,7 +96,6 @@ class DDIM(_OrderOne):
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
-        """Whether eta > 0."""
         return self.eta > 0
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:

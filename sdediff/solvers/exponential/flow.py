@@ -47,7 +47,6 @@ class Straight(Record):
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check the scale."""
         if not 0 < self.scale < math.inf:
             raise ValueError(
                 f"Straight: scale must be a positive number, got {self.scale!r}; 0.1 for details "

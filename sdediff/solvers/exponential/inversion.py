@@ -47,14 +47,12 @@ class InverseDDIM(Solver):
     carries = True
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         if not 0 <= self.tol < float("inf"):
             raise ValueError(f"InverseDDIM: tol must be a finite number >= 0, got {self.tol!r}")
         _ = whole("InverseDDIM: iterations", self.iterations, 1)
 
     @property
     def evaluations(self) -> int:  # type: ignore[override]
-        """At most."""
         return self.iterations
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:

@@ -71,7 +71,6 @@ class ExponentialMultistep(Exponential):
     carries = True
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         super().__post_init__()
         name = type(self).__name__
         if self.corrector is not None:
@@ -89,7 +88,6 @@ class ExponentialMultistep(Exponential):
 
     @property
     def deterministic_order(self) -> float:
-        """Without noise."""
         full, ramp = self._full, 3 if self.past else 2
         return min(
             full,
@@ -99,7 +97,6 @@ class ExponentialMultistep(Exponential):
 
     @property
     def weak_order(self) -> float:
-        """As an SDE."""
         return min(2, self._full)
 
     @property
@@ -122,7 +119,6 @@ class ExponentialMultistep(Exponential):
         return 1
 
     def cost(self, plan: _Plan) -> int:
-        """Of any step."""
         return len(plan.go.at) if isinstance(plan.go, Stages) else 1
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:

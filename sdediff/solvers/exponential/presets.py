@@ -197,7 +197,6 @@ class ERSDE(ExponentialMultistep):
     diffuses = False
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         super().__post_init__()
         if self.scale is not None and not callable(self.scale):
             raise TypeError(

@@ -66,7 +66,6 @@ class Exponential(Solver):
     sde: bool = False
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         super().__post_init__()
         name = type(self).__name__
         _ = whole(f"{name}: order", self.order, 1, 4, kind="1, 2, 3 or 4")
@@ -170,7 +169,6 @@ class ExponentialSinglestep(Exponential):
     r: float = 0.5
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         super().__post_init__()
         if not 0 < self.r <= 1:
             raise ValueError(f"{type(self).__name__}: r must lie in (0, 1], got {self.r!r}")
@@ -182,12 +180,10 @@ class ExponentialSinglestep(Exponential):
 
     @property
     def deterministic_order(self) -> float:
-        """Without noise."""
         return self.order
 
     @property
     def weak_order(self) -> float:
-        """As an SDE."""
         return min(2, self.order)
 
     @property
@@ -230,7 +226,6 @@ class ExponentialSinglestep(Exponential):
     def step(
         self, problem: Problem, x: Tensor, plan: Any, noise: StepNoise, state: tuple[Tensor, ...]
     ) -> Step:
-        """One step."""
         if isinstance(plan, Plain):
             return plain_step(problem, x, plan, noise if self.sde else None)[0]
         first = state or evaluate(problem, self.theta, x, plan.at[0])
@@ -254,7 +249,6 @@ class ExponentialPair(Adaptive, ExponentialSinglestep):
     begins = True
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         super().__post_init__()
         if self.order == 1 or self.sde:
             raise ValueError("ExponentialPair: order must be 2, 3 or 4, for the probability flow")

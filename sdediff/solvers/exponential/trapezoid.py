@@ -100,7 +100,6 @@ class EulerTrapezoid(Solver):
 
     @property
     def deterministic_order(self) -> float:
-        """Without noise."""
         return 2.0
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:

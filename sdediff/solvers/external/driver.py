@@ -217,7 +217,6 @@ class External(Solver):
     def step(
         self, problem: Problem, x: Tensor, plan: Any, noise: StepNoise, state: tuple[Tensor, ...]
     ) -> Step:
-        """Refused, as `plan`."""
         self.plan(problem, plan)
         raise NotImplementedError
 

@@ -61,7 +61,6 @@ class _Ode(External):
 
     @property
     def order(self) -> float:  # type: ignore[override]
-        """The method's."""
         return self._facts.order
 
     @property
@@ -146,7 +145,6 @@ class TorchDiffEq(_Ode):
     library = "torchdiffeq"
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         check_method(self, self.method, tuple(_TORCHDIFFEQ), _NOT_TORCHDIFFEQ)
         check_tolerances(self)
 
@@ -174,7 +172,6 @@ class TorchDiffEq(_Ode):
             )
 
     def advance(self, run: Run, x: Tensor, first: int, last: int) -> Sequence[Tensor]:
-        """One call of ``odeint``."""
         from torchdiffeq import odeint
 
         kind = torch.float32 if x.device.type == "mps" else torch.float64
@@ -229,7 +226,6 @@ class SciPy(_Ode):
     library = "SciPy"
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         check_method(self, self.method, tuple(_SCIPY), {})
         check_tolerances(self)
 

@@ -73,7 +73,6 @@ class TorchSDE(External):
     diffuses = True
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         check_method(self, self.method, tuple(_METHODS), _INSTEAD)
         check_tolerances(self)
         if self.dt is not None and not self.adaptive:
@@ -85,7 +84,6 @@ class TorchSDE(External):
 
     @property
     def order(self) -> float:  # type: ignore[override]
-        """The method's, in law."""
         return _METHODS[self.method].order
 
     @property
@@ -101,7 +99,6 @@ class TorchSDE(External):
             )
 
     def advance(self, run: Run, x: Tensor, first: int, last: int) -> Sequence[Tensor]:
-        """One call of ``sdeint``."""
         from torchsde import sdeint
 
         times = run.sign * run.times[[first, last]]

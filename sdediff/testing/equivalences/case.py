@@ -140,7 +140,6 @@ class Case:
     rows: int = 3
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         if not isinstance(self.sde, SDE) or "kernel" not in self.sde.offers:
             raise TypeError(
                 f"a case takes a LinearSDE, which has a Gaussian kernel; got {self.sde!r}"

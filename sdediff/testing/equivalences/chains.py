@@ -126,7 +126,6 @@ class _Stay(Solver):
     def step(
         self, problem: Problem, x: Tensor, plan: Any, noise: StepNoise, state: tuple[Tensor, ...]
     ) -> Step:
-        """Nothing."""
         return Step(x, x)
 
 
