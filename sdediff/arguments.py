@@ -130,33 +130,14 @@ def row_seeds(seeds: tuple[int, ...], group: int = 1) -> tuple[int, ...]:
 
 
 class Span(NamedTuple):
-    """Where a solve goes by default, and which times it may take."""
+    """Where a solve goes by default, from ``start`` to ``end``: its times lie in the usable range
+    of ``sde``, or, if ``whole``, in [0, T].
+    """
 
+    sde: SDE
     start: float
     end: float
-    low: float
-    high: float
-    what: str
-    sde: SDE
-
-    @classmethod
-    def reverse(cls, sde: SDE) -> Span:
-        """From t_max to t_min."""
-        return cls(
-            sde.t_max, sde.t_min, sde.t_min, sde.t_max, "the usable range [t_min, t_max]", sde
-        )
-
-    @classmethod
-    def encoding(cls, sde: SDE) -> Span:
-        """From t_min to t_max."""
-        return cls(
-            sde.t_min, sde.t_max, sde.t_min, sde.t_max, "the usable range [t_min, t_max]", sde
-        )
-
-    @classmethod
-    def forward(cls, sde: SDE) -> Span:
-        """From 0 to t_max."""
-        return cls(0.0, sde.t_max, 0.0, sde.T, "[0, T]", sde)
+    whole: bool = False
 
 
 def make_times(
@@ -166,6 +147,7 @@ def make_times(
     grid: Grid | None,
     t_start: float | Tensor | None,
     t_end: float | None,
+    *,
     unit: float = 1.0,
     breaks: tuple[float, ...] = (),
 ) -> Tensor:
@@ -173,80 +155,41 @@ def make_times(
     where samples have their own.
 
     ``unit`` is the standard deviation of the data. A grid of N steps passes the ``breaks`` of a
-    model at times of its own.
+    model at times of its own. Raises ValueError or TypeError for arguments that are wrong.
     """
-    kind = type(solver).__name__
-    array = grid is not None and not isinstance(grid, str) and not callable(grid)
+    n = _check_spacing(span, solver, steps, grid, t_start, t_end)
     if solver.times is not None:
-        if any(value is not None for value in (steps, grid, t_start, t_end)):
-            raise ValueError(
-                f"{kind} is a discrete model with a grid of its own; drop steps, grid, t_start "
-                "and t_end, and choose its number "
-                "of levels where it is made, DDPM.from_sde(sde, N) say"
-            )
-        if span.start < span.end:
-            raise ValueError(
-                f"{kind} is a discrete model with a grid of its own, from noise to data: take "
-                "another solver"
-            )
         return solver.times
-    steps = None if steps is None else whole("steps", whole("steps", steps, 1), 1, _MOST_STEPS)
-    if grid is not None and isinstance(plain(grid), int | float):
-        raise TypeError(
-            "grid must be a name, a function of the number of steps or an array of times, got "
-            f"{grid!r}; write steps={grid!r}?"
-        )
-    if array and any(value is not None for value in (steps, t_start, t_end)):
-        raise ValueError(
-            "an array grid says all: drop steps, t_start and t_end (or pass steps alone)"
-        )
-    if callable(grid) and (t_start is not None or t_end is not None):
-        raise ValueError("a grid function returns the times themselves: drop t_start and t_end")
-    if solver.adaptive and steps is None and grid is not None and not array:
-        named = f"grid={grid!r}" if isinstance(grid, str) else "a grid function"
-        raise ValueError(
-            f"{named} takes steps=N: pass it too, with a solver of fixed steps (the default then "
-            "is one), "
-            f"or drop the grid: {kind} chooses its own steps"
-        )
-    if solver.adaptive and steps is not None:
-        raise ValueError(
-            f"{kind} chooses its own steps: drop steps (set rtol and atol), or pass grid=[...] "
-            "as the times to land on"
-        )
-    if not solver.adaptive and not array and steps is None:
-        raise ValueError(f"{kind} takes fixed steps: pass steps=N, or grid as an array of times")
-    if grid is not None and isinstance(grid, str) and grid not in GRIDS:
-        raise ValueError(
-            f"no grid is called {grid!r}{nearest(grid, GRIDS)}; known: {', '.join(GRIDS)}"
-        )
+    sde = span.sde
+    usable = (sde.t_min, sde.t_max, "the usable range [t_min, t_max]", sde)
+    bounds = (0.0, sde.T, "[0, T]", sde) if span.whole else usable
     start = torch.tensor(span.start, dtype=torch.float64) if t_start is None else _starts(t_start)
-    end = (
-        span.end
-        if t_end is None
-        else real("t_end", t_end, "; all samples of a call share it: call once for each")
-    )
-    bounds = (span.low, span.high, span.what, span.sde)
-    if grid is not None and array:
+    end = span.end
+    if t_end is not None:
+        end = real("t_end", t_end, "; all samples of a call share it: call once for each")
+    array = grid is not None and not isinstance(grid, str) and not callable(grid)
+    if array:
         times = reals("grid", grid if isinstance(grid, Tensor) else np.asarray(grid))
     elif callable(grid):
-        times = reals("grid(steps)", grid(steps or 0))
-        if times.shape != ((steps or 0) + 1,):
+        times = reals("grid(steps)", grid(n))
+        if times.shape != (n + 1,):
             raise ValueError(
-                f"the grid function must return steps + 1 = {(steps or 0) + 1} times, got shape "
+                f"the grid function must return steps + 1 = {n + 1} times, got shape "
                 f"{tuple(times.shape)}"
             )
     elif solver.adaptive:
         times = torch.stack([start, torch.full_like(start, end)])
     else:
         check_span(torch.stack([start, torch.full_like(start, end)]), *bounds)
-        spaced = grid if isinstance(grid, str) else None
+        linear = "kernel" in sde.offers
+        own = sde.spacing if linear and solver.spacing == "uniform" else solver.spacing
+        spaced = GRIDS[grid or (own if linear else "uniform")]  # type: ignore[index]
+        process: LinearSDE = sde if unit == 1 or not linear else sde.scaled(1 / unit)  # type: ignore[assignment]
+        snr = LogSNR(process.log_snr, process.time_of, bounded=grid is None) if linear else None
         few, back = torch.unique(start, return_inverse=True)
-        grids = [
-            _named(span.sde, unit, spaced, solver.spacing, steps or 0, each, end)
-            for each in few.tolist()
-        ]
-        times = torch.stack(grids, dim=1)[:, back]
+        with torch.no_grad():
+            made = [spaced(n, each, end, snr) for each in few.tolist()]
+        times = torch.stack(made, dim=1)[:, back]
     times = check_span(solvers.check_grid(times), *bounds)
     if breaks and not array and not solver.adaptive and times.ndim == 1:
         times = snapped(times, breaks)
@@ -254,6 +197,65 @@ def make_times(
     if len(times) > 1 and bool((times[1] > times[0]).any()) == backward:
         raise _wrong_way(times, backward)
     return times
+
+
+def _check_spacing(
+    span: Span,
+    solver: Solver,
+    steps: int | None,
+    grid: Grid | None,
+    t_start: float | Tensor | None,
+    t_end: float | None,
+) -> int:
+    """The number of steps, 0 where it is not given; a ValueError or TypeError unless the arguments
+    go together.
+    """
+    kind = type(solver).__name__
+    array = grid is not None and not isinstance(grid, str) and not callable(grid)
+    ends = t_start is not None or t_end is not None
+    if solver.times is not None:
+        if steps is not None or grid is not None or ends:
+            raise ValueError(
+                f"{kind} is a discrete model with a grid of its own; drop steps, grid, t_start "
+                "and t_end, and choose its number of levels where it is made, "
+                "DDPM.from_sde(sde, N) say"
+            )
+        if span.start < span.end:
+            raise ValueError(
+                f"{kind} is a discrete model with a grid of its own, from noise to data: take "
+                "another solver"
+            )
+        return 0
+    n = 0 if steps is None else whole("steps", whole("steps", steps, 1), 1, _MOST_STEPS)
+    if array and isinstance(plain(grid), int | float):
+        raise TypeError(
+            "grid must be a name, a function of the number of steps or an array of times, got "
+            f"{grid!r}; write steps={grid!r}?"
+        )
+    if array and (n or ends):
+        raise ValueError(
+            "an array grid says all: drop steps, t_start and t_end (or pass steps alone)"
+        )
+    if callable(grid) and ends:
+        raise ValueError("a grid function returns the times themselves: drop t_start and t_end")
+    if solver.adaptive and not n and grid is not None and not array:
+        named = f"grid={grid!r}" if isinstance(grid, str) else "a grid function"
+        raise ValueError(
+            f"{named} takes steps=N: pass it too, with a solver of fixed steps (the default then "
+            f"is one), or drop the grid: {kind} chooses its own steps"
+        )
+    if solver.adaptive and n:
+        raise ValueError(
+            f"{kind} chooses its own steps: drop steps (set rtol and atol), or pass grid=[...] "
+            "as the times to land on"
+        )
+    if not solver.adaptive and not array and not n:
+        raise ValueError(f"{kind} takes fixed steps: pass steps=N, or grid as an array of times")
+    if isinstance(grid, str) and grid not in GRIDS:
+        raise ValueError(
+            f"no grid is called {grid!r}{nearest(grid, GRIDS)}; known: {', '.join(GRIDS)}"
+        )
+    return n
 
 
 def _wrong_way(times: Tensor, backward: bool) -> ValueError:
@@ -276,22 +278,6 @@ def _starts(t_start: float | Tensor) -> Tensor:
             f"{tuple(start.shape)}"
         )
     return start
-
-
-@torch.no_grad()
-def _named(
-    sde: SDE, unit: float, grid: str | None, spacing: str, steps: int, start: float, end: float
-) -> Tensor:
-    """The grid of that name, or without a name the solver's own, which is the SDE's where it has no
-    better one than uniform.
-    """
-    own = sde.spacing if spacing == "uniform" else spacing
-    if "kernel" not in sde.offers:
-        return GRIDS["uniform" if grid is None else grid](steps, start, end, None)
-    process: LinearSDE = sde if unit == 1 else sde.scaled(1 / unit)  # type: ignore[assignment]
-    return GRIDS[own if grid is None else grid](
-        steps, start, end, LogSNR(process.log_snr, process.time_of, bounded=grid is None)
-    )
 
 
 def one_stochasticity(value: object) -> float:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Final, Unpack
 
 import torch
 from torch import Tensor
@@ -18,33 +17,25 @@ from sdediff.arguments import (
     default_solver,
     intervals,
 )
+from sdediff.options import SolveOptions, takes
 from sdediff.protocols import Model, facts
-from sdediff.solvers import Options, RungeKutta4, Snapshot, Solution, Solver
-from sdediff.solving import Solving, check_deterministic
+from sdediff.solvers import Options, RungeKutta4, Solution, Solver
+from sdediff.solving import Solving, check_deterministic, chosen
 
 __all__ = ["decode", "encode", "flow_solver", "state_dtype"]
 
+_NOISE: Final = ("last", "noise", "x_init", "stochasticity")
+"""What the probability flow from given states leaves no room for."""
 
+
+@takes(SolveOptions, without=_NOISE)
 def encode(
     model: Model,
     x: Tensor,
     *,
     solver: Solver | None = None,
     steps: int | None = None,
-    grid: Grid | None = None,
-    t_start: float | Tensor | None = None,
-    t_end: float | None = None,
-    condition: Mapping[str, Tensor] | None = None,
-    mask: Tensor | None = None,
-    batch_size: int | None = None,
-    trajectory: bool = False,
-    callback: Callable[[Snapshot], None] | None = None,
-    progress: bool = False,
-    max_nfe: int | None = None,
-    on_fail: Literal["raise", "return"] = "raise",
-    grad: Literal["none", "full", "checkpoint"] = "none",
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
+    **options: Unpack[SolveOptions],
 ) -> Solution:
     """Carry data x (B, *event) from t_min up to t_max along dx = [drift(x, t) - g^2 / 2 score(x,
     t)] dt; no noise is drawn.
@@ -54,93 +45,42 @@ def encode(
     default t_min, as it is. ``solver`` is any that draws no noise; with ``steps=N`` or a ``grid``
     that rises it takes fixed steps: `DDIM` is then DDIM inversion (Song et al. 2021, arXiv
     2010.02502, Section 4.3), explicit, so that N steps up and N steps down differ by an error of
-    order 1 / N. By default `RK45`, or with steps the deterministic default of `sample`. ``dtype``
-    is that of x unless given, float32 at least. All else is as for `sample`.
+    order 1 / N. By default `RK45`, or with steps the deterministic default of `sample`.
 
     Raises ValueError or TypeError before the first evaluation of the network, `SolveError` after
-    it.
+    it. The options are those of `sdediff.options.SolveOptions`:
     """
-    solver = flow_solver("encode", model, solver, steps, grid)
-    kind = state_dtype("x", x, dtype)
-    solving = Solving.checked(
-        model,
-        facts(model),
-        x.shape,
-        Span.encoding(model.sde),
-        solver,
-        steps=steps,
-        grid=grid,
-        t_start=t_start,
-        t_end=t_end,
-        condition=condition,
-        mask=mask,
-        batch_size=batch_size,
-        trajectory=trajectory,
-        callback=callback,
-        progress=progress,
-        max_nfe=max_nfe,
-        on_fail=on_fail,
-        grad=grad,
-        dtype=kind,
-        device=device,
-    )
+    taken = chosen(encode, options)
+    solver = flow_solver("encode", model, solver, steps, taken["grid"])
+    taken["dtype"] = state_dtype("x", x, taken["dtype"])
+    span = Span(model.sde, model.sde.t_min, model.sde.t_max)
+    solving = Solving.checked(model, facts(model), x.shape, span, solver, steps, taken)
     return _carry("encoding", solving, x)
 
 
+@takes(SolveOptions, without=_NOISE)
 def decode(
     model: Model,
     z: Tensor,
     *,
     solver: Solver | None = None,
     steps: int | None = None,
-    grid: Grid | None = None,
-    t_start: float | Tensor | None = None,
-    t_end: float | None = None,
-    condition: Mapping[str, Tensor] | None = None,
-    mask: Tensor | None = None,
-    batch_size: int | None = None,
-    trajectory: bool = False,
-    callback: Callable[[Snapshot], None] | None = None,
-    progress: bool = False,
-    max_nfe: int | None = None,
-    on_fail: Literal["raise", "return"] = "raise",
-    grad: Literal["none", "full", "checkpoint"] = "none",
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
+    **options: Unpack[SolveOptions],
 ) -> Solution:
     """Carry latents z (B, *event) from t_max down to t_min along the probability flow: the inverse
     of `encode`.
 
     The result is the state at the end as it is: ``sample(model, z.shape, x_init=z, last="noisy")``
-    without noise. The arguments are those of `encode`, a ``grid`` falls.
+    without noise. ``solver`` and ``steps`` are those of `encode`.
 
     Raises ValueError or TypeError before the first evaluation of the network, `SolveError` after
-    it.
+    it. The options are those of `sdediff.options.SolveOptions`:
     """
-    solver = flow_solver("decode", model, solver, steps, grid)
-    kind = state_dtype("z", z, dtype)
-    solving = Solving.checked(
-        model,
-        facts(model),
-        z.shape,
-        Span.reverse(model.sde),
-        solver,
-        steps=steps,
-        grid=grid,
-        t_start=t_start,
-        t_end=t_end,
-        condition=condition,
-        mask=mask,
-        batch_size=batch_size,
-        trajectory=trajectory,
-        callback=callback,
-        progress=progress,
-        max_nfe=max_nfe,
-        on_fail=on_fail,
-        grad=grad,
-        dtype=kind,
-        device=device,
-    )
+    taken = chosen(decode, options)
+    solver = flow_solver("decode", model, solver, steps, taken["grid"])
+    taken["dtype"] = state_dtype("z", z, taken["dtype"])
+    span = Span(model.sde, model.sde.t_max, model.sde.t_min)
+    solving = Solving.checked(model, facts(model), z.shape, span, solver, steps, taken)
     return _carry("decoding", solving, z)
 
 

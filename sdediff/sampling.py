@@ -5,15 +5,14 @@ it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal, cast
+from typing import Literal, Unpack, cast
 
 import torch
 from torch import Tensor
 
 from sdediff.arguments import (
-    Grid,
     Span,
     check_seed,
     check_shape,
@@ -25,6 +24,7 @@ from sdediff.arguments import (
     one_stochasticity,
     row_seeds,
 )
+from sdediff.options import SolveOptions, takes
 from sdediff.protocols import Model, facts
 from sdediff.reverse import Reverse
 from sdediff.sde import SDE
@@ -32,7 +32,6 @@ from sdediff.solvers import (
     Failure,
     Noise,
     Options,
-    Snapshot,
     Solution,
     Solver,
     Status,
@@ -42,38 +41,21 @@ from sdediff.solvers import (
 from sdediff.solvers.given import check_choice
 from sdediff.solvers.legs import legs_of
 from sdediff.solvers.masked import masked
-from sdediff.solving import Solving
+from sdediff.solving import Solving, chosen
 from sdediff.suitability import short_of_noise
 
 __all__ = ["sample"]
 
 
+@takes(SolveOptions)
 def sample(
     model: Model,
     shape: Sequence[int],
     *,
     solver: Solver | None = None,
     steps: int | None = None,
-    grid: Grid | None = None,
-    t_start: float | Tensor | None = None,
-    t_end: float | None = None,
-    last: Literal["denoise", "mean", "noisy"] | None = None,
     seed: int | Sequence[int] | None = None,
-    noise: Noise | None = None,
-    x_init: Tensor | None = None,
-    stochasticity: float | Callable[[Tensor], Tensor] | None = None,
-    condition: Mapping[str, Tensor] | None = None,
-    mask: Tensor | None = None,
-    batch_size: int | None = None,
-    trajectory: bool = False,
-    callback: Callable[[Snapshot], None] | None = None,
-    progress: bool = False,
-    max_nfe: int | None = None,
-    on_fail: Literal["raise", "return"] = "raise",
-    grad: Literal["none", "full", "checkpoint"] = "none",
-    compile: bool = False,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
+    **options: Unpack[SolveOptions],
 ) -> Solution:
     """Draw samples of shape ``shape`` = (B, *event) by solving the reverse process from noise at
     t_max to data at t_min.
@@ -82,88 +64,42 @@ def sample(
     `ExponentialMultistep` of order 2 to 4 by N, or `Renoise` where ``stochasticity`` is given
     (docs/solvers.md: the rule and what it was chosen by), or `EulerMaruyama` under an SDE without a
     Gaussian kernel; with neither, `RK45`, or `AdaptiveSDE` where ``stochasticity`` is given.
-    ``steps``, ``grid``: fixed-step solvers take ``steps=N`` intervals, spaced as ``solver.spacing``
-    says (``"central"`` for the default and others in the angle, ``"logistic"`` for the other
-    exponential integrators, else ``"uniform"``, where the SDE's own ``spacing`` counts:
-    ``"karras"`` for `EDM`) unless ``grid`` is another name, a function of N, or an array of falling
-    times.
-    Adaptive solvers take no ``steps``; an array is where they must land. The network is evaluated N
-    times (``solver.evaluations`` times N: 2 or 3 N by the stochastic default; more in the first
-    steps of a multistep solver with ``startup="exact"``), and once more for ``last="denoise"``.
-    ``t_start``, ``t_end``: the span of a grid made from ``steps``, by default the SDE's usable
-    range. A start below t_max needs ``x_init``. ``t_start`` may be (B,), a start for each sample,
-    and an array ``grid`` (N + 1, B).
-    ``last``: ``"denoise"`` ends with one more evaluation, E[x_0 | x]; ``"mean"`` adds no noise in
-    the last stochastic step; ``"noisy"`` returns the state at ``t_end``. Default: ``"denoise"``, or
-    ``"noisy"`` where ``t_end`` is given or there is no Gaussian kernel.
+    ``steps``: the number of intervals N of a solver with fixed steps, spaced as ``grid`` says.
+    Adaptive solvers take none. The network is evaluated N times (``solver.evaluations`` times N: 2
+    or 3 N by the stochastic default; more in the first steps of a multistep solver with
+    ``startup="exact"``), and once more for ``last="denoise"``.
     ``seed``: an int, from which sample i takes seed i of `seeds`, or one int a sample (a group of
-    rows, if the solver has groups); None draws one from the operating system.
-    The result holds the seeds. Sample i depends on its seed alone, not on B; torch's global
-    generator plays no part (``torch.manual_seed`` does nothing here) and is not touched. ``noise``:
-    a noise object in place of seeds. ``x_init``: (B, *event) states at the start, in place of a
-    draw from the prior.
-    ``stochasticity``: lambda >= 0 of dx = [f x - (1 + lambda^2)/2 g^2 score] dt + lambda g dw, a
-    number or a function of t; by default 1 for stochastic solvers. Other solvers admit 0 only.
-    Given without a solver, it chooses a stochastic one. ``condition``: tensors with leading
-    dimension B for the network. ``mask``: which coordinates exist, True or 1, for samples of
-    different sizes in one batch: (B, *event), or its first dimensions, or 1 in place of some. The
-    others are 0 in every state and have no noise, and no norm counts them; a network that needs to
-    know of them takes a condition. ``batch_size``: solve so many samples at a time. ``trajectory``:
-    keep the state at every time of the grid. ``callback``: sees a `Snapshot` after each step.
-    ``progress``: show a bar. ``max_nfe``: no sample has the network evaluated more often; adaptive
-    solvers have a limit of 50,000 by default. ``on_fail``: ``"raise"`` a `SolveError`, or
-    ``"return"`` what there is.
-    ``grad``: ``"full"`` keeps the graph, ``"checkpoint"`` recomputes each step in the backward
-    pass.
-    ``compile``: run the network by torch.compile, with solvers of fixed steps.
-    ``dtype``: of the state, float32 or float64. ``device``: the model's by default; ``x_init`` and
-    ``condition`` are taken there.
+    rows, if the solver has groups); None draws one from the operating system. The result holds the
+    seeds. Sample i depends on its seed alone, not on B; torch's global generator plays no part
+    (``torch.manual_seed`` does nothing here) and is not touched.
 
     States, given or returned, are in the user's units where the model has a `Normalizer`. A
     UserWarning says where the process ends before noise has taken over, for data of the model's
     ``data_std``: samples from the prior are then off.
 
     Raises ValueError or TypeError before the first evaluation of the network, `SolveError` after
-    it.
+    it. The options are those of `sdediff.options.SolveOptions`:
     """
+    taken = chosen(sample, options)
     known = facts(model)
     shape = check_shape(shape)
+    stochasticity, last = taken["stochasticity"], taken["last"]
     if solver is None:
         noisy = stochasticity is not None and (
             callable(stochasticity) or one_stochasticity(stochasticity) != 0
         )
-        solver = default_solver(model.sde, intervals(steps, grid), stochastic=noisy)
+        count = intervals(steps, taken["grid"])
+        solver = default_solver(model.sde, count, stochastic=noisy)
     elif not isinstance(solver, Solver):
         check_solver(solver)
     if last is not None:
         _check_last(model.sde, last)
-    elif t_end is None and "kernel" in model.sde.offers:
+    elif taken["t_end"] is None and "kernel" in model.sde.offers:
         last = "denoise"
-    solving = Solving.checked(
-        model,
-        known,
-        shape,
-        Span.reverse(model.sde),
-        solver,
-        steps=steps,
-        grid=grid,
-        t_start=t_start,
-        t_end=t_end,
-        last="mean" if last == "mean" else "noisy",
-        condition=condition,
-        mask=mask,
-        batch_size=batch_size,
-        trajectory=trajectory,
-        callback=callback,
-        progress=progress,
-        max_nfe=max_nfe,
-        on_fail=on_fail,
-        grad=grad,
-        compile=compile,
-        dtype=dtype,
-        device=device,
-    )
-    return _sampled(solving, seed, noise, x_init, stochasticity, denoise=last == "denoise")
+    span = Span(model.sde, model.sde.t_max, model.sde.t_min)
+    inner: Literal["mean", "noisy"] = "mean" if last == "mean" else "noisy"
+    solving = Solving.checked(model, known, shape, span, solver, steps, taken, inner)
+    return _sampled(solving, seed, taken, denoise=last == "denoise")
 
 
 def _check_last(sde: SDE, last: str) -> None:
@@ -178,9 +114,7 @@ def _check_last(sde: SDE, last: str) -> None:
 def _sampled(
     solving: Solving,
     seed: int | Sequence[int] | None,
-    noise: Noise | None,
-    x_init: Tensor | None,
-    stochasticity: float | Callable[[Tensor], Tensor] | None,
+    options: SolveOptions,
     *,
     denoise: bool,
 ) -> Solution:
@@ -189,6 +123,7 @@ def _sampled(
     times = solving.times
     units = solving.units
     sde = solving.model.sde
+    stochasticity, noise = options["stochasticity"], options["noise"]
     shape = (solving.count, *solving.event)
     device = solving.device
     dtype = solving.dtype
@@ -202,7 +137,7 @@ def _sampled(
     drawn = cast(Noise, noise)
     if solving.mask is not None:
         drawn = masked(drawn, solving.mask)
-    x_start = check_start(sde, x_init, shape, float(times[0].min()), dtype, device)
+    x_start = check_start(sde, options["x_init"], shape, float(times[0].min()), dtype, device)
     # A chain is for a start from noise; of other solves as much is known if the data's scale is.
     declared = solver.times is not None or solving.facts.declared_data_std is not None
     if x_start is None and declared and "kernel" in sde.offers:

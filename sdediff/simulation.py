@@ -80,7 +80,8 @@ def simulate(
             f"{solver!r} integrates no diffusion, and the forward SDE has one; use EulerMaruyama()"
         )
     units = Units(sde.data_std)
-    times = make_times(Span.forward(sde), solver, steps, grid, t_start, t_end, units.unit)
+    span = Span(sde, 0.0, sde.t_max, whole=True)
+    times = make_times(span, solver, steps, grid, t_start, t_end, unit=units.unit)
     check_count(times, len(x_0))
     _ = check_group(solver, len(x_0), None)
     check_choice("on_fail", on_fail, ("raise", "return"))

@@ -9,28 +9,26 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sdediff.arguments import Grid, Span, check_condition, check_device, check_grad, make_times
+from sdediff.arguments import Span, check_condition, check_device, check_grad, make_times
 from sdediff.masks import check_mask
 from sdediff.modules import evaluating
 from sdediff.operator import Operator
+from sdediff.options import DEFAULTS, LikelihoodOptions, SolveOptions
 from sdediff.progress import Bar, progress_bar
 from sdediff.protocols import Facts, Like, Model, Output, Rows, is_model
 from sdediff.reverse import Reverse
-from sdediff.solvers import Monitor, Options, Snapshot, Solution, SolveError, Solver
-from sdediff.solvers.given import callback_of, flag, whole
+from sdediff.solvers import Monitor, Options, Solution, SolveError, Solver
+from sdediff.solvers.given import callback_of, flag, nearest, whole
 from sdediff.solvers.solution import merge
 from sdediff.units import Units
 
-__all__ = ["Solving", "check_count", "check_deterministic", "check_group"]
-
-OnFail = Literal["raise", "return"]
-Grad = Literal["none", "full", "checkpoint"]
+__all__ = ["Solving", "check_count", "check_deterministic", "check_group", "chosen"]
 
 
 def check_deterministic(solver: Solver, what: str) -> Solver:
@@ -58,7 +56,6 @@ class Solving:
     condition: Mapping[str, Tensor]
     batch_size: int
     options: Options
-    raises: bool
     progress: bool
     dtype: torch.dtype
     device: torch.device
@@ -74,74 +71,54 @@ class Solving:
         shape: Sequence[int],
         span: Span,
         solver: Solver,
-        *,
-        steps: int | None = None,
-        grid: Grid | None = None,
-        t_start: float | Tensor | None = None,
-        t_end: float | None = None,
+        steps: int | None,
+        options: SolveOptions,
         last: Literal["mean", "noisy"] = "noisy",
-        condition: Mapping[str, Tensor] | None = None,
-        mask: Tensor | None = None,
-        batch_size: int | None = None,
-        trajectory: bool = False,
-        callback: Callable[[Snapshot], None] | None = None,
-        progress: bool = False,
-        max_nfe: int | None = None,
-        on_fail: OnFail = "raise",
-        compile: bool = False,
-        grad: Grad = "none",
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str | None = None,
     ) -> Self:
-        """From the arguments that `sample` documents; ValueError or TypeError for those that are
-        wrong.
+        """The solve that all ``options`` ask for, as `chosen` returns them; ``last`` is what the
+        solver itself does in its last step. Raises ValueError or TypeError for what is wrong.
         """
         count = shape[0]
+        device, condition, mask = options["device"], options["condition"], options["mask"]
         place = known.device if device is None else check_device(model, known, device)
-        times = make_times(span, solver, steps, grid, t_start, t_end, known.data_std, known.breaks)
+        spacing = (steps, options["grid"], options["t_start"], options["t_end"])
+        times = make_times(span, solver, *spacing, unit=known.data_std, breaks=known.breaks)
         if times.ndim > 1:
             check_count(times, count)
-        trajectory = flag("trajectory", trajectory)
-        progress = flag("progress", progress)
-        max_nfe = None if max_nfe is None else whole("max_nfe", max_nfe, 1)
-        options = Options(last, trajectory, callback, max_nfe, on_fail, grad)
-        if grad != "none":
-            check_grad(grad)
+        callback, max_nfe = options["callback"], options["max_nfe"]
+        if callback is not None:
+            callback_of("callback", callback, "of a Snapshot")
+        max_nfe = None if max_nfe is None else _check_limit(solver, max_nfe)
+        trajectory = flag("trajectory", options["trajectory"])
+        driven = Options(last, trajectory, callback, max_nfe, options["on_fail"], options["grad"])
+        if driven.grad != "none":
+            check_grad(driven.grad)
+        dtype = torch.float32 if options["dtype"] is None else options["dtype"]
         if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 f"the state's dtype must be torch.float32 or torch.float64, got {dtype!r}; the "
                 "network keeps its own"
             )
-        if callback is not None:
-            callback_of("callback", callback, "of a Snapshot")
-        batch_size = None if batch_size is None else whole("batch_size", batch_size, 1)
-        if type(solver.group) is not int or solver.group != 1:
+        batch_size = options["batch_size"]
+        if batch_size is not None or type(solver.group) is not int or solver.group != 1:
             batch_size = check_group(solver, count, batch_size)
-        least = solver.evaluations + (1 if solver.begins else 2)
-        if solver.adaptive and max_nfe is not None and max_nfe < least:
-            raise ValueError(
-                f"{solver!r} takes {least} evaluations to make its first step; raise max_nfe = "
-                f"{max_nfe}"
-            )
         if known.normalizer is not None:
             known.normalizer.check(shape[1:])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             model = _with_nets(model, _local)
-        if flag("compile", compile):
+        if flag("compile", options["compile"]):
             model = _compiled(model, solver)
+        condition = {} if condition is None else check_condition(condition, count, known.net, place)
         return cls(
-            model=_Evaluated(model) if grad == "checkpoint" else model,
+            model=_Evaluated(model) if driven.grad == "checkpoint" else model,
             facts=known,
             count=count,
             solver=solver,
             times=times,
-            condition={}
-            if condition is None
-            else check_condition(condition, count, known.net, place),
+            condition=condition,
             batch_size=batch_size or count,
-            options=replace(options, on_fail="return"),
-            raises=on_fail == "raise",
-            progress=progress,
+            options=driven,
+            progress=flag("progress", options["progress"]),
             dtype=dtype,
             device=place,
             units=Units(known.data_std, known.normalizer),
@@ -172,14 +149,14 @@ class Solving:
 
     def run(self, title: str, part: Callable[[Tensor, Options], Solution]) -> Solution:
         """``part(rows, options)`` of ``batch_size`` samples at a time, joined; `SolveError` if a
-        sample failed and ``raises``.
+        sample failed and ``on_fail`` is "raise".
         """
         parts = []
         shown = progress_bar(title, total=self.count, show=True) if self.progress else nullcontext()
         with torch.inference_mode(False), evaluating(self.model), shown as bar:
             for first in range(0, self.count, self.batch_size):
                 rows = torch.arange(first, min(first + self.batch_size, self.count))
-                options = self.options
+                options = replace(self.options, on_fail="return")
                 if bar is not None:
                     options = replace(options, progress=partial(_show, bar, first, len(rows)))
                 if options.callback is not None:
@@ -187,9 +164,24 @@ class Solving:
                     options = replace(options, callback=shown_outside)
                 parts.append(part(rows, options))
         solution = parts[0] if len(parts) == 1 else merge(parts)
-        if solution.failures and self.raises:
+        if solution.failures and self.options.on_fail == "raise":
             raise SolveError(solution)
         return solution
+
+
+def chosen(function: Any, options: SolveOptions) -> LikelihoodOptions:
+    """All options: those that ``function``, which `takes` decorates, was given, and the others as
+    they are by default. Raises TypeError for one that it does not take, with the nearest name.
+    """
+    taken = function.__signature__.parameters
+    for name in options:
+        if name not in taken:
+            own = ", ".join(known for known in taken if known in DEFAULTS)
+            raise TypeError(
+                f"{function.__name__} takes no option {name!r}{nearest(name, taken)}; its options "
+                f"are {own}"
+            )
+    return cast(LikelihoodOptions, {**DEFAULTS, **options})
 
 
 def check_count(times: Tensor, count: int) -> None:
@@ -201,8 +193,23 @@ def check_count(times: Tensor, count: int) -> None:
         )
 
 
+def _check_limit(solver: Solver, max_nfe: int) -> int:
+    """Return ``max_nfe``; a ValueError unless it is a positive int, and enough for a step of an
+    adaptive ``solver``.
+    """
+    max_nfe = whole("max_nfe", max_nfe, 1)
+    least = solver.evaluations + (1 if solver.begins else 2)
+    if solver.adaptive and max_nfe < least:
+        raise ValueError(
+            f"{solver!r} takes {least} evaluations to make its first step; raise max_nfe = "
+            f"{max_nfe}"
+        )
+    return max_nfe
+
+
 def check_group(solver: Solver, count: int, batch_size: int | None) -> int | None:
     """A batch size that splits no group of rows; a ValueError where there is none."""
+    batch_size = None if batch_size is None else whole("batch_size", batch_size, 1)
     group = whole(f"{type(solver).__name__}: group", solver.group, 1)
     if group == 1:
         return batch_size

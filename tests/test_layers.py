@@ -264,7 +264,7 @@ def no_catch_all(module):
     """A public function has no **kwargs, where a typo would go unnoticed.
 
     **condition goes to the network by name, and **extras are the names of an answer's further
-    outputs.
+    outputs. ``**options: Unpack[Record]`` has its names in the record.
     """
     yield from catch_alls(module.tree)
 
@@ -275,8 +275,10 @@ def catch_alls(scope):
         if isinstance(node, ast.ClassDef) and public:
             yield from catch_alls(node)
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and public:
-            if node.args.kwarg is not None and node.args.kwarg.arg not in ("condition", "extras"):
-                yield node.lineno, f"{node.name} takes **{node.args.kwarg.arg}: name the parameters"
+            rest = node.args.kwarg
+            named = rest is None or rest.arg in ("condition", "extras")
+            if not named and ast.unparse(rest.annotation or rest)[:7] != "Unpack[":
+                yield node.lineno, f"{node.name} takes **{rest.arg}: name the parameters"
         elif isinstance(node, ast.If | ast.Try | ast.With):
             yield from catch_alls(node)
 
@@ -362,6 +364,7 @@ CAUGHT = {
         "def f(**kwargs): ...",
         "class A:\n    def f(self, x, **options): ...",
         "class A:\n    def __init__(self, **kw): ...",
+        "def f(**options: Any): ...",
     ],
 }
 
@@ -399,6 +402,7 @@ PASSED = {
     ],
     "no_catch_all": [
         "def f(x, **condition): ...",
+        "def f(x, **options: Unpack[Options]): ...",
         "class A:\n    def __init__(self, value, **extras): ...",
         "def _f(**kwargs): ...",
         "class _A:\n    def f(self, **k): ...",

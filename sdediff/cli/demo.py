@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sdediff.checkpoint import load, read_config
 from sdediff.cli.names import check_device
@@ -64,29 +64,19 @@ class Family(NamedTuple):
     name: str
     title: str
     solver: Solver
-    arguments: dict[str, Any]
-    """Of `sample`, beside the solver."""
+    steps: int | None = None
+    grid: str | None = None
 
 
 def families(sde: VP) -> list[Family]:
     """The five families. Fixed steps are finer near the data, where the digits take shape."""
     pair = PredictorCorrector(ReverseDiffusion(), Langevin())
     return [
-        Family(
-            "euler-maruyama",
-            "reverse SDE, Euler-Maruyama",
-            EulerMaruyama(),
-            {"steps": 80, "grid": "quadratic"},
-        ),
-        Family("adaptive-sde", "reverse SDE, a step size a sample", AdaptiveSDE(), {}),
-        Family(
-            "predictor-corrector",
-            "predictor-corrector, Langevin",
-            pair,
-            {"steps": 50, "grid": "quadratic"},
-        ),
-        Family("ode", "probability-flow ODE, RK45", _ODE, {}),
-        Family("ddpm", "DDPM, ancestral steps", DDPM.from_sde(sde, 80), {}),
+        Family("euler-maruyama", "reverse SDE, Euler-Maruyama", EulerMaruyama(), 80, "quadratic"),
+        Family("adaptive-sde", "reverse SDE, a step size a sample", AdaptiveSDE()),
+        Family("predictor-corrector", "predictor-corrector, Langevin", pair, 50, "quadratic"),
+        Family("ode", "probability-flow ODE, RK45", _ODE),
+        Family("ddpm", "DDPM, ancestral steps", DDPM.from_sde(sde, 80)),
     ]
 
 
@@ -166,11 +156,12 @@ def _family(
             model,
             (count, 1, 8, 8),
             solver=family.solver,
+            steps=family.steps,
+            grid=family.grid,
             seed=seed,
             callback=lambda snapshot: bar.update(
                 snapshot.done, f"evaluations {int(snapshot.nfe.max())}"
             ),
-            **family.arguments,
         )
     seconds = time.perf_counter() - began
     save_png(image_grid(solution.x[:100].cpu()), out / f"{family.name}.png")

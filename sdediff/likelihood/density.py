@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Final, Unpack
 
 import torch
 from torch import Tensor
 
-from sdediff.arguments import Grid, Span, check_seed, check_solver
+from sdediff.arguments import Span, check_seed, check_solver
 from sdediff.encoding import state_dtype
 from sdediff.likelihood.augmented import Augmented
-from sdediff.likelihood.estimate import Estimate, Kind, Probe
+from sdediff.likelihood.estimate import Estimate
+from sdediff.options import LikelihoodOptions, takes
 from sdediff.protocols import Model, facts
 from sdediff.reverse import Reverse
 from sdediff.sde import Prior
@@ -20,10 +21,22 @@ from sdediff.solvers import RK45, Failure, Options, RungeKutta4, Solution, Solve
 from sdediff.solvers.clock import clock
 from sdediff.solvers.given import real
 from sdediff.solvers.legs import snapped
-from sdediff.solving import Solving, check_deterministic
+from sdediff.solving import Solving, check_deterministic, chosen
 from sdediff.units import Units
 
-__all__ = ["LogProb", "log_prob"]
+__all__ = ["FIXED", "LogProb", "log_prob"]
+
+FIXED: Final = (
+    "t_end",
+    "last",
+    "noise",
+    "x_init",
+    "stochasticity",
+    "trajectory",
+    "callback",
+    "compile",
+)
+"""What is fixed: the flow from given states to the prior, of which the ends alone are kept."""
 
 
 @dataclass(frozen=True)
@@ -73,27 +86,15 @@ class LogProb:
         )
 
 
+@takes(LikelihoodOptions, without=FIXED)
 def log_prob(
     model: Model,
     x: Tensor,
     *,
     solver: Solver | None = None,
     steps: int | None = None,
-    grid: Grid | None = None,
-    t_start: float | None = None,
-    divergence: Kind = "exact",
-    probes: int | None = None,
-    probe: Probe = "hadamard",
     seed: int | Sequence[int] | None = None,
-    condition: Mapping[str, Tensor] | None = None,
-    mask: Tensor | None = None,
-    batch_size: int | None = None,
-    progress: bool = False,
-    max_nfe: int | None = None,
-    on_fail: Literal["raise", "return"] = "raise",
-    grad: Literal["none", "full", "checkpoint"] = "none",
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
+    **options: Unpack[LikelihoodOptions],
 ) -> LogProb:
     """Log-density of x (B, *event) under the law that the probability flow carries from the prior
     to ``t_start``, in nats.
@@ -109,55 +110,30 @@ def log_prob(
     the angle arctan(sigma / (0.4 alpha)). Steps are accepted with an error of the state up to the
     tolerance, and of the log-density over the number d of coordinates up to a tenth of it.
     ``grid``: rising times to t_max; ``steps=N`` alone are uniform in the angle.
-    ``divergence``: ``"exact"`` by d vector-Jacobian products an evaluation; ``"hutchinson"`` by
-    ``probes`` of them, unbiased, with a standard error; ``"hutch++"`` by ``probes`` too, a third of
-    which find the dominant directions, better where these are few. All share the one forward pass
-    with the drift. ``probes``: 8 (hutch++: 12) unless given, d at most with Hadamard probes.
-    ``probe``: ``"hadamard"`` for orthogonal signs, of variance times (d - k) / (d - 1) and exact at
-    k = d (with d such that there is a Hadamard matrix, as there is for nearly all multiples of 4;
-    the next such n takes the place of d otherwise), ``"rademacher"`` for independent signs,
-    ``"gaussian"`` for normals. They are drawn once for the solve, for sample i from its own
-    ``seed`` (as in `sample`), so that every sample is the same in any batch.
-    ``grad``: ``"full"`` keeps the graph, to x and to the network's parameters; a compiled network
-    has no second derivatives and cannot. ``dtype``: what a network without parameters sees, by
-    default that of x, float32 at least; the latents have it. ``mask``: as in `sample`; the density
-    is that of the coordinates that exist. Under a `Normalizer` x, the latents and the density are
-    in the user's units: log p(y) = log p((y - mean) / std) - sum of log std.
-    ``condition``, ``batch_size``, ``progress``, ``max_nfe``, ``on_fail``, ``device``: as in
-    `sample`. A network whose backward pass does not go through torch.func's vmap (a compiled one)
-    has its products one by one: k or d backward passes an evaluation.
+    ``seed``: the seeds of the probes, as in `sample`, so that every sample is the same in any
+    batch. A network whose backward pass does not go through torch.func's vmap (a compiled one) has
+    its products one by one: k or d backward passes an evaluation.
+
+    Under a `Normalizer` x, the latents and the density are in the user's units: log p(y) =
+    log p((y - mean) / std) - sum of log std.
 
     Raises ValueError or TypeError before the first evaluation of the network, `SolveError` after
-    it.
+    it. The options are those of `sdediff.options.LikelihoodOptions`:
     """
+    taken = chosen(log_prob, options)
     known = facts(model)
     prior = _prior(model)
-    if t_start is not None:
-        t_start = real("t_start", t_start, "; all samples of a call share it: call once for each")
+    if taken["t_start"] is not None:
+        hint = "; all samples of a call share it: call once for each"
+        taken["t_start"] = real("t_start", taken["t_start"], hint)
     solver = _solver(solver, fixed=steps is not None)
-    kind = state_dtype("x", x, dtype)
-    estimate = Estimate.checked(divergence, probes, probe, x[0].numel())
-    solving = Solving.checked(
-        model,
-        known,
-        x.shape,
-        Span.encoding(model.sde),
-        solver,
-        steps=steps,
-        grid=grid,
-        t_start=t_start,
-        condition=condition,
-        mask=mask,
-        batch_size=batch_size,
-        progress=progress,
-        max_nfe=max_nfe,
-        on_fail=on_fail,
-        grad=grad,
-        dtype=kind,
-        device=device,
-    )
+    taken["dtype"] = state_dtype("x", x, taken["dtype"])
+    method = (taken["divergence"], taken["probes"], taken["probe"])
+    estimate = Estimate.checked(*method, x[0].numel())
+    span = Span(model.sde, model.sde.t_min, model.sde.t_max)
+    solving = Solving.checked(model, known, x.shape, span, solver, steps, taken)
     _check_end(solving)
-    if steps is not None and grid is None and "kernel" in model.sde.offers:
+    if steps is not None and taken["grid"] is None and "kernel" in model.sde.offers:
         solving = replace(
             solving, times=snapped(_angular(model, solving.times), solving.facts.breaks)
         )
@@ -178,7 +154,7 @@ def log_prob(
                 replace(f, t=float(problem.time(torch.tensor(f.t, dtype=torch.float64))))
                 for f in found.failures
             ]
-            with torch.set_grad_enabled(grad != "none"):
+            with torch.set_grad_enabled(options.grad != "none"):
                 return replace(
                     found, x=problem.end(found.x), times=solving.times, failures=tuple(failures)
                 )

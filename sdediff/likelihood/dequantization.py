@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal
+from typing import Final, Literal, Unpack
 
 import torch
 from torch import Tensor
 
 from sdediff.arguments import check_condition, check_model, check_seed, check_shape, check_states
 from sdediff.calls import check_floating
-from sdediff.likelihood.density import log_prob
-from sdediff.likelihood.estimate import Kind, Probe
+from sdediff.likelihood.density import FIXED, log_prob
 from sdediff.objectives.bins import Bins
+from sdediff.options import LikelihoodOptions, takes
 from sdediff.protocols import Model, facts
 from sdediff.solvers import Failure, Solver, White
 from sdediff.solvers.given import check_choice, whole
+from sdediff.solving import chosen
 
 __all__ = ["BitsPerDim", "bits_per_dim"]
 
@@ -56,6 +57,7 @@ class BitsPerDim:
         )
 
 
+@takes(LikelihoodOptions, without=(*FIXED, "grid", "t_start", "mask", "grad"))
 def bits_per_dim(
     model: Model,
     x: Tensor,
@@ -65,17 +67,8 @@ def bits_per_dim(
     draws: int = 1,
     solver: Solver | None = None,
     steps: int | None = None,
-    divergence: Kind = "exact",
-    probes: int | None = None,
-    probe: Probe = "hadamard",
     seed: int | Sequence[int] | None = None,
-    condition: Mapping[str, Tensor] | None = None,
-    batch_size: int | None = None,
-    progress: bool = False,
-    max_nfe: int | None = None,
-    on_fail: Literal["raise", "return"] = "raise",
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
+    **options: Unpack[LikelihoodOptions],
 ) -> BitsPerDim:
     """An upper bound on -log_2 P(x) / d for data x (B, *event) of which every coordinate has one of
     the values of ``bins``.
@@ -95,12 +88,13 @@ def bits_per_dim(
     standard deviation sigma / alpha at t_min, cut to the bin (Zheng et al. 2023, arXiv 2305.03935,
     Section 4.1), which makes of x what the model saw of it at t_min. ``draws`` > 1 needs the exact
     divergence: the noise of probes in log p does not average to the bound. One draw with probes is
-    unbiased for the bound's expectation. Sample i draws from its own ``seed`` alone. The other
-    arguments are those of `log_prob`; ``batch_size`` counts draws.
+    unbiased for the bound's expectation. Sample i draws from its own ``seed`` alone.
+    ``solver`` and ``steps`` are those of `log_prob`; ``batch_size`` counts draws.
 
     Raises ValueError or TypeError before the first evaluation of the network, `SolveError` after
-    it.
+    it. The options are those of `sdediff.options.LikelihoodOptions`:
     """
+    taken = chosen(bits_per_dim, options)
     check_model(model)
     if not isinstance(x, Tensor):
         check_floating("x", x)
@@ -109,6 +103,7 @@ def bits_per_dim(
     width = bins.spacing
     check_choice("dequantization", dequantization, ("uniform", "truncated-normal"))
     draws = whole("draws", draws, 1)
+    divergence = taken["divergence"]
     if draws > 1 and divergence != "exact":
         raise ValueError(
             f"a bound by {draws} draws needs divergence='exact': by Jensen's inequality the "
@@ -126,26 +121,12 @@ def bits_per_dim(
         if normalizer is None
         else normalizer.denormalize(alpha * normalizer.normalize(states))
     )
-    found = log_prob(
-        model,
-        states,
-        solver=solver,
-        steps=steps,
-        divergence=divergence,
-        probes=probes,
-        probe=probe,
-        seed=seeds * draws,
-        condition={
-            k: v.repeat(draws, *(1,) * (v.ndim - 1))
-            for k, v in check_condition(condition, len(x), known.net).items()
-        },
-        batch_size=batch_size,
-        progress=progress,
-        max_nfe=max_nfe,
-        on_fail=on_fail,
-        dtype=torch.promote_types(x.dtype, torch.float32) if dtype is None else dtype,
-        device=device,
-    )
+    given = check_condition(taken["condition"], len(x), known.net)
+    options["condition"] = {
+        name: value.repeat(draws, *(1,) * (value.ndim - 1)) for name, value in given.items()
+    }
+    options["dtype"] = taken["dtype"] or torch.promote_types(x.dtype, torch.float32)
+    found = log_prob(model, states, solver=solver, steps=steps, seed=seeds * draws, **options)
     log_weights = found.value.reshape(draws, -1) + d * math.log(alpha) - log_q.to(found.value)
     status = found.status.reshape(draws, -1)
     return BitsPerDim(

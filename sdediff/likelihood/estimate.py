@@ -7,20 +7,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self, get_args
+from typing import Self, get_args
 
 import torch
 from torch import Tensor
 
 from sdediff.likelihood.divergence import Divergence, Exact, Hutchinson, HutchPlusPlus
 from sdediff.likelihood.probes import make_probes, population
+from sdediff.options import Kind, Probe
 from sdediff.solvers.given import check_choice, whole
 
-__all__ = ["Estimate", "Kind", "Probe"]
+__all__ = ["Estimate"]
 
 _LARGEST = 2**12
-Kind = Literal["exact", "hutchinson", "hutch++"]
-Probe = Literal["hadamard", "rademacher", "gaussian"]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Final, Unpack
 
 import torch
 from torch import Tensor
@@ -15,14 +15,28 @@ from sdediff.arguments import check_shape
 from sdediff.objectives.denoising import DenoisingScoreMatching, FlowMatching
 from sdediff.objectives.objective import DrawingObjective
 from sdediff.objectives.timed import check_loss, check_loss_call
+from sdediff.options import SolveOptions, takes
 from sdediff.protocols import Model
 from sdediff.sampling import sample
 from sdediff.solvers import Solver, White, seeds
 from sdediff.solvers.given import Record
+from sdediff.solving import chosen
 
 __all__ = ["ConditionDropout", "Coupled", "reflow"]
 
+_PAIRED: Final = (
+    "t_start",
+    "noise",
+    "x_init",
+    "stochasticity",
+    "mask",
+    "trajectory",
+    "on_fail",
+)
+"""With these a sample would not be what the flow makes of the noise of its seed."""
 
+
+@takes(SolveOptions, without=_PAIRED)
 def reflow(
     model: Model,
     shape: Sequence[int],
@@ -30,9 +44,7 @@ def reflow(
     solver: Solver | None = None,
     steps: int | None = None,
     seed: int = 0,
-    condition: Mapping[str, Tensor] | None = None,
-    batch_size: int | None = None,
-    progress: bool = False,
+    **options: Unpack[SolveOptions],
 ) -> Tensor:
     """Pairs (count, 2, *event) of what the probability flow makes of noise, and that noise: the
     data of `Coupled`.
@@ -40,24 +52,16 @@ def reflow(
     The data are in the user's units where the model has a `Normalizer`, the noise is standard
     normal always. ``shape`` is (count, *event); solver and steps are those of `sample`, RK45 by
     default. Trained on such pairs, a flow is straighter and takes fewer steps (Liu et al. 2023,
-    arXiv 2209.03003, section 2.2).
+    arXiv 2209.03003, section 2.2). The options are those of `sdediff.options.SolveOptions`:
     """
+    _ = chosen(reflow, options)
     if solver is not None and getattr(solver, "stochastic", False):
         raise ValueError(
             f"{solver!r} draws noise along the way: pairs are made by the probability flow, with "
             "RK45() say"
         )
     shape = check_shape(shape)
-    out = sample(
-        model,
-        shape,
-        solver=solver,
-        steps=steps,
-        seed=seed,
-        condition=condition,
-        batch_size=batch_size,
-        progress=progress,
-    )
+    out = sample(model, shape, solver=solver, steps=steps, seed=seed, **options)
     noise = (
         White(seeds(seed, shape[0]), shape[1:], dtype=out.x.dtype, device=out.x.device)
         .at(0)

@@ -166,9 +166,8 @@ def check_equivalence(
         )
         own = fixed.times is not None
         free = not own and not fixed.adaptive and intervals(steps, grid) is None
-        times = make_times(
-            Span.reverse(process), fixed, _STEPS if free else steps, grid, None, None
-        )
+        span = Span(process, process.t_max, process.t_min)
+        times = make_times(span, fixed, _STEPS if free else steps, grid, None, None)
         lams = tuple(
             check_stochasticity(each, stochasticity if each.diffuses else None, times)
             for each in pair
