@@ -7,7 +7,6 @@ x = 2 (v - low) / (high - low) - 1        v in [low, high]: the stored pixel val
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sdediff._extras import require
+from sdediff.array_files import (
+    channels_first,
+    check_array,
+    check_labels,
+    read_arrays,
+    value_range,
+)
 from sdediff.solvers.given import flag, nearest, plain, whole
 
 __all__ = ["Dataset", "load_data", "split"]
@@ -36,9 +42,6 @@ _SUFFIXES: Final = (
     ".tiff",
     ".webp",
 )
-_CHANNELS: Final = (1, 3, 4)
-_DATA_KEYS: Final = ("x", "images", "data")
-_LABEL_KEYS: Final = ("labels", "y")
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +112,7 @@ def load_data(spec: str | Path, *, image_size: int | None = None, raw: bool = Fa
         raise ValueError(
             f"{path} is no folder of images, no .npy and no .npz file: pass one of these"
         )
-    return _from_array(*_read_arrays(path), path, size, raw)
+    return _from_array(*read_arrays(path), path, size, raw)
 
 
 def split(dataset: Dataset, held_out: int, seed: int = 0) -> tuple[Dataset, Dataset]:
@@ -286,40 +289,11 @@ def _read_image(file: Path) -> NDArray[Any]:
     return pixels
 
 
-def _read_arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """The data array of a file, and its labels."""
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded, None
-        with loaded:
-            keys = list(loaded.files)
-            labels = [key for key in _LABEL_KEYS if key in keys]
-            data = [key for key in _DATA_KEYS if key in keys] or [
-                key for key in keys if key not in labels
-            ]
-            clear = len(data) == 1 and len(labels) <= 1
-            found = [loaded[key] for key in data + labels] if clear else []
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        reason = "it holds dtype object" if "Object arrays" in reason else reason
-        raise ValueError(
-            f"cannot read {path} ({reason}): expected numbers written by np.save or np.savez"
-        ) from error
-    if not clear:
-        wanted = "one array, or one named x, images or data; and labels or y, not both"
-        raise ValueError(
-            f"{path} holds {', '.join(keys) or 'nothing'}: expected {wanted}; use np.savez(path, "
-            "x=x)"
-        )
-    return found[0], found[1] if labels else None
-
-
 def _from_array(
     array: NDArray[Any], labels: NDArray[Any] | None, path: Path, size: int | None, raw: bool
 ) -> Dataset:
-    _check_array(array, path)
-    known = None if labels is None else _check_labels(labels, len(array), path)
+    check_array(array, path)
+    known = None if labels is None else check_labels(labels, len(array), path)
     if array.dtype.kind == "f":
         # what float32 cannot hold becomes inf, which is refused next
         with np.errstate(over="ignore"):
@@ -352,76 +326,6 @@ def _from_array(
             math.nan,
             is_image=False,
         )
-    low, high = _value_range(array, path)
-    dataset = _scaled(_channels_first(array, path), known, path.stem, low, high)
+    low, high = value_range(array, path)
+    dataset = _scaled(channels_first(array, path), known, path.stem, low, high)
     return dataset if size is None else replace(dataset, x=_resize(dataset.x, size))
-
-
-def _check_array(array: NDArray[Any], path: Path) -> None:
-    got = f"{path} has dtype {array.dtype} and shape {array.shape}"
-    if array.dtype.kind not in "biuf":
-        raise ValueError(f"{got}: expected uint8, bool or float numbers; convert it with .astype")
-    if array.ndim not in (2, 3, 4):
-        wanted = "points (N, d) or images (N, H, W), (N, C, H, W) or (N, H, W, C)"
-        raise ValueError(f"{got}, rank {array.ndim}: expected {wanted}; reshape it")
-    if array.size == 0:
-        raise ValueError(
-            f"{got}, which is empty: expected at least 2 samples; check how it was written"
-        )
-    if len(array) < 2:
-        raise ValueError(
-            f"{got}, one sample: expected at least 2 along the first axis; add more, or a first "
-            "axis"
-        )
-
-
-def _check_labels(labels: NDArray[Any], count: int, path: Path) -> NDArray[np.int64]:
-    if labels.dtype.kind not in "biu" or labels.shape != (count,):
-        got = f"{labels.dtype} of shape {labels.shape}"
-        raise ValueError(
-            f"the labels in {path} are {got}: expected integers of shape ({count},), one for "
-            "each sample"
-        )
-    return labels.astype(np.int64)
-
-
-def _value_range(array: NDArray[Any], path: Path) -> tuple[float, float]:
-    """The range that becomes [-1, 1], from the type and the values of images."""
-    least, most = float(array.min()), float(array.max())
-    got = f"{path} has images with values from {least:g} to {most:g}"
-    if array.dtype == np.uint8:
-        if most > 1:
-            return 0.0, 255.0
-        raise ValueError(
-            f"{got}: expected 0 to 255; if they are masks, save them with .astype(bool)"
-        )
-    if array.dtype.kind in "iu":
-        raise ValueError(
-            f"{got}: expected uint8, bool or float, not {array.dtype}; use .astype('uint8') for "
-            "0..255, or floats in [0, 1]"
-        )
-    slack = 1e-6  # rounding of a division by 255, say
-    if least < -1 - slack or most > 1 + slack:
-        raise ValueError(
-            f"{got}: expected [0, 1] or [-1, 1]; scale them, save 0..255 as uint8, "
-            "or take them as they are and let a normalizer standardise them (raw, --raw on the "
-            "command line)"
-        )
-    return (-1.0 if least < -slack else 0.0), 1.0
-
-
-def _channels_first(array: NDArray[Any], path: Path) -> NDArray[Any]:
-    """(N, C, H, W) from (N, H, W), (N, C, H, W) or (N, H, W, C)."""
-    if array.ndim == 3:
-        return array[:, None]
-    _, a, b, c = array.shape
-    first, last = a in _CHANNELS, c in _CHANNELS
-    if not first and not last:
-        wanted = "1, 3 or 4 channels on axis 1 (N, C, H, W) or on the last axis (N, H, W, C)"
-        raise ValueError(
-            f"{path} has rank 4, shape {array.shape}: expected {wanted}; transpose or drop channels"
-        )
-    # small images: the reading in which they are square, (N, C, H, W) when that does not tell
-    if first and last:
-        first = b == c or a != b
-    return array if first else array.transpose(0, 3, 1, 2)

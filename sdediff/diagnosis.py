@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -120,12 +121,7 @@ def diagnose(
         .at(0)
         .normal("probe")
     )
-    most, least = sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)).tolist()
-    middle = -2 * math.log(2 * sde.sigma_data)  # 0 for published schedules
-    high, low = (min(max(middle + each, least), most) for each in (4.0, -4.0))
-    levels = torch.linspace(high, low, len(x_0), dtype=torch.float64)
-    order = torch.randperm(len(levels), generator=torch.Generator().manual_seed(seed % 2**63))
-    t = sde.time_of(levels[order]).clamp(sde.t_min, sde.t_max)
+    t = _times(sde, len(x_0), seed)
     x_t = sde.perturb(x_0, t, noise)
     spread = float(x_0.std())
     alpha, sigma = sde.alpha(t), sde.sigma(t)
@@ -156,3 +152,14 @@ def diagnose(
             wrong = expand(a, x_t) * x_t + expand(b, x_t) * answers[scaled] - x_0
             errors[name] = float((expand(unit, wrong) * wrong.square()).mean(dtype=torch.float64))
     return Diagnosis(declared, errors, amiss or "")
+
+
+def _times(sde: Any, count: int, seed: int) -> Tensor:
+    """Times (count,) at log-SNRs that are evenly spread over [-4, 4], in an order of the seed."""
+    most, least = sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)).tolist()
+    middle = -2 * math.log(2 * sde.sigma_data)  # 0 for published schedules
+    high, low = (min(max(middle + each, least), most) for each in (4.0, -4.0))
+    levels = torch.linspace(high, low, count, dtype=torch.float64)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed % 2**63))
+    times: Tensor = sde.time_of(levels[order])
+    return times.clamp(sde.t_min, sde.t_max)

@@ -22,6 +22,19 @@ Device = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="makes the result reproducible", min=0)]
 Quiet = Annotated[bool, typer.Option("--quiet", help="print nothing but errors and warnings")]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="go on from the run folder's last checkpoint; start if there is no run yet",
+    ),
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite", help="replace a run that is there, when the first checkpoint is complete"
+    ),
+]
 
 
 @contextmanager
@@ -50,19 +63,8 @@ def train(
     ] = "digits",
     steps: Annotated[int, typer.Option(help="training steps", min=1)] = 10_000,
     checkpoint_every: Annotated[int, typer.Option(help="steps between checkpoints", min=1)] = 1000,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="go on from the run folder's last checkpoint; start if there is no run yet",
-        ),
-    ] = False,
-    overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite", help="replace a run that is there, when the first checkpoint is complete"
-        ),
-    ] = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
     batch_size: Annotated[int, typer.Option(help="samples a step", min=1)] = 128,
     lr: Annotated[float, typer.Option(help="learning rate at its peak")] = 1e-3,
     weighting: Annotated[str, typer.Option(help="of the loss: edm, sigma2 or likelihood")] = "edm",

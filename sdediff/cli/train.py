@@ -13,6 +13,7 @@ from sdediff.networks import initialised, network_for
 from sdediff.normalizer import Normalizer
 from sdediff.objectives import DenoisingScoreMatching
 from sdediff.run_folder import check_ours
+from sdediff.sde import SDE
 from sdediff.training import fit
 
 __all__ = ["about", "run"]
@@ -56,30 +57,10 @@ def run(
     process = make_sde(sde)
     loss = DenoisingScoreMatching(weighting, times, stratified=True)
     place = check_device(device)
-    dataset = load_data(data, image_size=image_size, raw=raw)
-    if dataset.labels is not None and data.endswith(".npz") and not ignore_labels:
-        raise ValueError(
-            f"{data} holds labels, and the networks of the command line take none: pass "
-            "--ignore-labels to train without them, "
-            "or train a network of your own in Python, sdediff.fit(model, x, "
-            "condition={'labels': labels})"
-        )
-    event = tuple(dataset.x.shape[1:])
-    # Images are in [-1, 1] by now; points and raw arrays come in any units, and their samples go
-    # back to those.
-    normalizer = None if dataset.is_image else Normalizer.of(dataset.x)
-    spread = 1.0 if normalizer else round(float(dataset.x.std()), 3)
-    net = initialised(partial(network_for, event), seed)
-    model = ScoreModel(net, process, "edm", sigma_data=spread, normalizer=normalizer)
+    dataset = _dataset(data, image_size, raw, ignore_labels)
+    model = _model(dataset, process, seed)
     if not quiet:
-        size = sum(p.numel() for p in model.parameters())
-        print(
-            f"{len(dataset.x)} samples of shape {event} from {dataset.name}; {size / 1e6:.2f} M "
-            f"parameters on {place}",
-            file=sys.stderr,
-        )
-        if normalizer:
-            print(f"data are standardised, samples are not: {normalizer}", file=sys.stderr)
+        _tell(dataset, model, place)
     fit(
         model,
         dataset.x,
@@ -102,3 +83,40 @@ def run(
             f"wrote {out}; draw from it with: sdediff sample {out} --out "
             f"samples.{'png' if dataset.is_image else 'npy'}"
         )
+
+
+def _dataset(data: str, image_size: int | None, raw: bool, ignore_labels: bool) -> Dataset:
+    """The data of this name or path; a ValueError for labels that nobody said to ignore."""
+    dataset = load_data(data, image_size=image_size, raw=raw)
+    if dataset.labels is not None and data.endswith(".npz") and not ignore_labels:
+        raise ValueError(
+            f"{data} holds labels, and the networks of the command line take none: pass "
+            "--ignore-labels to train without them, "
+            "or train a network of your own in Python, sdediff.fit(model, x, "
+            "condition={'labels': labels})"
+        )
+    return dataset
+
+
+def _model(dataset: Dataset, sde: SDE, seed: int) -> ScoreModel:
+    """An untrained model of these data.
+
+    Images are in [-1, 1] already. Points and raw arrays come in any units, and samples go back to
+    those.
+    """
+    normalizer = None if dataset.is_image else Normalizer.of(dataset.x)
+    spread = 1.0 if normalizer else round(float(dataset.x.std()), 3)
+    net = initialised(partial(network_for, tuple(dataset.x.shape[1:])), seed)
+    return ScoreModel(net, sde, "edm", sigma_data=spread, normalizer=normalizer)
+
+
+def _tell(dataset: Dataset, model: ScoreModel, device: str | None) -> None:
+    """Print what is trained, and on what."""
+    size = sum(p.numel() for p in model.parameters())
+    print(
+        f"{len(dataset.x)} samples of shape {tuple(dataset.x.shape[1:])} from {dataset.name}; "
+        f"{size / 1e6:.2f} M parameters on {device}",
+        file=sys.stderr,
+    )
+    if model.normalizer is not None:
+        print(f"data are standardised, samples are not: {model.normalizer}", file=sys.stderr)

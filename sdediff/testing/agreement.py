@@ -160,14 +160,7 @@ def check_equivalence(
         )
     runs = []
     for pair, process, models, name in _pairs(a, b, sde, solver, law):
-        fixed = next(
-            (each for each in pair if each.times is not None),
-            next((each for each in pair if not each.adaptive), pair[0]),
-        )
-        own = fixed.times is not None
-        free = not own and not fixed.adaptive and intervals(steps, grid) is None
-        span = Span(process, process.t_max, process.t_min)
-        times = make_times(span, fixed, _STEPS if free else steps, grid, None, None)
+        times = _times(pair, process, steps, grid)
         lams = tuple(
             check_stochasticity(each, stochasticity if each.diffuses else None, times)
             for each in pair
@@ -178,20 +171,9 @@ def check_equivalence(
             if isinstance(a, Solver)
             else (f"a ({models[0].predicts})", f"b ({models[1].predicts})")
         )
-        runs.append(
-            (
-                name,
-                Run(
-                    case,
-                    pair,
-                    models,
-                    lams,
-                    labels,
-                    bound,
-                    refinable=not own and not any(s.adaptive for s in pair),
-                ),
-            )
-        )
+        refinable = not any(each.adaptive or each.times is not None for each in pair)
+        run = Run(case, pair, models, lams, labels, bound, refinable=refinable)
+        runs.append((name, run))
     with torch.inference_mode(False), torch.no_grad():
         findings = [_compared(name, run) for name, run in runs]
     one, other = runs[0][1].models
@@ -241,6 +223,18 @@ def _pairs(
     raise TypeError(
         f"check_equivalence takes two solvers or two ScoreModels, got {a!r} and {b!r}{hint}"
     )
+
+
+def _times(
+    pair: tuple[Solver, Solver], sde: Any, steps: int | None, grid: Grid | None
+) -> torch.Tensor:
+    """The grid of the first discrete solver of the two, or else of the first with fixed steps, 10
+    of them unless it is given.
+    """
+    fixed = min(pair, key=lambda each: (each.times is None, each.adaptive))
+    free = fixed.times is None and not fixed.adaptive and intervals(steps, grid) is None
+    span = Span(sde, sde.t_max, sde.t_min)
+    return make_times(span, fixed, _STEPS if free else steps, grid, None, None)
 
 
 def _linear(sde: Any) -> Any:
