@@ -64,7 +64,7 @@ class Flow:
         self.model = sd.ScoreModel(self.net, self.sde, predicts="data", data_std=1.0)
         generator = torch.Generator().manual_seed(seed + 1)
         self.x = self.mixtures.draw(rows, *self.kernel(self.start), generator).reshape(-1, int(d))
-        self.exact, _ = self.ours(sd.DOP853(1e-12, 1e-12, variable="t"))
+        self.exact, _ = self.ours(sd.solvers.DOP853(1e-12, 1e-12, variable="t"))
 
     def kernel(self, t: float | Tensor) -> tuple[float, float]:
         return float(self.sde.alpha(t)), float(self.sde.sigma(t))
@@ -158,18 +158,20 @@ class Flow:
 
 def candidates(flow: Flow, *, quick: bool) -> dict[str, Callable[[float], tuple[Tensor, Tensor]]]:
     ours: dict[str, Callable[[float], solvers.Solver]] = {}
-    for cls in (sd.RK45,) if quick else (sd.RK45, sd.RK23, sd.Tsit5, sd.DOP853):
+    for cls in (
+        (sd.RK45,) if quick else (sd.RK45, sd.solvers.RK23, sd.solvers.Tsit5, sd.solvers.DOP853)
+    ):
         for variable in (None,) if quick else (None, "t", "log_snr", "sigma"):
             name = cls.__name__ + (f", {variable}" if variable else "")
             ours[name] = lambda tol, cls=cls, variable=variable: cls(tol, tol, variable=variable)
     for order in () if quick else (2, 3, 4):
         for form in ("noise", "data", 0.4):
-            make = lambda tol, order=order, form=form: sd.ExponentialPair(  # noqa: E731
+            make = lambda tol, order=order, form=form: sd.solvers.ExponentialPair(  # noqa: E731
                 order, form, rtol=tol, atol=tol
             )
             ours[f"ExponentialPair({order}, {form!r})"] = make
-        make = lambda tol, order=order: sd.ExponentialPair(  # noqa: E731
-            order, sd.Straight(0.1), "angle", rtol=tol, atol=tol
+        make = lambda tol, order=order: sd.solvers.ExponentialPair(  # noqa: E731
+            order, sd.solvers.Straight(0.1), "angle", rtol=tol, atol=tol
         )
         ours[f"ExponentialPair({order}, straight)"] = make
     found = {name: (lambda tol, make=make: flow.ours(make(tol))) for name, make in ours.items()}

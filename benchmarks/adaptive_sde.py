@@ -39,12 +39,14 @@ def table(name: str, args: argparse.Namespace) -> list[dict[str, object]]:
         sde, int(d), count=1, rows=args.rows if d == "2" else args.rows // 4, seed=args.seed
     )
     right = task.spread(task.mixtures.draw(20000, *task.kernel(task.end), task.generator))
-    runs: list[tuple[str, str, sd.EulerMaruyama | sd.EulerTrapezoid, list[float] | Tensor]] = [
+    runs: list[
+        tuple[str, str, sd.EulerMaruyama | sd.solvers.EulerTrapezoid, list[float] | Tensor]
+    ] = [
         ("AdaptiveSDE", f"{tol:g}", sd.AdaptiveSDE(tol, tol), [task.start, task.end])
         for tol in args.tolerances
     ]
     fixed = (
-        ("EulerTrapezoid, logistic", sd.EulerTrapezoid(), "logistic"),
+        ("EulerTrapezoid, logistic", sd.solvers.EulerTrapezoid(), "logistic"),
         ("EulerMaruyama, uniform", sd.EulerMaruyama(), "uniform"),
         ("EulerMaruyama, logistic", sd.EulerMaruyama(), "logistic"),
     )

@@ -36,9 +36,9 @@ class Way(NamedTuple):
 WAYS = {
     "default": Way(None),
     "default, quadratic grid": Way(None, "quadratic"),
-    "IPNDM(4), quadratic grid": Way(sd.IPNDM(4, startup="published"), "quadratic"),
+    "IPNDM(4), quadratic grid": Way(sd.solvers.IPNDM(4, startup="published"), "quadratic"),
     "DDIM, uniform grid": Way(sd.DDIM(), "uniform"),
-    "SDEDPMSolverPP(2)": Way(sd.SDEDPMSolverPP(2)),
+    "SDEDPMSolverPP(2)": Way(sd.solvers.SDEDPMSolverPP(2)),
 }
 
 

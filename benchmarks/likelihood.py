@@ -58,7 +58,7 @@ class Task:
             self.law.log_prob(self.sde, self.x, self.sde.t_min),
         )
 
-    def ours(self, solver: sd.RK45 | sd.DOP853) -> tuple[Tensor, Tensor, Tensor]:
+    def ours(self, solver: sd.RK45 | sd.solvers.DOP853) -> tuple[Tensor, Tensor, Tensor]:
         out = sd.log_prob(self.model, self.x, solver=solver, max_nfe=20_000)
         return out.value, out.z, out.nfe
 
@@ -102,7 +102,7 @@ def table(name: str, args: argparse.Namespace) -> list[dict[str, object]]:
     task = Task(name, 4 if args.quick else 32, args.seed)
     solvers: dict[str, Callable[[float], tuple[Tensor, Tensor, Tensor]]] = {
         "RK45": lambda tol: task.ours(sd.RK45(tol, tol)),
-        "DOP853": lambda tol: task.ours(sd.DOP853(tol, tol)),
+        "DOP853": lambda tol: task.ours(sd.solvers.DOP853(tol, tol)),
         "torchdiffeq dopri8": lambda tol: task.torchdiffeq("dopri8", tol),
         "torchdiffeq dopri5": lambda tol: task.torchdiffeq("dopri5", tol),
     }

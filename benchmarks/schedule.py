@@ -17,8 +17,8 @@ from sdediff.reverse import Reverse
 
 FEW, MANY = 64, 320
 SHAPE = (16, 2)
-PLANNED = {"UniPC-3": sd.UniPC(), "DEIS-3": sd.DEIS()}
-SOLVERS = {"Euler": sd.Euler(), "DDIM": sd.DDIM(), "EulerMaruyama": sd.EulerMaruyama()}
+PLANNED = {"UniPC-3": sd.solvers.UniPC(), "DEIS-3": sd.solvers.DEIS()}
+SOLVERS = {"Euler": sd.solvers.Euler(), "DDIM": sd.DDIM(), "EulerMaruyama": sd.EulerMaruyama()}
 
 
 class Own(sd.LinearSDE):
@@ -63,7 +63,7 @@ def solve(sde: sd.LinearSDE, solver: sd.Solver) -> Run:
     return run
 
 
-def plan(sde: sd.LinearSDE, solver: sd.UniPC | sd.DEIS, grid: torch.Tensor) -> Run:
+def plan(sde: sd.LinearSDE, solver: sd.solvers.UniPC | sd.solvers.DEIS, grid: torch.Tensor) -> Run:
     model = sd.ScoreModel(lambda x, t: x, sde, predicts="noise")
 
     def run(calls: int) -> None:

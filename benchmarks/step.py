@@ -24,11 +24,11 @@ from sdediff.solvers import White
 # and steps, few and many: their difference is a multiple of White's block
 SHAPES = {(16, 2): (64, 320), (64, 3, 32, 32): (8, 40)}
 SOLVERS = {
-    "Euler": sd.Euler(),
+    "Euler": sd.solvers.Euler(),
     "DDIM": sd.DDIM(),
     "EulerMaruyama": sd.EulerMaruyama(),
-    "DPM-Solver++(2M)": sd.DPMSolverPP(startup="published"),
-    "UniPC-3": sd.UniPC(startup="published"),
+    "DPM-Solver++(2M)": sd.solvers.DPMSolverPP(startup="published"),
+    "UniPC-3": sd.solvers.UniPC(startup="published"),
 }
 TARGETS = {(16, 2): 2.5, (64, 3, 32, 32): 1.5}
 LARGER = {("UniPC-3", (16, 2)): 4.0, ("UniPC-3", (64, 3, 32, 32)): 2.0}
@@ -117,7 +117,7 @@ class Multistep(NamedTuple):
     push: list[float]  # of the data predicted here, one step back, ...
 
 
-def planned(solver: sd.DPMSolverPP | sd.UniPC, times: Tensor) -> list[Multistep]:
+def planned(solver: sd.solvers.DPMSolverPP | sd.solvers.UniPC, times: Tensor) -> list[Multistep]:
     """The solver's own numbers: the loop differs in how it uses them."""
     model = sd.ScoreModel(lambda x, t: x, SDE, predicts="noise")
     rows = []

@@ -25,7 +25,7 @@ from sdediff.data import Dataset, load_data, split
 from sdediff.networks import UNet, initialised
 from sdediff.plots import image_grid, save_png
 
-BINS = sd.Bins(256)
+BINS = sd.objectives.Bins(256)
 
 
 def train(
@@ -43,7 +43,7 @@ def train(
         seed=0,
     )
     model = sd.ScoreModel(net, chain.to_sde(), "noise", learned_variance=learned)
-    loss = sd.DDPMLoss(
+    loss = sd.discrete.DDPMLoss(
         chain, "hybrid" if learned else "simple", bins=BINS if learned else None, stratified=True
     )
     resume = (out / "training.safetensors").exists()
@@ -91,7 +91,7 @@ def judge(
     x = held_out.x[:count]
     for variance in ("learned",) if kind == "hybrid" else ("beta", "beta_tilde"):
         same = sd.DDPM(chain.betas, chain.grid, variance)
-        bound = sd.variational_bound(
+        bound = sd.discrete.variational_bound(
             same, model, x, bins=BINS, seed=0, batch_size=64, progress=True
         )
         spread = float(bound.bits_per_dim.std()) / len(x) ** 0.5

@@ -1,104 +1,60 @@
-"""sdediff: diffusion models as stochastic differential equations."""
+"""sdediff: diffusion models as stochastic differential equations.
 
-from typing import TYPE_CHECKING, Any
+Here is what most programs use. The rest is in packages: `solvers` (all solvers), `sde` (all
+families), `objectives`, `discrete`, `likelihood`, `exact`, `mcmc`, `metrics`, `testing`.
+"""
 
-from sdediff import exact, mcmc, metrics
-from sdediff.clocks import Timesteps
-from sdediff.constraints import Clip, DynamicThreshold
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from sdediff import clocks as clocks
+from sdediff import constraints as constraints
+from sdediff import discrete as discrete
+from sdediff import exact as exact
+from sdediff import likelihood as likelihood
+from sdediff import mcmc as mcmc
+from sdediff import metrics as metrics
+from sdediff import objectives as objectives
+from sdediff import sde as sde
+from sdediff import solvers as solvers
+from sdediff.constraints import Clip
 from sdediff.diagnosis import diagnose
-from sdediff.discrete import DDPM, NCSN, DDPMLoss, LossAware, NCSNLoss, variational_bound
+from sdediff.discrete import DDPM, NCSN
 from sdediff.encoding import decode, encode
-from sdediff.likelihood import BitsPerDim, LogProb, bits_per_dim, log_prob
+from sdediff.likelihood import bits_per_dim, log_prob
 from sdediff.model import ScoreModel
 from sdediff.normalizer import Normalizer
-from sdediff.objectives import (
-    Bins,
-    ConditionDropout,
-    Coupled,
-    DenoisingScoreMatching,
-    FlowMatching,
-    ImplicitScoreMatching,
-    LogitNormal,
-    LogNormal,
-    MinSNR,
-    SlicedScoreMatching,
-    VariationalDiffusion,
-    reflow,
-)
+from sdediff.objectives import DenoisingScoreMatching
 from sdediff.operator import Operator
+from sdediff.options import SolveOptions
 from sdediff.protocols import Model, Output, Rows
 from sdediff.sampling import sample
-from sdediff.sde import (
-    EDM,
-    SDE,
-    VE,
-    VP,
-    Cosine,
-    InterpolatedVE,
-    InterpolatedVP,
-    LearnedVP,
-    LinearSDE,
-    MonotoneSchedule,
-    Prior,
-    RectifiedFlow,
-    SubVP,
-)
+from sdediff.sde import EDM, SDE, VE, VP, Cosine, LinearSDE, Prior, RectifiedFlow, SubVP
 from sdediff.simulation import simulate
 from sdediff.solvers import (
     DDIM,
-    DEIS,
-    DOP853,
-    ERSDE,
-    IPNDM,
-    LMS,
-    RK23,
     RK45,
-    SEEDS,
-    SRA1,
-    SRA3,
     AdaptiveSDE,
-    Ancestral,
-    BrownianPath,
-    Churn,
-    DormandPrince,
-    DPMSolver,
-    DPMSolverPP,
-    DPMSolverPPSinglestep,
-    Euler,
     EulerMaruyama,
-    EulerTrapezoid,
     ExponentialMultistep,
-    ExponentialPair,
-    ExponentialSinglestep,
+    Failure,
     Heun,
-    InverseDDIM,
     Langevin,
-    MetropolisLangevin,
-    Midpoint,
     PredictorCorrector,
-    Renoise,
-    Restart,
     ReverseDiffusion,
-    RungeKutta4,
-    SASolver,
-    SciPy,
-    SDEDPMSolverPP,
+    Snapshot,
     Solution,
     SolveError,
+    Solver,
     Status,
-    StochasticHeun,
-    Straight,
-    TorchDiffEq,
-    TorchSDE,
-    Tsit5,
-    UniPC,
+    Step,
     White,
     seeds,
 )
 from sdediff.solvers.given import nearest
 
 if TYPE_CHECKING:
-    from sdediff import testing
+    from sdediff import testing as testing
     from sdediff.checkpoint import load
     from sdediff.training import fit
 
@@ -107,130 +63,86 @@ __version__ = "0.1.0"
 __all__ = [
     "DDIM",
     "DDPM",
-    "DEIS",
-    "DOP853",
     "EDM",
-    "ERSDE",
-    "IPNDM",
-    "LMS",
     "NCSN",
-    "RK23",
     "RK45",
     "SDE",
-    "SEEDS",
-    "SRA1",
-    "SRA3",
     "VE",
     "VP",
     "AdaptiveSDE",
-    "Ancestral",
-    "Bins",
-    "BitsPerDim",
-    "BrownianPath",
-    "Churn",
     "Clip",
-    "ConditionDropout",
     "Cosine",
-    "Coupled",
-    "DDPMLoss",
-    "DPMSolver",
-    "DPMSolverPP",
-    "DPMSolverPPSinglestep",
     "DenoisingScoreMatching",
-    "DormandPrince",
-    "DynamicThreshold",
-    "Euler",
     "EulerMaruyama",
-    "EulerTrapezoid",
     "ExponentialMultistep",
-    "ExponentialPair",
-    "ExponentialSinglestep",
-    "FlowMatching",
+    "Failure",
     "Heun",
-    "ImplicitScoreMatching",
-    "InterpolatedVE",
-    "InterpolatedVP",
-    "InverseDDIM",
     "Langevin",
-    "LearnedVP",
     "LinearSDE",
-    "LogNormal",
-    "LogProb",
-    "LogitNormal",
-    "LossAware",
-    "MetropolisLangevin",
-    "Midpoint",
-    "MinSNR",
     "Model",
-    "MonotoneSchedule",
-    "NCSNLoss",
     "Normalizer",
     "Operator",
     "Output",
     "PredictorCorrector",
     "Prior",
     "RectifiedFlow",
-    "Renoise",
-    "Restart",
     "ReverseDiffusion",
     "Rows",
-    "RungeKutta4",
-    "SASolver",
-    "SDEDPMSolverPP",
-    "SciPy",
     "ScoreModel",
-    "SlicedScoreMatching",
+    "Snapshot",
     "Solution",
     "SolveError",
+    "SolveOptions",
+    "Solver",
     "Status",
-    "StochasticHeun",
-    "Straight",
+    "Step",
     "SubVP",
-    "Timesteps",
-    "TorchDiffEq",
-    "TorchSDE",
-    "Tsit5",
-    "UniPC",
-    "VariationalDiffusion",
     "White",
     "bits_per_dim",
     "decode",
     "diagnose",
     "encode",
-    "exact",
     "fit",
     "load",
     "log_prob",
-    "mcmc",
-    "metrics",
-    "reflow",
     "sample",
     "seeds",
     "simulate",
-    "testing",
-    "variational_bound",
 ]
+
+_LATE: Final = {"fit": "sdediff.training", "load": "sdediff.checkpoint"}
+"""Imported when they are first used; they belong to the extra ``train``."""
+_HOMES: Final = (
+    "solvers",
+    "sde",
+    "objectives",
+    "discrete",
+    "likelihood",
+    "clocks",
+    "constraints",
+    "exact",
+    "mcmc",
+    "metrics",
+    "testing",
+)
+"""Where the names are that are not here."""
 
 
 def __dir__() -> list[str]:
     """Every public name, imported yet or not."""
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, *_HOMES, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
-    """Training, checkpoints and checks are imported when they are first used; the first two belong
-    to the extra ``train``.
-    """
-    if name == "fit":
-        from sdediff.training import fit
-
-        return fit
-    if name == "load":
-        from sdediff.checkpoint import load
-
-        return load
+    """What is imported late; an AttributeError that says where any other public name is."""
+    if name in _LATE:
+        return getattr(import_module(_LATE[name]), name)
     if name == "testing":
-        from importlib import import_module
-
         return import_module("sdediff.testing")
-    raise AttributeError(f"module 'sdediff' has no attribute {name!r}{nearest(name, __all__)}")
+    public = {} if name.startswith("_") else dict.fromkeys(__all__, "")
+    for home in _HOMES if public else ():
+        for each in import_module(f"sdediff.{home}").__all__:
+            public.setdefault(each, home)
+    if name in public:
+        raise AttributeError(f"sdediff.{name} is now sdediff.{public[name]}.{name}")
+    raise AttributeError(f"module 'sdediff' has no attribute {name!r}{nearest(name, public)}")

@@ -44,7 +44,7 @@ def check_solver(solver: Solver) -> Solver:
     close = difflib.get_close_matches(given, spelled, n=1, cutoff=0.3) or ["eulermaruyama"]
     raise TypeError(
         f"solver must be a solver value, got {solver!r}; did you mean "
-        f"sdediff.{spelled[close[0]]}()?"
+        f"sdediff.solvers.{spelled[close[0]]}()?"
     )
 
 

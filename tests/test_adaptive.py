@@ -22,15 +22,15 @@ from sdediff.solvers.control import PerSample
 from sdediff.testing.paths import slope
 
 ALL = [
-    sd.ExponentialPair(2, "data", rtol=1e-2, atol=1e-2),
-    sd.ExponentialPair(3, rtol=1e-2, atol=1e-2),
-    sd.ExponentialPair(4, 0.4, rtol=1e-2, atol=1e-2),
-    sd.RK23(1e-3, 1e-3, variable="sigma"),
+    sd.solvers.ExponentialPair(2, "data", rtol=1e-2, atol=1e-2),
+    sd.solvers.ExponentialPair(3, rtol=1e-2, atol=1e-2),
+    sd.solvers.ExponentialPair(4, 0.4, rtol=1e-2, atol=1e-2),
+    sd.solvers.RK23(1e-3, 1e-3, variable="sigma"),
     sd.RK45(1e-3, 1e-3),
-    sd.Tsit5(1e-3, 1e-3, variable="log_snr"),
-    sd.DOP853(1e-3, 1e-3, variable="t"),
-    sd.RK23(1e-2, 1e-2, variable="angle"),
-    sd.ExponentialPair(3, sd.Straight(0.3), "angle", rtol=1e-2, atol=1e-2),
+    sd.solvers.Tsit5(1e-3, 1e-3, variable="log_snr"),
+    sd.solvers.DOP853(1e-3, 1e-3, variable="t"),
+    sd.solvers.RK23(1e-2, 1e-2, variable="angle"),
+    sd.solvers.ExponentialPair(3, sd.solvers.Straight(0.3), "angle", rtol=1e-2, atol=1e-2),
 ]
 SOME = ALL[1:6:2]
 DATA = sd.exact.Gaussian([0.3, -0.5], 0.25)
@@ -103,7 +103,7 @@ def bumpy(solver: Solver, x: Tensor | None = None, **options: object) -> tuple[s
     return sd.sample(model, (4, 2), solver=solver, x_init=x, **kw), sum(rows)  # type: ignore[arg-type]
 
 
-class Forgetful(sd.ExponentialPair):
+class Forgetful(sd.solvers.ExponentialPair):
     """Evaluates the start of its steps again."""
 
     begins = False
@@ -246,7 +246,9 @@ def test_dt_min_bounds_the_steps() -> None:
 
 
 @pytest.mark.parametrize("dt_min", [-1e-3, float("nan"), float("inf"), True, "small", 1.0])
-@pytest.mark.parametrize("make", [sd.RK45, sd.ExponentialPair], ids=["RK45", "ExponentialPair"])
+@pytest.mark.parametrize(
+    "make", [sd.RK45, sd.solvers.ExponentialPair], ids=["RK45", "ExponentialPair"]
+)
 def test_dt_min_is_checked_before_the_network_is_called(
     make: Callable[..., Solver], dt_min: float
 ) -> None:
@@ -259,7 +261,7 @@ def test_dt_min_is_checked_before_the_network_is_called(
 
 def test_tolerances_are_positional_as_ever() -> None:
     assert sd.RK45(1e-3, 1e-4) == sd.RK45(rtol=1e-3, atol=1e-4, dt_min=0.0)
-    pair = sd.ExponentialPair(3, "data", "sigma", "exact", False, 0.5, 1e-3, 1e-4)
+    pair = sd.solvers.ExponentialPair(3, "data", "sigma", "exact", False, 0.5, 1e-3, 1e-4)
     assert (pair.order, pair.form, pair.variable, pair.rtol, pair.atol) == (
         3,
         "data",
@@ -267,7 +269,7 @@ def test_tolerances_are_positional_as_ever() -> None:
         1e-3,
         1e-4,
     )
-    assert repr(sd.ExponentialPair(2, rtol=1e-3)) == "ExponentialPair(order=2, rtol=0.001)"
+    assert repr(sd.solvers.ExponentialPair(2, rtol=1e-3)) == "ExponentialPair(order=2, rtol=0.001)"
 
 
 @pytest.mark.parametrize("variable", ["t", "sigma", "log_snr", "angle"])
@@ -341,7 +343,9 @@ class Tighter(PerSample):
 
 
 @pytest.mark.parametrize(
-    "solver", [sd.RK23(1e-7, 1e-7), sd.RK45(1e-7, 1e-7), sd.DOP853(1e-7, 1e-7)], ids=repr
+    "solver",
+    [sd.solvers.RK23(1e-7, 1e-7), sd.RK45(1e-7, 1e-7), sd.solvers.DOP853(1e-7, 1e-7)],
+    ids=repr,
 )
 def test_the_first_step_aims_at_the_goal_of_all_steps(solver: Solver) -> None:
     """An error of h^q: a goal of a thousandth takes steps 1000^(1 / q) times shorter, the first one
@@ -398,7 +402,7 @@ def test_the_flow_of_details_of_the_angles_size_is_still() -> None:
     found = sd.sample(
         law.model(sde),
         (6, 1),
-        solver=sd.Euler(variable="angle", size=1.0),
+        solver=sd.solvers.Euler(variable="angle", size=1.0),
         grid=times,
         x_init=x,
         last="noisy",
@@ -635,7 +639,7 @@ class Parted(Problem):
         return self.seen(x, torch.cat([torch.zeros_like(x[:, : self.still]), fast], dim=1))
 
 
-@pytest.mark.parametrize("solver", [sd.RK45(1e-5, 1e-5), sd.DOP853(1e-4, 1e-4)])
+@pytest.mark.parametrize("solver", [sd.RK45(1e-5, 1e-5), sd.solvers.DOP853(1e-4, 1e-4)])
 def test_parts_of_the_state_have_errors_of_their_own(solver: sd.RK45) -> None:
     """Still coordinates do not dilute a fast one's error, and a weight is a tolerance that is so
     much smaller.
@@ -655,7 +659,11 @@ def test_parts_of_the_state_have_errors_of_their_own(solver: sd.RK45) -> None:
 
 @pytest.mark.parametrize(
     "solver",
-    [sd.RK45(1e-3, 1e-3), sd.ExponentialPair(2, rtol=1e-2, atol=1e-2), sd.AdaptiveSDE(0.05, 0.05)],
+    [
+        sd.RK45(1e-3, 1e-3),
+        sd.solvers.ExponentialPair(2, rtol=1e-2, atol=1e-2),
+        sd.AdaptiveSDE(0.05, 0.05),
+    ],
     ids=repr,
 )
 def test_coordinates_that_are_0_do_not_count(solver: Solver) -> None:

@@ -73,7 +73,7 @@ def test_data_of_unit_variance_are_exact_in_any_steps(sde: sd.LinearSDE, lam: fl
     """Where v is 0 throughout, at N(0, 1) data, mean and variance of each step are exact: the law
     stays N(0, alpha^2 + sigma^2).
     """
-    solver = sd.EulerTrapezoid()
+    solver = sd.solvers.EulerTrapezoid()
     times = torch.tensor([0.9, 0.5, 0.49, 0.1, 0.02], dtype=F64) * sde.T
     problem = Reverse(sd.exact.Gaussian(0.0, 1.0).model(sde), 1, lam)
     for plan in solver.plan(problem, times):
@@ -94,7 +94,7 @@ def test_the_push_is_the_integral(sde: sd.LinearSDE, lam: float) -> None:
 
     problem = Reverse(MIXTURE.model(sde), 1, lam)
     times = torch.tensor([1.0, 0.6, 0.2, 0.001], dtype=F64)
-    for plan in sd.EulerTrapezoid().plan(problem, times):
+    for plan in sd.solvers.EulerTrapezoid().plan(problem, times):
         a, b = (math.atan2(float(sde.sigma(t)), float(sde.alpha(t))) for t in (plan.t, plan.s))
         exact = (1 + lam**2) * quad(
             lambda phi, b=b: (math.cos(phi) / math.cos(b)) ** (lam**2),
@@ -114,7 +114,7 @@ def test_a_function_of_time_that_is_constant_is_the_constant() -> None:
     times = torch.linspace(1.0, 1e-3, 9, dtype=F64)
     model = MIXTURE.model(sd.VP())
     one, same = (
-        sd.EulerTrapezoid().plan(Reverse(model, 1, lam), times)
+        sd.solvers.EulerTrapezoid().plan(Reverse(model, 1, lam), times)
         for lam in (0.7, lambda t: 0.7 + 0 * t)
     )
     torch.testing.assert_close(
@@ -132,13 +132,13 @@ def test_ends_of_time() -> None:
     )
     x = torch.randn(rows, 1, generator=torch.Generator().manual_seed(0), dtype=F64)
 
-    def run(solver: sd.EulerTrapezoid, times: Tensor) -> Tensor:
+    def run(solver: sd.solvers.EulerTrapezoid, times: Tensor) -> Tensor:
         return integrate(
             Reverse(model, rows, 1.0), solver, x, times, White(sd.seeds(1, rows), (1,), dtype=F64)
         ).x
 
     assert float(
-        run(sd.EulerTrapezoid(), torch.linspace(1.0, 0.0, 41, dtype=F64)).std()
+        run(sd.solvers.EulerTrapezoid(), torch.linspace(1.0, 0.0, 41, dtype=F64)).std()
     ) == pytest.approx(0.5, rel=0.04)
     with pytest.raises(ValueError, match=r"at sigma = 0 there is none: end above that time"):
         run(sd.AdaptiveSDE(), torch.tensor([1.0, 0.0], dtype=F64))
@@ -236,7 +236,7 @@ def test_noise_for_other_samples_is_refused() -> None:
             (4, 2),
             0.1,
             seed=None,
-            noise=sd.BrownianPath(sd.seeds(0, 3), (2,), 1.0, 1e-3),
+            noise=sd.solvers.BrownianPath(sd.seeds(0, 3), (2,), 1.0, 1e-3),
         )
     with pytest.raises(
         ValueError,
@@ -253,10 +253,10 @@ def test_on_a_brownian_path_it_follows_other_solvers() -> None:
     """
     sde, rows = sd.VP(), 30
     grid = log_snr(1024, 1.0, 1e-3, LogSNR(sde.log_snr, sde.time_of))
-    path = sd.BrownianPath(sd.seeds(3, rows), (2,), 1.0, 1e-3, intervals=grid, dtype=F64)
+    path = sd.solvers.BrownianPath(sd.seeds(3, rows), (2,), 1.0, 1e-3, intervals=grid, dtype=F64)
     x = torch.randn(rows, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
     options = {"noise": path, "seed": None, "x_init": x}
-    fine = solve(sde, MIXTURE, (rows, 2), 1, solver=sd.Ancestral(), grid=grid, **options).x
+    fine = solve(sde, MIXTURE, (rows, 2), 1, solver=sd.solvers.Ancestral(), grid=grid, **options).x
     errors = [
         float((solve(sde, MIXTURE, (rows, 2), tol, **options).x - fine).norm(dim=1).median())
         for tol in (0.3, 0.03)
@@ -324,7 +324,7 @@ def test_one_seed_gives_near_samples_at_all_tolerances(sde: sd.LinearSDE) -> Non
 
 def test_stochasticity_zero_is_the_probability_flow() -> None:
     out = solve(sd.VP(), MIXTURE, (30, 2), 1e-3, stochasticity=0.0, last="noisy")
-    flow = solve(sd.VP(), MIXTURE, (30, 2), 1, solver=sd.DOP853(1e-9, 1e-9), last="noisy")
+    flow = solve(sd.VP(), MIXTURE, (30, 2), 1, solver=sd.solvers.DOP853(1e-9, 1e-9), last="noisy")
     assert float((out.x - flow.x).norm(dim=1).median()) < 2e-3
 
 
@@ -349,7 +349,7 @@ def test_any_drift_of_zero_leaves_the_noise() -> None:
     noise, (t, s) = White(sd.seeds(0, 3), (2,), dtype=F64), torch.tensor([0.9, 0.4], dtype=F64)
     out = integrate(
         Reverse(model, 3, 1.0),
-        sd.EulerTrapezoid(),
+        sd.solvers.EulerTrapezoid(),
         torch.ones(3, 2, dtype=F64),
         torch.stack([t, s]),
         noise,

@@ -173,7 +173,9 @@ def test_simulation_is_seeded_and_shows_its_path() -> None:
             "integrates no diffusion",
         ),
         (
-            lambda: sd.simulate(DoubleWell(), torch.zeros(2, 1), solver=sd.Ancestral(), steps=3),
+            lambda: sd.simulate(
+                DoubleWell(), torch.zeros(2, 1), solver=sd.solvers.Ancestral(), steps=3
+            ),
             ValueError,
             "needs data, marginal",
         ),

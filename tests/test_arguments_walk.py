@@ -56,11 +56,11 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, dict[str, A
     "log_prob": (sd.log_prob, {"model": MODEL, "x": X}, {"device": WRONG, "progress": FLAGS}),
     "bits_per_dim": (
         sd.bits_per_dim,
-        {"model": MODEL, "x": X, "bins": sd.Bins()},
+        {"model": MODEL, "x": X, "bins": sd.objectives.Bins()},
         {"bins": WRONG, "x": NO_NUMBERS},
     ),
     "variational_bound": (
-        sd.variational_bound,
+        sd.discrete.variational_bound,
         {"chain": CHAIN, "model": LAW.model(CHAIN.to_sde()), "x_0": X, "bins": None},
         {"chain": WRONG, "bins": WRONG},
     ),
@@ -98,11 +98,15 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, dict[str, A
         {"name": {"list": [1], "dict": {}}},
     ),
     "DDPMLoss": (
-        sd.DDPMLoss,
+        sd.discrete.DDPMLoss,
         {"chain": CHAIN},
         {"sampler": WRONG, "bins": WRONG, "stratified": FLAGS, "kind": WRONG},
     ),
-    "Coupled": (sd.Coupled, {}, {"loss": {"class": sd.FlowMatching, **WRONG}}),
+    "Coupled": (
+        sd.objectives.Coupled,
+        {},
+        {"loss": {"class": sd.objectives.FlowMatching, **WRONG}},
+    ),
     "denoising": (
         sd.DenoisingScoreMatching,
         {},
@@ -115,14 +119,14 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, dict[str, A
     ),
     "Prior": (sd.Prior, {"std": 1.0}, {"std": {**WRONG, "zero": 0}}),
     "UniPC": (
-        sd.UniPC,
+        sd.solvers.UniPC,
         {},
         {"sde": FLAGS, "lower_final": FLAGS, "startup": WRONG, "order": {**WRONG, "class": int}},
     ),
-    "SciPy": (sd.SciPy, {}, {"method": WRONG}),
+    "SciPy": (sd.solvers.SciPy, {}, {"method": WRONG}),
     "VE": (sd.VE, {}, {"t_min": {**WRONG, "function": lambda: 0.0}}),
     "InterpolatedVP": (
-        sd.InterpolatedVP,
+        sd.sde.InterpolatedVP,
         {"betas": (0.1, 0.2), "times": (0.5, 1.0)},
         {"betas": {"number": 1}, "times": {"number": 1}},
     ),
@@ -189,7 +193,7 @@ def test_fit_names_what_is_wrong_before_any_work(tmp_path: Path, name: str, valu
 
 def test_ones_and_zeros_are_flags() -> None:
     assert sd.sample(MODEL, (2, 2), steps=2, seed=0, trajectory=1).trajectory is not None
-    assert sd.UniPC(lower_final=0) == sd.UniPC(lower_final=False)
+    assert sd.solvers.UniPC(lower_final=0) == sd.solvers.UniPC(lower_final=False)
 
 
 class Late(sd.LinearSDE):
@@ -266,7 +270,7 @@ def test_a_network_that_cannot_be_copied_is_told_at_step_0(tmp_path: Path) -> No
 
 @pytest.mark.uses_global_rng
 def test_a_learned_schedule_in_other_units_is_trained_and_kept(tmp_path: Path) -> None:
-    sde = sd.LearnedVP(sd.MonotoneSchedule(-8.0, 4.0, width=4)).scaled(3.0)
+    sde = sd.sde.LearnedVP(sd.sde.MonotoneSchedule(-8.0, 4.0, width=4)).scaled(3.0)
     model = sd.ScoreModel(MLP(2, width=8, depth=1), sde)
     first = sde.schedule.first.detach().clone()
     trained = sd.fit(
@@ -276,7 +280,7 @@ def test_a_learned_schedule_in_other_units_is_trained_and_kept(tmp_path: Path) -
         steps=3,
         batch_size=8,
         device="cpu",
-        loss=sd.VariationalDiffusion(),
+        loss=sd.objectives.VariationalDiffusion(),
     )
     again = sd.load(tmp_path / "run")
     assert not torch.equal(trained.sde.schedule.first, first)

@@ -43,12 +43,14 @@ def chain_model(net: nn.Module) -> tuple[sd.DDPM, sd.ScoreModel]:
 
 def bound(net: nn.Module, x: Tensor) -> Tensor:
     chain, model = chain_model(net)
-    return sd.variational_bound(chain, model, x, bins=None, condition=CONDITION, seed=0).total
+    return sd.discrete.variational_bound(
+        chain, model, x, bins=None, condition=CONDITION, seed=0
+    ).total
 
 
 def ddpm_loss(net: nn.Module, x: Tensor) -> Tensor:
     chain, model = chain_model(net)
-    return sd.DDPMLoss(chain, "vlb")(
+    return sd.discrete.DDPMLoss(chain, "vlb")(
         model, x, CONDITION, generator=torch.Generator().manual_seed(0)
     )
 
@@ -81,7 +83,9 @@ USES: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     ),
     "encode": lambda net, x: sd.encode(sd.ScoreModel(net, VP), x, steps=3, condition=CONDITION).x,
     "adaptive": lambda net, x: (
-        sd.encode(sd.ScoreModel(net, VP), x, solver=sd.RK23(1e-2, 1e-2), condition=CONDITION).x
+        sd.encode(
+            sd.ScoreModel(net, VP), x, solver=sd.solvers.RK23(1e-2, 1e-2), condition=CONDITION
+        ).x
     ),
     "log_prob": lambda net, x: (
         sd.log_prob(sd.ScoreModel(net, VP), x, steps=3, condition=CONDITION).value
@@ -91,9 +95,9 @@ USES: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "bound": bound,
     "DDPMLoss": ddpm_loss,
     "DenoisingScoreMatching": loss(sd.DenoisingScoreMatching()),
-    "ImplicitScoreMatching": loss(sd.ImplicitScoreMatching()),
-    "SlicedScoreMatching": loss(sd.SlicedScoreMatching()),
-    "VariationalDiffusion": loss(sd.VariationalDiffusion()),
+    "ImplicitScoreMatching": loss(sd.objectives.ImplicitScoreMatching()),
+    "SlicedScoreMatching": loss(sd.objectives.SlicedScoreMatching()),
+    "VariationalDiffusion": loss(sd.objectives.VariationalDiffusion()),
 }
 
 
@@ -128,7 +132,7 @@ def test_a_function_without_parameters_sees_the_dtype_of_the_state(dtype: torch.
 
     model = sd.ScoreModel(net, VP)
     sd.sample(model, (4, 2), steps=2, seed=0, condition=CONDITION, dtype=dtype)
-    sd.encode(model, X.to(dtype), solver=sd.RK23(1e-2, 1e-2), condition=CONDITION)
+    sd.encode(model, X.to(dtype), solver=sd.solvers.RK23(1e-2, 1e-2), condition=CONDITION)
     sd.DenoisingScoreMatching()(
         model, X.to(dtype), CONDITION, generator=torch.Generator().manual_seed(0)
     )
@@ -144,7 +148,9 @@ def test_time_dtype_and_integer_times_take_precedence() -> None:
         seed=0,
         condition=CONDITION,
     )
-    integers = sd.ScoreModel(Joint(BF16, torch.int64), VP, time=sd.Timesteps(1000, rounded=True))
+    integers = sd.ScoreModel(
+        Joint(BF16, torch.int64), VP, time=sd.clocks.Timesteps(1000, rounded=True)
+    )
     sd.sample(integers, (4, 2), steps=2, seed=0, condition=CONDITION)
 
 
@@ -176,11 +182,15 @@ def test_autocast_is_the_networks_alone() -> None:
     x = X.float()
     calls: list[Callable[[], Tensor]] = [
         lambda: sd.sample(model, (4, 2), solver=sd.ExponentialMultistep(3), steps=4, seed=0).x,
-        lambda: sd.sample(model, (4, 2), solver=sd.SRA1(), steps=4, seed=0).x,
+        lambda: sd.sample(model, (4, 2), solver=sd.solvers.SRA1(), steps=4, seed=0).x,
         lambda: sd.sample(model, (4, 2), solver=sd.RK45(1e-2, 1e-2), seed=0).x,
         lambda: sd.log_prob(model, x, steps=3, divergence="hutch++", seed=0).value,
-        lambda: sd.SlicedScoreMatching()(model, x, generator=torch.Generator().manual_seed(0)),
-        lambda: sd.VariationalDiffusion()(model, x, generator=torch.Generator().manual_seed(0)),
+        lambda: sd.objectives.SlicedScoreMatching()(
+            model, x, generator=torch.Generator().manual_seed(0)
+        ),
+        lambda: sd.objectives.VariationalDiffusion()(
+            model, x, generator=torch.Generator().manual_seed(0)
+        ),
     ]
     for call in calls:
         plain = call()
@@ -214,7 +224,8 @@ EDITS = {relu: "x", paste: "x", scaled_time: "t", scaled_condition: "level"}
 
 
 @pytest.mark.parametrize(
-    "solver", [sd.Euler(), sd.DPMSolverPP(), sd.EulerMaruyama(), sd.RK45(), sd.AdaptiveSDE()]
+    "solver",
+    [sd.solvers.Euler(), sd.solvers.DPMSolverPP(), sd.EulerMaruyama(), sd.RK45(), sd.AdaptiveSDE()],
 )
 @pytest.mark.parametrize("edit", EDITS)
 def test_a_network_that_writes_to_its_input_is_refused(
@@ -256,8 +267,10 @@ def test_under_inference_mode_the_rules_are_those_of_elsewhere() -> None:
     tidy = sd.ScoreModel(lambda x, t: torch.relu(x), VP)
     rough = sd.ScoreModel(relu, VP)
     calls = [
-        lambda model, x: sd.encode(model, x, solver=sd.Euler(), steps=4).x,
-        lambda model, x: sd.sample(model, (4, 2), solver=sd.DPMSolverPP(), steps=4, seed=0).x,
+        lambda model, x: sd.encode(model, x, solver=sd.solvers.Euler(), steps=4).x,
+        lambda model, x: (
+            sd.sample(model, (4, 2), solver=sd.solvers.DPMSolverPP(), steps=4, seed=0).x
+        ),
     ]
     with torch.inference_mode():
         x = X.clone()
@@ -272,11 +285,11 @@ def test_under_inference_mode_the_rules_are_those_of_elsewhere() -> None:
 
 SOLVERS = [
     sd.DDIM(),
-    sd.DPMSolverPP(),
-    sd.UniPC(),
+    sd.solvers.DPMSolverPP(),
+    sd.solvers.UniPC(),
     sd.ExponentialMultistep(3),
     sd.Heun(),
-    sd.RungeKutta4(),
+    sd.solvers.RungeKutta4(),
     sd.RK45(1e-3, 1e-3),
     sd.AdaptiveSDE(0.3, 0.3),
 ]
@@ -354,13 +367,13 @@ def test_drifts_and_scores_of_users_are_read_only() -> None:
 @pytest.mark.parametrize(
     "solver",
     [
-        sd.Euler(),
-        sd.DPMSolverPP(),
+        sd.solvers.Euler(),
+        sd.solvers.DPMSolverPP(),
         sd.EulerMaruyama(),
         sd.RK45(),
         sd.AdaptiveSDE(),
-        sd.SciPy(),
-        sd.TorchDiffEq(),
+        sd.solvers.SciPy(),
+        sd.solvers.TorchDiffEq(),
     ],
     ids=repr,
 )

@@ -30,9 +30,9 @@ def time(value: float) -> Tensor:
 
 def path(
     rows: int = 3, event: tuple[int, ...] = (2,), intervals: int | Tensor = 5, **options: object
-) -> sd.BrownianPath:
+) -> sd.solvers.BrownianPath:
     """From 1 down to 0.2: base intervals of 0.16."""
-    return sd.BrownianPath(
+    return sd.solvers.BrownianPath(
         sd.seeds(7, rows), event, 1.0, 0.2, intervals=intervals, dtype=F64, **options
     )  # type: ignore[arg-type]
 
@@ -119,7 +119,7 @@ def test_a_bridge_given_its_ends(i: float, j: float) -> None:
 )
 @pytest.mark.parametrize("dtype", [F64, torch.float32])
 def test_parts_add_up(times: tuple[float, float, float], dtype: torch.dtype) -> None:
-    one = sd.BrownianPath(range(50), (3,), 1.0, 0.2, intervals=5, dtype=dtype)
+    one = sd.solvers.BrownianPath(range(50), (3,), 1.0, 0.2, intervals=5, dtype=dtype)
     a, b, c = map(time, times)
     (w1, z1), (w2, z2), (w, z) = one.pair(a, b), one.pair(b, c), one.pair(a, c)
     tight = {"rtol": 0, "atol": 1e-14 if dtype == F64 else 1e-6}
@@ -195,8 +195,8 @@ def test_times_beside_the_ends_of_base_intervals_draw_no_nodes(
 
 def test_the_values_are_these() -> None:
     """On every machine, as those of `White`; the nodes' stream is their own."""
-    one = sd.BrownianPath([0, 2**32 + 1], (2,), 1.0, 0.0, intervals=4)
-    other = sd.BrownianPath([0, 2**32 + 1], (2,), 1.0, 0.0, intervals=4, area=False)
+    one = sd.solvers.BrownianPath([0, 2**32 + 1], (2,), 1.0, 0.0, intervals=4)
+    other = sd.solvers.BrownianPath([0, 2**32 + 1], (2,), 1.0, 0.0, intervals=4, area=False)
     found = torch.stack([*one.pair(time(0.9), time(0.3)), other.increment(time(0.9), time(0.3))])
     assert [value.hex() for value in found.flatten().tolist()] == PINNED
 
@@ -219,7 +219,7 @@ def test_values_do_not_depend_on_batch_or_order(
     asked = [*INTERVALS[:6], (0.97, 0.9502)]
 
     def ask(rows: list[int], order: list[int]) -> dict[int, Tensor]:
-        one = sd.BrownianPath(
+        one = sd.solvers.BrownianPath(
             [seeds[i] for i in rows], event, 1.0, 0.2, intervals=5, depth=6, area=area
         )
         kinds = (one.increment, one.over, one.pair)[: 2 + area]
@@ -251,7 +251,7 @@ def test_every_row_may_have_its_own_times(event: tuple[int, ...]) -> None:
     """
     a = torch.tensor([1.0, 0.93, 0.3, 0.84, 0.951, 0.4], dtype=F64)
     b = torch.tensor([0.2, 0.31, 0.9, 0.68, 0.95, 0.4], dtype=F64)
-    one = sd.BrownianPath(sd.seeds(4, 6), event, 1.0, 0.2, intervals=5, depth=6)
+    one = sd.solvers.BrownianPath(sd.seeds(4, 6), event, 1.0, 0.2, intervals=5, depth=6)
     found = torch.stack([*one.pair(a, b), one.over(a, b)])
     apart = torch.stack([*one.pair(a, time(0.55)), one.over(a, time(0.55))])
     for i in range(6):
@@ -270,7 +270,7 @@ def test_every_row_may_have_its_own_times(event: tuple[int, ...]) -> None:
 
 def grow(queries: int, rows: int) -> int:
     """Bytes that the second half of so many random queries, each row's its own, leaves behind."""
-    one = sd.BrownianPath(range(rows), (), 0.0, 1.0, intervals=4, depth=6)
+    one = sd.solvers.BrownianPath(range(rows), (), 0.0, 1.0, intervals=4, depth=6)
     times = torch.rand(
         queries // rows, 2, rows, generator=torch.Generator().manual_seed(0), dtype=F64
     )
@@ -295,7 +295,7 @@ def test_memory_does_not_grow(queries: int, rows: int) -> None:
 
 def test_what_is_kept_is_bounded() -> None:
     """The path at the last two times, whatever was asked."""
-    one = sd.BrownianPath([0, 1], (2000,), 0.0, 1.0, intervals=4)
+    one = sd.solvers.BrownianPath([0, 1], (2000,), 0.0, 1.0, intervals=4)
     for a, b in torch.rand(20, 2, generator=torch.Generator().manual_seed(0), dtype=F64):
         for ask in (one.increment, one.pair):
             ask(a, b)
@@ -363,27 +363,27 @@ def test_it_takes_half_the_normals_and_refuses_integrals(monkeypatch: pytest.Mon
         ):
             path(area=False).pair(time(a), time(0.84))
     with pytest.raises(ValueError, match="take area=True"):
-        integrate_by(sd.SRA1(), torch.linspace(1.0, 0.2, 8, dtype=F64), path(area=False))
+        integrate_by(sd.solvers.SRA1(), torch.linspace(1.0, 0.2, 8, dtype=F64), path(area=False))
     grid = torch.linspace(1.0, 0.2, 8, dtype=F64)
     ours, theirs = (
         integrate_by(solver, grid, path(area=False))
-        for solver in (sd.EulerMaruyama(), sd.TorchSDE("euler"))
+        for solver in (sd.EulerMaruyama(), sd.solvers.TorchSDE("euler"))
     )
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
 STRONG = {
     sd.EulerMaruyama(): 1.0,
-    sd.SRA1(): 1.5,
-    sd.SEEDS(2): 1.0,
-    sd.ERSDE(2, scale=torch.square): 1.0,
+    sd.solvers.SRA1(): 1.5,
+    sd.solvers.SEEDS(2): 1.0,
+    sd.solvers.ERSDE(2, scale=torch.square): 1.0,
 }
 
 
 @pytest.mark.parametrize("solver", STRONG, ids=lambda solver: type(solver).__name__)
 def test_solvers_converge_along_one_path(solver: Solver) -> None:
     """20, 40 and 80 steps, which the 64 base intervals do not fit, against SRA3 in 200."""
-    exact = end(sd.SRA3(), 200)
+    exact = end(sd.solvers.SRA3(), 200)
     errors = [float((end(solver, n) - exact).square().mean().sqrt()) for n in (20, 40, 80)]
     assert slope(errors) > STRONG[solver] - 0.25, errors
 
@@ -392,7 +392,7 @@ def test_solvers_converge_along_one_path(solver: Solver) -> None:
 def end(solver: Solver, steps: int) -> Tensor:
     rows, grid = 24, torch.linspace(0.8, 0.2, steps + 1, dtype=F64)
     smooth = sd.exact.GaussianMixture([[-0.5, 0.3], [0.5, 0.0], [0.2, -0.5]], 0.5)
-    one = sd.BrownianPath(sd.seeds(0, rows), (2,), 0.8, 0.2, dtype=F64)
+    one = sd.solvers.BrownianPath(sd.seeds(0, rows), (2,), 0.8, 0.2, dtype=F64)
     x = torch.randn(rows, 2, generator=torch.Generator().manual_seed(1), dtype=F64)
     return integrate(Reverse(smooth.model(sd.VP()), rows, 1.0), solver, x, grid, one).x
 
@@ -402,11 +402,17 @@ def test_sampling_on_a_path() -> None:
     batches do not matter.
     """
     model, seeds = MIXTURE.model(sd.VP()), sd.seeds(3, 64)
-    one = sd.BrownianPath(seeds, (2,), 1.0, 1e-3, intervals=160)
-    options = {"solver": sd.SRA1(), "grid": "uniform", "t_end": 1e-3, "noise": one}
+    one = sd.solvers.BrownianPath(seeds, (2,), 1.0, 1e-3, intervals=160)
+    options = {"solver": sd.solvers.SRA1(), "grid": "uniform", "t_end": 1e-3, "noise": one}
     fine, coarse = (sd.sample(model, (64, 2), steps=n, **options).x for n in (160, 80))  # type: ignore[arg-type]
     other = sd.sample(
-        model, (64, 2), steps=80, seed=list(seeds), solver=sd.SRA1(), grid="uniform", t_end=1e-3
+        model,
+        (64, 2),
+        steps=80,
+        seed=list(seeds),
+        solver=sd.solvers.SRA1(),
+        grid="uniform",
+        t_end=1e-3,
     ).x
     near, far = ((x - fine).norm(dim=1).median() for x in (coarse, other))
     assert float(near) < 0.05 * float(far)
@@ -418,13 +424,14 @@ def test_sampling_on_a_path() -> None:
 def test_euler_maruyama_is_that_of_torchsde_on_our_path(steps: int) -> None:
     grid = torch.linspace(1.0, 0.2, steps + 1, dtype=F64)
     ours, theirs = (
-        integrate_by(solver, grid, path()) for solver in (sd.EulerMaruyama(), sd.TorchSDE("euler"))
+        integrate_by(solver, grid, path())
+        for solver in (sd.EulerMaruyama(), sd.solvers.TorchSDE("euler"))
     )
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
 def integrate_by(
-    solver: sd.EulerMaruyama | sd.TorchSDE, grid: Tensor, noise: sd.BrownianPath
+    solver: sd.EulerMaruyama | sd.solvers.TorchSDE, grid: Tensor, noise: sd.solvers.BrownianPath
 ) -> Tensor:
     return solver.solve(Reverse(MIXTURE.model(sd.VP()), 3, 1.0), X, grid, noise, Options()).x
 
@@ -448,7 +455,7 @@ def test_bad_arguments(change: dict[str, object], message: str) -> None:
 def test_bad_ends_and_times() -> None:
     for start, end in ((0.5, 0.5), (0.0, float("inf"))):
         with pytest.raises(ValueError, match="two different times"):
-            sd.BrownianPath([0], (2,), start, end)
+            sd.solvers.BrownianPath([0], (2,), start, end)
     one = path()
     for a, b in ((1.1, 0.5), (0.5, 0.1), (float("nan"), 0.5)):
         with pytest.raises(ValueError, match=r"times must lie between 1 and 0\.2"):
@@ -460,11 +467,11 @@ def test_bad_ends_and_times() -> None:
 
 
 def test_no_rows_and_other_types() -> None:
-    empty = sd.BrownianPath([], (2,), 0.0, 1.0)
+    empty = sd.solvers.BrownianPath([], (2,), 0.0, 1.0)
     assert empty.increment(time(0.1), time(0.7)).shape == (0, 2)
     assert empty.increment(torch.zeros(0, dtype=F64), time(0.7)).shape == (0, 2)
     exact, half = (
-        sd.BrownianPath([1, 2], (3,), 0.0, 1.0, dtype=d).increment(time(0.1), time(0.7))
+        sd.solvers.BrownianPath([1, 2], (3,), 0.0, 1.0, dtype=d).increment(time(0.1), time(0.7))
         for d in (F64, torch.float16)
     )
     assert half.dtype == torch.float16

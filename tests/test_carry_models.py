@@ -33,7 +33,7 @@ LAWS = [
 LABEL = torch.tensor([0, 1, 1, 0, 1])
 SOLVERS: list[tuple[Any, int | None]] = [
     (sd.DDIM(), 8),
-    (sd.UniPC(), 8),
+    (sd.solvers.UniPC(), 8),
     (sd.EulerMaruyama(), 20),
     (sd.RK45(1e-6, 1e-6), None),
     (sd.AdaptiveSDE(0.2, 0.2), None),
@@ -114,13 +114,17 @@ USES: dict[str, Callable[[Any], Tensor]] = {
     "log_prob by probes": lambda m: (
         sd.log_prob(m, X, divergence="hutchinson", probes=1, seed=0).value
     ),
-    "bits_per_dim": lambda m: sd.bits_per_dim(m, X.sign(), bins=sd.Bins(3, -1, 1), seed=0).value,
+    "bits_per_dim": lambda m: (
+        sd.bits_per_dim(m, X.sign(), bins=sd.objectives.Bins(3, -1, 1), seed=0).value
+    ),
     "denoising": lambda m: sd.DenoisingScoreMatching()(m, X, generator=draws()),
-    "flow matching": lambda m: sd.FlowMatching()(m, X, generator=draws()),
-    "sliced": lambda m: sd.SlicedScoreMatching()(m, X, generator=draws()),
-    "implicit": lambda m: sd.ImplicitScoreMatching()(m, X, generator=draws()),
-    "DDPM's loss": lambda m: sd.DDPMLoss(CHAIN)(m, X, generator=draws()),
-    "variational bound": lambda m: sd.variational_bound(CHAIN, m, X, bins=None, seed=0).total,
+    "flow matching": lambda m: sd.objectives.FlowMatching()(m, X, generator=draws()),
+    "sliced": lambda m: sd.objectives.SlicedScoreMatching()(m, X, generator=draws()),
+    "implicit": lambda m: sd.objectives.ImplicitScoreMatching()(m, X, generator=draws()),
+    "DDPM's loss": lambda m: sd.discrete.DDPMLoss(CHAIN)(m, X, generator=draws()),
+    "variational bound": lambda m: (
+        sd.discrete.variational_bound(CHAIN, m, X, bins=None, seed=0).total
+    ),
     "score of a target": lambda m: sd.mcmc.at(m, 0.3).score(X),
     "chains": lambda m: (
         sd.mcmc.run(sd.mcmc.MALA(0.1), sd.mcmc.at(m, 0.5), X, steps=5, seed=0).samples
@@ -267,7 +271,7 @@ def test_a_learned_variance_of_a_plain_object_is_the_score_models() -> None:
     with pytest.raises(ValueError, match="needs variance"):
         sd.sample(PLAIN, (5, 2), solver=chain, **EXACT)
     bounds = [
-        sd.variational_bound(chain, m, X, bins=None, seed=0).total
+        sd.discrete.variational_bound(chain, m, X, bins=None, seed=0).total
         for m in (WithVariance(NET), same)
     ]
     assert torch.equal(*bounds)
@@ -374,7 +378,7 @@ def test_the_divergence_goes_through_the_models_own_gradient() -> None:
     )
     near(found.value, wanted.value)
     bent = Pulled(ready(Bent(), "data"), 0.1)
-    given = {"condition": {"y": Y["y"][:1]}, "solver": sd.DOP853(1e-11, 1e-11)}
+    given = {"condition": {"y": Y["y"][:1]}, "solver": sd.solvers.DOP853(1e-11, 1e-11)}
     value = sd.log_prob(bent, X[:1], **given).value
     h = 1e-4
     moved = torch.cat(
@@ -392,18 +396,18 @@ def test_the_divergence_goes_through_the_models_own_gradient() -> None:
 @pytest.mark.parametrize("grad", ["full", "checkpoint"])
 @pytest.mark.parametrize(
     ("solver", "steps"),
-    [(sd.UniPC(), 4), (sd.RK45(1e-3, 1e-3), None), (sd.EulerMaruyama(), 4)],
+    [(sd.solvers.UniPC(), 4), (sd.RK45(1e-3, 1e-3), None), (sd.EulerMaruyama(), 4)],
     ids=repr,
 )
 def test_the_samples_have_their_gradient_through_the_models_own(
-    solver: sd.UniPC, steps: int | None, grad: str
+    solver: sd.solvers.UniPC, steps: int | None, grad: str
 ) -> None:
     """To the start and to a parameter, by central differences with the steps that were taken."""
     net = Bent()
     model, start = Pulled(ready(net, "data"), 0.1), X[:2].clone().requires_grad_()
     # differences of steps that adapt are rough: they go along the steps that the first solve took
     if steps is None:
-        solver, steps = sd.RungeKutta4(), 4
+        solver, steps = sd.solvers.RungeKutta4(), 4
     given = {"solver": solver, "steps": steps, "condition": {"y": Y["y"][:2]}, **EXACT}
 
     def total(x: Tensor, **more: Any) -> Tensor:
@@ -609,7 +613,7 @@ def in_parts(solver: sd.Heun) -> Tensor:
     return x
 
 
-TIGHT = in_parts(sd.DOP853(1e-13, 1e-13))
+TIGHT = in_parts(sd.solvers.DOP853(1e-13, 1e-13))
 
 
 def even(steps: int) -> Tensor:
@@ -625,12 +629,12 @@ def even(steps: int) -> Tensor:
 ORDERS = {
     "DDIM": (sd.DDIM(), 1, 32),
     "Heun": (sd.Heun(), 2, 32),
-    "RungeKutta4": (sd.RungeKutta4(), 4, 32),
-    "DormandPrince": (sd.DormandPrince(), 5, 32),
-    "ExponentialSinglestep": (sd.ExponentialSinglestep(3), 3, 32),
+    "RungeKutta4": (sd.solvers.RungeKutta4(), 4, 32),
+    "DormandPrince": (sd.solvers.DormandPrince(), 5, 32),
+    "ExponentialSinglestep": (sd.solvers.ExponentialSinglestep(3), 3, 32),
     "ExponentialMultistep": (sd.ExponentialMultistep(3), 3, 32),
-    "DPMSolverPP": (sd.DPMSolverPP(3), 3, 32),
-    "UniPC": (sd.UniPC(2), 3, 64),
+    "DPMSolverPP": (sd.solvers.DPMSolverPP(3), 3, 32),
+    "UniPC": (sd.solvers.UniPC(2), 3, 64),
 }
 
 
@@ -655,10 +659,10 @@ def test_a_solver_keeps_its_order_across_breaks(name: str) -> None:
 
 ADAPTIVE = [
     sd.RK45(1e-8, 1e-8),
-    sd.Tsit5(1e-8, 1e-8),
-    sd.DOP853(1e-8, 1e-8),
-    sd.RK23(1e-6, 1e-6),
-    sd.SciPy("RK45", 1e-8, 1e-8),
+    sd.solvers.Tsit5(1e-8, 1e-8),
+    sd.solvers.DOP853(1e-8, 1e-8),
+    sd.solvers.RK23(1e-6, 1e-6),
+    sd.solvers.SciPy("RK45", 1e-8, 1e-8),
 ]
 
 
@@ -689,10 +693,10 @@ FIXED = [
     sd.DDIM(),
     sd.Heun(),
     sd.EulerMaruyama(),
-    sd.SRA1(),
-    sd.ExponentialSinglestep(3),
-    sd.SASolver(),
-    sd.Renoise(sd.Heun()),
+    sd.solvers.SRA1(),
+    sd.solvers.ExponentialSinglestep(3),
+    sd.solvers.SASolver(),
+    sd.solvers.Renoise(sd.Heun()),
 ]
 
 
@@ -714,13 +718,15 @@ def test_steps_stay_as_many_and_evaluations_are_two_inside_and_one_outside(
 def test_a_solve_over_breaks_is_the_solves_of_its_parts() -> None:
     """To the bit, for a multistep method too: its history starts anew."""
     grid = even(24)
-    whole = sd.sample(BETWEEN, (5, 2), solver=sd.UniPC(), grid=grid, trajectory=True, **ON)
+    whole = sd.sample(BETWEEN, (5, 2), solver=sd.solvers.UniPC(), grid=grid, trajectory=True, **ON)
     assert torch.equal(whole.times, grid)
     x, plain, guided = X, ready(laws), Guided(ready(laws), 2.5)
     for model, part in ((plain, slice(0, 7)), (guided, slice(6, 19)), (plain, slice(18, 25))):
-        x = sd.sample(model, (5, 2), solver=sd.UniPC(), grid=grid[part], **{**ON, "x_init": x}).x
+        x = sd.sample(
+            model, (5, 2), solver=sd.solvers.UniPC(), grid=grid[part], **{**ON, "x_init": x}
+        ).x
         near(whole.trajectory[part.stop - 1], x, 1e-14)
-    blind = sd.sample(BETWEEN, (5, 2), solver=sd.UniPC(), grid=[0.9, 0.6, 0.1], **ON)
+    blind = sd.sample(BETWEEN, (5, 2), solver=sd.solvers.UniPC(), grid=[0.9, 0.6, 0.1], **ON)
     assert blind.times.tolist() == [0.9, HIGH, 0.6, LOW, 0.1]
 
 
@@ -739,7 +745,7 @@ def test_a_solve_that_ends_at_a_break_denoises_with_the_value_inside() -> None:
 
 
 def test_encoding_and_decoding_cross_breaks_both_ways() -> None:
-    given = {"condition": {"label": LABEL}, "solver": sd.DOP853(1e-12, 1e-12)}
+    given = {"condition": {"label": LABEL}, "solver": sd.solvers.DOP853(1e-12, 1e-12)}
     there = sd.encode(BETWEEN, X, **given)
     near(sd.decode(BETWEEN, there.x, **given).x, X)
     assert there.times.tolist() == [VP.t_min, LOW, HIGH, VP.t_max]
@@ -788,14 +794,14 @@ def test_the_density_across_breaks_is_a_density() -> None:
     loose = sd.log_prob(model, x, condition=label, solver=sd.RK45(1e-6, 1e-6))
     assert float(loose.value.exp().sum() * (x[1] - x[0])) == pytest.approx(1, abs=1e-6)
     few, label = x[::16], {"label": label["label"][::16]}
-    given = {"condition": label, "solver": sd.DOP853(1e-11, 1e-11)}
+    given = {"condition": label, "solver": sd.solvers.DOP853(1e-11, 1e-11)}
     tight = sd.log_prob(model, few, **given).value
     near(loose.value[::16], tight, 1e-4)
     h = 1e-3
     ends = [sd.encode(model, few + k * h, **given).x for k in (-2, -1, 0, 1, 2)]
     slope = (ends[0] - 8 * ends[1] + 8 * ends[3] - ends[4]) / (12 * h)
     near(tight, VP.prior.log_prob(ends[2]) + slope.log()[:, 0], 1e-7)
-    fixed = sd.log_prob(model, few, condition=label, solver=sd.RungeKutta4(), steps=80)
+    fixed = sd.log_prob(model, few, condition=label, solver=sd.solvers.RungeKutta4(), steps=80)
     near(fixed.value, tight, 2e-3)
     assert fixed.nfe.tolist() == [fixed.nfe[0]] * len(few)
     capped = sd.log_prob(model, few, condition=label, max_nfe=100, on_fail="return")
@@ -923,9 +929,9 @@ def phase_gaps(steps: int = 64) -> dict[str, float]:
     gaps = {}
     for name, solver, grid in (
         ("RK45", sd.RK45(1e-10, 1e-10), ends),
-        ("DormandPrince", sd.DormandPrince(), fine),
+        ("DormandPrince", sd.solvers.DormandPrince(), fine),
         ("Heun", sd.Heun(), fine),
-        ("StochasticHeun", sd.StochasticHeun(), fine),
+        ("StochasticHeun", sd.solvers.StochasticHeun(), fine),
     ):
         found = chain_law(solver, grid, mean, covariance)
         gaps[name] = max(
@@ -984,8 +990,10 @@ def test_another_product_than_g_g_transposed_gives_another_law(
     assert all(gaps[solver] > 10 * bound for solver, bound in BOUNDS.items()), gaps
 
 
-@pytest.mark.parametrize("solver", [sd.SRA1(), sd.SRA3(), sd.AdaptiveSDE(0.02, 0.02)], ids=repr)
-def test_a_phase_space_has_its_law_by_samples(solver: sd.SRA1) -> None:
+@pytest.mark.parametrize(
+    "solver", [sd.solvers.SRA1(), sd.solvers.SRA3(), sd.AdaptiveSDE(0.02, 0.02)], ids=repr
+)
+def test_a_phase_space_has_its_law_by_samples(solver: sd.solvers.SRA1) -> None:
     """By 2,000 samples: each of five numbers is within 5 standard errors of them, so that one false
     alarm comes in 3e5 runs.
     """
@@ -1010,7 +1018,7 @@ def test_a_phase_space_has_its_density_and_its_prior() -> None:
         [[[0.3, -1.0], [0.5, 0.2]], [[1.5, 0.0], [-1.0, 2.0]], [[-0.4, 0.9], [0.0, -0.3]]],
         dtype=torch.float64,
     )
-    found = sd.log_prob(PHASE, x, solver=sd.DOP853(1e-10, 1e-10))
+    found = sd.log_prob(PHASE, x, solver=sd.solvers.DOP853(1e-10, 1e-10))
     near(
         found.value,
         gaussian_log_prob(
@@ -1030,7 +1038,7 @@ def test_a_phase_space_is_simulated_with_its_law() -> None:
     """Forward, 2,000 paths by SRA1, within 5 standard errors."""
     z = torch.randn(2000, 2, 1, generator=draws(), dtype=torch.float64)
     x_0 = MEAN[:, None] + torch.linalg.cholesky(START) @ z
-    out = sd.simulate(Phase(), x_0, solver=sd.SRA1(), steps=40, seed=0).x[..., 0]
+    out = sd.simulate(Phase(), x_0, solver=sd.solvers.SRA1(), steps=40, seed=0).x[..., 0]
     (mean,), (covariance,) = law_at(torch.ones(1, dtype=torch.float64))
     spread = (covariance.diagonal()[:, None] * covariance.diagonal() + covariance**2).sqrt() / len(
         out
@@ -1133,10 +1141,16 @@ PARTS = sd.ScoreModel(
 
 @pytest.mark.parametrize(
     "solver",
-    [sd.EulerMaruyama(), sd.StochasticHeun(), sd.SRA1(), sd.Heun(), sd.RungeKutta4()],
+    [
+        sd.EulerMaruyama(),
+        sd.solvers.StochasticHeun(),
+        sd.solvers.SRA1(),
+        sd.Heun(),
+        sd.solvers.RungeKutta4(),
+    ],
     ids=repr,
 )
-def test_parts_of_a_flat_state_are_solved_as_if_alone(solver: sd.SRA1) -> None:
+def test_parts_of_a_flat_state_are_solved_as_if_alone(solver: sd.solvers.SRA1) -> None:
     x = torch.randn(4, sum(SIZES), generator=draws(), dtype=torch.float64)
     white = sd.White((1, 2, 3, 4), (sum(SIZES),), dtype=torch.float64)
     given = {"solver": solver, "steps": 10, "dtype": torch.float64}
@@ -1161,7 +1175,11 @@ def test_parts_of_a_flat_state_have_their_laws() -> None:
     for steps in (100, 200):
         grid = torch.linspace(0.9, 0.1, steps + 1, dtype=torch.float64)
         _, found = affine_moments(
-            lambda rows: Reverse(PARTS, rows, 1.0), sd.StochasticHeun(), grid, 0 * before, before
+            lambda rows: Reverse(PARTS, rows, 1.0),
+            sd.solvers.StochasticHeun(),
+            grid,
+            0 * before,
+            before,
         )
         gaps.append(float((found.sqrt() - wanted).abs().max()))
     assert gaps[1] < 1e-4
@@ -1208,18 +1226,18 @@ def bridge_data(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
 BRIDGE = Shifted(ready(bridge_data, "data"))
 POSTERIOR = PRIOR.posterior(COUPLED, GIVEN_Y, NOISE)
 BRIDGED = [
-    (sd.Ancestral(), 12, None),
+    (sd.solvers.Ancestral(), 12, None),
     (sd.DDIM(), 12, None),
-    (sd.UniPC(), 12, None),
-    (sd.SASolver(), 12, 0.0),
-    (sd.SASolver(), 12, 1.0),
+    (sd.solvers.UniPC(), 12, None),
+    (sd.solvers.SASolver(), 12, 0.0),
+    (sd.solvers.SASolver(), 12, 1.0),
     (sd.RK45(1e-6, 1e-6), None, None),
 ]
 
 
 @pytest.mark.parametrize(("solver", "steps", "stochasticity"), BRIDGED, ids=repr)
 def test_a_bridge_is_the_law_of_the_data_given_its_other_end(
-    solver: sd.SASolver, steps: int | None, stochasticity: float | None
+    solver: sd.solvers.SASolver, steps: int | None, stochasticity: float | None
 ) -> None:
     given = {"solver": solver, "steps": steps, "stochasticity": stochasticity, **EXACT}
     found = sd.sample(BRIDGE, (5, 2), condition={"y": GIVEN_Y.expand(5, 2)}, **given)
@@ -1233,7 +1251,7 @@ def test_a_bridge_is_the_law_of_the_data_given_its_other_end(
 
 @pytest.mark.parametrize(("solver", "steps", "stochasticity"), BRIDGED[:5], ids=repr)
 def test_a_bridge_has_the_moments_of_the_exact_chain(
-    solver: sd.SASolver, steps: int, stochasticity: float | None
+    solver: sd.solvers.SASolver, steps: int, stochasticity: float | None
 ) -> None:
     """Along the principal axes of the posterior, where coordinates are independent, with no
     samples.

@@ -145,18 +145,18 @@ def driven(solver, model, times, x=None):
 
 
 MULTISTEP = (
-    sd.DPMSolverPP(2),
-    sd.DPMSolverPP(3),
-    sd.UniPC(2),
-    sd.UniPC(4),
-    sd.UniPC(3, lower_final=True),
-    sd.DEIS(3),
-    sd.LMS(4),
-    sd.IPNDM(4),
-    sd.SDEDPMSolverPP(3),
-    sd.SASolver(3),
-    sd.ERSDE(3),
-    sd.ExponentialMultistep(4, form=sd.Straight(0.1), variable="angle"),
+    sd.solvers.DPMSolverPP(2),
+    sd.solvers.DPMSolverPP(3),
+    sd.solvers.UniPC(2),
+    sd.solvers.UniPC(4),
+    sd.solvers.UniPC(3, lower_final=True),
+    sd.solvers.DEIS(3),
+    sd.solvers.LMS(4),
+    sd.solvers.IPNDM(4),
+    sd.solvers.SDEDPMSolverPP(3),
+    sd.solvers.SASolver(3),
+    sd.solvers.ERSDE(3),
+    sd.ExponentialMultistep(4, form=sd.solvers.Straight(0.1), variable="angle"),
     sd.ExponentialMultistep(3, form=0.5, corrector=None),
 )
 PAIRS = [
@@ -164,40 +164,40 @@ PAIRS = [
     for predictor, corrector in [
         (sd.ReverseDiffusion(), sd.Langevin(n_steps=2)),
         (sd.ReverseDiffusion("song"), sd.Langevin(rule="song")),
-        (sd.EulerTrapezoid(), sd.MetropolisLangevin(n_steps=2)),
+        (sd.solvers.EulerTrapezoid(), sd.solvers.MetropolisLangevin(n_steps=2)),
     ]
     for sequence in ("predictor-first", "corrector-first")
 ]
 FIXED = [
-    sd.Euler(),
-    sd.Euler(variable="sigma"),
-    sd.Midpoint(),
+    sd.solvers.Euler(),
+    sd.solvers.Euler(variable="sigma"),
+    sd.solvers.Midpoint(),
     sd.Heun(),
     sd.Heun(variable="sigma"),
-    sd.RungeKutta4(variable="angle"),
-    sd.DormandPrince(variable="log_snr"),
+    sd.solvers.RungeKutta4(variable="angle"),
+    sd.solvers.DormandPrince(variable="log_snr"),
     sd.DDIM(),
     sd.DDIM(eta=0.7),
-    sd.Ancestral(),
+    sd.solvers.Ancestral(),
     sd.EulerMaruyama(),
-    sd.StochasticHeun(),
-    sd.SRA1(),
-    sd.SRA3(),
+    sd.solvers.StochasticHeun(),
+    sd.solvers.SRA1(),
+    sd.solvers.SRA3(),
     sd.ReverseDiffusion(),
-    sd.EulerTrapezoid(),
+    sd.solvers.EulerTrapezoid(),
     sd.Langevin(),
-    sd.MetropolisLangevin(),
-    sd.DPMSolver(3),
-    sd.DPMSolverPPSinglestep(2),
-    sd.SEEDS(3),
-    sd.ExponentialSinglestep(4, form=0.5),
+    sd.solvers.MetropolisLangevin(),
+    sd.solvers.DPMSolver(3),
+    sd.solvers.DPMSolverPPSinglestep(2),
+    sd.solvers.SEEDS(3),
+    sd.solvers.ExponentialSinglestep(4, form=0.5),
     *MULTISTEP,
     *(replace(solver, startup="published") for solver in MULTISTEP),
     *PAIRS,
-    sd.Churn(sd.Heun(variable="sigma"), churn=4.0),
-    sd.Renoise(sd.RungeKutta4()),
-    sd.Renoise(sd.DPMSolver(2)),
-    sd.Restart(sd.Heun(), (0.3, 0.7), rounds=2),
+    sd.solvers.Churn(sd.Heun(variable="sigma"), churn=4.0),
+    sd.solvers.Renoise(sd.solvers.RungeKutta4()),
+    sd.solvers.Renoise(sd.solvers.DPMSolver(2)),
+    sd.solvers.Restart(sd.Heun(), (0.3, 0.7), rounds=2),
 ]
 each_fixed = pytest.mark.parametrize("solver", FIXED, ids=repr)
 
@@ -210,7 +210,7 @@ def test_a_scheduler_that_replays_steps_on_a_tape_is_sample_to_the_bit(solver):
     assert out.nfe.tolist() == [calls] * 4
 
 
-SOME = [sd.Heun(), sd.EulerMaruyama(), sd.UniPC(3), *PAIRS[:2]]
+SOME = [sd.Heun(), sd.EulerMaruyama(), sd.solvers.UniPC(3), *PAIRS[:2]]
 
 
 @pytest.mark.parametrize("solver", SOME, ids=repr)
@@ -224,7 +224,7 @@ def test_a_scheduler_works_in_the_units_of_the_data(solver):
 @pytest.mark.parametrize("tol", [0.0, 1e-8])
 def test_a_scheduler_solves_for_the_inverse_of_ddim_on_a_rising_grid(tol):
     """Without a tolerance a step has as many evaluations as it is told, at times that are known."""
-    solver, times = sd.InverseDDIM(tol=tol, iterations=40 if tol else 5), GRID.flip(0)
+    solver, times = sd.solvers.InverseDDIM(tol=tol, iterations=40 if tol else 5), GRID.flip(0)
     out = sd.encode(MODEL, START, solver=solver, grid=times)
     if not tol:
         found, calls = driven(solver, MODEL, times, START)
@@ -270,7 +270,10 @@ def test_every_solver_with_fixed_steps_was_driven_from_outside():
         Solver,
         sd.solvers.RungeKutta,
     }
-    assert fixed == {type(solver) for solver in FIXED} | {sd.PredictorCorrector, sd.InverseDDIM}
+    assert fixed == {type(solver) for solver in FIXED} | {
+        sd.PredictorCorrector,
+        sd.solvers.InverseDDIM,
+    }
 
 
 # -- groups of rows --------------------------------------------------------------------------------
@@ -301,10 +304,10 @@ class Resampled(Solver):
 
 GROUPED = [
     Resampled(sd.DDIM()),
-    Resampled(sd.Ancestral()),
+    Resampled(sd.solvers.Ancestral()),
     Resampled(sd.EulerMaruyama()),
-    Resampled(sd.SASolver()),
-    sd.PredictorCorrector(sd.Ancestral(), Resampled(sd.Langevin())),
+    Resampled(sd.solvers.SASolver()),
+    sd.PredictorCorrector(sd.solvers.Ancestral(), Resampled(sd.Langevin())),
 ]
 each_grouped = pytest.mark.parametrize("solver", GROUPED, ids=repr)
 
@@ -362,13 +365,15 @@ def test_a_particle_has_the_seed_that_its_group_makes():
 
 
 @dataclass(frozen=True)
-class Alone(sd.Ancestral):
+class Alone(sd.solvers.Ancestral):
     group: int = 4
 
 
 def test_a_solver_that_only_says_that_it_has_groups_differs_by_its_seeds_alone():
     rows = [row for seed in sd.seeds(5, 3) for row in sd.seeds(seed, 4)]
-    assert torch.equal(groups(solver=Alone(), seed=5).x, groups(solver=sd.Ancestral(), seed=rows).x)
+    assert torch.equal(
+        groups(solver=Alone(), seed=5).x, groups(solver=sd.solvers.Ancestral(), seed=rows).x
+    )
 
 
 @dataclass(frozen=True)
@@ -446,42 +451,42 @@ def test_a_group_with_a_failed_row_stays_whole_over_a_break_of_the_model():
 
 STARTS = torch.tensor([1.0, 0.8, 0.5, 0.8], dtype=F64)
 MANY = (
-    sd.Euler(),
+    sd.solvers.Euler(),
     sd.Heun(),
     sd.Heun(variable="sigma"),
-    sd.RungeKutta4(),
+    sd.solvers.RungeKutta4(),
     sd.DDIM(),
     sd.DDIM(eta=0.7),
-    sd.Ancestral(),
+    sd.solvers.Ancestral(),
     sd.EulerMaruyama(),
-    sd.StochasticHeun(),
-    sd.SRA1(),
+    sd.solvers.StochasticHeun(),
+    sd.solvers.SRA1(),
     sd.ReverseDiffusion(),
     sd.ReverseDiffusion("song"),
     PAIRS[0],
     PAIRS[1],
     PAIRS[4],
     PAIRS[5],
-    sd.DPMSolver(3),
-    sd.SEEDS(2),
-    sd.UniPC(3),
-    sd.DPMSolverPP(3),
-    sd.SASolver(),
-    sd.LMS(),
-    sd.LMS(startup="published"),
-    sd.ERSDE(),
+    sd.solvers.DPMSolver(3),
+    sd.solvers.SEEDS(2),
+    sd.solvers.UniPC(3),
+    sd.solvers.DPMSolverPP(3),
+    sd.solvers.SASolver(),
+    sd.solvers.LMS(),
+    sd.solvers.LMS(startup="published"),
+    sd.solvers.ERSDE(),
     MULTISTEP[-2],
-    sd.EulerTrapezoid(),
-    sd.Churn(sd.Heun()),
-    sd.Renoise(sd.Heun()),
+    sd.solvers.EulerTrapezoid(),
+    sd.solvers.Churn(sd.Heun()),
+    sd.solvers.Renoise(sd.Heun()),
 )
 ADAPTIVE = (
     sd.RK45(),
     sd.RK45(variable="t"),
-    sd.RK23(rtol=1e-3, atol=1e-3),
-    sd.DOP853(),
-    sd.Tsit5(variable="log_snr"),
-    sd.ExponentialPair(3),
+    sd.solvers.RK23(rtol=1e-3, atol=1e-3),
+    sd.solvers.DOP853(),
+    sd.solvers.Tsit5(variable="log_snr"),
+    sd.solvers.ExponentialPair(3),
 )
 each_kind = pytest.mark.parametrize("solver", MANY + ADAPTIVE, ids=repr)
 
@@ -514,7 +519,7 @@ def test_a_row_with_a_start_of_its_own_is_a_call_of_its_own(solver):
             assert getattr(out, name)[i] == getattr(own, name)[0], name
 
 
-LAST = (sd.DDIM(eta=0.7), sd.SASolver(), sd.Renoise(sd.Heun()), sd.RK45())
+LAST = (sd.DDIM(eta=0.7), sd.solvers.SASolver(), sd.solvers.Renoise(sd.Heun()), sd.RK45())
 
 
 @pytest.mark.parametrize("last", ["noisy", "mean", "denoise"])
@@ -536,7 +541,7 @@ def test_starts_go_with_every_last_step_and_every_batch_size(solver, last):
         close(out.x[i : i + 1], own_call(MODEL, i, START, solver, t_start=start, **options).x)
 
 
-UPHILL = [sd.DDIM(), sd.Heun(), sd.UniPC(3), sd.RK45(), sd.InverseDDIM()]
+UPHILL = [sd.DDIM(), sd.Heun(), sd.solvers.UniPC(3), sd.RK45(), sd.solvers.InverseDDIM()]
 
 
 @pytest.mark.parametrize("solver", UPHILL, ids=repr)
@@ -546,7 +551,9 @@ def test_encoding_starts_where_each_row_is(solver):
     for i, start in enumerate(starts.tolist()):
         own = sd.encode(MODEL, START[i : i + 1], t_start=start, solver=solver, **options)
         close(out.x[i : i + 1], own.x)
-        if not isinstance(solver, sd.InverseDDIM):  # which goes on until the slowest row is there
+        if not isinstance(
+            solver, sd.solvers.InverseDDIM
+        ):  # which goes on until the slowest row is there
             assert int(out.nfe[i]) == int(own.nfe)
 
 
@@ -556,7 +563,13 @@ GRIDS = STARTS + torch.linspace(0.0, 1.0, 5, dtype=F64)[:, None] * (ENDS - START
 
 @pytest.mark.parametrize(
     "solver",
-    [sd.DDIM(), sd.SRA1(), sd.UniPC(3), sd.RK45(), sd.ExponentialPair(2, rtol=1e-3)],
+    [
+        sd.DDIM(),
+        sd.solvers.SRA1(),
+        sd.solvers.UniPC(3),
+        sd.RK45(),
+        sd.solvers.ExponentialPair(2, rtol=1e-3),
+    ],
     ids=repr,
 )
 def test_each_row_may_have_a_grid_of_its_own(solver):
@@ -569,7 +582,7 @@ def test_each_row_may_have_a_grid_of_its_own(solver):
         assert (int(out.nfe[i]), int(out.rejected[i])) == (int(own.nfe), int(own.rejected))
 
 
-FAILING = [sd.DDIM(), sd.EulerMaruyama(), sd.UniPC(3), sd.RK45()]
+FAILING = [sd.DDIM(), sd.EulerMaruyama(), sd.solvers.UniPC(3), sd.RK45()]
 
 
 @pytest.mark.parametrize("last", ["noisy", "denoise"])
@@ -624,7 +637,7 @@ def test_a_callback_sees_the_time_of_every_row():
     assert [shot.done for shot in seen] == pytest.approx([k / 6 for k in range(1, 7)])
 
 
-SMOOTH = [sd.DDIM(eta=0.5), sd.UniPC(2), sd.Renoise(sd.Heun()), sd.RK23()]
+SMOOTH = [sd.DDIM(eta=0.5), sd.solvers.UniPC(2), sd.solvers.Renoise(sd.Heun()), sd.solvers.RK23()]
 
 
 @pytest.mark.parametrize("solver", SMOOTH, ids=repr)
@@ -651,21 +664,25 @@ def refused(words, **options):
     ("solver", "words"),
     [
         (
-            sd.Restart(sd.Heun(), (0.1, 0.4)),
+            sd.solvers.Restart(sd.Heun(), (0.1, 0.4)),
             "Restart goes back at one time of the grid: it takes one grid for all",
         ),
         (
             sd.AdaptiveSDE(),
             "AdaptiveSDE.* steps on one lattice for all samples: call it once for each start",
         ),
-        (sd.SciPy(), "SciPy.* takes one grid, not one for each"),
-        (sd.TorchDiffEq(), "TorchDiffEq.* takes one grid, not one for each"),
-        (sd.TorchSDE("euler"), "TorchSDE.* takes one grid, not one for each"),
+        (sd.solvers.SciPy(), "SciPy.* takes one grid, not one for each"),
+        (sd.solvers.TorchDiffEq(), "TorchDiffEq.* takes one grid, not one for each"),
+        (sd.solvers.TorchSDE("euler"), "TorchSDE.* takes one grid, not one for each"),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_what_cannot_start_its_rows_apart_says_so_before_the_first_call(solver, words):
-    steps = {} if solver.adaptive or isinstance(solver, sd.SciPy | sd.TorchDiffEq) else {"steps": 6}
+    steps = (
+        {}
+        if solver.adaptive or isinstance(solver, sd.solvers.SciPy | sd.solvers.TorchDiffEq)
+        else {"steps": 6}
+    )
     refused(words, solver=solver, t_start=STARTS, **steps)
 
 
@@ -1014,7 +1031,9 @@ def test_a_plan_that_is_right_is_eulers():
         seed=0,
         dtype=F64,
     )
-    euler = sd.sample(MODEL, (4, 2), solver=sd.Euler(variable="t"), steps=4, seed=0, dtype=F64)
+    euler = sd.sample(
+        MODEL, (4, 2), solver=sd.solvers.Euler(variable="t"), steps=4, seed=0, dtype=F64
+    )
     assert torch.equal(out.x, euler.x)
 
 

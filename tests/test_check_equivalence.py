@@ -30,30 +30,37 @@ def differ(a, b, **options) -> str:
 
 
 def test_two_solvers_that_are_one(capsys: pytest.CaptureFixture[str]) -> None:
-    report = check_equivalence(sd.Ancestral(), sd.DDIM(1.0))
+    report = check_equivalence(sd.solvers.Ancestral(), sd.DDIM(1.0))
     assert [f.name.partition("(")[0] for f in report.findings] == ["on VP", "on VE", "on SubVP"]
     assert capsys.readouterr().out.startswith("Ancestral() and DDIM(eta=1.0)\nequivalence")
     assert check_equivalence(
-        sd.Churn(sd.Heun(), churn=0.0), sd.Heun(), grid="karras", steps=6, verbose=False
+        sd.solvers.Churn(sd.Heun(), churn=0.0), sd.Heun(), grid="karras", steps=6, verbose=False
     ).passed
     assert check_equivalence(
-        sd.SRA1(), sd.SRA1(), sde=Cubic, grid=[0.9, 0.5, 0.1], stochasticity=0.5, verbose=False
+        sd.solvers.SRA1(),
+        sd.solvers.SRA1(),
+        sde=Cubic,
+        grid=[0.9, 0.5, 0.1],
+        stochasticity=0.5,
+        verbose=False,
     ).passed
     assert check_equivalence(
-        sd.EulerMaruyama(), sd.Euler(variable="t"), stochasticity=0.0, verbose=False
+        sd.EulerMaruyama(), sd.solvers.Euler(variable="t"), stochasticity=0.0, verbose=False
     ).passed
 
 
 def test_a_discrete_model_brings_its_grid() -> None:
     ddpm = sd.DDPM.from_sde(sd.VP(), 10)
-    report = check_equivalence(ddpm, sd.Ancestral(), sde=sd.VP(), data=MIXTURE, verbose=False)
+    report = check_equivalence(
+        ddpm, sd.solvers.Ancestral(), sde=sd.VP(), data=MIXTURE, verbose=False
+    )
     assert " of 9, t = " in report.findings[0].where
     report = check_equivalence(sd.DDIM(1.0), ddpm, sde=sd.VP(), verbose=False)
     assert " of 9, t = " in report.findings[0].where
-    said = differ(replace(ddpm, variance="beta"), sd.Ancestral(), sde=sd.VP())
+    said = differ(replace(ddpm, variance="beta"), sd.solvers.Ancestral(), sde=sd.VP())
     assert "without noise they agree: the noise of the first has 1.0" in said
     with pytest.raises(ValueError, match="pass the sde= that it was made from"):
-        check_equivalence(sd.Ancestral(), ddpm)
+        check_equivalence(sd.solvers.Ancestral(), ddpm)
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class OtherStream(sd.EulerMaruyama):
 
 
 @dataclass(frozen=True)
-class LastStepFree(sd.Euler):
+class LastStepFree(sd.solvers.Euler):
     """Right but in the third step."""
 
     def plan(self, problem, times):
@@ -100,10 +107,13 @@ def test_messages_say_where_and_why() -> None:
         OtherStream(), sd.EulerMaruyama(), sde=sd.VP()
     )
     assert "Ancestral() draws noise and DDIM(eta=0.0) does not" in differ(
-        sd.DDIM(), sd.Ancestral(), sde=sd.VE()
+        sd.DDIM(), sd.solvers.Ancestral(), sde=sd.VE()
     )
     said = differ(
-        LastStepFree(variable="t"), sd.Euler(variable="t"), sde=sd.VP(), grid=[0.8, 0.6, 0.4, 0.2]
+        LastStepFree(variable="t"),
+        sd.solvers.Euler(variable="t"),
+        sde=sd.VP(),
+        grid=[0.8, 0.6, 0.4, 0.2],
     )
     assert "first at step 3 of 3, t = 0.2" in said
 
@@ -111,17 +121,19 @@ def test_messages_say_where_and_why() -> None:
 def test_two_discretizations_are_told_from_two_processes() -> None:
     said = differ(sd.Heun(variable="t"), sd.Heun(variable="sigma"), sde=sd.VP())
     assert "two discretizations of one process: one step h differs as h^3.0" in said
-    said = differ(sd.EulerMaruyama(), sd.Ancestral(), sde=sd.VE())
+    said = differ(sd.EulerMaruyama(), sd.solvers.Ancestral(), sde=sd.VE())
     assert "two discretizations of one process: one step h differs as h^1.5" in said
-    assert "as h^0.5: another amount of noise" in differ(sd.Ancestral(), sd.DDIM(0.5), sde=sd.VP())
+    assert "as h^0.5: another amount of noise" in differ(
+        sd.solvers.Ancestral(), sd.DDIM(0.5), sde=sd.VP()
+    )
 
-    class Wrong(sd.Euler):  # half the score of an SDE's drift
+    class Wrong(sd.solvers.Euler):  # half the score of an SDE's drift
         def step(self, problem, x, plan, noise, state):
             out = super().step(problem, x, plan, noise, state)
             return out._replace(x=2 * out.x - x)
 
     assert "as h^1.0: another drift" in differ(
-        Wrong(variable="t"), sd.Euler(variable="t"), sde=sd.VP()
+        Wrong(variable="t"), sd.solvers.Euler(variable="t"), sde=sd.VP()
     )
 
 
@@ -143,10 +155,10 @@ def test_check_equivalence_refuses_what_it_cannot_compare() -> None:
     with pytest.raises(TypeError, match="two solvers or two ScoreModels"):
         check_equivalence(sd.DDIM(), MIXTURE.model(sd.VP()))
     with pytest.raises(ValueError, match="solver= is for two models"):
-        check_equivalence(sd.DDIM(), sd.DDIM(), solver=sd.Euler())
+        check_equivalence(sd.DDIM(), sd.DDIM(), solver=sd.solvers.Euler())
     with pytest.raises(TypeError, match="data must be a law"):
         check_equivalence(sd.DDIM(), sd.DDIM(), data=torch.zeros(3))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="bound must be a positive number"):
         check_equivalence(sd.DDIM(), sd.DDIM(), bound=0)
     with pytest.raises(TypeError, match="no Gaussian kernel"):
-        check_equivalence(sd.Euler(), sd.Euler(), sde=sd.SDE())
+        check_equivalence(sd.solvers.Euler(), sd.solvers.Euler(), sde=sd.SDE())

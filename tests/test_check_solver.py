@@ -72,13 +72,13 @@ def test_right_user_solvers_pass(solver: Solver, capsys: pytest.CaptureFixture[s
 BUILT_IN = [
     sd.DDIM(),
     sd.DDIM(1.0),
-    sd.Ancestral(),
-    sd.StochasticHeun(),
-    sd.SRA3(),
-    sd.DormandPrince(),
+    sd.solvers.Ancestral(),
+    sd.solvers.StochasticHeun(),
+    sd.solvers.SRA3(),
+    sd.solvers.DormandPrince(),
     sd.Langevin(),
     sd.PredictorCorrector(sd.ReverseDiffusion(), sd.Langevin()),
-    sd.RK23(1e-3, 1e-3),
+    sd.solvers.RK23(1e-3, 1e-3),
 ]
 
 
@@ -95,7 +95,9 @@ def test_what_does_not_apply_is_skipped_by_name() -> None:
         "strong order",
     }
     assert "a corrector" in report["weak order"].detail
-    assert check_solver(sd.RK23(1e-3, 1e-3), verbose=False)["adaptive steps"].verdict == "ok"
+    assert (
+        check_solver(sd.solvers.RK23(1e-3, 1e-3), verbose=False)["adaptive steps"].verdict == "ok"
+    )
 
 
 # -- mutants ---------------------------------------------------------------------------------------

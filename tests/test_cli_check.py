@@ -116,7 +116,7 @@ def test_a_file_with_a_broken_one(file: Path, capsys: pytest.CaptureFixture[str]
 def test_an_sde_under_which_an_equivalence_fails(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sd.DDIM, "plan", sd.Euler().plan)
+    monkeypatch.setattr(sd.DDIM, "plan", sd.solvers.Euler().plan)
     assert command(f"{file}:Cubic") == 1
     captured = capsys.readouterr()
     assert "fail" in captured.out

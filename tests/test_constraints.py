@@ -37,7 +37,7 @@ def test_every_prediction_follows_from_the_clipped_data(predicts: str) -> None:
     ("solver", "steps"),
     [
         (sd.EulerMaruyama(), 30),
-        (sd.UniPC(), 8),
+        (sd.solvers.UniPC(), 8),
         (sd.RK45(1e-6, 1e-6), None),
         (sd.DDPM.from_sde(VP, 30), None),
         (sd.Heun(), 10),
@@ -124,10 +124,10 @@ def paste_of(known: Tensor, x_0: Tensor, rows: Tensor) -> Tensor:
         {"steps": 6},
         {"solver": sd.RK45(1e-4, 1e-4)},
         {"solver": sd.AdaptiveSDE(0.1, 0.1)},
-        {"solver": sd.ExponentialPair(2, "data", rtol=1e-2, atol=1e-2)},
+        {"solver": sd.solvers.ExponentialPair(2, "data", rtol=1e-2, atol=1e-2)},
         {"solver": sd.PredictorCorrector(sd.ReverseDiffusion(), sd.Langevin()), "steps": 6},
         {"solver": sd.DDPM.from_sde(VP, 20)},
-        {"solver": sd.SciPy("RK23", rtol=1e-3, atol=1e-3)},
+        {"solver": sd.solvers.SciPy("RK23", rtol=1e-3, atol=1e-3)},
     ],
     ids=lambda arguments: repr(arguments.get("solver")),
 )
@@ -136,7 +136,7 @@ def test_what_belongs_to_a_sample_stays_with_it(arguments: dict[str, Any]) -> No
     its rows.
     """
     constraints = [paste, paste_rows, Pasting(KNOWN), functools.partial(paste_of, KNOWN)]
-    whole = sd.SciPy is type(arguments.get("solver"))  # its steps depend on the batch
+    whole = sd.solvers.SciPy is type(arguments.get("solver"))  # its steps depend on the batch
     found = [
         sd.sample(
             LAW.model(VP).constrained(constraint),
@@ -220,11 +220,11 @@ def test_dynamic_threshold() -> None:
     all divided by it.
     """
     x = torch.tensor([[0.5, -0.2, 0.9, 0.3], [4.0, -2.0, 1.0, 0.5]])
-    out = sd.DynamicThreshold(0.75)(x)
+    out = sd.constraints.DynamicThreshold(0.75)(x)
     torch.testing.assert_close(out, torch.tensor([[0.5, -0.2, 0.9, 0.3], [1.0, -1.0, 0.5, 0.25]]))
     images = x.reshape(2, 1, 2, 2)
-    assert torch.equal(sd.DynamicThreshold(0.75)(images).reshape(2, 4), out)
-    torch.testing.assert_close(sd.DynamicThreshold(1.0, 2.0)(x)[1], x[1] / 2)
+    assert torch.equal(sd.constraints.DynamicThreshold(0.75)(images).reshape(2, 4), out)
+    torch.testing.assert_close(sd.constraints.DynamicThreshold(1.0, 2.0)(x)[1], x[1] / 2)
 
 
 def test_a_module_as_constraint_is_not_entered_into_the_model() -> None:
@@ -240,8 +240,12 @@ def test_a_module_as_constraint_is_not_entered_into_the_model() -> None:
     [
         (lambda: LAW.model(VP).constrained((-1, 1)), TypeError, r"Clip\(-1, 1\) say"),
         (lambda: sd.Clip(1, 1), ValueError, "low must be below high"),
-        (lambda: sd.DynamicThreshold(0.0), ValueError, r"quantile must lie in \(0, 1\]"),
-        (lambda: sd.DynamicThreshold(bound=0.0), ValueError, "bound be positive"),
+        (
+            lambda: sd.constraints.DynamicThreshold(0.0),
+            ValueError,
+            r"quantile must lie in \(0, 1\]",
+        ),
+        (lambda: sd.constraints.DynamicThreshold(bound=0.0), ValueError, "bound be positive"),
         (
             lambda: sd.ScoreModel(lambda x, t: x, _General(), "score").constrained(sd.Clip()),
             ValueError,

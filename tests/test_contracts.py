@@ -56,82 +56,92 @@ def _pair(predictor: Solver, corrector: Solver, first: str = "predictor-first") 
 
 MANY = (80, 160, 320)
 METHODS = [
-    *(Method(sd.Euler(variable=u), 1) for u in (None, "t", "sigma", "log_snr", "angle")),
-    *(Method(sd.Midpoint(variable=u), 2) for u in (None, "t", "sigma", "log_snr", "angle")),
+    *(Method(sd.solvers.Euler(variable=u), 1) for u in (None, "t", "sigma", "log_snr", "angle")),
+    *(Method(sd.solvers.Midpoint(variable=u), 2) for u in (None, "t", "sigma", "log_snr", "angle")),
     *(Method(sd.Heun(variable=u), 2) for u in (None, "t", "sigma", "log_snr", "angle")),
-    *(Method(sd.RungeKutta4(variable=u), 4) for u in (None, "t", "sigma", "log_snr", "angle")),
-    Method(sd.DormandPrince(), 5),
-    Method(sd.RK23(1e-3, 1e-3), 3),
+    *(
+        Method(sd.solvers.RungeKutta4(variable=u), 4)
+        for u in (None, "t", "sigma", "log_snr", "angle")
+    ),
+    Method(sd.solvers.DormandPrince(), 5),
+    Method(sd.solvers.RK23(1e-3, 1e-3), 3),
     Method(sd.RK45(1e-3, 1e-3), 5),
-    Method(sd.Tsit5(1e-3, 1e-3), 5),
-    Method(sd.DOP853(1e-3, 1e-3), 8),
+    Method(sd.solvers.Tsit5(1e-3, 1e-3), 5),
+    Method(sd.solvers.DOP853(1e-3, 1e-3), 8),
     Method(sd.EulerMaruyama(), 1, 1, 1),
-    Method(sd.StochasticHeun(), 2, 1, 2),
-    Method(sd.SRA1(), 2, 1.5, 2),
-    Method(sd.SRA3(), 3, 1.5, 2),
+    Method(sd.solvers.StochasticHeun(), 2, 1, 2),
+    Method(sd.solvers.SRA1(), 2, 1.5, 2),
+    Method(sd.solvers.SRA3(), 3, 1.5, 2),
     Method(sd.ReverseDiffusion(), 1, 1, 1),
     Method(sd.ReverseDiffusion("song"), 1, 1, 1),
-    Method(sd.Ancestral(), 1, 1, 1),
+    Method(sd.solvers.Ancestral(), 1, 1, 1),
     Method(sd.DDIM(), 1),
     Method(sd.DDIM(0.5), weak=1),
     Method(sd.DDIM(1.0), strong=1, weak=1),
-    *(Method(sd.ExponentialSinglestep(p), p) for p in (1, 2, 3, 4)),
-    Method(sd.ExponentialPair(3, rtol=1e-3, atol=1e-3), 3),
-    Method(sd.ExponentialSinglestep(3, "noise", "sigma"), 3),
-    Method(sd.ExponentialSinglestep(4, 0.5, "t"), 4),
+    *(Method(sd.solvers.ExponentialSinglestep(p), p) for p in (1, 2, 3, 4)),
+    Method(sd.solvers.ExponentialPair(3, rtol=1e-3, atol=1e-3), 3),
+    Method(sd.solvers.ExponentialSinglestep(3, "noise", "sigma"), 3),
+    Method(sd.solvers.ExponentialSinglestep(4, 0.5, "t"), 4),
     *(Method(sd.ExponentialMultistep(p), p, ladder=MANY) for p in (1, 2, 3, 4)),
     Method(sd.ExponentialMultistep(4, "noise", "sigma"), 4, ladder=MANY),
     Method(sd.ExponentialMultistep(3, 0.5, "t", corrector=3), 4, ladder=MANY),
-    Method(sd.EulerTrapezoid(), 2, 1, 2, law=(32, 64, 128)),
+    Method(sd.solvers.EulerTrapezoid(), 2, 1, 2, law=(32, 64, 128)),
     Method(sd.AdaptiveSDE(1e-2, 1e-2)),
-    Method(sd.ExponentialSinglestep(3, sd.Straight(0.3), "angle"), 3),
-    Method(sd.ExponentialMultistep(3, sd.Straight(0.3), "angle", corrector=3), 4, ladder=MANY),
-    Method(sd.DPMSolver(2), 2),
-    Method(sd.DPMSolverPPSinglestep(), 2),
-    Method(sd.DPMSolverPP(), 2, ladder=MANY),
-    Method(sd.DPMSolverPP(3), 3, ladder=MANY),
-    *(Method(sd.UniPC(p), p + 1, ladder=MANY) for p in (1, 2, 3)),
-    Method(sd.UniPC(3, startup="published", lower_final=True), 2, ladder=MANY),
-    Method(sd.DEIS(), 3, ladder=(160, 320, 640)),
-    Method(sd.LMS(), 4, ladder=MANY),
-    Method(sd.IPNDM(), 2, ladder=(20, 40, 80)),
-    Method(sd.SDEDPMSolverPP(), 2, 1, 2, ladder=MANY, law=(32, 64, 128)),
-    Method(sd.SDEDPMSolverPP(3), 2, 1, 2, ladder=(40, 80, 160)),
-    Method(sd.SASolver(2), 3, 1, 2, ladder=MANY),
-    Method(sd.SASolver(), 3, 1, 2, law=(32, 64, 128)),
-    Method(sd.SEEDS(), 3, 1, 2),
-    Method(sd.ERSDE(), weak=2),
-    Method(sd.Renoise(sd.Heun()), 2, weak=2, law=(64, 128, 256)),
-    Method(sd.Renoise(sd.RungeKutta4()), 4, weak=4, law=(64, 128, 256)),
-    Method(sd.Renoise(sd.ExponentialSinglestep(3, "noise")), 3, weak=3, law=(32, 64, 128)),
-    Method(sd.InverseDDIM(tol=0, iterations=8), 1),
+    Method(sd.solvers.ExponentialSinglestep(3, sd.solvers.Straight(0.3), "angle"), 3),
+    Method(
+        sd.ExponentialMultistep(3, sd.solvers.Straight(0.3), "angle", corrector=3), 4, ladder=MANY
+    ),
+    Method(sd.solvers.DPMSolver(2), 2),
+    Method(sd.solvers.DPMSolverPPSinglestep(), 2),
+    Method(sd.solvers.DPMSolverPP(), 2, ladder=MANY),
+    Method(sd.solvers.DPMSolverPP(3), 3, ladder=MANY),
+    *(Method(sd.solvers.UniPC(p), p + 1, ladder=MANY) for p in (1, 2, 3)),
+    Method(sd.solvers.UniPC(3, startup="published", lower_final=True), 2, ladder=MANY),
+    Method(sd.solvers.DEIS(), 3, ladder=(160, 320, 640)),
+    Method(sd.solvers.LMS(), 4, ladder=MANY),
+    Method(sd.solvers.IPNDM(), 2, ladder=(20, 40, 80)),
+    Method(sd.solvers.SDEDPMSolverPP(), 2, 1, 2, ladder=MANY, law=(32, 64, 128)),
+    Method(sd.solvers.SDEDPMSolverPP(3), 2, 1, 2, ladder=(40, 80, 160)),
+    Method(sd.solvers.SASolver(2), 3, 1, 2, ladder=MANY),
+    Method(sd.solvers.SASolver(), 3, 1, 2, law=(32, 64, 128)),
+    Method(sd.solvers.SEEDS(), 3, 1, 2),
+    Method(sd.solvers.ERSDE(), weak=2),
+    Method(sd.solvers.Renoise(sd.Heun()), 2, weak=2, law=(64, 128, 256)),
+    Method(sd.solvers.Renoise(sd.solvers.RungeKutta4()), 4, weak=4, law=(64, 128, 256)),
+    Method(
+        sd.solvers.Renoise(sd.solvers.ExponentialSinglestep(3, "noise")),
+        3,
+        weak=3,
+        law=(32, 64, 128),
+    ),
+    Method(sd.solvers.InverseDDIM(tol=0, iterations=8), 1),
     Method(sd.DDPM.from_sde(sd.VP(), 26)),
     Method(sd.NCSN.from_sde(sd.VE(0.02, 30.0), 12, n_steps=2)),
     Method(sd.Langevin()),
     Method(sd.Langevin(0.1, 2, "song")),
-    Method(sd.MetropolisLangevin()),
+    Method(sd.solvers.MetropolisLangevin()),
     _pair(sd.ReverseDiffusion(), sd.Langevin(0.1)),
     _pair(sd.EulerMaruyama(), sd.Langevin(0.1, 2), "corrector-first"),
-    _pair(sd.Ancestral(), sd.MetropolisLangevin()),
-    _pair(sd.DDIM(), sd.MetropolisLangevin(), "corrector-first"),
+    _pair(sd.solvers.Ancestral(), sd.solvers.MetropolisLangevin()),
+    _pair(sd.DDIM(), sd.solvers.MetropolisLangevin(), "corrector-first"),
     _pair(sd.Heun(), sd.Langevin(0.1)),
-    Method(sd.Churn(sd.Heun(), 0.0), 2),
-    Method(sd.Churn(sd.Heun(variable="sigma"), 4.0), weak=2),
-    Method(sd.Churn(sd.Euler(variable="sigma"), 4.0), weak=1),
+    Method(sd.solvers.Churn(sd.Heun(), 0.0), 2),
+    Method(sd.solvers.Churn(sd.Heun(variable="sigma"), 4.0), weak=2),
+    Method(sd.solvers.Churn(sd.solvers.Euler(variable="sigma"), 4.0), weak=1),
     Method(
-        sd.Restart(sd.Heun(), (0.35, 0.55), 2, 4),
+        sd.solvers.Restart(sd.Heun(), (0.35, 0.55), 2, 4),
         weak=2,
-        refined=lambda n: sd.Restart(sd.Heun(), (0.35, 0.55), 2, max(1, n // 4)),
+        refined=lambda n: sd.solvers.Restart(sd.Heun(), (0.35, 0.55), 2, max(1, n // 4)),
         law=(32, 64, 128),
     ),
 ]
 NOT_CUT = (
-    sd.InverseDDIM
-    | sd.Restart
-    | sd.Churn
-    | sd.Renoise
+    sd.solvers.InverseDDIM
+    | sd.solvers.Restart
+    | sd.solvers.Churn
+    | sd.solvers.Renoise
     | sd.ExponentialMultistep
-    | sd.EulerTrapezoid
+    | sd.solvers.EulerTrapezoid
 )
 """Methods for which two grids are not one: they look at all of it, or carry history."""
 AT_LEAST = {sd.ReverseDiffusion("song"): 24}
@@ -212,7 +222,7 @@ def skip_unless_own(solver: Solver, sde: sd.LinearSDE) -> None:
 def starting(solver: Solver) -> int:
     """Evaluations before the first step."""
     return int(
-        isinstance(solver, sd.InverseDDIM)
+        isinstance(solver, sd.solvers.InverseDDIM)
         or getattr(getattr(solver, "tableau", None), "first_same_as_last", False)
     )
 
@@ -249,10 +259,10 @@ def test_claimed_orders_are_the_declared_ones() -> None:
             solver,
             sd.PredictorCorrector
             | sd.Langevin
-            | sd.MetropolisLangevin
+            | sd.solvers.MetropolisLangevin
             | sd.DDPM
             | sd.NCSN
-            | sd.Churn
+            | sd.solvers.Churn
             | sd.AdaptiveSDE,
         )
 
@@ -268,7 +278,7 @@ def flow_end(name: str) -> tuple[Tensor, Tensor]:
     sde = SDES[name]
     x = starts(sde, 6, 0.8 * sde.T)
     return x, integrate(
-        Reverse(SMOOTH.model(sde), 6), sd.DormandPrince(variable="t"), x, inner(sde, 128)
+        Reverse(SMOOTH.model(sde), 6), sd.solvers.DormandPrince(variable="t"), x, inner(sde, 128)
     ).x
 
 
@@ -281,8 +291,8 @@ def with_fixed_steps(solver: Solver) -> Solver:
     if not solver.adaptive:
         return solver
 
-    if isinstance(solver, sd.ExponentialPair):
-        return sd.ExponentialSinglestep(solver.order, solver.form)
+    if isinstance(solver, sd.solvers.ExponentialPair):
+        return sd.solvers.ExponentialSinglestep(solver.order, solver.form)
 
     class Fixed(RungeKutta):
         tableau = solver.tableau  # type: ignore[attr-defined]
@@ -348,8 +358,8 @@ def test_strong_order(sde: sd.LinearSDE, method: Method) -> None:
     assert slope(errors) > method.strong - 0.25, errors  # type: ignore[operator]
 
 
-def along(sde: sd.LinearSDE, rows: int, intervals: int) -> sd.BrownianPath:
-    return sd.BrownianPath(
+def along(sde: sd.LinearSDE, rows: int, intervals: int) -> sd.solvers.BrownianPath:
+    return sd.solvers.BrownianPath(
         sd.seeds(0, rows), (2,), 0.8 * sde.T, 0.2 * sde.T, intervals=intervals, dtype=torch.float64
     )
 
@@ -360,7 +370,7 @@ def fine_end(name: str, rows: int, fine: int) -> Tensor:
     path = along(sde, rows, fine)
     return integrate(
         Reverse(SMOOTH.model(sde), rows, 1.0),
-        sd.SRA3(),
+        sd.solvers.SRA3(),
         starts(sde, rows, 0.8 * sde.T),
         inner(sde, fine),
         path,
@@ -404,9 +414,9 @@ def test_weak_order(sde: sd.LinearSDE, method: Method) -> None:
     try:
         errors = law_errors(sde, method, method.law)
     except ValueError as refusal:
-        if not isinstance(method.solver, sd.Restart) or "the grid's time next to t_low" not in str(
-            refusal
-        ):
+        if not isinstance(
+            method.solver, sd.solvers.Restart
+        ) or "the grid's time next to t_low" not in str(refusal):
             raise
         pytest.skip("this SDE's grid has no times between those that Restart goes back between")
     assert slope(errors) > method.weak - 0.25, errors  # type: ignore[operator]
@@ -544,9 +554,9 @@ def finite_or_refused(sde: sd.LinearSDE, solver: Solver, counts) -> None:
             )
         except ValueError as refusal:
             too_few = solver in AT_LEAST and "times as many steps" in str(refusal)
-            too_coarse = isinstance(solver, sd.Restart) and "the grid's time next to t_low" in str(
-                refusal
-            )
+            too_coarse = isinstance(
+                solver, sd.solvers.Restart
+            ) and "the grid's time next to t_low" in str(refusal)
             if not too_few and not too_coarse:
                 raise
             continue
@@ -585,11 +595,13 @@ def test_last_does_what_it_says(method: Method) -> None:
         torch.testing.assert_close(
             end("noisy", 0.3).x - end("mean", 0.3).x, shock, rtol=0, atol=1e-9
         )
-    keeps = solver.stochastic and not isinstance(solver, sd.Churn | sd.Restart | sd.Renoise)
+    keeps = solver.stochastic and not isinstance(
+        solver, sd.solvers.Churn | sd.solvers.Restart | sd.solvers.Renoise
+    )
     part = solver.predictor if isinstance(solver, sd.PredictorCorrector) else solver
     if isinstance(solver, sd.PredictorCorrector) and solver.sequence == "predictor-first":
         part = solver.corrector
-    adds = keeps and part.stochastic and not isinstance(part, sd.MetropolisLangevin)
+    adds = keeps and part.stochastic and not isinstance(part, sd.solvers.MetropolisLangevin)
     assert bool((shock != 0).all()) == adds
 
 
@@ -650,7 +662,7 @@ def test_without_score_and_noise_nothing_moves(method: Method) -> None:
         "angle" if method.solver.adaptive else None
     )
     in_v = isinstance(method.solver, RungeKutta) and variable == "angle"
-    if isinstance(method.solver, sd.EulerTrapezoid) or in_v:
+    if isinstance(method.solver, sd.solvers.EulerTrapezoid) or in_v:
         pytest.skip("v is not constant where x is")
     out = integrate(
         Reverse(model, 3, 1.0 if method.solver.diffuses else 0.0),
@@ -697,7 +709,7 @@ def exact_chain(solver: Solver) -> bool:
     """Whether the chain on Gaussian data is affine."""
     parts = [solver, *(getattr(solver, name, None) for name in ("predictor", "corrector"))]
     return not any(
-        isinstance(part, sd.MetropolisLangevin) or part in OF_ITS_BATCH for part in parts
+        isinstance(part, sd.solvers.MetropolisLangevin) or part in OF_ITS_BATCH for part in parts
     )
 
 
@@ -737,7 +749,7 @@ def test_correctors_keep_the_law_as_snr_shrinks(sde: sd.LinearSDE, sequence: str
     """The excess of a Langevin step is of order snr^2: fourfold less at half the snr."""
     excess = []
     for snr in (0.4, 0.2):
-        solver = sd.PredictorCorrector(sd.SRA1(), sd.Langevin(snr), sequence)  # type: ignore[arg-type]
+        solver = sd.PredictorCorrector(sd.solvers.SRA1(), sd.Langevin(snr), sequence)  # type: ignore[arg-type]
         _, cov = chain(sde, solver, inner(sde, 60))
         excess.append(abs(float(cov.sqrt()) - float(GAUSSIAN.moments(sde, 0.2 * sde.T)[1].sqrt())))
     assert slope(excess) > 1.5, excess
@@ -745,14 +757,14 @@ def test_correctors_keep_the_law_as_snr_shrinks(sde: sd.LinearSDE, sequence: str
 
 SAMPLED = [
     (sd.EulerMaruyama(), 1.0),
-    (sd.SRA1(), 0.5),
-    (sd.SRA3(), 1.5),
-    (sd.Ancestral(), 1.0),
+    (sd.solvers.SRA1(), 0.5),
+    (sd.solvers.SRA3(), 1.5),
+    (sd.solvers.Ancestral(), 1.0),
     (sd.DDIM(0.5), None),
-    (sd.PredictorCorrector(sd.SRA1(), sd.MetropolisLangevin()), 1.0),
-    (sd.PredictorCorrector(sd.Heun(), sd.MetropolisLangevin(), "corrector-first"), None),
-    (sd.Churn(sd.Heun(variable="sigma"), 20.0), None),
-    (sd.Restart(sd.Heun(variable="sigma"), (0.3, 0.6), 1, 12), None),
+    (sd.PredictorCorrector(sd.solvers.SRA1(), sd.solvers.MetropolisLangevin()), 1.0),
+    (sd.PredictorCorrector(sd.Heun(), sd.solvers.MetropolisLangevin(), "corrector-first"), None),
+    (sd.solvers.Churn(sd.Heun(variable="sigma"), 20.0), None),
+    (sd.solvers.Restart(sd.Heun(variable="sigma"), (0.3, 0.6), 1, 12), None),
 ]
 
 
@@ -765,7 +777,7 @@ def test_marginals_of_a_mixture(solver: Solver, lam: float | None) -> None:
     data = sd.exact.GaussianMixture([[-1.0, 0.5], [1.0, 0.0], [0.3, -1.0]], 0.4, [0.5, 0.3, 0.2])
     z = torch.randn(rows, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     x = sde.perturb(data.sample(rows, seed=5), sde.t_max, z)
-    slow = solver in (sd.EulerMaruyama(), sd.Ancestral(), sd.DDIM(0.5))
+    slow = solver in (sd.EulerMaruyama(), sd.solvers.Ancestral(), sd.DDIM(0.5))
     # to where sigma is a quarter of the data's spread or less
     grid = in_log_snr(sde, 240 if slow else 64)[: -40 if slow else -10]
     problem = Reverse(
@@ -797,7 +809,7 @@ def breaking(
     return sd.ScoreModel(net, sde, exact.predicts)
 
 
-@methods(lambda m: m.solver not in OF_ITS_BATCH and m.solver != sd.MetropolisLangevin())
+@methods(lambda m: m.solver not in OF_ITS_BATCH and m.solver != sd.solvers.MetropolisLangevin())
 def test_nan_at_one_sample_and_time(method: Method) -> None:
     solver = method.solver
 
@@ -831,7 +843,7 @@ def test_nan_in_a_metropolis_chain() -> None:
     out = sd.sample(
         breaking(0.4),
         (3, 2),
-        solver=sd.MetropolisLangevin(),
+        solver=sd.solvers.MetropolisLangevin(),
         steps=8,
         seed=0,
         condition=label,
@@ -1028,7 +1040,7 @@ def test_checkpoint_where_f_and_g_are_derived() -> None:
 
 
 @pytest.mark.parametrize(
-    "solver", [sd.EulerMaruyama(), sd.Heun(), sd.SRA3(), sd.Ancestral()], ids=repr
+    "solver", [sd.EulerMaruyama(), sd.Heun(), sd.solvers.SRA3(), sd.solvers.Ancestral()], ids=repr
 )
 def test_checkpoint_keeps_little(solver: Solver) -> None:
     """64 steps of a network much wider than the state: its activations are not kept, only states;

@@ -42,7 +42,7 @@ def start(sde: sd.LinearSDE, t: Tensor) -> Tensor:
 def test_round_trip_closes_to_the_tolerance(sde: sd.LinearSDE, tol: float) -> None:
     times = grid(sde, 25)
     x = start(sde, times[0])
-    there = along(sde, sd.InverseDDIM(tol), x, times)
+    there = along(sde, sd.solvers.InverseDDIM(tol), x, times)
     back = along(sde, sd.DDIM(), there.x, times.flip(0))
     off = float((back.x - x).abs().max() / (1 + x.abs().max()))
     # 25 steps, each within tol of its fixed point, times what the map makes of it
@@ -69,7 +69,7 @@ def test_one_step_is_inverted_to_the_tolerance(sde: sd.LinearSDE) -> None:
     pair = grid(sde, 6)[2:4]
     x, larger = start(sde, pair[0]), float(sde.alpha(pair[0]) / sde.alpha(pair[1]))
     for tol in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6):
-        y = along(sde, sd.InverseDDIM(tol), x, pair).x
+        y = along(sde, sd.solvers.InverseDDIM(tol), x, pair).x
         off = (along(sde, sd.DDIM(), y, pair.flip(0)).x - x).abs().amax(dim=1)
         assert bool((off <= larger * tol * (1 + y.abs().amax(dim=1))).all())
 
@@ -79,10 +79,13 @@ def test_samples_stop_by_themselves() -> None:
     sde = sd.VP()
     times = grid(sde, 12)
     x = start(sde, times[0]) * torch.tensor([[0.1], [1.0], [3.0], [10.0]], dtype=torch.float64)
-    whole = along(sde, sd.InverseDDIM(1e-5), x, times).x
+    whole = along(sde, sd.solvers.InverseDDIM(1e-5), x, times).x
     for i in range(4):
         torch.testing.assert_close(
-            along(sde, sd.InverseDDIM(1e-5), x[[i]], times).x[0], whole[i], rtol=0, atol=1e-12
+            along(sde, sd.solvers.InverseDDIM(1e-5), x[[i]], times).x[0],
+            whole[i],
+            rtol=0,
+            atol=1e-12,
         )
 
 
@@ -95,7 +98,7 @@ def test_a_step_that_does_not_contract_is_refused_in_words() -> None:
     ):
         integrate(
             Reverse(steep, 2, 0.0),
-            sd.InverseDDIM(1e-8, 20),
+            sd.solvers.InverseDDIM(1e-8, 20),
             x,
             torch.tensor([0.01, 0.9], dtype=torch.float64),
         )
@@ -133,12 +136,12 @@ def test_ddim_on_a_subsequence_is_its_equation_12() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: sd.InverseDDIM(-1.0), "tol must be"),
-        (lambda: sd.InverseDDIM(iterations=0), "iterations must be"),
+        (lambda: sd.solvers.InverseDDIM(-1.0), "tol must be"),
+        (lambda: sd.solvers.InverseDDIM(iterations=0), "iterations must be"),
         (
             lambda: along(
                 sd.Cosine(t_max=1.0),
-                sd.InverseDDIM(),
+                sd.solvers.InverseDDIM(),
                 torch.zeros(1, 2).double(),
                 torch.tensor([0.5, 1.0]).double(),
             ),

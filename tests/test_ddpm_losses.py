@@ -60,7 +60,7 @@ def test_bound_of_gaussian_data_in_closed_form(variance: str) -> None:
     """Each term of L_vlb, by a quadrature that is exact for it."""
     chain = chain_of(variance)
     model, (x, noise, w) = sd.exact.Gaussian(MEAN, VAR).model(sd.VP()), quadrature()
-    loss = sd.DDPMLoss(chain, "vlb")
+    loss = sd.discrete.DDPMLoss(chain, "vlb")
     for i, term in enumerate(expected_terms(chain), 1):
         got = (loss(model, x, i=torch.full((16,), i), noise=noise) * w).sum()
         assert float(got) == pytest.approx(chain.N * term / math.log(2), rel=1e-9)
@@ -78,14 +78,14 @@ def test_variational_bound_estimates_the_closed_form() -> None:
     x = MEAN + VAR**0.5 * torch.randn(
         rows, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
-    bound = sd.variational_bound(chain, model, x, bins=None, seed=1, batch_size=1500)
+    bound = sd.discrete.variational_bound(chain, model, x, bins=None, seed=1, batch_size=1500)
     terms = torch.cat([bound.decoder[:, None], bound.transitions], dim=1)
     for i, term in enumerate(expected_terms(chain)):
         error = float(terms[:, i].std()) / rows**0.5
         assert float(terms[:, i].mean()) == pytest.approx(term, abs=5 * error)
     torch.testing.assert_close(bound.total, bound.prior + terms.sum(dim=1))
     torch.testing.assert_close(bound.bits_per_dim, bound.total / math.log(2))
-    few = sd.variational_bound(
+    few = sd.discrete.variational_bound(
         chain, model, x[[7, 3]], bins=None, seed=[sd.seeds(1, rows)[i] for i in (7, 3)]
     )
     torch.testing.assert_close(few.total, bound.total[[7, 3]], rtol=1e-12, atol=0)
@@ -95,7 +95,7 @@ def test_decoder_is_a_distribution_over_the_bins() -> None:
     """Probabilities of all 16 values add up to one, wherever the mean lies and however narrow it
     is.
     """
-    bins = sd.Bins(16)
+    bins = sd.objectives.Bins(16)
     values = torch.linspace(-1, 1, 16, dtype=torch.float64)[:, None]
     mean = torch.tensor([[-3.0, -1.0, -0.3, 0.05, 0.99, 1.7]], dtype=torch.float64)
     for log_v in (-12.0, -6.0, -2.0, 3.0):
@@ -111,7 +111,7 @@ def test_decoder_in_its_tails() -> None:
     """Against 40 digits, 60 standard deviations out on either side, with gradients that are
     finite.
     """
-    bins, std = sd.Bins(256), 0.01
+    bins, std = sd.objectives.Bins(256), 0.01
     x = torch.tensor([[0, 128, 255]], dtype=torch.float64) / 127.5 - 1
     mean = torch.tensor([[-0.4, 0.6, 0.4]], dtype=torch.float64).requires_grad_()
     got = bins.log_prob(x, mean, torch.full_like(x, 2 * math.log(std)))
@@ -145,12 +145,15 @@ def test_simple_loss_is_denoising_score_matching() -> None:
             model, x, t=chain.level_times[i - 1], noise=noise
         )
         torch.testing.assert_close(
-            sd.DDPMLoss(chain)(model, x, i=i, noise=noise), expected, rtol=1e-8, atol=1e-12
+            sd.discrete.DDPMLoss(chain)(model, x, i=i, noise=noise), expected, rtol=1e-8, atol=1e-12
         )
     x_i = chain.perturb(x, i, noise)
     by_hand = (law.model(sde).noise(x_i, chain.level_times[i - 1]) - noise).square().mean(dim=1)
     torch.testing.assert_close(
-        sd.DDPMLoss(chain)(law.model(sde), x, i=i, noise=noise), by_hand, rtol=1e-9, atol=1e-12
+        sd.discrete.DDPMLoss(chain)(law.model(sde), x, i=i, noise=noise),
+        by_hand,
+        rtol=1e-9,
+        atol=1e-12,
     )
 
 
@@ -177,7 +180,7 @@ def test_hybrid_loss_trains_the_mean_by_the_simple_one_alone() -> None:
     x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     values, grads = {}, {}
     for kind in ("simple", "vlb", "hybrid"):
-        loss = sd.DDPMLoss(chain, kind, vlb_weight=0.05)  # type: ignore[arg-type]
+        loss = sd.discrete.DDPMLoss(chain, kind, vlb_weight=0.05)  # type: ignore[arg-type]
         value = loss(model, x, generator=torch.Generator().manual_seed(1)).mean()
         values[kind] = value.detach()
         grads[kind] = torch.autograd.grad(
@@ -205,7 +208,7 @@ def test_learned_variance_is_best_at_the_optimal_one() -> None:
             return torch.cat([x * sde.sigma(t.double())[:, None], torch.full_like(x, r)], dim=1)
 
         model = sd.ScoreModel(net, sde, learned_variance=True, time_dtype=torch.float64)
-        return float((sd.DDPMLoss(chain, "vlb")(model, x, i=i, noise=noise) * w).sum())
+        return float((sd.discrete.DDPMLoss(chain, "vlb")(model, x, i=i, noise=noise) * w).sum())
 
     assert bound(1.0) < min(bound(0.99), bound(1.01))
     assert bound(1.0) < bound(-1.0)
@@ -215,7 +218,7 @@ def test_loss_aware_levels_keep_the_mean() -> None:
     """p_i follows eq. 18, and the weights make the expected loss that of uniform levels,
     exactly.
     """
-    sampler = sd.LossAware(4, history=2, uniform=0.01)
+    sampler = sd.discrete.LossAware(4, history=2, uniform=0.01)
     torch.testing.assert_close(sampler.probabilities, torch.full((4,), 0.25, dtype=torch.float64))
     # the first are forgotten
     for values in ([5.0, 5.0, 5.0, 5.0], [1.0, 3.0, 0.5, 4.0], [2.0, 0.0, 0.5, 3.0]):
@@ -233,8 +236,8 @@ def test_loss_aware_levels_keep_the_mean() -> None:
 
 
 def test_loss_aware_learns_from_unweighted_losses_with_gradients() -> None:
-    sampler = sd.LossAware(8, history=1)
-    loss = sd.DDPMLoss(chain_of("beta_tilde"), sampler=sampler)
+    sampler = sd.discrete.LossAware(8, history=1)
+    loss = sd.discrete.DDPMLoss(chain_of("beta_tilde"), sampler=sampler)
     model = sd.ScoreModel(lambda x, t: 0.5 * x, sd.VP())
     x = torch.ones(64, 2, dtype=torch.float64)
     with torch.no_grad():
@@ -249,18 +252,20 @@ def test_loss_aware_learns_from_unweighted_losses_with_gradients() -> None:
     i, weights = loss.draw_levels(64, generator)
     noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
     assert len(weights.unique()) > 2
-    expected = weights * sd.DDPMLoss(loss.chain)(model, x, i=i, noise=noise)
+    expected = weights * sd.discrete.DDPMLoss(loss.chain)(model, x, i=i, noise=noise)
     value = loss(model, x, generator=torch.Generator().manual_seed(2))
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(sampler.losses[i[-1] - 1, 0], value[-1] / weights[-1])
 
 
 def test_levels_are_uniform_and_stratified() -> None:
-    loss = sd.DDPMLoss(chain_of("beta_tilde"), stratified=True)
+    loss = sd.discrete.DDPMLoss(chain_of("beta_tilde"), stratified=True)
     i, weights = loss.draw_levels(80, torch.Generator().manual_seed(0))
     assert torch.bincount(i, minlength=9)[1:].tolist() == [10] * 8
     assert weights.tolist() == [1] * 80
-    i, _ = sd.DDPMLoss(chain_of("beta_tilde")).draw_levels(80_000, torch.Generator().manual_seed(0))
+    i, _ = sd.discrete.DDPMLoss(chain_of("beta_tilde")).draw_levels(
+        80_000, torch.Generator().manual_seed(0)
+    )
     counts = torch.bincount(i, minlength=9)[1:].double()
     # Chi-square with 7 degrees of freedom: above 50 with probability 1.4e-8.
     assert float(((counts - 1e4).square() / 1e4).sum()) < 50
@@ -280,11 +285,11 @@ def test_a_run_with_loss_aware_levels_resumes_to_the_bit(tmp_path) -> None:
         def forward(self, x, t):
             return torch.cat([self.first(x, t), self.second(x, t)], dim=1)
 
-    def train(folder: str, steps: tuple[int, ...]) -> tuple[sd.ScoreModel, sd.LossAware]:
+    def train(folder: str, steps: tuple[int, ...]) -> tuple[sd.ScoreModel, sd.discrete.LossAware]:
         for stop in steps:
             model = sd.ScoreModel(initialised(Both, 0), chain.to_sde(), learned_variance=True)
-            sampler = sd.LossAware(16, history=2)
-            loss = sd.DDPMLoss(chain, "hybrid", sampler=sampler)
+            sampler = sd.discrete.LossAware(16, history=2)
+            loss = sd.discrete.DDPMLoss(chain, "hybrid", sampler=sampler)
             options = {"resume": stop != steps[0], "batch_size": 32, "device": "cpu", "warmup": 0}
             # The rate of a step depends on the number of steps: stopped by the callback's count,
             # not by another number.
@@ -327,79 +332,89 @@ CHAIN = chain_of("beta_tilde")
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: sd.DDPMLoss(sd.VP()), TypeError, "takes a DDPM"),
-        (lambda: sd.DDPMLoss(CHAIN, "simpel"), ValueError, "kind must be"),
-        (lambda: sd.DDPMLoss(CHAIN, "hybrid"), ValueError, "take variance='learned'"),
+        (lambda: sd.discrete.DDPMLoss(sd.VP()), TypeError, "takes a DDPM"),
+        (lambda: sd.discrete.DDPMLoss(CHAIN, "simpel"), ValueError, "kind must be"),
+        (lambda: sd.discrete.DDPMLoss(CHAIN, "hybrid"), ValueError, "take variance='learned'"),
         (
-            lambda: sd.DDPMLoss(CHAIN, vlb_weight=0),
+            lambda: sd.discrete.DDPMLoss(CHAIN, vlb_weight=0),
             ValueError,
             "vlb_weight must be a positive number",
         ),
         (
-            lambda: sd.DDPMLoss(CHAIN, sampler=sd.LossAware(9)),
+            lambda: sd.discrete.DDPMLoss(CHAIN, sampler=sd.discrete.LossAware(9)),
             ValueError,
             "the sampler is for 9 levels, the chain has 8",
         ),
         (
-            lambda: sd.DDPMLoss(CHAIN)(
+            lambda: sd.discrete.DDPMLoss(CHAIN)(
                 sd.exact.Gaussian([0.0], 1.0).model(sd.Cosine()), torch.zeros(1, 1)
             ),
             ValueError,
             "to_sde",
         ),
         (
-            lambda: sd.DDPMLoss(CHAIN)(VP_MODEL, torch.zeros(2, 2).long()),
+            lambda: sd.discrete.DDPMLoss(CHAIN)(VP_MODEL, torch.zeros(2, 2).long()),
             TypeError,
             r"use x.float\(\)",
         ),
         (
-            lambda: sd.DDPMLoss(CHAIN)(VP_MODEL, torch.zeros(2, 2), i=torch.tensor([0, 1])),
+            lambda: sd.discrete.DDPMLoss(CHAIN)(
+                VP_MODEL, torch.zeros(2, 2), i=torch.tensor([0, 1])
+            ),
             ValueError,
             r"must lie in 1\.\.8",
         ),
         (
-            lambda: sd.DDPMLoss(CHAIN)(VP_MODEL, torch.zeros(2, 2), i=torch.tensor([1, 2, 3])),
+            lambda: sd.discrete.DDPMLoss(CHAIN)(
+                VP_MODEL, torch.zeros(2, 2), i=torch.tensor([1, 2, 3])
+            ),
             ValueError,
             r"int or \(B,\)",
         ),
         (
-            lambda: sd.DDPMLoss(chain_of("learned"), "vlb")(VP_MODEL, torch.zeros(2, 2)),
+            lambda: sd.discrete.DDPMLoss(chain_of("learned"), "vlb")(VP_MODEL, torch.zeros(2, 2)),
             ValueError,
             "learned_variance=True",
         ),
         (
-            lambda: sd.DDPMLoss(CHAIN, "vlb", bins=sd.Bins())(VP_MODEL, torch.full((2, 2), 0.3)),
+            lambda: sd.discrete.DDPMLoss(CHAIN, "vlb", bins=sd.objectives.Bins())(
+                VP_MODEL, torch.full((2, 2), 0.3)
+            ),
             ValueError,
             "must lie on the 256",
         ),
         (
-            lambda: sd.variational_bound(CHAIN, VP_MODEL, torch.full((2, 2), 2.0), bins=sd.Bins()),
+            lambda: sd.discrete.variational_bound(
+                CHAIN, VP_MODEL, torch.full((2, 2), 2.0), bins=sd.objectives.Bins()
+            ),
             ValueError,
             "declare how",
         ),
         (
-            lambda: sd.variational_bound(
+            lambda: sd.discrete.variational_bound(
                 CHAIN, VP_MODEL, torch.full((2, 2), float("nan")), bins=None
             ),
             ValueError,
             "not finite",
         ),
         (
-            lambda: sd.variational_bound(
+            lambda: sd.discrete.variational_bound(
                 CHAIN, VP_MODEL, torch.zeros(2, 2), bins=None, batch_size=0
             ),
             ValueError,
             "batch_size",
         ),
         (
-            lambda: sd.variational_bound(CHAIN, torch.nn.Identity(), torch.zeros(2, 2), bins=None),
+            lambda: sd.discrete.variational_bound(
+                CHAIN, torch.nn.Identity(), torch.zeros(2, 2), bins=None
+            ),
             TypeError,
             "wrap the network",
         ),
-        (lambda: sd.Bins(1), ValueError, "at least 2"),
-        (lambda: sd.Bins(4, 1.0, 0.0), ValueError, "low must be below high"),
-        (lambda: sd.LossAware(0), ValueError, "N must be an int"),
-        (lambda: sd.LossAware(4, uniform=0), ValueError, r"uniform must lie in \(0, 1\]"),
+        (lambda: sd.objectives.Bins(1), ValueError, "at least 2"),
+        (lambda: sd.objectives.Bins(4, 1.0, 0.0), ValueError, "low must be below high"),
+        (lambda: sd.discrete.LossAware(0), ValueError, "N must be an int"),
+        (lambda: sd.discrete.LossAware(4, uniform=0), ValueError, r"uniform must lie in \(0, 1\]"),
     ],
 )
 def test_bad_input(call, error: type[Exception], message: str) -> None:

@@ -48,7 +48,7 @@ def test_costs_one_evaluation_a_step_and_one_at_the_end(sde: sd.LinearSDE, steps
 @pytest.mark.parametrize(("steps", "order"), [(1, 2), (7, 2), (8, 3), (19, 3), (20, 4), (80, 4)])
 def test_the_rule(steps: int, order: int) -> None:
     rule = sd.ExponentialMultistep(
-        order, form=sd.Straight(0.1), variable="angle", corrector=order, startup="published"
+        order, form=sd.solvers.Straight(0.1), variable="angle", corrector=order, startup="published"
     )
     one, two = (
         sd.sample(mixture().model(sd.VP()), (3, 2), solver=solver, steps=steps, seed=0).x
@@ -90,7 +90,7 @@ def test_median_error_is_below_published_ones_on_every_grid(
     exact = sd.sample(
         model,
         (256, 2),
-        solver=sd.DormandPrince(variable="log_snr"),
+        solver=sd.solvers.DormandPrince(variable="log_snr"),
         grid=fine,
         x_init=x,
         last="noisy",
@@ -98,11 +98,15 @@ def test_median_error_is_below_published_ones_on_every_grid(
         dtype=torch.float64,
     ).x
     unipc = [
-        sd.UniPC(order, startup="published", lower_final=low)
+        sd.solvers.UniPC(order, startup="published", lower_final=low)
         for order in (2, 3)
         for low in (False, True)
     ]
-    others = [*unipc, sd.IPNDM(3, startup="published"), sd.IPNDM(4, startup="published")]
+    others = [
+        *unipc,
+        sd.solvers.IPNDM(3, startup="published"),
+        sd.solvers.IPNDM(4, startup="published"),
+    ]
     published = [
         error(s, spaced(sde, name, steps))
         for s, name in itertools.product(others, ("uniform", "log_snr", "karras"))

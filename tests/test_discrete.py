@@ -120,7 +120,7 @@ def test_ancestral_sampling_is_the_exact_posterior_step(
         twin = sd.sample(
             model,
             (5, 2),
-            solver=sd.Ancestral(),
+            solver=sd.solvers.Ancestral(),
             grid=ddpm.times,
             seed=2,
             dtype=torch.float64,
@@ -297,10 +297,15 @@ def test_no_noise_is_left_at_zero(name: str) -> None:
     model = sd.exact.GaussianMixture([[-0.8, 0.4], [0.9, 0.1]], [0.3, 0.5]).model(sde)
     x = torch.tensor([[1.0, -0.5], [0.5, 1.0]], dtype=torch.float64)
     times = torch.tensor([0.3, 0.2, 0.1, 0.0], dtype=torch.float64)
-    for solver in (sd.DPMSolverPP(2), sd.DEIS(3), sd.UniPC(3), sd.ExponentialSinglestep(2)):
+    for solver in (
+        sd.solvers.DPMSolverPP(2),
+        sd.solvers.DEIS(3),
+        sd.solvers.UniPC(3),
+        sd.solvers.ExponentialSinglestep(2),
+    ):
         before = integrate(Reverse(model, 2), solver, x, times[:3]).x
         out = integrate(Reverse(model, 2), solver, x, times).x
-        if isinstance(solver, sd.ExponentialSinglestep):
+        if isinstance(solver, sd.solvers.ExponentialSinglestep):
             torch.testing.assert_close(out, model.data(before, 0.1), rtol=1e-12, atol=1e-12)
         assert float((out - before).abs().max()) < 0.5
 
@@ -390,13 +395,13 @@ def test_zero_terminal_snr() -> None:
     model = sd.exact.Gaussian([0.3, -0.5], [0.25, 0.5]).model(sde)  # predicts v
     out = sd.sample(model, (4, 2), solver=zero, seed=1, dtype=torch.float64).x
     twin = sd.sample(
-        model, (4, 2), solver=sd.Ancestral(), grid=zero.times, seed=1, dtype=torch.float64
+        model, (4, 2), solver=sd.solvers.Ancestral(), grid=zero.times, seed=1, dtype=torch.float64
     ).x
     torch.testing.assert_close(out, twin, rtol=0, atol=1e-9)
     with pytest.raises(
         ValueError, match="alpha = 0: no signal is left; let the network predict v or edm"
     ):
-        sd.DDPMLoss(zero)(sd.ScoreModel(lambda x, t: x, sde), torch.zeros(2, 2))
+        sd.discrete.DDPMLoss(zero)(sd.ScoreModel(lambda x, t: x, sde), torch.zeros(2, 2))
 
 
 def test_any_solver_samples_a_model_of_integer_times() -> None:
@@ -418,10 +423,10 @@ def test_any_solver_samples_a_model_of_integer_times() -> None:
             / (alpha**2 * v + sigma**2)
         )
 
-    model = sd.ScoreModel(net, sde, time=sd.Timesteps(1000))
+    model = sd.ScoreModel(net, sde, time=sd.clocks.Timesteps(1000))
     z = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     end = law.flow(sde, z, sde.t_max, sde.t_min)
-    for solver, steps in ((sd.RK45(1e-8, 1e-8), None), (sd.UniPC(3), 120)):
+    for solver, steps in ((sd.RK45(1e-8, 1e-8), None), (sd.solvers.UniPC(3), 120)):
         out = sd.sample(
             model, (3, 2), solver=solver, steps=steps, x_init=z, last="noisy", dtype=torch.float64
         )

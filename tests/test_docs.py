@@ -298,7 +298,7 @@ def test_the_orders_in_the_table_are_the_declared_ones():
     rows = re.findall(r"^\| `(\w.*?)` \|(.*?)\|(.*?)\|(.*?)\|(.*?)\|", text, flags=re.MULTILINE)
     assert len(rows) > 15
     for call, _, deterministic, _, weak in rows:
-        solver = eval(call, vars(importlib.import_module("sdediff")))
+        solver = eval(call, vars(importlib.import_module("sdediff.solvers")))
         assert solver.deterministic_order == float(deterministic), call
         assert not weak.strip() or solver.weak_order == float(weak), call
         assert bool(weak.strip()) == solver.stochastic, call

@@ -284,12 +284,12 @@ def test_a_ddim_that_does_not_scale(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_heun_without_its_average(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sd.Heun, "tableau", sd.Midpoint.tableau)
+    monkeypatch.setattr(sd.Heun, "tableau", sd.solvers.Midpoint.tableau)
     broken(monkeypatch, "EDM sampler")
 
 
 def test_churn_with_another_size_of_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    twisted(sd.Churn, monkeypatch, std=1 / 1.003)
+    twisted(sd.solvers.Churn, monkeypatch, std=1 / 1.003)
     broken(monkeypatch, "EDM churn")
 
 
@@ -365,7 +365,7 @@ def test_failures_shrink_to_a_small_case(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    "corrector", [sd.Langevin(n_steps=0), sd.MetropolisLangevin(n_steps=0)], ids=repr
+    "corrector", [sd.Langevin(n_steps=0), sd.solvers.MetropolisLangevin(n_steps=0)], ids=repr
 )
 @pytest.mark.parametrize("sequence", ["predictor-first", "corrector-first"])
 @pytest.mark.parametrize("last", ["noisy", "mean", "denoise"])

@@ -106,7 +106,7 @@ def test_a_corrector_is_its_recursion(sequence: str) -> None:
     [
         (sd.EulerMaruyama(), 1),
         (sd.ReverseDiffusion(), 1),
-        (sd.Ancestral(), 1),
+        (sd.solvers.Ancestral(), 1),
         (sd.DDIM(), 1),
         (sd.Heun(), 2),
     ],
@@ -128,7 +128,7 @@ def test_shape_basis_and_dimension_do_not_matter() -> None:
     `reverse_moments`.
     """
     sde, times = sd.VP(), torch.linspace(1.0, 1e-3, 30, dtype=torch.float64)
-    solver = sd.PredictorCorrector(sd.Ancestral(), sd.Langevin())
+    solver = sd.PredictorCorrector(sd.solvers.Ancestral(), sd.Langevin())
     torch.testing.assert_close(
         sd.exact.Gaussian(MEAN.reshape(1, 3, 1), COVARIANCE).chain(sde, solver, times),
         LAW.chain(sde, solver, times),
@@ -168,7 +168,7 @@ def test_a_discrete_model_keeps_its_grid() -> None:
     ddpm = sd.DDPM.from_sde(sde, 40)
     _, covariance = LAW.chain(sde, ddpm, ddpm.times)
     torch.testing.assert_close(
-        covariance, LAW.chain(sde, sd.Ancestral(), ddpm.times)[1], rtol=1e-9, atol=1e-9
+        covariance, LAW.chain(sde, sd.solvers.Ancestral(), ddpm.times)[1], rtol=1e-9, atol=1e-9
     )
     with pytest.raises(ValueError, match=r"pass times=solver\.times"):
         LAW.chain(sde, ddpm, ddpm.times[:-1])

@@ -40,7 +40,7 @@ def wrong_sde() -> object:
 
 
 def wrong_solver() -> object:
-    class Never(sd.Euler):
+    class Never(sd.solvers.Euler):
         order = 3
 
     return sd.testing.check_solver(Never(), verbose=False)

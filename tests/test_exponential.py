@@ -100,7 +100,7 @@ def test_weights_of_the_straight_form_to_thirty_digits(variable: str, h: float, 
     (scale + exp(-u)): mpmath.
     """
     sde, scale = sd.VE(1e-10, 1e10), 0.1
-    flow = Flow(problem(sde), sd.Straight(scale), variable)  # type: ignore[arg-type]
+    flow = Flow(problem(sde), sd.solvers.Straight(scale), variable)  # type: ignore[arg-type]
     levels = [-6.0 - 0.7 * k for k in range(past, -1, -1)] + [-6.0 + h]
     points = flow.points(sde.time_of(2 * torch.tensor(levels, dtype=torch.float64)))
     a, b = points.part(slice(past, past + 1)), points.part(slice(past + 1, None))
@@ -136,7 +136,7 @@ def test_the_straight_form_of_a_constant_prediction(variable: str) -> None:
     """A path alpha D + sigma E, over its whole length: from alpha = 0 and to sigma = 0 where the
     variable is bounded there.
     """
-    flow = Flow(problem(sd.RectifiedFlow()), sd.Straight(0.2), variable)  # type: ignore[arg-type]
+    flow = Flow(problem(sd.RectifiedFlow()), sd.solvers.Straight(0.2), variable)  # type: ignore[arg-type]
     bounded = variable in ("t", "angle")
     points = flow.points(grid(1.0, 0.9, 0.6, 0.0) if bounded else grid(0.99, 0.9, 0.6, 0.05))
     a, b = points.part(slice(0, 3)), points.part(slice(1, 4))
@@ -162,7 +162,7 @@ def test_the_straight_form_at_scale_1_is_adams_and_bashforths_for_the_velocity(
         torch.randn(4, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64),
     )
     times = torch.linspace(1.0, 0.0, 9, dtype=torch.float64)
-    solver = sd.ExponentialMultistep(order, sd.Straight(), "t", startup="published")
+    solver = sd.ExponentialMultistep(order, sd.solvers.Straight(), "t", startup="published")
     got = integrate(Reverse(model, 4), solver, x, times).x
     past: list[Tensor] = []
     for t in times[:-1].tolist():
@@ -172,9 +172,9 @@ def test_the_straight_form_at_scale_1_is_adams_and_bashforths_for_the_velocity(
     torch.testing.assert_close(got, x, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("theta", [0.0, 0.4, 1.0, sd.Straight(0.2)])
+@pytest.mark.parametrize("theta", [0.0, 0.4, 1.0, sd.solvers.Straight(0.2)])
 def test_predictions_of_a_form_are_one_whether_evaluated_or_made_of_the_data(
-    theta: float | sd.Straight,
+    theta: float | sd.solvers.Straight,
 ) -> None:
     x, t, here = starts(VP, 3, 0.5), torch.tensor(0.5, dtype=torch.float64), problem(VP, 3)
     flow = Flow(here, theta, "log_snr")
@@ -189,7 +189,8 @@ def test_predictions_of_a_form_are_one_whether_evaluated_or_made_of_the_data(
 def test_the_straight_form_of_extreme_scale_is_data_or_noise(scale: float, form: str) -> None:
     x, times = starts(VP, 3, 0.8), torch.linspace(0.8, 0.1, 9, dtype=torch.float64)
     one, two = (
-        integrate(problem(VP, 3), sd.UniPC(form=f), x, times).x for f in (sd.Straight(scale), form)
+        integrate(problem(VP, 3), sd.solvers.UniPC(form=f), x, times).x
+        for f in (sd.solvers.Straight(scale), form)
     )  # type: ignore[arg-type]
     torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
 
@@ -240,11 +241,11 @@ def test_a_constant_prediction_is_integrated_exactly(
 @pytest.mark.parametrize(
     "solver",
     [
-        sd.UniPC(),
-        sd.DEIS(),
-        sd.ExponentialSinglestep(4, 0.5),
-        sd.DPMSolverPP(startup="published"),
-        sd.ExponentialMultistep(2, sd.Straight(0.3), "angle", corrector=2),
+        sd.solvers.UniPC(),
+        sd.solvers.DEIS(),
+        sd.solvers.ExponentialSinglestep(4, 0.5),
+        sd.solvers.DPMSolverPP(startup="published"),
+        sd.ExponentialMultistep(2, sd.solvers.Straight(0.3), "angle", corrector=2),
     ],
     ids=repr,
 )
@@ -265,12 +266,21 @@ def test_a_form_is_its_number(form: str) -> None:
         starts(VP, 3, 0.8),
         torch.linspace(0.8, 0.1, 9, dtype=torch.float64),
     )
-    one, two = (integrate(problem(VP, 3), sd.UniPC(form=f), x, times).x for f in (form, number))  # type: ignore[arg-type]
+    one, two = (
+        integrate(problem(VP, 3), sd.solvers.UniPC(form=f), x, times).x for f in (form, number)
+    )  # type: ignore[arg-type]
     assert torch.equal(one, two)
 
 
 @pytest.mark.parametrize(
-    "solver", [sd.SASolver(), sd.SEEDS(), sd.SDEDPMSolverPP(3), sd.Renoise(sd.Heun())], ids=repr
+    "solver",
+    [
+        sd.solvers.SASolver(),
+        sd.solvers.SEEDS(),
+        sd.solvers.SDEDPMSolverPP(3),
+        sd.solvers.Renoise(sd.Heun()),
+    ],
+    ids=repr,
 )
 def test_a_stochasticity_that_is_a_function(solver: Solver) -> None:
     """lambda(t) = 0.8, by quadrature, gives what the number gives."""
@@ -299,11 +309,14 @@ def test_unipc_4_has_order_5() -> None:
             torch.linspace(0.8 * sde.T, 0.2 * sde.T, n + 1, dtype=torch.float64),
         ).x
 
-    exact = end(sd.DormandPrince(variable="t"), 500)
-    assert slope([float((end(sd.UniPC(4), n) - exact).abs().max()) for n in (40, 80, 160)]) > 4.75
+    exact = end(sd.solvers.DormandPrince(variable="t"), 500)
+    assert (
+        slope([float((end(sd.solvers.UniPC(4), n) - exact).abs().max()) for n in (40, 80, 160)])
+        > 4.75
+    )
 
 
-@pytest.mark.parametrize("solver", [sd.DPMSolverPP(3), sd.LMS(4)], ids=repr)
+@pytest.mark.parametrize("solver", [sd.solvers.DPMSolverPP(3), sd.solvers.LMS(4)], ids=repr)
 def test_what_a_first_step_of_order_one_costs(solver: sd.ExponentialMultistep) -> None:
     """startup="published": the errors fall at order 2, not at the full one; without any evaluation
     more.
@@ -318,7 +331,7 @@ def test_what_a_first_step_of_order_one_costs(solver: sd.ExponentialMultistep) -
             problem(sde, 6), method, x, torch.linspace(0.8, 0.2, n + 1, dtype=torch.float64)
         )
 
-    exact = end(sd.DormandPrince(variable="t"), 500).x
+    exact = end(sd.solvers.DormandPrince(variable="t"), 500).x
     measured = slope([float((end(published, n).x - exact).abs().max()) for n in (160, 320, 640)])
     assert 1.75 < measured < 2.25
     assert end(published, 10).nfe.tolist() == [10] * 6
@@ -328,7 +341,7 @@ def test_what_a_first_step_of_order_one_costs(solver: sd.ExponentialMultistep) -
 @pytest.mark.parametrize(("order", "estimate"), [(2, 2), (3, 3), (4, 3)])
 def test_embedded_error_estimates(order: int, estimate: int) -> None:
     """Of the local error of the lower method: O(h^(low + 1))."""
-    solver, x = sd.ExponentialPair(order), starts(VP, 4, 0.6)
+    solver, x = sd.solvers.ExponentialPair(order), starts(VP, 4, 0.6)
     assert solver.error_order == estimate
     sizes = []
     for h in (0.04, 0.02, 0.01):
@@ -343,7 +356,12 @@ def test_embedded_error_estimates(order: int, estimate: int) -> None:
 
 @pytest.mark.parametrize(
     "solver",
-    [sd.UniPC(), sd.ExponentialMultistep(4, "noise"), sd.DEIS(), sd.EulerTrapezoid()],
+    [
+        sd.solvers.UniPC(),
+        sd.ExponentialMultistep(4, "noise"),
+        sd.solvers.DEIS(),
+        sd.solvers.EulerTrapezoid(),
+    ],
     ids=repr,
 )
 def test_samples_with_grids_of_their_own_are_each_alone(solver: Solver) -> None:
@@ -366,7 +384,7 @@ def test_adaptive_pairs_reach_their_tolerance(order: int) -> None:
     x = starts(VP, 6, 0.8)
     exact = integrate(
         problem(VP, 6),
-        sd.DormandPrince(variable="t"),
+        sd.solvers.DormandPrince(variable="t"),
         x,
         torch.linspace(0.8, 0.05, 400, dtype=torch.float64),
     ).x
@@ -375,7 +393,7 @@ def test_adaptive_pairs_reach_their_tolerance(order: int) -> None:
     for tolerance in (1e-2, 1e-4) if order == 2 else (1e-4, 1e-6):
         out = integrate(
             problem(VP, 6),
-            sd.ExponentialPair(order, rtol=tolerance, atol=tolerance),
+            sd.solvers.ExponentialPair(order, rtol=tolerance, atol=tolerance),
             x,
             grid(0.8, 0.05),
         )
@@ -389,7 +407,7 @@ def test_rows_with_times_of_their_own() -> None:
     """A single step of three samples, each over its own interval, is three steps: ready for
     step-size control by sample.
     """
-    solver, x = sd.ExponentialSinglestep(3, "noise"), starts(VP, 3, 0.6)
+    solver, x = sd.solvers.ExponentialSinglestep(3, "noise"), starts(VP, 3, 0.6)
     times = grid(0.6, 0.5, 0.45, 0.3, 0.2, 0.44).reshape(2, 3)
     (plan,) = solver.plan(problem(VP, 3), times)
     whole = solver.step(problem(VP, 3), x, plan, Still((3, 2)), ()).x
@@ -404,9 +422,13 @@ def test_there_and_back() -> None:
     for n in (40, 80):
         up = torch.linspace(0.2, 0.8, n + 1, dtype=torch.float64)
         x = starts(VP, 4, 0.2)
-        there = integrate(problem(VP, 4), sd.UniPC(2), x, up).x
+        there = integrate(problem(VP, 4), sd.solvers.UniPC(2), x, up).x
         gaps.append(
-            float((integrate(problem(VP, 4), sd.UniPC(2), there, up.flip(0)).x - x).abs().max())
+            float(
+                (integrate(problem(VP, 4), sd.solvers.UniPC(2), there, up.flip(0)).x - x)
+                .abs()
+                .max()
+            )
         )
     assert slope(gaps) > 2.5
     assert gaps[1] < 1e-4
@@ -429,19 +451,19 @@ def flow_model(sde: sd.LinearSDE) -> sd.ScoreModel:
 
 
 METHODS = [
-    sd.DPMSolverPP(3),
-    sd.UniPC(),
-    sd.UniPC(form="noise"),
-    sd.DEIS(),
-    sd.LMS(3),
+    sd.solvers.DPMSolverPP(3),
+    sd.solvers.UniPC(),
+    sd.solvers.UniPC(form="noise"),
+    sd.solvers.DEIS(),
+    sd.solvers.LMS(3),
     sd.ExponentialMultistep(3, 0.5),
-    sd.ExponentialMultistep(3, sd.Straight(0.2), "angle", corrector=3, startup="published"),
-    sd.ExponentialSinglestep(4),
-    sd.DPMSolver(),
-    sd.SASolver(),
-    sd.SEEDS(),
-    sd.SDEDPMSolverPP(),
-    sd.Ancestral(),
+    sd.ExponentialMultistep(3, sd.solvers.Straight(0.2), "angle", corrector=3, startup="published"),
+    sd.solvers.ExponentialSinglestep(4),
+    sd.solvers.DPMSolver(),
+    sd.solvers.SASolver(),
+    sd.solvers.SEEDS(),
+    sd.solvers.SDEDPMSolverPP(),
+    sd.solvers.Ancestral(),
     sd.DDIM(),
 ]
 
@@ -477,7 +499,7 @@ def test_the_steps_at_the_ends_are_of_order_one(solver: Solver) -> None:
     torch.testing.assert_close(
         end(solver, 0.3, 0.0), flow_model(sde).data(x, 0.3), rtol=1e-9, atol=1e-9
     )
-    twin = sd.Ancestral() if solver.diffuses else sd.DDIM()
+    twin = sd.solvers.Ancestral() if solver.diffuses else sd.DDIM()
     torch.testing.assert_close(end(solver, 1.0, 0.6), end(twin, 1.0, 0.6), rtol=1e-9, atol=1e-9)
 
 
@@ -487,28 +509,37 @@ def test_the_steps_at_the_ends_are_of_order_one(solver: Solver) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: sd.UniPC(5), "UniPC: order must be 1, 2, 3 or 4, got 5"),
-        (lambda: sd.UniPC(True), "order must be"),
-        (lambda: sd.DEIS(form="eps"), "DEIS: form must be 'data', 'noise', a number from 0"),
+        (lambda: sd.solvers.UniPC(5), "UniPC: order must be 1, 2, 3 or 4, got 5"),
+        (lambda: sd.solvers.UniPC(True), "order must be"),
         (
-            lambda: sd.SASolver(form=sd.Straight()),
+            lambda: sd.solvers.DEIS(form="eps"),
+            "DEIS: form must be 'data', 'noise', a number from 0",
+        ),
+        (
+            lambda: sd.solvers.SASolver(form=sd.solvers.Straight()),
             "Straight.* is for the probability flow; take sde=False",
         ),
-        (lambda: sd.Straight(0.0), "scale must be a positive number, got 0.0"),
-        (lambda: sd.Straight(True), "scale must be a number, got True"),
-        (lambda: sd.DEIS(form=1.5), "form must be"),
-        (lambda: sd.DEIS(form=True), "form must be"),
-        (lambda: sd.DEIS(form=[1.0]), "form must be"),
+        (lambda: sd.solvers.Straight(0.0), "scale must be a positive number, got 0.0"),
+        (lambda: sd.solvers.Straight(True), "scale must be a number, got True"),
+        (lambda: sd.solvers.DEIS(form=1.5), "form must be"),
+        (lambda: sd.solvers.DEIS(form=True), "form must be"),
+        (lambda: sd.solvers.DEIS(form=[1.0]), "form must be"),
         (
-            lambda: sd.DPMSolver(variable="lambda"),
+            lambda: sd.solvers.DPMSolver(variable="lambda"),
             "variable must be one of 'log_snr', 'sigma', 'angle', 't'; got 'lambda'",
         ),
-        (lambda: sd.DPMSolver(moments="bh2"), "moments must be one of"),
-        (lambda: sd.DPMSolver(r=0.0), "r must lie in"),
-        (lambda: sd.ExponentialPair(1), "order must be 2, 3 or 4, for the probability flow"),
-        (lambda: sd.ExponentialPair(rtol=0, atol=0), "rtol and atol cannot both be 0"),
-        (lambda: sd.SASolver(corrector=5), "corrector must be an int from 0"),
-        (lambda: sd.SASolver(startup="none"), "startup must be one of 'exact', 'published'"),
+        (lambda: sd.solvers.DPMSolver(moments="bh2"), "moments must be one of"),
+        (lambda: sd.solvers.DPMSolver(r=0.0), "r must lie in"),
+        (
+            lambda: sd.solvers.ExponentialPair(1),
+            "order must be 2, 3 or 4, for the probability flow",
+        ),
+        (lambda: sd.solvers.ExponentialPair(rtol=0, atol=0), "rtol and atol cannot both be 0"),
+        (lambda: sd.solvers.SASolver(corrector=5), "corrector must be an int from 0"),
+        (
+            lambda: sd.solvers.SASolver(startup="none"),
+            "startup must be one of 'exact', 'published'",
+        ),
     ],
 )
 def test_bad_arguments(make: Callable[[], Solver], message: str) -> None:
@@ -520,9 +551,9 @@ def test_bad_scales_of_noise() -> None:
     """A scale that grows more slowly than rho would take noise away."""
     model = LAW.model(VP)
     with pytest.raises(TypeError, match="scale must be a function of rho"):
-        sd.ERSDE(scale=3.0)  # type: ignore[arg-type]
+        sd.solvers.ERSDE(scale=3.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"grow at least as fast as rho; .* at rho = .* is -0\.5"):
-        sd.sample(model, (2, 2), solver=sd.ERSDE(scale=lambda rho: rho**0.5), steps=5)
+        sd.sample(model, (2, 2), solver=sd.solvers.ERSDE(scale=lambda rho: rho**0.5), steps=5)
 
 
 def test_refusals() -> None:
@@ -533,8 +564,8 @@ def test_refusals() -> None:
 
     model, x = sd.ScoreModel(net, VP), torch.zeros(2, 2, dtype=torch.float64)
     with pytest.raises(ValueError, match="cannot step from sigma = 0: start at t_min"):
-        integrate(Reverse(model, 2), sd.UniPC(), x, grid(0.0, 0.5))
+        integrate(Reverse(model, 2), sd.solvers.UniPC(), x, grid(0.0, 0.5))
     with pytest.raises(ValueError, match="carries history"):
-        sd.Churn(sd.UniPC())
+        sd.solvers.Churn(sd.solvers.UniPC())
     with pytest.raises(ValueError, match="stochasticity"):
-        sd.sample(model, (2, 2), solver=sd.UniPC(), steps=3, stochasticity=1.0)
+        sd.sample(model, (2, 2), solver=sd.solvers.UniPC(), steps=3, stochasticity=1.0)

@@ -36,7 +36,9 @@ def flow_end() -> tuple[Tensor, Tensor]:
     """
     fine = torch.linspace(0.8, 0.2, 129, dtype=torch.float64)
     x = start(VP, fine[0])
-    return x, integrate(Reverse(WIDE.model(VP), len(x)), sd.DormandPrince(variable="t"), x, fine).x
+    return x, integrate(
+        Reverse(WIDE.model(VP), len(x)), sd.solvers.DormandPrince(variable="t"), x, fine
+    ).x
 
 
 def orders(
@@ -84,7 +86,7 @@ def test_third_order_multistep_as_published_lacks_half_of_its_second_difference(
     difference.
     """
     times = SHORT
-    mine = ours(VP, sd.DPMSolverPP(3, startup="published"), times)
+    mine = ours(VP, sd.solvers.DPMSolverPP(3, startup="published"), times)
     coded = theirs(VP, partial(published.dpm_solver_pp, order=3, d2=1.0), times)
     w, x = Walk(MIXTURE.model(VP), times), start(VP, times[0])
     m, h = predictions(w, x, partial(published.dpm_solver_pp, order=3), 3), w.h(2)
@@ -99,7 +101,7 @@ def test_third_order_multistep_as_published_is_of_order_two() -> None:
     """
     assert orders(partial(published.dpm_solver_pp, order=3, d2=1.0)) < 2.3
     assert orders(partial(published.dpm_solver_pp, order=3)) > 2.75
-    assert orders(sd.DPMSolverPP(3, startup="published")) > 2.75
+    assert orders(sd.solvers.DPMSolverPP(3, startup="published")) > 2.75
 
 
 # -- SDE-DPM-Solver++ of order 3: a sign -----------------------------------------------------------
@@ -111,7 +113,7 @@ def test_third_order_sde_multistep_in_a_widely_used_code_has_the_wrong_sign_of_a
     order 3 differs by just that.
     """
     times = SHORT
-    mine = ours(VP, sd.SDEDPMSolverPP(3, startup="published"), times, 1.0)
+    mine = ours(VP, sd.solvers.SDEDPMSolverPP(3, startup="published"), times, 1.0)
     coded = theirs(
         VP, partial(published.dpm_solver_pp, order=3, noisy=True, d2=1.0, half=-0.5), times
     )
@@ -142,7 +144,7 @@ def test_third_order_sde_multistep_with_that_sign_does_not_converge() -> None:
         mine.append(
             float(
                 integrate(
-                    Reverse(w.model, rows, 1.0), sd.SDEDPMSolverPP(3), x, times, white(rows)
+                    Reverse(w.model, rows, 1.0), sd.solvers.SDEDPMSolverPP(3), x, times, white(rows)
                 ).x.std()
             )
             / right
@@ -163,7 +165,7 @@ def test_er_sde_3_takes_the_first_difference_for_the_derivative() -> None:
     - 1}) / 2 times the second difference.
     """
     times = SHORT
-    mine = ours(VP, sd.ERSDE(3, scale=lambda rho: rho**2, startup="published"), times)
+    mine = ours(VP, sd.solvers.ERSDE(3, scale=lambda rho: rho**2, startup="published"), times)
     coded = theirs(VP, partial(published.er_sde, order=3, phi=lambda rho: rho**2), times)
     w, x = Walk(MIXTURE.model(VP), times, white()), start(VP, times[0])
     m, rho = predictions(w, x, partial(published.er_sde, order=2, phi=lambda rho: rho**2), 3), w.rho
@@ -176,7 +178,7 @@ def test_er_sde_3_takes_the_first_difference_for_the_derivative() -> None:
     close(mine - coded, w.a[3] * first * (rho[2] - rho[1]) / 2 * twice)
 
     assert 1.8 < orders(partial(published.er_sde, order=3, phi=lambda rho: rho)) < 2.3
-    assert orders(sd.ERSDE(3, scale=lambda rho: rho, startup="published")) > 2.75
+    assert orders(sd.solvers.ERSDE(3, scale=lambda rho: rho, startup="published")) > 2.75
 
 
 # -- a Rosenbrock form with sigma_t for sigma_s ----------------------------------------------------
@@ -223,8 +225,11 @@ def test_half_moments_differ_from_the_exact_ones_at_the_next_order() -> None:
         ("half-h", lambda h: h / 2),
     ]
     for moments, weight in simplified:
-        solver, times = sd.DPMSolverPP(2, moments=moments), SHORT[:3]
-        got, exact = ours(VP, solver, times), ours(VP, sd.DPMSolverPP(2, moments="exact"), times)
+        solver, times = sd.solvers.DPMSolverPP(2, moments=moments), SHORT[:3]
+        got, exact = (
+            ours(VP, solver, times),
+            ours(VP, sd.solvers.DPMSolverPP(2, moments="exact"), times),
+        )
         w, x = Walk(MIXTURE.model(VP), times), start(VP, times[0])
         m, h = predictions(w, x, partial(published.dpm_solver_pp, order=1), 2), w.h(1)
         close(

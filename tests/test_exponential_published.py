@@ -100,13 +100,15 @@ PHI = {
 BH: list[tuple[int, Literal["half-h", "half"]]] = [(1, "half-h"), (2, "half")]
 EQUALITIES = [
     *(
-        Equality(f"DPM-Solver-{p}", sd.DPMSolver(p), partial(singlestep.dpm_solver, order=p))
+        Equality(
+            f"DPM-Solver-{p}", sd.solvers.DPMSolver(p), partial(singlestep.dpm_solver, order=p)
+        )
         for p in (1, 2, 3)
     ),
     *(
         Equality(
             f"DPM-Solver-2, r={r}",
-            sd.DPMSolver(2, r=r),
+            sd.solvers.DPMSolver(2, r=r),
             partial(singlestep.dpm_solver, order=2, r=r),
         )
         for r in (0.3, 1.0)
@@ -114,40 +116,44 @@ EQUALITIES = [
     *(
         Equality(
             f"DPM-Solver++({p}S)",
-            sd.DPMSolverPPSinglestep(p),
+            sd.solvers.DPMSolverPPSinglestep(p),
             partial(singlestep.dpm_solver_pp_singlestep, order=p),
         )
         for p in (1, 2, 3)
     ),
     Equality(
         "DPM-Solver++(2S), r=0.7",
-        sd.DPMSolverPPSinglestep(2, r=0.7),
+        sd.solvers.DPMSolverPPSinglestep(2, r=0.7),
         partial(singlestep.dpm_solver_pp_singlestep, order=2, r=0.7),
     ),
     *(
         Equality(
-            f"DPM-Solver++({p}M)", sd.DPMSolverPP(p, **P), partial(published.dpm_solver_pp, order=p)
+            f"DPM-Solver++({p}M)",
+            sd.solvers.DPMSolverPP(p, **P),
+            partial(published.dpm_solver_pp, order=p),
         )
         for p in (1, 2, 3)
     ),
-    Equality("DPM-Solver++(2M)", sd.DPMSolverPP(2), partial(published.dpm_solver_pp, order=2)),
+    Equality(
+        "DPM-Solver++(2M)", sd.solvers.DPMSolverPP(2), partial(published.dpm_solver_pp, order=2)
+    ),
     *(
         Equality(
             f"DPM-Solver++({p}M), lower final",
-            sd.DPMSolverPP(p, lower_final=True, **P),
+            sd.solvers.DPMSolverPP(p, lower_final=True, **P),
             partial(published.dpm_solver_pp, order=p, lower_final=True),
         )
         for p in (2, 3)
     ),
     Equality(
         "DPM-Solver++(2M), taylor",
-        sd.DPMSolverPP(2, moments="exact"),
+        sd.solvers.DPMSolverPP(2, moments="exact"),
         partial(published.dpm_solver_pp, order=2, taylor=True),
     ),
     *(
         Equality(
             f"SDE-DPM-Solver++({p})",
-            sd.SDEDPMSolverPP(p, **({} if p < 3 else P)),
+            sd.solvers.SDEDPMSolverPP(p, **({} if p < 3 else P)),
             partial(published.dpm_solver_pp, order=p, noisy=True),
             1.0,
         )
@@ -155,14 +161,14 @@ EQUALITIES = [
     ),
     Equality(
         "SDE-DPM-Solver++(2), taylor",
-        sd.SDEDPMSolverPP(2, moments="exact"),
+        sd.solvers.SDEDPMSolverPP(2, moments="exact"),
         partial(published.dpm_solver_pp, order=2, noisy=True, taylor=True),
         1.0,
     ),
     *(
         Equality(
             f"UniPC-{p}, B_{b}",
-            sd.UniPC(p, moments=moments, **P),
+            sd.solvers.UniPC(p, moments=moments, **P),
             partial(published.unipc, order=p, b=b),
         )
         for b, moments in BH
@@ -171,16 +177,16 @@ EQUALITIES = [
     *(
         Equality(
             f"UniPC-{p}, lower final",
-            sd.UniPC(p, lower_final=True, **P),
+            sd.solvers.UniPC(p, lower_final=True, **P),
             partial(published.unipc, order=p, b=2, lower_final=True),
         )
         for p in (2, 3)
     ),
-    Equality("UniPC-4", sd.UniPC(4, **P), partial(published.unipc, order=4, b=2)),
+    Equality("UniPC-4", sd.solvers.UniPC(4, **P), partial(published.unipc, order=4, b=2)),
     *(
         Equality(
             f"UniPC-{p} of noise, B_{b}",
-            sd.UniPC(p, form="noise", moments=moments, **P),
+            sd.solvers.UniPC(p, form="noise", moments=moments, **P),
             partial(published.unipc, order=p, b=b, data=False),
         )
         for b, moments in BH
@@ -189,7 +195,7 @@ EQUALITIES = [
     *(
         Equality(
             f"SA-Solver {p}, {c}, tau {tau}",
-            sd.SASolver(p, corrector=c),
+            sd.solvers.SASolver(p, corrector=c),
             partial(published.sa_solver, order=p, corrector=c, law=published.constant(tau)),
             tau,
         )
@@ -207,7 +213,7 @@ EQUALITIES = [
     *(
         Equality(
             f"SA-Solver {p}, {c}, tau {tau}, rescaled",
-            sd.SASolver(p, corrector=c, moments="half-h"),
+            sd.solvers.SASolver(p, corrector=c, moments="half-h"),
             partial(
                 published.sa_solver,
                 order=p,
@@ -221,41 +227,41 @@ EQUALITIES = [
     ),
     Equality(
         "SA-Solver 3, 3, lower final",
-        sd.SASolver(3, lower_final=True),
+        sd.solvers.SASolver(3, lower_final=True),
         partial(
             published.sa_solver, order=3, corrector=3, law=published.constant(1.0), lower_final=True
         ),
         1.0,
     ),
     *(
-        Equality(f"DEIS-tAB{p - 1}", sd.DEIS(p, **P), partial(published.deis_tab, order=p))
+        Equality(f"DEIS-tAB{p - 1}", sd.solvers.DEIS(p, **P), partial(published.deis_tab, order=p))
         for p in (1, 2, 3, 4)
     ),
     *(
         Equality(
             f"DEIS-rhoAB{p - 1}",
-            sd.DEIS(p, variable="sigma", **P),
+            sd.solvers.DEIS(p, variable="sigma", **P),
             partial(published.deis_rho_ab, order=p),
         )
         for p in (1, 2, 3, 4)
     ),
-    Equality("LMS-4", sd.LMS(**P), partial(published.deis_rho_ab, order=4)),
+    Equality("LMS-4", sd.solvers.LMS(**P), partial(published.deis_rho_ab, order=4)),
     *(
         Equality(
             f"DEIS-{p}, log rho",
-            sd.DEIS(p, variable="log_snr", **P),
+            sd.solvers.DEIS(p, variable="log_snr", **P),
             partial(published.deis_log_rho, order=p),
         )
         for p in (2, 3)
     ),
     *(
-        Equality(f"iPNDM-{p}", sd.IPNDM(p, **P), partial(published.ipndm, order=p))
+        Equality(f"iPNDM-{p}", sd.solvers.IPNDM(p, **P), partial(published.ipndm, order=p))
         for p in (1, 2, 3, 4)
     ),
     *(
         Equality(
             f"SEEDS-{p}",
-            sd.SEEDS(p, moments="half"),
+            sd.solvers.SEEDS(p, moments="half"),
             partial(singlestep.seeds, order=p),
             1.0,
         )
@@ -264,7 +270,7 @@ EQUALITIES = [
     *(
         Equality(
             f"ER-SDE-{p}, {name}",
-            sd.ERSDE(p, scale=torch_phi, **P),
+            sd.solvers.ERSDE(p, scale=torch_phi, **P),
             partial(published.er_sde, order=p, phi=phi, newton=True),
         )
         for p in (1, 2, 3)
@@ -304,7 +310,7 @@ def test_sa_solver_at_a_tau_that_varies(sde: sd.LinearSDE, order: int, corrector
         return 0.6 * u + 0.8 * log(cosh(u / 2)), 0.6 + 0.4 * tanh(u / 2)
 
     times = grid(sde)
-    got = ours(sde, sd.SASolver(order, corrector=corrector), times, lam)
+    got = ours(sde, sd.solvers.SASolver(order, corrector=corrector), times, lam)
     close(
         got,
         theirs(
@@ -316,15 +322,15 @@ def test_sa_solver_at_a_tau_that_varies(sde: sd.LinearSDE, order: int, corrector
 
 
 FAR = [
-    (sd.DPMSolver(2), partial(singlestep.dpm_solver, order=2), None),
-    (sd.DPMSolverPP(3, **P), partial(published.dpm_solver_pp, order=3), None),
-    (sd.UniPC(3, **P), partial(published.unipc, order=3, b=2), None),
+    (sd.solvers.DPMSolver(2), partial(singlestep.dpm_solver, order=2), None),
+    (sd.solvers.DPMSolverPP(3, **P), partial(published.dpm_solver_pp, order=3), None),
+    (sd.solvers.UniPC(3, **P), partial(published.unipc, order=3, b=2), None),
     (
-        sd.SASolver(3),
+        sd.solvers.SASolver(3),
         partial(published.sa_solver, order=3, corrector=3, law=published.constant(2.5)),
         2.5,
     ),
-    (sd.SEEDS(3), partial(singlestep.seeds, order=3), 1.0),
+    (sd.solvers.SEEDS(3), partial(singlestep.seeds, order=3), 1.0),
 ]
 
 
@@ -368,7 +374,7 @@ class Later(NamedTuple):
 def test_steps_from_alpha_zero_and_to_sigma_zero(order: int, noisy: bool) -> None:
     sde = sd.RectifiedFlow(t_min=1e-3, t_max=1.0)
     times = torch.tensor([1.0, 0.9, 0.72, 0.5, 0.3, 0.1, 0.0], dtype=torch.float64)
-    solver = sd.SDEDPMSolverPP(order, **P) if noisy else sd.DPMSolverPP(order, **P)
+    solver = sd.solvers.SDEDPMSolverPP(order, **P) if noisy else sd.solvers.DPMSolverPP(order, **P)
     problem = Reverse(MIXTURE.model(sde), 3, 1.0 if noisy else 0.0)
     x = start(sde, times[0])
     close(
@@ -392,7 +398,7 @@ def test_lms_to_sigma_zero_is_k_diffusions(family: sd.LinearSDE, order: int, ste
     `linear_multistep_coeff`; its sigma is sigma / alpha here."""
     times = torch.cat([grid(family, steps), torch.zeros(1, dtype=torch.float64)])
     x, model = start(family, times[0]), MIXTURE.model(family)
-    for solver in (sd.LMS(order, **P), sd.DEIS(order, variable="sigma", **P)):
+    for solver in (sd.solvers.LMS(order, **P), sd.solvers.DEIS(order, variable="sigma", **P)):
         out = integrate(Reverse(model, 3), solver, x, times, white())
         close(out.x, theirs(family, partial(published.deis_rho_ab, order=order), times))
         assert out.nfe.tolist() == [steps] * 3
@@ -403,8 +409,8 @@ def test_lms_to_sigma_zero_after_single_steps() -> None:
     times = torch.tensor([6.0, 2.0, 0.0], dtype=torch.float64)
     family = NOTHING_LEFT[0]
     x, problem = start(family, times[0]), Reverse(MIXTURE.model(family), 3)
-    out = integrate(problem, sd.LMS(2), x, times).x
-    middle = integrate(Reverse(MIXTURE.model(family), 3), sd.LMS(2), x, times[:2]).x
+    out = integrate(problem, sd.solvers.LMS(2), x, times).x
+    middle = integrate(Reverse(MIXTURE.model(family), 3), sd.solvers.LMS(2), x, times[:2]).x
     noise = [MIXTURE.noise(family, y, t) for y, t in ((x, times[0]), (middle, times[1]))]
     close(out, middle - 2.0 * noise[1] - 0.5 * (noise[1] - noise[0]))
-    assert bool(torch.isfinite(integrate(problem, sd.LMS(4), x, times).x).all())
+    assert bool(torch.isfinite(integrate(problem, sd.solvers.LMS(4), x, times).x).all())

@@ -23,59 +23,72 @@ PUBLISHED: dict[str, Any] = {"startup": "published"}
 SIGMA: dict[str, Any] = {"form": "data", "variable": "sigma"}
 TWINS = [
     *(
-        (sd.SDEDPMSolverPP(p, **PUBLISHED), 0.0, sd.DPMSolverPP(p, **PUBLISHED), None)
+        (
+            sd.solvers.SDEDPMSolverPP(p, **PUBLISHED),
+            0.0,
+            sd.solvers.DPMSolverPP(p, **PUBLISHED),
+            None,
+        )
         for p in (1, 2, 3)
     ),
-    (sd.SASolver(2), 0.0, sd.ExponentialMultistep(2, corrector=2, **PUBLISHED), None),
-    (sd.SASolver(3, corrector=1), 0.0, sd.ExponentialMultistep(3, corrector=1, **PUBLISHED), None),
-    (sd.SASolver(3), 0.0, sd.UniPC(3, moments="exact", **PUBLISHED), None),
-    (sd.SASolver(2, corrector=0), 1.0, sd.SDEDPMSolverPP(2, moments="exact"), 1.0),
-    *((sd.SEEDS(p), 0.0, sd.DPMSolver(p, moments="exact"), None) for p in (1, 2, 3)),
-    (sd.SEEDS(1, form="data"), 0.7, sd.Ancestral(), 0.7),
+    (sd.solvers.SASolver(2), 0.0, sd.ExponentialMultistep(2, corrector=2, **PUBLISHED), None),
+    (
+        sd.solvers.SASolver(3, corrector=1),
+        0.0,
+        sd.ExponentialMultistep(3, corrector=1, **PUBLISHED),
+        None,
+    ),
+    (sd.solvers.SASolver(3), 0.0, sd.solvers.UniPC(3, moments="exact", **PUBLISHED), None),
+    (sd.solvers.SASolver(2, corrector=0), 1.0, sd.solvers.SDEDPMSolverPP(2, moments="exact"), 1.0),
+    *(
+        (sd.solvers.SEEDS(p), 0.0, sd.solvers.DPMSolver(p, moments="exact"), None)
+        for p in (1, 2, 3)
+    ),
+    (sd.solvers.SEEDS(1, form="data"), 0.7, sd.solvers.Ancestral(), 0.7),
     *(
         (
-            sd.ERSDE(p, scale=lambda rho: rho),
+            sd.solvers.ERSDE(p, scale=lambda rho: rho),
             None,
             sd.ExponentialMultistep(p, **SIGMA, **PUBLISHED),
             None,
         )
         for p in (1, 2, 3)
     ),
-    (sd.ERSDE(1, scale=lambda rho: rho**2), None, sd.Ancestral(), 1.0),
+    (sd.solvers.ERSDE(1, scale=lambda rho: rho**2), None, sd.solvers.Ancestral(), 1.0),
     (
-        sd.ERSDE(2, scale=lambda rho: rho**2),
+        sd.solvers.ERSDE(2, scale=lambda rho: rho**2),
         None,
         sd.ExponentialMultistep(2, sde=True, **SIGMA),
         1.0,
     ),
-    (sd.SDEDPMSolverPP(1), 1.0, sd.Ancestral(), 1.0),
-    (sd.SDEDPMSolverPP(1), 0.3, sd.Ancestral(), 0.3),
-    (sd.SASolver(1, corrector=0), 1.4, sd.Ancestral(), 1.4),
-    (sd.DDIM(1.0), None, sd.SDEDPMSolverPP(1), 1.0),
+    (sd.solvers.SDEDPMSolverPP(1), 1.0, sd.solvers.Ancestral(), 1.0),
+    (sd.solvers.SDEDPMSolverPP(1), 0.3, sd.solvers.Ancestral(), 0.3),
+    (sd.solvers.SASolver(1, corrector=0), 1.4, sd.solvers.Ancestral(), 1.4),
+    (sd.DDIM(1.0), None, sd.solvers.SDEDPMSolverPP(1), 1.0),
     *(
         (solver, None, sd.DDIM(), None)
         for solver in (
-            sd.DPMSolver(1),
-            sd.DPMSolverPPSinglestep(1),
-            sd.DPMSolverPP(1),
-            sd.DEIS(1),
-            sd.LMS(1),
-            sd.IPNDM(1),
-            sd.UniPC(1, corrector=0),
+            sd.solvers.DPMSolver(1),
+            sd.solvers.DPMSolverPPSinglestep(1),
+            sd.solvers.DPMSolverPP(1),
+            sd.solvers.DEIS(1),
+            sd.solvers.LMS(1),
+            sd.solvers.IPNDM(1),
+            sd.solvers.UniPC(1, corrector=0),
             *(
                 kind(1, form=form, variable=variable)
                 for form in ("data", "noise")
                 for variable in ("log_snr", "sigma", "t")
-                for kind in (sd.ExponentialMultistep, sd.ExponentialSinglestep)
+                for kind in (sd.ExponentialMultistep, sd.solvers.ExponentialSinglestep)
             ),
         )
     ),
-    (sd.LMS(3), None, sd.DEIS(3, variable="sigma"), None),
-    (sd.UniPC(3, corrector=0), None, sd.DPMSolverPP(3), None),
+    (sd.solvers.LMS(3), None, sd.solvers.DEIS(3, variable="sigma"), None),
+    (sd.solvers.UniPC(3, corrector=0), None, sd.solvers.DPMSolverPP(3), None),
     (
-        sd.ExponentialSinglestep(2, form="noise", variable="sigma"),
+        sd.solvers.ExponentialSinglestep(2, form="noise", variable="sigma"),
         None,
-        sd.Midpoint(variable="sigma"),
+        sd.solvers.Midpoint(variable="sigma"),
         None,
     ),
 ]
@@ -96,11 +109,11 @@ def test_twins(
 
 
 STARTS = [
-    (sd.DPMSolverPP(3), sd.DPMSolverPPSinglestep(2), 1),
-    (sd.UniPC(3), sd.DPMSolverPPSinglestep(3), 1),
-    (sd.UniPC(4), sd.ExponentialSinglestep(4), 2),
-    (sd.DEIS(3), sd.ExponentialSinglestep(2, form="noise", variable="t"), 1),
-    (sd.LMS(), sd.ExponentialSinglestep(3, form="noise", variable="sigma"), 2),
+    (sd.solvers.DPMSolverPP(3), sd.solvers.DPMSolverPPSinglestep(2), 1),
+    (sd.solvers.UniPC(3), sd.solvers.DPMSolverPPSinglestep(3), 1),
+    (sd.solvers.UniPC(4), sd.solvers.ExponentialSinglestep(4), 2),
+    (sd.solvers.DEIS(3), sd.solvers.ExponentialSinglestep(2, form="noise", variable="t"), 1),
+    (sd.solvers.LMS(), sd.solvers.ExponentialSinglestep(3, form="noise", variable="sigma"), 2),
 ]
 
 

@@ -45,13 +45,15 @@ X = torch.tensor([[0.3, -1.2], [1.4, 0.2], [-0.6, 0.9]], dtype=torch.float64)
 FOUR = ["VP", "VE", "SubVP", "user, f and g"]
 SWEEP = [pytest.param(name, marks=[] if name in FOUR else pytest.mark.slow) for name in SDES]
 
-ODES = [sd.TorchDiffEq(method) for method in _TORCHDIFFEQ] + [sd.SciPy(method) for method in _SCIPY]
-SDE_SOLVERS = [sd.TorchSDE(method) for method in _METHODS]
+ODES = [sd.solvers.TorchDiffEq(method) for method in _TORCHDIFFEQ] + [
+    sd.solvers.SciPy(method) for method in _SCIPY
+]
+SDE_SOLVERS = [sd.solvers.TorchSDE(method) for method in _METHODS]
 ALL: list[External] = [
     *ODES,
     *SDE_SOLVERS,
-    sd.TorchSDE("srk", adaptive=True),
-    sd.TorchSDE("euler", adaptive=True),
+    sd.solvers.TorchSDE("srk", adaptive=True),
+    sd.solvers.TorchSDE("euler", adaptive=True),
 ]
 
 
@@ -60,7 +62,11 @@ QUICK = ("dopri5", "rk4", "implicit_adams", "RK45", "LSODA", "euler", "srk", "he
 
 def every(solvers: list[External]) -> pytest.MarkDecorator:
     """Every method; in the fast run those that stand for the others."""
-    slow = [s for s in solvers if s.method not in QUICK or s == sd.TorchSDE("euler", adaptive=True)]  # type: ignore[attr-defined]
+    slow = [
+        s
+        for s in solvers
+        if s.method not in QUICK or s == sd.solvers.TorchSDE("euler", adaptive=True)
+    ]  # type: ignore[attr-defined]
     return pytest.mark.parametrize(
         "solver",
         [pytest.param(s, id=repr(s), marks=pytest.mark.slow if s in slow else []) for s in solvers],
@@ -115,7 +121,9 @@ def reference(name: str) -> Tensor:
     DOP853.
     """
     solver, steps = (
-        (sd.RungeKutta4(variable="t"), 200) if name in FOUR else (sd.DOP853(1e-10, 1e-10), None)
+        (sd.solvers.RungeKutta4(variable="t"), 200)
+        if name in FOUR
+        else (sd.solvers.DOP853(1e-10, 1e-10), None)
     )
     return sd.sample(
         MIXTURE.model(SDES[name]), (4, 2), solver=solver, steps=steps, seed=0, dtype=torch.float64
@@ -123,17 +131,23 @@ def reference(name: str) -> Tensor:
 
 
 TIGHT = [
-    *(pytest.param(sd.TorchDiffEq("dopri8", 1e-8, 1e-8), name) for name in FOUR),
-    *(pytest.param(sd.SciPy("DOP853", 1e-8, 1e-8), name) for name in FOUR[:2]),
+    *(pytest.param(sd.solvers.TorchDiffEq("dopri8", 1e-8, 1e-8), name) for name in FOUR),
+    *(pytest.param(sd.solvers.SciPy("DOP853", 1e-8, 1e-8), name) for name in FOUR[:2]),
     *(
         pytest.param(solver, "VP")
-        for solver in (sd.TorchDiffEq("dopri5", 1e-8, 1e-8), sd.SciPy("RK45", 1e-8, 1e-8))
+        for solver in (
+            sd.solvers.TorchDiffEq("dopri5", 1e-8, 1e-8),
+            sd.solvers.SciPy("RK45", 1e-8, 1e-8),
+        )
     ),
     *(
-        pytest.param(sd.TorchDiffEq("dopri5", 1e-9, 1e-9), name, marks=pytest.mark.slow)
+        pytest.param(sd.solvers.TorchDiffEq("dopri5", 1e-9, 1e-9), name, marks=pytest.mark.slow)
         for name in SDES
     ),
-    *(pytest.param(sd.SciPy("LSODA", 1e-9, 1e-9), name, marks=pytest.mark.slow) for name in SDES),
+    *(
+        pytest.param(sd.solvers.SciPy("LSODA", 1e-9, 1e-9), name, marks=pytest.mark.slow)
+        for name in SDES
+    ),
 ]
 
 
@@ -147,13 +161,13 @@ def test_tight_tolerances_give_our_solution(solver: Solver, name: str) -> None:
 @pytest.mark.parametrize(
     ("solver", "bound"),
     [
-        (sd.SciPy("RK23", 1e-6, 1e-6), 1e-5),
-        (sd.SciPy("Radau", 1e-6, 1e-6), 1e-6),
-        (sd.SciPy("BDF", 1e-7, 1e-7), 1e-5),
-        (sd.SciPy("LSODA", 1e-8, 1e-8), 1e-6),
-        (sd.TorchDiffEq("bosh3", 1e-6, 1e-6), 1e-5),
-        (sd.TorchDiffEq("adaptive_heun", 1e-5, 1e-5), 1e-4),
-        (sd.TorchDiffEq("fehlberg2", 1e-6, 1e-6), 1e-3),
+        (sd.solvers.SciPy("RK23", 1e-6, 1e-6), 1e-5),
+        (sd.solvers.SciPy("Radau", 1e-6, 1e-6), 1e-6),
+        (sd.solvers.SciPy("BDF", 1e-7, 1e-7), 1e-5),
+        (sd.solvers.SciPy("LSODA", 1e-8, 1e-8), 1e-6),
+        (sd.solvers.TorchDiffEq("bosh3", 1e-6, 1e-6), 1e-5),
+        (sd.solvers.TorchDiffEq("adaptive_heun", 1e-5, 1e-5), 1e-4),
+        (sd.solvers.TorchDiffEq("fehlberg2", 1e-6, 1e-6), 1e-3),
     ],
     ids=repr,
 )
@@ -163,8 +177,8 @@ def test_the_other_adaptive_methods_come_near_it(solver: Solver, bound: float) -
 
 
 FIXED = {
-    "euler": sd.Euler(variable="t"),
-    "midpoint": sd.Midpoint(variable="t"),
+    "euler": sd.solvers.Euler(variable="t"),
+    "midpoint": sd.solvers.Midpoint(variable="t"),
     "heun2": sd.Heun(variable="t"),
     "heun3": Heun3(variable="t"),
     "rk4": ThreeEighths(variable="t"),
@@ -178,7 +192,7 @@ def test_fixed_steps_of_torchdiffeq_are_ours(name: str, method: str) -> None:
     sde = SDES[name]
     grid, x = uneven(sde), X * sde.prior.std
     problem, options = Reverse(MIXTURE.model(sde), 3), Options(trajectory=True)
-    out = sd.TorchDiffEq(method).solve(problem, x, grid, None, options)
+    out = sd.solvers.TorchDiffEq(method).solve(problem, x, grid, None, options)
     ours = integrate(Reverse(MIXTURE.model(sde), 3), FIXED[method], x, grid, None, options)
     torch.testing.assert_close(out.trajectory, ours.trajectory, rtol=1e-10, atol=1e-10)
     assert torch.equal(out.nfe, ours.nfe)
@@ -190,9 +204,9 @@ def test_fixed_steps_of_torchdiffeq_are_ours(name: str, method: str) -> None:
 @pytest.mark.parametrize("method", ["explicit_adams", "implicit_adams"])
 def test_adams_methods_have_order_four_and_want_equal_steps(method: str) -> None:
     sde = sd.VE(0.02, 30.0)
-    solver = sd.TorchDiffEq(method, 1e-10, 1e-10)
+    solver = sd.solvers.TorchDiffEq(method, 1e-10, 1e-10)
     x, ends = X * 5, torch.tensor([0.8, 0.4], dtype=torch.float64)
-    end = integrate(Reverse(MIXTURE.model(sde), 3), sd.DOP853(1e-12, 1e-12), x, ends).x
+    end = integrate(Reverse(MIXTURE.model(sde), 3), sd.solvers.DOP853(1e-12, 1e-12), x, ends).x
     errors = []
     for n in (20, 40, 80):
         grid = torch.linspace(0.8, 0.4, n + 1, dtype=torch.float64)
@@ -214,14 +228,16 @@ def test_adams_methods_have_order_four_and_want_equal_steps(method: str) -> None
 @pytest.mark.parametrize("lam", [1.0, 0.5])
 @pytest.mark.parametrize(
     ("method", "ours"),
-    [("euler", sd.EulerMaruyama()), ("milstein", sd.EulerMaruyama()), ("srk", sd.SRA1())],
+    [("euler", sd.EulerMaruyama()), ("milstein", sd.EulerMaruyama()), ("srk", sd.solvers.SRA1())],
     ids=str,
 )
 @pytest.mark.parametrize("name", SWEEP)
 def test_torchsde_is_ours_on_one_path(name: str, method: str, ours: Solver, lam: float) -> None:
     sde = SDES[name]
     grid, x, options = uneven(sde), X * sde.prior.std, Options(trajectory=True)
-    out = sd.TorchSDE(method).solve(Reverse(MIXTURE.model(sde), 3, lam), x, grid, white(), options)
+    out = sd.solvers.TorchSDE(method).solve(
+        Reverse(MIXTURE.model(sde), 3, lam), x, grid, white(), options
+    )
     own = integrate(Reverse(MIXTURE.model(sde), 3, lam), ours, x, grid, white(), options)
     torch.testing.assert_close(out.trajectory, own.trajectory, rtol=1e-10, atol=1e-10)
 
@@ -247,7 +263,9 @@ def by_formula(
 def test_stratonovich_methods_are_their_formulas(name: str, method: str) -> None:
     sde = SDES[name]
     grid, x, noise = uneven(sde), X * sde.prior.std, white()
-    out = sd.TorchSDE(method).solve(Reverse(MIXTURE.model(sde), 3, 1.0), x, grid, noise, Options())
+    out = sd.solvers.TorchSDE(method).solve(
+        Reverse(MIXTURE.model(sde), 3, 1.0), x, grid, noise, Options()
+    )
     problem = Reverse(MIXTURE.model(sde), 3, 1.0)
     for i, (t, s) in enumerate(itertools.pairwise(grid)):
         x = by_formula(method, problem, x, t, s, noise.at(i).increment(t, s))
@@ -308,7 +326,7 @@ def test_adaptive_torchsde_follows_the_path_and_lands(method: str) -> None:
     fine = torch.linspace(1, 0, 513, dtype=torch.float64)[:410]
     ours = integrate(Reverse(MIXTURE.model(sde), 3, 1.0), sd.EulerMaruyama(), X, fine, path)
     grid = torch.stack([fine[0], fine[256], fine[-1]])
-    solver = sd.TorchSDE(method, adaptive=True, rtol=3e-3, atol=3e-3)
+    solver = sd.solvers.TorchSDE(method, adaptive=True, rtol=3e-3, atol=3e-3)
     options = Options(trajectory=True, callback=seen.append)
     out = solver.solve(Reverse(MIXTURE.model(sde), 3, 1.0), X, grid, path, options)
     torch.testing.assert_close(out.x, ours.x, rtol=0, atol=3e-2)
@@ -324,7 +342,7 @@ def test_adaptive_torchsde_follows_the_path_and_lands(method: str) -> None:
 def test_adaptive_torchsde_from_seeds_keeps_the_law() -> None:
     """Mean and spread of 300 samples within 5 standard errors of the exact law at t_end."""
     data = sd.exact.Gaussian([0.4], [[0.09]])
-    solver = sd.TorchSDE("srk", adaptive=True, rtol=3e-2, atol=3e-2)
+    solver = sd.solvers.TorchSDE("srk", adaptive=True, rtol=3e-2, atol=3e-2)
     out = sd.sample(
         data.model(sd.VP()), (300, 1), solver=solver, t_end=0.05, seed=1, dtype=torch.float64
     )
@@ -379,14 +397,14 @@ class Turning(Problem):
 
 
 @pytest.mark.parametrize(
-    ("method", "ours"), [("euler", sd.EulerMaruyama()), ("srk", sd.SRA1())], ids=str
+    ("method", "ours"), [("euler", sd.EulerMaruyama()), ("srk", sd.solvers.SRA1())], ids=str
 )
 @pytest.mark.parametrize("ends", [(0.0, 1.0), (1.0, 0.2)], ids=["forward", "backward"])
 def test_the_diffusion_may_be_a_matrix(
     method: str, ours: Solver, ends: tuple[float, float]
 ) -> None:
     grid = torch.linspace(*ends, 11, dtype=torch.float64)
-    out = sd.TorchSDE(method).solve(Turning(3), X, grid, white(), Options())
+    out = sd.solvers.TorchSDE(method).solve(Turning(3), X, grid, white(), Options())
     torch.testing.assert_close(
         out.x, integrate(Turning(3), ours, X, grid, white()).x, rtol=1e-12, atol=1e-12
     )
@@ -395,11 +413,11 @@ def test_the_diffusion_may_be_a_matrix(
 def test_forward_simulation_by_torchsde() -> None:
     out, ours = (
         sd.simulate(sd.VP(), X, solver=solver, steps=20, seed=0)
-        for solver in (sd.TorchSDE("srk"), sd.SRA1())
+        for solver in (sd.solvers.TorchSDE("srk"), sd.solvers.SRA1())
     )
     torch.testing.assert_close(out.x, ours.x, rtol=1e-12, atol=1e-12)
     with pytest.raises(ValueError, match="integrates no diffusion"):
-        sd.simulate(sd.VP(), X, solver=sd.TorchDiffEq())
+        sd.simulate(sd.VP(), X, solver=sd.solvers.TorchDiffEq())
 
 
 class Plain(sd.SDE):
@@ -413,7 +431,9 @@ class Plain(sd.SDE):
 
 
 @pytest.mark.parametrize(
-    "solver", [sd.TorchDiffEq("rk4"), sd.SciPy("RK45"), sd.TorchSDE("heun")], ids=repr
+    "solver",
+    [sd.solvers.TorchDiffEq("rk4"), sd.solvers.SciPy("RK45"), sd.solvers.TorchSDE("heun")],
+    ids=repr,
 )
 def test_an_sde_without_a_kernel(solver: Solver) -> None:
     score = sd.ScoreModel(
@@ -468,10 +488,10 @@ def test_evaluations_are_counted_and_inside_the_span(
         assert set(out.times.tolist()) <= set(times) | {sde.t_min}
     if not solver.adaptive and "adams" not in solver.method:  # type: ignore[attr-defined]
         assert out.nfe.tolist() == [12 * solver.evaluations + 1] * 2
-    if (isinstance(solver, sd.TorchDiffEq) and solver.adaptive) or solver in (
-        sd.SciPy("RK23"),
-        sd.SciPy("RK45"),
-        sd.SciPy("DOP853"),
+    if (isinstance(solver, sd.solvers.TorchDiffEq) and solver.adaptive) or solver in (
+        sd.solvers.SciPy("RK23"),
+        sd.solvers.SciPy("RK45"),
+        sd.solvers.SciPy("DOP853"),
     ):
         attempts = int(out.accepted[0] + out.rejected[0])
         assert int(out.accepted[0]) > 0
@@ -518,7 +538,9 @@ def test_adaptive_methods_land_on_every_time(solver: External) -> None:
     bound = 1e-1 if solver.method == "fehlberg2" else 1e-2  # type: ignore[attr-defined]
     torch.testing.assert_close(out.trajectory, ours.trajectory, rtol=0, atol=bound)
     assert torch.equal(out.trajectory[-1], out.x)
-    if isinstance(solver, sd.TorchDiffEq):  # two evaluations to start, one at each landing between
+    if isinstance(
+        solver, sd.solvers.TorchDiffEq
+    ):  # two evaluations to start, one at each landing between
         assert (
             int(out.nfe[0])
             == int(out.accepted[0] + out.rejected[0]) * solver.evaluations + 2 + len(grid) - 2
@@ -554,7 +576,7 @@ def test_no_library_asks_beyond_the_end(solver: External, monkeypatch: pytest.Mo
     sd.sample(
         MIXTURE.model(sd.VP()), (2, 2), solver=loose(solver), grid=grid, seed=0, dtype=torch.float64
     )
-    if isinstance(solver, sd.TorchDiffEq) and solver.adaptive:
+    if isinstance(solver, sd.solvers.TorchDiffEq) and solver.adaptive:
         del asked[1]
     assert min(asked) >= 0.1 - 1e-15
     assert max(asked) <= 1.0
@@ -732,8 +754,11 @@ class Rough(Problem):
 @pytest.mark.parametrize(
     ("solver", "words"),
     [
-        (sd.TorchDiffEq("dopri5"), r"\(torchdiffeq: underflow in dt "),
-        (sd.SciPy("RK45"), r"\(SciPy: Required step size is less than spacing between numbers\.\)"),
+        (sd.solvers.TorchDiffEq("dopri5"), r"\(torchdiffeq: underflow in dt "),
+        (
+            sd.solvers.SciPy("RK45"),
+            r"\(SciPy: Required step size is less than spacing between numbers\.\)",
+        ),
     ],
     ids=repr,
 )
@@ -768,7 +793,9 @@ class Exploding(Problem):
 
 
 @pytest.mark.parametrize(
-    "solver", [sd.TorchDiffEq("euler"), sd.TorchSDE("euler"), sd.TorchDiffEq("rk4")], ids=repr
+    "solver",
+    [sd.solvers.TorchDiffEq("euler"), sd.solvers.TorchSDE("euler"), sd.solvers.TorchDiffEq("rk4")],
+    ids=repr,
 )
 def test_a_state_that_overflows(solver: External) -> None:
     grid = torch.linspace(0, 1, 31, dtype=torch.float64)
@@ -812,7 +839,7 @@ def test_memory_that_bdf_has_not_written_yet_is_of_no_account(
     """SciPy subtracts rows of a table that np.empty made: what was there before, signalling NaNs
     here, gives no warning.
     """
-    kw = {"solver": sd.SciPy("BDF", 1e-4, 1e-4), "seed": 0, "dtype": torch.float64}
+    kw = {"solver": sd.solvers.SciPy("BDF", 1e-4, 1e-4), "seed": 0, "dtype": torch.float64}
     want = sd.sample(MIXTURE.model(sd.VP()), (3, 2), **kw).x  # type: ignore[arg-type]
     filled = {"empty": lambda shape, dtype: np.full(shape, 0x7FF4 << 48, np.uint64).view(dtype)}
     monkeypatch.setattr(bdf, "np", types.SimpleNamespace(**{**vars(np), **filled}))
@@ -856,14 +883,14 @@ def test_gradients_through_adaptive_steps(method: str, tolerance: float, bound: 
     """Those of RK4 in 150 steps: the first step's size depends on the state, and must not be
     differentiated (off by 4e-4).
     """
-    ours = gradients(sd.RungeKutta4(variable="t"), steps=150)
-    agree(gradients(sd.TorchDiffEq(method, tolerance, tolerance)), ours, bound)
+    ours = gradients(sd.solvers.RungeKutta4(variable="t"), steps=150)
+    agree(gradients(sd.solvers.TorchDiffEq(method, tolerance, tolerance)), ours, bound)
 
 
 PAIRS: list[tuple[Solver, Solver]] = [
-    *((sd.TorchDiffEq(method), ours) for method, ours in FIXED.items()),
-    (sd.TorchSDE("euler"), sd.EulerMaruyama()),
-    (sd.TorchSDE("srk"), sd.SRA1()),
+    *((sd.solvers.TorchDiffEq(method), ours) for method, ours in FIXED.items()),
+    (sd.solvers.TorchSDE("euler"), sd.EulerMaruyama()),
+    (sd.solvers.TorchSDE("srk"), sd.solvers.SRA1()),
 ]
 
 
@@ -873,17 +900,17 @@ def test_gradients_through_fixed_steps_are_ours(solver: Solver, ours: Solver) ->
 
 
 @pytest.mark.parametrize(
-    ("method", "ours"), [("srk", sd.SRA1()), ("euler", sd.EulerMaruyama())], ids=repr
+    ("method", "ours"), [("srk", sd.solvers.SRA1()), ("euler", sd.EulerMaruyama())], ids=repr
 )
 @pytest.mark.parametrize("grad", ["full", "checkpoint"])
 def test_gradients_through_adaptive_torchsde_are_ours(method: str, ours: Solver, grad: str) -> None:
     """Of its accepted steps, each two halves, on the same path: sizes are not differentiated,
     rejected ones leave nothing.
     """
-    solver = sd.TorchSDE(method, adaptive=True, rtol=0.05, atol=0.05, dt=0.1)
+    solver = sd.solvers.TorchSDE(method, adaptive=True, rtol=0.05, atol=0.05, dt=0.1)
     options = {
         "seed": None,
-        "noise": sd.BrownianPath(sd.seeds(0, 4), (2,), 0.9, 0.2, dtype=torch.float64),
+        "noise": sd.solvers.BrownianPath(sd.seeds(0, 4), (2,), 0.9, 0.2, dtype=torch.float64),
         "last": "noisy",
     }
     times = [torch.tensor(0.9, dtype=torch.float64)]
@@ -897,7 +924,11 @@ def test_gradients_through_adaptive_torchsde_are_ours(method: str, ours: Solver,
 
 @pytest.mark.parametrize(
     "solver",
-    [sd.TorchDiffEq("dopri5", 1e-2, 1e-2), sd.TorchDiffEq("rk4"), sd.TorchSDE("heun")],
+    [
+        sd.solvers.TorchDiffEq("dopri5", 1e-2, 1e-2),
+        sd.solvers.TorchDiffEq("rk4"),
+        sd.solvers.TorchSDE("heun"),
+    ],
     ids=repr,
 )
 def test_checkpointing_changes_no_gradient(solver: Solver) -> None:
@@ -923,112 +954,132 @@ def call(make: Callable[[], Solver], **arguments: object) -> None:
     ("refused", "error", "message"),
     [
         (
-            lambda: call(lambda: sd.TorchDiffEq("dopri6")),
+            lambda: call(lambda: sd.solvers.TorchDiffEq("dopri6")),
             ValueError,
             "no method is called 'dopri6' .did you mean 'dopri[58]'",
         ),
         (
-            lambda: call(lambda: sd.SciPy("rk45")),
+            lambda: call(lambda: sd.solvers.SciPy("rk45")),
             ValueError,
             "no method is called 'rk45' .did you mean 'RK45'",
         ),
         (
-            lambda: call(lambda: sd.TorchSDE("milstien")),
+            lambda: call(lambda: sd.solvers.TorchSDE("milstien")),
             ValueError,
             "no method is called 'milstien' .did you mean 'milstein'",
         ),
         (
-            lambda: call(lambda: sd.TorchSDE("zzz")),
+            lambda: call(lambda: sd.solvers.TorchSDE("zzz")),
             ValueError,
             "no method is called 'zzz'; known: euler, milstein",
         ),
         (
-            lambda: call(lambda: sd.TorchDiffEq("scipy_solver")),
+            lambda: call(lambda: sd.solvers.TorchDiffEq("scipy_solver")),
             ValueError,
             "is not taken: take SciPy",
         ),
         (
-            lambda: call(lambda: sd.TorchDiffEq("fixed_adams")),
+            lambda: call(lambda: sd.solvers.TorchDiffEq("fixed_adams")),
             ValueError,
             "'implicit_adams' under an older name",
         ),
         (
-            lambda: call(lambda: sd.TorchSDE("log_ode")),
+            lambda: call(lambda: sd.solvers.TorchSDE("log_ode")),
             ValueError,
             "is not taken: where noise does not depend",
         ),
         (
-            lambda: call(lambda: sd.TorchDiffEq("dopri5", rtol=-1)),
+            lambda: call(lambda: sd.solvers.TorchDiffEq("dopri5", rtol=-1)),
             ValueError,
             "rtol must be a finite number >= 0",
         ),
-        (lambda: call(lambda: sd.SciPy("RK45", 0, 0)), ValueError, "cannot both be 0"),
+        (lambda: call(lambda: sd.solvers.SciPy("RK45", 0, 0)), ValueError, "cannot both be 0"),
         (
-            lambda: call(lambda: sd.TorchDiffEq("dopri5"), steps=10),
+            lambda: call(lambda: sd.solvers.TorchDiffEq("dopri5"), steps=10),
             ValueError,
             "chooses its own steps: drop steps",
         ),
-        (lambda: call(lambda: sd.SciPy(), grid="karras"), ValueError, "chooses its own steps"),
         (
-            lambda: call(lambda: sd.TorchDiffEq("rk4")),
-            ValueError,
-            "takes fixed steps: pass steps=N",
-        ),
-        (lambda: call(lambda: sd.TorchSDE()), ValueError, "takes fixed steps: pass steps=N"),
-        (
-            lambda: call(lambda: sd.SciPy(), grad="full"),
-            ValueError,
-            "keeps no graph: take grad='none'",
-        ),
-        (
-            lambda: call(lambda: sd.SciPy(), stochasticity=1.0),
-            ValueError,
-            "draws no noise along the path",
-        ),
-        (
-            lambda: call(lambda: sd.TorchDiffEq(), max_nfe=5),
-            ValueError,
-            "takes 8 evaluations to make its first step",
-        ),
-        (
-            lambda: call(lambda: sd.TorchSDE(dt=0.1)),
-            ValueError,
-            "the steps are the intervals of the grid; drop dt",
-        ),
-        (
-            lambda: call(lambda: sd.TorchSDE(adaptive=True, dt=0.0)),
-            ValueError,
-            "dt must be a finite number > 0",
-        ),
-        (
-            lambda: call(lambda: sd.TorchSDE(adaptive=True), steps=10),
+            lambda: call(lambda: sd.solvers.SciPy(), grid="karras"),
             ValueError,
             "chooses its own steps",
         ),
         (
-            lambda: call(lambda: sd.TorchSDE(adaptive=True), last="mean"),
+            lambda: call(lambda: sd.solvers.TorchDiffEq("rk4")),
+            ValueError,
+            "takes fixed steps: pass steps=N",
+        ),
+        (
+            lambda: call(lambda: sd.solvers.TorchSDE()),
+            ValueError,
+            "takes fixed steps: pass steps=N",
+        ),
+        (
+            lambda: call(lambda: sd.solvers.SciPy(), grad="full"),
+            ValueError,
+            "keeps no graph: take grad='none'",
+        ),
+        (
+            lambda: call(lambda: sd.solvers.SciPy(), stochasticity=1.0),
+            ValueError,
+            "draws no noise along the path",
+        ),
+        (
+            lambda: call(lambda: sd.solvers.TorchDiffEq(), max_nfe=5),
+            ValueError,
+            "takes 8 evaluations to make its first step",
+        ),
+        (
+            lambda: call(lambda: sd.solvers.TorchSDE(dt=0.1)),
+            ValueError,
+            "the steps are the intervals of the grid; drop dt",
+        ),
+        (
+            lambda: call(lambda: sd.solvers.TorchSDE(adaptive=True, dt=0.0)),
+            ValueError,
+            "dt must be a finite number > 0",
+        ),
+        (
+            lambda: call(lambda: sd.solvers.TorchSDE(adaptive=True), steps=10),
+            ValueError,
+            "chooses its own steps",
+        ),
+        (
+            lambda: call(lambda: sd.solvers.TorchSDE(adaptive=True), last="mean"),
             ValueError,
             "does not know its last step",
         ),
-        (lambda: sd.Churn(sd.TorchDiffEq("euler")), ValueError, "is another library's driver"),
-        (lambda: sd.Renoise(sd.TorchDiffEq("euler")), ValueError, "is another library's driver"),
         (
-            lambda: sd.PredictorCorrector(sd.TorchSDE("euler"), sd.Langevin()),
+            lambda: sd.solvers.Churn(sd.solvers.TorchDiffEq("euler")),
             ValueError,
             "is another library's driver",
         ),
         (
-            lambda: sd.TorchDiffEq("euler").plan(Turning(3), torch.tensor([1.0, 0.5])),
+            lambda: sd.solvers.Renoise(sd.solvers.TorchDiffEq("euler")),
+            ValueError,
+            "is another library's driver",
+        ),
+        (
+            lambda: sd.PredictorCorrector(sd.solvers.TorchSDE("euler"), sd.Langevin()),
+            ValueError,
+            "is another library's driver",
+        ),
+        (
+            lambda: sd.solvers.TorchDiffEq("euler").plan(Turning(3), torch.tensor([1.0, 0.5])),
             ValueError,
             "call its method solve",
         ),
         (
-            lambda: sd.TorchSDE().solve(Turning(3), X, torch.tensor([1.0, 0.5]), None, Options()),
+            lambda: sd.solvers.TorchSDE().solve(
+                Turning(3), X, torch.tensor([1.0, 0.5]), None, Options()
+            ),
             ValueError,
             "draws noise: pass a noise",
         ),
         (
-            lambda: sd.TorchSDE().solve(Rough(3), X, torch.tensor([1.0, 0.5]), white(), Options()),
+            lambda: sd.solvers.TorchSDE().solve(
+                Rough(3), X, torch.tensor([1.0, 0.5]), white(), Options()
+            ),
             ValueError,
             "needs diffusion, which",
         ),
@@ -1053,7 +1104,9 @@ def test_values_are_frozen_and_a_single_time_is_the_start(solver: External) -> N
 
 
 @pytest.mark.parametrize(
-    "solver", [sd.SciPy("RK45"), sd.TorchDiffEq("rk4"), sd.TorchSDE("euler")], ids=repr
+    "solver",
+    [sd.solvers.SciPy("RK45"), sd.solvers.TorchDiffEq("rk4"), sd.solvers.TorchSDE("euler")],
+    ids=repr,
 )
 def test_integrate_drives_other_libraries(solver):
     times, noise = (

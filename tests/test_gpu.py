@@ -53,12 +53,14 @@ def test_white_noise_has_the_same_bits(event: tuple[int, ...], dtype: torch.dtyp
         same(there.at(step).normal("churn", 3), here.at(step).normal("churn", 3))
 
 
-def pair(path: sd.BrownianPath, a: Tensor, b: Tensor) -> Tensor:
+def pair(path: sd.solvers.BrownianPath, a: Tensor, b: Tensor) -> Tensor:
     return torch.stack(path.pair(a, b))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
-@pytest.mark.parametrize("ask", [sd.BrownianPath.increment, sd.BrownianPath.over, pair])
+@pytest.mark.parametrize(
+    "ask", [sd.solvers.BrownianPath.increment, sd.solvers.BrownianPath.over, pair]
+)
 def test_a_path_has_the_same_values(ask: Callable[..., Tensor], dtype: torch.dtype) -> None:
     """To 2 units in the last place: over base intervals, at any times, and at each row's own; and
     for some of the rows.
@@ -66,7 +68,7 @@ def test_a_path_has_the_same_values(ask: Callable[..., Tensor], dtype: torch.dty
     ulp = 2 * torch.finfo(dtype).eps
     for event in ((2,), (3, 8, 8)):
         here, there = (
-            sd.BrownianPath(sd.seeds(3, 5), event, 1.0, 0.0, dtype=dtype, device=device)
+            sd.solvers.BrownianPath(sd.seeds(3, 5), event, 1.0, 0.0, dtype=dtype, device=device)
             for device in ("cpu", GPU)
         )
         own = torch.linspace(0.2, 0.9, 5, dtype=F64)
@@ -100,10 +102,10 @@ def test_every_solver(method: Method) -> None:
 
 
 FEW: list[Solver] = [
-    sd.UniPC(),
+    sd.solvers.UniPC(),
     sd.EulerMaruyama(),
-    sd.SRA1(),
-    sd.Renoise(sd.Heun()),
+    sd.solvers.SRA1(),
+    sd.solvers.Renoise(sd.Heun()),
     sd.RK45(),
     sd.AdaptiveSDE(1e-2, 1e-2),
 ]
@@ -145,7 +147,7 @@ def test_a_bfloat16_network_keeps_the_state_in_float32() -> None:
     net, on = narrow()
     model = on(GPU)
     model.net = net.to(torch.bfloat16)
-    out = sd.sample(model, (3, 1, 8, 8), solver=sd.UniPC(), steps=8, seed=0)
+    out = sd.sample(model, (3, 1, 8, 8), solver=sd.solvers.UniPC(), steps=8, seed=0)
     assert (out.x.dtype, out.x.device.type, out.success) == (torch.float32, GPU, True)
 
 
@@ -156,7 +158,14 @@ def test_gradients(grad: Any) -> None:
         weight = torch.tensor(0.7, dtype=F64, device=device, requires_grad=True)
         model = sd.ScoreModel(lambda x, t, weight=weight: weight * x, sd.VP())
         out = sd.sample(
-            model, (3, 2), solver=sd.SRA1(), steps=6, seed=0, grad=grad, dtype=F64, device=device
+            model,
+            (3, 2),
+            solver=sd.solvers.SRA1(),
+            steps=6,
+            seed=0,
+            grad=grad,
+            dtype=F64,
+            device=device,
         )
         found.append(torch.autograd.grad(out.x.square().sum(), weight)[0])
     same(found[1], found[0], 1e-9)
@@ -164,7 +173,12 @@ def test_gradients(grad: Any) -> None:
 
 @pytest.mark.parametrize(
     "solver",
-    [sd.TorchDiffEq("dopri5"), sd.SciPy("RK45"), sd.TorchSDE("srk"), sd.TorchSDE("euler")],
+    [
+        sd.solvers.TorchDiffEq("dopri5"),
+        sd.solvers.SciPy("RK45"),
+        sd.solvers.TorchSDE("srk"),
+        sd.solvers.TorchSDE("euler"),
+    ],
     ids=repr,
 )
 def test_backends(solver: Solver) -> None:
@@ -185,11 +199,11 @@ def test_backends(solver: Solver) -> None:
     assert torch.equal(there.nfe.cpu(), here.nfe)
 
 
-@pytest.mark.parametrize("solver", [sd.EulerMaruyama(), sd.SRA3()], ids=repr)
+@pytest.mark.parametrize("solver", [sd.EulerMaruyama(), sd.solvers.SRA3()], ids=repr)
 def test_steps_along_a_path(solver: Solver) -> None:
     results = []
     for device in ("cpu", GPU):
-        noise = sd.BrownianPath(sd.seeds(1, 5), (2,), 1.0, 0.0, dtype=F64, device=device)
+        noise = sd.solvers.BrownianPath(sd.seeds(1, 5), (2,), 1.0, 0.0, dtype=F64, device=device)
         kw = {"solver": solver, "steps": 20, "noise": noise, "dtype": F64}
         results.append(sd.sample(DATA.model(sd.VP()), (5, 2), device=device, **kw).x)  # type: ignore[arg-type]
     same(results[1], results[0], 1e-8)
@@ -230,7 +244,7 @@ def test_a_sample_that_fails_leaves_its_neighbours() -> None:
         out = exact.net(x, t)
         return torch.where(((label == 1) & (t < 0.5).to(x.device))[:, None], math.nan, out)
 
-    for solver in (sd.RK45(), sd.UniPC(), sd.EulerMaruyama()):
+    for solver in (sd.RK45(), sd.solvers.UniPC(), sd.EulerMaruyama()):
         kw: dict[str, Any] = {
             "solver": solver,
             "steps": None if solver.adaptive else 10,
@@ -288,7 +302,7 @@ def test_what_is_given_goes_where_the_model_is() -> None:
         model = sd.ScoreModel(Scaled(), chain.to_sde(), "noise").to(device)
         kw: dict[str, Any] = {"condition": condition, "seed": 0}
         samples = sd.sample(model, (3, 2), x_init=x, t_start=0.5, steps=5, dtype=F64, **kw).x
-        bound = sd.variational_bound(chain, model, x, bins=None, **kw)
+        bound = sd.discrete.variational_bound(chain, model, x, bins=None, **kw)
         errors = list(sd.diagnose(model, x, condition=condition).errors.values())
         found.append((samples, bound.total, torch.tensor(errors, dtype=F64, device=device)))
     for here, there in zip(*found, strict=True):

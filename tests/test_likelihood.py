@@ -43,10 +43,12 @@ def correlated(d: int, seed: int = 0) -> sd.exact.Gaussian:
 @pytest.mark.parametrize("d", [2, 64])
 @pytest.mark.parametrize(
     ("solver", "most"),
-    [(sd.RK45(1e-5, 1e-5), 1e-5), (sd.DOP853(1e-5, 1e-5), 1e-5)],
+    [(sd.RK45(1e-5, 1e-5), 1e-5), (sd.solvers.DOP853(1e-5, 1e-5), 1e-5)],
     ids=["RK45", "DOP853"],
 )
-def test_mixtures(sde: sd.LinearSDE, d: int, solver: sd.RK45 | sd.DOP853, most: float) -> None:
+def test_mixtures(
+    sde: sd.LinearSDE, d: int, solver: sd.RK45 | sd.solvers.DOP853, most: float
+) -> None:
     """Nats per dimension at tolerances of 1e-5, less the prior's share, which alone is larger than
     that under VE.
     """
@@ -102,7 +104,12 @@ class Harmonic(sd.SDE):
 
 @pytest.mark.parametrize(
     "solver",
-    [None, sd.RungeKutta4(), sd.TorchDiffEq("dopri5", 1e-7, 1e-7), sd.SciPy("RK45", 1e-7, 1e-7)],
+    [
+        None,
+        sd.solvers.RungeKutta4(),
+        sd.solvers.TorchDiffEq("dopri5", 1e-7, 1e-7),
+        sd.solvers.SciPy("RK45", 1e-7, 1e-7),
+    ],
 )
 def test_any_sde_with_a_drift_and_a_prior(solver: sd.RK45 | None) -> None:
     """Score -x / v(t) with dv / dt = 2 - 2 v: the flow is linear, and the density known.
@@ -119,7 +126,7 @@ def test_any_sde_with_a_drift_and_a_prior(solver: sd.RK45 | None) -> None:
     )
     x = torch.tensor([[[0.3, -0.2]], [[0.0, 1.1]]], dtype=F64)
     out = sd.log_prob(
-        model, x, solver=solver, steps=160 if isinstance(solver, sd.RungeKutta4) else None
+        model, x, solver=solver, steps=160 if isinstance(solver, sd.solvers.RungeKutta4) else None
     )
     ratio = float((variance(sde.t_max) / variance(sde.t_min)).sqrt())
     torch.testing.assert_close(out.z, ratio * x, rtol=1e-6, atol=1e-6)
@@ -153,7 +160,7 @@ def test_any_event_shape(shape: tuple[int, ...], options: dict[str, object]) -> 
     "options",
     [{}, {"divergence": "hutchinson", "probes": 2}, {"divergence": "hutch++", "probes": 4}],
 )
-@pytest.mark.parametrize("solver", [sd.RK45(1e-3, 1e-3), sd.RungeKutta4()])
+@pytest.mark.parametrize("solver", [sd.RK45(1e-3, 1e-3), sd.solvers.RungeKutta4()])
 def test_one_forward_pass_an_evaluation(options: dict[str, object], solver: sd.RK45) -> None:
     """Rows that the network saw are the evaluations that are reported; the first pass is checked
     for a gradient, not repeated.
@@ -231,11 +238,11 @@ def test_float32_networks_have_a_float64_log_density() -> None:
         seen.add((x.dtype, t.dtype))
         return exact.net(x, t.double())
 
-    out = sd.log_prob(sd.ScoreModel(net, sde, "v"), x.float(), solver=sd.DOP853(1e-5, 1e-5))
+    out = sd.log_prob(sd.ScoreModel(net, sde, "v"), x.float(), solver=sd.solvers.DOP853(1e-5, 1e-5))
     assert seen == {(torch.float32, torch.float32)}
     assert out.z.dtype == torch.float32
     assert out.value.dtype == F64
-    fine = sd.log_prob(exact, x.float().double(), solver=sd.DOP853(1e-5, 1e-5))
+    fine = sd.log_prob(exact, x.float().double(), solver=sd.solvers.DOP853(1e-5, 1e-5))
     torch.testing.assert_close(out.value, fine.value, rtol=0, atol=64 * 2e-6)
 
 
@@ -327,7 +334,7 @@ def test_coverage(divergence: str, k: int, probe: str) -> None:
     """
     model, count = correlated(64).model(sd.VP()), 1500
     x = correlated(64).sample(1, seed=1)
-    solver, grid = sd.RungeKutta4(), [1e-3, 0.05, 0.2, 1.0]  # coarse: the same for both
+    solver, grid = sd.solvers.RungeKutta4(), [1e-3, 0.05, 0.2, 1.0]  # coarse: the same for both
     exact = sd.log_prob(model, x, solver=solver, grid=grid).value
     out = sd.log_prob(
         model,
@@ -375,12 +382,12 @@ def test_hutch_plus_plus_finds_the_dominant_directions() -> None:
         law.sample(1, seed=0).expand(1000, -1),
         [1e-3, 0.05, 0.2, 1.0],
     )
-    exact = sd.log_prob(model, x[:1], solver=sd.RungeKutta4(), grid=grid).value
+    exact = sd.log_prob(model, x[:1], solver=sd.solvers.RungeKutta4(), grid=grid).value
     rms = {
         kind: sd.log_prob(
             model,
             x,
-            solver=sd.RungeKutta4(),
+            solver=sd.solvers.RungeKutta4(),
             grid=grid,
             divergence=kind,
             probes=12,

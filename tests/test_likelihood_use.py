@@ -36,7 +36,9 @@ class OfStd(torch.nn.Module):
 def test_gradients(grad: str, options: dict[str, object]) -> None:
     """d log p / dx and d log p / d std in closed form, through prior, flow and divergence."""
     model, x = sd.ScoreModel(OfStd(0.6), VP), X.clone().requires_grad_()
-    out = sd.log_prob(model, x, solver=sd.RungeKutta4(), steps=30, grad=grad, seed=0, **options)
+    out = sd.log_prob(
+        model, x, solver=sd.solvers.RungeKutta4(), steps=30, grad=grad, seed=0, **options
+    )
     to_x, to_std = torch.autograd.grad(out.value.sum(), [x, model.net.std])
 
     std = torch.tensor(0.6, dtype=F64, requires_grad=True)
@@ -50,7 +52,7 @@ def test_gradients(grad: str, options: dict[str, object]) -> None:
     expected = torch.autograd.grad(value.sum(), [y, std])
     torch.testing.assert_close(to_x, expected[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(to_std, expected[1], rtol=1e-4, atol=1e-5)
-    assert not sd.log_prob(model, x, solver=sd.RungeKutta4(), steps=2).value.requires_grad
+    assert not sd.log_prob(model, x, solver=sd.solvers.RungeKutta4(), steps=2).value.requires_grad
 
 
 def test_the_gradient_is_the_score() -> None:
@@ -78,7 +80,7 @@ def test_a_backward_pass_without_vmap_is_taken_one_by_one() -> None:
     results = []
     for square in (_Square.apply, torch.square):
         model = sd.ScoreModel(lambda x, t, square=square: x + 0.1 * square(x) + 0.2 * x.flip(1), VP)
-        results.append(sd.log_prob(model, X, solver=sd.RungeKutta4(), steps=4))
+        results.append(sd.log_prob(model, X, solver=sd.solvers.RungeKutta4(), steps=4))
     assert torch.equal(results[0].nfe, results[1].nfe)
     torch.testing.assert_close(results[0].value, results[1].value, rtol=0, atol=1e-12)
 
@@ -95,7 +97,8 @@ def test_a_compiled_network() -> None:
     fast = sd.ScoreModel(lambda x, t: compiled(x), VP)
     for options in ({}, {"divergence": "hutchinson", "probes": 2, "seed": 0}):
         a, b = (
-            sd.log_prob(m, X, solver=sd.RungeKutta4(), steps=4, **options) for m in (plain, fast)
+            sd.log_prob(m, X, solver=sd.solvers.RungeKutta4(), steps=4, **options)
+            for m in (plain, fast)
         )
         torch.testing.assert_close(a.value, b.value, rtol=0, atol=1e-9)
 
@@ -112,10 +115,12 @@ def test_no_other_process_is_waited_for(tmp_path) -> None:
         wrapped = torch.nn.parallel.DistributedDataParallel(inner)
         wrapped.forward = None
         model = sd.ScoreModel(wrapped, VP)
-        out = sd.log_prob(model, X, solver=sd.RungeKutta4(), steps=5)
+        out = sd.log_prob(model, X, solver=sd.solvers.RungeKutta4(), steps=5)
         torch.testing.assert_close(
             out.value,
-            sd.log_prob(sd.ScoreModel(inner, VP), X, solver=sd.RungeKutta4(), steps=5).value,
+            sd.log_prob(
+                sd.ScoreModel(inner, VP), X, solver=sd.solvers.RungeKutta4(), steps=5
+            ).value,
         )
         sd.encode(model, X)
         assert model.net is wrapped
@@ -188,11 +193,11 @@ def test_a_gaussian_with_bins(dequantization: str) -> None:
         out = sd.bits_per_dim(
             law.model(sde),
             x.repeat(120 // draws if draws == 1 else 20, 1),
-            bins=sd.Bins(5),
+            bins=sd.objectives.Bins(5),
             seed=0,
             draws=draws,
             dequantization=dequantization,
-            solver=sd.RungeKutta4(),
+            solver=sd.solvers.RungeKutta4(),
             steps=8,
         )
         mean = out.value.reshape(-1, 3)
@@ -220,7 +225,7 @@ def test_bits_of_a_hand_computed_case() -> None:
     256 bins on [-1, 1].
     """
     x = torch.tensor([[2 * 100 / 255 - 1, 2 * 30 / 255 - 1]], dtype=F64)
-    out = sd.bits_per_dim(GAUSSIAN.model(VP), x, seed=7, solver=sd.DOP853(1e-8, 1e-8))
+    out = sd.bits_per_dim(GAUSSIAN.model(VP), x, seed=7, solver=sd.solvers.DOP853(1e-8, 1e-8))
     u = (
         torch.special.ndtr(sd.White(sd.seeds(7, 1), (2,), dtype=F64).at(0).normal("dequantization"))
         - 0.5
@@ -241,9 +246,15 @@ def test_each_sample_has_its_own_bins_noise() -> None:
         {"draws": 3},
         {"divergence": "hutchinson", "probes": 1, "probe": "gaussian"},
     ):
-        whole = sd.bits_per_dim(GAUSSIAN.model(VP), x, bins=sd.Bins(3), seed=1, **options)
+        whole = sd.bits_per_dim(
+            GAUSSIAN.model(VP), x, bins=sd.objectives.Bins(3), seed=1, **options
+        )
         alone = sd.bits_per_dim(
-            GAUSSIAN.model(VP), x[1:2], bins=sd.Bins(3), seed=sd.seeds(1, 3)[1:2], **options
+            GAUSSIAN.model(VP),
+            x[1:2],
+            bins=sd.objectives.Bins(3),
+            seed=sd.seeds(1, 3)[1:2],
+            **options,
         )
         torch.testing.assert_close(alone.log_weights, whole.log_weights[:, 1:2], rtol=0, atol=1e-9)
 
@@ -267,9 +278,9 @@ def test_encode_is_the_exact_flow(sde: sd.LinearSDE) -> None:
     [
         (sd.DDIM(), 1),
         (sd.Heun(), 2),
-        (sd.DPMSolverPP(), 2),
-        (sd.DEIS(), 3),
-        (sd.UniPC(), 3),
+        (sd.solvers.DPMSolverPP(), 2),
+        (sd.solvers.DEIS(), 3),
+        (sd.solvers.UniPC(), 3),
         (None, 3),
     ],
     ids=["DDIM", "Heun", "DPMSolverPP", "DEIS", "UniPC", "default"],
@@ -301,7 +312,7 @@ def test_ddim_inversion_by_hand() -> None:
 # -- what is refused -------------------------------------------------------------------------------
 
 
-class Pairs(sd.Euler):
+class Pairs(sd.solvers.Euler):
     """A solver of two rows each."""
 
     group = 2
@@ -337,10 +348,10 @@ BAD_BITS = [
     ({"x": (255 * X.abs()).to(torch.uint8)}, "scale bin numbers first"),
     ({"x": X / 0}, "not finite"),
     (
-        {"bins": sd.Bins(3, 0, 1)},
+        {"bins": sd.objectives.Bins(3, 0, 1)},
         "must lie on the 3 values from 0 to 1, and run from .*declare how they were scaled",
     ),
-    ({"bins": sd.Bins(4)}, "must lie on the 4 values"),
+    ({"bins": sd.objectives.Bins(4)}, "must lie on the 4 values"),
     ({"x": torch.full((3, 2), 0.1)}, "must lie on the 3 values"),
     ({"dequantization": "normal"}, "dequantization must be one of"),
     ({"draws": 0}, "draws must be"),
@@ -366,7 +377,9 @@ def test_evaluations_are_counted_at_the_network(grad: str) -> None:
         calls.append(t)
         return 0.5 * x.sin()
 
-    found = sd.log_prob(sd.ScoreModel(net, VP), X, solver=sd.RungeKutta4(), steps=3, grad=grad)  # type: ignore[arg-type]
+    found = sd.log_prob(
+        sd.ScoreModel(net, VP), X, solver=sd.solvers.RungeKutta4(), steps=3, grad=grad
+    )  # type: ignore[arg-type]
     assert found.nfe.tolist() == [len(calls)] * len(X)
 
 
@@ -377,12 +390,17 @@ def test_log_prob_refuses(change: dict[str, object], message: str) -> None:
 
 @pytest.mark.parametrize(("change", "message"), BAD_BITS, ids=range(len(BAD_BITS)))
 def test_bits_per_dim_refuses(change: dict[str, object], message: str) -> None:
-    refused(sd.bits_per_dim, message, **({"x": X.sign(), "bins": sd.Bins(3)} | change))
+    refused(sd.bits_per_dim, message, **({"x": X.sign(), "bins": sd.objectives.Bins(3)} | change))
 
 
 @pytest.mark.parametrize("function", [sd.encode, sd.decode])
 def test_a_stochastic_solver_cannot_encode(function) -> None:
-    for solver in (sd.EulerMaruyama(), sd.DDIM(eta=0.5), sd.Ancestral(), sd.DDPM.from_sde(VP, 5)):
+    for solver in (
+        sd.EulerMaruyama(),
+        sd.DDIM(eta=0.5),
+        sd.solvers.Ancestral(),
+        sd.DDPM.from_sde(VP, 5),
+    ):
         with pytest.raises(ValueError, match="goes along the probability flow"):
             function(GAUSSIAN.model(VP), X, solver=solver, steps=5)
     way = "fall" if function is sd.decode else "rise"
@@ -407,4 +425,6 @@ def test_no_prior_no_log_density() -> None:
     with pytest.raises(ValueError, match="Free has no prior"):
         sd.log_prob(model, X)
     with pytest.raises(ValueError, match="no Gaussian kernel"):
-        sd.bits_per_dim(model, X.sign(), bins=sd.Bins(3), dequantization="truncated-normal")
+        sd.bits_per_dim(
+            model, X.sign(), bins=sd.objectives.Bins(3), dequantization="truncated-normal"
+        )

@@ -36,21 +36,24 @@ def learned(x: Tensor, t: Tensor) -> Tensor:
 
 LOSSES = {
     "denoising": (sd.DenoisingScoreMatching("likelihood"), {"t": T}),
-    "flow": (sd.FlowMatching(), {"t": T}),
-    "implicit": (sd.ImplicitScoreMatching(), {"t": T}),
-    "implicit at the data": (sd.ImplicitScoreMatching(perturbed=False), {}),
-    "sliced": (sd.SlicedScoreMatching(), {"t": T}),
-    "sliced, differences": (sd.SlicedScoreMatching(finite_difference=1e-3), {"t": T}),
-    "variational": (sd.VariationalDiffusion(), {"t": T}),
-    "variational, bins": (sd.VariationalDiffusion(sd.Bins(32, -1, 1)), {"t": T}),
-    "simple": (sd.DDPMLoss(CHAIN), {"i": torch.tensor([20, 1, 7, 3])}),
-    "vlb": (sd.DDPMLoss(CHAIN, "vlb"), {"i": torch.tensor([20, 1, 7, 1])}),
+    "flow": (sd.objectives.FlowMatching(), {"t": T}),
+    "implicit": (sd.objectives.ImplicitScoreMatching(), {"t": T}),
+    "implicit at the data": (sd.objectives.ImplicitScoreMatching(perturbed=False), {}),
+    "sliced": (sd.objectives.SlicedScoreMatching(), {"t": T}),
+    "sliced, differences": (sd.objectives.SlicedScoreMatching(finite_difference=1e-3), {"t": T}),
+    "variational": (sd.objectives.VariationalDiffusion(), {"t": T}),
+    "variational, bins": (
+        sd.objectives.VariationalDiffusion(sd.objectives.Bins(32, -1, 1)),
+        {"t": T},
+    ),
+    "simple": (sd.discrete.DDPMLoss(CHAIN), {"i": torch.tensor([20, 1, 7, 3])}),
+    "vlb": (sd.discrete.DDPMLoss(CHAIN, "vlb"), {"i": torch.tensor([20, 1, 7, 1])}),
     "vlb, bins": (
-        sd.DDPMLoss(CHAIN, "vlb", bins=sd.Bins(32, -1, 1)),
+        sd.discrete.DDPMLoss(CHAIN, "vlb", bins=sd.objectives.Bins(32, -1, 1)),
         {"i": torch.tensor([20, 1, 7, 1])},
     ),
     "hybrid": (
-        sd.DDPMLoss(sd.DDPM.from_sde(VP, 20, variance="learned"), "hybrid"),
+        sd.discrete.DDPMLoss(sd.DDPM.from_sde(VP, 20, variance="learned"), "hybrid"),
         {"i": torch.tensor([20, 1, 7, 1])},
     ),
 }
@@ -93,7 +96,7 @@ def test_a_loss_is_that_of_what_exists(name: str) -> None:
 def test_losses_around_losses_hand_it_on() -> None:
     model = sd.ScoreModel(lambda x, t, label: net(x, t), VP)
     pairs = torch.stack([DATA, NOISE], dim=1)
-    loss = sd.ConditionDropout(sd.Coupled(), {"label": 0.0})
+    loss = sd.objectives.ConditionDropout(sd.objectives.Coupled(), {"label": 0.0})
     values = [
         loss(
             model,
@@ -107,8 +110,10 @@ def test_losses_around_losses_hand_it_on() -> None:
     torch.testing.assert_close(values[0], values[1])
     chain = sd.NCSN.geometric(10.0, 0.01, 8)
     ncsn, i = sd.ScoreModel(net, chain.to_sde()), torch.tensor([1, 2, 3, 4])
-    one = sd.NCSNLoss(chain)(ncsn, DATA, i=i, noise=NOISE, mask=torch.arange(4).expand(4, 4) < 2)
-    two = sd.NCSNLoss(chain)(ncsn, DATA[:, :2], i=i, noise=NOISE[:, :2])
+    one = sd.discrete.NCSNLoss(chain)(
+        ncsn, DATA, i=i, noise=NOISE, mask=torch.arange(4).expand(4, 4) < 2
+    )
+    two = sd.discrete.NCSNLoss(chain)(ncsn, DATA[:, :2], i=i, noise=NOISE[:, :2])
     torch.testing.assert_close(one, two)
 
 
@@ -164,20 +169,20 @@ class Cut:
 
 SOLVERS: list[tuple[Any, int | None]] = [
     (sd.EulerMaruyama(), 8),
-    (sd.SRA1(), 8),
-    (sd.Ancestral(), 8),
+    (sd.solvers.SRA1(), 8),
+    (sd.solvers.Ancestral(), 8),
     (sd.ReverseDiffusion(), 8),
     (sd.DDIM(eta=1.0), 8),
-    (sd.SDEDPMSolverPP(2), 8),
-    (sd.SEEDS(2), 8),
-    (sd.UniPC(), 8),
+    (sd.solvers.SDEDPMSolverPP(2), 8),
+    (sd.solvers.SEEDS(2), 8),
+    (sd.solvers.UniPC(), 8),
     (sd.Heun(), 8),
-    (sd.Churn(sd.Heun()), 8),
-    (sd.StochasticHeun(), 8),
+    (sd.solvers.Churn(sd.Heun()), 8),
+    (sd.solvers.StochasticHeun(), 8),
     (sd.PredictorCorrector(sd.ReverseDiffusion(), sd.Langevin()), 8),
-    (sd.PredictorCorrector(sd.Ancestral(), sd.MetropolisLangevin()), 8),
+    (sd.PredictorCorrector(sd.solvers.Ancestral(), sd.solvers.MetropolisLangevin()), 8),
     (sd.RK45(1e-4, 1e-4), None),
-    (sd.ExponentialPair(2, "data", rtol=1e-3, atol=1e-3), None),
+    (sd.solvers.ExponentialPair(2, "data", rtol=1e-3, atol=1e-3), None),
     (sd.AdaptiveSDE(0.05, 0.05), None),
 ]
 
@@ -200,7 +205,7 @@ def test_a_padded_sequence_is_solved_as_it_is_alone(
     seeds = sd.seeds(3, 4)
     noise: Any = sd.White(seeds, (4, 2), dtype=torch.float64)
     if path:
-        noise = sd.BrownianPath(seeds, (4, 2), VP.t_min, VP.t_max, dtype=torch.float64)
+        noise = sd.solvers.BrownianPath(seeds, (4, 2), VP.t_min, VP.t_max, dtype=torch.float64)
     model = sd.ScoreModel(gentle, VP, time_dtype=torch.float64)
     times = torch.linspace(VP.t_max, VP.t_min, (steps or 1) + 1, dtype=torch.float64)
     whole = solver.solve(
@@ -273,7 +278,9 @@ def test_samples_of_different_sizes_in_one_batch(
 
 
 @pytest.mark.parametrize(
-    "solver", [sd.SciPy("RK45"), sd.SciPy("DOP853"), sd.TorchDiffEq("dopri5")], ids=repr
+    "solver",
+    [sd.solvers.SciPy("RK45"), sd.solvers.SciPy("DOP853"), sd.solvers.TorchDiffEq("dopri5")],
+    ids=repr,
 )
 def test_padding_does_not_loosen_another_librarys_tolerance(solver: Any) -> None:
     """Its norm is over what exists: a padded sequence by itself takes the steps of the sequence
@@ -311,7 +318,7 @@ def test_another_library_leaves_the_padding_alone() -> None:
     """torchsde makes a path of the seeds itself; noise and drift are those of what exists."""
     start = torch.where(MASK[..., None], NOISE, 5.0)
     arguments: dict[str, Any] = {
-        "solver": sd.TorchSDE("euler"),
+        "solver": sd.solvers.TorchSDE("euler"),
         "steps": 6,
         "x_init": start,
         "seed": 0,
@@ -435,9 +442,9 @@ class Reading(sd.Operator):
     "loss",
     [
         sd.DenoisingScoreMatching(),
-        sd.VariationalDiffusion(bins=None),
-        sd.ImplicitScoreMatching(),
-        sd.DDPMLoss(sd.DDPM.from_sde(VP, 20)),
+        sd.objectives.VariationalDiffusion(bins=None),
+        sd.objectives.ImplicitScoreMatching(),
+        sd.discrete.DDPMLoss(sd.DDPM.from_sde(VP, 20)),
     ],
     ids=lambda loss: type(loss).__name__,
 )

@@ -244,7 +244,9 @@ def test_samplers_in_threads_do_not_disturb_each_other(hidden: bool) -> None:
     net = make()
     model = sd.ScoreModel((lambda x, t: net(x, t)) if hidden else net, sd.VP())
     long, short = (
-        lambda n=n: sd.sample(model, (3, 2), solver=sd.Euler(), steps=n, seed=n, last="noisy").x
+        lambda n=n: (
+            sd.sample(model, (3, 2), solver=sd.solvers.Euler(), steps=n, seed=n, last="noisy").x
+        )
         for n in (8, 3)
     )
     alone = [long(), short()]
@@ -279,7 +281,7 @@ def test_a_thread_that_trains_keeps_its_dropout_while_another_samples() -> None:
         return torch.stack([loss(model, data).detach() for _ in range(4)])
 
     def draw() -> Tensor:
-        return sd.sample(model, (3, 2), solver=sd.Euler(), steps=4, seed=1, last="noisy").x
+        return sd.sample(model, (3, 2), solver=sd.solvers.Euler(), steps=4, seed=1, last="noisy").x
 
     alone = [train(), draw()]
     net.meet = functools.partial(threading.Barrier(2).wait, 30)
@@ -333,7 +335,9 @@ def test_checkpointed_steps_are_made_again_without_dropout() -> None:
     x = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(3, 2).requires_grad_()
     grads = []
     for grad, call in (("full", net), ("checkpoint", net), ("checkpoint", lambda x, t: net(x, t))):
-        out = sd.decode(sd.ScoreModel(call, sd.VP()), x, solver=sd.Euler(), steps=3, grad=grad).x  # type: ignore[arg-type]
+        out = sd.decode(
+            sd.ScoreModel(call, sd.VP()), x, solver=sd.solvers.Euler(), steps=3, grad=grad
+        ).x  # type: ignore[arg-type]
         grads += torch.autograd.grad(out.square().sum(), x)
     torch.testing.assert_close(grads[1:], grads[:1] * 2, rtol=0, atol=0)
     assert not any(net.modes)
@@ -391,7 +395,7 @@ def test_training_does_not_notice_that_its_network_is_sampled(tmp_path: Path) ->
 
         def draw() -> None:
             while not stop.is_set():
-                draws.append(sd.sample(model, (2, 2), solver=sd.Euler(), steps=3, seed=0).x)
+                draws.append(sd.sample(model, (2, 2), solver=sd.solvers.Euler(), steps=3, seed=0).x)
 
         thread = threading.Thread(target=draw)
         if name == "watched":

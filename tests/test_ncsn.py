@@ -191,9 +191,11 @@ def test_loss_is_denoising_score_matching_at_the_levels() -> None:
     sigma = chain.levels.sigmas[i][:, None]
     score_error = 0.3 * (x + sigma * z) + z / sigma
     theirs = 0.5 * sigma[:, 0] ** 2 * score_error.square().sum(dim=1)
-    torch.testing.assert_close(sd.NCSNLoss(chain)(model, x, i=i, noise=z), theirs)
+    torch.testing.assert_close(sd.discrete.NCSNLoss(chain)(model, x, i=i, noise=z), theirs)
     one, two = (
-        sd.NCSNLoss(chain, stratified=True)(model, x, generator=torch.Generator().manual_seed(3))
+        sd.discrete.NCSNLoss(chain, stratified=True)(
+            model, x, generator=torch.Generator().manual_seed(3)
+        )
         for _ in range(2)
     )
     assert torch.equal(one, two)
@@ -210,7 +212,10 @@ def test_networks_of_ddpm_and_of_score_matching_are_interchangeable(tmp_path) ->
     ring = torch.stack([angle.cos(), angle.sin()], dim=1)
     sde = sd.VP()
     chain = sd.DDPM.from_sde(sde, 200)
-    for name, loss in (("ddpm", sd.DDPMLoss(chain, stratified=True)), ("continuous", None)):
+    for name, loss in (
+        ("ddpm", sd.discrete.DDPMLoss(chain, stratified=True)),
+        ("continuous", None),
+    ):
         model = sd.ScoreModel(initialised(lambda: MLP(2, 64, 2), 0), sde, "v")
         model = sd.fit(
             model,
@@ -265,7 +270,7 @@ MODEL = sd.exact.Gaussian([0.0, 0.0], 1.0).model(VE)
             "other levels than the model's SDE",
         ),
         (
-            lambda: sd.NCSNLoss(sd.NCSN((3.0, 1.0)))(MODEL, torch.zeros(2, 2)),
+            lambda: sd.discrete.NCSNLoss(sd.NCSN((3.0, 1.0)))(MODEL, torch.zeros(2, 2)),
             ValueError,
             "does not have the marginals",
         ),

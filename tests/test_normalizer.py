@@ -258,8 +258,10 @@ def test_fit_shows_the_loss_normalised_data(tmp_path: Path) -> None:
 # -- likelihoods -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bins", [None, sd.Bins(32, 180.0, 420.0)], ids=["density", "bins"])
-def test_the_variational_bound_is_that_of_the_users_data(bins: sd.Bins | None) -> None:
+@pytest.mark.parametrize(
+    "bins", [None, sd.objectives.Bins(32, 180.0, 420.0)], ids=["density", "bins"]
+)
+def test_the_variational_bound_is_that_of_the_users_data(bins: sd.objectives.Bins | None) -> None:
     """That of the normalised data, less the log-determinant; of bins the same probability."""
     chain, law = (
         sd.DDPM.from_sde(sd.VP(), 30),
@@ -269,9 +271,9 @@ def test_the_variational_bound_is_that_of_the_users_data(bins: sd.Bins | None) -
     plain = law.model(chain.to_sde())
     mine = copy.copy(plain)
     mine.normalizer = sd.Normalizer(300.0, 40.0)
-    small = None if bins is None else sd.Bins(32, -3.0, 3.0)
-    one = sd.variational_bound(chain, mine, y, bins=bins, seed=0)
-    two = sd.variational_bound(chain, plain, (y - 300) / 40, bins=small, seed=0)
+    small = None if bins is None else sd.objectives.Bins(32, -3.0, 3.0)
+    one = sd.discrete.variational_bound(chain, mine, y, bins=bins, seed=0)
+    two = sd.discrete.variational_bound(chain, plain, (y - 300) / 40, bins=small, seed=0)
     shift = 0.0 if bins is not None else 2 * math.log(40.0)
     torch.testing.assert_close(one.total, two.total + shift, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(one.decoder, two.decoder + shift, rtol=1e-9, atol=1e-9)
@@ -354,7 +356,7 @@ def test_densities_are_those_of_the_users_data() -> None:
     sde = sd.VP()
     plain, model = LAW.model(sde), normalised(LAW.model(sde))
     y = FAR.denormalize(LAW.sample(6, seed=1))
-    out = sd.log_prob(model, y, solver=sd.DOP853(1e-8, 1e-8))
+    out = sd.log_prob(model, y, solver=sd.solvers.DOP853(1e-8, 1e-8))
     exact = LAW.log_prob(sde, FAR.normalize(y), sde.t_min) - math.log(40.0 * 7.0)
     assert out.prior_gap is not None
     torch.testing.assert_close(out.value + out.prior_gap, exact, rtol=0, atol=1e-6)
@@ -377,9 +379,11 @@ def test_bits_are_those_of_the_users_bins(dequantization: Any) -> None:
     model.normalizer = sd.Normalizer([300.0, 300.0], 40.0)
     numbers = torch.tensor([[10.0, 15.0], [20.0, 18.0], [9.0, 22.0]], dtype=torch.float64)
     arguments = {"dequantization": dequantization, "seed": 0, "solver": sd.RK45(1e-7, 1e-7)}
-    one = sd.bits_per_dim(plain, -3.0 + 6 / 31 * numbers, bins=sd.Bins(32, -3.0, 3.0), **arguments)
+    one = sd.bits_per_dim(
+        plain, -3.0 + 6 / 31 * numbers, bins=sd.objectives.Bins(32, -3.0, 3.0), **arguments
+    )
     two = sd.bits_per_dim(
-        model, 180.0 + 240 / 31 * numbers, bins=sd.Bins(32, 180.0, 420.0), **arguments
+        model, 180.0 + 240 / 31 * numbers, bins=sd.objectives.Bins(32, 180.0, 420.0), **arguments
     )
     torch.testing.assert_close(two.value, one.value, rtol=1e-9, atol=1e-8)
 
@@ -450,12 +454,12 @@ def test_pairs_of_reflow_are_in_the_users_units(tmp_path: Path) -> None:
     """
     weights = []
     for model in (LAW.model(sd.VP()), normalised(LAW.model(sd.VP()))):
-        pairs = sd.reflow(model, (8, 2), steps=8, seed=0)
+        pairs = sd.objectives.reflow(model, (8, 2), steps=8, seed=0)
         student = sd.ScoreModel(net(), sd.VP(), normalizer=model.normalizer)
         student = sd.fit(
             student,
             pairs,
-            loss=sd.Coupled(),
+            loss=sd.objectives.Coupled(),
             out=tmp_path / f"{id(model)}",
             steps=2,
             batch_size=8,

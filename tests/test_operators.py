@@ -88,7 +88,7 @@ def test_breaks_of_nested_operators_add_up_and_costs_multiply() -> None:
 
     wanted = sd.ScoreModel(both, VP, time_dtype=F64)
     given: Any = {"x_init": X, "dtype": F64, "last": "noisy"}
-    found = sd.sample(nested, (3, 2), solver=sd.RungeKutta4(), steps=60, **given)
+    found = sd.sample(nested, (3, 2), solver=sd.solvers.RungeKutta4(), steps=60, **given)
     ends = [VP.t_max, 0.8, 0.6, 0.5, 0.3, VP.t_min]
     state = X
     for start, end in pairwise(ends):
@@ -97,7 +97,11 @@ def test_breaks_of_nested_operators_add_up_and_costs_multiply() -> None:
         # above.
         nudged = [t + 1e-13 if t == end > VP.t_min else t for t in inside]
         state = sd.sample(
-            wanted, (3, 2), solver=sd.RungeKutta4(), grid=nudged, **(given | {"x_init": state})
+            wanted,
+            (3, 2),
+            solver=sd.solvers.RungeKutta4(),
+            grid=nudged,
+            **(given | {"x_init": state}),
         ).x
     torch.testing.assert_close(found.x, state, rtol=1e-9, atol=1e-9)
 
@@ -207,7 +211,7 @@ def test_a_prediction_of_ones_own_knows_the_whole_sde() -> None:
 
     velocity = sd.ScoreModel(lambda x, t: 0.1 * x, VP, "v", time_dtype=F64)
     found, wanted = (
-        sd.sample(m, (3, 2), solver=sd.UniPC(), steps=6, x_init=X, dtype=F64).x
+        sd.sample(m, (3, 2), solver=sd.solvers.UniPC(), steps=6, x_init=X, dtype=F64).x
         for m in (Own(), velocity)
     )
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
@@ -288,10 +292,10 @@ def test_operators_and_plain_models_are_compared() -> None:
 def test_a_grid_of_one_time_takes_no_step() -> None:
     for solver in (
         sd.Heun(),
-        sd.RungeKutta4(),
-        sd.Churn(sd.Heun()),
-        sd.EulerTrapezoid(),
-        sd.UniPC(),
+        sd.solvers.RungeKutta4(),
+        sd.solvers.Churn(sd.Heun()),
+        sd.solvers.EulerTrapezoid(),
+        sd.solvers.UniPC(),
     ):
         out = sd.sample(
             BASE,
@@ -332,7 +336,9 @@ class Seam(sd.Operator):
 
 
 @pytest.mark.parametrize(
-    "solver", [sd.EulerMaruyama(), sd.Ancestral(), sd.SRA1(), sd.DDIM(eta=1.0)], ids=repr
+    "solver",
+    [sd.EulerMaruyama(), sd.solvers.Ancestral(), sd.solvers.SRA1(), sd.DDIM(eta=1.0)],
+    ids=repr,
 )
 def test_noise_goes_on_over_a_break(solver: Any) -> None:
     """Each step draws its own, to the bit, as without the break: none is drawn twice."""

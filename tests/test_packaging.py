@@ -6,9 +6,11 @@ wheel`).
 
 import functools
 import json
+import operator
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -92,3 +94,23 @@ def test_types_are_published(package):
 def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(AttributeError, match="did you mean 'EulerMaruyama'"):
         _ = sdediff.EulerMaruyma
+
+
+@pytest.mark.parametrize(
+    "home",
+    ["solvers.UniPC", "sde.LearnedVP", "objectives.Bins", "discrete.DDPMLoss", "clocks.Timesteps"],
+)
+def test_a_name_of_a_package_is_answered_with_its_place(home: str) -> None:
+    name = home.rpartition(".")[2]
+    with pytest.raises(AttributeError, match=rf"^sdediff\.{name} is now sdediff\.{home}$"):
+        getattr(sdediff, name)
+    assert operator.attrgetter(home)(sdediff).__name__ == name
+
+
+def test_the_names_are_the_public_ones_and_no_others() -> None:
+    names = [name for name in dir(sdediff) if not name.startswith("_")]
+    packages = {name for name in names if isinstance(getattr(sdediff, name), types.ModuleType)}
+    assert set(names) - packages == set(sdediff.__all__)
+    assert len(sdediff.__all__) <= 50
+    assert {"Solver", "Step", "Failure", "Snapshot", "sample", "fit", "load"} <= set(names)
+    assert {"solvers", "sde", "exact", "testing"} <= packages

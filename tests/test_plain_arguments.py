@@ -5,6 +5,7 @@ kept as Python's.
 import dataclasses
 import inspect
 import re
+from typing import is_typeddict
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ NUMBER = re.compile(r"\b(int|float)\b")
 RING = sd.exact.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], 0.5)
 MODEL = RING.model(sd.VP())
 X, MANY = RING.sample(6, seed=0), RING.sample(10, seed=1)
-BINS = sd.Bins(4)
+BINS = sd.objectives.Bins(4)
 CHAIN = sd.DDPM.from_schedule("linear", 4)
 IMAGE = sd.exact.Gaussian(torch.zeros(1, 2, 2), torch.eye(4)).model(sd.VP())
 
@@ -30,6 +31,7 @@ NEEDED = {
     "DDPMLoss": (sd.DDPM.from_schedule("linear", 10),),
     "InterpolatedVE": ((0.1, 0.5), (0.25, 1.0)),
     "InterpolatedVP": ((0.1, 0.5), (0.25, 1.0)),
+    "Scaled": (sd.VP(), 2.0),
     "NCSN": ((2.0, 0.5), (0.5, 1.0), 0.125),
     "Restart": (sd.Heun(), (0.25, 0.5)),
     "MALA": (0.5,),
@@ -55,12 +57,16 @@ RESULTS = {
     "KolmogorovSmirnov",
     "Metric",
 }
-RESULTS |= {"Chains", "State", "Tableau", "Problem", "Rows"}
+RESULTS |= {"VariationalBound", "Chains", "State", "Tableau", "Problem", "Rows"}
 
 
 def public(*modules):
     found = {name: getattr(module, name) for module in modules for name in module.__all__}
-    return {name: each for name, each in sorted(found.items()) if callable(each)}
+    return {
+        name: each
+        for name, each in sorted(found.items())
+        if callable(each) and not is_typeddict(each)
+    }
 
 
 def numeric(record):
@@ -73,7 +79,8 @@ def numeric(record):
     return {name: value for name, value in values.items() if type(value) in (int, float)}
 
 
-PUBLIC = public(sd, solvers, sd.mcmc, sd.metrics)
+PACKAGES = ("solvers", "sde", "objectives", "discrete", "likelihood", "mcmc", "metrics")
+PUBLIC = public(sd, *(getattr(sd, name) for name in PACKAGES))
 RECORDS = {
     name: each
     for name, each in PUBLIC.items()
@@ -168,7 +175,7 @@ CALLS = {
     ),
     "variational_bound": (
         lambda **given: (
-            sd.variational_bound(
+            sd.discrete.variational_bound(
                 sd.DDPM.from_schedule("linear", 4),
                 sd.ScoreModel(net, sd.DDPM.from_schedule("linear", 4).to_sde()),
                 X,
@@ -181,7 +188,7 @@ CALLS = {
     ),
     "diagnose": (lambda **given: repr(sd.diagnose(MODEL, X.float(), **given)), (), {"seed": 1}),
     "reflow": (
-        lambda **given: sd.reflow(MODEL, solver=sd.Heun(), **given),
+        lambda **given: sd.objectives.reflow(MODEL, solver=sd.Heun(), **given),
         (),
         {"shape": (2, 2), "steps": 2, "seed": 1, "batch_size": 1},
     ),
@@ -193,7 +200,9 @@ CALLS = {
     ),
     "BrownianPath": (
         lambda **given: (
-            sd.BrownianPath(event=(2,), **given).at(0).increment(*torch.tensor([1.0, 0.5]).double())
+            sd.solvers.BrownianPath(event=(2,), **given)
+            .at(0)
+            .increment(*torch.tensor([1.0, 0.5]).double())
         ),
         (),
         {"seeds": [1, 2], "start": 1.0, "end": 0.5, "intervals": 4, "depth": 5},
@@ -213,12 +222,12 @@ CALLS = {
         {"sigma_min": 0.5, "n_steps": 2},
     ),
     "LossAware": (
-        lambda **given: sd.LossAware(**given).state_dict(),
+        lambda **given: sd.discrete.LossAware(**given).state_dict(),
         (),
         {"N": 5, "history": 2, "uniform": 0.5},
     ),
     "MonotoneSchedule": (
-        lambda **given: sd.MonotoneSchedule(**given)(torch.tensor([0.25]).double()),
+        lambda **given: sd.sde.MonotoneSchedule(**given)(torch.tensor([0.25]).double()),
         (),
         {"first": -4.0, "last": 4.0, "width": 3},
     ),

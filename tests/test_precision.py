@@ -27,7 +27,11 @@ def rounded(dtype: torch.dtype) -> sd.ScoreModel:
     return sd.ScoreModel(Net(dtype), sd.VP(), "v", data_std=EXACT.data_std)
 
 
-TIGHT = [sd.DOP853(1e-10, 1e-10), sd.RK45(1e-12, 1e-12), sd.TorchDiffEq("dopri5", 1e-9, 1e-9)]
+TIGHT = [
+    sd.solvers.DOP853(1e-10, 1e-10),
+    sd.RK45(1e-12, 1e-12),
+    sd.solvers.TorchDiffEq("dopri5", 1e-9, 1e-9),
+]
 
 
 @pytest.mark.parametrize("solver", TIGHT, ids=repr)
@@ -42,7 +46,9 @@ def test_a_tolerance_below_the_states_rounding_is_raised_to_it(solver: sd.RK45) 
         out = sd.sample(EXACT, (4, 2), solver=solver, seed=0)
     assert out.success
     assert int(out.nfe.max()) < 400
-    fine = sd.sample(EXACT, (4, 2), solver=sd.DOP853(1e-10, 1e-10), seed=0, dtype=torch.float64)
+    fine = sd.sample(
+        EXACT, (4, 2), solver=sd.solvers.DOP853(1e-10, 1e-10), seed=0, dtype=torch.float64
+    )
     torch.testing.assert_close(out.x.double(), fine.x, rtol=0, atol=2e-5)
 
 
@@ -69,7 +75,7 @@ def test_tolerances_that_rounding_admits_are_left_alone() -> None:
     a warning.
     """
     sd.sample(EXACT, (2, 2), solver=sd.RK45(1.3e-7, 1.3e-7), seed=0)
-    sd.sample(EXACT, (2, 2), solver=sd.DOP853(1e-12, 1e-12), seed=0, dtype=torch.float64)
+    sd.sample(EXACT, (2, 2), solver=sd.solvers.DOP853(1e-12, 1e-12), seed=0, dtype=torch.float64)
     sd.sample(EXACT, (2, 2), solver=sd.RK45(1e-12, 1e-3), seed=0)
     sd.log_prob(rounded(torch.float32), LAW.sample(2, seed=0).float())
 
@@ -92,10 +98,10 @@ def test_an_adaptive_solve_has_a_limit_of_its_own() -> None:
     assert (
         Options().limit(sd.RK45())
         == Options().limit(sd.AdaptiveSDE())
-        == Options().limit(sd.SciPy("RK45"))
+        == Options().limit(sd.solvers.SciPy("RK45"))
         == MOST_NFE
     )
-    assert Options().limit(sd.Euler()) is None
+    assert Options().limit(sd.solvers.Euler()) is None
     assert Options(max_nfe=70).limit(sd.RK45()) == 70
     with pytest.raises(sd.SolveError, match=r"max_nfe is reached \(50,000 unless given\)"):
         sd.sample(EXACT, (2, 2), solver=sd.RK45(1e-6, 1e-6), seed=0, max_nfe=40)

@@ -53,12 +53,12 @@ FIELDS: dict[str, list[object]] = {
     "predicts": ["data", "v"],
     "sigma_data": [0.731, 1e-4],
     "data_std": [0.3, 2.0],
-    "time": ["log_snr", sd.Timesteps(500, shift=0.0, rounded=True)],
+    "time": ["log_snr", sd.clocks.Timesteps(500, shift=0.0, rounded=True)],
     "time_dtype": [torch.float64, torch.bfloat16],
     "learned_variance": [True, False],
     "normalizer": [sd.Normalizer([0.1, -0.2], [0.3, 1 / 3]), sd.Normalizer(0.0, 2.0)],
     "network": ["", "leave", None],
-    "constraint": [sd.Clip(-1.5, 1.25), sd.DynamicThreshold(0.9, 2.0)],
+    "constraint": [sd.Clip(-1.5, 1.25), sd.constraints.DynamicThreshold(0.9, 2.0)],
 }
 
 
@@ -131,9 +131,9 @@ PROCESSES = [
     sd.Cosine(),
     sd.EDM(0.01, 20.0),
     sd.RectifiedFlow(),
-    sd.InterpolatedVP((0.1, 0.2, 0.9), (0.2, 0.4, 1.0)),
-    sd.InterpolatedVE((0.1, 0.2, 0.9), (0.2, 0.4, 1.0)),
-    sd.LearnedVP(sd.MonotoneSchedule(-6.0, 1.0, width=5)),
+    sd.sde.InterpolatedVP((0.1, 0.2, 0.9), (0.2, 0.4, 1.0)),
+    sd.sde.InterpolatedVE((0.1, 0.2, 0.9), (0.2, 0.4, 1.0)),
+    sd.sde.LearnedVP(sd.sde.MonotoneSchedule(-6.0, 1.0, width=5)),
     sd.VE(0.02, 30.0).scaled(2.5),
 ]
 
@@ -228,16 +228,16 @@ def test_own_clocks_and_constraints_are_asked_for(tmp_path: Path) -> None:
 
 
 def test_values_are_described_with_what_they_hold() -> None:
-    entry = describing.describe(sd.ScoreModel(small(), sd.LearnedVP(sd.MonotoneSchedule(width=3))))[
-        "sde"
-    ]
+    entry = describing.describe(
+        sd.ScoreModel(small(), sd.sde.LearnedVP(sd.sde.MonotoneSchedule(width=3)))
+    )["sde"]
     assert entry["parameters"]["schedule"] == {
         "class": "MonotoneSchedule",
         "parameters": {"width": 3},
     }
-    own = describing.describe(sd.ScoreModel(small(), sd.LearnedVP(nn.Sequential(nn.Identity()))))[
-        "sde"
-    ]
+    own = describing.describe(
+        sd.ScoreModel(small(), sd.sde.LearnedVP(nn.Sequential(nn.Identity())))
+    )["sde"]
     assert own == {"class": "LearnedVP", "parameters": None}
 
 
@@ -535,7 +535,7 @@ def test_folders_of_format_1_load_and_go_on(tmp_path: Path) -> None:
 
     def model() -> sd.ScoreModel:
         return sd.ScoreModel(
-            initialised(lambda: MLP(1, 8, 1, 2), 0), sd.VP(), time=sd.Timesteps(500)
+            initialised(lambda: MLP(1, 8, 1, 2), 0), sd.VP(), time=sd.clocks.Timesteps(500)
         )
 
     options = {"batch_size": 8, "device": "cpu", "steps": 6}
@@ -561,7 +561,7 @@ def test_folders_of_format_1_load_and_go_on(tmp_path: Path) -> None:
     edit(tmp_path / "run", first)
     with pytest.warns(UserWarning, match="10 of 20 steps"):
         again = sd.load(tmp_path / "run")
-    assert again.time == sd.Timesteps(500)
+    assert again.time == sd.clocks.Timesteps(500)
     sd.fit(model(), data, out=tmp_path / "run", resume=True, **(options | {"steps": 20}))  # type: ignore[arg-type]
     sd.fit(model(), data, out=tmp_path / "whole", **(options | {"steps": 20}))  # type: ignore[arg-type]
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")

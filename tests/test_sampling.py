@@ -148,7 +148,7 @@ def test_default_solvers() -> None:
 def test_float32_follows_float64(gaussian: sd.exact.Gaussian) -> None:
     for solver in (
         sd.EulerMaruyama(),
-        sd.Ancestral(),
+        sd.solvers.Ancestral(),
         sd.PredictorCorrector(sd.ReverseDiffusion(), sd.Langevin()),
         sd.Heun(),
     ):
@@ -187,7 +187,7 @@ def test_gradients_through_a_solve() -> None:
         out = sd.sample(
             data.model(VP),
             (1, 2),
-            solver=sd.RungeKutta4(),
+            solver=sd.solvers.RungeKutta4(),
             steps=60,
             x_init=x,
             t_start=0.9,
@@ -357,9 +357,9 @@ BAD = [
     ({"shape": (0, 2)}, ValueError, "positive ints"),
     ({"shape": (3, 2.5)}, ValueError, "positive ints"),
     ({"solver": sd.EulerMaruyama}, TypeError, r"write EulerMaruyama\(\)"),
-    ({"solver": "euler-maruyama"}, TypeError, r"did you mean sdediff.EulerMaruyama\(\)"),
-    ({"solver": "ddim"}, TypeError, r"did you mean sdediff.DDIM\(\)"),
-    ({"solver": "dpm_solver++"}, TypeError, r"did you mean sdediff.DPMSolverPP\(\)"),
+    ({"solver": "euler-maruyama"}, TypeError, r"did you mean sdediff.solvers.EulerMaruyama\(\)"),
+    ({"solver": "ddim"}, TypeError, r"did you mean sdediff.solvers.DDIM\(\)"),
+    ({"solver": "dpm_solver++"}, TypeError, r"did you mean sdediff.solvers.DPMSolverPP\(\)"),
     ({"steps": None}, ValueError, "pass steps=N, or grid"),
     ({"steps": 0}, ValueError, "at least 1"),
     ({"steps": 2.0}, ValueError, "at least 1"),

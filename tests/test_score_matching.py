@@ -52,18 +52,20 @@ def test_objectives_differ_by_their_constants(sde: sd.LinearSDE, weighting: str)
         w = factor(weighting, sde, "score", time, 0.5)
         sigma2 = sde.sigma(time) ** 2
         denoising = mean_at(sd.DenoisingScoreMatching(weighting), model, t)
-        implicit = mean_at(sd.ImplicitScoreMatching(weighting), model, t)
+        implicit = mean_at(sd.objectives.ImplicitScoreMatching(weighting), model, t)
         torch.testing.assert_close(
             implicit, -w / (sde.alpha(time) ** 2 * VAR + sigma2), rtol=1e-8, atol=0
         )
         torch.testing.assert_close(denoising - implicit, w / sigma2, rtol=1e-7, atol=0)
         for reduced in (True, False):
             sliced = mean_at(
-                sd.SlicedScoreMatching(weighting, variance_reduction=reduced), model, t
+                sd.objectives.SlicedScoreMatching(weighting, variance_reduction=reduced), model, t
             )
             torch.testing.assert_close(sliced, implicit, rtol=1e-8, atol=0)
         near = mean_at(
-            sd.SlicedScoreMatching(weighting, finite_difference=1e-3 * float(sigma2) ** 0.5),
+            sd.objectives.SlicedScoreMatching(
+                weighting, finite_difference=1e-3 * float(sigma2) ** 0.5
+            ),
             model,
             t,
         )
@@ -74,9 +76,9 @@ def test_objectives_differ_by_their_constants(sde: sd.LinearSDE, weighting: str)
     "loss",
     [
         sd.DenoisingScoreMatching(),
-        sd.ImplicitScoreMatching(),
-        sd.SlicedScoreMatching(),
-        sd.SlicedScoreMatching(finite_difference=1e-3),
+        sd.objectives.ImplicitScoreMatching(),
+        sd.objectives.SlicedScoreMatching(),
+        sd.objectives.SlicedScoreMatching(finite_difference=1e-3),
     ],
     ids=lambda loss: f"{type(loss).__name__}-{getattr(loss, 'finite_difference', '')}",
 )
@@ -108,16 +110,18 @@ def test_traces_and_slices_in_several_dimensions() -> None:
     model = sd.ScoreModel(lambda x, t: x @ M, sd.VP(), "score")
     x = torch.tensor([[0.5, -1.0, 0.3]], dtype=torch.float64).repeat(20_000, 1)
     expected = (float((x[0] @ M).square().sum()) + 2 * float(M.trace())) / 3
-    exact = sd.ImplicitScoreMatching("uniform", perturbed=False)(model, x[:2])
+    exact = sd.objectives.ImplicitScoreMatching("uniform", perturbed=False)(model, x[:2])
     torch.testing.assert_close(exact, torch.full((2,), expected, dtype=torch.float64))
     off = 2 * float(M.square().sum() - M.diagonal().square().sum())
     for directions, variance in (("rademacher", off), ("gaussian", 2 * float(M.square().sum()))):
-        loss = sd.SlicedScoreMatching("uniform", directions=directions, perturbed=False)
+        loss = sd.objectives.SlicedScoreMatching("uniform", directions=directions, perturbed=False)
         values = loss(model, x, generator=torch.Generator().manual_seed(1)).detach()
         spread = (4 * variance / 9 / 20_000) ** 0.5
         assert float(values.mean()) == pytest.approx(expected, abs=5 * spread)
         assert float(values.var()) == pytest.approx(4 * variance / 9, rel=0.1)
-        many = sd.SlicedScoreMatching("uniform", directions=directions, slices=8, perturbed=False)
+        many = sd.objectives.SlicedScoreMatching(
+            "uniform", directions=directions, slices=8, perturbed=False
+        )
         assert (
             float(many(model, x[:4000], generator=torch.Generator().manual_seed(2)).detach().var())
             < float(values.var()) / 6
@@ -128,10 +132,10 @@ def test_finite_differences_are_central() -> None:
     """On a score that bends the error is O(eps^2): a quarter at half the step."""
     model = sd.ScoreModel(lambda x, t: torch.sin(3 * x) - x**2, sd.VP(), "score")
     x = torch.tensor([[0.4], [-1.1]], dtype=torch.float64)
-    exact = sd.ImplicitScoreMatching("uniform", perturbed=False)(model, x)
+    exact = sd.objectives.ImplicitScoreMatching("uniform", perturbed=False)(model, x)
     off = []
     for eps in (0.02, 0.01):
-        loss = sd.SlicedScoreMatching("uniform", finite_difference=eps, perturbed=False)
+        loss = sd.objectives.SlicedScoreMatching("uniform", finite_difference=eps, perturbed=False)
         off.append(
             float(
                 (loss(model, x, generator=torch.Generator().manual_seed(0)) - exact)
@@ -164,9 +168,9 @@ def test_training_needs_a_second_derivative_that_is_there() -> None:
     model = sd.ScoreModel(lambda x, t: net(x), sd.VP(), "score")
     x = torch.randn(16, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for loss in (
-        sd.ImplicitScoreMatching(),
-        sd.SlicedScoreMatching(),
-        sd.SlicedScoreMatching(finite_difference=1e-3),
+        sd.objectives.ImplicitScoreMatching(),
+        sd.objectives.SlicedScoreMatching(),
+        sd.objectives.SlicedScoreMatching(finite_difference=1e-3),
     ):
         value = loss(model, x, generator=torch.Generator().manual_seed(1)).mean()
         grads = torch.autograd.grad(value, list(net.parameters()))
@@ -202,7 +206,7 @@ def test_an_sde_without_a_kernel() -> None:
     x = VAR**0.5 * torch.randn(
         rows, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
-    loss = sd.ImplicitScoreMatching("uniform", simulated=200)
+    loss = sd.objectives.ImplicitScoreMatching("uniform", simulated=200)
     t = torch.full((rows,), 0.5, dtype=torch.float64)
     values = loss(score(1.0), x, t=t, generator=torch.Generator().manual_seed(1)).detach()
     assert float(values.mean()) == pytest.approx(
@@ -212,7 +216,7 @@ def test_an_sde_without_a_kernel() -> None:
         assert float(
             loss(score(scale), x, t=t, generator=torch.Generator().manual_seed(1)).detach().mean()
         ) > float(values.mean())
-    drawn = sd.SlicedScoreMatching("likelihood")(
+    drawn = sd.objectives.SlicedScoreMatching("likelihood")(
         score(1.0), x[:64], generator=torch.Generator().manual_seed(2)
     )
     assert drawn.shape == (64,)
@@ -253,11 +257,11 @@ def test_flow_matching_is_the_error_of_the_velocity() -> None:
     x, z = torch.ones(2, 3, dtype=torch.float64), torch.full((2, 3), -0.7, dtype=torch.float64)
     t = torch.tensor([0.2, 0.9], dtype=torch.float64)
     expected = (0.3 * ((1 - t[:, None]) * x + t[:, None] * z) - (z - x)).square().mean(dim=1)
-    torch.testing.assert_close(sd.FlowMatching()(model, x, t=t, noise=z), expected)
+    torch.testing.assert_close(sd.objectives.FlowMatching()(model, x, t=t, noise=z), expected)
     pairs = torch.stack([x, z], dim=1)
-    at = sd.FlowMatching().draw(model, 2, torch.Generator().manual_seed(3))[0]
-    got = sd.Coupled()(model, pairs, generator=torch.Generator().manual_seed(3))
-    torch.testing.assert_close(got, sd.FlowMatching()(model, x, t=at, noise=z))
+    at = sd.objectives.FlowMatching().draw(model, 2, torch.Generator().manual_seed(3))[0]
+    got = sd.objectives.Coupled()(model, pairs, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(got, sd.objectives.FlowMatching()(model, x, t=at, noise=z))
 
 
 def test_reflow_pairs_are_the_ends_of_the_flow() -> None:
@@ -266,15 +270,15 @@ def test_reflow_pairs_are_the_ends_of_the_flow() -> None:
     """
     sde, law = sd.RectifiedFlow(), sd.exact.Gaussian([0.3, -0.5], [0.25, 0.5])
     model = law.model(sde)
-    pairs = sd.reflow(model, (50, 2), solver=sd.RK45(1e-7, 1e-7), seed=4)
+    pairs = sd.objectives.reflow(model, (50, 2), solver=sd.RK45(1e-7, 1e-7), seed=4)
     assert pairs.shape == (50, 2, 2)
     x = sde.prior.from_noise(pairs[:, 1].double())
     end = law.flow(sde, x, sde.t_max, sde.t_min)
     torch.testing.assert_close(pairs[:, 0].double(), model.data(end, sde.t_min), rtol=0, atol=1e-4)
     with pytest.raises(ValueError, match="draws noise along the way"):
-        sd.reflow(model, (5, 2), solver=sd.EulerMaruyama(), steps=5)
+        sd.objectives.reflow(model, (5, 2), solver=sd.EulerMaruyama(), steps=5)
     with pytest.raises(ValueError, match=r"shape \(B, 2, \*event\)"):
-        sd.Coupled()(model, torch.zeros(3, 3, 2))
+        sd.objectives.Coupled()(model, torch.zeros(3, 3, 2))
 
 
 def test_dropped_conditions() -> None:
@@ -286,7 +290,7 @@ def test_dropped_conditions() -> None:
         return 0 * x
 
     model = sd.ScoreModel(net, sd.VP())
-    loss = sd.ConditionDropout(
+    loss = sd.objectives.ConditionDropout(
         sd.DenoisingScoreMatching(), {"label": 10, "size": torch.tensor([-1.0, -1.0])}, rate=0.25
     )
     condition = {"label": torch.arange(4000) % 10, "size": torch.ones(4000, 2)}
@@ -318,7 +322,7 @@ def test_log_normal_times_are_edms() -> None:
     assert stats.kstest(logs, law.cdf).statistic < 0.025
     # its range begins at the middle of the law
     half = sd.ScoreModel(lambda x, t: x, sd.EDM(1.0, 80.0))
-    cut, _ = sd.DenoisingScoreMatching(times=sd.LogNormal(0.0, 1.0)).draw(
+    cut, _ = sd.DenoisingScoreMatching(times=sd.objectives.LogNormal(0.0, 1.0)).draw(
         half, 20_000, torch.Generator().manual_seed(0)
     )
     assert (
@@ -326,7 +330,7 @@ def test_log_normal_times_are_edms() -> None:
         < 0.025
     )
     vp = sd.ScoreModel(lambda x, t: x, sd.VP())
-    at, _ = sd.DenoisingScoreMatching(times=sd.LogNormal(0.0, 1.0)).draw(
+    at, _ = sd.DenoisingScoreMatching(times=sd.objectives.LogNormal(0.0, 1.0)).draw(
         vp, 20_000, torch.Generator().manual_seed(0)
     )
     ratio = -0.5 * sd.VP().log_snr(at)
@@ -408,18 +412,30 @@ X = torch.zeros(3, 1)
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: sd.ImplicitScoreMatching("likelyhood"), ValueError, "did you mean 'likelihood'"),
-        (lambda: sd.SlicedScoreMatching(slices=0), ValueError, "slices must be"),
-        (lambda: sd.SlicedScoreMatching(directions="uniform"), ValueError, "directions must be"),
         (
-            lambda: sd.SlicedScoreMatching(finite_difference=0.0),
+            lambda: sd.objectives.ImplicitScoreMatching("likelyhood"),
+            ValueError,
+            "did you mean 'likelihood'",
+        ),
+        (lambda: sd.objectives.SlicedScoreMatching(slices=0), ValueError, "slices must be"),
+        (
+            lambda: sd.objectives.SlicedScoreMatching(directions="uniform"),
+            ValueError,
+            "directions must be",
+        ),
+        (
+            lambda: sd.objectives.SlicedScoreMatching(finite_difference=0.0),
             ValueError,
             "finite_difference must be",
         ),
-        (lambda: sd.ImplicitScoreMatching(simulated=0), ValueError, "simulated must be"),
-        (lambda: sd.ImplicitScoreMatching()(MODEL, X.long()), TypeError, r"use x.float\(\)"),
+        (lambda: sd.objectives.ImplicitScoreMatching(simulated=0), ValueError, "simulated must be"),
         (
-            lambda: sd.ImplicitScoreMatching("uniform")(FREE, X, noise=X),
+            lambda: sd.objectives.ImplicitScoreMatching()(MODEL, X.long()),
+            TypeError,
+            r"use x.float\(\)",
+        ),
+        (
+            lambda: sd.objectives.ImplicitScoreMatching("uniform")(FREE, X, noise=X),
             ValueError,
             "drop noise=",
         ),
@@ -428,10 +444,10 @@ X = torch.zeros(3, 1)
             ValueError,
             "or SlicedScoreMatching",
         ),
-        (lambda: sd.MinSNR(0.0), ValueError, "gamma must be"),
-        (lambda: sd.LogNormal(scale=0.0), ValueError, "scale positive"),
+        (lambda: sd.objectives.MinSNR(0.0), ValueError, "gamma must be"),
+        (lambda: sd.objectives.LogNormal(scale=0.0), ValueError, "scale positive"),
         (
-            lambda: sd.DenoisingScoreMatching(times=sd.LogNormal(50.0, 0.1))(MODEL, X),
+            lambda: sd.DenoisingScoreMatching(times=sd.objectives.LogNormal(50.0, 0.1))(MODEL, X),
             ValueError,
             "outside the usable range",
         ),
@@ -451,12 +467,12 @@ X = torch.zeros(3, 1)
             "not 0 everywhere",
         ),
         (
-            lambda: sd.ConditionDropout(sd.DenoisingScoreMatching(), {}),
+            lambda: sd.objectives.ConditionDropout(sd.DenoisingScoreMatching(), {}),
             ValueError,
             "null must name",
         ),
         (
-            lambda: sd.ConditionDropout(sd.DenoisingScoreMatching(), {"a": 0}, rate=1.5),
+            lambda: sd.objectives.ConditionDropout(sd.DenoisingScoreMatching(), {"a": 0}, rate=1.5),
             ValueError,
             "rate is a probability",
         ),

@@ -53,7 +53,7 @@ def early(count: int) -> Tensor:
 SOLVERS = {
     "Euler-Maruyama": (sd.EulerMaruyama(), 40),
     "reverse diffusion": (sd.ReverseDiffusion(), 40),
-    "ancestral": (sd.Ancestral(), 40),
+    "ancestral": (sd.solvers.Ancestral(), 40),
     "predictor-corrector": (
         sd.PredictorCorrector(sd.ReverseDiffusion(), sd.Langevin(snr=0.1, n_steps=2)),
         20,
@@ -63,22 +63,25 @@ SOLVERS = {
         20,
     ),
     "annealed Langevin": (sd.Langevin(snr=0.2), 20),
-    "stochastic Heun": (sd.StochasticHeun(), 20),
-    "SRA1": (sd.SRA1(), 20),
-    "SRA3": (sd.SRA3(), 20),
+    "stochastic Heun": (sd.solvers.StochasticHeun(), 20),
+    "SRA1": (sd.solvers.SRA1(), 20),
+    "SRA3": (sd.solvers.SRA3(), 20),
     "DDIM, eta = 0.5": (sd.DDIM(0.5), 20),
-    "churn": (sd.Churn(sd.Heun(variable="sigma"), 10.0), 20),
-    "Restart": (sd.Restart(sd.Heun(), (0.2, 0.5)), 20),
-    "Metropolis": (sd.PredictorCorrector(sd.Ancestral(), sd.MetropolisLangevin()), 20),
-    "Euler": (sd.Euler(), 40),
-    "Midpoint": (sd.Midpoint(), 20),
+    "churn": (sd.solvers.Churn(sd.Heun(variable="sigma"), 10.0), 20),
+    "Restart": (sd.solvers.Restart(sd.Heun(), (0.2, 0.5)), 20),
+    "Metropolis": (
+        sd.PredictorCorrector(sd.solvers.Ancestral(), sd.solvers.MetropolisLangevin()),
+        20,
+    ),
+    "Euler": (sd.solvers.Euler(), 40),
+    "Midpoint": (sd.solvers.Midpoint(), 20),
     "Heun": (sd.Heun(), 20),
-    "RungeKutta4": (sd.RungeKutta4(), 10),
+    "RungeKutta4": (sd.solvers.RungeKutta4(), 10),
     "DDIM": (sd.DDIM(), 20),
     # Step-size control magnifies rounding in proportion to the tolerance (at 1e-5 to 2e-9, the
     # number of steps unchanged).
     "RK45": (sd.RK45(1e-8, 1e-8), None),
-    "RK23": (sd.RK23(1e-7, 1e-7), None),
+    "RK23": (sd.solvers.RK23(1e-7, 1e-7), None),
 }
 
 

@@ -18,16 +18,16 @@ from sdediff.solvers.tableau import BOGACKI_SHAMPINE, DOP853, DORMAND_PRINCE, TS
 from sdediff.testing.paths import slope
 
 ODE_ORDERS = {
-    sd.Euler(variable="t"): 1,
+    sd.solvers.Euler(variable="t"): 1,
     sd.DDIM(): 1,
-    sd.Midpoint(variable="t"): 2,
+    sd.solvers.Midpoint(variable="t"): 2,
     sd.Heun(): 2,
     sd.Heun(variable="sigma"): 2,
     sd.Heun(variable="log_snr"): 2,
-    sd.RungeKutta4(): 4,
-    sd.RungeKutta4(variable="sigma"): 4,
+    sd.solvers.RungeKutta4(): 4,
+    sd.solvers.RungeKutta4(variable="sigma"): 4,
 }
-STOCHASTIC = (sd.EulerMaruyama(), sd.ReverseDiffusion(), sd.Ancestral())
+STOCHASTIC = (sd.EulerMaruyama(), sd.ReverseDiffusion(), sd.solvers.Ancestral())
 PAIRS = (
     sd.PredictorCorrector(sd.ReverseDiffusion(), sd.Langevin(snr=0.05)),
     sd.PredictorCorrector(sd.EulerMaruyama(), sd.Langevin(snr=0.05, n_steps=2), "corrector-first"),
@@ -38,7 +38,7 @@ ALL = (
     *STOCHASTIC,
     *PAIRS,
     sd.RK45(),
-    sd.RK23(1e-4, 1e-4),
+    sd.solvers.RK23(1e-4, 1e-4),
     sd.DDPM.from_sde(sd.VP(), 26),
 )
 
@@ -106,7 +106,7 @@ def test_full_range_reaches_the_data_law(solver: Solver) -> None:
 SAMPLERS = {
     sd.EulerMaruyama(): {"steps": 500, "grid": "quadratic"},
     sd.ReverseDiffusion(): {"steps": 500, "grid": "quadratic"},
-    sd.PredictorCorrector(sd.Ancestral(), sd.Langevin(snr=0.05)): {
+    sd.PredictorCorrector(sd.solvers.Ancestral(), sd.Langevin(snr=0.05)): {
         "steps": 300,
         "grid": "quadratic",
     },
@@ -150,9 +150,9 @@ def test_corrector_law_is_right_as_snr_falls(sde: sd.LinearSDE, sequence: str) -
     times = gentle(sde, 250)
     excess = []
     for snr in (0.4, 0.2):
-        solver = sd.PredictorCorrector(sd.Ancestral(), sd.Langevin(snr=snr), sequence)  # type: ignore[arg-type]
+        solver = sd.PredictorCorrector(sd.solvers.Ancestral(), sd.Langevin(snr=snr), sequence)  # type: ignore[arg-type]
         _, std = reverse_moments(sde, solver, times, mean=0.4, std=0.3, draws_a_step=2)
-        _, without = reverse_moments(sde, sd.Ancestral(), times, mean=0.4, std=0.3)
+        _, without = reverse_moments(sde, sd.solvers.Ancestral(), times, mean=0.4, std=0.3)
         excess.append(
             abs(std - float(sd.exact.Gaussian(0.4, 0.09).moments(sde, times[-1])[1]) ** 0.5)
         )
@@ -257,9 +257,9 @@ def test_adaptive_rows_leave_as_they_finish(gaussian: sd.exact.Gaussian) -> None
 @pytest.mark.parametrize(
     ("solver", "twin"),
     [
-        (sd.EulerMaruyama(), sd.Euler(variable="t")),
-        (sd.Ancestral(), sd.DDIM()),
-        (sd.Ancestral(), sd.Euler(variable="sigma")),
+        (sd.EulerMaruyama(), sd.solvers.Euler(variable="t")),
+        (sd.solvers.Ancestral(), sd.DDIM()),
+        (sd.solvers.Ancestral(), sd.solvers.Euler(variable="sigma")),
     ],
     ids=ids,
 )
@@ -344,7 +344,7 @@ def test_published_updates_with_noise_given(sde: sd.LinearSDE, gaussian: sd.exac
             (2 - a) * x + (1 + lam**2) / 2 * v * score + lam * v.sqrt() * z,
         ),
         (
-            sd.Ancestral(),
+            sd.solvers.Ancestral(),
             1.0,
             (a * x / v + alpha_s * data / sigma_s**2) / precision + precision**-0.5 * z,
         ),
@@ -393,7 +393,7 @@ def test_sample_depends_on_its_seed_alone(solver: Solver, gaussian: sd.exact.Gau
 @pytest.mark.parametrize("shape", [(3,), (3, 1), (2, 3, 4, 4), (2, 2, 3, 2, 2)])
 @pytest.mark.parametrize(
     "solver",
-    [sd.PredictorCorrector(sd.EulerMaruyama(), sd.Langevin()), sd.Ancestral(), sd.RK45()],
+    [sd.PredictorCorrector(sd.EulerMaruyama(), sd.Langevin()), sd.solvers.Ancestral(), sd.RK45()],
     ids=ids,
 )
 def test_any_rank_is_the_flat_problem(shape: tuple[int, ...], solver: Solver) -> None:
@@ -423,7 +423,7 @@ def test_nfe_is_counted_at_the_network(gaussian: sd.exact.Gaussian) -> None:
     expected = {
         sd.EulerMaruyama(): 9,
         sd.Heun(): 17,
-        sd.RungeKutta4(): 33,
+        sd.solvers.RungeKutta4(): 33,
         PAIRS[0]: 17,
         PAIRS[1]: 25,
         sd.DDIM(): 9,
@@ -507,19 +507,19 @@ def test_a_new_method_is_a_tableau(gaussian: sd.exact.Gaussian) -> None:
     [
         *ODE_ORDERS,
         *STOCHASTIC,
-        sd.SRA1(),
-        sd.SRA3(),
-        sd.StochasticHeun(),
+        sd.solvers.SRA1(),
+        sd.solvers.SRA3(),
+        sd.solvers.StochasticHeun(),
         sd.DDIM(0.5),
-        sd.DormandPrince(),
-        sd.ExponentialSinglestep(3, "noise"),
+        sd.solvers.DormandPrince(),
+        sd.solvers.ExponentialSinglestep(3, "noise"),
         sd.ExponentialMultistep(4, corrector=3),
-        sd.EulerTrapezoid(),
-        sd.UniPC(),
-        sd.LMS(4),
-        sd.SDEDPMSolverPP(2),
-        sd.SEEDS(3),
-        sd.ERSDE(3),
+        sd.solvers.EulerTrapezoid(),
+        sd.solvers.UniPC(),
+        sd.solvers.LMS(4),
+        sd.solvers.SDEDPMSolverPP(2),
+        sd.solvers.SEEDS(3),
+        sd.solvers.ERSDE(3),
         sd.Langevin(),
         PAIRS[0],
         PAIRS[1],

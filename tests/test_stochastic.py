@@ -17,13 +17,18 @@ from sdediff.solvers import Solver, StepNoise, expand, integrate
 from sdediff.testing.paths import slope
 
 MIXTURE = sd.exact.GaussianMixture([[-1.0, 0.5], [1.0, 0.0], [0.3, -1.0]], 0.3)
-STRONG = {sd.EulerMaruyama(): 1.0, sd.StochasticHeun(): 1.0, sd.SRA1(): 1.5, sd.SRA3(): 1.5}
+STRONG = {
+    sd.EulerMaruyama(): 1.0,
+    sd.solvers.StochasticHeun(): 1.0,
+    sd.solvers.SRA1(): 1.5,
+    sd.solvers.SRA3(): 1.5,
+}
 WEAK = {
     sd.EulerMaruyama(): 1,
-    sd.StochasticHeun(): 2,
-    sd.SRA1(): 2,
-    sd.SRA3(): 2,
-    sd.Ancestral(): 1,
+    sd.solvers.StochasticHeun(): 2,
+    sd.solvers.SRA1(): 2,
+    sd.solvers.SRA3(): 2,
+    sd.solvers.Ancestral(): 1,
     sd.ReverseDiffusion(): 1,
 }
 
@@ -41,7 +46,7 @@ def test_strong_order_on_a_mixture(sde: sd.LinearSDE, solver: Solver) -> None:
     solver on the finest grid.
     """
     rows, fine = 200, 1024
-    path = sd.BrownianPath(
+    path = sd.solvers.BrownianPath(
         sd.seeds(0, rows), (2,), 0.8 * sde.T, 0.2 * sde.T, intervals=fine, dtype=torch.float64
     )
     x = torch.randn(
@@ -49,7 +54,7 @@ def test_strong_order_on_a_mixture(sde: sd.LinearSDE, solver: Solver) -> None:
     ) * float(sde.sigma(0.8 * sde.T))
     smooth = sd.exact.GaussianMixture([[-0.5, 0.3], [0.5, 0.0], [0.2, -0.5]], 0.5)
     problem = Reverse(smooth.model(sde), rows, 1.0)
-    exact = integrate(problem, sd.SRA3(), x, gentle(sde, fine), path).x
+    exact = integrate(problem, sd.solvers.SRA3(), x, gentle(sde, fine), path).x
     errors = []
     for n in (64, 128, 256):
         out = integrate(problem, solver, x, gentle(sde, n), path).x
@@ -117,7 +122,7 @@ def test_ddim_with_eta_is_the_published_formula(
             sd.sample(
                 model, (4, 2), solver=solver, steps=20, seed=3, last="noisy", dtype=torch.float64
             ).x
-            for solver in (sd.DDIM(1.0), sd.Ancestral())
+            for solver in (sd.DDIM(1.0), sd.solvers.Ancestral())
         ]
         torch.testing.assert_close(runs[0], runs[1], rtol=1e-9, atol=1e-9)
 
@@ -264,7 +269,7 @@ def test_churned_heun_is_karras_algorithm_2(
     times = family.time_of(-2 * KARRAS.log())
     goes_on = family in (sd.EDM(0.01, 20.0), sd.VE(0.01, 20.0))
     x = torch.tensor([[3.0, -2.0], [0.5, 1.0]], dtype=torch.float64)
-    solver = sd.Churn(sd.Heun(variable="sigma"), churn=1.2, between=between, noise=1.003)
+    solver = sd.solvers.Churn(sd.Heun(variable="sigma"), churn=1.2, between=between, noise=1.003)
     out = integrate(Reverse(model, 2), solver, family.alpha(times[0]) * x, times, white).x
     for i in range(4):
         t, s = KARRAS[i], KARRAS[i + 1]
@@ -296,7 +301,7 @@ def test_where_a_churned_step_asks_the_network(
         seen.append(float(t.max()))
         return 0 * x
 
-    solver = sd.Churn(sd.Euler(variable="sigma"), churn=40.0)
+    solver = sd.solvers.Churn(sd.solvers.Euler(variable="sigma"), churn=40.0)
     noise = sd.White([5, 6], (2,), dtype=torch.float64)
     grid = torch.tensor([start, 0.4 * start], dtype=torch.float64)
     model = sd.ScoreModel(watched, family, predicts="data")
@@ -308,7 +313,7 @@ def test_churn_of_zero_is_the_solver(sde: sd.LinearSDE) -> None:
     model = MIXTURE.model(sde)
     one, two = (
         sd.sample(model, (4, 2), solver=solver, steps=8, seed=3, dtype=torch.float64).x
-        for solver in (sd.Churn(sd.Heun(), 0.0), sd.Heun())
+        for solver in (sd.solvers.Churn(sd.Heun(), 0.0), sd.Heun())
     )
     torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
 
@@ -332,7 +337,12 @@ def renoised(start: float, width: float) -> list[float]:
         problem = Reverse(data.model(sde), n + 2, 1.0)
         std_t = width * float(var_t) ** 0.5
         out = chain_moments(
-            problem, sd.Renoise(sd.RungeKutta4()), times, float(mean_t) + start, std_t, n
+            problem,
+            sd.solvers.Renoise(sd.solvers.RungeKutta4()),
+            times,
+            float(mean_t) + start,
+            std_t,
+            n,
         )
         errors.append(abs(out[0] - float(mean)) + abs(out[1] - float(var) ** 0.5))
     return errors
@@ -354,7 +364,7 @@ def test_the_order_of_renoise_is_that_of_the_law() -> None:
 
 @pytest.mark.parametrize(
     "solver",
-    [sd.Churn(sd.Heun(), 30.0), sd.Restart(sd.Heun(), (0.3, 0.6), 2, 60)],
+    [sd.solvers.Churn(sd.Heun(), 30.0), sd.solvers.Restart(sd.Heun(), (0.3, 0.6), 2, 60)],
     ids=["churn", "restart"],
 )
 @pytest.mark.parametrize(
@@ -381,7 +391,7 @@ def test_restart_does_what_it_says() -> None:
     grid = torch.tensor([0.8, 0.5, 0.2], dtype=torch.float64)
     x = torch.tensor([[1.0, -0.5], [0.5, 1.0]], dtype=torch.float64)
     problem = Reverse(model, 2)
-    out = integrate(problem, sd.Restart(sd.DDIM(), (0.48, 0.7), 2, 3), x, grid, white)
+    out = integrate(problem, sd.solvers.Restart(sd.DDIM(), (0.48, 0.7), 2, 3), x, grid, white)
     assert out.nfe.tolist() == [2 + 2 * 3] * 2
     y = integrate(Reverse(model, 2), sd.DDIM(), x, grid[:2]).x
     levels = torch.linspace(
@@ -402,24 +412,28 @@ def test_restart_does_what_it_says() -> None:
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: sd.Churn(sd.RK45()), ValueError, "chooses its own steps"),
-        (lambda: sd.Churn(sd.EulerMaruyama()), ValueError, "adds noise itself"),
-        (lambda: sd.Churn(sd.DormandPrince()), ValueError, "carries history"),
-        (lambda: sd.Churn("heun"), TypeError, "must be a solver value such as Heun"),
-        (lambda: sd.Churn(sd.Heun(), -1.0), ValueError, "churn must be a number >= 0"),
+        (lambda: sd.solvers.Churn(sd.RK45()), ValueError, "chooses its own steps"),
+        (lambda: sd.solvers.Churn(sd.EulerMaruyama()), ValueError, "adds noise itself"),
+        (lambda: sd.solvers.Churn(sd.solvers.DormandPrince()), ValueError, "carries history"),
+        (lambda: sd.solvers.Churn("heun"), TypeError, "must be a solver value such as Heun"),
+        (lambda: sd.solvers.Churn(sd.Heun(), -1.0), ValueError, "churn must be a number >= 0"),
         (
-            lambda: sd.Churn(sd.Heun(), between=(2.0, 1.0)),
+            lambda: sd.solvers.Churn(sd.Heun(), between=(2.0, 1.0)),
             ValueError,
             r"between must be \(low, high\)",
         ),
-        (lambda: sd.Churn(sd.Heun(), noise=0.0), ValueError, "noise must be a positive number"),
         (
-            lambda: sd.Restart(sd.Heun(), (0.5, 0.2)),
+            lambda: sd.solvers.Churn(sd.Heun(), noise=0.0),
+            ValueError,
+            "noise must be a positive number",
+        ),
+        (
+            lambda: sd.solvers.Restart(sd.Heun(), (0.5, 0.2)),
             ValueError,
             r"between must be \(t_low, t_high\)",
         ),
         (
-            lambda: sd.Restart(sd.Heun(), (0.2, 0.5), rounds=0),
+            lambda: sd.solvers.Restart(sd.Heun(), (0.2, 0.5), rounds=0),
             ValueError,
             "rounds must be an int of at least 1",
         ),
@@ -427,7 +441,7 @@ def test_restart_does_what_it_says() -> None:
             lambda: sd.sample(
                 MIXTURE.model(sd.VP()),
                 (2, 2),
-                solver=sd.Restart(sd.Heun(), (0.2, 1.5)),
+                solver=sd.solvers.Restart(sd.Heun(), (0.2, 1.5)),
                 steps=10,
                 seed=0,
             ),
@@ -441,11 +455,11 @@ def test_restart_does_what_it_says() -> None:
         ),
         (lambda: sd.Langevin(rule="songs"), ValueError, "rule must be one of 'schedule', 'song'"),
         (
-            lambda: sd.MetropolisLangevin(n_steps=-1),
+            lambda: sd.solvers.MetropolisLangevin(n_steps=-1),
             ValueError,
             "n_steps must be an int of at least 0",
         ),
-        (lambda: sd.MetropolisLangevin(snr=0), ValueError, "snr must be a positive number"),
+        (lambda: sd.solvers.MetropolisLangevin(snr=0), ValueError, "snr must be a positive number"),
     ],
 )
 def test_bad_arguments(make, error: type[Exception], message: str) -> None:
@@ -579,7 +593,7 @@ def test_metropolis_keeps_the_law_where_langevin_does_not() -> None:
     _, cov = data.moments(sd.VP(), 0.3)
     n = 3000
     errors = {}
-    for solver in (sd.MetropolisLangevin(0.8, 12), sd.Langevin(0.8, 12)):
+    for solver in (sd.solvers.MetropolisLangevin(0.8, 12), sd.Langevin(0.8, 12)):
         before, after = at_one_time(solver, data, 0.3, n, 1)
         errors[type(solver).__name__] = (
             float(((torch.cov(after.T) - cov) / cov.diagonal().mean()).abs().max()) * (n / 2) ** 0.5
@@ -593,7 +607,7 @@ def test_metropolis_on_a_mixture() -> None:
     """Energy of the mixture's law: E log p before and after 12 adjusted steps, 3,000 samples,
     within 5 standard errors.
     """
-    before, after = at_one_time(sd.MetropolisLangevin(0.8, 12), MIXTURE, 0.1, 3000, 2)
+    before, after = at_one_time(sd.solvers.MetropolisLangevin(0.8, 12), MIXTURE, 0.1, 3000, 2)
     log = [MIXTURE.log_prob(sd.VP(), x, 0.1) for x in (before, after)]
     assert abs(float(log[0].mean() - log[1].mean())) < 5 * float(log[0].std()) * (2 / 3000) ** 0.5
     _, plain = at_one_time(sd.Langevin(0.8, 12), MIXTURE, 0.1, 3000, 2)
@@ -616,7 +630,11 @@ def test_metropolis_step_written_out() -> None:
     white = sd.White(sd.seeds(0, rows), (2,), dtype=torch.float64)
     x = torch.randn(rows, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     out = integrate(
-        Reverse(data.model(sde), rows), sd.MetropolisLangevin(1.0), x, torch.stack([t, t]), white
+        Reverse(data.model(sde), rows),
+        sd.solvers.MetropolisLangevin(1.0),
+        x,
+        torch.stack([t, t]),
+        white,
     )
     assert out.nfe.tolist() == [3] * rows
     step = 2 * sde.sigma(t) ** 2
@@ -638,11 +656,11 @@ def test_metropolis_step_written_out() -> None:
     "solver",
     [
         sd.EulerMaruyama(),
-        sd.StochasticHeun(),
-        sd.SRA1(),
-        sd.SRA3(),
+        sd.solvers.StochasticHeun(),
+        sd.solvers.SRA1(),
+        sd.solvers.SRA3(),
         sd.ReverseDiffusion(),
-        sd.Ancestral(),
+        sd.solvers.Ancestral(),
     ],
     ids=repr,
 )
@@ -665,10 +683,10 @@ def test_a_constant_function_is_the_constant(sde: sd.LinearSDE, solver: Solver) 
 @pytest.mark.parametrize(
     ("solver", "twin"),
     [
-        (sd.StochasticHeun(), sd.Heun(variable="t")),
-        (sd.EulerMaruyama(), sd.Euler(variable="t")),
-        (sd.Ancestral(), sd.DDIM()),
-        (sd.DDIM(0.0), sd.Euler(variable="sigma")),
+        (sd.solvers.StochasticHeun(), sd.Heun(variable="t")),
+        (sd.EulerMaruyama(), sd.solvers.Euler(variable="t")),
+        (sd.solvers.Ancestral(), sd.DDIM()),
+        (sd.DDIM(0.0), sd.solvers.Euler(variable="sigma")),
     ],
     ids=repr,
 )
@@ -697,11 +715,11 @@ def test_stages_of_sra_see_the_diffusion_at_their_times() -> None:
     """
     sde = sd.LinearSDE(f=lambda t: -1.0, g=lambda t: 1 + t)
     x = torch.tensor([[0.5]], dtype=torch.float64)
-    path = sd.BrownianPath([0], (1,), 0.5, 0.75, intervals=8, dtype=torch.float64)
+    path = sd.solvers.BrownianPath([0], (1,), 0.5, 0.75, intervals=8, dtype=torch.float64)
     from sdediff.forward import Forward
 
     out = integrate(
-        Forward(sde, 1), sd.SRA1(), x, torch.tensor([0.5, 0.75], dtype=torch.float64), path
+        Forward(sde, 1), sd.solvers.SRA1(), x, torch.tensor([0.5, 0.75], dtype=torch.float64), path
     ).x
     w, z = path.pair(torch.tensor(0.5), torch.tensor(0.75))
     h, z = 0.25, z / 0.25

@@ -30,42 +30,42 @@ def ncsn(c: float) -> sd.NCSN:
 
 FIXED = [
     None,
-    sd.Euler(),
+    sd.solvers.Euler(),
     sd.Heun(variable="sigma"),
-    sd.RungeKutta4(variable="angle"),
-    sd.DormandPrince(variable="log_snr"),
+    sd.solvers.RungeKutta4(variable="angle"),
+    sd.solvers.DormandPrince(variable="log_snr"),
     sd.DDIM(),
-    sd.DPMSolver(),
-    sd.DPMSolverPP(),
-    sd.DPMSolverPPSinglestep(),
-    sd.UniPC(),
-    sd.DEIS(),
-    sd.IPNDM(),
-    sd.LMS(),
-    sd.ExponentialMultistep(3, form=sd.Straight(0.1), variable="angle"),
-    sd.ExponentialSinglestep(3),
+    sd.solvers.DPMSolver(),
+    sd.solvers.DPMSolverPP(),
+    sd.solvers.DPMSolverPPSinglestep(),
+    sd.solvers.UniPC(),
+    sd.solvers.DEIS(),
+    sd.solvers.IPNDM(),
+    sd.solvers.LMS(),
+    sd.ExponentialMultistep(3, form=sd.solvers.Straight(0.1), variable="angle"),
+    sd.solvers.ExponentialSinglestep(3),
     sd.EulerMaruyama(),
-    sd.StochasticHeun(),
-    sd.SRA1(),
+    sd.solvers.StochasticHeun(),
+    sd.solvers.SRA1(),
     sd.ReverseDiffusion(),
-    sd.Ancestral(),
-    sd.SDEDPMSolverPP(),
-    sd.SASolver(),
-    sd.SEEDS(),
-    sd.ERSDE(),
-    sd.EulerTrapezoid(),
-    sd.Renoise(sd.RungeKutta4()),
-    sd.Restart(sd.Heun(variable="sigma"), between=(0.2, 0.5)),
+    sd.solvers.Ancestral(),
+    sd.solvers.SDEDPMSolverPP(),
+    sd.solvers.SASolver(),
+    sd.solvers.SEEDS(),
+    sd.solvers.ERSDE(),
+    sd.solvers.EulerTrapezoid(),
+    sd.solvers.Renoise(sd.solvers.RungeKutta4()),
+    sd.solvers.Restart(sd.Heun(variable="sigma"), between=(0.2, 0.5)),
     sd.PredictorCorrector(sd.ReverseDiffusion(), sd.Langevin()),
     sd.PredictorCorrector(sd.EulerMaruyama(), sd.Langevin(rule="song"), "corrector-first"),
-    sd.PredictorCorrector(sd.DDIM(), sd.MetropolisLangevin()),
-    sd.TorchDiffEq("rk4"),
-    sd.TorchSDE("srk"),
+    sd.PredictorCorrector(sd.DDIM(), sd.solvers.MetropolisLangevin()),
+    sd.solvers.TorchDiffEq("rk4"),
+    sd.solvers.TorchSDE("srk"),
 ]
 
 
 @pytest.mark.parametrize("solver", FIXED, ids=repr)
-def test_fixed_steps_scale_with_the_units(solver: sd.Euler | None) -> None:
+def test_fixed_steps_scale_with_the_units(solver: sd.solvers.Euler | None) -> None:
     """Each on its default grid, under VE and sub-VP: 1e-12 of the largest entry."""
     for sde in (sd.VE(), sd.SubVP()):
         kw = {"solver": solver, "steps": 6, "seed": 3, "dtype": F64, "trajectory": True}
@@ -88,7 +88,7 @@ def test_lengths_that_the_user_gives_are_in_the_users_units() -> None:
     """
 
     def churn(c: float) -> sd.Solution:
-        solver = sd.Churn(sd.Heun(variable="sigma"), between=(0.05 * c, 5.0 * c))
+        solver = sd.solvers.Churn(sd.Heun(variable="sigma"), between=(0.05 * c, 5.0 * c))
         return sd.sample(model(sd.VE(), c), (5, 2), solver=solver, steps=8, seed=1, dtype=F64)
 
     def levels(c: float) -> sd.Solution:
@@ -115,23 +115,23 @@ def test_lengths_that_the_user_gives_are_in_the_users_units() -> None:
     assert not torch.allclose(
         churn(1.0).x,
         sd.sample(
-            model(sd.VE(), 1.0), (5, 2), solver=sd.Churn(sd.Heun()), steps=8, seed=1
+            model(sd.VE(), 1.0), (5, 2), solver=sd.solvers.Churn(sd.Heun()), steps=8, seed=1
         ).x.double(),
     )
 
 
 ADAPTIVE = {
     "default": lambda c: None,
-    "RK23, atol": lambda c: sd.RK23(1e-3, 1e-3 * c),
+    "RK23, atol": lambda c: sd.solvers.RK23(1e-3, 1e-3 * c),
     "RK45": lambda c: sd.RK45(),
     "RK45, atol, t": lambda c: sd.RK45(1e-3, 1e-4 * c, variable="t"),
-    "Tsit5, sigma": lambda c: sd.Tsit5(1e-4, variable="sigma"),
-    "DOP853, log-SNR": lambda c: sd.DOP853(1e-7, variable="log_snr"),
+    "Tsit5, sigma": lambda c: sd.solvers.Tsit5(1e-4, variable="sigma"),
+    "DOP853, log-SNR": lambda c: sd.solvers.DOP853(1e-7, variable="log_snr"),
     "ExponentialPair": lambda c: ExponentialPair(3),
     "AdaptiveSDE": lambda c: sd.AdaptiveSDE(),
     "AdaptiveSDE, atol": lambda c: sd.AdaptiveSDE(0.1, 0.02 * c),
-    "SciPy": lambda c: sd.SciPy("RK45", 1e-4),
-    "TorchDiffEq, atol": lambda c: sd.TorchDiffEq("dopri5", 1e-4, 1e-4 * c),
+    "SciPy": lambda c: sd.solvers.SciPy("RK45", 1e-4),
+    "TorchDiffEq, atol": lambda c: sd.solvers.TorchDiffEq("dopri5", 1e-4, 1e-4 * c),
 }
 
 
@@ -250,7 +250,7 @@ def test_a_prior_is_the_law_that_the_process_keeps() -> None:
     for sde in (sd.VE(1e-9, 1e-6), sd.EDM(1e-9, 1e-6), sd.VE(1e-9, 1e-6).scaled(1e-9)):
         assert sde.prior.std == pytest.approx(float(sde.sigma(sde.t_max)), rel=1e-12)
         check_sde(sde, verbose=False)
-    learned = sd.LearnedVP(sd.MonotoneSchedule(-3.0, 2.0))
+    learned = sd.sde.LearnedVP(sd.sde.MonotoneSchedule(-3.0, 2.0))
     assert learned.prior.std**2 == pytest.approx(
         1 / torch.sigmoid(torch.tensor(3.0, dtype=F64)).item(), rel=1e-12
     )
@@ -282,7 +282,7 @@ def test_log_densities_move_by_the_volume(sde: sd.LinearSDE) -> None:
     x = torch.tensor([[0.9, 0.4], [-1.2, 0.3], [0.0, -0.5]], dtype=F64)
     kw = (
         {},
-        {"solver": sd.RungeKutta4(), "steps": 12},
+        {"solver": sd.solvers.RungeKutta4(), "steps": 12},
         {"divergence": "hutchinson", "probes": 1, "seed": 0},
     )
     for options in kw:
@@ -306,7 +306,7 @@ def test_log_densities_move_by_the_volume(sde: sd.LinearSDE) -> None:
 
 def test_forward_simulation_scales() -> None:
     x = torch.tensor([[0.9, 0.4], [-1.2, 0.3]], dtype=F64)
-    for solver, steps in ((sd.EulerMaruyama(), 10), (sd.SRA1(), 10)):
+    for solver, steps in ((sd.EulerMaruyama(), 10), (sd.solvers.SRA1(), 10)):
         here = sd.simulate(sd.VE(), x, solver=solver, steps=steps, seed=1, trajectory=True)
         there = sd.simulate(
             sd.VE().scaled(1e-6), 1e-6 * x, solver=solver, steps=steps, seed=1, trajectory=True
@@ -319,10 +319,10 @@ LOSSES = {
     "edm": sd.DenoisingScoreMatching("edm", "logit-normal"),
     "log-normal": sd.DenoisingScoreMatching("edm", "log-normal", stratified=True),
     "likelihood": sd.DenoisingScoreMatching("likelihood", importance=True),
-    "min-snr": sd.DenoisingScoreMatching(sd.MinSNR()),
-    "flow": sd.FlowMatching(),
-    "sliced": sd.SlicedScoreMatching(),
-    "implicit": sd.ImplicitScoreMatching(),
+    "min-snr": sd.DenoisingScoreMatching(sd.objectives.MinSNR()),
+    "flow": sd.objectives.FlowMatching(),
+    "sliced": sd.objectives.SlicedScoreMatching(),
+    "implicit": sd.objectives.ImplicitScoreMatching(),
 }
 
 
@@ -437,7 +437,12 @@ def test_the_default_grid_follows_the_sdes_clock() -> None:
     ] * 6 + ["karras"] * 3
     law = sd.exact.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], 0.2, [0.3, 0.7])
     for sde in (sd.EDM(), Sigma()):
-        for solver in (sd.Heun(), sd.Churn(sd.Heun()), sd.SRA1(), sd.ReverseDiffusion()):
+        for solver in (
+            sd.Heun(),
+            sd.solvers.Churn(sd.Heun()),
+            sd.solvers.SRA1(),
+            sd.ReverseDiffusion(),
+        ):
             found = sd.sample(law.model(sde), (4, 2), solver=solver, steps=9, seed=0)
             karras = sd.sample(
                 law.model(sde), (4, 2), solver=solver, steps=9, seed=0, grid="karras"
@@ -447,7 +452,11 @@ def test_the_default_grid_follows_the_sdes_clock() -> None:
         sd.LinearSDE(f=lambda t: -5.0, g=lambda t: 10**0.5),
         sd.LinearSDE(f=lambda t: 0.0, g=lambda t: 10.0, t_min=1e-4),
     ):
-        for solver, steps in ((sd.Heun(), 20), (sd.Churn(sd.Heun()), 20), (sd.EulerMaruyama(), 60)):
+        for solver, steps in (
+            (sd.Heun(), 20),
+            (sd.solvers.Churn(sd.Heun()), 20),
+            (sd.EulerMaruyama(), 60),
+        ):
             found = sd.sample(
                 law.model(sde), (1000, 2), solver=solver, steps=steps, seed=0, dtype=F64
             ).x
@@ -478,7 +487,7 @@ def test_published_constants_hold_for_the_lengths_of_the_sde() -> None:
     for sde in (sd.VP(), sd.EDM(), sd.VE(0.02, 30.0)):
         ours, theirs = (
             sd.sample(law.model(sde), (3, 2), solver=solver, steps=6, seed=0, dtype=F64).x
-            for solver in (sd.ERSDE(3), sd.ERSDE(3, scale=phi))
+            for solver in (sd.solvers.ERSDE(3), sd.solvers.ERSDE(3, scale=phi))
         )
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 

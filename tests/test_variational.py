@@ -39,7 +39,7 @@ def mean_bound(model: sd.ScoreModel, points: int = 400) -> Tensor:
     u, v = np.polynomial.legendre.leggauss(points)
     sde = model.sde
     t = sde.t_min + (sde.t_max - sde.t_min) * 0.5 * (torch.as_tensor(u) + 1)
-    loss = sd.VariationalDiffusion()
+    loss = sd.objectives.VariationalDiffusion()
     values = loss(
         model, x.repeat(points, 1), t=t.repeat_interleave(9), noise=noise.repeat(points, 1)
     )
@@ -58,20 +58,20 @@ def test_bound_of_gaussian_data(sde: sd.LinearSDE) -> None:
     assert float(bound.detach()) > 0.5 * math.log2(2 * math.pi * math.e * VAR)
 
 
-def bent() -> sd.LearnedVP:
+def bent() -> sd.sde.LearnedVP:
     """A learned schedule away from its start."""
-    schedule = sd.MonotoneSchedule(-8.0, 4.0, width=5)
+    schedule = sd.sde.MonotoneSchedule(-8.0, 4.0, width=5)
     with torch.no_grad():
         schedule.log_heights.copy_(torch.tensor([0.5, -1.0, 0.3, -2.0, 1.0]))
         schedule.offsets.add_(torch.tensor([0.3, -0.5, 0.2, 0.0, 0.4]))
-    return sd.LearnedVP(schedule)
+    return sd.sde.LearnedVP(schedule)
 
 
 def test_the_bound_depends_on_the_ends_alone() -> None:
     """Kingma et al. 2021, section 5.1: two schedules with the same ends; and its gradient, of the
     ends and of what is between.
     """
-    straight, curved = sd.LearnedVP(sd.MonotoneSchedule(-8.0, 4.0, width=1)), bent()
+    straight, curved = sd.sde.LearnedVP(sd.sde.MonotoneSchedule(-8.0, 4.0, width=1)), bent()
     t = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
     assert float((straight.log_snr(t) - curved.log_snr(t)).abs().max().detach()) > 0.5
     for sde in (straight, curved):
@@ -121,7 +121,10 @@ def test_the_gradient_inside_the_schedule_is_that_of_the_square(predicts: str) -
             )
         )
 
-    plain, calm = sd.VariationalDiffusion(), sd.VariationalDiffusion(inside="variance")
+    plain, calm = (
+        sd.objectives.VariationalDiffusion(),
+        sd.objectives.VariationalDiffusion(inside="variance"),
+    )
     bound, other = plain(model, x, t=t, noise=noise), calm(model, x, t=t, noise=noise)
     torch.testing.assert_close(other, bound, rtol=1e-11, atol=0)
     square = (plain.diffusion(model, x, t, noise) / (2 * math.log(2))).square()
@@ -163,11 +166,11 @@ def test_a_schedule_trained_for_it_makes_the_bound_vary_less() -> None:
     """The diffusion part is m(t) chi^2 here: that of constant m has the least spread, sqrt(2) times
     the mean.
     """
-    schedule = sd.MonotoneSchedule(-8.0, 4.0, width=16)
+    schedule = sd.sde.MonotoneSchedule(-8.0, 4.0, width=16)
     model = sd.ScoreModel(
-        ExactNoise(-8.0), sd.LearnedVP(schedule), predicts="noise", time="log_snr"
+        ExactNoise(-8.0), sd.sde.LearnedVP(schedule), predicts="noise", time="log_snr"
     )
-    loss = sd.VariationalDiffusion(inside="variance")
+    loss = sd.objectives.VariationalDiffusion(inside="variance")
 
     def spread() -> tuple[float, float]:
         generator = torch.Generator().manual_seed(1)
@@ -208,11 +211,13 @@ def test_a_learned_schedule_is_an_sde() -> None:
 
 def test_reconstruction_is_a_distribution_over_the_values() -> None:
     """exp(-L_0) of all 16 values, seen through the same noisy state, adds up to one."""
-    sde, bins = sd.VP(t_min=0.05), sd.Bins(16)
+    sde, bins = sd.VP(t_min=0.05), sd.objectives.Bins(16)
     model, values = LAW.model(sde), torch.linspace(-1, 1, 16, dtype=torch.float64)[:, None]
     scale = torch.exp(0.5 * sde.log_snr(sde.t_min))
     for seen in (-1.3, 0.02, 0.9):
-        nats = sd.VariationalDiffusion(bins).reconstruction(model, values, (seen - values) * scale)
+        nats = sd.objectives.VariationalDiffusion(bins).reconstruction(
+            model, values, (seen - values) * scale
+        )
         assert float((-nats).exp().sum()) == pytest.approx(1, rel=1e-12)
 
 
@@ -221,10 +226,10 @@ def test_fit_trains_the_schedule_and_load_restores_it(tmp_path) -> None:
 
     def train(out: str, steps: tuple[int, ...]) -> sd.ScoreModel:
         for stop in steps:
-            sde = sd.LearnedVP(sd.MonotoneSchedule(-6.0, 1.0, width=4))
+            sde = sd.sde.LearnedVP(sd.sde.MonotoneSchedule(-6.0, 1.0, width=4))
             model = sd.ScoreModel(initialised(lambda: MLP(2, 16, 1), 0), sde, time="log_snr")
             options = {
-                "loss": sd.VariationalDiffusion(),
+                "loss": sd.objectives.VariationalDiffusion(),
                 "lr": 1e-2,
                 "warmup": 0,
                 "device": "cpu",
@@ -244,7 +249,9 @@ def test_fit_trains_the_schedule_and_load_restores_it(tmp_path) -> None:
         assert torch.equal(value, again.sde.schedule.state_dict()[name]), name
     # Less is left of the data at t = 1, which the bound asks for: snr |x_0|^2 / 2 falls.
     assert float(model.sde.gamma(torch.ones((), dtype=torch.float64)).detach()) > 1.1
-    loaded = sd.load(tmp_path / "whole", sde=sd.LearnedVP(sd.MonotoneSchedule(-6.0, 1.0, width=4)))
+    loaded = sd.load(
+        tmp_path / "whole", sde=sd.sde.LearnedVP(sd.sde.MonotoneSchedule(-6.0, 1.0, width=4))
+    )
     t = torch.linspace(0, 1, 5, dtype=torch.float64)
     assert torch.equal(loaded.sde.log_snr(t), model.sde.log_snr(t))
     out = sd.sample(loaded, (4, 2), steps=10, seed=0)
@@ -266,31 +273,39 @@ class Wave(nn.Module):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: sd.LearnedVP(Wave()), ValueError, r"must rise with t, and does not at t = 0\.26"),
         (
-            lambda: sd.LearnedVP(nn.Identity()).check_time(torch.tensor(2.0)),
+            lambda: sd.sde.LearnedVP(Wave()),
+            ValueError,
+            r"must rise with t, and does not at t = 0\.26",
+        ),
+        (
+            lambda: sd.sde.LearnedVP(nn.Identity()).check_time(torch.tensor(2.0)),
             ValueError,
             "usable range",
         ),
-        (lambda: sd.LearnedVP(3.0), TypeError, r"a module gamma\(t\)"),
-        (lambda: sd.LearnedVP(nn.Unflatten(0, (257, 1))), ValueError, "shaped as t"),
-        (lambda: sd.MonotoneSchedule(2.0, 1.0), ValueError, "rises from first to last"),
-        (lambda: sd.VariationalDiffusion(inside="mean"), ValueError, "inside must be"),
+        (lambda: sd.sde.LearnedVP(3.0), TypeError, r"a module gamma\(t\)"),
+        (lambda: sd.sde.LearnedVP(nn.Unflatten(0, (257, 1))), ValueError, "shaped as t"),
+        (lambda: sd.sde.MonotoneSchedule(2.0, 1.0), ValueError, "rises from first to last"),
+        (lambda: sd.objectives.VariationalDiffusion(inside="mean"), ValueError, "inside must be"),
         (
-            lambda: sd.VariationalDiffusion(inside="variance")(
+            lambda: sd.objectives.VariationalDiffusion(inside="variance")(
                 LAW.model(sd.VP()), torch.zeros(2, 1)
             ),
             ValueError,
             "module `schedule` that gives",
         ),
-        (lambda: sd.MonotoneSchedule(width=0), ValueError, "width must be"),
+        (lambda: sd.sde.MonotoneSchedule(width=0), ValueError, "width must be"),
         (
-            lambda: sd.VariationalDiffusion()(LAW.model(sd.VP()), torch.zeros(2, 1).int()),
+            lambda: sd.objectives.VariationalDiffusion()(
+                LAW.model(sd.VP()), torch.zeros(2, 1).int()
+            ),
             TypeError,
             r"use x.float\(\)",
         ),
         (
-            lambda: sd.VariationalDiffusion(sd.Bins())(LAW.model(sd.VP()), torch.full((2, 1), 3.0)),
+            lambda: sd.objectives.VariationalDiffusion(sd.objectives.Bins())(
+                LAW.model(sd.VP()), torch.full((2, 1), 3.0)
+            ),
             ValueError,
             "declare how",
         ),

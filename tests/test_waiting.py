@@ -120,7 +120,9 @@ def test_steps_never_wait(method: Method) -> None:
 def test_a_whole_sampling_run_looks_at_its_end_alone(last: Any, expected: list[str]) -> None:
     model = sd.ScoreModel(lambda x, t: 0.5 * x, sd.VP())
     with Watch() as watch:
-        sd.sample(model, (3, 2), solver=sd.UniPC(), steps=8, seed=0, last=last, device="meta")
+        sd.sample(
+            model, (3, 2), solver=sd.solvers.UniPC(), steps=8, seed=0, last=last, device="meta"
+        )
     assert [wait for wait in watch.waits if wait != SEND] == expected
 
 
@@ -186,7 +188,7 @@ def test_steps_never_wait_for_a_gpu(method: Method, along: bool) -> None:
     model, times = task(method)
     x = torch.ones(3, 2, device="cuda")
     white = sd.White(range(3), (2,), device="cuda")
-    noise = sd.BrownianPath(range(3), (2,), 1.0, 0.0, device="cuda") if along else white
+    noise = sd.solvers.BrownianPath(range(3), (2,), 1.0, 0.0, device="cuda") if along else white
     problem = Reverse(model, 3, 1.0 if method.solver.diffuses else 0.0, like=Like.of(x))
     before = torch.cuda.get_sync_debug_mode()
     try:

@@ -110,7 +110,7 @@ def gridded(sde: str, predicts: str, solver: str, grid: str) -> Found:
 def pathed(sde: str, predicts: str, solver: str, steps: int | None) -> Found:
     """A Brownian path as the noise."""
     process = SDES[sde]
-    path = sd.BrownianPath(
+    path = sd.solvers.BrownianPath(
         [1, 2, 3],
         (2,),
         process.t_max,

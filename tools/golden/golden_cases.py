@@ -98,7 +98,7 @@ EXTERNAL = {
 
 def made(text: str | None) -> Any:
     """The solver that the text says; None for the default."""
-    return None if text is None else eval(text, dict(vars(sd)))
+    return None if text is None else eval(text, dict(vars(sd.solvers)))
 
 
 def some_prediction(sde: str, solver: str) -> str:

@@ -103,9 +103,9 @@ def ddpm_loss(chain: sd.DDPM, kind: str, predicts: str, bins: bool) -> Found:
     """A loss of DDPM at given levels and noise."""
     event = (1, 2, 2)
     model = of_chain(chain, predicts, event, learned=chain.variance == "learned")
-    values = sd.Bins(16, -1, 1) if bins else None
+    values = sd.objectives.Bins(16, -1, 1) if bins else None
     x = on_bins(*event) if bins else fixed(3, *event)
-    loss = sd.DDPMLoss(chain, kind, bins=values)  # type: ignore[arg-type]
+    loss = sd.discrete.DDPMLoss(chain, kind, bins=values)  # type: ignore[arg-type]
     return with_gradients(
         loss(model, x, i=torch.tensor([1, 2, chain.N]), noise=fixed(3, *event, phase=2.0)),
         model,
@@ -116,9 +116,9 @@ def bound(chain: sd.DDPM, predicts: str, bins: bool) -> Found:
     """Every term of the variational bound."""
     event = (1, 2, 2)
     model = of_chain(chain, predicts, event, learned=chain.variance == "learned")
-    values = sd.Bins(16, -1, 1) if bins else None
+    values = sd.objectives.Bins(16, -1, 1) if bins else None
     x = on_bins(*event) if bins else fixed(3, *event)
-    out = sd.variational_bound(chain, model, x, bins=values, seed=5, batch_size=2)
+    out = sd.discrete.variational_bound(chain, model, x, bins=values, seed=5, batch_size=2)
     return {
         "prior": out.prior,
         "transitions": out.transitions,
@@ -132,7 +132,7 @@ def ncsn_loss(chain: sd.NCSN, predicts: str) -> Found:
     model = of_chain(chain, predicts)
     levels = torch.tensor([1, 3, chain.N])
     return with_gradients(
-        sd.NCSNLoss(chain)(model, fixed(3, 2), i=levels, noise=fixed(3, 2, phase=2.0)),
+        sd.discrete.NCSNLoss(chain)(model, fixed(3, 2), i=levels, noise=fixed(3, 2, phase=2.0)),
         model,
     )
 
@@ -174,7 +174,7 @@ def loss(sde: str, predicts: str, objective: Any, *, bins: bool = False) -> Foun
 def sliced(sde: str, predicts: str, directions: str) -> Found:
     """Sliced score matching; its directions are drawn from a generator that is handed in."""
     model = closed(sde, predicts)
-    objective = sd.SlicedScoreMatching(directions=directions, slices=2)  # type: ignore[arg-type]
+    objective = sd.objectives.SlicedScoreMatching(directions=directions, slices=2)  # type: ignore[arg-type]
     seeded = torch.Generator().manual_seed(0)
     share = torch.tensor([0.05, 0.4, 0.9], dtype=torch.float64)
     t = model.sde.t_min + (model.sde.t_max - model.sde.t_min) * share
@@ -207,7 +207,13 @@ def losses() -> Iterator[Case]:
             if "variance" not in key or sde in ("LearnedVP", "VP"):
                 yield Case(f"loss/{sde}/{predicts}/{key}", partial(loss, sde, predicts, made(key)))
         predicts = some_prediction(sde, "bins")
-        run = partial(loss, sde, predicts, sd.VariationalDiffusion(sd.Bins(16, -1, 1)), bins=True)
+        run = partial(
+            loss,
+            sde,
+            predicts,
+            sd.objectives.VariationalDiffusion(sd.objectives.Bins(16, -1, 1)),
+            bins=True,
+        )
         yield Case(f"loss/{sde}/{predicts}/VariationalDiffusion(bins)", run)
 
 

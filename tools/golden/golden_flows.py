@@ -98,7 +98,7 @@ def constraint_of(name: str) -> Any:
 
     known: dict[str, Any] = {
         "Clip(-0.3,0.3)": sd.Clip(-0.3, 0.3),
-        "DynamicThreshold(0.9)": sd.DynamicThreshold(0.9),
+        "DynamicThreshold(0.9)": sd.constraints.DynamicThreshold(0.9),
         "function": bounded,
         "function of rows": by_row,
     }
@@ -152,7 +152,7 @@ def clocked(sde: str, solver: str, clock: str, **options: Any) -> Found:
     of: dict[str, tuple[Any, Any]] = {
         "log_snr": ("log_snr", lambda time: 0.1 * time),
         "sigma": ("sigma", lambda time: time),
-        "Timesteps(1000)": (sd.Timesteps(1000), lambda time: time.to(F64) / 1000),
+        "Timesteps(1000)": (sd.clocks.Timesteps(1000), lambda time: time.to(F64) / 1000),
         "function": (lambda t: 1 - t / process.T, lambda time: time),
     }
     time, read = of[clock]
@@ -183,7 +183,9 @@ def of_mixture(sde: str, solver: str | None, way: str, **options: Any) -> Found:
 def bits(sde: str, predicts: str, **options: Any) -> Found:
     """Bits per dimension of data with bins."""
     x = torch.round(fixed(3, 2, size=0.4).clamp(-1, 1) * 7.5 + 7.5) / 7.5 - 1
-    out = sd.bits_per_dim(closed(sde, predicts), x, bins=sd.Bins(16, -1, 1), seed=3, **options)
+    out = sd.bits_per_dim(
+        closed(sde, predicts), x, bins=sd.objectives.Bins(16, -1, 1), seed=3, **options
+    )
     return told(out, "value", "log_weights", "stderr")
 
 

@@ -58,7 +58,7 @@ LINEAR: dict[str, sd.LinearSDE] = {
     "Cubic": Cubic(t_min=0.02),
     "Warped": Warped(),
     "VP.scaled(3)": sd.VP().scaled(3.0),
-    "LearnedVP": sd.LearnedVP(sd.MonotoneSchedule(-7.0, 7.0, width=8)),
+    "LearnedVP": sd.sde.LearnedVP(sd.sde.MonotoneSchedule(-7.0, 7.0, width=8)),
     "InterpolatedVP": sd.DDPM.from_schedule("cosine", 20).respaced(range(1, 20)).to_sde(),
 }
 SDES: dict[str, sd.SDE] = {**LINEAR, "Pull": Pull()}
