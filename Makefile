@@ -15,7 +15,7 @@ INSTALLED_TORCH = $(PY) -c 'import importlib.metadata as m; print(m.version("tor
 PINNED_TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow golden bench trace lint format types wheel clean
+.PHONY: help demo test test-slow golden bench trace statements lint format types wheel clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -40,6 +40,9 @@ bench: $(STAMP)  ## times against hand-written loops, as ratios (benchmarks/READ
 
 trace: $(STAMP)  ## functions and files that one small call enters (their names: make trace ARGS=--list)
 	OMP_NUM_THREADS=1 $(PY) tools/trace.py $(ARGS)
+
+statements:  ## statements of the library by package, and what is over budget (another tree: make statements ARGS=/path)
+	$(PYTHON) tools/statements.py $(ARGS)
 
 lint: $(STAMP)  ## ruff: rules and format
 	$(PY) -m ruff check .
