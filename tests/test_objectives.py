@@ -152,6 +152,16 @@ def test_times_are_uniform_and_stratified_ones_fill_their_strata() -> None:
             ValueError,
             "usable range",
         ),
+        (
+            lambda m: sd.Coupled()(m, torch.zeros(3, 2, 2), noise=torch.zeros(3, 2)),
+            TypeError,
+            "Coupled takes no noise=; it takes generator and mask alone",
+        ),
+        (
+            lambda m: sd.DenoisingScoreMatching()(m, torch.zeros(3, 2), i=torch.ones(3)),
+            TypeError,
+            "takes no i=; it takes t and noise",
+        ),
     ],
 )
 def test_bad_input(call: object, error: type[Exception], message: str) -> None:

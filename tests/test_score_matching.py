@@ -15,8 +15,8 @@ from torch import Tensor
 import sdediff as sd
 from sdediff.networks import initialised
 from sdediff.objectives import TIMES, WEIGHTINGS
+from sdediff.objectives.objective import factor
 from sdediff.objectives.times import Proposal
-from sdediff.objectives.weightings import factor
 from sdediff.predictions import conversion
 
 MEAN, VAR = 0.4, 0.3

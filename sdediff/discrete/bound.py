@@ -14,7 +14,7 @@ from sdediff.discrete.ddpm import DDPM
 from sdediff.masks import sum_over
 from sdediff.modules import evaluating
 from sdediff.normalizer import Normalizer
-from sdediff.objectives.bins import Bins
+from sdediff.objectives.variational import Bins
 from sdediff.predict import conversion_of, outputs, target
 from sdediff.progress import progress_bar
 from sdediff.protocols import Model, facts

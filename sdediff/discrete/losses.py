@@ -5,21 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sdediff.discrete.bound import data_error, transition
 from sdediff.discrete.ddpm import DDPM
-from sdediff.masks import counts, kept, mask_of, mean_over
-from sdediff.objectives.bins import Bins
-from sdediff.objectives.timed import check_loss_call
+from sdediff.masks import counts, mean_over
+from sdediff.objectives.objective import Batch, Loss
 from sdediff.objectives.times import uniform
-from sdediff.protocols import Model
+from sdediff.objectives.variational import Bins
 from sdediff.solvers import expand
-from sdediff.solvers.arithmetic import at_least_float32
-from sdediff.solvers.given import Record, real, whole
+from sdediff.solvers.given import real, whole
 
 __all__ = ["DDPMLoss", "LossAware"]
 
@@ -78,7 +76,7 @@ class LossAware(nn.Module):
 
 
 @dataclass(frozen=True)
-class DDPMLoss(Record):
+class DDPMLoss(Loss):
     """A loss of DDPM at one random level i in 1..N a sample (or `LossAware` ones).
 
     - ``"simple"``: L_simple = ||noise - predicted noise||^2 / d (Ho et al. 2020, arXiv 2006.11239,
@@ -94,6 +92,7 @@ class DDPMLoss(Record):
     `DDPM.from_sde`, or `DDPM.to_sde`.
     """
 
+    takes: ClassVar[tuple[str, ...]] = ("i", "noise")
     chain: DDPM
     kind: Literal["simple", "vlb", "hybrid"] = "simple"
     vlb_weight: float = 1e-3
@@ -132,56 +131,35 @@ class DDPMLoss(Record):
                 f"{self.chain.N}"
             )
 
-    def __call__(
-        self,
-        model: Model,
-        x_0: Tensor,
-        condition: Mapping[str, Tensor] | None = None,
-        *,
-        i: Tensor | None = None,
-        noise: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """Losses of the samples x_0 (B, *event), (B,).
-
-        ``i`` (B,) and ``noise`` (shape of x_0) are drawn where they are not given, on the host from
-        ``generator`` (default: torch's own), so that a seed gives the same loss on every device.
-        ``mask``: as for `DenoisingScoreMatching`.
-        """
-        mask = mask_of(mask, x_0)
-        check_loss_call(model, x_0, generator)
-        self._check(model, x_0, mask)
-        x_0 = at_least_float32(x_0)
+    def losses(self, batch: Batch) -> Tensor:
+        model, chain = batch.model, self.chain
+        chain.check_model(model)
+        batch = batch.prepared()
+        x_0, mask = batch.x_0, batch.mask
+        if self.kind != "simple" and self.bins is not None:
+            self.bins.check(x_0 if mask is None else x_0[mask])
         weights = torch.ones(len(x_0), dtype=torch.float64)
-        given = i is not None
+        i = batch.at
         if i is None:
-            i, weights = self.draw_levels(len(x_0), generator)
-        i = self.chain.index(i, x_0).expand(len(x_0))
-        if noise is None:
-            noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype).to(x_0.device)
-        losses = self._losses(model, kept(x_0, mask), condition, i, kept(noise, mask), mask)
-        if self.sampler is not None and not given and torch.is_grad_enabled():
+            i, weights = self.draw_levels(len(x_0), batch.generator)
+        i = chain.index(i, x_0).expand(len(x_0))
+        losses = self._losses(batch, i, batch.drawn())
+        if self.sampler is not None and batch.at is None and torch.is_grad_enabled():
             self.sampler.record(i, losses)
         return losses * torch.as_tensor(expand(weights, losses))
 
-    def _losses(
-        self,
-        model: Model,
-        x_0: Tensor,
-        condition: Mapping[str, Tensor] | None,
-        i: Tensor,
-        noise: Tensor,
-        mask: Tensor | None,
-    ) -> Tensor:
-        in_noise, in_data, learned = data_error(self.chain, model, x_0, i, noise, condition, mask)
+    def _losses(self, batch: Batch, i: Tensor, noise: Tensor) -> Tensor:
+        chain, x_0, mask = self.chain, batch.x_0, batch.mask
+        in_noise, in_data, learned = data_error(
+            chain, batch.model, x_0, i, noise, batch.condition, mask
+        )
         simple = mean_over(in_noise.square(), mask)
         if self.kind == "simple":
             return simple
-        learned = learned if self.chain.variance == "learned" else None
+        learned = learned if chain.variance == "learned" else None
         error = in_data.detach() if self.kind == "hybrid" else in_data
-        nats = transition(self.chain, i, x_0, error, learned, self.bins, mask)
-        bits = (self.chain.N / (counts(x_0, mask) * math.log(2)) * nats).to(simple.dtype)
+        nats = transition(chain, i, x_0, error, learned, self.bins, mask)
+        bits = (chain.N / (counts(x_0, mask) * math.log(2)) * nats).to(simple.dtype)
         return bits if self.kind == "vlb" else simple + self.vlb_weight * bits
 
     def draw_levels(
@@ -201,8 +179,3 @@ class DDPMLoss(Record):
         """Go on from `state_dict`."""
         if self.sampler is not None:
             self.sampler.load_state_dict(dict(state))
-
-    def _check(self, model: Model, x_0: Tensor, mask: Tensor | None) -> None:
-        self.chain.check_model(model)
-        if self.kind != "simple" and self.bins is not None:
-            self.bins.check(x_0 if mask is None else x_0[mask])

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -20,12 +20,11 @@ from torch import Tensor
 from sdediff.arguments import check_states
 from sdediff.discrete.chain import Chain, Levels, floats
 from sdediff.objectives import DenoisingScoreMatching
-from sdediff.objectives.timed import check_loss_call
-from sdediff.protocols import Model
+from sdediff.objectives.objective import Batch, Loss
 from sdediff.sde import InterpolatedVE, LinearSDE
 from sdediff.sde.base import check_linear
 from sdediff.solvers import Problem, Solver, Step, StepNoise, rowwise
-from sdediff.solvers.given import Record, real, whole
+from sdediff.solvers.given import real, whole
 
 __all__ = ["NCSN", "NCSNLoss", "annealed_variance", "level_ratio", "widest_pair"]
 
@@ -239,7 +238,7 @@ class NCSN(Chain, Solver):
 
 
 @dataclass(frozen=True)
-class NCSNLoss(Record):
+class NCSNLoss(Loss):
     """sigma_j^2 / d ||score_model(x, sigma_j) - grad log q(x | x_0)||^2 at one random level j a
     sample.
 
@@ -248,6 +247,7 @@ class NCSNLoss(Record):
     batch evenly.
     """
 
+    takes: ClassVar[tuple[str, ...]] = ("i", "noise")
     chain: NCSN
     stratified: bool = False
 
@@ -257,30 +257,14 @@ class NCSNLoss(Record):
                 f"NCSNLoss: chain must be an NCSN, NCSN.from_sde(sde, 1000) say; got {self.chain!r}"
             )
 
-    def __call__(
-        self,
-        model: Model,
-        x_0: Tensor,
-        condition: Mapping[str, Tensor] | None = None,
-        *,
-        i: Tensor | None = None,
-        noise: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """Losses of the samples x_0 (B, *event), (B,); ``i`` in 1..N (B,) and ``noise`` are drawn
-        where they are not given.
-
-        ``mask``: as for `DenoisingScoreMatching`.
-        """
-        check_loss_call(model, x_0, generator)
-        self.chain.check_model(model)
+    def losses(self, batch: Batch) -> Tensor:
+        chain, count = self.chain, len(batch.x_0)
+        chain.check_model(batch.model)
+        i = batch.at
         if i is None:
-            i = self.chain.draw(len(x_0), generator, stratified=self.stratified)
-        t = self.chain.level_times[self.chain.index(i, x_0).expand(len(x_0)) - 1]
-        return DenoisingScoreMatching("sigma2")(
-            model, x_0, condition, t=t, noise=noise, generator=generator, mask=mask
-        )
+            i = chain.draw(count, batch.generator, stratified=self.stratified)
+        t = chain.level_times[chain.index(i, batch.x_0).expand(count) - 1]
+        return DenoisingScoreMatching("sigma2").losses(batch._replace(at=t))
 
 
 def _geometric(high: float, low: float, N: int) -> tuple[float, ...]:

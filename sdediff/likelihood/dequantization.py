@@ -13,7 +13,7 @@ from torch import Tensor
 from sdediff.arguments import check_condition, check_model, check_seed, check_shape, check_states
 from sdediff.calls import check_floating
 from sdediff.likelihood.density import FIXED, log_prob
-from sdediff.objectives.bins import Bins
+from sdediff.objectives.variational import Bins
 from sdediff.options import LikelihoodOptions, takes
 from sdediff.protocols import Model, facts
 from sdediff.solvers import Failure, Solver, White

@@ -1,13 +1,16 @@
 """Training objectives: ``loss(model, x_0) -> (B,)``."""
 
-from sdediff.objectives.bins import Bins
-from sdediff.objectives.coupled import ConditionDropout, Coupled, reflow
-from sdediff.objectives.denoising import DenoisingScoreMatching, FlowMatching
+from sdediff.objectives.denoising import (
+    ConditionDropout,
+    Coupled,
+    DenoisingScoreMatching,
+    FlowMatching,
+    reflow,
+)
 from sdediff.objectives.matching import ImplicitScoreMatching, SlicedScoreMatching
-from sdediff.objectives.objective import Objective
+from sdediff.objectives.objective import WEIGHTINGS, MinSNR, Objective
 from sdediff.objectives.times import TIMES, LogitNormal, LogNormal, TimeLaw
-from sdediff.objectives.variational import VariationalDiffusion
-from sdediff.objectives.weightings import WEIGHTINGS, MinSNR
+from sdediff.objectives.variational import Bins, VariationalDiffusion
 
 __all__ = [
     "TIMES",

@@ -1,22 +1,38 @@
-"""Denoising score matching in continuous time."""
+"""Denoising score matching in continuous time, and the losses around a loss: coupled pairs of data
+and noise, and conditions that are dropped.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Final, Unpack
 
 import torch
 from torch import Tensor
 
-from sdediff.masks import kept, mask_of, mean_over
-from sdediff.objectives.timed import Timed, check_loss_call
-from sdediff.objectives.weightings import factor
+from sdediff.arguments import check_shape
+from sdediff.masks import mean_over
+from sdediff.objectives.objective import Batch, DrawingObjective, Loss, Timed, check_loss, factor
+from sdediff.options import SolveOptions, takes
 from sdediff.predict import outputs, target
 from sdediff.protocols import Model, sigma_data
-from sdediff.solvers import expand
-from sdediff.solvers.arithmetic import at_least_float32
+from sdediff.sampling import sample
+from sdediff.solvers import Solver, White, expand, seeds
+from sdediff.solving import chosen
 
-__all__ = ["DenoisingScoreMatching", "FlowMatching"]
+__all__ = ["ConditionDropout", "Coupled", "DenoisingScoreMatching", "FlowMatching", "reflow"]
+
+_PAIRED: Final = (
+    "t_start",
+    "noise",
+    "x_init",
+    "stochasticity",
+    "mask",
+    "trajectory",
+    "on_fail",
+)
+"""With these a sample would not be what the flow makes of the noise of its seed."""
 
 
 @dataclass(frozen=True)
@@ -32,42 +48,21 @@ class DenoisingScoreMatching(Timed):
     on what the network predicts.
     """
 
-    def __call__(
-        self,
-        model: Model,
-        x_0: Tensor,
-        condition: Mapping[str, Tensor] | None = None,
-        *,
-        t: Tensor | None = None,
-        noise: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """Losses of the samples x_0 (B, *event), (B,).
-
-        ``t`` (B,) and ``noise`` (shape of x_0) are drawn where they are not given, on the host from
-        ``generator`` (default: torch's own), so that a seed gives the same loss on every device.
-        ``mask`` says which coordinates exist, True or 1: (B, *event), or its first dimensions, or 1
-        in place of some. The others are 0 in x_0 and noise, and the mean is over those that exist.
-        """
-        model = check_loss_call(model, x_0, generator)
-        sde = model.sde
+    def losses(self, batch: Batch) -> Tensor:
+        model, sde = batch.model, batch.model.sde
         if "kernel" not in sde.offers:
             raise ValueError(
                 f"denoising score matching needs a Gaussian kernel, which {sde!r} does not have: "
-                "use a LinearSDE, "
-                "or SlicedScoreMatching, which needs none"
+                "use a LinearSDE, or SlicedScoreMatching, which needs none"
             )
-        time, weights = self.given(model, x_0, t, generator)
-        x_0 = at_least_float32(x_0)
-        if noise is None:
-            noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype).to(x_0.device)
-        mask = mask_of(mask, x_0)
-        x_0, noise = kept(x_0, mask), kept(noise, mask)
-        x_t = sde.perturb(x_0, time, noise)
-        error = outputs(model, x_t, time, condition, mask).value - target(model, x_0, noise, time)
+        time, weights = self.given(batch)
+        batch = batch.prepared()
+        noise = batch.drawn()
+        x_t = sde.perturb(batch.x_0, time, noise)
+        error = outputs(model, x_t, time, batch.condition, batch.mask).value
+        error = error - target(model, batch.x_0, noise, time)
         scale = weights * factor(self.weighting, sde, model.predicts, time, sigma_data(model))
-        losses = mean_over(error.square(), mask)
+        losses = mean_over(error.square(), batch.mask)
         return torch.as_tensor(expand(scale, losses)) * losses
 
 
@@ -82,3 +77,120 @@ class FlowMatching(DenoisingScoreMatching):
     """
 
     weighting: str = "flow"
+
+
+@takes(SolveOptions, without=_PAIRED)
+def reflow(
+    model: Model,
+    shape: Sequence[int],
+    *,
+    solver: Solver | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    **options: Unpack[SolveOptions],
+) -> Tensor:
+    """Pairs (count, 2, *event) of what the probability flow makes of noise, and that noise: the
+    data of `Coupled`.
+
+    The data are in the user's units where the model has a `Normalizer`, the noise is standard
+    normal always. ``shape`` is (count, *event); solver and steps are those of `sample`, RK45 by
+    default. Trained on such pairs, a flow is straighter and takes fewer steps (Liu et al. 2023,
+    arXiv 2209.03003, section 2.2). The options are those of `sdediff.options.SolveOptions`:
+    """
+    _ = chosen(reflow, options)
+    if solver is not None and getattr(solver, "stochastic", False):
+        raise ValueError(
+            f"{solver!r} draws noise along the way: pairs are made by the probability flow, with "
+            "RK45() say"
+        )
+    shape = check_shape(shape)
+    out = sample(model, shape, solver=solver, steps=steps, seed=seed, **options)
+    noise = (
+        White(seeds(seed, shape[0]), shape[1:], dtype=out.x.dtype, device=out.x.device)
+        .at(0)
+        .normal("prior")
+    )
+    return torch.stack([out.x, noise], dim=1)
+
+
+@dataclass(frozen=True)
+class Coupled(Loss):
+    """A loss on pairs (B, 2, *event) of data and noise, as `reflow` makes them: x_t = alpha x_0 +
+    sigma noise of the same pair.
+    """
+
+    takes: ClassVar[tuple[str, ...]] = ()
+    pairs: ClassVar[bool] = True
+    """``fit`` normalises the data alone, and leaves the noise as it is."""
+    loss: DenoisingScoreMatching = field(default_factory=FlowMatching)
+
+    def __post_init__(self) -> None:
+        check_loss("Coupled", self.loss)
+
+    def losses(self, batch: Batch) -> Tensor:
+        """``mask`` is that of the data, as for the loss."""
+        pairs = batch.x_0
+        if pairs.ndim < 2 or pairs.shape[1] != 2:
+            raise ValueError(
+                f"pairs of data and noise have shape (B, 2, *event), got {tuple(pairs.shape)}; "
+                "make them by reflow"
+            )
+        return self.loss(
+            batch.model,
+            pairs[:, 0],
+            batch.condition,
+            noise=pairs[:, 1],
+            generator=batch.generator,
+            mask=batch.mask,
+        )
+
+
+@dataclass(frozen=True)
+class ConditionDropout(Loss):
+    """A loss in which a sample's conditions are replaced by their ``null`` with probability
+    ``rate``, all of them together.
+
+    So that one network serves with and without them (classifier-free guidance: Ho and Salimans
+    2022, arXiv 2207.12598, Algorithm 1). ``null`` has a number or a tensor of one sample's shape
+    for each condition that is to be dropped.
+    """
+
+    takes: ClassVar[tuple[str, ...]] = ()
+    loss: DrawingObjective
+    null: Mapping[str, Tensor | float]
+    rate: float = 0.1
+
+    @property
+    def pairs(self) -> bool:
+        """Whether the loss is one on pairs, as `Coupled`."""
+        return bool(getattr(self.loss, "pairs", False))
+
+    def __post_init__(self) -> None:
+        check_loss("ConditionDropout", self.loss)
+        if not isinstance(self.null, Mapping):
+            raise TypeError(
+                f"ConditionDropout: null must be a dict, {{'label': 10}} say; got {self.null!r}"
+            )
+        if not 0 <= self.rate <= 1:
+            raise ValueError(f"ConditionDropout: rate is a probability, got {self.rate!r}")
+        if not self.null:
+            raise ValueError(
+                "ConditionDropout: null must name the conditions to drop, {'label': 10} say"
+            )
+
+    def losses(self, batch: Batch) -> Tensor:
+        seen = dict(batch.condition or {})
+        if missing := sorted(set(self.null) - set(seen)):
+            names = ", ".join(map(repr, missing))
+            raise ValueError(
+                f"ConditionDropout: there is no condition {names}; given: {sorted(seen)}"
+            )
+        dropped = torch.rand(len(batch.x_0), generator=batch.generator) < self.rate
+        for name, value in self.null.items():
+            given = seen[name]
+            rows = dropped.to(given.device).reshape(-1, *(1,) * (given.ndim - 1))
+            null = torch.as_tensor(value, dtype=given.dtype, device=given.device)
+            seen[name] = torch.where(rows, null, given)
+        # A loss of the user's need not know of masks.
+        mask = {} if batch.mask is None else {"mask": batch.mask}
+        return self.loss(batch.model, batch.x_0, seen, generator=batch.generator, **mask)

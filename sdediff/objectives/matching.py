@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sdediff.masks import counts, kept, mask_of
-from sdediff.objectives.timed import Timed, check_loss_call
-from sdediff.objectives.weightings import factor
+from sdediff.masks import counts, kept
+from sdediff.objectives.objective import Batch, Timed, factor
 from sdediff.predict import predict
-from sdediff.protocols import Model, sigma_data
+from sdediff.protocols import sigma_data
 from sdediff.simulation import simulate
 from sdediff.solvers import expand, rowwise
-from sdediff.solvers.arithmetic import at_least_float32
 from sdediff.solvers.given import whole
 
 __all__ = ["ImplicitScoreMatching", "SlicedScoreMatching"]
@@ -41,83 +39,50 @@ class _Matching(Timed):
         super().__post_init__()
         _ = whole("simulated", self.simulated, 1, hint=": the steps of the forward SDE")
 
-    def __call__(
-        self,
-        model: Model,
-        x_0: Tensor,
-        condition: Mapping[str, Tensor] | None = None,
-        *,
-        t: Tensor | None = None,
-        noise: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """Losses of the samples x_0 (B, *event), (B,), differentiable twice where gradients are on.
-
-        ``t`` (B,) and ``noise`` (shape of x_0) are drawn where they are not given, and directions
-        always, on the host from ``generator`` (default: torch's own). ``mask``: as for
-        `DenoisingScoreMatching`.
-        """
-        model = check_loss_call(model, x_0, generator)
-        mask = mask_of(mask, x_0)
-        x_0, noise = kept(x_0, mask), None if noise is None else kept(noise, mask)
+    def losses(self, batch: Batch) -> Tensor:
+        """They are differentiable twice where gradients are on; directions are always drawn."""
+        model = batch.model
+        batch = batch.prepared()
         if not self.perturbed:
-            t = torch.full(x_0.shape[:1], model.sde.t_min, dtype=torch.float64)
-        time, weights = self.given(model, x_0, t, generator)
+            batch = batch._replace(
+                at=torch.full(batch.x_0.shape[:1], model.sde.t_min, dtype=torch.float64)
+            )
+        time, weights = self.given(batch)
         graph = torch.is_grad_enabled()
-        x, time = self._states(model, at_least_float32(x_0), time, noise, generator, mask)
+        x, time = self._states(batch, time)
+        mask = batch.mask
         weights = weights * factor(self.weighting, model.sde, "score", time, sigma_data(model))
-        with torch.enable_grad():
+
+        def score(at: Tensor) -> Tensor:
             # Through `kept` on both sides no gradient goes to or comes from what does not exist.
-            losses = self._objective(
-                lambda at: kept(
-                    predict(model, "score", kept(at, mask), time, condition, mask), mask
-                ),
-                x,
-                generator,
-            ) / counts(x, mask)
+            found = predict(model, "score", kept(at, mask), time, batch.condition, mask)
+            return kept(found, mask)
+
+        with torch.enable_grad():
+            losses = self._objective(score, x, batch.generator) / counts(x, mask)
         losses = losses if graph else losses.detach()
         return torch.as_tensor(expand(weights, losses)) * losses
 
-    def _states(
-        self,
-        model: Model,
-        x_0: Tensor,
-        t: Tensor,
-        noise: Tensor | None,
-        generator: torch.Generator | None,
-        mask: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+    def _states(self, batch: Batch, t: Tensor) -> tuple[Tensor, Tensor]:
         """(x_t, t), the states requiring gradients."""
-        sde = model.sde
-        if not self.perturbed:
-            x = x_0
-        elif "kernel" in sde.offers:
-            noise = (
-                torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype).to(x_0.device)
-                if noise is None
-                else noise
-            )
-            x = sde.perturb(x_0, t, noise)
-        else:
-            if noise is not None:
+        sde, x = batch.model.sde, batch.x_0
+        if self.perturbed and "kernel" in sde.offers:
+            x = sde.perturb(x, t, batch.drawn())
+        elif self.perturbed:
+            if batch.noise is not None:
                 raise ValueError(
                     f"{sde!r} has no Gaussian kernel: x_t is simulated, and no one noise makes "
                     "it; drop noise="
                 )
-            seeds = torch.randint(2**62, (len(x_0),), generator=generator).tolist()
+            seeds = torch.randint(2**62, (len(x),), generator=batch.generator).tolist()
             with torch.no_grad():
-                path = simulate(sde, x_0, steps=self.simulated, seed=seeds, trajectory=True)
-            frames = path.trajectory if path.trajectory is not None else x_0[None]
-            index = (
-                (t / sde.t_max * self.simulated)
-                .round()
-                .long()
-                .clamp(math.ceil(sde.t_min / sde.t_max * self.simulated))
-            )
-            x = frames[index.to(x_0.device), torch.arange(len(x_0), device=x_0.device)]
+                path = simulate(sde, x, steps=self.simulated, seed=seeds, trajectory=True)
+            frames = path.trajectory if path.trajectory is not None else x[None]
+            first = math.ceil(sde.t_min / sde.t_max * self.simulated)
+            index = (t / sde.t_max * self.simulated).round().long().clamp(first)
+            x = frames[index.to(x.device), torch.arange(len(x), device=x.device)]
             t = path.times[index]
-        return kept(x.detach(), mask).requires_grad_(), t
+        return kept(x.detach(), batch.mask).requires_grad_(), t
 
     def _objective(self, score: Score, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """||s||^2 + 2 tr(grad s), or what has that mean; (B,)."""

@@ -13,22 +13,107 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from sdediff.masks import counts, kept, mask_of, sum_over
-from sdediff.objectives.bins import Bins
-from sdediff.objectives.timed import check_loss_call
+from sdediff.masks import counts, sum_over
+from sdediff.objectives.objective import Batch, Loss
 from sdediff.objectives.times import uniform
 from sdediff.predict import conversion_of, outputs, target
 from sdediff.protocols import Model
 from sdediff.sde.coefficient import slope
 from sdediff.solvers import expand
-from sdediff.solvers.arithmetic import at_least_float32
-from sdediff.solvers.given import Record, check_choice
+from sdediff.solvers.given import Record, check_choice, whole
 
-__all__ = ["VariationalDiffusion"]
+__all__ = ["Bins", "VariationalDiffusion"]
 
 
 @dataclass(frozen=True)
-class VariationalDiffusion(Record):
+class Bins(Record):
+    """Data on ``count`` evenly spaced values from ``low`` to ``high``, 8-bit images scaled to [-1,
+    1] by default.
+
+    The decoder is p(x_0 | x_1) = Phi((x_0 + h - mean) / std) - Phi((x_0 - h - mean) / std) with h
+    half the spacing, and the outermost bins open (Ho et al. 2020, arXiv 2006.11239, eq. 13).
+    """
+
+    count: int = 256
+    low: float = -1.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        _ = whole("Bins: count", self.count, 2)
+        if not self.low < self.high:
+            raise ValueError(f"Bins: low must be below high, got {self.low!r} and {self.high!r}")
+
+    @property
+    def spacing(self) -> float:
+        """Distance of two neighbours."""
+        return (self.high - self.low) / (self.count - 1)
+
+    @classmethod
+    def checked(cls, bins: object) -> Bins:
+        """Return ``bins``; a TypeError unless it is one."""
+        if not isinstance(bins, cls):
+            raise TypeError(
+                f"bins must be Bins(), which says on which values data lie; got {bins!r}"
+            )
+        return bins
+
+    def check(self, x_0: Tensor) -> None:
+        """A ValueError or TypeError unless all of x_0 lies on the values: scales are declared,
+        never guessed.
+        """
+        if isinstance(x_0, Tensor) and not x_0.is_floating_point():
+            raise TypeError(
+                f"data are floating-point, as the model takes them, got {x_0.dtype}; scale bin "
+                "numbers first: "
+                f"{self.low:g} + number * {self.high - self.low:g} / {self.count - 1}"
+            )
+        if not bool(torch.isfinite(x_0).all()):
+            raise ValueError("data contain values that are not finite")
+        place = (x_0.detach().cpu().double() - self.low) / self.spacing
+        off = float((place - place.round()).abs().max()) if x_0.numel() else 0.0
+        if (
+            not off < 1e-2
+            or bool((place.round() < 0).any())
+            or bool((place.round() > self.count - 1).any())
+        ):
+            raise ValueError(
+                f"data must lie on the {self.count} values from {self.low:g} to {self.high:g}, "
+                "and run from "
+                f"{float(x_0.min()):.4g} to {float(x_0.max()):.4g}, up to {off:.2g} of their "
+                "spacing off; declare how they were "
+                "scaled, Bins(count, low, high), and pass them without noise (DDPMLoss and "
+                "variational_bound take bins=None for "
+                "data with a density)"
+            )
+
+    def log_prob(self, x_0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+        """log p(x_0 | x_1) of each entry, shaped as x_0."""
+        narrow = torch.exp(-0.5 * log_variance)
+        upper = (x_0 + 0.5 * self.spacing - mean) * narrow
+        lower = (x_0 - 0.5 * self.spacing - mean) * narrow
+        upper = torch.where(x_0 > self.high - 0.5 * self.spacing, torch.inf, upper)
+        lower = torch.where(x_0 < self.low + 0.5 * self.spacing, -torch.inf, lower)
+        # Mirrored into the lower tail, where the logarithm of Phi loses nothing.
+        flip = lower > 0
+        upper, lower = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
+        return _log_difference(upper, lower)
+
+
+def _log_difference(upper: Tensor, lower: Tensor) -> Tensor:
+    """log(Phi(upper) - Phi(lower)) for lower < upper, the ends of which may be infinite."""
+    open_below, open_above = lower == -torch.inf, upper == torch.inf
+    # Finite stand-ins, so that no gradient is infinity times 0.
+    high = torch.where(open_above, 0.0, upper)
+    low = torch.where(open_below, -40.0, lower)
+    top = torch.where(open_above, 0.0, torch.special.log_ndtr(high))
+    fall = torch.where(open_below, -torch.inf, torch.special.log_ndtr(low) - top)
+    return top + torch.where(
+        open_below, 0.0, torch.log(-torch.expm1(torch.where(open_below, -1.0, fall)))
+    )
+
+
+@dataclass(frozen=True)
+class VariationalDiffusion(Loss):
     """-log p(x_0) <= KL(q(x_T | x_0) || N(0, p^2)) + E[-log p(x_0 | x_{t_min})] + 1/2 E int
     gamma'(t) ||noise error||^2 dt.
 
@@ -53,43 +138,25 @@ class VariationalDiffusion(Record):
             raise TypeError(f"VariationalDiffusion: bins must be Bins() or None, got {self.bins!r}")
         check_choice("inside", self.inside, ("bound", "variance"))
 
-    def __call__(
-        self,
-        model: Model,
-        x_0: Tensor,
-        condition: Mapping[str, Tensor] | None = None,
-        *,
-        t: Tensor | None = None,
-        noise: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """Bits per dimension of the samples x_0 (B, *event), (B,), by one evaluation of the
-        network.
-
-        ``t`` (B,) and ``noise`` (shape of x_0) are drawn where they are not given, on the host from
-        ``generator``. ``mask``: as for `DenoisingScoreMatching`; dimensions are those that exist.
-        """
-        model = check_loss_call(model, x_0, generator)
-        sde = model.sde
-        mask = mask_of(mask, x_0)
+    def losses(self, batch: Batch) -> Tensor:
+        """Bits per dimension, by one evaluation of the network; dimensions are those that exist."""
+        model, sde = batch.model, batch.model.sde
         if "kernel" not in sde.offers:
             raise ValueError(
                 f"the variational bound needs a Gaussian kernel, which {sde!r} does not have: "
                 "use a LinearSDE"
             )
+        batch = batch.prepared()
+        x_0, condition, mask = batch.x_0, batch.condition, batch.mask
         if self.bins is not None:
             self.bins.check(x_0 if mask is None else x_0[mask])
-        x_0 = at_least_float32(x_0)
         apart = _Apart(sde) if self.inside == "variance" else None
+        t = batch.at
         if t is None:
-            t = sde.t_min + (sde.t_max - sde.t_min) * uniform(
-                len(x_0), generator, stratified=self.stratified
-            )
+            u = uniform(len(x_0), batch.generator, stratified=self.stratified)
+            t = sde.t_min + (sde.t_max - sde.t_min) * u
         time = sde.check_time(t.detach().cpu().double())
-        if noise is None:
-            noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype).to(x_0.device)
-        x_0, noise = kept(x_0, mask), kept(noise, mask)
+        noise = batch.drawn()
         bits = 1 / (counts(x_0, mask) * math.log(2))
         if apart is None:
             nats = self.diffusion(model, x_0, time, noise, condition, mask)
