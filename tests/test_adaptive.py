@@ -19,7 +19,7 @@ from sdediff.reverse import Reverse
 from sdediff.solvers import Options, Problem, Solver, Status, integrate
 from sdediff.solvers.arithmetic import Like, weighted
 from sdediff.solvers.control import PerSample
-from sdediff.testing.paths import slope
+from sdediff.testing.orders import slope
 
 ALL = [
     sd.solvers.ExponentialPair(2, "data", rtol=1e-2, atol=1e-2),

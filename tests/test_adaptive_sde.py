@@ -20,7 +20,7 @@ from sdediff.reverse import Reverse
 from sdediff.solvers import LogSNR, Options, Solver, Status, Step, White, expand, integrate
 from sdediff.solvers.dyadic import _DEPTH, DyadicSteps
 from sdediff.solvers.grid import log_snr
-from sdediff.testing.paths import Still
+from sdediff.testing.orders import Still
 
 MEANS = torch.tensor([[1.2, 0.1], [-0.6, 1.1], [-0.7, -1.2]], dtype=torch.float64)
 MIXTURE = sd.exact.GaussianMixture(MEANS.tolist(), 0.15)

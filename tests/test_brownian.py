@@ -17,7 +17,7 @@ import sdediff as sd
 from sdediff.reverse import Reverse
 from sdediff.solvers import Options, Solver, bridge, brownian, integrate
 from sdediff.solvers.noise import STREAMS
-from sdediff.testing.paths import slope
+from sdediff.testing.orders import slope
 
 MIXTURE = sd.exact.GaussianMixture([[-1.0, 0.5], [1.0, 0.0], [0.3, -1.0]], 0.3)
 X = torch.tensor([[0.3, -1.2], [1.4, 0.2], [-0.6, 0.9]], dtype=torch.float64)

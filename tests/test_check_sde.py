@@ -35,10 +35,8 @@ import sdediff as sd
 from sdediff.reverse import Reverse
 from sdediff.solvers import expand
 from sdediff.testing import Finding, Report, SDEError, check_sde
-from sdediff.testing.context import allowance
-from sdediff.testing.identity import IDENTITIES, compare
-from sdediff.testing.moments import Moments, Rates, integrate
-from sdediff.testing.slips import likely_slip
+from sdediff.testing.context import IDENTITIES, Moments, Rates, integrate
+from sdediff.testing.report import compare, likely_slip
 
 BUILT_IN = [
     sd.VE(),
@@ -441,7 +439,7 @@ def test_moments_against_scipy(backward: bool) -> None:
     edges = np.linspace(0, 2, 7)
     edges = edges[::-1].copy() if backward else edges
     moments = integrate(rates, edges, np.array([0.3]), np.array([0.2]), np.ones((6, 1)))
-    mean, variance = moments.at(edges, moments.march(np.array([0.3]), np.array([0.2])))
+    mean, variance = moments.at(edges, np.array([0.3]), np.array([0.2]))
 
     def equations(t: float, y: np.ndarray) -> list[float]:
         a, c, d = (float(item[0, 0]) for item in rates(np.array([t])))
@@ -474,9 +472,9 @@ def test_what_is_not_resolved_is_reported() -> None:
         for most in (4, 4000)
     )
     truth = np.exp(2 / 3)
-    off = abs(float(coarse.march(np.ones(1), np.ones(1))[0][-1, 0]) / truth - 1)
+    off = abs(float(coarse.at(np.ones(1), np.ones(1), np.ones(1))[0][0, 0]) / truth - 1)
     assert 1e-5 < off < coarse.error < 0.1
-    assert abs(float(fine.march(np.ones(1), np.ones(1))[0][-1, 0]) / truth - 1) < 1e-9
+    assert abs(float(fine.at(np.ones(1), np.ones(1), np.ones(1))[0][0, 0]) / truth - 1) < 1e-9
     assert fine.error < 1e-8
 
 
@@ -488,9 +486,8 @@ def test_the_bound_grows_with_the_error_of_the_integration_but_stays_small(
     error: float, bound: float
 ) -> None:
     nothing = np.zeros((0, 1))
-    assert allowance(Moments(np.zeros(1), nothing, nothing, nothing, error)) == pytest.approx(
-        bound, rel=1e-12
-    )
+    moments = Moments(np.zeros(1), nothing, nothing, nothing, error)
+    assert moments.bound == pytest.approx(bound, rel=1e-12)
 
 
 X = np.array([0.3, 0.8, 1.7, 2.9])

@@ -24,7 +24,7 @@ from sdediff.exact.chain import affine_moments
 from sdediff.reverse import Reverse
 from sdediff.solvers import Options, RungeKutta, Solver, Status, Step, Tableau, expand, integrate
 from sdediff.solvers.trees import conditions
-from sdediff.testing.paths import Still, slope
+from sdediff.testing.orders import Still, slope
 
 SMOOTH = sd.exact.GaussianMixture([[-0.5, 0.3], [0.5, 0.0], [0.2, -0.5]], 0.5)
 GAUSSIAN = sd.exact.Gaussian(0.4, 0.09)

@@ -16,7 +16,7 @@ from sdediff.arguments import default_solver
 from sdediff.predict import target
 from sdediff.solvers import GRIDS, LogSNR
 from sdediff.solvers.arithmetic import Like
-from sdediff.testing.paths import slope
+from sdediff.testing.orders import slope
 
 SDES = [sd.VP(), sd.VE(), sd.SubVP(), sd.Cosine(), sd.EDM(), sd.RectifiedFlow()]
 each_sde = pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)

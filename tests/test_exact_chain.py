@@ -15,7 +15,7 @@ from torch import Tensor
 
 import sdediff as sd
 from sdediff.solvers import Problem, Solver, Step, StepNoise
-from sdediff.testing.paths import slope
+from sdediff.testing.orders import slope
 
 MEAN, COVARIANCE = (
     torch.tensor([0.3, -0.5, 0.8], dtype=torch.float64),

@@ -18,7 +18,7 @@ import sdediff.testing
 from sdediff import solvers
 from sdediff.mcmc.chains import ChainError
 from sdediff.solvers.external.driver import Stop
-from sdediff.testing.report import Finding
+from sdediff.testing.report import CheckError, Finding
 from sdediff.training import Interrupted
 
 
@@ -82,7 +82,8 @@ def classes(package: ModuleType) -> set[type[BaseException]]:
 
 
 FOUND = {kind for package in (sd, solvers) for kind in classes(package)} - {
-    solvers.portable.Portable
+    solvers.portable.Portable,
+    CheckError,
 }
 
 

@@ -17,7 +17,7 @@ from sdediff.reverse import Reverse
 from sdediff.solvers import Options, Solver, integrate
 from sdediff.solvers.exponential.flow import Flow
 from sdediff.solvers.exponential.stages import Stages, evaluate, evaluations, history
-from sdediff.testing.paths import Still, slope
+from sdediff.testing.orders import Still, slope
 
 LAW = sd.exact.GaussianMixture([[-0.5, 0.3], [0.5, 0.0], [0.2, -0.5]], 0.5)
 VP = sd.VP()

@@ -20,7 +20,7 @@ import sdediff as sd
 from sdediff.reverse import Reverse
 from sdediff.solvers import Solver, integrate
 from sdediff.solvers.exponential.flow import Moments
-from sdediff.testing.paths import Still, slope
+from sdediff.testing.orders import Still, slope
 
 VP = SDES["VP"]
 WIDE = sd.exact.GaussianMixture([[-0.5, 0.3], [0.5, 0.0], [0.2, -0.5]], 0.5)

@@ -35,7 +35,7 @@ from sdediff.solvers import (
 from sdediff.solvers.external.driver import Run
 from sdediff.solvers.external.ode import _SCIPY, _TORCHDIFFEQ
 from sdediff.solvers.external.sde import _METHODS
-from sdediff.testing.paths import slope
+from sdediff.testing.orders import slope
 
 # torchdiffeq's, of implicit_adams
 pytestmark = pytest.mark.filterwarnings("ignore:Functional iteration did not converge")

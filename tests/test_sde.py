@@ -15,7 +15,7 @@ from scipy.stats import multivariate_normal
 import sdediff as sd
 from sdediff.forward import Forward
 from sdediff.solvers import EulerMaruyama
-from sdediff.testing.paths import slope
+from sdediff.testing.orders import slope
 
 TIMES = torch.linspace(0.02, 1.0, 40, dtype=torch.float64)
 

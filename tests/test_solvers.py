@@ -15,7 +15,7 @@ import sdediff as sd
 from sdediff.reverse import Reverse
 from sdediff.solvers import Midpoint, RungeKutta, Solver, Tableau, integrate
 from sdediff.solvers.tableau import BOGACKI_SHAMPINE, DOP853, DORMAND_PRINCE, TSITOURAS
-from sdediff.testing.paths import slope
+from sdediff.testing.orders import slope
 
 ODE_ORDERS = {
     sd.solvers.Euler(variable="t"): 1,

@@ -14,7 +14,7 @@ from torch import Tensor
 import sdediff as sd
 from sdediff.reverse import Reverse
 from sdediff.solvers import Solver, StepNoise, expand, integrate
-from sdediff.testing.paths import slope
+from sdediff.testing.orders import slope
 
 MIXTURE = sd.exact.GaussianMixture([[-1.0, 0.5], [1.0, 0.0], [0.3, -1.0]], 0.3)
 STRONG = {

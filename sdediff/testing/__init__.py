@@ -7,11 +7,11 @@ they are first used.
 
 from typing import TYPE_CHECKING, Any
 
-from sdediff.testing.agreement import EquivalenceError, check_equivalence, check_equivalences
+from sdediff.testing.agreement import check_equivalence, check_equivalences
 from sdediff.testing.check import check_sde
 from sdediff.testing.equivalences import EQUIVALENCES, Case, evaluate
-from sdediff.testing.report import Finding, Report, SDEError
-from sdediff.testing.solvers import SolverError, check_solver
+from sdediff.testing.orders import check_solver
+from sdediff.testing.report import EquivalenceError, Finding, Report, SDEError, SolverError
 
 if TYPE_CHECKING:
     from sdediff.testing import strategies

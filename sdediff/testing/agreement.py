@@ -5,55 +5,29 @@ SDE.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 import torch
 
 from sdediff.arguments import Grid, Span, check_stochasticity, intervals, make_times
-from sdediff.exact import GaussianMixture
 from sdediff.exact.law import Law
 from sdediff.model import ScoreModel
 from sdediff.protocols import facts, is_model
 from sdediff.sde import VE, VP, SubVP
 from sdediff.solvers import DDIM, EulerMaruyama, Solver
 from sdediff.solvers.given import nearest, real, whole
-from sdediff.solvers.portable import Portable
 from sdediff.testing.causes import Run, cause
 from sdediff.testing.check import instance_of
-from sdediff.testing.equivalences import EQUIVALENCES, Case, evaluate
-from sdediff.testing.equivalences.case import default_cases
-from sdediff.testing.equivalences.table import agree
-from sdediff.testing.identity import settle
-from sdediff.testing.report import Finding, Report
+from sdediff.testing.equivalences import EQUIVALENCES, Case, agree, evaluate
+from sdediff.testing.equivalences.case import POINTS, default_cases
+from sdediff.testing.report import Comparison, EquivalenceError, Finding, Report, settle
 
-__all__ = ["EquivalenceError", "EquivalenceReport", "check_equivalence", "check_equivalences"]
+__all__ = ["check_equivalence", "check_equivalences"]
 
 _STEPS: Final = 10
-
-
-@dataclass(frozen=True)
-class EquivalenceReport(Report):
-    """The findings of `check_equivalence` and `check_equivalences`; ``sde`` holds the repr of what
-    was checked.
-    """
-
-    kind = "equivalence"
-
-
-class EquivalenceError(Portable, ValueError):
-    """Two things that should be one are not; ``report`` has all findings."""
-
-    def __init__(self, report: Report, what: str = "breaks") -> None:
-        self.report = report
-        count = (
-            "an equivalence"
-            if len(report.failures) == 1
-            else f"{len(report.failures)} equivalences"
-        )
-        head = f"{report.sde} {what}" if what != "breaks" else f"{report.sde} breaks {count}"
-        super().__init__("\n".join([f"{head}:", *report.lines()]))
+_Pairs = Iterator[tuple[str, Any, tuple[Solver, Solver], tuple[Any, Any]]]
+"""What to run: a name for it, the SDE, two solvers and two models."""
 
 
 def check_equivalences(
@@ -74,19 +48,16 @@ def check_equivalences(
     Raises TypeError for what is no SDE and ValueError for a name that is none.
     """
     instance = instance_of(sde, "check_equivalences")
-    chosen = list(EQUIVALENCES) if names is None else list(names)
+    chosen = list(EQUIVALENCES if names is None else names)
     for name in chosen:
         if name not in EQUIVALENCES:
             raise ValueError(
                 f"no equivalence is called {name!r}{nearest(name, EQUIVALENCES)}; known: "
                 f"{', '.join(EQUIVALENCES)}"
             )
-    if "kernel" in instance.offers:
-        cases = _cases(instance)
-        findings = [_over(name, cases) for name in chosen]
-    else:
-        findings = [Finding(name, "skipped", detail="needs a Gaussian kernel") for name in chosen]
-    return _settled(EquivalenceReport(repr(instance), tuple(findings)), verbose)
+    cases = _cases(instance) if "kernel" in instance.offers else []
+    findings = tuple(_over(name, cases) for name in chosen)
+    return Report(repr(instance), findings, "equivalence").conclude(EquivalenceError, verbose)
 
 
 def _cases(sde: Any) -> list[Case]:
@@ -99,16 +70,16 @@ def _cases(sde: Any) -> list[Case]:
         ) from error
 
 
-def _over(name: str, cases: Sequence[Case]) -> Finding:
+def _over(name: str, cases: list[Case]) -> Finding:
     """The first failure, with its case; else the largest deviation."""
-    found = []
+    found = [Finding(name, "skipped", detail="needs a Gaussian kernel")]
     for case in cases[:1] if EQUIVALENCES[name].costly else cases:
         finding = evaluate(name, case)
         if finding.verdict == "fail":
             return finding._replace(detail=f"{finding.detail}, in {case!r}")
         found.append(finding)
     held = [finding for finding in found if finding.verdict == "ok"]
-    return max(held, key=lambda finding: finding.deviation) if held else found[0]
+    return max(held, key=lambda finding: finding.deviation) if held else found[-1]
 
 
 def check_equivalence(
@@ -149,80 +120,81 @@ def check_equivalence(
     rows = whole("rows", rows, 1)
     if not bound > 0 or not math.isfinite(bound):
         raise ValueError(f"bound must be a positive number, got {bound!r}")
-    law = (
-        GaussianMixture([[-0.8, 0.4], [0.9, 0.1], [0.0, -1.0]], [0.3, 0.5, 0.2], [0.5, 0.3, 0.2])
-        if data is None
-        else data
-    )
+    law = POINTS if data is None else data
     if not isinstance(law, Law):
         raise TypeError(
             f"data must be a law of sdediff.exact such as GaussianMixture(...), got {data!r}"
         )
+    both = isinstance(a, Solver) and isinstance(b, Solver)
+    who = f"{a!r} and {b!r}"
+    if both:
+        pairs = _solvers(a, b, sde, solver, law)
+    elif is_model(a) and is_model(b):
+        one, other = (getattr(each, "predicts", "") for each in (a, b))
+        who = f"a model of {one} and one of {other}"
+        pairs = _models(a, b, sde, solver)
+    else:
+        classes = any(isinstance(each, type) for each in (a, b))
+        hint = "; write it with parentheses, as a value" if classes else ""
+        raise TypeError(f"check_equivalence takes two solvers or two ScoreModels, got {who}{hint}")
     runs = []
-    for pair, process, models, name in _pairs(a, b, sde, solver, law):
-        times = _times(pair, process, steps, grid)
-        lams = tuple(
+    for name, process, pair, models in pairs:
+        own = [each for each in pair if each.times is not None]
+        fixed = next(iter(own), None) or min(pair, key=lambda each: each.adaptive)
+        free = not own and not fixed.adaptive and intervals(steps, grid) is None
+        count = _STEPS if free else steps
+        times = make_times(
+            Span(process, process.t_max, process.t_min), fixed, count, grid, None, None
+        )
+        lams = [
             check_stochasticity(each, stochasticity if each.diffuses else None, times)
             for each in pair
-        )
+        ]
         case = Case(process, law, tuple(times.tolist()), "v", seed, rows)
-        labels = (
-            (repr(a), repr(b))
-            if isinstance(a, Solver)
-            else (f"a ({models[0].predicts})", f"b ({models[1].predicts})")
-        )
-        refinable = not any(each.adaptive or each.times is not None for each in pair)
-        run = Run(case, pair, models, lams, labels, bound, refinable=refinable)
-        runs.append((name, run))
+        labels = (repr(a), repr(b))
+        if not both:
+            labels = (f"a ({models[0].predicts})", f"b ({models[1].predicts})")
+        refinable = not own and not any(each.adaptive for each in pair)
+        runs.append((name, Run(case, pair, models, tuple(lams), labels, bound, refinable)))
     with torch.inference_mode(False), torch.no_grad():
-        findings = [_compared(name, run) for name, run in runs]
-    one, other = runs[0][1].models
-    who = (
-        f"{a!r} and {b!r}"
-        if isinstance(a, Solver)
-        else f"a model of {one.predicts} and one of {other.predicts}"
-    )
-    return _settled(EquivalenceReport(who, tuple(findings)), verbose, "differ")
+        findings = tuple(settle(name, _compared(run)) for name, run in runs)
+    report = Report(who, findings, "equivalence")
+    return report.conclude(EquivalenceError, verbose, "differ")
 
 
-def _pairs(
-    a: Any, b: Any, sde: Any, solver: Solver | None, law: Law
-) -> list[tuple[tuple[Solver, Solver], Any, tuple[Any, Any], str]]:
-    """What to run: two solvers, the SDE, two models, and a name for it."""
-    if isinstance(a, Solver) and isinstance(b, Solver):
-        if solver is not None:
-            raise ValueError("solver= is for two models; two solvers are compared with one another")
-        discrete = next((each for each in (a, b) if each.times is not None), None)
-        if discrete is not None and sde is None:
+def _solvers(a: Any, b: Any, sde: Any, solver: Solver | None, law: Law) -> _Pairs:
+    if solver is not None:
+        raise ValueError("solver= is for two models; two solvers are compared with one another")
+    for each in (a, b):
+        if each.times is not None and sde is None:
             raise ValueError(
-                f"{discrete!r} is a discrete model with a grid of its own: pass the sde= that it "
+                f"{each!r} is a discrete model with a grid of its own: pass the sde= that it "
                 "was made from"
             )
-        processes = (
-            [VP(), VE(), SubVP()]
-            if sde is None
-            else [_linear(instance_of(sde, "check_equivalence"))]
-        )
-        return [((a, b), each, (law.model(each),) * 2, f"on {each!r}") for each in processes]
-    if is_model(a) and is_model(b):
-        process = _linear(a.sde if sde is None else instance_of(sde, "check_equivalence"))
-        for name, model in (("a", a), ("b", b)):
-            _same_schedule(process, model.sde, name)
-            if facts(model).device.type != "cpu":
-                raise ValueError(
-                    f"check_equivalence runs on the host, in float64: move the model {name} "
-                    "there, by .cpu()"
-                )
-        chosen: list[Solver] = [DDIM(), EulerMaruyama()] if solver is None else [solver]
-        return [((each, each), process, (a, b), f"by {each!r}") for each in chosen]
-    hint = (
-        "; write it with parentheses, as a value"
-        if any(isinstance(each, type) for each in (a, b))
-        else ""
-    )
-    raise TypeError(
-        f"check_equivalence takes two solvers or two ScoreModels, got {a!r} and {b!r}{hint}"
-    )
+    given = () if sde is None else (_linear(instance_of(sde, "check_equivalence")),)
+    for process in given or (VP(), VE(), SubVP()):
+        yield f"on {process!r}", process, (a, b), (law.model(process),) * 2
+
+
+def _models(a: Any, b: Any, sde: Any, solver: Solver | None) -> _Pairs:
+    process = _linear(a.sde if sde is None else instance_of(sde, "check_equivalence"))
+    t = torch.linspace(process.t_min, process.t_max, 9, dtype=torch.float64)
+    for name, model in (("a", a), ("b", b)):
+        if model.sde is not process and not all(
+            torch.allclose(getattr(process, c)(t), getattr(_linear(model.sde), c)(t), 1e-9, 0)
+            for c in ("alpha", "sigma")
+        ):
+            raise ValueError(
+                f"the model {name} belongs to {model.sde!r}, not to {process!r}: samples of "
+                "two SDEs agree only up to scale"
+            )
+        if facts(model).device.type != "cpu":
+            raise ValueError(
+                f"check_equivalence runs on the host, in float64: move the model {name} "
+                "there, by .cpu()"
+            )
+    for each in (DDIM(), EulerMaruyama()) if solver is None else (solver,):
+        yield f"by {each!r}", process, (each, each), (a, b)
 
 
 def _times(
@@ -246,35 +218,6 @@ def _linear(sde: Any) -> Any:
     return sde
 
 
-def _same_schedule(sde: Any, other: Any, name: str) -> None:
-    t = torch.linspace(sde.t_min, sde.t_max, 9, dtype=torch.float64)
-    if other is not sde and not all(
-        torch.allclose(getattr(sde, c)(t), getattr(_linear(other), c)(t), rtol=1e-9, atol=0)
-        for c in ("alpha", "sigma")
-    ):
-        raise ValueError(
-            f"the model {name} belongs to {other!r}, not to {sde!r}: samples of two SDEs agree "
-            "only up to scale"
-        )
-
-
-def _compared(name: str, run: Run) -> Finding:
-    def comparisons() -> Any:
-        found = agree(run.labels[0], *run.states(), run.case.times, run.bound)
-        yield (
-            found._replace(hint=cause(run) or found.hint)
-            if found.deviation > found.bound
-            else found
-        )
-
-    return settle(name, comparisons())
-
-
-def _settled(report: Report, verbose: bool, what: str = "breaks") -> Report:
-    if verbose:
-        print(report)
-    if not report.passed:
-        raise EquivalenceError(report, what) from next(
-            (f.error for f in report.failures if f.error is not None), None
-        )
-    return report
+def _compared(run: Run) -> Iterator[Comparison]:
+    found = agree(run.labels[0], *run.states(), run.case.times, run.bound)
+    yield found._replace(hint=cause(run) or found.hint) if found.broken else found

@@ -13,11 +13,10 @@ from torch import Tensor
 from sdediff.model import ScoreModel
 from sdediff.modules import evaluating
 from sdediff.predictions import PREDICTIONS
-from sdediff.reverse import Reverse
-from sdediff.solvers import Noise, Options, Solver
+from sdediff.solvers import Noise, Solver
 from sdediff.testing.equivalences.case import Case
-from sdediff.testing.paths import Still, slope
-from sdediff.testing.slips import likely_slip
+from sdediff.testing.orders import Still, slope
+from sdediff.testing.report import likely_slip
 
 __all__ = ["Run", "cause"]
 
@@ -40,21 +39,11 @@ class Run:
 
     def states(self, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
         """What each makes of the start, at all times of the grid."""
-        first, second = (
-            self._solve(i, self.case.noise if noise is None else noise) for i in (0, 1)
-        )
-        return first, second
-
-    def _solve(self, i: int, noise: Noise) -> Tensor:
-        solver, case = self.pair[i], self.case
-        with evaluating(self.models[i]):
-            problem = Reverse(self.models[i], case.rows, self.lams[i])
-            out = solver.solve(
-                problem, case.start(), case.times, noise, Options(trajectory=True)
-            ).trajectory
-        if out is None:
-            raise ValueError(f"{solver!r} kept no trajectory")
-        return out
+        found = []
+        for solver, model, lam in zip(self.pair, self.models, self.lams, strict=True):
+            with evaluating(model):
+                found.append(self.case.solve(solver, lam, model=model, noise=noise))
+        return found[0], found[1]
 
     def short(self, share: float) -> Run:
         """On one step, that share of the middle interval of the grid."""
@@ -79,9 +68,8 @@ def _misread(run: Run) -> str:
     """Whether a network of one model, read as another prediction, is the other model; else how
     their noises differ.
     """
-    case = run.case
-    t = case.times[len(case.times) // 2]
-    x = case.start(case.times[len(case.times) // 2])
+    t = run.case.times[len(run.case.times) // 2]
+    x = run.case.start(t)
     for i, name in ((1, "b"), (0, "a")):
         mine, due = run.models[i], _noise_of(run.models[1 - i], x, t)
         for way in PREDICTIONS:
@@ -136,11 +124,11 @@ def _order(run: Run) -> str:
     if not all(0 < gap < float("inf") for gap in gaps):
         return ""
     power = slope(gaps, 10.0)
+    said = f"one step h differs as h^{power:.1f}"
     if power >= 1.3:
-        return f"two discretizations of one process: one step h differs as h^{power:.1f}"
-    if power >= 0.75:
-        return f"one step h differs as h^{power:.1f}: another drift"
-    return f"one step h differs as h^{power:.1f}: another amount of noise (stochasticity, eta)"
+        return f"two discretizations of one process: {said}"
+    kind = "drift" if power >= 0.75 else "amount of noise (stochasticity, eta)"
+    return f"{said}: another {kind}"
 
 
 def _close(given: Tensor, expected: Tensor, bound: float) -> bool:

@@ -1,4 +1,6 @@
-"""What a solver promises: each contract a function of the solver that yields what it compares."""
+"""What a solver promises of its form: each contract a function of the solver that yields what it
+compares.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import FrozenInstanceError, fields, is_dataclass
 from functools import cache
-from typing import Final, Literal
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -15,15 +17,32 @@ from sdediff.exact import Gaussian, GaussianMixture
 from sdediff.model import ScoreModel
 from sdediff.reverse import Reverse
 from sdediff.sde import LinearSDE
-from sdediff.solvers import Options, Snapshot, Solution, Solver, White, seeds
+from sdediff.solvers import Noise, Options, Snapshot, Solution, Solver, White, seeds
 from sdediff.solvers.needs import unknown_needs
-from sdediff.testing.identity import Comparison, Skip, compare, require
+from sdediff.testing.report import (
+    Check,
+    Comparison,
+    Skip,
+    compare,
+    require,
+)
 
-__all__ = ["CONTRACTS", "Contract"]
+__all__ = [
+    "CONTRACTS",
+    "END",
+    "GAUSSIAN",
+    "MIXTURE",
+    "ROWS",
+    "SDE",
+    "START",
+    "contract",
+    "fixed",
+    "grid",
+    "solve",
+    "states",
+]
 
-Contract = Callable[[Solver], Iterator[Comparison]]
-
-CONTRACTS: Final[dict[str, Contract]] = {}
+CONTRACTS: Final[dict[str, Check]] = {}
 
 
 class _Rotating(LinearSDE):
@@ -46,327 +65,239 @@ class _Rotating(LinearSDE):
         return torch.sin(0.5 * math.pi * t)
 
 
-class _Spreading(LinearSDE):
-    """alpha = 1 and sigma = 0.05 * 200^t: the noise explodes."""
-
-    sigma_0 = 0.05
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
-
-    def sigma(self, t: Tensor) -> Tensor:
-        return 0.05 * 200**t
-
-
-_SDE, _WIDE = _Rotating(), _Spreading()
-_MIXTURE: Final = GaussianMixture([[-0.5, 0.3], [0.5, 0.0], [0.2, -0.5]], 0.5)
-_GAUSSIAN: Final = Gaussian(0.4, 0.09)
-_START = 0.8
-_END = 0.2
-_ROWS = 6
+SDE: Final = _Rotating()
+_WIDE: Final = LinearSDE(
+    alpha=lambda t: torch.ones_like(t), sigma=lambda t: 0.05 * 200**t, sigma_0=0.05
+)
+"""The noise explodes."""
+MIXTURE: Final = GaussianMixture([[-0.5, 0.3], [0.5, 0.0], [0.2, -0.5]], 0.5)
+GAUSSIAN: Final = Gaussian(0.4, 0.09)
+START: Final = 0.8
+END: Final = 0.2
+ROWS: Final = 6
 
 
-def _contract(name: str) -> Callable[[Contract], Contract]:
-    def enter(check: Contract) -> Contract:
+def contract(name: str) -> Callable[[Check], Check]:
+    """Enter a function of the solver into the table under that name."""
+
+    def enter(check: Check) -> Check:
         CONTRACTS[name] = check
         return check
 
     return enter
 
 
-def _lam(solver: Solver) -> float:
-    return 1.0 if solver.diffuses else 0.0
-
-
-def _grid(n: int) -> Tensor:
-    return torch.linspace(_START, _END, n + 1, dtype=torch.float64)
+def grid(n: int) -> Tensor:
+    """n intervals from START to END."""
+    return torch.linspace(START, END, n + 1, dtype=torch.float64)
 
 
 @cache
-def _x(rows: int = _ROWS) -> Tensor:
+def states(rows: int = ROWS) -> Tensor:
+    """Samples of the mixture's law at START, (rows, 2)."""
     z = torch.randn(rows, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return _SDE.perturb(_MIXTURE.sample(rows, seed=0), _START, z)
+    return SDE.perturb(MIXTURE.sample(rows, seed=0), START, z)
 
 
-def _white(
-    keys: tuple[int, ...], event: tuple[int, ...] = (2,), dtype: torch.dtype = torch.float64
-) -> White:
-    return White(keys, event, dtype=dtype)
-
-
-def _solve(
+def solve(
     solver: Solver,
-    rows: tuple[int, ...],
-    callback: Callable[[Snapshot], None] | None = None,
+    rows: tuple[int, ...] | int = 2,
     n: int = 5,
+    *,
+    model: ScoreModel | None = None,
+    lam: float | None = None,
+    x: Tensor | None = None,
+    times: Tensor | None = None,
+    noise: Noise | None = None,
+    options: Options | None = None,
 ) -> Solution:
-    problem = Reverse(_MIXTURE.model(_SDE), len(rows), _lam(solver))
-    keys = tuple(seeds(0, _ROWS)[i] for i in rows)
-    return solver.solve(
-        problem, _x()[list(rows)], _times(solver, n), _white(keys), Options(callback=callback)
-    )
+    """Solve for some of the rows of `states` in n steps, or as an adaptive solver will, on the
+    mixture's model, at stochasticity 1 if the solver diffuses.
+    """
+    chosen = tuple(range(rows)) if isinstance(rows, int) else rows
+    x = states()[list(chosen)] if x is None else x
+    if noise is None:
+        keys = tuple(seeds(0, ROWS)[i] for i in chosen)
+        noise = White(keys, tuple(x.shape[1:]), dtype=x.dtype)
+    lam = float(solver.diffuses) if lam is None else lam
+    problem = Reverse(MIXTURE.model(SDE) if model is None else model, len(x), lam)
+    times = grid(1 if solver.adaptive else n) if times is None else times
+    return solver.solve(problem, x, times, noise, options or Options())
 
 
-def _times(solver: Solver, n: int) -> Tensor:
-    return _grid(n) if not solver.adaptive else _grid(1)
-
-
-def _fixed(solver: Solver) -> None:
+def fixed(solver: Solver) -> None:
+    """Skip adaptive solvers."""
     if solver.adaptive:
         raise Skip("chooses its own steps")
 
 
-# -- form ------------------------------------------------------------------------------------------
-
-
-@_contract("a frozen value")
+@contract("a frozen value")
 def _frozen(solver: Solver) -> Iterator[Comparison]:
     what = f"{type(solver).__name__} must be a frozen dataclass"
     hint = "write @dataclass(frozen=True) above the class"
-    parameters = getattr(type(solver), "__dataclass_params__", None)
-    yield require(
-        is_dataclass(solver) and parameters is not None and parameters.frozen, what, hint=hint
-    )
+    parameters: Any = getattr(type(solver), "__dataclass_params__", None)
+    yield require(parameters is not None and parameters.frozen, what, hint=hint)
     if not is_dataclass(solver):
         return
-    for field in fields(solver):
+    names = [field.name for field in fields(solver)]
+    for name in names:
         try:
-            setattr(solver, field.name, getattr(solver, field.name))
+            setattr(solver, name, getattr(solver, name))
         except FrozenInstanceError:
             continue
-        yield require(False, f"{what}: {field.name} can be set", hint=hint)
+        yield require(False, f"{what}: {name} can be set", hint=hint)
     try:
         hash(solver)
     except TypeError as error:
-        yield require(
-            False,
-            f"{what} whose fields are hashable: {error}",
-            hint="take tuples for lists and dictionaries",
-        )
-    kept = {field.name for field in fields(solver)}
-    before = {name: value for name, value in vars(solver).items() if name in kept}
-    _solve(solver, (0, 1))
-    now = {name: value for name, value in vars(solver).items() if name in kept}
-    yield require(
-        repr(before) == repr(now),
-        "a solve changed the fields",
-        hint="hand on what is remembered in Step.state",
-    )
+        hint = "take tuples for lists and dictionaries"
+        yield require(False, f"{what} whose fields are hashable: {error}", hint=hint)
+    before = repr([vars(solver).get(name) for name in names])
+    solve(solver)
+    same = before == repr([vars(solver).get(name) for name in names])
+    hint = "hand on what is remembered in Step.state"
+    yield require(same, "a solve changed the fields", hint=hint)
 
 
-@_contract("needs")
+@contract("needs")
 def _needs(solver: Solver) -> Iterator[Comparison]:
     unknown = unknown_needs(solver)
     yield require(not unknown, unknown)
 
 
-@_contract("evaluations")
+@contract("evaluations")
 def _evaluations(solver: Solver) -> Iterator[Comparison]:
     """NFE = evaluations a step, and one to start where steps share a stage."""
-    _fixed(solver)
-    counts = [int(_solve(solver, (0,), n=n).nfe.max()) for n in (3, 6)]
-    per_step = (counts[1] - counts[0]) / 3
-    yield compare(
-        "the number of evaluations a step",
-        per_step,
-        float(solver.evaluations),
-        {},
-        0.0,
-        hint="count them in `evaluations`",
-    )
-    start = counts[0] - 3 * per_step
-    yield require(
-        start in (0, 1), f"{start:g} evaluations are made before the first step; 1 at most"
-    )
+    fixed(solver)
+    few, many = (int(solve(solver, 1, n).nfe.max()) for n in (3, 6))
+    per_step = (many - few) / 3
+    what, hint = "the number of evaluations a step", "count them in `evaluations`"
+    yield compare(what, per_step, float(solver.evaluations), {}, 0.0, hint=hint)
+    start = few - 3 * per_step
+    detail = f"{start:g} evaluations are made before the first step; 1 at most"
+    yield require(start in (0, 1), detail)
 
 
-@_contract("draws noise iff stochastic")
+@contract("draws noise iff stochastic")
 def _draws(solver: Solver) -> Iterator[Comparison]:
-    one = _solve(solver, (0, 1)).x
-    other = solver.solve(
-        Reverse(_MIXTURE.model(_SDE), 2, _lam(solver)),
-        _x()[:2],
-        _times(solver, 5),
-        _white(seeds(9, 2)),
-        Options(),
-    ).x
-    moved = bool((one != other).any())
-    yield require(
-        moved == solver.stochastic,
-        f"stochastic = {solver.stochastic}, and seeds {'do' if moved else 'do not'} matter",
-    )
+    other = White(seeds(9, 2), (2,), dtype=torch.float64)
+    moved = bool((solve(solver).x != solve(solver, noise=other).x).any())
+    detail = f"stochastic = {solver.stochastic}, and seeds {'do' if moved else 'do not'} matter"
+    yield require(moved == solver.stochastic, detail)
     yield require(solver.stochastic or not solver.diffuses, "diffuses, and is not stochastic")
 
 
-@_contract("global generator")
+@contract("global generator")
 def _global(solver: Solver) -> Iterator[Comparison]:
     before = torch.get_rng_state()
-    _solve(solver, (0, 1))
-    moved = not torch.equal(before, torch.get_rng_state())
-    yield require(
-        not moved,
-        "torch's global generator was moved",
-        hint="draw from the `noise` that step is handed, not by torch.randn",
-    )
+    solve(solver)
+    same = torch.equal(before, torch.get_rng_state())
+    hint = "draw from the `noise` that step is handed, not by torch.randn"
+    yield require(same, "torch's global generator was moved", hint=hint)
 
 
-@_contract("batch invariance")
+@contract("batch invariance")
 def _batch(solver: Solver) -> Iterator[Comparison]:
+    whole = solve(solver, ROWS).x
     hint = "a mean, norm or maximum over the batch: reduce over the event only"
-    whole, order = _solve(solver, tuple(range(_ROWS))).x, (3, 0, 5, 2, 1, 4)
-    yield compare(
-        "a sample of a permuted batch",
-        _solve(solver, order).x,
-        whole[list(order)],
-        {},
-        1e-6,
-        scale=1.0,
-        hint=hint,
-    )
-    for i in (0, 4):
-        yield compare(
-            "a sample alone", _solve(solver, (i,)).x[0], whole[i], {}, 1e-6, scale=1.0, hint=hint
-        )
+    for rows in ((3, 0, 5, 2, 1, 4), (0,), (4,)):
+        what = "a sample alone" if len(rows) == 1 else "a sample of a permuted batch"
+        out = solve(solver, rows).x
+        yield compare(what, out, whole[list(rows)], {}, 1e-6, scale=1.0, hint=hint)
 
 
-@_contract("interleaved solves")
+@contract("interleaved solves")
 def _interleaved(solver: Solver) -> Iterator[Comparison]:
     """A solve inside another after each of its first steps."""
-    alone, inside = (_solve(solver, rows).x for rows in ((0, 1), (2, 3)))
+    alone, inside = (solve(solver, rows).x for rows in ((0, 1), (2, 3)))
     within: list[Tensor] = []
 
     def between(snapshot: Snapshot) -> None:
         if snapshot.step <= 3:
-            within.append(_solve(solver, (2, 3)).x)
+            within.append(solve(solver, (2, 3)).x)
 
-    mixed = _solve(solver, (0, 1), between).x
+    mixed = solve(solver, options=Options(callback=between)).x
     same = torch.equal(mixed, alone) and all(torch.equal(x, inside) for x in within)
-    yield require(
-        same,
-        "two interleaved solves differ from separate ones",
-        hint="state on the solver: hand it on in Step.state",
-    )
+    what = "two interleaved solves differ from separate ones"
+    yield require(same, what, hint="state on the solver: hand it on in Step.state")
 
 
-@_contract("grid")
+@contract("grid")
 def _honoured(solver: Solver) -> Iterator[Comparison]:
     """No evaluation outside the grid; `Solution.times` is the grid."""
-    model, times = _MIXTURE.model(_SDE), []
-    net = model.net
+    model = MIXTURE.model(SDE)
+    asked: list[float] = []
 
     def record(x: Tensor, t: Tensor) -> Tensor:
-        times.extend(t.double().tolist())
-        out: Tensor = net(x, t)
+        asked.extend(t.double().tolist())
+        out: Tensor = model.net(x, t)
         return out
 
-    model = ScoreModel(record, _SDE, model.predicts)
-    grid = torch.tensor([0.8, 0.7, 0.69, 0.4, 0.2], dtype=torch.float64)
-    out = solver.solve(
-        Reverse(model, 2, _lam(solver)),
-        _x()[:2],
-        grid,
-        _white(seeds(0, 2)),
-        Options(trajectory=True),
-    )
-    low, high = min(times, default=_END), max(times, default=_START)
-    detail = (
-        f"the model is asked at times from {low:.6g} to {high:.6g}; the grid goes from {_START} "
-        f"to {_END}"
-    )
+    times = torch.tensor([0.8, 0.7, 0.69, 0.4, 0.2], dtype=torch.float64)
+    watched = ScoreModel(record, SDE, model.predicts)
+    out = solve(solver, model=watched, times=times, options=Options(trajectory=True))
+    low, high = min(asked, default=END), max(asked, default=START)
     yield require(
-        low >= _END - 1e-9 and high <= _START + 1e-9,
-        detail,
+        low >= END - 1e-9 and high <= START + 1e-9,
+        f"the model is asked at times from {low:.6g} to {high:.6g}; the grid goes from {START} "
+        f"to {END}",
         hint="stages lie between t and s: t + c (s - t), 0 <= c <= 1",
     )
-    yield require(torch.equal(out.times, grid), "Solution.times is not the grid")
+    yield require(torch.equal(out.times, times), "Solution.times is not the grid")
 
 
-@_contract("any rank")
+@contract("any rank")
 def _rank(solver: Solver) -> Iterator[Comparison]:
     model = ScoreModel(
-        lambda x, t: x * _SDE.sigma(t.double()).to(x).reshape(-1, *(1,) * (x.ndim - 1)), _SDE
+        lambda x, t: x * SDE.sigma(t.double()).to(x).reshape(-1, *(1,) * (x.ndim - 1)), SDE
     )
     for event in ((), (2, 3), (1, 2, 3)):
-        out, flat = (
-            solver.solve(
-                Reverse(model, 2, _lam(solver)),
-                torch.ones(2, *shape).double(),
-                _times(solver, 3),
-                _white((1, 2), shape),
-                Options(),
-            ).x
-            for shape in (event, (math.prod(event),))
-        )
-        yield require(
-            out.shape == (2, *event),
-            f"a state of shape {(2, *event)} came back as {tuple(out.shape)}",
-        )
-        yield compare(
-            f"a state of shape {(2, *event)}",
-            out.reshape(-1),
-            flat.reshape(-1),
-            {},
-            1e-6,
-            scale=1.0,
-        )
+        x = torch.ones(2, *event).double()
+        out, flat = (solve(solver, n=3, model=model, x=y).x for y in (x, x.reshape(2, -1)))
+        what = f"a state of shape {(2, *event)}"
+        yield require(out.shape == x.shape, f"{what} came back as {tuple(out.shape)}")
+        yield compare(what, out.reshape(-1), flat.reshape(-1), {}, 1e-6, scale=1.0)
 
 
-@_contract("dtype")
+@contract("dtype")
 def _dtype(solver: Solver) -> Iterator[Comparison]:
-    model = ScoreModel(lambda x, t: 0.5 * x, _SDE)
+    model = ScoreModel(lambda x, t: 0.5 * x, SDE)
+    hint = "multiply by expand(c, x), which has the dtype of x"
     for dtype in (torch.float32, torch.float64):
-        problem, noise = Reverse(model, 2, _lam(solver)), _white((1, 2), dtype=dtype)
-        out = solver.solve(problem, _x()[:2].to(dtype), _times(solver, 3), noise, Options()).x
-        name = str(dtype).removeprefix("torch.")
-        hint = "multiply by expand(c, x), which has the dtype of x"
-        yield require(
-            out.dtype == dtype,
-            f"a {name} state came back as {str(out.dtype).removeprefix('torch.')}",
-            hint=hint,
-        )
+        out = solve(solver, n=3, model=model, x=states()[:2].to(dtype)).x
+        given, got = (str(d).removeprefix("torch.") for d in (dtype, out.dtype))
+        yield require(out.dtype == dtype, f"a {given} state came back as {got}", hint=hint)
 
 
-@_contract("finite")
+@contract("finite")
 def _finite(solver: Solver) -> Iterator[Comparison]:
     """1 to 5 steps over the whole usable range of an SDE of unit variance and of one whose noise
     explodes.
     """
-    for sde in (_SDE, _WIDE):
+    for sde in (SDE, _WIDE):
         for n in range(1, 2 if solver.adaptive else 6):
-            grid = torch.linspace(sde.t_max, sde.t_min, n + 1, dtype=torch.float64)
-            x = _x()[:2] * float(sde.sigma(grid[0]))
-            problem = Reverse(_MIXTURE.model(sde), 2, _lam(solver))
-            out = solver.solve(problem, x, grid, _white((1, 2)), Options(on_fail="return"))
+            times = torch.linspace(sde.t_max, sde.t_min, n + 1, dtype=torch.float64)
+            x = states()[:2] * float(sde.sigma(times[0]))
+            model = MIXTURE.model(sde)
+            out = solve(solver, model=model, x=x, times=times, options=Options(on_fail="return"))
             yield require(
                 out.success and bool(torch.isfinite(out.x).all()),
-                f"not finite after {n} steps from {grid[0]:g} to {grid[-1]:g}",
+                f"not finite after {n} steps from {times[0]:g} to {times[-1]:g}",
             )
 
 
-@_contract("gradients")
+@contract("gradients")
 def _gradients(solver: Solver) -> Iterator[Comparison]:
     grads = []
-    ways: tuple[Literal["full", "checkpoint"], ...] = ("full", "checkpoint")
-    for grad in ways:
-        x = _x()[:2].clone().requires_grad_()
-        problem = Reverse(_MIXTURE.model(_SDE), 2, _lam(solver))
-        options = Options(grad=grad)
+    for options in (Options(grad="full"), Options(grad="checkpoint")):
+        x = states()[:2].clone().requires_grad_()
         with torch.enable_grad():
-            out = solver.solve(problem, x, _times(solver, 3), _white((1, 2)), options).x
+            out = solve(solver, n=3, x=x, options=options).x
             if not out.requires_grad:
-                yield require(
-                    False,
-                    "no gradient flows from the end to the start",
-                    hint="a detach(), .data or torch.no_grad()",
-                )
+                what = "no gradient flows from the end to the start"
+                yield require(False, what, hint="a detach(), .data or torch.no_grad()")
                 return
             grads.append(torch.autograd.grad(out.square().sum(), x)[0])
-    yield require(bool((grads[0] != 0).all()), "the gradient with respect to the start is 0")
-    yield compare(
-        "the gradient by grad='checkpoint'",
-        grads[1],
-        grads[0],
-        {},
-        1e-6,
-        scale=grads[0].abs().max(),
-    )
+    full, again = grads
+    yield require(bool((full != 0).all()), "the gradient with respect to the start is 0")
+    what = "the gradient by grad='checkpoint'"
+    yield compare(what, again, full, {}, 1e-6, scale=full.abs().max())

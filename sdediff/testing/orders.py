@@ -1,52 +1,155 @@
-"""Orders and laws that a solver promises: the second part of the contracts."""
+"""Whether a solver keeps what it promises: `check_solver`, and the contracts of its orders and
+laws; with no noise at all, and orders read off errors, for tests of solvers.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from sdediff.exact.chain import affine_moments
 from sdediff.reverse import Reverse
-from sdediff.solvers import BrownianPath, Noise, Options, RungeKutta, Solver, integrate, seeds
+from sdediff.solvers import BrownianPath, RungeKutta, Solver, StepNoise, seeds
 from sdediff.solvers.runge_kutta import DormandPrince
 from sdediff.solvers.stochastic import SRA3, EulerMaruyama
 from sdediff.testing.contracts import (
-    _END,
-    _GAUSSIAN,
-    _MIXTURE,
-    _ROWS,
-    _SDE,
-    _START,
-    _contract,
-    _fixed,
-    _grid,
-    _solve,
-    _white,
-    _x,
+    CONTRACTS,
+    END,
+    GAUSSIAN,
+    ROWS,
+    SDE,
+    START,
+    contract,
+    fixed,
+    grid,
+    solve,
+    states,
 )
-from sdediff.testing.identity import Comparison, Skip, compare
-from sdediff.testing.paths import Still, slope
+from sdediff.testing.report import Comparison, Report, Skip, SolverError, compare, settle
 
-__all__: list[str] = []
+__all__ = ["Still", "check_solver", "measured", "slope"]
+
+
+def check_solver(solver: Solver, *, verbose: bool = True) -> Report:
+    """Check what every solver promises, and raise `SolverError` naming the contracts that fail.
+
+    - form: a frozen, hashable value that a solve leaves as it is; ``needs`` are known; as many
+      ``evaluations`` a step as it says;
+    - noise: seeds matter if and only if it is ``stochastic``; torch's global generator is not
+      touched;
+    - samples: alone, permuted or interleaved with another solve the same; no evaluation outside the
+      grid;
+    - states: any rank, the dtype kept, finite in 1 to 5 steps; gradients flow, and checkpointed
+      they are the same;
+    - order: that of the probability flow at stochasticity 0 (``order`` if deterministic;
+      ``deterministic_order``, else 1, if stochastic), the weak ``order`` by exact moments of
+      Gaussian data, and, where it declares one, ``strong_order`` along a path. Measured orders may
+      fall short by 0.25; deterministic ones above 4 are checked as 4.
+
+    What does not apply is skipped, by name: correctors and solvers that move samples nowhere have
+    no order, adaptive ones are held against the flow by their tolerances. Prints a table unless
+    ``verbose`` is false and returns it as a `Report`. Takes about a second. Raises TypeError for
+    what is no solver, and ValueError for a discrete model with a grid of its own.
+    """
+    if isinstance(solver, type) or not isinstance(solver, Solver):
+        hint = f"; write {solver.__name__}()" if isinstance(solver, type) else ""
+        raise TypeError(f"check_solver takes a solver value, got {solver!r}{hint}")
+    if solver.times is not None:
+        raise ValueError(
+            f"{solver!r} is a discrete model with a grid of its own: hold its moments against "
+            "the law by Gaussian.chain"
+        )
+    with torch.inference_mode(False), torch.no_grad():
+        findings = tuple(settle(name, check(solver)) for name, check in CONTRACTS.items())
+    return Report(repr(solver), findings, "contract").conclude(SolverError, verbose)
+
+
+def slope(errors: Sequence[float], factor: float = 2.0) -> float:
+    """Order of convergence from errors on grids refined by ``factor``, by least squares in the
+    logarithm.
+    """
+    logs = torch.tensor(errors, dtype=torch.float64).log()
+    n = torch.arange(len(errors), dtype=torch.float64)
+    n = n - n.mean()
+    return float(-(n * logs).sum() / (n**2).sum() / math.log(factor))
+
+
+@dataclass(frozen=True)
+class Still:
+    """Noise that is 0 everywhere, for states of that shape (rows, *event)."""
+
+    shape: tuple[int, ...]
+
+    def at(self, step: int) -> StepNoise:
+        """No noise."""
+        return self
+
+    def take(self, rows: Tensor) -> Self:
+        """No noise for some of the rows."""
+        return replace(self, shape=(len(rows), *self.shape[1:]))
+
+    def tree(self) -> None:
+        """None: any steps will do."""
+
+    def normal(self, stream: str = "path", k: int = 0) -> Tensor:
+        """Zeros."""
+        return torch.zeros(self.shape, dtype=torch.float64)
+
+    def over(self, a: Tensor, b: Tensor, k: int = 0) -> Tensor:
+        """Zeros."""
+        return self.normal()
+
+    def increment(self, a: Tensor, b: Tensor) -> Tensor:
+        """Zeros."""
+        return self.normal()
+
+    def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Zeros."""
+        return self.normal(), self.normal()
+
+
+def measured(
+    what: str,
+    errors: list[float],
+    claim: float,
+    *,
+    where: str = "",
+    hint: str = "",
+    places: str = "each at twice the steps",
+) -> Comparison:
+    """By how much the order that errors on grids refined by 2 show falls short of the claim."""
+    order = slope([max(error, 1e-300) for error in errors])
+    shown = ", ".join(f"{error:.2g}" for error in errors)
+    gap = max(0.0, claim - order) if errors[-1] >= 1e-10 else 0.0
+    if order < 0.3:
+        hint = "the errors do not fall: a wrong factor or sign in the drift, or in the noise"
+    elif gap > 0.25:
+        hint = hint or (
+            f"order {max(1, round(2 * order) / 2):g} for a claim of {claim:g}: a stage at the "
+            "wrong place, or too high a claim"
+        )
+    detail = f"{what} is {order:.2f}, not {claim:g} (errors {shown}, {places})"
+    return Comparison(gap, 0.25, where, detail, hint, note=f"{order:.2f} for a claim of {claim:g}")
 
 
 def _chain(solver: Solver, times: Tensor, lam: float, spread: float = 1.0) -> tuple[Tensor, Tensor]:
     """Mean and variance (1,) of the chain on Gaussian data, from the law at times[0], its spread
     multiplied by ``spread``.
     """
-    mean, cov = _GAUSSIAN.moments(_SDE, times[0])
-    model = _GAUSSIAN.model(_SDE)
-    return affine_moments(
-        lambda rows: Reverse(model, rows, lam), solver, times, mean, spread * cov.diagonal().sqrt()
-    )
+    mean, cov = GAUSSIAN.moments(SDE, times[0])
+    model, std = GAUSSIAN.model(SDE), spread * cov.diagonal().sqrt()
+    return affine_moments(lambda rows: Reverse(model, rows, lam), solver, times, mean, std)
 
 
 def _predictor(solver: Solver) -> None:
-    """What moves samples from t to s at its own order."""
+    """Skip what does not move samples from t to s at its own order."""
+    fixed(solver)
     if not solver.evaluations:
         raise Skip("it leaves the samples alone")
     if hasattr(solver, "corrector"):
@@ -58,92 +161,47 @@ def _predictor(solver: Solver) -> None:
 
 @cache
 def _flow_end() -> Tensor:
-    return integrate(
-        Reverse(_MIXTURE.model(_SDE), _ROWS), DormandPrince(variable="t"), _x(), _grid(128)
-    ).x
+    return solve(DormandPrince(variable="t"), ROWS, times=grid(128)).x
 
 
-def _order(kind: str, errors: list[float], claim: float) -> Comparison:
-    measured = slope([max(error, 1e-300) for error in errors])
-    shown = ", ".join(f"{error:.2g}" for error in errors)
-    hint = ""
-    if measured < 0.3:
-        hint = "the errors do not fall: a wrong factor or sign in the drift"
-    elif measured < claim - 0.25:
-        hint = (
-            f"order {max(1, round(2 * measured) / 2):g} for a claim of {claim:g}: a stage at the "
-            "wrong place, or too high a claim"
-        )
-    done = errors[-1] < 1e-10
-    gap = 0.0 if done else max(0.0, claim - measured)
-    detail = (
-        f"{kind} order is {measured:.2f}, not {claim:g} (errors {shown}, each at twice the steps)"
-    )
-    return Comparison(gap, 0.25, "", detail, hint, note=f"{measured:.2f} for a claim of {claim:g}")
-
-
-@_contract("deterministic order")
+@contract("deterministic order")
 def _deterministic(solver: Solver) -> Iterator[Comparison]:
     """On the probability flow of a mixture; orders above 4 are for the tableau's conditions."""
-    _fixed(solver)
     _predictor(solver)
     if solver.stochastic and not solver.diffuses:
         raise Skip("noise that is no part of the reverse SDE: see weak order")
-    noise = Still((_ROWS, 2)) if solver.stochastic else None
+    still = Still((ROWS, 2))
     if solver.stochastic:
-        ends = [_flow(solver, 4, n) for n in (_white(seeds(0, _ROWS)), Still((_ROWS, 2)))]
+        noisy, quiet = (solve(solver, ROWS, 4, lam=0.0, noise=n).x for n in (None, still))
+        what = "a sample at stochasticity 0, with noise,"
         hint = "draw by problem.diffuse(dw, t), which has lambda in it"
-        yield compare(
-            "a sample at stochasticity 0, with noise,",
-            ends[0],
-            ends[1],
-            {},
-            1e-9,
-            scale=1.0,
-            hint=hint,
-        )
-    errors = [float((_flow(solver, n, noise) - _flow_end()).abs().max()) for n in (16, 32, 64)]
-    yield _order("deterministic", errors, min(float(solver.deterministic_order), 4.0))
+        yield compare(what, noisy, quiet, {}, 1e-9, scale=1.0, hint=hint)
+    ends = (solve(solver, ROWS, n, lam=0.0, noise=still).x for n in (16, 32, 64))
+    errors = [float((end - _flow_end()).abs().max()) for end in ends]
+    claim = min(float(solver.deterministic_order), 4.0)
+    yield measured("deterministic order", errors, claim)
 
 
-def _flow(solver: Solver, n: int, noise: Noise | None) -> Tensor:
-    return solver.solve(
-        Reverse(_MIXTURE.model(_SDE), _ROWS, 0.0), _x(), _grid(n), noise, Options()
-    ).x
-
-
-@_contract("weak order")
+@contract("weak order")
 def _weak(solver: Solver) -> Iterator[Comparison]:
     """Moments of the chain on Gaussian data, without Monte Carlo, at stochasticity 1 and 0.5."""
-    _fixed(solver)
+    fixed(solver)
     if not solver.stochastic:
         raise Skip("deterministic")
     _predictor(solver)
+    true_mean, true_cov = GAUSSIAN.moments(SDE, END)
     for lam in (1.0, 0.5) if solver.diffuses else (0.0,):
-        off = []
-        wide = []
-        ratio = 1.0
-        true_mean, true_cov = _GAUSSIAN.moments(_SDE, _END)
-        for n in (16, 32, 64):
-            mean, cov = _chain(solver, _grid(n), lam)
-            off.append(float((mean - true_mean).abs().max()))
-            wide.append(float((cov.sqrt() - true_cov.sqrt()).abs().max()))
-            ratio = float((cov / true_cov).sqrt().max())
-        found = _order("weak", [a + b for a, b in zip(off, wide, strict=True)], solver.weak_order)
-        if found.deviation > found.bound:
-            alone = _order("weak", off, solver.weak_order)
-            spread = (
-                f"the mean is right and the spread {ratio:.3g} times what it should be: the size "
-                "of the noise, or a factor of x"
-            )
-            hint = (
-                _wrong_noise(solver, lam)
-                if solver.diffuses
-                else spread
-                if alone.deviation <= alone.bound
-                else ""
-            )
-            found = found._replace(hint=hint or found.hint)
+        chains = [_chain(solver, grid(n), lam) for n in (16, 32, 64)]
+        off = [float((mean - true_mean).abs().max()) for mean, _ in chains]
+        wide = [float((cov.sqrt() - true_cov.sqrt()).abs().max()) for _, cov in chains]
+        claim = solver.weak_order
+        found = measured("weak order", [a + b for a, b in zip(off, wide, strict=True)], claim)
+        if found.broken and solver.diffuses:
+            found = found._replace(hint=_wrong_noise(solver, lam) or found.hint)
+        elif found.broken and not measured("", off, claim).broken:
+            ratio = float((chains[-1][1] / true_cov).sqrt().max())
+            hint = f"the mean is right and the spread {ratio:.3g} times what it should be: the size"
+            found = found._replace(hint=f"{hint} of the noise, or a factor of x")
         yield found
 
 
@@ -151,16 +209,13 @@ def _wrong_noise(solver: Solver, lam: float) -> str:
     """By what factor the noise that is added is wrong, told by the variance of one short step; ""
     where it is right.
     """
-    h = 1e-4
-    grid = torch.tensor([0.5, 0.5 - h], dtype=torch.float64)
+    times = torch.tensor([0.5, 0.5 - 1e-4], dtype=torch.float64)
     # From a point, so that the drift has no part in it.
-    ratio = float(_chain(solver, grid, lam, 0.0)[1] / _chain(EulerMaruyama(), grid, lam, 0.0)[1])
-    for factor, words in (
-        (2.0, "a factor 2 in the noise's variance"),
-        (0.5, "a factor 1/2 in the noise's variance"),
-    ):
+    mine, due = (_chain(each, times, lam, 0.0)[1] for each in (solver, EulerMaruyama()))
+    ratio = float(mine / due)
+    for factor, words in ((2.0, "2"), (0.5, "1/2")):
         if abs(ratio - factor) < 0.01 * factor:
-            return words
+            return f"a factor {words} in the noise's variance"
     if abs(ratio) < 0.05:
         return (
             "noise of size h where sqrt(h) is due: noise.increment(t, s) has the variance of the "
@@ -175,33 +230,32 @@ def _wrong_noise(solver: Solver, lam: float) -> str:
     )
 
 
-@_contract("strong order")
+@contract("strong order")
 def _strong(solver: Solver) -> Iterator[Comparison]:
     """Along one Brownian path in coarse steps; declared as ``strong_order``."""
-    _fixed(solver)
+    fixed(solver)
     claim = getattr(solver, "strong_order", None)
     if claim is None:
         raise Skip("no strong_order is declared")
     rows, fine = 128, 256
-    path = BrownianPath(seeds(0, rows), (2,), _START, _END, intervals=fine, dtype=torch.float64)
-    errors = []
-    problem = Reverse(_MIXTURE.model(_SDE), rows, 1.0)
-    end = integrate(problem, SRA3(), _x(rows), _grid(fine), path).x
-    for n in (16, 32, 64):
-        out = solver.solve(problem, _x(rows), _grid(n), path, Options()).x
-        errors.append(float((out - end).square().mean().sqrt()))
-    found = _order("strong", errors, float(claim))
-    if found.deviation > found.bound and solver.diffuses:
+    path = BrownianPath(seeds(0, rows), (2,), START, END, intervals=fine, dtype=torch.float64)
+    end, *others = (
+        solve(each, n=n, lam=1.0, x=states(rows), noise=path).x
+        for each, n in ((SRA3(), fine), (solver, 16), (solver, 32), (solver, 64))
+    )
+    errors = [float((out - end).square().mean().sqrt()) for out in others]
+    found = measured("strong order", errors, float(claim))
+    if found.broken and solver.diffuses:
         found = found._replace(hint=_wrong_noise(solver, 1.0) or found.hint)
     yield found
 
 
-@_contract("adaptive steps")
+@contract("adaptive steps")
 def _adaptive(solver: Solver) -> Iterator[Comparison]:
     """Tolerances are met, and every order condition of the tableau was when it was made."""
     if not solver.adaptive:
         raise Skip("takes fixed steps")
     if isinstance(solver, RungeKutta):
-        out = _solve(solver, tuple(range(_ROWS))).x
         bound = 100 * (float(solver.atol) + float(solver.rtol))  # type: ignore[attr-defined]
+        out = solve(solver, ROWS).x
         yield compare("the end of the probability flow", out, _flow_end(), {}, bound, scale=1.0)

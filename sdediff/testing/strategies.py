@@ -8,15 +8,16 @@ can be copied from the report.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from torch import Tensor
 
 from sdediff._extras import require
 from sdediff.exact import GaussianMixture
 from sdediff.sde import EDM, VE, VP, Cosine, LinearSDE, RectifiedFlow, SubVP
 from sdediff.testing.equivalences.case import NEEDS, Case, able, grid_of, span
-from sdediff.testing.families import ByLevels, ByRates, BySchedule, Preserving
 
 if TYPE_CHECKING:
     from hypothesis import strategies as st
@@ -27,6 +28,86 @@ else:
     st = require("hypothesis", "testing").strategies
 
 __all__ = ["cases", "event_shapes", "grids", "mixtures", "predictions", "sdes"]
+
+
+@dataclass(frozen=True)
+class Preserving(LinearSDE):
+    """f = -beta / 2 and g = sqrt(beta), beta = low + (high - low) (t / T)^power: unit variance, all
+    else by quadrature.
+    """
+
+    low: float = 0.1
+    high: float = 20.0
+    power: float = 2.0
+    T: float = 1.0
+
+    def beta(self, t: Tensor) -> Tensor:
+        """Noise rate."""
+        return self.low + (self.high - self.low) * (t / self.T) ** self.power
+
+    def f(self, t: Tensor) -> Tensor:
+        return -0.5 * self.beta(t)
+
+    def g(self, t: Tensor) -> Tensor:
+        return self.beta(t).sqrt()
+
+
+@dataclass(frozen=True)
+class ByRates(LinearSDE):
+    """f = -pull t / T and g = low + (high - low) t / T, of no special variance."""
+
+    pull: float = 0.0
+    low: float = 1.0
+    high: float = 5.0
+    sigma_0: float = 0.0
+    T: float = 1.0
+
+    def f(self, t: Tensor) -> Tensor:
+        return -self.pull * t / self.T
+
+    def g(self, t: Tensor) -> Tensor:
+        """low + (high - low) t / T."""
+        return self.low + (self.high - self.low) * t / self.T
+
+
+@dataclass(frozen=True)
+class BySchedule(LinearSDE):
+    """alpha = 1 / (1 + fall (t / T)^2) and sigma = top (t / T)^power; f and g by autograd."""
+
+    fall: float = 0.0
+    top: float = 1.0
+    power: float = 1.0
+    T: float = 1.0
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """1 / (1 + fall (t / T)^2)."""
+        return 1 / (1 + self.fall * (t / self.T) ** 2)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.top * (t / self.T) ** self.power
+
+
+@dataclass(frozen=True)
+class ByLevels(LinearSDE):
+    """alpha = exp(-fall t / T), log_snr from first to last as t / T + bend sin(pi t / T) / pi; with
+    noise on the data.
+    """
+
+    fall: float = 0.0
+    first: float = 8.0
+    last: float = -6.0
+    bend: float = 0.0
+    T: float = 1.0
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(-self.fall * t / self.T)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """It falls from first to last."""
+        u = t / self.T
+        return self.first - (self.first - self.last) * (
+            u + self.bend * torch.sin(torch.pi * u) / torch.pi
+        )
 
 
 def _tenths(low: float, high: float) -> Numbers:
@@ -50,7 +131,7 @@ def sdes(
         raise ValueError("sdes draws built-in families, users' own, or both: set built_in or users")
     horizon = st.sampled_from([1.0, 0.5, 3.0])
     drawn = [*(_built_in(horizon) if built_in else []), *(_users(horizon) if users else [])]
-    kept = [strategy for kind, strategy in drawn if all(kind in _KINDS[need] for need in wanted)]
+    kept = [strategy for kind, strategy in drawn if wanted <= set(kind)]
     if not kept:
         raise ValueError(
             f"none of these SDEs has {' and '.join(sorted(wanted))}: draw users' own too"
@@ -58,16 +139,12 @@ def sdes(
     return st.one_of(*kept)
 
 
-_VARIANCE, _SCALE = "unit variance", "constant scale"
-_KINDS: Final = {
-    _VARIANCE: {_VARIANCE},
-    _SCALE: {_SCALE},
-    "unit variance or scale": {_VARIANCE, _SCALE},
-}
-"""Which kinds of SDE have what is needed."""
+_VARIANCE: Final = ("unit variance", "unit variance or scale")
+_SCALE: Final = ("constant scale", "unit variance or scale")
+"""What an SDE of this kind has, names in `NEEDS`."""
 
 
-def _built_in(horizon: Numbers) -> list[tuple[str, SDEs]]:
+def _built_in(horizon: Numbers) -> list[tuple[tuple[str, ...], SDEs]]:
     """The families that ship, with their kind."""
     return [
         (_VARIANCE, st.just(VP())),
@@ -81,49 +158,42 @@ def _built_in(horizon: Numbers) -> list[tuple[str, SDEs]]:
                 T=horizon,
             ),
         ),
-        ("", st.builds(SubVP, beta_min=_tenths(0.1, 1.0), beta_max=_tenths(4.0, 20.0))),
+        ((), st.builds(SubVP, beta_min=_tenths(0.1, 1.0), beta_max=_tenths(4.0, 20.0))),
         (
             _SCALE,
             st.builds(EDM, sigma_min=st.sampled_from([0.01, 0.1]), sigma_max=_tenths(2.0, 80.0)),
         ),
-        ("", st.builds(Cosine, offset=st.sampled_from([0.008, 0.02]))),
-        ("", st.builds(RectifiedFlow, t_min=st.sampled_from([1e-3, 1e-2]))),
+        ((), st.builds(Cosine, offset=st.sampled_from([0.008, 0.02]))),
+        ((), st.builds(RectifiedFlow, t_min=st.sampled_from([1e-3, 1e-2]))),
     ]
 
 
-def _users(horizon: Numbers) -> list[tuple[str, SDEs]]:
+def _users(horizon: Numbers) -> list[tuple[tuple[str, ...], SDEs]]:
     """As users write them, with their kind."""
-    powers, tops = st.sampled_from([1.0, 0.5, 2.0]), _tenths(1.0, 10.0)
-    low = _tenths(0.2, 2.0)
-    high = _tenths(2.0, 8.0)
-    noise = _tenths(0.0, 0.3)
-    first = _tenths(3.0, 12.0)
-    last = _tenths(-10.0, -2.0)
-    bend = _tenths(-0.8, 0.8)
-    rising = st.sampled_from([1.0, 2.0, 0.5, 3.0])
+    rising, share = st.sampled_from([1.0, 2.0, 0.5, 3.0]), st.just(0.0)
+    schedule = {"top": _tenths(1.0, 10.0), "power": st.sampled_from([1.0, 0.5, 2.0]), "T": horizon}
+    rates = {
+        "low": _tenths(0.2, 2.0),
+        "high": _tenths(2.0, 8.0),
+        "sigma_0": _tenths(0.0, 0.3),
+        "T": horizon,
+    }
+    levels = {
+        "first": _tenths(3.0, 12.0),
+        "last": _tenths(-10.0, -2.0),
+        "bend": _tenths(-0.8, 0.8),
+        "T": horizon,
+    }
     return [
         (
             _VARIANCE,
             st.builds(Preserving, low=_tenths(0.1, 2.0), high=_tenths(2.0, 12.0), power=rising),
         ),
-        (
-            "",
-            st.builds(
-                ByRates, pull=_tenths(0.1, 8.0), low=low, high=high, sigma_0=noise, T=horizon
-            ),
-        ),
-        (
-            _SCALE,
-            st.builds(ByRates, pull=st.just(0.0), low=low, high=high, sigma_0=noise, T=horizon),
-        ),
-        ("", st.builds(BySchedule, fall=_tenths(0.1, 20.0), top=tops, power=powers, T=horizon)),
-        (_SCALE, st.builds(BySchedule, fall=st.just(0.0), top=tops, power=powers, T=horizon)),
-        (
-            "",
-            st.builds(
-                ByLevels, fall=_tenths(0.0, 4.0), first=first, last=last, bend=bend, T=horizon
-            ),
-        ),
+        ((), st.builds(ByRates, pull=_tenths(0.1, 8.0), **rates)),
+        (_SCALE, st.builds(ByRates, pull=share, **rates)),
+        ((), st.builds(BySchedule, fall=_tenths(0.1, 20.0), **schedule)),
+        (_SCALE, st.builds(BySchedule, fall=share, **schedule)),
+        ((), st.builds(ByLevels, fall=_tenths(0.0, 4.0), **levels)),
     ]
 
 

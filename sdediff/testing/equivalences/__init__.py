@@ -3,14 +3,15 @@ SDE.
 """
 
 # Importing the topics enters their equivalences into the table, in this order.
-from sdediff.testing.equivalences import ancestral, discrete, bound, flow, chains, predictions  # noqa: F401, I001
-from sdediff.testing.equivalences.case import Case
-from sdediff.testing.equivalences.table import (
+from sdediff.testing.equivalences import discrete, bound, sampling  # noqa: F401, I001
+from sdediff.testing.equivalences.case import (
     EQUIVALENCES,
+    Case,
     Equivalence,
+    agree,
     equivalence,
     evaluate,
     markdown,
 )
 
-__all__ = ["EQUIVALENCES", "Case", "Equivalence", "equivalence", "evaluate", "markdown"]
+__all__ = ["EQUIVALENCES", "Case", "Equivalence", "agree", "equivalence", "evaluate", "markdown"]

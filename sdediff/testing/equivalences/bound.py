@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,10 +13,9 @@ from torch import Tensor
 from sdediff.discrete import DDPM, DDPMLoss
 from sdediff.discrete.bound import prior_term
 from sdediff.exact import Gaussian
-from sdediff.testing.equivalences.ancestral import chain_of
-from sdediff.testing.equivalences.case import Case
-from sdediff.testing.equivalences.table import equivalence
-from sdediff.testing.identity import Comparison, compare
+from sdediff.testing.equivalences.case import Case, equivalence
+from sdediff.testing.equivalences.discrete import chain_of
+from sdediff.testing.report import Comparison, compare
 
 __all__: list[str] = []
 
@@ -33,7 +33,7 @@ def bound(case: Case) -> Iterator[Comparison]:
     in x_0 and noise.
     """
     for variance in ("beta", "beta_tilde"):
-        chain = DDPM(*_plain(chain_of(case)), variance=variance)
+        chain = replace(chain_of(case), variance=variance)
         given = _measured(case, chain)
         terms = _terms(chain, *_normal(case))
         scale = float(terms.abs().max().clamp(min=1))
@@ -53,10 +53,8 @@ def bound(case: Case) -> Iterator[Comparison]:
 
 @equivalence(
     "bound and likelihood",
-    statement="with the exact score of Gaussian data L_vlb exceeds the chain's mean -log p(x_0) "
-    "by the "
-    "mean of "
-    "KL(q(x_1..N given x_0) || p(x_1..N given x_0))",
+    statement="with the exact score of Gaussian data L_vlb exceeds the chain's mean -log "
+    "p(x_0) by the mean of KL(q(x_1..N given x_0) || p(x_1..N given x_0))",
     bound=_TERMS,
     needs=("unit variance",),
 )
@@ -64,7 +62,7 @@ def gap(case: Case) -> Iterator[Comparison]:
     """Every law of the chain is Gaussian: the divergence from the joint covariances of x_0, ...,
     x_N.
     """
-    chain = DDPM(*_plain(chain_of(case)), variance="beta")
+    chain = replace(chain_of(case), variance="beta")
     total = float(_measured(case, chain).sum())
     likelihood, divergence = _joint(chain, *_normal(case))
     scale = max(1.0, abs(total))
@@ -84,10 +82,6 @@ def gap(case: Case) -> Iterator[Comparison]:
         _TERMS,
         scale=scale,
     )
-
-
-def _plain(chain: DDPM) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return chain.betas, chain.grid
 
 
 def _normal(case: Case) -> tuple[float, float]:

@@ -1,5 +1,5 @@
-"""What an equivalence is checked at: an SDE, a law of the data, a grid, and how the model is
-seen.
+"""What an equivalence is checked at: an SDE, a law of the data, a grid, and how the model is seen;
+and the table of equivalences, each a function of such a case that yields what it compares.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,22 +18,135 @@ from sdediff.model import ScoreModel
 from sdediff.predictions import PREDICTIONS, canonical, conversion
 from sdediff.reverse import Reverse
 from sdediff.sde import SDE
-from sdediff.solvers import Options, Problem, Solver, White, check_grid, expand, seeds
+from sdediff.solvers import Noise, Options, Solver, White, check_grid, expand, seeds
+from sdediff.testing.report import Check, Comparison, Finding, Skip, likely_slip, require, settle
 
 __all__ = [
-    "FARTHEST",
+    "EQUIVALENCES",
+    "EXACT",
     "NEEDS",
+    "POINTS",
     "Case",
+    "Equivalence",
     "able",
+    "agree",
     "default_cases",
+    "equivalence",
+    "evaluate",
     "grid_of",
-    "shown",
+    "markdown",
     "span",
     "usual",
 ]
 
+EXACT: Final = 1e-10
+"""Bound of what is one thing written in two ways."""
 FARTHEST: Final = 16.0
 """Beyond this log-SNR, to either side, one of data and noise is lost to rounding."""
+POINTS: Final = GaussianMixture(
+    [[-0.8, 0.4], [0.9, 0.1], [0.0, -1.0]], [0.3, 0.5, 0.2], [0.5, 0.3, 0.2]
+)
+
+
+class Equivalence(NamedTuple):
+    """One line of the table."""
+
+    check: Check
+    statement: str
+    bound: float
+    """What every comparison is held to: largest deviation over the size of the states, or as the
+    statement says.
+    """
+    needs: frozenset[str]
+    """What the SDE must have, names in `NEEDS`."""
+    costly: bool
+    """Whether one case takes about a second, so that `check_equivalences` looks at one only."""
+
+
+EQUIVALENCES: Final[dict[str, Equivalence]] = {}
+
+
+def equivalence(
+    name: str,
+    *,
+    statement: str,
+    bound: float = EXACT,
+    needs: tuple[str, ...] = (),
+    costly: bool = False,
+) -> Callable[[Check], Check]:
+    """Enter a function into the table under that name."""
+
+    def enter(check: Check) -> Check:
+        EQUIVALENCES[name] = Equivalence(check, statement, bound, frozenset(needs), costly)
+        return check
+
+    return enter
+
+
+def evaluate(name: str, case: Case) -> Finding:
+    """Check one equivalence at one case. Whatever raises makes it fail; skipped where the SDE has
+    not what it needs.
+    """
+    entry = EQUIVALENCES[name]
+
+    def comparisons() -> Iterator[Comparison]:
+        for words, holds in (NEEDS[need] for need in sorted(entry.needs)):
+            if not holds(case.sde):
+                raise Skip(f"needs {words}")
+        for item in entry.check(case):
+            yield item._replace(bound=entry.bound)
+
+    with torch.inference_mode(False), torch.no_grad():
+        return settle(name, comparisons())
+
+
+def agree(
+    what: str,
+    given: Tensor,
+    expected: Tensor,
+    times: Tensor,
+    bound: float = EXACT,
+    *,
+    hint: str = "",
+    steps: bool = True,
+) -> Comparison:
+    """Whether states (K, rows, *event) are those expected, each at its time of ``times`` (K,).
+
+    The deviation is the largest of |given - expected| over the largest |expected| of that time, or
+    of an earlier one where that is larger. ``where`` is the first time at which it exceeds
+    ``bound``, with sample and coordinate, and the step unless ``steps`` is false. A hint names a
+    common factor between the two there; failing that it is ``hint``.
+    """
+    if given.shape != expected.shape:
+        shapes = f"{tuple(given.shape)}, not {tuple(expected.shape)}"
+        return require(False, f"{what} has shape {shapes}", hint=hint)
+    given, expected = (x.detach().cpu().double() for x in (given, expected))
+    size = expected.abs().reshape(len(times), -1).amax(dim=1).cummax(dim=0).values
+    gap = (given - expected).abs().reshape(len(times), -1)
+    gap = (gap / size.clamp(min=torch.finfo(torch.float64).tiny)[:, None]).nan_to_num(
+        torch.inf, torch.inf
+    )
+    worst = gap.amax(dim=1)
+    largest = float(worst.max())
+    k = int((worst > bound).float().argmax() if largest > bound else worst.argmax())
+    index = torch.unravel_index(gap[k].argmax(), given.shape[1:])
+    sample, *coordinate = (int(i) for i in index)
+    where = f"step {k} of {len(times) - 1}, " if steps else ""
+    where += f"t = {float(times[k]):.6g}, sample {sample}"
+    if coordinate:
+        where += f", coordinate {tuple(coordinate) if len(coordinate) > 1 else coordinate[0]}"
+    found, due = (float(states[k][index]) for states in (given, expected))
+    slip = "" if largest <= bound else likely_slip(given[k], expected[k], None, hint)
+    detail = f"{what} is {found:.9g}, not {due:.9g}, first at {where}"
+    return Comparison(largest, bound, where, detail, slip)
+
+
+def markdown() -> str:
+    """The table for the docs: name, statement, bound."""
+    rows = [
+        f"| {name} | {entry.statement} | {entry.bound:g} |" for name, entry in EQUIVALENCES.items()
+    ]
+    return "\n".join(["| name | statement | bound |", "|---|---|---|", *rows])
 
 
 def _unit_variance(sde: Any) -> bool:
@@ -106,7 +219,7 @@ def able(sde: Any, times: Tensor, sigma_data: float = 0.5) -> tuple[str, ...]:
     )
 
 
-def shown(law: Law) -> str:
+def _shown(law: Law) -> str:
     """A small mixture with its numbers, another law by its repr."""
     if (
         not isinstance(law, GaussianMixture)
@@ -114,13 +227,13 @@ def shown(law: Law) -> str:
         or law.components.variances.ndim != 1
     ):
         return repr(law)
+
+    def rounded(value: Any) -> Any:
+        return [rounded(v) for v in value] if isinstance(value, list) else float(f"{value:.6g}")
+
     numbers = {"means": law.means, "stds": law.components.variances.sqrt(), "weights": law.weights}
-    digits = {name: _rounded(value.tolist()) for name, value in numbers.items()}
-    return f"GaussianMixture({', '.join(f'{name}={value}' for name, value in digits.items())})"
-
-
-def _rounded(value: Any) -> Any:
-    return [_rounded(item) for item in value] if isinstance(value, list) else float(f"{value:.6g}")
+    digits = (f"{name}={rounded(value.tolist())}" for name, value in numbers.items())
+    return f"GaussianMixture({', '.join(digits)})"
 
 
 @dataclass(frozen=True, repr=False)
@@ -156,7 +269,7 @@ class Case:
         """As it can be written, but for laws with many numbers."""
         grid = ", ".join(f"{t:.6g}" for t in self.grid)
         return (
-            f"Case({self.sde!r}, {shown(self.law)}, ({grid}), predicts={self.predicts!r}, "
+            f"Case({self.sde!r}, {_shown(self.law)}, ({grid}), predicts={self.predicts!r}, "
             f"seed={self.seed}, rows={self.rows})"
         )
 
@@ -174,11 +287,8 @@ class Case:
         """The law as a network with that prediction, under ``sde``; those of the case by
         default.
         """
-        return usual(
-            self.law,
-            self.sde if sde is None else sde,
-            self.predicts if predicts is None else predicts,
-        )
+        process = self.sde if sde is None else sde
+        return usual(self.law, process, predicts or self.predicts)
 
     def start(self, t: float | Tensor | None = None) -> Tensor:
         """(rows, *event) from the law at time t, grid[0] by default."""
@@ -188,36 +298,28 @@ class Case:
         x: Tensor = self.sde.alpha(time) * x_0 + self.sde.sigma(time) * z
         return x
 
-    def problem(self, lam: float = 0.0, model: ScoreModel | None = None) -> Problem:
-        """The reverse process at stochasticity ``lam``."""
-        return Reverse(self.model() if model is None else model, self.rows, lam)
-
     def solve(
         self,
         solver: Solver,
-        lam: float | None = None,
+        lam: Any = None,
         *,
         model: ScoreModel | None = None,
         x: Tensor | None = None,
         times: Tensor | None = None,
+        noise: Noise | None = None,
     ) -> Tensor:
         """States at all times of the grid, (N + 1, rows, *event); ``lam`` is 1 for a solver that
         diffuses, else 0.
         """
-        problem = self.problem((1.0 if solver.diffuses else 0.0) if lam is None else lam, model)
+        lam = float(solver.diffuses) if lam is None else lam
+        problem = Reverse(self.model() if model is None else model, self.rows, lam)
         times = self.times if times is None else times
         x = self.start(times[0]) if x is None else x
-        out = solver.solve(problem, x, times, self.noise, Options(trajectory=True)).trajectory
+        noise = self.noise if noise is None else noise
+        out = solver.solve(problem, x, times, noise, Options(trajectory=True)).trajectory
         if out is None:
             raise ValueError(f"{solver!r} kept no trajectory")
         return out
-
-    def lacks(self, needs: frozenset[str]) -> Iterator[str]:
-        """In words, what of ``needs`` the SDE has not."""
-        for name in sorted(needs):
-            words, holds = NEEDS[name]
-            if not holds(self.sde):
-                yield f"needs {words}"
 
 
 def usual(law: Law, sde: Any, predicts: str, sigma_data: float = 0.5) -> ScoreModel:
@@ -241,12 +343,11 @@ def default_cases(sde: Any) -> list[Case]:
     """Three settings in which `check_equivalences` looks at an SDE: points, images and a list, each
     seen in another way.
     """
-    flat = GaussianMixture([[-0.8, 0.4], [0.9, 0.1], [0.0, -1.0]], [0.3, 0.5, 0.2], [0.5, 0.3, 0.2])
     square = GaussianMixture([[[0.5, -0.2], [0.1, 0.0]], [[-0.5, 0.3], [-0.7, 0.4]]], 0.4)
-    one = GaussianMixture([[0.3]], 0.7)
-    grids = [grid_of(sde, [1.0] * 8), grid_of(sde, [3.0, 1.0, 2.0, 1.0]), grid_of(sde, [1.0])]
+    laws = (POINTS, square, GaussianMixture([[0.3]], 0.7))
+    grids = [grid_of(sde, weights) for weights in ([1.0] * 8, [3.0, 1.0, 2.0, 1.0], [1.0])]
     ways = able(sde, torch.tensor(sorted({t for grid in grids for t in grid}), dtype=torch.float64))
     return [
         Case(sde, law, grid, ways[(2 * i) % len(ways)], seed=i)
-        for i, (law, grid) in enumerate(zip((flat, square, one), grids, strict=True))
+        for i, (law, grid) in enumerate(zip(laws, grids, strict=True))
     ]
