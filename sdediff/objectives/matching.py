@@ -55,8 +55,7 @@ class _Matching(Timed):
 
         def score(at: Tensor) -> Tensor:
             # Through `kept` on both sides no gradient goes to or comes from what does not exist.
-            found = predict(model, "score", kept(at, mask), time, batch.condition, mask)
-            return kept(found, mask)
+            return kept(predict(model, "score", kept(at, mask), time, batch.condition, mask), mask)
 
         with torch.enable_grad():
             losses = self._objective(score, x, batch.generator) / counts(x, mask)

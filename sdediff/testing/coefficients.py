@@ -111,8 +111,7 @@ def forward_mean(context: Context) -> Iterator[Comparison]:
 def forward_variance(context: Context) -> Iterator[Comparison]:
     """sigma^2 solves V' = 2 f V + g^2, V(0) = sigma_0^2."""
     mean, std = context.moments
-    others = {"alpha and sigma swapped": mean}
-    yield _at_times(context, "sigma", std, context.bound, others=others)
+    yield _at_times(context, "sigma", std, context.bound, others={"alpha and sigma swapped": mean})
     come_in = abs(context.start[2] - float(context.sde.sigma_0) ** 2)
     yield from _early_start(context, "sigma", come_in, 0.1 * context.at_times("sigma")[0] ** 2)
 
@@ -121,8 +120,7 @@ def _at_times(
     context: Context, name: str, expected: Array, bound: float, **options: Any
 ) -> Comparison:
     """A coefficient at all times, against what it should be."""
-    at = {"t": context.times}
-    return compare(name, context.at_times(name), expected, at, bound, **options)
+    return compare(name, context.at_times(name), expected, {"t": context.times}, bound, **options)
 
 
 def _early_start(context: Context, name: str, distance: float, room: float) -> Iterator[Comparison]:
@@ -156,8 +154,7 @@ def diffusion_coefficient(context: Context) -> Iterator[Comparison]:
     scale = np.abs(square + taken) + np.abs(taken) + 1e-6 * sigma**2 / context.T
     found = _compare_known("g^2", g**2, square, scale, context.inner)
     if found.broken:
-        slip = compare("g", g, np.sqrt(np.maximum(square, 0)), {}, 0.0).hint
-        found = found._replace(hint=slip)
+        found = found._replace(hint=compare("g", g, np.sqrt(np.maximum(square, 0)), {}, 0.0).hint)
     yield found
 
 
@@ -167,8 +164,7 @@ def log_snr(context: Context) -> Iterator[Comparison]:
     expected = 2 * (np.log(context.at_times("alpha")) - np.log(context.at_times("sigma")))
     if not np.isfinite(expected).all():
         raise Skip("alpha or sigma is not positive")
-    scale = np.maximum(np.abs(expected), 1)
-    yield _at_times(context, "log_snr", expected, ALGEBRAIC, scale=scale)
+    yield _at_times(context, "log_snr", expected, ALGEBRAIC, scale=np.maximum(np.abs(expected), 1))
 
 
 @identity("log_snr falls")

@@ -267,8 +267,7 @@ class Context:
         t, *moments = self.start
         mean, variance = (np.array([x]) for x in moments)
         edges = np.unique(np.concatenate([self._lead(t), self.times]))
-        level = np.ones((len(edges) - 1, 1))
-        rough = integrate(rates, edges, mean, variance, level, most=0)
+        rough = integrate(rates, edges, mean, variance, np.ones((len(edges) - 1, 1)), most=0)
         level = rough.at(edges[1:], mean, variance)[1]
         # What comes in before the first time matters by what it is of the variance then.
         before = edges[1:] < self.times[0]

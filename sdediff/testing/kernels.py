@@ -116,8 +116,7 @@ def compose(context: Context) -> Iterator[Comparison]:
     at = {"t": t, "s": s, "r": r}
     yield compare("the ratio of kernel(t, r)", whole, late * early, at, ALGEBRAIC)
     expected = np.sqrt(late_std**2 + (late * early_std) ** 2)
-    level = 1e-3 * np.interp(t, context.times, context.at_times("sigma"))
-    scale = np.maximum(expected, level)
+    scale = np.maximum(expected, 1e-3 * np.interp(t, context.times, context.at_times("sigma")))
     yield compare("the std of kernel(t, r)", whole_std, expected, at, INTEGRATED, scale=scale)
     ratio, std = _kernel(context, few, few)
     yield compare("the ratio of kernel(t, t)", ratio, 1.0, {"t": few}, ALGEBRAIC)

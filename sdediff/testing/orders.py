@@ -178,8 +178,7 @@ def _deterministic(solver: Solver) -> Iterator[Comparison]:
         yield compare(what, noisy, quiet, {}, 1e-9, scale=1.0, hint=hint)
     ends = (solve(solver, ROWS, n, lam=0.0, noise=still).x for n in (16, 32, 64))
     errors = [float((end - _flow_end()).abs().max()) for end in ends]
-    claim = min(float(solver.deterministic_order), 4.0)
-    yield measured("deterministic order", errors, claim)
+    yield measured("deterministic order", errors, min(float(solver.deterministic_order), 4.0))
 
 
 @contract("weak order")
