@@ -21,8 +21,8 @@ from test_cli import POINTS, command, refuse
 
 import sdediff as sd
 from sdediff.cli import _short_warnings
+from sdediff.cli.app import spoken
 from sdediff.cli.names import make_solver
-from sdediff.cli.wording import spoken
 from sdediff.sampling import sample
 
 

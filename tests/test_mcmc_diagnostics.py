@@ -121,7 +121,7 @@ def test_events_and_blocks(monkeypatch):
     x = torch.stack([autoregressive(0.2 * i, 300, 3, i) for i in range(4)], dim=2).reshape(
         300, 3, 2, 2
     )
-    monkeypatch.setattr("sdediff.mcmc.diagnostics._BLOCK", 1)
+    monkeypatch.setattr("sdediff.mcmc.chains._BLOCK", 1)
     for function in (mcmc.split_rhat, mcmc.effective_sample_size):
         got = function(x)
         assert got.shape == (2, 2)

@@ -602,7 +602,7 @@ def test_blocks_change_nothing(metric, size, monkeypatch):
     x, y = normal(23, 2, 10), normal(17, 2, 10, seed=1) + 0.1
     whole = metric(x, y, floor=11)
     monkeypatch.setattr("sdediff.metrics.samples.ELEMENTS", size)
-    monkeypatch.setattr("sdediff.metrics.permutation._AT_ONCE", 5)  # the twelve labels: 5 + 5 + 2
+    monkeypatch.setattr("sdediff.metrics.samples._AT_ONCE", 5)  # the twelve labels: 5 + 5 + 2
     pieces = metric(x, y, floor=11)
     assert pieces.value == same(whole.value, rel=1e-11)
     assert pieces.p_value == (None if whole.p_value is None else same(whole.p_value))

@@ -14,8 +14,7 @@ __all__ = ["main"]
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. What the user can mend is one line on stderr and exit code 2."""
     try:
-        from sdediff.cli.app import app
-        from sdediff.cli.wording import spoken
+        from sdediff.cli.app import app, spoken
     except ImportError:
         _stop('the command line needs typer and rich: pip install "sdediff[all]"', 2)
     try:

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from sdediff.checkpoint import load, read_config
+from sdediff.cli.app import spoken
 from sdediff.cli.names import check_device, check_tolerances, make_solver
-from sdediff.cli.wording import spoken
 from sdediff.files import write_atomically
 from sdediff.interruption import raising, signal_of
 from sdediff.plots import image_grid, save_png

@@ -12,9 +12,7 @@ from torch import Tensor
 
 from sdediff.arguments import check_stochasticity
 from sdediff.exact.chain import affine_moments
-from sdediff.exact.law import Law, Values, numbers
-from sdediff.exact.measurement import Measurement, condition
-from sdediff.exact.spectrum import eigen
+from sdediff.exact.law import Law, Measurement, Values, condition, eigen, numbers
 from sdediff.reverse import Reverse
 from sdediff.sde import LinearSDE
 from sdediff.solvers import Solver, check_grid

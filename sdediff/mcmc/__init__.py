@@ -6,12 +6,10 @@ model at one time.
 its seed and its first state alone.
 """
 
-from sdediff.mcmc.chains import ChainError, Chains, State, run
-from sdediff.mcmc.diagnostics import effective_sample_size, split_rhat
-from sdediff.mcmc.kernels import MALA, ULA, Kernel, RandomWalk
+from sdediff.mcmc.chains import ChainError, Chains, State, effective_sample_size, run, split_rhat
+from sdediff.mcmc.kernels import MALA, ULA, Kernel, RandomWalk, Underdamped
 from sdediff.mcmc.stochastic_gradient import SGLD, Decay, Posterior
 from sdediff.mcmc.target import LogDensity, Point, Score, Target, at
-from sdediff.mcmc.underdamped import Underdamped
 
 __all__ = [
     "MALA",

@@ -11,11 +11,10 @@ the p-value of the permutation test.
 """
 
 from sdediff.metrics.classifier import classifier_two_sample_test
+from sdediff.metrics.distances import energy_distance, mmd, sliced_wasserstein
 from sdediff.metrics.features import InceptionScore, frechet_distance, inception_score
-from sdediff.metrics.kernels import energy_distance, mmd
 from sdediff.metrics.marginals import KolmogorovSmirnov, kolmogorov_smirnov
-from sdediff.metrics.result import Floor, Metric
-from sdediff.metrics.transport import sliced_wasserstein
+from sdediff.metrics.samples import Floor, Metric
 
 __all__ = [
     "Floor",

@@ -8,8 +8,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from sdediff.metrics.result import Floor, Metric
-from sdediff.metrics.samples import Pool, blocks, check_count, generator
+from sdediff.metrics.samples import Floor, Metric, Pool, blocks, check_count, generator
 
 __all__ = ["classifier_two_sample_test"]
 

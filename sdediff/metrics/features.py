@@ -12,16 +12,17 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
-from sdediff.metrics.permutation import check_floor, measure
-from sdediff.metrics.result import Metric
 from sdediff.metrics.samples import (
+    Metric,
     Pool,
     accumulator,
     apply,
     blocks,
     check_count,
+    check_floor,
     check_sample,
     check_samples,
+    measure,
 )
 from sdediff.solvers.given import check_choice
 
@@ -55,7 +56,7 @@ def frechet_distance(
     Heusel et al. 2017, arXiv 1706.08500, eq. 6; Dowson & Landau 1982.
     """
     batch_size = check_count("batch_size", batch_size, 1)
-    floor = check_floor(floor, seed)
+    check_floor(floor, seed)  # before the features are computed
     if features is not None and not callable(features):
         raise ValueError(
             f"features must be a function from (B, *event) to (B, k), got {type(features).__name__}"
@@ -64,12 +65,12 @@ def frechet_distance(
     if features is not None:
         x, y = (apply("features", features, part, batch_size) for part in (x, y))
         x, y = check_samples(x, y, 2, "features of ")
-    pool = Pool.of(x, y)
+    pool = Pool.of(x, y, floor=floor, seed=seed)
 
     def statistic(labels: Tensor) -> Tensor:
         return torch.stack([_frechet(pool, label) for label in labels])
 
-    return measure(statistic, pool, floor, seed)
+    return measure(statistic, pool)
 
 
 def _frechet(pool: Pool, label: Tensor) -> Tensor:

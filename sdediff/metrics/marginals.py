@@ -10,9 +10,14 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from sdediff.metrics.permutation import check_floor, measure
-from sdediff.metrics.result import Metric
-from sdediff.metrics.samples import Pool, accumulator, blocks, check_sample
+from sdediff.metrics.samples import (
+    Metric,
+    Pool,
+    accumulator,
+    blocks,
+    check_sample,
+    measure,
+)
 
 __all__ = ["KolmogorovSmirnov", "kolmogorov_smirnov"]
 
@@ -57,9 +62,8 @@ def kolmogorov_smirnov(
     pooled sample; it needs y. ValueError on samples of different shape or with NaN or inf, and on a
     cdf with values outside [0, 1].
     """
-    floor = check_floor(floor, seed)
     if isinstance(y_or_cdf, Tensor) or not callable(y_or_cdf):
-        return _two_samples(Pool.of(x, y_or_cdf), floor, seed)
+        return _two_samples(Pool.of(x, y_or_cdf, floor=floor, seed=seed))
     if floor:
         raise ValueError(
             "floor splits a pooled sample, and a cdf has none; the p-value is that of the test: "
@@ -68,17 +72,15 @@ def kolmogorov_smirnov(
     return _one_sample(check_sample("x", x), y_or_cdf)
 
 
-def _two_samples(pool: Pool, floor: int, seed: int) -> KolmogorovSmirnov:
+def _two_samples(pool: Pool) -> KolmogorovSmirnov:
     n, m = pool.n, pool.m
     itself = torch.arange(n + m, device=pool.rows.device) < n
     gaps = _gaps(pool, itself[None])[0]
     D = gaps.double() / (n * m)
     p = _count_paths(gaps, n, m) if n * m <= _EXACT else _kolmogorov(_hodges(D, n, m))
     metric = Metric(float(D.max()), None, _bonferroni(p))
-    if floor:
-        metric = measure(
-            lambda labels: _gaps(pool, labels).amax(dim=1).double() / (n * m), pool, floor, seed
-        )
+    if pool.floor:
+        metric = measure(lambda rows: _gaps(pool, rows).amax(dim=1).double() / (n * m), pool)
     D, p = D.view(pool.event), p.view(pool.event)
     return KolmogorovSmirnov(metric.value, metric.floor, metric.p_value, statistics=D, p_values=p)
 

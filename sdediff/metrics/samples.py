@@ -1,4 +1,6 @@
-"""The arguments of metrics: checked, pooled, and handed out in blocks of bounded size."""
+"""What metrics share: the number that one returns, with its noise floor; the samples, checked,
+pooled and handed out in blocks of bounded size; and random splits of the pooled sample.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,60 @@ from sdediff.solvers.given import plain, reading, whole
 
 __all__ = [
     "ELEMENTS",
+    "FLOOR",
+    "Floor",
+    "Metric",
     "Pool",
+    "Statistic",
     "accumulator",
     "apply",
     "blocks",
     "check_count",
+    "check_floor",
     "check_sample",
     "check_samples",
     "generator",
+    "measure",
 ]
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What a metric gives between independent samples of one law, with as many rows as it was
+    given.
+    """
+
+    mean: float
+    std: float
+    quantile: float
+    """The 95 % quantile: above it lies one value in 20 where there is no difference."""
+    repeats: int
+    """From how many splits it was estimated; 0 for a closed form."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number; ``float(metric)`` is its value.
+
+    floor: the noise floor, None where none was asked for. p_value: probability of a value at least
+    as large as this one where there is no difference, None where there is no test.
+    """
+
+    value: float
+    floor: Floor | None = None
+    p_value: float | None = None
+
+    def __float__(self) -> float:
+        return self.value
+
+    def __str__(self) -> str:
+        notes = []
+        if self.floor is not None:
+            notes.append(f"floor {self.floor.mean:.4g} ± {self.floor.std:.2g}")
+        if self.p_value is not None:
+            notes.append(f"p = {self.p_value:.2g}")
+        return f"{self.value:.4g}" + (f" ({', '.join(notes)})" if notes else "")
+
 
 ELEMENTS: Final = 2**20
 """Numbers in the largest temporary tensor, about; events of more coordinates come one by one."""
@@ -51,6 +98,14 @@ def check_count(name: str, value: int, least: int, *, zero: bool = False) -> int
     if zero and not isinstance(value, bool) and plain(value) == 0:
         return 0
     return whole(name, value, least, kind=f"0 (none) or an int of at least {least}" if zero else "")
+
+
+def check_floor(floor: int, seed: int) -> int:
+    """Return the number of splits, none or enough for a standard deviation; there is a seed for
+    them.
+    """
+    generator(seed, FLOOR)
+    return check_count("floor", floor, 2, zero=True)
 
 
 def check_sample(name: str, x: Tensor, least: int = 1) -> Tensor:
@@ -111,16 +166,20 @@ class Pool:
     center: Tensor
     """Mean of the rows, (d,): distances are between centred rows, where fewer digits cancel."""
     event: tuple[int, ...]
+    floor: int
+    """How many random splits there are, none or enough for a standard deviation."""
+    seed: int
 
     @classmethod
-    def of(cls, x: Tensor, y: Tensor, least: int = 1) -> Pool:
-        """The checked samples."""
+    def of(cls, x: Tensor, y: Tensor, least: int = 1, *, floor: int = 0, seed: int = 0) -> Pool:
+        """The checked arguments of a metric."""
+        floor = check_floor(floor, seed)
         x, y = check_samples(x, y, least)
         rows = torch.cat([x.reshape(len(x), -1), y.reshape(len(y), -1)])
         total = torch.zeros(rows.shape[1], dtype=accumulator(rows.device), device=rows.device)
         for part in blocks(*rows.shape):
             total += rows[part].to(total.dtype).sum(dim=0)
-        return cls(rows, len(x), total / len(rows), tuple(x.shape[1:]))
+        return cls(rows, len(x), total / len(rows), tuple(x.shape[1:]), floor, seed)
 
     @property
     def m(self) -> int:
@@ -158,3 +217,43 @@ def apply(name: str, function: Callable[[Tensor], Tensor], x: Tensor, batch_size
                 )
             outputs.append(value)
     return torch.cat(outputs)
+
+
+FLOOR: Final = 1
+"""Stream of the random splits."""
+_LABELS: Final = 2**27  # bytes
+_AT_ONCE: Final = 4096
+_SAME: Final = 1e-9  # relative; the same split, summed in another order, is as large
+
+Statistic = Callable[[Tensor], Tensor]
+"""From labels (r, n + m), True where a row of the pooled sample counts as one of x, to r values."""
+
+
+def measure(statistic: Statistic, pool: Pool) -> Metric:
+    """The statistic of x and y; its floor and p-value from ``pool.floor`` splits of the pooled
+    sample into n and m rows.
+
+    p = (1 + #{T_i >= T}) / (1 + floor) for the values T_i of the splits: P(p <= a) <= a where x and
+    y have one law, for any sizes and any statistic. It cannot fall below 1 / (1 + floor).
+    """
+    values = torch.cat(
+        [statistic(labels.to(pool.rows.device)).cpu().double() for labels in _labels(pool)]
+    )
+    value, split, floor = values[0], values[1:], pool.floor
+    if floor == 0:
+        return Metric(float(value))
+    reached = int((split >= value - _SAME * value.abs()).sum())
+    law = Floor(float(split.mean()), float(split.std()), float(split.quantile(0.95)), floor)
+    return Metric(float(value), law, (1 + reached) / (1 + floor))
+
+
+def _labels(pool: Pool) -> Iterator[Tensor]:
+    """Row 0 is x and y themselves, the others are splits; in groups of bounded size."""
+    size, floor = len(pool.rows), pool.floor
+    at_once = min(_AT_ONCE, max(1, _LABELS // size))
+    random = generator(pool.seed, FLOOR)
+    for start in range(0, 1 + floor, at_once):
+        labels = torch.zeros(min(at_once, 1 + floor - start), size, dtype=torch.bool)
+        for i, row in enumerate(labels, start):
+            row[torch.randperm(size, generator=random)[: pool.n] if i else slice(pool.n)] = True
+        yield labels

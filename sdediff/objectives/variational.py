@@ -18,7 +18,7 @@ from sdediff.objectives.objective import Batch, Loss
 from sdediff.objectives.times import uniform
 from sdediff.predict import conversion_of, outputs, target
 from sdediff.protocols import Model
-from sdediff.sde.coefficient import slope
+from sdediff.sde.roots import slope
 from sdediff.solvers import expand
 from sdediff.solvers.given import Record, check_choice, whole
 

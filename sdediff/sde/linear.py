@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any, Final
@@ -9,17 +10,17 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from sdediff.sde import sizes
 from sdediff.sde.base import SDE, Prior, as_time, derived, values
-from sdediff.sde.coefficient import check_pair, check_rows, slope
 from sdediff.sde.quadrature import Integral
-from sdediff.sde.roots import Inverse, close, earliest, inverted
+from sdediff.sde.roots import Inverse, close, earliest, inverted, slope
 from sdediff.solvers import expand
-from sdediff.solvers.given import real
+from sdediff.solvers.given import real, reals
 
 __all__ = ["LinearSDE"]
 
 COEFFICIENTS: Final = ("f", "g", "alpha", "sigma", "log_snr")
+_LOWEST: Final = -20.0
+"""log_snr at the last usable time, in units of the noise near T."""
 
 
 class LinearSDE(SDE):
@@ -125,9 +126,16 @@ class LinearSDE(SDE):
     @cached_property
     def t_max(self) -> float:
         """The largest usable time, where sampling starts: T, or an earlier one where alpha has all
-        but vanished at T.
+        but vanished at T, since f is infinite at alpha = 0. There log_snr = -20 in units of the
+        noise near T.
         """
-        return sizes.last_time(self)
+        # At alpha = 0 itself an integral has lost sigma.
+        noise = float(self.sigma((1 - 1e-6) * self.T))
+        level = _LOWEST - 2 * math.log(noise) if 0 < noise < math.inf else _LOWEST
+        signal = float(self.alpha(self.T))
+        if 2 * math.log(max(signal, 1e-300)) >= _LOWEST or float(self.log_snr(self.T)) >= level:
+            return self.T
+        return float(self.time_of(level))
 
     @cached_property
     def data_std(self) -> float:
@@ -137,14 +145,28 @@ class LinearSDE(SDE):
         in it. Where they stay, as under `VE`, it is sqrt(sigma(t_min) sigma(t_max) / 0.5), which is
         1 for sigma from 0.01 to 50.
         """
-        return sizes.data_std(self)
+        kept = self.stationary
+        if kept is not None:
+            return math.sqrt(float(kept.detach()))
+        ends = torch.tensor([self.t_min, self.t_max], dtype=torch.float64)
+        alpha, sigma = self.alpha(ends).detach(), self.sigma(ends).detach()
+        if float(alpha[1]) < 0.5 * float(alpha[0]):
+            return float(sigma[1])
+        least, most = (sigma / alpha).tolist()
+        return math.sqrt(max(least, 1e-8 * most) * most / 0.5)  # at t_min there may be no noise
 
     @cached_property
     def spacing(self) -> str:  # type: ignore[override]
-        """The grid that suits the SDE's own time: "karras" where data and noise are of one size in
-        a small part of it alone.
+        """The grid that suits the SDE's own time: "uniform", or "karras" where one of 20 equal
+        steps would cross more than a third of the range from log_snr = 4 to -4, in units of
+        `data_std`, in which data and noise are of one size.
+
+        Published schedules cross a sixth of it at most; constant coefficients, under which `Heun`
+        and `Churn` at 20 steps then have 1.2 and 2 times the right spread, nearly half.
         """
-        return sizes.spacing(self)
+        times = torch.linspace(self.t_min, self.t_max, 21, dtype=torch.float64)
+        level = self.log_snr(times).detach() + 2 * math.log(self.data_std)
+        return "karras" if float(level.clamp(-4, 4).diff().abs().max()) > 8 / 3 else "uniform"
 
     def scaled(self, factor: float) -> LinearSDE:
         """This SDE for data in other units: if x follows it, c x with c = ``factor`` follows that
@@ -312,9 +334,8 @@ class LinearSDE(SDE):
         sigma_t^2 with the kernel N(ratio x_s, v) from s to t (Ho et al. 2020, arXiv 2006.11239, eq.
         7; Kingma et al. 2021, arXiv 2107.00630, eq. 27).
         """
-        check_pair(x_t, x_0, "x_t")
         t, s = as_time(t), as_time(s)
-        check_rows(x_0, ("t", t), ("s", s))
+        _check_states("x_t", x_t, x_0, t=t, s=s)
         ratio, std = self.kernel(t, s)
         sigma_t, sigma_s = self.sigma(t), self.sigma(s)
         share = (std / sigma_t) ** 2  # v / sigma_t^2
@@ -325,9 +346,8 @@ class LinearSDE(SDE):
         """x_t = alpha(t) x_0 + sigma(t) noise for clean data x_0 (B, *event) and standard normal
         noise of the same shape.
         """
-        check_pair(noise, x_0, "noise")
         time = self.check_time(as_time(t))
-        check_rows(x_0, ("t", time))
+        _check_states("noise", noise, x_0, t=time)
         return expand(self.alpha(time), x_0) * x_0 + expand(self.sigma(time), x_0) * noise
 
     @property
@@ -369,4 +389,32 @@ class LinearSDE(SDE):
         one coordinate); the sum over coordinates is returned: sum of (r - log(1 + r) + (alpha m /
         p)^2) / 2 with r = (alpha^2 v + sigma^2) / p^2 - 1 and p the prior's standard deviation.
         """
-        return sizes.prior_gap(self, mean, variance)
+        m, v = torch.broadcast_tensors(reals("mean", mean), reals("variance", variance))
+        if bool((v < 0).any()) or not bool(torch.isfinite(v).all() and torch.isfinite(m).all()):
+            raise ValueError(
+                "prior_gap: mean and variance must be finite and the variance not negative"
+            )
+        std = self.prior.std
+        alpha = self.alpha(self.t_max).detach() / std
+        sigma = self.sigma(self.t_max).detach() / std
+        r = alpha**2 * v + (sigma - 1) * (sigma + 1)
+        return float(0.5 * (r - torch.log1p(r) + (alpha * m) ** 2).sum())
+
+
+def _check_states(name: str, x: Tensor, x_0: Tensor, **times: Tensor) -> None:
+    """A TypeError unless x and x_0 are tensors; a ValueError unless they are of one shape (B,
+    *event), and each of the times is one number or (B,).
+    """
+    for each, value in ((name, x), ("x_0", x_0)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{each} must be a tensor (B, *event), got {type(value).__name__}")
+    if x.shape != x_0.shape:
+        raise ValueError(
+            f"{name} must have the shape of x_0, {tuple(x_0.shape)}, got {tuple(x.shape)}"
+        )
+    for each, time in times.items():
+        if time.ndim and time.shape != x_0.shape[:1]:
+            raise ValueError(
+                f"{each} must be a number or (B,) with B = {x_0.shape[0]} as in x_0, got shape "
+                f"{tuple(time.shape)}"
+            )

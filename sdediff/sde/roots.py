@@ -1,4 +1,4 @@
-"""Where a falling function takes a value."""
+"""Where a falling function of time takes a value, and the slope of one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from sdediff.sde.linear import LinearSDE
 
-__all__ = ["Inverse", "close", "crossing", "earliest", "inverted"]
+__all__ = ["Inverse", "close", "crossing", "earliest", "inverted", "slope"]
 
 _HALVINGS: Final = 66
 _EPS: Final = torch.finfo(torch.float64).eps
@@ -167,3 +167,21 @@ def close(a: Tensor, b: Tensor) -> bool:
     with np.errstate(invalid="ignore"):
         one, other = a.detach().numpy(), b.detach().numpy()
         return bool(((np.abs(one - other) <= 1e-8 + 1e-8 * np.abs(other)) | (one == other)).all())
+
+
+def slope(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """d function / dt by autograd, shaped as t; differentiable again where t asks for gradients."""
+    with torch.inference_mode(False), torch.enable_grad():
+        u = t if t.requires_grad else t.detach().clone().requires_grad_()
+        out = function(u)
+        if not out.requires_grad:
+            with torch.no_grad():
+                moved = function(0.875 * u)
+            if not torch.equal(moved, out):
+                raise ValueError(
+                    f"{function} changes with t but carries no gradient: write it with torch "
+                    "functions of t, or give f and g too"
+                )
+            return torch.zeros_like(t)
+        (derivative,) = torch.autograd.grad(out.sum(), u, create_graph=t.requires_grad)
+    return derivative
