@@ -153,7 +153,7 @@ def test_times_are_uniform_and_stratified_ones_fill_their_strata() -> None:
             "usable range",
         ),
         (
-            lambda m: sd.Coupled()(m, torch.zeros(3, 2, 2), noise=torch.zeros(3, 2)),
+            lambda m: sd.objectives.Coupled()(m, torch.zeros(3, 2, 2), noise=torch.zeros(3, 2)),
             TypeError,
             "Coupled takes no noise=; it takes generator and mask alone",
         ),
