@@ -18,7 +18,7 @@ from sdediff.plots import StepRecorder
 from sdediff.reverse import Reverse
 from sdediff.solvers import Options, Problem, Solver, Status, integrate
 from sdediff.solvers.arithmetic import Like, weighted
-from sdediff.solvers.control import PerSample
+from sdediff.solvers.norm import ErrorNorm
 from sdediff.testing.orders import slope
 
 ALL = [
@@ -336,30 +336,6 @@ def test_the_first_step_sees_the_drift(solver: Solver, name: str) -> None:
     torch.testing.assert_close(dc[:, None] * x + (c * du)[:, None] * rate, problem.drift(x, t))
     torch.testing.assert_close(clock.time(u.detach()), t)
     assert problem.monitor.evaluations.total.tolist() == [2, 2, 2]
-
-
-class Tighter(PerSample):
-    goal = PerSample.goal / 1000
-
-
-@pytest.mark.parametrize(
-    "solver",
-    [sd.solvers.RK23(1e-7, 1e-7), sd.RK45(1e-7, 1e-7), sd.solvers.DOP853(1e-7, 1e-7)],
-    ids=repr,
-)
-def test_the_first_step_aims_at_the_goal_of_all_steps(solver: Solver) -> None:
-    """An error of h^q: a goal of a thousandth takes steps 1000^(1 / q) times shorter, the first one
-    too.
-    """
-    times = torch.tensor([1.0, 1e-3], dtype=torch.float64)
-    x = torch.tensor([[0.4, -0.9], [1.2, 0.3], [-0.7, 0.1]], dtype=torch.float64)
-    usual, tighter = (
-        kind(Reverse(DATA.model(sd.VP()), 3), solver, x, times, None)
-        for kind in (PerSample, Tighter)
-    )
-    torch.testing.assert_close(
-        usual.h / tighter.h, torch.full((3,), 1000 ** (1 / usual.q), dtype=torch.float64)
-    )
 
 
 @pytest.mark.parametrize("std", [0.01, 0.1])
@@ -693,13 +669,11 @@ def test_coordinates_that_are_0_do_not_count(solver: Solver) -> None:
         torch.zeros(1, 2, dtype=torch.float64),
         torch.tensor([[1.0, 0.0]], dtype=torch.float64),
     )
-    control = PerSample(
-        _Padded(2), sd.RK45(1.0, 1.0), alive, torch.tensor([1.0, 1e-3], dtype=torch.float64), None
-    )
+    norm = ErrorNorm(rtol=1.0, atol=1.0)
     # A coordinate at 0 with an error is no padding. The product of two square roots is 1 but for
     # rounding.
-    assert control._norm(alive, dead, dead).tolist() == pytest.approx([1.0], rel=1e-15)
-    assert control._norm(dead, dead, dead).tolist() == [0.0]
+    assert norm(alive, dead, dead).tolist() == pytest.approx([1.0], rel=1e-15)
+    assert norm(dead, dead, dead).tolist() == [0.0]
 
 
 class _Padded(Reverse):

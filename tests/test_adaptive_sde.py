@@ -18,6 +18,7 @@ from torch import Tensor
 import sdediff as sd
 from sdediff.reverse import Reverse
 from sdediff.solvers import LogSNR, Options, Solver, Status, Step, White, expand, integrate
+from sdediff.solvers.control import PerSample
 from sdediff.solvers.dyadic import _DEPTH, DyadicSteps
 from sdediff.solvers.grid import log_snr
 from sdediff.testing.orders import Still
@@ -41,26 +42,29 @@ def solve(
     )
 
 
-def control(
-    problem: Reverse, rows: int, times: Tensor, event: tuple[int, ...] = (1,)
-) -> DyadicSteps:
+def control(problem: Reverse, rows: int, times: Tensor, event: tuple[int, ...] = (1,)) -> PerSample:
     noise = White(sd.seeds(5, rows), event, dtype=F64)
-    return DyadicSteps(
-        problem, sd.AdaptiveSDE(), torch.zeros(rows, *event, dtype=F64), times, noise
-    )
+    solver = sd.AdaptiveSDE()
+    steps = DyadicSteps(problem, solver, times, rows, noise)
+    return PerSample(problem, solver, torch.zeros(rows, *event, dtype=F64), times, steps)
 
 
-def at(steps: DyadicSteps, spot: int, level: int) -> tuple[Tensor, tuple[float, ...]]:
-    """The noise of the interval number ``spot`` of 2^level, and the plan's (keep, push, correct,
-    std).
+def at(
+    control: PerSample, number: int, depth: int, segment: int = 0
+) -> tuple[Tensor, tuple[float, ...]]:
+    """The noise of the interval number ``number`` of 2^depth of an interval of the grid, and the
+    plan's (keep, push, correct, std).
     """
-    steps.level = torch.full_like(steps.level, level)
-    steps.spot = torch.full_like(steps.spot, spot << (_DEPTH - level))
-    steps.t = steps.lattice(steps.segment, steps.spot)
-    plan = steps.propose()
-    (std,) = plan.stds
-    return steps.noise.over(steps.t, steps.s), tuple(
-        float(c[0]) for c in (plan.keep, plan.push, plan.correct, std)
+    moving, steps = control.moving, control.steps
+    target = torch.full_like(moving.target, segment + 1)
+    spot, level = target * 0 + (number << (_DEPTH - depth)), torch.full_like(target, depth)
+    t = steps.lattice(target - 1, spot)
+    ahead = steps.propose(
+        moving._replace(t=t, u=t, target=target, own=(level, spot, moving.own[2]))
+    )
+    (std,) = ahead.plan.stds
+    return ahead.noise.over(t, ahead.s), tuple(
+        float(c[0]) for c in (ahead.plan.keep, ahead.plan.push, ahead.plan.correct, std)
     )
 
 
@@ -202,9 +206,7 @@ def test_noise_of_two_intervals_of_the_grid_is_independent() -> None:
         n,
         torch.tensor([1.0, 0.5, 1e-3], dtype=F64),
     )
-    first = at(steps, 1, 4)[0].flatten()
-    steps.target = steps.target + 1
-    second = at(steps, 1, 4)[0].flatten()
+    first, second = (at(steps, 1, 4, segment)[0].flatten() for segment in (0, 1))
     assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 4.9 / math.sqrt(n)
 
 

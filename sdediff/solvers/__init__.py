@@ -6,6 +6,7 @@ from sdediff.solvers.arithmetic import expand, rowwise, weighted
 from sdediff.solvers.brownian import BrownianPath
 from sdediff.solvers.churn import Churn, Renoise, Restart
 from sdediff.solvers.coefficients import Coordinates, Matrix
+from sdediff.solvers.controller import Controller, PIController, Verdict
 from sdediff.solvers.exponential import (
     DDIM,
     DEIS,
@@ -71,6 +72,7 @@ __all__ = [
     "At",
     "BrownianPath",
     "Churn",
+    "Controller",
     "Coordinates",
     "DPMSolver",
     "DPMSolverPP",
@@ -95,6 +97,7 @@ __all__ = [
     "Noise",
     "Options",
     "Output",
+    "PIController",
     "PredictorCorrector",
     "Problem",
     "Renoise",
@@ -119,6 +122,7 @@ __all__ = [
     "TorchSDE",
     "Tsit5",
     "UniPC",
+    "Verdict",
     "White",
     "check_grid",
     "expand",

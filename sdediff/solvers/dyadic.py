@@ -13,11 +13,12 @@ from torch import Tensor
 
 from sdediff.solvers.arithmetic import expand, place, weighted
 from sdediff.solvers.clock import Clock, clock
-from sdediff.solvers.control import PerSample
-from sdediff.solvers.noise import Noise, Refinable, StepNoise
+from sdediff.solvers.controller import Controller, PIController
+from sdediff.solvers.moving import Ahead, Moving, Way
+from sdediff.solvers.noise import Noise, Refinable
+from sdediff.solvers.norm import ErrorNorm
 from sdediff.solvers.problem import Problem
-from sdediff.solvers.solver import Solver, Step
-from sdediff.solvers.stepping import Reached
+from sdediff.solvers.solver import Solver
 from sdediff.solvers.white import Nodes
 
 __all__ = ["DyadicSteps"]
@@ -56,29 +57,28 @@ class Lattice:
         return found[back]
 
 
-class DyadicSteps(PerSample):
-    """As `PerSample`, for solvers that draw noise: a step is a dyadic part of an interval of the
-    grid, and never longer than where it starts allows, so that rounding cannot make two steps of
-    one; what noise a rejected step had is kept, and split.
+class DyadicSteps:
+    """The policy of solvers that draw noise: a step is a dyadic part of an interval of the grid,
+    and never longer than where it starts allows, so that rounding cannot make two steps of one;
+    what noise a rejected step had is kept, and split.
 
-    Under `White` noise the path is a tree of its own, halved by rotations: the noise of an
-    interval, as a standard normal, and a fresh one give those of its halves (the Brownian bridge,
-    in the variance that the solver's `split` tells). A noise that is a path is asked for its own.
+    Every row carries (level, spot, source): its next step starts at ``spot`` / 2^30 of the interval
+    and is 2^-level of it long. Under `White` noise the path is a tree of its own, halved by
+    rotations: the noise of an interval, as a standard normal, and a fresh one give those of its
+    halves (the Brownian bridge, in the variance that the solver's `split` tells). A noise that is a
+    path is asked for its own.
     """
 
     # the error is mostly noise's: there is no order to be gained by staying further below 1
-    goal = 0.6
-    columns = (*PerSample.columns, "level", "spot")
+    controller: Controller = PIController(goal=0.6)
 
     def __init__(
         self,
         problem: Problem,
         solver: Solver,
-        x: Tensor,
         times: Tensor,
+        samples: int,
         noise: Noise | None,
-        *,
-        last_mean: bool = False,
         first: int = 0,
     ) -> None:
         if not isinstance(noise, Refinable):
@@ -90,63 +90,43 @@ class DyadicSteps(PerSample):
             raise ValueError(
                 f"{solver!r} steps on one lattice for all samples: call it once for each start"
             )
-        self.path = noise
+        self.solver = solver
+        self.noise = noise
         self.tree = noise.tree()
-        self.last_mean = last_mean
-        self.first = first
-        self.spot = torch.zeros(len(x), dtype=torch.int64)
-        self.level = torch.zeros(len(x), dtype=torch.int64)
+        # intervals of the whole grid before this lattice
+        self.before = first
         if len(times) > 1:
             # what it cannot do it says before the first evaluation
             solver.plan(problem, times[:, None])
             self.lattice = Lattice(solver.clock(problem), times)
-            self.level += self.lattice.coarsest[0]
-        super().__init__(problem, solver, x, times, noise)
+        self.way = Way(solver, clock(problem, "t"), times, samples)
 
-    def _clock(self) -> Clock:
-        return clock(self.problem, "t")
+    def first(self, moving: Moving, norm: ErrorNorm, goal: float) -> tuple[Any, ...]:
+        """The longest steps that there are."""
+        spot = torch.zeros_like(moving.target)
+        source = self.noise if self.tree is None else self.tree
+        return spot + self.lattice.coarsest[0], spot, source
 
-    @property
-    def segment(self) -> Tensor:
-        """Which interval of the grid each row is in."""
-        return self.target - 1
+    def propose(self, moving: Moving) -> Ahead:
+        level, spot, source = moving.own
+        end = spot + (_WHOLE >> level)
+        s = self.lattice(moving.target - 1, end)
+        plan = self.solver.plan(moving.problem, torch.stack([moving.t, s]))[0]
+        noise = source.at(0) if self.tree is None else _Interval(self, moving)
+        least = torch.where(level < _DEPTH, self.way.least(moving), torch.inf)
+        return Ahead(plan, noise, s, s, end == _WHOLE, (s - moving.t).detach().abs(), least)
 
-    @property
-    def noise(self) -> StepNoise:
-        return self.path.at(0) if self.tree is None else _Interval(self, self.tree)
-
-    def _first_step(self) -> Tensor:
-        return (self._end() - self.t).abs()
-
-    def _end(self) -> Tensor:
-        return self.lattice(self.segment, self.spot + (_WHOLE >> self.level))
-
-    def _floor(self) -> Tensor:
-        return torch.where(self.level < _DEPTH, super()._floor(), torch.inf)
-
-    def propose(self) -> Any:
-        self._begin()
-        self.landing = self.spot + (_WHOLE >> self.level) == _WHOLE
-        self.s, self.floor = self._end(), self._floor()
-        self.v = self.s
-        return self.solver.plan(self.problem, torch.stack([self.t, self.s]))[0]
-
-    def accept(self, step: Step) -> Reached:
-        if self.last_mean:
-            final = (self.landing & (self.target == len(self.times) - 1)).to(step.x.device)
-            step = step._replace(
-                x=torch.where(final.reshape(-1, *(1,) * (step.x.ndim - 1)), step.mean, step.x)
-            )
-        return super().accept(step)
-
-    def _resize(self, norm: Tensor, good: Tensor, used: Tensor) -> Tensor:
-        """The next steps: a power of two of the factor, one level coarser at most, and only where
-        such a step may start.
+    def resize(
+        self, moving: Moving, ahead: Ahead, accepted: Tensor, factor: Tensor
+    ) -> tuple[Any, ...]:
+        """A power of two of the factor, one level coarser at most, and only where such a step may
+        start.
         """
-        free = self.level - torch.from_numpy(np.log2(self._factor(norm, good))).floor().long()
-        wanted = torch.maximum(free, self.level - 1)
-        spot = torch.where(good, self.spot + (_WHOLE >> self.level), self.spot)
-        segment, arrived = self.segment, good & self.landing
+        level, spot, source = moving.own
+        free = level - torch.from_numpy(np.log2(factor.numpy())).floor().long()
+        wanted = torch.maximum(free, level - 1)
+        spot = torch.where(accepted, spot + (_WHOLE >> level), spot)
+        segment, arrived = moving.target - 1, accepted & ahead.landing
         if bool(arrived.any()):
             # In a shorter interval steps of the same length, in a longer one as many: one that is
             # too long is only taken again.
@@ -156,20 +136,8 @@ class DyadicSteps(PerSample):
             spot = torch.where(arrived, 0, spot)
             segment = torch.where(arrived, after, segment)
         low = torch.where(spot == 0, 0, _DEPTH - _twos(spot))
-        self.level = torch.maximum(
-            torch.maximum(wanted, low), self.lattice.coarsest[segment]
-        ).clamp(max=_DEPTH)
-        self.spot = spot
-        return used
-
-    def _drop(self, mask: Tensor) -> None:
-        super()._drop(mask)
-        if bool(mask.any()):
-            stay = torch.nonzero(~mask).flatten()
-            if self.tree is None:
-                self.path = self.path.take(stay)
-            else:
-                self.tree = self.tree.take(stay)
+        coarsest = torch.maximum(low, self.lattice.coarsest[segment])
+        return torch.maximum(wanted, coarsest).clamp(max=_DEPTH), spot, source
 
 
 def _unique(keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,15 +157,16 @@ def _twos(n: Tensor) -> Tensor:
 class _Interval:
     """The noise of the steps that a `DyadicSteps` proposes."""
 
-    def __init__(self, control: DyadicSteps, tree: Nodes) -> None:
-        self.problem = control.problem
-        self.solver = control.solver
-        self.lattice = control.lattice
-        self.tree = tree
-        self.segment = control.segment
-        self.spot = control.spot
-        self.level = control.level
-        self.first = control.first  # intervals of the whole grid before this lattice
+    def __init__(self, steps: DyadicSteps, moving: Moving) -> None:
+        self.problem = moving.problem
+        self.solver = steps.solver
+        self.lattice = steps.lattice
+        self.first = steps.before
+        self.segment = moving.target - 1
+        self.level: Tensor
+        self.spot: Tensor
+        self.tree: Nodes
+        self.level, self.spot, self.tree = moving.own
 
     @cached_property
     def _normal(self) -> Tensor:

@@ -14,7 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from sdediff.solvers.arithmetic import rowwise
 from sdediff.solvers.control import PerSample
 from sdediff.solvers.dyadic import DyadicSteps
+from sdediff.solvers.free import FreeSteps
 from sdediff.solvers.legs import Leg, legs_of
+from sdediff.solvers.moving import Policy
 from sdediff.solvers.needs import unknown_needs
 from sdediff.solvers.noise import Noise, Silence, StepNoise
 from sdediff.solvers.options import Options, Snapshot
@@ -207,22 +209,25 @@ def _solve_leg(
     problem = leg.problem
     times = leg.times
     last_mean = options.last == "mean" and leg.last
+    recompute = options.grad == "checkpoint"
     x = run.x if samples is None else run.x[samples.to(run.x.device)]
     control: Control
     if not solver.adaptive:
         control = FixedSteps(
             problem, solver, x, times, noise, watch=watch, last_mean=last_mean, first=leg.first
         )
-    elif solver.stochastic:
-        control = DyadicSteps(
-            problem, solver, x, times, noise, last_mean=last_mean, first=leg.first
-        )
     else:
-        control = PerSample(problem, solver, x, times, noise)
+        steps: Policy = (
+            DyadicSteps(problem, solver, times, len(x), noise, leg.first)
+            if solver.stochastic
+            else FreeSteps(problem, solver, times, len(x))
+        )
+        control = PerSample(
+            problem, solver, x, times, steps, last_mean=last_mean, recompute=recompute
+        )
     if samples is not None and solver.group > 1:
         control.hold(run.failed[samples])
-    control.recompute = options.grad == "checkpoint"
-    stepped = partial(_recomputed, solver=solver) if control.recompute else solver.step
+    stepped = partial(_recomputed, solver=solver) if recompute else solver.step
     limit = options.limit(solver) if solver.adaptive else options.max_nfe
     told = options.progress is not None or options.callback is not None
     while control.active:
@@ -239,7 +244,7 @@ def _solve_leg(
     return control
 
 
-class FixedSteps(Control):
+class FixedSteps:
     """Every sample takes every step of the grid.
 
     With ``watch`` each step is checked, and a sample that goes bad stays at its last finite state;
@@ -264,7 +269,7 @@ class FixedSteps(Control):
         self.times = times
         self.x = self.final = x
         self.accepted, self.rejected = torch.zeros(2, len(x), dtype=torch.int64)
-        self.failures = []
+        self.failures: list[Failure] = []
         self.watch = watch
         self.last_mean = last_mean
         self.first = first
@@ -291,13 +296,12 @@ class FixedSteps(Control):
     def done(self) -> float:
         return self.index / max(1, len(self.plans))
 
-    @property
-    def t(self) -> Tensor:  # type: ignore[override]
-        """Where the samples are."""
-        return self.times[self.index]
+    def where(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        return self.times[self.index], self.x, None
 
     def _time(self, row: int) -> float:
-        return float(self.t if self.t.ndim == 0 else self.t[row])
+        t = self.times[self.index]
+        return float(t if t.ndim == 0 else t[row])
 
     def attempt(self, stepped: Stepped) -> Reached:
         index, x = self.index, self.x
@@ -351,10 +355,11 @@ def _show(control: Control, leg: Leg, samples: Tensor | None, run: _Run, options
     if options.progress is not None:
         options.progress(done)
     if options.callback is not None:
-        rows = _among(samples, control.rows)
+        t, x, some = control.where()
+        rows = _among(samples, some)
         rows = None if rows is None else rows.clone()
-        nfe = control.problem.monitor.evaluations.total
-        options.callback(Snapshot(run.steps, done, control.t.clone(), control.x.clone(), rows, nfe))
+        nfe = leg.problem.monitor.evaluations.total
+        options.callback(Snapshot(run.steps, done, t.clone(), x.clone(), rows, nfe))
 
 
 def _among(samples: Tensor | None, rows: Tensor | None) -> Tensor | None:

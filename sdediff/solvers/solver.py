@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sdediff.solvers.clock import Clock, clock, slope
+from sdediff.solvers.controller import Controller
 from sdediff.solvers.given import Record
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
@@ -111,7 +112,7 @@ def tolerances(solver: Any, problem: Problem, dtype: torch.dtype) -> tuple[float
 
 def check_tolerances(solver: Any) -> None:
     """A ValueError unless rtol and atol of an adaptive solver make sense, and dt_min where it has
-    one.
+    one; a TypeError if its controller is none.
     """
     name, dt_min = type(solver).__name__, getattr(solver, "dt_min", 0.0)
     if not 0 <= dt_min < float("inf"):
@@ -123,6 +124,12 @@ def check_tolerances(solver: Any) -> None:
             raise ValueError(f"{name}: {given} must be a finite number >= 0, got {value!r}")
     if solver.rtol == 0 and solver.atol == 0:
         raise ValueError(f"{name}: rtol and atol cannot both be 0; give one, 1e-5 say")
+    own = getattr(solver, "controller", None)
+    if own is not None and (isinstance(own, type) or not isinstance(own, Controller)):
+        raise TypeError(
+            f"{name}: controller must have goal, start and judge, as PIController(goal=0.1) has; "
+            f"got {own!r}"
+        )
 
 
 class Solver(Record):
@@ -288,12 +295,15 @@ class Adaptive(Solver):
     The root mean square over the event of error / (atol + rtol max(abs(x_t), abs(x_s))) is kept
     below 1. ``atol`` is in the units of x; by default it is ``default_atol`` times the standard
     deviation of the data. ``dt_min``: a step is not made smaller than that; a sample that would
-    need it fails with `Status.STEP_TOO_SMALL`. 0: as small as rounding lets it.
+    need it fails with `Status.STEP_TOO_SMALL`. 0: as small as rounding lets it. ``controller``
+    accepts steps and sets the lengths of the next ones; by default it is `PIController()`, with
+    ``goal=0.6`` for solvers that draw noise.
     """
 
     rtol: float = 1e-5
     atol: float | None = None
     dt_min: float = field(default=0.0, kw_only=True)
+    controller: Controller | None = field(default=None, kw_only=True)
 
     adaptive = True
 

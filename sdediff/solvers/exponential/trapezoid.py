@@ -179,7 +179,7 @@ def _integral(square: Tensor, start: Tensor, end: Tensor) -> Tensor:
     return (1 + square) * (end - start) * (weight * ratio**square).sum(dim=0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AdaptiveSDE(Adaptive, EulerTrapezoid):
     """The reverse SDE with a step size for each sample: `EulerTrapezoid`, whose correction is the
     estimate of the error.
