@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from sdediff.arguments import (
@@ -30,7 +31,7 @@ from sdediff.solvers import (
     Solver,
     White,
 )
-from sdediff.solvers.arithmetic import at_least_float32
+from sdediff.solvers.arithmetic import at_least_float32, planned, weighted
 from sdediff.solvers.given import callback_of, check_choice, flag
 from sdediff.solving import check_count, check_group
 from sdediff.units import Units
@@ -59,7 +60,8 @@ def simulate(
 
     For any `SDE`, with a Gaussian kernel or without: for a `LinearSDE` the same law comes at once
     from ``perturb``. ``solver`` is one that takes the diffusion in its steps, `EulerMaruyama` by
-    default. The other arguments and the result are those of `sample`; ``nfe`` counts evaluations of
+    default; where the diffusion is 0 at all times, so that this is an ODE, it may be any, `RK45`
+    say. The other arguments and the result are those of `sample`; ``nfe`` counts evaluations of
     the drift. Under VE the states at t = 0 carry noise already, and x_0 should.
 
     Raises ValueError or TypeError before any work, `SolveError` where a state goes bad.
@@ -75,13 +77,13 @@ def simulate(
     # the user's own tensor stays out of the solve
     x_0 = at_least_float32(check_states("x_0", x_0)).clone()
     solver = EulerMaruyama() if solver is None else check_solver(solver)
-    if not solver.diffuses:
-        raise ValueError(
-            f"{solver!r} integrates no diffusion, and the forward SDE has one; use EulerMaruyama()"
-        )
     units = Units(sde.data_std)
     span = Span(sde, 0.0, sde.t_max, whole=True)
     times = make_times(span, solver, steps, grid, t_start, t_end, unit=units.unit)
+    if not solver.diffuses and not _vanishes(sde, times, x_0):
+        raise ValueError(
+            f"{solver!r} integrates no diffusion, and the forward SDE has one; use EulerMaruyama()"
+        )
     check_count(times, len(x_0))
     _ = check_group(solver, len(x_0), None)
     check_choice("on_fail", on_fail, ("raise", "return"))
@@ -104,3 +106,14 @@ def simulate(
     if solution.failures and on_fail == "raise":
         raise SolveError(solution)
     return solution
+
+
+def _vanishes(sde: SDE, times: Tensor, x: Tensor) -> bool:
+    """Whether the diffusion is 0 at the times of a grid and at 64 between its ends."""
+    low, high = float(times.min()), float(times.max())
+    between = torch.linspace(low, high, 64, dtype=torch.float64)
+    sizes = planned(64 + times.numel(), None, sde.diffusion(torch.cat([times.flatten(), between])))
+    event = x.shape[1:]
+    # no matrix of the kind that people write takes this to 0, unless it is 0
+    probe = torch.linspace(1, 2, event.numel(), dtype=torch.float64).exp().reshape(1, *event)
+    return all(not bool(weighted((size, probe)).any()) for size in sizes[0])

@@ -142,7 +142,7 @@ def test_the_verdicts_of_the_pi_controller(found: tuple[Any, ...], expected: Any
 
 
 def test_verdicts_in_a_row() -> None:
-    """Accepted, rejected, no longer after that, longer again; a rejected error is not remembered."""
+    """Accepted, rejected, no longer after that, longer again. A rejected error is not kept."""
     tried, out = solve([GOAL, 4.0, 0.001, 0.025, 0.1])
     first, retried = 1.0, 40**-0.35
     factors = (first, retried, 1.0, 4**0.35 * 0.01**0.2, 0.25**0.2)

@@ -7,6 +7,9 @@ from sdediff.solvers.brownian import BrownianPath
 from sdediff.solvers.churn import Churn, Renoise, Restart
 from sdediff.solvers.coefficients import Coordinates, Matrix
 from sdediff.solvers.controller import Controller, PIController, Verdict
+from sdediff.solvers.dense import Dense
+from sdediff.solvers.equations import solve_ode, solve_sde
+from sdediff.solvers.events import Event
 from sdediff.solvers.exponential import (
     DDIM,
     DEIS,
@@ -33,6 +36,7 @@ from sdediff.solvers.external import External, SciPy, TorchDiffEq, TorchSDE
 from sdediff.solvers.grid import GRIDS, LogSNR, check_grid, quadratic, uniform
 from sdediff.solvers.integrate import integrate
 from sdediff.solvers.langevin import Langevin, MetropolisLangevin, PredictorCorrector
+from sdediff.solvers.multiplicative import Milstein, StratonovichHeun
 from sdediff.solvers.noise import Noise, StepNoise, fresh_seed
 from sdediff.solvers.options import Options, Snapshot
 from sdediff.solvers.problem import At, Monitor, Output, Problem
@@ -48,7 +52,7 @@ from sdediff.solvers.runge_kutta import (
     RungeKutta4,
     Tsit5,
 )
-from sdediff.solvers.solution import Failure, Solution, SolveError, Status
+from sdediff.solvers.solution import Crossings, Failure, Solution, SolveError, Status
 from sdediff.solvers.solver import Solver, Step
 from sdediff.solvers.stochastic import SRA1, SRA3, EulerMaruyama, ReverseDiffusion, StochasticHeun
 from sdediff.solvers.tableau import Tableau
@@ -74,13 +78,16 @@ __all__ = [
     "Churn",
     "Controller",
     "Coordinates",
+    "Crossings",
     "DPMSolver",
     "DPMSolverPP",
     "DPMSolverPPSinglestep",
+    "Dense",
     "DormandPrince",
     "Euler",
     "EulerMaruyama",
     "EulerTrapezoid",
+    "Event",
     "ExponentialMultistep",
     "ExponentialPair",
     "ExponentialSinglestep",
@@ -93,6 +100,7 @@ __all__ = [
     "Matrix",
     "MetropolisLangevin",
     "Midpoint",
+    "Milstein",
     "Monitor",
     "Noise",
     "Options",
@@ -117,6 +125,7 @@ __all__ = [
     "StepNoise",
     "StochasticHeun",
     "Straight",
+    "StratonovichHeun",
     "Tableau",
     "TorchDiffEq",
     "TorchSDE",
@@ -131,6 +140,8 @@ __all__ = [
     "quadratic",
     "rowwise",
     "seeds",
+    "solve_ode",
+    "solve_sde",
     "uniform",
     "weighted",
 ]

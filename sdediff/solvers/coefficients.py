@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdediff.solvers.given import whole
 
-__all__ = ["Coef", "Coordinates", "Linear", "Matrix", "is_linear", "outer"]
+__all__ = ["Coef", "Columns", "Coordinates", "Linear", "Matrix", "is_linear", "outer"]
 
 
 class Linear(Protocol):
@@ -134,6 +134,22 @@ class Matrix(_Values):
     @property
     def outer(self) -> Self:
         """The matrix times its transpose."""
+        return replace(self, values=self.values @ self.values.mT)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Columns(_Values):
+    """A matrix a row, ``values`` (rows, d, m), that takes increments (rows, m) of m Brownian
+    motions to flat states (rows, d).
+    """
+
+    def __matmul__(self, x: Tensor) -> Tensor:
+        """The matrices applied to the rows of x."""
+        return (self._like(x) @ x[..., None])[..., 0]
+
+    @property
+    def outer(self) -> Self:
+        """The matrices times their transposes."""
         return replace(self, values=self.values @ self.values.mT)
 
 

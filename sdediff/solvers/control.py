@@ -171,6 +171,10 @@ class PerSample:
         self.final[moving.samples[gone].to(self.final.device)] = moving.x[gone.to(moving.x.device)]
         self.moving = moving.take(stay)
 
+    def stop(self, samples: Tensor, x: Tensor) -> None:
+        self._drop(torch.isin(self.rows, samples))
+        self.final[samples.to(self.final.device)] = x
+
     def cap(self, max_nfe: int) -> None:
         counts, each = self.moving.problem.monitor.evaluations, self.moving.problem.cost
         if counts.most + self.solver.evaluations * each <= max_nfe:

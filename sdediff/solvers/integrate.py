@@ -235,7 +235,8 @@ def _solve_leg(
             control.cap(limit)
             if not control.active:
                 break
-        reached = control.attempt(stepped)
+        watcher = options.observer
+        reached = control.attempt(stepped) if watcher is None else watcher.attempt(control, stepped)
         run.steps += 1
         if run.frames is not None:
             run.keep(reached, leg.first, samples)
@@ -335,6 +336,14 @@ class FixedSteps:
 
     def hold(self, failed: Tensor) -> None:
         self.failed = failed
+
+    def stop(self, samples: Tensor, x: Tensor) -> None:
+        self.x = self.final = self.x.index_copy(0, samples.to(self.x.device), x)
+        self.accepted[samples] = self.index
+        self.failed[samples] = True
+        # From here on samples are held, as those that failed are.
+        self.watch = self.problem.monitor.watch = True
+        self.active = self.active and not bool(self.failed.all())
 
     def cap(self, max_nfe: int) -> None:
         nfe = self.problem.monitor.evaluations.total

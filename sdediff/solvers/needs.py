@@ -13,6 +13,8 @@ __all__ = ["OFFERS", "unknown_needs"]
 OFFERS: Final = {
     "drift": ("drift",),
     "diffusion": ("diffusion", "diffuse", "spread"),
+    "loading": ("loading",),
+    "iterated": ("iterated",),
     "score": ("score",),
     "marginal": ("marginal", "log_snr", "levels", "time_of"),
     "kernel": ("kernel",),

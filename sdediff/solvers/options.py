@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
 from sdediff.solvers.given import Record
 from sdediff.solvers.solution import MOST_NFE
 from sdediff.solvers.solver import Solver
+from sdediff.solvers.stepping import Control, Reached, Stepped
 
-__all__ = ["Options", "Snapshot"]
+__all__ = ["Observer", "Options", "Snapshot"]
 
 
 class Snapshot(NamedTuple):
@@ -34,6 +35,15 @@ class Snapshot(NamedTuple):
     """Evaluations so far, (B,)."""
 
 
+class Observer(Protocol):
+    """What stands between the driver's loop and its steps: it sees every step, and may end a
+    sample's way.
+    """
+
+    def attempt(self, control: Control, stepped: Stepped) -> Reached:
+        """Do what `Control.attempt` does, by calling it."""
+
+
 @dataclass(frozen=True)
 class Options(Record):
     """How to drive a solve; `sdediff.sample` documents each."""
@@ -45,6 +55,7 @@ class Options(Record):
     on_fail: Literal["raise", "return"] = "raise"
     grad: Literal["none", "full", "checkpoint"] = "none"
     progress: Callable[[float], None] | None = None
+    observer: Observer | None = None
 
     def limit(self, solver: Solver) -> int | None:
         """Evaluations a sample at most: ``max_nfe``, and `MOST_NFE` for an adaptive solver without

@@ -202,6 +202,10 @@ class Problem:
     """The length here that is 1 in the units of the SDE's declaration, for which publications give
     their constants.
     """
+    structure: str = "additive"
+    """How noise depends on the state: "additive" is not at all (see `solve_sde`)."""
+    sense: str = "ito"
+    """The sense of noise that depends on the state: "ito" or "stratonovich"."""
     cost: int = 1
     """Evaluations of the network that one evaluation of the problem makes of a sample, at most."""
     breaks: tuple[float, ...] = ()
@@ -323,6 +327,22 @@ class Problem:
     def diffuse(self, dw: Tensor, t: Tensor) -> Tensor:
         """The diffusion coefficient at t applied to a Brownian increment, (rows, *event)."""
         return weighted((self.spread(t[None])[0], dw))
+
+    def spread_at(self, x: Tensor, spread: Any) -> Coef:
+        """A planned `spread` at states x: itself where noise does not depend on the state."""
+        size: Coef = spread
+        return size
+
+    def loading(self, x: Tensor, t: Tensor) -> Coef:
+        """b(x, t), by which noise that depends on the state multiplies a Brownian increment."""
+        raise NotImplementedError
+
+    def iterated(self, x: Tensor, t: Tensor, dw: Tensor, h: Number) -> Tensor:
+        """The sum over j and k of (D b_k)[b_j] I_jk, (rows, *event): b_k is column k of b, D its
+        derivative in x, and I_jk the iterated integral of Brownian motions j and k over a step h,
+        of either sign, with the increments ``dw``.
+        """
+        raise NotImplementedError
 
     def score(self, x: Tensor, t: Tensor) -> Tensor:
         """grad log p_t(x), (rows, *event)."""

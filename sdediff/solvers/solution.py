@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sdediff.solvers.portable import Portable
 
-__all__ = ["Failure", "Solution", "SolveError", "Status"]
+if TYPE_CHECKING:
+    from sdediff.solvers.dense import Dense
+
+__all__ = ["Crossings", "Failure", "Solution", "SolveError", "Status"]
 
 
 class Status(IntEnum):
@@ -23,6 +26,8 @@ class Status(IntEnum):
     MAX_NFE = 3
     STEP_TOO_SMALL = 4
     DRIVER_STOPPED = 5
+    EVENT = 6
+    """A terminal event ended its way early: this is no failure."""
 
 
 MOST_NFE: Final = 50_000
@@ -62,6 +67,17 @@ class Failure:
         return f"sample {self.sample} failed at t = {self.t:.6g}: {_REASON[self.status]}{words}"
 
 
+class Crossings(NamedTuple):
+    """Where one event happened, in the order of the samples and of each sample's way."""
+
+    sample: Tensor
+    """Which sample, int64 (n,)."""
+    t: Tensor
+    """When, float64 (n,) on the host."""
+    x: Tensor
+    """The state there, (n, *event)."""
+
+
 @dataclass(frozen=True)
 class Solution:
     """Samples, and for each of them what it took.
@@ -71,7 +87,9 @@ class Solution:
     where every sample has its own. ``nfe``, ``accepted``, ``rejected``, ``status`` (a `Status`) are
     int64 (B,); ``nfe`` is counted at the network, and so is ``backward``, the passes back through
     it that a model made. ``trajectory`` (K, B, *event), if asked for, holds the state at every time
-    of the grid, the last one being ``x``. ``seeds`` reproduce the samples.
+    of the grid, the last one being ``x``. ``seeds`` reproduce the samples. ``events`` has the
+    `Crossings` of each event that was asked for, and ``dense`` the states at any times, if that
+    was asked for (see `solve_ode`).
     """
 
     x: Tensor
@@ -84,6 +102,8 @@ class Solution:
     seeds: tuple[int, ...] | None = None
     failures: tuple[Failure, ...] = field(default=())
     backward: Tensor | None = None
+    events: tuple[Crossings, ...] = ()
+    dense: Dense | None = field(default=None, repr=False)
 
     @property
     def success(self) -> bool:
@@ -127,7 +147,11 @@ class SolveError(Portable, RuntimeError):
 def _detached(solution: Solution) -> Solution:
     frames = solution.trajectory
     return replace(
-        solution, x=solution.x.detach(), trajectory=None if frames is None else frames.detach()
+        solution,
+        x=solution.x.detach(),
+        trajectory=None if frames is None else frames.detach(),
+        dense=None,
+        events=tuple(Crossings(*(part.detach() for part in each)) for each in solution.events),
     )
 
 

@@ -152,6 +152,10 @@ class Solver(Record):
     """Whether steps integrate the diffusion of the reverse SDE: then lambda is 1 by default, else
     0.
     """
+    senses: frozenset[str] = frozenset()
+    """In which senses, "ito" and "stratonovich", it integrates noise that depends on the state."""
+    structures: frozenset[str] = frozenset()
+    """Which of such noise it integrates: "diagonal", "commutative", "general" (see `solve_sde`)."""
     adaptive: bool = False
     """Whether every sample chooses its own steps; then ``error_order``, ``rtol`` and ``atol`` are
     there too.

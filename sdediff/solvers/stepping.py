@@ -56,3 +56,6 @@ class Control(Protocol):
 
     def hold(self, failed: Tensor) -> None:
         """Leave samples where they are that failed before: ``failed`` is a mask (rows,)."""
+
+    def stop(self, samples: Tensor, x: Tensor) -> None:
+        """End the way of ``samples``, int64 (k,), at states x (k, *event): they have not failed."""

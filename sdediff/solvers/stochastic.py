@@ -32,13 +32,16 @@ class EulerMaruyama(Solver):
     """x_s = x + (s - t) drift(x, t) + diffuse(w_s - w_t).
 
     For the reverse SDE the drift is f x - (1 + lambda^2)/2 g^2 score and the noise lambda g dw
-    (Song et al. 2021, arXiv 2011.13456, eq. 6). The noise being additive, strong and weak order are
-    1; lambda = 0 is `Euler` in t.
+    (Song et al. 2021, arXiv 2011.13456, eq. 6). Where noise is additive, strong and weak order are
+    1; where it depends on the state (`solve_sde`), the sense is Ito's and the strong order 1/2.
+    lambda = 0 is `Euler` in t.
     """
 
     needs = frozenset({"drift", "diffusion"})
     stochastic = True
     diffuses = True
+    senses = frozenset({"ito"})
+    structures = frozenset({"diagonal", "commutative", "general"})
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Maruyama]:
         """The drift and the size of the noise of each interval."""
@@ -61,7 +64,8 @@ class EulerMaruyama(Solver):
         state: tuple[Tensor, ...],
     ) -> Step:
         mean = problem.evaluate(x, plan.at)
-        return Step(weighted((1.0, mean), (plan.spread, noise.over(plan.t, plan.s))), mean)
+        spread = problem.spread_at(x, plan.spread)
+        return Step(weighted((1.0, mean), (spread, noise.over(plan.t, plan.s))), mean)
 
 
 class _Heun(NamedTuple):

@@ -24,12 +24,13 @@ class _Method(NamedTuple):
     order: float  # weak, for noise that does not depend on the state
     evaluations: int
     kind: str
+    general: bool = True  # whether noise may be a matrix that depends on the state
 
 
 _METHODS: Final = {
     "euler": _Method(1, 1, "ito"),
-    "milstein": _Method(1, 1, "ito"),
-    "srk": _Method(2, 3, "ito"),
+    "milstein": _Method(1, 1, "ito", False),
+    "srk": _Method(2, 3, "ito", False),
     "euler_heun": _Method(1, 1, "stratonovich"),
     "heun": _Method(2, 2, "stratonovich"),
     "midpoint": _Method(1, 2, "stratonovich"),
@@ -46,11 +47,13 @@ class TorchSDE(External):
     """A method of torchsde's ``sdeint`` on the reverse SDE.
 
     ``euler``, ``milstein``, ``srk``, ``euler_heun``, ``heun`` and ``midpoint``.
-    The noise does not depend on the state ("additive"), so that Ito and Stratonovich are one,
-    ``milstein`` is ``euler``, and ``srk`` is Roessler's SRA1, with 3 evaluations where `SRA1` makes
-    2. The steps are the intervals of the grid, one call of ``sdeint`` each, in the time -t.
-    Increments and space-time integrals are those of the noise that a solver of our own would draw:
-    sample i depends on seed i alone. With ``last="mean"`` the last step is taken without noise.
+    Where noise does not depend on the state, Ito and Stratonovich are one, ``milstein`` is
+    ``euler``, and ``srk`` is Roessler's SRA1, with 3 evaluations where `SRA1` makes 2. Where it
+    does (`solve_sde`), ``euler`` and ``srk`` are Ito's, ``milstein`` is either's and the others are
+    Stratonovich's; ``milstein`` and ``srk`` take diagonal noise alone. The steps are the intervals
+    of the grid, one call of ``sdeint`` each, in the time -t. Increments and space-time integrals
+    are those of the noise that a solver of our own would draw: sample i depends on seed i alone.
+    With ``last="mean"`` the last step is taken without noise.
 
     ``adaptive=True``: torchsde compares a step with two halves of it, by the root mean square over
     the whole batch, at three times the evaluations of a step. ``dt`` is the first step in each
@@ -83,6 +86,18 @@ class TorchSDE(External):
             raise ValueError(f"{self!r}: dt must be a finite number > 0")
 
     @property
+    def senses(self) -> frozenset[str]:  # type: ignore[override]
+        """That of the method; Milstein's has both."""
+        kinds = {"ito", "stratonovich"}
+        return frozenset(kinds if self.method == "milstein" else {_METHODS[self.method].kind})
+
+    @property
+    def structures(self) -> frozenset[str]:  # type: ignore[override]
+        """What torchsde gives the method for."""
+        general = {"commutative", "general"} if _METHODS[self.method].general else set()
+        return frozenset({"diagonal"} | general)
+
+    @property
     def order(self) -> float:  # type: ignore[override]
         return _METHODS[self.method].order
 
@@ -106,7 +121,9 @@ class TorchSDE(External):
         silent = run.options.last == "mean" and last == len(run.times) - 1
         noise = self._noise(run, flat) if self.adaptive else run.noise.at(first)  # type: ignore[union-attr]
         path = _Path(noise, flat, run, silent=silent, adaptive=self.adaptive)
-        sde = _Sde(run, x, path, _METHODS[self.method].kind)
+        kind = run.problem.sense if self.method == "milstein" else _METHODS[self.method].kind
+        make = _AdditiveSde if run.problem.structure == "additive" else _StateSde
+        sde = make(run, x, path, kind)
         # cut at the end: one step, which ends there to the bit
         options: dict[str, Any] = {"dt": 2 * length}
         if self.adaptive:
@@ -158,11 +175,11 @@ class Path(Protocol):
 
 
 class _Sde:
-    """dx = f dtau + g dw in the rising time tau = t or -t, as torchsde wants it: states (rows, d),
-    g applied to an increment.
+    """dx = f dtau + g dw in the rising time tau = t or -t, as torchsde wants it: states (rows, d).
+    A subclass has g.
     """
 
-    noise_type = "additive"
+    noise_type: str
 
     def __init__(self, run: Run, x: Tensor, path: _Path, kind: str) -> None:
         self.run = run
@@ -187,9 +204,32 @@ class _Sde:
             self.kept = out
         return out
 
+
+class _AdditiveSde(_Sde):
+    """The SDE with its g applied to an increment."""
+
+    noise_type = "additive"
+
     def g_prod(self, tau: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """The diffusion applied to v."""
-        return rowwise(self.run.diffuse(v.reshape(self.shape), self.run.sign * tau))
+        dw = v.reshape(len(v), *self.path.event)
+        return rowwise(self.run.diffuse(dw, self.run.sign * tau))
+
+
+class _StateSde(_Sde):
+    """The SDE with its g as a function of (tau, y), on which it depends."""
+
+    def __init__(self, run: Run, x: Tensor, path: _Path, kind: str) -> None:
+        super().__init__(run, x, path, kind)
+        diagonal = run.problem.structure == "diagonal"
+        self.noise_type = "diagonal" if diagonal else "general"
+
+    def g(self, tau: Tensor, y: Tensor) -> Tensor:
+        """The diffusion: (rows, d), or a matrix (rows, d, m)."""
+        x, time = y.reshape(self.shape), self.run.time(self.run.sign * tau, y.dtype)
+        found: Any = self.run.ours(lambda: self.run.problem.loading(x, time))
+        values: Tensor = found.values
+        return self.run.still(rowwise(values) if self.noise_type == "diagonal" else values)
 
 
 class _Path:
@@ -204,7 +244,8 @@ class _Path:
         self.run = run
         self.silent = silent
         self.adaptive = adaptive
-        self.shape = like.shape
+        self.event = getattr(run.problem, "brownian", run.x.shape[1:])
+        self.shape = (len(like), self.event.numel())
         self.dtype = like.dtype
         self.device = like.device
         self.asked, self.moved = 0, False
