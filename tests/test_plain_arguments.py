@@ -118,6 +118,10 @@ def net(x, t):
     return x
 
 
+def fall(x, t):
+    return -x
+
+
 def net_of_classes(x):
     return x
 
@@ -191,6 +195,12 @@ CALLS = {
         lambda **given: sd.objectives.reflow(MODEL, solver=sd.Heun(), **given),
         (),
         {"shape": (2, 2), "steps": 2, "seed": 1, "batch_size": 1},
+    ),
+    "solve_ode": (solvers.solve_ode, (fall, X, [0.0, 0.5]), {"max_nfe": 90}),
+    "solve_sde": (
+        lambda **given: solvers.solve_sde(fall, x=X, times=[0.0, 0.5], **given),
+        (),
+        {"diffusion": 0.5, "seed": 1, "max_nfe": 90},
     ),
     "seeds": (sd.seeds, (), {"seed": 1, "samples": 3}),
     "White": (

@@ -46,7 +46,7 @@ class Event(Record):
                 "the function of an event must return one number a sample, "
                 f"({len(x)},); got {tuple(found.shape)}"
             )
-        return found.cpu().double()
+        return found.to("cpu", torch.float64, copy=True)
 
     def happened(self, before: Tensor, after: Tensor) -> Tensor:
         """Which rows changed their sign, bool (rows,)."""

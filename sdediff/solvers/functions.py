@@ -93,21 +93,25 @@ class FunctionProblem(Problem):
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         return self.seen(x, self._shaped("f(x, t)", self._f, x, t))
 
-    def check_rows(self, x: Tensor, t: Tensor) -> None:
+    def check_rows(self, x: Tensor, times: Tensor) -> None:
         """A ValueError where f takes times (B,) for a vector over the last axis of x, which shows
         in no shape if that axis has length B too.
+
+        The first sample is asked at the first of two ``times``, the others at the second.
         """
         if x.ndim < 2 or not 1 < x.shape[-1] == len(x):
             return
+        first, second = times.unbind()
+        own = torch.cat([first[None], second.expand(len(x) - 1)])
         for who, function in (("f(x, t)", self._f), ("the diffusion b(x, t)", self._b)):
             if function is not None:
-                alone = self.call(who, function, x, t if t.ndim == 0 else t[0])
-                each = self.call(who, function, x, t.expand(len(x)) if t.ndim == 0 else t[:1])
-                if alone.shape != each.shape or not _same(alone, each):
+                wanted = self.call(who, function, x, second).clone()
+                wanted[:1] = self.call(who, function, x, first)[:1]
+                found = self.call(who, function, x, own)
+                if found.shape != wanted.shape or not _same(found, wanted):
                     raise ValueError(
-                        f"{who} answers otherwise where t is (B,), every sample's own time, than "
-                        "where it is the same number: shape t for x first, by "
-                        "solvers.expand(t, x)"
+                        f"{who} answers otherwise where every sample has its own time, t (B,), "
+                        "than where t is one number: shape t for x first, by solvers.expand(t, x)"
                     )
 
     # -- noise -------------------------------------------------------------------------------------
