@@ -172,7 +172,7 @@ class PerSample:
         self.moving = moving.take(stay)
 
     def stop(self, samples: Tensor, x: Tensor) -> None:
-        self._drop(torch.isin(self.rows, samples))
+        self.hold(torch.isin(self.moving.samples, samples))
         self.final[samples.to(self.final.device)] = x
 
     def cap(self, max_nfe: int) -> None:

@@ -65,8 +65,11 @@ class Recorder:
         if control is not self._control:
             self._control = control
             self.begin()
-        rows = self.every if control.rows is None else control.rows
-        t, before, seen = control.t.expand(len(rows)), control.accepted.clone(), []
+        t, _, samples = control.where()
+        rows = self.every if samples is None else samples
+        t = t.expand(len(rows))
+        before = control.accepted.clone()
+        seen = []
 
         def watched(
             problem: Problem, x: Tensor, plan: Any, noise: StepNoise, state: tuple[Tensor, ...]
@@ -76,12 +79,11 @@ class Recorder:
             return step
 
         reached = control.attempt(watched)
-        if control.rows is None:
-            good, now = ~self.stopped, self.every
-        else:
-            good, now = control.accepted[rows] > before[rows], control.rows
-        ends = self.times[-1].expand(len(self.x)).clone()  # who has left has come to the end
-        ends[now] = control.t.expand(len(now))
+        now, _, samples = control.where()
+        good = ~self.stopped if samples is None else control.accepted[rows] > before[rows]
+        moving = self.every if samples is None else samples
+        ends = self.times[-1].expand(len(self.x)).clone()  # a sample that has left is at the end
+        ends[moving] = now.expand(len(moving))
         part = Segments(rows, t, ends[rows], *seen[-1])
         self._see(part if bool(good.all()) else part.take(good.nonzero().flatten()), control)
         return reached
