@@ -97,8 +97,8 @@ EXTERNAL = {
 
 
 def made(text: str | None) -> Any:
-    """The solver that the text says; None for the default."""
-    return None if text is None else eval(text, dict(vars(sd.solvers)))
+    """The solver or objective that the text says; None for the default."""
+    return None if text is None else eval(text, {**vars(sd.solvers), **vars(sd.objectives)})
 
 
 def some_prediction(sde: str, solver: str) -> str:
