@@ -239,7 +239,7 @@ def reverse_sde(case: Case) -> Iterator[Comparison]:
             off = (mean - true_mean) ** 2 + (covariance.diagonal().sqrt() - true_std) ** 2
             errors.append(float((off.sum() / true_std.square().sum()).sqrt()))
         else:
-            yield max(
+            yield min(
                 (
                     measured(
                         f"the order in law of {solver!r}",
@@ -251,7 +251,7 @@ def reverse_sde(case: Case) -> Iterator[Comparison]:
                     )
                     for first in (0, 1)
                 ),
-                key=lambda found: -found.deviation,
+                key=lambda found: found.deviation,
             )
 
 
