@@ -154,9 +154,10 @@ class PerSample:
     def _leave(self, finished: Tensor, stuck: Tensor) -> None:
         """Let go who has arrived at the end, and who failed."""
         bad = self.moving.problem.monitor.bad[self._counted] & ~finished
-        self._fail(bad, Status.NETWORK_NOT_FINITE)
-        self._fail(stuck & ~bad, Status.STEP_TOO_SMALL)
-        self.hold(finished | bad | stuck)
+        if bool((failed := bad | stuck).any()):
+            self._fail(bad, Status.NETWORK_NOT_FINITE)
+            self._fail(stuck & ~bad, Status.STEP_TOO_SMALL)
+        self.hold(finished | failed)
 
     def _fail(self, mask: Tensor, status: Status) -> None:
         where = zip(self.moving.samples[mask].tolist(), self.moving.t[mask].tolist(), strict=True)

@@ -61,7 +61,7 @@ class FreeSteps:
         wide = length * (goal / (length * steep)) ** (1.0 / order)
         step = torch.minimum(
             100 * guess,
-            torch.where(length * steep <= 1e-15, (guess * 1e-3).clamp(min=1e-6 * length), wide),
+            torch.where(length * steep <= 1e-15, 1e-6 * length, wide),
         )
         # Where the network failed already, take any step: the next attempt finds and reports it.
         step = torch.where(torch.isfinite(step) & (step > 0), step, guess).clamp(max=span)
