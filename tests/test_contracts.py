@@ -239,7 +239,7 @@ def test_every_solver_is_in_the_table() -> None:
         RungeKutta,
     }
     # Noise that depends on the state is no reverse SDE's: tests/test_equations.py has these.
-    ours = {solvers.Milstein, solvers.StratonovichHeun}
+    ours = {solvers.AdaptiveMilstein, solvers.Milstein, solvers.StratonovichHeun}
     found = {value for value in found if not value.whole} - ours
     missing = found - {type(method.solver) for method in METHODS}
     assert not missing, (

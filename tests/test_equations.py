@@ -253,6 +253,26 @@ def test_strong_orders_on_geometric_brownian_motion(solver, sense, structure, or
     assert math.log(errors[0] / errors[1], 4) == pytest.approx(order, abs=0.12)
 
 
+def test_steps_of_an_sde_are_the_samples_own():
+    """On geometric Brownian motion: less error for less tolerance, and no trace of the batch."""
+    x = ONES[:100]
+    path = solvers.BrownianPath(range(100), (1,), 0.0, 1.0, depth=10, area=False, dtype=x.dtype)
+    errors = []
+    for tolerance in (0.3, 0.03):
+        solver = solvers.AdaptiveMilstein(tolerance, tolerance)
+        out = solve_sde(grow, shake, x, [0.0, 1.0], solver, noise=path)
+        errors.append(float((out.x - geometric(path, "ito")).square().mean().sqrt()))
+    assert errors[0] > 2 * errors[1]
+    assert errors[1] < 0.06
+    assert int(out.accepted.max()) > 2 * int(out.accepted.min())
+    assert int(out.rejected.max()) > 0
+    whole = solve_sde(grow, shake, x[:4], [0.0, 1.0], solvers.AdaptiveMilstein(), seed=2)
+    alone = solve_sde(
+        grow, shake, x[:1], [0.0, 1.0], solvers.AdaptiveMilstein(), seed=whole.seeds[3:]
+    )
+    assert torch.equal(alone.x[0], whole.x[3])
+
+
 def test_the_senses_differ_by_the_drift_correction():
     """Ito's solution with a + b' b / 2 is Stratonovich's with a; where times fall the other way."""
     path = solvers.BrownianPath(range(2000), (1,), 0.0, 1.0, intervals=256, dtype=torch.float64)

@@ -36,7 +36,7 @@ from sdediff.solvers.external import External, SciPy, TorchDiffEq, TorchSDE
 from sdediff.solvers.grid import GRIDS, LogSNR, check_grid, quadratic, uniform
 from sdediff.solvers.integrate import integrate
 from sdediff.solvers.langevin import Langevin, MetropolisLangevin, PredictorCorrector
-from sdediff.solvers.multiplicative import Milstein, StratonovichHeun
+from sdediff.solvers.multiplicative import AdaptiveMilstein, Milstein, StratonovichHeun
 from sdediff.solvers.noise import Noise, StepNoise, fresh_seed
 from sdediff.solvers.options import Options, Snapshot
 from sdediff.solvers.problem import At, Monitor, Output, Problem
@@ -71,6 +71,7 @@ __all__ = [
     "SEEDS",
     "SRA1",
     "SRA3",
+    "AdaptiveMilstein",
     "AdaptiveSDE",
     "Ancestral",
     "At",

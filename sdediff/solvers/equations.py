@@ -262,7 +262,8 @@ def solve_sde(
     given = None if noise is not None else _seeds(seed, len(state))
     if noise is not None and seed is not None:
         raise ValueError("seed and noise are two ways to say the same: pass one of them")
-    problem.probe(state, grid[0], derivative="iterated" in solver.needs)
+    with torch.inference_mode(False):
+        problem.probe(state, grid[0], derivative="iterated" in solver.needs)
     if given is not None:
         noise = _noise(given, problem, grid, path=between)
     shape = (len(state), *problem.brownian)
@@ -326,11 +327,12 @@ def _state(x: Tensor) -> Tensor:
         raise ValueError("x must be (B, *event), a batch of states; got one number: x[None]")
     if not bool(torch.isfinite(x).all()):
         raise ValueError("x has entries that are not finite")
-    return at_least_float32(x).clone()
+    with torch.inference_mode(False):  # so that functions of it have derivatives
+        return at_least_float32(x).clone()
 
 
 def _times(times: Any, x: Tensor) -> Tensor:
-    grid = check_grid(times if isinstance(times, Tensor) else torch.as_tensor(times).double())
+    grid = check_grid(times)
     if grid.ndim == 2 and grid.shape[1] != len(x):
         raise ValueError(f"there are {grid.shape[1]} grids for {len(x)} samples: pass one, or each")
     return grid

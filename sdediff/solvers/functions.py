@@ -146,7 +146,6 @@ class FunctionProblem(Problem):
 
         With ``derivative``, the noise has to commute: that is looked at here, and nowhere else.
         """
-        t = t if t.ndim == 0 else t.clone()
         b = self._loaded(x, t)
         self.brownian = b.shape[1:] if b.shape == x.shape else b.shape[2:]
         if self.structure == "additive":

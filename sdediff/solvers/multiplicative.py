@@ -11,9 +11,9 @@ from torch import Tensor
 from sdediff.solvers.arithmetic import Number, weighted
 from sdediff.solvers.noise import StepNoise, elapsed
 from sdediff.solvers.problem import Problem
-from sdediff.solvers.solver import Solver, Step
+from sdediff.solvers.solver import Adaptive, Solver, Step
 
-__all__ = ["Milstein", "StratonovichHeun"]
+__all__ = ["AdaptiveMilstein", "Milstein", "StratonovichHeun"]
 
 
 class _Plan(NamedTuple):
@@ -58,6 +58,44 @@ class Milstein(Solver):
         mean = problem.evaluate(x, plan.start)
         bend = problem.iterated(x, plan.t, dw, plan.h)
         return Step(weighted((1.0, mean), (problem.loading(x, plan.t), dw), (1.0, bend)), mean)
+
+
+@dataclass(frozen=True, repr=False)
+class AdaptiveMilstein(Adaptive, Milstein):
+    """`Milstein` with a step size for each sample.
+
+    The error estimate of a step is what Euler and Maruyama's step leaves out, the iterated
+    integrals, and half of what the drift changes, h / 2 (a(x_s, s) - a(x, t)). It is O(h), of lower
+    order than the error of the step. A rejected step keeps its Brownian path, which is split. One
+    evaluation a step, and one to start.
+    """
+
+    rtol: float = 1e-2
+
+    default_atol = 1e-2
+    error_order = 1
+    carries = True
+
+    def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        """The drift at the start."""
+        return (problem.evaluate(x, problem.at(t[None], "drift")[0]),)
+
+    def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
+        """The drift at the end of each interval, and its ends."""
+        t, s = times[:-1], times[1:]
+        rows = zip(problem.at(s, "drift"), t.unbind(), s.unbind(), strict=True)
+        return [_Plan(None, at, elapsed(a, b), a, b) for at, a, b in rows]
+
+    def step(
+        self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]
+    ) -> Step:
+        dw, h, (first,) = noise.increment(plan.t, plan.s), plan.h, state
+        mean = weighted((1.0, x), (h, first))
+        bend = problem.iterated(x, plan.t, dw, h)
+        found = weighted((1.0, mean), (problem.loading(x, plan.t), dw), (1.0, bend))
+        last = problem.evaluate(found, plan.end)
+        error = weighted((1.0, bend), (0.5 * h, last), (-0.5 * h, first))
+        return Step(found, mean, (last,), error)
 
 
 @dataclass(frozen=True)
