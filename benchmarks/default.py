@@ -27,7 +27,8 @@ import sdediff as sd
 from sdediff import solvers
 from sdediff.arguments import default_solver
 from sdediff.solvers import GRIDS, LogSNR
-from sdediff.solvers.exponential.flow import Flow, Points, Weight, gauss_legendre, lagrange
+from sdediff.solvers.exponential.flow import Flow, gauss_legendre, lagrange
+from sdediff.solvers.exponential.forms import Points
 
 NFES = (5, 8, 10, 15, 20, 30, 50, 100, 200)
 NOISY = (10, 20, 50, 100)
@@ -167,12 +168,12 @@ class Task:
 
 
 class _Lacking(Flow):
-    def weights(self, a: Points, b: Points, nodes, moments="exact") -> list[Weight]:
+    def weights(self, a: Points, b: Points, nodes, moments="exact") -> list[tuple[Tensor, ...]]:
         if len(nodes) < 3:
             return super().weights(a, b, nodes, moments)
         h = b.v - a.v
         near, far = (a.v - nodes[1]) / h, (nodes[1] - nodes[2]) / h
-        if self.theta:
+        if self.form.quantity == "data":
             e = torch.expm1(-h)
             total, first, second = (
                 -b.alpha * e,
@@ -188,8 +189,7 @@ class _Lacking(Flow):
             )
         part = near / (near + far)
         one, two = first * (1 + part) + second / (near + far), -first * part - second / (near + far)
-        found = [total + one / near, two / far - one / near, -two / far]
-        return [Weight(w, None) if self.theta else Weight(None, w) for w in found]
+        return [(total + one / near,), (two / far - one / near,), (-two / far,)]
 
 
 @dataclass(frozen=True, repr=False)
@@ -199,7 +199,7 @@ class Lacking(solvers.ExponentialMultistep):
     """
 
     def flow(self, problem: solvers.Problem) -> Flow:
-        return _Lacking(problem, self.theta, self.variable)
+        return _Lacking(problem, self.form, self.variable)
 
 
 class _Step(NamedTuple):

@@ -4,6 +4,7 @@ ends of time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import mpmath
@@ -16,7 +17,8 @@ import sdediff as sd
 from sdediff.reverse import Reverse
 from sdediff.solvers import Options, Solver, integrate
 from sdediff.solvers.exponential.flow import Flow
-from sdediff.solvers.exponential.stages import Stages, evaluate, evaluations, history
+from sdediff.solvers.exponential.forms import Points
+from sdediff.solvers.exponential.stages import Stages, evaluate, evaluations
 from sdediff.testing.orders import Still, slope
 
 LAW = sd.exact.GaussianMixture([[-0.5, 0.3], [0.5, 0.0], [0.2, -0.5]], 0.5)
@@ -87,10 +89,11 @@ def test_weights_to_fifty_digits(theta: float, lam: float, h: float, past: int) 
                 * mpmath.quad(lambda x: mpmath.exp((rate - 1) * (x - end)) * basis(x), breaks)  # noqa: B023
             )
             sigma = mpmath.exp(-end)
-            for value, expected in ((weight.data, data), (weight.noise, noise * sigma)):
-                if value is not None:
-                    # The nodes themselves are rounded: h is known to 1e-15 of u.
-                    assert float(value) == pytest.approx(float(expected), rel=1e-12 + 4e-15 / h)
+            expected = {1.0: [data], 0.0: [noise * sigma]}.get(theta, [data, noise * sigma])
+            # The nodes themselves are rounded: h is known to 1e-15 of u.
+            assert [float(value) for value in weight] == pytest.approx(
+                [float(each) for each in expected], rel=1e-12 + 4e-15 / h
+            )
 
 
 @pytest.mark.parametrize("h", [1e-9, 0.3, 20.0])
@@ -126,9 +129,8 @@ def test_weights_of_the_straight_form_to_thirty_digits(variable: str, h: float, 
             expected = (1 + mpmath.exp(-u[past + 1]) / scale) * mpmath.quad(
                 density, mpmath.linspace(u[past], u[past + 1], 3 if h < 1 else 16)
             )
-            assert weight.noise is None
-            assert weight.data is not None
-            assert float(weight.data) == pytest.approx(float(expected), rel=1e-11 + 4e-15 / h)
+            (found,) = weight
+            assert float(found) == pytest.approx(float(expected), rel=1e-11 + 4e-15 / h)
 
 
 @pytest.mark.parametrize("variable", ["t", "angle", "log_snr", "sigma"])
@@ -142,9 +144,8 @@ def test_the_straight_form_of_a_constant_prediction(variable: str) -> None:
     a, b = points.part(slice(0, 3)), points.part(slice(1, 4))
     weights = flow.weights(a, b, [a.v, points.v[torch.tensor([1, 2, 0])]])
     total = flow.keep(a, b) * (a.alpha * 0.7 - a.sigma * 1.3)
-    for weight in weights:
-        assert weight.data is not None
-        total = total + weight.data * (0.7 + 0.2 * 1.3)
+    for (weight,) in weights:
+        total = total + weight * (0.7 + 0.2 * 1.3)
     torch.testing.assert_close(total, b.alpha * 0.7 - b.sigma * 1.3, rtol=1e-12, atol=1e-12)
 
 
@@ -180,9 +181,68 @@ def test_predictions_of_a_form_are_one_whether_evaluated_or_made_of_the_data(
     flow = Flow(here, theta, "log_snr")
     (at,) = evaluations(flow, flow.points(t[None]))
     for one, two in zip(
-        evaluate(here, theta, x, at), history(theta, x, here.data(x, t), at), strict=True
+        evaluate(here, flow.form, x, at),
+        flow.form.from_data(x, here.data(x, t), at.alpha, at.sigma),
+        strict=True,
     ):
         torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
+
+
+class Circle:
+    """A form of one's own, without a base of the library: S = sqrt(alpha^2 + sigma^2), so that with
+    phi = arctan(sigma / alpha) the flow is d(x / S) / dphi = (alpha noise - sigma data) / S.
+    """
+
+    quantity = "v"
+    stochastic, bounded, closes = False, True, False
+
+    def affine(self, points: Points) -> tuple[float, Tensor]:
+        return 0.0, 1 / torch.hypot(points.alpha, points.sigma)
+
+    def predictions(self, x, value, alpha, sigma):
+        return (value,)
+
+    def from_data(self, x, data, alpha, sigma):
+        noise = (x - alpha * data) / sigma
+        return ((alpha * noise - sigma * data) / math.hypot(alpha, sigma),)
+
+    def noise(self, x, predictions, alpha, sigma):
+        size = math.hypot(alpha, sigma)
+        return (sigma * x / size + alpha * predictions[0]) / size
+
+    def keep(self, a: Points, b: Points) -> Tensor:
+        return torch.hypot(b.alpha, b.sigma) / torch.hypot(a.alpha, a.sigma)
+
+    def terms(self, u: Tensor, mixing: Tensor, b: Points) -> list[tuple[Tensor, Tensor]]:
+        return [(-torch.hypot(b.alpha, b.sigma), 0.5 / u.cosh())]
+
+    def std(self, flow: Flow, a: Points, b: Points) -> Tensor:
+        return torch.zeros_like(a.u)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_a_form_of_ones_own_is_as_good_as_a_built_in(order: int) -> None:
+    """The rectified flow from alpha = 0 to sigma = 0 in one's own form is Adams and Bashforth's
+    method for d(x / S) / dphi, and the adaptive pair finds what the Runge-Kutta pair does.
+    """
+    here, x = problem(sd.RectifiedFlow(), 3), torch.eye(3, 2, dtype=torch.float64)
+    times = grid(1.0, 0.8, 0.55, 0.3, 0.1, 0.0)
+    form, method = Circle(), {"variable": "angle", "startup": "published"}
+    got = integrate(here, sd.ExponentialMultistep(order, form, **method), x, times).x
+    size, phi = torch.hypot(1 - times, times), torch.atan2(times, 1 - times)
+    y, past = x / size[0], []
+    for i, t in enumerate(times[:-1]):
+        past = [here.v(y * size[i], t) / size[i], *past]
+        h = phi[i + 1] - phi[i]
+        y = y + h * past[0]
+        if order == 2 and i:
+            y = y + h**2 / (phi[i] - phi[i - 1]) / 2 * (past[0] - past[1])
+    torch.testing.assert_close(got, y * size[-1], rtol=1e-12, atol=1e-12)
+    pair = sd.ExponentialPair(3, form, "angle", rtol=1e-6, atol=1e-6)
+    one, two = (integrate(here, s, x, times[1:4]).x for s in (pair, sd.RK45(rtol=1e-9, atol=1e-9)))
+    torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="is for the probability flow; take sde=False"):
+        sd.ExponentialMultistep(order, form, sde=True)
 
 
 @pytest.mark.parametrize(("scale", "form"), [(1e-7, "data"), (1e7, "noise")])
@@ -229,12 +289,9 @@ def test_a_constant_prediction_is_integrated_exactly(
     weights = flow.weights(a, b, [points.v[k : k + 1] for k in (2, 1, 0)])
     data, noise = 0.7, -1.3
     total = flow.keep(a, b) * (a.alpha * data + a.sigma * noise)
-    for weight in weights:
-        total = (
-            total
-            + (0 if weight.data is None else weight.data * data)
-            + (0 if weight.noise is None else weight.noise * noise)
-        )
+    predictions = {0.0: (noise,), 1.0: (data,)}.get(theta, (data, noise))
+    for node in weights:
+        total = total + sum(w * q for w, q in zip(node, predictions, strict=True))
     torch.testing.assert_close(total, b.alpha * data + b.sigma * noise, rtol=1e-12, atol=1e-12)
 
 

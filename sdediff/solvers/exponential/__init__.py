@@ -3,7 +3,7 @@ polynomial.
 """
 
 from sdediff.solvers.exponential.euler import DDIM, Ancestral
-from sdediff.solvers.exponential.flow import Straight
+from sdediff.solvers.exponential.forms import Form, Straight
 from sdediff.solvers.exponential.inversion import InverseDDIM
 from sdediff.solvers.exponential.multistep import ExponentialMultistep
 from sdediff.solvers.exponential.presets import (
@@ -38,6 +38,7 @@ __all__ = [
     "ExponentialMultistep",
     "ExponentialPair",
     "ExponentialSinglestep",
+    "Form",
     "InverseDDIM",
     "SASolver",
     "SDEDPMSolverPP",

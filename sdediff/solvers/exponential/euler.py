@@ -67,7 +67,7 @@ class Ancestral(_OrderOne):
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """The exact coefficients of each interval."""
-        points = Flow(problem, 1.0, "log_snr").points(times)
+        points = Flow(problem, "data", "log_snr").points(times)
         return self._planned(
             problem, times, *order_one(points.part(slice(None, -1)), points.part(slice(1, None)))
         )

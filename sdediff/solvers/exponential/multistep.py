@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from sdediff.solvers.arithmetic import Number, weighted
-from sdediff.solvers.exponential.flow import Flow, Points, Straight
+from sdediff.solvers.exponential.flow import Flow
+from sdediff.solvers.exponential.forms import Points
 from sdediff.solvers.exponential.singlestep import Exponential, plain_step
 from sdediff.solvers.exponential.stages import (
     Move,
@@ -21,7 +22,6 @@ from sdediff.solvers.exponential.stages import (
     Table,
     evaluate,
     evaluations,
-    history,
     in_all_rows,
     move,
     plan_moves,
@@ -190,13 +190,13 @@ class ExponentialMultistep(Exponential):
         """One step; the state is the uncorrected part of the last one and the predictions
         before.
         """
-        theta = self.theta
-        width = 1 if isinstance(self.theta, Straight) or self.theta in (0, 1) else 2
-        before = [state[i : i + width] for i in range(1, len(state), width)]
+        form = self._form
         if isinstance(plan.go, Plain):
             taken, data = plain_step(problem, x, plan.go, noise if self.sde else None)
-            return taken._replace(state=(taken.x, *history(theta, x, data, plan.go.at)))
-        here = evaluate(problem, theta, x, plan.at)
+            last = form.from_data(x, data, plan.go.at.alpha, plan.go.at.sigma)
+            return taken._replace(state=(taken.x, *last))
+        here = evaluate(problem, form, x, plan.at)
+        before = [state[i : i + len(here)] for i in range(1, len(state), len(here))]
         # the state as the terms of a sum: corrected, it is never made
         start: list[tuple[Number, Tensor]] = [(1.0, x)]
         if plan.correct is not None:
@@ -206,7 +206,7 @@ class ExponentialMultistep(Exponential):
         past = [each for node in kept for each in node]
         if isinstance(plan.go, Stages):
             moved, mean, _ = run_stages(
-                problem, theta, self._single[1], weighted(*start), here, plan.go, noise
+                problem, form, self._single[1], weighted(*start), here, plan.go, noise
             )
             return Step(moved, mean, (moved, *past))
         nodes = [here, *before][: len(plan.go.weights)]

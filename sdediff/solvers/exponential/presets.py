@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdediff.solvers.exponential.flow import Flow, Form, Moments, Variable
+from sdediff.solvers.exponential.flow import Flow, Moments, Variable
+from sdediff.solvers.exponential.forms import Form, FormName
 from sdediff.solvers.exponential.multistep import ExponentialMultistep
 from sdediff.solvers.exponential.singlestep import ExponentialSinglestep
 from sdediff.solvers.problem import Problem
@@ -38,7 +39,7 @@ class DPMSolver(ExponentialSinglestep):
     Order and evaluations a step: ``order``, 1 to 3 as published, and 4 beyond.
     """
 
-    form: Form = "noise"
+    form: FormName | float | Form = "noise"
     moments: Moments = "half"
 
 
@@ -92,7 +93,7 @@ class DEIS(ExponentialMultistep):
     or 4 more to start orders 3 or 4.
     """
 
-    form: Form = "noise"
+    form: FormName | float | Form = "noise"
     variable: Variable = "t"
 
 
@@ -107,7 +108,7 @@ class LMS(ExponentialMultistep):
     """
 
     order: int = 4
-    form: Form = "noise"
+    form: FormName | float | Form = "noise"
     variable: Variable = "sigma"
 
 
@@ -122,7 +123,7 @@ class IPNDM(ExponentialMultistep):
     """
 
     order: int = 4
-    form: Form = "noise"
+    form: FormName | float | Form = "noise"
     moments: Moments = "uniform"
 
     @property
@@ -170,7 +171,7 @@ class SEEDS(ExponentialSinglestep):
     weak order min(order, 2); at lambda = 0 it is `DPMSolver` with exact integrals.
     """
 
-    form: Form = "noise"
+    form: FormName | float | Form = "noise"
     sde: bool = True
 
 
@@ -226,4 +227,4 @@ class ERSDE(ExponentialMultistep):
                 )
             return -(phi / rho).log(), square.clamp(min=0)
 
-        return Flow(problem, self.theta, self.variable, mixing)
+        return Flow(problem, self.form, self.variable, mixing)

@@ -12,18 +12,8 @@ import torch
 from torch import Tensor
 
 from sdediff.solvers.arithmetic import weighted
-from sdediff.solvers.exponential.flow import (
-    FORMS,
-    MOMENTS,
-    VARIABLES,
-    Flow,
-    Form,
-    Moments,
-    Points,
-    Straight,
-    Variable,
-    share,
-)
+from sdediff.solvers.exponential.flow import MOMENTS, VARIABLES, Flow, Moments, Variable
+from sdediff.solvers.exponential.forms import Form, FormName, Points, check_form, form_of
 from sdediff.solvers.exponential.stages import (
     Plain,
     Stages,
@@ -31,7 +21,6 @@ from sdediff.solvers.exponential.stages import (
     evaluate,
     evaluations,
     move,
-    noise_of,
     plan_plain,
     plan_stages,
     run_stages,
@@ -52,15 +41,16 @@ class Exponential(Solver):
     predictions are taken for.
 
     ``form``: ``"data"``, ``"noise"``, or a number theta between, the share of the prediction that
-    is put as data; the rest is put as noise (see `Flow`); or `Straight`, a share that falls with
-    the noise. ``variable``: what the polynomials are in, ``"log_snr"``, ``"sigma"`` (over alpha),
-    ``"angle"`` (its arctangent, bounded at both ends of time) or ``"t"``. ``moments``: ``"exact"``,
-    or a published simplification (see `Flow.weights`). ``sde``: solve the reverse SDE, at the
-    problem's stochasticity, with the exact Gaussian integral.
+    is put as data; the rest is put as noise (see `Mixture`); or any object with the methods of
+    `Form`, such as `Straight`, whose share falls with the noise. ``variable``: what the polynomials
+    are in, ``"log_snr"``, ``"sigma"`` (over alpha), ``"angle"`` (its arctangent, bounded at both
+    ends of time) or ``"t"``. ``moments``: ``"exact"``, or a published simplification (see
+    `Flow.weights`). ``sde``: solve the reverse SDE, at the problem's stochasticity, with the exact
+    Gaussian integral.
     """
 
     order: int = 3
-    form: Form = "data"
+    form: FormName | float | Form = "data"
     variable: Variable = "log_snr"
     moments: Moments = "exact"
     sde: bool = False
@@ -69,23 +59,10 @@ class Exponential(Solver):
         super().__post_init__()
         name = type(self).__name__
         _ = whole(f"{name}: order", self.order, 1, 4, kind="1, 2, 3 or 4")
-        number = (
-            isinstance(self.form, float | int)
-            and not isinstance(self.form, bool)
-            and 0 <= self.form <= 1
-        )
-        if not (
-            number
-            or isinstance(self.form, Straight)
-            or (isinstance(self.form, str) and self.form in FORMS)
-        ):
+        check_form(name, self.form)
+        if self.sde and not self._form.stochastic:
             raise ValueError(
-                f"{name}: form must be 'data', 'noise', a number from 0 (noise) to 1 (data) or "
-                f"Straight(scale), got {self.form!r}"
-            )
-        if self.sde and isinstance(self.form, Straight):
-            raise ValueError(
-                f"{name}: form=Straight(...) is for the probability flow; take sde=False, or a "
+                f"{name}: form={self.form!r} is for the probability flow; take sde=False, or a "
                 "number as the form"
             )
         for field, value, known in (
@@ -107,12 +84,11 @@ class Exponential(Solver):
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """The predictions of the form, and the schedule."""
-        return frozenset({"marginal", "data"} | ({"noise"} if self.theta == 0 else set()))
+        return frozenset({"marginal", "data", self._form.quantity})
 
     @property
-    def theta(self) -> float | Straight:
-        """The share of the prediction that is put as data."""
-        return share(self.form)
+    def _form(self) -> Form:
+        return form_of(self.form)
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
@@ -126,7 +102,7 @@ class Exponential(Solver):
 
     def flow(self, problem: Problem) -> Flow:
         """The problem in the solver's form."""
-        return Flow(problem, self.theta, self.variable)
+        return Flow(problem, self.form, self.variable)
 
     def _split(self, flow: Flow, times: Tensor) -> tuple[Points, list[int], list[int]]:
         """The grid's points, and which intervals are bounded and which are not."""
@@ -228,8 +204,8 @@ class ExponentialSinglestep(Exponential):
     ) -> Step:
         if isinstance(plan, Plain):
             return plain_step(problem, x, plan, noise if self.sde else None)[0]
-        first = state or evaluate(problem, self.theta, x, plan.at[0])
-        moved, mean, error = run_stages(problem, self.theta, self.table, x, first, plan, noise)
+        first = state or evaluate(problem, self._form, x, plan.at[0])
+        moved, mean, error = run_stages(problem, self._form, self.table, x, first, plan, noise)
         return Step(moved, mean, (), error)
 
 
@@ -244,7 +220,7 @@ class ExponentialPair(Adaptive, ExponentialSinglestep):
     the probability flow.
     """
 
-    form: Form = "noise"
+    form: FormName | float | Form = "noise"
 
     begins = True
 
@@ -266,9 +242,10 @@ class ExponentialPair(Adaptive, ExponentialSinglestep):
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         """The predictions at the start of a step."""
         flow = self.flow(problem)
-        return evaluate(problem, self.theta, x, evaluations(flow, flow.points(t[None]))[0])
+        return evaluate(problem, self._form, x, evaluations(flow, flow.points(t[None]))[0])
 
     def slope(self, problem: Problem, x: Tensor, t: Tensor, state: tuple[Tensor, ...]) -> Tensor:
         """f x + g^2 / (2 sigma) noise, by the predictions at the start."""
         (f, g), (alpha, sigma) = problem.coefficients(t), problem.marginal(t)
-        return weighted((f, x), (g**2 / (2 * sigma), noise_of(self.theta, x, state, alpha, sigma)))
+        noise = self._form.noise(x, state, alpha, sigma)
+        return weighted((f, x), (g**2 / (2 * sigma), noise))

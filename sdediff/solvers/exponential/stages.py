@@ -4,6 +4,7 @@ polynomials through them.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 
 from sdediff.solvers.arithmetic import Number, weighted
-from sdediff.solvers.exponential.flow import Flow, Moments, Points, Straight
+from sdediff.solvers.exponential.flow import Flow, Moments
+from sdediff.solvers.exponential.forms import Form, Points
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
 
@@ -24,10 +26,8 @@ __all__ = [
     "Table",
     "evaluate",
     "evaluations",
-    "history",
     "in_all_rows",
     "move",
-    "noise_of",
     "order_one",
     "plan_moves",
     "plan_plain",
@@ -109,34 +109,9 @@ class Plain(NamedTuple):
     move: Move
 
 
-def evaluate(
-    problem: Problem, theta: float | Straight, x: Tensor, at: Evaluation
-) -> tuple[Tensor, ...]:
-    """The predictions that a form takes, data, or noise, or both, or data - scale noise, by one
-    evaluation.
-    """
-    found = problem.evaluate(x, at.at)
-    return (found,) if isinstance(theta, Straight) or theta == 0 else history(theta, x, found, at)
-
-
-def history(theta: float | Straight, x: Tensor, data: Tensor, at: Evaluation) -> tuple[Tensor, ...]:
-    """The predictions that a form takes, of that of the data."""
-    if theta == 1:
-        return (data,)
-    noise = weighted((1.0 / at.sigma, x), (-at.alpha / at.sigma, data))
-    if isinstance(theta, Straight):
-        return (weighted((1.0, data), (-theta.scale, noise)),)
-    return (noise,) if theta == 0 else (data, noise)
-
-
-def noise_of(
-    theta: float | Straight, x: Tensor, found: Sequence[Tensor], alpha: Number, sigma: Number
-) -> Tensor:
-    """The noise by the predictions that a form takes; x = alpha data + sigma noise."""
-    if isinstance(theta, Straight):
-        size = 1.0 / (theta.scale * alpha + sigma)
-        return weighted((size, x), (-alpha * size, found[0]))
-    return found[-1] if theta != 1 else weighted((1.0 / sigma, x), (-alpha / sigma, found[0]))
+def evaluate(problem: Problem, form: Form, x: Tensor, at: Evaluation) -> tuple[Tensor, ...]:
+    """The predictions of the form, by one evaluation."""
+    return form.predictions(x, problem.evaluate(x, at.at), at.alpha, at.sigma)
 
 
 def terms(
@@ -154,9 +129,7 @@ def plan_moves(
     flow: Flow, a: Points, b: Points, nodes: Sequence[Tensor], moments: Moments, std: Tensor | None
 ) -> list[Move]:
     """A move for each interval."""
-    weights = [
-        each for weight in flow.weights(a, b, nodes, moments) for each in weight if each is not None
-    ]
+    weights = itertools.chain.from_iterable(flow.weights(a, b, nodes, moments))
     keeps, stds, *columns = flow.problem.coefs(
         len(a.u), flow.keep(a, b), 0.0 if std is None else std, *weights
     )
@@ -265,7 +238,7 @@ def plan_stages(
 
 def run_stages(
     problem: Problem,
-    theta: float | Straight,
+    form: Form,
     table: Table,
     x: Tensor,
     first: tuple[Tensor, ...],
@@ -290,7 +263,7 @@ def run_stages(
         plan.moves, plan.places, plan.at[1:], table.through, strict=False
     ):
         y = target(step, through)
-        found.append(evaluate(problem, theta, y + shifts[place] if shifts else y, at))
+        found.append(evaluate(problem, form, y + shifts[place] if shifts else y, at))
     mean = target(plan.moves[-1], table.through[-1])
     error = None if plan.low is None else mean - target(plan.low, table.low)
     return mean + shifts[-1] if shifts else mean, mean, error
