@@ -7,13 +7,13 @@ families), `objectives`, `discrete`, `likelihood`, `exact`, `mcmc`, `metrics`, `
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from sdediff import clocks as clocks
 from sdediff import constraints as constraints
 from sdediff import discrete as discrete
 from sdediff import exact as exact
 from sdediff import likelihood as likelihood
 from sdediff import mcmc as mcmc
 from sdediff import metrics as metrics
+from sdediff import network_time as network_time
 from sdediff import objectives as objectives
 from sdediff import sde as sde
 from sdediff import solvers as solvers
@@ -118,7 +118,7 @@ _HOMES: Final = (
     "objectives",
     "discrete",
     "likelihood",
-    "clocks",
+    "network_time",
     "constraints",
     "exact",
     "mcmc",

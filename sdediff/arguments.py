@@ -19,7 +19,7 @@ from sdediff.samples import check_condition, check_states, one_place
 from sdediff.sde import SDE, LinearSDE
 from sdediff.sde.base import check_span
 from sdediff.solvers import GRIDS, LogSNR, Noise, Solver
-from sdediff.solvers.given import device_of, nearest, plain, reading, real, reals, whole
+from sdediff.solvers.given import device_of, integer, nearest, plain, reading, real, reals
 from sdediff.solvers.legs import snapped
 
 __all__ = [
@@ -77,7 +77,7 @@ def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
     hint = f": shape is (B, *event) with positive ints, (64, 1, 28, 28) say; got {shape!r}"
     if not given:
         raise ValueError(f"shape must have a first dimension, the number of samples{hint}")
-    return tuple(whole(f"shape[{i}]", n, 1, hint=hint) for i, n in enumerate(given))
+    return tuple(integer(f"shape[{i}]", n, 1, hint=hint) for i, n in enumerate(given))
 
 
 def check_seed(
@@ -115,8 +115,8 @@ def check_seed(
     )
     one = seed if isinstance(seed, int) else plain(seed)
     if isinstance(one, Real) or not isinstance(one, Iterable):
-        return solvers.seeds(whole("seed", one, kind=either), count)
-    given = tuple(whole("seed", s, kind=either) for s in one)
+        return solvers.seeds(integer("seed", one, kind=either), count)
+    given = tuple(integer("seed", s, kind=either) for s in one)
     if len(given) != count:
         raise ValueError(f"seed must be {either}; got {len(given)} of them")
     return given
@@ -226,7 +226,7 @@ def _check_spacing(
                 "another solver"
             )
         return 0
-    n = 0 if steps is None else whole("steps", whole("steps", steps, 1), 1, _MOST_STEPS)
+    n = 0 if steps is None else integer("steps", integer("steps", steps, 1), 1, _MOST_STEPS)
     if array and isinstance(plain(grid), int | float):
         raise TypeError(
             "grid must be a name, a function of the number of steps or an array of times, got "
@@ -292,14 +292,14 @@ def check_stochasticity(
     noise along the path.
     """
     if stochasticity is None:
-        return 1.0 if solver.diffuses else 0.0
+        return 1.0 if solver.solves_sde else 0.0
     if not callable(stochasticity):
         stochasticity = one_stochasticity(stochasticity)
     if not callable(stochasticity) and not 0 <= stochasticity < float("inf"):
         raise ValueError(
             f"stochasticity must be a finite number >= 0 or a function of t, got {stochasticity!r}"
         )
-    if not solver.diffuses and (callable(stochasticity) or stochasticity != 0):
+    if not solver.solves_sde and (callable(stochasticity) or stochasticity != 0):
         raise ValueError(
             f"{type(solver).__name__} draws no noise along the path: stochasticity must be 0; "
             "EulerMaruyama takes any"

@@ -15,10 +15,10 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from sdediff.clocks import Clock
 from sdediff.constraints import Constrained, Constraint
 from sdediff.describing import KINDS, Own, build, build_network, describe_sde, rebuild
 from sdediff.model import ScoreModel
+from sdediff.network_time import NetworkTime
 from sdediff.run_folder import CONFIG, FORMAT, SECTIONS, WEIGHTS, locate
 from sdediff.sde import SDE
 from sdediff.solvers.given import device_of, nearest
@@ -34,17 +34,17 @@ def load(
     *,
     sde: SDE | None = None,
     net: nn.Module | None = None,
-    time: Clock | None = None,
+    time: NetworkTime | None = None,
     constraint: Constraint | None = None,
     device: torch.device | str = "cpu",
 ) -> ScoreModel | Constrained:
     """The model of a run folder, with its averaged weights, in evaluation mode.
 
-    All that a model is made of comes back: SDEs, networks, clocks and constraints that ship are
-    built again from their recorded parameters. Your own are passed as ``sde=``, ``net=``, ``time=``
-    and ``constraint=``: loading never imports or runs code that a file names. Warns if the run is
-    unfinished, or was trained with another SDE than ``sde``. Raises FileNotFoundError, or
-    ValueError if files are damaged, of different runs or of a newer format.
+    All that a model is made of comes back: SDEs, networks, network times and constraints that ship
+    are built again from their recorded parameters. Your own are passed as ``sde=``, ``net=``,
+    ``time=`` and ``constraint=``: loading never imports or runs code that a file names. Warns if
+    the run is unfinished, or was trained with another SDE than ``sde``. Raises FileNotFoundError,
+    or ValueError if files are damaged, of different runs or of a newer format.
     """
     if not isinstance(run, str | PathLike):
         raise TypeError(f"run must be the path of a run folder, got {run!r}")
@@ -235,15 +235,15 @@ def _check(run: str | Path, config: Mapping[str, Any]) -> None:
 
 
 def _from_first(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration of format 1, where a clock was its name, its parameters, or null for the
-    user's own, and a normalizer its parameters.
+    """A configuration of format 1, where a network time was its name, its parameters, or null for
+    the user's own, and a normalizer its parameters.
     """
     model = dict(config["model"])
-    clock = model.get("time", "t")
-    if not isinstance(clock, str):
+    time = model.get("time", "t")
+    if not isinstance(time, str):
         model["time"] = (
-            {"class": "Timesteps", "parameters": clock}
-            if clock
+            {"class": "Timesteps", "parameters": time}
+            if time
             else {"class": "function", "parameters": None}
         )
     if model.get("normalizer"):

@@ -25,7 +25,7 @@ from sdediff.array_files import (
     read_arrays,
     value_range,
 )
-from sdediff.solvers.given import flag, nearest, plain, whole
+from sdediff.solvers.given import flag, integer, nearest, plain
 
 __all__ = ["Dataset", "load_data", "split"]
 
@@ -127,7 +127,7 @@ def split(dataset: Dataset, held_out: int, seed: int = 0) -> tuple[Dataset, Data
             f"dataset must be a Dataset, as load_data returns it; got {type(dataset).__name__}"
         )
     count = _natural(held_out, "held_out", "samples")
-    seed = whole("seed", seed, kind="a non-negative int")
+    seed = integer("seed", seed, kind="a non-negative int")
     total = len(dataset)
     if count >= total:
         raise ValueError(

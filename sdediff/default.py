@@ -21,7 +21,7 @@ from sdediff.solvers import (
     Solver,
     Straight,
 )
-from sdediff.solvers.given import whole
+from sdediff.solvers.given import integer
 
 __all__ = ["Grid", "check_solver", "default_solver", "intervals"]
 
@@ -80,6 +80,6 @@ _BY_STEPS: Final = ((20, 4), (8, 3))
 def intervals(steps: int | None, grid: Grid | None) -> int | None:
     """How many steps there will be; None where the solver is to choose."""
     if grid is None or isinstance(grid, str) or callable(grid):
-        return None if steps is None else whole("steps", steps, 1)
+        return None if steps is None else integer("steps", steps, 1)
     shape = grid.shape if isinstance(grid, Tensor) else np.shape(grid)
     return shape[0] - 1 if shape else None

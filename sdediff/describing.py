@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from sdediff import constraints
 from sdediff import sde as families
-from sdediff.clocks import Timesteps
 from sdediff.constraints import Constrained
 from sdediff.model import ScoreModel
+from sdediff.network_time import Timesteps
 from sdediff.networks import NETWORKS, initialised
 from sdediff.normalizer import Normalizer
 from sdediff.sde import SDE

@@ -18,7 +18,7 @@ from sdediff.predictions import PREDICTIONS, conversion, prediction_of
 from sdediff.protocols import Model, Prediction, facts
 from sdediff.solvers import White, expand, seeds
 from sdediff.solvers.arithmetic import at_least_float32
-from sdediff.solvers.given import whole
+from sdediff.solvers.given import integer
 from sdediff.suitability import unsuited
 
 __all__ = ["Diagnosis", "diagnose"]
@@ -106,7 +106,7 @@ def diagnose(
     known = facts(model)
     x_0 = at_least_float32(check_states("x_0", x_0)).to(known.device)
     condition = check_condition(condition, len(x_0), known.net, known.device)
-    seed = whole("seed", seed, kind="a non-negative int")
+    seed = integer("seed", seed, kind="a non-negative int")
     if known.normalizer is not None:
         x_0 = known.normalizer.normalize(x_0)
     amiss = unsuited(sde, *coordinate_moments(x_0).existing)

@@ -11,8 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from sdediff.calls import check_names, doubled, tensor_of
-from sdediff.clocks import Clock, check_clock, check_time_dtype, read_clock
 from sdediff.modules import first_fact, modules_behind
+from sdediff.network_time import (
+    NetworkTime,
+    check_network_time,
+    check_time_dtype,
+    read_network_time,
+)
 from sdediff.normalizer import Normalizer
 from sdediff.predict import Predictions
 from sdediff.predictions import Pair, canonical, conversion, singular
@@ -93,7 +98,7 @@ class ScoreModel(Predictions):
         *,
         sigma_data: float | None = None,
         data_std: float | None = None,
-        time: Clock = "t",
+        time: NetworkTime = "t",
         time_dtype: torch.dtype | None = None,
         learned_variance: bool = False,
         network: nn.Module | None = None,
@@ -129,7 +134,7 @@ class ScoreModel(Predictions):
         self.declared_data_std = None if data_std is None else _length("data_std", data_std)
         given = data_std if sigma_data is None else sigma_data
         self.sigma_data = _length("sigma_data", sde.sigma_data if given is None else given)
-        self.time = check_clock(time, sde)
+        self.time = check_network_time(time, sde)
         self.time_dtype = check_time_dtype(time_dtype)
         self.learned_variance = flag("learned_variance", learned_variance)
         self.extras: tuple[str, ...] = ("variance",) if self.learned_variance else ()
@@ -229,7 +234,7 @@ class ScoreModel(Predictions):
         """
         dtype = like.sees if like.asked is self else self.dtype or like.sees
         t = times.reshape(-1)
-        time = t if self.time == "t" else read_clock(self.time, self.sde, t)
+        time = t if self.time == "t" else read_network_time(self.time, self.sde, t)
         if time.is_floating_point():
             time = time.to(
                 dtype if self.time_dtype is None or like.device.type == "mps" else self.time_dtype

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sdediff._extras import require
-from sdediff.solvers.given import real, whole
+from sdediff.solvers.given import integer, real
 
 __all__ = ["MLP", "NETWORKS", "UNet", "initialised", "network_for"]
 
@@ -42,7 +42,7 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         channels, layers, groups = (
-            whole(f"UNet: {name}", value, 1)
+            integer(f"UNet: {name}", value, 1)
             for name, value in (("channels", channels), ("layers", layers), ("groups", groups))
         )
         for name, value in (("widths", widths), ("attention", attention)):
@@ -51,12 +51,12 @@ class UNet(nn.Module):
                     f"UNet: {name} must be a sequence with one entry for each resolution, got "
                     f"{value!r}"
                 )
-        widths = [whole("UNet: widths", width, 1) for width in widths]
+        widths = [integer("UNet: widths", width, 1) for width in widths]
         dropout = real("UNet: dropout", dropout)
         if not 0 <= dropout < 1:
             raise ValueError(f"UNet: dropout must lie in [0, 1), got {dropout!r}")
         out_channels = (
-            None if out_channels is None else whole("UNet: out_channels", out_channels, 1)
+            None if out_channels is None else integer("UNet: out_channels", out_channels, 1)
         )
         if len(widths) != len(attention):
             raise ValueError(
@@ -106,10 +106,10 @@ class MLP(nn.Module):
         self, dimension: int = 2, width: int = 128, depth: int = 4, frequencies: int = 16
     ) -> None:
         super().__init__()
-        dimension = whole("MLP: dimension", dimension, 1)
-        width = whole("MLP: width", width, 1)
-        depth = whole("MLP: depth", depth)
-        frequencies = whole("MLP: frequencies", frequencies, 1)
+        dimension = integer("MLP: dimension", dimension, 1)
+        width = integer("MLP: width", width, 1)
+        depth = integer("MLP: depth", depth)
+        frequencies = integer("MLP: frequencies", frequencies, 1)
         self.config: dict[str, Any] = {
             "dimension": dimension,
             "width": width,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sdediff._extras import require
 from sdediff.files import write_atomically
-from sdediff.solvers.given import whole
+from sdediff.solvers.given import integer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,7 +57,7 @@ def image_grid(
     count, _, height, width = x.shape
     across = min(count, _positive(columns, "columns") or math.isqrt(count - 1) + 1)
     factor = _positive(scale, "scale") or max(1, round(_TILE / max(height, width)))
-    pad = whole("pad", pad, kind="a number of pixels, 0 or more")
+    pad = integer("pad", pad, kind="a number of pixels, 0 or more")
     pixels = _tile(_bytes(x), across, factor, pad)
     picture: Image = require("PIL.Image", "plots").fromarray(
         pixels[..., 0] if pixels.shape[2] == 1 else pixels
@@ -364,5 +364,5 @@ def _positive(value: int | None, name: str) -> int | None:
     return (
         None
         if value is None
-        else whole(name, value, 1, kind="at least 1", hint=": leave it out for the default")
+        else integer(name, value, 1, kind="at least 1", hint=": leave it out for the default")
     )

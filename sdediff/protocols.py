@@ -20,7 +20,7 @@ from torch import Tensor
 from sdediff.modules import first_fact, modules_behind
 from sdediff.normalizer import Normalizer
 from sdediff.solvers.arithmetic import Like
-from sdediff.solvers.given import real, whole
+from sdediff.solvers.given import integer, real
 from sdediff.solvers.problem import Monitor, Output
 
 __all__ = [
@@ -228,7 +228,7 @@ def cost_of(model: Any) -> int:
     total = 1
     for layer in _layers(model):
         if inspect.getattr_static(layer, "cost", None) is not None:
-            total *= whole(f"{type(layer).__name__}.cost", layer.cost, 1)
+            total *= integer(f"{type(layer).__name__}.cost", layer.cost, 1)
     return total
 
 

@@ -127,7 +127,7 @@ def _sampled(
     shape = (solving.count, *solving.event)
     device = solving.device
     dtype = solving.dtype
-    lam: float | Callable[[Tensor], Tensor] = 1.0 if solver.diffuses else 0.0
+    lam: float | Callable[[Tensor], Tensor] = 1.0 if solver.solves_sde else 0.0
     if stochasticity is not None:
         lam = check_stochasticity(solver, stochasticity, times.reshape(-1))
     seeds = check_seed(seed, noise, shape, device, solver.group)

@@ -80,7 +80,7 @@ def simulate(
     units = Units(sde.data_std)
     span = Span(sde, 0.0, sde.t_max, whole=True)
     times = make_times(span, solver, steps, grid, t_start, t_end, unit=units.unit)
-    if not solver.diffuses and not _vanishes(sde, times, x_0):
+    if not solver.solves_sde and not _vanishes(sde, times, x_0):
         raise ValueError(
             f"{solver!r} integrates no diffusion, and the forward SDE has one; use EulerMaruyama()"
         )

@@ -24,7 +24,7 @@ from sdediff.progress import Bar, progress_bar
 from sdediff.protocols import Facts, Like, Model, Output, Rows, is_model
 from sdediff.reverse import Reverse
 from sdediff.solvers import Monitor, Options, Solution, SolveError, Solver
-from sdediff.solvers.given import callback_of, flag, nearest, whole
+from sdediff.solvers.given import callback_of, flag, integer, nearest
 from sdediff.solvers.solution import merge
 from sdediff.units import Units
 
@@ -33,7 +33,7 @@ __all__ = ["Solving", "check_count", "check_deterministic", "check_group", "chos
 
 def check_deterministic(solver: Solver, what: str) -> Solver:
     """Return ``solver``; a ValueError if it draws noise."""
-    if solver.stochastic or solver.diffuses:
+    if solver.stochastic or solver.solves_sde:
         raise ValueError(
             f"{what} goes along the probability flow, where there is no noise, and {solver!r} "
             "draws some: take RK45(), say, "
@@ -197,8 +197,8 @@ def _check_limit(solver: Solver, max_nfe: int) -> int:
     """Return ``max_nfe``; a ValueError unless it is a positive int, and enough for a step of an
     adaptive ``solver``.
     """
-    max_nfe = whole("max_nfe", max_nfe, 1)
-    least = solver.evaluations + (1 if solver.begins else 2)
+    max_nfe = integer("max_nfe", max_nfe, 1)
+    least = solver.evaluations + (1 if solver.init_each_step else 2)
     if solver.adaptive and max_nfe < least:
         raise ValueError(
             f"{solver!r} takes {least} evaluations to make its first step; raise max_nfe = "
@@ -209,8 +209,8 @@ def _check_limit(solver: Solver, max_nfe: int) -> int:
 
 def check_group(solver: Solver, count: int, batch_size: int | None) -> int | None:
     """A batch size that splits no group of rows; a ValueError where there is none."""
-    batch_size = None if batch_size is None else whole("batch_size", batch_size, 1)
-    group = whole(f"{type(solver).__name__}: group", solver.group, 1)
+    batch_size = None if batch_size is None else integer("batch_size", batch_size, 1)
+    group = integer(f"{type(solver).__name__}: group", solver.group, 1)
     if group == 1:
         return batch_size
     if solver.adaptive:

@@ -19,7 +19,7 @@ from sdediff.checkpoint import SCHEDULE, read_run
 from sdediff.model import ScoreModel
 from sdediff.objectives import Objective
 from sdediff.run_folder import TRAINING, Run
-from sdediff.solvers.given import Record, whole
+from sdediff.solvers.given import Record, integer
 from sdediff.states import checksum, module_state, pack, serialise, set_module_state, unpack
 
 __all__ = ["Settings", "Trainer"]
@@ -39,9 +39,9 @@ class Settings(Record):
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size"):
-            _ = whole(name, getattr(self, name), 1, kind="positive, an int")
+            _ = integer(name, getattr(self, name), 1, kind="positive, an int")
         for name in ("warmup", "seed"):
-            _ = whole(name, getattr(self, name), kind="a non-negative int")
+            _ = integer(name, getattr(self, name), kind="a non-negative int")
         for name in ("lr", "ema", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")

@@ -35,7 +35,7 @@ from sdediff.run_folder import (
     locked,
     write_config,
 )
-from sdediff.solvers.given import callback_of, flag, whole
+from sdediff.solvers.given import callback_of, flag, integer
 from sdediff.solvers.portable import Portable
 from sdediff.trainer import Settings, Trainer
 from sdediff.training_data import check_about, check_objective, check_trained, look_at
@@ -129,7 +129,7 @@ def fit(
     clean = data[:, 0] if getattr(loss, "pairs", False) else data
     exist = mask_of(mask, clean)
     check_objective(loss, exist)
-    checkpoint_every = whole("checkpoint_every", checkpoint_every, 1)
+    checkpoint_every = integer("checkpoint_every", checkpoint_every, 1)
     check_ours(folder)
     settings = Settings(steps, batch_size, lr, warmup, ema, clip, seed)
     look_at(model, clean, exist)

@@ -19,7 +19,7 @@ from sdediff.reverse import Reverse
 from sdediff.solvers import Options, Problem, Solver, Status, integrate
 from sdediff.solvers.arithmetic import Like, weighted
 from sdediff.solvers.norm import ErrorNorm
-from sdediff.testing.orders import slope
+from sdediff.testing.orders import fitted_order
 
 ALL = [
     sd.solvers.ExponentialPair(2, "data", rtol=1e-2, atol=1e-2),
@@ -76,7 +76,7 @@ def test_the_network_computes_as_many_rows_as_samples_count(solver: Solver) -> N
     assert int(out.nfe.min()) < int(out.nfe.max())
     # To start, the trial for the first step's size and what the first step begins with; and the
     # last for E[x_0 | x].
-    begun = out.rejected if solver.begins else torch.tensor(-1)
+    begun = out.rejected if solver.init_each_step else torch.tensor(-1)
     assert torch.equal(out.nfe, solver.evaluations * (out.accepted + out.rejected) - begun + 2)
     assert out.status.tolist() == [0] * 40
 
@@ -106,7 +106,7 @@ def bumpy(solver: Solver, x: Tensor | None = None, **options: object) -> tuple[s
 class Forgetful(sd.solvers.ExponentialPair):
     """Evaluates the start of its steps again."""
 
-    begins = False
+    init_each_step = False
 
     def init(self, problem: Reverse, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         return ()
@@ -115,7 +115,7 @@ class Forgetful(sd.solvers.ExponentialPair):
         return problem.drift(x, t)
 
 
-@pytest.mark.parametrize("solver", [solver for solver in ALL if solver.begins], ids=repr)
+@pytest.mark.parametrize("solver", [solver for solver in ALL if solver.init_each_step], ids=repr)
 def test_a_rejected_step_leaves_its_first_evaluation(solver: Solver) -> None:
     """The same steps and states as of one that evaluates again, for one evaluation less a
     rejection, and one at the start.
@@ -287,7 +287,7 @@ def test_the_error_follows_the_tolerance(name: str, variable: str) -> None:
         out = sd.sample(DATA.model(sde), (6, 2), solver=sd.RK45(tol, tol, variable=variable), **kw)
         errors.append(float((out.x - exact).abs().max()))
         assert errors[-1] < 10 * tol
-    assert slope(errors, 1e5) > 0.7, errors
+    assert fitted_order(errors, 1e5) > 0.7, errors
 
 
 def test_the_variable_by_default() -> None:
@@ -312,7 +312,7 @@ def test_the_variable_by_default() -> None:
         *(sd.RK45(variable=v) for v in ("t", "sigma", "log_snr", "angle")),  # type: ignore[arg-type]
         sd.RK45(size=1.0),
         sd.RK45(size=0.1),
-        *(s for s in ALL if s.begins),
+        *(s for s in ALL if s.init_each_step),
     ],
     ids=repr,
 )
@@ -323,8 +323,8 @@ def test_the_first_step_sees_the_drift(solver: Solver, name: str) -> None:
     problem = Reverse(DATA.model(sde), 3)
     x = torch.linspace(-1, 2, 6, dtype=torch.float64).reshape(3, 2)
     t = (sde.t_max * torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64)).requires_grad_()
-    clock = solver.clock(problem)
-    u, c = clock.value(t), clock.scale(t)
+    variable = solver.step_variable(problem)
+    u, c = variable.value(t), variable.scale(t)
     du = torch.autograd.grad(u.sum(), t, retain_graph=True)[0]
     dc = (
         torch.autograd.grad(c.log().sum(), t)[0]
@@ -334,7 +334,7 @@ def test_the_first_step_sees_the_drift(solver: Solver, name: str) -> None:
     t, c = t.detach(), torch.ones_like(du) if c is None else c.detach()
     rate = solver.slope(problem, x, t, solver.init(problem, x, t))
     torch.testing.assert_close(dc[:, None] * x + (c * du)[:, None] * rate, problem.drift(x, t))
-    torch.testing.assert_close(clock.time(u.detach()), t)
+    torch.testing.assert_close(variable.time(u.detach()), t)
     assert problem.monitor.evaluations.total.tolist() == [2, 2, 2]
 
 
@@ -451,12 +451,12 @@ def test_a_composed_quantity_is_its_parts(predicts: str) -> None:
 @pytest.mark.parametrize("variable", [None, "t", "sigma", "log_snr"])
 def test_a_step_planned_at_once_is_the_step_planned_by_its_times(variable: Any) -> None:
     solver, problem = sd.RK45(variable=variable), Reverse(DATA.model(sd.VP()), 3)
-    clock = solver.clock(problem)
+    variable = solver.step_variable(problem)
     t, target = torch.tensor([[0.9, 0.5, 0.1], [0.8, 0.2, 0.05]], dtype=torch.float64)
-    u, landing = clock.value(t), torch.tensor([False, True, False])
-    v = torch.where(landing, clock.value(target), u + 0.3 * (clock.value(target) - u))
-    s, plan = solver.plan_to(problem, clock, (t, u), v, (landing, target))
-    other, by_times = Solver.plan_to(solver, problem, clock, (t, u), v, (landing, target))
+    u, landing = variable.value(t), torch.tensor([False, True, False])
+    v = torch.where(landing, variable.value(target), u + 0.3 * (variable.value(target) - u))
+    s, plan = solver.plan_to(problem, variable, (t, u), v, (landing, target))
+    other, by_times = Solver.plan_to(solver, problem, variable, (t, u), v, (landing, target))
     torch.testing.assert_close(s, other, rtol=1e-12, atol=0)
     assert float(s[1]) == 0.2
     for one, two in ((plan.steps, by_times.steps), (plan.keeps, by_times.keeps)):
@@ -651,7 +651,7 @@ def test_coordinates_that_are_0_do_not_count(solver: Solver) -> None:
     found = []
     for length in (2, 3, 70):
         problem, noise = (
-            _Padded(length, float(solver.diffuses)),
+            _Padded(length, float(solver.solves_sde)),
             _PaddedNoise(sd.White(sd.seeds(0, 5), (2,), dtype=torch.float64), length),
         )
         x = torch.cat([start, start.new_zeros(5, length - 2)], dim=1)

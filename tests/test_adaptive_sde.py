@@ -406,7 +406,7 @@ class Mine(Solver):
     atol: float = 0.02
 
     needs = frozenset({"drift", "diffusion"})
-    stochastic = diffuses = adaptive = True
+    stochastic = solves_sde = adaptive = True
     evaluations = 2
     error_order = 1.5
 

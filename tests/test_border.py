@@ -149,7 +149,7 @@ def test_time_dtype_and_integer_times_take_precedence() -> None:
         condition=CONDITION,
     )
     integers = sd.ScoreModel(
-        Joint(BF16, torch.int64), VP, time=sd.clocks.Timesteps(1000, rounded=True)
+        Joint(BF16, torch.int64), VP, time=sd.network_time.Timesteps(1000, rounded=True)
     )
     sd.sample(integers, (4, 2), steps=2, seed=0, condition=CONDITION)
 
@@ -386,7 +386,7 @@ def test_what_a_callback_does_to_its_snapshot_stays_there(
                 part.mul_(0)
 
     model = sd.exact.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], 0.2).model(VP)
-    steps = None if solver.adaptive or solver.whole else 6
+    steps = None if solver.adaptive or solver.external else 6
     a, b = (
         sd.sample(
             model,

@@ -17,7 +17,7 @@ import sdediff as sd
 from sdediff.reverse import Reverse
 from sdediff.solvers import Options, Solver, bridge, brownian, integrate
 from sdediff.solvers.noise import STREAMS
-from sdediff.testing.orders import slope
+from sdediff.testing.orders import fitted_order
 
 MIXTURE = sd.exact.GaussianMixture([[-1.0, 0.5], [1.0, 0.0], [0.3, -1.0]], 0.3)
 X = torch.tensor([[0.3, -1.2], [1.4, 0.2], [-0.6, 0.9]], dtype=torch.float64)
@@ -385,7 +385,7 @@ def test_solvers_converge_along_one_path(solver: Solver) -> None:
     """20, 40 and 80 steps, which the 64 base intervals do not fit, against SRA3 in 200."""
     exact = end(sd.solvers.SRA3(), 200)
     errors = [float((end(solver, n) - exact).square().mean().sqrt()) for n in (20, 40, 80)]
-    assert slope(errors) > STRONG[solver] - 0.25, errors
+    assert fitted_order(errors) > STRONG[solver] - 0.25, errors
 
 
 @cache

@@ -1264,7 +1264,7 @@ def test_a_bridge_has_the_moments_of_the_exact_chain(
         def evaluate(self, x, at, rows):
             return super().evaluate(x @ turn.T, at, rows) @ turn
 
-    lam = (1.0 if solver.diffuses else 0.0) if stochasticity is None else stochasticity
+    lam = (1.0 if solver.solves_sde else 0.0) if stochasticity is None else stochasticity
     alpha, sigma = VP.alpha(grid[0]), VP.sigma(grid[0])
     start = alpha * POSTERIOR.mean @ turn, (alpha**2 * POSTERIOR.variances + sigma**2).sqrt()
 

@@ -98,7 +98,7 @@ class Scheduler:
 
     def __init__(self, solver, model, times, noise, x):
         tape, units = Tape(model), Units(facts(model).data_std)
-        self.problem = Reverse(tape, len(x), float(solver.diffuses), units=units)
+        self.problem = Reverse(tape, len(x), float(solver.solves_sde), units=units)
         self.solver, self.noise, self.i, self.answers = solver, noise, 0, []
         self.plans, self.x, self.t = solver.plan(self.problem, times), units.enter(x), times[0]
 
@@ -288,7 +288,7 @@ class Resampled(Solver):
 
     stochastic = True
     needs = property(lambda self: self.solver.needs)
-    diffuses = property(lambda self: self.solver.diffuses)
+    solves_sde = property(lambda self: self.solver.solves_sde)
     plan = property(lambda self: self.solver.plan)
     init = property(lambda self: self.solver.init)
 
@@ -768,7 +768,7 @@ class Leapfrog(Solver):
 
     start: tuple[float, torch.Tensor] | None = None
     needs = frozenset({"data", "marginal"})
-    carries = True
+    has_memory = True
 
     def plan(self, problem, times):
         before = times[:1] if self.start is None else torch.tensor([self.start[0]], dtype=F64)
@@ -943,11 +943,11 @@ def test_a_solver_without_a_plan_makes_them_in_each_step():
 
 def test_a_solver_that_diffuses_needs_the_diffusion():
     class Own(Solver):
-        diffuses = True
+        solves_sde = True
 
     class Said(Solver):
         needs = frozenset({"score"})
-        diffuses = True
+        solves_sde = True
 
     class Heir(Said):
         pass

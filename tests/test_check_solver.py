@@ -19,7 +19,7 @@ class MidpointMaruyama(Solver):
     """That of docs/concepts.md, with the strong order that it has."""
 
     needs = frozenset({"drift", "diffusion"})
-    stochastic = diffuses = True
+    stochastic = solves_sde = True
     evaluations = 2
     strong_order = 1
     deterministic_order = 2
@@ -108,7 +108,7 @@ class _Maruyama(Solver):
     """Right; each mutant is wrong in one place."""
 
     needs = frozenset({"drift", "diffusion"})
-    stochastic = diffuses = True
+    stochastic = solves_sde = True
 
     def step(self, problem, x, plan, noise, state):
         t, s = plan

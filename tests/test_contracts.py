@@ -24,7 +24,7 @@ from sdediff.exact.chain import affine_moments
 from sdediff.reverse import Reverse
 from sdediff.solvers import Options, RungeKutta, Solver, Status, Step, Tableau, expand, integrate
 from sdediff.solvers.trees import conditions
-from sdediff.testing.orders import Still, slope
+from sdediff.testing.orders import Still, fitted_order
 
 SMOOTH = sd.exact.GaussianMixture([[-0.5, 0.3], [0.5, 0.0], [0.2, -0.5]], 0.5)
 GAUSSIAN = sd.exact.Gaussian(0.4, 0.09)
@@ -320,7 +320,7 @@ def flow_errors(sde: sd.LinearSDE, solver: Solver, ladder: tuple[int, ...]) -> l
 def test_deterministic_order(sde: sd.LinearSDE, method: Method) -> None:
     """At stochasticity 0, with the noise at 0, on a mixture whose flow is known to 1e-11."""
     errors = flow_errors(sde, with_fixed_steps(method.solver), method.ladder)
-    assert slope(errors) > method.deterministic - 0.25, errors  # type: ignore[operator]
+    assert fitted_order(errors) > method.deterministic - 0.25, errors  # type: ignore[operator]
 
 
 @methods(lambda m: m.deterministic is not None and m.deterministic > 4)
@@ -352,12 +352,12 @@ def test_strong_order(sde: sd.LinearSDE, method: Method) -> None:
     x = starts(sde, rows, 0.8 * sde.T)
     path, model = along(sde, rows, fine), SMOOTH.model(sde)
     end = fine_end(name_of(sde), rows, fine)
-    lam = 1.0 if method.solver.diffuses else 0.0
+    lam = 1.0 if method.solver.solves_sde else 0.0
     errors = []
     for n in (16, 32, 64):
         out = integrate(Reverse(model, rows, lam), method.solver, x, inner(sde, n), path).x
         errors.append(float((out - end).square().mean().sqrt()))
-    assert slope(errors) > method.strong - 0.25, errors  # type: ignore[operator]
+    assert fitted_order(errors) > method.strong - 0.25, errors  # type: ignore[operator]
 
 
 def along(sde: sd.LinearSDE, rows: int, intervals: int) -> sd.solvers.BrownianPath:
@@ -385,7 +385,7 @@ def chain(
     """Mean and variance of the solver's chain from the exact law at times[0], to 1e-10, by unit
     impulses.
     """
-    lam = (1.0 if solver.diffuses else 0.0) if lam is None else lam
+    lam = (1.0 if solver.solves_sde else 0.0) if lam is None else lam
     model, (mean, cov) = GAUSSIAN.model(sde), GAUSSIAN.moments(sde, times[0])
     return affine_moments(
         lambda rows: Reverse(model, rows, lam), solver, times, mean, cov.diagonal().sqrt()
@@ -421,7 +421,7 @@ def test_weak_order(sde: sd.LinearSDE, method: Method) -> None:
         ) or "the grid's time next to t_low" not in str(refusal):
             raise
         pytest.skip("this SDE's grid has no times between those that Restart goes back between")
-    assert slope(errors) > method.weak - 0.25, errors  # type: ignore[operator]
+    assert fitted_order(errors) > method.weak - 0.25, errors  # type: ignore[operator]
 
 
 def test_ddpm_has_order_one_in_its_own_steps() -> None:
@@ -434,7 +434,7 @@ def test_ddpm_has_order_one_in_its_own_steps() -> None:
         mean, cov = chain(sd.VP(), method, method.times)
         true_mean, true_cov = GAUSSIAN.moments(sd.VP(), method.times[-1])
         errors.append(float((mean - true_mean).abs() + (cov.sqrt() - true_cov.sqrt()).abs()))
-    assert slope(errors) > 0.75, errors
+    assert fitted_order(errors) > 0.75, errors
 
 
 # -- 2. batch invariance ---------------------------------------------------------------------------
@@ -634,7 +634,7 @@ def test_two_grids_are_one(sde: sd.LinearSDE, method: Method) -> None:
         pytest.skip("refuses so few steps")
     shares = torch.tensor([0.9, 0.83, 0.82, 0.6, 0.35, 0.34, 0.1], dtype=torch.float64)
     times, x, noise = shares * sde.T, starts(sde, 3, 0.9 * sde.T), white(3)
-    lam = 1.0 if solver.diffuses else 0.0
+    lam = 1.0 if solver.solves_sde else 0.0
 
     def solve(part: Tensor, at: Tensor, noise: solvers.Noise) -> sd.Solution:
         return integrate(Reverse(model, 3, lam), solver, at, part, noise, Options(trajectory=True))
@@ -667,7 +667,7 @@ def test_without_score_and_noise_nothing_moves(method: Method) -> None:
     if isinstance(method.solver, sd.solvers.EulerTrapezoid) or in_v:
         pytest.skip("v is not constant where x is")
     out = integrate(
-        Reverse(model, 3, 1.0 if method.solver.diffuses else 0.0),
+        Reverse(model, 3, 1.0 if method.solver.solves_sde else 0.0),
         method.solver,
         x,
         grid,
@@ -726,7 +726,7 @@ def in_log_snr(sde: sd.LinearSDE, n: int) -> Tensor:
 
 @pytest.mark.parametrize("lam", [0.5, 1.0, 1.5])
 @methods(
-    lambda m: m.solver.diffuses and m.weak is not None and m.solver != sd.ReverseDiffusion("song")
+    lambda m: m.solver.solves_sde and m.weak is not None and m.solver != sd.ReverseDiffusion("song")
 )
 @families("VP", "VE")
 def test_marginals_at_any_stochasticity(sde: sd.LinearSDE, method: Method, lam: float) -> None:
@@ -754,7 +754,7 @@ def test_correctors_keep_the_law_as_snr_shrinks(sde: sd.LinearSDE, sequence: str
         solver = sd.PredictorCorrector(sd.solvers.SRA1(), sd.Langevin(snr), sequence)  # type: ignore[arg-type]
         _, cov = chain(sde, solver, inner(sde, 60))
         excess.append(abs(float(cov.sqrt()) - float(GAUSSIAN.moments(sde, 0.2 * sde.T)[1].sqrt())))
-    assert slope(excess) > 1.5, excess
+    assert fitted_order(excess) > 1.5, excess
 
 
 SAMPLED = [
@@ -783,7 +783,7 @@ def test_marginals_of_a_mixture(solver: Solver, lam: float | None) -> None:
     # to where sigma is a quarter of the data's spread or less
     grid = in_log_snr(sde, 240 if slow else 64)[: -40 if slow else -10]
     problem = Reverse(
-        data.model(sde), rows, (1.0 if solver.diffuses else 0.0) if lam is None else lam
+        data.model(sde), rows, (1.0 if solver.solves_sde else 0.0) if lam is None else lam
     )
     out = integrate(problem, solver, x, grid, white(rows, seed=6)).x
     mean, cov = data.moments(sde, grid[-1])
@@ -1062,7 +1062,7 @@ class TwoStep(Solver):
     """Extrapolated Euler-Maruyama: x_s = x + h (3 drift - drift of the step before) / 2 + noise."""
 
     needs = frozenset({"drift", "diffusion"})
-    stochastic = diffuses = True
+    stochastic = solves_sde = True
 
     def step(self, problem, x, plan, noise, state):
         t, s = plan
@@ -1074,6 +1074,6 @@ class TwoStep(Solver):
 def test_a_new_method_is_a_tableau_and_a_new_solver_is_short() -> None:
     assert len(inspect.getsource(Ralston).splitlines()) == 2
     assert len([line for line in inspect.getsource(TwoStep).splitlines() if line.strip()]) <= 15
-    assert slope(flow_errors(SDES["VP"], Ralston(), (16, 32, 64))) > 1.75
-    assert slope(flow_errors(SDES["VP"], TwoStep(), (32, 64, 128))) > 1.75
-    assert slope(law_errors(SDES["VP"], Method(TwoStep()), (20, 40, 80))) > 0.75
+    assert fitted_order(flow_errors(SDES["VP"], Ralston(), (16, 32, 64))) > 1.75
+    assert fitted_order(flow_errors(SDES["VP"], TwoStep(), (32, 64, 128))) > 1.75
+    assert fitted_order(law_errors(SDES["VP"], Method(TwoStep()), (20, 40, 80))) > 0.75

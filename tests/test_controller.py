@@ -76,7 +76,7 @@ class Written(Adaptive):
 class Beginning(Written):
     """The same with an evaluation at the start of each step, which a rejected one hands on."""
 
-    begins = True
+    init_each_step = True
     evaluations = 2
 
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:

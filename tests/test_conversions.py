@@ -1,4 +1,4 @@
-"""Round trips between parametrisations, where they are singular, the network's clock, and finding a
+"""Round trips between parametrisations, where they are singular, the network's time, and finding a
 wrong declaration.
 """
 
@@ -194,16 +194,17 @@ def test_the_network_is_handed_the_time_it_asks_for() -> None:
         handed(vp, lambda t: 0.25 * vp.sigma(t).log(), t), (0.25 * vp.sigma(t).log()).float()
     )
     torch.testing.assert_close(
-        handed(vp, sd.clocks.Timesteps(1000), t), torch.tensor([299.0, 455.7])
+        handed(vp, sd.network_time.Timesteps(1000), t), torch.tensor([299.0, 455.7])
     )
     torch.testing.assert_close(
-        handed(vp, sd.clocks.Timesteps(1000, rounded=True), t), torch.tensor([299, 456])
+        handed(vp, sd.network_time.Timesteps(1000, rounded=True), t), torch.tensor([299, 456])
     )
     torch.testing.assert_close(
-        handed(vp, sd.clocks.Timesteps(999, shift=0), 0.5), torch.tensor([499.5, 499.5])
+        handed(vp, sd.network_time.Timesteps(999, shift=0), 0.5), torch.tensor([499.5, 499.5])
     )
     torch.testing.assert_close(
-        handed(sd.EDM(), sd.clocks.Timesteps(1000, shift=0), 40.0), torch.tensor([500.0, 500.0])
+        handed(sd.EDM(), sd.network_time.Timesteps(1000, shift=0), 40.0),
+        torch.tensor([500.0, 500.0]),
     )
 
 
@@ -214,7 +215,7 @@ def test_a_ddpm_of_n_steps_is_handed_its_indices() -> None:
         seen.append(float(time[0]))
         return x
 
-    model = sd.ScoreModel(net, sd.VP(), time=sd.clocks.Timesteps(50))
+    model = sd.ScoreModel(net, sd.VP(), time=sd.network_time.Timesteps(50))
     sd.sample(model, (2, 2), solver=sd.DDPM.from_sde(sd.VP(), 50), seed=0)
     assert seen == pytest.approx(list(range(49, -1, -1)), abs=1e-4)
 
@@ -232,7 +233,7 @@ def test_bad_clocks(time: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         handed(sd.VP(), time, 0.5)
     with pytest.raises(ValueError, match="n must be a positive number"):
-        sd.clocks.Timesteps(0)
+        sd.network_time.Timesteps(0)
 
 
 # -- diagnose --------------------------------------------------------------------------------------

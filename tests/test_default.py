@@ -16,7 +16,7 @@ from sdediff.arguments import default_solver
 from sdediff.predict import target
 from sdediff.solvers import GRIDS, LogSNR
 from sdediff.solvers.arithmetic import Like
-from sdediff.testing.orders import slope
+from sdediff.testing.orders import fitted_order
 
 SDES = [sd.VP(), sd.VE(), sd.SubVP(), sd.Cosine(), sd.EDM(), sd.RectifiedFlow()]
 each_sde = pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
@@ -134,7 +134,7 @@ def test_stochastic_default_has_the_right_spread(sde: sd.LinearSDE, stochasticit
 )
 def test_law_of_the_stochastic_default_has_order_3(sde: sd.LinearSDE) -> None:
     solver = default_solver(sde, 32, stochastic=True)
-    assert slope(law_errors(sde, Method(solver), (32, 64, 128))) > 2.75
+    assert fitted_order(law_errors(sde, Method(solver), (32, 64, 128))) > 2.75
 
 
 def test_where_there_is_no_kernel_or_no_steps() -> None:

@@ -423,7 +423,7 @@ def test_any_solver_samples_a_model_of_integer_times() -> None:
             / (alpha**2 * v + sigma**2)
         )
 
-    model = sd.ScoreModel(net, sde, time=sd.clocks.Timesteps(1000))
+    model = sd.ScoreModel(net, sde, time=sd.network_time.Timesteps(1000))
     z = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     end = law.flow(sde, z, sde.t_max, sde.t_min)
     for solver, steps in ((sd.RK45(1e-8, 1e-8), None), (sd.solvers.UniPC(3), 120)):

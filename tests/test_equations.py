@@ -59,7 +59,7 @@ def test_a_linear_system_is_the_matrix_exponential(solver, end):
     between = torch.linspace(0.1, 0.9, 7, dtype=torch.float64) * end
     # A cubic stands for the steps of other libraries, which are long at these tolerances.
     assert torch.allclose(
-        out.dense(between), exact(between), atol=1e-4 if solver.whole else 3e-8, rtol=0
+        out.dense(between), exact(between), atol=1e-4 if solver.external else 3e-8, rtol=0
     )
     assert torch.equal(out.dense(times[1]), out.trajectory[1])
 
@@ -169,7 +169,7 @@ def test_a_ball_that_bounces(solver):
     wanted = speed / 9.81
     for _ in range(3):
         times = t + torch.linspace(0, 1.5, 16, dtype=torch.float64)[:, None]
-        if solver.whole:  # one grid for all: one sample at a time
+        if solver.external:  # one grid for all: one sample at a time
             parts = [
                 solve_ode(fall, x[i : i + 1], times[:, i], solver, events=ground) for i in (0, 1)
             ]

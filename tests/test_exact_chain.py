@@ -15,7 +15,7 @@ from torch import Tensor
 
 import sdediff as sd
 from sdediff.solvers import Problem, Solver, Step, StepNoise
-from sdediff.testing.orders import slope
+from sdediff.testing.orders import fitted_order
 
 MEAN, COVARIANCE = (
     torch.tensor([0.3, -0.5, 0.8], dtype=torch.float64),
@@ -116,11 +116,11 @@ def test_the_chain_converges_to_the_law(sde: sd.LinearSDE, solver: Solver, order
     for n in (40, 80, 160):
         times = grid(sde, n)
         mean, covariance = LAW.chain(
-            sde, solver, times, stochasticity=0.5 if solver.diffuses else None
+            sde, solver, times, stochasticity=0.5 if solver.solves_sde else None
         )
         true_mean, true_covariance = LAW.moments(sde, times[-1])
         errors.append(float((mean - true_mean).norm() + (covariance - true_covariance).norm()))
-    assert slope(errors) == pytest.approx(order, abs=0.25), errors
+    assert fitted_order(errors) == pytest.approx(order, abs=0.25), errors
 
 
 def test_shape_basis_and_dimension_do_not_matter() -> None:

@@ -19,7 +19,7 @@ from sdediff.solvers import Options, Solver, integrate
 from sdediff.solvers.exponential.flow import Flow
 from sdediff.solvers.exponential.forms import Points
 from sdediff.solvers.exponential.stages import Stages, evaluate, evaluations
-from sdediff.testing.orders import Still, slope
+from sdediff.testing.orders import Still, fitted_order
 
 LAW = sd.exact.GaussianMixture([[-0.5, 0.3], [0.5, 0.0], [0.2, -0.5]], 0.5)
 VP = sd.VP()
@@ -368,7 +368,9 @@ def test_unipc_4_has_order_5() -> None:
 
     exact = end(sd.solvers.DormandPrince(variable="t"), 500)
     assert (
-        slope([float((end(sd.solvers.UniPC(4), n) - exact).abs().max()) for n in (40, 80, 160)])
+        fitted_order(
+            [float((end(sd.solvers.UniPC(4), n) - exact).abs().max()) for n in (40, 80, 160)]
+        )
         > 4.75
     )
 
@@ -389,7 +391,9 @@ def test_what_a_first_step_of_order_one_costs(solver: sd.ExponentialMultistep) -
         )
 
     exact = end(sd.solvers.DormandPrince(variable="t"), 500).x
-    measured = slope([float((end(published, n).x - exact).abs().max()) for n in (160, 320, 640)])
+    measured = fitted_order(
+        [float((end(published, n).x - exact).abs().max()) for n in (160, 320, 640)]
+    )
     assert 1.75 < measured < 2.25
     assert end(published, 10).nfe.tolist() == [10] * 6
     assert end(solver, 10).nfe.tolist() == [10 + solver.startup_evaluations] * 6
@@ -408,7 +412,7 @@ def test_embedded_error_estimates(order: int, estimate: int) -> None:
         error = solver.step(here, x, plan, Still((4, 2)), solver.init(here, x, times[0])).error
         assert error is not None
         sizes.append(float(error.abs().max()))
-    assert slope(sizes) == pytest.approx(estimate, abs=0.25)
+    assert fitted_order(sizes) == pytest.approx(estimate, abs=0.25)
 
 
 @pytest.mark.parametrize(
@@ -487,7 +491,7 @@ def test_there_and_back() -> None:
                 .max()
             )
         )
-    assert slope(gaps) > 2.5
+    assert fitted_order(gaps) > 2.5
     assert gaps[1] < 1e-4
 
 
@@ -535,7 +539,7 @@ def test_from_alpha_0_to_sigma_0(solver: Solver, steps: int) -> None:
     times = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
     x = torch.randn(5, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     noise = sd.White(range(5), (2,), dtype=torch.float64)
-    lam = 1.0 if solver.diffuses else 0.0
+    lam = 1.0 if solver.solves_sde else 0.0
     out = integrate(Reverse(flow_model(sde), 5, lam), solver, x, times, noise)
     assert out.success
     assert float(out.x.abs().max()) < 4
@@ -548,7 +552,7 @@ def test_the_steps_at_the_ends_are_of_order_one(solver: Solver) -> None:
     """
     sde = sd.RectifiedFlow()
     x = torch.randn(5, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    noise, lam = sd.White(range(5), (2,), dtype=torch.float64), 1.0 if solver.diffuses else 0.0
+    noise, lam = sd.White(range(5), (2,), dtype=torch.float64), 1.0 if solver.solves_sde else 0.0
 
     def end(method: Solver, *times: float) -> Tensor:
         return integrate(Reverse(flow_model(sde), 5, lam), method, x, grid(*times), noise).x
@@ -556,7 +560,7 @@ def test_the_steps_at_the_ends_are_of_order_one(solver: Solver) -> None:
     torch.testing.assert_close(
         end(solver, 0.3, 0.0), flow_model(sde).data(x, 0.3), rtol=1e-9, atol=1e-9
     )
-    twin = sd.solvers.Ancestral() if solver.diffuses else sd.DDIM()
+    twin = sd.solvers.Ancestral() if solver.solves_sde else sd.DDIM()
     torch.testing.assert_close(end(solver, 1.0, 0.6), end(twin, 1.0, 0.6), rtol=1e-9, atol=1e-9)
 
 

@@ -20,7 +20,7 @@ import sdediff as sd
 from sdediff.reverse import Reverse
 from sdediff.solvers import Solver, integrate
 from sdediff.solvers.exponential.flow import Moments
-from sdediff.testing.orders import Still, slope
+from sdediff.testing.orders import Still, fitted_order
 
 VP = SDES["VP"]
 WIDE = sd.exact.GaussianMixture([[-0.5, 0.3], [0.5, 0.0], [0.2, -0.5]], 0.5)
@@ -56,7 +56,7 @@ def orders(
         else:
             got = formula(Walk(WIDE.model(VP), times, Still((3, 2))), x)
         errors.append(float((got - end).abs().max()))
-    return slope(errors)
+    return fitted_order(errors)
 
 
 def change(w: Walk, m: list[Tensor], i: int) -> Tensor:

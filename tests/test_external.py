@@ -35,7 +35,7 @@ from sdediff.solvers import (
 from sdediff.solvers.external.driver import Run
 from sdediff.solvers.external.ode import _SCIPY, _TORCHDIFFEQ
 from sdediff.solvers.external.sde import _METHODS
-from sdediff.testing.orders import slope
+from sdediff.testing.orders import fitted_order
 
 # torchdiffeq's, of implicit_adams
 pytestmark = pytest.mark.filterwarnings("ignore:Functional iteration did not converge")
@@ -217,7 +217,7 @@ def test_adams_methods_have_order_four_and_want_equal_steps(method: str) -> None
                 .max()
             )
         )
-    assert slope(errors) > solver.order - 0.25, errors
+    assert fitted_order(errors) > solver.order - 0.25, errors
     model = MIXTURE.model(sde)
     times = watched(model)
     with pytest.raises(ValueError, match="coefficients of equal steps: take grid='uniform'"):
@@ -379,7 +379,7 @@ def test_the_law_has_the_declared_order(solver: Solver) -> None:
         errors.append(
             float((mean - true_mean).abs().sum() + (cov.sqrt() - true_cov.sqrt()).abs().sum())
         )
-    assert slope(errors) > solver.weak_order - 0.25, errors
+    assert fitted_order(errors) > solver.weak_order - 0.25, errors
 
 
 class Turning(Problem):

@@ -209,7 +209,7 @@ def test_a_padded_sequence_is_solved_as_it_is_alone(
     model = sd.ScoreModel(gentle, VP, time_dtype=torch.float64)
     times = torch.linspace(VP.t_max, VP.t_min, (steps or 1) + 1, dtype=torch.float64)
     whole = solver.solve(
-        Reverse(model, Rows.of(4, mask=MASK[..., None].expand(4, 4, 2)), float(solver.diffuses)),
+        Reverse(model, Rows.of(4, mask=MASK[..., None].expand(4, 4, 2)), float(solver.solves_sde)),
         kept(NOISE, MASK[..., None]),
         times,
         masked(noise, MASK[..., None].expand(4, 4, 2)),
@@ -219,7 +219,7 @@ def test_a_padded_sequence_is_solved_as_it_is_alone(
     for i, n in enumerate(LENGTHS):
         own = Cut(noise.take(torch.tensor([i])), n)
         alone = solver.solve(
-            Reverse(model, 1, float(solver.diffuses)), NOISE[i : i + 1, :n], times, own, Options()
+            Reverse(model, 1, float(solver.solves_sde)), NOISE[i : i + 1, :n], times, own, Options()
         )
         torch.testing.assert_close(whole.x[i, :n], alone.x[0], rtol=1e-8, atol=1e-8)
         assert whole.accepted[i] == alone.accepted[0]

@@ -213,7 +213,7 @@ class Loud(Solver):
     factor: float = 1.0
 
     needs = frozenset({"drift", "diffusion"})
-    stochastic = diffuses = True
+    stochastic = solves_sde = True
 
     def step(self, problem, x, plan, noise, state):
         t, s = plan

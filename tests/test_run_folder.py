@@ -53,7 +53,7 @@ FIELDS: dict[str, list[object]] = {
     "predicts": ["data", "v"],
     "sigma_data": [0.731, 1e-4],
     "data_std": [0.3, 2.0],
-    "time": ["log_snr", sd.clocks.Timesteps(500, shift=0.0, rounded=True)],
+    "time": ["log_snr", sd.network_time.Timesteps(500, shift=0.0, rounded=True)],
     "time_dtype": [torch.float64, torch.bfloat16],
     "learned_variance": [True, False],
     "normalizer": [sd.Normalizer([0.1, -0.2], [0.3, 1 / 3]), sd.Normalizer(0.0, 2.0)],
@@ -535,7 +535,7 @@ def test_folders_of_format_1_load_and_go_on(tmp_path: Path) -> None:
 
     def model() -> sd.ScoreModel:
         return sd.ScoreModel(
-            initialised(lambda: MLP(1, 8, 1, 2), 0), sd.VP(), time=sd.clocks.Timesteps(500)
+            initialised(lambda: MLP(1, 8, 1, 2), 0), sd.VP(), time=sd.network_time.Timesteps(500)
         )
 
     options = {"batch_size": 8, "device": "cpu", "steps": 6}
@@ -561,7 +561,7 @@ def test_folders_of_format_1_load_and_go_on(tmp_path: Path) -> None:
     edit(tmp_path / "run", first)
     with pytest.warns(UserWarning, match="10 of 20 steps"):
         again = sd.load(tmp_path / "run")
-    assert again.time == sd.clocks.Timesteps(500)
+    assert again.time == sd.network_time.Timesteps(500)
     sd.fit(model(), data, out=tmp_path / "run", resume=True, **(options | {"steps": 20}))  # type: ignore[arg-type]
     sd.fit(model(), data, out=tmp_path / "whole", **(options | {"steps": 20}))  # type: ignore[arg-type]
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")

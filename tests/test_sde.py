@@ -15,7 +15,7 @@ from scipy.stats import multivariate_normal
 import sdediff as sd
 from sdediff.forward import Forward
 from sdediff.solvers import EulerMaruyama
-from sdediff.testing.orders import slope
+from sdediff.testing.orders import fitted_order
 
 TIMES = torch.linspace(0.02, 1.0, 40, dtype=torch.float64)
 
@@ -120,7 +120,7 @@ def test_forward_simulation_converges_to_the_kernel(sde: sd.LinearSDE) -> None:
         ratio, expected = sde.kernel(times[-1], times[0])
         errors.append(abs(mean - 1.5 * float(ratio)) + abs(std - float(expected)))
     assert errors[-1] < 0.03 * float(sde.sigma(times[-1]))
-    assert slope(errors) > 0.9
+    assert fitted_order(errors) > 0.9
 
 
 def test_perturb_is_alpha_x_plus_sigma_noise_for_any_rank() -> None:

@@ -15,7 +15,7 @@ import sdediff as sd
 from sdediff.reverse import Reverse
 from sdediff.solvers import Midpoint, RungeKutta, Solver, Tableau, integrate
 from sdediff.solvers.tableau import BOGACKI_SHAMPINE, DOP853, DORMAND_PRINCE, TSITOURAS
-from sdediff.testing.orders import slope
+from sdediff.testing.orders import fitted_order
 
 ODE_ORDERS = {
     sd.solvers.Euler(variable="t"): 1,
@@ -67,7 +67,7 @@ def test_order_on_the_exact_flow(
     # Where sigma / alpha = t (up to scale) and data are Gaussian, f''(f, f) / 24 + f' f' f / 6 = 0:
     # Midpoint gains an order.
     gain = isinstance(solver, Midpoint) and str(sde).startswith(("EDM", "RectifiedFlow"))
-    assert slope(errors) == pytest.approx(ODE_ORDERS[solver] + gain, abs=0.25), errors
+    assert fitted_order(errors) == pytest.approx(ODE_ORDERS[solver] + gain, abs=0.25), errors
     assert solver.order == ODE_ORDERS[solver]
 
 
@@ -87,7 +87,7 @@ def test_weak_order_by_exact_moments(
         )
         true_mean, true_cov = sd.exact.Gaussian(0.4, 0.09).moments(sde, times[-1])
         errors.append(abs(mean - float(true_mean)) + abs(std - float(true_cov) ** 0.5))
-    assert slope(errors) == pytest.approx(solver.order, abs=0.25), errors
+    assert fitted_order(errors) == pytest.approx(solver.order, abs=0.25), errors
 
 
 @pytest.mark.parametrize("solver", STOCHASTIC, ids=ids)
@@ -306,7 +306,7 @@ def test_reverse_diffusion_at_zero_stochasticity_solves_the_flow(
             sd.White([0], (2,)),
         ).x
         errors.append(float((out - gaussian.flow(sde, x, times[0], times[-1])).abs().max()))
-    assert slope(errors) == pytest.approx(1, abs=0.25)
+    assert fitted_order(errors) == pytest.approx(1, abs=0.25)
 
 
 def test_published_updates_with_noise_given(sde: sd.LinearSDE, gaussian: sd.exact.Gaussian) -> None:
@@ -483,9 +483,9 @@ def test_embedded_pairs_have_the_orders_they_claim(
         estimates.append(float(step.error.abs().max()))
     # at order 8 rounding is reached before the slope: the order conditions stand for it
     if tableau.order < 8:
-        assert slope(errors) > tableau.order - 0.4, errors
+        assert fitted_order(errors) > tableau.order - 0.4, errors
     assert errors[-1] < (1e-7 if tableau.order < 8 else 1e-12)
-    assert slope(estimates) == pytest.approx(tableau.error_order, abs=0.5), estimates
+    assert fitted_order(estimates) == pytest.approx(tableau.error_order, abs=0.5), estimates
 
 
 def test_a_new_method_is_a_tableau(gaussian: sd.exact.Gaussian) -> None:
@@ -499,7 +499,7 @@ def test_a_new_method_is_a_tableau(gaussian: sd.exact.Gaussian) -> None:
         times = gentle(sde, n)
         out = integrate(Reverse(gaussian.model(sde), 1), Ralston(), x, times).x
         errors.append(float((out - gaussian.flow(sde, x, times[0], times[-1])).abs().max()))
-    assert slope(errors) == pytest.approx(2, abs=0.2)
+    assert fitted_order(errors) == pytest.approx(2, abs=0.2)
 
 
 @pytest.mark.parametrize(
@@ -527,7 +527,7 @@ def test_a_new_method_is_a_tableau(gaussian: sd.exact.Gaussian) -> None:
     ids=ids,
 )
 def test_coefficients_are_made_once_for_a_grid(solver: Solver) -> None:
-    """A solve of more steps asks the SDE and the network's clock no more often."""
+    """A solve of more steps asks the SDE and the network's time no more often."""
     asked: list[str] = []
 
     def counted(name: str) -> Callable[[sd.VP, Tensor], Tensor]:
@@ -540,7 +540,7 @@ def test_coefficients_are_made_once_for_a_grid(solver: Solver) -> None:
     )
     x, found = torch.ones(2, 2, dtype=torch.float64), []
     for n in (12, 12, 48):  # the first one makes the table from which the SDE inverts its log-SNR
-        problem = Reverse(model, 2, float(solver.diffuses))
+        problem = Reverse(model, 2, float(solver.solves_sde))
         asked.clear()
         integrate(problem, solver, x, gentle(sde, n), sd.White([0, 1], (2,), dtype=torch.float64))
         found.append(Counter(asked))

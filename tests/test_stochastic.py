@@ -14,7 +14,7 @@ from torch import Tensor
 import sdediff as sd
 from sdediff.reverse import Reverse
 from sdediff.solvers import Solver, StepNoise, expand, integrate
-from sdediff.testing.orders import slope
+from sdediff.testing.orders import fitted_order
 
 MIXTURE = sd.exact.GaussianMixture([[-1.0, 0.5], [1.0, 0.0], [0.3, -1.0]], 0.3)
 STRONG = {
@@ -59,7 +59,7 @@ def test_strong_order_on_a_mixture(sde: sd.LinearSDE, solver: Solver) -> None:
     for n in (64, 128, 256):
         out = integrate(problem, solver, x, gentle(sde, n), path).x
         errors.append(float((out - exact).square().mean().sqrt()))
-    assert slope(errors) > STRONG[solver] - 0.25, errors
+    assert fitted_order(errors) > STRONG[solver] - 0.25, errors
 
 
 FOUR = pytest.mark.parametrize("sde", ["VP", "VE", "RectifiedFlow", "user, f and g"], indirect=True)
@@ -79,7 +79,7 @@ def test_weak_order_by_exact_moments(
         )
         true_mean, true_cov = sd.exact.Gaussian(0.4, 0.09).moments(sde, times[-1])
         errors.append(abs(mean - float(true_mean)) + abs(std - float(true_cov) ** 0.5))
-    assert slope(errors) > WEAK[solver] - 0.25, errors
+    assert fitted_order(errors) > WEAK[solver] - 0.25, errors
     assert solver.order == WEAK[solver]
 
 
@@ -356,8 +356,8 @@ def test_the_order_of_renoise_is_that_of_the_law() -> None:
         renoised(0, 1.02),
         renoised(1, 1e-9),
     )
-    assert slope(exact) > 3
-    assert 0.9 < slope(point) < 1.3
+    assert fitted_order(exact) > 3
+    assert 0.9 < fitted_order(point) < 1.3
     assert wide[-1] > 30 * exact[-1]
     assert wider[-1] / wide[-1] == pytest.approx(2, rel=0.05)
 
@@ -691,7 +691,7 @@ def test_a_constant_function_is_the_constant(sde: sd.LinearSDE, solver: Solver) 
     ids=repr,
 )
 def test_twins_at_zero(sde: sd.LinearSDE, solver: Solver, twin: Solver) -> None:
-    lam = 0.0 if solver.diffuses else None
+    lam = 0.0 if solver.solves_sde else None
 
     def end(method: Solver, lam: float | None) -> Tensor:
         return sd.sample(

@@ -105,7 +105,7 @@ def test_steps_never_wait(method: Method) -> None:
     """Planning, every step, trajectory and callback; then whether all is finite, once."""
     model, times = task(method)
     x, seen = torch.ones(3, 2, device="meta"), []
-    problem = Reverse(model, 3, 1.0 if method.solver.diffuses else 0.0, like=Like.of(x))
+    problem = Reverse(model, 3, 1.0 if method.solver.solves_sde else 0.0, like=Like.of(x))
     options = Options(
         trajectory=True, callback=lambda snapshot: seen.append(len(watch.waits)), max_nfe=10_000
     )
@@ -189,7 +189,7 @@ def test_steps_never_wait_for_a_gpu(method: Method, along: bool) -> None:
     x = torch.ones(3, 2, device="cuda")
     white = sd.White(range(3), (2,), device="cuda")
     noise = sd.solvers.BrownianPath(range(3), (2,), 1.0, 0.0, device="cuda") if along else white
-    problem = Reverse(model, 3, 1.0 if method.solver.diffuses else 0.0, like=Like.of(x))
+    problem = Reverse(model, 3, 1.0 if method.solver.solves_sde else 0.0, like=Like.of(x))
     before = torch.cuda.get_sync_debug_mode()
     try:
         torch.cuda.set_sync_debug_mode("error")

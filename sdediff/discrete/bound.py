@@ -20,7 +20,7 @@ from sdediff.progress import progress_bar
 from sdediff.protocols import Model, facts
 from sdediff.solvers import White, expand, rowwise
 from sdediff.solvers.arithmetic import at_least_float32
-from sdediff.solvers.given import whole
+from sdediff.solvers.given import integer
 
 __all__ = ["VariationalBound", "data_error", "prior_term", "transition", "variational_bound"]
 
@@ -145,7 +145,7 @@ def variational_bound(
     if known.normalizer is not None:
         x_0 = known.normalizer.normalize(x_0)
     if batch_size is not None:
-        batch_size = whole("batch_size", batch_size, 1)
+        batch_size = integer("batch_size", batch_size, 1)
     keys = check_seed(seed, None, tuple(x_0.shape))
     given = check_condition(condition, len(x_0), known.net, place)
     chunk = batch_size or len(x_0)

@@ -14,7 +14,7 @@ from sdediff.predict import affine
 from sdediff.protocols import Model, check_model
 from sdediff.sde import LinearSDE
 from sdediff.solvers import expand
-from sdediff.solvers.given import reals, whole
+from sdediff.solvers.given import integer, reals
 
 __all__ = ["Chain", "Levels", "evenly", "floats"]
 
@@ -189,7 +189,7 @@ def evenly(N: int, count: int, power: float = 1.0) -> Sequence[int]:
     """``count`` of 1..N that rise from 1 to N (N alone for one): at shares (k / (count - 1))^power,
     rounded, no two alike.
     """
-    count = whole("the number of steps", count, 1, N, kind=f"an int in 1..{N}")
+    count = integer("the number of steps", count, 1, N, kind=f"an int in 1..{N}")
     if count == 1:
         return [N]
     chosen: list[int] = []

@@ -20,7 +20,7 @@ from sdediff.protocols import Model, facts
 from sdediff.sde import InterpolatedVP, LinearSDE
 from sdediff.sde.base import check_linear
 from sdediff.solvers import Problem, Solver, Step, StepNoise, check_grid, expand
-from sdediff.solvers.given import plain, whole
+from sdediff.solvers.given import integer, plain
 
 __all__ = ["DDPM", "Variance"]
 
@@ -61,8 +61,7 @@ class DDPM(Chain, Solver):
     grid: tuple[float, ...] = ()
     variance: Variance = "beta_tilde"
 
-    stochastic = True
-    diffuses = True
+    solves_sde = True
 
     def __post_init__(self) -> None:
         if isinstance(self.betas, str):
@@ -129,7 +128,7 @@ class DDPM(Chain, Solver):
         ``variance="beta"`` is their ancestral sampler.
         T / N must not fall below t_min, where the network is not trained.
         """
-        N = whole("N", N, 1)
+        N = integer("N", N, 1)
         if rule not in ("kernel", "song"):
             raise ValueError(f"rule must be 'kernel' or 'song', got {rule!r}")
         check_linear(sde)
@@ -238,14 +237,14 @@ class DDPM(Chain, Solver):
         return f"DDPM(N={len(self.betas)}, variance={self.variance!r})"
 
     @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
+    def needs(self) -> frozenset[str]:
         """The data prediction, and the network's variance if that is learned."""
         return frozenset(
             {"data", "marginal"} | ({"variance"} if self.variance == "learned" else set())
         )
 
     @property
-    def times(self) -> Tensor:  # type: ignore[override]
+    def times(self) -> Tensor:
         """t_N, ..., t_1."""
         return self.level_times.flip(0)
 

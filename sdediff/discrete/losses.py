@@ -17,7 +17,7 @@ from sdediff.objectives.objective import Batch, Loss
 from sdediff.objectives.times import uniform
 from sdediff.objectives.variational import Bins
 from sdediff.solvers import expand
-from sdediff.solvers.given import real, whole
+from sdediff.solvers.given import integer, real
 
 __all__ = ["DDPMLoss", "LossAware"]
 
@@ -37,8 +37,8 @@ class LossAware(nn.Module):
 
     def __init__(self, N: int, history: int = 10, uniform: float = 1e-3) -> None:
         super().__init__()
-        N = whole("LossAware: N", N, 1)
-        history = whole("LossAware: history", history, 1)
+        N = integer("LossAware: N", N, 1)
+        history = integer("LossAware: history", history, 1)
         uniform = real("LossAware: uniform", uniform)
         if not 0 < uniform <= 1:
             raise ValueError(

@@ -24,7 +24,7 @@ from sdediff.objectives.objective import Batch, Loss
 from sdediff.sde import InterpolatedVE, LinearSDE
 from sdediff.sde.base import check_linear
 from sdediff.solvers import Problem, Solver, Step, StepNoise, rowwise
-from sdediff.solvers.given import real, whole
+from sdediff.solvers.given import integer, real
 
 __all__ = ["NCSN", "NCSNLoss", "annealed_variance", "level_ratio", "widest_pair"]
 
@@ -85,7 +85,7 @@ class NCSN(Chain, Solver):
                 f"NCSN: the times of i = 1..N must rise from 0 or above, got {grid[0]:g} to "
                 f"{grid[-1]:g}"
             )
-        _ = whole("NCSN: n_steps", self.n_steps, 1)
+        _ = integer("NCSN: n_steps", self.n_steps, 1)
         if self.step_size is not None and not 0 < self.step_size < sigmas[-1] ** 2:
             raise ValueError(
                 f"NCSN: step_size must lie in (0, sigma_N^2) = (0, {sigmas[-1] ** 2:.3g}), or a "
@@ -180,12 +180,12 @@ class NCSN(Chain, Solver):
         )
 
     @property
-    def times(self) -> Tensor:  # type: ignore[override]
+    def times(self) -> Tensor:
         """t_N, ..., t_1: those of sigma_1, ..., sigma_N."""
         return self.level_times.flip(0)
 
     @property
-    def evaluations(self) -> int:  # type: ignore[override]
+    def evaluations(self) -> int:
         """Of the step between two levels; the first visits the first level too."""
         return self.n_steps
 
@@ -268,7 +268,7 @@ class NCSNLoss(Loss):
 
 
 def _geometric(high: float, low: float, N: int) -> tuple[float, ...]:
-    N = whole("N", N, 1)
+    N = integer("N", N, 1)
     high = real("sigma_max", high)
     low = real("sigma_min", low)
     if not 0 < low < high < math.inf:
@@ -299,7 +299,7 @@ def level_ratio(d: int) -> float:
     gamma with Phi(s (gamma - 1) + 3 gamma) - Phi(s (gamma - 1) - 3 gamma) = 0.5 and s = sqrt(2 d)
     (NCSNv2, Technique 2).
     """
-    d = whole("d", d, 1)
+    d = integer("d", d, 1)
     s = math.sqrt(2 * d)
 
     def excess(gap: float) -> float:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from sdediff.solvers.given import nearest, reals, whole
+from sdediff.solvers.given import integer, nearest, reals
 
 __all__ = ["SCHEDULES", "schedule", "zero_terminal_snr"]
 
@@ -77,7 +77,7 @@ def schedule(name: str | Callable[[Tensor], Any], N: int) -> Tensor:
     """Betas (N,) of a name in `SCHEDULES`, or of a function alpha_bar(t) that falls from t = 0 to
     1.
     """
-    N = whole("N", N, 1)
+    N = integer("N", N, 1)
     if callable(name):
         return from_alpha_bar(name, N)
     if not isinstance(name, str):

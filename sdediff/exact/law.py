@@ -15,7 +15,7 @@ from sdediff.model import ScoreModel
 from sdediff.normalizer import Moments
 from sdediff.sde import LinearSDE
 from sdediff.sde.base import as_time, check_linear
-from sdediff.solvers.given import reals, whole
+from sdediff.solvers.given import integer, reals
 
 __all__ = [
     "Conditioned",
@@ -134,7 +134,7 @@ class Law:
     def sample(self, count: int, *, seed: int) -> Tensor:
         """``count`` samples of x_0, float64 (count, *event), from the seed alone."""
         count, seed = (
-            whole(name, value, kind="a non-negative int")
+            integer(name, value, kind="a non-negative int")
             for name, value in (("count", count), ("seed", seed))
         )
         return self.draw(count, torch.Generator().manual_seed(seed)).reshape(count, *self.event)

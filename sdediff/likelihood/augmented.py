@@ -13,9 +13,9 @@ from sdediff.likelihood.divergence import Divergence, Products
 from sdediff.reverse import Reverse
 from sdediff.solvers import Problem, rowwise
 from sdediff.solvers.arithmetic import Number, weighted
-from sdediff.solvers.clock import clock, slopes
 from sdediff.solvers.coefficients import Coef
 from sdediff.solvers.masked import kept
+from sdediff.solvers.variable import slopes, variable_of
 
 __all__ = ["Augmented"]
 
@@ -35,8 +35,8 @@ class _At(NamedTuple):
 
 
 class Augmented(Problem):
-    """dy / du of the flow in a `Clock`, dl / du = tr(d(dy / du) / dy) / d: states (rows, d + k) of
-    y = x / c, flat, and of k estimates of l.
+    """dy / du of the flow in a `Variable`, dl / du = tr(d(dy / du) / dy) / d: states (rows, d + k)
+    of y = x / c, flat, and of k estimates of l.
 
     d log p_t(x_t) / dt = -div drift along the path (Chen et al. 2018, arXiv 1806.07366, Theorem 1;
     Song et al. 2021, arXiv 2011.13456, eq. 39). With c = sqrt((r alpha)^2 + sigma^2), y and its
@@ -62,8 +62,8 @@ class Augmented(Problem):
         self.unit = flow.unit
         self.rounding = flow.rounding
         self.cost = flow.cost
-        self.variable = clock(flow, "angle" if flow.linear else "t")
-        self.times, self.clock = times, self.variable.value(times)
+        self.variable = variable_of(flow, "angle" if flow.linear else "t")
+        self.times, self.u = times, self.variable.value(times)
         passed = torch.tensor(
             [t for t in flow.breaks if times[0] < t < times[-1]], dtype=torch.float64
         )

@@ -18,9 +18,9 @@ from sdediff.protocols import Model, facts
 from sdediff.reverse import Reverse
 from sdediff.sde import Prior
 from sdediff.solvers import RK45, Failure, Options, RungeKutta4, Solution, Solver, rowwise
-from sdediff.solvers.clock import clock
 from sdediff.solvers.given import real
 from sdediff.solvers.legs import snapped
+from sdediff.solvers.variable import variable_of
 from sdediff.solving import Solving, check_deterministic, chosen
 from sdediff.units import Units
 
@@ -149,7 +149,7 @@ def log_prob(
             problem = Augmented(
                 solving.reverse(rows, state=place), trace, own.shape[1:], solving.times
             )
-            found = solver.solve(problem, problem.start(own), problem.clock, None, options)
+            found = solver.solve(problem, problem.start(own), problem.u, None, options)
             failures = [
                 replace(f, t=float(problem.time(torch.tensor(f.t, dtype=torch.float64))))
                 for f in found.failures
@@ -207,7 +207,7 @@ def _check_end(solving: Solving) -> None:
 
 def _angular(model: Model, times: Tensor) -> Tensor:
     """As many times between the same ends, uniform in the angle."""
-    variable = clock(Reverse(model, 1, units=Units(facts(model).data_std)), "angle")
+    variable = variable_of(Reverse(model, 1, units=Units(facts(model).data_std)), "angle")
     first, last = variable.value(times[[0, -1]]).tolist()
     inside = torch.linspace(first, last, len(times), dtype=torch.float64)[1:-1]
     return torch.cat([times[:1], variable.time(inside), times[-1:]])

@@ -17,7 +17,7 @@ from sdediff.objectives.variational import Bins
 from sdediff.options import LikelihoodOptions, takes
 from sdediff.protocols import Model, facts
 from sdediff.solvers import Failure, Solver, White
-from sdediff.solvers.given import check_choice, whole
+from sdediff.solvers.given import check_choice, integer
 from sdediff.solving import chosen
 
 __all__ = ["BitsPerDim", "bits_per_dim"]
@@ -102,7 +102,7 @@ def bits_per_dim(
     check_shape(check_states("x", x).shape)
     width = bins.spacing
     check_choice("dequantization", dequantization, ("uniform", "truncated-normal"))
-    draws = whole("draws", draws, 1)
+    draws = integer("draws", draws, 1)
     divergence = taken["divergence"]
     if draws > 1 and divergence != "exact":
         raise ValueError(

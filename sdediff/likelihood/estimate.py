@@ -15,7 +15,7 @@ from torch import Tensor
 from sdediff.likelihood.divergence import Divergence, Exact, Hutchinson, HutchPlusPlus
 from sdediff.likelihood.probes import make_probes, population
 from sdediff.options import Kind, Probe
-from sdediff.solvers.given import check_choice, whole
+from sdediff.solvers.given import check_choice, integer
 
 __all__ = ["Estimate"]
 
@@ -57,7 +57,7 @@ class Estimate:
         if probes is None:
             probes = 12 if divergence == "hutch++" else 8
             probes = max(least, min(probes, d)) if probe == "hadamard" else probes
-        probes = whole("probes", probes, least, hint=f" for divergence={divergence!r}")
+        probes = integer("probes", probes, least, hint=f" for divergence={divergence!r}")
         if probe == "hadamard" and probes > max(least, d):
             raise ValueError(
                 f"there are no more than d = {d} orthogonal probes of an event of {d} numbers, "

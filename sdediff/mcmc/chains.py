@@ -19,7 +19,7 @@ from sdediff.mcmc.kernels import Kernel, Noise
 from sdediff.mcmc.target import Target, as_target
 from sdediff.progress import progress_bar
 from sdediff.solvers import White, rowwise
-from sdediff.solvers.given import check_choice, whole
+from sdediff.solvers.given import check_choice, integer
 from sdediff.solvers.portable import Portable
 
 __all__ = [
@@ -169,7 +169,7 @@ def run(
     """
     target = as_target(target)
     steps, burn_in, thin = (
-        whole(name, value, low)
+        integer(name, value, low)
         for name, value, low in (("steps", steps, 1), ("burn_in", burn_in, 0), ("thin", thin, 1))
     )
     _check(kernel, target, steps, thin)

@@ -16,7 +16,7 @@ from sdediff.mcmc.kernels import Kernel, Noise, langevin, positive
 from sdediff.mcmc.target import LogDensity, Point, Target
 from sdediff.modules import evaluating
 from sdediff.solvers import White
-from sdediff.solvers.given import Record, whole
+from sdediff.solvers.given import Record, integer
 
 __all__ = ["SGLD", "Decay", "Posterior"]
 
@@ -124,7 +124,7 @@ class Posterior(Target):
             ("shared_seed", self.shared_seed, 0),
         ):
             if value is not None:
-                _ = whole(
+                _ = integer(
                     f"Posterior: {name}", value, low, kind=f"None or an int of at least {low}"
                 )
         if self.batch_size is not None and self.batch_size > self.count:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sdediff import solvers
 from sdediff.modules import evaluating
-from sdediff.solvers.given import plain, reading, whole
+from sdediff.solvers.given import integer, plain, reading
 
 __all__ = [
     "ELEMENTS",
@@ -97,7 +97,9 @@ def check_count(name: str, value: int, least: int, *, zero: bool = False) -> int
     """Return an int of at least ``least``, or 0 where that means none."""
     if zero and not isinstance(value, bool) and plain(value) == 0:
         return 0
-    return whole(name, value, least, kind=f"0 (none) or an int of at least {least}" if zero else "")
+    return integer(
+        name, value, least, kind=f"0 (none) or an int of at least {least}" if zero else ""
+    )
 
 
 def check_floor(floor: int, seed: int) -> int:

@@ -16,7 +16,7 @@ from sdediff.predict import predict
 from sdediff.protocols import sigma_data
 from sdediff.simulation import simulate
 from sdediff.solvers import expand, rowwise
-from sdediff.solvers.given import whole
+from sdediff.solvers.given import integer
 
 __all__ = ["ImplicitScoreMatching", "SlicedScoreMatching"]
 
@@ -37,7 +37,7 @@ class _Matching(Timed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = whole("simulated", self.simulated, 1, hint=": the steps of the forward SDE")
+        _ = integer("simulated", self.simulated, 1, hint=": the steps of the forward SDE")
 
     def losses(self, batch: Batch) -> Tensor:
         """They are differentiable twice where gradients are on; directions are always drawn."""
@@ -127,7 +127,7 @@ class SlicedScoreMatching(_Matching):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = whole("slices", self.slices, 1)
+        _ = integer("slices", self.slices, 1)
         if self.directions not in ("rademacher", "gaussian"):
             raise ValueError(
                 f"directions must be 'rademacher' or 'gaussian', got {self.directions!r}"

@@ -18,9 +18,9 @@ from sdediff.objectives.objective import Batch, Loss
 from sdediff.objectives.times import uniform
 from sdediff.predict import conversion_of, outputs, target
 from sdediff.protocols import Model
-from sdediff.sde.roots import slope
+from sdediff.sde.roots import time_derivative
 from sdediff.solvers import expand
-from sdediff.solvers.given import Record, check_choice, whole
+from sdediff.solvers.given import Record, check_choice, integer
 
 __all__ = ["Bins", "VariationalDiffusion"]
 
@@ -39,7 +39,7 @@ class Bins(Record):
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        _ = whole("Bins: count", self.count, 2)
+        _ = integer("Bins: count", self.count, 2)
         if not self.low < self.high:
             raise ValueError(f"Bins: low must be below high, got {self.low!r} and {self.high!r}")
 
@@ -243,7 +243,7 @@ class VariationalDiffusion(Loss):
 def _rate(sde: Any, t: Tensor) -> Tensor:
     # Asked for at times with gradients, the slope keeps its own graph, of the schedule's
     # parameters.
-    rate = -slope(sde.log_snr, t.clone().requires_grad_()).to(t)
+    rate = -time_derivative(sde.log_snr, t.clone().requires_grad_()).to(t)
     return rate if torch.is_grad_enabled() else rate.detach()
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sdediff.sde.linear import LinearSDE
-from sdediff.solvers.given import real, reals, whole
+from sdediff.solvers.given import integer, real, reals
 
 __all__ = ["LearnedVP", "MonotoneSchedule"]
 
@@ -32,7 +32,7 @@ class MonotoneSchedule(nn.Module):
                 "MonotoneSchedule: gamma rises from first to last, finite numbers; got "
                 f"{first!r} and {last!r}"
             )
-        width = whole("MonotoneSchedule: width", width, 1)
+        width = integer("MonotoneSchedule: width", width, 1)
         rates = torch.full((width,), 8.0, dtype=torch.float64)
         places = torch.linspace(0, 1, width, dtype=torch.float64)
         self.first = nn.Parameter(torch.tensor(first, dtype=torch.float64))

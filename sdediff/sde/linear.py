@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdediff.sde.base import SDE, Prior, as_time, derived, values
 from sdediff.sde.quadrature import Integral
-from sdediff.sde.roots import Inverse, close, earliest, inverted, slope
+from sdediff.sde.roots import Inverse, close, earliest, inverted, time_derivative
 from sdediff.solvers import expand
 from sdediff.solvers.given import real, reals
 
@@ -186,7 +186,7 @@ class LinearSDE(SDE):
         """Drift coefficient d log alpha / dt, shaped as t."""
         if not self._gives("alpha"):
             raise TypeError(self._lacking())
-        return slope(self.alpha, t) / self.alpha(t)
+        return time_derivative(self.alpha, t) / self.alpha(t)
 
     @derived
     def g(self, t: Tensor) -> Tensor:
@@ -194,11 +194,11 @@ class LinearSDE(SDE):
         # where sigma vanishes as sqrt(t), its derivative at 0 is infinite and g is not
         t = t.clamp(min=1e-12 * self.T)
         if self._gives("log_snr"):
-            rate = -slope(self.log_snr, t)
+            rate = -time_derivative(self.log_snr, t)
             square = self.sigma(t) ** 2 * rate
         elif self._gives("sigma"):
             sigma = self.sigma(t)
-            excess = slope(self.sigma, t) - self.f(t) * self.sigma(t)
+            excess = time_derivative(self.sigma, t) - self.f(t) * self.sigma(t)
             rate, square = 2 * excess / sigma, 2 * sigma * excess
         else:
             raise TypeError(self._lacking())
@@ -297,7 +297,7 @@ class LinearSDE(SDE):
         """(d alpha / dt, d sigma / dt), shaped as t."""
         time = as_time(t)
         if not self._gives("f", "g"):
-            return slope(self.alpha, time), slope(self.sigma, time)
+            return time_derivative(self.alpha, time), time_derivative(self.sigma, time)
         f, sigma = self.f(time), self.sigma(time)
         return f * self.alpha(time), f * sigma + self.g(time) ** 2 / (2 * sigma)
 

@@ -1,4 +1,4 @@
-"""Where a falling function of time takes a value, and the slope of one."""
+"""Where a falling function of time takes a value, and the time derivative of one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from sdediff.sde.linear import LinearSDE
 
-__all__ = ["Inverse", "close", "crossing", "earliest", "inverted", "slope"]
+__all__ = ["Inverse", "close", "crossing", "earliest", "inverted", "time_derivative"]
 
 _HALVINGS: Final = 66
 _EPS: Final = torch.finfo(torch.float64).eps
@@ -169,7 +169,7 @@ def close(a: Tensor, b: Tensor) -> bool:
         return bool(((np.abs(one - other) <= 1e-8 + 1e-8 * np.abs(other)) | (one == other)).all())
 
 
-def slope(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+def time_derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     """d function / dt by autograd, shaped as t; differentiable again where t asks for gradients."""
     with torch.inference_mode(False), torch.enable_grad():
         u = t if t.requires_grad else t.detach().clone().requires_grad_()

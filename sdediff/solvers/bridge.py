@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdediff.solvers.given import plain, whole
+from sdediff.solvers.given import integer, plain
 
 __all__ = ["SMALL", "Floats", "Ints", "Numbers", "basis", "edges", "total_of"]
 
@@ -94,7 +94,7 @@ def edges(start: float, end: float, intervals: int | Tensor) -> Tensor:
                 f"not from {start:g} to {end:g}"
             )
         return times
-    intervals = whole(
+    intervals = integer(
         "BrownianPath: intervals",
         intervals,
         1,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sdediff.solvers.bridge import SMALL, Floats, Ints, Numbers, basis, edges, total_of
-from sdediff.solvers.given import real, whole
+from sdediff.solvers.given import integer, real
 from sdediff.solvers.noise import paired
 from sdediff.solvers.white import White, keyed, sent
 
@@ -63,7 +63,7 @@ class BrownianPath:
         device: torch.device | str = "cpu",
     ) -> None:
         times = edges(real("BrownianPath: start", start), real("BrownianPath: end", end), intervals)
-        depth = whole("BrownianPath: depth", depth, 1, 30)
+        depth = integer("BrownianPath: depth", depth, 1, 30)
         self.start = float(times[0])
         self.end = float(times[-1])
         self.depth = depth

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdediff.solvers.arithmetic import Number, weighted
-from sdediff.solvers.given import whole
+from sdediff.solvers.given import integer
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.solver import Solver, Step
@@ -28,7 +28,7 @@ def check_inner(name: str, solver: Solver) -> None:
         raise ValueError(
             f"{name}: {solver!r} chooses its own steps; take a solver with fixed steps, Heun() say"
         )
-    if solver.whole:
+    if solver.external:
         raise ValueError(
             f"{name}: {solver!r} is another library's driver, without steps of its own; take "
             "Heun(), say"
@@ -37,7 +37,7 @@ def check_inner(name: str, solver: Solver) -> None:
         raise ValueError(
             f"{name}: {solver!r} adds noise itself; take a deterministic solver, Heun() say"
         )
-    if solver.carries:
+    if solver.has_memory:
         raise ValueError(
             f"{name}: {solver!r} carries history from step to step, which added noise makes "
             "stale; take Heun(), say"
@@ -71,21 +71,21 @@ class _Around(Solver):
         check_inner(type(self).__name__, self.solver)
 
     @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
+    def needs(self) -> frozenset[str]:
         """The solver's, the kernel and the schedule."""
         return self.solver.needs | {"kernel", "marginal"}
 
     @property
-    def order(self) -> float:  # type: ignore[override]
+    def order(self) -> float:
         """The solver's, in the limit of small steps."""
         return self.solver.order
 
     @property
-    def spacing(self) -> str:  # type: ignore[override]
+    def spacing(self) -> str:
         return self.solver.spacing
 
     @property
-    def group(self) -> int:  # type: ignore[override]
+    def group(self) -> int:
         return self.solver.group
 
 
@@ -125,7 +125,7 @@ class Churn(_Around):
             raise ValueError(f"Churn: noise must be a positive number, got {self.noise!r}")
 
     @property
-    def evaluations(self) -> int:  # type: ignore[override]
+    def evaluations(self) -> int:
         return self.solver.evaluations
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Noised]:
@@ -192,10 +192,10 @@ class Restart(_Around):
                 f"{self.between!r}"
             )
         for name, value in (("rounds", self.rounds), ("steps", self.steps)):
-            _ = whole(f"Restart: {name}", value, 1)
+            _ = integer(f"Restart: {name}", value, 1)
 
     @property
-    def evaluations(self) -> int:  # type: ignore[override]
+    def evaluations(self) -> int:
         """Of the step that restarts."""
         return self.solver.evaluations * (1 + self.rounds * self.steps)
 
@@ -281,14 +281,14 @@ class Renoise(_Around):
     to the deviation. The last step adds no noise, so that a path is followed to order 1/2 only.
     """
 
-    diffuses = True
+    solves_sde = True
 
     @property
     def deterministic_order(self) -> float:
         return self.solver.deterministic_order
 
     @property
-    def evaluations(self) -> int:  # type: ignore[override]
+    def evaluations(self) -> int:
         return self.solver.evaluations
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Renoised]:

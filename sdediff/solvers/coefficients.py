@@ -9,7 +9,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from sdediff.solvers.given import whole
+from sdediff.solvers.given import integer
 
 __all__ = ["Coef", "Columns", "Coordinates", "Linear", "Matrix", "is_linear", "outer"]
 
@@ -116,7 +116,7 @@ class Matrix(_Values):
     axis: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "axis", whole("Matrix: axis", self.axis))
+        object.__setattr__(self, "axis", integer("Matrix: axis", self.axis))
 
     def __matmul__(self, x: Tensor) -> Tensor:
         """The states with the matrix applied along the axis."""

@@ -96,7 +96,7 @@ class PerSample:
         )
         if step.error is None:
             raise ValueError(f"{self.solver!r} is adaptive but its step gave no error estimate")
-        x, state = step.x, old.state if self.solver.begins else step.state
+        x, state = step.x, old.state if self.solver.init_each_step else step.state
         if self.last_mean:
             last = ahead.landing & (old.target == self.end - 1)
             x = _choose(last.to(x.device), step.mean, x)
@@ -125,7 +125,7 @@ class PerSample:
     def _begin(self) -> Moving:
         """Evaluate what a step begins with, of the rows that have moved since it was."""
         moving = self.moving
-        if not (self.solver.begins and bool(moving.moved.any())):
+        if not (self.solver.init_each_step and bool(moving.moved.any())):
             return moving
         some = torch.nonzero(moving.moved).flatten()
         there, whole = some.to(moving.x.device), len(some) == len(moving.samples)
@@ -180,7 +180,7 @@ class PerSample:
         counts, each = self.moving.problem.monitor.evaluations, self.moving.problem.cost
         if counts.most + self.solver.evaluations * each <= max_nfe:
             return
-        kept = 1 - self.moving.moved.long() if self.solver.begins else 0
+        kept = 1 - self.moving.moved.long() if self.solver.init_each_step else 0
         cost = (self.solver.evaluations - kept) * each
         over = counts.total[self._counted] + cost > max_nfe
         self._fail(over, Status.MAX_NFE)

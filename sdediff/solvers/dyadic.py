@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from sdediff.solvers.arithmetic import expand, place, weighted
-from sdediff.solvers.clock import Clock, clock
 from sdediff.solvers.controller import Controller, PIController
 from sdediff.solvers.moving import Ahead, Moving, Way
 from sdediff.solvers.noise import Noise, Refinable
 from sdediff.solvers.norm import ErrorNorm
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.solver import Solver
+from sdediff.solvers.variable import Variable, variable_of
 from sdediff.solvers.white import Nodes
 
 __all__ = ["DyadicSteps"]
@@ -34,7 +34,7 @@ class Lattice:
     its ends.
     """
 
-    def __init__(self, variable: Clock, times: Tensor) -> None:
+    def __init__(self, variable: Variable, times: Tensor) -> None:
         self.variable, self.times = variable, times
         self.ends = variable.value(times).nan_to_num(posinf=_FARTHEST, neginf=-_FARTHEST)
         self.widths = self.ends.diff()
@@ -98,8 +98,8 @@ class DyadicSteps:
         if len(times) > 1:
             # what it cannot do it says before the first evaluation
             solver.plan(problem, times[:, None])
-            self.lattice = Lattice(solver.clock(problem), times)
-        self.way = Way(solver, clock(problem, "t"), times, samples)
+            self.lattice = Lattice(solver.step_variable(problem), times)
+        self.way = Way(solver, variable_of(problem, "t"), times, samples)
 
     def first(self, moving: Moving, norm: ErrorNorm, goal: float) -> tuple[Any, ...]:
         """The longest steps that there are."""

@@ -22,7 +22,7 @@ from sdediff.solvers.functions import (
     Sense,
     Structure,
 )
-from sdediff.solvers.given import callback_of, check_choice, flag, plain, whole
+from sdediff.solvers.given import callback_of, check_choice, flag, integer, plain
 from sdediff.solvers.grid import check_grid
 from sdediff.solvers.integrate import integrate, require
 from sdediff.solvers.noise import Noise, fresh_seed
@@ -74,7 +74,7 @@ class Driving:
         options = Options(
             trajectory=flag("trajectory", trajectory),
             callback=callback_of("callback", callback, "of a Snapshot"),
-            max_nfe=None if max_nfe is None else whole("max_nfe", max_nfe, 1),
+            max_nfe=None if max_nfe is None else integer("max_nfe", max_nfe, 1),
             on_fail="return",
             grad=grad,
         )
@@ -165,7 +165,7 @@ def solve_ode(
         events, dense, condition, trajectory, grad, callback, max_nfe, on_fail
     )
     solver = RK45() if solver is None else _solver(solver)
-    if solver.stochastic or solver.diffuses:
+    if solver.stochastic or solver.solves_sde:
         raise ValueError(
             f"{solver!r} draws noise, and an ODE has none: take RK45(), say, or solve_sde for an "
             "SDE"
@@ -248,7 +248,7 @@ def solve_sde(
     )
     require(problem, solver)
     between = driving.watches
-    if between and solver.whole:
+    if between and solver.external:
         raise ValueError(
             f"{solver!r} does not tell the path between its steps, so that there are no events "
             "and no dense output: take EulerMaruyama() or Milstein(), or put the times into the "
@@ -275,7 +275,7 @@ def solve_sde(
 
 def _check_noise(solver: Solver, structure: Structure, sense: Sense) -> None:
     """A ValueError unless the solver integrates noise of the structure and sense."""
-    if not solver.diffuses:
+    if not solver.solves_sde:
         raise ValueError(
             f"{solver!r} integrates no diffusion: take EulerMaruyama() or Milstein(), or "
             "solve_ode for the drift alone"
@@ -343,8 +343,8 @@ def _seeds(seed: int | Iterable[int] | None, count: int) -> tuple[int, ...]:
         return seeds(fresh_seed(), count)
     one = plain(seed)
     if not isinstance(one, Iterable):
-        return seeds(whole("seed", one), count)
-    given = tuple(whole("seed", each) for each in one)
+        return seeds(integer("seed", one), count)
+    given = tuple(integer("seed", each) for each in one)
     if len(given) != count:
         raise ValueError(f"seed must be one int, or one for each of {count} samples")
     return given

@@ -1,4 +1,4 @@
-"""Steps of any length, in the variable of the solver's `clock`."""
+"""Steps of any length, in the variable of the solver's `step_variable`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from sdediff.solvers.arithmetic import weighted
-from sdediff.solvers.clock import slope
 from sdediff.solvers.controller import Controller, PIController
 from sdediff.solvers.moving import Ahead, Moving, Way
 from sdediff.solvers.noise import Silence
 from sdediff.solvers.norm import ErrorNorm
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.solver import Solver
+from sdediff.solvers.variable import slope
 
 __all__ = ["FreeSteps"]
 
@@ -28,7 +28,7 @@ class FreeSteps:
 
     def __init__(self, problem: Problem, solver: Solver, times: Tensor, samples: int) -> None:
         self.solver = solver
-        self.way = Way(solver, solver.clock(problem), times, samples)
+        self.way = Way(solver, solver.step_variable(problem), times, samples)
 
     def first(self, moving: Moving, norm: ErrorNorm, goal: float) -> tuple[Tensor]:
         """Step sizes by the rule of Hairer et al. I, II.4: two evaluations, one of them already in

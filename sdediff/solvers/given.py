@@ -24,13 +24,13 @@ __all__ = [
     "check_choice",
     "device_of",
     "flag",
+    "integer",
     "nearest",
     "plain",
     "plain_fields",
     "reading",
     "real",
     "reals",
-    "whole",
 ]
 
 _NUMERIC: Final = re.compile(r"\b(int|float|bool)\b")
@@ -54,7 +54,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-def whole(
+def integer(
     name: str,
     value: Any,
     least: int = 0,

@@ -38,7 +38,7 @@ def require(problem: Problem, solver: Solver) -> None:
     if not met and (unknown := unknown_needs(solver, problem.offers)):
         raise ValueError(unknown)
     name = type(solver).__name__
-    if type(solver).step is Solver.step and not solver.whole:
+    if type(solver).step is Solver.step and not solver.external:
         raise TypeError(
             f"{name} has no step: give step(self, problem, x, plan, noise, state), which returns "
             "a Step"
@@ -48,7 +48,7 @@ def require(problem: Problem, solver: Solver) -> None:
         for part in ("rtol", "atol", "error_order")
         if solver.adaptive and not hasattr(solver, part)
     ]
-    if lacking and not solver.whole:
+    if lacking and not solver.external:
         raise TypeError(
             f"{name} is adaptive and lacks {', '.join(lacking)}: it has fields rtol and atol, "
             "and an error_order"
@@ -81,7 +81,7 @@ def integrate(
     """
     options = options or Options()
     # another library's driver has a loop of its own
-    if solver.whole and type(solver).solve is not Solver.solve:
+    if solver.external and type(solver).solve is not Solver.solve:
         return solver.solve(problem, x, times, noise, options)
     require(problem, solver)
     if solver.stochastic and noise is None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdediff.solvers.arithmetic import Number, expand, rowwise, weighted
-from sdediff.solvers.given import whole
+from sdediff.solvers.given import integer
 from sdediff.solvers.metropolis import accepts, line_integral, proposal_ratio
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
@@ -33,7 +33,7 @@ def _check(solver: Langevin | MetropolisLangevin) -> None:
         raise ValueError(
             f"{name}: snr must be a positive number, got {solver.snr!r}; 0.16 is a common choice"
         )
-    _ = whole(f"{name}: n_steps", solver.n_steps, hint="; 0 leaves the samples alone")
+    _ = integer(f"{name}: n_steps", solver.n_steps, hint="; 0 leaves the samples alone")
 
 
 def _planned(problem: Problem, t: Tensor, size: Tensor, *, folded: bool) -> list[_Plan]:
@@ -91,12 +91,12 @@ class Langevin(Solver):
         _check(self)
 
     @property
-    def stochastic(self) -> bool:  # type: ignore[override]
+    def stochastic(self) -> bool:
         """Unless there are no steps."""
         return self.n_steps > 0
 
     @property
-    def evaluations(self) -> int:  # type: ignore[override]
+    def evaluations(self) -> int:
         return self.n_steps
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan | None]:
@@ -149,12 +149,12 @@ class MetropolisLangevin(Solver):
         _check(self)
 
     @property
-    def stochastic(self) -> bool:  # type: ignore[override]
+    def stochastic(self) -> bool:
         """Unless there are no steps."""
         return self.n_steps > 0
 
     @property
-    def evaluations(self) -> int:  # type: ignore[override]
+    def evaluations(self) -> int:
         """Two a Langevin step, and one to start."""
         return 2 * self.n_steps + 1 if self.n_steps else 0
 
@@ -218,7 +218,7 @@ class PredictorCorrector(Solver):
                     f"PredictorCorrector: the {role} {part!r} chooses its own steps; take a "
                     "solver with fixed steps"
                 )
-            if part.whole:
+            if part.external:
                 raise ValueError(
                     f"PredictorCorrector: the {role} {part!r} is another library's driver, "
                     "without steps of its own"
@@ -230,36 +230,36 @@ class PredictorCorrector(Solver):
             )
 
     @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
+    def needs(self) -> frozenset[str]:
         return self.predictor.needs | self.corrector.needs
 
     @property
-    def order(self) -> float:  # type: ignore[override]
+    def order(self) -> float:
         return self.predictor.order
 
     @property
-    def stochastic(self) -> bool:  # type: ignore[override]
+    def stochastic(self) -> bool:
         return self.predictor.stochastic or self.corrector.stochastic
 
     @property
-    def spacing(self) -> str:  # type: ignore[override]
+    def spacing(self) -> str:
         return self.predictor.spacing
 
     @property
-    def group(self) -> int:  # type: ignore[override]
+    def group(self) -> int:
         """The larger of the two."""
         return max(self.predictor.group, self.corrector.group)
 
     @property
-    def carries(self) -> bool:  # type: ignore[override]
-        return self.predictor.carries
+    def has_memory(self) -> bool:
+        return self.predictor.has_memory
 
     @property
-    def diffuses(self) -> bool:  # type: ignore[override]
-        return self.predictor.diffuses
+    def solves_sde(self) -> bool:
+        return self.predictor.solves_sde
 
     @property
-    def evaluations(self) -> int:  # type: ignore[override]
+    def evaluations(self) -> int:
         """The sum of the two."""
         return self.predictor.evaluations + self.corrector.evaluations
 

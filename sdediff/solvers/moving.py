@@ -9,12 +9,12 @@ from typing import Any, Final, NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
-from sdediff.solvers.clock import Clock
 from sdediff.solvers.controller import Controller
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.norm import ErrorNorm
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.solver import Solver
+from sdediff.solvers.variable import Variable
 
 __all__ = ["Ahead", "Moving", "Policy", "Way"]
 
@@ -77,7 +77,7 @@ class Way:
     A ValueError says where the variable is not finite, and whether ``dt_min`` exceeds the way.
     """
 
-    def __init__(self, solver: Solver, variable: Clock, times: Tensor, samples: int) -> None:
+    def __init__(self, solver: Solver, variable: Variable, times: Tensor, samples: int) -> None:
         self.variable, self.times = variable, times
         self.dt_min = float(getattr(solver, "dt_min", 0.0))
         marks = variable.value(times)

@@ -40,7 +40,7 @@ class Milstein(Solver):
 
     needs = frozenset({"drift", "diffusion", "iterated"})
     stochastic = True
-    diffuses = True
+    solves_sde = True
     senses = frozenset({"ito", "stratonovich"})
     structures = frozenset({"diagonal", "commutative"})
 
@@ -74,7 +74,7 @@ class AdaptiveMilstein(Adaptive, Milstein):
 
     default_atol = 1e-2
     error_order = 1
-    carries = True
+    has_memory = True
 
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         """The drift at the start."""
@@ -110,7 +110,7 @@ class StratonovichHeun(Solver):
 
     needs = frozenset({"drift", "diffusion", "loading"})
     stochastic = True
-    diffuses = True
+    solves_sde = True
     evaluations = 2
     senses = frozenset({"stratonovich"})
     structures = frozenset({"diagonal", "commutative", "general"})

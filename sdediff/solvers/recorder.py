@@ -197,9 +197,9 @@ def watched(
 ) -> Solution:
     """A solve, from the problem's start, whose steps a `Recorder` sees."""
     x = problem.start
-    within: Within = Cubic(problem) if solver.whole else Shortened(problem, solver, noise)
+    within: Within = Cubic(problem) if solver.external else Shortened(problem, solver, noise)
     recorder = Recorder(problem, within, events, x, times, keep=dense, smooth=noise is None)
-    if solver.whole:
+    if solver.external:
         own = options.callback
 
         def both(seen: Snapshot) -> None:

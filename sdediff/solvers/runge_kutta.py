@@ -6,13 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple, get_args
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sdediff.solvers.arithmetic import Number, weighted
-from sdediff.solvers.clock import SIZE, Clock, Variable, clock, slope, slopes
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.solver import Adaptive, Solver, Step
@@ -27,6 +26,15 @@ from sdediff.solvers.tableau import (
     Tableau,
 )
 from sdediff.solvers.tableau import DOP853 as DOP853_TABLEAU
+from sdediff.solvers.variable import (
+    SIZE,
+    VARIABLES,
+    Variable,
+    VariableName,
+    slope,
+    slopes,
+    variable_of,
+)
 
 __all__ = [
     "DOP853",
@@ -75,7 +83,7 @@ class RungeKutta(Solver):
     A method is a subclass with a ``tableau``.
     """
 
-    variable: Variable | None = field(default=None, kw_only=True)
+    variable: VariableName | None = field(default=None, kw_only=True)
     size: float = field(default=SIZE, kw_only=True)
 
     tableau: ClassVar[Tableau]
@@ -84,14 +92,15 @@ class RungeKutta(Solver):
         """Read order and cost off the tableau."""
         super().__init_subclass__()
         if "tableau" in vars(cls):
-            cls.order = float(cls.tableau.order)
-            cls.evaluations = len(cls.tableau.a) - cls.tableau.first_same_as_last
-            cls.carries = cls.tableau.first_same_as_last
+            kind: Any = cls  # facts are attributes of the class
+            kind.order = float(cls.tableau.order)
+            kind.evaluations = len(cls.tableau.a) - cls.tableau.first_same_as_last
+            kind.has_memory = cls.tableau.first_same_as_last
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.variable is not None and self.variable not in get_args(Variable):
-            known = ", ".join(map(repr, get_args(Variable)))
+        if self.variable is not None and self.variable not in VARIABLES:
+            known = ", ".join(map(repr, VARIABLES))
             raise ValueError(
                 f"{type(self).__name__}: variable must be one of {known}, got {self.variable!r}"
             )
@@ -102,22 +111,22 @@ class RungeKutta(Solver):
             )
 
     @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
+    def needs(self) -> frozenset[str]:
         """The drift, or the noise where a variable other than t is asked for."""
         if self.variable in (None, "t"):
             return frozenset({"drift"})
         return frozenset({"v" if self.variable == "angle" else "noise", "marginal"})
 
-    def _variable(self, problem: Problem) -> Variable:
+    def _variable(self, problem: Problem) -> VariableName:
         if self.variable is not None:
             return self.variable
         if self.adaptive:
             return "angle" if {"v", "marginal"} <= problem.offers else "t"
         return "sigma" if {"noise", "marginal"} <= problem.offers and problem.unscaled else "t"
 
-    def clock(self, problem: Problem) -> Clock:
+    def step_variable(self, problem: Problem) -> Variable:
         """The problem in the integration variable."""
-        return clock(problem, self._variable(problem), self.size)
+        return variable_of(problem, self._variable(problem), self.size)
 
     @cached_property
     def _nodes(self) -> tuple[Tensor, list[int]]:
@@ -142,7 +151,7 @@ class RungeKutta(Solver):
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """Step lengths, and time and scale of every stage."""
-        variable = self.clock(problem)
+        variable = self.step_variable(problem)
         u = variable.value(times)
         h = u.diff(dim=0)
         inside = variable.time(u[:-1] + self._nodes[0].reshape(-1, *(1,) * h.ndim) * h)
@@ -165,7 +174,7 @@ class RungeKutta(Solver):
     def plan_to(
         self,
         problem: Problem,
-        variable: Clock,
+        variable: Variable,
         start: tuple[Tensor, Tensor],
         v: Tensor,
         known: tuple[Tensor, Tensor],
@@ -180,13 +189,13 @@ class RungeKutta(Solver):
         )[0]
 
     def _planned(
-        self, problem: Problem, variable: Clock, nodes: Tensor, h: Tensor, *, plain: bool = False
+        self, problem: Problem, variable: Variable, nodes: Tensor, h: Tensor, *, plain: bool = False
     ) -> list[_Plan]:
         """From the times (nodes, N) or (nodes, N, rows); ``plain``: the steps are Euler's."""
         n, scale = len(h), variable.scale(nodes)
         steps = h.expand(nodes.shape) if scale is None else scale * h
         keeps = None if scale is None else scale / scale[0]
-        if (plain or len(self.tableau.c) == 1) and not self.carries:
+        if (plain or len(self.tableau.c) == 1) and not self.has_memory:
             at = slopes(problem, variable, nodes[0], 1.0 if keeps is None else keeps[-1], steps[-1])
             return [_Plan((each,), (), ()) for each in at]
         size = len(nodes)
@@ -194,7 +203,7 @@ class RungeKutta(Solver):
         rows = list(zip(*columns, strict=True))
         # Not the start where that is the end of the step before, nor an end at which no stage is.
         stages = slice(
-            int(self.carries), int(self.carries) if plain else max(self._nodes[1][:-1]) + 1
+            int(self.has_memory), int(self.has_memory) if plain else max(self._nodes[1][:-1]) + 1
         )
         entries = (
             slopes(problem, variable, nodes[stages].flatten(0, 1))
@@ -208,7 +217,9 @@ class RungeKutta(Solver):
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         """The first stage of the first step, where steps share stages."""
         return (
-            (slope(problem, self.clock(problem), x, t),) if self.tableau.first_same_as_last else ()
+            (slope(problem, self.step_variable(problem), x, t),)
+            if self.tableau.first_same_as_last
+            else ()
         )
 
     def slope(self, problem: Problem, x: Tensor, t: Tensor, state: tuple[Tensor, ...]) -> Tensor:
@@ -220,7 +231,7 @@ class RungeKutta(Solver):
         """One step, with the difference from the embedded methods as error."""
         if not plan.steps:
             return Step(problem.evaluate(x, plan.at[0]))
-        node, shares = self._nodes[1], self.carries
+        node, shares = self._nodes[1], self.has_memory
         a, b, errors = self._coefficients
 
         def move(i: int, weights: list[float], k: list[Tensor]) -> Tensor:

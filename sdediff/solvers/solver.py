@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from sdediff.solvers.clock import Clock, clock, slope
 from sdediff.solvers.controller import Controller
 from sdediff.solvers.given import Record
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
+from sdediff.solvers.variable import Variable, slope, variable_of
 
 if TYPE_CHECKING:
     from sdediff.solvers.noise import Noise
@@ -23,6 +23,17 @@ if TYPE_CHECKING:
     from sdediff.solvers.solution import Solution
 
 __all__ = ["Adaptive", "Solver", "Step", "check_tolerances", "checked", "tolerances"]
+
+
+if TYPE_CHECKING:
+    from builtins import property as fact
+else:
+
+    def fact(default: Callable[[Any], Any]) -> Any:
+        """A fact about a class, with its default: a plain class attribute, for which type checkers
+        see a property, so that a subclass may override it by an attribute, a field or a property.
+        """
+        return default(None)
 
 
 class _Step(NamedTuple):
@@ -140,62 +151,117 @@ class Solver(Record):
     computes a time from a number of steps.
     """
 
-    needs: frozenset[str] = frozenset({"drift"})
-    """What the problem must offer: by default the drift, and the diffusion if it ``diffuses``."""
-    order: float = 1.0
-    """Order of convergence: deterministic, or weak for a stochastic solver, unless the two below
-    say more.
-    """
-    stochastic: bool = False
-    """Whether steps draw noise."""
-    diffuses: bool = False
-    """Whether steps integrate the diffusion of the reverse SDE: then lambda is 1 by default, else
-    0.
-    """
-    senses: frozenset[str] = frozenset()
-    """In which senses, "ito" and "stratonovich", it integrates noise that depends on the state."""
-    structures: frozenset[str] = frozenset()
-    """Which of such noise it integrates: "diagonal", "commutative", "general" (see `solve_sde`)."""
-    adaptive: bool = False
-    """Whether every sample chooses its own steps; then ``error_order``, ``rtol`` and ``atol`` are
-    there too.
-    """
+    @fact
+    def needs(self) -> frozenset[str]:
+        """What the problem must offer: by default the drift, and the diffusion if the solver
+        ``solves_sde``.
+        """
+        return frozenset({"drift"})
+
+    @fact
+    def order(self) -> float:
+        """Order of convergence: deterministic, or weak for a stochastic solver, unless the two
+        below say more.
+        """
+        return 1.0
+
+    @fact
+    def solves_sde(self) -> bool:
+        """Whether the solver solves the reverse SDE: then lambda is 1 by default, else 0."""
+        return False
+
+    @fact
+    def stochastic(self) -> bool:
+        """Whether steps draw noise: by default if the solver ``solves_sde``. Churn and Langevin
+        steps draw noise of their own.
+        """
+        return False
+
+    @fact
+    def senses(self) -> frozenset[str]:
+        """In which senses, "ito" and "stratonovich", the solver integrates noise that depends on
+        the state.
+        """
+        return frozenset()
+
+    @fact
+    def structures(self) -> frozenset[str]:
+        """Which of such noise the solver integrates: "diagonal", "commutative", "general" (see
+        `solve_sde`).
+        """
+        return frozenset()
+
+    @fact
+    def adaptive(self) -> bool:
+        """Whether every sample chooses its own steps; then ``error_order``, ``rtol`` and ``atol``
+        are there too.
+        """
+        return False
+
+    @fact
+    def has_memory(self) -> bool:
+        """Whether a step reuses evaluations of the step before, as multistep methods do. Wrappers
+        that change the state between steps, such as `Churn`, refuse such a solver.
+        """
+        return False
+
+    @fact
+    def init_each_step(self) -> bool:
+        """Whether `init` is called at the start of every adaptive step. A rejected step hands that
+        evaluation to the retry.
+        """
+        return False
+
+    @fact
+    def external(self) -> bool:
+        """Whether the solver is another library's driver: then it has no step, only `solve`, and
+        cannot be a part of another solver.
+        """
+        return False
+
+    @fact
+    def group(self) -> int:
+        """How many rows belong together: particles of one sample, say. A batch never splits a
+        group, and a group has one seed.
+        """
+        return 1
+
+    @fact
+    def evaluations(self) -> int:
+        """Evaluations of the network that a step makes, for caps and progress. Results report what
+        was counted.
+        """
+        return 1
+
+    @fact
+    def times(self) -> Tensor | None:
+        """The grid of a discrete model that brings its own."""
+        return None
+
+    @fact
+    def spacing(self) -> str:
+        """The grid that ``steps`` means without a ``grid``: a name in `GRIDS`. Where there is no
+        Gaussian kernel it is uniform.
+        """
+        return "uniform"
+
     default_atol: ClassVar[float] = 1e-5
     """What ``atol=None`` means in an adaptive solver, in units of the standard deviation of the
     data.
     """
-    carries: bool = False
-    """Whether the solver is multistep. Wrappers that change the state between steps, such as
-    `Churn`, refuse multistep solvers.
-    """
-    begins: bool = False
-    """Whether `init` is called at the start of every adaptive step. A rejected step hands that
-    evaluation to the retry.
-    """
-    whole: bool = False
-    """Whether it is another library's driver: then it has no step, only `solve`, and cannot be a
-    part of another solver.
-    """
-    group: int = 1
-    """How many rows belong together: particles of one sample, say. A batch never splits a group,
-    and a group has one seed.
-    """
-    evaluations: int = 1
-    """Evaluations of the network a step makes, for caps and progress (results report what was
-    counted).
-    """
-    times: Tensor | None = None
-    """The grid of a discrete model that brings its own."""
-    spacing: str = "uniform"
-    """The grid that ``steps`` means without a ``grid``: a name in `GRIDS`. Where there is no
-    Gaussian kernel it is uniform.
-    """
 
     def __init_subclass__(cls) -> None:
-        """Let a solver that integrates the diffusion need it, unless it says what it needs."""
+        """Let a solver of the reverse SDE draw noise and need the diffusion, unless it says so
+        itself.
+        """
         super().__init_subclass__()
-        if cls.diffuses is True and cls.needs is Solver.needs:
-            cls.needs = frozenset({"drift", "diffusion"})
+        kind: Any = cls  # facts are attributes of the class
+        if kind.solves_sde is True:
+            given = {name for each in cls.__mro__ if each is not Solver for name in vars(each)}
+            if "stochastic" not in given:
+                kind.stochastic = True
+            if "needs" not in given:
+                kind.needs = frozenset({"drift", "diffusion"})
 
     def __repr__(self) -> str:
         """The class and what differs from its defaults, and an order."""
@@ -236,29 +302,29 @@ class Solver(Record):
     def plan_to(
         self,
         problem: Problem,
-        variable: Clock,
+        variable: Variable,
         start: tuple[Tensor, Tensor],
         v: Tensor,
         known: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, Any]:
         """(s, plan) of the steps of an adaptive solve, every row its own, from ``start`` = (t, u)
-        to v, on the solver's `clock`.
+        to v, on the solver's `step_variable`.
 
         ``known`` = (mask, times): rows that land on a grid time. Override this if your plan inverts
-        the clock too, so that both inversions share one call.
+        the variable too, so that both inversions share one call.
         """
         s = torch.where(*known, variable.time(v))
         return s, self.plan(problem, torch.stack([start[0], s]))[0]
 
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-        """State carried into the first step; into every one where the solver ``begins`` them so."""
+        """State handed to the first step, or to every step where ``init_each_step``."""
         return ()
 
-    def clock(self, problem: Problem) -> Clock:
+    def step_variable(self, problem: Problem) -> Variable:
         """The variable in which the steps of an adaptive solver have a length; those of one that
         draws noise are dyadic in it.
         """
-        return clock(
+        return variable_of(
             problem, "log_snr" if self.stochastic and "marginal" in problem.offers else "t"
         )
 
@@ -269,10 +335,10 @@ class Solver(Record):
         return (m - a) / (b - a)
 
     def slope(self, problem: Problem, x: Tensor, t: Tensor, state: tuple[Tensor, ...]) -> Tensor:
-        """dy / du of the solver's `clock` at the start of an adaptive solve, from what `init`
-        evaluated if that will do.
+        """dy / du in the solver's `step_variable` at the start of an adaptive solve, from what
+        `init` evaluated if that will do.
         """
-        return slope(problem, self.clock(problem), x, t)
+        return slope(problem, self.step_variable(problem), x, t)
 
     def step(
         self, problem: Problem, x: Tensor, plan: Any, noise: StepNoise, state: tuple[Tensor, ...]
@@ -316,6 +382,6 @@ class Adaptive(Solver):
         check_tolerances(self)
 
     @property
-    def error_order(self) -> int:
+    def error_order(self) -> float:
         """The local error estimate is O(h^error_order)."""
         raise NotImplementedError

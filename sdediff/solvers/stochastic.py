@@ -38,8 +38,7 @@ class EulerMaruyama(Solver):
     """
 
     needs = frozenset({"drift", "diffusion"})
-    stochastic = True
-    diffuses = True
+    solves_sde = True
     senses = frozenset({"ito"})
     structures = frozenset({"diagonal", "commutative", "general"})
 
@@ -90,8 +89,7 @@ class StochasticHeun(Solver):
 
     needs = frozenset({"drift", "diffusion"})
     order = 2.0
-    stochastic = True
-    diffuses = True
+    solves_sde = True
     evaluations = 2
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Heun]:
@@ -156,8 +154,7 @@ class _SRA(Solver):
 
     needs = frozenset({"drift", "diffusion"})
     order = 2.0
-    stochastic = True
-    diffuses = True
+    solves_sde = True
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_SRAPlan]:
         """The drift and the size of the noise at the stages."""
@@ -282,11 +279,10 @@ class ReverseDiffusion(Solver):
 
     rule: Literal["kernel", "song"] = "kernel"
 
-    stochastic = True
-    diffuses = True
+    solves_sde = True
 
     @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
+    def needs(self) -> frozenset[str]:
         """The score, and what the rule is made from."""
         song = {"marginal", "coefficients"} if self.rule == "song" else set()
         return frozenset({"score", "kernel"} | song)

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdediff.solvers.given import device_of, whole
+from sdediff.solvers.given import device_of, integer
 from sdediff.solvers.noise import STREAMS, elapsed, paired, root_of
 
 __all__ = ["Nodes", "White", "Words", "encrypted", "fill", "keyed", "seeds", "sent", "words"]
@@ -33,8 +33,8 @@ def seeds(seed: int, samples: range | int) -> tuple[int, ...]:
     seeds(7, 200)[100:]``. Different samples of one run never share a seed (a bijection of i, the
     finalizer of splitmix64).
     """
-    seed = whole("seed", seed, kind="a non-negative int")
-    samples = samples if isinstance(samples, range) else whole("samples", samples)
+    seed = integer("seed", seed, kind="a non-negative int")
+    samples = samples if isinstance(samples, range) else integer("samples", samples)
     index = (
         np.arange(samples.start, samples.stop, samples.step)
         if isinstance(samples, range)
@@ -62,7 +62,7 @@ class _Seeded:
         device: torch.device | str = "cpu",
     ) -> None:
         if isinstance(seeds, torch.Generator):
-            seeds = (whole("seeds", seeds, kind="non-negative ints, one a sample"),)
+            seeds = (integer("seeds", seeds, kind="non-negative ints, one a sample"),)
         if not isinstance(seeds, Iterable) or isinstance(seeds, str | bytes):
             raise TypeError(
                 f"seeds must be non-negative ints, one a sample; got {seeds!r}, seeds(0, 64) "
@@ -77,12 +77,12 @@ class _Seeded:
         given = tuple(seeds)
         plain = all(type(seed) is int for seed in given)
         self.seeds: tuple[int, ...] = (
-            given if plain else tuple(whole("seeds", seed) for seed in given)
+            given if plain else tuple(integer("seeds", seed) for seed in given)
         )
         self.event = (
             event
             if isinstance(event, torch.Size)
-            else torch.Size([whole("event", n, 1) for n in event])
+            else torch.Size([integer("event", n, 1) for n in event])
         )
         self.dtype = dtype
         self.device = device if isinstance(device, torch.device) else device_of(device)

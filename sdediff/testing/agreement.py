@@ -16,7 +16,7 @@ from sdediff.model import ScoreModel
 from sdediff.protocols import facts, is_model
 from sdediff.sde import VE, VP, SubVP
 from sdediff.solvers import DDIM, EulerMaruyama, Solver
-from sdediff.solvers.given import nearest, real, whole
+from sdediff.solvers.given import integer, nearest, real
 from sdediff.testing.causes import Run, cause
 from sdediff.testing.check import instance_of
 from sdediff.testing.equivalences import EQUIVALENCES, Case, agree, evaluate
@@ -38,7 +38,7 @@ def check_equivalences(
 
     Each of `EQUIVALENCES` (``names``: of these) holds for every linear SDE, or for those that have
     what it needs: DDPM's chain is the kernel, DDIM exponential Euler, EDM's sampler Heun on the
-    sigma clock, and so on (docs/testing.md has the table). Each is checked at three settings:
+    variable sigma, and so on (docs/testing.md has the table). Each is checked at three settings:
     mixtures of different shapes, grids of 8, 4 and 1 steps over the usable range, three predictions
     (those that are costly at the first of them).
     What does not apply is skipped, by name; all of them are, under an SDE without a Gaussian
@@ -116,8 +116,8 @@ def check_equivalence(
     ``verbose`` is false and returns it as a `Report`.
     """
     bound = real("bound", bound)
-    seed = whole("seed", seed, kind="a non-negative int")
-    rows = whole("rows", rows, 1)
+    seed = integer("seed", seed, kind="a non-negative int")
+    rows = integer("rows", rows, 1)
     if not bound > 0 or not math.isfinite(bound):
         raise ValueError(f"bound must be a positive number, got {bound!r}")
     law = POINTS if data is None else data
@@ -147,7 +147,7 @@ def check_equivalence(
             Span(process, process.t_max, process.t_min), fixed, count, grid, None, None
         )
         lams = [
-            check_stochasticity(each, stochasticity if each.diffuses else None, times)
+            check_stochasticity(each, stochasticity if each.solves_sde else None, times)
             for each in pair
         ]
         case = Case(process, law, tuple(times.tolist()), "v", seed, rows)

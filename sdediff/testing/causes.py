@@ -15,7 +15,7 @@ from sdediff.modules import evaluating
 from sdediff.predictions import PREDICTIONS
 from sdediff.solvers import Noise, Solver
 from sdediff.testing.equivalences.case import Case
-from sdediff.testing.orders import Still, slope
+from sdediff.testing.orders import Still, fitted_order
 from sdediff.testing.report import likely_slip
 
 __all__ = ["Run", "cause"]
@@ -123,7 +123,7 @@ def _order(run: Run) -> str:
         gaps.append(float((one[-1] - other[-1]).abs().max()))
     if not all(0 < gap < float("inf") for gap in gaps):
         return ""
-    power = slope(gaps, 10.0)
+    power = fitted_order(gaps, 10.0)
     said = f"one step h differs as h^{power:.1f}"
     if power >= 1.3:
         return f"two discretizations of one process: {said}"

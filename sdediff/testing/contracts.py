@@ -66,7 +66,7 @@ class _Rotating(LinearSDE):
 
 
 SDE: Final = _Rotating()
-_WIDE: Final = LinearSDE(
+SPREADING: Final = LinearSDE(
     alpha=lambda t: torch.ones_like(t), sigma=lambda t: 0.05 * 200**t, sigma_0=0.05
 )
 """The noise explodes."""
@@ -112,14 +112,14 @@ def solve(
     options: Options | None = None,
 ) -> Solution:
     """Solve for some of the rows of `states` in n steps, or as an adaptive solver will, on the
-    mixture's model, at stochasticity 1 if the solver diffuses.
+    mixture's model, at stochasticity 1 if the solver solves_sde.
     """
     chosen = tuple(range(rows)) if isinstance(rows, int) else rows
     x = states()[list(chosen)] if x is None else x
     if noise is None:
         keys = tuple(seeds(0, ROWS)[i] for i in chosen)
         noise = White(keys, tuple(x.shape[1:]), dtype=x.dtype)
-    lam = float(solver.diffuses) if lam is None else lam
+    lam = float(solver.solves_sde) if lam is None else lam
     problem = Reverse(MIXTURE.model(SDE) if model is None else model, len(x), lam)
     times = grid(1 if solver.adaptive else n) if times is None else times
     return solver.solve(problem, x, times, noise, options or Options())
@@ -183,7 +183,7 @@ def _draws(solver: Solver) -> Iterator[Comparison]:
     moved = bool((solve(solver).x != solve(solver, noise=other).x).any())
     detail = f"stochastic = {solver.stochastic}, and seeds {'do' if moved else 'do not'} matter"
     yield require(moved == solver.stochastic, detail)
-    yield require(solver.stochastic or not solver.diffuses, "diffuses, and is not stochastic")
+    yield require(solver.stochastic or not solver.solves_sde, "solves_sde, and is not stochastic")
 
 
 @contract("global generator")
@@ -273,7 +273,7 @@ def _finite(solver: Solver) -> Iterator[Comparison]:
     """1 to 5 steps over the whole usable range of an SDE of unit variance and of one whose noise
     explodes.
     """
-    for sde in (SDE, _WIDE):
+    for sde in (SDE, SPREADING):
         for n in range(1, 2 if solver.adaptive else 6):
             times = torch.linspace(sde.t_max, sde.t_min, n + 1, dtype=torch.float64)
             x = states()[:2] * float(sde.sigma(times[0]))

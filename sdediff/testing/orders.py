@@ -33,7 +33,7 @@ from sdediff.testing.contracts import (
 )
 from sdediff.testing.report import Comparison, Report, Skip, SolverError, compare, settle
 
-__all__ = ["Still", "check_solver", "measured", "slope"]
+__all__ = ["Still", "check_solver", "fitted_order", "measured"]
 
 
 def check_solver(solver: Solver, *, verbose: bool = True) -> Report:
@@ -70,7 +70,7 @@ def check_solver(solver: Solver, *, verbose: bool = True) -> Report:
     return Report(repr(solver), findings, "contract").conclude(SolverError, verbose)
 
 
-def slope(errors: Sequence[float], factor: float = 2.0) -> float:
+def fitted_order(errors: Sequence[float], factor: float = 2.0) -> float:
     """Order of convergence from errors on grids refined by ``factor``, by least squares in the
     logarithm.
     """
@@ -124,7 +124,7 @@ def measured(
     places: str = "each at twice the steps",
 ) -> Comparison:
     """By how much the order that errors on grids refined by 2 show falls short of the claim."""
-    order = slope([max(error, 1e-300) for error in errors])
+    order = fitted_order([max(error, 1e-300) for error in errors])
     shown = ", ".join(f"{error:.2g}" for error in errors)
     gap = max(0.0, claim - order) if errors[-1] >= 1e-10 else 0.0
     if order < 0.3:
@@ -155,7 +155,7 @@ def _predictor(solver: Solver) -> None:
     if hasattr(solver, "corrector"):
         raise Skip("its corrector has no order in the step: see that its law is right as snr falls")
     moves = {"drift", "data", "noise"}
-    if solver.stochastic and not solver.diffuses and not moves & set(solver.needs):
+    if solver.stochastic and not solver.solves_sde and not moves & set(solver.needs):
         raise Skip("a corrector: it leaves time alone")
 
 
@@ -168,7 +168,7 @@ def _flow_end() -> Tensor:
 def _deterministic(solver: Solver) -> Iterator[Comparison]:
     """On the probability flow of a mixture; orders above 4 are for the tableau's conditions."""
     _predictor(solver)
-    if solver.stochastic and not solver.diffuses:
+    if solver.stochastic and not solver.solves_sde:
         raise Skip("noise that is no part of the reverse SDE: see weak order")
     still = Still((ROWS, 2))
     if solver.stochastic:
@@ -189,13 +189,13 @@ def _weak(solver: Solver) -> Iterator[Comparison]:
         raise Skip("deterministic")
     _predictor(solver)
     true_mean, true_cov = GAUSSIAN.moments(SDE, END)
-    for lam in (1.0, 0.5) if solver.diffuses else (0.0,):
+    for lam in (1.0, 0.5) if solver.solves_sde else (0.0,):
         chains = [_chain(solver, grid(n), lam) for n in (16, 32, 64)]
         off = [float((mean - true_mean).abs().max()) for mean, _ in chains]
         wide = [float((cov.sqrt() - true_cov.sqrt()).abs().max()) for _, cov in chains]
         claim = solver.weak_order
         found = measured("weak order", [a + b for a, b in zip(off, wide, strict=True)], claim)
-        if found.broken and solver.diffuses:
+        if found.broken and solver.solves_sde:
             found = found._replace(hint=_wrong_noise(solver, lam) or found.hint)
         elif found.broken and not measured("", off, claim).broken:
             ratio = float((chains[-1][1] / true_cov).sqrt().max())
@@ -244,7 +244,7 @@ def _strong(solver: Solver) -> Iterator[Comparison]:
     )
     errors = [float((out - end).square().mean().sqrt()) for out in others]
     found = measured("strong order", errors, float(claim))
-    if found.broken and solver.diffuses:
+    if found.broken and solver.solves_sde:
         found = found._replace(hint=_wrong_noise(solver, 1.0) or found.hint)
     yield found
 

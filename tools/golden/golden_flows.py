@@ -152,7 +152,7 @@ def clocked(sde: str, solver: str, clock: str, **options: Any) -> Found:
     of: dict[str, tuple[Any, Any]] = {
         "log_snr": ("log_snr", lambda time: 0.1 * time),
         "sigma": ("sigma", lambda time: time),
-        "Timesteps(1000)": (sd.clocks.Timesteps(1000), lambda time: time.to(F64) / 1000),
+        "Timesteps(1000)": (sd.network_time.Timesteps(1000), lambda time: time.to(F64) / 1000),
         "function": (lambda t: 1 - t / process.T, lambda time: time),
     }
     time, read = of[clock]

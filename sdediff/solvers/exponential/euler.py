@@ -62,8 +62,7 @@ class Ancestral(_OrderOne):
     """
 
     needs = frozenset({"data", "marginal"})
-    stochastic = True
-    diffuses = True
+    solves_sde = True
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """The exact coefficients of each interval."""
@@ -95,7 +94,7 @@ class DDIM(_OrderOne):
             )
 
     @property
-    def stochastic(self) -> bool:  # type: ignore[override]
+    def stochastic(self) -> bool:
         return self.eta > 0
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:

@@ -15,20 +15,17 @@ from torch import Tensor
 
 from sdediff.solvers.exponential.forms import Form, FormName, Points, form_of
 from sdediff.solvers.problem import Problem
+from sdediff.solvers.variable import VariableName
 
 __all__ = [
     "MOMENTS",
-    "VARIABLES",
     "Flow",
     "Moments",
-    "Variable",
     "gauss_legendre",
 ]
 
 
-Variable = Literal["log_snr", "sigma", "angle", "t"]
 Moments = Literal["exact", "half", "half-h", "uniform"]
-VARIABLES: Final = ("log_snr", "sigma", "angle", "t")
 MOMENTS: Final = ("exact", "half", "half-h", "uniform")
 
 _PER_PANEL: Final = 16
@@ -85,7 +82,7 @@ class Flow:
         self,
         problem: Problem,
         form: FormName | float | Form,
-        variable: Variable,
+        variable: VariableName,
         mixing: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         """``mixing``: (L, lambda^2) at u, in place of the problem's."""

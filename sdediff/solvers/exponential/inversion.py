@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdediff.solvers.arithmetic import Number, rowwise, weighted
-from sdediff.solvers.given import whole
+from sdediff.solvers.given import integer
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.solver import Solver, Step
@@ -44,15 +44,15 @@ class InverseDDIM(Solver):
 
     needs = frozenset({"noise", "marginal"})
     spacing = "logistic"
-    carries = True
+    has_memory = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.tol < float("inf"):
             raise ValueError(f"InverseDDIM: tol must be a finite number >= 0, got {self.tol!r}")
-        _ = whole("InverseDDIM: iterations", self.iterations, 1)
+        _ = integer("InverseDDIM: iterations", self.iterations, 1)
 
     @property
-    def evaluations(self) -> int:  # type: ignore[override]
+    def evaluations(self) -> int:
         return self.iterations
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:

@@ -31,7 +31,7 @@ from sdediff.solvers.exponential.stages import (
     table,
     terms,
 )
-from sdediff.solvers.given import whole
+from sdediff.solvers.given import integer
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.solver import Step
@@ -68,14 +68,14 @@ class ExponentialMultistep(Exponential):
     startup: Literal["exact", "published"] = "exact"
     lower_final: bool = False
 
-    carries = True
+    has_memory = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         name = type(self).__name__
         if self.corrector is not None:
             kind = "an int from 0 (none) to 4, or None for the order"
-            _ = whole(f"{name}: corrector", self.corrector, 0, 4, kind=kind)
+            _ = integer(f"{name}: corrector", self.corrector, 0, 4, kind=kind)
 
     @property
     def past(self) -> int:
@@ -114,7 +114,7 @@ class ExponentialMultistep(Exponential):
         return count * (len(method.c) - 1)
 
     @property
-    def evaluations(self) -> int:  # type: ignore[override]
+    def evaluations(self) -> int:
         """Of a step after the first ones."""
         return 1
 

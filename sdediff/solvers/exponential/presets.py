@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdediff.solvers.exponential.flow import Flow, Moments, Variable
+from sdediff.solvers.exponential.flow import Flow, Moments
 from sdediff.solvers.exponential.forms import Form, FormName
 from sdediff.solvers.exponential.multistep import ExponentialMultistep
 from sdediff.solvers.exponential.singlestep import ExponentialSinglestep
 from sdediff.solvers.problem import Problem
+from sdediff.solvers.variable import VariableName
 
 __all__ = [
     "DEIS",
@@ -94,7 +95,7 @@ class DEIS(ExponentialMultistep):
     """
 
     form: FormName | float | Form = "noise"
-    variable: Variable = "t"
+    variable: VariableName = "t"
 
 
 @dataclass(frozen=True, repr=False)
@@ -109,7 +110,7 @@ class LMS(ExponentialMultistep):
 
     order: int = 4
     form: FormName | float | Form = "noise"
-    variable: Variable = "sigma"
+    variable: VariableName = "sigma"
 
 
 @dataclass(frozen=True, repr=False)
@@ -191,11 +192,11 @@ class ERSDE(ExponentialMultistep):
     min(order, 2).
     """
 
-    variable: Variable = "sigma"
+    variable: VariableName = "sigma"
     sde: bool = True
     scale: Callable[[Tensor], Tensor] | None = None
 
-    diffuses = False
+    solves_sde = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdediff.solvers.arithmetic import weighted
-from sdediff.solvers.exponential.flow import MOMENTS, VARIABLES, Flow, Moments, Variable
+from sdediff.solvers.exponential.flow import MOMENTS, Flow, Moments
 from sdediff.solvers.exponential.forms import Form, FormName, Points, check_form, form_of
 from sdediff.solvers.exponential.stages import (
     Plain,
@@ -27,10 +27,11 @@ from sdediff.solvers.exponential.stages import (
     table,
     unbounded,
 )
-from sdediff.solvers.given import whole
+from sdediff.solvers.given import integer
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.solver import Adaptive, Solver, Step
+from sdediff.solvers.variable import VARIABLES, VariableName
 
 __all__ = ["Exponential", "ExponentialPair", "ExponentialSinglestep"]
 
@@ -51,14 +52,14 @@ class Exponential(Solver):
 
     order: int = 3
     form: FormName | float | Form = "data"
-    variable: Variable = "log_snr"
+    variable: VariableName = "log_snr"
     moments: Moments = "exact"
     sde: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         name = type(self).__name__
-        _ = whole(f"{name}: order", self.order, 1, 4, kind="1, 2, 3 or 4")
+        _ = integer(f"{name}: order", self.order, 1, 4, kind="1, 2, 3 or 4")
         check_form(name, self.form)
         if self.sde and not self._form.stochastic:
             raise ValueError(
@@ -75,14 +76,14 @@ class Exponential(Solver):
                 )
 
     @property
-    def spacing(self) -> str:  # type: ignore[override]
+    def spacing(self) -> str:
         """Polynomials in the angle take long steps at both ends, where others are far from the
         predictions.
         """
         return "central" if self.variable == "angle" else "logistic"
 
     @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
+    def needs(self) -> frozenset[str]:
         """The predictions of the form, and the schedule."""
         return frozenset({"marginal", "data", self._form.quantity})
 
@@ -91,12 +92,12 @@ class Exponential(Solver):
         return form_of(self.form)
 
     @property
-    def stochastic(self) -> bool:  # type: ignore[override]
+    def stochastic(self) -> bool:
         """Whether it solves the reverse SDE."""
         return self.sde
 
     @property
-    def diffuses(self) -> bool:  # type: ignore[override]
+    def solves_sde(self) -> bool:
         """Whether it solves the reverse SDE."""
         return self.sde
 
@@ -150,7 +151,7 @@ class ExponentialSinglestep(Exponential):
             raise ValueError(f"{type(self).__name__}: r must lie in (0, 1], got {self.r!r}")
 
     @property
-    def evaluations(self) -> int:  # type: ignore[override]
+    def evaluations(self) -> int:
         """As many as the order."""
         return self.order
 
@@ -189,7 +190,7 @@ class ExponentialSinglestep(Exponential):
                 moments,
                 stochastic=self.sde,
                 embedded=self.adaptive,
-                begun=self.begins,
+                begun=self.init_each_step,
             )
             plans.update(zip(inside, found, strict=True))
         if ends:
@@ -222,7 +223,7 @@ class ExponentialPair(Adaptive, ExponentialSinglestep):
 
     form: FormName | float | Form = "noise"
 
-    begins = True
+    init_each_step = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -230,7 +231,7 @@ class ExponentialPair(Adaptive, ExponentialSinglestep):
             raise ValueError("ExponentialPair: order must be 2, 3 or 4, for the probability flow")
 
     @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
+    def needs(self) -> frozenset[str]:
         """The form's, and the drift for the first step's size."""
         return super().needs | {"drift", "coefficients"}
 

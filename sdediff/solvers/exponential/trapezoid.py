@@ -93,9 +93,8 @@ class EulerTrapezoid(Solver):
 
     needs = frozenset({"drift", "diffusion"})
     order = 2.0
-    stochastic = True
-    diffuses = True
-    carries = True
+    solves_sde = True
+    has_memory = True
     spacing = "logistic"
 
     @property
@@ -197,6 +196,6 @@ class AdaptiveSDE(Adaptive, EulerTrapezoid):
     default_atol = 0.05
 
     @property
-    def error_order(self) -> float:  # type: ignore[override]
+    def error_order(self) -> float:
         """The local error is O(h^1.5), by the noise."""
         return 1.5

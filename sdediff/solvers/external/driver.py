@@ -205,7 +205,7 @@ class External(Solver):
     """
 
     library: ClassVar[str]
-    whole = True
+    external = True
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[Any]:
         """Refused: the other library has the loop."""

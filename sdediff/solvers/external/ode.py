@@ -60,16 +60,16 @@ class _Ode(External):
         raise NotImplementedError
 
     @property
-    def order(self) -> float:  # type: ignore[override]
+    def order(self) -> float:
         return self._facts.order
 
     @property
-    def evaluations(self) -> int:  # type: ignore[override]
+    def evaluations(self) -> int:
         """Of an attempted step, 1 where the method does not tell."""
         return self._facts.evaluations
 
     @property
-    def adaptive(self) -> bool:  # type: ignore[override]
+    def adaptive(self) -> bool:
         """Whether the library chooses the steps."""
         return self._facts.adaptive
 

@@ -72,8 +72,7 @@ class TorchSDE(External):
     default_atol = 1e-2
     library = "torchsde"
     needs = frozenset({"drift", "diffusion"})
-    stochastic = True
-    diffuses = True
+    solves_sde = True
 
     def __post_init__(self) -> None:
         check_method(self, self.method, tuple(_METHODS), _INSTEAD)
@@ -86,23 +85,23 @@ class TorchSDE(External):
             raise ValueError(f"{self!r}: dt must be a finite number > 0")
 
     @property
-    def senses(self) -> frozenset[str]:  # type: ignore[override]
+    def senses(self) -> frozenset[str]:
         """That of the method; Milstein's has both."""
         kinds = {"ito", "stratonovich"}
         return frozenset(kinds if self.method == "milstein" else {_METHODS[self.method].kind})
 
     @property
-    def structures(self) -> frozenset[str]:  # type: ignore[override]
+    def structures(self) -> frozenset[str]:
         """What torchsde gives the method for."""
         general = {"commutative", "general"} if _METHODS[self.method].general else set()
         return frozenset({"diagonal"} | general)
 
     @property
-    def order(self) -> float:  # type: ignore[override]
+    def order(self) -> float:
         return _METHODS[self.method].order
 
     @property
-    def evaluations(self) -> int:  # type: ignore[override]
+    def evaluations(self) -> int:
         """Of a step, or of an attempt, which is three."""
         return _METHODS[self.method].evaluations * (3 if self.adaptive else 1)
 

@@ -308,10 +308,10 @@ class Case:
         times: Tensor | None = None,
         noise: Noise | None = None,
     ) -> Tensor:
-        """States at all times of the grid, (N + 1, rows, *event); ``lam`` is 1 for a solver that
-        diffuses, else 0.
+        """States at all times of the grid, (N + 1, rows, *event); ``lam`` is 1 for a solver of
+        the reverse SDE, else 0.
         """
-        lam = float(solver.diffuses) if lam is None else lam
+        lam = float(solver.solves_sde) if lam is None else lam
         problem = Reverse(self.model() if model is None else model, self.rows, lam)
         times = self.times if times is None else times
         x = self.start(times[0]) if x is None else x

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, Literal, Protocol
+from typing import Any, ClassVar, Final, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -14,14 +14,15 @@ from torch import Tensor
 from sdediff.solvers.arithmetic import Number
 from sdediff.solvers.problem import Problem
 
-__all__ = ["SIZE", "Clock", "Variable", "clock", "slope", "slopes"]
+__all__ = ["SIZE", "VARIABLES", "Variable", "VariableName", "slope", "slopes", "variable_of"]
 
-Variable = Literal["t", "sigma", "log_snr", "angle"]
+VariableName = Literal["log_snr", "sigma", "angle", "t"]
+VARIABLES: Final = get_args(VariableName)
 SIZE: Final = 0.4
 """The size of details for which the angle is taken."""
 
 
-class Clock(Protocol):
+class Variable(Protocol):
     """What a step in a variable u needs of the problem. Two that are equal have equal weights."""
 
     @property
@@ -42,7 +43,7 @@ class Clock(Protocol):
 
 
 def slopes(
-    problem: Problem, variable: Clock, times: Tensor, keep: Number = 0.0, push: Number = 1.0
+    problem: Problem, variable: Variable, times: Tensor, keep: Number = 0.0, push: Number = 1.0
 ) -> Sequence[Any]:
     """Entries of `Problem.at` for keep x + push dy / du at times (n,) or (n, rows)."""
     found = variable.weights(times)
@@ -53,7 +54,7 @@ def slopes(
     return problem.at(times, variable.quantity, keep, push)
 
 
-def slope(problem: Problem, variable: Clock, x: Tensor, t: Tensor) -> Tensor:
+def slope(problem: Problem, variable: Variable, x: Tensor, t: Tensor) -> Tensor:
     """dy / du, with one evaluation."""
     return problem.evaluate(x, slopes(problem, variable, t[None])[0])
 
@@ -143,13 +144,13 @@ class _Angle(_Sigma):
 
     def weights(self, t: Tensor) -> tuple[Tensor, Tensor] | None:
         alpha, sigma, c = self._parts(t)
-        whole = self.size * (alpha**2 + sigma**2)
-        return (self.size**2 - 1) * alpha * sigma / (c * whole), c / whole
+        square = self.size * (alpha**2 + sigma**2)
+        return (self.size**2 - 1) * alpha * sigma / (c * square), c / square
 
 
-def clock(problem: Problem, variable: Variable, size: float = SIZE) -> Clock:
-    """The problem in an integration variable; ``size`` is r of the angle."""
-    if variable == "angle":
+def variable_of(problem: Problem, name: VariableName, size: float = SIZE) -> Variable:
+    """The integration variable of that name; ``size`` is r of the angle."""
+    if name == "angle":
         return _Angle(problem, size)
-    kinds: dict[str, Callable[[Problem], Clock]] = {"sigma": _Sigma, "log_snr": _LogSnr}
-    return kinds[variable](problem) if variable in kinds else _Time()
+    kinds: dict[str, Callable[[Problem], Variable]] = {"sigma": _Sigma, "log_snr": _LogSnr}
+    return kinds[name](problem) if name in kinds else _Time()

@@ -13,7 +13,14 @@ from torch import Tensor
 from sdediff.sde import SDE, LinearSDE
 from sdediff.solvers.given import Record, nearest, plain, reading
 
-__all__ = ["CLOCKS", "Clock", "Timesteps", "check_clock", "check_time_dtype", "read_clock"]
+__all__ = [
+    "NETWORK_TIMES",
+    "NetworkTime",
+    "Timesteps",
+    "check_network_time",
+    "check_time_dtype",
+    "read_network_time",
+]
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Timesteps(Record):
         return index.round().long() if self.rounded else index
 
 
-Clock = str | Timesteps | Callable[[Tensor], Tensor]
+NetworkTime = str | Timesteps | Callable[[Tensor], Tensor]
 
 
 def _log_snr(sde: LinearSDE, t: Tensor) -> Tensor:
@@ -53,36 +60,34 @@ def _sigma(sde: LinearSDE, t: Tensor) -> Tensor:
     return sde.sigma(t)
 
 
-CLOCKS: Final[dict[str, Callable[[Any, Tensor], Tensor]]] = {
+NETWORK_TIMES: Final[dict[str, Callable[[Any, Tensor], Tensor]]] = {
     "t": lambda _, t: t,
     "log_snr": _log_snr,
     "sigma": _sigma,
 }
-"""Clocks with a name."""
+"""Network times with a name."""
 
 
-def check_clock(clock: Clock, sde: SDE) -> Clock:
-    """Return the clock; a ValueError or TypeError if it is none, or takes a kernel that the SDE
-    does not have.
+def check_network_time(time: NetworkTime, sde: SDE) -> NetworkTime:
+    """Return ``time``; a ValueError or TypeError if it is no network time, or takes a kernel that
+    the SDE does not have.
     """
     expected = (
-        f"time must be one of {', '.join(CLOCKS)}, Timesteps(1000) or a function of t, got "
-        f"{clock!r}"
+        f"time must be one of {', '.join(NETWORK_TIMES)}, Timesteps(1000) or a function of t, got "
+        f"{time!r}"
     )
-    if isinstance(clock, str):
-        if clock not in CLOCKS:
-            raise ValueError(expected + nearest(clock, CLOCKS))
-        if clock != "t" and "kernel" not in sde.offers:
+    if isinstance(time, str):
+        if time not in NETWORK_TIMES:
+            raise ValueError(expected + nearest(time, NETWORK_TIMES))
+        if time != "t" and "kernel" not in sde.offers:
             raise ValueError(
-                f"{sde!r} has no Gaussian kernel, so no {clock}: hand the network time='t' or a "
+                f"{sde!r} has no Gaussian kernel, so no {time}: hand the network time='t' or a "
                 "function of t"
             )
-    elif not callable(clock):
-        hint = (
-            f"; write Timesteps({plain(clock)!r})" if isinstance(plain(clock), int | float) else ""
-        )
+    elif not callable(time):
+        hint = f"; write Timesteps({plain(time)!r})" if isinstance(plain(time), int | float) else ""
         raise TypeError(expected + hint)
-    return clock
+    return time
 
 
 def check_time_dtype(dtype: object) -> torch.dtype | None:
@@ -94,14 +99,16 @@ def check_time_dtype(dtype: object) -> torch.dtype | None:
     )
 
 
-def read_clock(clock: Clock, sde: SDE, t: Tensor) -> Tensor:
-    """What the clock shows at float64 host times t, shaped as t."""
-    if isinstance(clock, str):
-        return CLOCKS[clock](sde, t)
-    shown = clock(sde, t) if isinstance(clock, Timesteps) else reading("time", clock, "t", t)
-    if not isinstance(shown, Tensor) or shown.shape != t.shape:
-        got = f"shape {tuple(shown.shape)}" if isinstance(shown, Tensor) else type(shown).__name__
+def read_network_time(time: NetworkTime, sde: SDE, t: Tensor) -> Tensor:
+    """What the network is handed at float64 host times t, shaped as t."""
+    if isinstance(time, str):
+        return NETWORK_TIMES[time](sde, t)
+    handed = time(sde, t) if isinstance(time, Timesteps) else reading("time", time, "t", t)
+    if not isinstance(handed, Tensor) or handed.shape != t.shape:
+        got = (
+            f"shape {tuple(handed.shape)}" if isinstance(handed, Tensor) else type(handed).__name__
+        )
         raise ValueError(
             f"time(t) must return a tensor of the shape of t, {tuple(t.shape)}; got {got}"
         )
-    return shown
+    return handed
