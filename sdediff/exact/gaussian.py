@@ -42,7 +42,7 @@ class Normal(Law):
         return self.mean.shape
 
     @property
-    def least_variance(self) -> float:  # type: ignore[override]
+    def least_variance(self) -> float:
         """The smallest eigenvalue of the covariance; 0 on a subspace."""
         return float(self.variances.min()) if self._full else 0.0
 

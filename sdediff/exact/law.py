@@ -15,7 +15,7 @@ from sdediff.model import ScoreModel
 from sdediff.normalizer import Moments
 from sdediff.sde import LinearSDE
 from sdediff.sde.base import as_time, check_linear
-from sdediff.solvers.given import integer, reals
+from sdediff.solvers.given import fact, integer, reals
 
 __all__ = [
     "Conditioned",
@@ -53,10 +53,12 @@ class Law:
     device without it).
     """
 
-    least_variance: float = 0.0
-    """The smallest variance of x_0 along any direction. Where it is 0, x_t has a density for
-    sigma(t) > 0 only.
-    """
+    @fact
+    def least_variance(self) -> float:
+        """The smallest variance of x_0 along any direction. Where it is 0, x_t has a density for
+        sigma(t) > 0 only.
+        """
+        return 0.0
 
     @property
     def event(self) -> torch.Size:

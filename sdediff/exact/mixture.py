@@ -230,7 +230,7 @@ class GaussianMixture(Law):
         return self.log_weights.exp()
 
     @property
-    def least_variance(self) -> float:  # type: ignore[override]
+    def least_variance(self) -> float:
         """The smallest eigenvalue of any component's covariance."""
         return float(self.components.variances.min())
 

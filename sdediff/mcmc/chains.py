@@ -223,7 +223,7 @@ def _check(kernel: Kernel, target: Target, steps: int, thin: int) -> None:
             f"every {thin}-th of the steps is kept: steps must be a multiple of thin = {thin}, "
             f"got {steps}"
         )
-    if not target.whole and not kernel.minibatches:
+    if not target.full_batch and not kernel.minibatches:
         raise ValueError(
             f"{kernel!r} needs the whole target, and this one shows minibatches; take SGLD, or "
             "Posterior with batch_size=None"

@@ -96,7 +96,7 @@ class Posterior(Target):
     as ``log_likelihood(x, y, z)``. With ``batch_size`` n a step of `SGLD` sees log_prior + N / n
     times the sum over n data, drawn uniformly and with replacement: unbiased. Each chain draws its
     own, by its seed, or, with ``shared_seed``, all of them the same. With ``batch_size`` None the
-    target is whole, and for any kernel.
+    target is full-batch, and for any kernel.
     """
 
     log_prior: Callable[[Tensor], Tensor]
@@ -144,7 +144,7 @@ class Posterior(Target):
         return len(self.columns[0])
 
     @property
-    def whole(self) -> bool:  # type: ignore[override]
+    def full_batch(self) -> bool:
         """Whether all data are seen at once."""
         return self.batch_size is None
 

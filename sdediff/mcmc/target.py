@@ -17,7 +17,7 @@ from sdediff.predict import affine, predict
 from sdediff.protocols import Model, facts, is_model
 from sdediff.sde.base import as_time
 from sdediff.solvers import White
-from sdediff.solvers.given import Record, reading
+from sdediff.solvers.given import Record, fact, reading
 from sdediff.solvers.metropolis import line_integral
 
 __all__ = ["LogDensity", "Point", "Score", "Target", "as_target", "at", "known"]
@@ -38,10 +38,12 @@ class Point(NamedTuple):
 class Target(Record):
     """A law p(x) on events of one shape, known up to its constant; every chain is a row."""
 
-    whole: bool = True
-    """Whether `look` is at p itself; otherwise at an unbiased estimate of its score, from the data
-    that `draw` took.
-    """
+    @fact
+    def full_batch(self) -> bool:
+        """Whether `look` is at p itself; otherwise at an unbiased estimate of its score, from the
+        data that `draw` took.
+        """
+        return True
 
     def look(self, x: Tensor, *, score: bool) -> Point:
         """log p and its gradient, as far as there are any; ``score`` says whether the gradient is

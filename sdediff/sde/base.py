@@ -20,6 +20,7 @@ from sdediff.solvers.coefficients import is_linear
 from sdediff.solvers.given import (
     Record,
     WrittenError,
+    fact,
     nearest,
     plain,
     plain_fields,
@@ -168,19 +169,31 @@ class SDE:
     float64 host tensors, () or (B,); states are (B, *event) of any rank.
     """
 
-    offers: frozenset[str] = frozenset({"drift", "diffusion"})
-    """What is known of it: ``kernel`` says that x_t given x_0 is N(alpha x_0, sigma^2 I), with all
-    that `LinearSDE` has.
-    """
-    T: float = 1.0
-    unit: float = 1.0
-    """The length that was 1 when the SDE was declared: another one where it is
-    `LinearSDE.scaled`.
-    """
-    spacing: str = "uniform"
-    """The grid that suits the SDE's own time, a name in `solvers.GRIDS`: that of solvers which have
-    no better one.
-    """
+    @fact
+    def offers(self) -> frozenset[str]:
+        """What is known of it: ``kernel`` says that x_t given x_0 is N(alpha x_0, sigma^2 I), with
+        all that `LinearSDE` has.
+        """
+        return frozenset({"drift", "diffusion"})
+
+    @fact
+    def T(self) -> float:
+        """The end of time."""
+        return 1.0
+
+    @fact
+    def unit(self) -> float:
+        """The length that was 1 when the SDE was declared: another one where it is
+        `LinearSDE.scaled`.
+        """
+        return 1.0
+
+    @fact
+    def spacing(self) -> str:
+        """The grid that suits the SDE's own time, a name in `solvers.GRIDS`: that of solvers which
+        have no better one.
+        """
+        return "uniform"
 
     def __init__(
         self, *, T: float | None = None, t_min: float | None = None, t_max: float | None = None

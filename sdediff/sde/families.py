@@ -268,7 +268,7 @@ class EDM(_Exploding):
             )
 
     @property
-    def T(self) -> float:  # type: ignore[override]
+    def T(self) -> float:
         return self.sigma_max
 
     @property

@@ -134,7 +134,7 @@ class InterpolatedVP(LinearSDE):
         return f"InterpolatedVP({len(self.betas)} levels up to t = {self.T:g})"
 
     @property
-    def T(self) -> float:  # type: ignore[override]
+    def T(self) -> float:
         return self.times[-1]
 
     @property
@@ -212,7 +212,7 @@ class InterpolatedVE(LinearSDE):
         )
 
     @property
-    def T(self) -> float:  # type: ignore[override]
+    def T(self) -> float:
         return self.times[-1]
 
     @property

@@ -14,7 +14,7 @@ from sdediff.sde.base import SDE, Prior, as_time, derived, values
 from sdediff.sde.quadrature import Integral
 from sdediff.sde.roots import Inverse, close, earliest, inverted, time_derivative
 from sdediff.solvers import expand
-from sdediff.solvers.given import real, reals
+from sdediff.solvers.given import fact, real, reals
 
 __all__ = ["LinearSDE"]
 
@@ -47,7 +47,10 @@ class LinearSDE(SDE):
     other units.
     """
 
-    offers = SDE.offers | {"kernel"}
+    @fact
+    def offers(self) -> frozenset[str]:
+        """What every SDE offers, and the Gaussian kernel."""
+        return frozenset({"drift", "diffusion", "kernel"})
 
     def __init__(
         self,
@@ -156,7 +159,7 @@ class LinearSDE(SDE):
         return math.sqrt(max(least, 1e-8 * most) * most / 0.5)  # at t_min there may be no noise
 
     @cached_property
-    def spacing(self) -> str:  # type: ignore[override]
+    def spacing(self) -> str:
         """The grid that suits the SDE's own time: "uniform", or "karras" where one of 20 equal
         steps would cross more than a third of the range from log_snr = 4 to -4, in units of
         `data_std`, in which data and noise are of one size.

@@ -46,11 +46,11 @@ class Scaled(LinearSDE):
         return super().__getattr__(name)
 
     @property
-    def offers(self) -> frozenset[str]:  # type: ignore[override]
+    def offers(self) -> frozenset[str]:
         return self.base.offers
 
     @property
-    def T(self) -> float:  # type: ignore[override]
+    def T(self) -> float:
         return self.base.T
 
     @property
@@ -66,7 +66,7 @@ class Scaled(LinearSDE):
         return self.base.t_max
 
     @property
-    def unit(self) -> float:  # type: ignore[override]
+    def unit(self) -> float:
         return self.factor * self.base.unit
 
     @property
@@ -78,7 +78,7 @@ class Scaled(LinearSDE):
         return self.factor * self.base.sigma_data
 
     @property
-    def spacing(self) -> str:  # type: ignore[override]
+    def spacing(self) -> str:
         return self.base.spacing
 
     @property

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from numbers import Integral, Real
-from typing import Any, Final, SupportsIndex
+from typing import TYPE_CHECKING, Any, Final, SupportsIndex
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ __all__ = [
     "callback_of",
     "check_choice",
     "device_of",
+    "fact",
     "flag",
     "integer",
     "nearest",
@@ -36,6 +37,17 @@ __all__ = [
 _NUMERIC: Final = re.compile(r"\b(int|float|bool)\b")
 _CHOICE: Final = re.compile(r"(?:Final\[)?Literal\[([^\]]*)\]")
 _PLAIN: Final = frozenset({bool, int, float, str, type(None)})
+
+
+if TYPE_CHECKING:
+    from builtins import property as fact
+else:
+
+    def fact(default: Callable[[Any], Any]) -> Any:
+        """A fact about a class, with its default: a plain class attribute, for which type checkers
+        see a property, so that a subclass may override it by an attribute, a field or a property.
+        """
+        return default(None)
 
 
 def plain(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdediff.solvers.controller import Controller
-from sdediff.solvers.given import Record
+from sdediff.solvers.given import Record, fact
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.variable import Variable, slope, variable_of
@@ -23,17 +23,6 @@ if TYPE_CHECKING:
     from sdediff.solvers.solution import Solution
 
 __all__ = ["Adaptive", "Solver", "Step", "check_tolerances", "checked", "tolerances"]
-
-
-if TYPE_CHECKING:
-    from builtins import property as fact
-else:
-
-    def fact(default: Callable[[Any], Any]) -> Any:
-        """A fact about a class, with its default: a plain class attribute, for which type checkers
-        see a property, so that a subclass may override it by an attribute, a field or a property.
-        """
-        return default(None)
 
 
 class _Step(NamedTuple):
