@@ -28,7 +28,7 @@ __all__ = [
 Pair = tuple[Tensor, Tensor]
 
 
-def _edm(sde: Any, t: Tensor, sigma_data: float) -> Pair:
+def _edm(sde: LinearSDE, t: Tensor, sigma_data: float) -> Pair:
     alpha, sigma = sde.alpha(t), sde.sigma(t)
     root = (sigma**2 + (sigma_data * alpha) ** 2).sqrt()
     return sigma / (sigma_data * root), -sigma_data * alpha / root
@@ -106,7 +106,7 @@ def prediction_of(predicts: str | Prediction) -> str | Prediction:
     return canonical(predicts) if isinstance(predicts, str) else predicts
 
 
-def coefficients_of(source: str | Prediction, sde: Any, t: Tensor, sigma_data: float) -> Pair:
+def coefficients_of(source: str | Prediction, sde: LinearSDE, t: Tensor, sigma_data: float) -> Pair:
     """(p, q) of what a model predicts, p x_0 + q noise, shaped as t."""
     if isinstance(source, str):
         return PREDICTIONS[source](sde, t, sigma_data)
@@ -151,10 +151,10 @@ def conversion(
         if isinstance(name, str) and name in _NUMBERS:
             given += _NUMBERS[name]
         elif per is None:
-            known = _Known(linear, alpha, sigma, unit=linear.unit)
+            known = cast(LinearSDE, _Known(linear, alpha, sigma, unit=linear.unit))
             given += coefficients_of(name, known, t, sigma_data)
         else:
-            known = _Known(linear, alpha, sigma / per, per=per)
+            known = cast(LinearSDE, _Known(linear, alpha, sigma / per, per=per))
             given += coefficients_of(name, known, t, sigma_data)
     if unit is not None and unit != 1:
         given[2] = unit * given[2]  # x_0 is unit times the one of the scaled SDE

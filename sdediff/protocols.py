@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sdediff.modules import first_fact, modules_behind
 from sdediff.normalizer import Normalizer
+from sdediff.sde import LinearSDE
 from sdediff.solvers.arithmetic import Like
 from sdediff.solvers.given import integer, real
 from sdediff.solvers.problem import Monitor, Output
@@ -45,7 +46,7 @@ _Fact = TypeVar("_Fact", torch.device, torch.dtype)
 class Prediction(Protocol):
     """What a model predicts: p x_0 + q noise, where x_t = alpha x_0 + sigma noise."""
 
-    def coefficients(self, sde: Any, t: Tensor) -> tuple[Tensor, Tensor]:
+    def coefficients(self, sde: LinearSDE, t: Tensor) -> tuple[Tensor, Tensor]:
         """(p, q) at float64 host times t, () or (n,), shaped as t."""
 
 
@@ -121,7 +122,7 @@ class Model(Protocol):
     """A field x_t -> prediction under an SDE: a pure function of state, time and row."""
 
     @property
-    def sde(self) -> Any:
+    def sde(self) -> Any:  # a LinearSDE where it offers "kernel"
         """The SDE, or what has its methods."""
 
     @property

@@ -5,10 +5,12 @@ and data.
 from __future__ import annotations
 
 import math
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
+
+from sdediff.sde import LinearSDE
 
 __all__ = ["short_of_noise", "unsuited"]
 
@@ -27,7 +29,7 @@ _FADED: Final = 0.1
 
 
 @torch.no_grad()
-def unsuited(sde: Any, mean: Tensor, variance: Tensor) -> str | None:
+def unsuited(sde: LinearSDE, mean: Tensor, variance: Tensor) -> str | None:
     """What is wrong with data of these moments, one mean and variance a coordinate, under ``sde``;
     None if nothing is.
 
@@ -75,7 +77,7 @@ def unsuited(sde: Any, mean: Tensor, variance: Tensor) -> str | None:
 
 
 @torch.no_grad()
-def left_at_the_end(sde: Any, square: float) -> float:
+def left_at_the_end(sde: LinearSDE, square: float) -> float:
     """E KL(N(alpha x_0, sigma^2) || prior) at t_max, nats a coordinate, for data of this mean
     square: L_N of a chain.
 
@@ -89,7 +91,7 @@ def left_at_the_end(sde: Any, square: float) -> float:
 
 
 @torch.no_grad()
-def short_of_noise(sde: Any, data_std: float) -> str | None:
+def short_of_noise(sde: LinearSDE, data_std: float) -> str | None:
     """What is wrong with sampling from the prior for data of this standard deviation and mean 0;
     None if nothing is.
     """

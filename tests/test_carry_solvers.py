@@ -941,7 +941,7 @@ def test_a_solver_without_a_plan_makes_them_in_each_step():
     assert many > few + 40
 
 
-def test_a_solver_that_diffuses_needs_the_diffusion():
+def test_a_solver_of_the_sde_draws_noise_and_needs_the_diffusion():
     class Own(Solver):
         solves_sde = True
 
@@ -953,6 +953,8 @@ def test_a_solver_that_diffuses_needs_the_diffusion():
         pass
 
     assert Own().needs == {"drift", "diffusion"}
+    assert Own().stochastic
+    assert not Solver.stochastic
     assert Solver.needs == {"drift"}
     assert Said().needs == Heir().needs == {"score"}
 

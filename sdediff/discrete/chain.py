@@ -156,7 +156,7 @@ class Chain:
         _ = affine(model, "data", self.level_times)  # a ValueError where it does not follow
         vars(self)["_matched"] = model.sde
 
-    def _gap(self, sde: Any) -> float:
+    def _gap(self, sde: LinearSDE) -> float:
         """The largest difference of alpha and sigma at the chain's times: of alpha absolute, of
         sigma relative.
         """

@@ -10,6 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from sdediff.sde import LinearSDE
 from sdediff.solvers.given import Record, nearest, reals
 
 __all__ = [
@@ -32,7 +33,7 @@ class TimeLaw(Record):
     t_max].
     """
 
-    def __call__(self, sde: Any, u: Tensor) -> Tensor:
+    def __call__(self, sde: LinearSDE, u: Tensor) -> Tensor:
         raise NotImplementedError
 
 
@@ -44,13 +45,13 @@ def _check(law: Any) -> None:
         )
 
 
-def _share(sde: Any, share: Tensor) -> Tensor:
+def _share(sde: LinearSDE, share: Tensor) -> Tensor:
     times: Tensor = sde.t_min + (sde.t_max - sde.t_min) * share
     return times
 
 
 class _Uniform(TimeLaw):
-    def __call__(self, sde: Any, u: Tensor) -> Tensor:
+    def __call__(self, sde: LinearSDE, u: Tensor) -> Tensor:
         return _share(sde, u)
 
 
@@ -67,7 +68,7 @@ class LogitNormal(TimeLaw):
     def __post_init__(self) -> None:
         _check(self)
 
-    def __call__(self, sde: Any, u: Tensor) -> Tensor:
+    def __call__(self, sde: LinearSDE, u: Tensor) -> Tensor:
         return _share(
             sde,
             torch.sigmoid(
@@ -91,7 +92,7 @@ class LogNormal(TimeLaw):
     def __post_init__(self) -> None:
         _check(self)
 
-    def __call__(self, sde: Any, u: Tensor) -> Tensor:
+    def __call__(self, sde: LinearSDE, u: Tensor) -> Tensor:
         ends = -0.5 * sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))
         location = -1.2 + math.log(sde.unit) if self.location is None else self.location
         low, high = torch.special.ndtr((ends - location) / self.scale)
@@ -126,7 +127,7 @@ def check_times(times: object) -> None:
         )
 
 
-def time_at(times: str | Times, sde: Any, u: Tensor) -> Tensor:
+def time_at(times: str | Times, sde: LinearSDE, u: Tensor) -> Tensor:
     """The times that uniform u (B,) become."""
     law = TIMES[times] if isinstance(times, str) else times
     if isinstance(law, TimeLaw):

@@ -18,6 +18,7 @@ from sdediff.objectives.objective import Batch, Loss
 from sdediff.objectives.times import uniform
 from sdediff.predict import conversion_of, outputs, target
 from sdediff.protocols import Model
+from sdediff.sde import LinearSDE
 from sdediff.sde.roots import time_derivative
 from sdediff.solvers import expand
 from sdediff.solvers.given import Record, check_choice, integer
@@ -240,7 +241,7 @@ class VariationalDiffusion(Loss):
         return sum_over(logits.logsumexp(dim=-1) - own, mask)
 
 
-def _rate(sde: Any, t: Tensor) -> Tensor:
+def _rate(sde: LinearSDE, t: Tensor) -> Tensor:
     # Asked for at times with gradients, the slope keeps its own graph, of the schedule's
     # parameters.
     rate = -time_derivative(sde.log_snr, t.clone().requires_grad_()).to(t)
@@ -254,7 +255,7 @@ class _Apart(nn.Module):
 
     weight: Tensor | None = None
 
-    def __init__(self, sde: Any) -> None:
+    def __init__(self, sde: LinearSDE) -> None:
         super().__init__()
         schedule = getattr(sde, "schedule", None)
         ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)

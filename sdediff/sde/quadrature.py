@@ -8,11 +8,14 @@ to t, so that sigma keeps its relative precision as t goes to 0.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from sdediff.sde.linear import LinearSDE
 
 __all__ = ["Integral", "accumulated"]
 
@@ -172,7 +175,7 @@ def _grown(log_before: Tensor, part: Tensor, log_scale: Tensor) -> Tensor:
     return torch.where(some, grown, torch.where(some, 1.0, part).log() + log_scale)
 
 
-def accumulated(sde: Any, stochasticity: Callable[[Tensor], Tensor]) -> Integral:
+def accumulated(sde: LinearSDE, stochasticity: Callable[[Tensor], Tensor]) -> Integral:
     """The integral from t_min on of -lambda^2 g^2 / (2 sigma^2), which is lambda^2 du / dt with u =
     log(alpha / sigma).
     """

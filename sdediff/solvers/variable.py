@@ -46,11 +46,11 @@ def slopes(
     problem: Problem, variable: Variable, times: Tensor, keep: Number = 0.0, push: Number = 1.0
 ) -> Sequence[Any]:
     """Entries of `Problem.at` for keep x + push dy / du at times (n,) or (n, rows)."""
-    found = variable.weights(times)
-    if found is not None:
-        a, b = found
+    weights = variable.weights(times)
+    if weights is not None:
+        a, b = weights
         alone = type(keep) is type(push) is float and (keep, push) == (0.0, 1.0)
-        keep, push = found if alone else (keep + push * a, push * b)
+        keep, push = weights if alone else (keep + push * a, push * b)
     return problem.at(times, variable.quantity, keep, push)
 
 

@@ -149,7 +149,7 @@ class Context:
     t_max where alpha is 0.
     """
 
-    def __init__(self, sde: Any) -> None:
+    def __init__(self, sde: Any) -> None:  # an SDE, or what a user wrote for one
         self.sde = sde
         self.linear = "kernel" in sde.offers
         self.T = float(sde.T)

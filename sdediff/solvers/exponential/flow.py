@@ -51,14 +51,14 @@ def _total(x: Tensor) -> Tensor:
 
 def lagrange(nodes: Sequence[Tensor], at: Tensor) -> list[Tensor]:
     """Each node's polynomial, 1 there and 0 at the others, at ``at``."""
-    found = []
-    for j, here in enumerate(nodes):
+    values = []
+    for j, node in enumerate(nodes):
         value = torch.ones_like(at)
         for k, other in enumerate(nodes):
             if k != j:
-                value = value * (at - other) / (here - other)
-        found.append(value)
-    return found
+                value = value * (at - other) / (node - other)
+        values.append(value)
+    return values
 
 
 class Flow:

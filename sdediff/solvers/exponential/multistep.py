@@ -175,14 +175,14 @@ class ExponentialMultistep(Exponential):
             counts.setdefault(
                 count if all(usable[i + 1 - count : i + 1]) else count - 1, []
             ).append(i)
-        found: dict[int, Move] = {}
+        moves: dict[int, Move] = {}
         for count, some in counts.items():
             a, b = _pairs(points, some)
             nodes = [points.v[torch.tensor(some) - k] for k in range(count)]
             nodes[1:1] = [b.v] if end else []
             std = flow.std(a, b) if self.sde and not end else None
-            found.update(zip(some, plan_moves(flow, a, b, nodes, self.moments, std), strict=True))
-        return found
+            moves.update(zip(some, plan_moves(flow, a, b, nodes, self.moments, std), strict=True))
+        return moves
 
     def step(
         self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]
@@ -195,21 +195,21 @@ class ExponentialMultistep(Exponential):
             taken, data = plain_step(problem, x, plan.go, noise if self.sde else None)
             last = form.from_data(x, data, plan.go.at.alpha, plan.go.at.sigma)
             return taken._replace(state=(taken.x, *last))
-        here = evaluate(problem, form, x, plan.at)
-        before = [state[i : i + len(here)] for i in range(1, len(state), len(here))]
+        newest = evaluate(problem, form, x, plan.at)
+        before = [state[i : i + len(newest)] for i in range(1, len(state), len(newest))]
         # the state as the terms of a sum: corrected, it is never made
         start: list[tuple[Number, Tensor]] = [(1.0, x)]
         if plan.correct is not None:
-            nodes = [before[0], here, *before[1:]][: len(plan.correct.weights)]
+            nodes = [before[0], newest, *before[1:]][: len(plan.correct.weights)]
             start = [(1.0, state[0]), *terms(plan.correct.weights, nodes)]
-        kept = [here, *before][: max(self.order - 1, self.past, 1)]
-        past = [each for node in kept for each in node]
+        remembered = [newest, *before][: max(self.order - 1, self.past, 1)]
+        past = [each for node in remembered for each in node]
         if isinstance(plan.go, Stages):
             moved, mean, _ = run_stages(
-                problem, form, self._single[1], weighted(*start), here, plan.go, noise
+                problem, form, self._single[1], weighted(*start), newest, plan.go, noise
             )
             return Step(moved, mean, (moved, *past))
-        nodes = [here, *before][: len(plan.go.weights)]
+        nodes = [newest, *before][: len(plan.go.weights)]
         fresh = [(plan.go.std, noise.over(plan.at.t, plan.go.s))] if self.sde else []
         if not self.past:
             mean = move(x, plan.go, nodes)

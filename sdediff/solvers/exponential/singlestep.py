@@ -182,7 +182,7 @@ class ExponentialSinglestep(Exponential):
             i = torch.tensor(inside)
             moments = self.moments if self.order == 2 else "exact"
             a, b = points.part(i), points.part(i + 1)
-            found = plan_stages(
+            stages = plan_stages(
                 flow,
                 a,
                 b,
@@ -190,9 +190,9 @@ class ExponentialSinglestep(Exponential):
                 moments,
                 stochastic=self.sde,
                 embedded=self.adaptive,
-                begun=self.init_each_step,
+                init_each_step=self.init_each_step,
             )
-            plans.update(zip(inside, found, strict=True))
+            plans.update(zip(inside, stages, strict=True))
         if ends:
             i = torch.tensor(ends)
             plans.update(

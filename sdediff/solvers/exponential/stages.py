@@ -199,11 +199,11 @@ def plan_stages(
     *,
     stochastic: bool = False,
     embedded: bool = False,
-    begun: bool = False,
+    init_each_step: bool = False,
 ) -> list[Stages]:
     """A single step for each interval, with the table's lower method where it is ``embedded``.
 
-    ``begun``: a step is handed what its first stage evaluates.
+    ``init_each_step``: a step is handed what its first stage evaluates.
     """
     points = [a if c == 0 else b if c == 1 else flow.between(a, b, c) for c in table.c]
     # The path of the noise is drawn in pieces, between the places where stages are.
@@ -231,7 +231,7 @@ def plan_stages(
         )
     )
     lows: Sequence[Move | None] = moves(1.0, table.low) if embedded else [None] * len(a.u)
-    each = [evaluations(flow, point, known=begun and point is a) for point in points]
+    each = [evaluations(flow, point, known=init_each_step and point is a) for point in points]
     at, where = list(zip(*each, strict=True)), tuple(map(places.index, targets))
     return [Stages(at[i], steps[i], where, noises[i], lows[i]) for i in range(len(a.u))]
 
@@ -249,21 +249,21 @@ def run_stages(
     predictions at the start.
     """
     shifts: list[Tensor] = []
-    here = plan.at[0].t
-    for k, (there, keep, std) in enumerate(plan.noises):
-        fresh = (std, noise.over(here, there, k))
+    start = plan.at[0].t
+    for k, (end, keep, std) in enumerate(plan.noises):
+        fresh = (std, noise.over(start, end, k))
         shifts.append(weighted((keep, shifts[-1]), fresh) if shifts else weighted(fresh))
-        here = there
-    found = [first]
+        start = end
+    predictions = [first]
 
     def target(step: Move, through: Nodes) -> Tensor:
-        return move(x, step, [found[i] for i in through])
+        return move(x, step, [predictions[i] for i in through])
 
     for step, place, at, through in zip(
         plan.moves, plan.places, plan.at[1:], table.through, strict=False
     ):
         y = target(step, through)
-        found.append(evaluate(problem, form, y + shifts[place] if shifts else y, at))
+        predictions.append(evaluate(problem, form, y + shifts[place] if shifts else y, at))
     mean = target(plan.moves[-1], table.through[-1])
     error = None if plan.low is None else mean - target(plan.low, table.low)
     return mean + shifts[-1] if shifts else mean, mean, error
