@@ -45,27 +45,13 @@ __all__ = [
 CONTRACTS: Final[dict[str, Check]] = {}
 
 
-class _Rotating(LinearSDE):
-    """alpha = cos(pi t / 2) and sigma = sin(pi t / 2): smooth on all of its usable range, and of
-    unit variance.
-    """
-
-    t_min, t_max = 0.02, 0.98
-
-    def f(self, t: Tensor) -> Tensor:
-        return -0.5 * math.pi * torch.tan(0.5 * math.pi * t)
-
-    def g(self, t: Tensor) -> Tensor:
-        return torch.sqrt(math.pi * torch.tan(0.5 * math.pi * t))
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.cos(0.5 * math.pi * t)
-
-    def sigma(self, t: Tensor) -> Tensor:
-        return torch.sin(0.5 * math.pi * t)
-
-
-SDE: Final = _Rotating()
+SDE: Final = LinearSDE(
+    alpha=lambda t: torch.cos(0.5 * math.pi * t),
+    sigma=lambda t: torch.sin(0.5 * math.pi * t),
+    t_min=0.02,
+    t_max=0.98,
+)
+"""Smooth on all of its usable range, and of unit variance."""
 SPREADING: Final = LinearSDE(
     alpha=lambda t: torch.ones_like(t), sigma=lambda t: 0.05 * 200**t, sigma_0=0.05
 )

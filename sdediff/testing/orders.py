@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import cache
 from typing import Self
 
@@ -15,7 +14,8 @@ from torch import Tensor
 
 from sdediff.exact.chain import affine_moments
 from sdediff.reverse import Reverse
-from sdediff.solvers import BrownianPath, RungeKutta, Solver, StepNoise, seeds
+from sdediff.solvers import BrownianPath, RungeKutta, Solver, seeds
+from sdediff.solvers.noise import Silence
 from sdediff.solvers.runge_kutta import DormandPrince
 from sdediff.solvers.stochastic import SRA3, EulerMaruyama
 from sdediff.testing.contracts import (
@@ -80,38 +80,26 @@ def fitted_order(errors: Sequence[float], factor: float = 2.0) -> float:
     return float(-(n * logs).sum() / (n**2).sum() / math.log(factor))
 
 
-@dataclass(frozen=True)
-class Still:
+class Still(Silence):
     """Noise that is 0 everywhere, for states of that shape (rows, *event)."""
 
-    shape: tuple[int, ...]
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__(None)
+        self.shape = shape
 
-    def at(self, step: int) -> StepNoise:
+    def at(self, step: int) -> Self:
         """No noise."""
         return self
 
-    def take(self, rows: Tensor) -> Self:
+    def take(self, rows: Tensor) -> Still:
         """No noise for some of the rows."""
-        return replace(self, shape=(len(rows), *self.shape[1:]))
+        return Still((len(rows), *self.shape[1:]))
 
     def tree(self) -> None:
         """None: any steps will do."""
 
     def normal(self, stream: str = "path", k: int = 0) -> Tensor:
-        """Zeros."""
         return torch.zeros(self.shape, dtype=torch.float64)
-
-    def over(self, a: Tensor, b: Tensor, k: int = 0) -> Tensor:
-        """Zeros."""
-        return self.normal()
-
-    def increment(self, a: Tensor, b: Tensor) -> Tensor:
-        """Zeros."""
-        return self.normal()
-
-    def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """Zeros."""
-        return self.normal(), self.normal()
 
 
 def measured(
