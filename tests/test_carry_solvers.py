@@ -266,7 +266,7 @@ def test_a_scheduler_walks_down_a_chain(name):
 def test_every_solver_with_fixed_steps_was_driven_from_outside():
     classes = [kind for kind in vars(sd.solvers).values() if isinstance(kind, type)]
     kinds = {kind for kind in classes if issubclass(kind, Solver)}
-    fixed = {kind for kind in kinds if kind.adaptive is False and not kind.whole} - {
+    fixed = {kind for kind in kinds if kind.adaptive is False and not kind.external} - {
         Solver,
         sd.solvers.RungeKutta,
     }
