@@ -230,7 +230,7 @@ def starting(solver: Solver) -> int:
 def test_every_solver_is_in_the_table() -> None:
     """Whatever `solvers` or `sdediff` export as a solver; only the bases are no methods.
 
-    Other libraries' drivers, `whole`, owe what tests/test_external.py holds them to: they couple
+    Other libraries' drivers, `external`, owe what tests/test_external.py holds them to: they couple
     the samples of a batch.
     """
     public = [getattr(module, name) for module in (solvers, sd) for name in module.__all__]
