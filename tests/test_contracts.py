@@ -240,7 +240,7 @@ def test_every_solver_is_in_the_table() -> None:
     }
     # Noise that depends on the state is no reverse SDE's: tests/test_equations.py has these.
     ours = {solvers.AdaptiveMilstein, solvers.Milstein, solvers.StratonovichHeun}
-    found = {value for value in found if not value.whole} - ours
+    found = {value for value in found if not value.external} - ours
     missing = found - {type(method.solver) for method in METHODS}
     assert not missing, (
         "enter into METHODS, with the orders that they claim: "
