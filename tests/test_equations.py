@@ -183,6 +183,36 @@ def test_a_ball_that_bounces(solver):
         wanted = wanted + 2 * speed / 9.81
 
 
+def test_the_first_of_two_terminal_events_in_a_step_counts():
+    """From height 1 in one step of 1: 0.7 is passed, 0.5 ends the way, 0.3 and 0.2 are after it."""
+    fall = lambda x, t: torch.stack([x[:, 1], torch.full_like(x[:, 1], -2.0)], dim=1)  # noqa: E731
+    levels = [(0.2, True), (0.5, True), (0.7, False), (0.3, False)]
+    events = [Event(lambda x, t, h=h: x[:, 0] - h, terminal=end) for h, end in levels]
+    x = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    out = solve_ode(fall, x, [0.0, 1.0], solvers.RungeKutta4(), events=events)
+    assert [len(each.t) for each in out.events] == [0, 1, 1, 0]
+    assert float(out.events[1].t) == pytest.approx(math.sqrt(0.5), abs=1e-9)
+    assert float(out.events[2].t) == pytest.approx(math.sqrt(0.3), abs=1e-9)
+
+
+def test_a_sample_that_has_ended_is_held():
+    """x = 1 / (1 - t) ends at 3; were it to go on, it would come to infinity before the others."""
+    x, seen = torch.tensor([[1.0], [0.1]], dtype=torch.float64), []
+    out = solve_ode(
+        lambda x, t: x.square(),
+        x,
+        grid(40, 4.0),
+        solvers.RungeKutta4(),
+        events=Event(lambda x, t: x[:, 0] - 3, terminal=True),
+        callback=seen.append,
+    )
+    assert len(seen) == 40
+    assert bool((seen[-1].x[:1] - 3).abs() < 1e-9)
+    assert out.status.tolist() == [sd.Status.EVENT, 0]
+    assert out.accepted.tolist() == [7, 40]
+    assert float(out.x[1]) == pytest.approx(0.1 / 0.6, abs=1e-6)
+
+
 # -- SDEs ------------------------------------------------------------------------------------------
 
 

@@ -108,13 +108,12 @@ class Driving:
         if len(times) > 1 and (solver.adaptive or times.ndim > 1):
             near = times[:2].detach().reshape(2, -1)[:, 0]
             problem.check_rows(x, torch.stack([near[0], near.mean()]))
-        with torch.inference_mode(False):
-            if self.watches:
-                solution = watched(
-                    problem, solver, times, noise, self.options, self.events, dense=self.dense
-                )
-            else:
-                solution = integrate(problem, solver, x, times, noise, self.options)
+        if self.watches:
+            solution = watched(
+                problem, solver, times, noise, self.options, self.events, dense=self.dense
+            )
+        else:
+            solution = integrate(problem, solver, x, times, noise, self.options)
         if solution.failures and self.raises:
             raise SolveError(solution)
         return solution
@@ -170,9 +169,10 @@ def solve_ode(
             f"{solver!r} draws noise, and an ODE has none: take RK45(), say, or solve_sde for an "
             "SDE"
         )
-    state, grid = _state(x), _times(times, x)
-    problem = FunctionProblem(state, _function("f", f), condition=driving.rows(state))
-    return driving.solve(problem, solver, grid, None)
+    with torch.inference_mode(False):
+        state, grid = _state(x), _times(times, x)
+        problem = FunctionProblem(state, _function("f", f), condition=driving.rows(state))
+        return driving.solve(problem, solver, grid, None)
 
 
 def solve_sde(
@@ -236,41 +236,46 @@ def solve_sde(
 
         diffusion = constant
     _check_noise(solver, structure, sense)
-    state, grid = _state(x), _times(times, x)
-    problem = FunctionProblem(
-        state,
-        _function("drift", drift),
-        _function("diffusion", diffusion),
-        derivative=None if derivative is None else _function("derivative", derivative),
-        structure=structure,
-        sense=sense,
-        condition=driving.rows(state),
-    )
-    require(problem, solver)
-    between = driving.watches
-    if between and solver.external:
+    with torch.inference_mode(False):
+        state, grid = _state(x), _times(times, x)
+        problem = FunctionProblem(
+            state,
+            _function("drift", drift),
+            _function("diffusion", diffusion),
+            derivative=None if derivative is None else _function("derivative", derivative),
+            structure=structure,
+            sense=sense,
+            condition=driving.rows(state),
+        )
+        require(problem, solver)
+        if driving.watches:
+            _check_between(solver, noise)
+        given = None if noise is not None else _seeds(seed, len(state))
+        if noise is not None and seed is not None:
+            raise ValueError("seed and noise are two ways to say the same: pass one of them")
+        problem.probe(state, grid[0], derivative="iterated" in solver.needs)
+        if given is not None:
+            noise = _noise(given, problem, grid, path=driving.watches)
+        shape = (len(state), *problem.brownian)
+        own = (len(getattr(noise, "seeds", state)), *getattr(noise, "event", problem.brownian))
+        if own != shape:
+            raise ValueError(f"the noise is for {own}, and the Brownian motion is {shape}")
+        return replace(driving.solve(problem, solver, grid, noise), seeds=given)
+
+
+def _check_between(solver: Solver, noise: Noise | None) -> None:
+    """A ValueError unless the path between the steps of a solver can be known."""
+    if solver.external:
         raise ValueError(
             f"{solver!r} does not tell the path between its steps, so that there are no events "
-            "and no dense output: take EulerMaruyama() or Milstein(), or put the times into the "
-            "grid"
+            "and no dense output: take EulerMaruyama() or Milstein(), or put the times into "
+            "the grid"
         )
-    if between and noise is not None and not isinstance(noise, Path):
+    if noise is not None and not isinstance(noise, Path):
         raise ValueError(
             f"{noise!r} is not known between the steps, where events and dense output need it: "
             "pass a BrownianPath, or a seed"
         )
-    given = None if noise is not None else _seeds(seed, len(state))
-    if noise is not None and seed is not None:
-        raise ValueError("seed and noise are two ways to say the same: pass one of them")
-    with torch.inference_mode(False):
-        problem.probe(state, grid[0], derivative="iterated" in solver.needs)
-    if given is not None:
-        noise = _noise(given, problem, grid, path=between)
-    shape = (len(state), *problem.brownian)
-    own = (len(getattr(noise, "seeds", state)), *getattr(noise, "event", problem.brownian))
-    if own != shape:
-        raise ValueError(f"the noise is for {own}, and the Brownian motion is {shape}")
-    return replace(driving.solve(problem, solver, grid, noise), seeds=given)
 
 
 def _check_noise(solver: Solver, structure: Structure, sense: Sense) -> None:
@@ -327,8 +332,7 @@ def _state(x: Tensor) -> Tensor:
         raise ValueError("x must be (B, *event), a batch of states; got one number: x[None]")
     if not bool(torch.isfinite(x).all()):
         raise ValueError("x has entries that are not finite")
-    with torch.inference_mode(False):  # so that functions of it have derivatives
-        return at_least_float32(x).clone()
+    return at_least_float32(x).clone()
 
 
 def _times(times: Any, x: Tensor) -> Tensor:
