@@ -68,6 +68,7 @@ class Shortened:
 
     @property
     def order(self) -> float:
+        """That of the solver."""
         return self.solver.deterministic_order
 
     def __call__(self, part: Segments) -> Callable[[Tensor], Tensor]:
