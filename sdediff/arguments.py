@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -183,9 +183,12 @@ def make_times(
         check_span(torch.stack([start, torch.full_like(start, end)]), *bounds)
         linear = "kernel" in sde.offers
         own = sde.spacing if linear and solver.spacing == "uniform" else solver.spacing
-        spaced = GRIDS[grid or (own if linear else "uniform")]  # type: ignore[index]
-        process: LinearSDE = sde if unit == 1 or not linear else sde.scaled(1 / unit)  # type: ignore[assignment]
-        snr = LogSNR(process.log_snr, process.time_of, bounded=grid is None) if linear else None
+        spaced = GRIDS[str(grid or (own if linear else "uniform"))]
+        snr: LogSNR | None = None
+        if linear:
+            process = cast(LinearSDE, sde)
+            process = process if unit == 1 else process.scaled(1 / unit)
+            snr = LogSNR(process.log_snr, process.time_of, bounded=grid is None)
         few, back = torch.unique(start, return_inverse=True)
         with torch.no_grad():
             made = [spaced(n, each, end, snr) for each in few.tolist()]

@@ -99,15 +99,13 @@ def _mending(out: object, shape: torch.Size, *, learned: bool) -> str:
         return ""
     if out is None:
         return "; is there a return at its end?"
-    keys = (
-        list(out)
-        if isinstance(out, Mapping)
-        else list(range(len(out)))
-        if isinstance(out, list | tuple)
-        else []
-    )
-    names = [key for key in keys if isinstance(found := out[key], Tensor) and found.shape == shape]  # type: ignore[index]
-    if not keys:
+    parts: dict[Any, Any] = {}
+    if isinstance(out, Mapping):
+        parts = dict(out)
+    elif isinstance(out, list | tuple):
+        parts = dict(enumerate(out))
+    names = [key for key, x in parts.items() if isinstance(x, Tensor) and x.shape == shape]
+    if not parts:
         return "; convert it to a tensor, in the network or in a function around it"
     if not names:
         return "; wrap it in a function that returns the prediction alone"

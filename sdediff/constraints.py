@@ -114,7 +114,7 @@ class Constrained(Operator):
     model whose network losses are about: they do not see constraints.
     """
 
-    predicts: Final = "data"  # type: ignore[misc]
+    predicts: Final = "data"  # type: ignore[misc]  # the base's can be set, this one cannot
 
     def __init__(self, model: Model, constraint: Constraint) -> None:
         super().__init__(model)

@@ -197,7 +197,7 @@ class ScoreModel(Predictions):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         for module in self._hidden():
             module._apply(fn, recurse)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's has no types
         return self
 
     def train(self, mode: bool = True) -> Self:

@@ -150,7 +150,7 @@ def takes(record: type, *, without: Collection[str] = ()) -> Callable[[_F], _F]:
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=DEFAULTS[name],  # type: ignore[literal-required]
+                default=dict(DEFAULTS)[name],
                 annotation=kinds[name],
             )
             for name in names

@@ -75,7 +75,8 @@ _ELSEWHERE: Final = {
 _AROUND: Final = re.compile(
     r"^(pred|predict|predicts|predicted|model|target)_"
     r"|_?(prediction|predictions|predictor|pred)$"
-    r"|_(theta|hat|output|target|net|network|model|param|parameterization|parametrization|objective)$"
+    r"|_(theta|hat|output|target|net|network|model|param|objective)$"
+    r"|_(parameterization|parametrization)$"
 )
 
 

@@ -215,7 +215,7 @@ class SDE:
             if callable(method) and not hasattr(method, "__wrapped__"):
                 setattr(cls, name, coefficient(method))
         if "__init__" in vars(cls) and "__repr__" not in vars(cls):
-            cls.__repr__ = SDE.__repr__  # type: ignore[method-assign]  # a dataclass above it knows its own fields alone
+            setattr(cls, "__repr__", SDE.__repr__)  # noqa: B010  # of its arguments, not of fields
         # a dataclass has no __init__ yet: its __post_init__ is the last to run
         for name in ("__init__", "__post_init__"):
             method = vars(cls).get(name, getattr(cls, name) if name == "__post_init__" else None)
@@ -391,7 +391,7 @@ def _then_checked(method: Callable[..., None]) -> Callable[..., None]:
         if (first if hasattr(first, "then_checked") else type(self).__post_init__) is made:
             self.check_declared()
 
-    made.then_checked = True  # type: ignore[attr-defined]
+    vars(made)["then_checked"] = True
     return made
 
 

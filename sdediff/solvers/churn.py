@@ -250,9 +250,12 @@ class Restart(_Around):
     ) -> Step:
         """One step of the solver, and the rounds that follow it."""
         x = self.solver.step(problem, x, plan.inner, noise, ()).x
-        for k in range(plan.rounds if plan.again is not None else 0):
-            x = weighted((plan.again.ratio, x), (plan.again.std, noise.normal("churn", k)))  # type: ignore[union-attr]
-            for inner in plan.again.inner:  # type: ignore[union-attr]
+        again = plan.again
+        if again is None:
+            return Step(x)
+        for k in range(plan.rounds):
+            x = weighted((again.ratio, x), (again.std, noise.normal("churn", k)))
+            for inner in again.inner:
                 x = self.solver.step(problem, x, inner, noise, ()).x
         return Step(x)
 

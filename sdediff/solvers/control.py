@@ -48,6 +48,7 @@ class PerSample:
         self.failures: list[Failure] = []
         self.final = x.clone()
         self.norm = ErrorNorm(*tolerances(solver, problem, x.dtype), problem.parts)
+        # `require` has seen that an adaptive solver has one
         self.order = float(solver.error_order)  # type: ignore[attr-defined]
         own: Controller | None = getattr(solver, "controller", None)
         self.controller = steps.controller if own is None else own

@@ -318,10 +318,10 @@ def _solver(solver: Solver) -> Solver:
     return solver
 
 
-def _function(name: str, value: Any) -> Function:
+def _function(name: str, value: Function | float) -> Function:
     if not callable(value):
         raise TypeError(f"{name} must be a function of (x, t), got {value!r}")
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def _state(x: Tensor) -> Tensor:

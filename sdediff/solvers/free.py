@@ -35,7 +35,9 @@ class FreeSteps:
         the ``state``.
         """
         way, problem, x = self.way, moving.problem, moving.x
-        variable, order = way.variable, float(self.solver.error_order)  # type: ignore[attr-defined]
+        variable = way.variable
+        # `require` has seen that an adaptive solver has one
+        order = float(self.solver.error_order)  # type: ignore[attr-defined]
         t = way.times[0]
         here = variable.scale(t)
         # of x / c, as of x

@@ -237,7 +237,8 @@ class Record:
         super().__init_subclass__()
         own = vars(cls).get("__post_init__")
         if own is not None:
-            cls.__post_init__ = _after_numbers(own)  # type: ignore[method-assign]
+            # not by assignment, which mypy takes for a mistake
+            setattr(cls, "__post_init__", _after_numbers(own))  # noqa: B010
 
     def __post_init__(self) -> None:
         """Keep Python's own numbers, and check the fields whose types say what they hold."""

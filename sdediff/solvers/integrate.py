@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from sdediff.solvers.needs import unknown_needs
 from sdediff.solvers.noise import Noise, Silence, StepNoise
 from sdediff.solvers.options import Options, Snapshot
 from sdediff.solvers.problem import Problem
+from sdediff.solvers.run import Run, show
 from sdediff.solvers.solution import Failure, Solution, SolveError, Status
 from sdediff.solvers.solver import Solver, Step, checked
 from sdediff.solvers.stepping import Control, Reached, Stepped
@@ -117,44 +118,6 @@ def integrate(
     return solution
 
 
-@dataclass
-class _Run:
-    """What has come of each sample so far; its failures are those of samples that go no further."""
-
-    x: Tensor
-    times: Tensor
-    accepted: Tensor
-    rejected: Tensor
-    frames: list[Tensor] | None
-    failures: list[Failure] = field(default_factory=list)
-    steps: int = 0
-
-    @property
-    def failed(self) -> Tensor:
-        """Which samples have failed, bool (B,) on the host."""
-        failed = torch.zeros(len(self.x), dtype=torch.bool)
-        failed[[failure.sample for failure in self.failures]] = True
-        return failed
-
-    def going(self, group: int) -> Tensor:
-        """The samples in whose ``group`` one has not failed, int64 (k,) on the host."""
-        gone = self.failed.reshape(-1, group).all(dim=1).repeat_interleave(group)
-        return torch.nonzero(~gone).flatten()
-
-    def keep(self, reached: Reached, first: int, samples: Tensor | None) -> None:
-        """Put states of the samples ``samples`` (None: all) into the frames, which a leg counts
-        from ``first`` on.
-        """
-        if self.frames is None:
-            return
-        for k, x, some in reached:
-            rows = _among(samples, some)
-            if rows is None:
-                self.frames[first + k] = x
-            else:
-                self.frames[first + k][rows.to(x.device)] = x
-
-
 def _drive(
     problem: Problem,
     solver: Solver,
@@ -164,7 +127,7 @@ def _drive(
     options: Options,
     *,
     watch: bool,
-) -> _Run:
+) -> Run:
     legs = [Leg(problem, times, 0, True)]
     # A discrete model evaluates at its own levels alone, and steps over a break as it steps over
     # all between them.
@@ -174,7 +137,7 @@ def _drive(
         solver.plan(leg.problem, leg.times)  # what it cannot do it says before the first evaluation
     accepted, rejected = torch.zeros(2, len(x), dtype=torch.int64)
     frames = [x] + [x.clone() for _ in times[1:]] if options.trajectory else None
-    run = _Run(x, times, accepted, rejected, frames)
+    run = Run(x, times, accepted, rejected, frames)
     for leg in legs:
         if not run.failures:
             control = _solve_leg(solver, leg, run, noise, None, options, watch=watch)
@@ -198,7 +161,7 @@ def _drive(
 def _solve_leg(
     solver: Solver,
     leg: Leg,
-    run: _Run,
+    run: Run,
     noise: Noise | None,
     samples: Tensor | None,
     options: Options,
@@ -241,7 +204,7 @@ def _solve_leg(
         if run.frames is not None:
             run.keep(reached, leg.first, samples)
         if told:
-            _show(control, leg, samples, run, options)
+            show(control, leg, samples, run, options)
     return control
 
 
@@ -356,33 +319,6 @@ class FixedSteps:
             self.failures += [Failure(i, Status.MAX_NFE, self._time(i)) for i in range(len(self.x))]
             self.accepted[~self.failed] = self.index
             self.active = False
-
-
-def _show(control: Control, leg: Leg, samples: Tensor | None, run: _Run, options: Options) -> None:
-    """Tell the user's functions how far the solve is."""
-    done = _done(run.times, leg, control)
-    if options.progress is not None:
-        options.progress(done)
-    if options.callback is not None:
-        t, x, some = control.where()
-        rows = _among(samples, some)
-        rows = None if rows is None else rows.clone()
-        nfe = leg.problem.monitor.evaluations.total
-        options.callback(Snapshot(run.steps, done, t.clone(), x.clone(), rows, nfe))
-
-
-def _among(samples: Tensor | None, rows: Tensor | None) -> Tensor | None:
-    """Rows of some samples as samples of the solve."""
-    return rows if samples is None else samples if rows is None else samples[rows]
-
-
-def _done(times: Tensor, leg: Leg, control: Control) -> float:
-    """The share of the whole way that is behind."""
-    if leg.first == 0 and leg.last:
-        return control.done
-    before = abs(float(leg.times[0] - times[0]))
-    behind = abs(float(leg.times[-1] - leg.times[0]))
-    return (before + control.done * behind) / abs(float(times[-1] - times[0]))
 
 
 def _recomputed(

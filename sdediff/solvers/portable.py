@@ -18,4 +18,5 @@ class Portable(BaseException):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """The message and the attributes, notes included."""
-        return copyreg.__newobj__, (type(self), *self.args), dict(vars(self))  # type: ignore[attr-defined]
+        rebuild = getattr(copyreg, "__newobj__")  # noqa: B009  # typeshed does not have it
+        return rebuild, (type(self), *self.args), dict(vars(self))

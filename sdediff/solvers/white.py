@@ -74,16 +74,9 @@ class _Seeded:
             raise TypeError(
                 f"dtype must be a floating-point dtype, torch.float32 say; got {dtype!r}"
             )
-        given = tuple(seeds)
-        plain = all(type(seed) is int for seed in given)
-        self.seeds: tuple[int, ...] = (
-            given if plain else tuple(integer("seeds", seed) for seed in given)
-        )
-        self.event = (
-            event
-            if isinstance(event, torch.Size)
-            else torch.Size([integer("event", n, 1) for n in event])
-        )
+        self.seeds = tuple(seed if type(seed) is int else integer("seeds", seed) for seed in seeds)
+        known = isinstance(event, torch.Size)
+        self.event = torch.Size(event if known else [integer("event", n, 1) for n in event])
         self.dtype = dtype
         self.device = device if isinstance(device, torch.device) else device_of(device)
         if any(seed < 0 for seed in self.seeds):

@@ -234,10 +234,10 @@ class Report:
         rows = [(self.kind, "deviation", "bound", "where", "verdict")]
         for finding in self.findings:
             numbers = ((finding.deviation, ".1e"), (finding.bound, ".0e"))
-            shown = ("-" if math.isnan(x) else f"{x:{digits}}" for x, digits in numbers)
+            deviation, bound = ("-" if math.isnan(x) else f"{x:{digits}}" for x, digits in numbers)
             note = finding.hint if finding.verdict == "fail" else finding.detail
             verdict = f"{finding.verdict}: {note}" if note else finding.verdict
-            rows.append((finding.name, *shown, finding.where, verdict))  # type: ignore[arg-type]
+            rows.append((finding.name, deviation, bound, finding.where, verdict))
         a, b, c, d = (max(len(row[i]) for row in rows) for i in range(4))
         lines = [f"{n:<{a}}  {v:>{b}}  {o:>{c}}  {w:<{d}}  {said}" for n, v, o, w, said in rows]
         return "\n".join([self.sde, *(line.rstrip() for line in lines)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Final, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -118,7 +118,8 @@ class TorchSDE(External):
         times = run.sign * run.times[[first, last]]
         flat, length = rowwise(x), float(times[1] - times[0])
         silent = run.options.last == "mean" and last == len(run.times) - 1
-        noise = self._noise(run, flat) if self.adaptive else run.noise.at(first)  # type: ignore[union-attr]
+        drawn = cast(Noise, run.noise)  # a solver that draws noise is not called without
+        noise = self._noise(run, flat) if self.adaptive else drawn.at(first)
         path = _Path(noise, flat, run, silent=silent, adaptive=self.adaptive)
         kind = run.problem.sense if self.method == "milstein" else _METHODS[self.method].kind
         make = _AdditiveSde if run.problem.structure == "additive" else _StateSde
