@@ -13,8 +13,6 @@ __all__ = ["OFFERS", "unknown_needs"]
 OFFERS: Final = {
     "drift": ("drift",),
     "diffusion": ("diffusion", "diffuse", "spread"),
-    "loading": ("loading",),
-    "iterated": ("iterated",),
     "score": ("score",),
     "marginal": ("marginal", "log_snr", "levels", "time_of"),
     "kernel": ("kernel",),
@@ -23,6 +21,8 @@ OFFERS: Final = {
     "noise": ("noise",),
     "v": ("v",),
     "variance": ("outputs",),
+    "loading": ("loading",),
+    "iterated": ("iterated",),
 }
 """What a problem may offer and a solver may need, and the methods that each name stands for."""
 
