@@ -238,7 +238,7 @@ def test_a_form_of_ones_own_is_as_good_as_a_built_in(order: int) -> None:
         if order == 2 and i:
             y = y + h**2 / (phi[i] - phi[i - 1]) / 2 * (past[0] - past[1])
     torch.testing.assert_close(got, y * size[-1], rtol=1e-12, atol=1e-12)
-    pair = sd.ExponentialPair(3, form, "angle", rtol=1e-6, atol=1e-6)
+    pair = sd.solvers.ExponentialPair(3, form, "angle", rtol=1e-6, atol=1e-6)
     one, two = (integrate(here, s, x, times[1:4]).x for s in (pair, sd.RK45(rtol=1e-9, atol=1e-9)))
     torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="is for the probability flow; take sde=False"):

@@ -98,7 +98,13 @@ def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
 
 @pytest.mark.parametrize(
     "home",
-    ["solvers.UniPC", "sde.LearnedVP", "objectives.Bins", "discrete.DDPMLoss", "clocks.Timesteps"],
+    [
+        "solvers.UniPC",
+        "sde.LearnedVP",
+        "objectives.Bins",
+        "discrete.DDPMLoss",
+        "network_time.Timesteps",
+    ],
 )
 def test_a_name_of_a_package_is_answered_with_its_place(home: str) -> None:
     name = home.rpartition(".")[2]

@@ -451,7 +451,7 @@ def test_restart_does_what_it_says() -> None:
         (
             lambda: sd.Heun(variable="snr"),
             ValueError,
-            "variable must be one of 't', 'sigma', 'log_snr'",
+            "variable must be one of 'log_snr', 'sigma', 'angle', 't'",
         ),
         (lambda: sd.Langevin(rule="songs"), ValueError, "rule must be one of 'schedule', 'song'"),
         (

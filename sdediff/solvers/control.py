@@ -14,12 +14,12 @@ from sdediff.solvers.norm import ErrorNorm
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.solution import Failure, Status
 from sdediff.solvers.solver import Solver, checked, tolerances
-from sdediff.solvers.stepping import Reached, Stepped
+from sdediff.solvers.stepping import Control, Reached, Stepped
 
 __all__ = ["PerSample"]
 
 
-class PerSample:
+class PerSample(Control):
     """Every sample has its own time, step size and error; who has arrived or failed leaves the
     batch.
 
@@ -66,6 +66,7 @@ class PerSample:
             history=self.controller.start(len(x)),
             own=(),
         )
+        self.active = len(x) > 0 and self.end > 1
         if self.active:
             # all begin together
             begun = self.moving._replace(state=solver.init(problem, x, times[0]))
@@ -74,11 +75,6 @@ class PerSample:
             self.moving = begun._replace(own=own_first)
             # the probe of the step size may have gone where no step will go
             monitor.bad[:] = bad
-
-    @property
-    def active(self) -> bool:
-        """Whether a row is left."""
-        return len(self.moving.samples) > 0 and self.end > 1
 
     @property
     def done(self) -> float:
@@ -172,6 +168,7 @@ class PerSample:
         moving = self.moving
         self.final[moving.samples[gone].to(self.final.device)] = moving.x[gone.to(moving.x.device)]
         self.moving = moving.take(stay)
+        self.active = len(stay) > 0
 
     def stop(self, samples: Tensor, x: Tensor) -> None:
         self.hold(torch.isin(self.moving.samples, samples))

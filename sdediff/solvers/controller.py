@@ -57,7 +57,7 @@ class Controller(Protocol):
 
 
 @dataclass(frozen=True)
-class PIController(Record):
+class PIController(Record, Controller):
     """A proportional integral controller: with e the norm of the error of a step of length h, q the
     order of its estimate and e_before the norm of the last accepted step,
 

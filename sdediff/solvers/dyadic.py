@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdediff.solvers.arithmetic import expand, place, weighted
 from sdediff.solvers.controller import Controller, PIController
-from sdediff.solvers.moving import Ahead, Moving, Way
+from sdediff.solvers.moving import Ahead, Moving, Policy, Way
 from sdediff.solvers.noise import Noise, Refinable
 from sdediff.solvers.norm import ErrorNorm
 from sdediff.solvers.problem import Problem
@@ -57,7 +57,7 @@ class Lattice:
         return found[back]
 
 
-class DyadicSteps:
+class DyadicSteps(Policy):
     """The policy of solvers that draw noise: a step is a dyadic part of an interval of the grid,
     and never longer than where it starts allows, so that rounding cannot make two steps of one;
     what noise a rejected step had is kept, and split.

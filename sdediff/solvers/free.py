@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sdediff.solvers.arithmetic import weighted
 from sdediff.solvers.controller import Controller, PIController
-from sdediff.solvers.moving import Ahead, Moving, Way
+from sdediff.solvers.moving import Ahead, Moving, Policy, Way
 from sdediff.solvers.noise import Silence
 from sdediff.solvers.norm import ErrorNorm
 from sdediff.solvers.problem import Problem
@@ -18,7 +18,7 @@ from sdediff.solvers.variable import slope
 __all__ = ["FreeSteps"]
 
 
-class FreeSteps:
+class FreeSteps(Policy):
     """Every row carries (h,), the length of its next step, and lands on every time of the grid.
 
     What is left for less than two steps is shared by two, so that the last is never tiny.

@@ -208,7 +208,7 @@ def _solve_leg(
     return control
 
 
-class FixedSteps:
+class FixedSteps(Control):
     """Every sample takes every step of the grid.
 
     With ``watch`` each step is checked, and a sample that goes bad stays at its last finite state;

@@ -29,10 +29,8 @@ class Control(Protocol):
     failures: list[Failure]
     final: Tensor
     """States of all samples where they stopped."""
-
-    @property
-    def active(self) -> bool:
-        """Whether there is a step left to take."""
+    active: bool
+    """Whether there is a step left to take."""
 
     @property
     def done(self) -> float:
