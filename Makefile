@@ -23,7 +23,7 @@ help:  ## this list
 demo: $(STAMP)  ## train a small model, sample it with several solvers, write pictures to runs/demo
 	$(VENV)/bin/sdediff demo --out runs/demo
 
-test: $(STAMP)  ## the tests, without those marked slow (one file: make test ARGS=tests/test_layers.py)
+test: $(STAMP)  ## the tests, without those marked slow (one file: make test ARGS=tests/project/test_layers.py)
 	$(PYTEST) $(ARGS)
 
 test-slow: $(STAMP)  ## only the tests marked slow

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from reparametrised import reparametrised
 from torch import Tensor
 
 import sdediff as sd
@@ -18,8 +19,6 @@ X = torch.tensor([[2.0, -1.5], [0.1, 0.2], [-3.0, 0.4]], dtype=torch.float64)
 
 @pytest.mark.parametrize("predicts", ["noise", "data", "score", "v", "flow", "edm"])
 def test_every_prediction_follows_from_the_clipped_data(predicts: str) -> None:
-    from test_model import reparametrised
-
     plain = reparametrised(LAW.model(VP), predicts)
     model = plain.constrained(sd.Clip(-0.5, 0.5))
     clean = plain.data(X, 0.4).clamp(-0.5, 0.5)

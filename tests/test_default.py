@@ -8,7 +8,7 @@ import itertools
 
 import pytest
 import torch
-from test_contracts import Method, law_errors
+from all_methods import Method, law_errors
 from torch import Tensor
 
 import sdediff as sd

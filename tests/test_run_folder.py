@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from test_training import DATA, make, train
+from small_runs import DATA, make, train
 from torch import Tensor, nn
 
 import sdediff as sd

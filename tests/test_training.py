@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_runs import DATA, make, train
 from torch import Tensor, nn
 
 import sdediff as sd
@@ -16,19 +17,6 @@ from sdediff.checkpoint import read_tensors
 from sdediff.networks import MLP, UNet, network_for
 from sdediff.trainer import averaged, batch
 from sdediff.training import Interrupted
-
-DATA = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)) * 0.3 + 0.5
-
-
-def make() -> sd.ScoreModel:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = MLP(2, 16, 1, 4)
-    return sd.ScoreModel(net, sd.VP(), "edm", sigma_data=0.3)
-
-
-def train(out: Path, steps: int = 40, **kw: object) -> sd.ScoreModel:
-    return sd.fit(make(), DATA, out=out, steps=steps, batch_size=16, device="cpu", **kw)  # type: ignore[arg-type]
 
 
 def test_training_lowers_the_loss_and_the_model_samples_the_data(tmp_path: Path) -> None:

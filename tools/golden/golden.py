@@ -1,12 +1,12 @@
 """Write or compare a table of numbers over every solver, SDE, prediction and way to call.
 
 `python tools/golden/golden.py` computes every case again, by the public names alone, and compares
-it with tests/golden.npz; `--write` writes that file. Counts (evaluations, accepted and rejected
-steps, status) have to be equal; numbers of a case that has states in float32 up to 1e-5, of other
-cases up to 1e-12, of the larger of 1 and the largest number of the array. Where an argument is
-refused, the table says so. Another processor, or another version of torch, may differ by more:
-write the table there, from the commit to compare with, `--table` naming another file, and compare
-on that machine.
+it with tests/tables/golden.npz; `--write` writes that file. Counts (evaluations, accepted and
+rejected steps, status) have to be equal; numbers of a case that has states in float32 up to 1e-5,
+of other cases up to 1e-12, of the larger of 1 and the largest number of the array. Where an
+argument is refused, the table says so. Another processor, or another version of torch, may differ
+by more: write the table there, from the commit to compare with, `--table` naming another file, and
+compare on that machine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
-TABLE = ROOT / "tests" / "golden.npz"
+TABLE = ROOT / "tests" / "tables" / "golden.npz"
 TOLERANCES = {"float64": 1e-12, "float32": 1e-5}
 """By the least precise array of a case: a log-density in float64 of states in float32 is no
 better.
@@ -180,7 +180,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
         "--table",
         type=Path,
         default=TABLE,
-        help="the file, tests/golden.npz by default",
+        help="the file, tests/tables/golden.npz by default",
     )
     parser.add_argument("--times", action="store_true", help="say how long each case takes")
     parser.add_argument(
