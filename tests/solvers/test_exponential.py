@@ -584,6 +584,7 @@ def test_the_steps_at_the_ends_are_of_order_one(solver: Solver) -> None:
         (lambda: sd.solvers.Straight(True), "scale must be a number, got True"),
         (lambda: sd.solvers.DEIS(form=1.5), "form must be"),
         (lambda: sd.solvers.DEIS(form=True), "form must be"),
+        (lambda: sd.solvers.DEIS(form=sd.solvers.Form), "form must be"),
         (lambda: sd.solvers.DEIS(form=[1.0]), "form must be"),
         (
             lambda: sd.solvers.DPMSolver(variable="lambda"),

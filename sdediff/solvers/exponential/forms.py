@@ -257,7 +257,8 @@ FORMS: Final = {"data": Data(), "noise": Noise()}
 def check_form(name: str, form: object) -> None:
     """Raise a ValueError unless a solver can take this as its form."""
     number = isinstance(form, float | int) and not isinstance(form, bool) and 0 <= form <= 1
-    if not (number or isinstance(form, Form) or (isinstance(form, str) and form in FORMS)):
+    given = isinstance(form, Form) and not isinstance(form, type)
+    if not (number or given or (isinstance(form, str) and form in FORMS)):
         raise ValueError(
             f"{name}: form must be 'data', 'noise', a number from 0 (noise) to 1 (data), "
             f"Straight(scale) or an object with the methods of Form, got {form!r}"
