@@ -156,6 +156,11 @@ class FunctionProblem(Problem):
                     "'general' for a matrix"
                 )
             return
+        if derivative and self._derivative is None and self._cut(x, t, b):
+            raise ValueError(
+                "b depends on x, and torch finds no derivative of it, which the solver needs: "
+                "leave out detach() and torch.no_grad(), or pass derivative="
+            )
         if derivative and not self._commutes(x, t, b):
             what = (
                 "coordinate i of b depends on others than coordinate i of x"
@@ -166,6 +171,18 @@ class FunctionProblem(Problem):
                 f"structure={self.structure!r} does not hold at the start, where {what}: write "
                 "b as a matrix (rows, d, m) with structure='general', for EulerMaruyama() or "
                 "StratonovichHeun()"
+            )
+
+    def _cut(self, x: Tensor, t: Tensor, b: Tensor) -> bool:
+        """Whether b depends on x by something that torch does not differentiate."""
+        if _same(b, self._loaded(2 * x + 1, t)):
+            return False
+        with torch.enable_grad():
+            y = x.detach().requires_grad_()
+            found = self._loaded(y, t)
+            return (
+                not found.requires_grad
+                or torch.autograd.grad(found.sum(), y, allow_unused=True)[0] is None
             )
 
     def _commutes(self, x: Tensor, t: Tensor, b: Tensor) -> bool:

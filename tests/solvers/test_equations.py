@@ -481,6 +481,10 @@ REFUSED = {
         },
         "do not commute",
     ),
+    "no derivative": (
+        {"solver": solvers.Milstein(), "diffusion": lambda x, t: 0.8 * x.detach()},
+        "torch finds no derivative",
+    ),
     "white and dense": ({"noise": solvers.White(range(3), (2,)), "dense": True}, "a BrownianPath"),
     "torchsde dense": ({"solver": solvers.TorchSDE("euler"), "dense": True}, "between its steps"),
     "noise of others": ({"noise": solvers.White(range(3), (4,))}, r"noise is for \(3, 4\)"),
