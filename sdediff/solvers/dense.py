@@ -134,7 +134,7 @@ class Dense:
         self._sign = -1.0 if len(times) > 1 and bool((times[-1] < times[0]).all()) else 1.0
         self._steps: Segments | None = None
         self._counts = torch.zeros(len(x), dtype=torch.int64)
-        if steps:
+        if steps and len(x):
             found = joined(steps)
             self._steps = found.take(found.sample.argsort(stable=True))
             self._counts = torch.bincount(found.sample, minlength=len(x))
@@ -164,7 +164,9 @@ class Dense:
         asked = given.reshape(-1, 1) if given.ndim < 2 else given
         asked = asked.expand(-1, samples)
         low, high = self.times[[0, -1]].detach().sort(dim=0).values
-        wrong = ~((asked >= low) & (asked <= high))
+        # float32 of an end, as torch.linspace(0, 0.1, 5) has it, is that end
+        kind = t.dtype if isinstance(t, Tensor) and t.is_floating_point() else torch.float64
+        wrong = ~((asked >= low.to(kind)) & (asked <= high.to(kind)))
         if bool(wrong.any()):
             raise ValueError(
                 f"the solve goes from {float(self.times[0].min()):g} to "
@@ -172,7 +174,7 @@ class Dense:
                 "between them"
             )
         with torch.set_grad_enabled(self._grad):
-            out = self._found(asked)
+            out = self._found(asked.clamp(low, high))
         return out if given.ndim else out[0]
 
     def _found(self, asked: Tensor) -> Tensor:

@@ -356,7 +356,7 @@ def _seeds(seed: int | Iterable[int] | None, count: int) -> tuple[int, ...]:
 
 def _noise(given: tuple[int, ...], problem: FunctionProblem, times: Tensor, *, path: bool) -> Noise:
     x = problem.start
-    if not path:
+    if not path or len(times) < 2:
         return White(given, problem.brownian, dtype=x.dtype, device=x.device)
     grid = times.detach()
     ends = (grid.max(), grid.min())

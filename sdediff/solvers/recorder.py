@@ -52,9 +52,7 @@ class Recorder:
             self.values = [each.value(self.problem, self.x, start) for each in self.events]
         self.stopped = torch.zeros(len(self.x), dtype=torch.bool)
         self.ends = torch.full((len(self.x),), math.nan, dtype=torch.float64)
-        self.sign = (
-            -1.0 if len(self.times) > 1 and bool(self.times[-1].min() < start.min()) else 1.0
-        )
+        self.sign = -1.0 if bool((self.times[-1] < self.times[0]).any()) else 1.0
         span = float((self.times[-1] - self.times[0]).detach().abs().max())
         self.near = span * max(_NEAR, 4 * torch.finfo(self.x.dtype).eps)
         self._before = self.times[0], self.x

@@ -79,6 +79,32 @@ def test_dense_output_has_the_order_of_the_solver(solver, order):
     assert math.log2(errors[0] / errors[1]) > order - 0.3
 
 
+@pytest.mark.parametrize("end", [0.1, -0.1])
+def test_dense_output_takes_the_ends_in_float32(end):
+    out = solve_ode(linear, X, [0.0, end], dense=True)  # float32 0.1 is 0.1 + 1.5e-9
+    assert torch.equal(out.dense(torch.tensor([0.0, end]))[-1], out.x)
+    with pytest.raises(ValueError, match="not between them"):
+        out.dense(end * (1 + 1e-8))
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [solvers.RK45(), solvers.Heun(), solvers.SciPy(), solvers.EulerMaruyama()],
+    ids=repr,
+)
+def test_of_no_samples_and_of_no_way_there_is_dense_output_too(solver):
+    def solve(x, times):
+        watched = {"events": Event(lambda x, t: x[:, 0], terminal=True), "dense": True}
+        if solver.stochastic:
+            return solve_sde(linear, 0.3, x, times, solver, **watched)
+        return solve_ode(linear, x, times, solver, **watched)
+
+    out = solve(X[:0], [1.0, 0.0])
+    assert out.dense([0.0, 0.5]).shape == (2, 0, 2)
+    assert len(out.events[0].t) == 0
+    assert torch.equal(solve(X, [1.0]).dense(1.0), X)
+
+
 def test_dense_output_of_another_library_is_cubic():
     between = torch.linspace(0.03, 1.97, 40, dtype=torch.float64)
     errors = []
