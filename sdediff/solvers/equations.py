@@ -60,7 +60,7 @@ class Driving:
         on_fail: Literal["raise", "return"],
     ) -> Driving:
         """From the arguments that `solve_ode` documents; ValueError or TypeError for wrong ones."""
-        known = (events,) if isinstance(events, Event) else tuple(events)
+        known = tuple(events) if isinstance(events, Sequence) else (events,)
         wrong = [each for each in known if not isinstance(each, Event)]
         if wrong:
             raise TypeError(f"events must be Event objects, Event(g) say; got {wrong[0]!r}")
@@ -82,6 +82,11 @@ class Driving:
 
     def rows(self, x: Tensor) -> Mapping[str, Tensor]:
         """The condition; a ValueError unless it has a row for each of x."""
+        if not isinstance(self.condition, Mapping | None):
+            raise TypeError(
+                "condition must be a dict from an argument of the functions to a tensor, "
+                f"condition={{'k': k}} say; got {type(self.condition).__name__}"
+            )
         for name, value in (self.condition or {}).items():
             if not isinstance(value, Tensor) or value.ndim < 1 or len(value) != len(x):
                 got = tuple(value.shape) if isinstance(value, Tensor) else repr(value)

@@ -46,6 +46,11 @@ class Event(Record):
                 "the function of an event must return one number a sample, "
                 f"({len(x)},); got {tuple(found.shape)}"
             )
+        if found.dtype == torch.bool:  # whose changes do not lie between their values
+            raise TypeError(
+                "the function of an event must return numbers that change their sign, not bools: "
+                "x[:, 0] - 1 say in place of x[:, 0] > 1"
+            )
         return found.to("cpu", torch.float64, copy=True)
 
     def happened(self, before: Tensor, after: Tensor) -> Tensor:

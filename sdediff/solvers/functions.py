@@ -73,6 +73,8 @@ class FunctionProblem(Problem):
         found: Any = reading(who, function, "x, t", x, t, **self.condition)
         if not isinstance(found, Tensor):
             raise TypeError(f"{who} must return a tensor, got {type(found).__name__}")
+        if found.is_complex():
+            raise TypeError(f"{who} must return real numbers, got {found.dtype}")
         return found
 
     def _shaped(self, who: str, function: Function, x: Tensor, t: Tensor) -> Tensor:
