@@ -26,7 +26,8 @@ class Event(Record):
     the ends of the steps: of two changes within one step none is seen, so that a function which
     changes fast needs more steps. The time is found within 1e-10 of the length of the way, or 4
     units in the last place of the state's dtype if that is more, by Ridders' method on states
-    within the step (`Dense`). A start at 0 is no change.
+    within the step (`Dense`). A start at 0 is no change, and a function that stays at 0 where it
+    arrives there has no such time.
     """
 
     function: Function
