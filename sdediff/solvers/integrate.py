@@ -85,7 +85,7 @@ def integrate(
     if solver.external and type(solver).solve is not Solver.solve:
         return solver.solve(problem, x, times, noise, options)
     require(problem, solver)
-    if solver.stochastic and noise is None:
+    if solver.stochastic and not hasattr(noise, "at"):
         raise ValueError(f"{solver!r} draws noise: pass a noise object, White(seeds, event) say")
     with torch.set_grad_enabled(options.grad != "none"):
         run = _drive(problem, solver, x, times, noise, options, watch=False)

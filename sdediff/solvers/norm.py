@@ -40,7 +40,7 @@ class ErrorNorm(NamedTuple):
         parts = self.parts or ((scaled.shape[1], 1.0),)
         sizes = [size for size, _ in parts]
         norms = [
-            torch.linalg.vector_norm(piece, dim=1) / (math.sqrt(size) / weight)
+            torch.linalg.vector_norm(piece, dim=1) / (math.sqrt(max(1, size)) / weight)
             for piece, (size, weight) in zip(scaled.split(sizes, dim=1), parts, strict=True)
         ]
         if padding is not None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdediff.solvers.controller import Controller
-from sdediff.solvers.given import Record, fact
+from sdediff.solvers.given import Record, fact, real
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.variable import Variable, slope, variable_of
@@ -129,6 +129,12 @@ def check_tolerances(solver: Any) -> None:
         raise TypeError(
             f"{name}: controller must have goal, start and judge, as PIController(goal=0.1) has; "
             f"got {own!r}"
+        )
+    goal = 1.0 if own is None else real(f"{name}: the goal of the controller", own.goal)
+    if not 0 < goal <= 1:
+        raise ValueError(
+            f"{name}: the goal of the controller must be in (0, 1], 1 being the tolerance; got "
+            f"{goal!r}"
         )
 
 

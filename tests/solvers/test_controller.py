@@ -359,6 +359,18 @@ def test_what_is_no_controller_is_refused(given: Any) -> None:
         RK45(controller=given)
 
 
+@pytest.mark.parametrize("goal", [0.0, 2.0, math.nan, "x"])
+def test_a_goal_out_of_range_is_refused(goal: Any) -> None:
+    class Own:
+        start = PIController.start
+        judge = PIController.judge
+
+    own: Any = Own()
+    own.goal = goal
+    with pytest.raises(ValueError, match="the goal of the controller must be"):
+        RK45(controller=own)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
