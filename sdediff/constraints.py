@@ -17,7 +17,7 @@ from sdediff.protocols import Like, Model, Output, Piece, Rows, facts, value_of
 from sdediff.solvers import rowwise
 from sdediff.solvers.arithmetic import own, planned, weighted
 from sdediff.solvers.coefficients import Coef
-from sdediff.solvers.given import Record
+from sdediff.solvers.given import Positive, Record, Share
 from sdediff.solvers.masked import kept
 
 __all__ = ["Clip", "Constrained", "Constraint", "DynamicThreshold", "applied"]
@@ -185,15 +185,8 @@ class DynamicThreshold(Record):
     """
 
     samplewise: ClassVar[bool] = True
-    quantile: float = 0.995
-    bound: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.quantile <= 1 or not 0 < self.bound < float("inf"):
-            raise ValueError(
-                "DynamicThreshold: quantile must lie in (0, 1] and bound be positive, got "
-                f"{self.quantile!r} and {self.bound!r}"
-            )
+    quantile: Share = 0.995
+    bound: Positive = 1.0
 
     def __call__(self, x_0: Tensor) -> Tensor:
         sizes = rowwise(x_0).abs()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdediff.sde import SDE, LinearSDE
-from sdediff.solvers.given import Record, nearest, plain, reading
+from sdediff.solvers.given import Finite, Positive, Record, nearest, plain, reading
 
 __all__ = [
     "NETWORK_TIMES",
@@ -32,17 +31,9 @@ class Timesteps(Record):
     unless ``rounded``: then the network gets integers (int64).
     """
 
-    n: float = 1000
-    shift: float = -1.0
+    n: Positive = 1000
+    shift: Finite = -1.0
     rounded: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 < self.n < float("inf"):
-            raise ValueError(f"Timesteps: n must be a positive number, 1000 say, got {self.n!r}")
-        if not math.isfinite(self.shift):
-            raise ValueError(
-                f"Timesteps: shift must be a finite number, -1 or 0 say, got {self.shift!r}"
-            )
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         index = self.n * t / sde.T + self.shift

@@ -242,9 +242,9 @@ def test_a_module_as_constraint_is_not_entered_into_the_model() -> None:
         (
             lambda: sd.constraints.DynamicThreshold(0.0),
             ValueError,
-            r"quantile must lie in \(0, 1\]",
+            r"quantile must be a number in \(0, 1\]",
         ),
-        (lambda: sd.constraints.DynamicThreshold(bound=0.0), ValueError, "bound be positive"),
+        (lambda: sd.constraints.DynamicThreshold(bound=0.0), ValueError, "bound must be a positive number"),
         (
             lambda: sd.ScoreModel(lambda x, t: x, _General(), "score").constrained(sd.Clip()),
             ValueError,

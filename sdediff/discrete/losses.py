@@ -17,7 +17,7 @@ from sdediff.objectives.objective import Batch, Loss
 from sdediff.objectives.times import uniform
 from sdediff.objectives.variational import Bins
 from sdediff.solvers import expand
-from sdediff.solvers.given import integer, real
+from sdediff.solvers.given import Positive, integer, real
 
 __all__ = ["DDPMLoss", "LossAware"]
 
@@ -95,7 +95,7 @@ class DDPMLoss(Loss):
     takes: ClassVar[tuple[str, ...]] = ("i", "noise")
     chain: DDPM
     kind: Literal["simple", "vlb", "hybrid"] = "simple"
-    vlb_weight: float = 1e-3
+    vlb_weight: Positive = 1e-3
     bins: Bins | None = None
     stratified: bool = False
     sampler: LossAware | None = None
@@ -105,14 +105,6 @@ class DDPMLoss(Loss):
             raise TypeError(
                 "DDPMLoss: chain takes a DDPM, DDPM.from_schedule('linear', 1000) say; got "
                 f"{self.chain!r}"
-            )
-        if self.kind not in ("simple", "vlb", "hybrid"):
-            raise ValueError(
-                f"DDPMLoss: kind must be 'simple', 'vlb' or 'hybrid', got {self.kind!r}"
-            )
-        if not 0 < self.vlb_weight < math.inf:
-            raise ValueError(
-                f"DDPMLoss: vlb_weight must be a positive number, got {self.vlb_weight!r}"
             )
         if self.kind == "hybrid" and self.chain.variance != "learned":
             raise ValueError(

@@ -24,7 +24,7 @@ from sdediff.objectives.objective import Batch, Loss
 from sdediff.sde import InterpolatedVE, LinearSDE
 from sdediff.sde.base import check_linear
 from sdediff.solvers import Problem, Solver, Step, StepNoise, rowwise
-from sdediff.solvers.given import integer, real
+from sdediff.solvers.given import Count, integer, real
 
 __all__ = ["NCSN", "NCSNLoss", "annealed_variance", "level_ratio", "widest_pair"]
 
@@ -57,7 +57,7 @@ class NCSN(Chain, Solver):
     sigmas: tuple[float, ...]
     grid: tuple[float, ...] = ()
     step_size: float | None = None
-    n_steps: int = 100
+    n_steps: Count = 100
 
     needs = frozenset({"score", "marginal"})
     stochastic = True
@@ -85,7 +85,6 @@ class NCSN(Chain, Solver):
                 f"NCSN: the times of i = 1..N must rise from 0 or above, got {grid[0]:g} to "
                 f"{grid[-1]:g}"
             )
-        _ = integer("NCSN: n_steps", self.n_steps, 1)
         if self.step_size is not None and not 0 < self.step_size < sigmas[-1] ** 2:
             raise ValueError(
                 f"NCSN: step_size must lie in (0, sigma_N^2) = (0, {sigmas[-1] ** 2:.3g}), or a "

@@ -14,7 +14,7 @@ from torch import Tensor
 from sdediff.mcmc.target import Point, Target, known
 from sdediff.solvers import White
 from sdediff.solvers.arithmetic import weighted
-from sdediff.solvers.given import Record, check_choice, plain
+from sdediff.solvers.given import NotNegative, Positive, Record
 from sdediff.solvers.metropolis import accepts, proposal_ratio
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "RandomWalk",
     "Underdamped",
     "langevin",
-    "positive",
 ]
 
 
@@ -81,12 +80,9 @@ class RandomWalk(Kernel):
     Gilks 1997). One evaluation a step, of log p alone; two on a score.
     """
 
-    step: float
+    step: Positive
 
     uses_score = False
-
-    def __post_init__(self) -> None:
-        positive("RandomWalk", "step", self.step)
 
     def move(self, target: Target, here: Point, noise: Noise, number: int) -> tuple[Point, Tensor]:
         """A proposal and the test."""
@@ -106,10 +102,7 @@ class ULA(Kernel):
     1507.05021). One evaluation a step.
     """
 
-    step: float
-
-    def __post_init__(self) -> None:
-        positive("ULA", "step", self.step)
+    step: Positive
 
     def move(self, target: Target, here: Point, noise: Noise, number: int) -> tuple[Point, None]:
         """A step without a test."""
@@ -128,10 +121,7 @@ class MALA(Kernel):
     evaluation a step; two on a score.
     """
 
-    step: float
-
-    def __post_init__(self) -> None:
-        positive("MALA", "step", self.step)
+    step: Positive
 
     def move(self, target: Target, here: Point, noise: Noise, number: int) -> tuple[Point, Tensor]:
         """A Langevin step and the test."""
@@ -170,16 +160,6 @@ def _along(rows: Tensor, x: Tensor) -> Tensor:
     return rows.reshape(-1, *(1,) * (x.ndim - 1))
 
 
-def positive(kernel: str, name: str, value: object, *, zero: bool = False) -> None:
-    """A finite number > 0, or >= 0."""
-    number = plain(value)
-    known = isinstance(number, int | float) and not isinstance(number, bool)
-    if not known or not (0 < number < math.inf or (zero and number == 0)):
-        raise ValueError(
-            f"{kernel}: {name} must be a finite number {'>= 0' if zero else '> 0'}, got {value!r}"
-        )
-
-
 @dataclass(frozen=True)
 class Underdamped(Kernel):
     """Underdamped Langevin, dx = p dt, dp = score(x) dt - friction p dt + sqrt(2 friction) dw,
@@ -199,14 +179,9 @@ class Underdamped(Kernel):
     2. One evaluation a step.
     """
 
-    step: float
-    friction: float
+    step: Positive
+    friction: NotNegative
     scheme: Literal["BAOAB", "OBABO"] = "BAOAB"
-
-    def __post_init__(self) -> None:
-        positive("Underdamped", "step", self.step)
-        positive("Underdamped", "friction", self.friction, zero=True)
-        check_choice("scheme", self.scheme, ("BAOAB", "OBABO"))
 
     def start(self, target: Target, x: Tensor, momentum: Tensor | None, noise: Noise) -> Point:
         """A momentum from its stationary law."""

@@ -12,11 +12,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sdediff.mcmc.kernels import Kernel, Noise, langevin, positive
+from sdediff.mcmc.kernels import Kernel, Noise, langevin
 from sdediff.mcmc.target import LogDensity, Point, Target
 from sdediff.modules import evaluating
 from sdediff.solvers import White
-from sdediff.solvers.given import Record, integer
+from sdediff.solvers.given import Count, Natural, Positive, Record, within
 
 __all__ = ["SGLD", "Decay", "Posterior"]
 
@@ -31,14 +31,11 @@ class Decay(Record):
     but not the second of these: a function of n does for it.
     """
 
-    a: float
-    b: float = 1.0
+    a: Positive
+    b: Positive = 1.0
     gamma: float = 0.55
 
     def __post_init__(self) -> None:
-        positive("Decay", "a", self.a)
-        positive("Decay", "b", self.b)
-        positive("Decay", "gamma", self.gamma)
         if not 0.5 < self.gamma <= 1:
             raise ValueError(
                 "Decay: gamma must lie in (1/2, 1], for step sizes of infinite sum and finite "
@@ -69,7 +66,7 @@ class SGLD(Kernel):
 
     def __post_init__(self) -> None:
         if not callable(self.step):
-            positive("SGLD", "step", self.step)
+            within("SGLD: step", self.step, "Positive")
 
     def start(self, target: Target, x: Tensor, momentum: Tensor | None, noise: Noise) -> Point:
         """Nothing is known before the step's minibatch."""
@@ -79,7 +76,7 @@ class SGLD(Kernel):
         """A step without a test."""
         look = target.draw(noise.events, number).look(here.x, score=True)
         size = self.step(number) if callable(self.step) else self.step
-        positive("SGLD", f"step({number})", size)
+        within(f"SGLD: step({number})", size, "Positive")
         return Point(langevin(look, size, noise.normal(number))), None
 
     def size(self, number: int) -> float | None:
@@ -102,8 +99,8 @@ class Posterior(Target):
     log_prior: Callable[[Tensor], Tensor]
     log_likelihood: Callable[..., Tensor]
     data: Tensor | tuple[Tensor, ...]
-    batch_size: int | None = None
-    shared_seed: int | None = None
+    batch_size: Count | None = None
+    shared_seed: Natural | None = None
 
     def __post_init__(self) -> None:
         tensors = self.columns
@@ -119,14 +116,6 @@ class Posterior(Target):
             )
         if any(y.is_floating_point() and not bool(torch.isfinite(y).all()) for y in tensors):
             raise ValueError("Posterior: data contain values that are not finite")
-        for name, value, low in (
-            ("batch_size", self.batch_size, 1),
-            ("shared_seed", self.shared_seed, 0),
-        ):
-            if value is not None:
-                _ = integer(
-                    f"Posterior: {name}", value, low, kind=f"None or an int of at least {low}"
-                )
         if self.batch_size is not None and self.batch_size > self.count:
             raise ValueError(
                 f"Posterior: batch_size = {self.batch_size} of {self.count} data; pass None for "

@@ -16,7 +16,7 @@ from sdediff.predict import predict
 from sdediff.protocols import sigma_data
 from sdediff.simulation import simulate
 from sdediff.solvers import expand, rowwise
-from sdediff.solvers.given import integer
+from sdediff.solvers.given import Count, Positive
 
 __all__ = ["ImplicitScoreMatching", "SlicedScoreMatching"]
 
@@ -33,11 +33,7 @@ class _Matching(Timed):
     """
 
     perturbed: bool = field(default=True, kw_only=True)
-    simulated: int = field(default=100, kw_only=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _ = integer("simulated", self.simulated, 1, hint=": the steps of the forward SDE")
+    simulated: Count = field(default=100, kw_only=True)
 
     def losses(self, batch: Batch) -> Tensor:
         """They are differentiable twice where gradients are on; directions are always drawn."""
@@ -120,23 +116,10 @@ class SlicedScoreMatching(_Matching):
     2020, arXiv 2007.03317): two more evaluations in place of a second derivative, off by O(eps^2).
     """
 
-    slices: int = field(default=1, kw_only=True)
+    slices: Count = field(default=1, kw_only=True)
     directions: Literal["rademacher", "gaussian"] = field(default="rademacher", kw_only=True)
     variance_reduction: bool = field(default=True, kw_only=True)
-    finite_difference: float | None = field(default=None, kw_only=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _ = integer("slices", self.slices, 1)
-        if self.directions not in ("rademacher", "gaussian"):
-            raise ValueError(
-                f"directions must be 'rademacher' or 'gaussian', got {self.directions!r}"
-            )
-        if self.finite_difference is not None and not 0 < self.finite_difference < math.inf:
-            raise ValueError(
-                "finite_difference must be a positive number or None, got "
-                f"{self.finite_difference!r}"
-            )
+    finite_difference: Positive | None = field(default=None, kw_only=True)
 
     def _objective(self, score: Score, x: Tensor, generator: torch.Generator | None) -> Tensor:
         s = score(x)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +17,7 @@ from sdediff.predictions import PREDICTIONS, conversion, meant
 from sdediff.protocols import Model, Prediction, is_model, sigma_data
 from sdediff.sde import LinearSDE
 from sdediff.solvers.arithmetic import at_least_float32
-from sdediff.solvers.given import Record, nearest, reading, reals
+from sdediff.solvers.given import Positive, Record, nearest, reading, reals
 
 __all__ = [
     "WEIGHTINGS",
@@ -173,11 +172,7 @@ class MinSNR(Record):
     weights.
     """
 
-    gamma: float = 5.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.gamma < math.inf:
-            raise ValueError(f"MinSNR: gamma must be a positive number, got {self.gamma!r}")
+    gamma: Positive = 5.0
 
     def __call__(self, sde: LinearSDE, t: Tensor) -> Tensor:
         """min(snr, gamma) sigma^4 / alpha^2."""

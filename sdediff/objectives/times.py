@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from sdediff.sde import LinearSDE
-from sdediff.solvers.given import Record, nearest, reals
+from sdediff.solvers.given import Finite, Positive, Record, nearest, reals
 
 __all__ = [
     "TIMES",
@@ -37,14 +37,6 @@ class TimeLaw(Record):
         raise NotImplementedError
 
 
-def _check(law: Any) -> None:
-    if not ((law.location is None or math.isfinite(law.location)) and 0 < law.scale < math.inf):
-        raise ValueError(
-            f"{type(law).__name__}: location must be finite and scale positive, got "
-            f"{law.location!r}, {law.scale!r}"
-        )
-
-
 def _share(sde: LinearSDE, share: Tensor) -> Tensor:
     times: Tensor = sde.t_min + (sde.t_max - sde.t_min) * share
     return times
@@ -62,11 +54,8 @@ class LogitNormal(TimeLaw):
     1).
     """
 
-    location: float = -1.0
-    scale: float = 1.2
-
-    def __post_init__(self) -> None:
-        _check(self)
+    location: Finite = -1.0
+    scale: Positive = 1.2
 
     def __call__(self, sde: LinearSDE, u: Tensor) -> Tensor:
         return _share(
@@ -86,11 +75,8 @@ class LogNormal(TimeLaw):
     declared.
     """
 
-    location: float | None = None
-    scale: float = 1.2
-
-    def __post_init__(self) -> None:
-        _check(self)
+    location: Finite | None = None
+    scale: Positive = 1.2
 
     def __call__(self, sde: LinearSDE, u: Tensor) -> Tensor:
         ends = -0.5 * sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))

@@ -21,7 +21,7 @@ from sdediff.protocols import Model
 from sdediff.sde import LinearSDE
 from sdediff.sde.roots import time_derivative
 from sdediff.solvers import expand
-from sdediff.solvers.given import Record, check_choice, integer
+from sdediff.solvers.given import Record, integer
 
 __all__ = ["Bins", "VariationalDiffusion"]
 
@@ -137,7 +137,6 @@ class VariationalDiffusion(Loss):
     def __post_init__(self) -> None:
         if not isinstance(self.bins, Bins | None):
             raise TypeError(f"VariationalDiffusion: bins must be Bins() or None, got {self.bins!r}")
-        check_choice("inside", self.inside, ("bound", "variance"))
 
     def losses(self, batch: Batch) -> Tensor:
         """Bits per dimension, by one evaluation of the network; dimensions are those that exist."""

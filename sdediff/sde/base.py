@@ -18,6 +18,7 @@ from torch import Tensor
 from sdediff.solvers import rowwise
 from sdediff.solvers.coefficients import is_linear
 from sdediff.solvers.given import (
+    Positive,
     Record,
     WrittenError,
     fact,
@@ -137,11 +138,7 @@ def derived(method: Callable[[Any, Tensor], Tensor]) -> Callable[..., Tensor]:
 class Prior(Record):
     """N(0, std^2 I), from which sampling starts."""
 
-    std: float
-
-    def __post_init__(self) -> None:
-        if not 0 < self.std < math.inf:
-            raise ValueError(f"Prior: std must be a positive number, got {self.std!r}")
+    std: Positive
 
     def from_noise(self, z: Tensor) -> Tensor:
         """The draw that a standard normal z (B, *event) becomes."""

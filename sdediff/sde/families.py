@@ -10,15 +10,9 @@ from torch import Tensor
 
 from sdediff.sde.base import Prior, derived
 from sdediff.sde.linear import LinearSDE
-from sdediff.solvers.given import real
+from sdediff.solvers.given import Positive
 
 __all__ = ["EDM", "VE", "VP", "Cosine", "RectifiedFlow", "SubVP"]
-
-
-def _check_positive(name: str, **values: float) -> None:
-    for key, value in values.items():
-        if not 0 < real(f"{name}: {key}", value) < math.inf:
-            raise ValueError(f"{name}: {key} must be a positive number, got {value!r}")
 
 
 class _Exploding(LinearSDE):
@@ -43,13 +37,12 @@ class VE(_Exploding):
     largest distance between two data points (NCSNv2, Technique 1).
     """
 
-    sigma_min: float = 0.01
-    sigma_max: float = 50.0
-    T: float = 1.0
+    sigma_min: Positive = 0.01
+    sigma_max: Positive = 50.0
+    T: Positive = 1.0
     t_min: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_positive("VE", sigma_min=self.sigma_min, sigma_max=self.sigma_max, T=self.T)
         if self.sigma_max <= self.sigma_min:
             raise ValueError(
                 f"VE: sigma_max must exceed sigma_min, got {self.sigma_max!r} and "
@@ -94,16 +87,10 @@ class _Linear(LinearSDE):
     and f = -beta / 2.
     """
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-    T: float = 1.0
-    t_min: float = 1e-3
-
-    def __post_init__(self) -> None:
-        name = type(self).__name__
-        _check_positive(
-            name, beta_min=self.beta_min, beta_max=self.beta_max, T=self.T, t_min=self.t_min
-        )
+    beta_min: Positive = 0.1
+    beta_max: Positive = 20.0
+    T: Positive = 1.0
+    t_min: Positive = 1e-3
 
     def beta(self, t: Tensor) -> Tensor:
         """Noise rate, 1 / time."""
@@ -201,12 +188,9 @@ class Cosine(LinearSDE):
     order in data form (`DDIM`, `Ancestral`), from a network that predicts data, v or flow.
     """
 
-    offset: float = 0.008
-    t_min: float = 1e-3
-    t_max: float = 1 - 3e-5
-
-    def __post_init__(self) -> None:
-        _check_positive("Cosine", offset=self.offset, t_min=self.t_min, t_max=self.t_max)
+    offset: Positive = 0.008
+    t_min: Positive = 1e-3
+    t_max: Positive = 1 - 3e-5
 
     def _angles(self, t: Tensor) -> tuple[Tensor, Tensor, float]:
         """(a, pi / 2 - a, a_0), each without cancellation."""
@@ -256,11 +240,10 @@ class EDM(_Exploding):
     (Karras et al. 2022, arXiv 2206.00364, Table 1), from sigma_max = T down to sigma_min = t_min.
     """
 
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
+    sigma_min: Positive = 0.002
+    sigma_max: Positive = 80.0
 
     def __post_init__(self) -> None:
-        _check_positive("EDM", sigma_min=self.sigma_min, sigma_max=self.sigma_max)
         if self.sigma_max <= self.sigma_min:
             raise ValueError(
                 f"EDM: sigma_max must exceed sigma_min, got {self.sigma_max!r} and "
@@ -305,13 +288,10 @@ class RectifiedFlow(LinearSDE):
     it starts at alpha = 0 itself, as `Cosine` says.
     """
 
-    t_min: float = 1e-3
-    t_max: float = 1 / (1 + math.exp(-10))
+    t_min: Positive = 1e-3
+    t_max: Positive = 1 / (1 + math.exp(-10))
 
     data_std = 1.0
-
-    def __post_init__(self) -> None:
-        _check_positive("RectifiedFlow", t_min=self.t_min, t_max=self.t_max)
 
     @derived
     def alpha(self, t: Tensor) -> Tensor:

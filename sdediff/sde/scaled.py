@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdediff.sde.base import Prior, as_time
 from sdediff.sde.linear import LinearSDE
-from sdediff.solvers.given import real
+from sdediff.solvers.given import Positive, real
 
 __all__ = ["Scaled"]
 
@@ -24,13 +24,11 @@ class Scaled(LinearSDE):
     """
 
     base: LinearSDE
-    factor: float
+    factor: Positive
 
     def __post_init__(self) -> None:
         if not isinstance(self.base, LinearSDE):
             raise TypeError(f"Scaled: base must be a LinearSDE, got {self.base!r}")
-        if not 0 < real("scaled: the factor", self.factor) < math.inf:
-            raise ValueError(f"scaled: the factor must be a positive number, got {self.factor!r}")
 
     def __repr__(self) -> str:
         return f"{self.base!r}.scaled({self.factor:g})"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdediff.solvers.arithmetic import Number, weighted
-from sdediff.solvers.given import integer
+from sdediff.solvers.given import Count, NotNegative, Positive
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.solver import Solver, Step
@@ -108,21 +108,17 @@ class Churn(_Around):
     less: multiply ``churn`` by (N - 1) / N for the published gamma.
     """
 
-    churn: float = 40.0
+    churn: NotNegative = 40.0
     between: tuple[float, float] = (0.0, float("inf"))
-    noise: float = 1.0
+    noise: Positive = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.churn < float("inf"):
-            raise ValueError(f"Churn: churn must be a number >= 0, got {self.churn!r}")
         if not 0 <= self.between[0] <= self.between[1]:
             raise ValueError(
                 "Churn: between must be (low, high), 0 <= low <= high, in units of sigma / "
                 f"alpha; got {self.between!r}"
             )
-        if not 0 < self.noise < float("inf"):
-            raise ValueError(f"Churn: noise must be a positive number, got {self.noise!r}")
 
     @property
     def evaluations(self) -> int:
@@ -181,8 +177,8 @@ class Restart(_Around):
     """
 
     between: tuple[float, float]
-    rounds: int = 1
-    steps: int = 4
+    rounds: Count = 1
+    steps: Count = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -191,8 +187,6 @@ class Restart(_Around):
                 "Restart: between must be (t_low, t_high) with t_low < t_high, got "
                 f"{self.between!r}"
             )
-        for name, value in (("rounds", self.rounds), ("steps", self.steps)):
-            _ = integer(f"Restart: {name}", value, 1)
 
     @property
     def evaluations(self) -> int:

@@ -35,7 +35,6 @@ class Event(Record):
     direction: Literal["either", "rising", "falling"] = "either"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not callable(self.function):
             raise TypeError(f"Event: function must be a function g(x, t), got {self.function!r}")
 

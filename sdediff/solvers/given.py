@@ -5,20 +5,29 @@ flags, devices and functions.
 from __future__ import annotations
 
 import functools
+import math
 import operator
 import re
+import sys
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, Final, SupportsIndex
+from typing import TYPE_CHECKING, Any, Final, SupportsIndex, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 __all__ = [
+    "Count",
+    "Finite",
+    "Natural",
+    "NotNegative",
+    "Part",
+    "Positive",
     "Record",
+    "Share",
     "WrittenError",
     "callback_of",
     "check_choice",
@@ -32,9 +41,28 @@ __all__ = [
     "reading",
     "real",
     "reals",
+    "within",
 ]
 
-_NUMERIC: Final = re.compile(r"\b(int|float|bool)\b")
+Positive: TypeAlias = float
+NotNegative: TypeAlias = float
+Finite: TypeAlias = float
+Part: TypeAlias = float
+Share: TypeAlias = float
+Count: TypeAlias = int
+Natural: TypeAlias = int
+_MOST: Final = sys.float_info.max
+_RANGES: Final = {
+    "Positive": (math.ulp(0.0), _MOST, "a positive number"),
+    "NotNegative": (0.0, _MOST, "a finite number >= 0"),
+    "Finite": (-_MOST, _MOST, "a finite number"),
+    "Part": (math.ulp(0.0), math.nextafter(1.0, 0.0), "a number in (0, 1)"),
+    "Share": (math.ulp(0.0), 1.0, "a number in (0, 1]"),
+}
+"""The least and the largest number of a field declared as one of these, and the words for them."""
+_LEAST: Final = {"Count": 1, "Natural": 0}
+
+_NUMERIC: Final = re.compile(r"\b(int|float|bool|" + "|".join([*_RANGES, *_LEAST]) + r")\b")
 _CHOICE: Final = re.compile(r"(?:Final\[)?Literal\[([^\]]*)\]")
 _PLAIN: Final = frozenset({bool, int, float, str, type(None)})
 
@@ -195,21 +223,40 @@ def reals(name: str, value: Any, device: torch.device | str | None = None) -> Te
 
 
 def plain_fields(record: Any) -> None:
-    """Keep the numbers among a dataclass's fields as Python's own, those in tuples too.
+    """Keep the numbers among a dataclass's fields as Python's own, those in tuples too, and check
+    those that are declared by a range, as `within` says.
 
     A tensor of one number is taken for a number where the field's type says that it is one.
     """
     for field in fields(record) if is_dataclass(record) else ():
-        given = getattr(record, field.name, None)
-        if type(given) not in _PLAIN:
-            kept = _kept(given, _declared(field.type))
-            if kept is not given:
-                object.__setattr__(record, field.name, kept)
+        kind = field.type if isinstance(field.type, str) else _declared(field.type)
+        value = getattr(record, field.name, None)
+        kept = value if type(value) in _PLAIN else _kept(value, kind)
+        if kept is not value:
+            object.__setattr__(record, field.name, kept)
+        within(f"{type(record).__name__}: {field.name}", kept, kind)
 
 
-def _declared(kind: Any) -> str:
-    """The type that a field is declared with, as it is written."""
-    return kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
+def within(name: str, value: Any, kind: str) -> None:
+    """A ValueError unless ``value`` lies in the range that ``kind`` names: ``"Positive"``, or
+    ``"Positive | None"`` say.
+    """
+    bare = kind.removesuffix(" | None")
+    either = "" if bare == kind else "None or "
+    if value is None and either:
+        return
+    if bare in _LEAST:
+        _ = integer(name, value, _LEAST[bare], kind=f"{either}an int of at least {_LEAST[bare]}")
+    if bare in _RANGES:
+        low, high, words = _RANGES[bare]
+        number = value if type(value) is float else real(name, value)
+        if not low <= number <= high:
+            raise ValueError(f"{name} must be {either}{words}, got {value!r}")
+
+
+def _declared(kind: type) -> str:
+    """The type that a field is declared with, as it would be written."""
+    return getattr(kind, "__name__", str(kind))
 
 
 def _kept(given: Any, kind: str) -> Any:
@@ -217,6 +264,8 @@ def _kept(given: Any, kind: str) -> Any:
     if isinstance(given, Tensor | np.ndarray) and not _NUMERIC.search(kind):
         return given
     kept = plain(given)
+    if kind.removesuffix(" | None") in ("int", *_LEAST) and _counts(kept):
+        return operator.index(kept)
     if isinstance(kept, np.ndarray | Tensor) and kind.startswith("tuple"):
         return tuple(kept.tolist())
     if type(kept) in (list, tuple) and kind.startswith("tuple"):
@@ -229,7 +278,9 @@ class Record:
     any check sees them.
 
     A field that is declared as a ``float``, or as that or None, must be a number, one declared as a
-    ``bool`` a flag, and one that is a `Literal` of words a word.
+    ``bool`` a flag, and one that is a `Literal` of words a word. One declared as `Positive`,
+    `NotNegative`, `Finite`, `Part` (0 < value < 1), `Share` (0 < value <= 1), `Count` (1, 2, ...)
+    or `Natural` (0, 1, ...), or as that or None, must lie in that range.
     """
 
     def __init_subclass__(cls) -> None:
@@ -242,17 +293,11 @@ class Record:
 
     def __post_init__(self) -> None:
         """Keep Python's own numbers, and check the fields whose types say what they hold."""
+        plain_fields(self)
         record: Any = self
         for field in fields(record) if is_dataclass(record) else ():
             kind = field.type if isinstance(field.type, str) else _declared(field.type)
             value = getattr(record, field.name, None)
-            if type(value) not in _PLAIN:
-                kept = _kept(value, kind)
-                if kind in ("int", "int | None") and _counts(kept):
-                    kept = operator.index(kept)
-                if kept is not value:
-                    object.__setattr__(self, field.name, kept)
-                value = kept
             name = f"{type(self).__name__}: {field.name}"
             if kind == "tuple[float, float]" and not (isinstance(value, tuple) and len(value) == 2):
                 raise ValueError(f"{name} must be two numbers, (low, high); got {value!r}")
@@ -260,11 +305,8 @@ class Record:
                 _ = type(value) is float or real(name, value)
             if kind == "bool" and not isinstance(value, bool):
                 object.__setattr__(self, field.name, flag(name, value))
-            words = _CHOICE.fullmatch(kind)
-            if words is not None:
-                known = tuple(word.strip("\"' ") for word in words[1].split(","))
-                if not isinstance(value, str) or value not in known:
-                    check_choice(name, value, known)
+            if words := _CHOICE.fullmatch(kind):
+                check_choice(name, value, [word.strip("\"' ") for word in words[1].split(",")])
 
 
 def _counts(value: object) -> bool:

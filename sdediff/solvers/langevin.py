@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdediff.solvers.arithmetic import Number, expand, rowwise, weighted
-from sdediff.solvers.given import integer
+from sdediff.solvers.given import Natural, Positive
 from sdediff.solvers.metropolis import accepts, line_integral, proposal_ratio
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
@@ -25,15 +25,6 @@ class _Plan(NamedTuple):
     at: Any  # x + step score, or the score where the step is not known beforehand
     step: Number
     root: Number  # of 2 step
-
-
-def _check(solver: Langevin | MetropolisLangevin) -> None:
-    name = type(solver).__name__
-    if not 0 < solver.snr < float("inf"):
-        raise ValueError(
-            f"{name}: snr must be a positive number, got {solver.snr!r}; 0.16 is a common choice"
-        )
-    _ = integer(f"{name}: n_steps", solver.n_steps, hint="; 0 leaves the samples alone")
 
 
 def _planned(problem: Problem, t: Tensor, size: Tensor, *, folded: bool) -> list[_Plan]:
@@ -81,14 +72,11 @@ class Langevin(Solver):
     as in their ``LangevinCorrector``. It is the one solver whose samples depend on their batch.
     """
 
-    snr: float = 0.16
-    n_steps: int = 1
+    snr: Positive = 0.16
+    n_steps: Natural = 1
     rule: Literal["schedule", "song"] = "schedule"
 
     needs = frozenset({"score", "marginal", "coefficients"})
-
-    def __post_init__(self) -> None:
-        _check(self)
 
     @property
     def stochastic(self) -> bool:
@@ -140,13 +128,10 @@ class MetropolisLangevin(Solver):
     faster. For a network whose score is no gradient the law that is kept is near that of the score.
     """
 
-    snr: float = 0.5
-    n_steps: int = 1
+    snr: Positive = 0.5
+    n_steps: Natural = 1
 
     needs = frozenset({"score", "marginal"})
-
-    def __post_init__(self) -> None:
-        _check(self)
 
     @property
     def stochastic(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sdediff.solvers.arithmetic import Number, weighted
+from sdediff.solvers.given import Positive, check_choice
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.solver import Adaptive, Solver, Step
@@ -84,7 +84,7 @@ class RungeKutta(Solver):
     """
 
     variable: VariableName | None = field(default=None, kw_only=True)
-    size: float = field(default=SIZE, kw_only=True)
+    size: Positive = field(default=SIZE, kw_only=True)
 
     tableau: ClassVar[Tableau]
 
@@ -99,16 +99,8 @@ class RungeKutta(Solver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.variable is not None and self.variable not in VARIABLES:
-            known = ", ".join(map(repr, VARIABLES))
-            raise ValueError(
-                f"{type(self).__name__}: variable must be one of {known}, got {self.variable!r}"
-            )
-        if not 0 < self.size < math.inf:
-            raise ValueError(
-                f"{type(self).__name__}: size must be a positive number, that of the data's "
-                f"details; got {self.size!r}"
-            )
+        if self.variable is not None:
+            check_choice(f"{type(self).__name__}: variable", self.variable, VARIABLES)
 
     @property
     def needs(self) -> frozenset[str]:

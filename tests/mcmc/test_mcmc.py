@@ -603,7 +603,7 @@ BAD = {
         ValueError,
         r"log_prob at x_init\[0\] is -inf",
     ),
-    "step": (lambda: mcmc.MALA(0), ValueError, "MALA: step must be a finite number > 0, got 0"),
+    "step": (lambda: mcmc.MALA(0), ValueError, "MALA: step must be a positive number, got 0"),
     "step True": (lambda: mcmc.ULA(True), ValueError, "ULA: step must be a number, got True"),
     "step inf": (
         lambda: mcmc.RandomWalk(math.inf),

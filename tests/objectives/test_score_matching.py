@@ -445,7 +445,7 @@ X = torch.zeros(3, 1)
             "or SlicedScoreMatching",
         ),
         (lambda: sd.objectives.MinSNR(0.0), ValueError, "gamma must be"),
-        (lambda: sd.objectives.LogNormal(scale=0.0), ValueError, "scale positive"),
+        (lambda: sd.objectives.LogNormal(scale=0.0), ValueError, "scale must be a positive number"),
         (
             lambda: sd.DenoisingScoreMatching(times=sd.objectives.LogNormal(50.0, 0.1))(MODEL, X),
             ValueError,

@@ -588,10 +588,10 @@ def test_the_steps_at_the_ends_are_of_order_one(solver: Solver) -> None:
         (lambda: sd.solvers.DEIS(form=[1.0]), "form must be"),
         (
             lambda: sd.solvers.DPMSolver(variable="lambda"),
-            "variable must be one of 'log_snr', 'sigma', 'angle', 't'; got 'lambda'",
+            "variable must be one of 'log_snr', 'sigma', 'angle', 't', got 'lambda'",
         ),
         (lambda: sd.solvers.DPMSolver(moments="bh2"), "moments must be one of"),
-        (lambda: sd.solvers.DPMSolver(r=0.0), "r must lie in"),
+        (lambda: sd.solvers.DPMSolver(r=0.0), "r must be a number in"),
         (
             lambda: sd.solvers.ExponentialPair(1),
             "order must be 2, 3 or 4, for the probability flow",

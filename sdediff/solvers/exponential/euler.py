@@ -15,6 +15,7 @@ from torch import Tensor
 from sdediff.solvers.arithmetic import Number, weighted
 from sdediff.solvers.exponential.flow import Flow
 from sdediff.solvers.exponential.stages import order_one
+from sdediff.solvers.given import NotNegative
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.solver import Solver, Step
@@ -82,16 +83,9 @@ class DDIM(_OrderOne):
     sigma_s^2 = v^2 add more noise. Order 1, one evaluation a step.
     """
 
-    eta: float = 0.0
+    eta: NotNegative = 0.0
 
     needs = frozenset({"data", "marginal", "kernel"})
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.eta < float("inf"):
-            raise ValueError(
-                f"DDIM: eta must be a number >= 0, got {self.eta!r}; 0 is deterministic, 1 is "
-                "ancestral sampling"
-            )
 
     @property
     def stochastic(self) -> bool:

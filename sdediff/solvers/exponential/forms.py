@@ -4,7 +4,6 @@ predictions of the network it replaces by polynomials.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, runtime_checkable
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdediff.solvers.arithmetic import Number, weighted
-from sdediff.solvers.given import Record
+from sdediff.solvers.given import Positive, Record
 
 if TYPE_CHECKING:
     from sdediff.solvers.exponential.flow import Flow
@@ -217,16 +216,9 @@ class Straight(Record, Form):
     rectified flow.
     """
 
-    scale: float = 1.0
+    scale: Positive = 1.0
 
     bounded = True
-
-    def __post_init__(self) -> None:
-        if not 0 < self.scale < math.inf:
-            raise ValueError(
-                f"Straight: scale must be a positive number, got {self.scale!r}; 0.1 for details "
-                "of that size"
-            )
 
     def affine(self, points: Points) -> tuple[Number, Number]:
         ratio = self.scale / points.sigma

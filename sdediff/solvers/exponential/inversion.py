@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdediff.solvers.arithmetic import Number, rowwise, weighted
-from sdediff.solvers.given import integer
+from sdediff.solvers.given import Count, NotNegative
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.solver import Solver, Step
@@ -39,17 +39,12 @@ class InverseDDIM(Solver):
     then take more steps. One evaluation an iteration, and one to start.
     """
 
-    tol: float = 1e-6
-    iterations: int = 50
+    tol: NotNegative = 1e-6
+    iterations: Count = 50
 
     needs = frozenset({"noise", "marginal"})
     spacing = "logistic"
     has_memory = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.tol < float("inf"):
-            raise ValueError(f"InverseDDIM: tol must be a finite number >= 0, got {self.tol!r}")
-        _ = integer("InverseDDIM: iterations", self.iterations, 1)
 
     @property
     def evaluations(self) -> int:

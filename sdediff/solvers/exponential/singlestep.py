@@ -27,7 +27,7 @@ from sdediff.solvers.exponential.stages import (
     table,
     unbounded,
 )
-from sdediff.solvers.given import integer
+from sdediff.solvers.given import Share, check_choice, integer
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.solver import Adaptive, Solver, Step
@@ -66,14 +66,8 @@ class Exponential(Solver):
                 f"{name}: form={self.form!r} is for the probability flow; take sde=False, or a "
                 "number as the form"
             )
-        for field, value, known in (
-            ("variable", self.variable, VARIABLES),
-            ("moments", self.moments, MOMENTS),
-        ):
-            if value not in known:
-                raise ValueError(
-                    f"{name}: {field} must be one of {', '.join(map(repr, known))}; got {value!r}"
-                )
+        check_choice(f"{name}: variable", self.variable, VARIABLES)
+        check_choice(f"{name}: moments", self.moments, MOMENTS)
 
     @property
     def spacing(self) -> str:
@@ -143,12 +137,7 @@ class ExponentialSinglestep(Exponential):
     alpha = 0 or end at sigma = 0 are of order 1. As an SDE the weak order is at most 2.
     """
 
-    r: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.r <= 1:
-            raise ValueError(f"{type(self).__name__}: r must lie in (0, 1], got {self.r!r}")
+    r: Share = 0.5
 
     @property
     def evaluations(self) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 from sdediff.solvers.arithmetic import rowwise
 from sdediff.solvers.brownian import BrownianPath
 from sdediff.solvers.external.driver import External, Run, check_method
+from sdediff.solvers.given import Positive
 from sdediff.solvers.masked import Masked
 from sdediff.solvers.noise import Noise
 from sdediff.solvers.solver import check_tolerances, tolerances
@@ -67,7 +68,7 @@ class TorchSDE(External):
     adaptive: bool = False
     rtol: float = 1e-2
     atol: float | None = None
-    dt: float | None = None
+    dt: Positive | None = None
 
     default_atol = 1e-2
     library = "torchsde"
@@ -81,8 +82,6 @@ class TorchSDE(External):
             raise ValueError(
                 f"{self!r}: the steps are the intervals of the grid; drop dt, or set adaptive=True"
             )
-        if self.dt is not None and not 0 < self.dt < float("inf"):
-            raise ValueError(f"{self!r}: dt must be a finite number > 0")
 
     @property
     def senses(self) -> frozenset[str]:
