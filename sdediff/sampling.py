@@ -29,7 +29,6 @@ from sdediff.protocols import Model, facts
 from sdediff.reverse import Reverse
 from sdediff.sde import SDE
 from sdediff.solvers import (
-    Failure,
     Noise,
     Options,
     Solution,
@@ -41,6 +40,7 @@ from sdediff.solvers import (
 from sdediff.solvers.given import check_choice
 from sdediff.solvers.legs import legs_of
 from sdediff.solvers.masked import masked
+from sdediff.solvers.solution import failing
 from sdediff.solving import Solving, chosen
 from sdediff.suitability import short_of_noise
 
@@ -172,13 +172,10 @@ def _denoised(
     options: Options,
 ) -> Solution:
     """``solution`` with E[x_0 | x] in place of each x, which solvers see as that of ``inside``."""
+    ends = times[-1].expand(len(inside.x))
     if options.max_nfe is not None:
-        late = [
-            i
-            for i, n in enumerate(solution.nfe.tolist())
-            if n >= options.max_nfe and not int(solution.status[i])
-        ]
-        solution = _fail(solution, late, Status.MAX_NFE, times[-1])
+        late = torch.nonzero((solution.nfe >= options.max_nfe) & (solution.status == 0)).flatten()
+        solution = solution.failed(failing(late, ends[late], Status.MAX_NFE))
     rows = torch.nonzero(solution.status == 0).flatten()
     if not len(rows):
         return solution
@@ -197,10 +194,10 @@ def _denoised(
         clean = part.clean(state, end)
     out = solution.x.clone()
     out[rows.to(out.device)] = clean
-    lost: list[int] = []
+    lost = rows[:0]
     if not bool(torch.isfinite(clean).all()):
-        lost = rows[~torch.isfinite(rowwise(clean)).all(dim=1).cpu()].tolist()
-        out[lost] = solution.x[lost]
+        lost = rows[~torch.isfinite(rowwise(clean)).all(dim=1).cpu()]
+        out[lost.to(out.device)] = solution.x[lost.to(out.device)]
     frames = solution.trajectory
     if frames is not None:
         frames = torch.cat([frames[:-1], out[None]])
@@ -208,15 +205,6 @@ def _denoised(
     solution = replace(
         solution, x=out, nfe=problem.monitor.evaluations.total, backward=backward, trajectory=frames
     )
-    return _fail(solution, lost, Status.NETWORK_NOT_FINITE, times[-1]) if lost else solution
-
-
-def _fail(solution: Solution, samples: list[int], status: Status, end: Tensor) -> Solution:
-    """Note failures at ``end``, () or a time for each sample."""
-    if not samples:
+    if not len(lost):
         return solution
-    marks = solution.status.clone()
-    marks[samples] = int(status)
-    ends = end.expand(len(marks)).tolist()
-    failures = solution.failures + tuple(Failure(i, status, ends[i]) for i in samples)
-    return replace(solution, status=marks, failures=tuple(sorted(failures, key=lambda f: f.sample)))
+    return solution.failed(failing(lost, ends[lost], Status.NETWORK_NOT_FINITE))

@@ -27,7 +27,6 @@ from sdediff.solvers import (
     Options,
     Snapshot,
     Solution,
-    SolveError,
     Solver,
     White,
 )
@@ -102,10 +101,7 @@ def simulate(
     found = solver.solve(
         Forward(sde, len(x_0), units.unit), units.enter(x_0), times, noise, options
     )
-    solution = replace(units.left(found), seeds=seeds)
-    if solution.failures and on_fail == "raise":
-        raise SolveError(solution)
-    return solution
+    return replace(units.left(found), seeds=seeds).failed((), on_fail)
 
 
 def _vanishes(sde: SDE, times: Tensor, x: Tensor) -> bool:

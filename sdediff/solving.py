@@ -23,7 +23,7 @@ from sdediff.options import DEFAULTS, LikelihoodOptions, SolveOptions
 from sdediff.progress import Bar, progress_bar
 from sdediff.protocols import Facts, Like, Model, Output, Rows, is_model
 from sdediff.reverse import Reverse
-from sdediff.solvers import Monitor, Options, Solution, SolveError, Solver
+from sdediff.solvers import Monitor, Options, Solution, Solver
 from sdediff.solvers.given import callback_of, flag, integer, nearest
 from sdediff.solvers.solution import merge
 from sdediff.units import Units
@@ -164,9 +164,7 @@ class Solving:
                     options = replace(options, callback=shown_outside)
                 parts.append(part(rows, options))
         solution = parts[0] if len(parts) == 1 else merge(parts)
-        if solution.failures and self.options.on_fail == "raise":
-            raise SolveError(solution)
-        return solution
+        return solution.failed((), self.options.on_fail) if solution.failures else solution
 
 
 def chosen(function: Any, options: SolveOptions) -> LikelihoodOptions:

@@ -244,7 +244,11 @@ def test_a_module_as_constraint_is_not_entered_into_the_model() -> None:
             ValueError,
             r"quantile must be a number in \(0, 1\]",
         ),
-        (lambda: sd.constraints.DynamicThreshold(bound=0.0), ValueError, "bound must be a positive number"),
+        (
+            lambda: sd.constraints.DynamicThreshold(bound=0.0),
+            ValueError,
+            "bound must be a pos",
+        ),
         (
             lambda: sd.ScoreModel(lambda x, t: x, _General(), "score").constrained(sd.Clip()),
             ValueError,

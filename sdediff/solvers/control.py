@@ -12,7 +12,7 @@ from sdediff.solvers.controller import Controller, judge
 from sdediff.solvers.moving import Moving, Policy
 from sdediff.solvers.norm import ErrorNorm
 from sdediff.solvers.problem import Problem
-from sdediff.solvers.solution import Failure, Status
+from sdediff.solvers.solution import Failure, Status, failing
 from sdediff.solvers.solver import Solver, checked, tolerances
 from sdediff.solvers.stepping import Control, Reached, Stepped
 
@@ -157,8 +157,7 @@ class PerSample(Control):
         self.hold(finished | failed)
 
     def _fail(self, mask: Tensor, status: Status) -> None:
-        where = zip(self.moving.samples[mask].tolist(), self.moving.t[mask].tolist(), strict=True)
-        self.failures += [Failure(sample, status, t) for sample, t in where]
+        self.failures += failing(self.moving.samples[mask], self.moving.t[mask], status)
 
     def hold(self, failed: Tensor) -> None:
         """Take the rows of a mask out of the batch, their states into the result."""

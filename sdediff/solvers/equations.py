@@ -29,7 +29,7 @@ from sdediff.solvers.noise import Noise, fresh_seed
 from sdediff.solvers.options import Options, Snapshot
 from sdediff.solvers.recorder import watched
 from sdediff.solvers.runge_kutta import RK45
-from sdediff.solvers.solution import Solution, SolveError
+from sdediff.solvers.solution import Solution
 from sdediff.solvers.solver import Solver
 from sdediff.solvers.stochastic import EulerMaruyama
 from sdediff.solvers.white import White, seeds
@@ -45,7 +45,7 @@ class Driving:
     dense: bool
     condition: Mapping[str, Tensor] | None
     options: Options
-    raises: bool
+    on_fail: Literal["raise", "return"]
 
     @classmethod
     def checked(
@@ -78,7 +78,7 @@ class Driving:
             on_fail="return",
             grad=grad,
         )
-        return cls(known, flag("dense", dense), condition, options, on_fail == "raise")
+        return cls(known, flag("dense", dense), condition, options, on_fail)
 
     def rows(self, x: Tensor) -> Mapping[str, Tensor]:
         """The condition; a ValueError unless it has a row for each of x."""
@@ -119,9 +119,7 @@ class Driving:
             )
         else:
             solution = integrate(problem, solver, x, times, noise, self.options)
-        if solution.failures and self.raises:
-            raise SolveError(solution)
-        return solution
+        return solution.failed((), self.on_fail)
 
 
 def solve_ode(

@@ -22,7 +22,7 @@ from sdediff.solvers.noise import Noise, Silence, StepNoise
 from sdediff.solvers.options import Options, Snapshot
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.run import Run, show
-from sdediff.solvers.solution import Failure, Solution, SolveError, Status
+from sdediff.solvers.solution import Failure, Solution, Status, failing
 from sdediff.solvers.solver import Solver, Step, checked
 from sdediff.solvers.stepping import Control, Reached, Stepped
 
@@ -94,28 +94,21 @@ def integrate(
         if lost:
             problem.monitor.clear()
             run = _drive(problem, solver, x, times, noise, options, watch=True)
-    failures = sorted(run.failures, key=lambda failure: failure.sample)
     # the replay found nothing: the network answered differently the second time
-    if lost and not failures:
-        rows = torch.nonzero(~torch.isfinite(rowwise(run.x)).all(dim=1)).flatten().tolist()
-        failures = [Failure(sample, Status.STATE_NOT_FINITE, float("nan")) for sample in rows]
-    status = torch.zeros(len(x), dtype=torch.int64)
-    for failure in failures:
-        status[failure.sample] = failure.status
+    if lost and not run.failures:
+        rows = torch.nonzero(~torch.isfinite(rowwise(run.x)).all(dim=1)).flatten()
+        run.failures = failing(rows, torch.tensor(torch.nan), Status.STATE_NOT_FINITE)
     solution = Solution(
         x=run.x,
         times=run.times,
         nfe=problem.monitor.evaluations.total,
         accepted=run.accepted,
         rejected=run.rejected,
-        status=status,
+        status=torch.zeros(len(x), dtype=torch.int64),
         trajectory=None if run.frames is None else torch.stack(run.frames),
-        failures=tuple(failures),
         backward=problem.monitor.backward_passes.total,
     )
-    if solution.failures and options.on_fail == "raise":
-        raise SolveError(solution)
-    return solution
+    return solution.failed(run.failures, options.on_fail) if run.failures else solution
 
 
 def _drive(
@@ -263,10 +256,6 @@ class FixedSteps(Control):
     def where(self) -> tuple[Tensor, Tensor, Tensor | None]:
         return self.times[self.index], self.x, None
 
-    def _time(self, row: int) -> float:
-        t = self.times[self.index]
-        return float(t if t.ndim == 0 else t[row])
-
     def attempt(self, stepped: Stepped) -> Reached:
         index, x = self.index, self.x
         noise = self.silent if self.noise is None else self.noise.at(self.first + index)
@@ -290,12 +279,17 @@ class FixedSteps(Control):
             if self.problem.rows is None
             else self.problem.monitor.bad[self.problem.rows]
         )
-        for sample in torch.nonzero((~finite | network) & ~self.failed).flatten().tolist():
-            status = Status.NETWORK_NOT_FINITE if network[sample] else Status.STATE_NOT_FINITE
-            self.failures.append(Failure(sample, status, self._time(sample)))
-            self.failed[sample], self.accepted[sample] = True, self.index
+        self._fail(network & ~self.failed, Status.NETWORK_NOT_FINITE)
+        self._fail(~finite & ~self.failed, Status.STATE_NOT_FINITE)
         keep = self.failed.to(x.device).reshape(-1, *(1,) * (x.ndim - 1))
         return torch.where(keep, self.x, x)
+
+    def _fail(self, which: Tensor, status: Status) -> None:
+        """Note that samples, a mask (B,), go no further."""
+        some = torch.nonzero(which).flatten()
+        self.failures += failing(some, self.times[self.index].expand(len(which))[some], status)
+        self.accepted[some] = self.index
+        self.failed = self.failed | which
 
     def hold(self, failed: Tensor) -> None:
         self.failed = failed
@@ -316,8 +310,7 @@ class FixedSteps(Control):
             and int(nfe.max()) + self.solver.cost(self.plans[self.index]) * self.problem.cost
             > max_nfe
         ):
-            self.failures += [Failure(i, Status.MAX_NFE, self._time(i)) for i in range(len(self.x))]
-            self.accepted[~self.failed] = self.index
+            self._fail(~self.failed, Status.MAX_NFE)
             self.active = False
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from sdediff.solvers.portable import Portable
 if TYPE_CHECKING:
     from sdediff.solvers.dense import Dense
 
-__all__ = ["Crossings", "Failure", "Solution", "SolveError", "Status"]
+__all__ = ["Crossings", "Failure", "Solution", "SolveError", "Status", "failing"]
 
 
 class Status(IntEnum):
@@ -67,6 +68,12 @@ class Failure:
         return f"sample {self.sample} failed at t = {self.t:.6g}: {_REASON[self.status]}{words}"
 
 
+def failing(samples: Tensor, t: Tensor, status: Status, words: str = "") -> list[Failure]:
+    """The failures of ``samples`` int64 (k,) at ``t``, () or a time for each of them."""
+    ends = t.expand(len(samples)).tolist()
+    return [Failure(i, status, end, words) for i, end in zip(samples.tolist(), ends, strict=True)]
+
+
 class Crossings(NamedTuple):
     """Where one event happened, in the order of the samples and of each sample's way."""
 
@@ -104,6 +111,21 @@ class Solution:
     backward: Tensor | None = None
     events: tuple[Crossings, ...] = ()
     dense: Dense | None = field(default=None, repr=False)
+
+    def failed(
+        self, failures: Iterable[Failure], on_fail: Literal["raise", "return"] = "return"
+    ) -> Self:
+        """The same with further failures, in the order of the samples; `SolveError` says so where
+        ``on_fail`` is ``"raise"``.
+        """
+        status = self.status.clone()
+        every = sorted([*self.failures, *failures], key=lambda failure: failure.sample)
+        for failure in every:
+            status[failure.sample] = failure.status
+        marked = replace(self, status=status, failures=tuple(every))
+        if every and on_fail == "raise":
+            raise SolveError(marked)
+        return marked
 
     @property
     def success(self) -> bool:

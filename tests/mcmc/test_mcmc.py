@@ -608,7 +608,7 @@ BAD = {
     "step inf": (
         lambda: mcmc.RandomWalk(math.inf),
         ValueError,
-        "RandomWalk: step must be a finite number",
+        "RandomWalk: step must be a positive number",
     ),
     "friction": (
         lambda: mcmc.Underdamped(0.1, -1),

@@ -21,7 +21,7 @@ from sdediff.solvers.noise import Noise, StepNoise
 from sdediff.solvers.options import Options, Snapshot
 from sdediff.solvers.portable import Portable
 from sdediff.solvers.problem import Problem
-from sdediff.solvers.solution import Failure, Solution, SolveError, Status
+from sdediff.solvers.solution import Failure, Solution, Status, failing
 from sdediff.solvers.solver import Solver, Step
 
 __all__ = ["External", "Run", "Stop", "check_method"]
@@ -62,7 +62,7 @@ class Run:
         self.t = times[0]
         self.sign = 1.0 if len(times) < 2 or times[1] > times[0] else -1.0
         self.accepted, self.rejected = 0, 0
-        self.steps: dict[int, int] = {}
+        self.steps = torch.zeros(len(x), dtype=torch.int64)
         self.failures: list[Failure] = []
         self.failed = torch.zeros(len(x), dtype=torch.bool)
         self.own: Exception | None = None
@@ -149,10 +149,10 @@ class Run:
 
     def fail(self, which: Tensor, status: Status, t: Tensor, words: str = "") -> None:
         """Note the failure of the samples ``which`` (B,), except of those that failed before."""
-        for sample in torch.nonzero(which & ~self.failed).flatten().tolist():
-            self.failures.append(Failure(sample, status, float(t), words))
-            self.steps[sample] = self.accepted
-            self.failed[sample] = True
+        some = torch.nonzero(which & ~self.failed).flatten()
+        self.failures += failing(some, t, status, words)
+        self.steps[some] = self.accepted
+        self.failed = self.failed | which
 
     def checked(self, before: Tensor, states: Sequence[Tensor], starts: Tensor) -> list[Tensor]:
         """The states, finite: a sample whose state is not fails at the start of the step and keeps
@@ -175,23 +175,19 @@ class Run:
         )
 
     def solution(self, frames: list[Tensor]) -> Solution:
-        """The result."""
-        accepted = torch.full((2, len(self.x)), self.accepted)
-        status = torch.zeros(len(self.x), dtype=torch.int64)
-        for failure in self.failures:
-            accepted[0, failure.sample] = self.steps[failure.sample]
-            status[failure.sample] = failure.status
-        return Solution(
+        """The result; a `SolveError` where samples failed and that is what the options ask for."""
+        self.steps[~self.failed] = self.accepted
+        solution = Solution(
             x=frames[-1],
             times=self.times,
             nfe=self.problem.monitor.evaluations.total,
-            accepted=accepted[0],
-            rejected=torch.full_like(status, self.rejected),
-            status=status,
+            accepted=self.steps,
+            rejected=torch.full_like(self.steps, self.rejected),
+            status=torch.zeros_like(self.steps),
             trajectory=torch.stack(frames) if self.options.trajectory else None,
-            failures=tuple(sorted(self.failures, key=lambda failure: failure.sample)),
             backward=self.problem.monitor.backward_passes.total,
         )
+        return solution.failed(self.failures, self.options.on_fail)
 
 
 class External(Solver):
@@ -283,10 +279,7 @@ class External(Solver):
                 state = run.checked(frames[-1], [run.x], run.t[None])[0]
                 frames += [state] * (len(times) - len(frames))
                 break
-        solution = run.solution(frames)
-        if solution.failures and options.on_fail == "raise":
-            raise SolveError(solution)
-        return solution
+        return run.solution(frames)
 
 
 def check_method(
