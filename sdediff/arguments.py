@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from sdediff import solvers
-from sdediff.default import Grid, check_solver, default_solver, intervals
+from sdediff.calls import check_condition, check_states, one_place
+from sdediff.options import Grid, check_solver, default_solver, intervals
 from sdediff.protocols import Facts, Model, check_model, has_weights
-from sdediff.samples import check_condition, check_states, one_place
 from sdediff.sde import SDE, LinearSDE
 from sdediff.sde.base import check_span
 from sdediff.solvers import GRIDS, LogSNR, Noise, Solver

@@ -1,4 +1,4 @@
-"""What a network may be handed, and what it may return."""
+"""What a network may be handed, samples and conditions among it, and what it may return."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["check_floating", "check_names", "doubled", "tensor_of"]
+__all__ = [
+    "check_condition",
+    "check_floating",
+    "check_names",
+    "check_states",
+    "doubled",
+    "one_place",
+    "tensor_of",
+]
 
 
 def check_names(condition: object, net: Callable[..., Any] | None) -> None:
@@ -110,3 +118,51 @@ def _mending(out: object, shape: torch.Size, *, learned: bool) -> str:
     if not names:
         return "; wrap it in a function that returns the prediction alone"
     return f"; wrap it: lambda x, t, **condition: net(x, t, **condition)[{names[0]!r}]"
+
+
+def check_states(name: str, x: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
+    """Finite floating-point states (B, *event)."""
+    if (
+        not isinstance(x, Tensor)
+        or not x.is_floating_point()
+        or x.ndim < 1
+        or (shape is not None and tuple(x.shape) != shape)
+    ):
+        got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(
+            f"{name} must be a floating-point tensor of shape {shape or '(B, *event)'}, got {got}"
+        )
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError(f"{name} contains values that are not finite")
+    return x
+
+
+def check_condition(
+    condition: Mapping[str, Tensor] | None,
+    count: int,
+    net: Callable[..., Any] | None,
+    device: torch.device | None = None,
+) -> dict[str, Tensor]:
+    """Tensors with leading dimension B by the names of arguments of ``net``, on ``device`` if there
+    is one.
+    """
+    if condition is None:
+        return {}
+    check_names(condition, net)
+    for name, value in condition.items():
+        if not isinstance(value, Tensor) or value.ndim < 1 or value.shape[0] != count:
+            got = (
+                f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            )
+            raise ValueError(
+                f"condition {name!r} must be a tensor with leading dimension {count}, got {got}; "
+                "what all samples share goes into the network by functools.partial"
+            )
+    return {
+        name: value if device is None else value.to(device) for name, value in condition.items()
+    }
+
+
+def one_place(a: torch.device, b: torch.device) -> bool:
+    """Whether two devices are the same."""
+    return (a.type, a.index or 0) == (b.type, b.index or 0)

@@ -19,23 +19,25 @@ from sdediff.arguments import (
     make_times,
     row_seeds,
 )
-from sdediff.forward import Forward
 from sdediff.sde import SDE
+from sdediff.sde.base import drift_of
 from sdediff.solvers import (
     EulerMaruyama,
     Noise,
     Options,
+    Problem,
     Snapshot,
     Solution,
     Solver,
     White,
 )
 from sdediff.solvers.arithmetic import at_least_float32, planned, weighted
+from sdediff.solvers.coefficients import Coef
 from sdediff.solvers.given import callback_of, check_choice, flag
 from sdediff.solving import check_count, check_group
 from sdediff.units import Units
 
-__all__ = ["simulate"]
+__all__ = ["Forward", "simulate"]
 
 
 def simulate(
@@ -113,3 +115,21 @@ def _vanishes(sde: SDE, times: Tensor, x: Tensor) -> bool:
     # no matrix of the kind that people write takes this to 0, unless it is 0
     probe = torch.linspace(1, 2, event.numel(), dtype=torch.float64).exp().reshape(1, *event)
     return all(not bool(weighted((size, probe)).any()) for size in sizes[0])
+
+
+class Forward(Problem):
+    """dx = drift(x, t) dt + g(t) dw, the forward SDE itself, for states in units of ``unit``."""
+
+    offers = frozenset({"drift", "diffusion"})
+
+    def __init__(self, sde: SDE, samples: int, unit: float = 1.0) -> None:
+        super().__init__(samples)
+        self.sde, self.unit = sde, unit
+
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        drift = drift_of(self.sde, weighted((self.unit, x)), t)
+        return self.seen(x, drift / self.unit)  # a copy: the SDE may return one tensor each time
+
+    def diffusion(self, t: Tensor) -> Coef:
+        g: Coef = self.sde.diffusion(t)
+        return g * (1 / self.unit)

@@ -11,10 +11,10 @@ from torch.utils.checkpoint import checkpoint
 from sdediff.solvers.controller import Controller, judge
 from sdediff.solvers.moving import Moving, Policy
 from sdediff.solvers.norm import ErrorNorm
+from sdediff.solvers.options import Control, Reached, Stepped
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.solution import Failure, Status, failing
 from sdediff.solvers.solver import Solver, checked, tolerances
-from sdediff.solvers.stepping import Control, Reached, Stepped
 
 __all__ = ["PerSample"]
 

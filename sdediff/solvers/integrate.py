@@ -19,12 +19,11 @@ from sdediff.solvers.legs import Leg, legs_of
 from sdediff.solvers.moving import Policy
 from sdediff.solvers.needs import unknown_needs
 from sdediff.solvers.noise import Noise, Silence, StepNoise
-from sdediff.solvers.options import Options, Snapshot
+from sdediff.solvers.options import Control, Options, Reached, Snapshot, Stepped
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.run import Run, show
 from sdediff.solvers.solution import Failure, Solution, Status, failing
 from sdediff.solvers.solver import Solver, Step, checked
-from sdediff.solvers.stepping import Control, Reached, Stepped
 
 __all__ = ["Options", "Snapshot", "integrate", "require"]
 

@@ -16,11 +16,10 @@ from sdediff.solvers.events import Event, ridders
 from sdediff.solvers.functions import FunctionProblem
 from sdediff.solvers.integrate import integrate
 from sdediff.solvers.noise import Noise, StepNoise
-from sdediff.solvers.options import Options, Snapshot
+from sdediff.solvers.options import Control, Options, Reached, Snapshot, Stepped
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.solution import Crossings, Solution, Status
 from sdediff.solvers.solver import Solver, Step
-from sdediff.solvers.stepping import Control, Reached, Stepped
 
 __all__ = ["watched"]
 

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from sdediff.solvers.legs import Leg
-from sdediff.solvers.options import Options, Snapshot
+from sdediff.solvers.options import Control, Options, Reached, Snapshot
 from sdediff.solvers.solution import Failure
-from sdediff.solvers.stepping import Control, Reached
 
 __all__ = ["Run", "show"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import sdediff as sd
-from sdediff.likelihood.probes import hadamard, make_probes, population
+from sdediff.likelihood.estimate import hadamard, make_probes, population
 
 F64 = torch.float64
 SONG = {"VE": sd.VE(), "VP": sd.VP(), "SubVP": sd.SubVP()}

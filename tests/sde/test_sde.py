@@ -13,7 +13,7 @@ from scipy.integrate import solve_ivp
 from scipy.stats import multivariate_normal
 
 import sdediff as sd
-from sdediff.forward import Forward
+from sdediff.simulation import Forward
 from sdediff.solvers import EulerMaruyama
 from sdediff.testing.orders import fitted_order
 

@@ -33,7 +33,7 @@ import sdediff as sd
 from sdediff import solvers
 from sdediff.reverse import Reverse
 from sdediff.solvers import Options, RungeKutta, Solver, Status, Step, Tableau, expand, integrate
-from sdediff.solvers.trees import conditions
+from sdediff.solvers.tableau import conditions
 from sdediff.testing.orders import Still, fitted_order
 
 SMOOTH = sd.exact.GaussianMixture([[-0.5, 0.3], [0.5, 0.0], [0.2, -0.5]], 0.5)

@@ -720,7 +720,7 @@ def test_stages_of_sra_see_the_diffusion_at_their_times() -> None:
     sde = sd.LinearSDE(f=lambda t: -1.0, g=lambda t: 1 + t)
     x = torch.tensor([[0.5]], dtype=torch.float64)
     path = sd.solvers.BrownianPath([0], (1,), 0.5, 0.75, intervals=8, dtype=torch.float64)
-    from sdediff.forward import Forward
+    from sdediff.simulation import Forward
 
     out = integrate(
         Forward(sde, 1), sd.solvers.SRA1(), x, torch.tensor([0.5, 0.75], dtype=torch.float64), path

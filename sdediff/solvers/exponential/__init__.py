@@ -2,9 +2,8 @@
 polynomial.
 """
 
-from sdediff.solvers.exponential.euler import DDIM, Ancestral
+from sdediff.solvers.exponential.euler import DDIM, Ancestral, InverseDDIM
 from sdediff.solvers.exponential.forms import Form, Straight
-from sdediff.solvers.exponential.inversion import InverseDDIM
 from sdediff.solvers.exponential.multistep import ExponentialMultistep
 from sdediff.solvers.exponential.presets import (
     DEIS,
