@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from sdediff.normalizer import coordinate_moments
 from sdediff.predict import outputs
 from sdediff.predictions import PREDICTIONS, conversion, prediction_of
 from sdediff.protocols import Model, Prediction, facts
+from sdediff.sde import LinearSDE
 from sdediff.solvers import White, expand, seeds
 from sdediff.solvers.arithmetic import at_least_float32
 from sdediff.solvers.given import integer
@@ -154,7 +154,7 @@ def diagnose(
     return Diagnosis(declared, errors, amiss or "")
 
 
-def _times(sde: Any, count: int, seed: int) -> Tensor:
+def _times(sde: LinearSDE, count: int, seed: int) -> Tensor:
     """Times (count,) at log-SNRs that are evenly spread over [-4, 4], in an order of the seed."""
     most, least = sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)).tolist()
     middle = -2 * math.log(2 * sde.sigma_data)  # 0 for published schedules

@@ -205,7 +205,7 @@ def facts(model: Model) -> Facts:
     return Facts(**found)
 
 
-def breaks_of(model: Any) -> tuple[float, ...]:
+def breaks_of(model: object) -> tuple[float, ...]:
     """The times at which a model jumps, its own and those of the models inside, rising."""
     own: list[float] = []
     for layer in _layers(model):

@@ -228,7 +228,7 @@ def check_group(solver: Solver, count: int, batch_size: int | None) -> int | Non
     return None if batch_size is None else batch_size // group * group
 
 
-def _local(net: Any) -> Any:
+def _local(net: nn.Module) -> nn.Module:
     """A network out of DistributedDataParallel, whose forward pass waits for that of the other
     processes.
 

@@ -70,7 +70,7 @@ class FunctionProblem(Problem):
         """What a user's function says at (x, t), with the condition of these rows."""
         if t.ndim:
             t = t.to(x.device, torch.float32 if x.device.type == "mps" else torch.float64)
-        found: Any = reading(who, function, "x, t", x, t, **self.condition)
+        found: Tensor = reading(who, function, "x, t", x, t, **self.condition)
         if not isinstance(found, Tensor):
             raise TypeError(f"{who} must return a tensor, got {type(found).__name__}")
         if found.is_complex():

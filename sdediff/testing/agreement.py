@@ -8,7 +8,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from sdediff.model import ScoreModel
 from sdediff.modules import evaluating
 from sdediff.predictions import PREDICTIONS
 from sdediff.protocols import facts, is_model
-from sdediff.sde import VE, VP, SubVP
+from sdediff.sde import SDE, VE, VP, LinearSDE, SubVP
 from sdediff.solvers import DDIM, EulerMaruyama, Noise, Solver
 from sdediff.solvers.given import integer, nearest, real
 from sdediff.testing.check import instance_of
@@ -38,12 +38,12 @@ from sdediff.testing.report import (
 __all__ = ["Run", "cause", "check_equivalence", "check_equivalences"]
 
 _STEPS: Final = 10
-_Pairs = Iterator[tuple[str, Any, tuple[Solver, Solver], tuple[Any, Any]]]
+_Pairs = Iterator[tuple[str, LinearSDE, tuple[Solver, Solver], tuple[ScoreModel, ScoreModel]]]
 """What to run: a name for it, the SDE, two solvers and two models."""
 
 
 def check_equivalences(
-    sde: Any, *, names: Iterable[str] | None = None, verbose: bool = True
+    sde: SDE | type[SDE], *, names: Iterable[str] | None = None, verbose: bool = True
 ) -> Report:
     """Check the named equivalences under an SDE, and raise `EquivalenceError` naming those that
     fail.
@@ -67,12 +67,12 @@ def check_equivalences(
                 f"no equivalence is called {name!r}{nearest(name, EQUIVALENCES)}; known: "
                 f"{', '.join(EQUIVALENCES)}"
             )
-    cases = _cases(instance) if "kernel" in instance.offers else []
+    cases = _cases(_linear(instance)) if "kernel" in instance.offers else []
     findings = tuple(_over(name, cases) for name in chosen)
     return Report(repr(instance), findings, "equivalence").conclude(EquivalenceError, verbose)
 
 
-def _cases(sde: Any) -> list[Case]:
+def _cases(sde: LinearSDE) -> list[Case]:
     try:
         with torch.inference_mode(False), torch.no_grad():
             return default_cases(sde)
@@ -98,7 +98,7 @@ def check_equivalence(
     a: Solver | ScoreModel,
     b: Solver | ScoreModel,
     *,
-    sde: Any = None,
+    sde: SDE | type[SDE] | None = None,
     data: Law | None = None,
     solver: Solver | None = None,
     steps: int | None = None,
@@ -137,14 +137,13 @@ def check_equivalence(
         raise TypeError(
             f"data must be a law of sdediff.exact such as GaussianMixture(...), got {data!r}"
         )
-    both = isinstance(a, Solver) and isinstance(b, Solver)
     who = f"{a!r} and {b!r}"
-    if both:
+    if isinstance(a, Solver) and isinstance(b, Solver):
         pairs = _solvers(a, b, sde, solver, law)
     elif is_model(a) and is_model(b):
         one, other = (getattr(each, "predicts", "") for each in (a, b))
         who = f"a model of {one} and one of {other}"
-        pairs = _models(a, b, sde, solver)
+        pairs = _models(cast(ScoreModel, a), cast(ScoreModel, b), sde, solver)
     else:
         classes = any(isinstance(each, type) for each in (a, b))
         hint = "; write it with parentheses, as a value" if classes else ""
@@ -164,7 +163,7 @@ def check_equivalence(
         ]
         case = Case(process, law, tuple(times.tolist()), "v", seed, rows)
         labels = (repr(a), repr(b))
-        if not both:
+        if is_model(a):
             labels = (f"a ({models[0].predicts})", f"b ({models[1].predicts})")
         refinable = not own and not any(each.adaptive for each in pair)
         runs.append((name, Run(case, pair, models, tuple(lams), labels, bound, refinable)))
@@ -174,7 +173,9 @@ def check_equivalence(
     return report.conclude(EquivalenceError, verbose, "differ")
 
 
-def _solvers(a: Any, b: Any, sde: Any, solver: Solver | None, law: Law) -> _Pairs:
+def _solvers(
+    a: Solver, b: Solver, sde: SDE | type[SDE] | None, solver: Solver | None, law: Law
+) -> _Pairs:
     if solver is not None:
         raise ValueError("solver= is for two models; two solvers are compared with one another")
     for each in (a, b):
@@ -188,7 +189,9 @@ def _solvers(a: Any, b: Any, sde: Any, solver: Solver | None, law: Law) -> _Pair
         yield f"on {process!r}", process, (a, b), (law.model(process),) * 2
 
 
-def _models(a: Any, b: Any, sde: Any, solver: Solver | None) -> _Pairs:
+def _models(
+    a: ScoreModel, b: ScoreModel, sde: SDE | type[SDE] | None, solver: Solver | None
+) -> _Pairs:
     process = _linear(a.sde if sde is None else instance_of(sde, "check_equivalence"))
     t = torch.linspace(process.t_min, process.t_max, 9, dtype=torch.float64)
     for name, model in (("a", a), ("b", b)):
@@ -210,7 +213,7 @@ def _models(a: Any, b: Any, sde: Any, solver: Solver | None) -> _Pairs:
 
 
 def _times(
-    pair: tuple[Solver, Solver], sde: Any, steps: int | None, grid: Grid | None
+    pair: tuple[Solver, Solver], sde: SDE, steps: int | None, grid: Grid | None
 ) -> torch.Tensor:
     """The grid of the first discrete solver of the two, or else of the first with fixed steps, 10
     of them unless it is given.
@@ -221,13 +224,13 @@ def _times(
     return make_times(span, fixed, _STEPS if free else steps, grid, None, None)
 
 
-def _linear(sde: Any) -> Any:
+def _linear(sde: SDE) -> LinearSDE:
     if "kernel" not in sde.offers:
         raise TypeError(
             f"check_equivalence runs on exact models, which need a LinearSDE; {sde!r} has no "
             "Gaussian kernel"
         )
-    return sde
+    return cast(LinearSDE, sde)
 
 
 def _compared(run: Run) -> Iterator[Comparison]:
@@ -347,5 +350,5 @@ def _order(run: Run) -> str:
 
 
 def _close(given: Tensor, expected: Tensor, bound: float) -> bool:
-    size: Any = expected.abs().max()
+    size: Tensor = expected.abs().max()
     return bool((given - expected).abs().max() <= bound * size)

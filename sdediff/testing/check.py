@@ -78,7 +78,7 @@ def check_sde(sde: SDE | type[SDE], *, verbose: bool = True) -> Report:
     return Report(repr(instance), tuple(findings.values())).conclude(SDEError, verbose)
 
 
-def instance_of(sde: Any, by: str) -> SDE:
+def instance_of(sde: SDE | type[SDE], by: str) -> SDE:
     """An SDE, or that which its class makes without arguments; a TypeError in the name of the
     function ``by`` for anything else.
     """

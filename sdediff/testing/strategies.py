@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
@@ -197,7 +197,7 @@ def _users(horizon: Numbers) -> list[tuple[tuple[str, ...], SDEs]]:
     ]
 
 
-def grids(sde: Any, *, max_steps: int = 8) -> st.SearchStrategy[tuple[float, ...]]:
+def grids(sde: LinearSDE, *, max_steps: int = 8) -> st.SearchStrategy[tuple[float, ...]]:
     """Falling times in the SDE's usable range: whole or a part of it, with intervals of any sizes
     in log-SNR.
 
@@ -252,7 +252,7 @@ def mixtures(
     return drawn()
 
 
-def predictions(sde: Any, grid: tuple[float, ...] | None = None) -> st.SearchStrategy[str]:
+def predictions(sde: LinearSDE, grid: tuple[float, ...] | None = None) -> st.SearchStrategy[str]:
     """What a network may predict, such that noise and data follow at all times of ``grid``, by
     default `span`; noise first.
     """
@@ -262,7 +262,7 @@ def predictions(sde: Any, grid: tuple[float, ...] | None = None) -> st.SearchStr
 
 
 def cases(
-    needs: Iterable[str] = (), *, sde: Any = None, max_steps: int = 8
+    needs: Iterable[str] = (), *, sde: LinearSDE | None = None, max_steps: int = 8
 ) -> st.SearchStrategy[Case]:
     """Settings for an equivalence: SDE (yours, or one of `sdes`), mixture, grid, prediction and
     seed.

@@ -17,7 +17,7 @@ from sdediff.exact.law import Law
 from sdediff.model import ScoreModel
 from sdediff.predictions import PREDICTIONS, canonical, conversion
 from sdediff.reverse import Reverse
-from sdediff.sde import SDE
+from sdediff.sde import SDE, LinearSDE
 from sdediff.solvers import Noise, Options, Solver, White, check_grid, expand, seeds
 from sdediff.testing.report import Check, Comparison, Finding, Skip, likely_slip, require, settle
 
@@ -149,7 +149,7 @@ def markdown() -> str:
     return "\n".join(["| name | statement | bound |", "|---|---|---|", *rows])
 
 
-def _unit_variance(sde: Any) -> bool:
+def _unit_variance(sde: LinearSDE) -> bool:
     t = torch.linspace(0, sde.T, 65, dtype=torch.float64)
     whole = float((sde.alpha(t) ** 2 + sde.sigma(t) ** 2 - 1).abs().max()) < 1e-9
     return (
@@ -160,7 +160,7 @@ def _unit_variance(sde: Any) -> bool:
     )
 
 
-def _constant_scale(sde: Any) -> bool:
+def _constant_scale(sde: LinearSDE) -> bool:
     t = torch.linspace(sde.t_min, sde.t_max, 65, dtype=torch.float64)
     return float((sde.alpha(t) - 1).abs().max()) < 1e-9
 
@@ -179,7 +179,7 @@ NEEDS: Final[dict[str, tuple[str, Callable[[Any], bool]]]] = {
 """What an equivalence may need of an SDE beyond a Gaussian kernel, in words and as a test."""
 
 
-def span(sde: Any) -> tuple[float, float]:
+def span(sde: LinearSDE) -> tuple[float, float]:
     """(start, end): the usable range, as far as log-SNR lies within 16 of 0."""
     ends = torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)
     levels = sde.log_snr(ends)
@@ -193,7 +193,7 @@ def span(sde: Any) -> tuple[float, float]:
 
 
 def grid_of(
-    sde: Any, weights: Sequence[float], start: float | None = None, end: float | None = None
+    sde: LinearSDE, weights: Sequence[float], start: float | None = None, end: float | None = None
 ) -> tuple[float, ...]:
     """Falling times from ``start`` to ``end``, those of `span` by default, intervals in log-SNR
     being as ``weights``.
@@ -206,7 +206,7 @@ def grid_of(
     return (first, *(float(f"{t:.6g}") for t in inside), last)
 
 
-def able(sde: Any, times: Tensor, sigma_data: float = 0.5) -> tuple[str, ...]:
+def able(sde: LinearSDE, times: Tensor, sigma_data: float = 0.5) -> tuple[str, ...]:
     """The predictions from which noise and data follow at all of these times."""
     return tuple(
         name
@@ -245,7 +245,7 @@ class Case:
     and noise follow from ``seed``.
     """
 
-    sde: Any
+    sde: LinearSDE
     law: Law
     grid: tuple[float, ...]
     predicts: str = "noise"
@@ -283,7 +283,7 @@ class Case:
         """The noise of all solves."""
         return White(seeds(self.seed, self.rows), self.law.event, dtype=torch.float64)
 
-    def model(self, predicts: str | None = None, sde: Any = None) -> ScoreModel:
+    def model(self, predicts: str | None = None, sde: LinearSDE | None = None) -> ScoreModel:
         """The law as a network with that prediction, under ``sde``; those of the case by
         default.
         """
@@ -301,7 +301,7 @@ class Case:
     def solve(
         self,
         solver: Solver,
-        lam: Any = None,
+        lam: float | Callable[[Tensor], Tensor] | None = None,
         *,
         model: ScoreModel | None = None,
         x: Tensor | None = None,
@@ -322,7 +322,7 @@ class Case:
         return out
 
 
-def usual(law: Law, sde: Any, predicts: str, sigma_data: float = 0.5) -> ScoreModel:
+def usual(law: Law, sde: LinearSDE, predicts: str, sigma_data: float = 0.5) -> ScoreModel:
     """The exact model of a law, whose network returns p E[x_0 | x] + q E[noise | x] as ``predicts``
     says.
     """
@@ -339,7 +339,7 @@ def usual(law: Law, sde: Any, predicts: str, sigma_data: float = 0.5) -> ScoreMo
     return ScoreModel(net, sde, predicts, sigma_data=sigma_data, time_dtype=torch.float64)
 
 
-def default_cases(sde: Any) -> list[Case]:
+def default_cases(sde: LinearSDE) -> list[Case]:
     """Three settings in which `check_equivalences` looks at an SDE: points, images and a list, each
     seen in another way.
     """

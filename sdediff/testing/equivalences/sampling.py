@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sdediff.exact import Gaussian
-from sdediff.sde import VE, VP
+from sdediff.sde import VE, VP, LinearSDE
 from sdediff.solvers import (
     DDIM,
     DOP853,
@@ -255,7 +255,7 @@ def reverse_sde(case: Case) -> Iterator[Comparison]:
             )
 
 
-def _middle(sde: Any) -> tuple[float, float]:
+def _middle(sde: LinearSDE) -> tuple[float, float]:
     """(start, end) of log-SNR -3 to 3, moved into the usable range where that is elsewhere."""
     first, last = (
         float(level) for level in sde.log_snr(torch.tensor(span(sde), dtype=torch.float64))
