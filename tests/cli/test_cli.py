@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,16 +27,18 @@ def points(tmp_path: Path) -> Path:
     return tmp_path / "points.npy"
 
 
-@pytest.fixture
-def run(points: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    np.save(folder / "points.npy", POINTS)
     command(
         "train",
         "--sde",
         "vp",
         "--data",
-        points,
+        folder / "points.npy",
         "--out",
-        tmp_path / "run",
+        folder / "run",
         "--steps",
         20,
         "--batch-size",
@@ -44,7 +47,12 @@ def run(points: Path, tmp_path: Path) -> Path:
         "cpu",
         "--quiet",
     )
-    return tmp_path / "run"
+    return folder / "run"
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 def test_the_package_is_the_command_too() -> None:

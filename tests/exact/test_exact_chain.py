@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from all_sdes import SDES
 from exact_moments import reverse_moments
+from pairwise import pairwise
 from torch import Tensor
 
 import sdediff as sd
@@ -101,17 +103,12 @@ def test_a_corrector_is_its_recursion(sequence: str) -> None:
     torch.testing.assert_close(covariance, matrix(spread), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize(
-    ("solver", "order"),
-    [
-        (sd.EulerMaruyama(), 1),
-        (sd.ReverseDiffusion(), 1),
-        (sd.solvers.Ancestral(), 1),
-        (sd.DDIM(), 1),
-        (sd.Heun(), 2),
-    ],
+@pairwise(
+    "sde, solver",
+    SDES,
+    [sd.EulerMaruyama(), sd.ReverseDiffusion(), sd.solvers.Ancestral(), sd.DDIM(), sd.Heun()],
 )
-def test_the_chain_converges_to_the_law(sde: sd.LinearSDE, solver: Solver, order: int) -> None:
+def test_the_chain_converges_to_the_law(sde: sd.LinearSDE, solver: Solver) -> None:
     errors = []
     for n in (40, 80, 160):
         times = grid(sde, n)
@@ -120,7 +117,7 @@ def test_the_chain_converges_to_the_law(sde: sd.LinearSDE, solver: Solver, order
         )
         true_mean, true_covariance = LAW.moments(sde, times[-1])
         errors.append(float((mean - true_mean).norm() + (covariance - true_covariance).norm()))
-    assert fitted_order(errors) == pytest.approx(order, abs=0.25), errors
+    assert fitted_order(errors) == pytest.approx(solver.order, abs=0.25), errors
 
 
 def test_shape_basis_and_dimension_do_not_matter() -> None:

@@ -14,7 +14,14 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if path.name != "timing.py")
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+CHEAP = ("adaptive_sde.py", "noise.py")
+"""What the default run runs; the others in the slow one."""
+
+
+@pytest.mark.parametrize(
+    "script",
+    [pytest.param(name, marks=[] if name in CHEAP else pytest.mark.slow) for name in SCRIPTS],
+)
 def test_benchmark_runs(script: str, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     run = subprocess.run(

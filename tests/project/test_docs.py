@@ -92,7 +92,7 @@ def test_blocks_name_a_language_that_is_checked(page):
         )
 
 
-SHORT = {"mnist_ddpm.py": ["--steps", "3", "--levels", "12", "--count", "4"]}
+SHORT = {"mnist_ddpm.py": "--only hybrid --steps 1 --levels 4 --count 1".split()}
 FULL = {"mnist_ddpm.py": ["--steps", "60", "--levels", "100", "--count", "16"]}  # an hour as it is
 
 

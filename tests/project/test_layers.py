@@ -84,7 +84,8 @@ def linear_sdes(trees):
     return found - {"LinearSDE"}
 
 
-CONCRETE_SDES = FAMILIES | linear_sdes(Module.read(path).tree for path in FILES)
+MODULES = [Module.read(path) for path in FILES]
+CONCRETE_SDES = FAMILIES | linear_sdes(each.tree for each in MODULES)
 
 
 # -- the rules -------------------------------------------------------------------------------------
@@ -310,10 +311,8 @@ RULES = {
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_rule_holds(rule):
-    assert FILES
-    complaints = [
-        f"{path}:{line}: {text}" for path in FILES for line, text in rule(Module.read(path))
-    ]
+    assert MODULES
+    complaints = [f"{each.path}:{line}: {text}" for each in MODULES for line, text in rule(each)]
     assert not complaints, "\n".join(complaints)
 
 

@@ -61,7 +61,14 @@ def test_the_face_has_the_names_of_the_numerics_and_no_submodules():
     assert not {name for name in sys.modules if name.startswith("solvers.")}
 
 
-@pytest.mark.parametrize("users", ["solvers.py", "solvers/__init__.py", "solvers/nested.txt"])
+@pytest.mark.parametrize(
+    "users",
+    [
+        "solvers.py",
+        pytest.param("solvers/__init__.py", marks=pytest.mark.slow),
+        pytest.param("solvers/nested.txt", marks=pytest.mark.slow),
+    ],
+)
 def test_a_users_own_solvers_does_no_harm(tmp_path, users):
     """A file, a package or a plain folder of that name beside the script: torch is imported before
     it too.

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairwise import pairwise
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
@@ -85,14 +86,12 @@ SOLVERS = {
 }
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize(
-    ("mine", "close"), [(MyVP(), 1e-10), (MyVPKernel(), 1e-12)], ids=["f and g", "alpha and sigma"]
-)
-def test_a_users_vp_samples_as_the_built_in_does(
-    mine: sd.LinearSDE, close: float, solver: str
-) -> None:
-    method, steps = SOLVERS[solver]
+MINE = {"f and g": (MyVP(), 1e-10), "alpha and sigma": (MyVPKernel(), 1e-12)}
+
+
+@pairwise("kind, solver", MINE, SOLVERS)
+def test_a_users_vp_samples_as_the_built_in_does(kind: str, solver: str) -> None:
+    (mine, close), (method, steps) = MINE[kind], SOLVERS[solver]
     weight = torch.randn(2, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     outs = [
         sd.sample(

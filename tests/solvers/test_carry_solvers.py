@@ -928,8 +928,8 @@ def coefficients(solver, steps):
 
 @pytest.mark.parametrize("solver", [recipe()[0], *FIXED], ids=repr)
 def test_coefficients_of_the_sde_are_made_once_for_a_grid(solver):
-    _ = coefficients(solver, 12)  # what an SDE is asked once for all
-    few, many = coefficients(solver, 12), coefficients(solver, 60)
+    _ = coefficients(solver, 6)  # what an SDE is asked once for all
+    few, many = coefficients(solver, 6), coefficients(solver, 18)
     assert few == many
     assert few
 

@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from all_sdes import SDES
 from exact_moments import chain_moments, reverse_moments
+from pairwise import pairwise
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
@@ -43,6 +45,10 @@ ALL = (
 )
 
 
+FEW = (sd.EulerMaruyama(), PAIRS[1], sd.RK45())
+"""Those that stand for the others where test_contracts.py has all methods."""
+
+
 def ids(solver: Solver) -> str:
     return repr(solver)
 
@@ -54,7 +60,7 @@ def gentle(sde: sd.LinearSDE, n: int) -> torch.Tensor:
     return torch.linspace(0.8 * sde.T, 0.2 * sde.T, n + 1, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("solver", ODE_ORDERS, ids=ids)
+@pairwise("sde, solver", SDES, ODE_ORDERS)
 def test_order_on_the_exact_flow(
     sde: sd.LinearSDE, gaussian: sd.exact.Gaussian, solver: Solver
 ) -> None:
@@ -71,8 +77,7 @@ def test_order_on_the_exact_flow(
     assert solver.order == ODE_ORDERS[solver]
 
 
-@pytest.mark.parametrize("solver", STOCHASTIC, ids=ids)
-@pytest.mark.parametrize("stochasticity", [1.0, 0.5])
+@pairwise("sde, solver, stochasticity", SDES, STOCHASTIC, [1.0, 0.5])
 def test_weak_order_by_exact_moments(
     sde: sd.LinearSDE, solver: Solver, stochasticity: float
 ) -> None:
@@ -139,10 +144,11 @@ def test_samples_have_the_mean_and_covariance_of_the_data(
     assert bool(((torch.cov(x.T) - cov).abs() < 5 * error).all())
 
 
-@pytest.mark.parametrize(
-    "sde", ["VP", "VE", "RectifiedFlow", "user, alpha and log_snr"], indirect=True
+@pairwise(
+    "sde, sequence",
+    ["VP", "VE", "RectifiedFlow", "user, alpha and log_snr"],
+    ["predictor-first", "corrector-first"],
 )
-@pytest.mark.parametrize("sequence", ["predictor-first", "corrector-first"])
 def test_corrector_law_is_right_as_snr_falls(sde: sd.LinearSDE, sequence: str) -> None:
     """The excess of a Langevin chain with fixed steps is of order snr^2: it falls fourfold as snr
     is halved.
@@ -358,7 +364,13 @@ def test_published_updates_with_noise_given(sde: sd.LinearSDE, gaussian: sd.exac
         )
 
 
-@pytest.mark.parametrize("solver", ALL, ids=ids)
+@pytest.mark.parametrize(
+    "solver",
+    [
+        pytest.param(solver, id=repr(solver), marks=[] if solver in FEW else [pytest.mark.slow])
+        for solver in ALL
+    ],
+)
 def test_sample_depends_on_its_seed_alone(solver: Solver, gaussian: sd.exact.Gaussian) -> None:
     """Alone, in a batch of 7, permuted, and in parts: the same sample."""
     model = gaussian.model(sd.VP())
@@ -502,6 +514,7 @@ def test_a_new_method_is_a_tableau(gaussian: sd.exact.Gaussian) -> None:
     assert fitted_order(errors) == pytest.approx(2, abs=0.2)
 
 
+@pytest.mark.slow  # test_carry_solvers.py has it for `sample`
 @pytest.mark.parametrize(
     "solver",
     [

@@ -8,7 +8,9 @@ from typing import Any, Literal, NamedTuple
 
 import pytest
 import torch
+from all_sdes import SDES
 from exact_moments import chain_moments, reverse_moments
+from pairwise import pairwise
 from torch import Tensor
 
 import sdediff as sd
@@ -37,6 +39,7 @@ def gentle(sde: sd.LinearSDE, n: int) -> Tensor:
     return torch.linspace(0.8 * sde.T, 0.2 * sde.T, n + 1, dtype=torch.float64)
 
 
+@pytest.mark.slow  # tests/solvers/test_contracts.py has it for all methods, on a coarser path
 @pytest.mark.parametrize("solver", STRONG, ids=repr)
 @pytest.mark.parametrize(
     "sde", [sd.VP(), sd.VE(0.05, 5.0), sd.RectifiedFlow()], ids=lambda s: type(s).__name__
@@ -62,20 +65,17 @@ def test_strong_order_on_a_mixture(sde: sd.LinearSDE, solver: Solver) -> None:
     assert fitted_order(errors) > STRONG[solver] - 0.25, errors
 
 
-FOUR = pytest.mark.parametrize("sde", ["VP", "VE", "RectifiedFlow", "user, f and g"], indirect=True)
+FOUR = ["VP", "VE", "RectifiedFlow", "user, f and g"]
 
 
-@FOUR
-@pytest.mark.parametrize("solver", WEAK, ids=repr)
-@pytest.mark.parametrize("stochasticity", [1.0, lambda t: 1.2 - t], ids=["1", "1.2 - t"])
-def test_weak_order_by_exact_moments(
-    sde: sd.LinearSDE, solver: Solver, stochasticity: float
-) -> None:
+@pairwise("sde, solver", FOUR, WEAK)
+def test_weak_order_at_a_stochasticity_that_varies(sde: sd.LinearSDE, solver: Solver) -> None:
+    """By exact moments; tests/solvers/test_contracts.py has constant ones."""
     errors = []
     for n in (40, 80, 160):
         times = gentle(sde, n)
         mean, std = reverse_moments(
-            sde, solver, times, mean=0.4, std=0.3, stochasticity=stochasticity
+            sde, solver, times, mean=0.4, std=0.3, stochasticity=lambda t: 1.2 - t
         )
         true_mean, true_cov = sd.exact.Gaussian(0.4, 0.09).moments(sde, times[-1])
         errors.append(abs(mean - float(true_mean)) + abs(std - float(true_cov) ** 0.5))
@@ -656,18 +656,7 @@ def test_metropolis_step_written_out() -> None:
 # -- stochasticity as a function of time -----------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "solver",
-    [
-        sd.EulerMaruyama(),
-        sd.solvers.StochasticHeun(),
-        sd.solvers.SRA1(),
-        sd.solvers.SRA3(),
-        sd.ReverseDiffusion(),
-        sd.solvers.Ancestral(),
-    ],
-    ids=repr,
-)
+@pairwise("sde, solver", SDES, WEAK)
 def test_a_constant_function_is_the_constant(sde: sd.LinearSDE, solver: Solver) -> None:
     one, two = (
         sd.sample(

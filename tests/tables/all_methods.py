@@ -33,6 +33,9 @@ class Method(NamedTuple):
     law: tuple[int, ...] = (16, 32, 64)
     """The same for the law."""
 
+    def __repr__(self) -> str:
+        return repr(self.solver)
+
     def at(self, n: int) -> Solver:
         return self.solver if self.refined is None else self.refined(n)
 
@@ -75,7 +78,7 @@ METHODS = [
     Method(sd.ExponentialMultistep(4, "noise", "sigma"), 4, ladder=MANY),
     Method(sd.ExponentialMultistep(3, 0.5, "t", corrector=3), 4, ladder=MANY),
     Method(sd.solvers.EulerTrapezoid(), 2, 1, 2, law=(32, 64, 128)),
-    Method(sd.AdaptiveSDE(1e-2, 1e-2)),
+    Method(sd.AdaptiveSDE(1e-1, 1e-1)),
     Method(sd.solvers.ExponentialSinglestep(3, sd.solvers.Straight(0.3), "angle"), 3),
     Method(
         sd.ExponentialMultistep(3, sd.solvers.Straight(0.3), "angle", corrector=3), 4, ladder=MANY

@@ -82,7 +82,13 @@ BUILT_IN = [
 ]
 
 
-@pytest.mark.parametrize("solver", BUILT_IN, ids=repr)
+@pytest.mark.parametrize(
+    "solver",
+    [
+        pytest.param(solver, id=repr(solver), marks=[] if i % 3 == 1 else pytest.mark.slow)
+        for i, solver in enumerate(BUILT_IN)
+    ],
+)
 def test_built_in_solvers_pass(solver: Solver) -> None:
     assert check_solver(solver, verbose=False).passed
 
