@@ -8,6 +8,8 @@ import math
 
 import pytest
 import torch
+from pairwise import pairwise
+from all_sdes import SDES
 from gauss_hermite import gauss_hermite
 from scipy import integrate, stats
 from torch import Tensor
@@ -339,8 +341,7 @@ def test_log_normal_times_are_edms() -> None:
     assert stats.kstest(ratio.numpy(), law.cdf).statistic < 0.025
 
 
-@pytest.mark.parametrize("times", TIMES)
-@pytest.mark.parametrize("weighting", ["likelihood", "uniform", "min-snr"])
+@pairwise("sde, times, weighting", SDES, TIMES, ["likelihood", "uniform", "min-snr"])
 def test_importance_changes_no_objective(sde: sd.LinearSDE, times: str, weighting: str) -> None:
     """The mean over u of weight times loss, by quadrature over the pieces of the proposal, is the
     plain mean over u.

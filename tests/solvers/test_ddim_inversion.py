@@ -9,6 +9,8 @@ import math
 
 import pytest
 import torch
+from pairwise import pairwise
+from all_sdes import SDES
 from torch import Tensor
 
 import sdediff as sd
@@ -38,7 +40,7 @@ def start(sde: sd.LinearSDE, t: Tensor) -> Tensor:
     return sde.perturb(LAW.sample(4, seed=0), float(t), z)
 
 
-@pytest.mark.parametrize("tol", [1e-4, 1e-8, 1e-12])
+@pairwise("sde, tol", SDES, [1e-4, 1e-8, 1e-12])
 def test_round_trip_closes_to_the_tolerance(sde: sd.LinearSDE, tol: float) -> None:
     times = grid(sde, 25)
     x = start(sde, times[0])
