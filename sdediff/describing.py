@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sdediff import constraints
+from sdediff import constraints, solvers
 from sdediff import sde as families
 from sdediff.constraints import Constrained
 from sdediff.model import ScoreModel
@@ -40,6 +40,7 @@ __all__ = [
     "build_network",
     "describe",
     "describe_sde",
+    "encode",
     "fields_of",
     "rebuild",
 ]
@@ -66,6 +67,13 @@ KINDS: Final[dict[str, dict[str, type]]] = {
 _KNOWN: Final[dict[str, type]] = {"MonotoneSchedule": families.MonotoneSchedule}
 for _kind in KINDS.values():
     _KNOWN.update(_kind)
+_KNOWN.update(
+    {
+        name: kind
+        for name, kind in vars(solvers).items()
+        if name in solvers.__all__ and isinstance(kind, type) and is_dataclass(kind)
+    }
+)
 _DTYPES: Final = {
     str(value).removeprefix("torch."): value
     for value in vars(torch).values()
@@ -108,8 +116,8 @@ def describe(model: ScoreModel | Constrained) -> dict[str, Any]:
     fields = {name: _field(plain, net, name) for name in fields_of(plain)}
     return {
         "sde": describe_sde(plain.sde),
-        "network": _encode(net),
-        "model": {**fields, "constraint": _encode(getattr(model, "constraint", None))},
+        "network": encode(net),
+        "model": {**fields, "constraint": encode(getattr(model, "constraint", None))},
     }
 
 
@@ -119,7 +127,7 @@ def describe_sde(sde: SDE) -> dict[str, Any]:
 
     One that holds modules is not: what it says of itself changes as they learn.
     """
-    entry: dict[str, Any] = _encode(sde)
+    entry: dict[str, Any] = encode(sde)
     if entry["parameters"] is not None or any(
         isinstance(value, nn.Module) for value in (sde, *vars(sde).values())
     ):
@@ -130,7 +138,7 @@ def describe_sde(sde: SDE) -> dict[str, Any]:
 def _field(model: ScoreModel, net: Any, name: str) -> Any:
     if name == "network":
         return _name_in(net, model.network)
-    return _encode(getattr(model, f"declared_{name}", getattr(model, name)))
+    return encode(getattr(model, f"declared_{name}", getattr(model, name)))
 
 
 def _name_in(net: Any, part: nn.Module | None) -> str | None:
@@ -148,7 +156,8 @@ def _name_in(net: Any, part: nn.Module | None) -> str | None:
     return None if part is None else names[id(part)]
 
 
-def _encode(value: Any) -> Any:
+def encode(value: Any) -> Any:
+    """A value as JSON that says what it is: the inverse of `build`."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, np.generic):
@@ -158,11 +167,11 @@ def _encode(value: Any) -> Any:
     if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
         return {"tensor": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, list | tuple):
-        return [_encode(part) for part in value]
+        return [encode(part) for part in value]
     name = type(value).__name__
     if _KNOWN.get(name) is not type(value):
         return {"class": getattr(value, "__name__", name), "parameters": None}
-    parameters = {key: _encode(part) for key, part in _arguments(value).items()}
+    parameters = {key: encode(part) for key, part in _arguments(value).items()}
     return {
         "class": name,
         "parameters": None if any(map(_is_own, _parts(parameters))) else parameters,

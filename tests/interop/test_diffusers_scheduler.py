@@ -1,0 +1,425 @@
+"""Our solvers as a diffusers scheduler, held to the bit against `sample`, and against diffusers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from test_carry_solvers import FIXED
+
+import sdediff as sd
+
+diffusers = pytest.importorskip("diffusers", reason='needs pip install "sdediff[diffusers]"')
+
+from sdediff.interop.diffusers import Scheduler  # noqa: E402
+from sdediff.interop.schedules import BETAS, PREDICTIONS, SPACINGS  # noqa: E402
+
+LAW = sd.exact.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], 0.3)
+START = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+SOME = [
+    sd.Heun(),
+    sd.solvers.UniPC(3),
+    sd.solvers.RungeKutta4(variable="angle"),
+    sd.solvers.Ancestral(),
+    sd.solvers.SDEDPMSolverPP(2),
+    sd.PredictorCorrector(sd.ReverseDiffusion(), sd.Langevin()),
+]
+some = pytest.mark.parametrize("solver", SOME, ids=repr)
+
+
+def generator(seed=5):
+    return torch.Generator().manual_seed(seed)
+
+
+def seed_of(seed=5):
+    """The seed that a scheduler draws from `generator`."""
+    return int(torch.randint(2**62, (1,), generator=generator(seed)))
+
+
+class Network:
+    """The exact prediction under a scheduler's process, at its timesteps, in float32."""
+
+    def __init__(self, scheduler):
+        self.schedule = scheduler._schedule
+        sde, predicts = self.schedule.sde, self.schedule.predicts
+        law = LAW.model(sde)
+        self.model = sd.ScoreModel(self, sde, predicts, time=self.schedule.time, data_std=1.0)
+        if self.schedule.constraint is not None:
+            self.model = self.model.constrained(self.schedule.constraint)
+        self.exact = getattr(law, predicts)
+
+    def __call__(self, x, handed):
+        t = self.schedule.time_at(handed)
+        return self.exact(x.double(), t.clamp(self.schedule.sde.t_min, self.schedule.sde.t_max)).to(
+            x.dtype
+        )
+
+
+def driven(scheduler, net, x=START, timesteps=None, change=None, **options):
+    """What the loop of a pipeline makes of x."""
+    for i, t in enumerate(scheduler.timesteps if timesteps is None else timesteps):
+        scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        out = net(scaled, t.double().expand(len(x)))
+        x = scheduler.step(out, t, x, **options, return_dict=False)[0]
+        x = x if change is None else change(i, x)
+    return x
+
+
+def same_as_sample(scheduler, steps=9, **given):
+    """Assert that a loop is `sample` on the same grid, to the bit and in evaluations."""
+    scheduler.set_timesteps(steps, **given)
+    net = Network(scheduler)
+    x = driven(scheduler, net, generator=generator())
+    out = sd.sample(
+        net.model,
+        START.shape,
+        solver=scheduler._running,
+        grid=scheduler._times,
+        x_init=START,
+        seed=seed_of(),
+        last="denoise",
+    )
+    assert torch.equal(x, out.x)
+    assert out.nfe.tolist() == [len(scheduler.timesteps)] * 4
+    return x
+
+
+# -- the same as sample ----------------------------------------------------------------------------
+
+
+def steps_for(solver):
+    return 25 if "rule='song'" in repr(solver) else 5  # its betas must stay below 1
+
+
+@pytest.mark.parametrize("solver", FIXED, ids=repr)
+def test_every_solver_is_sample_to_the_bit_and_is_saved(solver, tmp_path):
+    scheduler = Scheduler(beta_schedule="scaled_linear", solver=solver)
+    same_as_sample(scheduler, steps_for(solver))
+    scheduler.save_pretrained(tmp_path)
+    again = Scheduler.from_pretrained(tmp_path)
+    assert again._solver == solver
+    assert again.config["solver"] == scheduler.config["solver"]
+
+
+CONFIGS = {
+    **{name: {"beta_schedule": name} for name in BETAS},
+    "trained": {"trained_betas": torch.linspace(1e-3, 0.3, 40).tolist()},
+    "zero snr": {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+    "karras": {"use_karras_sigmas": True},
+    "exponential": {"use_exponential_sigmas": True, "beta_schedule": "scaled_linear"},
+    "beta": {"use_beta_sigmas": True},
+    "clipped": {"clip_sample": True},
+    "thresholded": {"thresholding": True, "sample_max_value": 0.9},
+    "grid": {"grid": "central"},
+}
+
+
+def check_config(name, predicts, solver):
+    same_as_sample(Scheduler(**CONFIGS[name], prediction_type=predicts, solver=solver))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_schedule_is_sample_to_the_bit(name):
+    place = list(CONFIGS).index(name)
+    predicts = ["v_prediction", "sample", "epsilon", "flow_prediction"][place % 4]
+    check_config(name, predicts, SOME[place % len(SOME)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("predicts", PREDICTIONS)
+@pytest.mark.parametrize("name", CONFIGS)
+@some
+def test_every_prediction_and_schedule_is_sample_to_the_bit(name, predicts, solver):
+    if name != "zero snr" or predicts != "epsilon":
+        check_config(name, predicts, solver)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("predicts", PREDICTIONS)
+@pytest.mark.parametrize("solver", FIXED, ids=repr)
+def test_every_solver_with_every_prediction_is_sample_to_the_bit(solver, predicts):
+    same_as_sample(Scheduler(prediction_type=predicts, solver=solver), steps_for(solver))
+
+
+def test_noise_says_nothing_where_no_signal_is_left():
+    options = {"rescale_betas_zero_snr": True, "solver": sd.solvers.UniPC(3)}
+    scheduler = Scheduler(timestep_spacing="trailing", **options)
+    with pytest.raises(ValueError, match="alpha = 0: no signal is left") as refusal:
+        scheduler.set_timesteps(9)
+    assert "timestep_spacing='leading' starts below" in refusal.value.__notes__[0]
+    same_as_sample(Scheduler(timestep_spacing="leading", **options))
+
+
+@pytest.mark.parametrize("solver", [*SOME, sd.solvers.Euler(), sd.EulerMaruyama()], ids=repr)
+@pytest.mark.parametrize("predicts", ["v_prediction", "flow_prediction"])
+def test_solvers_start_where_no_signal_is_left_or_just_below(solver, predicts):
+    """Those that cannot start at alpha = 0 do so at log-SNR -20, and find the same law."""
+    given = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    scheduler = Scheduler(prediction_type=predicts, solver=solver, **given)
+    scheduler.set_timesteps(60)
+    sde = scheduler._schedule.sde
+    start = float(sde.log_snr(scheduler._times[0]))
+    assert start == -math.inf or abs(start + 20) < 1e-6
+    x = torch.randn(400, 2, generator=generator(1))
+    x = driven(scheduler, Network(scheduler), x, generator=generator())
+    wanted = LAW.sample(400, seed=3)
+    assert float((x.mean(0) - wanted.mean(0)).abs().max()) < 0.2
+    assert float((x.std(0) / wanted.std(0) - 1).abs().max()) < 0.2
+
+
+# -- grids, and diffusers on the same ones ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("n", [1, 7, 50])
+def test_timesteps_are_those_of_diffusers(spacing, n):
+    given = {"timestep_spacing": spacing, "steps_offset": 1 if spacing == "leading" else 0}
+    theirs = diffusers.DDIMScheduler(**given)
+    theirs.set_timesteps(n)
+    ours = Scheduler.from_config(theirs.config, solver=sd.DDIM(), clip_sample=False)
+    ours.set_timesteps(n)
+    wanted = theirs.timesteps if (spacing, n) != ("linspace", 1) else torch.tensor([999])
+    torch.testing.assert_close(ours.timesteps, wanted.float(), rtol=0, atol=1e-3)
+
+
+FLOWS = {
+    "plain": ({}, {}),
+    "shift": ({"shift": 3.0}, {}),
+    "dynamic": ({"use_dynamic_shifting": True}, {"mu": 1.15}),
+    "linear mu": ({"use_dynamic_shifting": True, "time_shift_type": "linear"}, {"mu": 2.0}),
+    "terminal": ({"shift": 2.0, "shift_terminal": 0.1}, {}),
+    "karras": ({"use_karras_sigmas": True}, {}),
+    "exponential": ({"shift": 2.0, "use_exponential_sigmas": True}, {}),
+    "beta": ({"use_beta_sigmas": True}, {}),
+    "sigmas": ({"shift": 3.0}, {"sigmas": [1.0, 0.7, 0.4, 0.1]}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers' own, of numpy 2
+@pytest.mark.parametrize("name", FLOWS)
+def test_flow_models_have_the_times_of_diffusers_and_ddim_is_their_euler(name):
+    config, given = FLOWS[name]
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler(**config)
+    n = None if "sigmas" in given else 8
+    theirs.set_timesteps(n, **given)
+    ours = Scheduler.from_config(theirs.config, solver=sd.DDIM())
+    ours.set_timesteps(n, **given)
+    torch.testing.assert_close(ours.timesteps, theirs.timesteps, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(ours.sigmas, theirs.sigmas, rtol=1e-5, atol=1e-6)
+    net = Network(ours)
+    torch.testing.assert_close(driven(ours, net), driven(theirs, net), rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
+def test_flow_sigmas_of_multistep_schedulers():
+    given = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+    theirs = diffusers.UniPCMultistepScheduler(**given)
+    ours = Scheduler.from_config(theirs.config, solver=sd.DDIM())
+    for each in (theirs, ours):
+        each.set_timesteps(9)
+    assert float((ours.sigmas - theirs.sigmas).abs().max()) < 2e-6
+    assert float((ours.timesteps - theirs.timesteps).abs().max()) < 1.001  # theirs are cut to ints
+
+
+PEERS = {
+    "DDIM": (sd.DDIM(), {"clip_sample": False}, "DDIMScheduler"),
+    "Heun": (sd.Heun(variable="sigma"), {}, "HeunDiscreteScheduler"),
+    "2M": (sd.solvers.DPMSolverPP(2), {}, "DPMSolverMultistepScheduler"),
+    "UniPC": (
+        sd.solvers.UniPC(2, startup="published"),
+        {"solver_order": 2, "predict_x0": True},
+        "UniPCMultistepScheduler",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers' own, of numpy 2
+@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("name", PEERS)
+def test_peers_on_the_same_sigmas(name, predicts):
+    solver, options, kind = PEERS[name]
+    theirs = getattr(diffusers, kind)(
+        beta_schedule="scaled_linear",
+        prediction_type=predicts,
+        timestep_spacing="leading",
+        **options,
+    )
+    theirs.set_timesteps(20)
+    times = torch.unique_consecutive(theirs.timesteps)
+    ours = Scheduler.from_config(theirs.config, solver=solver)
+    ours.set_timesteps(timesteps=times.tolist())
+    net = Network(ours)
+    assert len(ours.timesteps) == len(theirs.timesteps)
+    start = START * theirs.init_noise_sigma
+    theirs_x = driven(theirs, net, start)
+    torch.testing.assert_close(driven(ours, net), theirs_x, rtol=0, atol=1e-5)
+
+
+# -- starts midway, states that a pipeline changes, dtypes, generators -----------------------------
+
+DETERMINISTIC = [*SOME[:3], sd.solvers.DPMSolverPP(2), sd.solvers.UniPC(3, startup="published")]
+
+
+def tail(scheduler, first, x, seed):
+    """`sample` from x over the rest of the grid."""
+    step = scheduler._asked[first][0]
+    return sd.sample(
+        Network(scheduler).model,
+        x.shape,
+        solver=scheduler._running,
+        grid=scheduler._times[step:],
+        x_init=x,
+        seed=seed,
+        last="denoise",
+    ).x
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("solver", [*SOME, sd.DDIM(eta=0.7)], ids=repr)
+def test_a_start_midway_is_sample_over_the_rest(solver, named):
+    """By its index, or by its time alone, as pipelines without set_begin_index start."""
+    if solver == sd.solvers.UniPC(3):
+        solver = sd.solvers.UniPC(3, startup="published")
+    scheduler = Scheduler(beta_schedule="scaled_linear", solver=solver)
+    scheduler.set_timesteps(8)
+    first = 3 * scheduler.order
+    assert scheduler._asked[first][0] == 3
+    if named:
+        scheduler.set_begin_index(first)
+    net, rest = Network(scheduler), scheduler.timesteps[first:]
+    noise = torch.randn(4, 2, generator=generator(9))
+    noisy = scheduler.add_noise(LAW.sample(4, seed=1).float(), noise, rest[:1].repeat(4))
+    x = driven(scheduler, net, noisy, rest, generator=generator())
+    assert torch.equal(x, tail(scheduler, first, noisy, seed_of()))
+    assert scheduler.step_index == len(scheduler.timesteps)
+
+
+def test_starts_that_are_none_are_refused():
+    scheduler = Scheduler(solver=sd.Heun())
+    with pytest.raises(ValueError, match="call set_timesteps before step"):
+        scheduler.step(START, 0, START)
+    scheduler.set_timesteps(4)
+    scheduler.set_begin_index(1)
+    with pytest.raises(ValueError, match="evaluation 1 is inside a step of Heun.*: 0, 2, 4, 6"):
+        scheduler.step(START, 0, START)
+    scheduler.set_begin_index(None)
+    with pytest.raises(ValueError, match="timestep 3 is not where a step starts: those are 750, "):
+        scheduler.step(START, 3, START)
+    exact = Scheduler(solver=sd.solvers.UniPC(3))
+    exact.set_timesteps(8)
+    exact.set_begin_index(len(exact.timesteps) - 4)
+    with pytest.raises(ValueError, match="cannot start midway: take startup='published'"):
+        exact.step(START, 0, START)
+
+
+def half_of(i, x):
+    """A pipeline's blend: the first coordinate is overwritten."""
+    return torch.stack([torch.full_like(x[:, 0], 0.1 * i), x[:, 1]], dim=1)
+
+
+@pytest.mark.parametrize("solver", [sd.Heun(), sd.solvers.RungeKutta4(variable="angle")], ids=repr)
+def test_a_state_changed_between_steps_is_the_state_of_the_next_step(solver):
+    scheduler = Scheduler(solver=solver)
+    scheduler.set_timesteps(5)
+    n = scheduler.order
+
+    def blend(i, x):
+        return half_of(i // n, x) if i % n == n - 1 and i < 4 * n else x
+
+    found = driven(scheduler, Network(scheduler), change=blend)
+    model, x, times = Network(scheduler).model, START, scheduler._times
+    for k in range(4):
+        grid = times[k : k + 2]
+        x = sd.sample(model, (4, 2), solver=solver, grid=grid, x_init=x, last="noisy", seed=0).x
+        x = half_of(k, x)
+    wanted = sd.sample(model, (4, 2), solver=solver, grid=times[-1:], x_init=x, seed=0).x
+    assert torch.equal(found, wanted)
+
+
+def test_a_change_between_the_stages_of_a_step_reaches_the_network_alone():
+    scheduler = Scheduler(solver=sd.Heun())
+    scheduler.set_timesteps(5)
+    net, seen = Network(scheduler), []
+
+    def changed(x, t):
+        seen.append(x)
+        return net(x, t)
+
+    driven(scheduler, changed, change=lambda i, x: x + 1 if i % 2 == 0 else x)
+    scheduler.set_timesteps(5)
+    plain = driven(scheduler, lambda x, t: net(seen.pop(0), t))
+    scheduler.set_timesteps(5)
+    assert torch.equal(plain, driven(scheduler, net, change=lambda i, x: x + (i % 2 == 0)))
+
+
+CHURN = sd.solvers.Churn(sd.Heun(variable="sigma"), churn=8.0)
+
+
+def test_a_solver_that_adds_noise_before_it_evaluates_is_handed_states_at_that_noise():
+    """A start midway and a blend are states where the network is asked, not where the step began."""
+    scheduler = Scheduler(solver=CHURN)
+    scheduler.set_timesteps(9)
+    same_as_sample(scheduler)
+    scheduler.set_timesteps(9)
+    scheduler.set_begin_index(6)
+    net, t = Network(scheduler), scheduler.timesteps[6]
+    scheduler.step(net(START, t.expand(4)), t, START, generator=generator())
+    began = scheduler._replay
+    asked = Scheduler._start  # the state before the noise leads to START
+    assert asked is not None
+    torch.testing.assert_close(began._first(began.x), START, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@some
+def test_half_precision_has_a_float32_state(solver, dtype):
+    """Against a float32 loop whose network is rounded likewise: no rounding of the state adds up."""
+    scheduler = Scheduler(solver=solver)
+    scheduler.set_timesteps(20)
+    net, start = Network(scheduler), START.to(dtype)
+
+    def rounded(x, t):
+        return net(x.to(dtype).float(), t).to(dtype).to(x.dtype)
+
+    half = driven(scheduler, rounded, start, generator=generator())
+    scheduler.set_timesteps(20)
+    full = driven(scheduler, rounded, start.float(), generator=generator())
+    assert half.dtype == dtype
+    assert torch.equal(half, full.to(dtype))
+
+
+def test_double_precision_stays():
+    scheduler = Scheduler(solver=sd.Heun())
+    scheduler.set_timesteps(5)
+    assert driven(scheduler, Network(scheduler), START.double()).dtype == torch.float64
+
+
+def test_generators_and_the_global_one():
+    scheduler = Scheduler(solver=sd.solvers.Ancestral())
+    net = Network(scheduler)
+
+    def run(x=START, **options):
+        scheduler.set_timesteps(6)
+        return driven(scheduler, net, x, **options)
+
+    each = run(generator=[generator(i) for i in range(4)])
+    assert torch.equal(run(START[2:3], generator=[generator(2)]), each[2:3])
+    assert torch.equal(tail(scheduler, 0, START, [seed_of(i) for i in range(4)]), each)
+    shared = generator(3)
+    first, second = run(generator=shared), run(generator=shared)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, run(generator=generator(3)))
+    with pytest.raises(ValueError, match="there are 2 generators for 4 samples"):
+        run(generator=[generator(0)] * 2)
+
+
+@pytest.mark.uses_global_rng
+def test_without_a_generator_the_seed_comes_from_torch():
+    scheduler = Scheduler(solver=sd.solvers.Ancestral())
+    net, found = Network(scheduler), []
+    for _ in range(2):
+        torch.manual_seed(3)
+        scheduler.set_timesteps(6)
+        found.append(driven(scheduler, net))
+    assert torch.equal(*found)
