@@ -15,7 +15,7 @@ from sdediff.describing import Own, build, encode
 from sdediff.interop.replay import Replay, Tape, announced, check_fits
 from sdediff.interop.schedules import schedule_of
 from sdediff.solvers import GRIDS, Solver, White, expand, seeds
-from sdediff.solvers.given import check_choice, nearest
+from sdediff.solvers.given import check_choice
 
 __all__ = ["Scheduler", "completed"]
 
@@ -70,13 +70,15 @@ def _class_of(config: Mapping[str, Any]) -> str:
     and not loaded: the one with the most arguments that are all there.
     """
     keys = {key for key in config if not key.startswith("_")}
-    if "solver" in keys or keys <= _arguments(Scheduler).keys():
+    if "solver" in keys:
         return "Scheduler"
     names = [name for name in dir(diffusers) if name.endswith("Scheduler")]
-    sizes = {name: _arguments(getattr(diffusers, name)).keys() for name in names}
-    fitting = [name for name, arguments in sizes.items() if arguments and arguments <= keys]
-    order = sorted(fitting, key=lambda name: (len(sizes[name]), name in _KNOWN))
-    return order[-1] if order else f"no class of diffusers {diffusers.__version__}"
+    sizes = {name: len(own) for name in names if (own := _arguments(getattr(diffusers, name)))}
+    fitting = [name for name in sizes if keys >= _arguments(getattr(diffusers, name)).keys()]
+    best = max(fitting, key=lambda name: (sizes[name], name in _KNOWN), default="")
+    if keys <= _arguments(Scheduler).keys() and sizes.get(best) != len(keys):
+        return "Scheduler"  # some of its arguments
+    return best or f"no class of diffusers {diffusers.__version__}"
 
 
 def completed(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,8 +89,8 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
     name = config.get("_class_name") or _class_of(config)
     if name not in _KNOWN:
         raise ValueError(
-            f"the configuration is of {name!r}{nearest(str(name), _KNOWN)}, whose process is not "
-            f"known here; known: {', '.join(_KNOWN)}"
+            f"the configuration is of {name!r}, whose process is not known here; known: "
+            f"{', '.join(_KNOWN)}"
         )
     defaults = _arguments(Scheduler if name == "Scheduler" else getattr(diffusers, name))
     given = {key: value for key, value in config.items() if key != "_use_default_values"}
@@ -165,8 +167,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._index: int | None = None
         sde = self._schedule.sde
         self._running = self._solver or default_solver(sde, 1, stochastic=False)
-        self._ends = torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)
-        first, last = self._schedule.network_time(self._ends).tolist()
+        ends = torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)
+        first, last = self._schedule.network_time(ends).tolist()
         self.timesteps = torch.linspace(first, last, num_train_timesteps)
         self.sigmas = self._levels(self._schedule.time_at(self.timesteps))
         if hasattr(sde, "betas"):
@@ -199,8 +201,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     @property
     def init_noise_sigma(self) -> float:
         """What standard normals are multiplied by at the start."""
-        start = self._times[:1] if len(self._times) else self._ends[:1]
-        return float(1 / self._schedule.scale(start))
+        start = self._asked[0][1] if self._asked else self._schedule.sde.t_max
+        return float(1 / self._schedule.scale(torch.tensor(start, dtype=torch.float64)))
 
     @property
     def step_index(self) -> int | None:

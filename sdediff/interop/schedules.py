@@ -67,7 +67,8 @@ class Schedule:
     def time_at(self, handed: Tensor) -> Tensor:
         """The times at which the network is handed that: the inverse of `network_time`."""
         if isinstance(self.time, Timesteps):
-            return (handed.double() - self.time.shift) * (float(self.sde.T) / self.time.n)
+            t: Tensor = (handed.double() - self.time.shift) * (float(self.sde.T) / self.time.n)
+            return t
         return (4 * handed.double()).exp()
 
     def level(self, t: Tensor) -> Tensor:
@@ -113,7 +114,7 @@ class Schedule:
         if grid is not None:
             high, low = self._ends(mu)
             if count == 1:
-                return high[None]
+                return torch.stack([high])
             snr = LogSNR(self.sde.log_snr, self.sde.time_of, bounded=True)
             return self._checked(GRIDS[grid](count - 1, float(high), float(low), snr))
         return self._checked(self._spaced(count, mu))

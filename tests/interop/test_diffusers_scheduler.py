@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import warnings
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ import sdediff as sd
 
 diffusers = pytest.importorskip("diffusers", reason='needs pip install "sdediff[diffusers]"')
 
-from sdediff.interop.diffusers import Scheduler  # noqa: E402
+from sdediff.interop.diffusers import Scheduler, check_version  # noqa: E402
 from sdediff.interop.schedules import BETAS, PREDICTIONS, SPACINGS  # noqa: E402
 
 LAW = sd.exact.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], 0.3)
@@ -301,7 +303,9 @@ def test_starts_that_are_none_are_refused():
         scheduler.step(START, 0, START)
     scheduler.set_timesteps(4)
     scheduler.set_begin_index(1)
-    with pytest.raises(ValueError, match="evaluation 1 is inside a step of Heun.*: 0, 2, 4, 6"):
+    with pytest.raises(
+        ValueError, match=r"evaluation 1 is inside a step of Heun.*one of 0, 2, 4, 6"
+    ):
         scheduler.step(START, 0, START)
     scheduler.set_begin_index(None)
     with pytest.raises(ValueError, match="timestep 3 is not where a step starts: those are 750, "):
@@ -340,41 +344,34 @@ def test_a_state_changed_between_steps_is_the_state_of_the_next_step(solver):
 def test_a_change_between_the_stages_of_a_step_reaches_the_network_alone():
     scheduler = Scheduler(solver=sd.Heun())
     scheduler.set_timesteps(5)
-    net, seen = Network(scheduler), []
-
-    def changed(x, t):
-        seen.append(x)
-        return net(x, t)
-
-    driven(scheduler, changed, change=lambda i, x: x + 1 if i % 2 == 0 else x)
+    net, stage = Network(scheduler), itertools.cycle([False, True])
+    found = driven(scheduler, net, change=lambda i, x: x + 1 if i in (0, 2, 4, 6) else x)
     scheduler.set_timesteps(5)
-    plain = driven(scheduler, lambda x, t: net(seen.pop(0), t))
-    scheduler.set_timesteps(5)
-    assert torch.equal(plain, driven(scheduler, net, change=lambda i, x: x + (i % 2 == 0)))
+    assert torch.equal(found, driven(scheduler, lambda x, t: net(x + 1 if next(stage) else x, t)))
 
 
 CHURN = sd.solvers.Churn(sd.Heun(variable="sigma"), churn=8.0)
 
 
-def test_a_solver_that_adds_noise_before_it_evaluates_is_handed_states_at_that_noise():
-    """A start midway and a blend are states where the network is asked, not where the step began."""
+def test_a_solver_that_adds_noise_before_it_evaluates_takes_a_change_as_one_at_that_noise():
     scheduler = Scheduler(solver=CHURN)
     scheduler.set_timesteps(9)
-    same_as_sample(scheduler)
-    scheduler.set_timesteps(9)
-    scheduler.set_begin_index(6)
-    net, t = Network(scheduler), scheduler.timesteps[6]
-    scheduler.step(net(START, t.expand(4)), t, START, generator=generator())
-    began = scheduler._replay
-    asked = Scheduler._start  # the state before the noise leads to START
-    assert asked is not None
-    torch.testing.assert_close(began._first(began.x), START, rtol=0, atol=1e-5)
+    net, x = Network(scheduler), START
+    for t in scheduler.timesteps[:6]:
+        x = scheduler.step(net(x, t.expand(4)), t, x, generator=generator()).prev_sample
+    replay, changed = scheduler._replay, half_of(3, x)
+    before = replay.x
+    assert float((before - x).abs().max()) > 1e-2
+    t = scheduler.timesteps[6]
+    scheduler.step(net(changed, t.expand(4)), t, changed)
+    torch.testing.assert_close(replay._first(replay.x), changed, rtol=0, atol=1e-5)
+    assert torch.equal(replay.x[:, 1], before[:, 1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @some
 def test_half_precision_has_a_float32_state(solver, dtype):
-    """Against a float32 loop whose network is rounded likewise: no rounding of the state adds up."""
+    """Against a float32 loop whose network is rounded likewise: the state is not rounded."""
     scheduler = Scheduler(solver=solver)
     scheduler.set_timesteps(20)
     net, start = Network(scheduler), START.to(dtype)
@@ -423,3 +420,250 @@ def test_without_a_generator_the_seed_comes_from_torch():
         scheduler.set_timesteps(6)
         found.append(driven(scheduler, net))
     assert torch.equal(*found)
+
+
+# -- what diffusers expects of a scheduler ---------------------------------------------------------
+
+
+@some
+def test_a_saved_scheduler_steps_as_before(solver, tmp_path):
+    scheduler = Scheduler(solver=solver, beta_schedule="squaredcos_cap_v2", grid="log_snr")
+    scheduler.save_pretrained(tmp_path)
+    again, unused = Scheduler.from_pretrained(tmp_path, return_unused_kwargs=True, other=1)
+    assert unused["other"] == 1
+    third = Scheduler.from_pretrained(tmp_path, timestep_spacing="trailing", grid=None)
+    assert third.config["timestep_spacing"] == "trailing"
+    results = []
+    for each in (scheduler, again):
+        each.set_timesteps(6)
+        results.append(driven(each, Network(scheduler), generator=generator()))
+    assert torch.equal(*results)
+
+
+@some
+def test_both_kinds_of_output_are_the_same(solver):
+    found = []
+    for return_dict in (True, False):
+        scheduler = Scheduler(solver=solver)
+        scheduler.set_timesteps(6)
+        out = scheduler.step(
+            0.1 * START,
+            scheduler.timesteps[0],
+            START,
+            generator=generator(),
+            return_dict=return_dict,
+        )
+        found.append(out.prev_sample if return_dict else out[0])
+    assert torch.equal(*found)
+    assert found[0].shape == START.shape
+
+
+def test_trained_betas_are_kept(tmp_path):
+    scheduler = Scheduler(trained_betas=torch.tensor([0.1, 0.3]).numpy(), solver=sd.DDIM())
+    scheduler.save_pretrained(tmp_path)
+    again = Scheduler.from_pretrained(tmp_path)
+    torch.testing.assert_close(again.betas, torch.tensor([0.1, 0.3]))
+    torch.testing.assert_close(again.alphas_cumprod, torch.tensor([0.9, 0.63]))
+
+
+@pytest.mark.parametrize("kind", Scheduler(solver=sd.DDIM()).compatibles, ids=lambda k: k.__name__)
+def test_configurations_go_to_diffusers_classes_and_back(kind):
+    given = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"}
+    scheduler = Scheduler(solver=sd.solvers.UniPC(3), grid="karras", **given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes that call for torchsde, or are deprecated
+        theirs = kind.from_config(scheduler.config)
+    back = Scheduler.from_config(theirs.config)
+    assert back._solver == sd.solvers.UniPC(3)
+    assert {name: back.config[name] for name in (*given, "grid")} == {**given, "grid": "karras"}
+
+
+def test_a_configuration_keeps_the_defaults_of_its_class():
+    """A scheduler that was made says no class, and one that was loaded lacks its defaults."""
+    flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    prior = diffusers.UnCLIPScheduler(prediction_type="sample", clip_sample_range=5.0)
+    for config in (flow.config, {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}):
+        ours = Scheduler.from_config(config, solver=sd.DDIM())
+        assert ours.config["prediction_type"] == "flow_prediction"
+        assert ours.config["base_image_seq_len"] == 256
+        assert ours.config["shift"] == 3.0
+    ours = Scheduler.from_config(prior.config, solver=sd.DDIM())
+    assert ours.config["beta_schedule"] == "squaredcos_cap_v2"
+    assert ours.config["timestep_spacing"] == "linspace"
+    assert ours._schedule.constraint == sd.Clip(-5.0, 5.0)
+    prior.set_timesteps(9)
+    ours.set_timesteps(9)
+    assert torch.equal(ours.timesteps, prior.timesteps.float())
+    dpm = Scheduler.from_config({"_class_name": "DPMSolverMultistepScheduler"}, solver=sd.DDIM())
+    assert dpm.config["timestep_spacing"] == "linspace"
+
+
+@pytest.mark.parametrize("kind", ["DDIMScheduler", "FlowMatchEulerDiscreteScheduler"])
+def test_noise_is_added_as_diffusers_does(kind):
+    theirs = getattr(diffusers, kind)()
+    ours = Scheduler.from_config(theirs.config, solver=sd.DDIM())
+    for each in (theirs, ours):
+        each.set_timesteps(10)
+    at = theirs.timesteps[3:4].repeat(4)
+    noise = torch.randn(4, 2, generator=generator())
+    if kind == "DDIMScheduler":
+        found, wanted = ours.add_noise(START, noise, at), theirs.add_noise(START, noise, at)
+    else:
+        found, wanted = ours.scale_noise(START, at, noise), theirs.scale_noise(START, at, noise)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    assert ours.add_noise(START.half(), noise.half(), at[0]).dtype == torch.float16
+
+
+def test_an_attribute_of_the_configuration_is_read_from_it():
+    scheduler = Scheduler(solver=sd.DDIM())
+    assert scheduler.config.beta_schedule == "linear"
+    assert len(scheduler) == 1000
+    assert scheduler.init_noise_sigma == 1.0
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        _ = scheduler.nothing_of_the_kind
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
+def test_continuous_times_are_those_of_stable_video():
+    """v under x_0 + sigma noise, up to sigma = 700, against diffusers' Euler on its Karras grid."""
+    given = {
+        "beta_schedule": "scaled_linear",
+        "prediction_type": "v_prediction",
+        "timestep_type": "continuous",
+        "use_karras_sigmas": True,
+        "sigma_min": 0.002,
+        "sigma_max": 700.0,
+        "timestep_spacing": "leading",
+    }
+    theirs = diffusers.EulerDiscreteScheduler(**given)
+    ours = Scheduler.from_config(theirs.config, solver=sd.DDIM())
+    for each in (theirs, ours):
+        each.set_timesteps(25)
+    torch.testing.assert_close(ours.timesteps, theirs.timesteps, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.sigmas, theirs.sigmas, rtol=1e-4, atol=0)
+    assert ours.init_noise_sigma == pytest.approx(float(theirs.init_noise_sigma), rel=1e-6)
+    law = LAW.model(sd.EDM(0.002, 700.0))
+
+    def net(scaled, t):
+        sigma = (4 * t).exp()[:, None]
+        x = scaled.double() * (1 + sigma**2).sqrt()
+        data = law.data(x, sigma[:, 0].clamp(0.002, 700.0))
+        return ((x - data) / sigma - sigma * data).div((1 + sigma**2).sqrt()).float()
+
+    start = START * ours.init_noise_sigma
+    wanted = driven(theirs, net, start)
+    torch.testing.assert_close(driven(ours, net, start), wanted, rtol=0, atol=1e-4)
+    better = Scheduler.from_config(theirs.config, solver=sd.solvers.UniPC(3, startup="published"))
+    for n, each in ((200, theirs), (25, better)):
+        each.set_timesteps(n)
+    fine = driven(theirs, net, start)
+    assert float((driven(better, net, start) - fine).abs().mean()) < 0.5 * float(
+        (wanted - fine).abs().mean()
+    )
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+class Uncertain(sd.Heun):
+    """Heun's method, and a second evaluation only where the first is large."""
+
+    def step(self, problem, x, plan, noise, state):
+        moved = super().step(problem, x, plan, noise, state)
+        return super().step(problem, x, plan, noise, state) if moved.x.abs().max() < 1 else moved
+
+
+class Grouped(sd.DDIM):
+    group = 4
+
+
+WRONG = {
+    "adaptive": ({"solver": sd.RK45()}, r"RK45\(\) is adaptive: how often .* UniPC\(3\), DDIM\(\)"),
+    "external": (
+        {"solver": sd.solvers.SciPy()},
+        "SciPy.* another library's driver.*take a solver with fixed steps",
+    ),
+    "chain": (
+        {"solver": sd.DDPM.from_schedule("linear", 10)},
+        r"DDPM\(N=10.* is a chain with a grid of its own.*Ancestral\(\)",
+    ),
+    "groups": ({"solver": Grouped()}, "takes rows in groups of 4, which no pipeline makes"),
+    "class": ({"solver": sd.Heun}, "solver must be a solver value, got <class"),
+    "grid": ({"grid": "karas"}, "grid must be one of .* 'karas'.*did you mean 'karras'"),
+    "prediction": (
+        {"prediction_type": "velocity"},
+        "prediction_type must be one of 'epsilon', 'sample', 'v_prediction', 'flow_prediction'",
+    ),
+    "betas": ({"beta_schedule": "scaled"}, "beta_schedule must be one of 'linear', "),
+    "spacing": ({"timestep_spacing": "even"}, "timestep_spacing must be one of 'leading'"),
+    "flow": ({"use_flow_sigmas": True}, "use_flow_sigmas goes with prediction_type='flow_pred"),
+    "continuous": ({"timestep_type": "continuous"}, "known for prediction_type='v_prediction'"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_arguments_are_refused(name):
+    given, words = WRONG[name]
+    with pytest.raises((ValueError, TypeError), match=words):
+        Scheduler(**given)
+
+
+WRONG_STEPS = {
+    "none": ({}, "takes the number of steps, or timesteps, or sigmas: one of them"),
+    "two": ({"timesteps": [9.0, 1.0], "sigmas": [3.0, 1.0]}, "or sigmas: one of them"),
+    "zero": ({"num_inference_steps": 0}, "num_inference_steps must be"),
+    "rising": ({"timesteps": [1.0, 9.0]}, "the timesteps must fall, between 999 and 0; got 1, 9"),
+    "outside": ({"timesteps": [1000.0, 9.0]}, "the timesteps must fall, between 999 and 0"),
+    "too many": ({"num_inference_steps": 1200}, "take fewer steps"),
+    "empty": ({"sigmas": []}, "sigmas must be a sequence of numbers"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_STEPS)
+def test_wrong_timesteps_are_refused(name):
+    given, words = WRONG_STEPS[name]
+    with pytest.raises(ValueError, match=words):
+        Scheduler(solver=sd.DDIM()).set_timesteps(**given)
+
+
+def test_dynamic_shifting_needs_mu():
+    scheduler = Scheduler(prediction_type="flow_prediction", use_dynamic_shifting=True)
+    with pytest.raises(ValueError, match="pass mu= to set_timesteps"):
+        scheduler.set_timesteps(4)
+
+
+@pytest.mark.parametrize("name", ["LCMScheduler", "CMStochasticIterativeScheduler"])
+def test_configurations_that_are_not_known_are_refused(name):
+    config = getattr(diffusers, name)().config
+    for each in (config, {**config, "_class_name": name}):
+        with pytest.raises(
+            ValueError, match=f"'({name}|TCDScheduler)'.* not known here; known: .*DDIMSched"
+        ):
+            Scheduler.from_config(each, solver=sd.DDIM())
+    with pytest.raises(ValueError, match="of 'no class of diffusers"):
+        Scheduler.from_config({"colour": 3}, solver=sd.DDIM())
+    with pytest.raises(TypeError, match=r"takes a configuration, pipe.scheduler.config say"):
+        Scheduler.from_config("runwayml", solver=sd.DDIM())
+    inverted = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    with pytest.raises(ValueError, match="invert_sigmas=True runs time backward"):
+        Scheduler.from_config(inverted.config)
+
+
+def test_a_solver_of_ones_own_has_to_be_passed_again(tmp_path):
+    Scheduler(solver=Uncertain()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"the saved solver Uncertain .* pass solver= to from_pre"):
+        Scheduler.from_pretrained(tmp_path)
+    assert Scheduler.from_pretrained(tmp_path, solver=Uncertain())._solver == Uncertain()
+
+
+def test_a_solver_whose_evaluations_depend_on_the_network_is_found_out():
+    scheduler = Scheduler(solver=Uncertain())
+    scheduler.set_timesteps(5)
+    with pytest.raises(RuntimeError, match="evaluates more or less often than on its dry run"):
+        driven(scheduler, lambda x, t: x, 0.1 * START)
+
+
+def test_an_old_diffusers_is_refused():
+    check_version("0.30.0")
+    with pytest.raises(ImportError, match=r"diffusers 0.27.2 is installed, .* install 0.30 or"):
+        check_version("0.27.2")
