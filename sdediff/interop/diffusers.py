@@ -118,7 +118,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     torch's global generator.
     """
 
-    _compatibles = sorted({*_KNOWN, *(each.name for each in KarrasDiffusionSchedulers)})
+    _compatibles = sorted(
+        {*_KNOWN, *(each.name for each in KarrasDiffusionSchedulers)} - {"UnCLIPScheduler"}
+    )
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
