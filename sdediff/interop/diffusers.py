@@ -92,7 +92,9 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
             f"the configuration is of {name!r}, whose process is not known here; known: "
             f"{', '.join(_KNOWN)}"
         )
-    defaults = _arguments(Scheduler if name == "Scheduler" else getattr(diffusers, name))
+    if name == "Scheduler":
+        return dict(config)
+    defaults = _arguments(getattr(diffusers, name))
     given = {key: value for key, value in config.items() if key != "_use_default_values"}
     found = {**defaults, **_KNOWN[name], **given}
     if found.get("invert_sigmas"):
