@@ -15,7 +15,7 @@ INSTALLED_TORCH = $(PY) -c 'import importlib.metadata as m; print(m.version("tor
 PINNED_TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow golden bench trace statements lint format types wheel clean
+.PHONY: help demo test test-slow interop golden bench trace statements lint format types wheel clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -28,6 +28,9 @@ test: $(STAMP)  ## the tests, without those marked slow (one file: make test ARG
 
 test-slow: $(STAMP)  ## only the tests marked slow
 	$(PYTEST) -m slow $(ARGS)
+
+interop: $(STAMP)  ## the bridges to other libraries: all of their tests, slow ones too
+	$(PYTEST) -m "slow or not slow" tests/interop $(ARGS)
 
 golden: $(STAMP)  ## compare every solver, SDE and prediction with the committed table (ARGS=--write makes it anew, ARGS="-k VP" a part)
 	OMP_NUM_THREADS=1 $(PY) tools/golden/golden.py $(ARGS)

@@ -15,7 +15,7 @@ from sdediff.describing import Own, build, encode
 from sdediff.interop.replay import Replay, Tape, announced, check_fits
 from sdediff.interop.schedules import schedule_of
 from sdediff.solvers import GRIDS, Solver, White, expand, seeds
-from sdediff.solvers.given import check_choice
+from sdediff.solvers.given import check_choice, nearest
 
 __all__ = ["Scheduler", "completed"]
 
@@ -180,19 +180,25 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self.alphas_cumprod = torch.cumprod(1 - self.betas.double(), 0).float()
 
     @classmethod
-    def from_config(
+    def _from_config(
         cls, config: Any = None, return_unused_kwargs: bool = False, **given: Any
     ) -> Any:
         """A scheduler of this configuration, of ours or of diffusers' schedulers; a ValueError
-        where its process is not known.
+        where its process is not known, a TypeError for an argument that is not.
         """
         if not isinstance(config, Mapping):
             raise TypeError(
                 f"from_config takes a configuration, pipe.scheduler.config say; got {config!r}"
             )
+        known = _arguments(Scheduler)
+        for name in given if not return_unused_kwargs else ():
+            if name not in known:
+                raise TypeError(f"Scheduler takes no argument {name!r}{nearest(name, known)}")
         return super().from_config(
             completed(config), return_unused_kwargs=return_unused_kwargs, **given
         )
+
+    from_config = _from_config
 
     @property
     def order(self) -> int:

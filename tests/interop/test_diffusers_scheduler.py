@@ -644,6 +644,8 @@ def test_configurations_that_are_not_known_are_refused(name):
         Scheduler.from_config({"colour": 3}, solver=sd.DDIM())
     with pytest.raises(TypeError, match=r"takes a configuration, pipe.scheduler.config say"):
         Scheduler.from_config("runwayml", solver=sd.DDIM())
+    with pytest.raises(TypeError, match=r"no argument 'slover' .did you mean 'solver'"):
+        Scheduler.from_config({}, slover=sd.DDIM())
     inverted = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
     with pytest.raises(ValueError, match="invert_sigmas=True runs time backward"):
         Scheduler.from_config(inverted.config)
