@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from sdediff._extras import require
-from sdediff.default import default_solver
 from sdediff.describing import Own, build, encode
 from sdediff.interop.replay import Replay, Tape, announced, check_fits
 from sdediff.interop.schedules import schedule_of
+from sdediff.options import default_solver
 from sdediff.solvers import GRIDS, Solver, White, expand, seeds
 from sdediff.solvers.given import check_choice, nearest
 

@@ -8,9 +8,9 @@ import math
 
 import pytest
 import torch
-from pairwise import pairwise
 from all_sdes import SDES
 from gauss_hermite import gauss_hermite
+from pairwise import pairwise
 from scipy import integrate, stats
 from torch import Tensor
 

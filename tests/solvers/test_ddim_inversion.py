@@ -9,8 +9,8 @@ import math
 
 import pytest
 import torch
-from pairwise import pairwise
 from all_sdes import SDES
+from pairwise import pairwise
 from torch import Tensor
 
 import sdediff as sd
