@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 import torch
-from test_carry_solvers import FIXED
+from fixed_solvers import FIXED
 
 import sdediff as sd
 
