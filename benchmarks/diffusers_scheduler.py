@@ -27,7 +27,7 @@ OURS = {
     "UniPC(3)": sd.solvers.UniPC(3, startup="published"),
     "DPMSolverPP(2)": sd.solvers.DPMSolverPP(2),
     "DEIS(3)": sd.solvers.DEIS(3, startup="published"),
-    "Heun": sd.Heun(variable="sigma"),
+    "Heun": sd.Heun(),
     "DDIM": sd.DDIM(),
 }
 SPACINGS = ("leading", "trailing", "linspace")
@@ -86,11 +86,14 @@ def run(scheduler, net, start):
 def candidates(config, flow):
     """(name, scheduler) of ours and of diffusers'."""
     for (name, solver), grid in itertools.product(OURS.items(), GRIDS):
-        for spacing in ("trailing",) if flow else SPACINGS:
-            if grid is None or spacing == "trailing":
-                told = f"{name}, {grid or ('as configured' if flow else spacing)}"
-                given = {"solver": solver, "grid": grid, "timestep_spacing": spacing}
-                yield f"ours: {told}", Scheduler.from_config(config, **given)
+        for spacing in ("as configured", "flow sigmas") if flow else SPACINGS:
+            if grid is None or spacing in ("as configured", "trailing"):
+                given = {"solver": solver, "grid": grid}
+                if flow:
+                    given["use_flow_sigmas"] = spacing == "flow sigmas"
+                else:
+                    given["timestep_spacing"] = spacing
+                yield f"ours: {name}, {grid or spacing}", Scheduler.from_config(config, **given)
     if flow:
         yield "theirs: FlowMatchEuler", diffusers.FlowMatchEulerDiscreteScheduler()
         yield "theirs: FlowMatchHeun", diffusers.FlowMatchHeunDiscreteScheduler()

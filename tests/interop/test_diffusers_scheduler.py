@@ -94,7 +94,15 @@ def steps_for(solver):
     return 25 if "rule='song'" in repr(solver) else 5  # its betas must stay below 1
 
 
-@pytest.mark.parametrize("solver", FIXED, ids=repr)
+def unless_slow(values, fast):
+    """All values, of which the default run takes those that are ``fast``."""
+    return [each if fast(each) else pytest.param(each, marks=pytest.mark.slow) for each in values]
+
+
+BRIEF = [solver for solver in FIXED if "startup" not in repr(solver) and "song" not in repr(solver)]
+
+
+@pytest.mark.parametrize("solver", unless_slow(FIXED, BRIEF[::2].__contains__), ids=repr)
 def test_every_solver_is_sample_to_the_bit_and_is_saved(solver, tmp_path):
     scheduler = Scheduler(beta_schedule="scaled_linear", solver=solver)
     same_as_sample(scheduler, steps_for(solver))
@@ -153,7 +161,10 @@ def test_noise_says_nothing_where_no_signal_is_left():
     same_as_sample(Scheduler(timestep_spacing="leading", **options))
 
 
-@pytest.mark.parametrize("solver", [*SOME, sd.solvers.Euler(), sd.EulerMaruyama()], ids=repr)
+STARTING = [sd.solvers.UniPC(3), sd.solvers.Euler(), sd.EulerMaruyama(), *SOME[2:]]
+
+
+@pytest.mark.parametrize("solver", unless_slow(STARTING, STARTING[:3].__contains__), ids=repr)
 @pytest.mark.parametrize("predicts", ["v_prediction", "flow_prediction"])
 def test_solvers_start_where_no_signal_is_left_or_just_below(solver, predicts):
     """Those that cannot start at alpha = 0 do so at log-SNR -20, and find the same law."""
@@ -373,14 +384,14 @@ def test_a_solver_that_adds_noise_before_it_evaluates_takes_a_change_as_one_at_t
 def test_half_precision_has_a_float32_state(solver, dtype):
     """Against a float32 loop whose network is rounded likewise: the state is not rounded."""
     scheduler = Scheduler(solver=solver)
-    scheduler.set_timesteps(20)
+    scheduler.set_timesteps(6)
     net, start = Network(scheduler), START.to(dtype)
 
     def rounded(x, t):
         return net(x.to(dtype).float(), t).to(dtype).to(x.dtype)
 
     half = driven(scheduler, rounded, start, generator=generator())
-    scheduler.set_timesteps(20)
+    scheduler.set_timesteps(6)
     full = driven(scheduler, rounded, start.float(), generator=generator())
     assert half.dtype == dtype
     assert torch.equal(half, full.to(dtype))
@@ -466,7 +477,13 @@ def test_trained_betas_are_kept(tmp_path):
     torch.testing.assert_close(again.alphas_cumprod, torch.tensor([0.9, 0.63]))
 
 
-@pytest.mark.parametrize("kind", Scheduler(solver=sd.DDIM()).compatibles, ids=lambda k: k.__name__)
+KINDS = sorted(Scheduler(solver=sd.DDIM()).compatibles, key=lambda kind: kind.__name__)
+FEW = ("DDIMScheduler", "FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler")
+
+
+@pytest.mark.parametrize(
+    "kind", unless_slow(KINDS, lambda k: k.__name__ in FEW), ids=lambda k: k.__name__
+)
 def test_configurations_go_to_diffusers_classes_and_back(kind):
     given = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"}
     scheduler = Scheduler(solver=sd.solvers.UniPC(3), grid="karras", **given)
@@ -554,7 +571,7 @@ def test_continuous_times_are_those_of_stable_video():
     wanted = driven(theirs, net, start)
     torch.testing.assert_close(driven(ours, net, start), wanted, rtol=0, atol=1e-4)
     better = Scheduler.from_config(theirs.config, solver=sd.solvers.UniPC(3, startup="published"))
-    for n, each in ((200, theirs), (25, better)):
+    for n, each in ((100, theirs), (25, better)):
         each.set_timesteps(n)
     fine = driven(theirs, net, start)
     assert float((driven(better, net, start) - fine).abs().mean()) < 0.5 * float(
