@@ -27,7 +27,6 @@ __all__ = [
     "Span",
     "check_condition",
     "check_device",
-    "check_grad",
     "check_model",
     "check_seed",
     "check_shape",
@@ -56,18 +55,6 @@ def check_device(model: Model, known: Facts, device: torch.device | str | None) 
             f"model.to({str(place)!r})"
         )
     return place
-
-
-def check_grad(grad: object) -> None:
-    """A ValueError where ``grad`` asks for a graph, and torch keeps none."""
-    if not torch.is_grad_enabled():
-        where = "torch.inference_mode" if torch.is_inference_mode_enabled() else "torch.no_grad"
-        raise ValueError(
-            f"grad={grad!r} keeps the graph of the solve, and {where} is on, under which there "
-            "is none: call it outside of that, "
-            "or under torch.enable_grad() (inference_mode(False) first, where that is on), or "
-            "drop grad"
-        )
 
 
 def check_shape(shape: Sequence[int]) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from sdediff.operator import Operator
 from sdediff.predict import affine
 from sdediff.protocols import Like, Model, Output, Piece, Rows, facts, value_of
 from sdediff.solvers import rowwise
-from sdediff.solvers.arithmetic import own, planned, weighted
+from sdediff.solvers.arithmetic import along, own, planned, weighted
 from sdediff.solvers.coefficients import Coef
 from sdediff.solvers.given import Positive, Record, Share
 from sdediff.solvers.masked import kept
@@ -193,5 +193,5 @@ class DynamicThreshold(Record):
         size = sizes.kthvalue(
             max(1, math.ceil(self.quantile * sizes.shape[1] - 1e-9)), dim=1
         ).values
-        s = size.clamp(min=self.bound).reshape(-1, *(1,) * (x_0.ndim - 1))
+        s = along(size.clamp(min=self.bound), x_0)
         return torch.maximum(torch.minimum(x_0, s), -s) * (self.bound / s)

@@ -48,7 +48,6 @@ class Operator(Predictions):
         return super().__getattr__(name)
 
     def at(self, times: Tensor, like: Like, piece: Piece | None = None) -> Sequence[Any]:
-        """The entries of the model inside."""
         return self.model.at(times, like, piece)
 
     def ask(self, x: Tensor, at: Any, rows: Rows) -> Tensor | Output:
@@ -62,5 +61,4 @@ class Operator(Predictions):
         return value_of(self.ask(x, at, rows), x, self.model)
 
     def evaluate(self, x: Tensor, at: Any, rows: Rows) -> Tensor | Output:
-        """The answer of the model inside."""
         return self.ask(x, at, rows)

@@ -106,7 +106,6 @@ class Reverse(Problem):
         self._known: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=4)
 
     def take(self, rows: Tensor) -> Self:
-        """Some of the rows, with their conditions."""
         part = super().take(rows)
         part.batch = self.batch.take(rows)
         part.like = None if self.like is None else self.like._replace(rows=len(rows))

@@ -12,7 +12,6 @@ from torch import Tensor
 from sdediff.arguments import (
     Grid,
     Span,
-    check_grad,
     check_seed,
     check_solver,
     check_states,
@@ -33,7 +32,7 @@ from sdediff.solvers import (
 )
 from sdediff.solvers.arithmetic import at_least_float32, planned, weighted
 from sdediff.solvers.coefficients import Coef
-from sdediff.solvers.given import callback_of, check_choice, flag
+from sdediff.solvers.given import callback_of, check_choice, check_grad, flag
 from sdediff.solving import check_count, check_group
 from sdediff.units import Units
 
@@ -88,9 +87,7 @@ def simulate(
     check_count(times, len(x_0))
     _ = check_group(solver, len(x_0), None)
     check_choice("on_fail", on_fail, ("raise", "return"))
-    check_choice("grad", grad, ("none", "full", "checkpoint"))
-    if grad != "none":
-        check_grad(grad)
+    check_grad(grad)
     seeds = check_seed(seed, noise, tuple(x_0.shape), x_0.device, solver.group)
     if seeds is not None:
         rows = row_seeds(seeds, solver.group)

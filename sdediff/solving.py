@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sdediff.arguments import Span, check_condition, check_device, check_grad, make_times
+from sdediff.arguments import Span, check_condition, check_device, make_times
 from sdediff.masks import check_mask
 from sdediff.modules import evaluating
 from sdediff.operator import Operator
@@ -24,7 +24,7 @@ from sdediff.progress import Bar, progress_bar
 from sdediff.protocols import Facts, Like, Model, Output, Rows, is_model
 from sdediff.reverse import Reverse
 from sdediff.solvers import Monitor, Options, Solution, Solver
-from sdediff.solvers.given import callback_of, flag, integer, nearest
+from sdediff.solvers.given import callback_of, check_grad, flag, integer, nearest
 from sdediff.solvers.solution import merge
 from sdediff.units import Units
 

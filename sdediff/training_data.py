@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sdediff.calls import check_names
+from sdediff.calls import check_condition
 from sdediff.model import ScoreModel
 from sdediff.normalizer import coordinate_moments
 from sdediff.objectives import Objective
@@ -49,13 +49,7 @@ def check_trained(model: ScoreModel, data: Tensor, condition: Mapping[str, Tenso
         raise ValueError(
             f"data contains {bad} values that are not finite; drop or mend those samples"
         )
-    check_names(condition, model.net)
-    for name, value in condition.items():
-        if not isinstance(value, Tensor) or value.ndim < 1 or len(value) != len(data):
-            raise ValueError(
-                f"condition {name!r} must be a tensor with one row for each of the {len(data)} "
-                "samples"
-            )
+    _ = check_condition(condition, len(data), model.net)
 
 
 def _way_out(data: object) -> str:

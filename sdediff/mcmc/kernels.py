@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdediff.mcmc.target import Point, Target, known
 from sdediff.solvers import White
-from sdediff.solvers.arithmetic import weighted
+from sdediff.solvers.arithmetic import along, weighted
 from sdediff.solvers.given import NotNegative, Positive, Record
 from sdediff.solvers.metropolis import accepts, proposal_ratio
 
@@ -85,7 +85,6 @@ class RandomWalk(Kernel):
     uses_score = False
 
     def move(self, target: Target, here: Point, noise: Noise, number: int) -> tuple[Point, Tensor]:
-        """A proposal and the test."""
         there = target.look(
             weighted((1.0, here.x), (float(self.step), noise.normal(number))), score=False
         )
@@ -105,7 +104,6 @@ class ULA(Kernel):
     step: Positive
 
     def move(self, target: Target, here: Point, noise: Noise, number: int) -> tuple[Point, None]:
-        """A step without a test."""
         return target.look(langevin(here, self.step, noise.normal(number)), score=True), None
 
 
@@ -124,7 +122,6 @@ class MALA(Kernel):
     step: Positive
 
     def move(self, target: Target, here: Point, noise: Noise, number: int) -> tuple[Point, Tensor]:
-        """A Langevin step and the test."""
         z = noise.normal(number)
         there = target.look(langevin(here, self.step, z), score=True)
         ratio = proposal_ratio(
@@ -149,15 +146,11 @@ def _decide(
         log_ratio = log_ratio.masked_fill(there.log_prob == -math.inf, -math.inf)
     lost = torch.isnan(log_ratio) | (log_ratio == math.inf)
     go = accepts(log_ratio, noise.decision(number))
-    x = torch.where(_along(go, here.x), there.x, here.x).masked_fill(_along(lost, here.x), math.nan)
+    x = torch.where(along(go, here.x), there.x, here.x).masked_fill(along(lost, here.x), math.nan)
     pairs = ((here.log_prob, there.log_prob), (here.score, there.score))
     return Point(
-        x, *(None if a is None or b is None else torch.where(_along(go, a), b, a) for a, b in pairs)
+        x, *(None if a is None or b is None else torch.where(along(go, a), b, a) for a, b in pairs)
     ), go
-
-
-def _along(rows: Tensor, x: Tensor) -> Tensor:
-    return rows.reshape(-1, *(1,) * (x.ndim - 1))
 
 
 @dataclass(frozen=True)

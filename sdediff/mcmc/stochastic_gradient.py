@@ -73,7 +73,6 @@ class SGLD(Kernel):
         return Point(x)
 
     def move(self, target: Target, here: Point, noise: Noise, number: int) -> tuple[Point, None]:
-        """A step without a test."""
         look = target.draw(noise.events, number).look(here.x, score=True)
         size = self.step(number) if callable(self.step) else self.step
         within(f"SGLD: step({number})", size, "Positive")
@@ -158,7 +157,6 @@ class Posterior(Target):
         return self._of(tuple(y[None] for y in self.columns), 1.0).look(x, score=score)
 
     def rise(self, here: Point, there: Point) -> Tensor:
-        """The difference of the log-densities."""
         return LogDensity(self.log_prior).rise(here, there)
 
     def _of(self, batch: tuple[Tensor, ...], scale: float) -> LogDensity:

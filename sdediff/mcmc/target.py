@@ -17,6 +17,7 @@ from sdediff.predict import affine, predict
 from sdediff.protocols import Model, facts, is_model
 from sdediff.sde.base import as_time
 from sdediff.solvers import White
+from sdediff.solvers.arithmetic import along
 from sdediff.solvers.given import Record, fact, reading
 from sdediff.solvers.metropolis import line_integral
 
@@ -102,11 +103,10 @@ class LogDensity(Target):
             (gradient,) = torch.autograd.grad(value.sum(), leaf)
         # Autograd may find a number beside a NaN, a branch of torch.where: a failure must not pass
         # for a slope.
-        failed = torch.isnan(value.detach()).reshape(-1, *(1,) * (x.ndim - 1))
+        failed = along(torch.isnan(value.detach()), x)
         return Point(x, value.detach(), gradient.masked_fill(failed, math.nan))
 
     def rise(self, here: Point, there: Point) -> Tensor:
-        """The difference of the two."""
         return known(there.log_prob) - known(here.log_prob)
 
     def _value(self, x: Tensor) -> Tensor:

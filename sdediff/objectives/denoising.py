@@ -19,6 +19,7 @@ from sdediff.predict import outputs, target
 from sdediff.protocols import Model, sigma_data
 from sdediff.sampling import sample
 from sdediff.solvers import Solver, White, expand, seeds
+from sdediff.solvers.arithmetic import along
 from sdediff.solving import chosen
 
 __all__ = ["ConditionDropout", "Coupled", "DenoisingScoreMatching", "FlowMatching", "reflow"]
@@ -188,9 +189,8 @@ class ConditionDropout(Loss):
         dropped = torch.rand(len(batch.x_0), generator=batch.generator) < self.rate
         for name, value in self.null.items():
             given = seen[name]
-            rows = dropped.to(given.device).reshape(-1, *(1,) * (given.ndim - 1))
             null = torch.as_tensor(value, dtype=given.dtype, device=given.device)
-            seen[name] = torch.where(rows, null, given)
+            seen[name] = torch.where(along(dropped, given), null, given)
         # A loss of the user's need not know of masks.
         mask = {} if batch.mask is None else {"mask": batch.mask}
         return self.loss(batch.model, batch.x_0, seen, generator=batch.generator, **mask)

@@ -13,6 +13,7 @@ from sdediff.solvers.coefficients import Coef
 __all__ = [
     "Like",
     "Number",
+    "along",
     "at_least_float32",
     "expand",
     "own",
@@ -80,6 +81,13 @@ def planned(count: int, like: Like | None, *columns: Coef) -> list[Sequence[Coef
         else:
             found.append(c.unbind() if c.requires_grad else c.tolist())
     return found
+
+
+def along(rows: Tensor, x: Tensor) -> Tensor:
+    """A mask or numbers, (rows,) or (..., rows), shaped for states x (rows, *event), where these
+    are.
+    """
+    return rows.to(x.device).reshape(*rows.shape, *(1,) * (x.ndim - 1))
 
 
 def expand(c: Number, x: Tensor) -> Number:

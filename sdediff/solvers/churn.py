@@ -312,7 +312,6 @@ class Renoise(_Around):
         noise: StepNoise,
         state: tuple[Tensor, ...],
     ) -> Step:
-        """One step of the solver, then noise."""
         ratio, std, inner = plan.noised
         mean = weighted((ratio, self.solver.step(problem.without_noise(), x, inner, noise, ()).x))
         return Step(weighted((1.0, mean), (std, noise.over(plan.t, plan.s))), mean)

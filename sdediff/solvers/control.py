@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from sdediff.solvers.arithmetic import along
 from sdediff.solvers.controller import Controller, judge
 from sdediff.solvers.moving import Moving, Policy
 from sdediff.solvers.norm import ErrorNorm
@@ -96,7 +97,7 @@ class PerSample(Control):
         x, state = step.x, old.state if self.solver.init_each_step else step.state
         if self.last_mean:
             last = ahead.landing & (old.target == self.end - 1)
-            x = _choose(last.to(x.device), step.mean, x)
+            x = torch.where(along(last, x), step.mean, x)
         norm = self.norm(step.error, old.x, x)
         good, factor, history = judge(self.controller, norm, old.history, self.order)
         own = self.steps.resize(old, ahead, good, factor)
@@ -105,9 +106,8 @@ class PerSample(Control):
         if not (whole := bool(good.all())):
             self.rejected.numpy()[old.samples.numpy()] += ~good.numpy()
             t, u = torch.where(good, t, old.t), torch.where(good, u, old.u)
-            mask = good.to(x.device)
             pairs = zip((x, *state), (old.x, *old.state), strict=True)
-            x, *parts = (_choose(mask, new, before) for new, before in pairs)
+            x, *parts = (torch.where(along(good, new), new, before) for new, before in pairs)
             state = tuple(parts)
         arrived = good & ahead.landing
         target = old.target + arrived
@@ -190,7 +190,3 @@ def _frames(
     for k in target[arrived].unique().tolist():
         here = torch.nonzero(arrived & (target == k)).flatten()
         yield k, x[here.to(x.device)], rows[here]
-
-
-def _choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    return torch.where(mask.reshape(-1, *(1,) * (new.ndim - 1)), new, old)

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from sdediff.solvers.arithmetic import expand
+from sdediff.solvers.arithmetic import along, expand
 from sdediff.solvers.given import reals
 from sdediff.solvers.noise import Noise, Silence
 from sdediff.solvers.problem import Problem
@@ -112,11 +112,8 @@ class Cubic:
 
 def _ends(part: Segments, t: Tensor, found: Tensor) -> Tensor:
     """The states ``found`` at t, but those that are known at the ends."""
-
-    def mask(here: Tensor) -> Tensor:
-        return here.to(found.device).reshape(-1, *(1,) * (found.ndim - 1))
-
-    return torch.where(mask(t == part.t), part.x, torch.where(mask(t == part.s), part.y, found))
+    found = torch.where(along(t == part.s, found), part.y, found)
+    return torch.where(along(t == part.t, found), part.x, found)
 
 
 class Dense:

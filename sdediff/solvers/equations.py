@@ -22,7 +22,7 @@ from sdediff.solvers.functions import (
     Sense,
     Structure,
 )
-from sdediff.solvers.given import callback_of, check_choice, flag, integer, plain
+from sdediff.solvers.given import callback_of, check_choice, check_grad, flag, integer, plain
 from sdediff.solvers.grid import check_grid
 from sdediff.solvers.integrate import integrate, require
 from sdediff.solvers.noise import Noise, fresh_seed
@@ -65,12 +65,7 @@ class Driving:
         if wrong:
             raise TypeError(f"events must be Event objects, Event(g) say; got {wrong[0]!r}")
         check_choice("on_fail", on_fail, ("raise", "return"))
-        check_choice("grad", grad, ("none", "full", "checkpoint"))
-        if grad != "none" and not torch.is_grad_enabled():
-            raise ValueError(
-                f"grad={grad!r} keeps the graph of the solve, and torch.no_grad or inference_mode "
-                "is on, under which there is none: drop one of them"
-            )
+        check_grad(grad)
         options = Options(
             trajectory=flag("trajectory", trajectory),
             callback=callback_of("callback", callback, "of a Snapshot"),

@@ -31,6 +31,7 @@ __all__ = [
     "WrittenError",
     "callback_of",
     "check_choice",
+    "check_grad",
     "device_of",
     "fact",
     "flag",
@@ -163,6 +164,21 @@ def check_choice(name: str, value: object, known: Collection[str]) -> None:
         raise ValueError(
             f"{name} must be one of {', '.join(map(repr, known))}, got "
             f"{_shown(value)}{nearest(str(value), known)}"
+        )
+
+
+def check_grad(grad: object) -> None:
+    """A ValueError unless ``grad`` says how to keep gradients, and torch keeps a graph if it asks
+    for one.
+    """
+    check_choice("grad", grad, ("none", "full", "checkpoint"))
+    if grad != "none" and not torch.is_grad_enabled():
+        where = "torch.inference_mode" if torch.is_inference_mode_enabled() else "torch.no_grad"
+        raise ValueError(
+            f"grad={grad!r} keeps the graph of the solve, and {where} is on, under which there "
+            "is none: call it outside of that, "
+            "or under torch.enable_grad() (inference_mode(False) first, where that is on), or "
+            "drop grad"
         )
 
 

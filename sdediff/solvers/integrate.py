@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sdediff.solvers.arithmetic import rowwise
+from sdediff.solvers.arithmetic import along, rowwise
 from sdediff.solvers.control import PerSample
 from sdediff.solvers.dyadic import DyadicSteps
 from sdediff.solvers.free import FreeSteps
@@ -280,8 +280,7 @@ class FixedSteps(Control):
         )
         self._fail(network & ~self.failed, Status.NETWORK_NOT_FINITE)
         self._fail(~finite & ~self.failed, Status.STATE_NOT_FINITE)
-        keep = self.failed.to(x.device).reshape(-1, *(1,) * (x.ndim - 1))
-        return torch.where(keep, self.x, x)
+        return torch.where(along(self.failed, x), self.x, x)
 
     def _fail(self, which: Tensor, status: Status) -> None:
         """Note that samples, a mask (B,), go no further."""

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from sdediff.solvers.arithmetic import Number, expand, rowwise, weighted
+from sdediff.solvers.arithmetic import Number, along, expand, rowwise, weighted
 from sdediff.solvers.given import Natural, Positive
 from sdediff.solvers.metropolis import accepts, line_integral, proposal_ratio
 from sdediff.solvers.noise import StepNoise
@@ -168,11 +168,10 @@ class MetropolisLangevin(Solver):
             log_ratio = line_integral(x, y, score, middle, there) + proposal_ratio(
                 x, y, z, there, size, root
             )
-            accept = accepts(log_ratio, problem.first(noise.normal("corrector", 2 * k + 1)))
-            accept = accept.reshape(-1, *(1,) * (x.ndim - 1))
+            go = accepts(log_ratio, problem.first(noise.normal("corrector", 2 * k + 1)))
             # A network that fails at the proposal must not pass for a rejection: 0 * NaN is NaN.
-            x = torch.where(accept, y, x) + 0.0 * (middle + there)
-            score = torch.where(accept, there, score)
+            x = torch.where(along(go, x), y, x) + 0.0 * (middle + there)
+            score = torch.where(along(go, x), there, score)
         return Step(x)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from sdediff.solvers.arithmetic import expand
+from sdediff.solvers.arithmetic import along, expand
 from sdediff.solvers.dense import Cubic, Dense, Segments, Shortened, Within
 from sdediff.solvers.events import Event, ridders
 from sdediff.solvers.functions import FunctionProblem
@@ -225,8 +225,7 @@ def _ended(found: Solution, recorder: Recorder) -> Solution:
     stopped, last = recorder.stopped, recorder.last
 
     def at(mask: Tensor, states: Tensor) -> Tensor:
-        shaped = mask.to(last.device).reshape(*mask.shape, *(1,) * (last.ndim - 1))
-        return torch.where(shaped, last, states)
+        return torch.where(along(mask, last), last, states)
 
     frames = found.trajectory
     if frames is not None:

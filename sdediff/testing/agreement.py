@@ -150,13 +150,7 @@ def check_equivalence(
         raise TypeError(f"check_equivalence takes two solvers or two ScoreModels, got {who}{hint}")
     runs = []
     for name, process, pair, models in pairs:
-        own = [each for each in pair if each.times is not None]
-        fixed = next(iter(own), None) or min(pair, key=lambda each: each.adaptive)
-        free = not own and not fixed.adaptive and intervals(steps, grid) is None
-        count = _STEPS if free else steps
-        times = make_times(
-            Span(process, process.t_max, process.t_min), fixed, count, grid, None, None
-        )
+        times = _times(pair, process, steps, grid)
         lams = [
             check_stochasticity(each, stochasticity if each.solves_sde else None, times)
             for each in pair
@@ -165,7 +159,7 @@ def check_equivalence(
         labels = (repr(a), repr(b))
         if is_model(a):
             labels = (f"a ({models[0].predicts})", f"b ({models[1].predicts})")
-        refinable = not own and not any(each.adaptive for each in pair)
+        refinable = not any(each.adaptive or each.times is not None for each in pair)
         runs.append((name, Run(case, pair, models, tuple(lams), labels, bound, refinable)))
     with torch.inference_mode(False), torch.no_grad():
         findings = tuple(settle(name, _compared(run)) for name, run in runs)

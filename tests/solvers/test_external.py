@@ -1037,7 +1037,7 @@ def call(make: Callable[[], Solver], **arguments: object) -> None:
         (
             lambda: call(lambda: sd.solvers.TorchSDE(adaptive=True, dt=0.0)),
             ValueError,
-            "dt must be a positive number",
+            "dt must be None or a positive number",
         ),
         (
             lambda: call(lambda: sd.solvers.TorchSDE(adaptive=True), steps=10),

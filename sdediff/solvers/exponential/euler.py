@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sdediff.solvers.arithmetic import Number, rowwise, weighted
+from sdediff.solvers.arithmetic import Number, along, rowwise, weighted
 from sdediff.solvers.exponential.flow import Flow
 from sdediff.solvers.exponential.stages import order_one
 from sdediff.solvers.given import Count, NotNegative
@@ -66,7 +66,6 @@ class Ancestral(_OrderOne):
     solves_sde = True
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
-        """The exact coefficients of each interval."""
         points = Flow(problem, "data", "log_snr").points(times)
         return self._planned(
             problem, times, *order_one(points.part(slice(None, -1)), points.part(slice(1, None)))
@@ -92,7 +91,6 @@ class DDIM(_OrderOne):
         return self.eta > 0
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
-        """The coefficients of each interval."""
         alpha, sigma = problem.marginal(times)
         alpha_t, alpha_s = (alpha[:-1], alpha[1:])
         sigma_t, sigma_s = (sigma[:-1], sigma[1:])
@@ -149,7 +147,6 @@ class InverseDDIM(Solver):
         return self.iterations
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Inverse]:
-        """The coefficients of each interval."""
         alpha, sigma = problem.marginal(times)
         if bool((alpha == 0).any()):
             raise ValueError(
@@ -173,13 +170,12 @@ class InverseDDIM(Solver):
         noise: StepNoise,
         state: tuple[Tensor, ...],
     ) -> Step:
-        """Iterate to the fixed point."""
         (eps,) = state
         y = weighted((plan.keep, x), (plan.push, eps))
         moving = torch.ones(len(x), dtype=torch.bool, device=x.device)
         move = torch.zeros(len(x), dtype=x.dtype, device=x.device)
         for _ in range(self.iterations):
-            rows = moving.reshape(-1, *(1,) * (x.ndim - 1))
+            rows = along(moving, x)
             eps = torch.where(rows, problem.evaluate(y, plan.at), eps)
             new = torch.where(rows, weighted((plan.keep, x), (plan.push, eps)), y)
             flat = rowwise(new.detach())

@@ -122,7 +122,6 @@ class ExponentialMultistep(Exponential):
         return len(plan.go.at) if isinstance(plan.go, Stages) else 1
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
-        """The coefficients of all steps."""
         flow, steps = self.flow(problem), len(times) - 1
         points, inside, ends = self._split(flow, times)
         single, method = self._single

@@ -158,7 +158,6 @@ class ExponentialSinglestep(Exponential):
         return table(self.order, self.r)
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[Any]:
-        """The coefficients of each interval."""
         flow = self.flow(problem)
         points, inside, ends = self._split(flow, times)
         if ends and self.adaptive:

@@ -102,7 +102,6 @@ class EulerTrapezoid(Solver):
         return 2.0
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
-        """The exact coefficients of each interval."""
         t = times[:-1].unbind()
         s = times[1:].unbind()
         count = len(times) - 1
@@ -143,7 +142,6 @@ class EulerTrapezoid(Solver):
     def step(
         self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]
     ) -> Step:
-        """One step, with the correction as error."""
         (before,) = state
         z = noise.over(plan.t, plan.s)
         shock = weighted(*((std, z) for std in plan.stds))

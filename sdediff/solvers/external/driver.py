@@ -4,7 +4,6 @@ of its failures.
 
 from __future__ import annotations
 
-import difflib
 from bisect import bisect
 from collections.abc import Callable, Mapping, Sequence
 from textwrap import shorten
@@ -14,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sdediff.solvers.arithmetic import rowwise
+from sdediff.solvers.arithmetic import along, rowwise
+from sdediff.solvers.given import nearest
 from sdediff.solvers.integrate import require
 from sdediff.solvers.legs import legs_of
 from sdediff.solvers.noise import Noise, StepNoise
@@ -105,7 +105,7 @@ class Run:
         """Samples that failed stay where they are, so that they do not disturb the steps of the
         others.
         """
-        return self._choose(self.failed, torch.zeros_like(out), out) if self.failures else out
+        return torch.where(along(self.failed, out), 0.0, out) if self.failures else out
 
     def time(self, t: Tensor | float, dtype: torch.dtype) -> Tensor:
         """The library's time: inside the span of the grid, and one of the grid's where it differs
@@ -164,15 +164,9 @@ class Run:
         for state, t in zip(states, starts, strict=True):
             lost = ~torch.isfinite(rowwise(state)).all(dim=1).cpu()
             self.fail(lost, Status.STATE_NOT_FINITE, t)
-            before = self._choose(lost, before, state)
+            before = torch.where(along(lost, state), before, state)
             kept.append(before)
         return kept
-
-    @staticmethod
-    def _choose(mask: Tensor, these: Tensor, those: Tensor) -> Tensor:
-        return torch.where(
-            mask.to(those.device).reshape(-1, *(1,) * (those.ndim - 1)), these, those
-        )
 
     def solution(self, frames: list[Tensor]) -> Solution:
         """The result; a `SolveError` where samples failed and that is what the options ask for."""
@@ -293,18 +287,11 @@ def check_method(
             f"{type(solver).__name__}: method must be a name, one of {', '.join(known)}; got "
             f"{method!r}"
         )
-    if method in known:
-        return
-    near = difflib.get_close_matches(
-        str(method).lower(), {name.lower(): name for name in known}, n=1, cutoff=0.5
-    )
-    hint = (
-        f" (did you mean {next(name for name in known if name.lower() == near[0])!r}?)"
-        if near
-        else ""
-    )
-    raise ValueError(
-        f"{type(solver).__name__}: no method is called {method!r}{hint}; known: {', '.join(known)}"
-        if method not in instead
-        else f"{type(solver).__name__}: method {method!r} is not taken: {instead[method]}"
-    )
+    name = type(solver).__name__
+    if method in instead:
+        raise ValueError(f"{name}: method {method!r} is not taken: {instead[method]}")
+    if method not in known:
+        raise ValueError(
+            f"{name}: no method is called {method!r}{nearest(method, known)}; known: "
+            f"{', '.join(known)}"
+        )
