@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, find, given, settings
+from hypothesis import Phase, find, given, settings
+from quiet import QUIET
 
 import sdediff as sd
 from sdediff.predictions import PREDICTIONS
@@ -29,9 +30,6 @@ from sdediff.testing import (
 from sdediff.testing.equivalences import agree, equivalence, markdown
 
 ROOT = Path(__file__).resolve().parents[2]
-QUIET = settings(
-    derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
-)
 MIXTURE = sd.exact.GaussianMixture([[-0.8, 0.4], [0.9, 0.1]], [0.3, 0.5])
 CASE = Case(sd.VP(), MIXTURE, (1.0, 0.6, 0.3, 0.05))
 OF_VE = Case(sd.VE(), MIXTURE, (1.0, 0.6, 0.3, 0.05))

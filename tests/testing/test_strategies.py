@@ -8,18 +8,15 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
-from hypothesis import HealthCheck, Phase, find, given, settings
+from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import NoSuchExample
+from quiet import QUIET
 
 import sdediff as sd
 from sdediff.predictions import PREDICTIONS
 from sdediff.testing import check_sde, strategies
 from sdediff.testing.equivalences.case import NEEDS
-
-QUIET = settings(
-    derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
-)
 
 
 @settings(QUIET, max_examples=5)
