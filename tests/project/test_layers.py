@@ -122,7 +122,7 @@ LAYERS = (
         "mcmc",
         "metrics",
     ),
-    ("training", "training_data", "trainer", "checkpoint", "testing", "cli"),
+    ("training", "training_data", "trainer", "checkpoint", "testing", "interop", "cli"),
 )
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
