@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor
@@ -161,7 +161,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._solver = None if solver is None else check_fits(_read(solver))
         if grid is not None:
             check_choice("grid", grid, GRIDS)
-        self.register_to_config(solver=None if self._solver is None else encode(self._solver))  # type: ignore[no-untyped-call]
+        described = None if self._solver is None else encode(self._solver)
+        self.register_to_config(solver=described)  # type: ignore[no-untyped-call]
         self._schedule = schedule_of(self.config)
         self.num_inference_steps: int | None = None
         self._begin_index: int | None = None
@@ -232,6 +233,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         levels: int = self.config["num_train_timesteps"]
         return levels
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
@@ -267,6 +270,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             return sample
         return sample * float(self._schedule.scale(self._schedule.time_at(_time(timestep))))
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def step(
         self,
@@ -288,9 +292,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self._start(timestep, sample, generator)
         if self.config["variance_type"] in ("learned", "learned_range"):
             model_output = model_output[:, : sample.shape[1]]
-        replay, index = self._replay, self._index
-        if replay is None or index is None:
-            raise RuntimeError("the loop has not started")
+        replay, index = cast(Replay, self._replay), cast(int, self._index)
         replay.answer(model_output, sample)
         self._index = index + 1
         last = self._index == len(self._asked)

@@ -397,6 +397,17 @@ def test_half_precision_has_a_float32_state(solver, dtype):
     assert torch.equal(half, full.to(dtype))
 
 
+def test_a_loop_may_run_in_inference_mode():
+    """ERSDE differentiates its scale of noise when it plans."""
+    found = []
+    for mode in (True, False):
+        with torch.inference_mode(mode):
+            scheduler = Scheduler(solver=sd.solvers.ERSDE(3, startup="published"))
+            scheduler.set_timesteps(6)
+            found.append(driven(scheduler, Network(scheduler), generator=generator()))
+    assert torch.equal(*found)
+
+
 def test_double_precision_stays():
     scheduler = Scheduler(solver=sd.Heun())
     scheduler.set_timesteps(5)
