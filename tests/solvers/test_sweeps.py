@@ -114,7 +114,7 @@ def test_the_law_is_right_in_the_limit_of_small_steps() -> None:
     """
     seen: Counter[str] = Counter()
 
-    @settings(QUIET, max_examples=250)
+    @settings(QUIET, max_examples=120)
     @given(st.data())
     def holds(data: st.DataObject) -> None:
         method = data.draw(st.sampled_from(CONSISTENT))
