@@ -33,7 +33,7 @@ from sdediff.solvers import (
 from sdediff.solvers.arithmetic import at_least_float32, planned, weighted
 from sdediff.solvers.coefficients import Coef
 from sdediff.solvers.given import callback_of, check_choice, check_grad, flag
-from sdediff.solving import check_count, check_group
+from sdediff.solving import check_count, check_dtype, check_group
 from sdediff.units import Units
 
 __all__ = ["Forward", "simulate"]
@@ -54,6 +54,7 @@ def simulate(
     callback: Callable[[Snapshot], None] | None = None,
     on_fail: Literal["raise", "return"] = "raise",
     grad: Literal["none", "full", "checkpoint"] = "none",
+    dtype: torch.dtype | None = None,
 ) -> Solution:
     """Carry states x_0 (B, *event) from t_start (default 0) forward to t_end (default t_max): dx =
     drift(x, t) dt + g(t) dw.
@@ -62,7 +63,9 @@ def simulate(
     from ``perturb``. ``solver`` is one that takes the diffusion in its steps, `EulerMaruyama` by
     default; where the diffusion is 0 at all times, so that this is an ODE, it may be any, `RK45`
     say. The other arguments and the result are those of `sample`; ``nfe`` counts evaluations of
-    the drift. Under VE the states at t = 0 carry noise already, and x_0 should.
+    the drift. ``dtype`` is that of the state and its noise, torch.float32 or torch.float64, by
+    default that of x_0, float32 at least. Under VE the states at t = 0 carry noise already, and x_0
+    should.
 
     Raises ValueError or TypeError before any work, `SolveError` where a state goes bad.
     """
@@ -74,8 +77,9 @@ def simulate(
             else "pass an instance, VP() say"
         )
         raise TypeError(f"sde must be an SDE, got {got}; {hint}")
+    x_0 = at_least_float32(check_states("x_0", x_0))
     # the user's own tensor stays out of the solve
-    x_0 = at_least_float32(check_states("x_0", x_0)).clone()
+    x_0 = x_0.to(x_0.dtype if dtype is None else check_dtype(dtype), copy=True)
     solver = EulerMaruyama() if solver is None else check_solver(solver)
     units = Units(sde.data_std)
     span = Span(sde, 0.0, sde.t_max, whole=True)

@@ -28,7 +28,14 @@ from sdediff.solvers.given import callback_of, check_grad, flag, integer, neares
 from sdediff.solvers.solution import merge
 from sdediff.units import Units
 
-__all__ = ["Solving", "check_count", "check_deterministic", "check_group", "chosen"]
+__all__ = [
+    "Solving",
+    "check_count",
+    "check_deterministic",
+    "check_dtype",
+    "check_group",
+    "chosen",
+]
 
 
 def check_deterministic(solver: Solver, what: str) -> Solver:
@@ -93,12 +100,7 @@ class Solving:
         driven = Options(last, trajectory, callback, max_nfe, options["on_fail"], options["grad"])
         if driven.grad != "none":
             check_grad(driven.grad)
-        dtype = torch.float32 if options["dtype"] is None else options["dtype"]
-        if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
-            raise ValueError(
-                f"the state's dtype must be torch.float32 or torch.float64, got {dtype!r}; the "
-                "network keeps its own"
-            )
+        dtype = check_dtype(torch.float32 if options["dtype"] is None else options["dtype"])
         batch_size = options["batch_size"]
         if batch_size is not None or type(solver.group) is not int or solver.group != 1:
             batch_size = check_group(solver, count, batch_size)
@@ -180,6 +182,16 @@ def chosen(function: Any, options: SolveOptions) -> LikelihoodOptions:
                 f"are {own}"
             )
     return cast(LikelihoodOptions, {**DEFAULTS, **options})
+
+
+def check_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of the state; a ValueError unless it is float32 or float64."""
+    if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"the state's dtype must be torch.float32 or torch.float64, got {dtype!r}; the "
+            "network keeps its own"
+        )
+    return dtype
 
 
 def check_count(times: Tensor, count: int) -> None:

@@ -5,7 +5,7 @@ from sdediff.discrete.chain import Chain, Levels
 from sdediff.discrete.ddpm import DDPM
 from sdediff.discrete.losses import DDPMLoss, LossAware
 from sdediff.discrete.ncsn import NCSN, NCSNLoss
-from sdediff.discrete.schedules import SCHEDULES
+from sdediff.discrete.schedules import SCHEDULES, ScheduleOptions
 
 __all__ = [
     "DDPM",
@@ -16,6 +16,7 @@ __all__ = [
     "Levels",
     "LossAware",
     "NCSNLoss",
+    "ScheduleOptions",
     "VariationalBound",
     "variational_bound",
 ]

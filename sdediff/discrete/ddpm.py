@@ -8,14 +8,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sdediff.discrete.chain import Chain, Levels, evenly, floats
-from sdediff.discrete.schedules import schedule, zero_terminal_snr
+from sdediff.discrete.schedules import ScheduleOptions, schedule, zero_terminal_snr
 from sdediff.protocols import Model, facts
 from sdediff.sde import InterpolatedVP, LinearSDE
 from sdediff.sde.base import check_linear
@@ -174,11 +174,15 @@ class DDPM(Chain, Solver):
         N: int = 1000,
         *,
         variance: Variance = "beta_tilde",
+        **options: Unpack[ScheduleOptions],
     ) -> DDPM:
-        """Betas by name: ``"linear"`` (Ho et al. 2020), ``"scaled-linear"``, ``"cosine"`` or
-        ``"sigmoid"`` (`SCHEDULES`), or by a function alpha_bar(t) that falls from t = 0 to 1.
+        """Betas by a name in `SCHEDULES`, or by a function alpha_bar(t) that falls from t = 0 to 1.
+
+        ``"linear"`` (Ho et al. 2020), ``"scaled-linear"`` and ``"sigmoid-betas"`` take the options
+        ``beta_start`` and ``beta_end``, ``"cosine"`` takes ``s``, and ``"sigmoid"`` takes
+        ``start``, ``end`` and ``tau``.
         """
-        return cls(tuple(schedule(name, N).tolist()), variance=variance)
+        return cls(tuple(schedule(name, N, **options).tolist()), variance=variance)
 
     def to_sde(self) -> InterpolatedVP:
         """The variance-preserving SDE with the chain's marginals at t_1..t_N, smooth between them;

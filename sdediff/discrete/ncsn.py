@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from sdediff.objectives.objective import Batch, Loss
 from sdediff.sde import InterpolatedVE, LinearSDE
 from sdediff.sde.base import check_linear
 from sdediff.solvers import Problem, Solver, Step, StepNoise, rowwise
-from sdediff.solvers.given import Count, integer, real
+from sdediff.solvers.given import Count, check_choice, integer, real
 
 __all__ = ["NCSN", "NCSNLoss", "annealed_variance", "level_ratio", "widest_pair"]
 
@@ -51,7 +51,8 @@ class NCSN(Chain, Solver):
 
     As a chain, i = 1..N is the level sigma_{N + 1 - i}: noise rises with i and with the times
     ``grid``, 0 to 1 by default. ``step_size`` None: by `step_size_for`, from ``n_steps`` and the
-    ratio of the levels. More ways to make one: `from_sde`, `geometric`, `from_data`.
+    largest ratio of two levels. More ways to make one: `from_sde`, `geometric`, `linear`,
+    `from_data`.
     """
 
     sigmas: tuple[float, ...]
@@ -106,16 +107,40 @@ class NCSN(Chain, Solver):
         """sigma_j in geometric progression from ``sigma_max`` to ``sigma_min`` (section 4.2; N =
         10, 1 to 0.01 there).
         """
-        return cls(_geometric(sigma_max, sigma_min, N), step_size=step_size, n_steps=n_steps)
+        return cls(_spaced(sigma_max, sigma_min, N), step_size=step_size, n_steps=n_steps)
+
+    @classmethod
+    def linear(
+        cls,
+        sigma_max: float,
+        sigma_min: float,
+        N: int,
+        *,
+        step_size: float | None = None,
+        n_steps: int = 100,
+    ) -> NCSN:
+        """sigma_j evenly spaced from ``sigma_max`` to ``sigma_min``, the uniform levels of NCSNv2's
+        code.
+        """
+        sigmas = _spaced(sigma_max, sigma_min, N, "linear")
+        return cls(sigmas, step_size=step_size, n_steps=n_steps)
 
     @classmethod
     def from_sde(
-        cls, sde: LinearSDE, N: int, *, step_size: float | None = None, n_steps: int = 100
+        cls,
+        sde: LinearSDE,
+        N: int,
+        *,
+        spacing: Literal["geometric", "linear"] = "geometric",
+        step_size: float | None = None,
+        n_steps: int = 100,
     ) -> NCSN:
-        """N levels in geometric progression from sigma(t_max) to sigma(t_min) of an SDE with alpha
-        = 1, at the times where it has them: for `VE` t_i = T (i - 1) / (N - 1) (Song et al. 2021,
-        arXiv 2011.13456, Appendix C).
+        """N levels from sigma(t_max) to sigma(t_min) of an SDE with alpha = 1, in geometric
+        progression or (``"linear"``) evenly spaced, at the times where it has them: geometric
+        levels of `VE` at t_i = T (i - 1) / (N - 1) (Song et al. 2021, arXiv 2011.13456, Appendix
+        C).
         """
+        check_choice("spacing", spacing, ("geometric", "linear"))
         check_linear(sde)
         ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
         gap = float((sde.alpha(torch.cat([ends, ends.mean().reshape(1)])) - 1).abs().max())
@@ -126,7 +151,7 @@ class NCSN(Chain, Solver):
                 "PredictorCorrector with Langevin(), which takes any linear SDE"
             )
         low, high = sde.sigma(ends).tolist()
-        sigmas = _geometric(high, low, N)
+        sigmas = _spaced(high, low, N, spacing)
         times = sde.time_of(-2 * torch.tensor(sigmas[::-1], dtype=torch.float64).log()).clamp(
             sde.t_min, sde.t_max
         )
@@ -165,7 +190,7 @@ class NCSN(Chain, Solver):
         N = 1 + math.ceil(
             math.log(sigma_max / sigma_min) / math.log(level_ratio(rowwise(x_0).shape[1]))
         )
-        return cls(_geometric(sigma_max, sigma_min, N), n_steps=n_steps)
+        return cls(_spaced(sigma_max, sigma_min, N), n_steps=n_steps)
 
     def to_sde(self) -> InterpolatedVE:
         """The variance-exploding SDE with sigma(t_i) at the times ``grid``, smooth between them."""
@@ -266,7 +291,8 @@ class NCSNLoss(Loss):
         return DenoisingScoreMatching("sigma2").losses(batch._replace(at=t))
 
 
-def _geometric(high: float, low: float, N: int) -> tuple[float, ...]:
+def _spaced(high: float, low: float, N: int, spacing: str = "geometric") -> tuple[float, ...]:
+    """N levels from high to low, both exact."""
     N = integer("N", N, 1)
     high = real("sigma_max", high)
     low = real("sigma_min", low)
@@ -277,7 +303,10 @@ def _geometric(high: float, low: float, N: int) -> tuple[float, ...]:
         )
     if N == 1:
         return (high,)
-    return (high, *(high * (low / high) ** (j / (N - 1)) for j in range(1, N - 1)), low)
+    shares = (j / (N - 1) for j in range(1, N - 1))
+    if spacing == "linear":
+        return (high, *(high + (low - high) * share for share in shares), low)
+    return (high, *(high * (low / high) ** share for share in shares), low)
 
 
 def widest_pair(x: Tensor, chunk: int = 1024) -> float:
@@ -323,10 +352,10 @@ def annealed_variance(ratio: float, step: float, n_steps: int) -> float:
 
 
 def step_size_for(sigmas: Sequence[float], n_steps: int) -> float:
-    """The step size at sigma_N that brings `annealed_variance` nearest to 1 (NCSNv2, Technique 4),
-    for levels in geometric progression.
+    """The step size at sigma_N that brings `annealed_variance` nearest to 1 (NCSNv2, Technique 4)
+    after the largest ratio of two levels, where it is farthest from 1.
     """
-    ratio = (sigmas[0] / sigmas[-1]) ** (1 / max(1, len(sigmas) - 1))
+    ratio = max((a / b for a, b in itertools.pairwise(sigmas)), default=1.0)
 
     def off(log_step: float) -> float:
         return abs(annealed_variance(ratio, math.exp(log_step), n_steps) - 1)

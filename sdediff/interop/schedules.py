@@ -32,18 +32,15 @@ PREDICTIONS: Final = {
 SPACINGS: Final = ("leading", "trailing", "linspace")
 
 
-def _sigmoid(low: float, high: float, n: int) -> Tensor:
-    share = torch.sigmoid(torch.linspace(-6, 6, n, dtype=torch.float64))
-    return low + (high - low) * share
+def _between(name: str) -> Callable[[float, float, int], Tensor]:
+    return lambda low, high, n: schedule(name, n, beta_start=low, beta_end=high)
 
 
 BETAS: Final[dict[str, Callable[[float, float, int], Tensor]]] = {
-    "linear": lambda low, high, n: torch.linspace(low, high, n, dtype=torch.float64),
-    "scaled_linear": lambda low, high, n: torch.linspace(
-        low**0.5, high**0.5, n, dtype=torch.float64
-    ).square(),
+    "linear": _between("linear"),
+    "scaled_linear": _between("scaled-linear"),
     "squaredcos_cap_v2": lambda low, high, n: schedule("cosine", n),
-    "sigmoid": _sigmoid,
+    "sigmoid": _between("sigmoid-betas"),
 }
 """Betas (n,) by diffusers' names, from beta_start, beta_end and n."""
 

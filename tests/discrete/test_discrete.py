@@ -227,6 +227,34 @@ def test_schedules_are_the_published_ones() -> None:
     assert own.betas == pytest.approx([1 - math.exp(-0.3)] * 10)
 
 
+def test_schedules_with_ends_of_their_own() -> None:
+    """Betas between given ends, and alpha_bar with its own s, start, end and tau, by their formulas
+    in Python's floats.
+    """
+    n, ends = 40, {"beta_start": 2e-3, "beta_end": 0.07}
+    share = [i / (n - 1) for i in range(n)]
+    low, high = ends.values()
+    formulas = {
+        "linear": lambda u: low + (high - low) * u,
+        "scaled-linear": lambda u: (low**0.5 + (high**0.5 - low**0.5) * u) ** 2,
+        "sigmoid-betas": lambda u: low + (high - low) / (1 + math.exp(6 - 12 * u)),
+    }
+    for name, formula in formulas.items():
+        found = sd.DDPM.from_schedule(name, n, **ends).betas  # type: ignore[arg-type]
+        assert found == pytest.approx([formula(u) for u in share], rel=1e-13), name
+        half = sd.DDPM.from_schedule(name, n, beta_end=0.07).betas
+        assert half[-1] == pytest.approx(found[-1], rel=1e-2), name
+        assert half[0] != found[0], name
+    cosine = sd.DDPM.from_schedule("cosine", n, s=0.3)
+    sigmoid = sd.DDPM.from_schedule("sigmoid", n, start=-1.1, end=4.3, tau=0.7)
+    for i in range(1, n):
+        bar = (math.cos((i / n + 0.3) / 1.3 * math.pi / 2) / math.cos(0.3 / 1.3 * math.pi / 2)) ** 2
+        assert float(cosine.alphas_bar[i - 1]) == pytest.approx(bar, rel=1e-12)
+        first, here, last = (1 / (1 + math.exp(u / 0.7)) for u in (-1.1, -1.1 + 5.4 * (i / n), 4.3))
+        want = pytest.approx((here - last) / (first - last), rel=1e-11)
+        assert float(sigmoid.alphas_bar[i - 1]) == want
+
+
 @pytest.mark.parametrize("name", ["linear", "scaled-linear", "cosine", "sigmoid"])
 def test_the_chains_sde_has_its_marginals(name: str) -> None:
     """Exactly at the chain's times, between neighbours in between, and consistent as an SDE."""
@@ -489,6 +517,14 @@ def test_learned_variance_lies_between_the_two() -> None:
         (lambda: sd.DDPM.from_schedule("linar", 10), "did you mean 'linear'"),
         (lambda: sd.DDPM.from_schedule("linear", 0), "N must be an int of at least 1"),
         (lambda: sd.DDPM.from_schedule(lambda t: t, 10), r"alpha_bar\(t\) must fall"),
+        (
+            lambda: sd.DDPM.from_schedule("linear", 10, beta_start=0.0),
+            r"beta_start must be .*\(0, 1\)",
+        ),
+        (lambda: sd.DDPM.from_schedule("linear", 10, beta_end=1.5), r"beta_end must be .* got 1.5"),
+        (lambda: sd.DDPM.from_schedule("cosine", 10, s=-0.1), "s must be a finite number >= 0"),
+        (lambda: sd.DDPM.from_schedule("sigmoid", 10, tau=0.0), "tau must be a positive number"),
+        (lambda: sd.DDPM.from_schedule("sigmoid", 10, start=3.0), "start = 3, end = 3, tau = 1"),
         (lambda: sd.DDPM.from_sde(sd.VP(), 10, rule="exact"), "rule must be 'kernel' or 'song'"),
         (lambda: sd.DDPM.from_schedule("linear", 10).respaced([3, 2]), "must rise within 1..10"),
         (lambda: sd.DDPM.from_schedule("linear", 10).respaced([0, 2]), "must lie in 1..10"),
@@ -520,6 +556,12 @@ def test_bad_types() -> None:
         sd.DDPM("linear")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="how many, an int, or indices"):
         sd.DDPM.from_schedule("linear", 10).respaced(2.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="'cosine' takes s; got beta_start"):
+        sd.DDPM.from_schedule("cosine", 10, beta_start=1e-4)
+    with pytest.raises(TypeError, match=r"alpha_bar\(t\) takes no options; got tau"):
+        sd.DDPM.from_schedule(lambda t: torch.exp(-3 * t), 10, tau=1.0)
+    with pytest.raises(TypeError, match=r"got betaend .did you mean 'beta_end'"):
+        sd.DDPM.from_schedule("linear", 10, betaend=0.1)  # type: ignore[call-arg]
 
 
 def test_diffusers_numbers() -> None:
@@ -531,6 +573,9 @@ def test_diffusers_numbers() -> None:
         ("linear", "linear", (1e-4, 0.02)),
         ("scaled-linear", "scaled_linear", (0.00085, 0.012)),
         ("cosine", "squaredcos_cap_v2", (1e-4, 0.02)),
+        ("linear", "linear", (2e-3, 0.01)),
+        ("scaled-linear", "scaled_linear", (1e-4, 0.02)),
+        ("sigmoid-betas", "sigmoid", (1e-4, 0.05)),
     ):
         options = {
             "num_train_timesteps": 1000,
@@ -541,7 +586,8 @@ def test_diffusers_numbers() -> None:
         scheduler = diffusers.DDPMScheduler(
             **options, variance_type="fixed_small", clip_sample=False
         )
-        chain = sd.DDPM.from_schedule(name, 1000)
+        given = {} if name == "cosine" else {"beta_start": ends[0], "beta_end": ends[1]}
+        chain = sd.DDPM.from_schedule(name, 1000, **given)  # type: ignore[arg-type]
         torch.testing.assert_close(torch.tensor(chain.betas), scheduler.betas, rtol=1e-4, atol=1e-7)
         torch.testing.assert_close(
             chain.alphas_bar.float(), scheduler.alphas_cumprod, rtol=2e-3, atol=1e-9

@@ -57,6 +57,31 @@ def test_the_chains_sde_has_its_levels(sde: sd.LinearSDE) -> None:
     sd.testing.check_sde(uneven, verbose=False)
 
 
+def test_evenly_spaced_levels() -> None:
+    """sigma_1 to sigma_N in equal differences, at the times at which the SDE has them. The step
+    size is the best one for the last level, whose ratio is the largest.
+    """
+    want = [30.0 + (0.02 - 30.0) * j / 8 for j in range(9)]
+    alone, chain = sd.NCSN.linear(30.0, 0.02, 9), sd.NCSN.from_sde(VE, 9, spacing="linear")
+    for each in (alone, chain):
+        assert each.sigmas == pytest.approx(want, rel=1e-14)
+        assert (each.sigmas[0], each.sigmas[-1]) == (30.0, pytest.approx(0.02, rel=1e-14))
+    torch.testing.assert_close(
+        VE.sigma(chain.times), torch.tensor(want, dtype=torch.float64), rtol=1e-12, atol=0
+    )
+    step = float(alone.step_sizes[-1]) / 0.02**2
+    off = [abs(annealed_variance(want[-2] / 0.02, f * step, 100) - 1) for f in (0.999, 1, 1.001)]
+    assert off[1] < min(off[0], off[2])
+    torch.testing.assert_close(
+        alone.step_sizes, step * torch.tensor(want, dtype=torch.float64) ** 2, rtol=1e-12, atol=0
+    )
+    assert sd.NCSN.linear(2.0, 1.0, 1).sigmas == (2.0,)
+    law = sd.exact.Gaussian([0.0, 0.0], 1.0)
+    ours, theirs = law.model(VE), law.model(alone.to_sde())
+    for model, solver in ((ours, chain), (theirs, alone)):
+        assert sd.sample(model, (2, 2), solver=solver, seed=0).nfe.tolist() == [901] * 2
+
+
 def test_sampling_is_algorithm_1() -> None:
     """Song and Ermon 2019 as they write it, with epsilon twice the step size: x + alpha / 2 score +
     sqrt(alpha) z.
@@ -256,6 +281,12 @@ MODEL = sd.exact.Gaussian([0.0, 0.0], 1.0).model(VE)
         (lambda: sd.NCSN.from_sde(sd.VP(), 10), ValueError, "needs alpha = 1.*use DDPM.from_sde"),
         (lambda: sd.NCSN.from_sde(VE, 0), ValueError, "N must be an int"),
         (lambda: sd.NCSN.geometric(0.1, 1.0, 5), ValueError, "0 < sigma_min < sigma_max"),
+        (lambda: sd.NCSN.linear(0.1, 1.0, 5), ValueError, "0 < sigma_min < sigma_max"),
+        (
+            lambda: sd.NCSN.from_sde(VE, 5, spacing="lineer"),
+            ValueError,
+            "spacing must be one of 'geometric', 'linear'.*did you mean 'linear'",
+        ),
         (
             lambda: sd.NCSN.from_data(torch.ones(1, 9)),
             ValueError,

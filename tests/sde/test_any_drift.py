@@ -154,6 +154,21 @@ def test_simulation_is_seeded_and_shows_its_path() -> None:
     assert one.seeds == sd.seeds(5, 3)
 
 
+def test_simulation_in_a_precision_of_its_own() -> None:
+    """``dtype`` is that of the state from its start on: the same as states given in that dtype."""
+    x_0 = torch.tensor([[0.1], [-0.7]])
+    for dtype, given in ((torch.float64, x_0), (torch.float32, x_0.double()), (None, x_0.half())):
+        out = sd.simulate(DoubleWell(), given, steps=10, seed=5, dtype=dtype)
+        same = sd.simulate(DoubleWell(), given.to(dtype or torch.float32), steps=10, seed=5)
+        assert out.x.dtype == (dtype or torch.float32)
+        assert torch.equal(out.x, same.x)
+    fine, rough = (
+        sd.simulate(DoubleWell(), x_0, steps=10, seed=5, dtype=dtype).x
+        for dtype in (torch.float64, torch.float32)
+    )
+    assert 0 < float((fine - rough).abs().max()) < 1e-5
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -180,6 +195,11 @@ def test_simulation_is_seeded_and_shows_its_path() -> None:
             "needs data, marginal",
         ),
         (lambda: sd.simulate(DoubleWell(), torch.zeros(2, 1)), ValueError, "pass steps=N"),
+        (
+            lambda: sd.simulate(DoubleWell(), torch.zeros(2, 1), steps=5, dtype=torch.float16),
+            ValueError,
+            "dtype must be torch.float32 or torch.float64, got torch.float16",
+        ),
         (
             lambda: sd.simulate(DoubleWell(), torch.zeros(2, 1), grid=[1.0, 0.5]),
             ValueError,
