@@ -130,15 +130,15 @@ _HOMES: Final = (
 
 def __dir__() -> list[str]:
     """Every public name, imported yet or not."""
-    return sorted([*__all__, *_HOMES, "__version__"])
+    return sorted([*__all__, *_HOMES, "interop", "plots", "__version__"])
 
 
 def __getattr__(name: str) -> Any:
     """What is imported late; an AttributeError that says where any other public name is."""
     if name in _LATE:
         return getattr(import_module(_LATE[name]), name)
-    if name == "testing":
-        return import_module("sdediff.testing")
+    if name in ("interop", "plots", "testing"):
+        return import_module(f"sdediff.{name}")
     public = {} if name.startswith("_") else dict.fromkeys(__all__, "")
     for home in _HOMES if public else ():
         for each in import_module(f"sdediff.{home}").__all__:

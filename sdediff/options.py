@@ -5,10 +5,8 @@ its documentation here alone. The solver where none is given.
 from __future__ import annotations
 
 import difflib
-import inspect
-import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Final, Literal, TypedDict, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -29,9 +27,11 @@ from sdediff.solvers import (
     Straight,
 )
 from sdediff.solvers.given import integer
+from sdediff.solvers.shared import Shared
 
 __all__ = [
     "DEFAULTS",
+    "SHARED",
     "Grid",
     "Kind",
     "LikelihoodOptions",
@@ -161,45 +161,9 @@ DEFAULTS: Final[LikelihoodOptions] = {
     "probe": "hadamard",
 }
 
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-
-def takes(record: type, *, without: Collection[str] = ()) -> Callable[[_F], _F]:
-    """Decorate a function with ``**options: Unpack[record]``: its signature and its docstring show
-    the options one by one, except those in ``without``, which it refuses (`solving.chosen`).
-    """
-    kinds = {name: kind.__forward_arg__ for name, kind in record.__annotations__.items()}
-    names = [name for name in kinds if name not in without]
-
-    def shown(function: _F) -> _F:
-        own = inspect.signature(function)
-        *named, _ = own.parameters.values()
-        added = [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=dict(DEFAULTS)[name],
-                annotation=kinds[name],
-            )
-            for name in names
-        ]
-        made: Any = function
-        made.__signature__ = own.replace(parameters=[*named, *added])
-        made.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{documented(names)}"
-        return function
-
-    return shown
-
-
-def documented(names: Collection[str]) -> str:
-    """What the records say of these options, a paragraph for each."""
-    found: list[str] = []
-    for record in (SolveOptions, LikelihoodOptions):
-        text = inspect.cleandoc(record.__doc__ or "")
-        for entry in re.split(r"\n+(?=``\w+``(?:, ``\w+``)*: )", text)[1:]:
-            if set(re.findall(r"``(\w+)``", entry.partition(": ")[0])) & set(names):
-                found.append(entry)
-    return "\n".join(found)
+SHARED: Final = Shared(DEFAULTS, (SolveOptions, LikelihoodOptions))
+takes: Final = SHARED.takes
+documented: Final = SHARED.documented
 
 
 def check_solver(solver: Solver) -> Solver:

@@ -175,7 +175,8 @@ def _denoised(
     ends = times[-1].expand(len(inside.x))
     if options.max_nfe is not None:
         late = torch.nonzero((solution.nfe >= options.max_nfe) & (solution.status == 0)).flatten()
-        solution = solution.failed(failing(late, ends[late], Status.MAX_NFE))
+        words = f"{options.max_nfe:,} evaluations"
+        solution = solution.failed(failing(late, ends[late], Status.MAX_NFE, words))
     rows = torch.nonzero(solution.status == 0).flatten()
     if not len(rows):
         return solution

@@ -19,12 +19,12 @@ from sdediff.arguments import Span, check_condition, check_device, make_times
 from sdediff.masks import check_mask
 from sdediff.modules import evaluating
 from sdediff.operator import Operator
-from sdediff.options import DEFAULTS, LikelihoodOptions, SolveOptions
+from sdediff.options import SHARED, LikelihoodOptions, SolveOptions
 from sdediff.progress import Bar, progress_bar
 from sdediff.protocols import Facts, Like, Model, Output, Rows, is_model
 from sdediff.reverse import Reverse
 from sdediff.solvers import Monitor, Options, Solution, Solver
-from sdediff.solvers.given import callback_of, check_grad, flag, integer, nearest
+from sdediff.solvers.given import callback_of, check_grad, flag, integer
 from sdediff.solvers.solution import merge
 from sdediff.units import Units
 
@@ -173,15 +173,7 @@ def chosen(function: Any, options: SolveOptions) -> LikelihoodOptions:
     """All options: those that ``function``, which `takes` decorates, was given, and the others as
     they are by default. Raises TypeError for one that it does not take, with the nearest name.
     """
-    taken = function.__signature__.parameters
-    for name in options:
-        if name not in taken:
-            own = ", ".join(known for known in taken if known in DEFAULTS)
-            raise TypeError(
-                f"{function.__name__} takes no option {name!r}{nearest(name, taken)}; its options "
-                f"are {own}"
-            )
-    return cast(LikelihoodOptions, {**DEFAULTS, **options})
+    return cast(LikelihoodOptions, SHARED.chosen(function, options))
 
 
 def check_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -17,7 +17,10 @@ import torch
 
 import sdediff as sd
 from sdediff.objectives import reflow
-from sdediff.options import DEFAULTS, LikelihoodOptions, SolveOptions, documented
+from sdediff.options import SHARED as OPTIONS
+from sdediff.options import LikelihoodOptions, SolveOptions
+from sdediff.solvers import equations
+from sdediff.solvers.shared import Shared
 
 MODEL = sd.exact.Gaussian(torch.zeros(2), torch.eye(2)).model(sd.VP())
 X = torch.zeros(3, 2)
@@ -33,26 +36,34 @@ TAKEN: dict[Any, set[str]] = {
     sd.bits_per_dim: ALL - DENSITY - {"grid", "t_start", "mask", "grad"},
     reflow: SHARED - FLOW - {"t_start", "mask", "trajectory", "on_fail"} | {"last"},
 }
+EQUATION = set(equations.EquationOptions.__annotations__)
+SOLVED: dict[Any, set[str]] = {equations.solve_ode: EQUATION, equations.solve_sde: EQUATION}
 
 
-def test_every_option_has_a_default_and_words_of_its_own() -> None:
-    assert set(DEFAULTS) == ALL
-    for name in ALL:
-        assert re.match(rf"(``\w+``, )?``{name}``(, ``\w+``)*: [\w`]", documented([name])), name
-    whole = documented(ALL)
-    assert [word for word in ALL if whole.count(f"\n``{word}``") > 1] == []
+@pytest.mark.parametrize(
+    ("shared", "every"), [(OPTIONS, ALL), (equations.SHARED, EQUATION)], ids=["models", "equations"]
+)
+def test_every_option_has_a_default_and_words_of_its_own(shared: Shared, every: set[str]) -> None:
+    assert set(shared.defaults) == every
+    for name in every:
+        words = shared.documented([name])
+        assert re.match(rf"(``\w+``, )?``{name}``(, ``\w+``)*: [\w`]", words), name
+    whole = shared.documented(every)
+    assert [word for word in every if whole.count(f"\n``{word}``") > 1] == []
 
 
-@pytest.mark.parametrize("function", TAKEN, ids=lambda function: function.__name__)
+@pytest.mark.parametrize("function", TAKEN | SOLVED, ids=lambda function: function.__name__)
 def test_signature_and_docstring_show_the_options(function: Any) -> None:
+    shared = equations.SHARED if function in SOLVED else OPTIONS
+    taken = (TAKEN | SOLVED)[function]
     shown = inspect.signature(function).parameters
-    assert {name for name in shown if name in ALL} == TAKEN[function]
-    named = [name for name in shown if name not in ALL]
-    assert len(named) <= 8
+    assert {name for name in shown if name in shared.defaults} == taken
+    named = [name for name in shown if name not in shared.defaults]
+    assert len(named) <= (10 if function in SOLVED else 8)
     assert all(kind.kind is not kind.VAR_KEYWORD for kind in shown.values())
-    for name in TAKEN[function]:
-        assert shown[name].default == DEFAULTS[name], name  # type: ignore[literal-required]
-        assert documented([name]) in function.__doc__, name
+    for name in taken:
+        assert shown[name].default == shared.defaults[name], name
+        assert shared.documented([name]) in function.__doc__, name
 
 
 @pytest.mark.parametrize("function", TAKEN, ids=lambda function: function.__name__)
@@ -63,7 +74,7 @@ def test_what_a_function_does_not_take_is_refused(function: Any) -> None:
         function(MODEL, given, pogress=True)
     for other in ALL - TAKEN[function]:
         with pytest.raises(TypeError, match=f"{name} takes no option '{other}'.*progress, max_nfe"):
-            function(MODEL, given, **{other: DEFAULTS[other]})  # type: ignore[literal-required]
+            function(MODEL, given, **{other: OPTIONS.defaults[other]})
 
 
 CALLS = """\
@@ -89,6 +100,8 @@ def calls(model: sd.Model, x: torch.Tensor) -> None:
     sd.sample(model, (4, 2), gird="cosine")  # wrong
     sd.sample(model, (4, 2), divergence="exact")  # wrong
     shown(model, batch_size="all")  # wrong
+    sd.solvers.solve_ode(lambda x, t: -x, x, [0.0, 1.0], dense=True, max_nfe=9)
+    sd.solvers.solve_ode(lambda x, t: -x, x, [0.0, 1.0], dens=True)  # wrong
 """
 
 

@@ -20,6 +20,7 @@ from sdediff.solvers.white import White, keyed, sent
 __all__ = ["BrownianPath"]
 
 _SNAP: Final = 1e-6  # of the finest cell: times closer than that to a node are there
+_FLOAT32: Final = 2.0**-23  # relative: times that were rounded to float32 are the path's ends
 _KEEP: Final = 2**23  # numbers of the base intervals, of each kind, up to which they are kept
 
 
@@ -207,7 +208,8 @@ class BrownianPath:
         from the start.
         """
         p, far = self._sign * (times - self.start), self._distance[-1]
-        if p.size and not (p.min() >= -1e-12 * far and p.max() <= (1 + 1e-12) * far):
+        rounded = _FLOAT32 * max(abs(self.start), abs(self.end))
+        if p.size and not (p.min() >= -rounded and p.max() <= far + rounded):
             raise ValueError(
                 f"times must lie between {self.start:g} and {self.end:g}, where this path is; "
                 f"got {times.tolist()}"

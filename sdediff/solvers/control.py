@@ -156,8 +156,8 @@ class PerSample(Control):
             self._fail(stuck & ~bad, Status.STEP_TOO_SMALL)
         self.hold(finished | failed)
 
-    def _fail(self, mask: Tensor, status: Status) -> None:
-        self.failures += failing(self.moving.samples[mask], self.moving.t[mask], status)
+    def _fail(self, mask: Tensor, status: Status, words: str = "") -> None:
+        self.failures += failing(self.moving.samples[mask], self.moving.t[mask], status, words)
 
     def hold(self, failed: Tensor) -> None:
         """Take the rows of a mask out of the batch, their states into the result."""
@@ -180,7 +180,7 @@ class PerSample(Control):
         kept = 1 - self.moving.moved.long() if self.solver.init_each_step else 0
         cost = (self.solver.evaluations - kept) * each
         over = counts.total[self._counted] + cost > max_nfe
-        self._fail(over, Status.MAX_NFE)
+        self._fail(over, Status.MAX_NFE, f"{max_nfe:,} evaluations")
         self.hold(over)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, Final, Literal, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor
@@ -29,18 +29,67 @@ from sdediff.solvers.noise import Noise, fresh_seed
 from sdediff.solvers.options import Options, Snapshot
 from sdediff.solvers.recorder import watched
 from sdediff.solvers.runge_kutta import RK45
+from sdediff.solvers.shared import Shared
 from sdediff.solvers.solution import Solution
 from sdediff.solvers.solver import Solver
 from sdediff.solvers.stochastic import EulerMaruyama
 from sdediff.solvers.white import White, seeds
 
-__all__ = ["solve_ode", "solve_sde"]
+__all__ = ["EquationOptions", "solve_ode", "solve_sde"]
+
+
+class EquationOptions(TypedDict, total=False):
+    """The options of `solve_ode` and `solve_sde`.
+
+    ``events``: `Event` objects. Their `Crossings` are in ``Solution.events``. A sample that a
+    terminal event ends has `Status.EVENT`, and its state there in ``x`` and at all later times of
+    the trajectory.
+    ``dense``: whether the steps are kept, so that ``Solution.dense(t)`` gives the states at any
+    times: by the solver's own step, shortened, of the solver's order; for another library by a
+    cubic, with an error O(h^4).
+    ``condition``: tensors with a row for each sample, which all functions get by name. What
+    differs from sample to sample belongs here, because an adaptive solver calls the functions
+    with some of the samples.
+    ``trajectory``: whether ``Solution.trajectory`` has the states at all ``times``.
+    ``grad``: ``"full"`` keeps the graph of the solve; ``"checkpoint"`` evaluates again in the
+    backward pass.
+    ``callback``: a function that is called with a `Snapshot` after each step.
+    ``max_nfe``: the most evaluations of a sample. Adaptive solvers have a limit of 50,000 by
+    default.
+    ``on_fail``: ``"raise"`` raises `SolveError` where a sample fails, ``"return"`` hands back what
+    was reached.
+    """
+
+    events: Event | Sequence[Event]
+    dense: bool
+    condition: Mapping[str, Tensor] | None
+    trajectory: bool
+    grad: Literal["none", "full", "checkpoint"]
+    callback: Callable[[Snapshot], None] | None
+    max_nfe: int | None
+    on_fail: Literal["raise", "return"]
+
+
+_DEFAULTS: Final[EquationOptions] = {
+    "events": (),
+    "dense": False,
+    "condition": None,
+    "trajectory": True,
+    "grad": "none",
+    "callback": None,
+    "max_nfe": None,
+    "on_fail": "raise",
+}
+SHARED: Final = Shared(_DEFAULTS, (EquationOptions,))
 
 
 @dataclass(frozen=True)
 class Driving:
-    """What `solve_ode` and `solve_sde` share, checked."""
+    """The `EquationOptions`, checked; ``what`` is the function whose output counts as the
+    problem's.
+    """
 
+    what: str
     events: tuple[Event, ...]
     dense: bool
     condition: Mapping[str, Tensor] | None
@@ -48,32 +97,25 @@ class Driving:
     on_fail: Literal["raise", "return"]
 
     @classmethod
-    def checked(
-        cls,
-        events: Event | Sequence[Event],
-        dense: bool,
-        condition: Mapping[str, Tensor] | None,
-        trajectory: bool,
-        grad: Literal["none", "full", "checkpoint"],
-        callback: Callable[[Snapshot], None] | None,
-        max_nfe: int | None,
-        on_fail: Literal["raise", "return"],
-    ) -> Driving:
-        """From the arguments that `solve_ode` documents; ValueError or TypeError for wrong ones."""
+    def checked(cls, what: str, function: Any, given: EquationOptions) -> Driving:
+        """From the options of a call of ``function``; ValueError or TypeError for wrong ones."""
+        taken = cast(EquationOptions, SHARED.chosen(function, given))
+        events, max_nfe, grad = taken["events"], taken["max_nfe"], taken["grad"]
         known = tuple(events) if isinstance(events, Sequence) else (events,)
         wrong = [each for each in known if not isinstance(each, Event)]
         if wrong:
             raise TypeError(f"events must be Event objects, Event(g) say; got {wrong[0]!r}")
-        check_choice("on_fail", on_fail, ("raise", "return"))
+        check_choice("on_fail", taken["on_fail"], ("raise", "return"))
         check_grad(grad)
         options = Options(
-            trajectory=flag("trajectory", trajectory),
-            callback=callback_of("callback", callback, "of a Snapshot"),
+            trajectory=flag("trajectory", taken["trajectory"]),
+            callback=callback_of("callback", taken["callback"], "of a Snapshot"),
             max_nfe=None if max_nfe is None else integer("max_nfe", max_nfe, 1),
             on_fail="return",
             grad=grad,
         )
-        return cls(known, flag("dense", dense), condition, options, on_fail)
+        dense = flag("dense", taken["dense"])
+        return cls(what, known, dense, taken["condition"], options, taken["on_fail"])
 
     def rows(self, x: Tensor) -> Mapping[str, Tensor]:
         """The condition; a ValueError unless it has a row for each of x."""
@@ -114,23 +156,17 @@ class Driving:
             )
         else:
             solution = integrate(problem, solver, x, times, noise, self.options)
-        return solution.failed((), self.on_fail)
+        failures = tuple(replace(each, what=self.what) for each in solution.failures)
+        return replace(solution, failures=failures).failed((), self.on_fail)
 
 
+@SHARED.takes(EquationOptions)
 def solve_ode(
     f: Function,
     x: Tensor,
     times: Any,
     solver: Solver | None = None,
-    *,
-    events: Event | Sequence[Event] = (),
-    dense: bool = False,
-    condition: Mapping[str, Tensor] | None = None,
-    trajectory: bool = True,
-    grad: Literal["none", "full", "checkpoint"] = "none",
-    callback: Callable[[Snapshot], None] | None = None,
-    max_nfe: int | None = None,
-    on_fail: Literal["raise", "return"] = "raise",
+    **options: Unpack[EquationOptions],
 ) -> Solution:
     """Solve dx / dt = f(x, t) from x (B, *event) at ``times[0]`` over ``times``.
 
@@ -140,27 +176,10 @@ def solve_ode(
     on each time; fixed ones take the times as their steps. `SciPy`, which has implicit methods for
     stiff problems, and `TorchDiffEq` are solvers too.
 
-    - ``events``: `Event` objects. Their `Crossings` are in ``Solution.events``. A sample that a
-      terminal event ends has `Status.EVENT`, and its state there in ``x`` and at all later times of
-      the trajectory.
-    - ``dense``: keep the steps, so that ``Solution.dense(t)`` gives the states at any times: by the
-      solver's own step, shortened, of the solver's order; for another library by a cubic, with an
-      error O(h^4).
-    - ``condition``: tensors with a row for each sample, which all functions get by name. What
-      differs from sample to sample belongs here, because an adaptive solver calls the functions
-      with some of the samples.
-    - ``trajectory``: whether ``Solution.trajectory`` has the states at all ``times``.
-    - ``grad``: ``"full"`` keeps the graph of the solve; ``"checkpoint"`` evaluates again in the
-      backward pass.
-    - ``callback`` gets a `Snapshot` after each step; ``max_nfe`` bounds the evaluations of a
-      sample; ``on_fail="return"`` hands back what was reached where a sample fails.
-
     Raises ValueError or TypeError before any work where an argument is wrong, `SolveError` where a
     sample fails, with its time.
     """
-    driving = Driving.checked(
-        events, dense, condition, trajectory, grad, callback, max_nfe, on_fail
-    )
+    driving = Driving.checked("f", solve_ode, options)
     solver = RK45() if solver is None else _solver(solver)
     if solver.stochastic or solver.solves_sde:
         raise ValueError(
@@ -173,6 +192,7 @@ def solve_ode(
         return driving.solve(problem, solver, grid, None)
 
 
+@SHARED.takes(EquationOptions)
 def solve_sde(
     drift: Function,
     diffusion: Function | float,
@@ -185,14 +205,7 @@ def solve_sde(
     derivative: Function | None = None,
     seed: int | Iterable[int] | None = None,
     noise: Noise | None = None,
-    events: Event | Sequence[Event] = (),
-    dense: bool = False,
-    condition: Mapping[str, Tensor] | None = None,
-    trajectory: bool = True,
-    grad: Literal["none", "full", "checkpoint"] = "none",
-    callback: Callable[[Snapshot], None] | None = None,
-    max_nfe: int | None = None,
-    on_fail: Literal["raise", "return"] = "raise",
+    **options: Unpack[EquationOptions],
 ) -> Solution:
     """Solve dx = a(x, t) dt + b(x, t) dw from x (B, *event) at ``times[0]`` over ``times``, by
     `EulerMaruyama` if there is no ``solver``.
@@ -213,15 +226,12 @@ def solve_sde(
 
     ``seed`` is one int, or one for each sample; ``noise`` is a noise object in its place, for the
     event of the Brownian motion. The path between the steps (``dense``, ``events``) has to be
-    known: it is a `BrownianPath` then, which a seed makes of itself. The other arguments are those
-    of `solve_ode`.
+    known: it is a `BrownianPath` then, which a seed makes of itself.
 
     Raises ValueError or TypeError before any work where an argument is wrong or the solver is not
     for such noise, `SolveError` where a sample fails.
     """
-    driving = Driving.checked(
-        events, dense, condition, trajectory, grad, callback, max_nfe, on_fail
-    )
+    driving = Driving.checked("the drift", solve_sde, options)
     solver = EulerMaruyama() if solver is None else _solver(solver)
     check_choice("structure", structure, STRUCTURES)
     check_choice("sense", sense, SENSES)

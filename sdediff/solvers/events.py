@@ -22,12 +22,12 @@ class Event(Record):
     """A sign change of ``function``(x, t), (rows,), on a sample's way.
 
     ``direction`` is which changes count: ``"rising"`` from negative to positive on the way,
-    ``"falling"``, or ``"either"``. A ``terminal`` event ends the way of its sample. Looked at are
-    the ends of the steps: of two changes within one step none is seen, so that a function which
-    changes fast needs more steps. The time is found within 1e-10 of the length of the way, or 4
-    units in the last place of the state's dtype if that is more, by Ridders' method on states
-    within the step (`Dense`). A start at 0 is no change, and a function that stays at 0 where it
-    arrives there has no such time.
+    ``"falling"``, or ``"either"``. A ``terminal`` event ends the way of its sample the first time
+    (True, or 1 as in SciPy; there is no other count). Looked at are the ends of the steps: of two
+    changes within one step none is seen, so that a function which changes fast needs more steps.
+    The time is found within 1e-10 of the length of the way, or 4 units in the last place of the
+    state's dtype if that is more, by Ridders' method on states within the step (`Dense`). A start
+    at 0 is no change. The time of a function that arrives at 0 and stays there is the first one.
     """
 
     function: Function
@@ -72,6 +72,9 @@ def ridders(
         fm = g(m)
         root = (fm.square() - fa * fb).sqrt()
         new = torch.where(root > 0, m + (m - a) * side * fm / root, m)
+        # where g is 0 at b, the end of the bracket: whether it is there just before
+        before = b - (b - a) * (near / (b - a).abs()).clamp(max=0.5)
+        new = torch.where(fb == 0, before, new)
         fn = g(new)
         moved, found = (new - found).abs(), new
         swap = (new - a).abs() < (m - a).abs()
@@ -88,6 +91,6 @@ def ridders(
             torch.where(early, low, torch.where(late, high, b)),
             torch.where(early, flow, torch.where(late, fhigh, fb)),
         )
-        if bool(((moved <= near) | ((b - a).abs() <= near)).all()):
+        if bool((((moved <= near) & (fb != 0)) | ((b - a).abs() <= near)).all()):
             break
-    return found
+    return torch.where(fb == 0, b, found)

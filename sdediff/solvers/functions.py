@@ -23,6 +23,7 @@ STRUCTURES: Final = ("additive", "diagonal", "commutative", "general")
 SENSES: Final = ("ito", "stratonovich")
 
 _CLOSE: Final = 1e-3  # relative: two answers that differ by less are taken for the same
+_ROUGH: Final = 1e-2  # the same, for differences
 
 
 class _Spread(NamedTuple):
@@ -163,6 +164,8 @@ class FunctionProblem(Problem):
                 "b depends on x, and torch finds no derivative of it, which the solver needs: "
                 "leave out detach() and torch.no_grad(), or pass derivative="
             )
+        if derivative and self._derivative is not None:
+            self._check_derivative(x, t, b)
         if derivative and not self._commutes(x, t, b):
             what = (
                 "coordinate i of b depends on others than coordinate i of x"
@@ -173,6 +176,24 @@ class FunctionProblem(Problem):
                 f"structure={self.structure!r} does not hold at the start, where {what}: write "
                 "b as a matrix (rows, d, m) with structure='general', for EulerMaruyama() or "
                 "StratonovichHeun()"
+            )
+
+    def _check_derivative(self, x: Tensor, t: Tensor, b: Tensor) -> None:
+        """A ValueError where the given derivative is not that of b at the start, by differences
+        along one direction; kinks, where the two sides differ, are passed over.
+        """
+        v = torch.linspace(0.5, 1.5, x.numel(), dtype=x.dtype, device=x.device).reshape(x.shape)
+        step = torch.finfo(x.dtype).eps ** (1 / 3) * (1 + x.abs().max())
+        ahead = (self._loaded(x + step * v, t) - b) / step
+        behind = (b - self._loaded(x - step * v, t)) / step
+        given = self._along(x, t, v)
+        least = _ROUGH * torch.maximum(given.abs().max(), ahead.abs().max())
+        wrong = (given - (ahead + behind) / 2).abs() > least
+        if bool((wrong & ((ahead - behind).abs() <= least)).any()):
+            raise ValueError(
+                "derivative= differs from the differences of b at the start: return d b_i / d x_i "
+                "of the shape of x, or (rows, d, m, d) for a matrix, or leave it out, so that "
+                "torch differentiates b"
             )
 
     def _cut(self, x: Tensor, t: Tensor, b: Tensor) -> bool:

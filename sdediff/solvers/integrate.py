@@ -282,10 +282,11 @@ class FixedSteps(Control):
         self._fail(~finite & ~self.failed, Status.STATE_NOT_FINITE)
         return torch.where(along(self.failed, x), self.x, x)
 
-    def _fail(self, which: Tensor, status: Status) -> None:
+    def _fail(self, which: Tensor, status: Status, words: str = "") -> None:
         """Note that samples, a mask (B,), go no further."""
         some = torch.nonzero(which).flatten()
-        self.failures += failing(some, self.times[self.index].expand(len(which))[some], status)
+        ends = self.times[self.index].expand(len(which))[some]
+        self.failures += failing(some, ends, status, words)
         self.accepted[some] = self.index
         self.failed = self.failed | which
 
@@ -308,7 +309,7 @@ class FixedSteps(Control):
             and int(nfe.max()) + self.solver.cost(self.plans[self.index]) * self.problem.cost
             > max_nfe
         ):
-            self._fail(~self.failed, Status.MAX_NFE)
+            self._fail(~self.failed, Status.MAX_NFE, f"{max_nfe:,} evaluations")
             self.active = False
 
 

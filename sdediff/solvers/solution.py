@@ -37,35 +37,34 @@ no useful solve comes near.
 """
 
 _REASON = {
-    Status.NETWORK_NOT_FINITE: "the network's output is not finite; look at the network at this "
-    "time and at its input",
-    Status.STATE_NOT_FINITE: "the state is not finite though the network's output was; take more "
-    "steps or a more stable "
-    "solver",
-    Status.MAX_NFE: f"max_nfe is reached ({MOST_NFE:,} unless given); raise it or loosen the "
-    "tolerances",
+    Status.NETWORK_NOT_FINITE: "the output of {what} is not finite; look at {what} at this time "
+    "and at its input",
+    Status.STATE_NOT_FINITE: "the state is not finite though the output of {what} was; take more "
+    "steps or a more stable solver",
+    Status.MAX_NFE: "max_nfe is reached; raise it or loosen the tolerances",
     Status.STEP_TOO_SMALL: "the step size fell to rounding error; loosen the tolerances or look "
-    "for a jump in the "
-    "network",
+    "for a jump in {what}",
     Status.DRIVER_STOPPED: "the other library gave up",
 }
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why and at which time a sample failed; ``words`` are those of another library whose driver
-    failed.
+    """Why and at which time a sample failed. ``words`` say more, such as what another library
+    said; ``what`` is the function that was solved.
     """
 
     sample: int
     status: Status
     t: float
     words: str = ""
+    what: str = "the network"
 
     def __str__(self) -> str:
         """Say it in one line."""
         words = f" ({self.words})" if self.words else ""
-        return f"sample {self.sample} failed at t = {self.t:.6g}: {_REASON[self.status]}{words}"
+        reason = _REASON[self.status].format(what=self.what)
+        return f"sample {self.sample} failed at t = {self.t:.6g}: {reason}{words}"
 
 
 def failing(samples: Tensor, t: Tensor, status: Status, words: str = "") -> list[Failure]:

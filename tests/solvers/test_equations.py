@@ -245,6 +245,15 @@ def test_a_sample_that_has_ended_is_held():
     assert float(out.x[1]) == pytest.approx(0.1 / 0.6, abs=1e-6)
 
 
+@pytest.mark.parametrize("end", [1.0, -1.0], ids=["rising", "falling"])
+def test_a_function_that_arrives_at_zero_and_stays_there(end):
+    """The event is where it arrives, inside a step; a function that is always 0 has none."""
+    stops = Event(lambda x, t: (0.3 - abs(t) + 0 * x[:, 0]).clamp(min=0), terminal=True)
+    out = solve_ode(linear, X, [0.0, end], events=[stops, Event(lambda x, t: 0 * x[:, 0])])
+    assert out.events[0].t.tolist() == [pytest.approx(math.copysign(0.3, end), abs=1e-10)] * 3
+    assert out.events[1].t.tolist() == []
+
+
 # -- SDEs ------------------------------------------------------------------------------------------
 
 
@@ -271,6 +280,39 @@ def test_ornstein_uhlenbeck_has_its_moments_and_its_path():
         assert torch.equal(
             own.x, solve_sde(pull, 0.7, few, grid(8), seed=out.seeds[:3]).x[i : i + 1]
         )
+
+
+def sra1(x, h, g, w, z):
+    second = x - 0.75 * h * 2 * x + 1.5 * g[1] * z
+    return x - 2 * h * (x + 2 * second) / 3 + w * g[1] + z * (g[0] - g[1])
+
+
+def sra3(x, h, g, w, z):
+    second = x - h * 2 * x
+    third = x - 0.25 * h * 2 * (x + second) + (g[1] + 0.5 * g[0]) * z
+    return x - 2 * h * (x + second + 4 * third) / 6 + w * g[1] + z * (g[0] - g[1])
+
+
+@pytest.mark.parametrize("solver", [solvers.SRA1(), solvers.SRA3()], ids=repr)
+def test_a_step_of_roesslers_methods_is_the_published_one(solver):
+    """Roessler 2010, Table 6.3, on dx = -2 x dt + (1 + t)^2 dw. Where b depends on the time, this
+    tells its ends apart; the orders do not, because exchanged weights in a stage have them too.
+    """
+    path = solvers.BrownianPath(range(3), (2,), 0.0, 0.4, dtype=torch.float64)
+    b = lambda x, t: torch.ones_like(x) * (1 + t) ** 2  # noqa: E731
+    found = solve_sde(pull, b, X, [0.0, 0.4], solver, structure="additive", noise=path)
+    w, area = path.pair(*torch.tensor([0.0, 0.4], dtype=torch.float64))
+    step = {"SRA1": sra1, "SRA3": sra3}[type(solver).__name__]
+    assert torch.allclose(found.x, step(X, 0.4, (1.0, 1.96), w, area / 0.4), atol=1e-13, rtol=0)
+
+
+def test_a_path_reaches_ends_that_were_rounded_to_float32():
+    path = solvers.BrownianPath(range(3), (2,), 0.1, 1 / 3, dtype=torch.float64)
+    times = torch.linspace(0.1, 1 / 3, 5)
+    found = solve_sde(pull, 0.7, X, times, noise=path).x
+    assert torch.allclose(found, solve_sde(pull, 0.7, X, times.double(), noise=path).x, atol=1e-6)
+    with pytest.raises(ValueError, match=r"must lie between 0\.1 and 0\.333333"):
+        solve_sde(pull, 0.7, X, times * 1.0001, noise=path)
 
 
 def grow(x, t):
@@ -461,6 +503,7 @@ BAD = {
     "condition without names": ({"condition": [X]}, TypeError, "must be a dict"),
     "shape of g": ({"events": Event(lambda x, t: x)}, ValueError, r"one number a sample, \(3,\)"),
     "condition": ({"condition": {"k": torch.ones(2)}}, ValueError, "3 rows, one a sample"),
+    "option": ({"evnts": ()}, TypeError, "takes no option 'evnts' .did you mean 'events'"),
     "grad": ({"grad": "some"}, ValueError, "grad must be one of"),
     "t over the last axis": (
         {"f": lambda x, t: x * t, "x": X[:2], "times": [1.0, 2.0]},
@@ -515,6 +558,19 @@ REFUSED = {
         {"solver": solvers.Milstein(), "diffusion": lambda x, t: 0.8 * x.detach()},
         "torch finds no derivative",
     ),
+    "wrong derivative": (
+        {"solver": solvers.Milstein(), "derivative": lambda x, t: 0.7 + 0 * x},
+        "differs from the differences of b",
+    ),
+    "wrong derivative of a matrix": (
+        {
+            "solver": solvers.Milstein(),
+            "structure": "commutative",
+            "diffusion": lambda x, t: x[:, :, None] * torch.tensor([1.0, 2.0]).double(),
+            "derivative": lambda x, t: torch.ones(3, 2, 2, 2).double(),
+        },
+        "differs from the differences of b",
+    ),
     "white and dense": ({"noise": solvers.White(range(3), (2,)), "dense": True}, "a BrownianPath"),
     "torchsde dense": ({"solver": solvers.TorchSDE("euler"), "dense": True}, "between its steps"),
     "noise of others": ({"noise": solvers.White(range(3), (4,))}, r"noise is for \(3, 4\)"),
@@ -541,7 +597,7 @@ def test_a_failure_names_the_sample_and_the_time(solver):
         late = solvers.expand(t + 0 * x[:, 0].double(), x) > 0.5
         return torch.where(late & (x[:, :1] > 1.5), torch.nan, 0.1 * x)
 
-    with pytest.raises(sd.SolveError, match=r"sample 1 failed at t = 0\.\d+"):
+    with pytest.raises(sd.SolveError, match=r"sample 1 failed at t = 0\.\d+: the output of f is"):
         solve_ode(broken, X, grid(10), solver, dense=True)
     out = solve_ode(broken, X, grid(10), solver, on_fail="return")
     assert out.status.tolist() == [0, sd.Status.NETWORK_NOT_FINITE, 0]

@@ -79,7 +79,7 @@ class Run:
             self.limit is not None
             and int(self.problem.monitor.evaluations.total.max()) >= self.limit
         ):
-            raise Stop(Status.MAX_NFE)
+            raise Stop(Status.MAX_NFE, f"{self.limit:,} evaluations")
         time = self.time(t, x.dtype)
         if self.options.grad == "checkpoint":
             out: Tensor = self.ours(
