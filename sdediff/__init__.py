@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sdediff import constraints as constraints
 from sdediff import discrete as discrete
 from sdediff import exact as exact
+from sdediff import guidance as guidance
 from sdediff import likelihood as likelihood
 from sdediff import mcmc as mcmc
 from sdediff import metrics as metrics
@@ -121,6 +122,7 @@ _HOMES: Final = (
     "network_time",
     "constraints",
     "exact",
+    "guidance",
     "mcmc",
     "metrics",
     "testing",

@@ -1,0 +1,185 @@
+"""Guidance by the difference of two predictions: with and without a condition, of a better and a
+weaker network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdediff.guidance.base import Guidance, Interval, Scale
+from sdediff.protocols import Like, Model, Output, Piece, Rows, facts, value_of
+from sdediff.solvers.arithmetic import Number, weighted
+from sdediff.solvers.given import check_choice, flag
+
+__all__ = ["ClassifierFree", "Pair", "Pairing", "replaced"]
+
+
+class Pair(NamedTuple):
+    """The two predictions that guidance is made of, both of the kind that the model predicts."""
+
+    own: Tensor | Output
+    """The model's own answer, of the condition asked for, with its extras."""
+    other: Tensor
+    """The prediction from which guidance leads away."""
+    scale: Number
+    """other + scale (own - other)."""
+
+
+class Pairing(Guidance):
+    """Guidance of the form other + scale (own - other).
+
+    A subclass gives `pair`. Since the weights of the two predictions add to 1, the guided
+    prediction is the same whatever the model predicts: noise, data, score or a velocity.
+    """
+
+    cost = 2
+
+    def pair(self, x: Tensor, at: Any, rows: Rows) -> Pair | Tensor | Output:
+        """Both predictions at states x; the answer of the model alone where it is not guided."""
+        raise NotImplementedError(f"{type(self).__name__} has no pair(self, x, at, rows)")
+
+    def evaluate(self, x: Tensor, at: Any, rows: Rows) -> Tensor | Output:
+        found = self.pair(x, at, rows)
+        if not isinstance(found, Pair):
+            return found
+        own, other, scale = found
+        terms = (scale, value_of(own, x, self.model)), (1.0 - scale, other)
+        return replaced(own, weighted(*terms))
+
+
+def replaced(found: Tensor | Output, value: Tensor) -> Tensor | Output:
+    """An answer with another value, its extras kept."""
+    return Output(value, **found.extras) if isinstance(found, Output) else value
+
+
+class _At(NamedTuple):
+    scale: Any
+    alone: Any
+    """The model's entry for the rows themselves."""
+    both: Any
+    """Its entry for all of them twice."""
+
+
+class ClassifierFree(Pairing):
+    """Classifier-free guidance: two evaluations of a conditional network, the second one under the
+    condition ``null``.
+
+    With c the prediction under the condition of the call, and u the one under ``null``,
+
+        u + s (c - u)          convention="s", s = ``scale``
+        (1 + w) c - w u        convention="1+w", w = ``scale``
+
+    so that s = 1 + w. s = 1 is the conditional model and s = 0 the unconditional one; both cost one
+    evaluation. Any finite scale is taken, those below 1 too.
+
+    ``null`` is a dictionary of conditions that replace the call's by name: of the label that the
+    network was trained on in place of no label, or of a negative prompt. A value is for all samples
+    or has (B, ...) of them. Conditions that it does not name stay as they are in both evaluations.
+
+    ``batched``: both evaluations are one call of the network with 2 B rows. False: two calls with B
+    rows, which take half of the memory and give the same numbers to rounding.
+
+    ``scale`` and ``interval``: as in `Guidance`. Extras, a learned variance say, are those of the
+    conditional call. A TypeError or ValueError says what is wrong with an argument, and, before the
+    first evaluation, if the call lacks a condition that ``null`` replaces or ``null`` does not fit
+    it.
+
+    "s": Saharia et al. 2022 (arXiv 2205.11487, eq. 2). "1+w": Ho and Salimans 2022 (arXiv
+    2207.12598, eq. 6). Interval: Kynkaanniemi et al. 2024 (arXiv 2404.07724).
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        scale: Scale,
+        null: Mapping[str, Any] | None = None,
+        *,
+        convention: Literal["s", "1+w"] = "s",
+        interval: Interval | None = None,
+        batched: bool = True,
+    ) -> None:
+        check_choice("ClassifierFree: convention", convention, ("s", "1+w"))
+        super().__init__(model, scale, interval)
+        if not isinstance(null, Mapping) or not null:
+            raise TypeError(
+                "ClassifierFree: null must be the condition that stands for no condition, "
+                "null={'label': 10} for a network that was trained with 10 for no label, or a "
+                f"negative prompt; got {null!r}"
+            )
+        self.null = {name: _tensor(name, value) for name, value in null.items()}
+        self.convention = convention
+        self.shift = 1.0 if convention == "1+w" else 0.0
+        self.batched = flag("ClassifierFree: batched", batched)
+
+    def at(self, times: Tensor, like: Like, piece: Piece | None = None) -> Sequence[_At]:
+        scales = self.strengths(times, like, piece)
+        single = [not isinstance(s, Tensor) and s in (None, 0.0, 1.0) for s in scales]
+        alone: Sequence[Any] = [None] * len(times)
+        both = alone
+        if any(single) or not self.batched:
+            alone = self.model.at(times, like, piece)
+        if self.batched and not all(single):
+            twice = times.repeat(1, 2) if times.ndim > 1 else times
+            both = self.model.at(twice, like._replace(rows=2 * like.rows), piece)
+        return [_At(*row) for row in zip(scales, alone, both, strict=True)]
+
+    def evaluate(self, x: Tensor, at: _At, rows: Rows) -> Tensor | Output:
+        null = self._null(rows)
+        if isinstance(at.scale, float) and at.scale == 0.0 and not facts(self.model).extras:
+            return self.ask(x, at.alone, rows.under(null))
+        return super().evaluate(x, at, rows)
+
+    def pair(self, x: Tensor, at: _At, rows: Rows) -> Pair | Tensor | Output:
+        null, scale = self._null(rows), self.strength(at.scale, x, rows)
+        if scale is None or (isinstance(scale, float) and scale == 1.0):
+            return self.ask(x, at.alone, rows)
+        if at.both is None:
+            own = self.ask(x, at.alone, rows)
+            return Pair(own, self.value(x, at.alone, rows.under(null)), scale)
+        n = len(rows)
+        twice = rows.take(torch.arange(2 * n) % n)
+        given = {name: torch.cat([rows.condition[name], null[name]]) for name in self.null}
+        both = self.ask(torch.cat([x, x]), at.both, twice.under({**twice.condition, **given}))
+        if not isinstance(both, Output):
+            return Pair(both[:n], both[n:], scale)
+        extras = {name: value[:n] for name, value in both.extras.items()}
+        return Pair(Output(both.value[:n], **extras), both.value[n:], scale)
+
+    def _null(self, rows: Rows) -> dict[str, Tensor]:
+        """The condition of the second evaluation, a row for each of ``rows``."""
+        found = dict(rows.condition)
+        for name, value in self.null.items():
+            own = found.get(name)
+            if own is None:
+                raise ValueError(
+                    f"ClassifierFree: null replaces the condition {name!r}, which the call does "
+                    f"not have: pass condition={{{name!r}: ...}}, a row for each sample"
+                )
+            each, one = (rows.size, *own.shape[1:]), own.shape[1:]
+            if value.shape not in (each, one, (1, *one)) or not torch.can_cast(
+                value.dtype, own.dtype
+            ):
+                raise ValueError(
+                    f"ClassifierFree: null has {name!r} as {value.dtype} of shape "
+                    f"{tuple(value.shape)}, and the condition is {own.dtype} with rows of shape "
+                    f"{tuple(one)}: give {tuple(one)} for all samples, or {each}"
+                )
+            whole = value.to(own.device, own.dtype)
+            if value.shape == each and value.shape != (1, *one):
+                whole = whole[rows.index.to(own.device)]
+            found[name] = whole.expand(own.shape)
+        return found
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    """A condition as a tensor; integers stay integers."""
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"ClassifierFree: null[{name!r}] must be a number or a tensor, got {value!r}"
+        ) from error
