@@ -1,7 +1,8 @@
 """sdediff: diffusion models as stochastic differential equations.
 
 Here is what most programs use. The rest is in packages: `solvers` (all solvers), `sde` (all
-families), `objectives`, `discrete`, `likelihood`, `exact`, `mcmc`, `metrics`, `testing`.
+families), `objectives`, `discrete`, `likelihood`, `exact`, `posterior`, `mcmc`, `metrics`,
+`testing`.
 """
 
 from importlib import import_module
@@ -16,6 +17,7 @@ from sdediff import mcmc as mcmc
 from sdediff import metrics as metrics
 from sdediff import network_time as network_time
 from sdediff import objectives as objectives
+from sdediff import posterior as posterior
 from sdediff import sde as sde
 from sdediff import solvers as solvers
 from sdediff.constraints import Clip
@@ -125,6 +127,7 @@ _HOMES: Final = (
     "guidance",
     "mcmc",
     "metrics",
+    "posterior",
     "testing",
 )
 """Where the names are that are not here."""

@@ -1,0 +1,36 @@
+"""Posteriors of data given a measurement: inpainting, deblurring, super-resolution, colourisation
+and any other inverse problem.
+
+A measurement (`Linear`, `Mask`, `Blur`, `Downsample`, `Grey`, `Fourier`, `Nonlinear`) says what
+was seen of x_0. Methods that are models of models (`MMPS`, `PiGDM`, `DPS`) go into `sdediff.sample`
+with any solver.
+"""
+
+from sdediff.posterior.measurements import (
+    Blur,
+    Downsample,
+    Fourier,
+    Grey,
+    Linear,
+    LinearMeasurement,
+    Mask,
+    Measurement,
+    Nonlinear,
+)
+from sdediff.posterior.operators import DPS, MMPS, PiGDM, Posterior
+
+__all__ = [
+    "DPS",
+    "MMPS",
+    "Blur",
+    "Downsample",
+    "Fourier",
+    "Grey",
+    "Linear",
+    "LinearMeasurement",
+    "Mask",
+    "Measurement",
+    "Nonlinear",
+    "PiGDM",
+    "Posterior",
+]

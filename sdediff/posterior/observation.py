@@ -1,0 +1,198 @@
+"""Outcomes of a measurement beside states in the units of a model or of a solver, and the linear
+systems that posteriors solve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from sdediff.posterior.measurements import LinearMeasurement, Measurement, as_measurement
+from sdediff.solvers import rowwise
+from sdediff.solvers.arithmetic import Like, along
+from sdediff.solvers.given import reals
+from sdediff.units import Units
+
+__all__ = ["Observation", "Observed", "conjugate_gradients", "observed"]
+
+_DOT: Final = {torch.float32: 1e-3, torch.float64: 1e-8}
+"""How far, relative to their sizes, <A x, y> and <x, A^T y> may be apart."""
+_MOST: Final = 200
+"""Iterations of systems that cost no passes through a network."""
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """A measurement and its outcomes y, (1, *outcome) for all samples or (B, *outcome)."""
+
+    measurement: Measurement
+    y: Tensor
+
+    def check(self, like: Like, count: int | None = None) -> None:
+        """A ValueError unless the measurement takes events of this shape and returns outcomes such
+        as y, of as many samples as a call has (``count``), and its adjoint is one.
+        """
+        rows = like.rows if count is None else count
+        if len(self.y) not in (1, count or len(self.y)) or 1 < len(self.y) < rows:
+            raise ValueError(
+                f"y has {len(self.y)} outcomes for {rows} samples: pass one for each, or one for "
+                "all"
+            )
+        if not like.event:
+            return
+        x, y = (
+            torch.randn(2, *shape, generator=torch.Generator().manual_seed(seed))
+            .to(like.dtype)
+            .to(like.device)
+            for seed, shape in enumerate((like.event, self.y.shape[1:]))
+        )
+        with torch.no_grad():
+            found = self.measurement.forward(x)
+        if not isinstance(found, Tensor) or found.shape != y.shape:
+            got = tuple(found.shape[1:]) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(
+                f"y has outcomes of shape {tuple(self.y.shape[1:])}, and the measurement makes "
+                f"{got} of an event {tuple(like.event)}: y = measurement.forward(x_0) has the "
+                "shape that is wanted"
+            )
+        if is_linear(self.measurement):
+            _check_adjoint(self.measurement, x, y, found)
+
+    def take(self, rows: Tensor, x: Tensor) -> Tensor:
+        """The outcomes of the samples ``rows``, int64 (k,), beside states x (k, *event)."""
+        y = self.y.to(x)
+        return y.expand(len(rows), *y.shape[1:]) if len(y) == 1 else y[rows.to(y.device)]
+
+
+def observed(
+    who: str, measurement: Any, y: Tensor, *, linear: bool = True, noisy: bool = False
+) -> Observation:
+    """An `Observation`, its parts checked for the method ``who``: ``linear`` if the method needs an
+    adjoint, ``noisy`` if it divides by noise_std.
+    """
+    found: Any = as_measurement(measurement)
+    if linear and not is_linear(found):
+        raise TypeError(
+            f"{who} is for linear measurements, and {type(found).__name__} has no adjoint and "
+            "noise_std; take DPS, say"
+        )
+    if noisy and is_linear(found) and not bool((reals("noise_std", found.noise_std) > 0).all()):
+        raise ValueError(
+            f"{who} divides by noise_std, and it is 0: give the noise of the measurement, a "
+            "hundredth of the spread of y say where there is none; or take PiGDM, which takes 0"
+        )
+    if not isinstance(y, Tensor) or not y.is_floating_point() or not y.ndim:
+        got = f"{y.dtype}, {y.ndim}-d" if isinstance(y, Tensor) else type(y).__name__
+        raise TypeError(f"y must be a floating-point tensor (B, *outcome), got {got}")
+    if not bool(torch.isfinite(y).all()):
+        raise ValueError("y holds numbers that are not finite; leave them out by a Mask")
+    return Observation(found, y)
+
+
+def is_linear(measurement: Any) -> bool:
+    """Whether a measurement has what `LinearMeasurement` asks for."""
+    return hasattr(measurement, "adjoint") and hasattr(measurement, "noise_std")
+
+
+def _check_adjoint(measurement: Any, x: Tensor, y: Tensor, found: Tensor) -> None:
+    """A ValueError unless <A x, y> = <x, A^T y> at random x and y."""
+    back = measurement.adjoint(y, x.shape[1:])
+    name = type(measurement).__name__
+    if not isinstance(back, Tensor) or back.shape != x.shape:
+        got = tuple(back.shape[1:]) if isinstance(back, Tensor) else type(back).__name__
+        raise ValueError(f"{name}: the adjoint must return events {tuple(x.shape[1:])}, got {got}")
+    one, other = (rowwise(a * b).sum(dim=1).double() for a, b in ((found, y), (x, back)))
+    size = rowwise(found).norm(dim=1) * rowwise(y).norm(dim=1)
+    size = size + rowwise(x).norm(dim=1) * rowwise(back).norm(dim=1)
+    if bool(((one - other).abs() > _DOT.get(x.dtype, 1e-2) * size).any()):
+        raise ValueError(
+            f"{name}: <A x, y> = {float(one[0]):.6g} and <x, A^T y> = {float(other[0]):.6g} at "
+            "random x and y, so that the adjoint is not that of A: mend At, or leave it out, and "
+            "autograd takes its place (then A is not linear: use Nonlinear, and DPS)"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """Outcomes of the rows of a state x in ``units``: residuals and adjoints for x."""
+
+    measurement: LinearMeasurement
+    y: Tensor
+    units: Units
+
+    def residual(self, x: Tensor) -> Tensor:
+        """y - A x_0, (rows, *outcome), of x_0 in these units."""
+        return self.y - self.measurement.forward(self.units.leave(x))
+
+    def adjoint(self, v: Tensor, x: Tensor) -> Tensor:
+        """S A^T v, where the user's x_0 is S x plus a constant."""
+        found = self.units.unit * self.measurement.adjoint(v, x.shape[1:])
+        normalizer = self.units.normalizer
+        return found if normalizer is None else normalizer.scale(x) * found
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A S x: the linear part alone."""
+        moved = self.units.leave(x) - self.units.leave(torch.zeros_like(x[:1]))
+        return self.measurement.forward(moved)
+
+    @property
+    def variance(self) -> Tensor:
+        """The square of noise_std, beside y."""
+        return reals("noise_std", self.measurement.noise_std).to(self.y).square()
+
+    def solve(
+        self,
+        residual: Tensor,
+        x: Tensor,
+        covariance: Callable[[Tensor], Tensor],
+        noise: float | Tensor,
+        iterations: int = _MOST,
+    ) -> Tensor:
+        """S A^T w for (A S C S A^T + noise) w = residual, by conjugate gradients.
+
+        ``covariance`` is C as a function of states such as x, ``noise`` a number, or numbers that
+        broadcast to outcomes. This is the pull of the outcome on x_0 ~ N(., C).
+        """
+
+        def matrix(v: Tensor) -> Tensor:
+            return self.forward(covariance(self.adjoint(v, x))) + noise * v
+
+        return self.adjoint(conjugate_gradients(matrix, residual, iterations), x)
+
+
+def conjugate_gradients(
+    matrix: Callable[[Tensor], Tensor], right: Tensor, iterations: int
+) -> Tensor:
+    """x with matrix x = right for each row (rows, *outcome), from 0 on (Hestenes and Stiefel 1952).
+
+    ``matrix`` is symmetric and positive semidefinite for each row. A row stops where its residual
+    is rounding, or where a direction shows that the matrix is not positive; the loop ends where all
+    have stopped.
+    """
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        return rowwise(a * b).sum(dim=1)
+
+    x = torch.zeros_like(right)
+    rest = direction = right
+    size = dot(rest, rest)
+    least = torch.finfo(right.dtype).eps ** 2 * size.detach()
+    for _ in range(iterations):
+        going = size.detach() > least
+        if not bool(going.any()):
+            break
+        image = matrix(direction)
+        curvature = dot(direction, image)
+        going = going & (curvature > 0)
+        step = along(torch.where(going, size / torch.where(going, curvature, 1.0), 0.0), right)
+        x = x + step * direction
+        rest = rest - step * image
+        new = dot(rest, rest)
+        ratio = torch.where(going, new / torch.where(going, size, 1.0), 0.0)
+        direction = rest + along(ratio, right) * direction
+        size = torch.where(going, new, 0.0)
+    return x
