@@ -9,25 +9,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdediff.solvers.given import nearest, plain
+
 __all__ = [
+    "Condition",
     "check_condition",
     "check_floating",
     "check_names",
     "check_states",
+    "check_taken",
     "doubled",
     "one_place",
     "tensor_of",
 ]
 
+Condition = Mapping[str, Tensor | float]
+"""Values by the names of the network's arguments: tensors with a row for each sample, or one value
+for all, a number or a tensor with leading dimension 1.
+"""
 
-def check_names(condition: object, net: Callable[..., Any] | None) -> None:
+
+def check_names(condition: object, net: Callable[..., Any] | None, who: str = "condition") -> None:
     """A ValueError or TypeError unless a condition is a dictionary by names that the network has
     for no other argument.
     """
     if not isinstance(condition, Mapping):
         raise TypeError(
-            "condition must be a dict from the network's argument to a tensor, "
-            f"condition={{'label': y}} say; got {type(condition).__name__}"
+            f"{who} must be a dict from the network's argument to a value, {who}={{'label': y}} "
+            f"say; got {type(condition).__name__}"
         )
     taken = {} if net is None else _first_two(net)
     for name in condition:
@@ -49,15 +58,37 @@ def check_floating(name: str, x: object) -> None:
         )
 
 
+def check_taken(condition: Mapping[str, object], net: Callable[..., Any]) -> None:
+    """A TypeError unless the network, as far as its signature tells, takes all of these conditions
+    and needs no other.
+    """
+    taken = _parameters(net)
+    if any(each.kind is each.VAR_POSITIONAL for each in taken):
+        return
+    known = {each.name: each for each in taken[2:] if each.kind is not each.VAR_KEYWORD}
+    has = f"; it takes {', '.join(known)}" if known else "; it takes none"
+    for name in condition:
+        if name not in known and all(each.kind is not each.VAR_KEYWORD for each in taken):
+            raise TypeError(f"the network takes no condition {name!r}{nearest(name, known)}{has}")
+    for name, each in known.items():
+        if each.default is each.empty and name not in condition:
+            raise TypeError(
+                f"the network needs the condition {name!r}: pass condition={{{name!r}: ...}}"
+            )
+
+
+def _parameters(net: Callable[..., Any]) -> list[inspect.Parameter]:
+    """The parameters of a network, x and t first; none where its signature is not known."""
+    try:
+        called = net.forward if isinstance(net, nn.Module) else net
+        return list(inspect.signature(called).parameters.values())
+    except (TypeError, ValueError):
+        return []
+
+
 def _first_two(net: Callable[..., Any]) -> dict[Any, str]:
     """The names of the arguments in which a network takes states and times."""
-    try:
-        taken = inspect.signature(
-            net.forward if isinstance(net, nn.Module) else net
-        ).parameters.values()
-    except (TypeError, ValueError):
-        return {}
-    named = [each.name for each in taken if each.kind is each.POSITIONAL_OR_KEYWORD]
+    named = [each.name for each in _parameters(net) if each.kind is each.POSITIONAL_OR_KEYWORD]
     return dict(zip(named, ("states", "times"), strict=False))
 
 
@@ -138,29 +169,43 @@ def check_states(name: str, x: Tensor, shape: tuple[int, ...] | None = None) -> 
 
 
 def check_condition(
-    condition: Mapping[str, Tensor] | None,
+    condition: Condition | None,
     count: int,
     net: Callable[..., Any] | None,
     device: torch.device | None = None,
 ) -> dict[str, Tensor]:
     """Tensors with leading dimension B by the names of arguments of ``net``, on ``device`` if there
-    is one.
+    is one; a number, or a tensor with leading dimension 1, is expanded to all samples.
     """
     if condition is None:
         return {}
     check_names(condition, net)
-    for name, value in condition.items():
-        if not isinstance(value, Tensor) or value.ndim < 1 or value.shape[0] != count:
-            got = (
-                f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            )
+    found = {}
+    for name, given in condition.items():
+        value = _tensor(given, device)
+        if value is not None and (value.ndim == 0 or value.shape[0] == 1):
+            value = value.expand(count, *value.shape[1:])
+        if value is None or value.shape[0] != count:
+            got = type(given).__name__ if value is None else f"shape {tuple(value.shape)}"
             raise ValueError(
-                f"condition {name!r} must be a tensor with leading dimension {count}, got {got}; "
-                "what all samples share goes into the network by functools.partial"
+                f"condition {name!r} must be a tensor with leading dimension {count}, or one value "
+                f"for all samples, a number or a tensor with leading dimension 1; got {got}"
             )
-    return {
-        name: value if device is None else value.to(device) for name, value in condition.items()
-    }
+        found[name] = value
+    return found
+
+
+def _tensor(value: object, device: torch.device | None) -> Tensor | None:
+    """The value as a tensor; None for what is neither a tensor nor a number."""
+    number = plain(value)
+    if isinstance(number, float):  # the network gets it in its own dtype
+        least = device is not None and device.type == "mps"
+        return torch.tensor(number, dtype=torch.float32 if least else torch.float64, device=device)
+    if isinstance(number, int):
+        return torch.tensor(number, device=device)
+    if isinstance(value, Tensor):
+        return value if device is None else value.to(device)
+    return None
 
 
 def one_place(a: torch.device, b: torch.device) -> bool:

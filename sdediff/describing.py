@@ -168,6 +168,8 @@ def encode(value: Any) -> Any:
         return {"tensor": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, list | tuple):
         return [encode(part) for part in value]
+    if isinstance(value, Mapping):
+        return {"values": {key: encode(part) for key, part in value.items()}}
     name = type(value).__name__
     if _KNOWN.get(name) is not type(value):
         return {"class": getattr(value, "__name__", name), "parameters": None}
@@ -214,6 +216,8 @@ def build(entry: Any, known: Mapping[str, type] | None = None) -> Any:
         return [build(part) for part in entry]
     if not isinstance(entry, dict):
         return entry
+    if "values" in entry:
+        return {key: build(part) for key, part in entry["values"].items()}
     if "tensor" in entry:
         return torch.tensor(entry["tensor"], dtype=_DTYPES[entry["dtype"]])
     if "dtype" in entry:

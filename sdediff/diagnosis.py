@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sdediff.arguments import check_condition, check_model, check_states
+from sdediff.calls import Condition
 from sdediff.modules import evaluating
 from sdediff.normalizer import coordinate_moments
 from sdediff.predict import outputs
@@ -78,7 +78,7 @@ class Diagnosis:
 
 
 def diagnose(
-    model: Model, x_0: Tensor, *, condition: Mapping[str, Tensor] | None = None, seed: int = 0
+    model: Model, x_0: Tensor, *, condition: Condition | None = None, seed: int = 0
 ) -> Diagnosis:
     """Compare the denoising errors of the network's output on clean data x_0 (B, *event), read as
     each kind of prediction.

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from sdediff.calls import check_names, doubled, tensor_of
+from sdediff.calls import Condition, check_names, check_taken, doubled, tensor_of
 from sdediff.modules import first_fact, modules_behind
 from sdediff.network_time import (
     NetworkTime,
@@ -25,7 +25,7 @@ from sdediff.protocols import Like, Output, Piece, Rows
 from sdediff.sde import SDE
 from sdediff.solvers.arithmetic import planned, weighted
 from sdediff.solvers.coefficients import Coef
-from sdediff.solvers.given import WrittenError, flag, reading, real
+from sdediff.solvers.given import WrittenError, flag, plain, reading, real
 
 __all__ = ["Call", "ScoreModel"]
 
@@ -83,6 +83,10 @@ class ScoreModel(Predictions):
     `diagnose`, `sample`, `encode` and likelihoods take and return y; losses, the methods of the
     model and ``data_std`` are for x.
 
+    ``null`` is what the network is handed in place of a condition where there is none, a number or
+    a tensor of one sample's shape by the name of each: ``{"label": 10}``, say. ``fit(drop=0.1)``
+    trains it, and classifier-free guidance asks for it.
+
     Under an SDE without a Gaussian kernel the network predicts the score. The methods take t as a
     number or one number a sample, inside the SDE's usable range, and ``**condition`` for the
     network.
@@ -103,6 +107,7 @@ class ScoreModel(Predictions):
         learned_variance: bool = False,
         network: nn.Module | None = None,
         normalizer: Normalizer | None = None,
+        null: Condition | None = None,
     ) -> None:
         super().__init__()
         if isinstance(net, ScoreModel):
@@ -143,6 +148,7 @@ class ScoreModel(Predictions):
                 f"normalizer must be a Normalizer, Normalizer.of(data) say; got {normalizer!r}"
             )
         self.normalizer = normalizer
+        self.null = None if null is None else _values("null", null, net)
         if network is not None and not isinstance(network, nn.Module):
             raise TypeError(f"network must be the torch module that net calls, got {network!r}")
         vars(self)["network"] = network  # not by attribute: a module would be entered a second time
@@ -275,6 +281,7 @@ class ScoreModel(Predictions):
         except (RuntimeError, ValueError, TypeError) as error:
             if isinstance(error, TypeError):
                 check_names(named, self.net)
+                check_taken(named, self.net)
             names = "".join(f", {name}" for name in named)
             error.add_note(
                 f"the network was called as net(x, t{names}) with x of shape {tuple(x.shape)}, "
@@ -311,6 +318,21 @@ def _of_dtype(value: Any, dtype: torch.dtype) -> Any:
         if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != dtype
         else value
     )
+
+
+def _values(name: str, values: Any, net: Callable[..., Any]) -> dict[str, Tensor | float]:
+    """Numbers or tensors by the names of conditions of ``net``."""
+    check_names(values, net, name)
+    if not values:
+        raise ValueError(f"{name} is empty: name a condition, {name}={{'label': 10}} say")
+    found = {key: plain(value) for key, value in values.items()}
+    for key, value in found.items():
+        if not isinstance(value, Tensor | float | int):
+            raise TypeError(
+                f"{name}[{key!r}] must be a number, or a tensor of the shape that one sample's "
+                f"condition has; got {type(value).__name__}"
+            )
+    return found
 
 
 def _length(name: str, value: Any) -> float:

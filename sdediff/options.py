@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Literal, TypedDict
+from typing import Any, Final, Literal, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sdediff import solvers
+from sdediff.calls import Condition
 from sdediff.sde import SDE
 from sdediff.solvers import (
     RK45,
@@ -70,7 +71,8 @@ class SolveOptions(TypedDict, total=False):
     ``stochasticity``: lambda >= 0 of dx = [f x - (1 + lambda^2)/2 g^2 score] dt + lambda g dw, a
     number or a function of t. The default is 1 for stochastic solvers; the others take 0 alone.
     Where it is given and no solver is, the default solver is a stochastic one.
-    ``condition``: tensors with leading dimension B, by the names of the network's arguments.
+    ``condition``: tensors with leading dimension B, by the names of the network's arguments. A
+    number, or a tensor with leading dimension 1, is the same for all samples.
     ``mask``: which coordinates exist, True or 1, for samples of different sizes in one batch. Its
     shape is (B, *event), or the first dimensions of that, or has 1 in place of some. The other
     coordinates are 0 in every state, have no noise, and count in no norm and no density. A network
@@ -101,7 +103,7 @@ class SolveOptions(TypedDict, total=False):
     noise: Noise | None
     x_init: Tensor | None
     stochasticity: float | Callable[[Tensor], Tensor] | None
-    condition: Mapping[str, Tensor] | None
+    condition: Condition | None
     mask: Tensor | None
     batch_size: int | None
     trajectory: bool

@@ -4,13 +4,13 @@ follows from it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from sdediff.calls import check_floating, check_names
+from sdediff.calls import Condition, check_condition, check_floating
 from sdediff.predictions import (
     Pair,
     canonical,
@@ -46,7 +46,7 @@ def outputs(
     model: Model,
     x: Tensor,
     t: Tensor,
-    condition: Mapping[str, Tensor] | None = None,
+    condition: Condition | None = None,
     mask: Tensor | None = None,
 ) -> Output:
     """The model's own outputs at states x (B, *event) and float64 host times t, () or (B,), in
@@ -99,7 +99,7 @@ def predict(
     name: str,
     x: Tensor,
     t: Tensor | float,
-    condition: Mapping[str, Tensor] | None = None,
+    condition: Condition | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
     """The prediction called ``name`` at (x, t) by one evaluation: ``noise``, ``data``, ``score``,
@@ -129,11 +129,9 @@ def _time(model: Model, x: Tensor, t: Tensor | float) -> Tensor:
     return time
 
 
-def _rows(
-    model: Model, x: Tensor, condition: Mapping[str, Tensor] | None, mask: Tensor | None
-) -> Rows:
+def _rows(model: Model, x: Tensor, condition: Condition | None, mask: Tensor | None) -> Rows:
     if condition is not None:
-        check_names(condition, facts(model).net)
+        condition = check_condition(condition, len(x), facts(model).net, x.device)
     return Rows.of(len(x), condition, mask)
 
 
@@ -145,7 +143,8 @@ class Predictions(nn.Module):
     states and times.
 
     The methods take x (B, *event), t as a number or one number a sample, (B,), inside the SDE's
-    usable range, and ``**condition`` for the network.
+    usable range, and ``**condition`` for the network: a tensor with a row for each sample, or one
+    value for all.
     """
 
     sde: Any  # SDE at least, with all of LinearSDE where it offers "kernel"
@@ -171,27 +170,27 @@ class Predictions(nn.Module):
         """As `sdediff.Model` has it."""
         raise NotImplementedError(f"{type(self).__name__} has no evaluate(self, x, at, rows)")
 
-    def forward(self, x: Tensor, t: Tensor | float, **condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor | float, **condition: Tensor | float) -> Tensor:
         """The model's own prediction, of the kind that ``predicts`` names, in the dtype of x."""
         return outputs(self, x, _time(self, x, t), condition).value.to(x.dtype)
 
-    def score(self, x: Tensor, t: Tensor | float, **condition: Tensor) -> Tensor:
+    def score(self, x: Tensor, t: Tensor | float, **condition: Tensor | float) -> Tensor:
         """grad log p_t(x), (B, *event)."""
         return predict(self, "score", x, t, condition)
 
-    def noise(self, x: Tensor, t: Tensor | float, **condition: Tensor) -> Tensor:
+    def noise(self, x: Tensor, t: Tensor | float, **condition: Tensor | float) -> Tensor:
         """E[noise | x_t = x] = -sigma score."""
         return predict(self, "noise", x, t, condition)
 
-    def data(self, x: Tensor, t: Tensor | float, **condition: Tensor) -> Tensor:
+    def data(self, x: Tensor, t: Tensor | float, **condition: Tensor | float) -> Tensor:
         """E[x_0 | x_t = x] = (x + sigma^2 score) / alpha."""
         return predict(self, "data", x, t, condition)
 
-    def v(self, x: Tensor, t: Tensor | float, **condition: Tensor) -> Tensor:
+    def v(self, x: Tensor, t: Tensor | float, **condition: Tensor | float) -> Tensor:
         """alpha E[noise | x] - sigma E[x_0 | x]."""
         return predict(self, "v", x, t, condition)
 
-    def flow(self, x: Tensor, t: Tensor | float, **condition: Tensor) -> Tensor:
+    def flow(self, x: Tensor, t: Tensor | float, **condition: Tensor | float) -> Tensor:
         """The velocity of the probability flow, f x - g^2 score / 2."""
         return predict(self, "flow", x, t, condition)
 

@@ -15,9 +15,11 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from sdediff import checkpoint
 from sdediff._extras import require
+from sdediff.calls import Condition
 from sdediff.describing import describe
 from sdediff.interruption import stoppable
 from sdediff.masks import mask_of
@@ -38,7 +40,14 @@ from sdediff.run_folder import (
 from sdediff.solvers.given import callback_of, flag, integer
 from sdediff.solvers.portable import Portable
 from sdediff.trainer import Settings, Trainer
-from sdediff.training_data import check_about, check_objective, check_trained, look_at
+from sdediff.training_data import (
+    check_about,
+    check_objective,
+    check_trained,
+    collected,
+    look_at,
+    with_dropout,
+)
 
 __all__ = ["Interrupted", "fit"]
 
@@ -62,7 +71,7 @@ class Interrupted(Portable, KeyboardInterrupt):
 
 def fit(
     model: ScoreModel,
-    data: Tensor,
+    data: Tensor | Dataset[Any],
     *,
     out: str | Path,
     steps: int = 10_000,
@@ -72,7 +81,8 @@ def fit(
     loss: Objective | None = None,
     ema: float = 0.999,
     clip: float = 1.0,
-    condition: Mapping[str, Tensor] | None = None,
+    condition: Condition | None = None,
+    drop: float = 0.0,
     mask: Tensor | None = None,
     seed: int = 0,
     checkpoint_every: int = 1000,
@@ -91,7 +101,11 @@ def fit(
     clipped at ``clip``; the weights are averaged with decay min(``ema``, (1 + k) / (10 + k)) at
     step k. ``loss`` is any function loss(model, x_0, condition) -> (B,), by default
     `DenoisingScoreMatching` with stratified times. ``condition`` holds tensors (N, ...) that go to
-    the network with their samples. ``mask`` says which coordinates exist, True or 1: (N, *event),
+    the network with their samples, or a number for all. With probability ``drop`` a sample is
+    trained with the model's ``null`` in place of its conditions (`ConditionDropout`), as
+    classifier-free guidance needs it. ``data`` may be a torch Dataset of tensors, of pairs (x,
+    label) or of pairs (x, {name: value}), whose second parts are the condition; it is read once,
+    into memory. ``mask`` says which coordinates exist, True or 1: (N, *event),
     or its first dimensions, or 1 in place of some.
 
     Data are in the user's units: the loss sees what the model's `Normalizer` makes of them. A model
@@ -113,6 +127,7 @@ def fit(
     FloatingPointError if the loss is not finite.
     """
     loss = DenoisingScoreMatching(stratified=True) if loss is None else loss
+    data, condition = collected(data, condition)
     folder = check_out(out)
     resume = flag("resume", resume)
     overwrite = flag("overwrite", overwrite)
@@ -123,12 +138,12 @@ def fit(
         raise ValueError(
             f"resume goes on with the run in {folder} and overwrite starts anew: pass one of them"
         )
-    condition = {} if condition is None else condition
     given, model = model, getattr(model, "learner", model)
-    check_trained(model, data, condition)
+    condition = check_trained(model, data, condition)
     clean = data[:, 0] if getattr(loss, "pairs", False) else data
     exist = mask_of(mask, clean)
     check_objective(loss, exist)
+    loss = with_dropout(model, loss, condition, drop)
     checkpoint_every = integer("checkpoint_every", checkpoint_every, 1)
     check_ours(folder)
     settings = Settings(steps, batch_size, lr, warmup, ema, clip, seed)
@@ -136,7 +151,12 @@ def fit(
     config: dict[str, Any] = {
         "format": FORMAT,
         **describe(given),
-        "data": {"event": list(data.shape[1:]), "count": len(data), **(about or {})},
+        "data": {
+            "event": list(data.shape[1:]),
+            "count": len(data),
+            "condition": {name: list(value.shape[1:]) for name, value in condition.items()},
+            **(about or {}),
+        },
         "training": {**asdict(settings), "loss": _name(loss)},
     }
     with _accelerated(device, mixed_precision) as accelerator:

@@ -5,24 +5,66 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Mapping
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
-from sdediff.calls import check_condition
+from sdediff.calls import Condition, check_condition, check_taken
 from sdediff.model import ScoreModel
 from sdediff.normalizer import coordinate_moments
-from sdediff.objectives import Objective
+from sdediff.objectives import ConditionDropout, Objective
 from sdediff.operator import Operator
+from sdediff.solvers.given import real
 from sdediff.suitability import unsuited
 
-__all__ = ["check_about", "check_objective", "check_trained", "look_at"]
+__all__ = [
+    "check_about",
+    "check_objective",
+    "check_trained",
+    "collected",
+    "look_at",
+    "with_dropout",
+]
 
 
-def check_trained(model: ScoreModel, data: Tensor, condition: Mapping[str, Tensor]) -> None:
-    """A TypeError or ValueError unless it is a network to train, on finite data (N, *event) with
-    conditions (N, ...).
+def collected(
+    data: Tensor | Dataset[Any], condition: Condition | None
+) -> tuple[Tensor, Condition | None]:
+    """(data, condition): tensors as they are; of a torch Dataset its samples, read once, and what
+    stands beside them.
+
+    Its items are tensors, pairs (x, label) or pairs (x, {name: value}).
+    """
+    if isinstance(data, Tensor) or not isinstance(data, Dataset) or not hasattr(data, "__len__"):
+        return cast(Tensor, data), condition  # `check_trained` refuses what is no tensor
+    items = [data[i] for i in range(len(data))]
+    found = torch.utils.data.default_collate(items) if items else torch.empty(0)
+    if isinstance(found, Tensor):
+        return found, condition
+    if not isinstance(found, list | tuple) or len(found) not in (1, 2):
+        raise TypeError(
+            "items of data must be tensors x, pairs (x, label) or pairs (x, {name: value}); got "
+            f"{type(items[0]).__name__}"
+        )
+    if len(found) == 1:
+        return found[0], condition
+    if condition is not None:
+        raise ValueError(
+            "data has the conditions beside its samples, and condition is passed too: pass one of "
+            "them"
+        )
+    x, beside = found
+    return x, beside if isinstance(beside, Mapping) else {"label": beside}
+
+
+def check_trained(
+    model: ScoreModel, data: Tensor, condition: Condition | None
+) -> dict[str, Tensor]:
+    """The conditions, (N, ...); a TypeError or ValueError unless there is a network to train that
+    takes them, and finite data (N, *event).
     """
     if not isinstance(model, ScoreModel) or not isinstance(model.net, nn.Module):
         mend = (
@@ -49,7 +91,42 @@ def check_trained(model: ScoreModel, data: Tensor, condition: Mapping[str, Tenso
         raise ValueError(
             f"data contains {bad} values that are not finite; drop or mend those samples"
         )
-    _ = check_condition(condition, len(data), model.net)
+    found = check_condition(condition, len(data), model.net)
+    check_taken(found, model.net)
+    for name, value in found.items():
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(f"condition {name!r} contains values that are not finite")
+    return found
+
+
+def with_dropout(
+    model: ScoreModel, loss: Objective, condition: Mapping[str, Tensor], drop: float
+) -> Objective:
+    """The loss, conditions being dropped for a share ``drop`` of the samples; the ``null`` of a
+    loss that drops them itself is kept with a model that has none.
+    """
+    drop = real("drop", drop)
+    if not 0 <= drop < 1:
+        raise ValueError(
+            "drop is the share of samples that are trained without their condition, 0.1 say; got "
+            f"{drop!r}"
+        )
+    if not drop:
+        null = getattr(loss, "null", None)
+        if model.null is None and isinstance(null, Mapping):
+            model.null = dict(null)
+        return loss
+    if model.null is None:
+        raise ValueError(
+            "drop needs to know what the network is handed in place of a condition: "
+            "ScoreModel(net, sde, null={'label': 10}), say"
+        )
+    if missing := sorted(model.null.keys() - condition.keys()):
+        raise ValueError(
+            f"drop: the model's null names {missing}, and condition has {sorted(condition)}: pass "
+            "condition={...} with them"
+        )
+    return ConditionDropout(loss, rate=drop)
 
 
 def _way_out(data: object) -> str:
@@ -57,18 +134,15 @@ def _way_out(data: object) -> str:
     if isinstance(getattr(data, "x", None), Tensor):
         labels = isinstance(getattr(data, "labels", None), Tensor)
         return "pass data.x" + (
-            ", and condition={'labels': data.labels} if the network takes labels" if labels else ""
+            ", and condition={'label': data.labels} if the network takes labels" if labels else ""
         )
     if isinstance(data, torch.utils.data.DataLoader):
         return (
             "join its batches: torch.cat([batch[0] for batch in loader]), or [batch for batch in "
             "loader] if they are tensors"
         )
-    if isinstance(data, torch.utils.data.Dataset):
-        return (
-            "stack its samples: torch.stack([sample[0] for sample in data]), or list(data) if "
-            "they are tensors"
-        )
+    if isinstance(data, Dataset):
+        return "a Dataset without a length is read into one: torch.stack(list(data)), say"
     if isinstance(data, np.ndarray):
         return "pass torch.from_numpy(data).float()"
     return "make one of it, torch.tensor(data) or torch.stack(list(data)) say"

@@ -397,7 +397,8 @@ BAD = [
     ({"stochasticity": lambda t: t - 0.5}, ValueError, "must be finite and >= 0.*got -0.499"),
     ({"stochasticity": lambda t: t[:2]}, ValueError, r"shaped as t, \(6,\); got shape \(2,\)"),
     ({"condition": {"y": torch.zeros(2)}}, ValueError, "leading dimension 3"),
-    ({"condition": {"y": 3}}, ValueError, "leading dimension 3"),
+    ({"condition": {"y": "3"}}, ValueError, "leading dimension 3"),
+    ({"condition": {"y": 3}}, TypeError, "the network takes no condition 'y'; it takes none"),
     ({"batch_size": 0}, ValueError, "batch_size must be"),
     ({"max_nfe": 0}, ValueError, "max_nfe must be"),
     (

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sdediff.arguments import check_condition, check_device, check_seed, check_states
+from sdediff.calls import Condition
 from sdediff.discrete.ddpm import DDPM
 from sdediff.masks import sum_over
 from sdediff.modules import evaluating
@@ -114,7 +115,7 @@ def variational_bound(
     x_0: Tensor,
     *,
     bins: Bins | None,
-    condition: Mapping[str, Tensor] | None = None,
+    condition: Condition | None = None,
     seed: int | Sequence[int] | None = None,
     batch_size: int | None = None,
     progress: bool = False,
@@ -201,7 +202,7 @@ def data_error(
     x_0: Tensor,
     i: Tensor,
     noise: Tensor,
-    condition: Mapping[str, Tensor] | None,
+    condition: Condition | None,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(error of the predicted noise, error of the predicted data, what the network says of the

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sdediff.arguments import check_condition, check_model
+from sdediff.calls import Condition
 from sdediff.modules import evaluating
 from sdediff.predict import affine, predict
 from sdediff.protocols import Model, facts, is_model
@@ -142,7 +143,7 @@ class Score(Target):
 @dataclass(frozen=True)
 class _AtTime(Score):
     model: Model = field(kw_only=True)
-    condition: Mapping[str, Tensor] = field(kw_only=True)
+    condition: Condition = field(kw_only=True)
 
     def check(self, chains: int) -> None:
         """Of the conditions' leading dimension."""
@@ -152,9 +153,9 @@ class _AtTime(Score):
         return evaluating(self.model)
 
 
-def at(model: Model, t: float | Tensor, condition: Mapping[str, Tensor] | None = None) -> Score:
+def at(model: Model, t: float | Tensor, condition: Condition | None = None) -> Score:
     """The law p_t of a score model at one time t, in the SDE's usable range; ``condition`` has a
-    row a chain.
+    row a chain, or one value for all chains.
 
     Under a `Normalizer` it is that of y = mean + std x_t, in the user's units, as states of
     `sample` are.

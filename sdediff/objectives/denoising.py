@@ -6,14 +6,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Final, Unpack
+from typing import Any, ClassVar, Final, Unpack
 
 import torch
 from torch import Tensor
 
-from sdediff.arguments import check_shape
+from sdediff.arguments import check_condition, check_shape
+from sdediff.calls import Condition
 from sdediff.masks import mean_over
-from sdediff.objectives.objective import Batch, DrawingObjective, Loss, Timed, check_loss, factor
+from sdediff.objectives.objective import (
+    Batch,
+    Loss,
+    Objective,
+    Timed,
+    check_loss,
+    factor,
+)
 from sdediff.options import SolveOptions, takes
 from sdediff.predict import outputs, target
 from sdediff.protocols import Model, sigma_data
@@ -153,12 +161,12 @@ class ConditionDropout(Loss):
 
     So that one network serves with and without them (classifier-free guidance: Ho and Salimans
     2022, arXiv 2207.12598, Algorithm 1). ``null`` has a number or a tensor of one sample's shape
-    for each condition that is to be dropped.
+    for each condition that is to be dropped; by default it is the ``null`` of the model.
     """
 
     takes: ClassVar[tuple[str, ...]] = ()
-    loss: DrawingObjective
-    null: Mapping[str, Tensor | float]
+    loss: Objective
+    null: Condition | None = None
     rate: float = 0.1
 
     @property
@@ -168,29 +176,45 @@ class ConditionDropout(Loss):
 
     def __post_init__(self) -> None:
         check_loss("ConditionDropout", self.loss)
-        if not isinstance(self.null, Mapping):
+        if not isinstance(self.null, Mapping | None):
             raise TypeError(
                 f"ConditionDropout: null must be a dict, {{'label': 10}} say; got {self.null!r}"
             )
         if not 0 <= self.rate <= 1:
             raise ValueError(f"ConditionDropout: rate is a probability, got {self.rate!r}")
-        if not self.null:
+        if self.null is not None and not self.null:
             raise ValueError(
                 "ConditionDropout: null must name the conditions to drop, {'label': 10} say"
             )
 
     def losses(self, batch: Batch) -> Tensor:
-        seen = dict(batch.condition or {})
-        if missing := sorted(set(self.null) - set(seen)):
+        null = getattr(batch.model, "null", None) if self.null is None else self.null
+        if not null:
+            raise ValueError(
+                "ConditionDropout: the model does not say what stands for no condition: "
+                "ScoreModel(net, sde, null={'label': 10}), say"
+            )
+        seen = check_condition(batch.condition, len(batch.x_0), None, batch.x_0.device)
+        if missing := sorted(set(null) - set(seen)):
             names = ", ".join(map(repr, missing))
             raise ValueError(
                 f"ConditionDropout: there is no condition {names}; given: {sorted(seen)}"
             )
         dropped = torch.rand(len(batch.x_0), generator=batch.generator) < self.rate
-        for name, value in self.null.items():
+        for name, value in null.items():
             given = seen[name]
-            null = torch.as_tensor(value, dtype=given.dtype, device=given.device)
-            seen[name] = torch.where(along(dropped, given), null, given)
-        # A loss of the user's need not know of masks.
-        mask = {} if batch.mask is None else {"mask": batch.mask}
-        return self.loss(batch.model, batch.x_0, seen, generator=batch.generator, **mask)
+            instead = torch.as_tensor(value, dtype=given.dtype, device=given.device)
+            seen[name] = torch.where(along(dropped, given), instead, given)
+        # A loss of the user's need not know of them.
+        drawn: dict[str, Any] = {"generator": batch.generator, "mask": batch.mask}
+        known = {name: value for name, value in drawn.items() if value is not None}
+        return self.loss(batch.model, batch.x_0, seen, **known)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the loss inside has learned."""
+        return dict(self.loss.state_dict()) if hasattr(self.loss, "state_dict") else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        if hasattr(self.loss, "load_state_dict"):
+            self.loss.load_state_dict(state)

@@ -10,7 +10,7 @@ from typing import ClassVar, Final, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from sdediff.calls import check_floating
+from sdediff.calls import Condition, check_floating
 from sdediff.masks import kept, mask_of
 from sdediff.objectives.times import Proposal, Times, check_times, time_at, uniform
 from sdediff.predictions import PREDICTIONS, conversion, meant
@@ -22,7 +22,6 @@ from sdediff.solvers.given import Positive, Record, nearest, reading, reals
 __all__ = [
     "WEIGHTINGS",
     "Batch",
-    "DrawingObjective",
     "Loss",
     "MinSNR",
     "Objective",
@@ -46,23 +45,6 @@ class Objective(Protocol):
         """Losses, (B,)."""
 
 
-class DrawingObjective(Protocol):
-    """An `Objective` that takes the generator to draw from and a mask of what exists, as all of
-    ours do.
-    """
-
-    def __call__(
-        self,
-        model: Model,
-        x_0: Tensor,
-        condition: Mapping[str, Tensor] | None = None,
-        *,
-        generator: torch.Generator | None = None,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """Losses, (B,)."""
-
-
 class Batch(NamedTuple):
     """What one call of a loss is about: the model without its constraints, and the arguments.
 
@@ -71,7 +53,7 @@ class Batch(NamedTuple):
 
     model: Model
     x_0: Tensor
-    condition: Mapping[str, Tensor] | None
+    condition: Condition | None
     at: Tensor | None
     noise: Tensor | None
     generator: torch.Generator | None
@@ -106,7 +88,7 @@ class Loss(Record):
         self,
         model: Model,
         x_0: Tensor,
-        condition: Mapping[str, Tensor] | None = None,
+        condition: Condition | None = None,
         *,
         t: Tensor | None = None,
         i: Tensor | None = None,
@@ -116,11 +98,12 @@ class Loss(Record):
     ) -> Tensor:
         """The losses of the samples x_0 (B, *event), (B,).
 
-        The times ``t`` (B,), or the levels ``i`` in 1..N (B,) of a discrete model, and ``noise``
-        (shape of x_0) are drawn where they are not given, on the host from ``generator`` (default:
-        torch's own). ``mask`` says which coordinates exist, True or 1: (B, *event), or its first
-        dimensions, or 1 in place of some. The others are 0 in x_0 and noise, and a mean is over
-        those that exist.
+        A value of ``condition`` is a tensor (B, ...), or one for all samples: a number, or a tensor
+        with leading dimension 1. The times ``t`` (B,), or the levels ``i`` in 1..N (B,) of a
+        discrete model, and ``noise`` (shape of x_0) are drawn where they are not given, on the host
+        from ``generator`` (default: torch's own). ``mask`` says which coordinates exist, True or 1:
+        (B, *event), or its first dimensions, or 1 in place of some. The others are 0 in x_0 and
+        noise, and a mean is over those that exist.
 
         Raises TypeError for what is no model, no samples, no generator, and for an argument that
         this loss does not take.

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from sdediff.calls import Condition
 from sdediff.masks import counts, sum_over
 from sdediff.objectives.objective import Batch, Loss
 from sdediff.objectives.times import uniform
@@ -175,7 +175,7 @@ class VariationalDiffusion(Loss):
         x_0: Tensor,
         t: Tensor,
         noise: Tensor,
-        condition: Mapping[str, Tensor] | None = None,
+        condition: Condition | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
         """The integral's part: (t_max - t_min) / 2 gamma'(t) ||noise - predicted noise||^2, nats
@@ -189,7 +189,7 @@ class VariationalDiffusion(Loss):
         x_0: Tensor,
         t: Tensor,
         noise: Tensor,
-        condition: Mapping[str, Tensor] | None,
+        condition: Condition | None,
         rate: Tensor,
         mask: Tensor | None = None,
     ) -> Tensor:
