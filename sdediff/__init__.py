@@ -57,6 +57,7 @@ from sdediff.solvers import (
 from sdediff.solvers.given import nearest
 
 if TYPE_CHECKING:
+    from sdediff import interop as interop
     from sdediff import testing as testing
     from sdediff.checkpoint import load
     from sdediff.training import fit
@@ -129,6 +130,7 @@ _HOMES: Final = (
     "metrics",
     "posterior",
     "testing",
+    "interop",
 )
 """Where the names are that are not here."""
 

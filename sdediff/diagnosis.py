@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +39,11 @@ class Diagnosis:
     errors: dict[str, float]
     data: str = ""
     """What is wrong with the data: that they do not suit the SDE; nothing if they do."""
+    reversed_errors: dict[str, float] = field(default_factory=dict)
+    """The errors of the readings with the network's time the other way round, T - t in place of
+    t."""
+    time: object = "t"
+    """What the network is handed as its time, as declared."""
 
     @property
     def best(self) -> str:
@@ -44,12 +51,22 @@ class Diagnosis:
         return min(self.errors, key=lambda name: self.errors[name])
 
     @property
+    def reversed(self) -> str | None:
+        """The reading that denoises better than all others with the network's time the other way
+        round; None if none does.
+        """
+        errors = self.reversed_errors
+        least = min(errors, key=lambda name: errors[name], default=self.best)
+        return least if errors and errors[least] < _FIT * min(1, self.errors[self.best]) else None
+
+    @property
     def ok(self) -> bool:
         """Whether the declared reading fits, and no other fits better (two may be the same, as
-        noise and flow under EDM).
+        noise and flow under EDM), nor one with the time the other way round.
         """
         return (
-            self.errors[self.declared] < _FIT
+            self.reversed is None
+            and self.errors[self.declared] < _FIT
             and self.errors[self.declared] <= (1 + 1e-6) * self.errors[self.best]
         )
 
@@ -62,6 +79,14 @@ class Diagnosis:
             )
         if self.ok:
             lines.append(f"The network predicts {self.declared}, as declared.")
+        elif self.reversed is not None:
+            turned = {"t": "'reversed'", "reversed": "'t'"}.get(str(self.time))
+            time = turned or "a function that hands it the time of T - t"
+            lines.append(
+                f"The network was trained with time the other way round. So read, its output "
+                f"denoises as {self.reversed} (error {self.reversed_errors[self.reversed]:.4g}): "
+                f"say ScoreModel(net, sde, {self.reversed!r}, time={time})."
+            )
         elif self.errors[self.best] < _FIT:
             lines.append(
                 f"Declared: {self.declared}. The output denoises as {self.best}: say "
@@ -87,7 +112,8 @@ def diagnose(
     4], in units of 2 ``sde.sigma_data``, which is 1 for published schedules; fewer than 256 samples
     are repeated. The error is the mean of |E[x_0 | x] - x_0|^2, weighted so that the best linear
     guess from x has error 1 for white data: the squared error of Karras et al.'s preconditioned
-    output (arXiv 2206.00364, Table 1). The network is evaluated twice.
+    output (arXiv 2206.00364, Table 1). The network is evaluated twice, and twice with its time the
+    other way round, T - t in place of t: networks for flow matching are often trained so.
 
     The data are in the user's units, as for ``fit``, and the text of the result says where their
     scale does not suit the SDE.
@@ -123,35 +149,76 @@ def diagnose(
     )
     t = _times(sde, len(x_0), seed)
     x_t = sde.perturb(x_0, t, noise)
-    spread = float(x_0.std())
-    alpha, sigma = sde.alpha(t), sde.sigma(t)
-    unit = (sigma**2 + (alpha * spread) ** 2) / (sigma * spread) ** 2
     predicts = prediction_of(model.predicts)
     declared = predicts if isinstance(predicts, str) else type(predicts).__name__
     readings: dict[str, str | Prediction] = {
         **{name: name for name in PREDICTIONS},
         declared: predicts,
     }
-    # of what a network that predicts edm is handed
-    scale = (sigma**2 + (known.sigma_data * alpha) ** 2).rsqrt()
-    errors = {}
+    time = getattr(model, "time", "t")
+    backwards = time == "reversed"
+
+    def answer(times: Tensor, scale: Tensor) -> Tensor:
+        """What the network itself returns at these times, its input multiplied by ``scale``."""
+        out = outputs(model, expand(scale, x_t) * x_t, times, condition).value
+        return -out if backwards and declared == "flow" else out
+
     with torch.no_grad(), evaluating(model):
-        answers: dict[bool, Tensor] = {}
-        for name, reading in readings.items():
-            scaled = name == "edm"
-            if scaled not in answers:
-                size = (
-                    torch.ones_like(scale)
-                    if scaled == (declared == "edm")
-                    else scale
-                    if scaled
-                    else 1 / scale
-                )
-                answers[scaled] = outputs(model, expand(size, x_t) * x_t, t, condition).value
-            a, b = conversion(sde, reading, "data", t, known.sigma_data)
-            wrong = expand(a, x_t) * x_t + expand(b, x_t) * answers[scaled] - x_0
-            errors[name] = float((expand(unit, wrong) * wrong.square()).mean(dtype=torch.float64))
-    return Diagnosis(declared, errors, amiss or "")
+        errors, other = (
+            _errors(
+                _Probe(sde, x_0, x_t, t, known.sigma_data), readings, declared, answer, at, turned
+            )
+            for at, turned in (
+                (t, backwards),
+                ((sde.T - t).clamp(sde.t_min, sde.t_max), not backwards),
+            )
+        )
+    return Diagnosis(declared, errors, amiss or "", other, time)
+
+
+class _Probe(NamedTuple):
+    """Clean data, and states x_t = alpha x_0 + sigma noise at times t (B,)."""
+
+    sde: LinearSDE
+    x_0: Tensor
+    x_t: Tensor
+    t: Tensor
+    sigma_data: float
+
+
+def _errors(
+    probe: _Probe,
+    readings: Mapping[str, str | Prediction],
+    declared: str,
+    answer: Callable[[Tensor, Tensor], Tensor],
+    at: Tensor,
+    turned: bool,
+) -> dict[str, float]:
+    """The denoising error of every reading of what the network returns for x_t at the times ``at``.
+
+    ``turned``: the network's time goes from noise to data, and its flow with it.
+    """
+    sde, x_0, x_t, t, sigma_data = probe
+    spread = float(x_0.std())
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
+    unit = (sigma**2 + (alpha * spread) ** 2) / (sigma * spread) ** 2
+
+    def scale(name: str, t: Tensor) -> Tensor:
+        """What a network that predicts edm is handed x multiplied by."""
+        root = (sde.sigma(t) ** 2 + (sigma_data * sde.alpha(t)) ** 2).sqrt()
+        return 1 / root if name == "edm" else torch.ones_like(root)
+
+    errors = {}
+    answers: dict[bool, Tensor] = {}
+    for name, reading in readings.items():
+        scaled = name == "edm"
+        if scaled not in answers:
+            answers[scaled] = answer(at, scale(name, t) / scale(declared, at))
+        a, b = conversion(sde, reading, "data", t, sigma_data)
+        b = -b if turned and name == "flow" else b
+        wrong = expand(a, x_t) * x_t + expand(b, x_t) * answers[scaled] - x_0
+        errors[name] = float((expand(unit, wrong) * wrong.square()).mean(dtype=torch.float64))
+    return errors
 
 
 def _times(sde: LinearSDE, count: int, seed: int) -> Tensor:

@@ -56,7 +56,9 @@ class ScoreModel(Predictions):
     so each is computed from any other; where that is singular a ValueError says which to use.
 
     ``time`` says which time the network is handed: ``"t"``, ``"log_snr"``, ``"sigma"``, `Timesteps`
-    (a scaled integer), or a function of float64 times, () or (B,).
+    (a scaled integer), a function of float64 times, () or (B,), or ``"reversed"``: T - t, from
+    noise at 0 to data at T, as in most code for flow matching. The ``flow`` of such a network is
+    the velocity in this direction, from noise to data.
 
     One rule for dtypes: the network is handed x, times and conditions in the dtype of its
     parameters (integers as they are; ``time_dtype`` for times alone takes precedence), or of the
@@ -288,13 +290,14 @@ class ScoreModel(Predictions):
                 f"{at.dtype}: does it take that?"
             )
             raise
+        against = self.time == "reversed" and self.predicts == "flow"
         if self.learned_variance:
             both = tensor_of(out, doubled(x.shape), " with learned_variance").to(x.dtype)
             value, variance = both.chunk(2, dim=1)
-            return Output(value, variance=variance)
-        if isinstance(out, Tensor) and out.dtype == x.dtype and out.shape == x.shape:
-            return out
-        return tensor_of(out, x.shape).to(x.dtype)
+            return Output(-value if against else value, variance=variance)
+        if not (isinstance(out, Tensor) and out.dtype == x.dtype and out.shape == x.shape):
+            out = tensor_of(out, x.shape).to(x.dtype)
+        return -out if against else out
 
 
 def _of_rows(time: Tensor, count: int) -> Tensor:

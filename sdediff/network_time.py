@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdediff.sde import SDE, LinearSDE
-from sdediff.solvers.given import Finite, Positive, Record, nearest, plain, reading
+from sdediff.solvers.given import Finite, Record, nearest, plain, reading
 
 __all__ = [
     "NETWORK_TIMES",
@@ -27,13 +27,18 @@ class Timesteps(Record):
     """n t / T + shift: the step index of a network trained on integers, at real numbers too.
 
     With ``n`` = N and shift = -1 the times t_i = T (i + 1) / N are i = 0..N - 1, as in a DDPM of N
-    steps; ``Timesteps(999, shift=0)`` is the convention of Song et al.'s code. Nothing is rounded
-    unless ``rounded``: then the network gets integers (int64).
+    steps; ``Timesteps(999, shift=0)`` is the convention of Song et al.'s code. A negative ``n``
+    counts from noise to data: ``Timesteps(-999, shift=999)``. Nothing is rounded unless
+    ``rounded``: then the network gets integers (int64).
     """
 
-    n: Positive = 1000
+    n: Finite = 1000
     shift: Finite = -1.0
     rounded: bool = False
+
+    def __post_init__(self) -> None:
+        if self.n == 0:
+            raise ValueError("Timesteps: n must be a number other than 0, that of the steps: 1000")
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         index = self.n * t / sde.T + self.shift
@@ -41,6 +46,10 @@ class Timesteps(Record):
 
 
 NetworkTime = str | Timesteps | Callable[[Tensor], Tensor]
+
+
+def _reversed(sde: SDE, t: Tensor) -> Tensor:
+    return sde.T - t
 
 
 def _log_snr(sde: LinearSDE, t: Tensor) -> Tensor:
@@ -53,10 +62,11 @@ def _sigma(sde: LinearSDE, t: Tensor) -> Tensor:
 
 NETWORK_TIMES: Final[dict[str, Callable[[Any, Tensor], Tensor]]] = {
     "t": lambda _, t: t,
+    "reversed": _reversed,
     "log_snr": _log_snr,
     "sigma": _sigma,
 }
-"""Network times with a name."""
+"""Network times with a name. ``reversed`` is T - t, which goes from noise at 0 to data at T."""
 
 
 def check_network_time(time: NetworkTime, sde: SDE) -> NetworkTime:
@@ -70,7 +80,7 @@ def check_network_time(time: NetworkTime, sde: SDE) -> NetworkTime:
     if isinstance(time, str):
         if time not in NETWORK_TIMES:
             raise ValueError(expected + nearest(time, NETWORK_TIMES))
-        if time != "t" and "kernel" not in sde.offers:
+        if time not in ("t", "reversed") and "kernel" not in sde.offers:
             raise ValueError(
                 f"{sde!r} has no Gaussian kernel, so no {time}: hand the network time='t' or a "
                 "function of t"

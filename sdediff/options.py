@@ -5,8 +5,8 @@ its documentation here alone. The solver where none is given.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal, TypedDict
+from collections.abc import Callable, Sequence
+from typing import Final, Literal, TypedDict
 
 import numpy as np
 import torch

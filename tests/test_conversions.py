@@ -232,7 +232,7 @@ def test_a_ddpm_of_n_steps_is_handed_its_indices() -> None:
 def test_bad_clocks(time: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         handed(sd.VP(), time, 0.5)
-    with pytest.raises(ValueError, match="n must be a positive number"):
+    with pytest.raises(ValueError, match="n must be a number other than 0"):
         sd.network_time.Timesteps(0)
 
 

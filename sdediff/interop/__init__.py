@@ -1,4 +1,22 @@
-"""The library inside of others: `sdediff.interop.diffusers` has our solvers as a scheduler.
+"""Other libraries: their networks as our models, and our solvers inside of theirs.
 
+`from_edm`, `from_score_sde`, `from_guided_diffusion`, `from_k_diffusion` and `from_flow_matching`
+make models of networks of other code. `sdediff.interop.diffusers` has our solvers as a scheduler.
 Nothing here is imported by `import sdediff`.
 """
+
+from sdediff.interop.checkpoints import (
+    from_edm,
+    from_flow_matching,
+    from_guided_diffusion,
+    from_k_diffusion,
+    from_score_sde,
+)
+
+__all__ = [
+    "from_edm",
+    "from_flow_matching",
+    "from_guided_diffusion",
+    "from_k_diffusion",
+    "from_score_sde",
+]
