@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from sdediff import interop as interop
     from sdediff import testing as testing
     from sdediff.checkpoint import load
+    from sdediff.interop.pretrained import from_diffusers
     from sdediff.training import fit
 
 __version__ = "0.1.0"
@@ -107,6 +108,7 @@ __all__ = [
     "diagnose",
     "encode",
     "fit",
+    "from_diffusers",
     "load",
     "log_prob",
     "sample",
@@ -114,8 +116,12 @@ __all__ = [
     "simulate",
 ]
 
-_LATE: Final = {"fit": "sdediff.training", "load": "sdediff.checkpoint"}
-"""Imported when they are first used; they belong to the extra ``train``."""
+_LATE: Final = {
+    "fit": "sdediff.training",
+    "from_diffusers": "sdediff.interop.pretrained",
+    "load": "sdediff.checkpoint",
+}
+"""Imported when they are first used; they belong to the extras ``train`` and ``diffusers``."""
 _HOMES: Final = (
     "solvers",
     "sde",

@@ -12,12 +12,12 @@ from torch import Tensor
 from sdediff._extras import require
 from sdediff.describing import Own, build, encode
 from sdediff.interop.replay import Replay, Tape, announced, check_fits
-from sdediff.interop.schedules import schedule_of
+from sdediff.interop.schedules import Schedule, schedule_of
 from sdediff.options import default_solver
 from sdediff.solvers import GRIDS, Solver, White, expand, seeds
 from sdediff.solvers.given import check_choice, nearest
 
-__all__ = ["Scheduler", "completed"]
+__all__ = ["Scheduler", "completed", "schedule_from"]
 
 _OLDEST: Final = (0, 30)
 
@@ -55,6 +55,8 @@ _KNOWN: Final[dict[str, dict[str, Any]]] = {
     "UnCLIPScheduler": {"timestep_spacing": "linspace"},
     "FlowMatchEulerDiscreteScheduler": {"prediction_type": "flow_prediction"},
     "FlowMatchHeunDiscreteScheduler": {"prediction_type": "flow_prediction"},
+    "EDMEulerScheduler": {"timestep_type": "continuous"},
+    "EDMDPMSolverMultistepScheduler": {"timestep_type": "continuous"},
 }
 """Classes whose configurations are known, and what they imply without saying it."""
 
@@ -99,7 +101,16 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
     found = {**defaults, **_KNOWN[name], **given}
     if found.get("invert_sigmas"):
         raise ValueError("invert_sigmas=True runs time backward, which is not known here")
+    if found.get("rho", 7.0) != 7.0:
+        raise ValueError(f"Karras sigmas are known with rho = 7 here, got rho = {found['rho']!r}")
+    if "sigma_schedule" in found:
+        found["use_exponential_sigmas"] = found["sigma_schedule"] == "exponential"
     return found
+
+
+def schedule_from(config: Mapping[str, Any]) -> Schedule:
+    """What the configuration of a scheduler says; a ValueError where its process is not known."""
+    return schedule_of({**_arguments(Scheduler), **completed(config)})
 
 
 class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
@@ -112,7 +123,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     a name in `GRIDS`; by default times are spaced as the configuration says. The other arguments
     are those of diffusers' schedulers. n inference steps are n - 1 intervals, and the last
     evaluation gives E[x_0 | x], as ``last="denoise"`` of `sample` does: a solver of one evaluation
-    a step makes n. ``timesteps`` lists all evaluations.
+    a step makes n. ``timesteps`` lists all evaluations; ``times`` is the grid in times of the SDE,
+    for ``grid=`` of `sample`.
 
     `step` is handed the network's output, and returns the state at which the network is asked
     next, in the dtype of the sample; the scheduler keeps a float32 state beside it. Noise is that
@@ -139,6 +151,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         timestep_type: str = "discrete",
         sigma_min: float | None = None,
         sigma_max: float | None = None,
+        sigma_data: float | None = None,
         use_karras_sigmas: bool | None = False,
         use_exponential_sigmas: bool | None = False,
         use_beta_sigmas: bool | None = False,
@@ -166,7 +179,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._schedule = schedule_of(self.config)
         self.num_inference_steps: int | None = None
         self._begin_index: int | None = None
-        self._times = torch.zeros(0, dtype=torch.float64)
+        self.times = torch.zeros(0, dtype=torch.float64)
         self._asked: list[tuple[int, float]] = []
         self._replay: Replay | None = None
         self._index: int | None = None
@@ -257,7 +270,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         own = self._solver
         self._running = own or default_solver(schedule.sde, len(times) - 1, stochastic=False)
         tape = Tape(schedule.sde, schedule.predicts)
-        self._times, self._asked = announced(self._running, tape, schedule.constraint, times)
+        self.times, self._asked = announced(self._running, tape, schedule.constraint, times)
         self.num_inference_steps = len(times)
         at = torch.tensor([t for _, t in self._asked], dtype=torch.float64)
         self.timesteps = schedule.network_time(at).float().to(device)
@@ -328,7 +341,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             )
         solver, x = self._running, sample.to(torch.promote_types(sample.dtype, torch.float32))
         tape = Tape(self._schedule.sde, self._schedule.predicts)
-        times = self._times[steps[found] :]
+        times = self.times[steps[found] :]
         if found and self._expected(tape, times) != len(steps) - found:
             raise ValueError(
                 f"{solver!r} evaluates more often at its start than along the way, so that it "

@@ -15,12 +15,11 @@ from sdediff.constraints import Clip, Constraint, DynamicThreshold
 from sdediff.discrete import DDPM
 from sdediff.discrete.schedules import schedule, zero_terminal_snr
 from sdediff.network_time import NetworkTime, Timesteps, read_network_time
-from sdediff.protocols import Prediction
 from sdediff.sde import EDM, LinearSDE, RectifiedFlow
 from sdediff.solvers.given import check_choice, integer
 from sdediff.solvers.grid import GRIDS, LogSNR
 
-__all__ = ["BETAS", "PREDICTIONS", "SPACINGS", "Schedule", "schedule_of"]
+__all__ = ["BETAS", "PREDICTIONS", "SPACINGS", "Raw", "Schedule", "schedule_of"]
 
 PREDICTIONS: Final = {
     "epsilon": "noise",
@@ -52,7 +51,7 @@ class Schedule:
     """
 
     sde: LinearSDE
-    predicts: str | Prediction
+    predicts: str | Raw
     time: NetworkTime
     constraint: Constraint | None
     config: Mapping[str, Any]
@@ -76,7 +75,7 @@ class Schedule:
     def scale(self, t: Tensor) -> Tensor:
         """What states are multiplied by before the network sees them, at times t."""
         one = torch.ones_like(t)
-        return one if isinstance(self.time, Timesteps) else (1 + self.level(t) ** 2).rsqrt()
+        return self.predicts.scale(self.level(t)) if isinstance(self.predicts, Raw) else one
 
     @property
     def flows(self) -> bool:
@@ -193,16 +192,26 @@ class Schedule:
         return times.clamp(low, high)
 
 
-class _Velocity:
-    """(noise - sigma x_0) / sqrt(1 + sigma^2) where x_t = x_0 + sigma noise: v of the state
-    divided by that root.
+@dataclass(frozen=True)
+class Raw:
+    """``sign`` times F of Karras et al. 2022 (arXiv 2206.00364, eq. 7), what a network returns that
+    sees x_t = x_0 + sigma noise divided by sqrt(sigma^2 + sigma_data^2).
+
+    Minus F is v of that state where ``sigma_data`` is 1.
     """
+
+    sigma_data: float
+    sign: float
+
+    def scale(self, sigma: Tensor) -> Tensor:
+        """What the state is multiplied by before the network sees it."""
+        return (sigma**2 + self.sigma_data**2).rsqrt()
 
     def coefficients(self, sde: LinearSDE, t: Tensor) -> tuple[Tensor, Tensor]:
         """(p, q) of p x_0 + q noise."""
         sigma = sde.sigma(t)
-        root = (1 + sigma**2).sqrt()
-        return -sigma / root, 1 / root
+        scale = self.sign * self.scale(sigma)
+        return scale * sigma / self.sigma_data, -scale * self.sigma_data
 
 
 def schedule_of(config: Mapping[str, Any]) -> Schedule:
@@ -231,14 +240,7 @@ def schedule_of(config: Mapping[str, Any]) -> Schedule:
         flow = RectifiedFlow(t_min=0.1 / n, t_max=1.0)
         return Schedule(flow, "flow", Timesteps(n, shift=0.0), constraint, config)
     if config["timestep_type"] == "continuous":
-        if predicts != "v" or config["sigma_min"] is None or config["sigma_max"] is None:
-            raise ValueError(
-                "timestep_type='continuous' is known for prediction_type='v_prediction' with "
-                f"sigma_min and sigma_max; got {config['prediction_type']!r}, "
-                f"{config['sigma_min']} and {config['sigma_max']}"
-            )
-        edm = EDM(config["sigma_min"], config["sigma_max"])
-        return Schedule(edm, _Velocity(), lambda t: 0.25 * t.log(), constraint, config)
+        return _continuous(config, predicts, constraint)
     if config["trained_betas"] is not None:
         betas = torch.as_tensor(np.asarray(config["trained_betas"], dtype=np.float64))
     else:
@@ -249,6 +251,24 @@ def schedule_of(config: Mapping[str, Any]) -> Schedule:
         betas = zero_terminal_snr(betas)
     sde = DDPM(tuple(betas.tolist())).to_sde()
     return Schedule(sde, predicts, Timesteps(len(betas)), constraint, config)
+
+
+def _continuous(
+    config: Mapping[str, Any], predicts: str, constraint: Constraint | None
+) -> Schedule:
+    """Under x_t = x_0 + sigma noise: v of `EulerDiscreteScheduler`, or F of the EDM schedulers,
+    which say ``sigma_data``.
+    """
+    low, high, sigma_data = (config[name] for name in ("sigma_min", "sigma_max", "sigma_data"))
+    known = ("v",) if sigma_data is None else ("v", "noise")
+    if predicts not in known or low is None or high is None:
+        raise ValueError(
+            "timestep_type='continuous' is known for prediction_type='v_prediction' with "
+            "sigma_min and sigma_max, or 'epsilon' too with sigma_data; got "
+            f"{config['prediction_type']!r}, {low}, {high} and {sigma_data}"
+        )
+    raw = Raw(1.0 if sigma_data is None else sigma_data, -1.0 if predicts == "v" else 1.0)
+    return Schedule(EDM(low, high), raw, lambda t: 0.25 * t.log(), constraint, config)
 
 
 def _vector(name: str, values: Any) -> Tensor:

@@ -346,7 +346,7 @@ def test_a_pipeline_is_sample_to_the_bit(solver, tmp_path):
             model,
             start.shape,
             solver=solver,
-            grid=scheduler._times,
+            grid=scheduler.times,
             x_init=start,
             seed=seed,
             last="denoise",

@@ -77,7 +77,7 @@ def same_as_sample(scheduler, steps=9, **given):
         net.model,
         START.shape,
         solver=scheduler._running,
-        grid=scheduler._times,
+        grid=scheduler.times,
         x_init=START,
         seed=seed_of(),
         last="denoise",
@@ -172,7 +172,7 @@ def test_solvers_start_where_no_signal_is_left_or_just_below(solver, predicts):
     scheduler = Scheduler(prediction_type=predicts, solver=solver, **given)
     scheduler.set_timesteps(60)
     sde = scheduler._schedule.sde
-    start = float(sde.log_snr(scheduler._times[0]))
+    start = float(sde.log_snr(scheduler.times[0]))
     assert start == -math.inf or abs(start + 20) < 1e-6
     x = torch.randn(400, 2, generator=generator(1))
     x = driven(scheduler, Network(scheduler), x, generator=generator())
@@ -281,7 +281,7 @@ def tail(scheduler, first, x, seed):
         Network(scheduler).model,
         x.shape,
         solver=scheduler._running,
-        grid=scheduler._times[step:],
+        grid=scheduler.times[step:],
         x_init=x,
         seed=seed,
         last="denoise",
@@ -343,7 +343,7 @@ def test_a_state_changed_between_steps_is_the_state_of_the_next_step(solver):
         return half_of(i // n, x) if i % n == n - 1 and i < 4 * n else x
 
     found = driven(scheduler, Network(scheduler), change=blend)
-    model, x, times = Network(scheduler).model, START, scheduler._times
+    model, x, times = Network(scheduler).model, START, scheduler.times
     for k in range(4):
         grid = times[k : k + 2]
         x = sd.sample(model, (4, 2), solver=solver, grid=grid, x_init=x, last="noisy", seed=0).x
