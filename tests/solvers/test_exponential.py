@@ -591,7 +591,7 @@ def test_the_steps_at_the_ends_are_of_order_one(solver: Solver) -> None:
             "variable must be one of 'log_snr', 'sigma', 'angle', 't', got 'lambda'",
         ),
         (lambda: sd.solvers.DPMSolver(moments="bh2"), "moments must be one of"),
-        (lambda: sd.solvers.DPMSolver(r=0.0), "r must be a number in"),
+        (lambda: sd.solvers.DPMSolver(2, r1=0.0), "r1 must be a number in"),
         (
             lambda: sd.solvers.ExponentialPair(1),
             "order must be 2, 3 or 4, for the probability flow",

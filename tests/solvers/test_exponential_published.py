@@ -55,7 +55,7 @@ EQUALITIES = [
     *(
         Equality(
             f"DPM-Solver-2, r={r}",
-            sd.solvers.DPMSolver(2, r=r),
+            sd.solvers.DPMSolver(2, r1=r),
             partial(singlestep.dpm_solver, order=2, r=r),
         )
         for r in (0.3, 1.0)
@@ -70,7 +70,7 @@ EQUALITIES = [
     ),
     Equality(
         "DPM-Solver++(2S), r=0.7",
-        sd.solvers.DPMSolverPPSinglestep(2, r=0.7),
+        sd.solvers.DPMSolverPPSinglestep(2, r1=0.7),
         partial(singlestep.dpm_solver_pp_singlestep, order=2, r=0.7),
     ),
     *(

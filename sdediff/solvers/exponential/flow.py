@@ -179,10 +179,17 @@ class Flow:
         return start + at * h, (w / panels).repeat(panels).reshape(at.shape) * h
 
     def weights(
-        self, a: Points, b: Points, nodes: Sequence[Tensor], moments: Moments = "exact"
+        self,
+        a: Points,
+        b: Points,
+        nodes: Sequence[Tensor],
+        moments: Moments = "exact",
+        at: Points | None = None,
     ) -> list[tuple[Tensor, ...]]:
         """For each node, what each of its predictions is multiplied by in the step from a to b;
         ``nodes`` are values v, the first of them a's.
+
+        The integrals are up to b; what they are multiplied by is that of ``at``, by default b.
 
         ``moments`` other than ``"exact"`` are simplifications that publications make: ``"half"``,
         with two nodes, gives the slope the weight at the middle of the step; ``"half-h"`` that
@@ -198,9 +205,11 @@ class Flow:
             else None
         )
         length = _total(w)
+        terms = self.form.terms(u, mixing, b)
+        scales = terms if at is None or at is b else self.form.terms(u, mixing, at)
         columns = [
             self._integrals(scale, w * density, length, b.v - a.v, nodes, basis, moments)
-            for scale, density in self.form.terms(u, mixing, b)
+            for (scale, _), (_, density) in zip(scales, terms, strict=True)
         ]
         return list(zip(*columns, strict=True))
 

@@ -27,6 +27,7 @@ from sdediff.solvers.exponential.stages import (
     plan_moves,
     plan_plain,
     plan_stages,
+    pseudo,
     run_stages,
     table,
     terms,
@@ -55,8 +56,11 @@ class ExponentialMultistep(Exponential):
     evaluation (UniC: Zhao et al. 2023, arXiv 2302.04867); the last state is not.
     ``startup``: ``"exact"`` takes single steps for as long as history is too short, which keeps the
     order, at `startup_evaluations` more; ``"published"`` begins with lower orders, which caps the
-    order at 2 (at 3 with a corrector). A step to sigma = 0 is of order 1, but in noise form and
-    sigma / alpha, where polynomials can be integrated up to there (`LMS`).
+    order at 2 (at 3 with a corrector); ``"heun"`` begins with a pseudo Heun step and goes on with
+    lower orders, which caps it at 3, and ``"runge-kutta"`` takes pseudo Runge-Kutta steps of four
+    evaluations for as long as history is too short (`PLMS` and `PNDM`). A step to sigma = 0 is of
+    order 1, but in noise form and sigma / alpha, where polynomials can be integrated up to there
+    (`LMS`).
     ``lower_final``: lower the order again towards the end, as published codes do for few steps.
 
     Without noise the order is ``order``, and one more with a corrector of that many. As an SDE
@@ -65,7 +69,7 @@ class ExponentialMultistep(Exponential):
     """
 
     corrector: int | None = 0
-    startup: Literal["exact", "published"] = "exact"
+    startup: Literal["exact", "published", "heun", "runge-kutta"] = "exact"
     lower_final: bool = False
 
     has_memory = True
@@ -88,12 +92,11 @@ class ExponentialMultistep(Exponential):
 
     @property
     def deterministic_order(self) -> float:
-        full, ramp = self._full, 3 if self.past else 2
-        return min(
-            full,
-            2 if self.lower_final else full,
-            ramp if self.startup == "published" or self.sde else full,
-        )
+        full = self._full
+        ramp = 3 if self.past or self.startup == "heun" else 2
+        whole = self.startup in ("exact", "runge-kutta") and not self.sde
+        smooth = 2 if self.moments == "uniform" else full
+        return min(full, smooth, 2 if self.lower_final else full, full if whole else ramp)
 
     @property
     def weak_order(self) -> float:
@@ -102,10 +105,14 @@ class ExponentialMultistep(Exponential):
     @property
     def _single(self) -> tuple[int, Table]:
         """How many steps are single steps, and of which method."""
+        if self.sde or self.startup == "published":
+            return 0, table(1)
+        if self.startup == "heun":
+            return min(1, self._full - 1), pseudo(2)
+        if self.startup == "runge-kutta":
+            return max(self.order, self.past) - 1, pseudo(4)
         count = max(0, self._full - 2 - (self.past > 0))
-        return (count if self.startup == "exact" and not self.sde else 0), table(
-            min(4, max(1, self._full - 1))
-        )
+        return count, table(min(4, max(1, self._full - 1)))
 
     @property
     def startup_evaluations(self) -> int:

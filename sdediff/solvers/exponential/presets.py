@@ -4,8 +4,9 @@ order.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -22,10 +23,14 @@ __all__ = [
     "ERSDE",
     "IPNDM",
     "LMS",
+    "PLMS",
+    "PNDM",
+    "RES",
     "SEEDS",
     "DPMSolver",
     "DPMSolverPP",
     "DPMSolverPPSinglestep",
+    "RESSinglestep",
     "SASolver",
     "SDEDPMSolverPP",
     "UniPC",
@@ -127,10 +132,59 @@ class IPNDM(ExponentialMultistep):
     form: FormName | float | Form = "noise"
     moments: Moments = "uniform"
 
-    @property
-    def deterministic_order(self) -> float:
-        """Where the grid is smooth."""
-        return min(2.0, super().deterministic_order)
+
+@dataclass(frozen=True, repr=False)
+class PNDM(IPNDM):
+    """PNDM (Liu et al. 2022, arXiv 2202.09778, Algorithm 2): `IPNDM` that begins with pseudo
+    Runge-Kutta steps.
+
+    The first order - 1 steps make four evaluations each, two of them in the middle of the step in
+    t (or another ``variable``), and go by DDIM's transfer from the step's start with (e_1 + 2 e_2 +
+    2 e_3 + e_4) / 6. The pseudo steps as well as the multistep weights of equal steps have order 2
+    where the grid is a smooth function of the index, the paper's order; with ``variable="sigma"``
+    and a grid uniform in sigma / alpha they have order 4. One evaluation a step, 9 more to start.
+    """
+
+    variable: VariableName = "t"
+    startup: Literal["exact", "published", "heun", "runge-kutta"] = "runge-kutta"
+
+
+@dataclass(frozen=True, repr=False)
+class PLMS(IPNDM):
+    """PLMS, the sampler of latent diffusion and of Stable Diffusion 1: PNDM's multistep method
+    (Liu et al. 2022, arXiv 2202.09778, eq. 12) with a pseudo Heun step to start and lower orders
+    after it.
+
+    The first step is taken again with the mean of the evaluations at its start and at its end, then
+    come orders 2, 3 and ``order``. Order 2 where the grid is a smooth function of the index, 3 on
+    grids uniform in sigma / alpha. One evaluation a step, one more to start.
+    """
+
+    startup: Literal["exact", "published", "heun", "runge-kutta"] = "heun"
+
+
+@dataclass(frozen=True, repr=False)
+class RES(ExponentialMultistep):
+    """The multistep method of the Refined Exponential Solver (Zhang et al. 2023, arXiv 2308.02157),
+    ``res_2m`` in ComfyUI: data form and log-SNR, with exact integrals.
+
+    Order ``order``, one evaluation a step, as `DPMSolverPP`, whose slope has a simplified weight.
+    """
+
+    order: int = 2
+
+
+@dataclass(frozen=True, repr=False)
+class RESSinglestep(ExponentialSinglestep):
+    """The single steps of the Refined Exponential Solver (Zhang et al. 2023, arXiv 2308.02157):
+    ``res_2s`` and ``res_3s`` in ComfyUI, with Hochbruck and Ostermann's order conditions.
+
+    Stages at ``r1`` = 1/2 and, for order 3, ``r2`` = 1. Order and evaluations a step: ``order``.
+    """
+
+    order: int = 2
+
+    usual: ClassVar[Mapping[int, tuple[float, ...]]] = {2: (0.5,), 3: (0.5, 1.0)}
 
 
 @dataclass(frozen=True, repr=False)

@@ -4,9 +4,9 @@ with nothing carried over.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -132,12 +132,45 @@ class ExponentialSinglestep(Exponential):
     nothing carried over.
 
     Orders 1 to 3 have DPM-Solver's stages (Lu et al. 2022, arXiv 2206.00927, Algorithms 1 and 2),
-    order 4 has them at 1/3, 1/2 and 1; as many evaluations a step as the order. ``r``: where the
-    method of order 2 has its stage; ``moments`` concerns that order alone. Steps that begin at
+    order 4 has them at 1/3, 1/2 and 1; as many evaluations a step as the order. Steps that begin at
     alpha = 0 or end at sigma = 0 are of order 1. As an SDE the weak order is at most 2.
+
+    ``r1``, ``r2``: the places of the stages in the step, shares of its length in ``variable``.
+    Order 2 has one, 0 < r1 <= 1 (None: 1/2). Order 3 has two, 0 < r1 < r2 <= 1 with r1 farther
+    than 0.01 from 2/3 (None: 1/3 and 2/3). The other orders have none to choose. DPM-Solver-3's
+    own formula is of order 3 at r2 = 2/3 alone; for other r2 the weights are those of Hochbruck and
+    Ostermann 2005 (SIAM Journal on Numerical Analysis 43, eq. 5.9), which are the same there.
+    ``moments`` concerns order 2 alone.
     """
 
-    r: Share = 0.5
+    r1: Share | None = None
+    r2: Share | None = None
+
+    usual: ClassVar[Mapping[int, tuple[float, ...]]] = {2: (0.5,), 3: (1 / 3, 2 / 3)}
+    """The places of the stages where none are given, by the order."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name, most = type(self).__name__, len(self.usual.get(self.order, ()))
+        given = [each for each in ("r1", "r2")[most:] if getattr(self, each) is not None]
+        if given:
+            has = "stage r1 alone" if most else "no stage"
+            raise ValueError(
+                f"{name}: order {self.order} has {has} to place: drop {given[0]}, or take "
+                f"order={'3' if given[0] == 'r2' else '2 or 3'}"
+            )
+        if most == 2:
+            a, b = self._places
+            if a >= b or abs(a - 2 / 3) < 0.01:
+                raise ValueError(
+                    f"{name}: order 3 takes stages r1 < r2 with r1 farther than 0.01 from 2/3, "
+                    f"where the method has no order 3; got r1 = {a:.6g} and r2 = {b:.6g}"
+                )
+
+    @property
+    def _places(self) -> tuple[float, ...]:
+        given = zip((self.r1, self.r2), self.usual.get(self.order, ()), strict=False)
+        return tuple(usual if place is None else place for place, usual in given)
 
     @property
     def evaluations(self) -> int:
@@ -155,7 +188,7 @@ class ExponentialSinglestep(Exponential):
     @property
     def table(self) -> Table:
         """The method."""
-        return table(self.order, self.r)
+        return table(self.order, self._places)
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[Any]:
         flow = self.flow(problem)

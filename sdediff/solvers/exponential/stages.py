@@ -22,6 +22,7 @@ __all__ = [
     "Evaluation",
     "Move",
     "Plain",
+    "Poly",
     "Stages",
     "Table",
     "evaluate",
@@ -32,6 +33,7 @@ __all__ = [
     "plan_moves",
     "plan_plain",
     "plan_stages",
+    "pseudo",
     "run_stages",
     "table",
     "terms",
@@ -41,36 +43,78 @@ __all__ = [
 Nodes = tuple[int, ...]
 
 
+class Poly(NamedTuple):
+    """``weight`` times the polynomial through the predictions of the stages ``nodes``.
+
+    It is integrated up to the stage it serves; with ``to``, up to that place in the step.
+    """
+
+    nodes: Nodes
+    weight: float = 1.0
+    to: float | None = None
+
+
+Sum = tuple[Poly, ...]
+
+
 @dataclass(frozen=True)
 class Table:
     """An explicit exponential Runge-Kutta method that interpolates.
 
     ``c``: the place of each stage in the step. ``through``: for each stage but the first, and for
-    the end, the stages that the polynomial goes through which is integrated up to there. ``low``:
-    the end's, of an embedded method of ``low_order``.
+    the end, the sum of polynomials that takes the place of the predictions. ``low``: the end's, of
+    an embedded method of ``low_order``.
     """
 
     order: int
     c: tuple[float, ...]
-    through: tuple[Nodes, ...]
-    low: Nodes = ()
+    through: tuple[Sum, ...]
+    low: Sum = ()
     low_order: int = 0
 
 
-def table(order: int, r: float = 0.5) -> Table:
-    """The method of an order from 1 to 4; ``r`` is where that of order 2 has its stage."""
+def table(order: int, places: Sequence[float] = ()) -> Table:
+    """The method of an order from 1 to 4; ``places`` are those of the later stages of the methods
+    of orders 2 and 3, by default 1/2, and 1/3 and 2/3.
+    """
+    constant, linear = (Poly((0,)),), (Poly((0, 1)),)
     if order == 1:
-        return Table(1, (0,), ((0,),))
+        return Table(1, (0,), (constant,))
     if order == 2:
-        return Table(2, (0, r), ((0,), (0, 1)), (0,), 1)
+        (r,) = places or (0.5,)
+        return Table(2, (0, r), (constant, linear), constant, 1)
     if order == 3:
-        # DPM-Solver-3: with the last node at 2/3, Radau's, a polynomial of degree 1 has the order
-        # of one of degree 2.
-        return Table(3, (0, 1 / 3, 2 / 3), ((0,), (0, 1), (0, 2)), (0, 1), 2)
+        a, b = places or (1 / 3, 2 / 3)
+        # Hochbruck and Ostermann 2005, eq. 5.9. With b = 2/3, Radau's node, gamma is 0: a
+        # polynomial of degree 1 through that node has the order of one of degree 2.
+        gamma = (3 * b - 2) * b / ((2 - 3 * a) * a) if b != 2 / 3 else 0.0
+        if not gamma:
+            return Table(3, (0, a, b), (constant, linear, (Poly((0, 2)),)), linear, 2)
+        share = gamma * a / (gamma * a + b)
+        last = (*linear, Poly((0, 1), gamma, a), Poly((0,), -gamma, a))
+        end = (Poly((0, 1), share), Poly((0, 2), 1 - share))
+        return Table(3, (0, a, b), (constant, last, end), linear, 2)
     # Of the methods of four stages and order 4 (Kutta's), the one whose every stage interpolates:
     # c_3 = 1/2 makes stage 3 exact for degree 1, and then c_2 = 1/3 makes stage 4 exact for degree
     # 2; the end is Simpson's.
-    return Table(4, (0, 1 / 3, 0.5, 1), ((0,), (0, 1), (0, 1, 2), (0, 2, 3)), (0, 1), 2)
+    through = (constant, linear, (Poly((0, 1, 2)),), (Poly((0, 2, 3)),))
+    return Table(4, (0, 1 / 3, 0.5, 1), through, linear, 2)
+
+
+def pseudo(order: int) -> Table:
+    """Heun's method (order 2) or the classical one of order 4, of which each stage and the end go
+    from the start by DDIM's transfer, with a mean of predictions: the pseudo Runge-Kutta methods of
+    Liu et al. 2022 (arXiv 2202.09778, eq. 13).
+    """
+    if order == 2:
+        return Table(2, (0, 1), (_mean(1), _mean(1, 1)))
+    through = (_mean(1), _mean(0, 1), _mean(0, 0, 1), _mean(1, 2, 2, 1))
+    return Table(4, (0, 0.5, 0.5, 1), through)
+
+
+def _mean(*weights: int) -> Sum:
+    """The mean of the stages' predictions by ``weights``, as polynomials of degree 0."""
+    return tuple(Poly((i,), w / sum(weights)) for i, w in enumerate(weights) if w)
 
 
 class Move(NamedTuple):
@@ -129,13 +173,27 @@ def plan_moves(
     flow: Flow, a: Points, b: Points, nodes: Sequence[Tensor], moments: Moments, std: Tensor | None
 ) -> list[Move]:
     """A move for each interval."""
-    weights = itertools.chain.from_iterable(flow.weights(a, b, nodes, moments))
+    return _moves(flow, a, b, flow.weights(a, b, nodes, moments), std)
+
+
+def _moves(
+    flow: Flow, a: Points, b: Points, weights: Sequence[Sequence[Tensor]], std: Tensor | None
+) -> list[Move]:
+    """Moves by the weights of each node's predictions."""
     keeps, stds, *columns = flow.problem.coefs(
-        len(a.u), flow.keep(a, b), 0.0 if std is None else std, *weights
+        len(a.u),
+        flow.keep(a, b),
+        0.0 if std is None else std,
+        *itertools.chain.from_iterable(weights),
     )
-    width = len(columns) // len(nodes)  # predictions of a node
+    width = len(columns) // len(weights)  # predictions of a node
     each = (tuple(zip(*[iter(row)] * width, strict=True)) for row in zip(*columns, strict=True))
     return [Move(*row) for row in zip(keeps, each, b.t.unbind(), stds, strict=True)]
+
+
+def _stages_of(through: Sum) -> list[int]:
+    """The stages whose predictions a sum of polynomials takes."""
+    return sorted({i for poly in through for i in poly.nodes})
 
 
 def order_one(a: Points, b: Points) -> tuple[Tensor, Tensor, Tensor]:
@@ -218,10 +276,18 @@ def plan_stages(
         )
         noises = list(zip(*numbered, strict=True))
 
-    def moves(c: float, through: Nodes) -> list[Move]:
-        return plan_moves(
-            flow, a, ends[places.index(c)], [points[i].v for i in through], moments, None
-        )
+    def moves(c: float, through: Sum) -> list[Move]:
+        b, sums = ends[places.index(c)], dict[int, list[Tensor]]()
+        for nodes, share, to in through:
+            until = b if to is None else ends[places.index(to)]
+            found = flow.weights(a, until, [points[i].v for i in nodes], moments, at=b)
+            for i, weights in zip(nodes, found, strict=True):
+                before = sums.get(i)
+                sums[i] = [
+                    share * w if before is None else before[k] + share * w
+                    for k, w in enumerate(weights)
+                ]
+        return _moves(flow, a, b, [sums[i] for i in _stages_of(through)], None)
 
     targets = [*table.c[1:], 1.0]
     steps = list(
@@ -256,8 +322,8 @@ def run_stages(
         start = end
     predictions = [first]
 
-    def target(step: Move, through: Nodes) -> Tensor:
-        return move(x, step, [predictions[i] for i in through])
+    def target(step: Move, through: Sum) -> Tensor:
+        return move(x, step, [predictions[i] for i in _stages_of(through)])
 
     for step, place, at, through in zip(
         plan.moves, plan.places, plan.at[1:], table.through, strict=False
