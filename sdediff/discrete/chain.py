@@ -14,6 +14,7 @@ from sdediff.predict import affine
 from sdediff.protocols import Model, check_model
 from sdediff.sde import LinearSDE
 from sdediff.solvers import expand
+from sdediff.solvers.exponential.euler import posterior_weights
 from sdediff.solvers.given import integer, reals
 
 __all__ = ["Chain", "Levels", "evenly", "floats"]
@@ -108,9 +109,29 @@ class Chain:
             expand(self.levels.alphas[at], x_0) * x_0 + expand(self.levels.sigmas[at], x_0) * noise
         )
 
-    def posterior(self, x: Tensor, x_0: Tensor, i: int | Tensor) -> tuple[Tensor, Tensor]:
-        """Mean (B, *event) and variance, shaped as i, of q(x_{i-1} | x_i = x, x_0)."""
+    def posterior(
+        self, x: Tensor, x_0: Tensor, i: int | Tensor, *, std: float | Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mean (B, *event) and variance, shaped as i, of q(x_{i-1} | x_i = x, x_0).
+
+        With ``std`` in [0, sigma_{i-1}], a number or (B,), it is DDIM's posterior q_sigma of that
+        standard deviation: mean alpha_{i-1} x_0 + sqrt(sigma_{i-1}^2 - std^2) (x - alpha_i x_0) /
+        sigma_i (Song et al. 2021, arXiv 2010.02502, eq. 7). It has the chain's marginals but is
+        not Markov; eta times the root of the variance without ``std`` is DDIM's ``eta``.
+        """
         at = self.index(i, x) - 1
+        if std is not None:
+            std = reals("std", std, "cpu")
+            if std.ndim > 1 or (std.ndim and len(std) != len(x)):
+                raise ValueError(
+                    "std must be a number or (B,), one for each sample, got shape "
+                    f"{tuple(std.shape)}"
+                )
+            alphas, sigmas = self.levels[:2]
+            here, before = ((alphas[j], sigmas[j]) for j in (at + 1, at))
+            keep, data = posterior_weights(std, here, before)
+            mean = expand(keep, x) * x + expand(data, x) * x_0
+            return mean, std.square().expand(keep.shape)
         data, keep, variance = (column[at] for column in self.posterior_columns)
         return expand(data, x) * x_0 + expand(keep, x) * x, variance
 

@@ -14,6 +14,7 @@ from sdediff.sde.base import SDE, Prior, as_time, derived, values
 from sdediff.sde.quadrature import Integral
 from sdediff.sde.roots import Inverse, close, earliest, inverted, time_derivative
 from sdediff.solvers import expand
+from sdediff.solvers.exponential.euler import posterior_weights
 from sdediff.solvers.given import fact, real, reals
 
 __all__ = ["LinearSDE"]
@@ -328,7 +329,13 @@ class LinearSDE(SDE):
         ).sqrt()
 
     def posterior(
-        self, x_t: Tensor, x_0: Tensor, t: Tensor | float, s: Tensor | float
+        self,
+        x_t: Tensor,
+        x_0: Tensor,
+        t: Tensor | float,
+        s: Tensor | float,
+        *,
+        std: Tensor | float | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(mean, std) of x_s given x_t and clean data x_0, s <= t; mean (B, *event), std shaped as
         the times.
@@ -336,9 +343,20 @@ class LinearSDE(SDE):
         mean = ratio sigma_s^2 / sigma_t^2 x_t + alpha_s v / sigma_t^2 x_0 and std^2 = sigma_s^2 v /
         sigma_t^2 with the kernel N(ratio x_s, v) from s to t (Ho et al. 2020, arXiv 2006.11239, eq.
         7; Kingma et al. 2021, arXiv 2107.00630, eq. 27).
+
+        With ``std`` in [0, sigma_s], a number or (B,), it is DDIM's posterior q_sigma of that
+        standard deviation, of a process with the same marginals that is not Markov: mean = alpha_s
+        x_0 + sqrt(sigma_s^2 - std^2) (x_t - alpha_t x_0) / sigma_t (Song et al. 2021, arXiv
+        2010.02502, eq. 7).
         """
         t, s = as_time(t), as_time(s)
         _check_states("x_t", x_t, x_0, t=t, s=s)
+        if std is not None:
+            std = reals("std", std, "cpu")
+            _check_states("x_t", x_t, x_0, std=std)
+            at_t, at_s = ((self.alpha(at), self.sigma(at)) for at in (t, s))
+            keep, data = posterior_weights(std, at_t, at_s)
+            return expand(keep, x_t) * x_t + expand(data, x_t) * x_0, std.expand(keep.shape)
         ratio, std = self.kernel(t, s)
         sigma_t, sigma_s = self.sigma(t), self.sigma(s)
         share = (std / sigma_t) ** 2  # v / sigma_t^2

@@ -106,7 +106,7 @@ def test_messages_say_where_and_why() -> None:
     assert "the noise is of another stream" in differ(
         OtherStream(), sd.EulerMaruyama(), sde=sd.VP()
     )
-    assert "Ancestral() draws noise and DDIM(eta=0.0) does not" in differ(
+    assert "Ancestral() draws noise and DDIM() does not" in differ(
         sd.DDIM(), sd.solvers.Ancestral(), sde=sd.VE()
     )
     said = differ(

@@ -4,7 +4,7 @@ DDIM, with its inverse.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -15,12 +15,12 @@ from torch import Tensor
 from sdediff.solvers.arithmetic import Number, along, rowwise, weighted
 from sdediff.solvers.exponential.flow import Flow
 from sdediff.solvers.exponential.stages import order_one
-from sdediff.solvers.given import Count, NotNegative
+from sdediff.solvers.given import Count, NotNegative, reading, reals, within
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.solver import Solver, Step
 
-__all__ = ["DDIM", "Ancestral", "InverseDDIM"]
+__all__ = ["DDIM", "Ancestral", "InverseDDIM", "posterior_weights"]
 
 
 class _Plan(NamedTuple):
@@ -72,46 +72,127 @@ class Ancestral(_OrderOne):
         )
 
 
-@dataclass(frozen=True)
+def posterior_weights(
+    std: Tensor, t: tuple[Tensor, Tensor], s: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """(keep, data) of q(x_s | x_t, x_0) = N(keep x_t + data x_0, std^2 I): keep = sqrt(sigma_s^2 -
+    std^2) / sigma_t and data = alpha_s - keep alpha_t (Song et al. 2021, arXiv 2010.02502, eq. 7).
+
+    ``t`` and ``s`` are (alpha, sigma) there. Every ``std`` in [0, sigma_s] keeps the marginals
+    N(alpha x_0, sigma^2 I); a ValueError for another one.
+    """
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = t, s
+    wrong = ~((std >= 0) & (std <= sigma_s * (1 + 1e-12)))
+    if bool(wrong.any()):
+        got, most = (each.expand_as(wrong)[wrong][0] for each in (std, sigma_s))
+        raise ValueError(
+            f"std must lie in [0, sigma_s] = [0, {abs(float(most)):.6g}], or x_s has more noise "
+            f"than its marginal; got {float(got):.6g}"
+        )
+    keep = ((sigma_s - std) * (sigma_s + std)).clamp(min=0).sqrt() / sigma_t
+    return keep, alpha_s - keep * alpha_t
+
+
+@dataclass(frozen=True, repr=False)
 class DDIM(_OrderOne):
     """x_s = alpha_s x_0 + sqrt(sigma_s^2 - v^2) (x - alpha_t x_0) / sigma_t + v z, with x_0 = E[x_0
     | x_t] and v = eta std(x_s | x_t, x_0).
 
     DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16) for any linear SDE. ``eta`` = 0 is the
     exponential Euler step of the probability flow, 1 is `Ancestral`, larger values up to where
-    sigma_s^2 = v^2 add more noise. Order 1, one evaluation a step.
+    sigma_s^2 = v^2 add more noise. ``eta`` may be a function of t, the time at which a step starts:
+    it takes a float64 tensor (n,) and returns as many numbers >= 0.
+
+    ``sigmas`` are v itself, the paper's free sigma of each step, in place of ``eta``: a number for
+    each of the N steps, from the first to the last, in [0, sigma_s] and in the units of the data.
+    Every choice keeps the marginals q(x_t | x_0) (eq. 7; `LinearSDE.posterior`). Order 1, one
+    evaluation a step.
     """
 
-    eta: NotNegative = 0.0
+    eta: NotNegative | Callable[[Tensor], Tensor] = 0.0
+    sigmas: tuple[float, ...] | None = None
 
     needs = frozenset({"data", "marginal", "kernel"})
 
+    def __post_init__(self) -> None:
+        if not callable(self.eta):
+            within("DDIM: eta", self.eta, "NotNegative")
+        if self.sigmas is None:
+            return
+        if self.eta != 0:
+            raise ValueError("DDIM: eta and sigmas are two ways to say the same: pass one of them")
+        sigmas = reals("DDIM: sigmas", self.sigmas)
+        if sigmas.ndim != 1 or not bool((torch.isfinite(sigmas) & (sigmas >= 0)).all()):
+            raise ValueError(
+                f"DDIM: sigmas must be finite numbers >= 0, one a step; got {self.sigmas!r}"
+            )
+        vars(self)["sigmas"] = tuple(sigmas.tolist())
+
     @property
     def stochastic(self) -> bool:
-        return self.eta > 0
+        return callable(self.eta) or self.eta > 0 or any(self.sigmas or ())
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         alpha, sigma = problem.marginal(times)
-        alpha_t, alpha_s = (alpha[:-1], alpha[1:])
-        sigma_t, sigma_s = (sigma[:-1], sigma[1:])
-        if not self.eta:
-            keep = sigma_s / sigma_t
-            return list(map(_Plan, problem.at(times[:-1], "data", keep, alpha_s - keep * alpha_t)))
+        std = None if self.sigmas is None else self._given(problem, times, sigma[1:])
+        if not self.stochastic:
+            keep = sigma[1:] / sigma[:-1]
+            push = alpha[1:] - keep * alpha[:-1]
+            return list(map(_Plan, problem.at(times[:-1], "data", keep, push)))
+        if std is None:
+            std = self._by_eta(problem, times, sigma)
+        here, there = (alpha[:-1], sigma[:-1]), (alpha[1:], sigma[1:])
+        return self._planned(problem, times, *posterior_weights(std, here, there), std)
+
+    def _by_eta(self, problem: Problem, times: Tensor, sigma: Tensor) -> Tensor:
+        """eta std(x_s | x_t, x_0); a ValueError where it exceeds sigma_s."""
         t, s = times[:-1], times[1:]
+        eta: Any = self.eta
+        if callable(eta):
+            eta = reals("DDIM: eta(t)", reading("eta", eta, "t", t.reshape(-1)), "cpu")
+            if eta.shape not in ((), (t.numel(),)) or not bool((eta >= 0).all()):
+                raise ValueError(
+                    "DDIM: eta(t) must be numbers >= 0, shaped as t, a float64 tensor (n,); got "
+                    f"{eta!r}"
+                )
+            eta = eta.expand(t.numel()).reshape(t.shape)
         _, std = problem.kernel(torch.maximum(t, s), torch.minimum(t, s))
         # Towards noise (encoding) the conditional spread is the kernel's own: DDIM has no noise to
         # add there.
-        share = torch.where(s <= t, (std / sigma_t) ** 2, 0.0)
-        left = 1 - self.eta**2 * share
-        if bool((left < 0).any()):
-            i = int(torch.nonzero((left < 0).reshape(len(left), -1).any(dim=1))[0])
+        share = torch.where(s <= t, std / sigma[:-1], 0.0)
+        found: Tensor = eta * share
+        over = (found > 1 + 1e-12).reshape(len(found), -1).any(dim=1)
+        if bool(over.any()):
+            i = int(torch.nonzero(over)[0])
             raise ValueError(
-                f"DDIM: eta = {self.eta:g} asks for more noise than there is in x at step {i}; "
-                f"take eta <= {float(share.max()) ** -0.5:.4g}"
+                f"DDIM: eta = {float((found / share)[i].max()):g} asks for more noise than there "
+                f"is in x at step {i}; take eta <= {1 / float(share.max()):.4g}"
             )
-        keep = sigma_s / sigma_t * left.sqrt()
-        noise = self.eta * sigma_s * share.sqrt()
-        return self._planned(problem, times, keep, alpha_s - keep * alpha_t, noise)
+        return found * sigma[1:]
+
+    def _given(self, problem: Problem, times: Tensor, sigma_s: Tensor) -> Tensor:
+        """``sigmas`` in the problem's units, for the steps that the plan is for; a ValueError
+        unless there is one for each step, of at most sigma_s.
+        """
+        grid = times if problem.grid is None else problem.grid
+        sigmas = torch.tensor(self.sigmas, dtype=torch.float64)
+        if len(sigmas) != len(grid) - 1:
+            raise ValueError(
+                f"DDIM: sigmas are one for each step: {len(sigmas)} for a grid of "
+                f"{len(grid) - 1} steps"
+            )
+        first = int(torch.nonzero((grid == times[0]).reshape(len(grid), -1).all(dim=1))[0])
+        found = sigmas[first : first + len(times) - 1] / problem.unit
+        found = found.reshape(-1, *[1] * (times.ndim - 1)).expand_as(sigma_s)
+        over = (found > sigma_s * (1 + 1e-12)).reshape(len(found), -1).any(dim=1)
+        if bool(over.any()):
+            i = int(torch.nonzero(over)[0])
+            most = problem.unit * float(sigma_s[i].min())
+            raise ValueError(
+                f"DDIM: sigmas[{first + i}] must lie in [0, sigma_s] = [0, {most:.6g}], the noise "
+                f"where the step ends; got {sigmas[first + i]:.6g}"
+            )
+        return found
 
 
 class _Inverse(NamedTuple):
