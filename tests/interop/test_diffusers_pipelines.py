@@ -67,25 +67,33 @@ def vae(channels=4, **options):
     )
 
 
+SIZE = {"height": 16, "width": 16}
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def embeds(width, *, pooled=0, negative=True):
+    """Embeddings of a prompt, those of a negative one beside them."""
+    shapes = {"prompt_embeds": (1, 6, width)}
+    if pooled:
+        shapes["pooled_prompt_embeds"] = (1, pooled)
+    given = {name: normal(*shape) for name, shape in shapes.items()}
+    if negative:
+        given |= {f"negative_{name}": normal(*shape, seed=8) for name, shape in shapes.items()}
+    return given
 
 
 def stable_diffusion(kind):
     scheduler = diffusers.DDIMScheduler(**BETAS, clip_sample=False, steps_offset=1)
     parts = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
-    given = {
-        "prompt_embeds": normal(1, 6, 8),
-        "negative_prompt_embeds": normal(1, 6, 8, seed=8),
-        "guidance_scale": 3.0,
-    }
+    given = embeds(8) | {"guidance_scale": 3.0}
     image, mask = normal(1, 3, 16, 16).clamp(-1, 1) / 2 + 0.5, torch.zeros(1, 1, 16, 16)
     mask[..., 8:] = 1
     if kind == "StableDiffusionPipeline":
-        given |= {"height": 16, "width": 16}
+        given |= SIZE
     else:
         given |= {"image": image, "strength": 0.6}
     if kind == "StableDiffusionInpaintPipeline":
-        given |= {"mask_image": mask, "height": 16, "width": 16}
+        given |= {"mask_image": mask, **SIZE}
     make = getattr(diffusers, kind)
     return make(
         unet=unet(), vae=vae(), scheduler=scheduler, **parts, requires_safety_checker=False
@@ -103,14 +111,7 @@ def stable_diffusion_xl():
     )
     parts = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
     pipe = diffusers.StableDiffusionXLPipeline(unet=net, vae=vae(), scheduler=scheduler, **parts)
-    return pipe, {
-        "prompt_embeds": normal(1, 6, 8),
-        "negative_prompt_embeds": normal(1, 6, 8, seed=8),
-        "pooled_prompt_embeds": normal(1, 8),
-        "negative_pooled_prompt_embeds": normal(1, 8, seed=8),
-        "height": 16,
-        "width": 16,
-    }
+    return pipe, embeds(8, pooled=8) | SIZE
 
 
 def stable_diffusion_3():
@@ -134,14 +135,7 @@ def stable_diffusion_3():
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
         **dict.fromkeys(parts),
     )
-    return pipe, {
-        "prompt_embeds": normal(1, 6, 16),
-        "negative_prompt_embeds": normal(1, 6, 16, seed=8),
-        "pooled_prompt_embeds": normal(1, 16),
-        "negative_pooled_prompt_embeds": normal(1, 16, seed=8),
-        "height": 16,
-        "width": 16,
-    }
+    return pipe, embeds(16, pooled=16) | SIZE
 
 
 def flux():
@@ -164,12 +158,7 @@ def flux():
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         **parts,
     )
-    return pipe, {
-        "prompt_embeds": normal(1, 6, 16),
-        "pooled_prompt_embeds": normal(1, 16),
-        "height": 16,
-        "width": 16,
-    }
+    return pipe, embeds(16, pooled=16, negative=False) | SIZE
 
 
 def unclip_prior(folder):
@@ -264,8 +253,7 @@ def stable_video():
     return pipe, {
         "image": normal(1, 3, 16, 16).clamp(0, 1),
         "num_frames": 2,
-        "height": 16,
-        "width": 16,
+        **SIZE,
     }
 
 
