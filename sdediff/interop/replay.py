@@ -90,8 +90,7 @@ class Replay:
         self.silent = Silence(solver)
         model: Model = tape if constraint is None else Constrained(tape, constraint)
         lam = float(solver.solves_sde)
-        like = Like.of(x)
-        self.problem = Reverse(model, len(x), lam, like=like, known=facts(model))
+        self.problem = Reverse(model, len(x), lam, like=Like.of(x), known=facts(model))
         require(self.problem, solver)
         self.plans = solver.plan(self.problem, times) if len(times) > 1 else []
         self.x = x
