@@ -118,7 +118,7 @@ def coefficients_of(source: str | Prediction, sde: LinearSDE, t: Tensor, sigma_d
 def conversion(
     sde: SDE,
     source: str | Prediction,
-    target: str,
+    target: str | Prediction,
     t: Tensor,
     sigma_data: float,
     marginal: tuple[Tensor, Tensor] | None = None,

@@ -5,6 +5,18 @@ as they take a network.
 """
 
 from sdediff.guidance.base import Guidance, NoiseLevels
-from sdediff.guidance.pairs import ClassifierFree, Pair, Pairing
+from sdediff.guidance.classifier import Classifier
+from sdediff.guidance.corrected import APG, Rescale
+from sdediff.guidance.pairs import Auto, ClassifierFree, Pair, Pairing
 
-__all__ = ["ClassifierFree", "Guidance", "NoiseLevels", "Pair", "Pairing"]
+__all__ = [
+    "APG",
+    "Auto",
+    "Classifier",
+    "ClassifierFree",
+    "Guidance",
+    "NoiseLevels",
+    "Pair",
+    "Pairing",
+    "Rescale",
+]

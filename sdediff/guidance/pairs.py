@@ -4,6 +4,7 @@ weaker network.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -11,11 +12,25 @@ import torch
 from torch import Tensor
 
 from sdediff.guidance.base import Guidance, Interval, Scale
-from sdediff.protocols import Like, Model, Output, Piece, Rows, facts, value_of
-from sdediff.solvers.arithmetic import Number, weighted
+from sdediff.guidance.conditions import given_to, taken
+from sdediff.predictions import coefficients_of, conversion, prediction_of
+from sdediff.protocols import (
+    Like,
+    Model,
+    Output,
+    Piece,
+    Rows,
+    ask,
+    check_model,
+    cost_of,
+    facts,
+    sigma_data,
+    value_of,
+)
+from sdediff.solvers.arithmetic import Number, planned, weighted
 from sdediff.solvers.given import check_choice, flag
 
-__all__ = ["ClassifierFree", "Pair", "Pairing", "replaced"]
+__all__ = ["Auto", "ClassifierFree", "Pair", "Pairing", "replaced"]
 
 
 class Pair(NamedTuple):
@@ -183,3 +198,106 @@ def _tensor(name: str, value: Any) -> Tensor:
         raise TypeError(
             f"ClassifierFree: null[{name!r}] must be a number or a tensor, got {value!r}"
         ) from error
+
+
+class _Asked:
+    """What a model predicts, as a value that has coefficients: with its own ``sigma_data``."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def coefficients(self, sde: Any, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(p, q) of p x_0 + q noise."""
+        source = prediction_of(self.model.predicts)
+        return coefficients_of(source, self.model.sde, t, sigma_data(self.model))
+
+
+class _Two(NamedTuple):
+    scale: Any
+    own: Any
+    weaker: Any
+    keep: Number = 0.0
+    push: Number = 1.0
+
+
+class Auto(Pairing):
+    """Autoguidance: weaker + scale (model - weaker), guidance by a weaker version of the model.
+
+    The ``weaker`` model is one of the same law and SDE, and under the same condition: smaller, or
+    trained for a shorter time. What it predicts may differ (noise, data, v, ...) and is converted.
+    At scale 1 it is not asked. Of the call's conditions it is handed those that its network takes
+    by name, so that an unconditional network serves too, as in classifier-free guidance by two
+    networks.
+
+    ``scale`` and ``interval``: as in `Guidance`. Each evaluation costs one of each model. Extras
+    are those of ``model``. A ValueError says if the two models have different SDEs or normalizers.
+
+    Karras et al. 2024 (arXiv 2406.02507).
+    """
+
+    def __init__(
+        self, model: Model, weaker: Model, scale: Scale, *, interval: Interval | None = None
+    ) -> None:
+        super().__init__(model, scale, interval)
+        try:
+            check_model(weaker)
+        except TypeError as error:
+            raise TypeError(f"Auto: the weaker model: {error}") from error
+        self.weaker = weaker
+        mine, other = facts(model), facts(weaker)
+        times = torch.linspace(model.sde.t_min, model.sde.t_max, 5, dtype=torch.float64)
+        if not _alike(model.sde, weaker.sde, times):
+            raise ValueError(
+                f"Auto: both models must have one SDE, got {model.sde!r} and {weaker.sde!r}"
+            )
+        if mine.normalizer != other.normalizer:
+            raise ValueError(
+                "Auto: both models must have one normalizer, or none: their states are in other "
+                f"units; got {mine.normalizer!r} and {other.normalizer!r}"
+            )
+        self.breaks = tuple(sorted({*self.breaks, *other.breaks}))
+
+    @property
+    def cost(self) -> int:  # type: ignore[override]  # it depends on both models
+        """Evaluations of a call, in those of the model."""
+        return 1 + math.ceil(cost_of(self.weaker) / cost_of(self.model))
+
+    def at(self, times: Tensor, like: Like, piece: Piece | None = None) -> Sequence[_Two]:
+        scales, own = self.strengths(times, like, piece), self.model.at(times, like, piece)
+        if scales[0] is None:
+            return [_Two(scale, each, None) for scale, each in zip(scales, own, strict=True)]
+        flat = times.reshape(-1)
+        source, target = (prediction_of(each.predicts) for each in (self.weaker, self.model))
+        if source != target or source == "edm":
+            target = _Asked(self.model)
+        pair = conversion(self.model.sde, source, target, flat, sigma_data(self.weaker))
+        if not all(bool(torch.isfinite(column).all()) for column in pair):
+            raise ValueError(
+                f"Auto: what the model predicts ({self.model.predicts!r}) does not follow from "
+                f"what the weaker one does ({self.weaker.predicts!r}) at all times from "
+                f"{float(flat.min()):.6g} to {float(flat.max()):.6g}: let both predict v or flow"
+            )
+        columns = planned(len(times), like, *(each.reshape(times.shape) for each in pair))
+        weaker = self.weaker.at(times, like, piece)
+        return [_Two(*row) for row in zip(scales, own, weaker, *columns, strict=True)]
+
+    def pair(self, x: Tensor, at: _Two, rows: Rows) -> Pair | Tensor | Output:
+        scale = self.strength(at.scale, x, rows)
+        own = self.ask(x, at.own, rows)
+        if scale is None or (isinstance(scale, float) and scale == 1.0):
+            return own
+        part = rows.under(given_to(taken(self.weaker), rows.condition))
+        found = value_of(ask(self.weaker, x, at.weaker, part), x, self.weaker)
+        return Pair(own, weighted((at.keep, x), (at.push, found)), scale)
+
+
+def _alike(one: Any, two: Any, times: Tensor) -> bool:
+    """Whether two SDEs have the same kernel at some times; of those without one, whether they are
+    the same object.
+    """
+    if one is two or "kernel" not in one.offers or "kernel" not in two.offers:
+        return one is two
+    return one.T == two.T and all(
+        torch.allclose(getattr(one, name)(times), getattr(two, name)(times), rtol=1e-6, atol=1e-9)
+        for name in ("alpha", "sigma")
+    )

@@ -298,7 +298,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "scale not finite": (lambda: ClassifierFree(NO, math.nan, NULL), "scale must be finite"),
     "scale of two axes": (
         lambda: ClassifierFree(NO, torch.ones(5, 1), NULL),
-        r"got shape \(5, 2\)",
+        r"got shape \(5, 1\)",
     ),
     "convention": (lambda: ClassifierFree(NO, 2, NULL, convention="w"), "did you mean '1\\+w'"),
     "interval of one": (lambda: ClassifierFree(NO, 2, NULL, interval=3), "two log-SNRs"),

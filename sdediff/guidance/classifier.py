@@ -1,0 +1,231 @@
+"""Guidance by a classifier of noisy states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdediff.guidance.base import Guidance, Interval, Scale
+from sdediff.guidance.conditions import given_to, left_for, names_of
+from sdediff.guidance.pairs import replaced
+from sdediff.model import Call, ScoreModel
+from sdediff.network_time import NetworkTime
+from sdediff.predict import conversion_of
+from sdediff.protocols import Like, Model, Output, Piece, Rows, value_of
+from sdediff.sde import SDE
+from sdediff.solvers.arithmetic import planned, weighted
+from sdediff.solvers.coefficients import Coef
+from sdediff.solvers.given import reading
+
+__all__ = ["Classifier", "Evidence"]
+
+_ROUNDING = 1e-4
+
+
+class Evidence(ScoreModel):
+    """The model grad_x log p(y | x_t), the score of the evidence for y at noisy states.
+
+    ``log_prob(x, t, **condition)`` returns log p(y | x_t = x), (B,). It is handed x and t in the
+    dtype of its network, by the rules of `ScoreModel`, and those conditions that its signature
+    names (all of them if it has ``**``). Each evaluation is one backward pass through it, and none
+    of a diffusion network.
+    """
+
+    def __init__(
+        self, log_prob: Callable[..., Tensor], sde: SDE, *, time: NetworkTime = "t"
+    ) -> None:
+        super().__init__(log_prob, sde, "score", time=time)
+        self.takes = names_of(log_prob)
+
+    def evaluate(self, x: Tensor, at: Call, rows: Rows) -> Tensor:
+        """The gradient at states x, with its graph where the caller keeps one."""
+        graph = torch.is_grad_enabled()
+        condition = given_to(self.takes, rows.condition)
+        with torch.inference_mode(False), torch.enable_grad():
+            point = x if x.requires_grad else _plain(x).detach().requires_grad_()
+            time = _plain(at.time)
+            time = time if len(time) == len(x) else time[:1].expand(len(x))
+            named = {name: _plain(value) for name, value in condition.items()}
+            found = self._asked(point, point.to(at.dtype), time, named, rows)
+            (pull,) = torch.autograd.grad(found.sum(), point, create_graph=graph, allow_unused=True)
+        if pull is None:
+            raise ValueError(_CONSTANT)
+        rows.count(0, backward=1)
+        return pull
+
+    def _asked(
+        self, x: Tensor, seen: Tensor, time: Tensor, named: dict[str, Tensor], rows: Rows
+    ) -> Tensor:
+        """log p(y | x_t) at each of the states, checked."""
+        try:
+            found = reading("log_prob", self.net, "x, t", seen, time, **named)
+        except RuntimeError as error:
+            if "Inference tensors" not in str(error):
+                raise
+            raise ValueError(
+                "log_prob has tensors that were made under torch.inference_mode, which have no "
+                "gradients: make or load its network outside of that"
+            ) from error
+        except TypeError as error:
+            error.add_note(
+                f"log_prob was called with x, t and the conditions {', '.join(named) or 'none'}: "
+                "what else it needs goes into condition= of the call"
+            )
+            raise
+        if not isinstance(found, Tensor) or found.shape != (len(x),):
+            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(
+                f"log_prob must return log p(y | x_t) of each state, a tensor ({len(x)},); got "
+                f"{got}. Around a network that returns logits (B, K) write lambda x, t, label: "
+                "net(x, t).log_softmax(1).gather(1, label[:, None])[:, 0]"
+            )
+        first = rows.monitor.calls == 0  # a device is waited for once a solve
+        if (first or found.device.type == "cpu") and bool((found.detach() > _ROUNDING).any()):
+            raise ValueError(
+                f"log_prob must return log-probabilities, which are at most 0; got "
+                f"{float(found.detach().max()):.3g}. Of probabilities take the log, of logits the "
+                "log_softmax; from the log-density of a continuous y subtract a constant"
+            )
+        if not found.requires_grad:
+            raise ValueError(_CONSTANT)
+        return found
+
+
+_CONSTANT = (
+    "log_prob does not depend on x, so that it has no gradient: look in it for torch.no_grad, "
+    "torch.inference_mode, detach() or argmax"
+)
+
+
+def _plain(value: Tensor) -> Tensor:
+    """A tensor that autograd takes: a copy of one that was made under `torch.inference_mode`."""
+    return value.clone() if value.is_inference() else value
+
+
+class _At(NamedTuple):
+    inner: Any
+    scale: Any
+    push: Coef = 0.0
+    """How much the model's prediction changes where the gradient is 1."""
+    evidence: Any = None
+    level: Tensor | None = None
+    """The level of the chain, if it has a learned variance."""
+
+
+class Classifier(Guidance):
+    """Classifier guidance: score(x, t) + scale grad_x log p(y | x_t = x).
+
+    At scale 1 and with the exact p(y | x_t) it is the score of the law given y.
+
+    ``log_prob(x, t, **condition)`` returns log p(y | x_t = x) as a tensor (B,): what a classifier
+    of *noisy* states says of the class asked for. Around a network with logits (B, K) it is
+
+        lambda x, t, label: net(x, t).log_softmax(1).gather(1, label[:, None])[:, 0]
+
+    It gets x, and t as a tensor (B,), in the dtype of its network. ``time`` says which time: the
+    SDE's by default, else as in `ScoreModel`. Of the call's conditions it gets those that its
+    signature names. Those that the model's network does not take by name are for it alone: an
+    unconditional network ``net(x, t)`` is not handed the label. Samples have to be classified each
+    by itself.
+
+    ``scale`` and ``interval``: as in `Guidance`. An evaluation costs one of the model and one
+    backward pass through the classifier, which `Solution.backward` counts.
+
+    Any solver takes it. With `DDIM` it is Algorithm 2 of Dhariwal and Nichol, where the noise is
+    lowered by sigma scale grad. ``chain``, a `DDPM`, makes the shift that of their Algorithm 1
+    instead: in the steps of that solver the mean moves by scale Sigma grad, where Sigma is the
+    chain's variance, fixed or learned. It is known at the times of the chain alone. For small
+    beta_i both agree.
+
+    Where alpha = 0 the shift of data or v is not finite: a ValueError says so before the first
+    evaluation. ValueErrors say too if ``log_prob`` returns another shape, positive numbers, or what
+    does not depend on x.
+
+    Dhariwal and Nichol 2021 (arXiv 2105.05233); Song et al. 2021 (arXiv 2011.13456, eq. 14).
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        log_prob: Callable[..., Tensor],
+        scale: Scale = 1.0,
+        *,
+        interval: Interval | None = None,
+        time: NetworkTime = "t",
+        chain: Any = None,
+    ) -> None:
+        if not callable(log_prob):
+            raise TypeError(
+                "Classifier: log_prob must be a function of (x, t, **condition) that returns log "
+                f"p(y | x_t), (B,); got {log_prob!r}"
+            )
+        super().__init__(model, scale, interval)
+        if chain is not None and not hasattr(chain, "log_variance"):
+            raise TypeError(f"Classifier: chain must be a DDPM, got {chain!r}")
+        if chain is not None:
+            chain.check_model(model)
+        self.evidence = Evidence(log_prob, model.sde, time=time)
+        self.chain = chain
+
+    @property
+    def takes(self) -> frozenset[str] | None:
+        """The conditions that ``log_prob`` names."""
+        return self.evidence.takes
+
+    def at(self, times: Tensor, like: Like, piece: Piece | None = None) -> Sequence[_At]:
+        scales = self.strengths(times, like, piece)
+        inner = self.model.at(times, like, piece)
+        if scales[0] is None:
+            return [_At(*row) for row in zip(inner, scales, strict=True)]
+        flat = times.reshape(-1)
+        levels: Sequence[Any] = [None] * len(times)
+        if self.chain is None:
+            push = 1 / conversion_of(self.model, "score", flat)[1]
+        else:
+            level = self._level(flat)
+            push = 1 / (
+                conversion_of(self.model, "data", flat)[1]
+                * self.chain.posterior_columns[0][level - 1]
+            )
+            if self.chain.variance == "learned":
+                levels = level.reshape(times.shape).unbind()
+            else:
+                push = push * self.chain.log_variance(level).exp()
+        if not bool(torch.isfinite(push).all()):
+            bad = float(flat[~torch.isfinite(push)][0])
+            raise ValueError(
+                f"Classifier: at t = {bad:.6g}, where alpha = 0, the shift of a network that "
+                f"predicts {self.model.predicts!r} is not finite: begin later, "
+                "interval=(-20, math.inf) in log-SNR, or take a network that predicts noise"
+            )
+        (pushes,) = planned(len(times), like, push.reshape(times.shape))
+        evidence = self.evidence.at(times, like, piece)
+        rows = zip(inner, scales, pushes, evidence, levels, strict=True)
+        return [_At(*row) for row in rows]
+
+    def _level(self, t: Tensor) -> Tensor:
+        """The levels of the chain whose times these are, int64 (n,)."""
+        known: Tensor = self.chain.level_times
+        gaps, level = (t[:, None] - known).abs().min(dim=1)
+        if float(gaps.max()) > 1e-9 * float(known[-1]):
+            raise ValueError(
+                f"Classifier: with chain={self.chain!r} the shift is known at the chain's times, "
+                f"and t = {float(t[gaps.argmax()]):.6g} is none of them: take solver=chain, or "
+                "leave chain out for other solvers"
+            )
+        return level + 1
+
+    def evaluate(self, x: Tensor, at: _At, rows: Rows) -> Tensor | Output:
+        left = rows.under(left_for(self.model, rows.condition, self.takes))
+        scale = self.strength(at.scale, x, rows)
+        if scale is None or (isinstance(scale, float) and scale == 0.0):
+            return self.ask(x, at.inner, left)
+        pull = weighted((at.push, weighted((scale, self.evidence.evaluate(x, at.evidence, rows)))))
+        found = self.ask(x, at.inner, left)
+        if at.level is not None:
+            learned: Tensor = found.variance  # type: ignore[union-attr]  # check_model asked for it
+            pull = self.chain.log_variance(at.level, learned).exp() * pull
+        return replaced(found, value_of(found, x, self.model) + pull)

@@ -1,0 +1,151 @@
+"""Corrections of strong guidance, which act on both of its predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdediff.guidance.pairs import Pair, Pairing, replaced
+from sdediff.operator import Operator
+from sdediff.predict import affine
+from sdediff.predictions import canonical
+from sdediff.protocols import Like, Output, Piece, Rows, value_of
+from sdediff.solvers import rowwise
+from sdediff.solvers.arithmetic import Number, along, own, planned, weighted
+from sdediff.solvers.given import real
+from sdediff.solvers.masked import kept
+
+__all__ = ["APG", "Corrected", "Rescale"]
+
+
+class _At(NamedTuple):
+    inner: Any
+    keep: Number
+    """The space's prediction is keep x + push output."""
+    push: Number
+
+
+class Corrected(Operator):
+    """Guidance by two predictions, combined in the space that `predicts` names.
+
+    ``model`` is a `Pairing`: `ClassifierFree`, `Auto` or one of your own. A subclass gives
+    `combine`.
+    """
+
+    model: Pairing
+
+    def __init__(self, model: Pairing, space: str) -> None:
+        if not hasattr(model, "pair"):
+            raise TypeError(
+                f"{type(self).__name__} goes around guidance by two predictions, "
+                f"{type(self).__name__}(ClassifierFree(model, ...)) or Auto; got "
+                f"{type(model).__name__}"
+            )
+        super().__init__(model)
+        self.predicts = canonical(space, f"{type(self).__name__}: space")
+
+    def combine(self, own: Tensor, other: Tensor, scale: Number, mask: Tensor | None) -> Tensor:
+        """The guided prediction from both, all in the space."""
+        raise NotImplementedError(f"{type(self).__name__} has no combine(self, ...)")
+
+    def at(self, times: Tensor, like: Like, piece: Piece | None = None) -> Sequence[_At]:
+        pair = affine(self.model, self.predicts, times.reshape(-1))
+        columns = planned(len(times), like, *(each.reshape(times.shape) for each in pair))
+        inner = self.model.at(times, like, piece)
+        return [_At(*row) for row in zip(inner, *columns, strict=True)]
+
+    def evaluate(self, x: Tensor, at: _At, rows: Rows) -> Tensor | Output:
+        def inside(out: Tensor) -> Tensor:
+            return kept(own(weighted((at.keep, x), (at.push, out)), x, out), rows.mask)
+
+        found = self.model.pair(x, at.inner, rows)
+        if not isinstance(found, Pair):
+            return replaced(found, inside(value_of(found, x, self.model)))
+        mine = inside(value_of(found.own, x, self.model))
+        value = self.combine(mine, inside(found.other), found.scale, rows.mask)
+        return replaced(found.own, value)
+
+
+class Rescale(Corrected):
+    """Guidance rescaled: its standard deviation over the event is taken towards that of the
+    conditional prediction.
+
+    With c the prediction under the condition, g the guided one, and std over the coordinates of one
+    sample,
+
+        phi std(c) / std(g) g + (1 - phi) g
+
+    ``phi`` is in [0, 1]; the paper takes 0.7. The result depends on the prediction that is
+    rescaled, which ``space`` names: ``"v"`` by default, as in the paper, whatever the network
+    predicts. An event must have two coordinates at least.
+
+    Lin et al. 2024 (arXiv 2305.08891, eq. 15 and 16).
+    """
+
+    def __init__(self, model: Pairing, phi: float = 0.7, *, space: str = "v") -> None:
+        super().__init__(model, space)
+        self.phi = real("Rescale: phi", phi)
+        if not 0 <= self.phi <= 1:
+            raise ValueError(f"Rescale: phi must lie in [0, 1], got {phi!r}")
+
+    def evaluate(self, x: Tensor, at: _At, rows: Rows) -> Tensor | Output:
+        if x[0].numel() < 2:
+            raise ValueError(
+                "Rescale takes standard deviations over the coordinates of a sample: it needs two "
+                f"at least, got states of shape {tuple(x.shape)}"
+            )
+        return super().evaluate(x, at, rows)
+
+    def combine(self, own: Tensor, other: Tensor, scale: Number, mask: Tensor | None) -> Tensor:
+        guided = weighted((scale, own), (1.0 - scale, other))
+        ratio = _std(own, mask) / _std(guided, mask)
+        return guided * along(self.phi * ratio + 1 - self.phi, own)
+
+
+def _std(x: Tensor, mask: Tensor | None) -> Tensor:
+    """The standard deviation of the coordinates of each sample that exist, (rows,)."""
+    if mask is None:
+        return rowwise(x).std(dim=1, correction=0)
+    there = rowwise(mask)
+    count = there.sum(dim=1)
+    mean = rowwise(x).sum(dim=1) / count
+    return (torch.where(there, rowwise(x) - mean[:, None], 0).square().sum(dim=1) / count).sqrt()
+
+
+class APG(Corrected):
+    """Adaptive projected guidance, without momentum: the part of the guidance that is parallel to
+    the conditional prediction, which makes colours too strong, is weakened.
+
+    In data predictions, with c under the condition, u the other one and s the scale,
+
+        d = (c - u) min(1, norm / |c - u|),    d_par = <d, c> / |c|^2 c
+        c + (s - 1) (d - d_par + eta d_par)
+
+    ``eta`` is the share of the parallel part that stays: 0 by default, as in the paper; with 1, and
+    without ``norm``, it is the guidance inside. ``norm`` is the largest length of the difference
+    over a sample, in the units in which the model sees data; None: any. Both are taken of data
+    predictions whatever the network predicts. Momentum acts on steps and is no function of (x, t):
+    docs/guidance.md has it as a solver.
+
+    Sadat et al. 2024 (arXiv 2410.02416, Algorithm 1).
+    """
+
+    def __init__(self, model: Pairing, eta: float = 0.0, norm: float | None = None) -> None:
+        super().__init__(model, "data")
+        self.eta = real("APG: eta", eta)
+        self.norm = None if norm is None else real("APG: norm", norm)
+        if self.norm is not None and not self.norm > 0:
+            raise ValueError(f"APG: norm must be positive, or None; got {norm!r}")
+
+    def combine(self, own: Tensor, other: Tensor, scale: Number, mask: Tensor | None) -> Tensor:
+        apart = own - other
+        if self.norm is not None:
+            length = rowwise(apart).norm(dim=1)
+            apart = apart * along((self.norm / length).clamp(max=1.0), own)
+        square = rowwise(own).square().sum(dim=1).clamp(min=torch.finfo(own.dtype).tiny)
+        share = rowwise(apart * own).sum(dim=1) / square
+        moved = apart - (1 - self.eta) * along(share, own) * own
+        return weighted((1.0, own), (scale - 1.0, moved))
