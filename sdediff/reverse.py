@@ -171,7 +171,10 @@ class Reverse(Problem):
         value = self.evaluate(x, at, said)
         out, found = said
         extras = extras_of(found, self.model, self.facts.extras)
-        extras = {name: kept(each, self.mask) for name, each in extras.items()}
+        extras = {
+            name: kept(each, self.mask) if isinstance(each, Tensor) else each
+            for name, each in extras.items()
+        }
         return Output(value, raw=out, **extras)
 
     def peek(self, x: Tensor, at: _At) -> Tensor:

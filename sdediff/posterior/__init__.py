@@ -18,6 +18,8 @@ from sdediff.posterior.measurements import (
     Nonlinear,
 )
 from sdediff.posterior.operators import DPS, MMPS, PiGDM, Posterior
+from sdediff.posterior.particles import Particles
+from sdediff.posterior.sampling import Weighted, sample_posterior
 
 __all__ = [
     "DPS",
@@ -31,6 +33,9 @@ __all__ = [
     "Mask",
     "Measurement",
     "Nonlinear",
+    "Particles",
     "PiGDM",
     "Posterior",
+    "Weighted",
+    "sample_posterior",
 ]

@@ -190,7 +190,8 @@ class Blur(NormalNoise):
         response = torch.fft.rfftn(padded.roll(centre, axes))
         response = response.conj() if conjugate else response
         spectrum: Tensor = torch.fft.rfftn(x, dim=axes) * response
-        return torch.fft.irfftn(spectrum, s=sizes, dim=axes)
+        found: Tensor = torch.fft.irfftn(spectrum, s=sizes, dim=axes)
+        return found
 
 
 @dataclass(frozen=True, eq=False)

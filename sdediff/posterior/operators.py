@@ -86,7 +86,7 @@ class Posterior(Operator):
 
     observation: Observation
 
-    def pull(self, denoised: Denoised, seen: Observed) -> tuple[Tensor, dict[str, Tensor]]:
+    def pull(self, denoised: Denoised, seen: Observed) -> tuple[Tensor, dict[str, Any]]:
         """The gradient in x_0 of log p(y | x_t), (rows, *event), and ``extras`` by name."""
         raise NotImplementedError
 
@@ -127,7 +127,7 @@ class Posterior(Operator):
         shown = data if keep else data.detach()
         pull, extras = self.pull(Denoised(shown, back, at.lift, at.width), seen)
         value = weighted((1.0, shown), (at.lift, back(pull)))
-        return Output(value, prior=shown, **extras) if extras else value
+        return Output(value, **extras) if extras else value
 
 
 class PiGDM(Posterior):
@@ -141,7 +141,7 @@ class PiGDM(Posterior):
     here it is part of the score, as derived, for every solver.)
     """
 
-    def pull(self, denoised: Denoised, seen: Observed) -> tuple[Tensor, dict[str, Tensor]]:
+    def pull(self, denoised: Denoised, seen: Observed) -> tuple[Tensor, dict[str, Any]]:
         def covariance(v: Tensor) -> Tensor:
             return weighted((denoised.width, v))
 
@@ -165,7 +165,7 @@ class MMPS(Posterior):
         super().__init__(model, measurement, y)
         self.iterations = integer("MMPS: iterations", iterations, 1)
 
-    def pull(self, denoised: Denoised, seen: Observed) -> tuple[Tensor, dict[str, Tensor]]:
+    def pull(self, denoised: Denoised, seen: Observed) -> tuple[Tensor, dict[str, Any]]:
         x = denoised.data
         residual = seen.residual(x)
         covariance = denoised.covariance
@@ -191,7 +191,7 @@ class DPS(Posterior):
         if not 0 <= self.scale < float("inf"):
             raise ValueError(f"DPS: scale must be a finite number >= 0, got {scale!r}")
 
-    def pull(self, denoised: Denoised, seen: Observed) -> tuple[Tensor, dict[str, Tensor]]:
+    def pull(self, denoised: Denoised, seen: Observed) -> tuple[Tensor, dict[str, Any]]:
         keep = denoised.data.requires_grad
         with torch.enable_grad():
             x = denoised.data if keep else denoised.data.detach().requires_grad_()

@@ -106,6 +106,7 @@ def integrate(
         status=torch.zeros(len(x), dtype=torch.int64),
         trajectory=None if run.frames is None else torch.stack(run.frames),
         backward=problem.monitor.backward_passes.total,
+        extras=run.extras,
     )
     return solution.failed(run.failures, options.on_fail) if run.failures else solution
 
@@ -134,6 +135,7 @@ def _drive(
         if not run.failures:
             control = _solve_leg(solver, leg, run, noise, None, options, watch=watch)
             run.x, run.failures = control.final, control.failures
+            run.extras = control.extras
             run.accepted += control.accepted
             run.rejected += control.rejected
         else:
@@ -269,6 +271,7 @@ class FixedSteps(Control):
         self.active = not last
         if last:
             self.accepted[~self.failed] = self.index
+            self.extras = step.extras
         return [(self.index, self.x, None)]
 
     def _hold_failed(self, x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -80,6 +80,8 @@ class Control(Protocol):
     """States of all samples where they stopped."""
     active: bool
     """Whether there is a step left to take."""
+    extras: Mapping[str, Tensor] = {}
+    """What the last step said of each sample beside its state."""
 
     @property
     def done(self) -> float:

@@ -29,15 +29,15 @@ class Output:
     """An answer of a model or a problem: its ``value``, and by name what came out of the same call
     beside it.
 
-    ``Output(value, variance=v)`` has the attribute ``variance``.
+    ``Output(value, variance=v)`` has the attribute ``variance``: a tensor, or a function of states.
     """
 
-    def __init__(self, value: Tensor, **extras: Tensor) -> None:
+    def __init__(self, value: Tensor, **extras: Any) -> None:
         self.value = value
         vars(self).update(extras)
 
     @property
-    def extras(self) -> dict[str, Tensor]:
+    def extras(self) -> dict[str, Any]:
         """What is beside the value."""
         return {name: each for name, each in vars(self).items() if name != "value"}
 

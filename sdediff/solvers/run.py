@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -24,6 +25,7 @@ class Run:
     rejected: Tensor
     frames: list[Tensor] | None
     failures: list[Failure] = field(default_factory=list)
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
     steps: int = 0
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self
@@ -95,7 +95,8 @@ class Solution:
     it that a model made. ``trajectory`` (K, B, *event), if asked for, holds the state at every time
     of the grid, the last one being ``x``. ``seeds`` reproduce the samples. ``events`` has the
     `Crossings` of each event that was asked for, and ``dense`` the states at any times, if that
-    was asked for (see `solve_ode`).
+    was asked for (see `solve_ode`). ``extras`` holds by name what the solver says of each sample
+    beside its state, (B, ...): weights of particles, say.
     """
 
     x: Tensor
@@ -110,6 +111,7 @@ class Solution:
     backward: Tensor | None = None
     events: tuple[Crossings, ...] = ()
     dense: Dense | None = field(default=None, repr=False)
+    extras: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     def failed(
         self, failures: Iterable[Failure], on_fail: Literal["raise", "return"] = "return"
@@ -172,6 +174,7 @@ def _detached(solution: Solution) -> Solution:
         x=solution.x.detach(),
         trajectory=None if frames is None else frames.detach(),
         dense=None,
+        extras={name: each.detach() for name, each in solution.extras.items()},
         events=tuple(Crossings(*(part.detach() for part in each)) for each in solution.events),
     )
 
@@ -198,6 +201,7 @@ def merge(parts: list[Solution]) -> Solution:
         trajectory=torch.cat(frames, dim=1) if frames else None,
         seeds=tuple(seed for group in seeds for seed in group) if seeds else None,
         backward=torch.cat(backward) if backward else None,
+        extras={name: torch.cat([part.extras[name] for part in parts]) for name in parts[0].extras},
         failures=tuple(
             replace(f, sample=f.sample + offset)
             for part, offset in zip(parts, offsets, strict=False)

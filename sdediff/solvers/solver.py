@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -30,6 +30,10 @@ class _Step(NamedTuple):
     mean: Tensor
     state: tuple[Tensor, ...]
     error: Tensor | None
+    extras: Mapping[str, Tensor]
+
+
+_NONE: Final[Mapping[str, Tensor]] = {}
 
 
 class Step(_Step):
@@ -37,7 +41,8 @@ class Step(_Step):
 
     ``x`` is the state at s; ``mean`` is the same without the step's last noise, by default ``x``
     itself; ``state`` is what the solver carries to its next step; ``error`` is an embedded pair's
-    estimate of the local error.
+    estimate of the local error. ``extras`` of the last step on a fixed grid, tensors (rows, ...) by
+    name, become those of the `Solution`: weights of particles, say.
     """
 
     __slots__ = ()
@@ -48,9 +53,10 @@ class Step(_Step):
         mean: Tensor | None = None,
         state: tuple[Tensor, ...] = (),
         error: Tensor | None = None,
+        extras: Mapping[str, Tensor] = _NONE,
     ) -> Self:
         """Take x for the mean of a step without noise."""
-        return tuple.__new__(cls, (x, x if mean is None else mean, state, error))
+        return tuple.__new__(cls, (x, x if mean is None else mean, state, error, extras))
 
 
 def checked(step: Step, solver: Solver, x: Tensor) -> Step:

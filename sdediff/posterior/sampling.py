@@ -1,0 +1,176 @@
+"""Posteriors by particles: one call, and a record of weights, evidence and quality."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Unpack, cast
+
+import torch
+from torch import Tensor
+
+from sdediff.arguments import check_shape
+from sdediff.options import SolveOptions, takes
+from sdediff.posterior.particles import Particles, systematic
+from sdediff.posterior.twists import TWISTS
+from sdediff.protocols import Model
+from sdediff.sampling import sample
+from sdediff.solvers import Solution, White
+from sdediff.solving import chosen
+
+__all__ = ["Weighted", "sample_posterior"]
+
+_LEAST: Final = 100
+"""Below this genealogical effective size a result is not called exact."""
+_LEFT: Final = "noise t_start last x_init stochasticity mask trajectory grad".split()
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """Weighted particles of B posteriors, and what is known of their quality.
+
+    ``x`` (B, n, *event) are the particles, and ``weights`` float64 (B, n) sum to 1: averages are
+    sums over weights times values, as `mean` and `variance` are. ``draws`` (B, n, *event) are equal
+    in weight, by systematic resampling of x; they are not independent of each other, and many are
+    copies.
+
+    ``log_evidence`` (B,) estimates log p(y) in nats; ``log_evidence_error`` (B,) is its standard
+    error, from the spread over the islands (NaN for one island). ``ess`` (B,) is 1 / sum w^2, the
+    effective sample size of the weights. Resampling makes weights even and leaves copies, which it
+    does not see: ``genealogical_ess`` (B,) is 1 / sum W^2, where W is the weight of all descendants
+    of one particle at the start. ``exact``, bool (B,), says whether that is at least 100 and the
+    islands agree: their evidences as weights have an effective sample size of half their number.
+    ``solution`` is the solve itself, of B n rows.
+    """
+
+    x: Tensor
+    weights: Tensor
+    draws: Tensor
+    log_evidence: Tensor
+    log_evidence_error: Tensor
+    ess: Tensor
+    genealogical_ess: Tensor
+    exact: Tensor
+    solution: Solution = field(repr=False)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of the posterior, (B, *event)."""
+        return (self._beside() * self.x).sum(dim=1)
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of each entry under the posterior, (B, *event)."""
+        return (self._beside() * (self.x - self.mean[:, None]).square()).sum(dim=1)
+
+    def _beside(self) -> Tensor:
+        weights = self.weights.to(self.x.dtype)
+        return weights.reshape(*weights.shape, *(1,) * (self.x.ndim - 2))
+
+    def __repr__(self) -> str:
+        """Shapes and quality, not the numbers."""
+        exact = f"{int(self.exact.sum())} of {len(self.exact)}"
+        return (
+            f"Weighted(x: {tuple(self.x.shape)}, genealogical_ess: "
+            f"{float(self.genealogical_ess.min()):.4g} or more, exact: {exact})"
+        )
+
+
+@takes(SolveOptions, without=_LEFT)
+def sample_posterior(
+    model: Model,
+    measurement: Any,
+    y: Tensor,
+    shape: Sequence[int],
+    *,
+    particles: Particles | None = None,
+    steps: int | None = 100,
+    seed: int | Sequence[int] | None = None,
+    **options: Unpack[SolveOptions],
+) -> Weighted:
+    """Weighted particles of the law of x_0 given y, which is exact as particles and steps grow.
+
+    ``shape`` = (B, *event) asks for B posteriors: of the outcomes ``y`` (B, *outcome) of a linear
+    ``measurement`` with noise_std > 0, or of one outcome (1, *outcome) for all. ``particles`` is by
+    default ``Particles(1000)``; with n of them, B n rows are solved. ``batch_size`` counts rows,
+    and is a multiple of n. ``seed`` is an int or one a posterior, each of which depends on its
+    seed alone. The grid is by default uniform in log-SNR.
+
+    A UserWarning names the posteriors that are not exact: see `Weighted`. Raises ValueError or
+    TypeError before the first evaluation of the network. The options are those of
+    `sdediff.options.SolveOptions`:
+    """
+    _ = chosen(sample_posterior, options)
+    solver = Particles() if particles is None else particles
+    if not isinstance(solver, Particles):
+        raise TypeError(f"particles must be Particles(n), got {particles!r}")
+    count, *event = check_shape(shape)
+    n = solver.n
+    twisted = TWISTS[solver.twist](model, measurement, y)
+    if len(y) > 1:
+        if len(y) != count:
+            raise ValueError(
+                f"y has {len(y)} outcomes for {count} posteriors: pass one for each, or one for all"
+            )
+        twisted = TWISTS[solver.twist](model, measurement, y.repeat_interleave(n, dim=0))
+    condition = options.get("condition")
+    if condition is not None:
+        condition = {
+            name: value.repeat_interleave(n, dim=0) if len(value) == count else value
+            for name, value in condition.items()
+        }
+        options = cast(SolveOptions, {**options, "condition": condition})
+    solution = sample(
+        twisted, (count * n, *event), solver=solver, steps=steps, seed=seed, **options
+    )
+    found = _weighted(solution, solver)
+    _warn(found)
+    return found
+
+
+def _weighted(solution: Solution, solver: Particles) -> Weighted:
+    """What particles say, from their log weights and those of their islands."""
+    n, islands = solver.n, solver.islands
+    logs = solution.extras["log_weight"] + solution.extras["log_evidence"]
+    logs = logs.reshape(-1, n)
+    weights = logs.softmax(dim=1)
+    log_evidence = logs.logsumexp(dim=1) - math.log(n)
+    shares = weights.reshape(-1, islands, n // islands).sum(dim=2)
+    error = islands * shares.std(dim=1) / islands**0.5 if islands > 1 else shares[:, 0] * math.nan
+    ancestor = solution.extras["ancestor"].reshape(-1, n)
+    families = torch.zeros_like(weights).scatter_add(1, ancestor, weights)
+    genealogical = 1 / families.square().sum(dim=1)
+    agree = 1 / shares.square().sum(dim=1) >= islands / 2
+    x = solution.x.reshape(-1, n, *solution.x.shape[1:])
+    z = White(cast(Any, solution.seeds), (1,), dtype=torch.float64, device=x.device)
+    u = torch.special.ndtr(z.at(0).normal("resampling"))[:, 0]
+    rows = systematic(weights, u)
+    draws = torch.stack([each[chosen] for each, chosen in zip(x, rows, strict=True)])
+    return Weighted(
+        x=x,
+        weights=weights,
+        draws=draws,
+        log_evidence=log_evidence,
+        log_evidence_error=error,
+        ess=1 / weights.square().sum(dim=1),
+        genealogical_ess=genealogical,
+        exact=(genealogical >= _LEAST) & agree,
+        solution=solution,
+    )
+
+
+def _warn(found: Weighted) -> None:
+    """Say which posteriors are not exact."""
+    wrong = torch.nonzero(~found.exact).flatten().tolist()
+    if wrong:
+        first = wrong[0]
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        warnings.warn(
+            f"the particles of posterior {first}{more} are not exact: a genealogical effective "
+            f"size of {float(found.genealogical_ess[first]):.3g} (100 are needed), log evidence "
+            f"{float(found.log_evidence[first]):.4g} +- "
+            f"{float(found.log_evidence_error[first]):.2g}; take more particles or more steps",
+            stacklevel=4,
+        )

@@ -1,0 +1,198 @@
+"""Particles: the closed-form posterior and evidence, resampling, groups, and what is warned of."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import sdediff as sd
+from sdediff import posterior
+from sdediff.posterior import Particles, sample_posterior
+from sdediff.posterior.particles import systematic
+
+F64 = torch.float64
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+ANGLE = torch.arange(8, dtype=F64) * math.pi / 4
+RING = sd.exact.GaussianMixture(1.3 * torch.stack([ANGLE.cos(), ANGLE.sin()], dim=1), 0.15)
+H, Y, STD = torch.tensor([[1.0, 0.5]], dtype=F64), torch.tensor([[0.9]], dtype=F64), 0.3
+SEEN = posterior.Linear(lambda x: x @ H.T.to(x), noise_std=STD)
+TRUTH = RING.posterior(H, Y[0], STD)
+
+
+def evidence(law: Any, H: Tensor, y: Tensor, std: float) -> float:
+    """log p(y) of a mixture of isotropic components."""
+    mean, cov = law.means @ H.T, float(law.components.variances[0]) * H @ H.T
+    cov = cov + std**2 * torch.eye(len(H), dtype=F64)
+    logs = torch.distributions.MultivariateNormal(mean, cov).log_prob(y)
+    return float((logs + law.log_weights).logsumexp(dim=0))
+
+
+def check(found: posterior.Weighted, law: Any, log_evidence: float, draws: float) -> None:
+    """Mean and variance within 4.5 standard errors of so many independent draws, and the evidence:
+    false alarms of 1e-5 a number if the particles were such draws.
+    """
+    mean, cov = law.data_moments()
+    variance = cov.diagonal()
+    sample = law.sample(100_000, seed=9)
+    fourth = (sample - mean).pow(4).mean(dim=0)
+    off = (found.mean - mean) / (variance / draws).sqrt()
+    wide = (found.variance - variance) / ((fourth - variance.square()) / draws).sqrt()
+    assert float(off.abs().max()) < 4.5
+    assert float(wide.abs().max()) < 4.5
+    assert float((found.log_evidence - log_evidence).abs().max()) < 0.1
+
+
+@pytest.mark.parametrize("twist", ["mmps", "pigdm"])
+def test_particles_have_the_posterior_and_its_evidence(twist: Any) -> None:
+    """On a ring of eight modes, with either twist: the weights mend what is wrong with it."""
+    found = sample_posterior(
+        RING.model(sd.VP()), SEEN, Y, (2, 2), particles=Particles(2000, twist), steps=60, seed=1
+    )
+    check(found, TRUTH, evidence(RING, H, Y[0], STD), 1000)
+    assert bool(found.exact.all())
+    assert bool((found.log_evidence_error < 0.06).all())
+    nearest = torch.cdist(found.x.double(), TRUTH.means.expand(2, -1, -1)).argmin(dim=2)
+    shares = torch.zeros(2, 8, dtype=F64).scatter_add(1, nearest, found.weights)
+    assert float((shares - TRUTH.weights).abs().max()) < 0.07
+
+
+@pytest.mark.parametrize("sde", [sd.VE(0.01, 50.0), sd.RectifiedFlow()], ids=repr)
+def test_weights_are_right_whatever_the_twist(sde: sd.LinearSDE) -> None:
+    """Gaussian data far from the isotropy that one twist takes for granted, in units of their own.
+
+    The exact twist has weights that are more even.
+    """
+    law = sd.exact.Gaussian([5.0, -5.0], [[9.0, 2.9], [2.9, 1.0]])
+    y = torch.tensor([[2.0]], dtype=F64)
+    measured = posterior.Linear(lambda x: 0.5 * x.sum(dim=1, keepdim=True), noise_std=0.5)
+    h = torch.full((1, 2), 0.5, dtype=F64)
+    normal = torch.distributions.Normal(
+        0.0, (float((h @ law.covariance @ h.T).item()) + 0.25) ** 0.5
+    )
+    truth, log_evidence = law.posterior(h, y[0], 0.5), float(normal.log_prob(y[0]))
+    for twist in ("mmps", "pigdm"):
+        particles = Particles(1000, twist, islands=4)  # type: ignore[arg-type]
+        found = sample_posterior(
+            law.model(sde), measured, y, (1, 2), particles=particles, steps=60, seed=3
+        )
+        check(found, truth, log_evidence, 400)
+        if twist == "mmps":
+            assert float(found.ess) > 600
+
+
+def test_posteriors_of_several_outcomes_depend_on_their_seeds_alone() -> None:
+    """Not on their neighbours, nor on how the rows are split into batches."""
+    y = torch.tensor([[0.9], [-0.3], [0.0]], dtype=F64)
+
+    def run(y: Tensor, seed: Any, **options: Any) -> posterior.Weighted:
+        particles = Particles(400, islands=2)
+        with pytest.warns(UserWarning, match="not exact"):
+            return sample_posterior(
+                RING.model(sd.VP()), SEEN, y, (len(y), 2), particles=particles, steps=10,
+                seed=seed, dtype=F64, **options,
+            )  # fmt: skip
+
+    whole = run(y, 5)
+    seeds = sd.seeds(5, 3)
+    assert whole.solution.seeds == seeds
+    split = run(y, 5, batch_size=500)
+    swapped = run(y[[2, 0]], [seeds[2], seeds[0]])
+    for name in ("x", "weights", "draws", "log_evidence", "genealogical_ess"):
+        here = getattr(whole, name)
+        assert torch.allclose(getattr(split, name), here, atol=1e-9), name
+        assert torch.allclose(getattr(swapped, name), here[[2, 0]], atol=1e-9), name
+    with pytest.raises(ValueError, match="groups of 400, which no batch splits"):
+        sample_posterior(
+            RING.model(sd.VP()), SEEN, y, (3, 2), particles=Particles(400), batch_size=300
+        )
+
+
+def test_systematic_resampling_draws_by_weight() -> None:
+    """n w_i times, rounded down or up; on average over u exactly so often."""
+    weights = torch.softmax(randn(3, 10), dim=1)
+    places = (torch.arange(1000, dtype=F64) + 0.5) / 1000
+    counts = torch.stack(
+        [torch.stack([row.bincount(minlength=10) for row in systematic(weights, u.expand(3))])
+         for u in places]
+    )  # fmt: skip
+    assert bool((counts >= (10 * weights).floor()).all())
+    assert bool((counts <= (10 * weights).ceil()).all())
+    assert torch.allclose(counts.double().mean(dim=0), 10 * weights, atol=2e-3)
+
+
+def test_weights_and_families_are_told_apart() -> None:
+    """Resampled weights are even, and the families of few particles at the start are not."""
+    sharp = posterior.Linear(lambda x: x @ H.T.to(x), noise_std=0.05)
+    with pytest.warns(
+        UserWarning, match=r"posterior 0 and 1 more are not exact.* \(100 are needed"
+    ):
+        found = sample_posterior(
+            RING.model(sd.VP()), sharp, Y, (2, 2), particles=Particles(80), steps=40, seed=0
+        )
+    assert bool((found.genealogical_ess <= found.ess + 1e-9).all())
+    assert not bool(found.exact.any())
+    assert "exact: 0 of 2" in repr(found)
+    assert torch.allclose(found.weights.sum(dim=1), torch.ones(2, dtype=F64))
+    ancestors = found.solution.extras["ancestor"].reshape(2, 80)
+    assert 1 < len(ancestors[0].unique()) < 80
+    assert found.draws.shape == found.x.shape == (2, 80, 2)
+
+
+def test_evaluations_and_passes_are_counted() -> None:
+    """An evaluation a step and one at the end; for one entry of y three passes, two at the end."""
+    particles = Particles(800)
+    found = sample_posterior(RING.model(sd.VP()), SEEN, Y, (1, 2), particles=particles, steps=50)
+    assert found.solution.nfe.unique().tolist() == [51]
+    assert found.solution.backward is not None
+    assert found.solution.backward.unique().tolist() == [3 * 50 + 2]
+
+
+MODEL = RING.model(sd.VP())
+WRONG: dict[str, Any] = {
+    "islands": (lambda: Particles(100, islands=8), "n must be a multiple of the 8 islands"),
+    "twist": (lambda: Particles(twist="dps"), "twist must be one of"),  # type: ignore[arg-type]
+    "no twist": (
+        lambda: sd.sample(MODEL, (8, 2), solver=Particles(8), steps=5),
+        "Particles need the twist of a measurement",
+    ),
+    "noise": (
+        lambda: sample_posterior(MODEL, posterior.Linear(lambda x: x, noise_std=0), Y, (1, 2)),
+        "divides by noise_std, and it is 0",
+    ),
+    "nonlinear": (
+        lambda: sample_posterior(MODEL, posterior.Nonlinear(torch.sin, torch.mul), Y, (1, 2)),
+        "is for linear measurements",
+    ),
+    "outcomes": (
+        lambda: sample_posterior(MODEL, SEEN, Y.expand(3, 1), (2, 2)),
+        "3 outcomes for 2 posteriors",
+    ),
+    "particles": (
+        lambda: sample_posterior(MODEL, SEEN, Y, (1, 2), particles=100),  # type: ignore[arg-type]
+        "particles must be Particles",
+    ),
+    "option": (
+        lambda: sample_posterior(MODEL, SEEN, Y, (1, 2), last="mean"),
+        "takes no option 'last'",
+    ),
+    "likelihood": (
+        lambda: sd.log_prob(MODEL, randn(2, 2), solver=Particles()),
+        "there is no noise",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_bad_input_says_what_is_wrong(name: str) -> None:
+    call, match = WRONG[name]
+    with pytest.raises((ValueError, TypeError), match=match):
+        call()
