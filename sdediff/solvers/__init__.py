@@ -60,6 +60,7 @@ from sdediff.solvers.runge_kutta import (
 from sdediff.solvers.solution import Crossings, Failure, Solution, SolveError, Status
 from sdediff.solvers.solver import Solver, Step
 from sdediff.solvers.stochastic import SRA1, SRA3, EulerMaruyama, ReverseDiffusion, StochasticHeun
+from sdediff.solvers.switch import Switch
 from sdediff.solvers.tableau import Tableau
 from sdediff.solvers.white import White, seeds
 
@@ -137,6 +138,7 @@ __all__ = [
     "StochasticHeun",
     "Straight",
     "StratonovichHeun",
+    "Switch",
     "Tableau",
     "TorchDiffEq",
     "TorchSDE",

@@ -65,7 +65,10 @@ class _Around(Solver):
 
     solver: Solver
 
-    stochastic = True
+    @property
+    def stochastic(self) -> bool:
+        """Whether it adds noise."""
+        return True
 
     def __post_init__(self) -> None:
         check_inner(type(self).__name__, self.solver)
@@ -269,6 +272,13 @@ class Renoise(_Around):
     never beyond the end of the grid: as steps shrink this is the reverse SDE at the problem's
     stochasticity lambda, and at lambda = 0 it is ``solver``.
 
+    ``eta``: with r = sigma / alpha, s' is where r'^2 = r_s^2 (1 - eta^2 (1 - r_s^2 / r_t^2))
+    instead: the noise has eta times the deviation of x_s given x_t and x_0, as in `DDIM` (which is
+    ``Renoise(DDIM(), eta)``) and in the ancestral steps of k-diffusion. The problem's stochasticity
+    plays no part then. ``Renoise(DPMSolver(2), eta)`` is DPM2 ancestral,
+    ``Renoise(DPMSolverPPSinglestep(2), eta)`` DPM-Solver++(2S) ancestral. 0 is ``solver``, 1 is
+    lambda = 1. Larger ones add more noise, up to where r' is 0, at the latest at the grid's end.
+
     The law has the order of the ODE ``solver``, 4 with `RungeKutta4`, where methods that discretize
     the SDE have weak order 1 or 2. This holds for samples that have the exact law p_t at the start
     and a score that is that of p_t, because both parts of a step then map one marginal to another,
@@ -278,7 +288,17 @@ class Renoise(_Around):
     to the deviation. The last step adds no noise, so that a path is followed to order 1/2 only.
     """
 
-    solves_sde = True
+    eta: NotNegative | None = None
+
+    @property
+    def solves_sde(self) -> bool:
+        """Whether lambda says how much noise there is."""
+        return self.eta is None
+
+    @property
+    def stochastic(self) -> bool:
+        """Unless eta is 0."""
+        return self.eta != 0
 
     @property
     def deterministic_order(self) -> float:
@@ -291,8 +311,12 @@ class Renoise(_Around):
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Renoised]:
         """Where each step ends before noise is added, and the solver's plan to there."""
         u, ends = 0.5 * problem.log_snr(times), times[1:]
-        mixing = problem.mixing(times)
-        beyond = torch.minimum(u[1:] + mixing.diff(dim=0), u[-1])
+        if self.eta is None:
+            farther = problem.mixing(times).diff(dim=0)
+        else:
+            left = 1 + self.eta**2 * torch.expm1(-2 * u.diff(dim=0))
+            farther = -0.5 * left.clamp(min=0).log()
+        beyond = torch.minimum(u[1:] + farther, u[-1])
         past = torch.where(
             beyond > u[1:], torch.minimum(problem.time_of(2 * beyond), ends), ends
         ).clamp(min=times[-1])
@@ -314,4 +338,6 @@ class Renoise(_Around):
     ) -> Step:
         ratio, std, inner = plan.noised
         mean = weighted((ratio, self.solver.step(problem.without_noise(), x, inner, noise, ()).x))
+        if not self.stochastic:
+            return Step(mean)
         return Step(weighted((1.0, mean), (std, noise.over(plan.t, plan.s))), mean)

@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sdediff.solvers.given import reals
+from sdediff.solvers.given import real, reals
 
 __all__ = [
     "GRIDS",
@@ -20,6 +21,7 @@ __all__ = [
     "karras",
     "log_snr",
     "logistic",
+    "polyexponential",
     "quadratic",
     "uniform",
 ]
@@ -72,6 +74,26 @@ def log_snr(steps: int, start: float, end: float, schedule: LogSNR | None = None
     first, last = levels.tolist()
     place = torch.linspace(first, last, steps + 1, dtype=torch.float64)[1:-1]
     return torch.cat([ends[:1], time_of(place), ends[1:]])
+
+
+def polyexponential(
+    steps: int, start: float, end: float, schedule: LogSNR | None = None, *, rho: float = 1.0
+) -> Tensor:
+    """Log-SNR with a power: l_i = l_end + (1 - i / steps)^rho (l_start - l_end), finer near the
+    data for rho > 1 and near the noise for rho < 1.
+
+    The grid of that name of k-diffusion, in sigma / alpha; rho = 1 is `log_snr`, its
+    "exponential".
+    """
+    rho = real("polyexponential: rho", rho)
+    if not 0 < rho < math.inf:
+        raise ValueError(f"polyexponential: rho must be a positive number, got {rho!r}")
+    ends, levels, time_of = _ends("polyexponential", start, end, schedule)
+    if steps == 1:
+        return ends
+    first, last = levels.tolist()
+    share = torch.linspace(1, 0, steps + 1, dtype=torch.float64)[1:-1] ** rho
+    return torch.cat([ends[:1], time_of(last + share * (first - last)), ends[1:]])
 
 
 def karras(
@@ -158,6 +180,7 @@ GRIDS: Final[dict[str, Callable[[int, float, float, LogSNR | None], Tensor]]] = 
     "uniform": uniform,
     "quadratic": quadratic,
     "log_snr": log_snr,
+    "polyexponential": polyexponential,
     "karras": karras,
     "logistic": logistic,
     "central": central,

@@ -176,6 +176,19 @@ class MetropolisLangevin(Solver):
 
 
 @dataclass(frozen=True)
+class _Stay(Solver):
+    """The time moves from t to s, and the state stays as it is."""
+
+    needs = frozenset()
+    evaluations = 0
+
+    def step(
+        self, problem: Problem, x: Tensor, plan: Any, noise: StepNoise, state: tuple[Tensor, ...]
+    ) -> Step:
+        return Step(x)
+
+
+@dataclass(frozen=True)
 class PredictorCorrector(Solver):
     """A solver made of two: the predictor moves from t to s, the corrector improves the samples at
     one time.
@@ -183,19 +196,22 @@ class PredictorCorrector(Solver):
     ``sequence="predictor-first"`` corrects at s, after the move (Song et al. 2021, arXiv
     2011.13456, Algorithm 1); ``"corrector-first"`` corrects at t, before it (the order of their
     code), so that the last samples are not corrected. With a corrector of no steps,
-    ``Langevin(n_steps=0)``, it is the predictor.
+    ``Langevin(n_steps=0)``, it is the predictor. ``predictor=None`` is none: the time moves and the
+    state does not (``NonePredictor`` in their code), so that the corrector alone takes the samples
+    from noise to data, as in annealed Langevin dynamics.
     """
 
-    predictor: Solver
+    predictor: Solver | None
     corrector: Solver
     sequence: Literal["predictor-first", "corrector-first"] = "predictor-first"
 
     def __post_init__(self) -> None:
-        for role, part in (("predictor", self.predictor), ("corrector", self.corrector)):
+        for role, part in (("predictor", self._mover), ("corrector", self.corrector)):
             if not isinstance(part, Solver):
                 raise TypeError(
                     f"PredictorCorrector: the {role} must be a solver such as "
-                    f"ReverseDiffusion(), got {part!r}"
+                    f"{'ReverseDiffusion(), or None' if role == 'predictor' else 'Langevin()'}; "
+                    f"got {part!r}"
                 )
             if part.adaptive:
                 raise ValueError(
@@ -207,45 +223,59 @@ class PredictorCorrector(Solver):
                     f"PredictorCorrector: the {role} {part!r} is another library's driver, "
                     "without steps of its own"
                 )
-        if min(groups := (self.predictor.group, self.corrector.group)) not in (1, max(groups)):
+        if min(groups := (self._mover.group, self.corrector.group)) not in (1, max(groups)):
             raise ValueError(
                 f"PredictorCorrector: the two have groups of {groups[0]} and {groups[1]} rows; "
                 "take one number"
             )
 
     @property
+    def _mover(self) -> Solver:
+        """The predictor, or what stands for none."""
+        return _Stay() if self.predictor is None else self.predictor
+
+    @property
     def needs(self) -> frozenset[str]:
-        return self.predictor.needs | self.corrector.needs
+        return self._mover.needs | self.corrector.needs
 
     @property
     def order(self) -> float:
-        return self.predictor.order
+        return self._mover.order
 
     @property
     def stochastic(self) -> bool:
-        return self.predictor.stochastic or self.corrector.stochastic
+        return self._mover.stochastic or self.corrector.stochastic
 
     @property
     def spacing(self) -> str:
-        return self.predictor.spacing
+        return self._mover.spacing
 
     @property
     def group(self) -> int:
         """The larger of the two."""
-        return max(self.predictor.group, self.corrector.group)
+        return max(self._mover.group, self.corrector.group)
 
     @property
     def has_memory(self) -> bool:
-        return self.predictor.has_memory
+        return self._mover.has_memory
 
     @property
     def solves_sde(self) -> bool:
-        return self.predictor.solves_sde
+        return self._mover.solves_sde
+
+    @property
+    def init_evaluations(self) -> int:
+        return self._mover.init_evaluations
+
+    def cost(self, plan: Any) -> int:
+        """The sum of the two."""
+        move, correct = plan
+        return self._mover.cost(move) + self.corrector.cost(correct)
 
     @property
     def evaluations(self) -> int:
         """The sum of the two."""
-        return self.predictor.evaluations + self.corrector.evaluations
+        return self._mover.evaluations + self.corrector.evaluations
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[Any]:
         """The two plans side by side."""
@@ -253,10 +283,10 @@ class PredictorCorrector(Solver):
         # A corrector acts at the end of its interval: after one of no length, that is a start.
         ends = times if self.sequence == "predictor-first" else torch.cat([times[:1], times[:-1]])
         correct = self.corrector.plan(problem.within(problem.piece, whole), ends)
-        return list(zip(self.predictor.plan(problem, times), correct, strict=True))
+        return list(zip(self._mover.plan(problem, times), correct, strict=True))
 
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-        return self.predictor.init(problem, x, t)
+        return self._mover.init(problem, x, t)
 
     def step(
         self, problem: Problem, x: Tensor, plan: Any, noise: StepNoise, state: tuple[Tensor, ...]
@@ -264,8 +294,8 @@ class PredictorCorrector(Solver):
         move, correct = plan
         if self.sequence == "corrector-first":
             x = self.corrector.step(problem, x, correct, noise, ()).x
-            return self.predictor.step(problem, x, move, noise, state)
-        moved = self.predictor.step(problem, x, move, noise, state)
+            return self._mover.step(problem, x, move, noise, state)
+        moved = self._mover.step(problem, x, move, noise, state)
         corrected = self.corrector.step(problem, moved.x, correct, noise, ())
         mean = moved.mean if corrected.x is moved.x else corrected.mean  # a corrector of no steps
         return Step(corrected.x, mean, moved.state)

@@ -206,6 +206,10 @@ class RungeKutta(Solver):
         ats = [(*before, *entries[i::n], *after) for i in range(n)]
         return [_Plan(at, row[size:], row[:size], plain) for at, row in zip(ats, rows, strict=True)]
 
+    @property
+    def init_evaluations(self) -> int:
+        return int(self.tableau.first_same_as_last)
+
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         """The first stage of the first step, where steps share stages."""
         return (

@@ -235,6 +235,13 @@ class Solver(Record):
         return 1
 
     @fact
+    def init_evaluations(self) -> int:
+        """Evaluations that `init` makes, for a solver that begins in the middle of a solve, as
+        parts of a `Switch` do.
+        """
+        return 0
+
+    @fact
     def times(self) -> Tensor | None:
         """The grid of a discrete model that brings its own."""
         return None

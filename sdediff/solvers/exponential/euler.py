@@ -222,6 +222,7 @@ class InverseDDIM(Solver):
     needs = frozenset({"noise", "marginal"})
     spacing = "logistic"
     has_memory = True
+    init_evaluations = 1
 
     @property
     def evaluations(self) -> int:

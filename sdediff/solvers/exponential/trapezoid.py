@@ -95,6 +95,7 @@ class EulerTrapezoid(Solver):
     order = 2.0
     solves_sde = True
     has_memory = True
+    init_evaluations = 1
     spacing = "logistic"
 
     @property
