@@ -167,7 +167,9 @@ def make_times(
     elif solver.adaptive:
         times = torch.stack([start, torch.full_like(start, end)])
     else:
-        check_span(torch.stack([start, torch.full_like(start, end)]), *bounds)
+        ends = torch.stack([start, torch.full_like(start, end)])
+        clean = _arrives(span, ends)
+        check_span(ends[:-1] if clean else ends, *bounds)
         linear = "kernel" in sde.offers
         own = sde.spacing if linear and solver.spacing == "uniform" else solver.spacing
         spaced = GRIDS[str(grid or (own if linear else "uniform"))]
@@ -178,15 +180,31 @@ def make_times(
             snr = LogSNR(process.log_snr, process.time_of, bounded=grid is None)
         few, back = torch.unique(start, return_inverse=True)
         with torch.no_grad():
-            made = [spaced(n, each, end, snr) for each in few.tolist()]
+            if not clean:
+                made = [spaced(n, each, end, snr) for each in few.tolist()]
+            elif n > 1:  # to the usable range's end by name, and the rest in one step
+                made = [spaced(n - 1, each, sde.t_min, snr) for each in few.tolist()]
+            else:
+                made = list(few[:, None].unbind())
         times = torch.stack(made, dim=1)[:, back]
-    times = check_span(solvers.check_grid(times), *bounds)
+        times = torch.cat([times, torch.zeros_like(times[:1])]) if clean else times
+    times = solvers.check_grid(times)
+    check_span(times[:-1] if _arrives(span, times) else times, *bounds)
     if breaks and not array and not solver.adaptive and times.ndim == 1:
         times = snapped(times, breaks)
     backward = span.start > span.end
     if len(times) > 1 and bool((times[1] > times[0]).any()) == backward:
         raise _wrong_way(times, backward)
     return times
+
+
+def _arrives(span: Span, times: Tensor) -> bool:
+    """Whether sampling ends with data without noise, at t = 0 below the usable range."""
+    sde = span.sde
+    below = span.start > span.end and sde.t_min > 0 and len(times) > 1
+    if not below or not bool((times[-1] == 0).all()) or "kernel" not in sde.offers:
+        return False
+    return float(cast(LinearSDE, sde).sigma(0.0)) == 0
 
 
 def _check_spacing(

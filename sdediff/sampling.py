@@ -171,8 +171,12 @@ def _denoised(
     times: Tensor,
     options: Options,
 ) -> Solution:
-    """``solution`` with E[x_0 | x] in place of each x, which solvers see as that of ``inside``."""
+    """``solution`` with E[x_0 | x] in place of each x, which solvers see as that of ``inside``;
+    itself where no noise is left.
+    """
     ends = times[-1].expand(len(inside.x))
+    if bool((problem.marginal(ends)[1] == 0).all()):
+        return solution
     if options.max_nfe is not None:
         late = torch.nonzero((solution.nfe >= options.max_nfe) & (solution.status == 0)).flatten()
         words = f"{options.max_nfe:,} evaluations"

@@ -267,7 +267,7 @@ class ERSDE(ExponentialMultistep):
         )
 
         def mixing(u: Tensor) -> tuple[Tensor, Tensor]:
-            rho = length * torch.exp(-u)
+            rho = (length * torch.exp(-u)).clamp(min=1e-30)  # at 0 powers have no derivative
             with torch.enable_grad():
                 at = rho if rho.requires_grad else rho.detach().requires_grad_()
                 phi = scale(at)
