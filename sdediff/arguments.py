@@ -4,7 +4,7 @@ wrong and how to mend it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Final, NamedTuple, cast
 
@@ -19,7 +19,7 @@ from sdediff.protocols import Facts, Model, check_model, has_weights
 from sdediff.sde import SDE, LinearSDE
 from sdediff.sde.base import check_span
 from sdediff.solvers import GRIDS, LogSNR, Noise, Solver
-from sdediff.solvers.given import device_of, integer, nearest, plain, reading, real, reals
+from sdediff.solvers.given import device_of, integer, nearest, plain, real, reals
 from sdediff.solvers.legs import snapped
 
 __all__ = [
@@ -33,11 +33,9 @@ __all__ = [
     "check_solver",
     "check_start",
     "check_states",
-    "check_stochasticity",
     "default_solver",
     "intervals",
     "make_times",
-    "one_stochasticity",
     "row_seeds",
 ]
 
@@ -170,24 +168,8 @@ def make_times(
         ends = torch.stack([start, torch.full_like(start, end)])
         clean = _arrives(span, ends)
         check_span(ends[:-1] if clean else ends, *bounds)
-        linear = "kernel" in sde.offers
-        own = sde.spacing if linear and solver.spacing == "uniform" else solver.spacing
-        spaced = GRIDS[str(grid or (own if linear else "uniform"))]
-        snr: LogSNR | None = None
-        if linear:
-            process = cast(LinearSDE, sde)
-            process = process if unit == 1 else process.scaled(1 / unit)
-            snr = LogSNR(process.log_snr, process.time_of, bounded=grid is None)
-        few, back = torch.unique(start, return_inverse=True)
-        with torch.no_grad():
-            if not clean:
-                made = [spaced(n, each, end, snr) for each in few.tolist()]
-            elif n > 1:  # to the usable range's end by name, and the rest in one step
-                made = [spaced(n - 1, each, sde.t_min, snr) for each in few.tolist()]
-            else:
-                made = list(few[:, None].unbind())
-        times = torch.stack(made, dim=1)[:, back]
-        times = torch.cat([times, torch.zeros_like(times[:1])]) if clean else times
+        name = None if grid is None else str(grid)
+        times = _named(span, solver, n, name, start, sde.t_min if clean else end, unit, clean)
     times = solvers.check_grid(times)
     check_span(times[:-1] if _arrives(span, times) else times, *bounds)
     if breaks and not array and not solver.adaptive and times.ndim == 1:
@@ -196,6 +178,38 @@ def make_times(
     if len(times) > 1 and bool((times[1] > times[0]).any()) == backward:
         raise _wrong_way(times, backward)
     return times
+
+
+def _named(
+    span: Span,
+    solver: Solver,
+    steps: int,
+    grid: str | None,
+    start: Tensor,
+    end: float,
+    unit: float,
+    clean: bool,
+) -> Tensor:
+    """The grid of that name, by default the solver's or the SDE's; with ``clean`` its last step
+    goes from ``end`` to t = 0.
+    """
+    sde = span.sde
+    linear = "kernel" in sde.offers
+    own = sde.spacing if linear and solver.spacing == "uniform" else solver.spacing
+    spaced = GRIDS[grid or (own if linear else "uniform")]
+    snr: LogSNR | None = None
+    if linear:
+        process = cast(LinearSDE, sde)
+        process = process if unit == 1 else process.scaled(1 / unit)
+        snr = LogSNR(process.log_snr, process.time_of, bounded=grid is None)
+    few, back = torch.unique(start, return_inverse=True)
+    count = steps - clean
+    with torch.no_grad():
+        made = (
+            [spaced(count, each, end, snr) for each in few.tolist()] if count else [*few[:, None]]
+        )
+    times = torch.stack(made, dim=1)[:, back]
+    return torch.cat([times, torch.zeros_like(times[:1])]) if clean else times
 
 
 def _arrives(span: Span, times: Tensor) -> bool:
@@ -286,48 +300,6 @@ def _starts(t_start: float | Tensor) -> Tensor:
             f"{tuple(start.shape)}"
         )
     return start
-
-
-def one_stochasticity(value: object) -> float:
-    """A number for all samples and times; a ValueError unless it is one."""
-    return real("stochasticity", value, "; one for all samples, or a function of t")
-
-
-def check_stochasticity(
-    solver: Solver, stochasticity: float | Callable[[Tensor], Tensor] | None, times: Tensor
-) -> float | Callable[[Tensor], Tensor]:
-    """lambda >= 0, at all times of the grid if it is a function, and 0 where the solver has no
-    noise along the path.
-    """
-    if stochasticity is None:
-        return 1.0 if solver.solves_sde else 0.0
-    if not callable(stochasticity):
-        stochasticity = one_stochasticity(stochasticity)
-    if not callable(stochasticity) and not 0 <= stochasticity < float("inf"):
-        raise ValueError(
-            f"stochasticity must be a finite number >= 0 or a function of t, got {stochasticity!r}"
-        )
-    if not solver.solves_sde and (callable(stochasticity) or stochasticity != 0):
-        raise ValueError(
-            f"{type(solver).__name__} draws no noise along the path: stochasticity must be 0; "
-            "EulerMaruyama takes any"
-        )
-    if not callable(stochasticity):
-        return stochasticity
-    values = reals("stochasticity(t)", reading("stochasticity", stochasticity, "t", times))
-    if values.shape not in (times.shape, ()) or not bool(
-        (torch.isfinite(values) & (values >= 0)).all()
-    ):
-        got = (
-            f"shape {tuple(values.shape)}"
-            if values.shape not in (times.shape, ())
-            else f"{float(values.min()):.4g}"
-        )
-        raise ValueError(
-            f"stochasticity(t) must be finite and >= 0, shaped as t, {tuple(times.shape)}; got "
-            f"{got}"
-        )
-    return stochasticity
 
 
 def check_start(

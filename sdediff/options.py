@@ -38,6 +38,7 @@ __all__ = [
     "LikelihoodOptions",
     "Probe",
     "SolveOptions",
+    "Stochasticity",
     "check_solver",
     "default_solver",
     "documented",
@@ -45,6 +46,7 @@ __all__ = [
     "takes",
 ]
 
+Stochasticity = float | Callable[[Tensor], Tensor] | Sequence[float] | Tensor
 Grid = str | Callable[[int], Tensor] | Tensor | Sequence[float]
 Kind = Literal["exact", "hutchinson", "hutch++"]
 Probe = Literal["hadamard", "rademacher", "gaussian"]
@@ -71,8 +73,9 @@ class SolveOptions(TypedDict, total=False):
     ``noise``: a noise object, in place of ``seed``.
     ``x_init``: states (B, *event) at the start, in place of a draw from the prior.
     ``stochasticity``: lambda >= 0 of dx = [f x - (1 + lambda^2)/2 g^2 score] dt + lambda g dw, a
-    number or a function of t. The default is 1 for stochastic solvers; the others take 0 alone.
-    Where it is given and no solver is, the default solver is a stochastic one.
+    number, a function of t, or one number for each step of the grid (`SASolver`'s tau a step). The
+    default is 1 for stochastic solvers; the others take 0 alone. Where it is given and no solver
+    is, the default solver is a stochastic one.
     ``condition``: tensors with leading dimension B, by the names of the network's arguments. A
     number, or a tensor with leading dimension 1, is the same for all samples.
     ``mask``: which coordinates exist, True or 1, for samples of different sizes in one batch. Its
@@ -104,7 +107,7 @@ class SolveOptions(TypedDict, total=False):
     last: Literal["denoise", "mean", "noisy"] | None
     noise: Noise | None
     x_init: Tensor | None
-    stochasticity: float | Callable[[Tensor], Tensor] | None
+    stochasticity: Stochasticity | None
     condition: Condition | None
     mask: Tensor | None
     batch_size: int | None

@@ -333,7 +333,11 @@ class Reverse(Problem):
         if t.ndim > 1:
             return _flat(self.mixing, t)
         if callable(self.lam):
-            return self._accumulated(t - self.sde.t_min)[0]
+            own = getattr(self.lam, "mixing", None)
+            found: Tensor = (
+                self._accumulated(t - self.sde.t_min)[0] if own is None else own(t, self.log_snr)
+            )
+            return found
         half = 0.5 * self.log_snr(t)
         return self.lam**2 * half if self.lam else torch.zeros_like(t)
 

@@ -18,10 +18,8 @@ from sdediff.arguments import (
     check_shape,
     check_solver,
     check_start,
-    check_stochasticity,
     default_solver,
     intervals,
-    one_stochasticity,
     row_seeds,
 )
 from sdediff.options import SolveOptions, takes
@@ -42,6 +40,7 @@ from sdediff.solvers.legs import legs_of
 from sdediff.solvers.masked import masked
 from sdediff.solvers.solution import failing
 from sdediff.solving import Solving, chosen
+from sdediff.stochasticity import asks_for_noise, check_stochasticity
 from sdediff.suitability import short_of_noise
 
 __all__ = ["sample"]
@@ -85,11 +84,8 @@ def sample(
     shape = check_shape(shape)
     stochasticity, last = taken["stochasticity"], taken["last"]
     if solver is None:
-        noisy = stochasticity is not None and (
-            callable(stochasticity) or one_stochasticity(stochasticity) != 0
-        )
         count = intervals(steps, taken["grid"])
-        solver = default_solver(model.sde, count, stochastic=noisy)
+        solver = default_solver(model.sde, count, stochastic=asks_for_noise(stochasticity))
     elif not isinstance(solver, Solver):
         check_solver(solver)
     if last is not None:
@@ -129,7 +125,7 @@ def _sampled(
     dtype = solving.dtype
     lam: float | Callable[[Tensor], Tensor] = 1.0 if solver.solves_sde else 0.0
     if stochasticity is not None:
-        lam = check_stochasticity(solver, stochasticity, times.reshape(-1))
+        lam = check_stochasticity(solver, stochasticity, times)
     seeds = check_seed(seed, noise, shape, device, solver.group)
     if seeds is not None:
         keys = seeds if solver.group == 1 else row_seeds(seeds, solver.group)

@@ -467,7 +467,7 @@ def sampled(**given):
         ),
         (
             sampled(solver=sd.EulerMaruyama(), stochasticity=[1.0, 0.5]),
-            "stochasticity must be a number, got",
+            "one number for each of the",
         ),
         (sampled(steps=None, grid="karras"), "grid='karras' takes steps=N: pass it too"),
         (sampled(steps=None, grid="karas"), "grid='karas'|no grid is called"),

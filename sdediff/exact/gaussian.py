@@ -10,12 +10,12 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from sdediff.arguments import check_stochasticity
 from sdediff.exact.chain import affine_moments
 from sdediff.exact.law import Law, Measurement, Values, condition, eigen, numbers
 from sdediff.reverse import Reverse
 from sdediff.sde import LinearSDE
 from sdediff.solvers import Solver, check_grid
+from sdediff.stochasticity import check_stochasticity
 from sdediff.units import Units
 
 __all__ = ["Gaussian", "LowRank", "Normal"]

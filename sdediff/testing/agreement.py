@@ -13,7 +13,7 @@ from typing import Final, cast
 import torch
 from torch import Tensor
 
-from sdediff.arguments import Grid, Span, check_stochasticity, intervals, make_times
+from sdediff.arguments import Grid, Span, intervals, make_times
 from sdediff.exact.law import Law
 from sdediff.model import ScoreModel
 from sdediff.modules import evaluating
@@ -22,6 +22,7 @@ from sdediff.protocols import facts, is_model
 from sdediff.sde import SDE, VE, VP, LinearSDE, SubVP
 from sdediff.solvers import DDIM, EulerMaruyama, Noise, Solver
 from sdediff.solvers.given import integer, nearest, real
+from sdediff.stochasticity import check_stochasticity
 from sdediff.testing.check import instance_of
 from sdediff.testing.equivalences import EQUIVALENCES, agree, evaluate
 from sdediff.testing.equivalences.case import POINTS, Case, default_cases

@@ -47,6 +47,7 @@ NOT_CUT = (
     | sd.solvers.Renoise
     | sd.ExponentialMultistep
     | sd.solvers.EulerTrapezoid
+    | sd.solvers.Switch
 )
 """Methods for which two grids are not one: they look at all of it, or carry history."""
 

@@ -73,6 +73,7 @@ METHODS = [
     *(Method(sd.solvers.ExponentialSinglestep(p), p) for p in (1, 2, 3, 4)),
     Method(sd.solvers.ExponentialPair(3, rtol=1e-3, atol=1e-3), 3),
     Method(sd.solvers.ExponentialSinglestep(3, "noise", "sigma"), 3),
+    Method(sd.solvers.ExponentialSinglestep(3, r1=0.2, r2=0.9), 3),
     Method(sd.solvers.ExponentialSinglestep(4, 0.5, "t"), 4),
     *(Method(sd.ExponentialMultistep(p), p, ladder=MANY) for p in (1, 2, 3, 4)),
     Method(sd.ExponentialMultistep(4, "noise", "sigma"), 4, ladder=MANY),
@@ -92,6 +93,10 @@ METHODS = [
     Method(sd.solvers.DEIS(), 3, ladder=(160, 320, 640)),
     Method(sd.solvers.LMS(), 4, ladder=MANY),
     Method(sd.solvers.IPNDM(), 2, ladder=(20, 40, 80)),
+    Method(sd.solvers.PNDM(), 2, ladder=(20, 40, 80)),
+    Method(sd.solvers.PLMS(), 2, ladder=(20, 40, 80)),
+    Method(sd.solvers.RES(), 2, ladder=MANY),
+    Method(sd.solvers.RESSinglestep(3), 3),
     Method(sd.solvers.SDEDPMSolverPP(), 2, 1, 2, ladder=MANY, law=(32, 64, 128)),
     Method(sd.solvers.SDEDPMSolverPP(3), 2, 1, 2, ladder=(40, 80, 160)),
     Method(sd.solvers.SASolver(2), 3, 1, 2, ladder=MANY),
@@ -106,6 +111,14 @@ METHODS = [
         weak=3,
         law=(32, 64, 128),
     ),
+    Method(sd.solvers.Renoise(sd.solvers.DPMSolver(2), eta=0.5), weak=2, law=(32, 64, 128)),
+    Method(
+        sd.solvers.Renoise(sd.solvers.DPMSolverPPSinglestep(), eta=1.3), weak=2, law=(64, 128, 256)
+    ),
+    Method(sd.solvers.Switch((sd.Heun(), sd.solvers.UniPC(2)), log_snr=(0.0,)), 2),
+    Method(
+        sd.solvers.Switch((sd.EulerMaruyama(), sd.solvers.SASolver(2)), log_snr=(-1.0,)), 1, 1, 1
+    ),
     Method(sd.solvers.InverseDDIM(tol=0, iterations=8), 1),
     Method(sd.DDPM.from_sde(sd.VP(), 26)),
     Method(sd.NCSN.from_sde(sd.VE(0.02, 30.0), 12, n_steps=2)),
@@ -117,6 +130,7 @@ METHODS = [
     _pair(sd.solvers.Ancestral(), sd.solvers.MetropolisLangevin()),
     _pair(sd.DDIM(), sd.solvers.MetropolisLangevin(), "corrector-first"),
     _pair(sd.Heun(), sd.Langevin(0.1)),
+    Method(sd.PredictorCorrector(None, sd.Langevin(0.1))),
     Method(sd.solvers.Churn(sd.Heun(), 0.0), 2),
     Method(sd.solvers.Churn(sd.Heun(variable="sigma"), 4.0), weak=2),
     Method(sd.solvers.Churn(sd.solvers.Euler(variable="sigma"), 4.0), weak=1),
