@@ -144,7 +144,7 @@ def make_times(
     """
     n = _check_spacing(span, solver, steps, grid, t_start, t_end)
     if solver.times is not None:
-        return solver.times
+        return solver.times if t_start is None else _from_level(solver, solver.times, t_start)
     sde = span.sde
     usable = (sde.t_min, sde.t_max, "the usable range [t_min, t_max]", sde)
     bounds = (0.0, sde.T, "[0, T]", sde) if span.whole else usable
@@ -236,11 +236,10 @@ def _check_spacing(
     array = grid is not None and not isinstance(grid, str) and not callable(grid)
     ends = t_start is not None or t_end is not None
     if solver.times is not None:
-        if steps is not None or grid is not None or ends:
+        if steps is not None or grid is not None or t_end is not None:
             raise ValueError(
-                f"{kind} is a discrete model with a grid of its own; drop steps, grid, t_start "
-                "and t_end, and choose its number of levels where it is made, "
-                "DDPM.from_sde(sde, N) say"
+                f"{kind} is a discrete model with a grid of its own; drop steps, grid and t_end, "
+                "and choose its number of levels where it is made, DDPM.from_sde(sde, N) say"
             )
         if span.start < span.end:
             raise ValueError(
@@ -278,6 +277,21 @@ def _check_spacing(
             f"no grid is called {grid!r}{nearest(grid, GRIDS)}; known: {', '.join(GRIDS)}"
         )
     return n
+
+
+def _from_level(solver: Solver, times: Tensor, t_start: float | Tensor) -> Tensor:
+    """The times of a discrete model from ``t_start`` on; a ValueError unless that is one of them,
+    at which the model can be evaluated.
+    """
+    start = real("t_start", t_start, f"; all samples of a {type(solver).__name__} start together")
+    levels = times[:-1] if solver.ends_clean else times
+    near = int((levels - start).abs().argmin())
+    if not abs(float(levels[near]) - start) <= 1e-9 * float(levels[0]):
+        raise ValueError(
+            f"{solver!r} starts at one of its own times, solver.times: the nearest to t_start = "
+            f"{start:.6g} is solver.times[{near}] = {float(levels[near]):.6g}"
+        )
+    return times[near:]
 
 
 def _wrong_way(times: Tensor, backward: bool) -> ValueError:

@@ -64,9 +64,10 @@ class SolveOptions(TypedDict, total=False):
     sample its own times. Adaptive solvers take an array alone, and land on its times.
     ``t_start``, ``t_end``: the times at which the solve starts and ends, by default those of the
     usable range of the SDE. ``t_start`` may be (B,), one start for each sample (one for all in
-    `log_prob`). A start of `sample` below t_max needs ``x_init``. `sample` may end at t = 0 where
-    sigma(0) = 0, by ``t_end=0.0`` or a grid that ends so: exponential integrators, `DDIM` and
-    Runge-Kutta methods in sigma take a step to there, and solvers that evaluate there refuse.
+    `log_prob`). A start of `sample` below t_max needs ``x_init``. `DDPM` and `NCSN` start at one of
+    their own ``times``, all samples together. `sample` may end at t = 0 where sigma(0) = 0, by
+    ``t_end=0.0`` or a grid that ends so: exponential integrators, `DDIM` and Runge-Kutta methods in
+    sigma take a step to there, and solvers that evaluate there refuse.
     ``last``: ``"denoise"`` ends with one more evaluation, which returns E[x_0 | x]; ``"mean"`` adds
     no noise in the last stochastic step; ``"noisy"`` returns the state at ``t_end``. The default is
     ``"denoise"``, or ``"noisy"`` where ``t_end`` is given or the SDE has no Gaussian kernel.

@@ -89,8 +89,8 @@ def sample(
     elif not isinstance(solver, Solver):
         check_solver(solver)
     if last is not None:
-        _check_last(model.sde, last)
-    elif taken["t_end"] is None and "kernel" in model.sde.offers:
+        _check_last(model.sde, solver, last)
+    elif taken["t_end"] is None and "kernel" in model.sde.offers and not solver.ends_clean:
         last = "denoise"
     span = Span(model.sde, model.sde.t_max, model.sde.t_min)
     inner: Literal["mean", "noisy"] = "mean" if last == "mean" else "noisy"
@@ -98,8 +98,13 @@ def sample(
     return _sampled(solving, seed, taken, denoise=last == "denoise")
 
 
-def _check_last(sde: SDE, last: str) -> None:
+def _check_last(sde: SDE, solver: Solver, last: str) -> None:
     check_choice("last", last, ("denoise", "mean", "noisy"))
+    if last == "denoise" and solver.ends_clean:
+        raise ValueError(
+            f"{solver!r} ends at the data itself, where nothing is left to denoise: use 'mean' "
+            "or 'noisy'"
+        )
     if last == "denoise" and "kernel" not in sde.offers:
         raise ValueError(
             f"last='denoise' takes E[x_0 | x], which {sde!r} does not have: it is no LinearSDE; "

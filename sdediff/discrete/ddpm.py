@@ -53,13 +53,19 @@ class DDPM(Chain, Solver):
     posterior's, exact for a point mass), ``"beta"`` (exact for unit Gaussian data), or
     ``"learned"``: exp(u log beta + (1 - u) log beta_tilde), u from the network (Nichol and Dhariwal
     2021, arXiv 2102.09672, eq. 15), of a `ScoreModel` with ``learned_variance``. The last step,
-    from i = 1 to data, is the ``last="denoise"`` of `sample`, so that N evaluations are made. x_0
-    is clipped only if the model is (`ScoreModel.constrained`).
+    from i = 1 to data, adds no noise: it is the ``last="denoise"`` of `sample`, so that N
+    evaluations are made. With ``last_noise`` it is a step like the others, with the variance of the
+    decoder p(x_0 | x_1) in `variational_bound`, and ``last`` is ``"noisy"``, the default, or
+    ``"mean"``. x_0 is clipped only if the model is (`ScoreModel.constrained`).
+
+    ``t_start`` of `sample` starts the chain at a level, one of ``times``, from the ``x_init`` given
+    (Meng et al. 2022, arXiv 2108.01073, with `perturb`).
     """
 
     betas: tuple[float, ...]
     grid: tuple[float, ...] = ()
     variance: Variance = "beta_tilde"
+    last_noise: bool = False
 
     solves_sde = True
 
@@ -116,6 +122,7 @@ class DDPM(Chain, Solver):
         *,
         rule: Literal["kernel", "song"] = "kernel",
         variance: Variance = "beta_tilde",
+        last_noise: bool = False,
     ) -> DDPM:
         """A chain at the times t_i = T i / N of an SDE with alpha^2 + sigma^2 = 1.
 
@@ -165,7 +172,7 @@ class DDPM(Chain, Solver):
             # not cancel.
             betas = sde.kernel(times[1:], times[:-1])[1] ** 2
             betas[0] = sde.sigma(times[1]) ** 2  # from clean data, which may carry noise at t = 0
-        return cls(tuple(betas.tolist()), tuple(times[1:].tolist()), variance)
+        return cls(tuple(betas.tolist()), tuple(times[1:].tolist()), variance, last_noise)
 
     @classmethod
     def from_schedule(
@@ -174,6 +181,7 @@ class DDPM(Chain, Solver):
         N: int = 1000,
         *,
         variance: Variance = "beta_tilde",
+        last_noise: bool = False,
         **options: Unpack[ScheduleOptions],
     ) -> DDPM:
         """Betas by a name in `SCHEDULES`, or by a function alpha_bar(t) that falls from t = 0 to 1.
@@ -182,7 +190,8 @@ class DDPM(Chain, Solver):
         ``beta_start`` and ``beta_end``, ``"cosine"`` takes ``s``, and ``"sigmoid"`` takes
         ``start``, ``end`` and ``tau``.
         """
-        return cls(tuple(schedule(name, N, **options).tolist()), variance=variance)
+        betas = tuple(schedule(name, N, **options).tolist())
+        return cls(betas, variance=variance, last_noise=last_noise)
 
     def to_sde(self) -> InterpolatedVP:
         """The variance-preserving SDE with the chain's marginals at t_1..t_N, smooth between them;
@@ -238,7 +247,8 @@ class DDPM(Chain, Solver):
 
     def __repr__(self) -> str:
         """The number of steps, not all betas."""
-        return f"DDPM(N={len(self.betas)}, variance={self.variance!r})"
+        noise = ", last_noise=True" if self.last_noise else ""
+        return f"DDPM(N={len(self.betas)}, variance={self.variance!r}{noise})"
 
     @property
     def needs(self) -> frozenset[str]:
@@ -249,8 +259,13 @@ class DDPM(Chain, Solver):
 
     @property
     def times(self) -> Tensor:
-        """t_N, ..., t_1."""
-        return self.level_times.flip(0)
+        """t_N, ..., t_1, and with ``last_noise`` 0, the data."""
+        times = self.level_times.flip(0)
+        return torch.cat([times, times.new_zeros(1)]) if self.last_noise else times
+
+    @property
+    def ends_clean(self) -> bool:
+        return self.last_noise
 
     @cached_property
     def levels(self) -> Levels:
@@ -311,9 +326,11 @@ class DDPM(Chain, Solver):
             )
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
-        """Posterior coefficients of the steps from i to i - 1."""
-        alpha, sigma = problem.marginal(times)
-        alphas, sigmas = self.levels.alphas[1:].flip(0), self.levels.sigmas[1:].flip(0)
+        """Posterior coefficients of the steps from i to i - 1, from the level at times[0] on."""
+        skipped = len(self.times) - len(times)
+        levels = times[:-1] if self.last_noise else times
+        alpha, sigma = problem.marginal(levels)
+        alphas, sigmas = (each[1:].flip(0)[skipped:] for each in self.levels[:2])
         gap = float(
             torch.maximum((alpha - alphas).abs(), (problem.unit * sigma - sigmas).abs()).max()
         )
@@ -327,10 +344,9 @@ class DDPM(Chain, Solver):
         if self.variance != "learned":
             low = high = low if self.variance == "beta_tilde" else high
         shift = 2 * math.log(problem.unit)
-        rows = zip(
-            *(column[1:].flip(0).unbind() for column in (data, keep, low - shift, high - shift)),
-            strict=True,
-        )
+        first = 0 if self.last_noise else 1
+        columns = (data, keep, low - shift, high - shift)
+        rows = zip(*(each[first:].flip(0)[skipped:].unbind() for each in columns), strict=True)
         at = problem.at(times[:-1], "data")
         return [_Plan(at[n], times[n], times[n + 1], *row) for n, row in enumerate(rows)]
 

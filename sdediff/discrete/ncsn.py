@@ -47,7 +47,8 @@ class NCSN(Chain, Solver):
     the convention of NCSNv2; NCSN itself writes eps_j / 2 and sqrt(eps_j), so that its epsilon is
     twice ``step_size`` (2e-5 there is 1e-5 here). ``last="denoise"`` of `sample`, its default, ends
     with x + sigma_N^2 score, as NCSNv2 does; ``"noisy"`` without. Evaluations: N n_steps, and one
-    to denoise.
+    to denoise. ``t_start`` of `sample`, one of ``times``, starts it at that level, from the
+    ``x_init`` given.
 
     As a chain, i = 1..N is the level sigma_{N + 1 - i}: noise rises with i and with the times
     ``grid``, 0 to 1 by default. ``step_size`` None: by `step_size_for`, from ``n_steps`` and the
@@ -230,17 +231,21 @@ class NCSN(Chain, Solver):
         return least * (sigmas / sigmas[-1]).square()
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
-        """The levels that each step visits: its end, and the first one its start too."""
+        """The levels that each step visits: its end, and the first one its start too, which is the
+        level at times[0].
+        """
         if len(times) < 2:
             raise ValueError(
-                f"{self!r} needs two levels at least to sample by annealed Langevin dynamics"
+                f"{self!r} needs two levels at least to sample by annealed Langevin dynamics, "
+                "from its start on"
             )
+        skipped = self.N - len(times)
         sigma = problem.unit * problem.marginal(times)[1]
-        if float((sigma / torch.tensor(self.sigmas, dtype=torch.float64) - 1).abs().max()) > 1e-6:
+        if float((sigma / self.levels.sigmas[1:].flip(0)[skipped:] - 1).abs().max()) > 1e-6:
             raise ValueError(
                 f"{self!r} has other levels than the model's SDE; take NCSN.from_sde(model.sde, N)"
             )
-        steps = self.step_sizes / problem.unit**2
+        steps = self.step_sizes[skipped:] / problem.unit**2
         visits = list(zip(problem.at(times, "score", 1.0, steps), steps.tolist(), strict=True))
         return [_Plan(tuple(visits[:2])), *(_Plan((visit,)) for visit in visits[2:])]
 

@@ -247,6 +247,13 @@ class Solver(Record):
         return None
 
     @fact
+    def ends_clean(self) -> bool:
+        """Whether the last of ``times`` is that of clean data, where there is nothing to
+        denoise.
+        """
+        return False
+
+    @fact
     def spacing(self) -> str:
         """The grid that ``steps`` means without a ``grid``: a name in `GRIDS`. Where there is no
         Gaussian kernel it is uniform.

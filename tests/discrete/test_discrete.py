@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from fractions import Fraction
@@ -17,6 +18,7 @@ from sdediff.reverse import Reverse
 from sdediff.solvers import integrate
 
 MODEL = sd.exact.Gaussian(0.4, 0.25).model(sd.Cosine())
+NOISY = sd.DDPM.from_sde(sd.Cosine(t_max=1.0), 4, last_noise=True)
 
 
 def test_betas_are_the_exact_transition() -> None:
@@ -131,6 +133,76 @@ def test_ancestral_sampling_is_the_exact_posterior_step(
         torch.testing.assert_close(x.trajectory, twin.trajectory, rtol=0, atol=1e-10)
     assert x.nfe.tolist() == [n] * 5
     assert repr(ddpm) == f"DDPM(N={n}, variance='beta_tilde')"
+
+
+@pytest.mark.parametrize("variance", ["beta", "beta_tilde", "learned"])
+def test_noise_in_the_last_step(variance: str) -> None:
+    """x_0 is drawn from the decoder p(x_0 | x_1), whose variance the bound has too; all before is
+    the chain without, and its mean is the denoised result.
+    """
+    plain = sd.DDPM.from_schedule("linear", 12, variance=variance, beta_end=0.9)  # type: ignore[arg-type]
+    noisy = dataclasses.replace(plain, last_noise=True)
+    said = torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None].expand(5, 2)
+    model = sd.ScoreModel(
+        lambda x, t: torch.cat([0.4 * x, said], dim=1),
+        plain.to_sde(),
+        "data",
+        learned_variance=True,
+    )
+    given = {"seed": 3, "dtype": torch.float64}
+    shown = sd.sample(model, (5, 2), solver=noisy, trajectory=True, **given)  # type: ignore[arg-type]
+    before = sd.sample(model, (5, 2), solver=plain, last="noisy", **given)  # type: ignore[arg-type]
+    mean = sd.sample(model, (5, 2), solver=noisy, last="mean", **given)  # type: ignore[arg-type]
+    clean = sd.sample(model, (5, 2), solver=plain, **given)  # type: ignore[arg-type]
+    assert shown.trajectory is not None
+    assert torch.equal(shown.trajectory[-2], before.x)
+    torch.testing.assert_close(mean.x, clean.x, rtol=1e-14, atol=1e-14)
+    white = sd.White(sd.seeds(3, 5), (2,), dtype=torch.float64)
+    z = white.at(11).over(plain.times[-1], torch.zeros((), dtype=torch.float64))
+    learned = said if variance == "learned" else None
+    std = (0.5 * noisy.log_variance(1, learned)).exp()
+    torch.testing.assert_close(shown.x, 0.4 * before.x + std * z, rtol=1e-13, atol=1e-13)
+    assert float(shown.times[-1]) == 0
+    assert shown.nfe.tolist() == [12] * 5
+    assert noisy.respaced([2, 7]).times.tolist() == [plain.grid[6], plain.grid[1], 0.0]
+    assert repr(noisy) == f"DDPM(N=12, variance={variance!r}, last_noise=True)"
+
+
+class Later:
+    """Noise from a later step on."""
+
+    def __init__(self, noise: sd.White, first: int) -> None:
+        self.noise, self.first = noise, first
+
+    def at(self, step: int) -> object:
+        return self.noise.at(self.first + step)
+
+
+@pytest.mark.parametrize("last_noise", [False, True])
+@pytest.mark.parametrize("sde", [sd.VP(), sd.Cosine()], ids=repr)
+def test_a_chain_from_a_level_on_is_the_rest_of_the_chain(
+    sde: sd.LinearSDE, last_noise: bool
+) -> None:
+    """From the state and with the noise that the whole chain has there."""
+    chain = sd.DDPM.from_sde(sde, 10, variance="beta", last_noise=last_noise)
+    model = sd.exact.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], 0.2).model(sde)
+    noise = sd.White(sd.seeds(1, 3), (2,), dtype=torch.float64)
+    given = {"solver": chain, "dtype": torch.float64}
+    whole = sd.sample(model, (3, 2), noise=noise, **given)  # type: ignore[arg-type]
+    states = sd.sample(model, (3, 2), noise=noise, last="noisy", trajectory=True, **given)  # type: ignore[arg-type]
+    assert states.trajectory is not None
+    for i in (10, 6, 2, 1):
+        part = sd.sample(
+            model,
+            (3, 2),
+            t_start=chain.grid[i - 1],
+            x_init=states.trajectory[10 - i],
+            noise=Later(noise, 10 - i),  # type: ignore[arg-type]
+            **given,  # type: ignore[arg-type]
+        )
+        torch.testing.assert_close(part.x, whole.x, rtol=1e-12, atol=1e-12)
+        assert part.nfe.tolist() == [i] * 3
+        assert torch.equal(part.times, chain.times[10 - i :])
 
 
 def test_variance_beta_is_exact_for_unit_gaussian_data() -> None:
@@ -538,6 +610,26 @@ def test_learned_variance_lies_between_the_two() -> None:
             lambda: sd.sample(MODEL, (2, 1), solver=sd.DDPM.from_schedule("linear", 50)),
             "no chain of the model's SDE",
         ),
+        (
+            lambda: sd.sample(MODEL, (2, 1), solver=NOISY, last="denoise"),
+            "ends at the data itself.*use 'mean' or 'noisy'",
+        ),
+        (lambda: sd.sample(MODEL, (2, 1), solver=NOISY, t_start=0.5), "needs x_init"),
+        (
+            lambda: sd.sample(MODEL, (2, 1), solver=NOISY, t_start=0.45, x_init=torch.zeros(2, 1)),
+            r"nearest to t_start = 0.45 is solver.times\[2\] = 0.5",
+        ),
+        (
+            lambda: sd.sample(MODEL, (2, 1), solver=NOISY, t_start=0.0, x_init=torch.zeros(2, 1)),
+            r"nearest to t_start = 0 is solver.times\[3\] = 0.25",
+        ),
+        (
+            lambda: sd.sample(
+                MODEL, (2, 1), solver=NOISY, t_start=[0.5, 0.5], x_init=torch.zeros(2, 1)
+            ),
+            "t_start must be a number.*all samples of a DDPM start together",
+        ),
+        (lambda: sd.DDPM((0.1,), last_noise="yes"), "last_noise must be True or False"),
         (lambda: sd.DDPM((0.1, 0.2), (0.5,)), "one time for each of the 2 betas"),
         (lambda: sd.DDPM((0.1,), (0.5,), "gamma"), "variance must be"),
         (

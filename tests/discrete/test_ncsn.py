@@ -107,6 +107,35 @@ def test_sampling_is_algorithm_1() -> None:
     assert denoised.nfe.tolist() == [16] * 6
 
 
+def test_annealing_from_a_level_on() -> None:
+    """Algorithm 1 from the level sigma_3 on, from given states: all of its steps at that level too,
+    and with the step sizes of the whole chain; for data of another scale than the model's unit.
+    """
+    law = sd.exact.GaussianMixture([[-5.0, 3.0], [5.0, 0.0]], 4.0)
+    model, chain = law.model(VE), sd.NCSN.from_sde(VE, 5, step_size=1e-5, n_steps=3)
+    noise = sd.White(sd.seeds(4, 6), (2,), dtype=torch.float64)
+    start = x = 7.0 * noise.at(9).normal("prior")
+    for level in (2, 3, 4):
+        size = 1e-5 * chain.sigmas[level] ** 2 / chain.sigmas[-1] ** 2
+        step, first = max(level - 3, 0), 3 if level == 3 else 0
+        for k in range(3):
+            z = noise.at(step).normal("corrector", first + k)
+            x = x + size * model.score(x, chain.times[level]) + math.sqrt(2 * size) * z
+    given = {"solver": chain, "x_init": start, "t_start": chain.times[2]}
+    out = sd.sample(
+        model,
+        (6, 2),
+        noise=noise,
+        last="noisy",
+        dtype=torch.float64,
+        **given,  # type: ignore[arg-type]
+    )
+    torch.testing.assert_close(out.x, x, rtol=1e-10, atol=1e-10)
+    assert out.nfe.tolist() == [9] * 6
+    with pytest.raises(ValueError, match=r"two levels at least.*from its start on"):
+        sd.sample(model, (6, 2), **given | {"t_start": chain.times[4]})  # type: ignore[arg-type]
+
+
 def test_steps_after_the_first_level_are_langevin() -> None:
     """Annealed Langevin dynamics is the corrector alone: `Langevin` with snr = sqrt(step_size / 2)
     / sigma_N.
