@@ -132,7 +132,10 @@ class LikelihoodOptions(SolveOptions, total=False):
     error. ``"hutch++"`` takes ``probes`` too, and spends a third of them on the dominant
     directions, which is better where these are few. All share the forward pass with the drift.
     ``probes``: the number k of probes, by default 8, and 12 for hutch++; at most d with Hadamard
-    probes.
+    probes. Or, with ``"hutchinson"``, the probes themselves: a tensor (k, B, *event), or a function
+    of x that returns one, of vectors v with E[v v^T] = I in the units in which the network sees x.
+    Each estimate is the integral of v^T (d drift / dx) v, as in other code, and the standard error
+    is that of independent probes.
     ``probe``: ``"hadamard"`` for orthogonal signs, whose variance is (d - k) / (d - 1) times that
     of independent ones, and 0 at k = d (for d without a Hadamard matrix the next number with one
     takes its place); ``"rademacher"`` for independent signs; ``"gaussian"`` for normals. Probes are
@@ -140,7 +143,7 @@ class LikelihoodOptions(SolveOptions, total=False):
     """
 
     divergence: Kind
-    probes: int | None
+    probes: int | Tensor | Callable[[Tensor], Tensor] | None
     probe: Probe
 
 

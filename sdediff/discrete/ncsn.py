@@ -360,7 +360,10 @@ def step_size_for(sigmas: Sequence[float], n_steps: int) -> float:
     """The step size at sigma_N that brings `annealed_variance` nearest to 1 (NCSNv2, Technique 4)
     after the largest ratio of two levels, where it is farthest from 1.
     """
-    ratio = max((a / b for a, b in itertools.pairwise(sigmas)), default=1.0)
+    ratio = (sigmas[0] / sigmas[-1]) ** (1 / max(1, len(sigmas) - 1))
+    largest = max((a / b for a, b in itertools.pairwise(sigmas)), default=1.0)
+    if largest > (1 + 1e-9) * ratio:  # no geometric progression, where rounding alone differs
+        ratio = largest
 
     def off(log_step: float) -> float:
         return abs(annealed_variance(ratio, math.exp(log_step), n_steps) - 1)

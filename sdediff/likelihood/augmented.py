@@ -94,10 +94,12 @@ class Augmented(Problem):
         + k).
         """
         first, last = self._scale(self.times[0]), self._scale(self.times[-1])
-        return torch.cat(
-            [last * y[:, : self.d], self._existing * (y[:, self.d :] + math.log(last / first))],
-            dim=1,
-        )
+        scaled = math.log(last / first)
+        found = self._existing * (y[:, self.d :] + scaled)
+        estimated = self.divergence.of_identity
+        if estimated is not None:
+            found = found + (estimated - self._existing) * scaled
+        return torch.cat([last * y[:, : self.d], found], dim=1)
 
     @property
     def _existing(self) -> int | Tensor:

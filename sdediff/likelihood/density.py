@@ -129,7 +129,7 @@ def log_prob(
     solver = _solver(solver, fixed=steps is not None)
     taken["dtype"] = state_dtype("x", x, taken["dtype"])
     method = (taken["divergence"], taken["probes"], taken["probe"])
-    estimate = Estimate.checked(*method, x[0].numel())
+    estimate = Estimate.checked(*method, x)
     span = Span(model.sde, model.sde.t_min, model.sde.t_max)
     solving = Solving.checked(model, known, x.shape, span, solver, steps, taken)
     _check_end(solving)
@@ -144,8 +144,9 @@ def log_prob(
         start = (x.clone() if x.is_inference() else x).to(place).to(solving.device)
 
         def part(rows: Tensor, options: Options) -> Solution:
-            own = solving.units.enter(start[rows.to(start.device)], solving.existing(rows))
-            trace = estimate.of([seeds[i] for i in rows.tolist()] if seeds else (), own)
+            exists = solving.existing(rows)
+            own = solving.units.enter(start[rows.to(start.device)], exists)
+            trace = estimate.of(rows, seeds or (), own, exists)
             problem = Augmented(
                 solving.reverse(rows, state=place), trace, own.shape[1:], solving.times
             )

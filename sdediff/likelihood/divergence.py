@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol, Self
 
 import torch
@@ -61,6 +61,10 @@ class Divergence(Protocol):
     def channels(self) -> int:
         """How many estimates."""
 
+    @property
+    def of_identity(self) -> Tensor | None:
+        """Estimates (rows, channels) of tr I where they are wanted; None: the number itself."""
+
     def __call__(self, products: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """(rows, channels), for flat states x (rows, d)."""
 
@@ -73,6 +77,7 @@ class Exact:
     """tr A = sum_i e_i^T A e_i, by d products."""
 
     channels: int = 1
+    of_identity: None = field(default=None, init=False)
 
     def __call__(self, products: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         rows, d = x.shape
@@ -91,22 +96,28 @@ class Exact:
 @dataclass(frozen=True)
 class Hutchinson:
     """v_i^T A v_i for the probes v_i (k, rows, d): Hutchinson 1990; Grathwohl et al. 2019 (arXiv
-    1810.01367) for flows.
+    1810.01367) for flows. ``whole``: the identity is estimated too, by v_i^T v_i.
     """
 
     probes: Tensor
+    whole: bool = False
 
     @property
     def channels(self) -> int:
         """k."""
         return len(self.probes)
 
+    @property
+    def of_identity(self) -> Tensor | None:
+        """v_i^T v_i, or None."""
+        return self.probes.square().sum(dim=2).T if self.whole else None
+
     def __call__(self, products: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return _forms(products, self.probes).T
 
     def take(self, rows: Tensor) -> Hutchinson:
         """Their probes."""
-        return Hutchinson(self.probes[:, rows.to(self.probes.device)])
+        return Hutchinson(self.probes[:, rows.to(self.probes.device)], self.whole)
 
 
 @dataclass(frozen=True)
@@ -122,6 +133,7 @@ class HutchPlusPlus:
 
     sketch: Tensor
     probes: Tensor
+    of_identity: None = field(default=None, init=False)
 
     @property
     def channels(self) -> int:

@@ -5,17 +5,18 @@ tells.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Self, get_args
+from typing import Any, Final, Self, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sdediff.likelihood.divergence import Divergence, Exact, Hutchinson, HutchPlusPlus
 from sdediff.options import Kind, Probe
-from sdediff.solvers import White
-from sdediff.solvers.given import check_choice, integer
+from sdediff.solvers import White, rowwise
+from sdediff.solvers.given import check_choice, integer, reals
 
 __all__ = ["PROBES", "Estimate", "hadamard", "make_probes", "population"]
 
@@ -25,19 +26,35 @@ _LARGEST = 2**12
 @dataclass(frozen=True)
 class Estimate:
     """``probes`` products for each evaluation, of an event of d numbers; `sdediff.log_prob`
-    documents the words.
+    documents the words. ``given`` are the user's own probes (probes, B, d).
     """
 
     divergence: str
     probes: int
     probe: str
     d: int
+    given: Tensor | None = None
 
     @classmethod
-    def checked(cls, divergence: str, probes: int | None, probe: str, d: int) -> Self:
-        """From the arguments; ValueError for those that are wrong."""
+    def checked(
+        cls,
+        divergence: str,
+        probes: int | Tensor | Callable[[Tensor], Tensor] | None,
+        probe: str,
+        x: Tensor,
+    ) -> Self:
+        """From the arguments, for states x (B, *event); ValueError for those that are wrong."""
         check_choice("divergence", divergence, get_args(Kind))
         check_choice("probe", probe, get_args(Probe))
+        d = x[0].numel()
+        if callable(probes) or (isinstance(probes, Tensor | np.ndarray) and probes.ndim):
+            if divergence != "hutchinson" or probe != "hadamard":
+                raise ValueError(
+                    "probes of your own go with divergence='hutchinson' and no probe, which says "
+                    f"how others are drawn; got divergence={divergence!r}, probe={probe!r}"
+                )
+            own = _own(probes, x)
+            return cls(divergence, len(own), "given", d, own)
         if divergence == "exact":
             if probes is not None:
                 raise ValueError(
@@ -68,13 +85,19 @@ class Estimate:
 
     @property
     def draws(self) -> bool:
-        """Whether there is anything random."""
-        return self.divergence != "exact"
+        """Whether there is anything to draw."""
+        return self.divergence != "exact" and self.given is None
 
-    def of(self, seeds: Sequence[int], x: Tensor) -> Divergence:
-        """For states x (rows, *event) of the samples with these seeds."""
+    def of(self, rows: Tensor, seeds: Sequence[int], x: Tensor, mask: Tensor | None) -> Divergence:
+        """For states x (rows, *event) of the samples ``rows``, and the mask beside them; ``seeds``
+        are those of all samples.
+        """
+        if self.given is not None:
+            own = self.given[:, rows].to(x.dtype).to(x.device)
+            return Hutchinson(own if mask is None else own * rowwise(mask), whole=True)
         if not self._random:
             return Exact()
+        seeds = [seeds[i] for i in rows.tolist()]
         sketches = min(self.probes // 3, self.d) if self.divergence == "hutch++" else 0
         found = (
             make_probes(seeds, self.d, self.probes - 2 * sketches, self.probe)
@@ -96,7 +119,8 @@ class Estimate:
         whole = (
             self.divergence == "hutchinson" and self.probe == "hadamard" and self.probes == self.d
         )
-        return self.draws and not (whole and population(self.d, self.probe) > self.d)
+        exact = self.divergence == "exact"
+        return not exact and not (whole and population(self.d, self.probe) > self.d)
 
     def stderr(self, estimates: Tensor) -> Tensor:
         """The standard error (rows,) of the mean of estimates (rows, k): that of k of a finite
@@ -112,6 +136,22 @@ class Estimate:
         if k == 1:
             return estimates.new_full((len(estimates),), torch.nan)
         return estimates.std(dim=1) * math.sqrt((1 - k / n) / k)
+
+
+def _own(probes: Any, x: Tensor) -> Tensor:
+    """The user's probes for states x (B, *event), or what their function of x returns, float64 (k,
+    B, d).
+    """
+    found = probes(x.detach().clone()) if callable(probes) else probes
+    vectors = reals("probes", found, "cpu").detach()
+    if vectors.shape[1:] != x.shape or not len(vectors):
+        raise ValueError(
+            "probes of your own are (k, B, *event), k of them for each sample, with (B, *event) = "
+            f"{tuple(x.shape)} as in x; got shape {tuple(vectors.shape)}"
+        )
+    if not bool(torch.isfinite(vectors).all()):
+        raise ValueError("probes of your own must be finite numbers")
+    return vectors.reshape(*vectors.shape[:2], -1)
 
 
 PROBES: Final = ("hadamard", "rademacher", "gaussian")

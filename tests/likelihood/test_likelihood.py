@@ -318,6 +318,53 @@ def test_as_many_orthogonal_probes_as_coordinates_are_exact(d: int) -> None:
     assert bool((fewer.stderr > 1e-4).all())
 
 
+@pytest.mark.parametrize("sde", [sd.VP(), sd.VE(), sd.VP().scaled(30.0)], ids=["VP", "VE", "30 VP"])
+def test_given_probes_are_the_integral_of_their_quadratic_form(sde: sd.LinearSDE) -> None:
+    """For Gaussian data the flow is linear, and the integral of v^T J v is v^T log(S_T^(1/2)
+    S_0^(-1/2)) v with S the covariance: probes of any length, whose v^T v is not d.
+    """
+    d, count = 3, 5
+    a = torch.randn(d, d, generator=torch.Generator().manual_seed(4), dtype=F64)
+    cov = (a @ a.T + torch.eye(d, dtype=F64)) * sde.data_std**2
+    model = sd.exact.Gaussian(torch.zeros(d, dtype=F64), cov).model(sde)
+    generator = torch.Generator().manual_seed(5)
+    x = sde.data_std * torch.randn(4, d, generator=generator, dtype=F64)
+    v = torch.randn(count, 4, d, generator=generator, dtype=F64)
+    variances, basis = torch.linalg.eigh(cov)
+    start, end = (sde.alpha(t) ** 2 * variances + sde.sigma(t) ** 2 for t in (sde.t_min, sde.t_max))
+    estimates = ((v @ basis).square() * (end / start).log() / 2).sum(dim=2)
+    given = {"solver": sd.solvers.DOP853(1e-11, 1e-11), "divergence": "hutchinson"}
+    out = sd.log_prob(model, x, probes=v, **given)  # type: ignore[arg-type]
+    want = sde.prior.log_prob(out.z) + estimates.mean(dim=0)
+    torch.testing.assert_close(out.value, want, rtol=1e-12, atol=1e-11)
+    spread = estimates.std(dim=0) / count**0.5
+    torch.testing.assert_close(out.stderr, spread, rtol=1e-9, atol=1e-11)
+    assert out.dof == 4
+    assert out.seeds is None
+    same = sd.log_prob(model, x, probes=lambda y: v * (y == x), batch_size=3, **given)  # type: ignore[arg-type]
+    assert torch.equal(same.value, out.value)
+
+
+def test_given_signs_are_those_that_are_drawn() -> None:
+    """Independent signs, handed over, under a mask and a normalizer, and in bits per dimension."""
+    normalizer = sd.Normalizer(mean=3.0, std=torch.tensor([2.0, 0.5]))
+    model = sd.ScoreModel(lambda x, t: 0.4 * x.flip(1).tanh(), sd.VP(), "v", normalizer=normalizer)
+    x = torch.tensor([[1.0, 2.5], [4.0, 3.0], [6.0, 0.0]], dtype=F64)
+    signs = make_probes(sd.seeds(7, 3), 2, 4, "rademacher")
+    mask = torch.tensor([[1, 1], [1, 1], [1, 0]])
+    given = {"divergence": "hutchinson", "solver": sd.solvers.RungeKutta4(), "steps": 12}
+    for more in ({}, {"mask": mask}):
+        drawn = sd.log_prob(model, x, probes=4, probe="rademacher", seed=7, **given, **more)  # type: ignore[arg-type]
+        own = sd.log_prob(model, x, probes=signs, **given, **more)  # type: ignore[arg-type]
+        torch.testing.assert_close(own.value, drawn.value, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(own.stderr, drawn.stderr, rtol=1e-9, atol=1e-12)
+    whole = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]], dtype=F64)
+    bits = {"bins": sd.objectives.Bins(2, 0, 1), "seed": 7, **given}
+    drawn_bits = sd.bits_per_dim(model, whole, probes=4, probe="rademacher", **bits)  # type: ignore[arg-type]
+    own_bits = sd.bits_per_dim(model, whole, probes=lambda _: signs, **bits)  # type: ignore[arg-type]
+    torch.testing.assert_close(own_bits.value, drawn_bits.value, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("divergence", "k", "probe"),
     [

@@ -332,6 +332,21 @@ BAD_LOG_PROB = [
     ({"divergence": "hutchinson", "probe": "sign"}, "probe must be one of"),
     ({"divergence": "Hutchinson"}, "did you mean 'hutchinson'"),
     ({"probes": 4}, "draws no probes"),
+    ({"probes": torch.ones(4, 3, 2)}, "go with divergence='hutchinson'.*divergence='exact'"),
+    (
+        {"probes": torch.ones(4, 3, 2), "divergence": "hutchinson", "probe": "gaussian"},
+        "no probe, .*probe='gaussian'",
+    ),
+    (
+        {"probes": torch.ones(3, 2), "divergence": "hutchinson"},
+        r"\(k, B, \*event\).*\(3, 2\) as in x; got shape \(3, 2\)",
+    ),
+    (
+        {"probes": lambda x: torch.ones(0, *x.shape), "divergence": "hutchinson"},
+        r"got shape \(0, 3, 2\)",
+    ),
+    ({"probes": torch.ones(1, 3, 2) / 0, "divergence": "hutchinson"}, "must be finite numbers"),
+    ({"probes": lambda x: "four", "divergence": "hutchinson"}, "a tensor of numbers, got 'four'"),
     ({"x": torch.zeros(2, 3, 128, 128)}, r"18 GiB a sample.*take divergence='hutchinson'"),
     ({"x": torch.zeros(2, 3, 64, 64)}, r"1.12 GiB a sample.*4096 is the most"),
     ({"grid": [0.001, 0.5]}, "the grid must end there"),
