@@ -29,7 +29,7 @@ class _Plan(NamedTuple):
     ends: Any = ()  # t and s, where noise is drawn
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _OrderOne(Solver):
     """x_s = keep x + push E[x_0 | x] + std z."""
 
