@@ -64,9 +64,10 @@ def from_edm(
     The preconditioners ``VPPrecond``, ``VEPrecond``, ``iDDPMPrecond``, ``EDMPrecond`` and EDM2's
     ``Precond`` have this call. The SDE is `EDM`, whose time is sigma, from ``sigma_min`` to
     ``sigma_max``: by default 0.002 to 80, or what the network supports of it (its attributes
-    ``sigma_min`` and ``sigma_max``), as in their sampler. ``sigma_data`` is the network's. Labels
-    are the condition ``class_labels``, (B, label_dim), one-hot; without it the network is
-    unconditional. `iDDPMPrecond` was trained at discrete levels: ``net.round_sigma`` rounds a grid.
+    ``sigma_min`` and ``sigma_max``), rounded by its ``round_sigma``, as in their sampler.
+    ``sigma_data`` is the network's. Labels are the condition ``class_labels``, (B, label_dim),
+    one-hot; without it the network is unconditional. ``iDDPMPrecond`` was trained at discrete
+    levels: its ``round_sigma`` rounds the times of a grid.
 
     Raises TypeError or ValueError for a network or weights that do not fit, and levels outside the
     network's range.
@@ -147,6 +148,8 @@ def from_score_sde(
     if exploding:
         indices = Timesteps(1 - count, shift=count - 1.0, rounded=True)
         return ScoreModel(net, sde, "score", time=indices)
+    if not bool(((sde.alpha(ends) ** 2 + sde.sigma(ends) ** 2 - 1).abs() < 1e-9).all()):
+        raise ValueError(f"from_score_sde: N is for VP and VE; under {sde!r} labels are continuous")
     chain = DDPM.from_sde(sde, count, rule="song")
     return ScoreModel(net, chain.to_sde(), "noise", time=Timesteps(count))
 
@@ -207,7 +210,7 @@ def from_guided_diffusion(net: Network, diffusion: Any, *, weights: Weights = No
         called,
         chain.to_sde(),
         _MEANS[mean],
-        time=Timesteps(per * count, shift=-per),
+        time=Timesteps(per * (steps[-1] + 1), shift=-per),
         learned_variance=variance == "LEARNED_RANGE",
     )
 
@@ -252,8 +255,12 @@ def _levels(name: str, net: Network, sigma_min: float | None, sigma_max: float |
     """The SDE over the levels that are asked for; a ValueError outside of those of the network."""
     least = float(getattr(net, "sigma_min", 0.0))
     most = float(getattr(net, "sigma_max", float("inf")))
-    low = max(_LEAST, least) if sigma_min is None else real(f"{name}: sigma_min", sigma_min)
-    high = min(_MOST, most) if sigma_max is None else real(f"{name}: sigma_max", sigma_max)
+    low, high = max(_LEAST, least), min(_MOST, most)
+    if hasattr(net, "round_sigma"):
+        ends = torch.tensor([low, high], dtype=torch.float64)
+        low, high = net.round_sigma(ends).tolist()
+    low = low if sigma_min is None else real(f"{name}: sigma_min", sigma_min)
+    high = high if sigma_max is None else real(f"{name}: sigma_max", sigma_max)
     if low < least or high > most:
         raise ValueError(
             f"{name}: the network supports noise levels from {least:g} to {most:g}, got sigma_min "
@@ -346,14 +353,16 @@ def _sde_of(path: Any) -> LinearSDE:
             "pass no path, and use ODE solvers"
         )
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    alpha = _path_levels(path, ends)[0]
+    alpha, sigma = _path_levels(path, ends)
     if not bool(alpha[0] < alpha[1]):
         raise ValueError(
             "from_flow_matching: a path goes from noise at t = 0 to data at t = 1, and its alpha "
             f"goes from {float(alpha[0]):g} to {float(alpha[1]):g}"
         )
     return LinearSDE(
-        alpha=lambda t: _path_levels(path, 1 - t)[0], sigma=lambda t: _path_levels(path, 1 - t)[1]
+        alpha=lambda t: _path_levels(path, 1 - t)[0],
+        sigma=lambda t: _path_levels(path, 1 - t)[1],
+        sigma_0=float(sigma[1]) if sigma[1] > 1e-8 else 0.0,  # cos(pi / 2) is not 0
     )
 
 

@@ -5,6 +5,7 @@ holds.
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
@@ -92,7 +93,9 @@ def _read(path: Path) -> Any:
         except safetensors.SafetensorError as error:
             raise ValueError(f"{path} is no safetensors file, or damaged: {error}") from error
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         name, new = str(path), str(path.with_name(path.stem + "-weights.pt"))
