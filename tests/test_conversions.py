@@ -188,6 +188,8 @@ def test_the_network_is_handed_the_time_it_asks_for() -> None:
     vp, t = sd.VP(), torch.tensor([0.3, 0.4567], dtype=torch.float64)
     torch.testing.assert_close(handed(vp, "t", t), t.float())
     torch.testing.assert_close(handed(vp, "t", t, time_dtype=torch.float64), t, rtol=0, atol=0)
+    torch.testing.assert_close(handed(vp, "reversed", t), 1 - t.float())
+    torch.testing.assert_close(handed(sd.EDM(), "reversed", 30.0), torch.tensor([50.0, 50.0]))
     torch.testing.assert_close(handed(vp, "log_snr", t), vp.log_snr(t).float())
     torch.testing.assert_close(handed(vp, "sigma", t), vp.sigma(t).float())
     torch.testing.assert_close(

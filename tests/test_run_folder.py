@@ -53,7 +53,7 @@ FIELDS: dict[str, list[object]] = {
     "predicts": ["data", "v"],
     "sigma_data": [0.731, 1e-4],
     "data_std": [0.3, 2.0],
-    "time": ["log_snr", sd.network_time.Timesteps(500, shift=0.0, rounded=True)],
+    "time": ["log_snr", "reversed", sd.network_time.Timesteps(500, shift=0.0, rounded=True)],
     "time_dtype": [torch.float64, torch.bfloat16],
     "learned_variance": [True, False],
     "normalizer": [sd.Normalizer([0.1, -0.2], [0.3, 1 / 3]), sd.Normalizer(0.0, 2.0)],
