@@ -75,9 +75,8 @@ def from_edm(
     _prepare("from_edm", net, weights)
     called: Network = net
     if hasattr(net, "label_dim"):
-        called = _Called(net, partial(_labelled, "class_labels", (int(net.label_dim),), False))
-        if not net.label_dim:
-            called = _Called(net, partial(_labelled, "class_labels", None, False))
+        shape = (int(net.label_dim),) if net.label_dim else None
+        called = _Called(net, partial(_labelled, "class_labels", shape, False))
     sde = _levels("from_edm", net, sigma_min, sigma_max)
     return ScoreModel(called, sde, "data", sigma_data=_sigma_data(net))
 

@@ -4,7 +4,7 @@ holds.
 
 from __future__ import annotations
 
-import pickle
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from os import PathLike
@@ -96,20 +96,21 @@ def _read(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        name, new = str(path), str(path.with_name(path.stem + "-weights.pt"))
-        how = (
-            f"    net = pickle.load(open({name!r}, 'rb'))['ema']"
-            if path.suffix == ".pkl"
-            else f"    net = torch.load({name!r}, weights_only=False)['net']  # where the module is"
-        )
+    except Exception as error:  # of any kind: what torch makes of other files
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        bare = path.read_bytes()[:1] == b"\x80"  # a pickle without the archive of torch.save
+        if named is None and not bare:
+            raise ValueError(f"{path} is no file of torch.save, or damaged") from error
+        name, new = str(path), str(path.with_name(f"{path.stem}-weights.pt"))
+        read = f"pickle.load(open({name!r}, 'rb'))['ema']"
+        if not bare:
+            read = f"torch.load({name!r}, weights_only=False)['net']"
         raise ValueError(
-            f"{path} is not read: it holds more than tensors, or is damaged ({reason}). To "
-            "unpickle it would run code that it names. If you trust it, convert it once, with the "
-            "repository that wrote it on the path:\n\n"
-            f"    import pickle, torch\n{how}\n    torch.save(net.state_dict(), {new!r})\n\n"
-            f"and pass weights={new!r}"
+            f"{path} is not read: it holds {named[1] if named else 'objects'} beside tensors, and "
+            "to unpickle it would run code. If you trust it, convert it once, with the repository "
+            "that wrote it on the path, and the name of the module in it:\n\n"
+            f"    import pickle, torch\n    net = {read}\n    torch.save(net.state_dict(), {new!r})"
+            f"\n\nand pass weights={new!r}"
         ) from error
 
 
