@@ -2,115 +2,35 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from sdediff._extras import require
 from sdediff.describing import Own, build, encode
+from sdediff.interop.configurations import KNOWN, arguments, completed
 from sdediff.interop.replay import Replay, Tape, announced, check_fits
 from sdediff.interop.schedules import Schedule, schedule_of
 from sdediff.options import default_solver
 from sdediff.solvers import GRIDS, Solver, White, expand, seeds
 from sdediff.solvers.given import check_choice, nearest
 
-__all__ = ["Scheduler", "completed", "schedule_from"]
+__all__ = ["Scheduler", "schedule_from"]
 
-_OLDEST: Final = (0, 30)
-
-
-def check_version(version: str) -> None:
-    """An ImportError unless this version of diffusers drives schedulers as this one is made for."""
-    if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:
-        oldest = ".".join(map(str, _OLDEST))
-        raise ImportError(
-            f"diffusers {version} is installed, whose pipelines do not hand sigmas and begin "
-            f'indices to schedulers; install {oldest} or newer: pip install "sdediff[diffusers]"'
-        )
-
-
-diffusers: Any = require("diffusers", "diffusers")
-check_version(diffusers.__version__)
-
-from diffusers.configuration_utils import ConfigMixin, register_to_config  # noqa: E402
-from diffusers.schedulers.scheduling_utils import (  # noqa: E402
+# After the check of its version.
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import (
     KarrasDiffusionSchedulers,
     SchedulerMixin,
     SchedulerOutput,
 )
 
-_CHAINS: Final = (
-    "DDIMScheduler DDIMParallelScheduler DDPMScheduler DDPMParallelScheduler PNDMScheduler "
-    "LMSDiscreteScheduler EulerDiscreteScheduler EulerAncestralDiscreteScheduler "
-    "HeunDiscreteScheduler KDPM2DiscreteScheduler KDPM2AncestralDiscreteScheduler "
-    "DPMSolverMultistepScheduler DPMSolverSinglestepScheduler DPMSolverSDEScheduler "
-    "DEISMultistepScheduler UniPCMultistepScheduler SASolverScheduler"
-).split()
-_KNOWN: Final[dict[str, dict[str, Any]]] = {
-    "Scheduler": {},
-    **{name: {} for name in _CHAINS},
-    "UnCLIPScheduler": {"timestep_spacing": "linspace"},
-    "FlowMatchEulerDiscreteScheduler": {"prediction_type": "flow_prediction"},
-    "FlowMatchHeunDiscreteScheduler": {"prediction_type": "flow_prediction"},
-    "EDMEulerScheduler": {"timestep_type": "continuous"},
-    "EDMDPMSolverMultistepScheduler": {"timestep_type": "continuous"},
-}
-"""Classes whose configurations are known, and what they imply without saying it."""
-
-
-def _arguments(kind: Any) -> dict[str, Any]:
-    """The arguments of a scheduler class, with their defaults."""
-    parameters = inspect.signature(kind.__init__).parameters.items()
-    return {name: given.default for name, given in parameters if given.default is not given.empty}
-
-
-def _class_of(config: Mapping[str, Any]) -> str:
-    """The class of a configuration that does not say it, as that of a scheduler which was made
-    and not loaded: the one with the most arguments that are all there.
-    """
-    keys = {key for key in config if not key.startswith("_")}
-    if "solver" in keys:
-        return "Scheduler"
-    names = [name for name in dir(diffusers) if name.endswith("Scheduler")]
-    sizes = {name: len(own) for name in names if (own := _arguments(getattr(diffusers, name)))}
-    fitting = [name for name in sizes if keys >= _arguments(getattr(diffusers, name)).keys()]
-    best = max(fitting, key=lambda name: (sizes[name], name in _KNOWN), default="")
-    if keys <= _arguments(Scheduler).keys() and sizes.get(best) != len(keys):
-        return "Scheduler"  # some of its arguments
-    return best or f"no class of diffusers {diffusers.__version__}"
-
-
-def completed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration with the defaults of its ``_class_name``, and with what that class implies.
-
-    Raises ValueError where the class is not known.
-    """
-    name = config.get("_class_name") or _class_of(config)
-    if name not in _KNOWN:
-        raise ValueError(
-            f"the configuration is of {name!r}, whose process is not known here; known: "
-            f"{', '.join(_KNOWN)}"
-        )
-    if name == "Scheduler":
-        return dict(config)
-    defaults = _arguments(getattr(diffusers, name))
-    given = {key: value for key, value in config.items() if key != "_use_default_values"}
-    found = {**defaults, **_KNOWN[name], **given}
-    if found.get("invert_sigmas"):
-        raise ValueError("invert_sigmas=True runs time backward, which is not known here")
-    if found.get("rho", 7.0) != 7.0:
-        raise ValueError(f"Karras sigmas are known with rho = 7 here, got rho = {found['rho']!r}")
-    if "sigma_schedule" in found:
-        found["use_exponential_sigmas"] = found["sigma_schedule"] == "exponential"
-    return found
-
 
 def schedule_from(config: Mapping[str, Any]) -> Schedule:
     """What the configuration of a scheduler says; a ValueError where its process is not known."""
-    return schedule_of({**_arguments(Scheduler), **completed(config)})
+    own = arguments(Scheduler)
+    return schedule_of({**own, **completed(config, own)})
 
 
 class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
@@ -133,7 +53,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """
 
     _compatibles = sorted(
-        {*_KNOWN, *(each.name for each in KarrasDiffusionSchedulers)} - {"UnCLIPScheduler"}
+        {*KNOWN, *(each.name for each in KarrasDiffusionSchedulers)} - {"UnCLIPScheduler"}
     )
 
     @register_to_config  # type: ignore[untyped-decorator]
@@ -204,12 +124,14 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             raise TypeError(
                 f"from_config takes a configuration, pipe.scheduler.config say; got {config!r}"
             )
-        known = _arguments(Scheduler)
+        known = arguments(Scheduler)
         for name in given if not return_unused_kwargs else ():
             if name not in known:
                 raise TypeError(f"Scheduler takes no argument {name!r}{nearest(name, known)}")
         return super().from_config(
-            completed(config), return_unused_kwargs=return_unused_kwargs, **given
+            completed(config, arguments(Scheduler)),
+            return_unused_kwargs=return_unused_kwargs,
+            **given,
         )
 
     from_config = _from_config

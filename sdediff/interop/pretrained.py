@@ -13,7 +13,8 @@ import torch
 
 from sdediff.constraints import Constrained
 from sdediff.interop.called import Called, unwrapped
-from sdediff.interop.diffusers import diffusers, schedule_from
+from sdediff.interop.configurations import diffusers
+from sdediff.interop.diffusers import schedule_from
 from sdediff.interop.schedules import Raw, Schedule
 from sdediff.model import ScoreModel
 from sdediff.network_time import NetworkTime, Timesteps
@@ -26,7 +27,8 @@ _UNIT_TIMES: Final = frozenset(
     "AuraFlowTransformer2DModel BriaFibo2Transformer2DModel ChromaTransformer2DModel "
     "Flux2Transformer2DModel FluxTransformer2DModel Krea2Transformer2DModel "
     "LongCatAudioDiTTransformer LongCatImageTransformer2DModel NucleusMoEImageTransformer2DModel "
-    "OvisImageTransformer2DModel PRXTransformer2DModel QwenImage21Transformer2DModel QwenImageTransformer2DModel".split()
+    "OvisImageTransformer2DModel PRXTransformer2DModel QwenImage21Transformer2DModel "
+    "QwenImageTransformer2DModel".split()
 )
 """Networks whose pipelines divide the timesteps by their number."""
 _REVERSED: Final = frozenset({"Lumina2Transformer2DModel", "LuminaNextDiT2DModel"})

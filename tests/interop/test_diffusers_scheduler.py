@@ -14,7 +14,8 @@ import sdediff as sd
 
 diffusers = pytest.importorskip("diffusers", reason='needs pip install "sdediff[diffusers]"')
 
-from sdediff.interop.diffusers import Scheduler, check_version  # noqa: E402
+from sdediff.interop.configurations import check_version  # noqa: E402
+from sdediff.interop.diffusers import Scheduler  # noqa: E402
 from sdediff.interop.schedules import BETAS, PREDICTIONS, SPACINGS  # noqa: E402
 
 LAW = sd.exact.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], 0.3)
@@ -588,6 +589,32 @@ def test_continuous_times_are_those_of_stable_video():
     assert float((driven(better, net, start) - fine).abs().mean()) < 0.5 * float(
         (wanted - fine).abs().mean()
     )
+
+
+@pytest.mark.parametrize("kind", ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"])
+@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction"])
+def test_edm_schedulers_are_our_solvers(kind, predicts):
+    """F of an exact network, or minus F, on Karras sigmas and on exponential ones."""
+    spacing = "karras" if predicts == "epsilon" else "exponential"
+    theirs = getattr(diffusers, kind)(prediction_type=predicts, sigma_schedule=spacing)
+    solver = sd.DDIM() if "Euler" in kind else sd.solvers.DPMSolverPP(2)
+    ours = Scheduler.from_config(theirs.config, solver=solver)
+    for each in (theirs, ours):
+        each.set_timesteps(20)
+    torch.testing.assert_close(ours.timesteps, theirs.timesteps, rtol=1e-5, atol=1e-5)
+    law = LAW.model(sd.EDM(0.002, 80.0))
+    sign = {"epsilon": 1.0, "v_prediction": -1.0}[predicts]
+
+    def net(scaled, t):
+        sigma = (4 * t).exp()[:, None]
+        root = (0.25 + sigma**2).sqrt()
+        x = scaled.double() * root
+        data = law.data(x, sigma[:, 0].clamp(0.002, 80.0))
+        return (sign * (data - 0.25 / root**2 * x) / (sigma * 0.5 / root)).float()
+
+    start = START * 80.0
+    wanted = driven(theirs, net, start)
+    torch.testing.assert_close(driven(ours, net, start), wanted, rtol=0, atol=1e-4)
 
 
 # -- what is refused -------------------------------------------------------------------------------
