@@ -399,6 +399,111 @@ def test_a_network_that_learns_its_times_gets_integers():
         assert model(normal(1, 3, 8, 8), 0.5).shape == (1, 3, 8, 8)
 
 
+TOKENS = {"encoder_hidden_states": (2, 5, 16)}
+PATCHES = {"num_attention_heads": 2, "sample_size": 8, "patch_size": 2, "num_layers": 1}
+NETWORKS = {
+    "UNet1DModel": (
+        {
+            "block_out_channels": (32, 32),
+            "down_block_types": ("DownBlock1DNoSkip", "DownBlock1D"),
+            "up_block_types": ("UpBlock1D", "UpBlock1DNoSkip"),
+            "extra_in_channels": 64,
+        },
+        (2, 2, 16),
+        {},
+    ),
+    "UNet3DConditionModel": (
+        {
+            "block_out_channels": (32, 64),
+            "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
+            "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"),
+            "cross_attention_dim": 16,
+            "layers_per_block": 1,
+            "attention_head_dim": 8,
+        },
+        (2, 4, 2, 8, 8),
+        TOKENS,
+    ),
+    "Transformer2DModel": (
+        PATCHES
+        | {
+            "attention_head_dim": 8,
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_embeds_ada_norm": 10,
+            "norm_type": "ada_norm_zero",
+            "norm_elementwise_affine": False,
+        },
+        (2, 4, 8, 8),
+        {"class_labels": ()},
+    ),
+    "PixArtTransformer2DModel": (
+        PATCHES
+        | {
+            "attention_head_dim": 12,
+            "in_channels": 4,
+            "out_channels": 8,
+            "cross_attention_dim": 24,
+            "caption_channels": 16,
+            "norm_num_groups": 1,
+            "use_additional_conditions": True,
+        },
+        (2, 4, 8, 8),
+        TOKENS | {"resolution": (2, 2), "aspect_ratio": (2, 1)},
+    ),
+    "PriorTransformer": (
+        {
+            "num_attention_heads": 2,
+            "attention_head_dim": 8,
+            "embedding_dim": 16,
+            "num_layers": 1,
+            "num_embeddings": 5,
+        },
+        (2, 16),
+        TOKENS | {"proj_embedding": (2, 16)},
+    ),
+    "AuraFlowTransformer2DModel": (
+        {
+            "sample_size": 8,
+            "num_mmdit_layers": 1,
+            "num_single_dit_layers": 1,
+            "attention_head_dim": 8,
+            "num_attention_heads": 2,
+            "joint_attention_dim": 16,
+            "caption_projection_dim": 16,
+        },
+        (2, 4, 8, 8),
+        TOKENS,
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_of_other_classes_are_called_as_they_are(name):
+    """With all that their configurations ask for."""
+    config, shape, sizes = NETWORKS[name]
+    torch.manual_seed(0)
+    network = getattr(diffusers, name)(**config).eval()
+    x = normal(*shape)
+    condition = {
+        key: normal(*size) if size else torch.tensor([1, 3]) for key, size in sizes.items()
+    }
+    flows = name.startswith("Aura")
+    scheduler = FLOW if flows else diffusers.DDIMScheduler(clip_sample=False)
+    model = sd.from_diffusers(network, scheduler)
+    assert set(model.net._needed) >= set(condition) - {"encoder_hidden_states"}
+    added = {key: condition[key] for key in ("resolution", "aspect_ratio") if key in condition}
+    plain = {key: value for key, value in condition.items() if key not in added}
+    nested = {"added_cond_kwargs": added} if added else {}
+    states = "sample" if name.startswith("UNet") else "hidden_states"
+    handed = torch.full((2,), 0.5 if flows else 499.0)
+    with torch.no_grad():
+        found = model(x, 0.5, **condition)
+        wanted = network(**{states: x}, timestep=handed, **plain, **nested, return_dict=False)[0]
+    assert torch.equal(found, wanted[:, : shape[1]])
+
+
 # -- pipelines on disk -----------------------------------------------------------------------------
 
 
