@@ -193,7 +193,6 @@ def _arguments(value: Any) -> dict[str, Any]:
 
 
 def _parts(value: Any) -> Iterator[Any]:
-    """The value and all that it holds."""
     yield value
     for part in (
         value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

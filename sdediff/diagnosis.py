@@ -71,7 +71,6 @@ class Diagnosis:
         )
 
     def __str__(self) -> str:
-        """The errors and a verdict."""
         lines = [f"{'predicts':<10}{'denoising error':>16}"]
         for name, error in sorted(self.errors.items(), key=lambda item: item[1]):
             lines.append(

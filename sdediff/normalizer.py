@@ -127,7 +127,6 @@ class Normalizer:
         return _beside(pair[0], x.ndim - 1), _beside(pair[1], x.ndim - 1)
 
     def __eq__(self, other: object) -> bool:
-        """Whether both have the same numbers in the same shape."""
         if not isinstance(other, Normalizer):
             return NotImplemented
         return torch.equal(self.mean, other.mean) and torch.equal(self.std, other.std)

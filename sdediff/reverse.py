@@ -131,7 +131,6 @@ class Reverse(Problem):
 
     @property
     def constant_stochasticity(self) -> float | None:
-        """lambda, unless it is a function."""
         return None if callable(self.lam) else float(self.lam)
 
     def at(
@@ -273,15 +272,12 @@ class Reverse(Problem):
         return self.evaluate(x, self.at(t[None], "score")[0])
 
     def data(self, x: Tensor, t: Tensor) -> Tensor:
-        """E[x_0 | x_t = x]."""
         return self.evaluate(x, self.at(t[None], "data")[0])
 
     def noise(self, x: Tensor, t: Tensor) -> Tensor:
-        """E[noise | x_t = x]."""
         return self.evaluate(x, self.at(t[None], "noise")[0])
 
     def v(self, x: Tensor, t: Tensor) -> Tensor:
-        """E[alpha noise - sigma x_0 | x_t = x]."""
         return self.evaluate(x, self.at(t[None], "v")[0])
 
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -303,7 +299,6 @@ class Reverse(Problem):
         return alpha, sigma, log_snr
 
     def time_of(self, log_snr: Tensor) -> Tensor:
-        """The SDE's inverse of log_snr."""
         return _flat(self.time_of, log_snr) if log_snr.ndim > 1 else self.sde.time_of(log_snr)
 
     def time_beyond(self, log_snr: Tensor, start: Tensor) -> Tensor:

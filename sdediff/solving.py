@@ -294,7 +294,6 @@ class _Evaluated(Operator):
     """
 
     def evaluate(self, x: Tensor, at: Any, rows: Rows) -> Tensor | Output:
-        """The answer of the model inside."""
         with evaluating(self.model):
             return self.model.evaluate(x, at, rows)
 

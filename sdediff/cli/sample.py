@@ -144,7 +144,6 @@ def _partial(parts: list[Solution], out: Path, count: int, why: str, code: int) 
 
 
 def _complete(solution: Solution) -> Solution:
-    """The samples that did not fail."""
     good = torch.nonzero(solution.status == 0).flatten()
     counts = {
         name: getattr(solution, name)[good] for name in ("nfe", "accepted", "rejected", "status")
@@ -156,7 +155,6 @@ def _complete(solution: Solution) -> Solution:
 
 
 def _event(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
-    """The shape of a sample."""
     event = config["data"].get("event")
     sizes = event if isinstance(event, list) else []
     if not sizes or not all(

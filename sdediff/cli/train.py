@@ -111,7 +111,6 @@ def _model(dataset: Dataset, sde: SDE, seed: int) -> ScoreModel:
 
 
 def _tell(dataset: Dataset, model: ScoreModel, device: str | None) -> None:
-    """Print what is trained, and on what."""
     size = sum(p.numel() for p in model.parameters())
     print(
         f"{len(dataset.x)} samples of shape {tuple(dataset.x.shape[1:])} from {dataset.name}; "

@@ -246,7 +246,6 @@ class DDPM(Chain, Solver):
         )
 
     def __repr__(self) -> str:
-        """The number of steps, not all betas."""
         noise = ", last_noise=True" if self.last_noise else ""
         return f"DDPM(N={len(self.betas)}, variance={self.variance!r}{noise})"
 

@@ -198,7 +198,6 @@ class NCSN(Chain, Solver):
         return InterpolatedVE(self.sigmas[::-1], self.grid)
 
     def __repr__(self) -> str:
-        """The number of levels and their ends."""
         return (
             f"NCSN(N={self.N}, sigma {self.sigmas[0]:g} to {self.sigmas[-1]:g}, "
             f"n_steps={self.n_steps})"

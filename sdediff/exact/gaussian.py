@@ -43,12 +43,10 @@ class Normal(Law):
 
     @property
     def least_variance(self) -> float:
-        """The smallest eigenvalue of the covariance; 0 on a subspace."""
         return float(self.variances.min()) if self._full else 0.0
 
     @property
     def data_std(self) -> float:
-        """From the variance of each coordinate, the diagonal of basis diag(variances) basis^T."""
         own = self.variances if self.basis is None else self.basis.square() @ self.variances
         return self._spread(self.mean, own)
 
@@ -101,12 +99,10 @@ class Normal(Law):
         return Values(log_prob, score, mean + self._join(alpha * variances * scaled))
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """mean + basis (sqrt(variances) z)."""
         z = torch.randn(count, len(self.variances), generator=generator, dtype=torch.float64)
         return self.mean.flatten() + self._join(z * self.variances.sqrt())
 
     def data_moments(self) -> tuple[Tensor, Tensor]:
-        """The mean, and basis diag(variances) basis^T."""
         if self.basis is None:
             return self.mean.flatten(), torch.diag(self.variances)
         half = (self.basis * self.variances) @ self.basis.T

@@ -174,7 +174,6 @@ class Law:
         )
 
     def __repr__(self) -> str:
-        """The kind and the shape, no numbers."""
         return f"{type(self).__name__}(event={tuple(self.event)})"
 
     def _at(self, sde: LinearSDE, x: Tensor, t: Tensor | float) -> tuple[Values, Tensor, Tensor]:
@@ -243,7 +242,6 @@ class LawNet:
     sde: LinearSDE
 
     def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
-        """alpha E[noise | x] - sigma E[x_0 | x], shaped as x."""
         return self.law.v(self.sde, x, t)
 
 

@@ -67,7 +67,6 @@ class Isotropic(Components):
         return len(self.means)
 
     def evaluate(self, x: Tensor, log_weights: Tensor, alpha: Tensor, sigma: Tensor) -> Values:
-        """Density, score and data prediction at x (b, d)."""
         means, variances = self.means.to(x), self.variances.to(x)
         centre = means.mean(dim=0)
         m = means - centre
@@ -125,7 +124,6 @@ class Anisotropic(Components):
         return self.means.numel()
 
     def evaluate(self, x: Tensor, log_weights: Tensor, alpha: Tensor, sigma: Tensor) -> Values:
-        """Density, score and data prediction at x (b, d)."""
         means, variances = self.means.to(x), self.variances.to(x)
         vectors = None if self.vectors is None else self.vectors.to(x)
         alpha, sigma = alpha[..., None], sigma[..., None]
@@ -150,7 +148,6 @@ class Anisotropic(Components):
         return torch.diag_embed(stds) if self.vectors is None else self.vectors * stds[:, None]
 
     def diagonals(self) -> Tensor:
-        """The diagonal of vectors_k diag(variances_k) vectors_k^T."""
         return (
             self.variances
             if self.vectors is None
@@ -231,7 +228,6 @@ class GaussianMixture(Law):
 
     @property
     def least_variance(self) -> float:
-        """The smallest eigenvalue of any component's covariance."""
         return float(self.components.variances.min())
 
     @property
@@ -263,7 +259,6 @@ class GaussianMixture(Law):
         )
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """A component by its weight, then a draw from it."""
         edges = self.weights.cumsum(dim=0)
         u = torch.rand(count, generator=generator, dtype=torch.float64)
         k = torch.searchsorted(edges / edges[-1], u, right=True)

@@ -135,7 +135,6 @@ class Augmented(Problem):
         return part
 
     def take(self, rows: Tensor) -> Self:
-        """Some of the rows, with their probes and conditions."""
         part = super().take(rows)
         part.flow, part.divergence = self.flow.take(rows), self.divergence.take(rows)
         return part
@@ -145,7 +144,6 @@ class Augmented(Problem):
         return self.evaluate(x, self.at(t[None], "drift")[0])
 
     def evaluate(self, x: Tensor, at: _At) -> Tensor:
-        """keep state + push (dy / du, dl / du)."""
         differentiable = torch.is_grad_enabled()
         y = x[:, : self.d].reshape(-1, *self.event)
         with torch.enable_grad():

@@ -78,7 +78,6 @@ class LogProb:
         return self.value - width, self.value + width
 
     def __repr__(self) -> str:
-        """Shape and cost, not the numbers."""
         nfe = f"{int(self.nfe.min())} to {int(self.nfe.max())}"
         return (
             f"LogProb(value: ({len(self.value)},) nats, nfe a sample: {nfe}, failed: "

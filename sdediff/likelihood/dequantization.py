@@ -49,7 +49,6 @@ class BitsPerDim:
     failures: tuple[Failure, ...] = field(default=())
 
     def __repr__(self) -> str:
-        """Shape and cost, not the numbers."""
         draws, count = self.log_weights.shape
         return (
             f"BitsPerDim(value: ({count},), draws: {draws}, nfe a sample: {int(self.nfe.min())} "

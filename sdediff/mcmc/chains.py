@@ -113,7 +113,6 @@ class Chains:
         )
 
     def __repr__(self) -> str:
-        """Shape and diagnostics, not the numbers."""
         draws, chains, *event = self.samples.shape
         parts = [f"{draws} draws of {chains} chains, event {tuple(event)}"]
         if self.acceptance is not None:

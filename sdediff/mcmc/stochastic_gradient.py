@@ -44,7 +44,6 @@ class Decay(Record):
             )
 
     def __call__(self, n: int) -> float:
-        """The step size of the step number n."""
         return float(self.a * (self.b + n) ** -self.gamma)
 
 
@@ -79,7 +78,6 @@ class SGLD(Kernel):
         return Point(langevin(look, size, noise.normal(number))), None
 
     def size(self, number: int) -> float | None:
-        """step_n; None where it is a number."""
         return self.step(number) if callable(self.step) else None
 
 
@@ -133,7 +131,6 @@ class Posterior(Target):
 
     @property
     def full_batch(self) -> bool:
-        """Whether all data are seen at once."""
         return self.batch_size is None
 
     @cached_property
@@ -141,7 +138,6 @@ class Posterior(Target):
         return None if self.shared_seed is None else White((self.shared_seed,), ())
 
     def evaluating(self) -> AbstractContextManager[None]:
-        """Evaluation mode of the modules that the functions use."""
         return evaluating(self.log_prior, self.log_likelihood)
 
     def draw(self, noise: White, step: int) -> Target:

@@ -82,11 +82,9 @@ class LogDensity(Target):
     score: Callable[[Tensor], Tensor] | None = None
 
     def evaluating(self) -> AbstractContextManager[None]:
-        """Evaluation mode of the modules that the functions use."""
         return evaluating(self.log_prob, self.score)
 
     def look(self, x: Tensor, *, score: bool) -> Point:
-        """One evaluation, and the gradient by one backward pass."""
         if not score:
             return Point(x, self._value(x))
         if self.score is not None:
@@ -126,7 +124,6 @@ class Score(Target):
     score: Callable[[Tensor], Tensor]
 
     def evaluating(self) -> AbstractContextManager[None]:
-        """Evaluation mode of the modules that the score uses."""
         return evaluating(self.score)
 
     def look(self, x: Tensor, *, score: bool) -> Point:

@@ -130,7 +130,6 @@ class InterpolatedVP(LinearSDE):
         vars(self).update(betas=betas, times=times)
 
     def __repr__(self) -> str:
-        """The number of levels, not all of them."""
         return f"InterpolatedVP({len(self.betas)} levels up to t = {self.T:g})"
 
     @property
@@ -205,7 +204,6 @@ class InterpolatedVE(LinearSDE):
         vars(self).update(sigmas=sigmas, times=times)
 
     def __repr__(self) -> str:
-        """The number of levels and their ends."""
         return (
             f"InterpolatedVE({len(self.sigmas)} levels, sigma {self.sigmas[0]:g} to "
             f"{self.sigmas[-1]:g}, up to t = {self.T:g})"
@@ -217,7 +215,6 @@ class InterpolatedVE(LinearSDE):
 
     @property
     def sigma_0(self) -> float:
-        """The level at t = 0."""
         return math.exp(float(self._log_sigma.y[0]))
 
     @property

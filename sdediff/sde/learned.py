@@ -95,7 +95,6 @@ class LearnedVP(LinearSDE):
             )
 
     def __repr__(self) -> str:
-        """Where it starts and ends."""
         with torch.no_grad():
             low, high = self.gamma(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
         return f"LearnedVP(gamma {low:.4g} to {high:.4g})"

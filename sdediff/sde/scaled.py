@@ -101,7 +101,6 @@ class Scaled(LinearSDE):
         return self.base.log_snr(t) - 2 * math.log(self.factor)
 
     def levels(self, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
-        """(alpha, sigma, log_snr), from the base's."""
         alpha, sigma, log_snr = self.base.levels(t)
         return alpha, self.factor * sigma, log_snr - 2 * math.log(self.factor)
 
@@ -110,15 +109,12 @@ class Scaled(LinearSDE):
         return self.base.time_of(as_time(log_snr) + 2 * math.log(self.factor))
 
     def time_beyond(self, log_snr: Tensor | float) -> Tensor:
-        """Where the base has ``log_snr`` + 2 log c."""
         return self.base.time_beyond(as_time(log_snr) + 2 * math.log(self.factor))
 
     def rates(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
-        """(d alpha / dt, d sigma / dt), from the base's."""
         alpha, sigma = self.base.rates(t)
         return alpha, self.factor * sigma
 
     def kernel(self, t: Tensor | float, s: Tensor | float) -> tuple[Tensor, Tensor]:
-        """(ratio, std), from the base's."""
         ratio, std = self.base.kernel(t, s)
         return ratio, self.factor * std

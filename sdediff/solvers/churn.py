@@ -75,12 +75,10 @@ class _Around(Solver):
 
     @property
     def needs(self) -> frozenset[str]:
-        """The solver's, the kernel and the schedule."""
         return self.solver.needs | {"kernel", "marginal"}
 
     @property
     def order(self) -> float:
-        """The solver's, in the limit of small steps."""
         return self.solver.order
 
     @property
@@ -156,7 +154,6 @@ class Churn(_Around):
         noise: StepNoise,
         state: tuple[Tensor, ...],
     ) -> Step:
-        """Add noise, then one step of the solver."""
         noisy = weighted((plan.ratio, x), (plan.std, noise.normal("churn")))
         return self.solver.step(problem, noisy, plan.inner, noise, ())
 
@@ -245,7 +242,6 @@ class Restart(_Around):
         noise: StepNoise,
         state: tuple[Tensor, ...],
     ) -> Step:
-        """One step of the solver, and the rounds that follow it."""
         x = self.solver.step(problem, x, plan.inner, noise, ()).x
         again = plan.again
         if again is None:

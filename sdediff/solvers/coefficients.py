@@ -72,7 +72,6 @@ class _Values:
         return [replace(self, values=each) for each in self.values.unbind()]
 
     def __repr__(self) -> str:
-        """The kind and the shape, not the numbers."""
         return f"{type(self).__name__}(values of shape {tuple(self.values.shape)})"
 
     def _like(self, x: Tensor) -> Tensor:
@@ -88,7 +87,6 @@ class Coordinates(_Values):
     """
 
     def __matmul__(self, x: Tensor) -> Tensor:
-        """The states with each coordinate multiplied by its number."""
         if self.values.shape not in (x.shape[1:], x.shape):
             raise ValueError(
                 f"Coordinates with values of shape {tuple(self.values.shape)} do not fit states "
@@ -119,7 +117,6 @@ class Matrix(_Values):
         object.__setattr__(self, "axis", integer("Matrix: axis", self.axis))
 
     def __matmul__(self, x: Tensor) -> Tensor:
-        """The states with the matrix applied along the axis."""
         size = x.shape[1 + self.axis] if self.axis + 1 < x.ndim else None
         if self.values.shape[-2:] != (size, size):
             raise ValueError(
@@ -144,7 +141,6 @@ class Columns(_Values):
     """
 
     def __matmul__(self, x: Tensor) -> Tensor:
-        """The matrices applied to the rows of x."""
         return (self._like(x) @ x[..., None])[..., 0]
 
     @property

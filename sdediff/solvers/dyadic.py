@@ -102,7 +102,6 @@ class DyadicSteps(Policy):
         self.way = Way(solver, variable_of(problem, "t"), times, samples)
 
     def first(self, moving: Moving, norm: ErrorNorm, goal: float) -> tuple[Any, ...]:
-        """The longest steps that there are."""
         spot = torch.zeros_like(moving.target)
         source = self.noise if self.tree is None else self.tree
         return spot + self.lattice.coarsest[0], spot, source

@@ -80,7 +80,6 @@ class Langevin(Solver):
 
     @property
     def stochastic(self) -> bool:
-        """Unless there are no steps."""
         return self.n_steps > 0
 
     @property
@@ -100,7 +99,6 @@ class Langevin(Solver):
     def step(
         self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]
     ) -> Step:
-        """``n_steps`` steps at the end of the interval."""
         mean = x
         for k in range(self.n_steps):
             z = noise.normal("corrector", k)
@@ -135,7 +133,6 @@ class MetropolisLangevin(Solver):
 
     @property
     def stochastic(self) -> bool:
-        """Unless there are no steps."""
         return self.n_steps > 0
 
     @property
@@ -252,7 +249,6 @@ class PredictorCorrector(Solver):
 
     @property
     def group(self) -> int:
-        """The larger of the two."""
         return max(self._mover.group, self.corrector.group)
 
     @property
@@ -268,17 +264,14 @@ class PredictorCorrector(Solver):
         return self._mover.init_evaluations
 
     def cost(self, plan: Any) -> int:
-        """The sum of the two."""
         move, correct = plan
         return self._mover.cost(move) + self.corrector.cost(correct)
 
     @property
     def evaluations(self) -> int:
-        """The sum of the two."""
         return self._mover.evaluations + self.corrector.evaluations
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[Any]:
-        """The two plans side by side."""
         whole = times if problem.grid is None else problem.grid
         # A corrector acts at the end of its interval: after one of no length, that is a start.
         ends = times if self.sequence == "predictor-first" else torch.cat([times[:1], times[:-1]])

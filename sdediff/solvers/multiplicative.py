@@ -77,7 +77,6 @@ class AdaptiveMilstein(Adaptive, Milstein):
     has_memory = True
 
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-        """The drift at the start."""
         return (problem.evaluate(x, problem.at(t[None], "drift")[0]),)
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
@@ -117,7 +116,6 @@ class StratonovichHeun(Solver):
 
     @property
     def deterministic_order(self) -> float:
-        """Without noise."""
         return 2.0
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:

@@ -104,7 +104,6 @@ class RungeKutta(Solver):
 
     @property
     def needs(self) -> frozenset[str]:
-        """The drift, or the noise where a variable other than t is asked for."""
         if self.variable in (None, "t"):
             return frozenset({"drift"})
         return frozenset({"v" if self.variable == "angle" else "noise", "marginal"})
@@ -117,7 +116,6 @@ class RungeKutta(Solver):
         return "sigma" if {"noise", "marginal"} <= problem.offers and problem.unscaled else "t"
 
     def step_variable(self, problem: Problem) -> Variable:
-        """The problem in the integration variable."""
         return variable_of(problem, self._variable(problem), self.size)
 
     @cached_property
@@ -323,7 +321,6 @@ class DormandPrince(RungeKutta):
 class _Adaptive(Adaptive, RungeKutta):
     @property
     def error_order(self) -> int:
-        """The local error estimate is O(h^error_order)."""
         return self.tableau.error_order
 
 

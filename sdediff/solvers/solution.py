@@ -61,7 +61,6 @@ class Failure:
     what: str = "the network"
 
     def __str__(self) -> str:
-        """Say it in one line."""
         words = f" ({self.words})" if self.words else ""
         reason = _REASON[self.status].format(what=self.what)
         return f"sample {self.sample} failed at t = {self.t:.6g}: {reason}{words}"
@@ -134,7 +133,6 @@ class Solution:
         return not self.failures
 
     def __repr__(self) -> str:
-        """Shape and cost, not the numbers."""
         span = " to ".join(map(_told, self.times[[0, -1]])) if len(self.times) else "nothing"
         nfe = "none" if not len(self.nfe) else f"{int(self.nfe.min())} to {int(self.nfe.max())}"
         text = (

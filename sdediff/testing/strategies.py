@@ -66,7 +66,6 @@ class ByRates(LinearSDE):
         return -self.pull * t / self.T
 
     def g(self, t: Tensor) -> Tensor:
-        """low + (high - low) t / T."""
         return self.low + (self.high - self.low) * t / self.T
 
 
@@ -80,7 +79,6 @@ class BySchedule(LinearSDE):
     T: float = 1.0
 
     def alpha(self, t: Tensor) -> Tensor:
-        """1 / (1 + fall (t / T)^2)."""
         return 1 / (1 + self.fall * (t / self.T) ** 2)
 
     def sigma(self, t: Tensor) -> Tensor:

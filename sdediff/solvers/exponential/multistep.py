@@ -228,6 +228,5 @@ class ExponentialMultistep(Exponential):
 
 
 def _pairs(points: Points, which: list[int]) -> tuple[Points, Points]:
-    """The starts and the ends of some intervals."""
     i = torch.tensor(which)
     return points.part(i), points.part(i + 1)

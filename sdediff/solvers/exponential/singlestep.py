@@ -78,7 +78,6 @@ class Exponential(Solver):
 
     @property
     def needs(self) -> frozenset[str]:
-        """The predictions of the form, and the schedule."""
         return frozenset({"marginal", "data", self._form.quantity})
 
     @property
@@ -87,12 +86,10 @@ class Exponential(Solver):
 
     @property
     def stochastic(self) -> bool:
-        """Whether it solves the reverse SDE."""
         return self.sde
 
     @property
     def solves_sde(self) -> bool:
-        """Whether it solves the reverse SDE."""
         return self.sde
 
     def flow(self, problem: Problem) -> Flow:
@@ -174,7 +171,6 @@ class ExponentialSinglestep(Exponential):
 
     @property
     def evaluations(self) -> int:
-        """As many as the order."""
         return self.order
 
     @property
@@ -253,16 +249,13 @@ class ExponentialPair(Adaptive, ExponentialSinglestep):
 
     @property
     def needs(self) -> frozenset[str]:
-        """The form's, and the drift for the first step's size."""
         return super().needs | {"drift", "coefficients"}
 
     @property
     def error_order(self) -> int:
-        """The local error estimate is O(h^error_order)."""
         return self.table.low_order + 1
 
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-        """The predictions at the start of a step."""
         flow = self.flow(problem)
         return evaluate(problem, self._form, x, evaluations(flow, flow.points(t[None]))[0])
 

@@ -198,7 +198,6 @@ class External(Solver):
     external = True
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[Any]:
-        """Refused: the other library has the loop."""
         raise ValueError(
             f"{self!r} is another library's driver: call its method solve; it has no steps of "
             "its own"
@@ -228,7 +227,6 @@ class External(Solver):
     def solve(
         self, problem: Problem, x: Tensor, times: Tensor, noise: Noise | None, options: Options
     ) -> Solution:
-        """Solve over the grid by the other library's driver."""
         require(problem, self)
         if self.stochastic and noise is None:
             raise ValueError(f"{self!r} draws noise: pass a noise object, White(seeds, event) say")

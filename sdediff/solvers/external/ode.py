@@ -65,12 +65,10 @@ class _Ode(External):
 
     @property
     def evaluations(self) -> int:
-        """Of an attempted step, 1 where the method does not tell."""
         return self._facts.evaluations
 
     @property
     def adaptive(self) -> bool:
-        """Whether the library chooses the steps."""
         return self._facts.adaptive
 
 
@@ -242,7 +240,6 @@ class SciPy(_Ode):
             )
 
     def advance(self, run: Run, x: Tensor, first: int, last: int) -> Sequence[Tensor]:
-        """The loop of ``solve_ivp`` over one interval."""
         from scipy import integrate
 
         kind = torch.float32 if x.device.type == "mps" else torch.float64

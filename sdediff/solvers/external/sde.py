@@ -105,7 +105,6 @@ class TorchSDE(External):
         return _METHODS[self.method].evaluations * (3 if self.adaptive else 1)
 
     def check(self, run: Run) -> None:
-        """Where steps are not known beforehand, neither is the last one."""
         if self.adaptive and run.options.last == "mean":
             raise ValueError(
                 f"{self!r} does not know its last step: take last='denoise' or 'noisy'"

@@ -266,7 +266,6 @@ class Case:
         object.__setattr__(self, "predicts", canonical(self.predicts))
 
     def __repr__(self) -> str:
-        """As it can be written, but for laws with many numbers."""
         grid = ", ".join(f"{t:.6g}" for t in self.grid)
         return (
             f"Case({self.sde!r}, {_shown(self.law)}, ({grid}), predicts={self.predicts!r}, "

@@ -102,7 +102,6 @@ def _posterior(case: Case, times: Tensor) -> Tensor:
 
 
 def _ncsn(case: Case, n_steps: int = 2) -> NCSN:
-    """As many levels as the grid has times."""
     return NCSN.from_sde(
         case.sde,
         len(case.grid),
