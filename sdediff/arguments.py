@@ -19,7 +19,14 @@ from sdediff.protocols import Facts, Model, check_model, has_weights
 from sdediff.sde import SDE, LinearSDE
 from sdediff.sde.base import check_span
 from sdediff.solvers import GRIDS, LogSNR, Noise, Solver
-from sdediff.solvers.given import device_of, integer, nearest, plain, real, reals
+from sdediff.solvers.given import (
+    check_name,
+    device_of,
+    integer,
+    plain,
+    real,
+    reals,
+)
 from sdediff.solvers.legs import snapped
 
 __all__ = [
@@ -272,10 +279,8 @@ def _check_spacing(
         )
     if not solver.adaptive and not array and not n:
         raise ValueError(f"{kind} takes fixed steps: pass steps=N, or grid as an array of times")
-    if isinstance(grid, str) and grid not in GRIDS:
-        raise ValueError(
-            f"no grid is called {grid!r}{nearest(grid, GRIDS)}; known: {', '.join(GRIDS)}"
-        )
+    if isinstance(grid, str):
+        check_name("grid", grid, GRIDS)
     return n
 
 

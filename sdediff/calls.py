@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdediff.solvers.given import nearest, plain
+from sdediff.solvers.given import described, nearest, plain
 
 __all__ = [
     "Condition",
@@ -52,9 +52,8 @@ def check_names(condition: object, net: Callable[..., Any] | None, who: str = "c
 def check_floating(name: str, x: object) -> None:
     """A TypeError unless it is a floating-point tensor (B, *event)."""
     if not isinstance(x, Tensor) or x.ndim < 1 or not x.is_floating_point():
-        got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(
-            f"{name} must be a floating-point tensor (B, *event), got {got}; use x.float()"
+            f"{name} must be a floating-point tensor (B, *event), got {described(x)}; use x.float()"
         )
 
 
@@ -159,9 +158,9 @@ def check_states(name: str, x: Tensor, shape: tuple[int, ...] | None = None) -> 
         or x.ndim < 1
         or (shape is not None and tuple(x.shape) != shape)
     ):
-        got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(
-            f"{name} must be a floating-point tensor of shape {shape or '(B, *event)'}, got {got}"
+            f"{name} must be a floating-point tensor of shape {shape or '(B, *event)'}, got "
+            f"{described(x)}"
         )
     if not bool(torch.isfinite(x).all()):
         raise ValueError(f"{name} contains values that are not finite")
@@ -186,10 +185,10 @@ def check_condition(
         if value is not None and (value.ndim == 0 or value.shape[0] == 1):
             value = value.expand(count, *value.shape[1:])
         if value is None or value.shape[0] != count:
-            got = type(given).__name__ if value is None else f"shape {tuple(value.shape)}"
             raise ValueError(
                 f"condition {name!r} must be a tensor with leading dimension {count}, or one value "
-                f"for all samples, a number or a tensor with leading dimension 1; got {got}"
+                "for all samples, a number or a tensor with leading dimension 1; got "
+                f"{described(given if value is None else value)}"
             )
         found[name] = value
     return found

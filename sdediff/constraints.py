@@ -17,7 +17,7 @@ from sdediff.protocols import Like, Model, Output, Piece, Rows, facts, value_of
 from sdediff.solvers import rowwise
 from sdediff.solvers.arithmetic import along, own, planned, weighted
 from sdediff.solvers.coefficients import Coef
-from sdediff.solvers.given import Positive, Record, Share
+from sdediff.solvers.given import Positive, Record, Share, described
 from sdediff.solvers.masked import kept
 
 __all__ = ["Clip", "Constrained", "Constraint", "DynamicThreshold", "applied"]
@@ -93,9 +93,9 @@ def takes_rows(constraint: Constraint) -> bool:
 
 def _checked(out: Tensor, x_0: Tensor) -> Tensor:
     if not isinstance(out, Tensor) or out.shape != x_0.shape:
-        got = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
         raise ValueError(
-            f"a constraint must return a tensor of the shape of x_0, {tuple(x_0.shape)}, got {got}"
+            f"a constraint must return a tensor of the shape of x_0, {tuple(x_0.shape)}, got "
+            f"{described(out)}"
         )
     return out
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdediff.sde import SDE, LinearSDE
-from sdediff.solvers.given import Finite, Record, nearest, plain, reading
+from sdediff.solvers.given import Finite, Record, described, nearest, plain, reading
 
 __all__ = [
     "NETWORK_TIMES",
@@ -106,10 +106,8 @@ def read_network_time(time: NetworkTime, sde: SDE, t: Tensor) -> Tensor:
         return NETWORK_TIMES[time](sde, t)
     handed = time(sde, t) if isinstance(time, Timesteps) else reading("time", time, "t", t)
     if not isinstance(handed, Tensor) or handed.shape != t.shape:
-        got = (
-            f"shape {tuple(handed.shape)}" if isinstance(handed, Tensor) else type(handed).__name__
-        )
         raise ValueError(
-            f"time(t) must return a tensor of the shape of t, {tuple(t.shape)}; got {got}"
+            f"time(t) must return a tensor of the shape of t, {tuple(t.shape)}; got "
+            f"{described(handed)}"
         )
     return handed

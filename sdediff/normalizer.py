@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sdediff.masks import mask_of
 from sdediff.solvers import rowwise
+from sdediff.solvers.given import described
 from sdediff.solvers.masked import kept
 
 __all__ = ["Moments", "Normalizer", "coordinate_moments"]
@@ -199,13 +200,9 @@ def coordinate_moments(data: Tensor, mask: Tensor | None = None) -> Moments:
         or not data.is_floating_point()
         or not data.numel()
     ):
-        got = (
-            f"{data.dtype} of shape {tuple(data.shape)}"
-            if isinstance(data, Tensor)
-            else type(data).__name__
-        )
         raise TypeError(
-            f"data must be a floating-point tensor (N, *event) that is not empty, got {got}"
+            "data must be a floating-point tensor (N, *event) that is not empty, got "
+            f"{described(data)}"
         )
     exist, zero = mask_of(mask, data), torch.zeros(data.shape[1:], dtype=torch.float64)
     count = torch.full_like(zero, len(data)) if exist is None else exist.sum(dim=0).cpu().double()

@@ -503,7 +503,7 @@ def sampled(**given):
         ),
         (
             lambda: sd.sde.InterpolatedVP((0.1j, 0.2), (0.5, 1.0)),
-            "InterpolatedVP: betas must be a number",
+            "InterpolatedVP: betas must be a sequence of numbers",
         ),
         (lambda: sd.DenoisingScoreMatching("epsilon"), r"weighting .*\(did you mean 'noise'\?\)"),
         (

@@ -51,7 +51,7 @@ from sdediff.solvers import (
     Tsit5,
     UniPC,
 )
-from sdediff.solvers.given import nearest
+from sdediff.solvers.given import check_name
 
 __all__ = [
     "SDES",
@@ -139,10 +139,7 @@ SOLVERS: Final[dict[str, Callable[[Request], Solver]]] = {
 
 def _choose(kind: str, name: str, known: dict[str, Callable[..., object]]) -> str:
     key = name.lower().replace("_", "-")
-    if key not in known:
-        raise ValueError(
-            f"no {kind} is called {name!r}{nearest(key, known)}; known: {', '.join(known)}"
-        )
+    check_name(kind, key, known)
     return key
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from sdediff.solvers import expand
 from sdediff.solvers.exponential.euler import posterior_weights
 from sdediff.solvers.given import integer, reals
 
-__all__ = ["Chain", "Levels", "evenly", "floats"]
+__all__ = ["Chain", "Levels", "evenly"]
 
 
 class Levels(NamedTuple):
@@ -190,20 +190,6 @@ class Chain:
             (sde.sigma(times) / self.levels.sigmas[1:] - 1).abs(),
         )
         return float(torch.maximum(*off).max())
-
-
-def floats(name: str, what: str, values: Any) -> tuple[float, ...]:
-    """A sequence or a vector as a tuple of floats, at least one."""
-    try:
-        vector = reals(name, values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name}: {what} must be a sequence of numbers, got {values!r}") from error
-    if vector.ndim != 1 or not len(vector):
-        raise ValueError(
-            f"{name}: {what} must be a vector of at least one number, got shape "
-            f"{tuple(vector.shape)}"
-        )
-    return tuple(vector.tolist())
 
 
 def evenly(N: int, count: int, power: float = 1.0) -> Sequence[int]:

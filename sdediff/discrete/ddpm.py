@@ -14,18 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdediff.discrete.chain import Chain, Levels, evenly, floats
+from sdediff.discrete.chain import Chain, Levels, evenly
 from sdediff.discrete.schedules import ScheduleOptions, schedule, zero_terminal_snr
 from sdediff.protocols import Model, facts
 from sdediff.sde import InterpolatedVP, LinearSDE
 from sdediff.sde.base import check_linear
-from sdediff.solvers import Problem, Solver, Step, StepNoise, check_grid, expand
-from sdediff.solvers.given import integer, plain
+from sdediff.sde.interpolated import points
+from sdediff.solvers import Problem, Solver, Step, StepNoise, expand
+from sdediff.solvers.given import check_choice, integer, plain
 
 __all__ = ["DDPM", "Variance"]
 
 Variance = Literal["beta", "beta_tilde", "learned"]
-_VARIANCES = ("beta", "beta_tilde", "learned")
 _FAR = 0.1  # Song's rule has other marginals than its SDE, by less than this where it is any good
 
 
@@ -64,7 +64,7 @@ class DDPM(Chain, Solver):
 
     betas: tuple[float, ...]
     grid: tuple[float, ...] = ()
-    variance: Variance = "beta_tilde"
+    variance: Literal["beta", "beta_tilde", "learned"] = "beta_tilde"
     last_noise: bool = False
 
     solves_sde = True
@@ -81,7 +81,9 @@ class DDPM(Chain, Solver):
                 f"DDPM: betas must be a sequence of numbers, got {n}; for {n} levels write "
                 f"DDPM.from_schedule('linear', {n})"
             )
-        betas = floats("DDPM", "betas", self.betas)
+        even = np.arange(1, np.size(self.betas) + 1) / max(1, np.size(self.betas))
+        given = self.grid if np.size(self.grid) else even
+        betas, grid = points("DDPM", "betas", self.betas, given, above=True)
         wrong = [
             i
             for i, beta in enumerate(betas)
@@ -91,26 +93,6 @@ class DDPM(Chain, Solver):
             raise ValueError(
                 f"DDPM: betas must lie in (0, 1), and the last may be 1; got beta_{wrong[0] + 1} "
                 f"= {betas[wrong[0]]:g}"
-            )
-        grid = (
-            floats("DDPM", "grid", self.grid)
-            if np.size(self.grid)
-            else tuple((i + 1) / len(betas) for i in range(len(betas)))
-        )
-        if len(grid) != len(betas):
-            raise ValueError(
-                f"DDPM: needs one time for each of the {len(betas)} betas, got {len(grid)}"
-            )
-        if self.variance not in _VARIANCES:
-            raise ValueError(
-                f"DDPM: variance must be one of {', '.join(map(repr, _VARIANCES))}, got "
-                f"{self.variance!r}"
-            )
-        check_grid(torch.tensor(grid))
-        if grid[0] <= 0 or (len(grid) > 1 and grid[1] < grid[0]):
-            raise ValueError(
-                f"DDPM: the times of i = 1..N must rise from above 0, got {grid[0]:g} to "
-                f"{grid[-1]:g}"
             )
         vars(self).update(betas=betas, grid=grid)
 
@@ -136,8 +118,7 @@ class DDPM(Chain, Solver):
         T / N must not fall below t_min, where the network is not trained.
         """
         N = integer("N", N, 1)
-        if rule not in ("kernel", "song"):
-            raise ValueError(f"rule must be 'kernel' or 'song', got {rule!r}")
+        check_choice("rule", rule, ("kernel", "song"))
         check_linear(sde)
         end = sde.T if sde.t_max >= sde.T * (1 - 1e-12) else sde.t_max
         times = torch.arange(N + 1, dtype=torch.float64) * (end / N)
@@ -210,8 +191,7 @@ class DDPM(Chain, Solver):
         are, so that a model of this chain's SDE goes with it. Its ``times`` are a grid for `DDIM`
         too.
         """
-        if spacing not in ("uniform", "quadratic"):
-            raise ValueError(f"spacing must be 'uniform' or 'quadratic', got {spacing!r}")
+        check_choice("spacing", spacing, ("uniform", "quadratic"))
         steps = plain(steps)
         steps = steps.tolist() if isinstance(steps, np.ndarray) else steps
         if isinstance(steps, str) or not isinstance(steps, int | Sequence | Tensor):

@@ -18,11 +18,12 @@ from scipy.special import ndtr
 from torch import Tensor
 
 from sdediff.arguments import check_states
-from sdediff.discrete.chain import Chain, Levels, floats
+from sdediff.discrete.chain import Chain, Levels
 from sdediff.objectives import DenoisingScoreMatching
 from sdediff.objectives.objective import Batch, Loss
 from sdediff.sde import InterpolatedVE, LinearSDE
 from sdediff.sde.base import check_linear
+from sdediff.sde.interpolated import points
 from sdediff.solvers import Problem, Solver, Step, StepNoise, rowwise
 from sdediff.solvers.given import Count, check_choice, integer, real
 
@@ -65,8 +66,11 @@ class NCSN(Chain, Solver):
     stochastic = True
 
     def __post_init__(self) -> None:
-        sigmas = floats("NCSN", "sigmas", self.sigmas)
-        if not all(0 < sigma < math.inf for sigma in sigmas):
+        count = np.size(self.sigmas)
+        even = [i / (count - 1) for i in range(count)] if count > 1 else [1.0]
+        given = self.grid if np.size(self.grid) else even
+        sigmas, grid = points("NCSN", "sigmas", self.sigmas, given, above=False)
+        if min(sigmas) <= 0:
             raise ValueError(f"NCSN: sigmas must be positive numbers, got {sigmas!r}")
         rise = next((j for j, (a, b) in enumerate(itertools.pairwise(sigmas)) if b >= a), None)
         if rise is not None:
@@ -74,18 +78,6 @@ class NCSN(Chain, Solver):
                 "NCSN: sigmas must fall, from the largest noise to the smallest; "
                 f"sigma_{rise + 1} = {sigmas[rise]:g} is followed "
                 f"by {sigmas[rise + 1]:g}"
-            )
-        count = len(sigmas)
-        even = tuple(i / (count - 1) for i in range(count)) if count > 1 else (1.0,)
-        grid = floats("NCSN", "grid", self.grid) if np.size(self.grid) else even
-        if len(grid) != count:
-            raise ValueError(
-                f"NCSN: needs one time for each of the {count} sigmas, got {len(grid)}"
-            )
-        if grid[0] < 0 or any(b <= a for a, b in itertools.pairwise(grid)):
-            raise ValueError(
-                f"NCSN: the times of i = 1..N must rise from 0 or above, got {grid[0]:g} to "
-                f"{grid[-1]:g}"
             )
         if self.step_size is not None and not 0 < self.step_size < sigmas[-1] ** 2:
             raise ValueError(

@@ -10,7 +10,7 @@ from typing import Any, Final, TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from sdediff.solvers.given import integer, nearest, real, reals, within
+from sdediff.solvers.given import check_name, integer, nearest, real, reals, within
 
 __all__ = ["SCHEDULES", "ScheduleOptions", "schedule", "zero_terminal_snr"]
 
@@ -139,11 +139,8 @@ def schedule(
         raise TypeError(
             f"name must be one of {', '.join(SCHEDULES)}, or a function alpha_bar(t); got {name!r}"
         )
-    if isinstance(name, str) and name not in SCHEDULES:
-        raise ValueError(
-            f"no schedule is called {name!r}{nearest(name, SCHEDULES)}; known: "
-            f"{', '.join(SCHEDULES)}"
-        )
+    if isinstance(name, str):
+        check_name("schedule", name, SCHEDULES)
     known = list(inspect.signature(SCHEDULES[name]).parameters)[1:] if isinstance(name, str) else []
     wrong = [option for option in options if option not in known]
     if wrong:

@@ -15,7 +15,7 @@ from sdediff.model import ScoreModel
 from sdediff.normalizer import Moments
 from sdediff.sde import LinearSDE
 from sdediff.sde.base import as_time, check_linear
-from sdediff.solvers.given import fact, integer, reals
+from sdediff.solvers.given import described, fact, integer, reals
 
 __all__ = [
     "Conditioned",
@@ -185,8 +185,9 @@ class Law:
     def _flat(self, x: Tensor) -> Tensor:
         """States (B, d) in the dtype of the arithmetic."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
-            got = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"x must be a floating-point tensor, got {got}; write x.double(), say")
+            raise TypeError(
+                f"x must be a floating-point tensor, got {described(x)}; write x.double(), say"
+            )
         number = x.ndim == 1 and self.event.numel() == 1
         if not number and (x.ndim == 0 or x.shape[1:] != self.event):
             raise ValueError(

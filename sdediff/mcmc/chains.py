@@ -19,7 +19,7 @@ from sdediff.mcmc.kernels import Kernel, Noise
 from sdediff.mcmc.target import Target, as_target
 from sdediff.progress import progress_bar
 from sdediff.solvers import White, rowwise
-from sdediff.solvers.given import check_choice, integer
+from sdediff.solvers.given import check_choice, described, integer
 from sdediff.solvers.portable import Portable
 
 __all__ = [
@@ -321,13 +321,9 @@ def _by_coordinate(samples: Tensor, function: Callable[[Tensor], Tensor]) -> Ten
         or samples.ndim < 2
         or not samples.numel()
     ):
-        got = (
-            f"{samples.dtype} {tuple(samples.shape)}"
-            if isinstance(samples, Tensor)
-            else type(samples).__name__
-        )
         raise ValueError(
-            f"samples must be a floating-point tensor (draws, chains, *event), got {got}"
+            "samples must be a floating-point tensor (draws, chains, *event), got "
+            f"{described(samples)}"
         )
     draws, chains = samples.shape[:2]
     if draws < 4:

@@ -16,7 +16,7 @@ from sdediff.mcmc.kernels import Kernel, Noise, langevin
 from sdediff.mcmc.target import LogDensity, Point, Target
 from sdediff.modules import evaluating
 from sdediff.solvers import White
-from sdediff.solvers.given import Count, Natural, Positive, Record, within
+from sdediff.solvers.given import Count, Natural, Positive, Record, described, within
 
 __all__ = ["SGLD", "Decay", "Posterior"]
 
@@ -164,14 +164,9 @@ class Posterior(Target):
         def log_prob(x: Tensor) -> Tensor:
             each = self.log_likelihood(x, *(y.expand(len(x), *y.shape[1:]) for y in batch))
             if not isinstance(each, Tensor) or each.shape != (len(x), n):
-                got = (
-                    f"shape {tuple(each.shape)}"
-                    if isinstance(each, Tensor)
-                    else type(each).__name__
-                )
                 raise ValueError(
                     f"log_likelihood(x, y) must return a tensor (chains, n) = {(len(x), n)}, got "
-                    f"{got}"
+                    f"{described(each)}"
                 )
             return self.log_prior(x) + scale * each.sum(dim=1)
 

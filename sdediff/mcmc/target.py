@@ -19,7 +19,7 @@ from sdediff.protocols import Model, facts, is_model
 from sdediff.sde.base import as_time
 from sdediff.solvers import White
 from sdediff.solvers.arithmetic import along
-from sdediff.solvers.given import Record, fact, reading
+from sdediff.solvers.given import Record, described, fact, reading
 from sdediff.solvers.metropolis import line_integral
 
 __all__ = ["LogDensity", "Point", "Score", "Target", "as_target", "at", "known"]
@@ -193,11 +193,12 @@ def as_target(target: Target | Callable[[Tensor], Tensor]) -> Target:
 def _shaped(name: str, value: object, shape: torch.Size) -> Tensor:
     if isinstance(value, Tensor) and value.shape == shape:
         return value
-    got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
     hint = (
         "; a function that returns the score is mcmc.Score(function)" if name == "log_prob" else ""
     )
-    raise ValueError(f"{name}(x) must return a tensor of shape {tuple(shape)}, got {got}{hint}")
+    raise ValueError(
+        f"{name}(x) must return a tensor of shape {tuple(shape)}, got {described(value)}{hint}"
+    )
 
 
 def known(value: Tensor | None) -> Tensor:

@@ -18,6 +18,7 @@ from sdediff.metrics.samples import (
     check_sample,
     measure,
 )
+from sdediff.solvers.given import described
 
 __all__ = ["KolmogorovSmirnov", "kolmogorov_smirnov"]
 
@@ -109,10 +110,9 @@ def _probabilities(cdf: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Checked values of the cdf."""
     value = cdf(x.to(accumulator(x.device)))
     if not isinstance(value, Tensor) or value.shape != x.shape:
-        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(
-            f"the cdf returned {got} for values {tuple(x.shape)}: expected a tensor of the same "
-            "shape"
+            f"the cdf returned {described(value)} for values {tuple(x.shape)}: expected a tensor "
+            "of the same shape"
         )
     if not bool(((value >= 0) & (value <= 1)).all()):
         raise ValueError(

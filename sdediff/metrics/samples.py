@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sdediff import solvers
 from sdediff.modules import evaluating
-from sdediff.solvers.given import integer, plain, reading
+from sdediff.solvers.given import described, integer, plain, reading
 
 __all__ = [
     "ELEMENTS",
@@ -135,10 +135,9 @@ def check_samples(x: Tensor, y: Tensor, least: int = 1, of: str = "") -> tuple[T
 
 def _shaped(name: str, x: Tensor, least: int) -> Tensor:
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 1:
-        got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(
-            f"{name} must be a floating-point tensor of shape (n, *event), got {got}; convert it "
-            "first"
+            f"{name} must be a floating-point tensor of shape (n, *event), got {described(x)}; "
+            "convert it first"
         )
     if len(x) < least or x[:1].numel() == 0:
         raise ValueError(
@@ -212,10 +211,9 @@ def apply(name: str, function: Callable[[Tensor], Tensor], x: Tensor, batch_size
                 or len(value) != len(batch)
                 or (outputs and width != outputs[0].shape[1:])
             ):
-                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise ValueError(
-                    f"{name} returned {got} for a batch {tuple(batch.shape)}: expected "
-                    f"({len(batch)}, k); flatten it"
+                    f"{name} returned {described(value)} for a batch {tuple(batch.shape)}: "
+                    f"expected ({len(batch)}, k); flatten it"
                 )
             outputs.append(value)
     return torch.cat(outputs)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from sdediff.sde.linear import LinearSDE
 from sdediff.sde.roots import crossing
-from sdediff.solvers.given import real
+from sdediff.solvers.given import reals
 
-__all__ = ["InterpolatedVE", "InterpolatedVP"]
+__all__ = ["InterpolatedVE", "InterpolatedVP", "points"]
 
 Array = NDArray[np.float64]
 _RIGHT_ANGLE = 0.5 * math.pi
@@ -84,24 +84,35 @@ class _Rising:
         return torch.where(value <= self.y[i], start, start + share * (end - start))
 
 
-def _points(
-    name: str, what: str, values: Sequence[float], times: Sequence[float]
+def points(
+    name: str, what: str, values: Any, times: Any, *, above: bool
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Both as tuples of floats; a ValueError unless there is a time for each value and times rise
-    from above 0.
+    from 0, or from ``above`` it.
     """
-    for which, given in ((what, values), ("times", times)):
-        if not isinstance(given, Iterable):
-            raise TypeError(f"{name}: {which} must be a sequence of numbers, got {given!r}")
-    levels = tuple(real(f"{name}: {what}", v) for v in values)
-    at = tuple(real(f"{name}: times", t) for t in times)
-    if len(levels) != len(at) or not levels:
+    levels, at = _floats(f"{name}: {what}", values), _floats(f"{name}: times", times)
+    if len(levels) != len(at):
         raise ValueError(
             f"{name}: needs one time for each of the {len(levels)} {what}, got {len(at)}"
         )
-    if not all(math.isfinite(t) for t in at) or any(b <= a for a, b in itertools.pairwise(at)):
-        raise ValueError(f"{name}: times must be finite and rise")
+    if at[0] < 0 or (above and at[0] == 0) or any(b <= a for a, b in itertools.pairwise(at)):
+        raise ValueError(
+            f"{name}: times must rise from {'above 0' if above else '0 or above'}, got {at[0]:g} "
+            f"to {at[-1]:g}"
+        )
     return levels, at
+
+
+def _floats(name: str, values: Any) -> tuple[float, ...]:
+    try:
+        vector = reals(name, values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be a sequence of numbers, got {values!r}") from error
+    if vector.ndim != 1 or not len(vector) or not bool(torch.isfinite(vector).all()):
+        raise ValueError(
+            f"{name} must be a vector of at least one number, all finite; got {values!r}"
+        )
+    return tuple(vector.tolist())
 
 
 @dataclass(frozen=True, repr=False)
@@ -121,12 +132,7 @@ class InterpolatedVP(LinearSDE):
     times: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        betas, times = _points("InterpolatedVP", "betas", self.betas, self.times)
-        if times[0] <= 0:
-            raise ValueError(
-                "InterpolatedVP: the first time must be above 0, where data are clean; got "
-                f"{times[0]!r}"
-            )
+        betas, times = points("InterpolatedVP", "betas", self.betas, self.times, above=True)
         vars(self).update(betas=betas, times=times)
 
     def __repr__(self) -> str:
@@ -194,13 +200,11 @@ class InterpolatedVE(LinearSDE):
     times: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        sigmas, times = _points("InterpolatedVE", "sigmas", self.sigmas, self.times)
+        sigmas, times = points("InterpolatedVE", "sigmas", self.sigmas, self.times, above=False)
         if len(sigmas) < 2 or sigmas[0] <= 0 or any(b <= a for a, b in itertools.pairwise(sigmas)):
             raise ValueError(
                 "InterpolatedVE: sigmas must be at least two positive numbers that rise"
             )
-        if times[0] < 0:
-            raise ValueError(f"InterpolatedVE: the first time must be at least 0, got {times[0]!r}")
         vars(self).update(sigmas=sigmas, times=times)
 
     def __repr__(self) -> str:

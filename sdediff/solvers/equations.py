@@ -22,7 +22,15 @@ from sdediff.solvers.functions import (
     Sense,
     Structure,
 )
-from sdediff.solvers.given import callback_of, check_choice, check_grad, flag, integer, plain
+from sdediff.solvers.given import (
+    callback_of,
+    check_choice,
+    check_grad,
+    described,
+    flag,
+    integer,
+    plain,
+)
 from sdediff.solvers.grid import check_grid
 from sdediff.solvers.integrate import integrate, require
 from sdediff.solvers.noise import Noise, fresh_seed
@@ -126,10 +134,10 @@ class Driving:
             )
         for name, value in (self.condition or {}).items():
             if not isinstance(value, Tensor) or value.ndim < 1 or len(value) != len(x):
-                got = tuple(value.shape) if isinstance(value, Tensor) else repr(value)
                 raise ValueError(
                     f"condition[{name!r}] must be a tensor with {len(x)} rows, one a sample; got "
-                    f"{got}. What all samples share goes into the function by functools.partial"
+                    f"{described(value)}. What all samples share goes into the function by "
+                    "functools.partial"
                 )
         return self.condition or {}
 
@@ -334,8 +342,7 @@ def _function(name: str, value: Function | float) -> Function:
 
 def _state(x: Tensor) -> Tensor:
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"x must be a tensor of real numbers, float64 say; got {got}")
+        raise TypeError(f"x must be a tensor of real numbers, float64 say; got {described(x)}")
     if x.ndim < 1:
         raise ValueError("x must be (B, *event), a batch of states; got one number: x[None]")
     if not bool(torch.isfinite(x).all()):

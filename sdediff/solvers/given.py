@@ -32,6 +32,8 @@ __all__ = [
     "callback_of",
     "check_choice",
     "check_grad",
+    "check_name",
+    "described",
     "device_of",
     "fact",
     "flag",
@@ -165,6 +167,21 @@ def check_choice(name: str, value: object, known: Collection[str]) -> None:
             f"{name} must be one of {', '.join(map(repr, known))}, got "
             f"{_shown(value)}{nearest(str(value), known)}"
         )
+
+
+def check_name(what: str, name: str, known: Collection[str]) -> None:
+    """A ValueError unless a ``what`` is called ``name``, with the nearest name and the others."""
+    if name not in known:
+        raise ValueError(
+            f"no {what} is called {name!r}{nearest(name, known)}; known: {', '.join(known)}"
+        )
+
+
+def described(value: object) -> str:
+    """The dtype and the shape of a tensor, the type of anything else, for an error."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype} of shape {tuple(value.shape)}"
+    return type(value).__name__
 
 
 def check_grad(grad: object) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sdediff.solvers.arithmetic import Like, Number, planned, rowwise, weighted
 from sdediff.solvers.coefficients import Coef
-from sdediff.solvers.given import nearest
+from sdediff.solvers.given import check_name
 
 __all__ = ["QUANTITIES", "At", "Monitor", "Output", "Problem", "check_quantity"]
 
@@ -44,11 +44,7 @@ class Output:
 
 def check_quantity(quantity: str, offers: Collection[str] = QUANTITIES) -> None:
     """A ValueError unless `Problem.at` knows the ``quantity`` and a problem ``offers`` it."""
-    if quantity not in QUANTITIES:
-        known = ", ".join(QUANTITIES)
-        raise ValueError(
-            f"no quantity is called {quantity!r}{nearest(quantity, QUANTITIES)}; known are {known}"
-        )
+    check_name("quantity", quantity, QUANTITIES)
     if quantity not in offers:
         raise ValueError(
             f"this problem does not offer {quantity}: a solver that evaluates it names it in its "

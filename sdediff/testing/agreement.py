@@ -21,7 +21,7 @@ from sdediff.predictions import PREDICTIONS
 from sdediff.protocols import facts, is_model
 from sdediff.sde import SDE, VE, VP, LinearSDE, SubVP
 from sdediff.solvers import DDIM, EulerMaruyama, Noise, Solver
-from sdediff.solvers.given import integer, nearest, real
+from sdediff.solvers.given import check_name, integer, real
 from sdediff.stochasticity import check_stochasticity
 from sdediff.testing.check import instance_of
 from sdediff.testing.equivalences import EQUIVALENCES, agree, evaluate
@@ -63,11 +63,7 @@ def check_equivalences(
     instance = instance_of(sde, "check_equivalences")
     chosen = list(EQUIVALENCES if names is None else names)
     for name in chosen:
-        if name not in EQUIVALENCES:
-            raise ValueError(
-                f"no equivalence is called {name!r}{nearest(name, EQUIVALENCES)}; known: "
-                f"{', '.join(EQUIVALENCES)}"
-            )
+        check_name("equivalence", name, EQUIVALENCES)
     cases = _cases(_linear(instance)) if "kernel" in instance.offers else []
     findings = tuple(_over(name, cases) for name in chosen)
     return Report(repr(instance), findings, "equivalence").conclude(EquivalenceError, verbose)

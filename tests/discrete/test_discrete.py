@@ -597,7 +597,10 @@ def test_learned_variance_lies_between_the_two() -> None:
         (lambda: sd.DDPM.from_schedule("cosine", 10, s=-0.1), "s must be a finite number >= 0"),
         (lambda: sd.DDPM.from_schedule("sigmoid", 10, tau=0.0), "tau must be a positive number"),
         (lambda: sd.DDPM.from_schedule("sigmoid", 10, start=3.0), "start = 3, end = 3, tau = 1"),
-        (lambda: sd.DDPM.from_sde(sd.VP(), 10, rule="exact"), "rule must be 'kernel' or 'song'"),
+        (
+            lambda: sd.DDPM.from_sde(sd.VP(), 10, rule="exact"),
+            "rule must be one of 'kernel', 'song'",
+        ),
         (lambda: sd.DDPM.from_schedule("linear", 10).respaced([3, 2]), "must rise within 1..10"),
         (lambda: sd.DDPM.from_schedule("linear", 10).respaced([0, 2]), "must lie in 1..10"),
         (lambda: sd.DDPM.from_schedule("linear", 10).respaced(11), "an int in 1..10"),

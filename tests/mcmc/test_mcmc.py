@@ -584,12 +584,12 @@ BAD = {
     "a score as density": (
         lambda: mcmc.run(mcmc.ULA(0.1), lambda x: -x, START, steps=1),
         ValueError,
-        r"shape \(5,\), got shape \(5, 2\); a function that returns the score is mcmc\.Score",
+        r"shape \(5,\), got .*shape \(5, 2\); a function that returns the score is mcmc\.Score",
     ),
     "a density as score": (
         lambda: mcmc.run(mcmc.ULA(0.1), mcmc.Score(lambda x: x.sum(dim=1)), START, steps=1),
         ValueError,
-        r"score\(x\) must return a tensor of shape \(5, 2\), got shape \(5,\)",
+        r"score\(x\) must return a tensor of shape \(5, 2\), got .*shape \(5,\)",
     ),
     "no gradient": (
         lambda: mcmc.run(mcmc.MALA(0.1), lambda x: x.detach().sum(dim=1), START, steps=1),

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sdediff.solvers.arithmetic import along, rowwise
-from sdediff.solvers.given import nearest
+from sdediff.solvers.given import check_name
 from sdediff.solvers.integrate import require
 from sdediff.solvers.legs import legs_of
 from sdediff.solvers.noise import Noise, StepNoise
@@ -288,8 +288,4 @@ def check_method(
     name = type(solver).__name__
     if method in instead:
         raise ValueError(f"{name}: method {method!r} is not taken: {instead[method]}")
-    if method not in known:
-        raise ValueError(
-            f"{name}: no method is called {method!r}{nearest(method, known)}; known: "
-            f"{', '.join(known)}"
-        )
+    check_name("method", method, known)
