@@ -37,9 +37,9 @@ no useful solve comes near.
 """
 
 _REASON = {
-    Status.NETWORK_NOT_FINITE: "the output of {what} is not finite; look at {what} at this time "
+    Status.NETWORK_NOT_FINITE: "{what}'s output is not finite; look at {what} at this time "
     "and at its input",
-    Status.STATE_NOT_FINITE: "the state is not finite though the output of {what} was; take more "
+    Status.STATE_NOT_FINITE: "the state is not finite though {what}'s output was; take more "
     "steps or a more stable solver",
     Status.MAX_NFE: "max_nfe is reached; raise it or loosen the tolerances",
     Status.STEP_TOO_SMALL: "the step size fell to rounding error; loosen the tolerances or look "

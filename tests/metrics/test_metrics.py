@@ -749,11 +749,11 @@ def test_samples_that_cannot_be_compared(distance, x, y, words):
         (lambda: frechet_distance(X, X, features="inception"), ["features", "str"]),
         (
             lambda: frechet_distance(X, X, features=lambda z: z[:, 0]),
-            ["features returned torch.float32 of shape \\(10,\\)", "\\(10, k\\)"],
+            ["features returned torch.float64 of shape \\(10,\\)", "\\(10, k\\)"],
         ),
         (
             lambda: frechet_distance(X, X, features=lambda z: z[:4]),
-            ["features returned torch.float32 of shape \\(4, 3\\)"],
+            ["features returned torch.float64 of shape \\(4, 3\\)"],
         ),
         (lambda: frechet_distance(X, X, features=lambda z: z / 0), ["features of x has NaN"]),
         (lambda: frechet_distance(X, X, batch_size=0), ["batch_size"]),
