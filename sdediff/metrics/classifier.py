@@ -40,6 +40,8 @@ def classifier_two_sample_test(
 
     Lopez-Paz & Oquab 2017, arXiv 1610.06545.
     """
+    from scipy.stats import hypergeom  # heavy, and kept out of `import sdediff`
+
     hidden = check_count("hidden", hidden, 1)
     steps = check_count("steps", steps, 1)
     random = generator(seed, _SPLIT)
@@ -59,20 +61,9 @@ def classifier_two_sample_test(
     share = called / (n + m)
     std = 0.5 * math.sqrt(share * (1 - share) * (n + m) ** 2 / (n + m - 1) / (n * m))
     floor = Floor(0.5, std, 0.5 + 1.6448536269514722 * std, 0)
-    return Metric(0.5 * (1 + right / n - wrong / m), floor, _upper_tail(right, n, m, called))
-
-
-def _upper_tail(right: int, n: int, m: int, called: int) -> float:
-    """P(k >= right) for k of the n among ``called`` drawn without replacement from n + m."""
-    k = torch.arange(right, min(called, n) + 1, dtype=torch.float64)
-    log_ways = _log_binomial(n, k) + _log_binomial(m, called - k)
-    every = torch.arange(max(0, called - m), min(called, n) + 1, dtype=torch.float64)
-    log_all = _log_binomial(n, every) + _log_binomial(m, called - every)
-    return min(1.0, math.exp(float(log_ways.logsumexp(dim=0) - log_all.logsumexp(dim=0))))
-
-
-def _log_binomial(n: int, k: Tensor) -> Tensor:
-    return math.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
+    # P(k >= right) for k of the n among those called x, drawn without replacement from n + m
+    p_value = float(hypergeom.sf(right - 1, n + m, n, called))
+    return Metric(0.5 * (1 + right / n - wrong / m), floor, p_value)
 
 
 class _Network(NamedTuple):

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import torch
+from scipy.special import kolmogorov
 from torch import Tensor
 
 from sdediff.metrics.samples import (
@@ -24,11 +26,6 @@ __all__ = ["KolmogorovSmirnov", "kolmogorov_smirnov"]
 
 # n m up to which paths are counted; numbers of paths stay far below the largest float64
 _EXACT: Final = 10_000
-_FEW: Final = 50  # rows of one sample, up to which p is exact
-# sqrt(n) D, above which sup F - G and sup G - F are never both as large: but for 4e-11 of p
-_FAR: Final = 2.0
-_TERMS: Final = 12  # of either series, where the largest left out is below 1e-80
-_SWITCH: Final = 1.0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -55,13 +52,12 @@ def kolmogorov_smirnov(
     *event), or the G that ``y_or_cdf`` computes: from float64 values (b, *event) to their
     probabilities, coordinate by coordinate, in a continuous law. The value is the largest D.
 
-    p = P(D >= observed) is exact for two samples with n m <= 10,000 (paths on the lattice are
-    counted; in the presence of ties it is an upper bound) and for one with n <= 50 (Marsaglia,
-    Tsang & Wang 2003). Beyond, it is Kolmogorov's series at lambda = sqrt(n) D, or sqrt(nm / (n +
-    m)) D, and a small term for finite n and m (Vrbik 2018; Hodges 1958): within 3e-4 of the exact p
-    for one sample, within 0.015 for two of at least 10 rows each. ``floor``: random splits of the
-    pooled sample; it needs y. ValueError on samples of different shape or with NaN or inf, and on a
-    cdf with values outside [0, 1].
+    p = P(D >= observed) is exact for one sample (`scipy.stats.kstwo`) and for two with n m <=
+    10,000 (paths on the lattice are counted; in the presence of ties it is an upper bound). Beyond,
+    it is Kolmogorov's series at lambda = sqrt(nm / (n + m)) D and a small term for finite n and m
+    (Hodges 1958): within 0.015 of the exact p for two of at least 10 rows each. ``floor``: random
+    splits of the pooled sample; it needs y. ValueError on samples of different shape or with NaN or
+    inf, and on a cdf with values outside [0, 1].
     """
     if isinstance(y_or_cdf, Tensor) or not callable(y_or_cdf):
         return _two_samples(Pool.of(x, y_or_cdf, floor=floor, seed=seed))
@@ -78,7 +74,7 @@ def _two_samples(pool: Pool) -> KolmogorovSmirnov:
     itself = torch.arange(n + m, device=pool.rows.device) < n
     gaps = _gaps(pool, itself[None])[0]
     D = gaps.double() / (n * m)
-    p = _count_paths(gaps, n, m) if n * m <= _EXACT else _kolmogorov(_hodges(D, n, m))
+    p = _count_paths(gaps, n, m) if n * m <= _EXACT else _hodges(D, n, m)
     metric = Metric(float(D.max()), None, _bonferroni(p))
     if pool.floor:
         metric = measure(lambda rows: _gaps(pool, rows).amax(dim=1).double() / (n * m), pool)
@@ -87,6 +83,8 @@ def _two_samples(pool: Pool) -> KolmogorovSmirnov:
 
 
 def _one_sample(x: Tensor, cdf: Callable[[Tensor], Tensor]) -> KolmogorovSmirnov:
+    from scipy.stats import kstwo  # heavy, and kept out of `import sdediff`
+
     n = len(x)
     with torch.no_grad():
         pieces = [_probabilities(cdf, x[part]) for part in blocks(n, x[0].numel())]
@@ -97,11 +95,7 @@ def _one_sample(x: Tensor, cdf: Callable[[Tensor], Tensor]) -> KolmogorovSmirnov
         at = F[:, part].sort(dim=0).values
         largest.append(torch.maximum(steps[1:] - at, at - steps[:-1]).amax(dim=0))
     D = torch.cat(largest).cpu().double()
-    p = (
-        D.new_tensor([_exact(at, n) for at in D.tolist()])
-        if n <= _FEW
-        else _kolmogorov(_vrbik(D, n))
-    )
+    p = torch.from_numpy(np.asarray(kstwo.sf(D.numpy(), n)))
     D, p = D.view(x.shape[1:]), p.view(x.shape[1:])
     return KolmogorovSmirnov(float(D.max()), None, _bonferroni(p), statistics=D, p_values=p)
 
@@ -161,58 +155,14 @@ def _count_paths(gaps: Tensor, n: int, m: int) -> Tensor:
     return torch.cat(shares)
 
 
-def _exact(D: float, n: int) -> float:
-    """P(D_n >= D) for one sample; far out, twice the one-sided P = D sum_j C(n, j) (D + j / n)^{j -
-    1} (1 - D - j / n)^{n - j}.
-
-    Elsewhere 1 - n! / n^n (H^n)_kk with the matrix H of Marsaglia, Tsang and Wang, n D = k - h.
-    """
-    if math.sqrt(n) * D > _FAR:
-        terms = (
-            math.comb(n, j) * (D + j / n) ** (j - 1) * (1 - D - j / n) ** (n - j)
-            for j in range(math.floor(n * (1 - D)) + 1)
-        )
-        return 2 * D * math.fsum(terms)
-    k = math.floor(n * D) + 1
-    h, size = k - n * D, 2 * k - 1
-    i = torch.arange(size, dtype=torch.float64)
-    H = torch.ones(size, size, dtype=torch.float64).tril(1)
-    ends = h ** (i + 1)
-    H[:, 0] -= ends
-    H[-1] -= ends.flip(0)
-    H[-1, 0] += max(0.0, 2 * h - 1) ** size
-    H *= torch.exp(-torch.lgamma((i[:, None] - i + 2).clamp(min=1)))
-    inside = torch.linalg.matrix_power(H, n)[k - 1, k - 1]
-    return min(1.0, max(0.0, 1 - float(inside) * math.exp(math.lgamma(n + 1) - n * math.log(n))))
-
-
-def _vrbik(D: Tensor, n: int) -> Tensor:
-    """Where to evaluate Kolmogorov's series for one sample."""
-    z = math.sqrt(n) * D
-    return z + 1 / (6 * math.sqrt(n)) + (z - 1) / (4 * n)
-
-
 def _hodges(D: Tensor, n: int, m: int) -> Tensor:
-    """Where to evaluate it for two: Hodges' shift for n <= m, less half the spacing of the values
-    that D can have.
+    """Kolmogorov's series at Hodges' shift for n <= m, less half the spacing of the values that D
+    can have.
     """
     low, high = min(n, m), max(n, m)
-    return (n * m * D + ((high + 2 * low) / 3 - math.gcd(n, m)) / 2) / math.sqrt(n * m * (n + m))
-
-
-def _kolmogorov(z: Tensor) -> Tensor:
-    """2 sum_k (-1)^{k - 1} exp(-2 k^2 z^2); below 1 its theta transform, 1 - sqrt(2 pi) / z sum_k
-    exp(-(2k - 1)^2 pi^2 / 8 z^2).
-    """
-    k = torch.arange(1, _TERMS + 1, dtype=torch.float64)
-    large = 2 * (
-        (-1) ** (k - 1) * torch.exp(-2 * (k * z.clamp(min=_SWITCH)[:, None]).square())
-    ).sum(dim=1)
-    small = z.clamp(1e-3, _SWITCH)[:, None]
-    terms = torch.exp(-(((2 * k - 1) * math.pi / small).square()) / 8)
-    return torch.where(
-        z < _SWITCH, 1 - math.sqrt(2 * math.pi) / small[:, 0] * terms.sum(dim=1), large
-    ).clamp(0, 1)
+    shift = ((high + 2 * low) / 3 - math.gcd(n, m)) / 2
+    z = (n * m * D + shift) / math.sqrt(n * m * (n + m))
+    return torch.from_numpy(np.asarray(kolmogorov(z.numpy())))
 
 
 def _bonferroni(p: Tensor) -> float:
