@@ -13,12 +13,10 @@ from torch import Tensor
 
 from sdediff.masks import mask_of
 from sdediff.solvers import rowwise
-from sdediff.solvers.given import described
+from sdediff.solvers.given import Numbers, described
 from sdediff.solvers.masked import kept
 
 __all__ = ["Moments", "Normalizer", "coordinate_moments"]
-
-Numbers = float | Sequence[Any] | Tensor
 
 _CHUNK = 2**24
 _SHOWN = 8

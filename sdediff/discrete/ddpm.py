@@ -21,7 +21,7 @@ from sdediff.sde import InterpolatedVP, LinearSDE
 from sdediff.sde.base import check_linear
 from sdediff.sde.interpolated import points
 from sdediff.solvers import Problem, Solver, Step, StepNoise, expand
-from sdediff.solvers.given import check_choice, integer, plain
+from sdediff.solvers.given import Numbers, check_choice, integer, plain
 
 __all__ = ["DDPM", "Variance"]
 
@@ -158,7 +158,7 @@ class DDPM(Chain, Solver):
     @classmethod
     def from_schedule(
         cls,
-        name: str | Callable[[Tensor], Any] = "linear",
+        name: str | Callable[[Tensor], Numbers] = "linear",
         N: int = 1000,
         *,
         variance: Variance = "beta_tilde",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any, Final, TypedDict, Unpack
+from typing import Final, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
-from sdediff.solvers.given import check_name, integer, nearest, real, reals, within
+from sdediff.solvers.given import Numbers, check_name, integer, nearest, real, reals, within
 
 __all__ = ["SCHEDULES", "ScheduleOptions", "schedule", "zero_terminal_snr"]
 
@@ -84,7 +84,7 @@ def _sigmoid(N: int, *, start: float = -3.0, end: float = 3.0, tau: float = 1.0)
     return from_alpha_bar(alpha_bar, N)
 
 
-def from_alpha_bar(alpha_bar: Callable[[Tensor], Any], N: int) -> Tensor:
+def from_alpha_bar(alpha_bar: Callable[[Tensor], Numbers], N: int) -> Tensor:
     """beta_i = 1 - alpha_bar(i / N) / alpha_bar((i - 1) / N), at most 0.999 (Nichol and Dhariwal
     2021, arXiv 2102.09672).
     """
@@ -128,7 +128,7 @@ Default betas, and those that an alpha_bar makes, are at most 0.999.
 
 
 def schedule(
-    name: str | Callable[[Tensor], Any], N: int, **options: Unpack[ScheduleOptions]
+    name: str | Callable[[Tensor], Numbers], N: int, **options: Unpack[ScheduleOptions]
 ) -> Tensor:
     """Betas (N,) of a name in `SCHEDULES` with its options, or of a function alpha_bar(t) that
     falls from t = 0 to 1. Raises ValueError for numbers out of range, and TypeError for options

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from sdediff.exact.law import Law, Measurement, Values, condition, eigen, number
 from sdediff.reverse import Reverse
 from sdediff.sde import LinearSDE
 from sdediff.solvers import Solver, check_grid
+from sdediff.solvers.given import Numbers
 from sdediff.stochasticity import check_stochasticity
 from sdediff.units import Units
 
@@ -108,7 +109,7 @@ class Normal(Law):
         half = (self.basis * self.variances) @ self.basis.T
         return self.mean.flatten(), 0.5 * (half + half.T)
 
-    def posterior(self, H: Any, y: Any, noise_std: Any) -> Self:
+    def posterior(self, H: Numbers, y: Numbers, noise_std: Numbers) -> Self:
         """The law of x_0 given y = H x_0 + noise_std n, n ~ N(0, I); a law of the same kind.
 
         N(mean + G (y - H mean), C - G H C) with G = C H^T (H C H^T + noise_std^2)^{-1}. ``H`` (m,
@@ -143,7 +144,7 @@ class Gaussian(Normal):
     singular: x_t has a density where sigma(t) > 0.
     """
 
-    def __init__(self, mean: Any, covariance: Any) -> None:
+    def __init__(self, mean: Numbers, covariance: Numbers) -> None:
         m, c = numbers("mean", mean), numbers("covariance", covariance)
         if m.numel() == 1 and m.ndim <= 1:
             m = m.expand(c.shape[0] if c.ndim else 1)
@@ -169,7 +170,7 @@ class Gaussian(Normal):
         self,
         sde: LinearSDE,
         solver: Solver,
-        times: Any,
+        times: Numbers,
         *,
         stochasticity: float | Callable[[Tensor], Tensor] | None = None,
         start: Literal["prior"] | None = None,
@@ -233,7 +234,7 @@ class LowRank(Normal):
     no std is 0).
     """
 
-    def __init__(self, mean: Any, basis: Any, stds: Any) -> None:
+    def __init__(self, mean: Numbers, basis: Numbers, stds: Numbers) -> None:
         m = numbers("mean", mean)
         u = numbers("basis", basis)
         s = numbers("stds", stds, at_least=0)

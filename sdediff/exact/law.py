@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from sdediff.model import ScoreModel
 from sdediff.normalizer import Moments
 from sdediff.sde import LinearSDE
 from sdediff.sde.base import as_time, check_linear
-from sdediff.solvers.given import described, fact, integer, reals
+from sdediff.solvers.given import Numbers, described, fact, integer, reals
 
 __all__ = [
     "Conditioned",
@@ -82,7 +82,7 @@ class Law:
         """Mean (d,) and covariance (d, d) of x_0, float64."""
         raise NotImplementedError
 
-    def posterior(self, H: Any, y: Any, noise_std: Any) -> Self:
+    def posterior(self, H: Numbers, y: Numbers, noise_std: Numbers) -> Self:
         """The law of x_0 given y = H x_0 + noise_std n with n ~ N(0, I).
 
         ``H`` (m, d) acts on flat x_0, ``y`` is (m,), ``noise_std`` a positive number or (m,).
@@ -246,7 +246,7 @@ class LawNet:
         return self.law.v(self.sde, x, t)
 
 
-def numbers(name: str, value: Any, *, at_least: float | None = None) -> Tensor:
+def numbers(name: str, value: Numbers, *, at_least: float | None = None) -> Tensor:
     """``value`` as a float64 tensor of its own on the host; an error names ``name`` unless it is
     finite and large enough.
     """
@@ -302,7 +302,7 @@ class Measurement(NamedTuple):
     """(m,)."""
 
     @classmethod
-    def of(cls, H: Any, y: Any, noise_std: Any, d: int) -> Measurement:
+    def of(cls, H: Numbers, y: Numbers, noise_std: Numbers, d: int) -> Measurement:
         """The checked arguments of `Law.posterior`, for events of ``d`` numbers."""
         matrix = numbers("H", H)
         value = numbers("y", y)

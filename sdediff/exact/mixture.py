@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import torch
 from torch import Tensor
 
 from sdediff.exact.law import Law, Measurement, Values, condition, eigen, numbers
+from sdediff.solvers.given import Numbers
 
 __all__ = [
     "Anisotropic",
@@ -187,7 +188,12 @@ class GaussianMixture(Law):
     components: Components
 
     def __init__(
-        self, means: Any, stds: Any = None, weights: Any = None, *, covariances: Any = None
+        self,
+        means: Numbers,
+        stds: Numbers | None = None,
+        weights: Numbers | None = None,
+        *,
+        covariances: Numbers | None = None,
     ) -> None:
         m = numbers("means", means)
         if m.ndim < 1 or not m.numel():
@@ -196,12 +202,15 @@ class GaussianMixture(Law):
                 f"{tuple(m.shape)}"
             )
         m = m[:, None] if m.ndim == 1 else m
-        if (stds is None) == (covariances is None):
+        if stds is not None and covariances is None:
+            parts = _isotropic_or_diagonal(m, stds)
+        elif covariances is not None and stds is None:
+            parts = _full(m, covariances)
+        else:
             raise ValueError(
                 "pass either stds (a number, (K,) or (K, *event)) or covariances (K, d, d); "
                 "stds=0 makes a data set of the means"
             )
-        parts = _isotropic_or_diagonal(m, stds) if covariances is None else _full(m, covariances)
         self._set(m.shape[1:], _log_weights(weights, len(m)), parts)
 
     def _set(self, event: torch.Size, log_weights: Tensor, components: Components) -> None:
@@ -282,7 +291,7 @@ class GaussianMixture(Law):
             )
         return mean, apart.T @ apart + within
 
-    def posterior(self, H: Any, y: Any, noise_std: Any) -> Self:
+    def posterior(self, H: Numbers, y: Numbers, noise_std: Numbers) -> Self:
         """The law of x_0 given y = H x_0 + noise_std n, n ~ N(0, I); a mixture of the same kind.
 
         Each component is conditioned, and its weight is as w_k N(y; H m_k, H C_k H^T +
@@ -308,7 +317,7 @@ class GaussianMixture(Law):
         return law
 
 
-def _log_weights(weights: Any, count: int) -> Tensor:
+def _log_weights(weights: Numbers | None, count: int) -> Tensor:
     if weights is None:
         return torch.full((count,), -math.log(count), dtype=torch.float64)
     w = numbers("weights", weights, at_least=0)
@@ -324,7 +333,7 @@ def _log_weights(weights: Any, count: int) -> Tensor:
     return (w / w.sum()).log()
 
 
-def _isotropic_or_diagonal(means: Tensor, stds: Any) -> Components:
+def _isotropic_or_diagonal(means: Tensor, stds: Numbers) -> Components:
     s = numbers("stds", stds, at_least=0)
     flat = means.reshape(len(means), -1)
     if s.shape in ((), (len(means),)):
@@ -338,7 +347,7 @@ def _isotropic_or_diagonal(means: Tensor, stds: Any) -> Components:
     )
 
 
-def _full(means: Tensor, covariances: Any) -> Components:
+def _full(means: Tensor, covariances: Numbers) -> Components:
     c = numbers("covariances", covariances)
     flat = means.reshape(len(means), -1)
     count, d = flat.shape

@@ -6,7 +6,6 @@ import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from sdediff.sde.linear import LinearSDE
 from sdediff.sde.roots import crossing
-from sdediff.solvers.given import reals
+from sdediff.solvers.given import Numbers, reals
 
 __all__ = ["InterpolatedVE", "InterpolatedVP", "points"]
 
@@ -85,7 +84,7 @@ class _Rising:
 
 
 def points(
-    name: str, what: str, values: Any, times: Any, *, above: bool
+    name: str, what: str, values: Numbers, times: Numbers, *, above: bool
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Both as tuples of floats; a ValueError unless there is a time for each value and times rise
     from 0, or from ``above`` it.
@@ -103,7 +102,7 @@ def points(
     return levels, at
 
 
-def _floats(name: str, values: Any) -> tuple[float, ...]:
+def _floats(name: str, values: Numbers) -> tuple[float, ...]:
     try:
         vector = reals(name, values)
     except (TypeError, ValueError, RuntimeError) as error:

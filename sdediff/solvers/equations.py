@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Any, Final, Literal, TypedDict, Unpack, cast
+from typing import Final, Literal, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from sdediff.solvers.functions import (
     Structure,
 )
 from sdediff.solvers.given import (
+    Numbers,
     callback_of,
     check_choice,
     check_grad,
@@ -105,7 +106,9 @@ class Driving:
     on_fail: Literal["raise", "return"]
 
     @classmethod
-    def checked(cls, what: str, function: Any, given: EquationOptions) -> Driving:
+    def checked(
+        cls, what: str, function: Callable[..., Solution], given: EquationOptions
+    ) -> Driving:
         """From the options of a call of ``function``; ValueError or TypeError for wrong ones."""
         taken = cast(EquationOptions, SHARED.chosen(function, given))
         events, max_nfe, grad = taken["events"], taken["max_nfe"], taken["grad"]
@@ -172,7 +175,7 @@ class Driving:
 def solve_ode(
     f: Function,
     x: Tensor,
-    times: Any,
+    times: Numbers,
     solver: Solver | None = None,
     **options: Unpack[EquationOptions],
 ) -> Solution:
@@ -205,7 +208,7 @@ def solve_sde(
     drift: Function,
     diffusion: Function | float,
     x: Tensor,
-    times: Any,
+    times: Numbers,
     solver: Solver | None = None,
     *,
     structure: Structure = "diagonal",
@@ -350,7 +353,7 @@ def _state(x: Tensor) -> Tensor:
     return at_least_float32(x).clone()
 
 
-def _times(times: Any, x: Tensor) -> Tensor:
+def _times(times: Numbers, x: Tensor) -> Tensor:
     grid = check_grid(times)
     if grid.ndim == 2 and grid.shape[1] != len(x):
         raise ValueError(f"there are {grid.shape[1]} grids for {len(x)} samples: pass one, or each")

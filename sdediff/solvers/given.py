@@ -9,14 +9,15 @@ import math
 import operator
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, Final, SupportsIndex, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, SupportsIndex, TypeAlias, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Finite",
     "Natural",
     "NotNegative",
+    "Numbers",
     "Part",
     "Positive",
     "Record",
@@ -54,6 +56,9 @@ Part: TypeAlias = float
 Share: TypeAlias = float
 Count: TypeAlias = int
 Natural: TypeAlias = int
+_T = TypeVar("_T")
+Numbers: TypeAlias = float | Sequence[Any] | NDArray[Any] | Tensor
+"""What a tensor of numbers can be made of; sequences may be nested."""
 _MOST: Final = sys.float_info.max
 _RANGES: Final = {
     "Positive": (math.ulp(0.0), _MOST, "a positive number"),
@@ -81,7 +86,7 @@ else:
         return default(None)
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """Return Python's own number for one of NumPy or a 0-d array or tensor, and anything else as it
     is.
 
@@ -99,7 +104,7 @@ def plain(value: Any) -> Any:
 
 def integer(
     name: str,
-    value: Any,
+    value: object,
     least: int = 0,
     most: int | None = None,
     *,
@@ -128,7 +133,7 @@ def integer(
     raise ValueError(f"{name} must be {kind or f'an int {limits}'}, got {value!r}{hint}")
 
 
-def real(name: str, value: Any, hint: str = "") -> float:
+def real(name: str, value: object, hint: str = "") -> float:
     """Return ``value`` as a float; a ValueError unless it is one real number (no bool)."""
     if type(value) is float:
         return value
@@ -143,7 +148,7 @@ def real(name: str, value: Any, hint: str = "") -> float:
         ) from error
 
 
-def flag(name: str, value: Any) -> bool:
+def flag(name: str, value: object) -> bool:
     """Return ``value`` as a bool; a ValueError unless it is True or False, or 1 or 0."""
     if isinstance(value, bool):
         return value
@@ -199,14 +204,14 @@ def check_grad(grad: object) -> None:
         )
 
 
-def callback_of(name: str, value: Any, call: str) -> Any:
+def callback_of(name: str, value: _T, call: str) -> _T:
     """Return ``value``; a TypeError unless it is None or can be called, as ``call`` says."""
     if value is not None and not callable(value):
         raise TypeError(f"{name} must be a function {call}, or None; got {_shown(value)}")
     return value
 
 
-def device_of(value: Any, name: str = "device") -> torch.device:
+def device_of(value: object, name: str = "device") -> torch.device:
     """Return ``value`` as a torch device; a ValueError unless it is one, or its name, and it is
     there.
     """
@@ -227,7 +232,7 @@ def device_of(value: Any, name: str = "device") -> torch.device:
     return place
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return (
         f"a tensor of shape {tuple(value.shape)}"
         if isinstance(value, Tensor) and value.ndim
@@ -235,7 +240,7 @@ def _shown(value: Any) -> str:
     )
 
 
-def reals(name: str, value: Any, device: torch.device | str | None = None) -> Tensor:
+def reals(name: str, value: Numbers, device: torch.device | str | None = None) -> Tensor:
     """Return ``value`` as a float64 tensor on ``device``, by default its own.
 
     A TypeError if it holds no numbers, a ValueError if it is complex: its imaginary part would be
@@ -270,7 +275,7 @@ def plain_fields(record: Any) -> None:
         within(f"{type(record).__name__}: {field.name}", kept, kind)
 
 
-def within(name: str, value: Any, kind: str) -> None:
+def within(name: str, value: object, kind: str) -> None:
     """A ValueError unless ``value`` lies in the range that ``kind`` names: ``"Positive"``, or
     ``"Positive | None"`` say.
     """
@@ -292,7 +297,7 @@ def _declared(kind: type) -> str:
     return getattr(kind, "__name__", str(kind))
 
 
-def _kept(given: Any, kind: str) -> Any:
+def _kept(given: object, kind: str) -> Any:
     """What a field declared as ``kind`` keeps of what it is given."""
     if isinstance(given, Tensor | np.ndarray) and not _NUMERIC.search(kind):
         return given

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from sdediff.solvers.given import real, reals
+from sdediff.solvers.given import Numbers, real, reals
 
 __all__ = [
     "GRIDS",
@@ -188,7 +188,7 @@ GRIDS: Final[dict[str, Callable[[int, float, float, LogSNR | None], Tensor]]] = 
 """Grids with a name."""
 
 
-def check_grid(times: Tensor) -> Tensor:
+def check_grid(times: Numbers) -> Tensor:
     """Return ``times`` as float64 on the host; a ValueError unless it is strictly monotone and
     finite: a vector (N + 1,), or (N + 1, B) with a grid for each sample, all of them in one
     direction.

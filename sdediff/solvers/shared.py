@@ -63,11 +63,11 @@ class Shared:
                     found.append(entry)
         return "\n".join(found)
 
-    def chosen(self, function: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    def chosen(self, function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
         """All options: those that ``function`` was given, and the others as they are by default.
         Raises TypeError for one that it does not take, with the nearest name.
         """
-        taken = function.__signature__.parameters
+        taken = inspect.signature(function).parameters
         for name in options:
             if name not in taken:
                 own = ", ".join(known for known in taken if known in self.defaults)
