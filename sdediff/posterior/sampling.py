@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from sdediff.arguments import check_shape
+from sdediff.calls import check_condition
 from sdediff.options import SolveOptions, takes
 from sdediff.posterior.particles import Particles, systematic
 from sdediff.posterior.twists import TWISTS
-from sdediff.protocols import Model
+from sdediff.protocols import Model, facts
 from sdediff.sampling import sample
 from sdediff.solvers import Solution, White
 from sdediff.solving import chosen
@@ -115,13 +116,10 @@ def sample_posterior(
                 f"y has {len(y)} outcomes for {count} posteriors: pass one for each, or one for all"
             )
         twisted = TWISTS[solver.twist](model, measurement, y.repeat_interleave(n, dim=0))
-    condition = options.get("condition")
-    if condition is not None:
-        condition = {
-            name: value.repeat_interleave(n, dim=0) if len(value) == count else value
-            for name, value in condition.items()
-        }
-        options = cast(SolveOptions, {**options, "condition": condition})
+    condition = check_condition(options.get("condition"), count, facts(model).net)
+    if condition:
+        each = {name: value.repeat_interleave(n, dim=0) for name, value in condition.items()}
+        options = cast(SolveOptions, {**options, "condition": each})
     solution = sample(
         twisted, (count * n, *event), solver=solver, steps=steps, seed=seed, **options
     )

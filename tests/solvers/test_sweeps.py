@@ -214,8 +214,14 @@ def made(arguments) -> sd.solvers.BrownianPath:
 
 
 def times_of(data: st.DataObject, one: sd.solvers.BrownianPath, count: int) -> list[Tensor]:
-    """Times of the path in any order, nodes and neighbours of others among them."""
-    shares = st.one_of(st.integers(0, 64).map(lambda k: k / 64), st.floats(0, 1, width=32))
+    """Times of the path in any order, nodes and neighbours of others among them.
+
+    They are multiples of 2^-23: a time nearer to a node than 1e-6 of the finest cell is that node.
+    """
+    shares = st.one_of(
+        st.integers(0, 64).map(lambda k: k / 64),
+        st.integers(0, 2**23).map(lambda k: k / 2**23),
+    )
     found = [data.draw(shares) for _ in range(count)]
     return [torch.tensor(one.start + (one.end - one.start) * each, dtype=F64) for each in found]
 
