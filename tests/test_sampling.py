@@ -60,6 +60,91 @@ def test_default_last_depends_on_t_end() -> None:
     assert sd.sample(m, (1, 2), solver=SOLVER, steps=5, seed=0, t_end=0.3).nfe.tolist() == [5]
 
 
+@pytest.mark.parametrize(
+    "solver",
+    [sd.DDIM(), sd.DDIM(1.0), sd.solvers.UniPC(3), sd.solvers.ERSDE(), sd.Heun(variable="sigma")],
+    ids=repr,
+)
+@pytest.mark.parametrize("sde", [VP, sd.EDM(), sd.RectifiedFlow()], ids=repr)
+def test_an_end_at_the_data(sde: sd.LinearSDE, solver: sd.Solver) -> None:
+    """t_end=0.0 takes N - 1 steps of the grid by name, and one to sigma = 0: what is denoised from
+    t_min; nothing is denoised again. An array may end so too.
+    """
+    law = sd.exact.GaussianMixture([[-0.5, 0.3], [0.5, 0.0], [0.2, -0.5]], 0.3).model(sde)
+
+    def end(last: str, **given: object) -> sd.Solution:
+        return sd.sample(
+            law, (3, 2), solver=solver, seed=0, last=last, dtype=torch.float64, **given
+        )  # type: ignore[arg-type]
+
+    grid = "karras"
+    whole = end("noisy", steps=6, t_end=0.0, grid=grid)
+    short = end("denoise", steps=5, grid=grid)
+    assert whole.times.tolist() == [*short.times.tolist(), 0.0]
+    torch.testing.assert_close(whole.x, short.x, rtol=0, atol=1e-12)
+    for again in (end("denoise", steps=6, t_end=0.0, grid=grid), end("noisy", grid=whole.times)):
+        assert torch.equal(again.x, whole.x)
+        assert torch.equal(again.nfe, whole.nfe)
+    assert torch.equal(whole.nfe, short.nfe)
+
+
+def test_the_grid_of_edm_and_who_cannot_step_to_its_end() -> None:
+    """18 steps of Heun's method are 35 evaluations, as published."""
+    edm = sd.exact.Gaussian([0.2, -0.1], 0.25).model(sd.EDM())
+    out = sd.sample(edm, (2, 2), solver=sd.Heun(), steps=18, t_end=0.0, seed=0)
+    assert out.nfe.tolist() == [35] * 2
+    one = sd.sample(edm, (2, 2), solver=sd.DDIM(), steps=1, t_end=0.0, seed=0)
+    assert one.times.tolist() == [80.0, 0.0]
+    for solver, message in (
+        (sd.Heun(variable="log_snr"), "infinite at an end of the grid"),
+        (sd.solvers.StochasticHeun(), "at t = 0, where sigma = 0: there is no noise"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sd.sample(edm, (2, 2), solver=solver, steps=4, t_end=0.0, seed=0)
+    with pytest.raises(ValueError, match="outside the usable range"):
+        sd.encode(edm, torch.zeros(2, 2), steps=4, t_start=0.0)
+
+
+def test_a_stochasticity_a_step_is_that_function_of_time() -> None:
+    """To the bit for a solver that looks lambda up, and where alpha vanishes at the start."""
+    m = model()
+    values = [0.0, 1.0, 0.5, 1.5, 0.0]
+    times = sd.sample(m, (1, 2), solver=SOLVER, steps=5, seed=0).times
+
+    def at(t: Tensor) -> Tensor:
+        return sum((v * ((t <= a) & (t > b)) for v, a, b in zip(values, times, times[1:])), 0 * t)
+
+    one, two = (
+        sd.sample(m, (3, 2), solver=SOLVER, steps=5, seed=0, stochasticity=given).x
+        for given in (values, at)
+    )
+    assert torch.equal(one, two)
+    flow = sd.exact.Gaussian([0.2, -0.1], 0.25).model(sd.RectifiedFlow(t_max=1.0))
+    for solver in (sd.solvers.SASolver(2), sd.solvers.Ancestral()):
+        one, two = (
+            sd.sample(flow, (3, 2), solver=solver, steps=5, seed=0, stochasticity=given).x
+            for given in ([0.7] * 5, 0.7)
+        )
+        torch.testing.assert_close(one, two)
+    for given, message in (
+        ([1.0, 0.5], r"one number for each of the 5 steps; got shape \(2,\)"),
+        ([1.0] * 4 + [-1.0], "finite and >= 0"),
+        ("1", "stochasticity must be a number, got '1'; one for all samples, a function"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sd.sample(m, (3, 2), solver=SOLVER, steps=5, seed=0, stochasticity=given)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="one grid for all samples"):
+        sd.sample(
+            m,
+            (2, 2),
+            solver=SOLVER,
+            steps=5,
+            t_start=torch.tensor([0.5, 0.6]),
+            x_init=torch.zeros(2, 2),
+            stochasticity=values,
+        )
+
+
 def test_grids() -> None:
     m = model()
     uniform = sd.sample(m, (1, 2), solver=SOLVER, steps=4, seed=0)

@@ -270,6 +270,29 @@ def test_peers_on_the_same_sigmas(name, predicts):
     torch.testing.assert_close(driven(ours, net), theirs_x, rtol=0, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
+@pytest.mark.parametrize(
+    ("solver", "options"),
+    [
+        (sd.solvers.PNDM(), {}),
+        (sd.solvers.PLMS(), {"skip_prk_steps": True}),
+        (sd.solvers.PLMS(), {"skip_prk_steps": True, "steps_offset": 1}),
+    ],
+)
+def test_pndm_is_diffusers_own(solver, options):
+    """On the same times, down to the last beta; with as many evaluations where it ends above."""
+    theirs = diffusers.PNDMScheduler(beta_schedule="scaled_linear", **options)
+    theirs.set_timesteps(20)
+    ours = Scheduler.from_config(theirs.config, solver=solver)
+    net = Network(ours)
+    x = driven(theirs, net)
+    numbers = theirs._timesteps[::-1].tolist() + ([0] if options.get("steps_offset") else [])
+    times = ours._schedule.time_at(torch.tensor(numbers, dtype=torch.float64))
+    out = sd.sample(net.model, START.shape, solver=solver, grid=times, x_init=START, last="noisy")
+    torch.testing.assert_close(out.x, x, rtol=0, atol=1e-5)
+    assert out.nfe.tolist() == [len(theirs.timesteps) - (numbers[-2] != 1)] * 4
+
+
 # -- starts midway, states that a pipeline changes, dtypes, generators -----------------------------
 
 DETERMINISTIC = [*SOME[:3], sd.solvers.DPMSolverPP(2), sd.solvers.UniPC(3, startup="published")]

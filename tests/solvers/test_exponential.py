@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import mpmath
 import pytest
 import torch
 from all_sdes import SDES
+from pairwise import pairwise
 from torch import Tensor
 
 import sdediff as sd
@@ -375,6 +378,56 @@ def test_unipc_4_has_order_5() -> None:
     )
 
 
+STAGES = [(0.05, 0.1), (0.1, 1.0), (0.3, 2 / 3), (0.5, 0.6), (0.5, 1.0), (0.7, 0.75), (0.95, 1.0)]
+FORMS = [("data", "log_snr"), ("noise", "log_snr"), (0.4, "t"), (sd.solvers.Straight(0.3), "angle")]
+
+
+@cache
+def flow_start_and_end() -> tuple[Tensor, Tensor]:
+    x, times = starts(VP, 4, 0.8), torch.linspace(0.8, 0.2, 129, dtype=torch.float64)
+    exact = sd.solvers.DormandPrince(variable="t")
+    return x, integrate(problem(VP, 4), exact, x, times).x
+
+
+@pairwise("stages, form", STAGES, FORMS)
+def test_single_steps_have_their_order_for_any_stages(
+    stages: tuple[float, float], form: tuple[Any, Any]
+) -> None:
+    """Orders 2 and 3 on the probability flow."""
+    (r1, r2), (x, exact) = stages, flow_start_and_end()
+    single = sd.solvers.ExponentialSinglestep
+    for solver in (single(2, *form, r1=r1), single(3, *form, r1=r1, r2=r2)):
+        errors = []
+        for n in (15, 30, 60):
+            times = torch.linspace(0.8, 0.2, n + 1, dtype=torch.float64)
+            end = integrate(problem(VP, 4), solver, x, times).x
+            errors.append(float((end - exact).abs().max()))
+        assert fitted_order(errors) > solver.order - 0.25, solver
+
+
+@pytest.mark.parametrize(
+    ("solver", "order"),
+    [
+        (sd.solvers.PNDM(variable="sigma"), 4),
+        (sd.solvers.PLMS(), 3),
+        (sd.solvers.PLMS(3, lower_final=True), 2),
+    ],
+    ids=repr,
+)
+def test_orders_of_pseudo_starts_in_equal_steps(solver: Solver, order: int) -> None:
+    """In steps of equal sigma the weights of equal steps are exact, and the start tells."""
+    sde = sd.EDM(0.1, 2.0)
+    x = starts(sde, 6, 1.6)
+
+    def end(solver: Solver, n: int) -> Tensor:
+        times = torch.linspace(1.6, 0.4, n + 1, dtype=torch.float64)
+        return integrate(problem(sde, 6), solver, x, times).x
+
+    exact = end(sd.solvers.DormandPrince(variable="t"), 128)
+    errors = [float((end(solver, n) - exact).abs().max()) for n in (80, 160, 320)]
+    assert abs(fitted_order(errors) - order) < 0.25
+
+
 @pytest.mark.parametrize("solver", [sd.solvers.DPMSolverPP(3), sd.solvers.LMS(4)], ids=repr)
 def test_what_a_first_step_of_order_one_costs(solver: sd.ExponentialMultistep) -> None:
     """startup="published": the errors fall at order 2, not at the full one; without any evaluation
@@ -591,7 +644,11 @@ def test_the_steps_at_the_ends_are_of_order_one(solver: Solver) -> None:
             "variable must be one of 'log_snr', 'sigma', 'angle', 't', got 'lambda'",
         ),
         (lambda: sd.solvers.DPMSolver(moments="bh2"), "moments must be one of"),
-        (lambda: sd.solvers.DPMSolver(2, r1=0.0), "r1 must be a number in"),
+        (lambda: sd.solvers.DPMSolver(2, r1=0.0), "r1 must be None or a number in"),
+        (lambda: sd.solvers.DPMSolver(1, r1=0.3), "order 1 has no stage to place: drop r1"),
+        (lambda: sd.solvers.DPMSolver(2, r2=0.3), "order 2 has stage r1 alone to place: drop r2"),
+        (lambda: sd.solvers.DPMSolver(3, r1=0.8), "order 3 takes stages r1 < r2 with r1 farther"),
+        (lambda: sd.solvers.DPMSolver(3, r1=0.667, r2=0.9), "got r1 = 0.667 and r2 = 0.9"),
         (
             lambda: sd.solvers.ExponentialPair(1),
             "order must be 2, 3 or 4, for the probability flow",

@@ -24,7 +24,7 @@ from torch import Tensor
 
 import sdediff as sd
 from sdediff.reverse import Reverse
-from sdediff.solvers import Solver, StepNoise, integrate
+from sdediff.solvers import Options, Solver, StepNoise, integrate
 
 # -- published formulas ----------------------------------------------------------------------------
 
@@ -73,6 +73,25 @@ EQUALITIES = [
         sd.solvers.DPMSolverPPSinglestep(2, r1=0.7),
         partial(singlestep.dpm_solver_pp_singlestep, order=2, r=0.7),
     ),
+    *(
+        Equality(f"RES-{p}", sd.solvers.RESSinglestep(p), partial(singlestep.res, order=p))
+        for p in (2, 3)
+    ),
+    *(
+        Equality(
+            f"Hochbruck and Ostermann, {c}",
+            sd.solvers.ExponentialSinglestep(3, r1=c[0], r2=c[1]),
+            partial(singlestep.res, order=3, c=c),
+        )
+        for c in ((0.2, 0.9), (0.75, 0.8))
+    ),
+    Equality(
+        "RES-2M",
+        sd.solvers.RES(),
+        partial(published.sa_solver, order=2, corrector=0, law=published.constant(0.0)),
+    ),
+    Equality("PNDM", sd.solvers.PNDM(), partial(singlestep.pndm, runge_kutta=True)),
+    Equality("PLMS", sd.solvers.PLMS(), partial(singlestep.pndm, runge_kutta=False)),
     *(
         Equality(
             f"DPM-Solver++({p}M)",
@@ -266,6 +285,58 @@ def test_sa_solver_at_a_tau_that_varies(sde: sd.LinearSDE, order: int, corrector
             times,
         ),
     )
+
+
+@pytest.mark.parametrize(("order", "corrector"), [(1, 0), (2, 2), (3, 3)])
+def test_sa_solver_at_a_tau_a_step(order: int, corrector: int) -> None:
+    """The published formulas with the constant tau of each step, and nothing of the jumps."""
+    sde, tau = SDES["VP"], [0.0, 1.0, 0.5, 0.0, 1.2, 0.7]
+    times = grid(sde)
+
+    def formula(w: Walk, x: Tensor) -> Tensor:
+        mixing = [0.0]
+        for i, each in enumerate(tau):
+            mixing.append(mixing[-1] + each**2 * w.h(i))
+
+        def law(u: float) -> tuple[float, float]:
+            i = min(sum(u >= each for each in w.u) - 1, w.n - 1)
+            return mixing[i] + tau[i] ** 2 * (u - w.u[i]), tau[i] ** 2
+
+        return published.sa_solver(w, x, order, corrector, law)
+
+    solver = sd.solvers.SASolver(order, corrector=corrector, startup="published")
+    close(ours(sde, solver, times, tau), theirs(sde, formula, times))
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("data", [False, True])
+@families("VP", "VE")
+def test_ancestral_steps_of_order_2_are_those_of_k_diffusion(
+    sde: sd.LinearSDE, data: bool, eta: float
+) -> None:
+    """At every time but the last, beyond which our steps do not go."""
+    inner = sd.solvers.DPMSolverPPSinglestep(2) if data else sd.solvers.DPMSolver(2)
+    solver = sd.solvers.Renoise(inner, eta=eta)
+    times = torch.cat([grid(sde), torch.full((1,), max(sde.t_min, 1e-4), dtype=torch.float64)])
+    x, options = start(sde, times[0]), Options(trajectory=True)
+    out = integrate(Reverse(MIXTURE.model(sde), 3), solver, x, times, white(), options)
+    assert out.trajectory is not None
+    close(out.trajectory[-2], theirs(sde, partial(singlestep.ancestral, eta=eta, data=data), times))
+
+
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+def test_renoise_around_ddim_is_ddim_of_that_eta(eta: float) -> None:
+    sde = SDES["RectifiedFlow"]
+    times, options = grid(sde), Options(trajectory=True)
+    one, two = (
+        integrate(
+            Reverse(MIXTURE.model(sde), 3), solver, start(sde, times[0]), times, white(), options
+        ).trajectory
+        for solver in (sd.DDIM(eta), sd.solvers.Renoise(sd.DDIM(), eta))
+    )
+    assert one is not None
+    assert two is not None
+    close(one[:-1], two[:-1])
 
 
 FAR = [

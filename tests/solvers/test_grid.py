@@ -10,7 +10,7 @@ from torch import Tensor
 
 import sdediff as sd
 from sdediff.solvers import GRIDS, LogSNR
-from sdediff.solvers.grid import karras, logistic
+from sdediff.solvers.grid import karras, logistic, polyexponential
 
 SDES = [sd.VP(), sd.VE(), sd.SubVP(), sd.Cosine(), sd.EDM(), sd.RectifiedFlow()]
 each_sde = pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
@@ -51,6 +51,20 @@ def test_karras_is_the_published_formula() -> None:
     torch.testing.assert_close(
         grid("karras", n - 1, sde), torch.tensor(published, dtype=torch.float64), rtol=1e-10, atol=0
     )
+
+
+@pytest.mark.parametrize("rho", [0.5, 1.0, 3.0])
+def test_polyexponential_is_the_published_formula(rho: float) -> None:
+    """sigma_i = exp(ramp (log sigma_max - log sigma_min) + log sigma_min), ramp = linspace(1, 0,
+    n)^rho.
+    """
+    sde = sd.EDM(0.0292, 14.6146)
+    ramp = torch.linspace(1, 0, 10, dtype=torch.float64) ** rho
+    published = (ramp * math.log(14.6146 / 0.0292) + math.log(0.0292)).exp()
+    got = polyexponential(9, 14.6146, 0.0292, schedule(sde), rho=rho)
+    torch.testing.assert_close(got, published, rtol=1e-12, atol=0)
+    with pytest.raises(ValueError, match="rho must be a positive number, got 0"):
+        polyexponential(9, 14.0, 0.03, schedule(sde), rho=0)
 
 
 @each_sde

@@ -42,7 +42,7 @@ def white(rows: int = 3) -> sd.White:
     return sd.White(sd.seeds(3, rows), (2,), dtype=torch.float64)
 
 
-Lam = float | Callable[[Tensor], Tensor]
+Lam = float | Callable[[Tensor], Tensor] | list[float]
 
 
 def ours(sde: sd.LinearSDE, solver: Solver, times: Tensor, lam: Lam | None = None) -> Tensor:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from math import exp, expm1, sqrt
+from math import exp, expm1, log, sqrt
 
 from published_formulas import Walk
 from torch import Tensor
@@ -86,4 +86,85 @@ def seeds(w: Walk, x: Tensor, order: int) -> Tensor:
             d2 = w.model.noise(u2 + s2 * (size[1] * w.z(i) + size[0] * w.z(i, 1)), t2) - e
             fresh = size[2] * w.z(i) + size[1] * w.z(i, 1) + size[0] * w.z(i, 2)
             x = end - 3 * s[i + 1] * (expm1(h) / h - 1) * d2 + s[i + 1] * fresh
+    return x
+
+
+def res(w: Walk, x: Tensor, order: int, c: tuple[float, float] = (0.5, 1.0)) -> Tensor:
+    """Refined Exponential Solver, arXiv 2308.02157: Hochbruck and Ostermann 2005, eq. 5.3 and 5.9,
+    in x / alpha, with phi_{j,i} = phi_j(-c_i h).
+    """
+    c2, c3 = c
+
+    def phi1(h: float) -> float:
+        return -expm1(-h) / h
+
+    def phi2(h: float) -> float:
+        return (exp(-h) - 1 + h) / h**2
+
+    for i in range(w.n):
+        h, a, s, d = w.h(i), w.a, w.s, w.x0(x, i)
+        (t2, a2, s2), (t3, a3, s3) = w.inside(i, c2), w.inside(i, c3)
+        d2 = w.model.data(s2 / s[i] * x + a2 * c2 * h * phi1(c2 * h) * d, t2)
+        keep = s[i + 1] / s[i] * x + a[i + 1] * h * phi1(h) * d
+        slope = (d2 - d) / c2
+        if order == 3:
+            gamma = (3 * c3**2 - 2 * c3) / ((2 - 3 * c2) * c2)
+            a32 = gamma * c2 * phi2(c2 * h) + c3**2 / c2 * phi2(c3 * h)
+            u3 = s3 / s[i] * x + a3 * h * (c3 * phi1(c3 * h) * d + a32 * (d2 - d))
+            d3 = w.model.data(u3, t3)
+            slope = (gamma * (d2 - d) + d3 - d) / (gamma * c2 + c3)
+        x = keep + a[i + 1] * h * phi2(h) * slope
+    return x
+
+
+def pndm(w: Walk, x: Tensor, runge_kutta: bool) -> Tensor:
+    """PNDM, arXiv 2202.09778, Algorithm 2, with its transfer (eq. 11); or PLMS, whose first step is
+    taken again with a mean, and lower orders.
+    """
+    adams = [
+        (1.0,),
+        (1.5, -0.5),
+        (23 / 12, -16 / 12, 5 / 12),
+        (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+    ]
+    past: list[Tensor] = []
+    for i in range(w.n):
+        middle = 0.5 * (w.times[i] + w.times[i + 1])
+        (am,), (sm,), _ = w.at(x.new_tensor([middle]))
+        a, s, b, v = w.a[i], w.s[i], w.a[i + 1], w.s[i + 1]
+        e = w.eps(x, i)
+        past.insert(0, e)
+        if runge_kutta and i < 3:
+            e2 = w.model.noise(am / a * x + (sm - am / a * s) * e, middle)
+            e3 = w.model.noise(am / a * x + (sm - am / a * s) * e2, middle)
+            e4 = w.model.noise(b / a * x + (v - b / a * s) * e3, w.times[i + 1])
+            e = (e + 2 * e2 + 2 * e3 + e4) / 6
+        elif not i:
+            e = (e + w.model.noise(b / a * x + (v - b / a * s) * e, w.times[1])) / 2
+        else:
+            weights = adams[min(i, 3)]
+            e = sum((c * each for c, each in zip(weights, past, strict=False)), 0 * x)
+        x = b / a * x + (v - b / a * s) * e
+    return x
+
+
+def ancestral(w: Walk, x: Tensor, eta: float, data: bool) -> Tensor:
+    """DPM2 ancestral and (``data``) DPM++ 2S ancestral of k-diffusion, in sigma / alpha, with the
+    noise multiplied by ``eta``; all steps but the last.
+    """
+    for i in range(w.n - 1):
+        old, new = w.rho[i], w.rho[i + 1]
+        up = min(new, eta * sqrt(new**2 * (old**2 - new**2) / old**2))
+        down = sqrt(new**2 - up**2)
+        middle = sqrt(old * down)
+        t = float(w.model.sde.time_of(x.new_tensor([-2 * log(middle)])))
+        y, d = x / w.a[i], w.x0(x, i)
+        alpha = float(w.model.sde.alpha(t))
+        if data:
+            d = w.model.data(alpha * (middle / old * y + (1 - middle / old) * d), t)
+            y = down / old * y + (1 - down / old) * d
+        else:
+            guess = alpha * (y + (middle - old) * (y - d) / old)
+            y = y + (down - old) * w.model.noise(guess, t)
+        x = w.a[i + 1] * (y + up * w.z(i))
     return x
