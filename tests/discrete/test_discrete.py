@@ -704,3 +704,21 @@ def test_diffusers_numbers() -> None:
     torch.testing.assert_close(
         learned.log_variance(torch.tensor([501]), said), theirs, rtol=1e-4, atol=0
     )
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+def test_diffusers_ddim_step_is_the_posterior_of_its_sigma(eta: float) -> None:
+    """DDIMScheduler's step (float32) from 500 to 480, at the level t + 1: the mean of q_sigma, and
+    its noise.
+    """
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DDIMScheduler(1000, clip_sample=False)
+    scheduler.set_timesteps(50)
+    generator = torch.Generator().manual_seed(0)
+    x, noise, z = (torch.randn(3, 2, generator=generator, dtype=torch.float64) for _ in range(3))
+    theirs = scheduler.step(noise, 500, x, eta=eta, variance_noise=z).prev_sample
+    pair = sd.DDPM.from_schedule("linear", 1000).respaced([481, 501])
+    x_0 = (x - pair.levels.sigmas[2] * noise) / pair.levels.alphas[2]
+    std = eta * pair.posterior(x, x_0, 2)[1].sqrt()
+    mean, variance = pair.posterior(x, x_0, 2, std=std)
+    torch.testing.assert_close(mean + variance.sqrt() * z, theirs, rtol=1e-5, atol=1e-5)
