@@ -3,7 +3,8 @@
 Where the score is affine and acts on each coordinate by itself, a chain is affine in its start and
 its noises, coordinate by coordinate: x = m + c_start z_start + sum_k c_k z_k. A run with all z at 0
 gives m, one with z_k = 1 gives m + c_k, and the variance is the sum of the c^2. All runs are rows
-of one batch.
+of one batch. Where coordinates mix, each of them has an impulse of its own, and the covariance is
+the sum of the c c^T.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 from sdediff.solvers import Options, Problem, Solver, StepNoise, expand
 from sdediff.solvers.noise import paired
 
-__all__ = ["Impulses", "affine_moments"]
+__all__ = ["Impulses", "affine_law", "affine_moments"]
 
 Key = tuple[int, str, int]
 
@@ -114,3 +115,50 @@ def affine_moments(
             "moments of its chain are not those of its impulses; draw samples instead"
         )
     return out[_MEAN], start.square() + draws.square().sum(dim=0)
+
+
+@dataclass(frozen=True)
+class _EachCoordinate(Impulses):
+    """Noise whose coordinate j is 1 in row 1 + d + n d + j for draw number n; in the last row all
+    draws are 1.
+    """
+
+    last: int = 0
+
+    def draw(self, key: Key) -> Tensor:
+        """The draw (step, stream, k), float64 (rows, d)."""
+        number = self.keys.setdefault(key, len(self.keys))
+        first = 1 + self.d + number * self.d
+        z = (self.rows[:, None] == first + torch.arange(self.d)).to(torch.float64)
+        z[self.rows == self.last] = 1.0
+        return z
+
+
+def affine_law(
+    problem: Callable[[int], Problem], solver: Solver, times: Tensor, mean: Tensor, root: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and covariance (d, d) of what the solver makes of mean + root z, z ~ N(0, I), over
+    the grid ``times``, for a ``root`` (d, d).
+
+    ``problem(rows)`` is the problem for that many rows, with a drift that is affine in x and may
+    mix coordinates. A run with the start and all draws at once has to be the sum of the others: a
+    ValueError says that the solver or the drift is not affine.
+    """
+    d = len(mean)
+    known = Impulses(torch.zeros(1, dtype=torch.int64), d)
+    solver.solve(problem(1), mean[None], times, known, Options())
+    last = 1 + d + d * len(known.keys)
+    x = mean.repeat(last + 1, 1)
+    x[1 : 1 + d] += root.T
+    x[last] += root.sum(dim=1)
+    noise = _EachCoordinate(torch.arange(last + 1), d, dict(known.keys), last)
+    out = solver.solve(problem(last + 1), x, times, noise, Options()).x
+    response = out - out[0]
+    parts = response[1:last]
+    excess = float((response[last] - parts.sum(dim=0)).abs().max())
+    if not excess <= 1e-8 * float(parts.abs().sum() + out[0].abs().max()):
+        raise ValueError(
+            f"{solver!r} is not affine in its start and its noises, or the drift is not (off by "
+            f"{excess:.3g}): draw samples instead"
+        )
+    return out[0], parts.T @ parts
