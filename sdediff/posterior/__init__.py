@@ -3,7 +3,8 @@ and any other inverse problem.
 
 A measurement (`Linear`, `Mask`, `Blur`, `Downsample`, `Grey`, `Fourier`, `Nonlinear`) says what
 was seen of x_0. Methods that are models of models (`MMPS`, `PiGDM`, `DPS`) go into `sdediff.sample`
-with any solver.
+with any solver. `PublishedDPS`, `Replacement`, `RePaint` and `DiffPIR` are solvers that know the
+measurement. `sample_posterior` weighs `Particles`, so that the law is right, and has the evidence.
 """
 
 from sdediff.posterior.measurements import (
@@ -20,11 +21,13 @@ from sdediff.posterior.measurements import (
 from sdediff.posterior.operators import DPS, MMPS, PiGDM, Posterior
 from sdediff.posterior.particles import Particles
 from sdediff.posterior.sampling import Weighted, sample_posterior
+from sdediff.posterior.wrappers import DiffPIR, PublishedDPS, RePaint, Replacement
 
 __all__ = [
     "DPS",
     "MMPS",
     "Blur",
+    "DiffPIR",
     "Downsample",
     "Fourier",
     "Grey",
@@ -36,6 +39,9 @@ __all__ = [
     "Particles",
     "PiGDM",
     "Posterior",
+    "PublishedDPS",
+    "RePaint",
+    "Replacement",
     "Weighted",
     "sample_posterior",
 ]

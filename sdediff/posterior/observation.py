@@ -50,8 +50,14 @@ class Observation:
             .to(like.device)
             for seed, shape in enumerate((like.event, self.y.shape[1:]))
         )
-        with torch.no_grad():
-            found = self.measurement.forward(x)
+        try:
+            with torch.no_grad():
+                found = self.measurement.forward(x)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"the measurement failed on an event {tuple(like.event)}, {like.dtype}: {error}; "
+                "does it take such states? A matrix has to have their dtype, H.to(x)"
+            ) from error
         if not isinstance(found, Tensor) or found.shape != y.shape:
             got = tuple(found.shape[1:]) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(

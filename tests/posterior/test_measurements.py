@@ -134,6 +134,11 @@ REFUSED: dict[str, tuple[Any, ...]] = {
         randn(4, 2),
         "does not fit an event",
     ),
+    "another rank": (
+        posterior.Linear(lambda x: x @ H, noise_std=0.1),
+        randn(4, 2),
+        r"the measurement failed on an event \(3,\), torch.float64: .*H.to\(x\)",
+    ),
     "no measurement": (H, randn(4, 2), "measurement must have forward and log_likelihood"),
     "nonlinear": (
         posterior.Nonlinear(torch.sin, lambda y, z: (y - z).sum(1)),
