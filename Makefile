@@ -15,7 +15,7 @@ INSTALLED_TORCH = $(PY) -c 'import importlib.metadata as m; print(m.version("tor
 PINNED_TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow interop golden bench trace statements lint format types wheel clean
+.PHONY: help demo test test-slow interop golden bench posterior trace statements lint format types wheel clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -40,6 +40,9 @@ bench: $(STAMP)  ## times against hand-written loops, as ratios (benchmarks/READ
 	OMP_NUM_THREADS=1 $(PY) benchmarks/noise.py $(ARGS)
 	OMP_NUM_THREADS=1 $(PY) benchmarks/schedule.py $(ARGS)
 	OMP_NUM_THREADS=1 $(PY) benchmarks/brownian.py $(ARGS)
+
+posterior: $(STAMP)  ## methods for inverse problems on priors whose posteriors are known (quick: make posterior ARGS=--quick)
+	OMP_NUM_THREADS=1 $(PY) benchmarks/posterior.py $(ARGS)
 
 trace: $(STAMP)  ## functions and files that one small call enters (their names: make trace ARGS=--list)
 	OMP_NUM_THREADS=1 $(PY) tools/trace.py $(ARGS)

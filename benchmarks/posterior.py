@@ -1,0 +1,194 @@
+"""Every method for inverse problems on three priors whose posteriors are known.
+
+    python benchmarks/posterior.py
+
+The network is exact, so that what is off is the method: a ring of 8 modes in the plane with one
+measurement of noise 0.3, the same with noise 0.05, and 10 modes in 16 dimensions with 4
+measurements of noise 0.2. All methods take 100 steps, uniform in log-SNR, of the same stochastic
+solver, and draw as many samples. Columns: sliced Wasserstein distance to the posterior as a ratio
+to that between two sets of as many exact draws; distance of the means in spreads of the posterior;
+ratio of variances; how far the weights of the modes are from theirs (total variation); evaluations
+and backward passes of a sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import sdediff as sd
+from sdediff import posterior
+
+F64 = torch.float64
+SDE = sd.VP()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prior, a measurement of it, and what is true."""
+
+    law: Any
+    H: Tensor
+    y: Tensor
+    std: float
+
+    @property
+    def truth(self) -> Any:
+        return self.law.posterior(self.H, self.y, self.std)
+
+    @property
+    def log_evidence(self) -> float:
+        variance = float(self.law.components.variances[0])
+        cov = variance * self.H @ self.H.T + self.std**2 * torch.eye(len(self.H), dtype=F64)
+        mean = self.law.means @ self.H.T
+        logs = torch.distributions.MultivariateNormal(mean, cov).log_prob(self.y)
+        return float((logs + self.law.log_weights).logsumexp(dim=0))
+
+    @property
+    def measurement(self) -> posterior.Linear:
+        return posterior.Linear(lambda x: x @ self.H.T.to(x), noise_std=self.std)
+
+
+def cases() -> dict[str, Case]:
+    """The three problems."""
+    angle = torch.arange(8, dtype=F64) * math.pi / 4
+    ring = sd.exact.GaussianMixture(1.3 * torch.stack([angle.cos(), angle.sin()], dim=1), 0.15)
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(10, 16, generator=generator, dtype=F64)
+    clusters = sd.exact.GaussianMixture(means, 0.3)
+    row = torch.tensor([[1.0, 0.5]], dtype=F64)
+    H = torch.randn(4, 16, generator=generator, dtype=F64) / 4
+    y = H @ clusters.sample(1, seed=5)[0] + 0.2 * torch.randn(4, generator=generator, dtype=F64)
+    seen = torch.tensor([0.9], dtype=F64)
+    return {
+        "ring, noise 0.3": Case(ring, row, seen, 0.3),
+        "ring, noise 0.05": Case(ring, row, seen, 0.05),
+        "16-D, noise 0.2": Case(clusters, H, y, 0.2),
+    }
+
+
+class Score:
+    """How far samples are from the posterior of a case."""
+
+    def __init__(self, case: Case, count: int) -> None:
+        self.truth, self.count = case.truth, count
+        self.mean, cov = self.truth.data_moments()
+        self.variance = float(cov.trace())
+        self.shares = self._shares(self.truth.sample(200_000, seed=1))
+        self.exact = [self.truth.sample(count, seed=2 + i) for i in range(6)]
+        pairs = list(itertools.combinations(self.exact, 2))
+        self.floor = sum(self._distance(*pair) for pair in pairs) / len(pairs)
+
+    def _shares(self, x: Tensor) -> Tensor:
+        nearest = torch.cdist(x.double(), self.truth.means).argmin(dim=1)
+        return torch.bincount(nearest, minlength=len(self.truth.means)).double() / len(x)
+
+    @staticmethod
+    def _distance(x: Tensor, y: Tensor) -> float:
+        return float(sd.metrics.sliced_wasserstein(x.double(), y))
+
+    def __call__(self, x: Tensor, found: posterior.Weighted | None = None) -> list[float]:
+        """Distance, mean, variance and mode weights of equally weighted draws, or of particles."""
+        if not bool(torch.isfinite(x).all()):
+            return [math.nan] * 4
+        mean, variance = x.double().mean(dim=0), x.double().var(dim=0)
+        if found is not None:
+            mean, variance = found.mean[0].double(), found.variance[0].double()
+        distances = [self._distance(x, other) for other in self.exact]
+        return [
+            sum(distances) / len(distances) / self.floor,
+            float((mean - self.mean).norm()) / self.variance**0.5,
+            float(variance.sum()) / self.variance,
+            0.5 * float((self._shares(x) - self.shares).abs().sum()),
+        ]
+
+
+def methods(case: Case, count: int, steps: int) -> Iterator[tuple[str, Callable[[], sd.Solution]]]:
+    """Each method by name, as a function that solves."""
+    model, measured, y = case.law.model(SDE), case.measurement, case.y[None]
+    shape = (count, *case.law.event)
+    options: dict[str, Any] = {
+        "steps": steps, "grid": "log_snr", "seed": 0, "on_fail": "return",
+    }  # fmt: skip
+    ancestral = sd.solvers.Ancestral()
+
+    def run(given: Any, solver: Any = ancestral) -> Callable[[], sd.Solution]:
+        return lambda: sd.sample(given, shape, solver=solver, **options)
+
+    yield "exact conditional score", run(case.truth.model(SDE))
+    yield "MMPS(iterations=5)", run(posterior.MMPS(model, measured, y))
+    yield "PiGDM", run(posterior.PiGDM(model, measured, y))
+    yield "DPS", run(posterior.DPS(model, measured, y))
+    for zeta in (0.1, 0.3, 1.0):
+        name = f"PublishedDPS(zeta={zeta:g})"
+        yield name, run(model, posterior.PublishedDPS(measured, y, zeta=zeta))
+    yield "DiffPIR(lam=1)", run(model, posterior.DiffPIR(measured, y))
+    yield "Replacement", run(model, posterior.Replacement(measured, y))
+    yield "RePaint(jumps=5)", run(model, posterior.RePaint(measured, y, jumps=5))
+
+
+def row(name: str, values: list[float], solution: sd.Solution | None) -> str:
+    passes = ["-", "-"]
+    if solution is not None:
+        back = 0 if solution.backward is None else int(solution.backward.max())
+        passes = [str(int(solution.nfe.max())), str(back)]
+    shown = ["fails" if math.isnan(v) else f"{v:.2f}" for v in values]
+    return "| " + " | ".join([name, *shown, *passes]) + " |"
+
+
+def main() -> None:
+    """Print the tables of docs/inverse-problems.md."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="few samples, steps and particles")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    arguments = parser.parse_args()
+    count, steps = (400, 20) if arguments.quick else (4000, 100)
+    results: dict[str, dict[str, list[float]]] = {}
+    for name, case in cases().items():
+        score = Score(case, count)
+        results[name] = {}
+        print(
+            f"\n{name}\n\n| method | SW2 ratio | mean | variance ratio | modes | NFE | backward |"
+        )
+        print("|---|---|---|---|---|---|---|")
+        draws = score.truth.sample(count, seed=99)
+        results[name]["exact draws"] = score(draws)
+        print(row("exact draws", results[name]["exact draws"], None))
+        for method, solve in methods(case, count, steps):
+            solution = solve()
+            results[name][method] = score(solution.x)
+            print(row(method, results[name][method], solution), flush=True)
+        for twist in ("mmps", "pigdm"):
+            particles = posterior.Particles(count, twist)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found = posterior.sample_posterior(
+                    case.law.model(SDE), case.measurement, case.y[None], (1, *case.law.event),
+                    particles=particles, steps=steps, seed=0,
+                )  # fmt: skip
+            method = f"Particles({count}, {twist!r})"
+            results[name][method] = score(found.draws[0], found)
+            print(row(method, results[name][method], found.solution), flush=True)
+            print(
+                f"<!-- log evidence off by {float(found.log_evidence) - case.log_evidence:+.3f}, "
+                f"error {float(found.log_evidence_error):.3f}; genealogical effective size "
+                f"{float(found.genealogical_ess):.0f} -->"
+            )
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
