@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sdediff.solvers.given import nearest
 
-__all__ = ["Called"]
+__all__ = ["Called", "config_of", "unwrapped"]
 
 _STATES: Final = ("sample", "hidden_states")
 _TIMES: Final = ("timestep", "timesteps")
@@ -68,8 +68,7 @@ class Called(nn.Module):
         self._times = self._argument("times", _TIMES, parameters)
         self._plain = {"return_dict": False} if "return_dict" in parameters else {}
         self._open = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
-        config = getattr(inner, "config", None)
-        config = config if isinstance(config, Mapping) else {}
+        config = config_of(inner)
         taken = {self._states, self._times, "return_dict", _ADDED, *given}
         free = {
             name: each
@@ -131,6 +130,12 @@ def _named(config: Mapping[str, Any], table: Mapping[str, tuple[str, ...]]) -> t
         if value == wanted if wanted else value not in (None, False):
             found += names
     return tuple(dict.fromkeys(found))
+
+
+def config_of(network: Any) -> Mapping[str, Any]:
+    """The configuration of a network; empty where it has none."""
+    config = getattr(network, "config", None)
+    return config if isinstance(config, Mapping) else {}
 
 
 def unwrapped(network: Any) -> tuple[Any, frozenset[str]]:

@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 
 from sdediff.constraints import Constrained
-from sdediff.interop.called import Called, unwrapped
+from sdediff.interop.called import Called, config_of, unwrapped
 from sdediff.interop.configurations import diffusers
 from sdediff.interop.diffusers import schedule_from
 from sdediff.interop.schedules import Raw, Schedule
@@ -83,16 +83,15 @@ def from_diffusers(source: Any, scheduler: Any = None) -> ScoreModel | Constrain
 def _model(network: Any, schedule: Schedule) -> ScoreModel | Constrained:
     """The model of a network under a schedule."""
     inner, _ = unwrapped(network)
-    own = getattr(inner, "config", None)
-    own = own if isinstance(own, Mapping) else {}
+    own = config_of(inner)
     time, sign = _conventions(type(inner).__name__, schedule.time, own, flows=schedule.flows)
     predicts, sigma_data = schedule.predicts, None
     if isinstance(predicts, Raw):
         sign, sigma_data, predicts = predicts.sign, predicts.sigma_data, "edm"
-    kind = schedule.config["variance_type"]
-    doubled = kind in ("learned", "learned_range") or (
-        own.get("out_channels") is not None and own["out_channels"] == 2 * own.get("in_channels", 0)
-    )
+    kind, channels = schedule.config["variance_type"], own.get("out_channels")
+    doubled = kind in ("learned", "learned_range")
+    if channels is not None:
+        doubled = channels == 2 * own.get("in_channels", 0)
     learned = doubled and kind != "learned"  # of "learned" the second half is a logarithm
     model = ScoreModel(
         Called(network, sign, halved=doubled and not learned),
@@ -158,11 +157,11 @@ def _opened(folder: Path, scheduler: Any) -> tuple[Any, Mapping[str, Any]]:
     parts = {k: v for k, v in json.loads(index.read_text()).items() if k[:1] != "_" and _is_part(v)}
     part = _only(str(folder), parts)
     library, name = parts[part]
-    kind = getattr(diffusers, name, None) if library == "diffusers" else None
-    if kind is None:
+    kind: Any = getattr(diffusers, name, None) if library == "diffusers" else None
+    if not isinstance(kind, type) or not issubclass(kind, diffusers.ModelMixin):
         raise ValueError(
-            f"{index} says that {part} is {name} of {library}, which diffusers "
-            f"{diffusers.__version__} does not have: load it yourself and pass it"
+            f"{index} says that {part} is {name} of {library}, which is no network of diffusers "
+            f"{diffusers.__version__}: load it yourself and pass it"
         )
     file = folder / "scheduler" / "scheduler_config.json"
     if scheduler is None and not file.is_file():

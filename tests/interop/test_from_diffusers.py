@@ -588,8 +588,15 @@ BROKEN = {
     ),
     "no network": (reindexed(unet=None), "has no unet, transformer or prior, its parts are sched"),
     "two": (reindexed(unet_2=["diffusers", "UNet2DModel"]), "has unet and unet_2, its parts"),
-    "code": (reindexed(unet=["my_code", "Network"]), "that unet is Network of my_code, which diff"),
-    "class": (reindexed(unet=["diffusers", "Nought"]), "Nought of diffusers, which diffusers 0."),
+    "code": (
+        reindexed(unet=["my_code", "Network"]),
+        "that unet is Network of my_code, which is no net",
+    ),
+    "class": (reindexed(unet=["diffusers", "Nought"]), "Nought of diffusers, which is no network"),
+    "pipeline": (
+        reindexed(unet=["diffusers", "DiffusionPipeline"]),
+        "DiffusionPipeline of diffusers, which is no network of diffusers 0.*load it yourself",
+    ),
     "no scheduler": (
         lambda folder: (folder / "scheduler" / "scheduler_config.json").unlink(),
         "has no scheduler/scheduler_config.json: pass scheduler=",
