@@ -158,7 +158,8 @@ def _opened(folder: Path, scheduler: Any) -> tuple[Any, Mapping[str, Any]]:
     part = _only(str(folder), parts)
     library, name = parts[part]
     kind: Any = getattr(diffusers, name, None) if library == "diffusers" else None
-    if not isinstance(kind, type) or not issubclass(kind, diffusers.ModelMixin):
+    usable = isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)
+    if not usable:
         raise ValueError(
             f"{index} says that {part} is {name} of {library}, which is no network of diffusers "
             f"{diffusers.__version__}: load it yourself and pass it"
