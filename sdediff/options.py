@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, Literal, TypedDict
 
 import numpy as np
@@ -26,9 +27,10 @@ from sdediff.solvers import (
     Snapshot,
     Solver,
     Straight,
+    given,
 )
 from sdediff.solvers.given import integer
-from sdediff.solvers.shared import Shared
+from sdediff.solvers.options import Shared
 
 __all__ = [
     "DEFAULTS",
@@ -40,6 +42,7 @@ __all__ = [
     "SolveOptions",
     "Stochasticity",
     "check_solver",
+    "chosen",
     "default_solver",
     "documented",
     "intervals",
@@ -175,6 +178,7 @@ DEFAULTS: Final[LikelihoodOptions] = {
 SHARED: Final = Shared(DEFAULTS, (SolveOptions, LikelihoodOptions))
 takes: Final = SHARED.takes
 documented: Final = SHARED.documented
+chosen: Final = partial(given.chosen, defaults=DEFAULTS)
 
 
 def check_solver(solver: Solver) -> Solver:

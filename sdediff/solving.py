@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,13 @@ from sdediff.arguments import Span, check_condition, check_device, make_times
 from sdediff.masks import check_mask
 from sdediff.modules import evaluating
 from sdediff.operator import Operator
-from sdediff.options import SHARED, LikelihoodOptions, SolveOptions
+from sdediff.options import SolveOptions, chosen
 from sdediff.progress import Bar, progress_bar
 from sdediff.protocols import Facts, Like, Model, Output, Rows, is_model
 from sdediff.reverse import Reverse
 from sdediff.solvers import Monitor, Options, Solution, Solver
-from sdediff.solvers.given import callback_of, check_grad, flag, integer
+from sdediff.solvers.given import callback_of, flag, integer
+from sdediff.solvers.options import check_grad
 from sdediff.solvers.solution import merge
 from sdediff.units import Units
 
@@ -167,13 +168,6 @@ class Solving:
                 parts.append(part(rows, options))
         solution = parts[0] if len(parts) == 1 else merge(parts)
         return solution.failed((), self.options.on_fail) if solution.failures else solution
-
-
-def chosen(function: Any, options: SolveOptions) -> LikelihoodOptions:
-    """All options: those that ``function``, which `takes` decorates, was given, and the others as
-    they are by default. Raises TypeError for one that it does not take, with the nearest name.
-    """
-    return cast(LikelihoodOptions, SHARED.chosen(function, options))
 
 
 def check_dtype(dtype: torch.dtype) -> torch.dtype:

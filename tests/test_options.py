@@ -20,7 +20,7 @@ from sdediff.objectives import reflow
 from sdediff.options import SHARED as OPTIONS
 from sdediff.options import LikelihoodOptions, SolveOptions
 from sdediff.solvers import equations
-from sdediff.solvers.shared import Shared
+from sdediff.solvers.options import Shared
 
 MODEL = sd.exact.Gaussian(torch.zeros(2), torch.eye(2)).model(sd.VP())
 X = torch.zeros(3, 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Final, Literal, TypedDict, Unpack, cast
+from typing import Final, Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from sdediff.solvers.given import (
     Numbers,
     callback_of,
     check_choice,
-    check_grad,
+    chosen,
     described,
     flag,
     integer,
@@ -35,10 +35,9 @@ from sdediff.solvers.given import (
 from sdediff.solvers.grid import check_grid
 from sdediff.solvers.integrate import integrate, require
 from sdediff.solvers.noise import Noise, fresh_seed
-from sdediff.solvers.options import Options, Snapshot
+from sdediff.solvers.options import Options, Shared, Snapshot, check_grad
 from sdediff.solvers.recorder import watched
 from sdediff.solvers.runge_kutta import RK45
-from sdediff.solvers.shared import Shared
 from sdediff.solvers.solution import Solution
 from sdediff.solvers.solver import Solver
 from sdediff.solvers.stochastic import EulerMaruyama
@@ -110,7 +109,7 @@ class Driving:
         cls, what: str, function: Callable[..., Solution], given: EquationOptions
     ) -> Driving:
         """From the options of a call of ``function``; ValueError or TypeError for wrong ones."""
-        taken = cast(EquationOptions, SHARED.chosen(function, given))
+        taken = chosen(function, given, _DEFAULTS)
         events, max_nfe, grad = taken["events"], taken["max_nfe"], taken["grad"]
         known = tuple(events) if isinstance(events, Sequence) else (events,)
         wrong = [each for each in known if not isinstance(each, Event)]

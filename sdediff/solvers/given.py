@@ -5,15 +5,16 @@ flags, devices and functions.
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import operator
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, Final, SupportsIndex, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, SupportsIndex, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
@@ -33,8 +34,8 @@ __all__ = [
     "WrittenError",
     "callback_of",
     "check_choice",
-    "check_grad",
     "check_name",
+    "chosen",
     "described",
     "device_of",
     "fact",
@@ -189,19 +190,20 @@ def described(value: object) -> str:
     return type(value).__name__
 
 
-def check_grad(grad: object) -> None:
-    """A ValueError unless ``grad`` says how to keep gradients, and torch keeps a graph if it asks
-    for one.
+def chosen(function: Callable[..., Any], options: Mapping[str, Any], defaults: _T) -> _T:
+    """All options, a dict: those that ``function`` was given, and the others as in ``defaults``.
+    Raises TypeError for one that is not in its signature, with the nearest name.
     """
-    check_choice("grad", grad, ("none", "full", "checkpoint"))
-    if grad != "none" and not torch.is_grad_enabled():
-        where = "torch.inference_mode" if torch.is_inference_mode_enabled() else "torch.no_grad"
-        raise ValueError(
-            f"grad={grad!r} keeps the graph of the solve, and {where} is on, under which there "
-            "is none: call it outside of that, "
-            "or under torch.enable_grad() (inference_mode(False) first, where that is on), or "
-            "drop grad"
-        )
+    every: Any = defaults
+    taken = inspect.signature(function).parameters
+    for name in options:
+        if name not in taken:
+            own = ", ".join(known for known in taken if known in every)
+            raise TypeError(
+                f"{function.__name__} takes no option {name!r}{nearest(name, taken)}; its options "
+                f"are {own}"
+            )
+    return cast(_T, {**every, **options})
 
 
 def callback_of(name: str, value: _T, call: str) -> _T:

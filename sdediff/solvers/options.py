@@ -1,20 +1,37 @@
-"""How a solve is to be driven, and what a user's callback sees of it."""
+"""How a solve is to be driven, and what a user's callback sees of it; options that functions
+share.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import inspect
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
-from sdediff.solvers.given import Record
+from sdediff.solvers.given import Record, check_choice
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.solution import MOST_NFE, Failure
 from sdediff.solvers.solver import Solver, Step
 
-__all__ = ["Control", "Observer", "Options", "Reached", "Snapshot", "Stepped"]
+__all__ = [
+    "Control",
+    "Observer",
+    "Options",
+    "Reached",
+    "Shared",
+    "Snapshot",
+    "Stepped",
+    "check_grad",
+]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_T = TypeVar("_T")
 
 
 class Snapshot(NamedTuple):
@@ -108,3 +125,65 @@ class Control(Protocol):
 
     def stop(self, samples: Tensor, x: Tensor) -> None:
         """End the way of ``samples``, int64 (k,), at states x (k, *event): they have not failed."""
+
+
+def check_grad(grad: object) -> None:
+    """A ValueError unless ``grad`` says how to keep gradients, and torch keeps a graph if it asks
+    for one.
+    """
+    check_choice("grad", grad, ("none", "full", "checkpoint"))
+    if grad != "none" and not torch.is_grad_enabled():
+        where = "torch.inference_mode" if torch.is_inference_mode_enabled() else "torch.no_grad"
+        raise ValueError(
+            f"grad={grad!r} keeps the graph of the solve, and {where} is on, under which there "
+            "is none: call it outside of that, "
+            "or under torch.enable_grad() (inference_mode(False) first, where that is on), or "
+            "drop grad"
+        )
+
+
+@dataclass(frozen=True)
+class Shared:
+    """``defaults`` of options by name, which the docstrings of ``records`` explain, a paragraph
+    for each.
+    """
+
+    defaults: Mapping[str, Any]
+    records: tuple[type, ...]
+
+    def takes(self, record: type, *, without: Collection[str] = ()) -> Callable[[_F], _F]:
+        """Decorate a function with ``**options: Unpack[record]``: its signature and its docstring
+        show the options one by one, except those in ``without``, which `chosen` refuses.
+        """
+        kinds = {name: kind.__forward_arg__ for name, kind in record.__annotations__.items()}
+        names = [name for name in kinds if name not in without]
+
+        def shown(function: _F) -> _F:
+            own = inspect.signature(function)
+            *named, _ = own.parameters.values()
+            added = [
+                inspect.Parameter(
+                    name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=self.defaults[name],
+                    annotation=kinds[name],
+                )
+                for name in names
+            ]
+            made: Any = function
+            made.__signature__ = own.replace(parameters=[*named, *added])
+            words = inspect.cleandoc(function.__doc__ or "")
+            made.__doc__ = f"{words}\n\n{self.documented(names)}"
+            return function
+
+        return shown
+
+    def documented(self, names: Collection[str]) -> str:
+        """What the records say of these options."""
+        found: list[str] = []
+        for record in self.records:
+            text = inspect.cleandoc(record.__doc__ or "")
+            for entry in re.split(r"\n+(?=``\w+``(?:, ``\w+``)*: )", text)[1:]:
+                if set(re.findall(r"``(\w+)``", entry.partition(": ")[0])) & set(names):
+                    found.append(entry)
+        return "\n".join(found)
