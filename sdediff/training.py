@@ -148,17 +148,7 @@ def fit(
     check_ours(folder)
     settings = Settings(steps, batch_size, lr, warmup, ema, clip, seed)
     look_at(model, clean, exist)
-    config: dict[str, Any] = {
-        "format": FORMAT,
-        **describe(given),
-        "data": {
-            "event": list(data.shape[1:]),
-            "count": len(data),
-            "condition": {name: list(value.shape[1:]) for name, value in condition.items()},
-            **(about or {}),
-        },
-        "training": {**asdict(settings), "loss": _name(loss)},
-    }
+    config = _config(given, {**_summary(data, condition), **(about or {})}, settings, loss)
     with _accelerated(device, mixed_precision) as accelerator:
         trainer = Trainer(model, data, condition, loss, settings, exist)
         config["run"] = trainer.identity(config)
@@ -239,6 +229,23 @@ def _accelerated(device: str | None, mixed_precision: str | None) -> Iterator[An
         for state, kept in zip(shared, before, strict=True) if alone else ():
             state.clear()
             state.update(kept)
+
+
+def _config(
+    model: ScoreModel, data: Mapping[str, Any], settings: Settings, loss: Objective
+) -> dict[str, Any]:
+    """The configuration of a run, without its name."""
+    training = {**asdict(settings), "loss": _name(loss)}
+    return {"format": FORMAT, **describe(model), "data": data, "training": training}
+
+
+def _summary(data: Tensor, condition: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a configuration says of the data and of what stands beside them."""
+    beside = {
+        name: {"shape": list(value.shape[1:]), "dtype": str(value.dtype).removeprefix("torch.")}
+        for name, value in condition.items()
+    }
+    return {"event": list(data.shape[1:]), "count": len(data), "condition": beside}
 
 
 def _name(loss: Objective) -> dict[str, Any]:

@@ -108,8 +108,8 @@ def with_dropout(
     drop = real("drop", drop)
     if not 0 <= drop < 1:
         raise ValueError(
-            "drop is the share of samples that are trained without their condition, 0.1 say; got "
-            f"{drop!r}"
+            "drop must be the share of samples that are trained without their condition, in "
+            f"[0, 1); got {drop!r}"
         )
     if not drop:
         null = getattr(loss, "null", None)

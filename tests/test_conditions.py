@@ -194,8 +194,8 @@ def test_a_dataset_hands_its_labels_to_the_network(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"drop": 1.0}, ValueError, "drop is the share of samples"),
-        ({"drop": -0.1}, ValueError, "drop is the share of samples"),
+        ({"drop": 1.0}, ValueError, "drop must be the share of samples"),
+        ({"drop": -0.1}, ValueError, "drop must be the share of samples"),
         ({"condition": {"label": LABELS / 0}}, ValueError, "'label' contains values that are not"),
         ({"condition": {"strength": LABELS}}, TypeError, "needs the condition 'label'"),
         ({"model": model()}, ValueError, r"drop needs to know.*null=\{'label': 10\}"),

@@ -157,7 +157,7 @@ def test_unet_takes_any_size_and_padding_is_cropped() -> None:
     )
     assert isinstance(network_for((4,)), MLP)
     with pytest.raises(ValueError, match="bring your own"):
-        network_for((2, 3))
+        network_for((2, 3, 4, 5))
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,39 @@ Overwrite = Annotated[
     ),
 ]
 
+Labels = Annotated[
+    bool,
+    typer.Option(
+        "--labels",
+        help="train with the classes of digits, mnist, the folders of a folder, or labels in "
+        "an .npz",
+    ),
+]
+IgnoreLabels = Annotated[
+    bool, typer.Option("--ignore-labels", help="train on the data of an .npz alone")
+]
+Drop = Annotated[
+    float | None,
+    typer.Option(help="with --labels: the share of samples trained without, for --guidance; 0.1"),
+]
+Network = Annotated[
+    str | None, typer.Option(help="unet, dit, unet1d or mlp; by default by the data's shape")
+]
+MaxNfe = Annotated[
+    int | None,
+    typer.Option(
+        help="evaluations of the network a sample at most; 50,000 for an adaptive solver", min=1
+    ),
+]
+Condition = Annotated[
+    list[str] | None,
+    typer.Option(help="NAME=VALUE, label=3 say; several values, label=0,1,2, are taken in turn"),
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(help="scale of classifier-free guidance; 1 is the condition as trained"),
+]
+
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
@@ -78,9 +111,10 @@ def train(
     raw: Annotated[
         bool, typer.Option("--raw", help="take an array of floats of any range and standardise it")
     ] = False,
-    ignore_labels: Annotated[
-        bool, typer.Option("--ignore-labels", help="train on the data of an .npz alone")
-    ] = False,
+    labels: Labels = False,
+    ignore_labels: IgnoreLabels = False,
+    drop: Drop = None,
+    network: Network = None,
     mixed_precision: Annotated[str | None, typer.Option(help="bf16 or fp16")] = None,
     seed: Seed = 0,
     device: Device = None,
@@ -107,7 +141,10 @@ def train(
             times=times,
             image_size=image_size,
             raw=raw,
+            labels=labels,
             ignore_labels=ignore_labels,
+            drop=drop,
+            network=network and network.lower(),
             mixed_precision=mixed_precision,
             seed=seed,
             device=device,
@@ -145,12 +182,9 @@ def sample(
             "deviation"
         ),
     ] = None,
-    max_nfe: Annotated[
-        int | None,
-        typer.Option(
-            help="evaluations of the network a sample at most; 50,000 for an adaptive solver", min=1
-        ),
-    ] = None,
+    max_nfe: MaxNfe = None,
+    condition: Condition = None,
+    guidance: Guidance = None,
     seed: Seed = 0,
     device: Device = None,
     quiet: Quiet = False,
@@ -172,6 +206,8 @@ def sample(
             rtol=rtol,
             atol=atol,
             max_nfe=max_nfe,
+            condition=condition or (),
+            guidance=guidance,
             seed=seed,
             device=device,
             quiet=quiet,

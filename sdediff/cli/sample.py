@@ -9,22 +9,24 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sdediff.checkpoint import load, read_config
 from sdediff.cli.app import spoken
+from sdediff.cli.conditions import Conditions, guided, read_conditions
 from sdediff.cli.names import check_device, check_tolerances, make_solver
 from sdediff.files import write_atomically
 from sdediff.interruption import raising, signal_of
 from sdediff.plots import image_grid, save_png
 from sdediff.progress import Bar, progress_bar
-from sdediff.protocols import Model
+from sdediff.protocols import Model, facts
 from sdediff.run_folder import CONFIG
 from sdediff.sampling import sample
 from sdediff.solvers import Solution, Solver, seeds
@@ -47,6 +49,8 @@ def run(
     rtol: float | None,
     atol: float | None,
     max_nfe: int | None,
+    condition: Sequence[str],
+    guidance: float | None,
     seed: int,
     device: str | None,
     quiet: bool,
@@ -60,27 +64,35 @@ def run(
     event, image = _event(folder, config), bool(config["data"].get("image", False))
     _check_out(out, image)
     _check_memory(count, event)
-    model = load(folder, device=check_device(device))
+    model: Model = load(folder, device=check_device(device))
+    conditions = read_conditions(folder, config, model, condition)
+    model = model if guidance is None else guided(folder, config, model, guidance)
     method: Solver | None
     given: int | None
     if solver is None and steps is not None:
         check_tolerances("the default solver for --steps takes", rtol, atol)
         method, given = None, steps
     else:
-        method, given = make_solver(solver or "ode", model.sde, steps, rtol, atol, model.data_std)
+        unit = facts(model).data_std
+        method, given = make_solver(solver or "ode", model.sde, steps, rtol, atol, unit)
     began = time.perf_counter()
     size = batch_size or max(64, _VALUES // math.prod(event))
     with raising():
-        drawing = _Drawing(model, event, count, size, method, given, max_nfe, seed, quiet)
+        drawing = _Drawing(
+            model, event, count, size, method, given, max_nfe, conditions, seed, quiet
+        )
         signum = drawing.run()
         if signum is not None:
-            return _partial(drawing.parts, out, count, "stopped", 128 + signum)
+            kept = merge(drawing.parts) if drawing.parts else None
+            return _partial(kept, None, conditions, out, count, "stopped", 128 + signum)
     solution = merge(drawing.parts)
     if solution.failures:
         more = f" ({len(solution.failures) - 1} more failed)" if len(solution.failures) > 1 else ""
         why = spoken(ValueError(f"{solution.failures[0]}{more}"), ["sample"])
-        return _partial([_complete(solution)], out, count, f"error: {why}", 2)
-    _write(out, solution)
+        good = torch.nonzero(solution.status == 0).flatten()
+        kept = _complete(solution, good)
+        return _partial(kept, good.tolist(), conditions, out, count, f"error: {why}", 2)
+    _write(out, solution, conditions, range(count))
     if not quiet:
         nfe, seconds = solution.nfe.double(), time.perf_counter() - began
         by = method or "the default solver"
@@ -103,6 +115,7 @@ class _Drawing:
     solver: Solver | None
     steps: int | None
     max_nfe: int | None
+    conditions: Conditions
     seed: int
     quiet: bool
     parts: list[Solution] = field(default_factory=list)
@@ -125,26 +138,36 @@ class _Drawing:
             solver=self.solver,
             steps=self.steps,
             max_nfe=self.max_nfe,
+            condition=self.conditions.of(rows),
             seed=seeds(self.seed, rows),
             callback=lambda snapshot: bar.update(rows.start + snapshot.done * len(rows)),
             on_fail="return",
         )
 
 
-def _partial(parts: list[Solution], out: Path, count: int, why: str, code: int) -> int:
-    """Write what there is, beside a file that is there already, and say so; the exit code."""
-    kept = merge(parts) if parts else None
+def _partial(
+    kept: Solution | None,
+    rows: Sequence[int] | None,
+    conditions: Conditions,
+    out: Path,
+    count: int,
+    why: str,
+    code: int,
+) -> int:
+    """Write what there is, the samples ``rows`` or the first ones, beside a file that is there
+    already, and say so; the exit code.
+    """
     if kept is None or not len(kept.x):
         print(f"{why}; nothing was written", file=sys.stderr)
         return code
     place = out.with_name(f"{out.stem}.partial{out.suffix}") if out.exists() else out
-    _write(place, kept)
+    _write(place, kept, conditions, range(len(kept.x)) if rows is None else rows)
     print(f"{why}; wrote {len(kept.x)} of {count} samples to {place}", file=sys.stderr)
     return code
 
 
-def _complete(solution: Solution) -> Solution:
-    good = torch.nonzero(solution.status == 0).flatten()
+def _complete(solution: Solution, good: Tensor) -> Solution:
+    """The samples ``good``, which did not fail."""
     counts = {
         name: getattr(solution, name)[good] for name in ("nfe", "accepted", "rejected", "status")
     }
@@ -202,9 +225,11 @@ def _check_out(out: Path, image: bool) -> None:
         ) from error
 
 
-def _write(out: Path, solution: Solution) -> None:
+def _write(out: Path, solution: Solution, conditions: Conditions, rows: Sequence[int]) -> None:
+    """Write the samples, which are those of the numbers ``rows``."""
     if out.suffix == ".png":
-        save_png(image_grid(solution.x.cpu()), out)
+        columns = conditions.columns(len(rows))
+        save_png(image_grid(solution.x.cpu(), columns), out)
         return
     buffer = io.BytesIO()
     x = solution.x.cpu().numpy()
@@ -212,5 +237,10 @@ def _write(out: Path, solution: Solution) -> None:
         np.save(buffer, x, allow_pickle=False)
     else:
         own = np.array(solution.seeds or (), dtype=np.uint64)
-        np.savez(buffer, x=x, seeds=own, nfe=solution.nfe.numpy())
+        more: dict[str, Any] = {
+            **conditions.called(rows),
+            "seeds": own,
+            "nfe": solution.nfe.numpy(),
+        }
+        np.savez(buffer, x=x, **more)
     write_atomically(out, buffer.getvalue())

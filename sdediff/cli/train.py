@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+
+from torch import Tensor
 
 from sdediff.cli.names import check_device, make_sde
 from sdediff.data import Dataset, load_data
@@ -40,7 +43,10 @@ def run(
     times: str,
     image_size: int | None,
     raw: bool,
+    labels: bool,
     ignore_labels: bool,
+    drop: float | None,
+    network: str | None,
     mixed_precision: str | None,
     seed: int,
     device: str | None,
@@ -51,14 +57,15 @@ def run(
         raise ValueError(
             f"--resume goes on with the run in {out} and --overwrite starts anew: pass one of them"
         )
-    is_run = check_ours(out)
-    if resume and not is_run and not quiet:
+    if not check_ours(out) and resume and not quiet:
         print(f"there is no run in {out} yet: starting one", file=sys.stderr)
     process = make_sde(sde)
     loss = DenoisingScoreMatching(weighting, times, stratified=True)
     place = check_device(device)
-    dataset = _dataset(data, image_size, raw, ignore_labels)
-    model = _model(dataset, process, seed)
+    share = _share(drop, labels=labels)
+    dataset = _dataset(data, image_size, raw, network, labels=labels, ignored=ignore_labels)
+    classes, condition = _classes(dataset) if labels else ([], None)
+    model = _model(dataset, process, seed, network, len(classes) or None, dropped=share > 0)
     if not quiet:
         _tell(dataset, model, place)
     fit(
@@ -69,6 +76,8 @@ def run(
         batch_size=batch_size,
         lr=lr,
         loss=loss,
+        condition=condition,
+        drop=share,
         seed=seed,
         checkpoint_every=checkpoint_every,
         resume=resume,
@@ -76,29 +85,77 @@ def run(
         device=place,
         mixed_precision=mixed_precision,
         progress=not quiet,
-        about=about(dataset),
+        about={**about(dataset), **({"classes": classes} if classes else {})},
     )
     if not quiet:
-        print(
-            f"wrote {out}; draw from it with: sdediff sample {out} --out "
-            f"samples.{'png' if dataset.is_image else 'npy'}"
-        )
+        _tell_next(out, dataset, classes)
 
 
-def _dataset(data: str, image_size: int | None, raw: bool, ignore_labels: bool) -> Dataset:
-    """The data of this name or path; a ValueError for labels that nobody said to ignore."""
+def _share(drop: float | None, *, labels: bool) -> float:
+    """The share of samples that are trained without their label."""
+    if drop is not None and not labels:
+        raise ValueError("--drop is the share of samples trained without a label: add --labels")
+    return 0.0 if not labels else 0.1 if drop is None else drop
+
+
+def _dataset(
+    data: str,
+    image_size: int | None,
+    raw: bool,
+    network: str | None,
+    *,
+    labels: bool,
+    ignored: bool,
+) -> Dataset:
+    """The data of this name or path, as the network sees them; a ValueError for labels that nobody
+    said to take or to ignore, and where there are none to take.
+    """
+    if labels and ignored:
+        raise ValueError("--labels takes the labels and --ignore-labels does not: pass one of them")
     dataset = load_data(data, image_size=image_size, raw=raw)
-    if dataset.labels is not None and data.endswith(".npz") and not ignore_labels:
+    if labels and dataset.labels is None:
         raise ValueError(
-            f"{data} holds labels, and the networks of the command line take none: pass "
-            "--ignore-labels to train without them, "
-            "or train a network of your own in Python, sdediff.fit(model, x, "
-            "condition={'labels': labels})"
+            f"{data} has no labels for --labels: it takes digits, mnist, a folder with a folder "
+            "for each class in it, or an .npz with labels (N,)"
         )
-    return dataset
+    if dataset.labels is not None and data.endswith(".npz") and not (labels or ignored):
+        raise ValueError(
+            f"{data} holds labels: pass --labels to train with them, or --ignore-labels to train "
+            "without"
+        )
+    return _signals(dataset, data) if network == "unet1d" else dataset
 
 
-def _model(dataset: Dataset, sde: SDE, seed: int) -> ScoreModel:
+def _classes(dataset: Dataset) -> tuple[list[str], dict[str, Tensor]]:
+    """The names of the classes, and as a condition the class of each sample, 0, 1, ... in their
+    order.
+    """
+    if dataset.labels is None:
+        raise ValueError(f"{dataset.name} has no labels")
+    values, index = dataset.labels.unique(return_inverse=True)
+    names = [dataset.classes[v] if dataset.classes else str(v) for v in values.tolist()]
+    return names, {"label": index}
+
+
+def _signals(dataset: Dataset, data: str) -> Dataset:
+    """An array (N, C, L) of signals, which is otherwise one of fields of one channel."""
+    if dataset.is_image or dataset.x.ndim != 4 or dataset.x.shape[1] != 1:
+        raise ValueError(
+            f"--network unet1d is for signals: {data} must be an array of floats (N, C, L), with "
+            "--raw"
+        )
+    return replace(dataset, x=dataset.x[:, 0])
+
+
+def _model(
+    dataset: Dataset,
+    sde: SDE,
+    seed: int,
+    network: str | None,
+    classes: int | None,
+    *,
+    dropped: bool,
+) -> ScoreModel:
     """An untrained model of these data.
 
     Images are in [-1, 1] already. Points and raw arrays come in any units, and samples go back to
@@ -106,8 +163,17 @@ def _model(dataset: Dataset, sde: SDE, seed: int) -> ScoreModel:
     """
     normalizer = None if dataset.is_image else Normalizer.of(dataset.x)
     spread = 1.0 if normalizer else round(float(dataset.x.std()), 3)
-    net = initialised(partial(network_for, tuple(dataset.x.shape[1:])), seed)
-    return ScoreModel(net, sde, "edm", sigma_data=spread, normalizer=normalizer)
+    event = tuple(dataset.x.shape[1:])
+    net = initialised(partial(network_for, event, classes, network), seed)
+    null = {"label": classes} if classes is not None and dropped else None
+    return ScoreModel(net, sde, "edm", sigma_data=spread, normalizer=normalizer, null=null)
+
+
+def _tell_next(out: Path, dataset: Dataset, classes: list[str]) -> None:
+    """Print how to draw from the run."""
+    which = f" --condition label={','.join(classes[:3])}" if classes else ""
+    suffix = "png" if dataset.is_image else "npy"
+    print(f"wrote {out}; draw from it with: sdediff sample {out}{which} --out samples.{suffix}")
 
 
 def _tell(dataset: Dataset, model: ScoreModel, device: str | None) -> None:

@@ -346,30 +346,6 @@ def test_the_absolute_tolerance_is_for_data_of_any_size() -> None:
         assert solver == sd.AdaptiveSDE(0.05, 0.3)
 
 
-def test_labels_are_refused_or_left_aside(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    np.savez(tmp_path / "data.npz", x=POINTS, labels=np.arange(60) % 3)
-    words = [
-        "train",
-        "--data",
-        tmp_path / "data.npz",
-        "--out",
-        tmp_path / "run",
-        "--steps",
-        1,
-        "--device",
-        "cpu",
-        "--quiet",
-    ]
-    assert (
-        "holds labels, and the networks of the command line take none: pass --ignore-labels"
-        in refuse(capsys, *words)
-    )
-    assert not (tmp_path / "run").exists()
-    command(*words, "--ignore-labels")
-
-
 @pytest.mark.parametrize(
     ("command_name", "message", "said"),
     [

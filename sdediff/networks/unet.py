@@ -1,0 +1,92 @@
+"""A U-Net for images: diffusers' UNet2DModel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from sdediff._extras import require
+from sdediff.networks.parts import check_count, check_dropout, check_label, padded
+from sdediff.solvers.given import integer
+
+__all__ = ["UNet"]
+
+
+class UNet(nn.Module):
+    """diffusers' UNet2DModel for images (B, C, H, W) of any size and times (B,) in [0, 1].
+
+    ``widths`` are the channels of each level, each level half as wide as the one before;
+    ``attention`` says which levels attend. ``out_channels``: by default ``channels``; twice as many
+    for a learned variance. With ``classes`` the condition ``label`` (B,) is the class of each
+    sample, 0 to classes - 1, or ``classes`` for none.
+    Images whose sides are no multiple of 2^(levels - 1) are padded by repetition and cropped again.
+    The embedding sees 1000 t.
+    """
+
+    def __init__(
+        self,
+        channels: int = 1,
+        widths: Sequence[int] = (32, 64),
+        layers: int = 1,
+        attention: Sequence[bool] = (False, False),
+        dropout: float = 0.0,
+        groups: int = 8,
+        out_channels: int | None = None,
+        classes: int | None = None,
+    ) -> None:
+        super().__init__()
+        channels, layers, groups = (
+            integer(f"UNet: {name}", value, 1)
+            for name, value in (("channels", channels), ("layers", layers), ("groups", groups))
+        )
+        for name, value in (("widths", widths), ("attention", attention)):
+            if not isinstance(value, Sequence) or isinstance(value, str):
+                raise TypeError(
+                    f"UNet: {name} must be a sequence with one entry for each resolution, got "
+                    f"{value!r}"
+                )
+        widths = [integer("UNet: widths", width, 1) for width in widths]
+        dropout = check_dropout("UNet: dropout", dropout)
+        out_channels = check_count("UNet: out_channels", out_channels)
+        classes = check_count("UNet: classes", classes)
+        if len(widths) != len(attention):
+            raise ValueError(
+                f"UNet: attention needs one entry for each of the {len(widths)} widths, got "
+                f"{len(attention)}"
+            )
+        self.config: dict[str, Any] = {
+            "channels": channels,
+            "widths": widths,
+            "layers": layers,
+            "attention": list(attention),
+            "dropout": dropout,
+            "groups": groups,
+            "out_channels": out_channels,
+            "classes": classes,
+        }
+        self.classes = classes
+        self.multiple = 2 ** (len(widths) - 1)
+        self.unet = require("diffusers", "images").UNet2DModel(
+            in_channels=channels,
+            out_channels=out_channels or channels,
+            block_out_channels=tuple(widths),
+            layers_per_block=layers,
+            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
+            up_block_types=tuple(
+                "AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)
+            ),
+            add_attention=any(attention),
+            attention_head_dim=None,
+            norm_num_groups=groups,
+            dropout=dropout,
+            num_class_embeds=None if classes is None else classes + 1,
+        )
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """Prediction (B, out_channels, H, W)."""
+        height, width = x.shape[-2:]
+        seen = check_label("UNet", self.classes, label)
+        out: Tensor = self.unet(padded(x, self.multiple), 1000 * t, class_labels=seen).sample
+        return out[..., :height, :width]
