@@ -1,7 +1,8 @@
 """sdediff: diffusion models as stochastic differential equations.
 
 Here is what most programs use. The rest is in packages: `solvers` (all solvers), `sde` (all
-families), `objectives`, `discrete`, `likelihood`, `exact`, `posterior`, `mcmc`, `metrics`,
+families), `objectives`, `discrete`, `likelihood`, `exact`, `guidance`, `posterior`, `mcmc`,
+`metrics`, `networks`, `plots`, `interop`,
 `testing`.
 """
 

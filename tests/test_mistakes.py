@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 import re
+import sys
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -366,6 +367,12 @@ def test_check_solver_says_an_error_once():
         sd.testing.check_solver(Fails(), verbose=False)
     assert str(caught.value).count("drfit") == 1
     assert all(finding.name in str(caught.value) for finding in caught.value.report.failures)
+
+
+@pytest.mark.parametrize("name", ["interop", "plots", "testing"])
+def test_packages_that_are_imported_late_are_attributes_too(name, monkeypatch):
+    monkeypatch.delattr(sd, name, raising=False)
+    assert getattr(sd, name) is sys.modules[f"sdediff.{name}"]
 
 
 @pytest.mark.parametrize(
