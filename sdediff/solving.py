@@ -101,7 +101,7 @@ class Solving:
         driven = Options(last, trajectory, callback, max_nfe, options["on_fail"], options["grad"])
         if driven.grad != "none":
             check_grad(driven.grad)
-        dtype = check_dtype(torch.float32 if options["dtype"] is None else options["dtype"])
+        dtype = torch.float32 if options["dtype"] is None else check_dtype(options["dtype"])
         batch_size = options["batch_size"]
         if batch_size is not None or type(solver.group) is not int or solver.group != 1:
             batch_size = check_group(solver, count, batch_size)

@@ -73,6 +73,7 @@ _LEAST: Final = {"Count": 1, "Natural": 0}
 
 _NUMERIC: Final = re.compile(r"\b(int|float|bool|" + "|".join([*_RANGES, *_LEAST]) + r")\b")
 _CHOICE: Final = re.compile(r"(?:Final\[)?Literal\[([^\]]*)\]")
+_FUNCTION: Final = " | Callable[[Tensor], Tensor]"
 _PLAIN: Final = frozenset({bool, int, float, str, type(None)})
 
 
@@ -279,11 +280,14 @@ def plain_fields(record: Any) -> None:
 
 def within(name: str, value: object, kind: str) -> None:
     """A ValueError unless ``value`` lies in the range that ``kind`` names: ``"Positive"``, or
-    ``"Positive | None"`` say.
+    ``"Positive | None"`` say. ``"Positive | Callable[[Tensor], Tensor]"`` may be a function too.
     """
-    bare = kind.removesuffix(" | None")
-    either = "" if bare == kind else "None or "
-    if value is None and either:
+    if callable(value) and kind.endswith(_FUNCTION):
+        return
+    bare = kind.removesuffix(_FUNCTION).removesuffix(" | None")
+    either = "a function of t or " if kind.endswith(_FUNCTION) else ""
+    either = "None or " if kind.endswith(" | None") else either
+    if value is None and kind.endswith(" | None"):
         return
     if bare in _LEAST:
         _ = integer(name, value, _LEAST[bare], kind=f"{either}an int of at least {_LEAST[bare]}")
@@ -341,6 +345,11 @@ class Record:
             name = f"{type(self).__name__}: {field.name}"
             if kind == "tuple[float, float]" and not (isinstance(value, tuple) and len(value) == 2):
                 raise ValueError(f"{name} must be two numbers, (low, high); got {value!r}")
+            if kind == "tuple[float, ...] | None" and not (
+                value is None
+                or (isinstance(value, tuple) and all(type(each) in (int, float) for each in value))
+            ):
+                raise ValueError(f"{name} must be a sequence of numbers, or None; got {value!r}")
             if kind == "float" or (kind == "float | None" and value is not None):
                 _ = type(value) is float or real(name, value)
             if kind == "bool" and not isinstance(value, bool):

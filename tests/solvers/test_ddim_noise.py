@@ -179,10 +179,13 @@ def sampled(solver: sd.DDIM) -> sd.Solution:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: sd.DDIM(-0.1), "eta must be a finite number >= 0, got -0.1"),
-        (lambda: sd.DDIM(0.5, sigmas=(0.1,)), "eta and sigmas are two ways"),
-        (lambda: sd.DDIM(sigmas=(0.1, -0.1)), "sigmas must be finite numbers >= 0, one a step"),
-        (lambda: sd.DDIM(sigmas=0.1), "sigmas must be finite numbers >= 0, one a step"),
+        (lambda: sd.DDIM(-0.1), "eta must be a function of t or a finite number >= 0, got -0.1"),
+        (lambda: sd.DDIM("much"), "eta must be a number, got 'much'"),
+        (lambda: sd.DDIM(sigmas=0.1), "sigmas must be a sequence of numbers, or None; got 0.1"),
+        (lambda: sd.DDIM(sigmas=("a", "b")), "sigmas must be a sequence of numbers, or None"),
+        (lambda: sampled(sd.DDIM(0.5, sigmas=(0.1, 0.1))), "eta and sigmas are two ways"),
+        (lambda: sampled(sd.DDIM(sigmas=(0.1, -0.1))), r"sigmas\[1\] must lie .* got -0.1"),
+        (lambda: sampled(sd.DDIM(sigmas=(math.nan, 0.1))), r"sigmas\[0\] must lie .* got nan"),
         (lambda: sampled(sd.DDIM(sigmas=(0.1,))), "1 for a grid of 2 steps"),
         (lambda: sampled(sd.DDIM(sigmas=(0.0,) * 3)), "3 for a grid of 2 steps"),
         (

@@ -15,7 +15,7 @@ from torch import Tensor
 from sdediff.solvers.arithmetic import Number, along, rowwise, weighted
 from sdediff.solvers.exponential.flow import Flow
 from sdediff.solvers.exponential.stages import order_one
-from sdediff.solvers.given import Count, NotNegative, reading, reals, within
+from sdediff.solvers.given import Count, NotNegative, reading, reals
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.solver import Solver, Step
@@ -114,20 +114,6 @@ class DDIM(_OrderOne):
 
     needs = frozenset({"data", "marginal", "kernel"})
 
-    def __post_init__(self) -> None:
-        if not callable(self.eta):
-            within("DDIM: eta", self.eta, "NotNegative")
-        if self.sigmas is None:
-            return
-        if self.eta != 0:
-            raise ValueError("DDIM: eta and sigmas are two ways to say the same: pass one of them")
-        sigmas = reals("DDIM: sigmas", self.sigmas)
-        if sigmas.ndim != 1 or not bool((torch.isfinite(sigmas) & (sigmas >= 0)).all()):
-            raise ValueError(
-                f"DDIM: sigmas must be finite numbers >= 0, one a step; got {self.sigmas!r}"
-            )
-        vars(self)["sigmas"] = tuple(sigmas.tolist())
-
     @property
     def stochastic(self) -> bool:
         return callable(self.eta) or self.eta > 0 or any(self.sigmas or ())
@@ -174,6 +160,8 @@ class DDIM(_OrderOne):
         """``sigmas`` in the problem's units, for the steps that the plan is for; a ValueError
         unless there is one for each step, of at most sigma_s.
         """
+        if self.eta != 0:
+            raise ValueError("DDIM: eta and sigmas are two ways to say the same: pass one of them")
         grid = times if problem.grid is None else problem.grid
         sigmas = torch.tensor(self.sigmas, dtype=torch.float64)
         if len(sigmas) != len(grid) - 1:
@@ -184,9 +172,10 @@ class DDIM(_OrderOne):
         first = int(torch.nonzero((grid == times[0]).reshape(len(grid), -1).all(dim=1))[0])
         found = sigmas[first : first + len(times) - 1] / problem.unit
         found = found.reshape(-1, *[1] * (times.ndim - 1)).expand_as(sigma_s)
-        over = (found > sigma_s * (1 + 1e-12)).reshape(len(found), -1).any(dim=1)
-        if bool(over.any()):
-            i = int(torch.nonzero(over)[0])
+        inside = (found >= 0) & (found <= sigma_s * (1 + 1e-12))
+        wrong = ~inside.reshape(len(found), -1).all(dim=1)
+        if bool(wrong.any()):
+            i = int(torch.nonzero(wrong)[0])
             most = problem.unit * float(sigma_s[i].min())
             raise ValueError(
                 f"DDIM: sigmas[{first + i}] must lie in [0, sigma_s] = [0, {most:.6g}], the noise "
