@@ -39,7 +39,7 @@ Weights = str | PathLike[str] | None
 _LEAST, _MOST = 0.002, 80.0  # noise levels of Karras et al. 2022, Table 1
 
 
-class _Called(nn.Module):
+class _Adapter(nn.Module):
     """A network of other code behind the call net(x, time, **condition)."""
 
     def __init__(self, net: Network, call: Callable[..., Tensor]) -> None:
@@ -76,7 +76,7 @@ def from_edm(
     called: Network = net
     if hasattr(net, "label_dim"):
         shape = (int(net.label_dim),) if net.label_dim else None
-        called = _Called(net, partial(_labelled, "class_labels", shape, False))
+        called = _Adapter(net, partial(_labelled, "class_labels", shape, False))
     sde = _levels("from_edm", net, sigma_min, sigma_max)
     return ScoreModel(called, sde, "data", sigma_data=_sigma_data(net))
 
@@ -200,11 +200,11 @@ def from_guided_diffusion(net: Network, diffusion: Any, *, weights: Weights = No
     called: Network = net
     if hasattr(net, "num_classes"):
         shape = None if net.num_classes is None else ()
-        called = _Called(called, partial(_labelled, "y", shape, True))
+        called = _Adapter(called, partial(_labelled, "y", shape, True))
     if mean == "PREVIOUS_X":
         data, keep, _ = chain.posterior_columns
         handed = per * torch.tensor(steps, dtype=torch.float64)
-        called = _Called(called, partial(_from_previous, handed, data, keep))
+        called = _Adapter(called, partial(_from_previous, handed, data, keep))
     return ScoreModel(
         called,
         chain.to_sde(),
@@ -235,7 +235,7 @@ def from_flow_matching(net: Network, path: Any = None, *, weights: Weights = Non
     Raises TypeError or ValueError for a network, a path or weights that do not fit.
     """
     _prepare("from_flow_matching", net, weights)
-    called = _Called(net, _time_first) if _takes_time_first(net) else net
+    called = _Adapter(net, _time_first) if _takes_time_first(net) else net
     return ScoreModel(called, _sde_of(path), "flow", time="reversed")
 
 

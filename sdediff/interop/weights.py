@@ -56,9 +56,14 @@ def load_weights(net: nn.Module, weights: str | PathLike[str]) -> None:
     whose name contains ``ema`` takes precedence. Prefixes that all names share, such as
     ``module.`` of data parallel training, are left aside.
 
-    Raises FileNotFoundError, or ValueError if the file holds code (it is not run), is damaged, or
+    Raises TypeError for anything but a path, FileNotFoundError, or ValueError if the file holds code (it is not run), is damaged, or
     has other names or shapes than the network.
     """
+    if not isinstance(weights, str | PathLike):
+        raise TypeError(
+            f"weights must be the path of a file, got {type(weights).__name__}; load a state dict "
+            "by net.load_state_dict(state)"
+        )
     path = Path(weights)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of weights {path}")

@@ -293,8 +293,10 @@ def test_diagnose_tells_a_network_that_was_trained_with_time_the_other_way_round
     assert "hands it the time of T - t" in str(sd.diagnose(shifted, data))
     right = sd.ScoreModel(other, sde, "flow", time="reversed")
     assert sd.diagnose(right, data).ok
-    edm = from_k_diffusion(k_inner, sigma_data=0.5)
-    assert sd.diagnose(edm, data).reversed is None
+    inner = from_k_diffusion(lambda x, sigma: k_inner(x, 80 - sigma), sigma_data=0.5)
+    assert sd.diagnose(inner, data).reversed == "edm"
+    inner = from_k_diffusion(k_inner, sigma_data=0.5)
+    assert sd.diagnose(inner, data).reversed is None
 
 
 def test_a_reversed_network_learns_the_velocity_from_noise_to_data() -> None:
@@ -320,6 +322,14 @@ def test_a_network_with_reversed_time_keeps_its_variance() -> None:
     found = outputs(model, X, torch.tensor(0.5, dtype=F64))
     torch.testing.assert_close(found.value, -X)
     torch.testing.assert_close(found.extras["variance"], 2 * X)
+
+
+def test_the_ends_of_paths() -> None:
+    """cos(pi / 2) is rounded to 6e-17, which is no noise; that of a matcher stays in the data."""
+    for path, sigma_0, t_min in ((cosine, 0.0, 1e-3), (Matcher(), 0.1, 0.0)):
+        sde = from_flow_matching(flow(linear), path).sde
+        assert (sde.sigma_0, sde.t_min) == (pytest.approx(sigma_0, abs=1e-15), t_min)
+        assert sd.testing.check_sde(sde, verbose=False).passed
 
 
 # -- labels and ranges -----------------------------------------------------------------------------
@@ -376,6 +386,7 @@ MATCHED = SimpleNamespace(ot_sampler=1, compute_mu_t=1)
         (lambda: from_edm("edm.pkl"), TypeError, "pass the file as weights='edm.pkl'"),
         (lambda: from_edm(edm, weights="a.pt"), TypeError, "net is function"),
         (lambda: from_edm(nn.Linear), TypeError, "not a class"),
+        (lambda: from_edm(Classes(), weights={}), TypeError, "by net.load_state_dict"),
         (lambda: from_edm(Classes(), sigma_max=80), ValueError, "supports noise levels from 0.01"),
         (lambda: from_edm(Classes()).data(X, 60.0), ValueError, "outside the usable range"),
         (lambda: from_edm(edm, sigma_min=3, sigma_max=2), ValueError, "sigma_max must exceed"),
