@@ -56,8 +56,8 @@ def load_weights(net: nn.Module, weights: str | PathLike[str]) -> None:
     whose name contains ``ema`` takes precedence. Prefixes that all names share, such as
     ``module.`` of data parallel training, are left aside.
 
-    Raises TypeError for anything but a path, FileNotFoundError, or ValueError if the file holds code (it is not run), is damaged, or
-    has other names or shapes than the network.
+    Raises TypeError for anything but a path, FileNotFoundError, or ValueError if the file holds
+    code (it is not run), is damaged, or has other names or shapes than the network.
     """
     if not isinstance(weights, str | PathLike):
         raise TypeError(
@@ -128,10 +128,16 @@ def _state_dicts(content: Any, net: nn.Module) -> dict[str, Mapping[str, Tensor]
     for name, part in parts.items():
         # averages of parameters, in their order, as torch_ema and score_sde keep them
         shadow = part.get("shadow_params") if isinstance(part, Mapping) else None
+        if not isinstance(shadow, list):
+            continue
         names = [key for key, value in net.named_parameters() if value.requires_grad]
-        if isinstance(shadow, list) and len(shadow) == len(names):
-            rest = _renamed(next(iter(found.values()), {}), net.state_dict())
-            found[f"{name} (ema)"] = rest | dict(zip(names, shadow, strict=True))
+        if len(shadow) != len(names):
+            raise ValueError(
+                f"the average {name!r} of the file has {len(shadow)} parameters, and the network "
+                f"{len(names)} with requires_grad: is it the network that was trained?"
+            )
+        rest = _renamed(next(iter(found.values()), {}), net.state_dict())
+        found[f"{name} (ema)"] = rest | dict(zip(names, shadow, strict=True))
     return found
 
 

@@ -493,6 +493,12 @@ def test_weights_are_read_as_other_code_writes_them(kind: str, tmp_path) -> None
         torch.testing.assert_close(value, factor * before[name], rtol=0, atol=0)
 
 
+def test_an_average_of_other_parameters_is_not_passed_over(tmp_path) -> None:
+    path = saved("score_sde", tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match="has 4 parameters, and the network 0 with requires_grad"):
+        from_score_sde(Score().requires_grad_(False), sd.VP(), weights=path)
+
+
 def test_the_names_of_a_denoiser_around_the_network_are_left_aside(tmp_path) -> None:
     class Denoiser(nn.Module):
         def __init__(self, inner):
