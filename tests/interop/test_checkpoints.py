@@ -69,8 +69,7 @@ def score_ve(x, sigma):
 
 
 def score_ve_levels(x, labels):
-    """The score at one of 1000 levels, from the highest to the lowest."""
-    assert labels.dtype == torch.int64
+    """The score at one of 1000 levels, from the highest to the lowest, by an integer."""
     return score_ve(x, torch.linspace(math.log(50), math.log(0.01), 1000, dtype=F64).exp()[labels])
 
 
