@@ -112,13 +112,8 @@ def test_a_stochasticity_a_step_is_that_function_of_time() -> None:
     times = sd.sample(m, (1, 2), solver=SOLVER, steps=5, seed=0).times
 
     def at(t: Tensor) -> Tensor:
-        return sum(
-            (
-                v * ((t <= a) & (t > b))
-                for v, a, b in zip(values, times[:-1], times[1:], strict=True)
-            ),
-            0 * t,
-        )
+        rows = zip(values, times[:-1], times[1:], strict=True)
+        return sum((value * ((t <= a) & (t > b)) for value, a, b in rows), 0 * t)
 
     one, two = (
         sd.sample(m, (3, 2), solver=SOLVER, steps=5, seed=0, stochasticity=given).x
