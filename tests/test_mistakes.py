@@ -473,7 +473,7 @@ def sampled(**given):
             r"stochasticity\(t\) must be real",
         ),
         (
-            sampled(solver=sd.EulerMaruyama(), stochasticity=[1.0, 0.5]),
+            sampled(solver=sd.EulerMaruyama(), stochasticity=[1.0] * 9),
             "one number for each of the",
         ),
         (sampled(steps=None, grid="karras"), "grid='karras' takes steps=N: pass it too"),

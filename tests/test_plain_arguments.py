@@ -44,6 +44,7 @@ NEEDED = {
     "Options": (),
     "Matrix": (torch.eye(2),),
     "ExponentialPair": (3,),
+    "Switch": ((sd.Heun(), sd.DDIM()), (2,)),
     "Prior": (1.5,),
     "TorchSDE": ("srk", True, 0.125, 0.25, 0.5),
 }
