@@ -39,7 +39,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, dict[str, A
             "device": WRONG,
             "callback": WRONG,
             "mask": NO_NUMBERS,
-            "stochasticity": WRONG,
+            "stochasticity": WRONG | {"list": [1.0, 2.0, 3.0]},
             "on_fail": WRONG,
             "trajectory": FLAGS,
             "progress": FLAGS,
