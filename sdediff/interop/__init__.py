@@ -1,7 +1,8 @@
 """Other libraries: their networks as our models, and our solvers inside of theirs.
 
 `from_edm`, `from_score_sde`, `from_guided_diffusion`, `from_k_diffusion` and `from_flow_matching`
-make models of networks of other code. `sdediff.interop.diffusers` has our solvers as a scheduler.
+make models of networks of other code, and `sdediff.from_diffusers` of those of diffusers.
+`sdediff.interop.diffusers` has our solvers as a scheduler.
 Nothing here is imported by `import sdediff`.
 """
 
