@@ -15,7 +15,7 @@ INSTALLED_TORCH = $(PY) -c 'import importlib.metadata as m; print(m.version("tor
 PINNED_TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow interop golden bench posterior trace statements lint format types wheel clean
+.PHONY: help demo test test-slow interop golden bench guidance posterior trace statements lint format types wheel clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -31,6 +31,10 @@ test-slow: $(STAMP)  ## only the tests marked slow
 
 interop: $(STAMP)  ## the bridges to other libraries: all of their tests, slow ones too
 	$(PYTEST) -m "slow or not slow" tests/interop $(ARGS)
+
+guidance: $(STAMP)  ## all tests of guidance, slow ones too, and the tables of docs/guidance.md (twenty minutes)
+	$(PYTEST) -m "slow or not slow" tests/guidance
+	OMP_NUM_THREADS=1 $(PY) benchmarks/guidance.py $(ARGS)
 
 golden: $(STAMP)  ## compare every solver, SDE and prediction with the committed table (ARGS=--write makes it anew, ARGS="-k VP" a part)
 	OMP_NUM_THREADS=1 $(PY) tools/golden/golden.py $(ARGS)

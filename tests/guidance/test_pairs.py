@@ -159,6 +159,35 @@ def test_what_does_not_exist_changes_nothing() -> None:
         near(two.x[:, :2], one.x)
 
 
+def test_a_learned_variance_goes_through_all_of_them() -> None:
+    """In the steps of a chain that takes it from the network."""
+
+    def net(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        return torch.cat([0.9 * x, label[:, None].expand_as(x).to(x)], dim=1)
+
+    model = sd.ScoreModel(net, VP, learned_variance=True, time_dtype=F64)
+    weaker = sd.ScoreModel(lambda x, t: 0.5 * x, VP, time_dtype=F64)
+    chain = sd.DDPM.from_sde(VP, 5, variance="learned")
+    free = ClassifierFree(model, 2.0, NULL)
+    for guided in (
+        free,
+        Auto(model, weaker, 2.0),
+        Rescale(free),
+        APG(free),
+        Classifier(free, pull),
+    ):
+        (at,) = guided.at(torch.tensor([0.5], dtype=F64), sd.protocols.Like.of(X))
+        found: Any = guided.evaluate(X, at, sd.Rows.of(5, {"label": LABEL}))
+        near(found.variance, LABEL[:, None].expand_as(X).to(X))
+        given: Any = {"condition": {"label": LABEL}, "seed": 0, "dtype": F64}
+        assert bool(torch.isfinite(sd.sample(guided, (5, 3), solver=chain, **given).x).all())
+
+
+def pull(x: Tensor, t: Tensor) -> Tensor:
+    """log p(y | x_t) of a y near the origin."""
+    return -0.5 * x.square().sum(dim=1)
+
+
 def test_operators_compose_and_their_costs_multiply() -> None:
     model, weaker = labelled(LAWS, VP), reparametrised(LAWS[2].model(VP), "data")
     inner = Auto(model, weaker, 1.5)
@@ -167,9 +196,6 @@ def test_operators_compose_and_their_costs_multiply() -> None:
     wanted = 2 * (1.5 * own - 0.5 * free) - (1.5 * free - 0.5 * free)
     near(outer.score(X, t, label=LABEL), wanted)
     assert facts(outer).cost == 4
-
-    def pull(x: Tensor, t: Tensor) -> Tensor:
-        return -0.5 * x.square().sum(dim=1)
 
     near(Classifier(outer, pull).score(X, t, label=LABEL).detach(), wanted - X)
     clipped = APG(ClassifierFree(model, 9.0, NULL)).constrained(sd.Clip(-0.2, 0.2))
