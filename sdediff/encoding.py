@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Unpack
+from typing import Final, Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from sdediff.arguments import (
     default_solver,
     intervals,
 )
-from sdediff.options import SolveOptions, takes
+from sdediff.options import LikelihoodOptions, SolveOptions, takes
 from sdediff.protocols import Model, facts
 from sdediff.solvers import Options, RungeKutta4, Solution, Solver
 from sdediff.solving import Solving, check_deterministic, chosen
@@ -50,12 +50,7 @@ def encode(
     Raises ValueError or TypeError before the first evaluation of the network, `SolveError` after
     it. The options are those of `sdediff.options.SolveOptions`:
     """
-    taken = chosen(encode, options)
-    solver = flow_solver("encode", model, solver, steps, taken["grid"])
-    taken["dtype"] = state_dtype("x", x, taken["dtype"])
-    span = Span(model.sde, model.sde.t_min, model.sde.t_max)
-    solving = Solving.checked(model, facts(model), x.shape, span, solver, steps, taken)
-    return _carry("encoding", solving, x)
+    return _carry("encode", model, ("x", x), solver, steps, chosen(encode, options))
 
 
 @takes(SolveOptions, without=_NOISE)
@@ -76,12 +71,7 @@ def decode(
     Raises ValueError or TypeError before the first evaluation of the network, `SolveError` after
     it. The options are those of `sdediff.options.SolveOptions`:
     """
-    taken = chosen(decode, options)
-    solver = flow_solver("decode", model, solver, steps, taken["grid"])
-    taken["dtype"] = state_dtype("z", z, taken["dtype"])
-    span = Span(model.sde, model.sde.t_max, model.sde.t_min)
-    solving = Solving.checked(model, facts(model), z.shape, span, solver, steps, taken)
-    return _carry("decoding", solving, z)
+    return _carry("decode", model, ("z", z), solver, steps, chosen(decode, options))
 
 
 def flow_solver(
@@ -104,7 +94,20 @@ def state_dtype(name: str, x: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32) if dtype is None else dtype
 
 
-def _carry(title: str, solving: Solving, x: Tensor) -> Solution:
+def _carry(
+    what: Literal["encode", "decode"],
+    model: Model,
+    given: tuple[str, Tensor],
+    solver: Solver | None,
+    steps: int | None,
+    options: LikelihoodOptions,
+) -> Solution:
+    name, x = given
+    solver = flow_solver(what, model, solver, steps, options["grid"])
+    options["dtype"] = state_dtype(name, x, options["dtype"])
+    ends = (model.sde.t_min, model.sde.t_max)
+    span = Span(model.sde, *(ends if what == "encode" else reversed(ends)))
+    solving = Solving.checked(model, facts(model), x.shape, span, solver, steps, options)
     start = x.to(solving.dtype).to(solving.device)
 
     def part(rows: Tensor, options: Options) -> Solution:
@@ -113,4 +116,4 @@ def _carry(title: str, solving: Solving, x: Tensor) -> Solution:
         times = solving.times if solving.times.ndim == 1 else solving.times[:, rows]
         return units.left(solving.solver.solve(problem, own, times, None, options), problem.mask)
 
-    return solving.run(title, part)
+    return solving.run(f"{what[:-1]}ing", part)
