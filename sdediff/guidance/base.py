@@ -95,31 +95,33 @@ class Guidance(Operator):
             return [self.scale + self.shift] * len(times)
         name, flat = f"{type(self).__name__}: scale(t)", times.reshape(-1)
         found = reals(name, reading("scale", self.scale, "t", flat)) + self.shift
-        if found.shape not in ((), flat.shape):
+        if found.shape not in ((), flat.shape) or not bool(torch.isfinite(found).all()):
             raise ValueError(
-                f"{name} must return a number or one for each of the {len(flat)} times; got shape "
-                f"{tuple(found.shape)}"
+                f"{name} must return a finite number, or one for each of the {len(flat)} times; "
+                f"got {found}"
             )
         column = found.expand(flat.shape).reshape(times.shape)
         return cast(Sequence[Number], planned(len(times), like, column)[0])
 
     def strength(self, planned: Number | None, x: Tensor, rows: Rows) -> Number | None:
         """The scale for states x (rows, *event); None outside the interval."""
-        if not isinstance(self.scale, Tensor) or planned is None:
+        if not isinstance(self.scale, Tensor):
             return planned
-        numbers = cast(Tensor, planned)
-        if len(numbers) != rows.size:
+        if len(self.scale) != rows.size:
             raise ValueError(
-                f"{type(self).__name__}: scale has {len(numbers)} numbers for {rows.size} "
+                f"{type(self).__name__}: scale has {len(self.scale)} numbers for {rows.size} "
                 "samples: pass one number, or one for each sample"
             )
+        if planned is None:
+            return None
+        numbers = cast(Tensor, planned)
         return along(numbers[rows.index.to(numbers.device)].to(x.dtype), x)
 
 
 def _numbers(name: str, scale: Any) -> float | Tensor:
     """A scale that is a finite number, or float64 (B,)."""
     if not isinstance(plain(scale), Sequence | Tensor) and not hasattr(plain(scale), "__array__"):
-        number = real(name, scale, ", a tensor (B,) or a function of t")
+        number = real(name, scale, "; or give a tensor (B,), or a function of t")
         if not math.isfinite(number):
             raise ValueError(f"{name} must be finite, got {number}")
         return number

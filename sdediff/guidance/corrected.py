@@ -45,6 +45,11 @@ class Corrected(Operator):
                 f"{type(model).__name__}"
             )
         super().__init__(model)
+        if "kernel" not in model.sde.offers:
+            raise ValueError(
+                f"{type(self).__name__} combines predictions of {space}, and {model.sde!r} has no "
+                "Gaussian kernel, so none: leave it out"
+            )
         self.predicts = canonical(space, f"{type(self).__name__}: space")
 
     def combine(self, own: Tensor, other: Tensor, scale: Number, mask: Tensor | None) -> Tensor:
@@ -127,8 +132,8 @@ class APG(Corrected):
     ``eta`` is the share of the parallel part that stays: 0 by default, as in the paper; with 1, and
     without ``norm``, it is the guidance inside. ``norm`` is the largest length of the difference
     over a sample, in the units in which the model sees data; None: any. Both are taken of data
-    predictions whatever the network predicts. Momentum acts on steps and is no function of (x, t):
-    docs/guidance.md has it as a solver.
+    predictions whatever the network predicts. The paper's momentum depends on the steps before, so
+    that it is no function of (x, t), and is left out.
 
     Sadat et al. 2024 (arXiv 2410.02416, Algorithm 1).
     """

@@ -289,6 +289,18 @@ class Refusing(torch.nn.Module):
         raise AssertionError("the network was asked before the mistake was found")
 
 
+class Still(sd.SDE):
+    """An SDE without a Gaussian kernel."""
+
+    prior = sd.Prior(1.0)
+
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        return 0 * x
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+
 NO = sd.ScoreModel(Refusing(), VP)
 MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "no null": (lambda: ClassifierFree(NO, 2), "null must be the condition that stands for no"),
@@ -307,6 +319,10 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: ClassifierFree(NO, 2, NULL, interval=(40, 50)),
         "goes from -10 .noise. to 9.12 .data.",
     ),
+    "no log-SNR": (
+        lambda: ClassifierFree(sd.ScoreModel(net, Still(), "score"), 2, NULL, interval=(0, 1)),
+        "has no Gaussian kernel, so none: let the scale be a function of t",
+    ),
     "levels reversed": (lambda: NoiseLevels(3, 1), "0 <= low < high"),
 }
 
@@ -324,7 +340,7 @@ IN_CALLS: dict[str, tuple[ClassifierFree, dict[str, Tensor] | None, str]] = {
     "scale of time": (
         ClassifierFree(NO, lambda t: torch.ones(3), NULL),
         {"label": LABEL},
-        "must return a number or one for each",
+        "must return a finite number, or one for each",
     ),
     "null of another shape": (
         ClassifierFree(NO, 2, {"label": torch.zeros(3, dtype=torch.int64)}),
@@ -344,8 +360,8 @@ def test_mistakes_are_told_before_the_network_is_asked(mistake: str) -> None:
     guided, condition, message = IN_CALLS[mistake]
     for interval in (None, (-1.0, 1.0)):
         both = ClassifierFree(guided.model, guided.scale, guided.null, interval=interval)
-        if interval and "scale" in mistake:
-            continue  # it is looked at inside the interval
+        if interval and mistake == "scale of time":
+            continue  # it is asked inside the interval
         with pytest.raises((TypeError, ValueError), match=message):
             sd.sample(both, (5, 2), solver=sd.DDIM(), steps=4, condition=condition, seed=0)
 

@@ -204,11 +204,27 @@ def test_operators_compose_and_their_costs_multiply() -> None:
 
 
 NET = labelled(LAWS, VP)
+
+
+class Cubed(sd.SDE):
+    """An SDE without a Gaussian kernel."""
+
+    prior = sd.Prior(1.0)
+
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        return -(x**3)
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+
+FREE = ClassifierFree(sd.ScoreModel(lambda x, t, label: -x, Cubed(), "score"), 2, NULL)
 MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "no pair": (lambda: Rescale(NET), "goes around guidance by two predictions"),
     "no pair either": (lambda: APG(Rescale(ClassifierFree(NET, 2, NULL))), "got Rescale"),
     "phi": (lambda: Rescale(ClassifierFree(NET, 2, NULL), 1.5), "phi must lie in"),
     "space": (lambda: Rescale(ClassifierFree(NET, 2, NULL), space="eta"), "space must be one of"),
+    "no kernel": (lambda: APG(FREE), "APG combines predictions of data, and Cubed.* no Gaussian"),
     "norm": (lambda: APG(ClassifierFree(NET, 2, NULL), norm=0), "norm must be positive"),
     "other SDE": (lambda: Auto(NET, LAWS[2].model(sd.VE()), 2), "must have one SDE, got VP"),
     "other units": (
