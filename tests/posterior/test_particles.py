@@ -13,6 +13,8 @@ import sdediff as sd
 from sdediff import posterior
 from sdediff.posterior import Particles, sample_posterior
 from sdediff.posterior.particles import systematic
+from sdediff.posterior.twists import TWISTS
+from sdediff.predict import outputs
 
 F64 = torch.float64
 
@@ -87,6 +89,40 @@ def test_weights_are_right_whatever_the_twist(sde: sd.LinearSDE) -> None:
         check(found, truth, log_evidence, 400)
         if twist == "mmps":
             assert float(found.ess) > 600
+
+
+@pytest.mark.parametrize("twist", ["mmps", "pigdm"])
+def test_the_twist_is_the_likelihood_given_the_state(twist: str) -> None:
+    """log p(y | x_t) of Gaussian data, whose covariance one twist knows and one takes for d^2."""
+    sde, t, root = sd.VP(), torch.tensor(0.3, dtype=F64), randn(3, 3)
+    law = sd.exact.Gaussian(randn(3, seed=1), root @ root.T + 0.1 * torch.eye(3))
+    h, stds, x, y = randn(2, 3, seed=2), torch.tensor([0.3, 0.7]), randn(4, 3, seed=3), randn(4, 2)
+    measured = posterior.Linear(lambda x: x @ h.T, noise_std=stds.double())
+    found: Any = outputs(TWISTS[twist](law.model(sde), measured, y), x, t)
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
+    covariance = torch.linalg.inv(
+        torch.linalg.inv(law.covariance) + (alpha / sigma) ** 2 * torch.eye(3, dtype=F64)
+    )
+    assert torch.allclose(found.prior, law.data(sde, x, t))
+    assert torch.allclose(found.covariance(x), x @ covariance)
+    if twist == "pigdm":
+        d = law.data_std
+        covariance = d**2 * sigma**2 / (sigma**2 + (alpha * d) ** 2) * torch.eye(3, dtype=F64)
+    spread = h @ covariance @ h.T + torch.diag(stds.double().square())
+    expected = torch.distributions.MultivariateNormal(found.prior @ h.T, spread).log_prob(y)
+    assert float((found.log_likelihood[:, 0] - expected).abs().max()) < 1e-10
+
+
+def test_steps_have_the_right_covariance() -> None:
+    """Where y says nothing the data's variance comes out, of which 50 ancestral steps have 0.8;
+    tolerance of 4.5 standard errors.
+    """
+    law = sd.exact.Gaussian([0.5, -0.5], [[1.0, 0.3], [0.3, 0.2]])
+    blind = posterior.Linear(lambda x: x[:, :1], noise_std=50.0)
+    found = sample_posterior(
+        law.model(sd.VP()), blind, Y, (1, 2), particles=Particles(4000), steps=50, seed=0
+    )
+    assert float((found.variance[0] / law.covariance.diagonal() - 1).abs().max()) < 0.1
 
 
 def test_posteriors_of_several_outcomes_depend_on_their_seeds_alone() -> None:
@@ -184,6 +220,10 @@ WRONG: dict[str, Any] = {
         lambda: sample_posterior(MODEL, SEEN, Y, (1, 2), last="mean"),
         "takes no option 'last'",
     ),
+    "conditions": (
+        lambda: sample_posterior(MODEL, SEEN, Y, (2, 2), condition={"label": torch.zeros(3)}),
+        "label",
+    ),
     "likelihood": (
         lambda: sd.log_prob(MODEL, randn(2, 2), solver=Particles()),
         "there is no noise",
@@ -196,3 +236,47 @@ def test_bad_input_says_what_is_wrong(name: str) -> None:
     call, match = WRONG[name]
     with pytest.raises((ValueError, TypeError), match=match):
         call()
+
+
+PRIORS = {"ring, noise 0.3": 0.3, "ring, noise 0.05": 0.05, "16-D, noise 0.2": 0.2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PRIORS)
+def test_particles_are_as_good_as_half_as_many_draws(name: str) -> None:
+    """4,000 particles, 100 steps, five seeds: mean, variance and mode weights over the seeds within
+    3 standard errors of 2,000 independent draws, the distance at most two floors.
+    """
+    n, std, law, h, y = 4000, PRIORS[name], RING, H, Y[0]
+    if name.startswith("16-D"):
+        law = sd.exact.GaussianMixture(randn(10, 16), 0.3)
+        h = randn(4, 16, seed=1) / 4
+        y = h @ law.sample(1, seed=5)[0] + std * randn(4, seed=2)
+    truth = law.posterior(h, y, std)
+    measured = posterior.Linear(lambda x: x @ h.T.to(x), noise_std=std)
+    found = sample_posterior(
+        law.model(sd.VP()), measured, y[None], (5, *law.event), particles=Particles(n), steps=100,
+        seed=0, batch_size=n,
+    )  # fmt: skip
+    assert float((found.log_evidence - evidence(law, h, y, std)).abs().max()) < 0.1
+    mean, cov = truth.data_moments()
+    variance, sample = cov.diagonal(), truth.sample(200_000, seed=9)
+    fourth = (sample - mean).pow(4).mean(dim=0)
+    errors = {
+        "mean": (found.mean.mean(dim=0) - mean, variance),
+        "variance": (found.variance.mean(dim=0) - variance, fourth - variance.square()),
+    }
+    nearest, exact = (torch.cdist(x, truth.means).argmin(-1) for x in (found.x.double(), sample))
+    count = len(truth.means)
+    shares = torch.zeros(5, count, dtype=F64).scatter_add(1, nearest, found.weights).mean(dim=0)
+    true = exact.bincount(minlength=count) / len(exact)
+    errors["modes"] = (shares - true, true * (1 - true) + 1e-6)
+    for what, (off, size) in errors.items():
+        assert float((off / (size / (n / 2)).sqrt()).abs().max()) < 3, what
+    sets = [truth.sample(n, seed=20 + i) for i in range(5)]
+
+    def distance(one: list[Tensor]) -> float:
+        pairs = [(a, b) for a in one for b in sets if a is not b]
+        return sum(float(sd.metrics.sliced_wasserstein(a, b)) for a, b in pairs) / len(pairs)
+
+    assert distance(list(found.draws.double())) < 2 * distance(sets)
