@@ -32,16 +32,18 @@ class Observation:
     measurement: Measurement
     y: Tensor
 
-    def check(self, like: Like, count: int | None = None) -> None:
-        """A ValueError unless the measurement takes events of this shape and returns outcomes such
-        as y, of as many samples as a call has (``count``), and its adjoint is one.
-        """
-        rows = like.rows if count is None else count
-        if len(self.y) not in (1, count or len(self.y)) or 1 < len(self.y) < rows:
+    def check_count(self, count: int) -> None:
+        """A ValueError unless there is an outcome for each of ``count`` samples, or one for all."""
+        if len(self.y) not in (1, count):
             raise ValueError(
-                f"y has {len(self.y)} outcomes for {rows} samples: pass one for each, or one for "
+                f"y has {len(self.y)} outcomes for {count} samples: pass one for each, or one for "
                 "all"
             )
+
+    def check(self, like: Like) -> None:
+        """A ValueError unless the measurement takes events of this shape and returns outcomes such
+        as y, and its adjoint is one.
+        """
         if not like.event:
             return
         x, y = (
@@ -169,15 +171,30 @@ class Observed:
 
         return self.adjoint(conjugate_gradients(matrix, residual, iterations), x)
 
+    def nearest(self, residual: Tensor, x: Tensor) -> Tensor:
+        """The least v, a state such as x, for which |A S v - residual| is least.
+
+        Singular values of A S below about eps^(1/4) of the largest are taken for 0.
+        """
+
+        def matrix(v: Tensor) -> Tensor:
+            return self.adjoint(self.forward(v), x)
+
+        rounding = torch.finfo(x.dtype).eps ** 0.5
+        return conjugate_gradients(matrix, self.adjoint(residual, x), _MOST, rounding)
+
 
 def conjugate_gradients(
-    matrix: Callable[[Tensor], Tensor], right: Tensor, iterations: int
+    matrix: Callable[[Tensor], Tensor],
+    right: Tensor,
+    iterations: int,
+    rounding: float | None = None,
 ) -> Tensor:
     """x with matrix x = right for each row (rows, *outcome), from 0 on (Hestenes and Stiefel 1952).
 
     ``matrix`` is symmetric and positive semidefinite for each row. A row stops where its residual
-    is rounding, or where a direction shows that the matrix is not positive; the loop ends where all
-    have stopped.
+    is rounding, or where along a direction the matrix is less than ``rounding`` (by default that of
+    the dtype) of what it was along another; the loop ends where all have stopped.
     """
 
     def dot(a: Tensor, b: Tensor) -> Tensor:
@@ -186,14 +203,19 @@ def conjugate_gradients(
     x = torch.zeros_like(right)
     rest = direction = right
     size = dot(rest, rest)
-    least = torch.finfo(right.dtype).eps ** 2 * size.detach()
+    eps = torch.finfo(right.dtype).eps
+    least = eps**2 * size.detach()
+    largest = torch.zeros_like(least)
     for _ in range(iterations):
         going = size.detach() > least
         if not bool(going.any()):
             break
         image = matrix(direction)
         curvature = dot(direction, image)
-        going = going & (curvature > 0)
+        length = torch.where(going, dot(direction, direction), 1.0)
+        quotient = (curvature / length).detach()
+        largest = torch.maximum(largest, quotient)
+        going = going & (quotient > (rounding or eps) * largest)
         step = along(torch.where(going, size / torch.where(going, curvature, 1.0), 0.0), right)
         x = x + step * direction
         rest = rest - step * image

@@ -82,7 +82,7 @@ class Posterior(Operator):
         )
         vars(self)["_units"] = Units(1.0, known.normalizer)
         self._variance = known.data_std**2
-        self._checked: Like | None = None
+        self._checked: tuple[Any, ...] = ()
 
     observation: Observation
 
@@ -92,10 +92,10 @@ class Posterior(Operator):
 
     def at(self, times: Tensor, like: Like, piece: Piece | None = None) -> Sequence[_At]:
         """The coefficients by which data and covariance follow from the model's prediction."""
-        known = like._replace(sees=like.dtype, asked=None)
-        if known != self._checked:
+        seen = (like.event, like.dtype, like.device)
+        if seen != self._checked:
             self.observation.check(like)
-            self._checked = known
+            self._checked = seen
         t = times.reshape(-1)
         keep, push = affine(self.model, "data", t)
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
@@ -106,8 +106,7 @@ class Posterior(Operator):
 
     def evaluate(self, x: Tensor, at: _At, rows: Rows) -> Tensor | Output:
         """E[x_0 | x_t, y] by the approximation of the class."""
-        if len(self.observation.y) not in (1, rows.size):
-            self.observation.check(Like.of(x), rows.size)
+        self.observation.check_count(rows.size)
         keep = torch.is_grad_enabled() and (
             x.requires_grad or any(each.requires_grad for each in self.parameters())
         )

@@ -16,7 +16,7 @@ from sdediff.reverse import Reverse
 from sdediff.solvers import Ancestral, rowwise
 from sdediff.solvers.arithmetic import Number, along, weighted
 from sdediff.solvers.coefficients import Coef
-from sdediff.solvers.given import Count, NotNegative, Positive, Record
+from sdediff.solvers.given import Count, NotNegative, Positive, Record, reals
 from sdediff.solvers.noise import StepNoise, elapsed, paired, root_of
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.solver import Solver, Step
@@ -45,7 +45,8 @@ class _Measured(Solver):
         """The problem; a ValueError unless y has an outcome for each of its samples."""
         known = cast(Reverse, problem)
         if known.like is not None:
-            self._observation.check(known.like, known.batch.size)
+            self._observation.check_count(known.batch.size)
+            self._observation.check(known.like)
         return known
 
     @cached_property
@@ -219,7 +220,7 @@ class _Imposing(_Around):
         drawn = seen.forward(noise.normal("proposal"))
         rows: list[tuple[Coef, Tensor]] = [(plan.alpha, known), (plan.sigma, drawn)]
         target = _like(rows) - seen.forward(x)
-        return x + seen.solve(target, x, lambda v: v, 0.0)
+        return x + seen.nearest(target, x)
 
 
 def _like(rows: list[tuple[Coef, Tensor]]) -> Tensor:
@@ -236,8 +237,9 @@ class Replacement(_Imposing):
     """After each step of ``solver`` to s, the seen part of x_s is replaced by alpha y + sigma A z.
 
     z is standard normal, drawn anew at each step. For a `Mask` this replaces the seen entries; for
-    any other linear A it goes to the nearest state with A x_s = alpha y + sigma A z. noise_std
-    plays no part. (Song et al. 2021, arXiv 2011.13456, appendix I.2. Their code takes alpha and
+    any other linear A it goes to the nearest state whose A x_s is closest to alpha y + sigma A z,
+    which magnifies the noise of y where A has small singular values, as a blur has. noise_std plays
+    no part. (Song et al. 2021, arXiv 2011.13456, appendix I.2. Their code takes alpha and
     sigma at t, before the step.) The unseen part never learns of y but by the network, which sees
     both parts together: it is not the posterior, in the limit of many steps neither.
     """
@@ -409,9 +411,12 @@ class DiffPIR(_Measured):
     ) -> Step:
         data = problem.evaluate(x, plan.at)
         seen = self._seen(problem, x)
-        ratio: Any = plan.ratio
+        residual, ratio = seen.residual(data), plan.ratio
         if isinstance(ratio, Tensor) and ratio.ndim:
             ratio = along(ratio.flatten(), seen.y)
-        pull = seen.solve(seen.residual(data), x, lambda v: v, ratio * seen.variance)
+        if bool(reals("noise_std", seen.measurement.noise_std).any()):
+            pull = seen.solve(residual, x, lambda v: v, ratio * seen.variance)
+        else:
+            pull = seen.nearest(residual, x)
         mean = weighted((plan.stay, x), (plan.go, data + pull))
         return Step(weighted((1.0, mean), (plan.std, noise.normal("proposal"))), mean)

@@ -147,6 +147,19 @@ def test_passes_are_counted_and_every_kind_of_solver_runs() -> None:
     assert torch.allclose(found, expected, atol=2e-4)
 
 
+def test_a_sample_knows_its_own_outcome_whoever_else_is_there() -> None:
+    """An adaptive solver's samples leave the batch one by one."""
+    y, solver = randn(3, 2, seed=9), sd.RK45(1e-4)
+    model = posterior.PiGDM(MIXTURE.model(sd.VP()), MEASURED, y)
+    options: dict[str, Any] = {"solver": solver, "dtype": F64}
+    whole = sd.sample(model, (3, D), seed=[1, 2, 3], **options)
+    for i in range(3):
+        alone = posterior.PiGDM(MIXTURE.model(sd.VP()), MEASURED, y[i : i + 1])
+        found = sd.sample(alone, (1, D), seed=[i + 1], **options)
+        assert torch.allclose(whole.x[i], found.x[0], atol=1e-10)
+        assert int(whole.nfe[i]) == int(found.nfe[0])
+
+
 def test_gradients_reach_the_network() -> None:
     weight = torch.nn.Parameter(torch.tensor(0.5, dtype=F64))
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 import sdediff as sd
 from sdediff import posterior
+from sdediff.posterior.observation import Observed
+from sdediff.units import Units
 
 F64 = torch.float64
 
@@ -151,6 +153,27 @@ def test_diffpir(model: Any, std: float) -> None:
     measured = posterior.Linear(lambda x: x @ H.T, noise_std=std)
     found = solve(model, posterior.DiffPIR(measured, Y, lam=lam, zeta=zeta))
     assert torch.allclose(found, x, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["fourier", "blur", "grey"])
+def test_the_nearest_state_is_by_the_pseudoinverse(name: str) -> None:
+    """Also where rows of A depend on each other, as Fourier coefficients that are conjugates do,
+    and y contradicts itself.
+    """
+    event = (3, 4, 6)
+    measured: Any = {
+        "fourier": posterior.Fourier(randn(4, 6) > 0, noise_std=0.1),
+        "blur": posterior.Blur(torch.ones(1, 2, dtype=F64), noise_std=0.1),
+        "grey": posterior.Grey(noise_std=0.1),
+    }[name]
+    x = torch.zeros(2, *event, dtype=F64)
+    y = randn(*measured.forward(x).shape)
+    matrix = measured.forward(torch.eye(72, dtype=F64).reshape(-1, *event)).flatten(1).T
+    normalizer = sd.Normalizer(0.0, torch.tensor([1.0, 2.0, 0.5]))
+    scale = normalizer.scale(x).expand(1, *event).flatten()
+    seen = Observed(measured, y, Units(1.5, normalizer))
+    expected = y.flatten(1) @ torch.linalg.pinv(1.5 * matrix * scale, rcond=1e-6).T
+    assert torch.allclose(seen.nearest(y, x).flatten(1), expected, atol=1e-9)
 
 
 ALL = {

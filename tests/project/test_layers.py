@@ -125,6 +125,7 @@ LAYERS = (
         "mcmc",
         "metrics",
     ),
+    ("posterior",),
     ("training", "training_data", "trainer", "checkpoint", "testing", "interop", "cli"),
 )
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
