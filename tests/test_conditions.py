@@ -134,7 +134,8 @@ def test_a_share_of_the_samples_is_trained_without_its_condition(tmp_path: Path)
     trained = train(tmp_path / "run")
     seen = torch.stack(trained.net.seen)  # type: ignore[union-attr]
     assert float((seen == 3).float().mean()) == pytest.approx(0.25, abs=0.073)
-    assert len((seen == 3).sum(dim=1).unique()) > 1  # sample by sample, not the same share a step
+    dropped = (seen == 3).sum(dim=1)  # sample by sample: all 32 of a step alike with 1e-4
+    assert float(((dropped > 0) & (dropped < 32)).float().mean()) > 0.9
     for step, labels in enumerate(seen):
         kept = labels != 3
         whole = LABELS[batch(60, 32, 0, step)]
