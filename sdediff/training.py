@@ -300,7 +300,7 @@ def _run_in(folder: Path, config: Mapping[str, Any], *, resume: bool, overwrite:
         f"{section} {key} = {before}, not {value}"
         for section in ("sde", "network", "model", "data", "training")
         for key, value in json.loads(json.dumps(config[section])).items()
-        if key != "steps" and (before := old.get(section, {}).get(key, value)) != value
+        if key != "steps" and _said(before := old.get(section, {}).get(key, value)) != _said(value)
     ]
     if others:
         raise ValueError(
@@ -309,6 +309,13 @@ def _run_in(folder: Path, config: Mapping[str, Any], *, resume: bool, overwrite:
         )
     new = {**config, "run": old.get("run", config["run"])}
     return Run(folder, new, begun=old, replaces=json.loads(json.dumps(new)) != old)
+
+
+def _said(value: Any) -> Any:
+    """What a configuration says: an option that is None is one that an older version had not."""
+    if not isinstance(value, dict):
+        return value
+    return {key: _said(part) for key, part in value.items() if part is not None}
 
 
 class _Meter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 import sdediff as sd
 from sdediff.discrete import DDPMLoss, variational_bound
+from sdediff.networks import MLP, initialised
 from sdediff.objectives import Bins, ConditionDropout, Coupled
 from sdediff.states import read_tensors
 from sdediff.trainer import batch
@@ -190,6 +192,24 @@ def test_a_dataset_hands_its_labels_to_the_network(tmp_path: Path) -> None:
             device="cpu", drop=0.25,
         )  # fmt: skip
         assert torch.equal(m.net.table, expected)  # type: ignore[union-attr]
+
+
+def test_a_run_that_was_begun_before_there_were_classes_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    plain, classed = (
+        sd.ScoreModel(initialised(lambda c=c: MLP(2, 8, 1, 2, c), 0), sd.VP()) for c in (None, 3)
+    )
+    sd.fit(plain, DATA, out=out, steps=2, device="cpu")
+    config = json.loads((out / "config.json").read_text())
+    for section, key in (("model", "null"), ("data", "condition")):
+        del config[section][key]
+    del config["network"]["parameters"]["classes"]
+    (out / "config.json").write_text(json.dumps(config))
+    again = sd.load(out)
+    assert again.null is None
+    sd.fit(plain, DATA, out=out, steps=4, device="cpu", resume=True)
+    with pytest.raises(ValueError, match="was trained with network parameters"):
+        sd.fit(classed, DATA, out=out, resume=True, condition={"label": LABELS}, steps=4)
 
 
 @pytest.mark.parametrize(
