@@ -200,7 +200,7 @@ def test_only_what_may_hold_samples_is_handed_absent_ones() -> None:
     assert set(seen["alone"]) == {5}
     assert seen["marked"] == seen["rows"] == [3] * 4 + [2] * 4
     with pytest.raises(
-        ValueError, match=r"must return a tensor of the shape of x_0, \(5, 2\), got .*shape \(5, 1\)"
+        ValueError, match=r"a tensor of the shape of x_0, \(5, 2\), got .*shape \(5, 1\)"
     ):
         sd.sample(LAW.model(VP).constrained(lambda x_0: x_0[:, :1]), (5, 2), steps=3, seed=0)
 
