@@ -171,14 +171,27 @@ def make_times(
             )
     elif solver.adaptive:
         times = torch.stack([start, torch.full_like(start, end)])
+    elif not end and _arrives(span):
+        # to the usable range's end by name, and the rest in one step
+        rest = make_times(span, solver, n - 1, grid, t_start, None, unit=unit) if n > 1 else start
+        times = torch.cat([rest if n > 1 else rest[None], torch.zeros_like(start)[None]])
     else:
-        ends = torch.stack([start, torch.full_like(start, end)])
-        clean = _arrives(span, ends)
-        check_span(ends[:-1] if clean else ends, *bounds)
-        name = None if grid is None else str(grid)
-        times = _named(span, solver, n, name, start, sde.t_min if clean else end, unit, clean)
+        check_span(torch.stack([start, torch.full_like(start, end)]), *bounds)
+        linear = "kernel" in sde.offers
+        own = sde.spacing if linear and solver.spacing == "uniform" else solver.spacing
+        spaced = GRIDS[str(grid or (own if linear else "uniform"))]
+        snr: LogSNR | None = None
+        if linear:
+            process = cast(LinearSDE, sde)
+            process = process if unit == 1 else process.scaled(1 / unit)
+            snr = LogSNR(process.log_snr, process.time_of, bounded=grid is None)
+        few, back = torch.unique(start, return_inverse=True)
+        with torch.no_grad():
+            made = [spaced(n, each, end, snr) for each in few.tolist()]
+        times = torch.stack(made, dim=1)[:, back]
     times = solvers.check_grid(times)
-    check_span(times[:-1] if _arrives(span, times) else times, *bounds)
+    arrives = len(times) > 1 and not bool(times[-1].any()) and _arrives(span)
+    check_span(times[:-1] if arrives else times, *bounds)
     if breaks and not array and not solver.adaptive and times.ndim == 1:
         times = snapped(times, breaks)
     backward = span.start > span.end
@@ -187,43 +200,12 @@ def make_times(
     return times
 
 
-def _named(
-    span: Span,
-    solver: Solver,
-    steps: int,
-    grid: str | None,
-    start: Tensor,
-    end: float,
-    unit: float,
-    clean: bool,
-) -> Tensor:
-    """The grid of that name, by default the solver's or the SDE's; with ``clean`` its last step
-    goes from ``end`` to t = 0.
+def _arrives(span: Span) -> bool:
+    """Whether a solve may go on to t = 0, below the usable range: sampling, to data without
+    noise.
     """
     sde = span.sde
-    linear = "kernel" in sde.offers
-    own = sde.spacing if linear and solver.spacing == "uniform" else solver.spacing
-    spaced = GRIDS[grid or (own if linear else "uniform")]
-    snr: LogSNR | None = None
-    if linear:
-        process = cast(LinearSDE, sde)
-        process = process if unit == 1 else process.scaled(1 / unit)
-        snr = LogSNR(process.log_snr, process.time_of, bounded=grid is None)
-    few, back = torch.unique(start, return_inverse=True)
-    count = steps - clean
-    with torch.no_grad():
-        made = (
-            [spaced(count, each, end, snr) for each in few.tolist()] if count else [*few[:, None]]
-        )
-    times = torch.stack(made, dim=1)[:, back]
-    return torch.cat([times, torch.zeros_like(times[:1])]) if clean else times
-
-
-def _arrives(span: Span, times: Tensor) -> bool:
-    """Whether sampling ends with data without noise, at t = 0 below the usable range."""
-    sde = span.sde
-    below = span.start > span.end and sde.t_min > 0 and len(times) > 1
-    if not below or not bool((times[-1] == 0).all()) or "kernel" not in sde.offers:
+    if span.start <= span.end or sde.t_min <= 0 or "kernel" not in sde.offers:
         return False
     return float(cast(LinearSDE, sde).sigma(0.0)) == 0
 

@@ -176,7 +176,7 @@ def _denoised(
     itself where no noise is left.
     """
     ends = times[-1].expand(len(inside.x))
-    if bool((problem.marginal(ends)[1] == 0).all()):
+    if not bool(ends.any()) and not bool(problem.marginal(ends)[1].any()):
         return solution
     if options.max_nfe is not None:
         late = torch.nonzero((solution.nfe >= options.max_nfe) & (solution.status == 0)).flatten()
