@@ -21,13 +21,13 @@ from sdediff.sde.base import check_span
 from sdediff.solvers import GRIDS, LogSNR, Noise, Solver
 from sdediff.solvers.given import (
     check_name,
-    device_of,
     integer,
     plain,
     real,
     reals,
 )
 from sdediff.solvers.legs import snapped
+from sdediff.solvers.noise import device_of
 
 __all__ = [
     "Grid",

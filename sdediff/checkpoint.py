@@ -21,7 +21,8 @@ from sdediff.model import ScoreModel
 from sdediff.network_time import NetworkTime
 from sdediff.run_folder import CONFIG, FORMAT, SECTIONS, WEIGHTS, locate
 from sdediff.sde import SDE
-from sdediff.solvers.given import device_of, nearest
+from sdediff.solvers.given import nearest
+from sdediff.solvers.noise import device_of
 from sdediff.states import read_tensors, set_module_state
 
 __all__ = ["SCHEDULE", "load", "read_config", "read_run"]

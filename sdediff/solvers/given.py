@@ -37,7 +37,6 @@ __all__ = [
     "check_name",
     "chosen",
     "described",
-    "device_of",
     "fact",
     "flag",
     "integer",
@@ -212,27 +211,6 @@ def callback_of(name: str, value: _T, call: str) -> _T:
     if value is not None and not callable(value):
         raise TypeError(f"{name} must be a function {call}, or None; got {_shown(value)}")
     return value
-
-
-def device_of(value: object, name: str = "device") -> torch.device:
-    """Return ``value`` as a torch device; a ValueError unless it is one, or its name, and it is
-    there.
-    """
-    try:
-        if not isinstance(value, str | torch.device):
-            raise TypeError
-        place = torch.device(value)
-        _ = torch.empty(0, device=place)
-    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
-        there = (
-            "cpu, cuda or cuda:1 say"
-            if torch.cuda.is_available()
-            else "cpu: there is no CUDA device here"
-        )
-        raise ValueError(
-            f"{name} must be a torch device that is there, {there}; got {_shown(value)}"
-        ) from error
-    return place
 
 
 def _shown(value: object) -> str:

@@ -9,6 +9,7 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, Self, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from sdediff.solvers.arithmetic import expand
@@ -22,6 +23,7 @@ __all__ = [
     "Refinable",
     "Silence",
     "StepNoise",
+    "device_of",
     "elapsed",
     "fresh_seed",
     "paired",
@@ -129,3 +131,24 @@ class Silence(StepNoise):
 
     def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         return self.normal("path"), self.normal("path")
+
+
+def device_of(value: object, name: str = "device") -> torch.device:
+    """Return ``value`` as a torch device; a ValueError unless it is one, or its name, and it is
+    there.
+    """
+    try:
+        if not isinstance(value, str | torch.device):
+            raise TypeError
+        place = torch.device(value)
+        _ = torch.empty(0, device=place)
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        there = (
+            "cpu, cuda or cuda:1 say"
+            if torch.cuda.is_available()
+            else "cpu: there is no CUDA device here"
+        )
+        raise ValueError(
+            f"{name} must be a torch device that is there, {there}; got {value!r}"
+        ) from error
+    return place

@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdediff.solvers.given import device_of, integer
-from sdediff.solvers.noise import STREAMS, elapsed, paired, root_of
+from sdediff.solvers.given import integer
+from sdediff.solvers.noise import STREAMS, device_of, elapsed, paired, root_of
 
 __all__ = ["Nodes", "White", "Words", "encrypted", "fill", "keyed", "seeds", "sent", "words"]
 
