@@ -14,6 +14,7 @@ from torch import Tensor
 from sdediff.arguments import check_shape
 from sdediff.calls import check_condition
 from sdediff.options import SolveOptions, takes
+from sdediff.posterior.observation import observed
 from sdediff.posterior.particles import Particles, systematic
 from sdediff.posterior.twists import TWISTS
 from sdediff.protocols import Model, facts
@@ -25,7 +26,7 @@ __all__ = ["Weighted", "sample_posterior"]
 
 _LEAST: Final = 100
 """Below this genealogical effective size a result is not called exact."""
-_LEFT: Final = "noise t_start last x_init stochasticity mask trajectory grad".split()
+_LEFT: Final = "noise t_start last x_init stochasticity mask trajectory grad on_fail".split()
 
 
 @dataclass(frozen=True)
@@ -109,17 +110,13 @@ def sample_posterior(
         raise TypeError(f"particles must be Particles(n), got {particles!r}")
     count, *event = check_shape(shape)
     n = solver.n
-    twisted = TWISTS[solver.twist](model, measurement, y)
-    if len(y) > 1:
-        if len(y) != count:
-            raise ValueError(
-                f"y has {len(y)} outcomes for {count} posteriors: pass one for each, or one for all"
-            )
-        twisted = TWISTS[solver.twist](model, measurement, y.repeat_interleave(n, dim=0))
+    observed("Particles", measurement, y, noisy=True).check_count(count)
+    each = y if len(y) == 1 else y.repeat_interleave(n, dim=0)
+    twisted = TWISTS[solver.twist](model, measurement, each)
     condition = check_condition(options.get("condition"), count, facts(model).net)
     if condition:
-        each = {name: value.repeat_interleave(n, dim=0) for name, value in condition.items()}
-        options = cast(SolveOptions, {**options, "condition": each})
+        rows = {name: value.repeat_interleave(n, dim=0) for name, value in condition.items()}
+        options = cast(SolveOptions, {**options, "condition": rows})
     solution = sample(
         twisted, (count * n, *event), solver=solver, steps=steps, seed=seed, **options
     )
@@ -170,5 +167,5 @@ def _warn(found: Weighted) -> None:
             f"size of {float(found.genealogical_ess[first]):.3g} (100 are needed), log evidence "
             f"{float(found.log_evidence[first]):.4g} +- "
             f"{float(found.log_evidence_error[first]):.2g}; take more particles or more steps",
-            stacklevel=4,
+            stacklevel=3,
         )

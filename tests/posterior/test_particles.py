@@ -202,15 +202,15 @@ WRONG: dict[str, Any] = {
     ),
     "noise": (
         lambda: sample_posterior(MODEL, posterior.Linear(lambda x: x, noise_std=0), Y, (1, 2)),
-        "divides by noise_std, and it is 0",
+        "Particles divides by noise_std, and it is 0",
     ),
     "nonlinear": (
         lambda: sample_posterior(MODEL, posterior.Nonlinear(torch.sin, torch.mul), Y, (1, 2)),
-        "is for linear measurements",
+        "Particles is for linear measurements",
     ),
     "outcomes": (
         lambda: sample_posterior(MODEL, SEEN, Y.expand(3, 1), (2, 2)),
-        "3 outcomes for 2 posteriors",
+        "3 outcomes for 2 samples",
     ),
     "particles": (
         lambda: sample_posterior(MODEL, SEEN, Y, (1, 2), particles=100),  # type: ignore[arg-type]
