@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -280,3 +281,22 @@ def test_particles_are_as_good_as_half_as_many_draws(name: str) -> None:
         return sum(float(sd.metrics.sliced_wasserstein(a, b)) for a, b in pairs) / len(pairs)
 
     assert distance(list(found.draws.double())) < 2 * distance(sets)
+
+
+@pytest.mark.slow
+def test_the_error_falls_as_one_over_the_root_of_the_particles() -> None:
+    """Over 20 seeds, on a grid whose bias is below a third of the error."""
+    mean, _ = TRUTH.data_moments()
+    errors = {}
+    for n in (256, 1024, 4096):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of few families, which is what n = 256 is about
+            found = sample_posterior(
+                RING.model(sd.VP()), SEEN, Y, (20, 2), particles=Particles(n), steps=100, seed=3,
+                batch_size=5 * n,
+            )  # fmt: skip
+        errors[n] = found.mean - mean
+    size = {n: float(each.square().sum(dim=1).mean().sqrt()) for n, each in errors.items()}
+    slope = math.log(size[4096] / size[256]) / math.log(16)
+    assert -0.65 < slope < -0.35
+    assert float(errors[4096].mean(dim=0).norm()) < size[4096] / 3
