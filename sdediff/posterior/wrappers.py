@@ -15,10 +15,12 @@ from sdediff.posterior.observation import Observation, Observed, observed
 from sdediff.reverse import Reverse
 from sdediff.solvers import Ancestral, rowwise
 from sdediff.solvers.arithmetic import Number, along, weighted
+from sdediff.solvers.churn import check_inner
 from sdediff.solvers.coefficients import Coef
 from sdediff.solvers.given import Count, NotNegative, Positive, Record, reals
-from sdediff.solvers.noise import StepNoise, elapsed, paired, root_of
+from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
+from sdediff.solvers.recurrence import Repeated, done, repeated
 from sdediff.solvers.solver import Solver, Step
 
 __all__ = ["DiffPIR", "PublishedDPS", "RePaint", "Replacement"]
@@ -71,21 +73,7 @@ class _Around(_Measured):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        name, inner = type(self).__name__, self.solver
-        if not isinstance(inner, Solver):
-            raise TypeError(f"{name}: solver must be a solver value, DDIM() say; got {inner!r}")
-        wrong = {
-            "chooses its own steps, and what y does to the state is done once a step": (
-                inner.adaptive or inner.times is not None
-            ),
-            "is another library's driver, without steps of its own": inner.external,
-            "carries history from step to step, which what y does to the state makes stale": (
-                inner.has_memory
-            ),
-        }
-        for reason, holds in wrong.items():
-            if holds:
-                raise ValueError(f"{name}: {inner!r} {reason}; take Ancestral() or DDIM(), say")
+        check_inner(type(self).__name__, self.solver, noisy=True)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -191,15 +179,6 @@ class _Imposed(NamedTuple):
     alpha: Number
     """At s."""
     sigma: Number
-    again: _Again | None = None
-
-
-class _Again(NamedTuple):
-    """The way back at the end of a block, and the plans of the block."""
-
-    ratio: Number
-    std: Number
-    plans: Sequence[_Imposed]
 
 
 class _Imposing(_Around):
@@ -287,60 +266,26 @@ class RePaint(_Imposing):
         """Of the last step of a block."""
         return self.solver.evaluations * (1 + (self.jumps - 1) * self.length)
 
-    def cost(self, plan: _Imposed) -> int:
+    def cost(self, plan: Repeated) -> int:
         return self.evaluations if plan.again is not None else self.solver.evaluations
 
-    def plan(self, problem: Problem, times: Tensor) -> Sequence[_Imposed]:
+    def plan(self, problem: Problem, times: Tensor) -> Sequence[Repeated]:
         """The inner plan, and at the end of each block the way back."""
         plans = self._planned(problem, times)
-        ends = range(self.length, len(plans), self.length)
-        if self.jumps == 1 or not len(ends):
-            return plans
-        t = times[[end - self.length for end in ends]]
-        ratios, stds = problem.coefs(len(t), *problem.kernel(t, times[list(ends)]))
-        for end, ratio, std in zip(ends, ratios, stds, strict=True):
-            again = _Again(ratio, std, plans[end - self.length : end])
-            plans[end - 1] = plans[end - 1]._replace(again=again)
-        return plans
+        return repeated(problem, plans, times, self.length, last=False)
 
     def step(
         self,
         problem: Problem,
         x: Tensor,
-        plan: _Imposed,
+        plan: Repeated,
         noise: StepNoise,
         state: tuple[Tensor, ...],
     ) -> Step:
-        x = self._moved(problem, x, plan, noise)
-        again = plan.again
-        if again is None:
-            return Step(x)
-        for k in range(self.jumps - 1):
-            x = weighted((again.ratio, x), (again.std, noise.normal("churn", k)))
-            for i, inner in enumerate(again.plans):
-                x = self._moved(problem, x, inner, _Anew(noise, 1 + k * self.length + i))
-        return Step(x)
+        def step(x: Tensor, inner: _Imposed, noise: StepNoise) -> Step:
+            return Step(self._moved(problem, x, inner, noise))
 
-
-@dataclass(eq=False)
-class _Anew(StepNoise):
-    """Noise for a step that is done again, number 1, 2, ...: as good as that of another step."""
-
-    noise: StepNoise
-    number: int
-
-    def normal(self, stream: str, k: int = 0) -> Tensor:
-        return self.noise.normal(stream, 2**16 * self.number + k)
-
-    def over(self, a: Tensor, b: Tensor, k: int = 0) -> Tensor:
-        return self.normal("churn", k)
-
-    def increment(self, a: Tensor, b: Tensor) -> Tensor:
-        z = self.over(a, b)
-        return z * root_of(elapsed(a, b), z)
-
-    def pair(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        return paired(self.over(a, b), self.over(a, b, 1), elapsed(a, b))
+        return done(step, x, plan, self.jumps - 1, noise)
 
 
 class _Proximal(NamedTuple):

@@ -45,6 +45,7 @@ from sdediff.solvers.multiplicative import AdaptiveMilstein, Milstein, Stratonov
 from sdediff.solvers.noise import Noise, StepNoise, fresh_seed
 from sdediff.solvers.options import Options, Snapshot
 from sdediff.solvers.problem import At, Monitor, Output, Problem
+from sdediff.solvers.recurrence import Recurrence
 from sdediff.solvers.runge_kutta import (
     DOP853,
     RK23,
@@ -120,6 +121,7 @@ __all__ = [
     "PredictorCorrector",
     "Problem",
     "RESSinglestep",
+    "Recurrence",
     "Renoise",
     "Restart",
     "ReverseDiffusion",

@@ -20,8 +20,10 @@ from sdediff.solvers.solver import Solver, Step
 __all__ = ["Churn", "Renoise", "Restart"]
 
 
-def check_inner(name: str, solver: Solver) -> None:
-    """A solver with fixed steps that carries nothing from one step to the next."""
+def check_inner(name: str, solver: Solver, *, noisy: bool = False) -> None:
+    """An error unless it is a solver with fixed steps that carries nothing from one step to the
+    next; only if ``noisy`` one that adds noise.
+    """
     if not isinstance(solver, Solver):
         raise TypeError(f"{name}: the solver must be a solver value such as Heun(), got {solver!r}")
     if solver.adaptive or solver.times is not None:
@@ -33,14 +35,14 @@ def check_inner(name: str, solver: Solver) -> None:
             f"{name}: {solver!r} is another library's driver, without steps of its own; take "
             "Heun(), say"
         )
-    if solver.stochastic:
+    if solver.stochastic and not noisy:
         raise ValueError(
             f"{name}: {solver!r} adds noise itself; take a deterministic solver, Heun() say"
         )
     if solver.has_memory:
         raise ValueError(
-            f"{name}: {solver!r} carries history from step to step, which added noise makes "
-            "stale; take Heun(), say"
+            f"{name}: {solver!r} carries history from step to step, which is stale where "
+            "the state is changed between steps; take Heun(), say"
         )
 
 
@@ -58,9 +60,9 @@ def _path(problem: Problem, solver: Solver, points: list[Tensor]) -> list[Any]:
 
 
 @dataclass(frozen=True)
-class _Around(Solver):
-    """What Churn and Restart share: a deterministic solver with fixed steps, and noise by the
-    forward kernel.
+class Around(Solver):
+    """What solvers around a solver share that add noise by the forward kernel; the one inside is
+    deterministic and has fixed steps.
     """
 
     solver: Solver
@@ -91,7 +93,7 @@ class _Around(Solver):
 
 
 @dataclass(frozen=True)
-class Churn(_Around):
+class Churn(Around):
     """Before each step from t, noise is added up to sigma^ = (1 + gamma) sigma: EDM's sampler.
 
     gamma = min(churn / N, sqrt(2) - 1) where sigma / alpha lies in ``between``, else 0, with N the
@@ -165,7 +167,7 @@ class _Restarted(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Restart(_Around):
+class Restart(Around):
     """Solve on; at t_low add the noise of the forward process up to t_high, and solve back to
     t_low, ``rounds`` times.
 
@@ -260,7 +262,7 @@ class _Renoised(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Renoise(_Around):
+class Renoise(Around):
     """A step of ``solver`` from t to s' beyond s, and the forward process from s' back to s: x_s =
     ratio x_s' + std z.
 

@@ -465,7 +465,8 @@ def test_last_does_what_it_says(method: Method) -> None:
             end("noisy", 0.3).x - end("mean", 0.3).x, shock, rtol=0, atol=1e-9
         )
     keeps = solver.stochastic and not isinstance(
-        solver, sd.solvers.Churn | sd.solvers.Restart | sd.solvers.Renoise
+        solver,
+        sd.solvers.Churn | sd.solvers.Restart | sd.solvers.Renoise | sd.solvers.Recurrence,
     )
     part = solver.predictor if isinstance(solver, sd.PredictorCorrector) else solver
     if isinstance(solver, sd.PredictorCorrector) and solver.sequence == "predictor-first":

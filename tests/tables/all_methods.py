@@ -140,6 +140,7 @@ METHODS = [
         refined=lambda n: sd.solvers.Restart(sd.Heun(), (0.35, 0.55), 2, max(1, n // 4)),
         law=(32, 64, 128),
     ),
+    Method(sd.solvers.Recurrence(sd.Heun(), 3), weak=2),
 ]
 
 

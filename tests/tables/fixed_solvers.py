@@ -65,4 +65,5 @@ FIXED = [
     sd.solvers.Renoise(sd.solvers.DPMSolver(2)),
     sd.solvers.Renoise(sd.solvers.DPMSolver(2), eta=0.5),
     sd.solvers.Restart(sd.Heun(), (0.3, 0.7), rounds=2),
+    sd.solvers.Recurrence(sd.DDIM(), 2),
 ]
