@@ -7,6 +7,7 @@ as they take a network.
 from sdediff.guidance.base import Guidance, NoiseLevels
 from sdediff.guidance.classifier import Classifier
 from sdediff.guidance.corrected import APG, Rescale
+from sdediff.guidance.losses import Loss
 from sdediff.guidance.pairs import Auto, ClassifierFree, Pair, Pairing
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Classifier",
     "ClassifierFree",
     "Guidance",
+    "Loss",
     "NoiseLevels",
     "Pair",
     "Pairing",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sdediff.guidance.base import Guidance, Interval, Scale
 from sdediff.guidance.conditions import given_to, left_for, names_of
+from sdediff.guidance.gradients import gradient
 from sdediff.guidance.pairs import replaced
 from sdediff.model import Call, ScoreModel
 from sdediff.network_time import NetworkTime
@@ -18,7 +19,6 @@ from sdediff.protocols import Like, Model, Output, Piece, Rows, value_of
 from sdediff.sde import SDE
 from sdediff.solvers.arithmetic import planned, weighted
 from sdediff.solvers.coefficients import Coef
-from sdediff.solvers.given import reading
 
 __all__ = ["Classifier", "Evidence"]
 
@@ -42,67 +42,30 @@ class Evidence(ScoreModel):
 
     def evaluate(self, x: Tensor, at: Call, rows: Rows) -> Tensor:
         """The gradient at states x, with its graph where the caller keeps one."""
-        graph = torch.is_grad_enabled()
-        condition = given_to(self.takes, rows.condition)
-        with torch.inference_mode(False), torch.enable_grad():
-            point = x if x.requires_grad else _plain(x).detach().requires_grad_()
-            time = _plain(at.time)
-            time = time if len(time) == len(x) else time[:1].expand(len(x))
-            named = {name: _plain(value) for name, value in condition.items()}
-            found = self._asked(point, point.to(at.dtype), time, named, rows)
-            (pull,) = torch.autograd.grad(found.sum(), point, create_graph=graph, allow_unused=True)
-        if pull is None:
-            raise ValueError(_CONSTANT)
+        first = rows.monitor.calls == 0  # a device is waited for once a solve
+
+        def see(x: Tensor) -> tuple[Tensor, Tensor]:
+            own = len(at.time) == len(x)
+            return x.to(at.dtype), at.time if own else at.time[:1].expand(len(x))
+
+        def check(found: Tensor) -> None:
+            if (first or found.device.type == "cpu") and bool((found > _ROUNDING).any()):
+                raise ValueError(
+                    "log_prob must return log-probabilities, which are at most 0; got "
+                    f"{float(found.max()):.3g}. Of probabilities take the log, of logits the "
+                    "log_softmax; from the log-density of a continuous y subtract a constant"
+                )
+
+        named, graph = given_to(self.takes, rows.condition), torch.is_grad_enabled()
+        pull = gradient("log_prob", self.net, x, see, named, _RETURNS, graph=graph, check=check)
         rows.count(0, backward=1)
         return pull
 
-    def _asked(
-        self, x: Tensor, seen: Tensor, time: Tensor, named: dict[str, Tensor], rows: Rows
-    ) -> Tensor:
-        """log p(y | x_t) at each of the states, checked."""
-        try:
-            found = reading("log_prob", self.net, "x, t", seen, time, **named)
-        except RuntimeError as error:
-            if "Inference tensors" not in str(error):
-                raise
-            raise ValueError(
-                "log_prob has tensors that were made under torch.inference_mode, which have no "
-                "gradients: make or load its network outside of that"
-            ) from error
-        except TypeError as error:
-            error.add_note(
-                f"log_prob was called with x, t and the conditions {', '.join(named) or 'none'}: "
-                "what else it needs goes into condition= of the call"
-            )
-            raise
-        if not isinstance(found, Tensor) or found.shape != (len(x),):
-            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise ValueError(
-                f"log_prob must return log p(y | x_t) of each state, a tensor ({len(x)},); got "
-                f"{got}. Around a network that returns logits (B, K) write lambda x, t, label: "
-                "net(x, t).log_softmax(1).gather(1, label[:, None])[:, 0]"
-            )
-        first = rows.monitor.calls == 0  # a device is waited for once a solve
-        if (first or found.device.type == "cpu") and bool((found.detach() > _ROUNDING).any()):
-            raise ValueError(
-                f"log_prob must return log-probabilities, which are at most 0; got "
-                f"{float(found.detach().max()):.3g}. Of probabilities take the log, of logits the "
-                "log_softmax; from the log-density of a continuous y subtract a constant"
-            )
-        if not found.requires_grad:
-            raise ValueError(_CONSTANT)
-        return found
 
-
-_CONSTANT = (
-    "log_prob does not depend on x, so that it has no gradient: look in it for torch.no_grad, "
-    "torch.inference_mode, detach() or argmax"
+_RETURNS = (
+    "log p(y | x_t) of each state, a tensor ({},); got {}. Around a network that returns logits "
+    "(B, K) write lambda x, t, label: net(x, t).log_softmax(1).gather(1, label[:, None])[:, 0]"
 )
-
-
-def _plain(value: Tensor) -> Tensor:
-    """A tensor that autograd takes: a copy of one that was made under `torch.inference_mode`."""
-    return value.clone() if value.is_inference() else value
 
 
 class _At(NamedTuple):

@@ -16,8 +16,8 @@ Names = frozenset[str] | None
 """Names of conditions; None: any."""
 
 
-def names_of(function: Callable[..., Any]) -> Names:
-    """The conditions that a function of (x, t, **condition) takes by name."""
+def names_of(function: Callable[..., Any], given: int = 2) -> Names:
+    """The conditions that a function takes by name after what it is ``given``, (x, t) say."""
     try:
         parameters = inspect.signature(
             function.forward if isinstance(function, nn.Module) else function
@@ -27,7 +27,7 @@ def names_of(function: Callable[..., Any]) -> Names:
     if any(each.kind is each.VAR_KEYWORD for each in parameters):
         return None
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return frozenset(each.name for each in list(parameters)[2:] if each.kind in named)
+    return frozenset(each.name for each in list(parameters)[given:] if each.kind in named)
 
 
 def taken(model: Any) -> Names:

@@ -15,7 +15,7 @@ from sdediff.protocols import Like, Model, Output, Piece, Rows, facts
 from sdediff.solvers.arithmetic import planned, weighted
 from sdediff.solvers.coefficients import Coef
 from sdediff.solvers.given import integer, real
-from sdediff.solvers.masked import kept
+from sdediff.traced import traced
 from sdediff.units import Units
 
 __all__ = ["DPS", "MMPS", "Denoised", "PiGDM", "Posterior"]
@@ -107,25 +107,12 @@ class Posterior(Operator):
     def evaluate(self, x: Tensor, at: _At, rows: Rows) -> Tensor | Output:
         """E[x_0 | x_t, y] by the approximation of the class."""
         self.observation.check_count(rows.size)
-        keep = torch.is_grad_enabled() and (
-            x.requires_grad or any(each.requires_grad for each in self.parameters())
-        )
-        with torch.enable_grad():
-            state = x if keep and x.requires_grad else x.detach().requires_grad_()
-            out = kept(self.value(state, at.inner, rows), rows.mask)
-            data = weighted((at.keep, state), (at.push, out))
-
-        def back(v: Tensor) -> Tensor:
-            rows.count(0, 1)
-            found = torch.autograd.grad(data, state, v, retain_graph=True, create_graph=keep)[0]
-            return kept(found, rows.mask)
-
+        seen = traced(self, x, at.inner, rows, at.keep, at.push)
         y = self.observation.take(rows.index, x)
         measurement: Any = self.observation.measurement
-        seen = Observed(measurement, y, self._units)
-        shown = data if keep else data.detach()
-        pull, extras = self.pull(Denoised(shown, back, at.lift, at.width), seen)
-        value = weighted((1.0, shown), (at.lift, back(pull)))
+        denoised = Denoised(seen.data, seen.back, at.lift, at.width)
+        pull, extras = self.pull(denoised, Observed(measurement, y, self._units))
+        value = weighted((1.0, seen.data), (at.lift, seen.back(pull)))
         return Output(value, **extras) if extras else value
 
 
