@@ -6,6 +6,7 @@ as they take a network.
 
 from sdediff.guidance.base import Guidance, NoiseLevels
 from sdediff.guidance.classifier import Classifier
+from sdediff.guidance.clip import clip_loss
 from sdediff.guidance.corrected import APG, Rescale
 from sdediff.guidance.losses import Loss
 from sdediff.guidance.pairs import Auto, ClassifierFree, Pair, Pairing
@@ -21,4 +22,5 @@ __all__ = [
     "Pair",
     "Pairing",
     "Rescale",
+    "clip_loss",
 ]

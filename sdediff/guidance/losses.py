@@ -56,8 +56,10 @@ class Loss(Guidance):
     to minus the score. ``gradient`` says which:
 
     - ``"network"``: of f(x^_0(x_t)) in x_t, through the network, as published;
-    - ``"data"``: the same with the noise prediction held constant, so that it is 1 / alpha times
-      the gradient of f in x^_0. It needs no pass back through the network;
+    - ``"data"``: stopped before the network: alpha d^2 / (sigma^2 + alpha^2 d^2) times the gradient
+      of f in x^_0, where the factor is the derivative of x^_0 in x_t for data N(., d^2), with d the
+      model's ``data_std`` (for d = 1 under VP: with v held constant). No pass back through the
+      network is needed;
     - ``"state"``: f sees x_t in place of x^_0.
 
     With scale = 0 there is no forward guidance. The published s(t) = s sqrt(1 - alpha_bar) is scale
@@ -102,7 +104,9 @@ class Loss(Guidance):
         self.rate = _rate(rate, self.backward, gradient)
         self.takes = names_of(f, 1)
         self.f = ScoreModel(f, model.sde, "score")  # for the dtype and the mode of its networks
-        vars(self)["_units"] = Units(1.0, facts(model).normalizer)
+        known = facts(model)
+        self._data_std = known.data_std
+        vars(self)["_units"] = Units(1.0, known.normalizer)
 
     def at(self, times: Tensor, like: Like, piece: Piece | None = None) -> Sequence[_At]:
         with torch.inference_mode(False):
@@ -118,7 +122,8 @@ class Loss(Guidance):
         keep, push = conversion_of(self.model, "data", flat)
         pull = -1 / conversion_of(self.model, "score", flat)[1]
         if self.gradient == "data":
-            pull = pull / self.sde.alpha(flat)
+            alpha, sigma, data_std = self.sde.alpha(flat), self.sde.sigma(flat), self._data_std
+            pull = pull * alpha * data_std**2 / (sigma**2 + alpha**2 * data_std**2)
         columns = keep, push, pull, 1 / push
         bad = ~torch.isfinite(torch.stack(columns)).all(dim=0)
         if bool(bad.any()):

@@ -64,9 +64,10 @@ def test_forward_and_backward_guidance_are_as_published(name: str) -> None:
     size, s, m, rate = SIZE[:, None], torch.tensor([2.0, 0.5, -1.0, 3.0], dtype=F64), 3, 0.2
     slope = size * (data - WANTED)
     moved = (1 - (1 - rate * size) ** m) * (WANTED - data)
-    pulls = {"network": gain * slope, "data": slope / alpha, "state": size * (X - WANTED)}
     for predicts in PREDICTIONS:
         model = reparametrised(LAW.model(sde), predicts)
+        held = alpha * model.data_std**2 / (alpha**2 * model.data_std**2 + sigma**2)
+        pulls = {"network": gain * slope, "data": held * slope, "state": size * (X - WANTED)}
         for gradient, pull in pulls.items():
             for steps in (0, m) if gradient != "state" else (0,):
                 more: Any = {"backward": steps, "rate": rate} if steps else {}
