@@ -135,8 +135,7 @@ def _called(words: Sequence[str]) -> NDArray[Any]:
 
 def guided(folder: Path, config: Mapping[str, Any], model: Model, scale: float) -> Model:
     """The model with classifier-free guidance; a ValueError if it never saw its null condition."""
-    null = getattr(model, "null", None)
-    if null is None:
+    if getattr(model, "null", None) is None:
         why = (
             "never dropped its conditions in training"
             if config["data"].get("condition")
@@ -147,5 +146,5 @@ def guided(folder: Path, config: Mapping[str, Any], model: Model, scale: float) 
         )
     from sdediff.guidance import ClassifierFree
 
-    model = ClassifierFree(model, scale, null=null)
-    return model
+    guiding: Model = ClassifierFree(model, scale)
+    return guiding

@@ -92,8 +92,9 @@ class ClassifierFree(Pairing):
     evaluation. Any finite scale is taken, those below 1 too.
 
     ``null`` is a dictionary of conditions that replace the call's by name: of the label that the
-    network was trained on in place of no label, or of a negative prompt. A value is for all samples
-    or has (B, ...) of them. Conditions that it does not name stay as they are in both evaluations.
+    network was trained on in place of no label, or of a negative prompt. By default it is the
+    ``null`` that the model was trained with. A value is for all samples or has (B, ...) of them.
+    Conditions that it does not name stay as they are in both evaluations.
 
     ``batched``: both evaluations are one call of the network with 2 B rows. False: two calls with B
     rows, which take half of the memory and give the same numbers to rounding.
@@ -119,11 +120,12 @@ class ClassifierFree(Pairing):
     ) -> None:
         check_choice("ClassifierFree: convention", convention, ("s", "1+w"))
         super().__init__(model, scale, interval)
+        null = getattr(model, "null", None) if null is None else null
         if not isinstance(null, Mapping) or not null:
             raise TypeError(
                 "ClassifierFree: null must be the condition that stands for no condition, "
                 "null={'label': 10} for a network that was trained with 10 for no label, or a "
-                f"negative prompt; got {null!r}"
+                f"negative prompt; got {null!r}, and the model declares none"
             )
         self.null = {name: _tensor(name, value) for name, value in null.items()}
         self.convention = convention

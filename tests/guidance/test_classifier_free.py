@@ -140,6 +140,23 @@ def test_null_may_be_of_each_sample_and_leaves_other_conditions_alone() -> None:
         assert torch.equal(one(X, 0.5, text=text, size=size), same(X, 0.5, text=text, size=size))
 
 
+def test_null_is_by_default_that_of_the_model() -> None:
+    """Also of one with a constraint around it, and of guidance inside; another one may be given."""
+    declared = sd.ScoreModel(net, VP, "v", time_dtype=F64, data_std=1.0, null=NULL)
+    for inside, plain in (
+        (declared, NET),
+        (declared.constrained(sd.Clip(-1, 1)), NET.constrained(sd.Clip(-1, 1))),
+        (
+            ClassifierFree(declared, 2, interval=(-3, 3)),
+            ClassifierFree(NET, 2, NULL, interval=(-3, 3)),
+        ),
+    ):
+        wanted = ClassifierFree(plain, 3, NULL).data(X, 0.4, label=LABEL)
+        assert torch.equal(ClassifierFree(inside, 3).data(X, 0.4, label=LABEL), wanted)
+    other = ClassifierFree(declared, 3, {"label": 4}).data(X, 0.4, label=LABEL)
+    assert torch.equal(other, ClassifierFree(NET, 3, {"label": 4}).data(X, 0.4, label=LABEL))
+
+
 def test_a_learned_variance_is_that_of_the_condition() -> None:
     def doubled(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
         return torch.cat([x, label[:, None].expand_as(x).to(x)], dim=1)
@@ -303,7 +320,7 @@ class Still(sd.SDE):
 
 NO = sd.ScoreModel(Refusing(), VP)
 MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
-    "no null": (lambda: ClassifierFree(NO, 2), "null must be the condition that stands for no"),
+    "no null": (lambda: ClassifierFree(NO, 2), "null must be .* and the model declares none"),
     "empty null": (lambda: ClassifierFree(NO, 2, {}), "null={'label': 10}"),
     "null of words": (lambda: ClassifierFree(NO, 2, {"label": "cat"}), r"null\['label'\] must be"),
     "scale of words": (lambda: ClassifierFree(NO, "high", NULL), "scale must be a number"),
