@@ -148,7 +148,7 @@ class Classifier(Guidance):
         if self.chain is None:
             push = 1 / conversion_of(self.model, "score", flat)[1]
         else:
-            level = self._level(flat)
+            level = self._level(times)
             push = 1 / (
                 conversion_of(self.model, "data", flat)[1]
                 * self.chain.posterior_columns[0][level - 1]
@@ -169,8 +169,9 @@ class Classifier(Guidance):
         rows = zip(inner, scales, pushes, evidence, levels, strict=True)
         return [_At(*row) for row in rows]
 
-    def _level(self, t: Tensor) -> Tensor:
-        """The levels of the chain whose times these are, int64 (n,)."""
+    def _level(self, times: Tensor) -> Tensor:
+        """The levels of the chain whose times these are, in one dimension, int64."""
+        t = times.reshape(-1)
         known: Tensor = self.chain.level_times
         gaps, level = (t[:, None] - known).abs().min(dim=1)
         if float(gaps.max()) > 1e-9 * float(known[-1]):
@@ -178,6 +179,11 @@ class Classifier(Guidance):
                 f"Classifier: with chain={self.chain!r} the shift is known at the chain's times, "
                 f"and t = {float(t[gaps.argmax()]):.6g} is none of them: take solver=chain, or "
                 "leave chain out for other solvers"
+            )
+        if bool((level.reshape(times.shape).diff(dim=0).abs() > 1).any()):
+            raise ValueError(
+                f"Classifier: the steps skip levels of chain={self.chain!r}, on whose steps the "
+                "shift depends: pass the chain that is the solver, chain.respaced(50) say, to both"
             )
         return level + 1
 

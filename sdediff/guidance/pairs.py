@@ -28,7 +28,7 @@ from sdediff.protocols import (
     value_of,
 )
 from sdediff.solvers.arithmetic import Number, planned, weighted
-from sdediff.solvers.given import check_choice, flag
+from sdediff.solvers.given import check_choice, flag, nearest
 
 __all__ = ["Auto", "ClassifierFree", "Pair", "Pairing", "replaced"]
 
@@ -172,9 +172,11 @@ class ClassifierFree(Pairing):
         for name, value in self.null.items():
             own = found.get(name)
             if own is None:
+                has = f"; it has {', '.join(rows.condition)}" if rows.condition else ""
                 raise ValueError(
                     f"ClassifierFree: null replaces the condition {name!r}, which the call does "
-                    f"not have: pass condition={{{name!r}: ...}}, a row for each sample"
+                    f"not have{nearest(name, rows.condition)}: pass condition={{{name!r}: ...}}, a "
+                    f"row for each sample{has}"
                 )
             each, one = (rows.size, *own.shape[1:]), own.shape[1:]
             if value.shape not in (each, one, (1, *one)) or not torch.can_cast(

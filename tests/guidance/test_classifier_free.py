@@ -353,6 +353,11 @@ def test_mistakes_are_told_when_the_model_is_made(mistake: str) -> None:
 
 IN_CALLS: dict[str, tuple[ClassifierFree, dict[str, Tensor] | None, str]] = {
     "no condition": (ClassifierFree(NO, 2, NULL), None, r"pass condition=\{'label': ...\}"),
+    "a name not right": (
+        ClassifierFree(NO, 2, {"lable": 2}),
+        {"label": LABEL},
+        r"'lable', which the call does not have \(did you mean 'label'\?\).*; it has label",
+    ),
     "scales": (ClassifierFree(NO, EACH[:4], NULL), {"label": LABEL}, "4 numbers for 5 samples"),
     "scale of time": (
         ClassifierFree(NO, lambda t: torch.ones(3), NULL),
