@@ -1,15 +1,15 @@
 """sdediff: diffusion models as stochastic differential equations.
 
 Here is what most programs use. The rest is in packages: `solvers` (all solvers), `sde` (all
-families), `objectives`, `discrete`, `likelihood`, `exact`, `guidance`, `posterior`, `mcmc`,
-`metrics`, `networks`, `plots`, `interop`,
-`testing`.
+families), `objectives`, `discrete`, `degradation`, `likelihood`, `exact`, `guidance`,
+`posterior`, `mcmc`, `metrics`, `networks`, `plots`, `interop`, `testing`.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from sdediff import constraints as constraints
+from sdediff import degradation as degradation
 from sdediff import discrete as discrete
 from sdediff import exact as exact
 from sdediff import guidance as guidance
@@ -128,6 +128,7 @@ _HOMES: Final = (
     "sde",
     "objectives",
     "discrete",
+    "degradation",
     "likelihood",
     "network_time",
     "constraints",

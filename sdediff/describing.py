@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sdediff import constraints, solvers
+from sdediff import constraints, degradation, solvers
 from sdediff import sde as families
 from sdediff.constraints import Constrained
 from sdediff.model import ScoreModel
@@ -47,7 +47,7 @@ __all__ = [
 
 _SDES: Final[dict[str, type]] = {
     name: kind
-    for name, kind in vars(families).items()
+    for name, kind in {**vars(families), **vars(degradation)}.items()
     if isinstance(kind, type) and issubclass(kind, SDE) and is_dataclass(kind)
 }
 _CONSTRAINTS: Final[dict[str, type]] = {
@@ -64,7 +64,10 @@ KINDS: Final[dict[str, dict[str, type]]] = {
 }
 """For each argument of `sdediff.load`, the classes that a configuration can name."""
 
-_KNOWN: Final[dict[str, type]] = {"MonotoneSchedule": families.MonotoneSchedule}
+_KNOWN: Final[dict[str, type]] = {
+    "MonotoneSchedule": families.MonotoneSchedule,
+    "MixtureStart": degradation.MixtureStart,
+}
 for _kind in KINDS.values():
     _KNOWN.update(_kind)
 _KNOWN.update(

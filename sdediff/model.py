@@ -89,7 +89,8 @@ class ScoreModel(Predictions):
     a tensor of one sample's shape by the name of each: ``{"label": 10}``, say. ``fit(drop=0.1)``
     trains it, and classifier-free guidance asks for it.
 
-    Under an SDE without a Gaussian kernel the network predicts the score. The methods take t as a
+    Under an SDE without a Gaussian kernel the network predicts the score, under a degradation the
+    data. The methods take t as a
     number or one number a sample, inside the SDE's usable range, and ``**condition`` for the
     network.
     """
@@ -130,9 +131,9 @@ class ScoreModel(Predictions):
             raise TypeError(f"sde must be an SDE, got {sde!r}; {hint}")
         sde.check_range()
         predicts = canonical(predicts)
-        if "kernel" not in sde.offers and predicts != "score":
+        if "kernel" not in sde.offers and predicts != sde.predicted:
             raise ValueError(
-                f"{sde!r} has no Gaussian kernel: its network predicts 'score', got "
+                f"{sde!r} has no Gaussian kernel: its network predicts {sde.predicted!r}, got "
                 f"{predicts!r}; or use a LinearSDE"
             )
         self.net = net
@@ -272,7 +273,11 @@ class ScoreModel(Predictions):
         count, time = x.shape[0], at.time
         time = time if time.shape[0] == count else _of_rows(time, count)
         named = (
-            {name: _of_dtype(value, at.dtype) for name, value in rows.condition.items()}
+            {
+                name: _of_dtype(value, at.dtype)
+                for name, value in rows.condition.items()
+                if name not in self.sde.conditions
+            }
             if rows.condition
             else {}
         )

@@ -202,8 +202,8 @@ def check_solver(solver: Solver) -> Solver:
 
 
 def default_solver(sde: SDE, steps: int | None, *, stochastic: bool) -> Solver:
-    """The rule of docs/solvers.md: by the number of steps, and by whether noise is asked for; RK45
-    where there are no steps.
+    """The process's own, or by the rule of docs/solvers.md: by the number of steps, and by whether
+    noise is asked for; RK45 where there are no steps.
 
     Without noise: the equation in the form that is straight while data and noise do not change, at
     the scale of details, polynomials in the angle arctan(sigma / alpha), the first steps of lower
@@ -211,6 +211,8 @@ def default_solver(sde: SDE, steps: int | None, *, stochastic: bool) -> Solver:
     12 of them on of order 3, and exact noise: so many evaluations a step; AdaptiveSDE where there
     are no steps.
     """
+    if sde.solver is not None:
+        return sde.solver
     if steps is None:
         return AdaptiveSDE() if stochastic else RK45()
     if "kernel" not in sde.offers:

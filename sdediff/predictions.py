@@ -140,6 +140,8 @@ def conversion(
     if source == target == "score":
         return torch.zeros_like(t), torch.full_like(t, 1.0 if unit is None else unit)
     if "kernel" not in sde.offers:
+        if source == target == "data":
+            return torch.zeros_like(t), torch.full_like(t, 1.0 if unit is None else 1 / unit)
         raise ValueError(
             f"{target} cannot be computed from a network that predicts {source} under {sde!r}, "
             "which has no Gaussian kernel: "

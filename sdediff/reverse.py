@@ -89,9 +89,11 @@ class Reverse(Problem):
         self.linear = "kernel" in model.sde.offers
         scaled = self.linear and self.unit != 1
         self.sde = model.sde.scaled(1 / self.unit) if scaled else model.sde
-        self.offers = frozenset({"drift", "diffusion", "score", *self.facts.extras})
+        self.offers = frozenset({*model.sde.offers, *self.facts.extras})
         if self.linear:
-            self.offers |= {"marginal", "kernel", "coefficients", "data", "noise", "v"}
+            self.offers |= {"score", "marginal", "coefficients", "data", "noise", "v"}
+        elif isinstance(self.predicts, str):
+            self.offers |= {self.predicts}
         # What the model is handed: in its own dtype; if it has none as `like` says, by default
         # float64.
         given = like or Like(
@@ -267,6 +269,13 @@ class Reverse(Problem):
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """drift - (1 + lambda^2) / 2 g g^T score, with one evaluation."""
         return self.evaluate(x, self.at(t[None], "drift")[0])
+
+    def degrade(self, x_0: Tensor, t: Tensor, seen: tuple[Tensor, Tensor]) -> Tensor:
+        """D(x_0, t) of a process that offers it, in units of ``unit``."""
+        sde, (x, at), inside = self.model.sde, seen, self.units.to_model
+        x_0 = inside(x_0)
+        rows = sde.known(x_0, inside(x), at, self.batch)
+        return kept(self.units.from_model(sde.degrade(x_0, t, rows)), self.mask)
 
     def score(self, x: Tensor, t: Tensor) -> Tensor:
         return self.evaluate(x, self.at(t[None], "score")[0])

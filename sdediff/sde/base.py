@@ -15,7 +15,7 @@ from typing import Any, NoReturn, cast
 import torch
 from torch import Tensor
 
-from sdediff.solvers import rowwise
+from sdediff.solvers import Solver, rowwise
 from sdediff.solvers.coefficients import is_linear
 from sdediff.solvers.given import (
     Positive,
@@ -172,6 +172,23 @@ class SDE:
         all that `LinearSDE` has.
         """
         return frozenset({"drift", "diffusion"})
+
+    @fact
+    def predicted(self) -> str:
+        """What a network predicts under it where there is no Gaussian kernel."""
+        return "score"
+
+    @fact
+    def conditions(self) -> frozenset[str]:
+        """The names of conditions that are for the process itself: the network is not handed
+        them.
+        """
+        return frozenset()
+
+    @fact
+    def solver(self) -> Solver | None:
+        """The solver of `sample` where none is given; None: by the rule of docs/solvers.md."""
+        return None
 
     @fact
     def T(self) -> float:

@@ -55,8 +55,10 @@ def require(problem: Problem, solver: Solver) -> None:
         )
     if not met:
         missing = ", ".join(sorted(solver.needs - problem.offers))
+        has = f"it offers {', '.join(sorted(problem.offers))}"
+        instead = _INSTEAD if "drift" in problem.offers else has
         raise ValueError(
-            f"{solver!r} needs {missing}, which this problem does not offer; {_INSTEAD}"
+            f"{solver!r} needs {missing}, which this problem does not offer; {instead}"
         )
 
 

@@ -23,6 +23,7 @@ OFFERS: Final = {
     "variance": ("outputs",),
     "loading": ("loading",),
     "iterated": ("iterated",),
+    "degrade": ("degrade",),
 }
 """What a problem may offer and a solver may need, and the methods that each name stands for."""
 

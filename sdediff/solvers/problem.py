@@ -340,6 +340,12 @@ class Problem:
         """
         raise NotImplementedError
 
+    def degrade(self, x_0: Tensor, t: Tensor, seen: tuple[Tensor, Tensor]) -> Tensor:
+        """D(x_0, t), (rows, *event): what the data become at t, with what the state and its time
+        that were ``seen`` tell of the way there.
+        """
+        raise NotImplementedError
+
     def score(self, x: Tensor, t: Tensor) -> Tensor:
         """grad log p_t(x), (rows, *event)."""
         raise NotImplementedError

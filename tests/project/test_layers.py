@@ -122,6 +122,7 @@ LAYERS = (
         "likelihood",
         "objectives",
         "discrete",
+        "degradation",
         "mcmc",
         "metrics",
     ),
