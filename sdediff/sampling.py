@@ -150,7 +150,7 @@ def _sampled(
         own = drawn if len(rows) == solving.count else drawn.take(rows)
         problem = solving.reverse(rows, lam)
         if x_start is None:
-            x = sde.prior.from_noise(own.at(0).normal("prior"))
+            x = (solver.prior or sde.prior).from_noise(own.at(0).normal("prior"))
             x = x if units.unit == 1 else units.from_model(x)
         else:
             x = units.enter(x_start[rows.to(device)], problem.mask)

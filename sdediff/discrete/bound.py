@@ -1,18 +1,19 @@
-"""The variational bound of a DDPM: every term of it, in nats and in bits per dimension."""
+"""The variational bound of a chain: every term of it, in nats and in bits per dimension."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from sdediff.arguments import check_condition, check_device, check_seed, check_states
 from sdediff.calls import Condition
-from sdediff.discrete.ddpm import DDPM
-from sdediff.masks import sum_over
+from sdediff.discrete.chain import Chain
+from sdediff.masks import kept, sum_over
 from sdediff.modules import evaluating
 from sdediff.normalizer import Normalizer
 from sdediff.objectives.variational import Bins
@@ -22,6 +23,9 @@ from sdediff.protocols import Model, facts
 from sdediff.solvers import White, expand, rowwise
 from sdediff.solvers.arithmetic import at_least_float32
 from sdediff.solvers.given import integer
+
+if TYPE_CHECKING:
+    from sdediff.discrete.ddpm import DDPM
 
 __all__ = ["VariationalBound", "data_error", "prior_term", "transition", "variational_bound"]
 
@@ -110,7 +114,7 @@ class VariationalBound:
 
 
 def variational_bound(
-    chain: DDPM,
+    chain: Chain,
     model: Model,
     x_0: Tensor,
     *,
@@ -124,16 +128,16 @@ def variational_bound(
     """Every term of the variational bound of samples x_0 (B, *event), each by one draw of x_i: N
     evaluations of the network.
 
-    ``bins``: what values the data lie on, for the discretized decoder; None for data with a
-    density, whose decoder is Gaussian. Both are in the user's units, as x_0 is, if the model has a
-    `Normalizer`.
+    ``bins``: what values the data lie on, for the discretized decoder of a `DDPM`; None for data
+    with a density, whose decoder is Gaussian, and for the binary data of a `BinomialChain`. Both
+    ``bins`` and x_0 are in the user's units if the model has a `Normalizer`.
     ``seed``: as in `sample`: the draws of sample i depend on its seed alone. ``batch_size``: so
     many samples at a time. ``device``: the model's by default; samples and conditions go there.
 
     The bound is that of the chain's own ancestral sampling, and so of the SDE; the probability flow
     has another likelihood.
     """
-    if not isinstance(chain, DDPM):
+    if not isinstance(chain, Chain):
         raise TypeError(
             f"chain must be a DDPM, DDPM.from_schedule('linear', 1000) say; got {chain!r}"
         )
@@ -145,6 +149,8 @@ def variational_bound(
         Bins.checked(bins).check(x_0)
     if known.normalizer is not None:
         x_0 = known.normalizer.normalize(x_0)
+    chain.check_data(x_0)
+    prior = chain.prior_term(x_0)
     if batch_size is not None:
         batch_size = integer("batch_size", batch_size, 1)
     keys = check_seed(seed, None, tuple(x_0.shape))
@@ -162,42 +168,21 @@ def variational_bound(
             conditions = {name: value[rows] for name, value in given.items()}
             terms = []
             for i in range(1, chain.N + 1):
+                index = torch.full((len(x_0[rows]),), i)
+                z = noise.at(i).normal("churn")
                 terms.append(
-                    _term(chain, model, x_0[rows], i, noise.at(i).normal("churn"), conditions, bins)
+                    chain.bound_term(
+                        model, x_0[rows], index, z, conditions, bins, None, known.normalizer
+                    )
                 )
                 bar.update(first + len(x_0[rows]) * i / chain.N)
             parts.append(torch.stack(terms, dim=1))
     terms_of = torch.cat(parts)
-    return VariationalBound(
-        prior_term(chain, x_0), terms_of[:, 1:], terms_of[:, 0], rowwise(x_0).shape[1]
-    )
-
-
-def _term(
-    chain: DDPM,
-    model: Model,
-    x_0: Tensor,
-    i: int,
-    noise: Tensor,
-    condition: Mapping[str, Tensor],
-    bins: Bins | None,
-) -> Tensor:
-    index = torch.full((len(x_0),), i)
-    error, learned = data_error(chain, model, x_0, index, noise, condition)[1:]
-    return transition(
-        chain,
-        index,
-        x_0,
-        error,
-        learned if chain.variance == "learned" else None,
-        bins,
-        None,
-        facts(model).normalizer,
-    )
+    return VariationalBound(prior, terms_of[:, 1:], terms_of[:, 0], rowwise(x_0).shape[1])
 
 
 def data_error(
-    chain: DDPM,
+    chain: Chain,
     model: Model,
     x_0: Tensor,
     i: Tensor,
@@ -211,7 +196,9 @@ def data_error(
     Both errors are the network's own, rescaled: they do not cancel, whatever it predicts.
     """
     t = chain.level_times[i - 1]
-    found = outputs(model, chain.perturb(x_0, i, noise), t, condition, mask)
+    x = kept(chain.marginal_law(x_0, i).from_noise(noise), mask)
+    noise = kept(chain.noise_in(x, x_0, i, noise), mask)
+    found = outputs(model, x, t, condition, mask)
     error = found.value - target(model, x_0, noise, t)
     scales = (conversion_of(model, name, t)[1] for name in ("noise", "data"))
     in_noise, in_data = (expand(scale, error) * error for scale in scales)

@@ -1,4 +1,4 @@
-"""Gaussian Markov chains from data to noise: what DDPM and NCSN share."""
+"""Markov chains from data to noise: what DDPM, NCSN and the chains of other kernels share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sdediff.calls import Condition
+from sdediff.discrete.laws import Gaussian, Law
+from sdediff.normalizer import Normalizer
 from sdediff.objectives.times import uniform
+from sdediff.objectives.variational import Bins
 from sdediff.predict import affine
 from sdediff.protocols import Model, check_model
 from sdediff.sde import LinearSDE
@@ -36,10 +40,11 @@ class Levels(NamedTuple):
 
 class Chain:
     """x_0, x_1, ..., x_N: a discrete model, whose level i = 1..N is the time t_i of an SDE with the
-    same marginals.
+    same marginals, or with marginals of the same mean and variance.
 
     A subclass gives ``levels``, and ``grid``, the times t_1 < ... < t_N. Indices i are ints or
-    int64 tensors (B,).
+    int64 tensors (B,). The kernel is Gaussian unless the subclass gives the three laws
+    `step_law`, `marginal_law` and `posterior_law` too; everything else follows from them.
     """
 
     grid: tuple[float, ...]
@@ -97,16 +102,70 @@ class Chain:
         at = self.index(i) - 1
         return self.levels.ratios[at], self.levels.variances[at].sqrt()
 
-    def forward(self, x: Tensor, i: int | Tensor, noise: Tensor) -> Tensor:
-        """x_i = ratio x_{i-1} + std noise from x = x_{i-1} (B, *event)."""
+    def step_law(self, x: Tensor, i: int | Tensor) -> Law:
+        """q(x_i | x_{i-1} = x), of mean ratio_i x and variance variance_i where x is data or noise
+        of any kernel: here Gaussian.
+        """
         ratio, std = self.kernel(self.index(i, x))
-        return expand(ratio, x) * x + expand(std, x) * noise
+        return Gaussian(expand(ratio, x) * x, expand(std, x))
+
+    def marginal_law(self, x_0: Tensor, i: int | Tensor) -> Law:
+        """q(x_i | x_0), of mean alpha_i x_0 and variance sigma_i^2 (that of a `BinomialChain` at
+        binary data): here Gaussian.
+        """
+        at = self.index(i, x_0)
+        alpha, sigma = self.levels.alphas[at], self.levels.sigmas[at]
+        return Gaussian(expand(alpha, x_0) * x_0, expand(sigma, x_0))
+
+    def posterior_law(self, x: Tensor, x_0: Tensor, i: int | Tensor) -> Law:
+        """q(x_{i-1} | x_i = x, x_0): here Gaussian, with the moments of `posterior`."""
+        mean, variance = self.posterior(x, x_0, i)
+        return Gaussian(mean, expand(variance.sqrt(), x))
+
+    def check_data(self, x_0: Tensor) -> None:
+        """A ValueError unless x_0 are data that the kernel is for."""
+
+    def forward(self, x: Tensor, i: int | Tensor, noise: Tensor) -> Tensor:
+        """x_i from x = x_{i-1} (B, *event) and standard normals of the same shape: a draw from
+        `step_law`, ratio x_{i-1} + std noise where it is Gaussian.
+        """
+        return self.step_law(x, i).from_noise(noise)
 
     def perturb(self, x_0: Tensor, i: int | Tensor, noise: Tensor) -> Tensor:
-        """x_i = alpha_i x_0 + sigma_i noise (B, *event), at once."""
-        at = self.index(i, x_0)
-        return (
-            expand(self.levels.alphas[at], x_0) * x_0 + expand(self.levels.sigmas[at], x_0) * noise
+        """x_i from x_0 (B, *event) and standard normals of the same shape, at once: a draw from
+        `marginal_law`, alpha_i x_0 + sigma_i noise where it is Gaussian.
+        """
+        self.check_data(x_0)
+        return self.marginal_law(x_0, i).from_noise(noise)
+
+    def noise_in(self, x: Tensor, x_0: Tensor, i: int | Tensor, noise: Tensor) -> Tensor:
+        """(x_i - alpha_i x_0) / sigma_i, what a network that predicts noise is to find in x_i = x
+        that `perturb` made of ``noise``: here that itself.
+        """
+        return noise
+
+    def prior_term(self, x_0: Tensor) -> Tensor:
+        """KL(q(x_N | x_0) || p(x_N)) of x_0 (B, *event), nats (B,)."""
+        raise self._boundless()
+
+    def bound_term(
+        self,
+        model: Model,
+        x_0: Tensor,
+        i: Tensor,
+        noise: Tensor,
+        condition: Condition | None = None,
+        bins: Bins | None = None,
+        mask: Tensor | None = None,
+        normalizer: Normalizer | None = None,
+    ) -> Tensor:
+        """The variational bound's term at the levels i (B,), by one draw of x_i: nats (B,)."""
+        raise self._boundless()
+
+    def _boundless(self) -> TypeError:
+        return TypeError(
+            "chain must be a DDPM, DDPM.from_schedule('linear', 1000) say, or a BinomialChain; "
+            f"got {self!r}, which has no variational bound in closed form"
         )
 
     def posterior(

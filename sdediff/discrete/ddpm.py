@@ -14,8 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdediff.calls import Condition
+from sdediff.discrete.bound import data_error, prior_term, transition
 from sdediff.discrete.chain import Chain, Levels, evenly
 from sdediff.discrete.schedules import ScheduleOptions, schedule, zero_terminal_snr
+from sdediff.normalizer import Normalizer
+from sdediff.objectives.variational import Bins
 from sdediff.protocols import Model, facts
 from sdediff.sde import InterpolatedVP, LinearSDE
 from sdediff.sde.base import check_linear
@@ -303,6 +307,26 @@ class DDPM(Chain, Solver):
                 f"{self!r} takes the variance from the network: make the model with "
                 "ScoreModel(..., learned_variance=True)"
             )
+
+    def prior_term(self, x_0: Tensor) -> Tensor:
+        """L_N = KL(q(x_N | x_0) || N(0, I))."""
+        return prior_term(self, x_0)
+
+    def bound_term(
+        self,
+        model: Model,
+        x_0: Tensor,
+        i: Tensor,
+        noise: Tensor,
+        condition: Condition | None = None,
+        bins: Bins | None = None,
+        mask: Tensor | None = None,
+        normalizer: Normalizer | None = None,
+    ) -> Tensor:
+        """L_{i-1}: `transition` at the error of the model's data prediction."""
+        error, learned = data_error(self, model, x_0, i, noise, condition, mask)[1:]
+        learned = learned if self.variance == "learned" else None
+        return transition(self, i, x_0, error, learned, bins, mask, normalizer)
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """Posterior coefficients of the steps from i to i - 1, from the level at times[0] on."""

@@ -1,4 +1,6 @@
-"""Losses of DDPM: simple, variational and both, and times drawn by how large the losses are."""
+"""Losses of chains: of any chain, and of DDPM simple, variational and both, with times drawn by how
+large the losses are.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sdediff.discrete.bound import data_error, transition
+from sdediff.discrete.chain import Chain
 from sdediff.discrete.ddpm import DDPM
 from sdediff.masks import counts, mean_over
 from sdediff.objectives.objective import Batch, Loss
@@ -19,7 +22,7 @@ from sdediff.objectives.variational import Bins
 from sdediff.solvers import expand
 from sdediff.solvers.given import Positive, integer, real
 
-__all__ = ["DDPMLoss", "LossAware"]
+__all__ = ["ChainLoss", "DDPMLoss", "LossAware"]
 
 
 class LossAware(nn.Module):
@@ -73,6 +76,56 @@ class LossAware(nn.Module):
         ):
             self.losses[level, int(self.counts[level]) % self.losses.shape[1]] = value
             self.counts[level] += 1
+
+
+@dataclass(frozen=True)
+class ChainLoss(Loss):
+    """A loss of any chain at one random level i in 1..N a sample.
+
+    - ``"simple"``: the mean over the event of |noise - predicted noise|^norm, where noise is (x_i -
+      alpha_i x_0) / sigma_i whatever the kernel: with ``norm`` 2 L_simple of DDPM and the loss of
+      NCSN, with 1 the loss of Nachmani et al. 2021 (arXiv 2106.07582) for Gamma noise;
+    - ``"vlb"``: N times the variational bound's term at i, in bits per dimension, of a chain that
+      has a bound: a `DDPM`, or a `BinomialChain` (Sohl-Dickstein et al. 2015, arXiv 1503.03585,
+      eq. 14).
+
+    ``stratified`` spreads the levels of a batch evenly. The model's SDE has the chain's marginals,
+    or their mean and variance: `Chain.to_sde`.
+    """
+
+    takes: ClassVar[tuple[str, ...]] = ("i", "noise")
+    chain: Chain
+    kind: Literal["simple", "vlb"] = "simple"
+    norm: int = 2
+    stratified: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.chain, Chain):
+            raise TypeError(
+                "ChainLoss: chain takes a chain, DDPM.from_schedule('linear', 1000) say; got "
+                f"{self.chain!r}"
+            )
+        if self.norm not in (1, 2):
+            raise ValueError(f"ChainLoss: norm must be 1 or 2, got {self.norm!r}")
+        if self.kind == "vlb":
+            _ = self.chain.prior_term(torch.ones(1, 1))  # a TypeError where there is no bound
+
+    def losses(self, batch: Batch) -> Tensor:
+        model, chain = batch.model, self.chain
+        chain.check_model(model)
+        batch = batch.prepared()
+        x_0, mask = batch.x_0, batch.mask
+        chain.check_data(x_0 if mask is None else x_0[mask])
+        i = batch.at
+        if i is None:
+            i = chain.draw(len(x_0), batch.generator, stratified=self.stratified)
+        i = chain.index(i, x_0).expand(len(x_0))
+        noise = batch.drawn()
+        if self.kind == "vlb":
+            nats = chain.bound_term(model, x_0, i, noise, batch.condition, None, mask)
+            return chain.N / (counts(x_0, mask) * math.log(2)) * nats
+        error = data_error(chain, model, x_0, i, noise, batch.condition, mask)[0]
+        return mean_over(error.abs() if self.norm == 1 else error.square(), mask)
 
 
 @dataclass(frozen=True)

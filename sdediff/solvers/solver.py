@@ -254,6 +254,13 @@ class Solver(Record):
         return False
 
     @fact
+    def prior(self) -> Any:
+        """The law at the start of a discrete model that is not the SDE's prior: a value with
+        ``from_noise(z)``; None: the SDE's.
+        """
+        return None
+
+    @fact
     def spacing(self) -> str:
         """The grid that ``steps`` means without a ``grid``: a name in `GRIDS`. Where there is no
         Gaussian kernel it is uniform.
