@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sdediff.calls import Condition
 from sdediff.discrete.chain import Chain, Levels
+from sdediff.discrete.ddpm import DDPM
 from sdediff.discrete.laws import Beta, Binary, Gamma, Law, Mixture
 from sdediff.masks import kept, sum_over
 from sdediff.normalizer import Normalizer
@@ -27,7 +28,7 @@ from sdediff.predict import conversion_of, outputs
 from sdediff.protocols import Model
 from sdediff.sde import LinearSDE
 from sdediff.solvers import Problem, Solver, Step, StepNoise, expand
-from sdediff.solvers.given import Count, Part, Positive
+from sdediff.solvers.given import Count, Part, Positive, integer
 
 __all__ = ["BinomialChain", "GammaChain", "KernelChain", "MixtureChain"]
 
@@ -144,6 +145,15 @@ class BinomialChain(KernelChain):
                 f"BinomialChain: base must have alpha^2 + sigma^2 = 1, and {self.base!r} is off "
                 f"by {gap:.2g}; take a DDPM"
             )
+
+    @classmethod
+    def linear(cls, N: int) -> BinomialChain:
+        """alpha_i = 1 - i / N, the published schedule: beta_i = 1 / (N - i + 1), so that a step
+        erases an equal share of the data, and nothing is left at i = N (section 2.4.1).
+        """
+        N = integer("N", N, 2)
+        left = torch.arange(N, 0, -1, dtype=torch.float64)
+        return cls(DDPM(tuple((1 - (1 - 1 / left).square()).tolist())))
 
     def step_law(self, x: Tensor, i: int | Tensor) -> Binary:
         return Binary(expand(self.kernel(self.index(i, x))[0], x) * x)

@@ -181,7 +181,8 @@ class Mixture:
         mean, std = (
             each.double().expand_as(weights).gather(-1, k) for each in (self.means, self.stds)
         )
-        return (mean + std * inner)[..., 0].to(z.dtype)
+        drawn: Tensor = (mean + std * inner)[..., 0]
+        return drawn.to(z.dtype)
 
     def log_prob(self, y: Tensor) -> Tensor:
         each = Gaussian(self.means, self.stds).log_prob(y[..., None])

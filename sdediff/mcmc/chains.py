@@ -214,7 +214,8 @@ def _check(kernel: Kernel, target: Target, steps: int, thin: int) -> None:
             f"write {kernel.__name__}(...)" if isinstance(kernel, type) else "MALA(step=0.1), say"
         )
         raise TypeError(
-            "kernel must be a value such as RandomWalk, ULA, MALA, SGLD or Underdamped, got "
+            "kernel must be a value such as RandomWalk, MetropolisHastings, ULA, MALA, SGLD or "
+            "Underdamped, got "
             f"{kernel!r}; {hint}"
         )
     if steps % thin:

@@ -1,10 +1,11 @@
-"""One step of a Markov chain that has a given law, or nearly so, as its stationary one: overdamped
-and underdamped Langevin dynamics.
+"""One step of a Markov chain that has a given law, or nearly so, as its stationary one: Metropolis
+and Hastings, overdamped and underdamped Langevin dynamics.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,16 +15,19 @@ from torch import Tensor
 from sdediff.mcmc.target import Point, Target, known
 from sdediff.solvers import White
 from sdediff.solvers.arithmetic import along, weighted
-from sdediff.solvers.given import NotNegative, Positive, Record
+from sdediff.solvers.given import NotNegative, Positive, Record, described, reading
 from sdediff.solvers.metropolis import accepts, proposal_ratio
 
 __all__ = [
     "MALA",
     "ULA",
+    "Draws",
     "Kernel",
+    "MetropolisHastings",
     "Noise",
     "RandomWalk",
     "Underdamped",
+    "accept",
     "langevin",
 ]
 
@@ -88,7 +92,7 @@ class RandomWalk(Kernel):
         there = target.look(
             weighted((1.0, here.x), (float(self.step), noise.normal(number))), score=False
         )
-        return _decide(here, there, target.rise(here, there), noise, number)
+        return accept(here, there, target.rise(here, there), noise.decision(number))
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ class MALA(Kernel):
         ratio = proposal_ratio(
             here.x, there.x, z, known(there.score), float(self.step), math.sqrt(2 * self.step)
         )
-        return _decide(here, there, target.rise(here, there) + ratio, noise, number)
+        return accept(here, there, target.rise(here, there) + ratio, noise.decision(number))
 
 
 def langevin(here: Point, step: float, z: Tensor) -> Tensor:
@@ -135,17 +139,112 @@ def langevin(here: Point, step: float, z: Tensor) -> Tensor:
     return weighted((1.0, here.x), (float(step), known(here.score)), (math.sqrt(2 * step), z))
 
 
-def _decide(
-    here: Point, there: Point, log_ratio: Tensor, noise: Noise, number: int
-) -> tuple[Point, Tensor]:
-    """Go, or stay. A state becomes NaN where the ratio is none, so that a target that fails does
-    not pass for a rejection.
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one step that a proposal may use: functions of the chain's seed and the
+    step's number alone. ``k`` = 0, 1, ... numbers independent draws.
+    """
+
+    noise: Noise
+    number: int
+
+    def normal(self, k: int = 0) -> Tensor:
+        """Standard normal (chains, *event)."""
+        return self.noise.normal(self.number, k)
+
+    def uniform(self, k: int = 0) -> Tensor:
+        """Uniform on (0, 1), (chains,), to choose a component say."""
+        u: Tensor = torch.special.ndtr(self.noise.rows.normal(self.number, "acceptance", k + 1))
+        return u
+
+
+@dataclass(frozen=True)
+class MetropolisHastings(Kernel):
+    """Metropolis-Hastings with any proposal: y = ``propose(x, draws)`` is accepted with probability
+
+        min(1, p(y) q(x | y) / (p(x) q(y | x)))
+
+    (Hastings 1970, doi 10.1093/biomet/57.1.97). ``propose`` takes states x (chains, *event) and
+    `Draws`, and returns proposals of the same shape and dtype. ``log_q(y, x)`` is log q(y | x),
+    (chains,), up to a constant that is the same for all x and y; -inf where x never proposes y.
+    None: the proposal is symmetric, q(y | x) = q(x | y). Of an independence proposal q(y | x) is
+    q(y). Exact for every proposal that reaches the whole support. One evaluation of log p a step;
+    two on a score.
+
+    Raises ValueError, at the first states already, where the shapes are others or log_q is not
+    finite at a proposal of its own.
+    """
+
+    propose: Callable[[Tensor, Draws], Tensor]
+    log_q: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    uses_score = False
+
+    def __post_init__(self) -> None:
+        if not callable(self.propose) or not (self.log_q is None or callable(self.log_q)):
+            raise TypeError(
+                "MetropolisHastings takes functions propose(x, draws) and log_q(y, x), or None for "
+                f"a symmetric proposal; got {self.propose!r} and {self.log_q!r}"
+            )
+
+    def start(self, target: Target, x: Tensor, momentum: Tensor | None, noise: Noise) -> Point:
+        """The target at x; the proposal is tried once."""
+        _ = self._proposed(x, Draws(noise, 0))
+        return super().start(target, x, momentum, noise)
+
+    def move(self, target: Target, here: Point, noise: Noise, number: int) -> tuple[Point, Tensor]:
+        y, ratio = self._proposed(here.x, Draws(noise, number))
+        there = target.look(y, score=False)
+        return accept(here, there, target.rise(here, there) + ratio, noise.decision(number))
+
+    def _proposed(self, x: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """y and log q(x | y) - log q(y | x)."""
+        y = reading("propose", lambda x: self.propose(x, draws), "x", x)
+        if not isinstance(y, Tensor) or y.shape != x.shape or y.dtype != x.dtype:
+            raise ValueError(
+                f"propose(x, draws) must return proposals like x, {described(x)}; got "
+                f"{described(y)}"
+            )
+        if self.log_q is None:
+            return y, y.new_zeros(len(x))
+        forth, back = (_log_density(self.log_q, *pair) for pair in ((y, x), (x, y)))
+        # A chain that is lost already stays so; what it proposes counts for nothing.
+        sound = torch.isfinite(x.flatten(1)).all(dim=1) & torch.isfinite(y.flatten(1)).all(dim=1)
+        bad = sound & ~(torch.isfinite(forth) & (back < math.inf))
+        if bool(bad.any()):
+            i = int(torch.nonzero(bad)[0, 0])
+            raise ValueError(
+                "log_q(y, x) must be finite where x proposes y, and below inf: of chain "
+                f"{i} it is {float(forth[i]):g}, and back {float(back[i]):g}; check that it is the "
+                "log-density of what propose draws, y first"
+            )
+        return y, back - forth
+
+
+def _log_density(log_q: Callable[[Tensor, Tensor], Tensor], y: Tensor, x: Tensor) -> Tensor:
+    """log q(y | x), (chains,)."""
+    found = reading("log_q", log_q, "y, x", y, x)
+    if isinstance(found, Tensor) and found.shape == x.shape[:1]:
+        return found
+    raise ValueError(
+        f"log_q(y, x) must return a tensor of shape {tuple(x.shape[:1])}, one number a chain; got "
+        f"{described(found)}"
+    )
+
+
+def accept(here: Point, there: Point, log_ratio: Tensor, z: Tensor) -> tuple[Point, Tensor]:
+    """The Metropolis-Hastings test: the point after it, and which proposals were taken, (chains,).
+
+    ``there`` is taken in place of ``here`` with the probability min(1, exp(log_ratio)), log_ratio =
+    log p(there) - log p(here) + log q(here | there) - log q(there | here), (chains,), decided by
+    standard normals z (chains,). A state becomes NaN where the ratio is none, so that a target that
+    fails does not pass for a rejection.
     """
     if there.log_prob is not None:
         # outside the support
         log_ratio = log_ratio.masked_fill(there.log_prob == -math.inf, -math.inf)
     lost = torch.isnan(log_ratio) | (log_ratio == math.inf)
-    go = accepts(log_ratio, noise.decision(number))
+    go = accepts(log_ratio, z)
     x = torch.where(along(go, here.x), there.x, here.x).masked_fill(along(lost, here.x), math.nan)
     pairs = ((here.log_prob, there.log_prob), (here.score, there.score))
     return Point(
