@@ -9,7 +9,8 @@ from sdediff.objectives.denoising import (
 )
 from sdediff.objectives.matching import ImplicitScoreMatching, SlicedScoreMatching
 from sdediff.objectives.objective import WEIGHTINGS, MinSNR, Objective
-from sdediff.objectives.times import TIMES, LogitNormal, LogNormal, TimeLaw
+from sdediff.objectives.straight import straightness
+from sdediff.objectives.times import TIMES, LogitNormal, LogNormal, StepTimes, TimeLaw
 from sdediff.objectives.variational import Bins, VariationalDiffusion
 
 __all__ = [
@@ -26,7 +27,9 @@ __all__ = [
     "MinSNR",
     "Objective",
     "SlicedScoreMatching",
+    "StepTimes",
     "TimeLaw",
     "VariationalDiffusion",
     "reflow",
+    "straightness",
 ]

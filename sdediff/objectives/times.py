@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from sdediff.sde import LinearSDE
-from sdediff.solvers.given import Finite, Positive, Record, nearest, reals
+from sdediff.solvers.given import Count, Finite, Positive, Record, nearest, reals
 
 __all__ = [
     "TIMES",
     "LogNormal",
     "LogitNormal",
     "Proposal",
+    "StepTimes",
     "TimeLaw",
     "Times",
     "check_times",
@@ -92,6 +93,23 @@ class LogNormal(TimeLaw):
         )
         time: Tensor = sde.time_of(-2 * torch.maximum(torch.minimum(level, ends[1]), ends[0]))
         return time.clamp(sde.t_min, sde.t_max)
+
+
+@dataclass(frozen=True)
+class StepTimes(TimeLaw):
+    """The times from which ``steps`` equal steps of sampling start, t_min + (t_max - t_min) j /
+    steps for j = 1 to ``steps``, each equally likely.
+
+    On the pairs of `reflow` a loss at these times distils the flow into so many evaluations (Liu et
+    al. 2023, arXiv 2209.03003, section 3.2; InstaFlow, arXiv 2309.06380): with one step
+    ``Coupled(FlowMatching(times=StepTimes(1)))`` is the squared error of the data that a pair's
+    noise goes to.
+    """
+
+    steps: Count = 1
+
+    def __call__(self, sde: LinearSDE, u: Tensor) -> Tensor:
+        return _share(sde, (torch.floor(u * self.steps) + 1).clamp(max=self.steps) / self.steps)
 
 
 Times = Callable[[Tensor], Tensor] | TimeLaw
