@@ -205,8 +205,8 @@ def test_a_chain_is_refused_at_other_times_and_for_another_sde() -> None:
         sd.sample(Classifier(model, log_prob, chain=CHAIN), (6, 2), solver=sd.DDIM(), steps=7, **ON)
     with pytest.raises(ValueError, match="does not have the marginals"):
         Classifier(sd.ScoreModel(eps, VP), log_prob, chain=CHAIN)
+    fewer = CHAIN.respaced(len(CHAIN.grid) // 2)
     with pytest.raises(ValueError, match="pass the chain that is the solver"):
-        fewer = CHAIN.respaced(len(CHAIN.grid) // 2)
         sd.sample(Classifier(model, log_prob, chain=CHAIN), (6, 2), solver=fewer, **ON)
     with pytest.raises(TypeError, match="chain must be a DDPM"):
         Classifier(model, log_prob, chain=40)
