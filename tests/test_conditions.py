@@ -96,7 +96,7 @@ def test_one_value_for_all_samples_is_that_value_for_each(call: str) -> None:
 @pytest.mark.parametrize(
     ("condition", "error", "message"),
     [
-        ({"label": torch.zeros(3)}, ValueError, r"leading dimension 5.*got shape \(3,\)"),
+        ({"label": torch.zeros(3)}, ValueError, r"leading dimension 5.*of shape \(3,\)"),
         ({"label": "two"}, ValueError, "one value for all samples.*got str"),
         ({"x": 2}, ValueError, "has the name of the argument in which the network takes states"),
         ({"lable": 2}, TypeError, "takes no condition 'lable' .did you mean"),

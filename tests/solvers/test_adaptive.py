@@ -261,7 +261,7 @@ def test_dt_min_is_checked_before_the_network_is_called(
 
 def test_tolerances_are_positional_as_ever() -> None:
     assert sd.RK45(1e-3, 1e-4) == sd.RK45(rtol=1e-3, atol=1e-4, dt_min=0.0)
-    pair = sd.solvers.ExponentialPair(3, "data", "sigma", "exact", False, 0.5, 1e-3, 1e-4)
+    pair = sd.solvers.ExponentialPair(3, "data", "sigma", "exact", False, None, None, 1e-3, 1e-4)
     assert (pair.order, pair.form, pair.variable, pair.rtol, pair.atol) == (
         3,
         "data",

@@ -133,7 +133,7 @@ def test_ddim_with_too_much_noise_says_how_much_is_possible() -> None:
         ValueError, match=r"eta = 3 asks for more noise than there is in x at step 0; take eta <= 1"
     ):
         sd.sample(model, (2, 2), solver=sd.DDIM(3.0), steps=5, seed=0)
-    with pytest.raises(ValueError, match="eta must be a finite number >= 0"):
+    with pytest.raises(ValueError, match="eta must be a function of t or a finite number >= 0"):
         sd.DDIM(-1.0)
 
 

@@ -164,7 +164,7 @@ TWO = (sd.Heun(), sd.DDIM())
         ({"solvers": TWO, "steps": (1, 2)}, ValueError, "one entry less than there are solvers, 1"),
         ({"solvers": TWO, "steps": 3}, ValueError, "one entry less"),
         ({"solvers": TWO, "steps": (0,)}, ValueError, "each of steps must be an int of at least 1"),
-        ({"solvers": TWO, "log_snr": ("a",)}, ValueError, "each of log_snr must be a number"),
+        ({"solvers": TWO, "log_snr": ("a",)}, ValueError, "log_snr must be a sequence of numbers"),
         ({"solvers": TWO * 2, "log_snr": (0, 1, 1)}, ValueError, "levels that rise"),
         ({"solvers": (*TWO, sd.RK45()), "steps": (1, 1)}, ValueError, "chooses its own steps"),
         ({"solvers": (sd.Heun(), sd.DDIM), "steps": (1,)}, TypeError, "must be a solver such as"),
