@@ -7,7 +7,7 @@ as they take a network.
 from sdediff.guidance.base import Guidance, NoiseLevels
 from sdediff.guidance.classifier import Classifier
 from sdediff.guidance.clip import clip_loss
-from sdediff.guidance.corrected import APG, Rescale
+from sdediff.guidance.corrected import APG, Corrected, Rescale
 from sdediff.guidance.losses import Loss
 from sdediff.guidance.pairs import Auto, ClassifierFree, Pair, Pairing
 
@@ -16,6 +16,7 @@ __all__ = [
     "Auto",
     "Classifier",
     "ClassifierFree",
+    "Corrected",
     "Guidance",
     "Loss",
     "NoiseLevels",

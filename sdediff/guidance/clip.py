@@ -64,7 +64,7 @@ def clip_loss(
             "clip_loss: a text needs the model's tokenizer, "
             "tokenizer=AutoTokenizer.from_pretrained(name); or give the name of the model alone"
         )
-    loss = _ClipLoss(clip.eval(), (real("low", low), real("high", high)))
+    loss = _ClipLoss(clip, (real("low", low), real("high", high)))
     loss.cuts = integer("clip_loss: cuts", cuts, 1)
     loss.least = real("clip_loss: least", least)
     if not 0 < loss.least <= 1:
@@ -75,7 +75,7 @@ def clip_loss(
         else:
             found = loss.of_images(loss.resized(loss.checked(image[None])))
     loss.target = found.detach()
-    return loss
+    return loss.eval()
 
 
 class _ClipLoss(nn.Module):
