@@ -35,6 +35,7 @@ interop: $(STAMP)  ## the bridges to other libraries: all of their tests, slow o
 guidance: $(STAMP)  ## all tests of guidance, slow ones too, and the tables of docs/guidance.md (twenty minutes)
 	$(PYTEST) -m "slow or not slow" tests/guidance
 	OMP_NUM_THREADS=1 $(PY) benchmarks/guidance.py $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) benchmarks/guidance_digits.py $(ARGS)
 
 golden: $(STAMP)  ## compare every solver, SDE and prediction with the committed table (ARGS=--write makes it anew, ARGS="-k VP" a part)
 	OMP_NUM_THREADS=1 $(PY) tools/golden/golden.py $(ARGS)
