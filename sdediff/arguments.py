@@ -314,9 +314,10 @@ def check_start(
     """States at the start, or None for a draw from the prior."""
     if x_init is None:
         if start < sde.t_max * (1 - 1e-6):
+            way = f"sde.perturb(x_0, {start:g}, noise), say"
             raise ValueError(
                 f"a start at t = {start:g} below t_max = {sde.t_max:g} needs x_init: "
-                f"sde.perturb(x_0, {start:g}, noise), say"
+                f"{way if 'kernel' in sde.offers else 'the states at that time'}"
             )
         try:
             prior = sde.prior

@@ -125,7 +125,7 @@ def diagnose(
     if "kernel" not in sde.offers:
         raise ValueError(
             f"diagnose needs a Gaussian kernel, which {sde!r} does not have: its networks "
-            "predict the score alone"
+            f"predict the {sde.predicted} alone"
         )
     model = getattr(model, "learner", model)
     known = facts(model)

@@ -216,7 +216,7 @@ class Predictions(nn.Module):
                 "constraint must be a function of the data prediction, Clip(-1, 1) say; got "
                 f"{constraint!r}"
             )
-        if "kernel" not in self.sde.offers:
+        if "kernel" not in self.sde.offers and self.predicts != "data":
             raise ValueError(
                 f"{self.sde!r} has no Gaussian kernel, so no data prediction to constrain"
             )

@@ -275,7 +275,11 @@ class Reverse(Problem):
         sde, (x, at), inside = self.model.sde, seen, self.units.to_model
         x_0 = inside(x_0)
         rows = sde.known(x_0, inside(x), at, self.batch)
-        return kept(self.units.from_model(sde.degrade(x_0, t, rows)), self.mask)
+        found = sde.degrade(x_0, t, rows)
+        if not isinstance(found, Tensor):
+            got = type(found).__name__
+            raise TypeError(f"{sde!r}: degrade must return a tensor like x_0, got {got}")
+        return kept(self.units.from_model(found), self.mask)
 
     def score(self, x: Tensor, t: Tensor) -> Tensor:
         return self.evaluate(x, self.at(t[None], "score")[0])

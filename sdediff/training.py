@@ -46,6 +46,7 @@ from sdediff.training_data import (
     check_trained,
     collected,
     look_at,
+    tried,
     with_dropout,
 )
 
@@ -148,6 +149,7 @@ def fit(
     check_ours(folder)
     settings = Settings(steps, batch_size, lr, warmup, ema, clip, seed)
     look_at(model, clean, exist)
+    tried(loss, model, clean, condition)
     config = _config(given, {**_summary(data, condition), **(about or {})}, settings, loss)
     with _accelerated(device, mixed_precision) as accelerator:
         trainer = Trainer(model, data, condition, loss, settings, exist)

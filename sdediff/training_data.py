@@ -26,6 +26,7 @@ __all__ = [
     "check_trained",
     "collected",
     "look_at",
+    "tried",
     "with_dropout",
 ]
 
@@ -182,6 +183,18 @@ def check_objective(loss: Objective, mask: Tensor | None) -> None:
             f"{loss!r} takes no mask: a loss for padded data is called as loss(model, x_0, "
             "condition, mask=mask)"
         )
+
+
+def tried(
+    loss: Objective, model: ScoreModel, data: Tensor, condition: Mapping[str, Tensor]
+) -> None:
+    """Let a loss that has a ``check``, called as it is itself, look at two samples as it will see
+    them.
+    """
+    look = getattr(loss, "check", None)
+    if look is not None:
+        few = data[:2] if model.normalizer is None else model.normalizer.normalize(data[:2])
+        look(model, few, {name: value[:2] for name, value in condition.items()})
 
 
 def check_about(about: Mapping[str, object] | None) -> None:

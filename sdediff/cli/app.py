@@ -91,7 +91,13 @@ def _interruptible() -> Iterator[None]:
 @app.command()
 def train(
     out: Annotated[str, typer.Option(help="run folder to write")],
-    sde: Annotated[str, typer.Option(help="vp, ve, subvp, cosine or rectified-flow")] = "vp",
+    sde: Annotated[
+        str,
+        typer.Option(
+            help="vp, ve, subvp, cosine or rectified-flow; or without noise, for images: blur, "
+            "masking, downsampling or snow"
+        ),
+    ] = "vp",
     data: Annotated[
         str, typer.Option(help="digits, mnist, a folder of images, or an .npy or .npz array")
     ] = "digits",

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import torch
+from torch import Tensor
 
+from sdediff.degradation import (
+    Blur,
+    Degradation,
+    Downsampling,
+    Masking,
+    NaiveSampling,
+    Snow,
+    TACoS,
+)
 from sdediff.discrete import DDPM, NCSN
-from sdediff.sde import VE, VP, Cosine, LinearSDE, RectifiedFlow, SubVP
+from sdediff.sde import SDE, VE, VP, Cosine, LinearSDE, RectifiedFlow, SubVP
 from sdediff.solvers import (
     DDIM,
     DEIS,
@@ -54,6 +65,7 @@ from sdediff.solvers import (
 from sdediff.solvers.given import check_name
 
 __all__ = [
+    "DEGRADATIONS",
     "SDES",
     "SOLVERS",
     "Request",
@@ -61,6 +73,7 @@ __all__ = [
     "check_tolerances",
     "make_sde",
     "make_solver",
+    "process_for",
 ]
 
 SDES: Final[dict[str, Callable[[], LinearSDE]]] = {
@@ -70,6 +83,29 @@ SDES: Final[dict[str, Callable[[], LinearSDE]]] = {
     "cosine": Cosine,
     "rectified-flow": RectifiedFlow,
 }
+
+
+def _blur(x: Tensor) -> Degradation:
+    """The published blur of MNIST, in proportion to the side of images x, and the law of their
+    colours.
+    """
+    side = x.shape[-1] / 32
+    size = 2 * max(1, round(5.5 * side - 0.5)) + 1
+    return Blur(20, 7.0 * side, size, complete=True).fitted(x)
+
+
+def _fewer(x: Tensor) -> Degradation:
+    """Down to 2 to 4 pixels a side."""
+    return Downsampling(max(1, math.ceil(math.log2(x.shape[-1])) - 2))
+
+
+DEGRADATIONS: Final[dict[str, Callable[[Tensor], Degradation]]] = {
+    "blur": _blur,
+    "masking": lambda x: Masking(std=x.shape[-1] / 32, growth=0.1 * x.shape[-1] / 32),
+    "downsampling": _fewer,
+    "snow": lambda _: Snow(),
+}
+"""Cold diffusion of images (N, C, H, W): a degradation that suits their size."""
 
 
 class Request(NamedTuple):
@@ -134,6 +170,8 @@ SOLVERS: Final[dict[str, Callable[[Request], Solver]]] = {
     "scipy-rk45": lambda request: SciPy("RK45", *request.tolerances()),
     "torchdiffeq-dopri5": lambda request: TorchDiffEq("dopri5", *request.tolerances()),
     "torchsde-srk": lambda _: TorchSDE("srk"),
+    "tacos": lambda _: TACoS(),
+    "naive": lambda _: NaiveSampling(),
 }
 
 
@@ -146,6 +184,23 @@ def _choose(kind: str, name: str, known: dict[str, Callable[..., object]]) -> st
 def make_sde(name: str) -> LinearSDE:
     """The SDE of that name with its defaults."""
     return SDES[_choose("SDE", name, dict(SDES))]()
+
+
+def process_for(name: str) -> Callable[[Tensor], SDE]:
+    """What makes the process of that name, an SDE or a degradation, for data (N, *event)."""
+    key = _choose("SDE", name, {**SDES, **DEGRADATIONS})
+    if key in SDES:
+        return lambda _: SDES[key]()
+
+    def made(x: Tensor) -> SDE:
+        if x.ndim != 4:
+            raise ValueError(
+                f"--sde {key} is for images (C, H, W), and these data have shape "
+                f"{tuple(x.shape[1:])}: take another one"
+            )
+        return DEGRADATIONS[key](x)
+
+    return made
 
 
 def make_solver(

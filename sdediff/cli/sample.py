@@ -69,7 +69,7 @@ def run(
     model = model if guidance is None else guided(folder, config, model, guidance)
     method: Solver | None
     given: int | None
-    if solver is None and steps is not None:
+    if solver is None and (steps is not None or model.sde.solver is not None):
         check_tolerances("the default solver for --steps takes", rtol, atol)
         method, given = None, steps
     else:

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sdediff.cli.names import check_device, make_sde
+from sdediff.cli.names import check_device, process_for
 from sdediff.data import Dataset, load_data
+from sdediff.degradation import RestorationLoss
 from sdediff.model import ScoreModel
 from sdediff.networks import initialised, network_for
 from sdediff.normalizer import Normalizer
-from sdediff.objectives import DenoisingScoreMatching
+from sdediff.objectives import DenoisingScoreMatching, Objective
 from sdediff.run_folder import check_ours
 from sdediff.sde import SDE
 from sdediff.training import fit
@@ -59,13 +60,19 @@ def run(
         )
     if not check_ours(out) and resume and not quiet:
         print(f"there is no run in {out} yet: starting one", file=sys.stderr)
-    process = make_sde(sde)
-    loss = DenoisingScoreMatching(weighting, times, stratified=True)
+    make = process_for(sde)
+    loss: Objective = DenoisingScoreMatching(weighting, times, stratified=True)
     place = check_device(device)
     share = _share(drop, labels=labels)
     dataset = _dataset(data, image_size, raw, network, labels=labels, ignored=ignore_labels)
     classes, condition = _classes(dataset) if labels else ([], None)
-    model = _model(dataset, process, seed, network, len(classes) or None, dropped=share > 0)
+    normalizer = None if dataset.is_image else Normalizer.of(dataset.x)
+    process = make(dataset.x if normalizer is None else normalizer.normalize(dataset.x))
+    if "degrade" in process.offers:
+        loss = _restoring(sde, weighting, times)
+    model = _model(
+        dataset, process, normalizer, seed, network, len(classes) or None, dropped=share > 0
+    )
     if not quiet:
         _tell(dataset, model, place)
     fit(
@@ -89,6 +96,16 @@ def run(
     )
     if not quiet:
         _tell_next(out, dataset, classes)
+
+
+def _restoring(sde: str, weighting: str, times: str) -> RestorationLoss:
+    """The loss of a degradation; a ValueError for options of another one."""
+    if (weighting, times) != ("edm", "logit-normal"):
+        raise ValueError(
+            f"--weighting and --times are of denoising losses, and --sde {sde} has its own: drop "
+            "them"
+        )
+    return RestorationLoss(stratified=True)
 
 
 def _share(drop: float | None, *, labels: bool) -> float:
@@ -150,6 +167,7 @@ def _signals(dataset: Dataset, data: str) -> Dataset:
 def _model(
     dataset: Dataset,
     sde: SDE,
+    normalizer: Normalizer | None,
     seed: int,
     network: str | None,
     classes: int | None,
@@ -161,12 +179,12 @@ def _model(
     Images are in [-1, 1] already. Points and raw arrays come in any units, and samples go back to
     those.
     """
-    normalizer = None if dataset.is_image else Normalizer.of(dataset.x)
     spread = 1.0 if normalizer else round(float(dataset.x.std()), 3)
     event = tuple(dataset.x.shape[1:])
     net = initialised(partial(network_for, event, classes, network), seed)
     null = {"label": classes} if classes is not None and dropped else None
-    return ScoreModel(net, sde, "edm", sigma_data=spread, normalizer=normalizer, null=null)
+    predicts = "edm" if "kernel" in sde.offers else sde.predicted
+    return ScoreModel(net, sde, predicts, sigma_data=spread, normalizer=normalizer, null=null)
 
 
 def _tell_next(out: Path, dataset: Dataset, classes: list[str]) -> None:

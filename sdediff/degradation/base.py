@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from sdediff.sde import SDE, LinearSDE
 from sdediff.sde.base import as_time, check_linear
 from sdediff.solvers import expand
 from sdediff.solvers.arithmetic import along
-from sdediff.solvers.given import Count, fact
+from sdediff.solvers.given import Count, fact, reading
 
 __all__ = ["Degradation", "Function", "Hot", "Levelled", "own_condition"]
 
@@ -69,6 +69,16 @@ class Degradation(SDE):
             f"{self!r} has no law of fully degraded data to start from: pass x_init, degraded "
             "data, or fit one where they end in constant colours: Blur(...).fitted(data)"
         )
+
+    def diffusion(self, t: Tensor | float) -> NoReturn:
+        """Raise a ValueError: there is none."""
+        raise ValueError(
+            f"{self!r} has neither drift nor diffusion: its state at t is process(x_0, t)"
+        )
+
+    def drift(self, x: Tensor, t: Tensor) -> NoReturn:
+        """Raise a ValueError: there is none."""
+        self.diffusion(t)
 
     def degrade(self, x_0: Tensor, t: Tensor, rows: Rows) -> Tensor:
         """D(x_0, t), (B, *event), for float64 host times t, () or (B,), and the conditions of
@@ -179,7 +189,8 @@ class Function(Degradation):
         wanted = [each.name for each in named if each.default is each.empty]
         given = [each.name for each in named if each.name in rows.condition]
         handed = {name: own_condition(self, rows, name) for name in dict.fromkeys(wanted + given)}
-        return self.function(x_0, t, **handed)
+        found: Tensor = reading("the degradation", self.function, "x_0, t", x_0, t, **handed)
+        return found
 
 
 @dataclass(frozen=True)

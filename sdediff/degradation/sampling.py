@@ -35,7 +35,12 @@ class NaiveSampling(Solver):
     needs = frozenset({"data", "degrade"})
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
-        """The evaluation at each start, and the ends (t, s)."""
+        """The evaluation at each start, and the ends (t, s); a ValueError unless the times fall."""
+        if bool((times[1:] > times[:-1]).any()):
+            raise ValueError(
+                f"{self!r} goes back to the data, and these times rise: degrade data by the "
+                "process itself, process(x_0, t)"
+            )
         return list(map(_Plan, problem.at(times[:-1], "data"), times[:-1], times[1:]))
 
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:

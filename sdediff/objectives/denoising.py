@@ -57,13 +57,19 @@ class DenoisingScoreMatching(Timed):
     on what the network predicts.
     """
 
+    def check(self, model: Model, x_0: Tensor, condition: Condition | None = None) -> None:
+        """Raise a ValueError unless the model's SDE has a Gaussian kernel."""
+        if "kernel" not in model.sde.offers:
+            raise ValueError(
+                "denoising score matching needs a Gaussian kernel, which "
+                f"{model.sde!r} does not have: "
+                "use a LinearSDE, or SlicedScoreMatching, which needs none; for a degradation "
+                "RestorationLoss"
+            )
+
     def losses(self, batch: Batch) -> Tensor:
         model, sde = batch.model, batch.model.sde
-        if "kernel" not in sde.offers:
-            raise ValueError(
-                f"denoising score matching needs a Gaussian kernel, which {sde!r} does not have: "
-                "use a LinearSDE, or SlicedScoreMatching, which needs none"
-            )
+        self.check(model, batch.x_0)
         time, weights = self.given(batch)
         batch = batch.prepared()
         noise = batch.drawn()
@@ -209,6 +215,13 @@ class ConditionDropout(Loss):
         drawn: dict[str, Any] = {"generator": batch.generator, "mask": batch.mask}
         known = {name: value for name, value in drawn.items() if value is not None}
         return self.loss(batch.model, batch.x_0, seen, **known)
+
+    def check(
+        self, model: Model, x_0: Tensor, condition: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Let the loss inside look before `fit` begins."""
+        if hasattr(self.loss, "check"):
+            self.loss.check(model, x_0, condition)
 
     def state_dict(self) -> dict[str, Any]:
         """What the loss inside has learned."""

@@ -36,7 +36,7 @@ class Objective(Protocol):
     torch's own generator.
 
     One that learns something itself has ``state_dict`` and ``load_state_dict`` too, with tensors,
-    which run folders keep.
+    which run folders keep. One with a ``check`` of the same arguments is asked before `fit` begins.
     """
 
     def __call__(
