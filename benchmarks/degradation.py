@@ -15,6 +15,7 @@ Takes scikit-learn and scikit-image.
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 import time
 from dataclasses import replace
@@ -29,7 +30,7 @@ from torch import Tensor
 
 import sdediff as sd
 from sdediff.data import load_data, split
-from sdediff.networks import initialised, network_for
+from sdediff.networks import MLP, initialised, network_for
 from sdediff.plots import image_grid, save_png
 
 D = sd.degradation
@@ -55,13 +56,25 @@ GENERATED = {
 }
 
 
+class Flat(torch.nn.Module):
+    """A perceptron for small images, which takes a fraction of a U-Net's time."""
+
+    def __init__(self, event: tuple[int, ...]) -> None:
+        super().__init__()
+        self.inner = MLP(math.prod(event), width=384, depth=5)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.inner(x.flatten(1), t).reshape(x.shape)
+
+
 def trained(process: Any, x: Tensor, steps: int, out: Path) -> Any:
     """A model of the process, trained on images x."""
-    net = initialised(partial(network_for, tuple(x.shape[1:])), 0)
+    event = tuple(x.shape[1:])
+    net = initialised(partial(Flat if event[-1] < 16 else network_for, event), 0)
     model = sd.ScoreModel(net, process, "data")
     loss = D.RestorationLoss(stratified=True)
     return sd.fit(
-        model, x, out=out, steps=steps, batch_size=64, lr=2e-3, loss=loss, ema=0.995, device="cpu"
+        model, x, out=out, steps=steps, lr=2e-3, loss=loss, checkpoint_every=steps, device="cpu"
     )
 
 
@@ -151,7 +164,7 @@ def main() -> None:
         rounds=1,
         more={
             "--data": {"choices": list(PROCESSES), "default": "digits"},
-            "--steps": {"type": int, "default": 1200, "help": "of each training"},
+            "--steps": {"type": int, "default": 4000, "help": "of each training"},
             "--png": {"type": Path, "metavar": "FOLDER", "help": "save pictures there"},
             "--only": {"nargs": "+", "default": [*PROCESSES["digits"], "generation"]},
         },

@@ -37,6 +37,13 @@ Overwrite = Annotated[
     ),
 ]
 
+Process = Annotated[
+    str,
+    typer.Option(
+        help="vp, ve, subvp, cosine or rectified-flow; or without noise, for images: blur, "
+        "masking, downsampling or snow"
+    ),
+]
 Labels = Annotated[
     bool,
     typer.Option(
@@ -91,13 +98,7 @@ def _interruptible() -> Iterator[None]:
 @app.command()
 def train(
     out: Annotated[str, typer.Option(help="run folder to write")],
-    sde: Annotated[
-        str,
-        typer.Option(
-            help="vp, ve, subvp, cosine or rectified-flow; or without noise, for images: blur, "
-            "masking, downsampling or snow"
-        ),
-    ] = "vp",
+    sde: Process = "vp",
     data: Annotated[
         str, typer.Option(help="digits, mnist, a folder of images, or an .npy or .npz array")
     ] = "digits",

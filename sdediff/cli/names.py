@@ -15,10 +15,12 @@ from sdediff.degradation import (
     Downsampling,
     Masking,
     NaiveSampling,
+    RestorationLoss,
     Snow,
     TACoS,
 )
 from sdediff.discrete import DDPM, NCSN
+from sdediff.objectives import DenoisingScoreMatching, Objective
 from sdediff.sde import SDE, VE, VP, Cosine, LinearSDE, RectifiedFlow, SubVP
 from sdediff.solvers import (
     DDIM,
@@ -71,6 +73,7 @@ __all__ = [
     "Request",
     "check_device",
     "check_tolerances",
+    "loss_for",
     "make_sde",
     "make_solver",
     "process_for",
@@ -201,6 +204,20 @@ def process_for(name: str) -> Callable[[Tensor], SDE]:
         return DEGRADATIONS[key](x)
 
     return made
+
+
+def loss_for(name: str, weighting: str, times: str) -> Objective:
+    """The loss by which models under the process of that name are trained; a ValueError for options
+    that it does not have.
+    """
+    if _choose("SDE", name, {**SDES, **DEGRADATIONS}) in SDES:
+        return DenoisingScoreMatching(weighting, times, stratified=True)
+    if (weighting, times) != ("edm", "logit-normal"):
+        raise ValueError(
+            f"--weighting and --times are of denoising losses, and --sde {name} has its own: drop "
+            "them"
+        )
+    return RestorationLoss(stratified=True)
 
 
 def make_solver(

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
-from sdediff.cli.names import check_device, process_for
+from sdediff.cli.names import check_device, loss_for, process_for
 from sdediff.data import Dataset, load_data
-from sdediff.degradation import RestorationLoss
 from sdediff.model import ScoreModel
 from sdediff.networks import initialised, network_for
 from sdediff.normalizer import Normalizer
-from sdediff.objectives import DenoisingScoreMatching, Objective
 from sdediff.run_folder import check_ours
 from sdediff.sde import SDE
 from sdediff.training import fit
@@ -61,18 +60,12 @@ def run(
     if not check_ours(out) and resume and not quiet:
         print(f"there is no run in {out} yet: starting one", file=sys.stderr)
     make = process_for(sde)
-    loss: Objective = DenoisingScoreMatching(weighting, times, stratified=True)
+    loss = loss_for(sde, weighting, times)
     place = check_device(device)
     share = _share(drop, labels=labels)
     dataset = _dataset(data, image_size, raw, network, labels=labels, ignored=ignore_labels)
     classes, condition = _classes(dataset) if labels else ([], None)
-    normalizer = None if dataset.is_image else Normalizer.of(dataset.x)
-    process = make(dataset.x if normalizer is None else normalizer.normalize(dataset.x))
-    if "degrade" in process.offers:
-        loss = _restoring(sde, weighting, times)
-    model = _model(
-        dataset, process, normalizer, seed, network, len(classes) or None, dropped=share > 0
-    )
+    model = _model(dataset, make, seed, network, len(classes) or None, dropped=share > 0)
     if not quiet:
         _tell(dataset, model, place)
     fit(
@@ -96,16 +89,6 @@ def run(
     )
     if not quiet:
         _tell_next(out, dataset, classes)
-
-
-def _restoring(sde: str, weighting: str, times: str) -> RestorationLoss:
-    """The loss of a degradation; a ValueError for options of another one."""
-    if (weighting, times) != ("edm", "logit-normal"):
-        raise ValueError(
-            f"--weighting and --times are of denoising losses, and --sde {sde} has its own: drop "
-            "them"
-        )
-    return RestorationLoss(stratified=True)
 
 
 def _share(drop: float | None, *, labels: bool) -> float:
@@ -166,8 +149,7 @@ def _signals(dataset: Dataset, data: str) -> Dataset:
 
 def _model(
     dataset: Dataset,
-    sde: SDE,
-    normalizer: Normalizer | None,
+    make: Callable[[Tensor], SDE],
     seed: int,
     network: str | None,
     classes: int | None,
@@ -179,6 +161,8 @@ def _model(
     Images are in [-1, 1] already. Points and raw arrays come in any units, and samples go back to
     those.
     """
+    normalizer = None if dataset.is_image else Normalizer.of(dataset.x)
+    sde = make(dataset.x if normalizer is None else normalizer.normalize(dataset.x))
     spread = 1.0 if normalizer else round(float(dataset.x.std()), 3)
     event = tuple(dataset.x.shape[1:])
     net = initialised(partial(network_for, event, classes, network), seed)
