@@ -47,7 +47,8 @@ class KernelChain(Chain, Solver):
 
     As a solver it takes ancestral steps: x_{i-1} is drawn from q(x_{i-1} | x_i, x_0) at the model's
     E[x_0 | x_i], for i = N to 1, from x_N of the law `prior`: N evaluations. The last step ends at
-    the data. Under the Gaussian kernel this is ``DDPM(variance="beta_tilde", last_noise=True)``.
+    the data. Under the Gaussian kernel, which a `KernelChain` itself has, it is DDPM with the
+    variance ``"beta_tilde"``.
     """
 
     base: Chain
