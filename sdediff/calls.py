@@ -174,7 +174,8 @@ def check_condition(
     device: torch.device | None = None,
 ) -> dict[str, Tensor]:
     """Tensors with leading dimension B by the names of arguments of ``net``, on ``device`` if there
-    is one; a number, or a tensor with leading dimension 1, is expanded to all samples.
+    is one; a number, or a tensor with leading dimension 1, is expanded to all samples. A network
+    with a method ``check_condition`` of such a dictionary looks at it too.
     """
     if condition is None:
         return {}
@@ -191,6 +192,9 @@ def check_condition(
                 f"{described(given if value is None else value)}"
             )
         found[name] = value
+    check: Callable[[Mapping[str, Tensor]], None] | None = getattr(net, "check_condition", None)
+    if check is not None:
+        check(found)
     return found
 
 

@@ -96,7 +96,7 @@ def test_one_value_for_all_samples_is_that_value_for_each(call: str) -> None:
 @pytest.mark.parametrize(
     ("condition", "error", "message"),
     [
-        ({"label": torch.zeros(3)}, ValueError, r"leading dimension 5.*of shape \(3,\)"),
+        ({"label": torch.zeros(3)}, ValueError, r"leading dimension 5.*got .*shape \(3,\)"),
         ({"label": "two"}, ValueError, "one value for all samples.*got str"),
         ({"x": 2}, ValueError, "has the name of the argument in which the network takes states"),
         ({"lable": 2}, TypeError, "takes no condition 'lable' .did you mean"),
@@ -212,6 +212,10 @@ def test_a_run_that_was_begun_before_there_were_classes_goes_on(tmp_path: Path) 
         sd.fit(classed, DATA, out=out, resume=True, condition={"label": LABELS}, steps=4)
 
 
+CLASSED = sd.ScoreModel(MLP(2, 4, 1, classes=3), sd.VP(), null={"label": 3})
+LAST = torch.where(torch.arange(len(LABELS)) == 0, 4, LABELS)  # a label that is no class
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -221,6 +225,11 @@ def test_a_run_that_was_begun_before_there_were_classes_goes_on(tmp_path: Path) 
         ({"condition": {"strength": LABELS}}, TypeError, "needs the condition 'label'"),
         ({"model": model()}, ValueError, r"drop needs to know.*null=\{'label': 10\}"),
         ({"model": model(null={"strength": 0})}, ValueError, r"null names \['strength'\]"),
+        (
+            {"model": CLASSED, "condition": {"label": LAST}},
+            ValueError,
+            "0 to 2, or 3 for none; got 4",
+        ),
         ({"data": TensorDataset(DATA, LABELS)}, ValueError, "condition is passed too"),
         ({"data": TensorDataset(DATA, LABELS, LABELS)}, TypeError, r"pairs \(x, label\)"),
     ],

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sdediff._extras import require
 from sdediff.networks.parts import (
+    Labelled,
     check_count,
     check_dropout,
     check_label,
@@ -24,7 +25,7 @@ _SINES = 256
 _POSITIONS = 16  # the positions of an image's patches run from 0 to this, whatever its size
 
 
-class DiT(nn.Module):
+class DiT(Labelled, nn.Module):
     """A transformer over the patches of images (B, C, H, W) of any size, and times (B,) in [0, 1]
     (Peebles and Xie 2023, arXiv 2212.09748, with adaLN-Zero).
 

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdediff.networks.parts import TimeFeatures, check_count, check_label, class_embedding
+from sdediff.networks.parts import Labelled, TimeFeatures, check_count, check_label, class_embedding
 from sdediff.solvers.given import integer
 
 __all__ = ["MLP"]
 
 
-class MLP(nn.Module):
+class MLP(Labelled, nn.Module):
     """Residual perceptron for points (B, d) and times (B,) in [0, 1], the time as Fourier
     features.
 

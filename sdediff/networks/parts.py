@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn import functional
 from sdediff.solvers.given import integer, real
 
 __all__ = [
+    "Labelled",
     "TimeFeatures",
     "check_count",
     "check_dropout",
@@ -54,9 +56,12 @@ def check_dropout(name: str, value: float) -> float:
     return share
 
 
-def check_label(who: str, classes: int | None, label: Tensor | None) -> Tensor | None:
+def check_label(
+    who: str, classes: int | None, label: Tensor | None, *, everywhere: bool = False
+) -> Tensor | None:
     """The classes (B,) of the samples, None in a network that has none; a ValueError or TypeError
-    unless they are numbers from 0 to ``classes``, the last for no class.
+    unless they are numbers from 0 to ``classes``, the last for no class. Their values are looked at
+    on the host, or ``everywhere``.
     """
     if classes is None:
         if label is not None:
@@ -70,11 +75,23 @@ def check_label(who: str, classes: int | None, label: Tensor | None) -> Tensor |
     if label.is_floating_point() or label.dtype == torch.bool or label.ndim != 1:
         raise TypeError(f"{which}: (B,) integers; got {label.dtype} of shape {tuple(label.shape)}")
     # Elsewhere a look would make the host wait for the device at every evaluation.
-    if label.device.type == "cpu" and len(label):
+    if (everywhere or label.device.type == "cpu") and len(label):
         least, most = (int(end) for end in label.aminmax())
         if least < 0 or most > classes:
             raise ValueError(f"{which}; got {least if least < 0 else most}")
     return label
+
+
+class Labelled:
+    """A network with ``classes`` that looks at all labels of a call before it is evaluated."""
+
+    classes: int | None
+
+    def check_condition(self, condition: Mapping[str, Tensor]) -> None:
+        """A ValueError or TypeError unless the labels, where there are some, are classes."""
+        label = condition.get("label")
+        if self.classes is not None and label is not None:
+            check_label(type(self).__name__, self.classes, label, everywhere=True)
 
 
 def padded(x: Tensor, multiple: int) -> Tensor:

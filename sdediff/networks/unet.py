@@ -8,13 +8,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from sdediff._extras import require
-from sdediff.networks.parts import check_count, check_dropout, check_label, padded
+from sdediff.networks.parts import Labelled, check_count, check_dropout, check_label, padded
 from sdediff.solvers.given import integer
 
 __all__ = ["UNet"]
 
 
-class UNet(nn.Module):
+class UNet(Labelled, nn.Module):
     """diffusers' UNet2DModel for images (B, C, H, W) of any size and times (B,) in [0, 1].
 
     ``widths`` are the channels of each level, each level half as wide as the one before;

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sdediff.networks.parts import (
+    Labelled,
     TimeFeatures,
     check_count,
     check_dropout,
@@ -26,7 +27,7 @@ __all__ = ["UNet1D"]
 _FREQUENCIES = 32
 
 
-class UNet1D(nn.Module):
+class UNet1D(Labelled, nn.Module):
     """A U-Net for signals (B, C, L) of any length and times (B,) in [0, 1].
 
     ``widths`` are the channels of each level, each level half as long as the one before;

@@ -252,3 +252,18 @@ def test_the_class_that_is_asked_for_is_drawn(tmp_path: Path, name: str) -> None
     assert asked > 0.6
     assert float((free == label).double().mean()) < 0.25
     assert len(free.unique()) > 5
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_labels_are_looked_at_before_the_network_is_asked(name: str) -> None:
+    """Once a call, on every device: there an embedding would fail inside of a kernel."""
+    net = made(name, classes=3)
+    net.check_condition({"label": torch.arange(4)})  # type: ignore[operator]
+    net.check_condition({})  # type: ignore[operator]
+    made(name).check_condition({"label": torch.tensor([9])})  # type: ignore[operator]
+    with pytest.raises(ValueError, match="or 3 for none; got 4"):
+        sd.sample(sd.ScoreModel(net, sd.VP()), (2, *MAKE[name][1]), steps=1, condition={"label": 4})
+    model = sd.ScoreModel(net, sd.VP(), null={"label": 3})
+    label = torch.tensor([0, 4])
+    with pytest.raises(ValueError, match="or 3 for none; got 4"):
+        model(torch.zeros(2, *MAKE[name][1]), 0.5, label=label)
