@@ -299,10 +299,11 @@ def _run_in(folder: Path, config: Mapping[str, Any], *, resume: bool, overwrite:
         )
     old = checkpoint.read_config(folder)
     others = [
-        f"{section} {key} = {before}, not {value}"
+        other
         for section in ("sde", "network", "model", "data", "training")
         for key, value in json.loads(json.dumps(config[section])).items()
-        if key != "steps" and _said(before := old.get(section, {}).get(key, value)) != _said(value)
+        for other in _differences(f"{section} {key}", old.get(section, {}).get(key, value), value)
+        if key != "steps"
     ]
     if others:
         raise ValueError(
@@ -311,6 +312,16 @@ def _run_in(folder: Path, config: Mapping[str, Any], *, resume: bool, overwrite:
         )
     new = {**config, "run": old.get("run", config["run"])}
     return Run(folder, new, begun=old, replaces=json.loads(json.dumps(new)) != old)
+
+
+def _differences(name: str, before: Any, now: Any) -> list[str]:
+    """Where two values of a configuration differ, entry by entry if they have the same ones."""
+    one, two = _said(before), _said(now)
+    if one == two:
+        return []
+    if isinstance(one, dict) and isinstance(two, dict) and one.keys() == two.keys():
+        return [each for key in one for each in _differences(f"{name} {key}", one[key], two[key])]
+    return [f"{name} = {before}, not {now}"]
 
 
 def _said(value: Any) -> Any:

@@ -219,6 +219,9 @@ def test_an_existing_run_is_not_overwritten_unasked(tmp_path: Path) -> None:
         train(tmp_path / "run", steps=5)
     with pytest.raises(ValueError, match="was trained with training batch_size = 16, not 8"):
         sd.fit(make(), DATA, out=tmp_path / "run", steps=5, batch_size=8, resume=True, device="cpu")
+    other = {"loss": sd.DenoisingScoreMatching(), "batch_size": 16, "resume": True, "device": "cpu"}
+    with pytest.raises(ValueError, match="with training loss stratified = True, not False; resume"):
+        sd.fit(make(), DATA, out=tmp_path / "run", steps=5, **other)  # type: ignore[arg-type]
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
     train(tmp_path / "run", steps=5, overwrite=True)
     assert (tmp_path / "run" / "model.safetensors").read_bytes() != before
