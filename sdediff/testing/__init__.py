@@ -1,5 +1,5 @@
 """Checks for what users bring: `check_sde` an SDE, `check_solver` a solver, `check_equivalence` two
-of one kind.
+of one kind, `calibrate` whatever draws from posteriors.
 
 They need no test library. `strategies` are for Hypothesis, of the extra ``testing``, imported when
 they are first used.
@@ -8,6 +8,7 @@ they are first used.
 from typing import TYPE_CHECKING, Any
 
 from sdediff.testing.agreement import check_equivalence, check_equivalences
+from sdediff.testing.calibration import Calibrated, Calibration, calibrate, posterior_draws
 from sdediff.testing.check import check_sde
 from sdediff.testing.equivalences import EQUIVALENCES, Case, evaluate
 from sdediff.testing.orders import check_solver
@@ -18,17 +19,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EQUIVALENCES",
+    "Calibrated",
+    "Calibration",
     "Case",
     "EquivalenceError",
     "Finding",
     "Report",
     "SDEError",
     "SolverError",
+    "calibrate",
     "check_equivalence",
     "check_equivalences",
     "check_sde",
     "check_solver",
     "evaluate",
+    "posterior_draws",
     "strategies",
 ]
 
