@@ -8,10 +8,11 @@ they are first used.
 from typing import TYPE_CHECKING, Any
 
 from sdediff.testing.agreement import check_equivalence, check_equivalences
-from sdediff.testing.calibration import Calibrated, Calibration, calibrate, posterior_draws
+from sdediff.testing.calibration import calibrate, posterior_draws
 from sdediff.testing.check import check_sde
 from sdediff.testing.equivalences import EQUIVALENCES, Case, evaluate
 from sdediff.testing.orders import check_solver
+from sdediff.testing.ranks import Calibrated, Calibration
 from sdediff.testing.report import EquivalenceError, Finding, Report, SDEError, SolverError
 
 if TYPE_CHECKING:

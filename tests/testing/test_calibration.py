@@ -15,7 +15,7 @@ from torch import Tensor
 import sdediff as sd
 from sdediff import posterior
 from sdediff.testing import Calibration, calibrate, posterior_draws
-from sdediff.testing.calibration import holm
+from sdediff.testing.ranks import holm
 
 F64 = torch.float64
 STD = 0.5
