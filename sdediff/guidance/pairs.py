@@ -30,7 +30,7 @@ from sdediff.protocols import (
 from sdediff.solvers.arithmetic import Number, planned, weighted
 from sdediff.solvers.given import check_choice, flag, nearest
 
-__all__ = ["Auto", "ClassifierFree", "Pair", "Pairing", "replaced"]
+__all__ = ["Auto", "ClassifierFree", "Pair", "Pairing", "alike", "replaced"]
 
 
 class Pair(NamedTuple):
@@ -250,7 +250,7 @@ class Auto(Pairing):
         self.weaker = weaker
         mine, other = facts(model), facts(weaker)
         times = torch.linspace(model.sde.t_min, model.sde.t_max, 5, dtype=torch.float64)
-        if not _alike(model.sde, weaker.sde, times):
+        if not alike(model.sde, weaker.sde, times):
             raise ValueError(
                 f"Auto: both models must have one SDE, got {model.sde!r} and {weaker.sde!r}"
             )
@@ -295,7 +295,7 @@ class Auto(Pairing):
         return Pair(own, weighted((at.keep, x), (at.push, found)), scale)
 
 
-def _alike(one: Any, two: Any, times: Tensor) -> bool:
+def alike(one: Any, two: Any, times: Tensor) -> bool:
     """Whether two SDEs have the same kernel at some times; of those without one, whether they are
     the same object.
     """

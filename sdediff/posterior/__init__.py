@@ -5,8 +5,11 @@ A measurement (`Linear`, `Mask`, `Blur`, `Downsample`, `Grey`, `Fourier`, `Nonli
 was seen of x_0. Methods that are models of models (`MMPS`, `PiGDM`, `DPS`) go into `sdediff.sample`
 with any solver. `PublishedDPS`, `Replacement`, `RePaint` and `DiffPIR` are solvers that know the
 measurement. `sample_posterior` weighs `Particles`, so that the law is right, and has the evidence.
+
+`sample_weighted` does the same for laws made of laws: `Product`, `Anneal` and `Reward`.
 """
 
+from sdediff.posterior.corrected import FeynmanKac
 from sdediff.posterior.measurements import (
     Blur,
     Downsample,
@@ -20,15 +23,19 @@ from sdediff.posterior.measurements import (
 )
 from sdediff.posterior.operators import DPS, MMPS, PiGDM, Posterior
 from sdediff.posterior.particles import Particles
-from sdediff.posterior.sampling import Weighted, sample_posterior
+from sdediff.posterior.resampling import Resampling
+from sdediff.posterior.sampling import Weighted, sample_posterior, sample_weighted
+from sdediff.posterior.steering import Anneal, Product, Reward
 from sdediff.posterior.wrappers import DiffPIR, PublishedDPS, RePaint, Replacement
 
 __all__ = [
     "DPS",
     "MMPS",
+    "Anneal",
     "Blur",
     "DiffPIR",
     "Downsample",
+    "FeynmanKac",
     "Fourier",
     "Grey",
     "Linear",
@@ -39,9 +46,13 @@ __all__ = [
     "Particles",
     "PiGDM",
     "Posterior",
+    "Product",
     "PublishedDPS",
     "RePaint",
     "Replacement",
+    "Resampling",
+    "Reward",
     "Weighted",
     "sample_posterior",
+    "sample_weighted",
 ]

@@ -9,25 +9,15 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from sdediff.posterior.resampling import Resampling
 from sdediff.solvers import rowwise
 from sdediff.solvers.arithmetic import Number, weighted
 from sdediff.solvers.given import Count, NotNegative
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
-from sdediff.solvers.solver import Solver, Step
+from sdediff.solvers.solver import Step
 
-__all__ = ["Particles", "systematic"]
-
-
-def systematic(weights: Tensor, u: Tensor) -> Tensor:
-    """Which of n are drawn, int64 (sets, n) on their device: each floor or ceil of n w_i times.
-
-    ``weights`` (sets, n) sum to 1 in each set, and ``u`` (sets,) are uniform on [0, 1]: the places
-    (u + j) / n are looked up in the sums of the weights.
-    """
-    n = weights.shape[1]
-    places = (u[:, None] + torch.arange(n, device=weights.device)) / n
-    return torch.searchsorted(weights.cumsum(dim=1), places).clamp(max=n - 1)
+__all__ = ["Particles"]
 
 
 class _Plan(NamedTuple):
@@ -47,7 +37,7 @@ class _Plan(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Particles(Solver):
+class Particles(Resampling):
     """``n`` particles a sample: sequential Monte Carlo, exact as n and the number of steps grow.
 
     With x_s given x_t and x_0 ~ N(stay x_t + go x_0, std^2), the SDE's own kernel, a step from t to
@@ -81,35 +71,12 @@ class Particles(Solver):
     islands: Count = 8
     stop: NotNegative = 0.02
 
-    stochastic = True
     needs = frozenset({"data", "kernel", "marginal"})
-    spacing = "log_snr"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.n % self.islands:
-            raise ValueError(
-                f"Particles: n must be a multiple of the {self.islands} islands, got {self.n}; "
-                f"take {-(-self.n // self.islands) * self.islands}"
-            )
-
-    @property
-    def group(self) -> int:
-        """All particles of a sample."""
-        return self.n
+    asks = frozenset({"prior", "log_likelihood"})
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """The kernel of x_s given x_t and x_0 over each interval."""
-        if not {"prior", "log_likelihood"} <= problem.offers:
-            raise ValueError(
-                "Particles need the twist of a measurement beside the model: call "
-                "posterior.sample_posterior(model, measurement, y, shape, particles=Particles(n))"
-            )
-        if problem.breaks or times.ndim > 1:
-            raise ValueError(
-                "Particles have weights that go through the whole solve of a sample: take a model "
-                "without breaks, and one grid for all samples"
-            )
+        self.check(problem, times)
         t, s = times[:-1], times[1:]
         alpha, sigma = problem.marginal(times)
         ratio, std = problem.kernel(t, s)
@@ -129,21 +96,17 @@ class Particles(Solver):
         return [_Plan(*row) for row in rows]
 
     def init(self, problem: Problem, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-        """Log weights, what u adds to them, the log-twist in them, the log evidence of islands,
-        and which particle each comes from.
-        """
-        zero = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        return zero, zero, zero, zero, torch.arange(len(x), device=x.device) % self.n
+        """As `begun`, with what u adds to the log weights, and the log-twist in them."""
+        log_weight, *rest = self.begun(x)
+        return log_weight, *rest, log_weight, log_weight
 
     def step(
         self, problem: Problem, x: Tensor, plan: _Plan, noise: StepNoise, state: tuple[Tensor, ...]
     ) -> Step:
-        log_weight, drawn, twist, evidence, ancestor = state
         if plan.weighed:
-            place = torch.special.ndtr(problem.first(noise.normal("resampling")).double())
-            rows, log_weight, gain = self._resampled(log_weight, place)
-            x, drawn, twist, ancestor = (each[rows] for each in (x, drawn, twist, ancestor))
-            evidence = evidence + gain
+            x, *rest = self.resampled(problem, noise, x, state)
+            state = tuple(rest)
+        log_weight, evidence, ancestor, drawn, twist = state
         found: Any = problem.outputs(x, plan.at)
         prior = weighted((1.0 / problem.unit, found.prior))
         if plan.weighed:
@@ -154,20 +117,4 @@ class Particles(Solver):
         drawn = -rowwise(u * (z + 0.5 * u)).double().sum(dim=1)
         moved = weighted((1.0, z + u), (plan.widen, found.covariance(z + u)))
         x_s = weighted((plan.stay, x), (plan.go, prior), (plan.std, moved))
-        extras = {"log_weight": log_weight, "log_evidence": evidence, "ancestor": ancestor}
-        return Step(x_s, None, (log_weight, drawn, twist, evidence, ancestor), extras=extras)
-
-    def _resampled(self, log_weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Which rows go on in place of each, their log weights, and what the log evidence of their
-        islands gains. Nothing changes in islands whose weights are even.
-        """
-        size = self.n // self.islands
-        logs = log_weight.reshape(-1, size)
-        weights = logs.softmax(dim=1)
-        uneven = (weights.square().sum(dim=1) > 2 / size)[:, None]
-        total = (logs.logsumexp(dim=1, keepdim=True) - logs.new_tensor(size).log()).expand_as(logs)
-        first = size * torch.arange(len(logs), device=logs.device)[:, None]
-        own = torch.arange(size, device=logs.device)
-        rows = first + torch.where(uneven, systematic(weights, u[::size]), own)
-        kept = torch.where(uneven, 0.0, logs)
-        return rows.flatten(), kept.flatten(), torch.where(uneven, total, 0.0).flatten()
+        return self.weighted(x_s, (log_weight, evidence, ancestor, drawn, twist))

@@ -1,4 +1,4 @@
-"""Posteriors by particles: one call, and a record of weights, evidence and quality."""
+"""Weighted particles of a law: one call, and a record of weights, evidence and quality."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from torch import Tensor
 from sdediff.arguments import check_shape
 from sdediff.calls import check_condition
 from sdediff.options import SolveOptions, takes
+from sdediff.posterior.corrected import FeynmanKac
 from sdediff.posterior.observation import observed
-from sdediff.posterior.particles import Particles, systematic
+from sdediff.posterior.particles import Particles
+from sdediff.posterior.resampling import Resampling, systematic
 from sdediff.posterior.twists import TWISTS
 from sdediff.protocols import Model, facts
 from sdediff.sampling import sample
 from sdediff.solvers import Solution, White
 from sdediff.solving import chosen
 
-__all__ = ["Weighted", "sample_posterior"]
+__all__ = ["Weighted", "sample_posterior", "sample_weighted"]
 
 _LEAST: Final = 100
 """Below this genealogical effective size a result is not called exact."""
@@ -31,15 +33,17 @@ _LEFT: Final = "noise t_start last x_init stochasticity mask trajectory grad on_
 
 @dataclass(frozen=True)
 class Weighted:
-    """Weighted particles of B posteriors, and what is known of their quality.
+    """Weighted particles of B laws, and what is known of their quality.
 
     ``x`` (B, n, *event) are the particles, and ``weights`` float64 (B, n) sum to 1: averages are
     sums over weights times values, as `mean` and `variance` are. ``draws`` (B, n, *event) are equal
     in weight, by systematic resampling of x; they are not independent of each other, and many are
     copies.
 
-    ``log_evidence`` (B,) estimates log p(y) in nats; ``log_evidence_error`` (B,) is its standard
-    error, from the spread over the islands (NaN for one island). ``ess`` (B,) is 1 / sum w^2, the
+    ``log_evidence`` (B,) estimates the log of the normaliser in nats: log p(y) of a posterior, log
+    E[exp(r(x_0))] of a `Reward`, and of a `Product` the integral of its powers of normalised
+    densities, at the end of the solve. ``log_evidence_error`` (B,) is its standard error, from the
+    spread over the islands (NaN for one island). ``ess`` (B,) is 1 / sum w^2, the
     effective sample size of the weights. Resampling makes weights even and leaves copies, which it
     does not see: ``genealogical_ess`` (B,) is 1 / sum W^2, where W is the weight of all descendants
     of one particle at the start. ``exact``, bool (B,), says whether that is at least 100 and the
@@ -59,12 +63,12 @@ class Weighted:
 
     @property
     def mean(self) -> Tensor:
-        """The mean of the posterior, (B, *event)."""
+        """The mean of the law, (B, *event)."""
         return (self._beside() * self.x).sum(dim=1)
 
     @property
     def variance(self) -> Tensor:
-        """The variance of each entry under the posterior, (B, *event)."""
+        """The variance of each entry under the law, (B, *event)."""
         return (self._beside() * (self.x - self.mean[:, None]).square()).sum(dim=1)
 
     def _beside(self) -> Tensor:
@@ -108,24 +112,68 @@ def sample_posterior(
     solver = Particles() if particles is None else particles
     if not isinstance(solver, Particles):
         raise TypeError(f"particles must be Particles(n), got {particles!r}")
+    observed("Particles", measurement, y, noisy=True).check_count(check_shape(shape)[0])
+    each = y if len(y) == 1 else y.repeat_interleave(solver.n, dim=0)
+    twisted = TWISTS[solver.twist](model, measurement, each)
+    return _sampled(twisted, shape, solver, steps, seed, options)
+
+
+@takes(SolveOptions, without=_LEFT)
+def sample_weighted(
+    model: Model,
+    shape: Sequence[int],
+    *,
+    particles: Resampling | None = None,
+    steps: int | None = 100,
+    seed: int | Sequence[int] | None = None,
+    **options: Unpack[SolveOptions],
+) -> Weighted:
+    """Weighted particles of the law that a ``model`` stands for: a `Product`, `Anneal` or `Reward`.
+
+    Averages over them are exact as particles and steps grow. ``shape`` = (B, *event) asks for B
+    laws, which differ by the ``condition`` of the call, a row for each, and by their seeds.
+    ``particles`` is by default ``FeynmanKac(1000)`` for a `Product` or `Anneal`, and
+    ``Particles(1000)`` for a `Reward`; with n of them, B n rows are solved. ``batch_size`` counts
+    rows, and is a multiple of n. ``seed`` is an int or one a law, each of which depends on its
+    seed alone. The grid is by default uniform in log-SNR.
+
+    A UserWarning names the samples whose particles are not exact: see `Weighted`. Raises ValueError
+    or TypeError before the first evaluation of the network. The options are those of
+    `sdediff.options.SolveOptions`:
+    """
+    _ = chosen(sample_weighted, options)
+    solver = particles
+    if solver is None:
+        solver = FeynmanKac() if FeynmanKac.asks <= {*facts(model).extras} else Particles()
+    if not isinstance(solver, Resampling):
+        raise TypeError(f"particles must be Particles(n) or FeynmanKac(n), got {particles!r}")
+    return _sampled(model, shape, solver, steps, seed, options)
+
+
+def _sampled(
+    model: Model,
+    shape: Sequence[int],
+    solver: Resampling,
+    steps: int | None,
+    seed: int | Sequence[int] | None,
+    options: SolveOptions,
+) -> Weighted:
+    """The particles of B laws, checked and warned of."""
     count, *event = check_shape(shape)
     n = solver.n
-    observed("Particles", measurement, y, noisy=True).check_count(count)
-    each = y if len(y) == 1 else y.repeat_interleave(n, dim=0)
-    twisted = TWISTS[solver.twist](model, measurement, each)
     condition = check_condition(options.get("condition"), count, facts(model).net)
     if condition:
-        rows = {name: value.repeat_interleave(n, dim=0) for name, value in condition.items()}
-        options = cast(SolveOptions, {**options, "condition": rows})
-    solution = sample(
-        twisted, (count * n, *event), solver=solver, steps=steps, seed=seed, **options
-    )
+        each = {name: value.repeat_interleave(n, dim=0) for name, value in condition.items()}
+        options = cast(SolveOptions, {**options, "condition": each})
+    if solver.ends is not None:
+        options = cast(SolveOptions, {**options, "last": solver.ends})
+    solution = sample(model, (count * n, *event), solver=solver, steps=steps, seed=seed, **options)
     found = _weighted(solution, solver)
     _warn(found)
     return found
 
 
-def _weighted(solution: Solution, solver: Particles) -> Weighted:
+def _weighted(solution: Solution, solver: Resampling) -> Weighted:
     """What particles say, from their log weights and those of their islands."""
     n, islands = solver.n, solver.islands
     logs = solution.extras["log_weight"] + solution.extras["log_evidence"]
@@ -157,15 +205,15 @@ def _weighted(solution: Solution, solver: Particles) -> Weighted:
 
 
 def _warn(found: Weighted) -> None:
-    """Say which posteriors are not exact."""
+    """Say of which samples the particles are not exact."""
     wrong = torch.nonzero(~found.exact).flatten().tolist()
     if wrong:
         first = wrong[0]
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         warnings.warn(
-            f"the particles of posterior {first}{more} are not exact: a genealogical effective "
+            f"the particles of sample {first}{more} are not exact: a genealogical effective "
             f"size of {float(found.genealogical_ess[first]):.3g} (100 are needed), log evidence "
             f"{float(found.log_evidence[first]):.4g} +- "
             f"{float(found.log_evidence_error[first]):.2g}; take more particles or more steps",
-            stacklevel=3,
+            stacklevel=4,
         )

@@ -13,7 +13,7 @@ from torch import Tensor
 import sdediff as sd
 from sdediff import posterior
 from sdediff.posterior import Particles, sample_posterior
-from sdediff.posterior.particles import systematic
+from sdediff.posterior.resampling import systematic
 from sdediff.posterior.twists import TWISTS
 from sdediff.predict import outputs
 
@@ -169,9 +169,7 @@ def test_systematic_resampling_draws_by_weight() -> None:
 def test_weights_and_families_are_told_apart() -> None:
     """Resampled weights are even, and the families of few particles at the start are not."""
     sharp = posterior.Linear(lambda x: x @ H.T.to(x), noise_std=0.05)
-    with pytest.warns(
-        UserWarning, match=r"posterior 0 and 1 more are not exact.* \(100 are needed"
-    ):
+    with pytest.warns(UserWarning, match=r"sample 0 and 1 more are not exact.* \(100 are needed"):
         found = sample_posterior(
             RING.model(sd.VP()), sharp, Y, (2, 2), particles=Particles(80), steps=40, seed=0
         )
@@ -199,7 +197,7 @@ WRONG: dict[str, Any] = {
     "twist": (lambda: Particles(twist="dps"), "twist must be one of"),  # type: ignore[arg-type]
     "no twist": (
         lambda: sd.sample(MODEL, (8, 2), solver=Particles(8), steps=5),
-        "Particles need the twist of a measurement",
+        "Particles needs a model with weights: the twist of a measurement",
     ),
     "noise": (
         lambda: sample_posterior(MODEL, posterior.Linear(lambda x: x, noise_std=0), Y, (1, 2)),
