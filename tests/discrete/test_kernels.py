@@ -306,8 +306,10 @@ def test_binary_samples_of_independent_coordinates():
 
     normalizer = sd.Normalizer(0.5, 0.5)  # 0 and 1
     model = sd.ScoreModel(exact, sde, "data", normalizer=normalizer, data_std=0.8)
-    out = sd.sample(model, (20_000, 3), solver=chain, seed=0).x
-    assert set(out.flatten().tolist()) == {0.0, 1.0}
+    solution = sd.sample(model, (20_000, 3), solver=chain, seed=0, trajectory=True)
+    for state in solution.trajectory:  # from the start on
+        assert set(state.flatten().tolist()) == {0.0, 1.0}
+    out = solution.x
     off = (2 * out - 1).mean(dim=0) - mean
     assert float((off / (1 - mean**2).sqrt()).abs().max()) < 5 / 20_000**0.5
     assert float((out.T.corrcoef() - torch.eye(3)).abs().max()) < 5 / 20_000**0.5
