@@ -58,11 +58,18 @@ class Stepwise:
         return found.clamp(0, len(self.values) - 1)
 
 
-def _stepwise(values: float | Sequence[float] | Tensor, times: Tensor) -> Stepwise | float:
+def _stepwise(
+    values: float | Sequence[float] | Tensor, times: Tensor, solver: Solver
+) -> Stepwise | float:
     """lambda(t) by its values for each step of the grid, or one number."""
     if isinstance(plain(values), bool | str | float | int):
         return real("stochasticity", values, _EITHER)
     given = reals("stochasticity", values, "cpu")
+    if solver.adaptive:
+        raise ValueError(
+            f"{solver!r} chooses its own steps, so that stochasticity has no number for each of "
+            "them: give one number, or a function of t"
+        )
     if times.ndim > 1:
         raise ValueError(
             "stochasticity of a value a step takes one grid for all samples: give a function of t"
@@ -89,7 +96,7 @@ def check_stochasticity(
             "EulerMaruyama takes any"
         )
     if not callable(stochasticity):
-        stochasticity = _stepwise(stochasticity, times)
+        stochasticity = _stepwise(stochasticity, times, solver)
     if not callable(stochasticity):
         if not 0 <= stochasticity < float("inf"):
             raise ValueError(

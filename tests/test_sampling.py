@@ -134,6 +134,8 @@ def test_a_stochasticity_a_step_is_that_function_of_time() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             sd.sample(m, (3, 2), solver=SOLVER, steps=5, seed=0, stochasticity=given)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="chooses its own steps, so that stochasticity has no num"):
+        sd.sample(m, (3, 2), solver=sd.AdaptiveSDE(), stochasticity=values)
     with pytest.raises(ValueError, match="one grid for all samples"):
         sd.sample(
             m,

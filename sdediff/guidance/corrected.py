@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -141,6 +142,8 @@ class APG(Corrected):
     def __init__(self, model: Pairing, eta: float = 0.0, norm: float | None = None) -> None:
         super().__init__(model, "data")
         self.eta = real("APG: eta", eta)
+        if not math.isfinite(self.eta):
+            raise ValueError(f"APG: eta must be finite, a share in [0, 1] as a rule; got {eta!r}")
         self.norm = None if norm is None else real("APG: norm", norm)
         if self.norm is not None and not self.norm > 0:
             raise ValueError(f"APG: norm must be positive, or None; got {norm!r}")

@@ -74,8 +74,10 @@ def check_label(
         )
     if label.is_floating_point() or label.dtype == torch.bool or label.ndim != 1:
         raise TypeError(f"{which}: (B,) integers; got {label.dtype} of shape {tuple(label.shape)}")
-    # Elsewhere a look would make the host wait for the device at every evaluation.
-    if (everywhere or label.device.type == "cpu") and len(label):
+    # Elsewhere a look would make the host wait for the device at every evaluation; it would break
+    # the graph of a compiled network.
+    near = label.device.type == "cpu" and not torch.compiler.is_compiling()
+    if (everywhere or near) and len(label):
         least, most = (int(end) for end in label.aminmax())
         if least < 0 or most > classes:
             raise ValueError(f"{which}; got {least if least < 0 else most}")

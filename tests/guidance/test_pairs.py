@@ -4,6 +4,7 @@ networks predict.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -226,6 +227,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "space": (lambda: Rescale(ClassifierFree(NET, 2, NULL), space="eta"), "space must be one of"),
     "no kernel": (lambda: APG(FREE), "APG combines predictions of data, and Cubed.* no Gaussian"),
     "norm": (lambda: APG(ClassifierFree(NET, 2, NULL), norm=0), "norm must be positive"),
+    "eta": (lambda: APG(ClassifierFree(NET, 2, NULL), eta=math.nan), "eta must be finite"),
     "other SDE": (lambda: Auto(NET, LAWS[2].model(sd.VE()), 2), "must have one SDE, got VP"),
     "other units": (
         lambda: Auto(NET, sd.ScoreModel(NET.net, VP, normalizer=sd.Normalizer(0, 2)), 2),

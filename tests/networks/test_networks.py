@@ -267,3 +267,11 @@ def test_labels_are_looked_at_before_the_network_is_asked(name: str) -> None:
     label = torch.tensor([0, 4])
     with pytest.raises(ValueError, match="or 3 for none; got 4"):
         model(torch.zeros(2, *MAKE[name][1]), 0.5, label=label)
+
+
+@pytest.mark.parametrize("name", ["MLP", "UNet1D"])
+def test_a_network_of_classes_is_compiled_in_one_graph(name: str) -> None:
+    net = made(name, shaken=True, classes=3)
+    x, t, label = states(name)
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, t, label), net(x, t, label))

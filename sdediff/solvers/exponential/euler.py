@@ -167,7 +167,7 @@ class DDIM(_OrderOne):
         if len(sigmas) != len(grid) - 1:
             raise ValueError(
                 f"DDIM: sigmas are one for each step: {len(sigmas)} for a grid of "
-                f"{len(grid) - 1} steps"
+                f"{len(grid) - 1} steps, of which some may end where the model jumps"
             )
         first = int(torch.nonzero((grid == times[0]).reshape(len(grid), -1).all(dim=1))[0])
         found = sigmas[first : first + len(times) - 1] / problem.unit
