@@ -27,7 +27,7 @@ from sdediff.array_files import (
 )
 from sdediff.solvers.given import flag, integer, nearest, plain
 
-__all__ = ["Dataset", "load_data", "split"]
+__all__ = ["Dataset", "load_data", "read_image", "split"]
 
 _SUFFIXES: Final = (
     ".bmp",
@@ -235,7 +235,7 @@ def _folder(path: Path, size: int | None) -> Dataset:
         )
     pictures: list[NDArray[Any]] = []
     for file in files:
-        picture = _read_image(file)
+        picture = read_image(file)
         if size is not None:
             channels_first = np.array(picture.transpose(2, 0, 1), np.float32)
             picture = (
@@ -263,7 +263,7 @@ def _folder(path: Path, size: int | None) -> Dataset:
     return replace(found, labels=labels, classes=tuple(classes))
 
 
-def _read_image(file: Path) -> NDArray[Any]:
+def read_image(file: Path) -> NDArray[Any]:
     """(H, W, 1) grey or (H, W, 3) colour, in 0..255, upright, without alpha; the first frame of an
     animation.
     """

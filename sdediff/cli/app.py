@@ -10,6 +10,29 @@ from typing import Annotated, Any
 
 import typer
 
+from sdediff.cli.options import (
+    Blur,
+    Condition,
+    Device,
+    Downsample,
+    Drop,
+    Grey,
+    Guidance,
+    IgnoreLabels,
+    Labels,
+    Mask,
+    MaxNfe,
+    Method,
+    Network,
+    NoiseStd,
+    Overwrite,
+    Particles,
+    Process,
+    Quiet,
+    Resume,
+    Seed,
+)
+
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -17,65 +40,6 @@ app = typer.Typer(
     help="Diffusion models as stochastic differential equations: train a score model, sample it by "
     "any solver.",
 )
-
-Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the fastest there is by default")
-]
-Seed = Annotated[int, typer.Option(help="makes the result reproducible", min=0)]
-Quiet = Annotated[bool, typer.Option("--quiet", help="print nothing but errors and warnings")]
-Resume = Annotated[
-    bool,
-    typer.Option(
-        "--resume",
-        help="go on from the run folder's last checkpoint; start if there is no run yet",
-    ),
-]
-Overwrite = Annotated[
-    bool,
-    typer.Option(
-        "--overwrite", help="replace a run that is there, when the first checkpoint is complete"
-    ),
-]
-
-Process = Annotated[
-    str,
-    typer.Option(
-        help="vp, ve, subvp, cosine or rectified-flow; or without noise, for images: blur, "
-        "masking, downsampling or snow"
-    ),
-]
-Labels = Annotated[
-    bool,
-    typer.Option(
-        "--labels",
-        help="train with the classes of digits, mnist, the folders of a folder, or labels in "
-        "an .npz",
-    ),
-]
-IgnoreLabels = Annotated[
-    bool, typer.Option("--ignore-labels", help="train on the data of an .npz alone")
-]
-Drop = Annotated[
-    float | None,
-    typer.Option(help="with --labels: the share of samples trained without, for --guidance; 0.1"),
-]
-Network = Annotated[
-    str | None, typer.Option(help="unet, dit, unet1d or mlp; by default by the data's shape")
-]
-MaxNfe = Annotated[
-    int | None,
-    typer.Option(
-        help="evaluations of the network a sample at most; 50,000 for an adaptive solver", min=1
-    ),
-]
-Condition = Annotated[
-    list[str] | None,
-    typer.Option(help="NAME=VALUE, label=3 say; several values, label=0,1,2, are taken in turn"),
-]
-Guidance = Annotated[
-    float | None,
-    typer.Option(help="scale of classifier-free guidance; 1 is the condition as trained"),
-]
 
 
 @contextmanager
@@ -215,6 +179,51 @@ def sample(
             max_nfe=max_nfe,
             condition=condition or (),
             guidance=guidance,
+            seed=seed,
+            device=device,
+            quiet=quiet,
+        )
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def restore(
+    run: Annotated[str, typer.Argument(help="run folder made by train, of images")],
+    image: Annotated[str, typer.Option(help="picture to restore")],
+    out: Annotated[str, typer.Option(help="file to write: .png, .npy or .npz")],
+    mask: Mask = None,
+    blur: Blur = None,
+    downsample: Downsample = None,
+    grey: Grey = False,
+    noise_std: NoiseStd = 0.05,
+    method: Method = "mmps",
+    particles: Particles = 400,
+    count: Annotated[int, typer.Option(help="how many restorations", min=1)] = 1,
+    steps: Annotated[int, typer.Option(help="steps of the solver", min=1)] = 100,
+    condition: Condition = None,
+    seed: Seed = 0,
+    device: Device = None,
+    quiet: Quiet = False,
+) -> None:
+    """Restore a picture: samples of what it could have been, by the run's model. Say what happened
+    to it by one of --mask, --blur, --downsample and --grey.
+    """
+    from sdediff.cli.restore import Damage
+    from sdediff.cli.restore import run as mend
+    from sdediff.run_folder import check_out
+
+    with _interruptible():
+        code = mend(
+            folder=check_out(run, "the run folder"),
+            image=check_out(image, "--image"),
+            out=check_out(out, "--out"),
+            damage=Damage(mask, blur, downsample, grey, noise_std),
+            method=method,
+            particles=particles,
+            count=count,
+            steps=steps,
+            condition=condition or (),
             seed=seed,
             device=device,
             quiet=quiet,

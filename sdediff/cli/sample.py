@@ -32,7 +32,16 @@ from sdediff.sampling import sample
 from sdediff.solvers import Solution, Solver, seeds
 from sdediff.solvers.solution import merge
 
-__all__ = ["run"]
+__all__ = [
+    "Drawing",
+    "batch_of",
+    "check_memory",
+    "check_place",
+    "draw",
+    "event_of",
+    "run",
+    "write",
+]
 
 _VALUES: Final = 2**17
 """Values of the samples that are solved at a time by default."""
@@ -61,9 +70,9 @@ def run(
     many of the set.
     """
     config = read_config(folder)
-    event, image = _event(folder, config), bool(config["data"].get("image", False))
-    _check_out(out, image)
-    _check_memory(count, event)
+    event, image = event_of(folder, config), bool(config["data"].get("image", False))
+    check_place(out, image)
+    check_memory(count, event)
     model: Model = load(folder, device=check_device(device))
     conditions = read_conditions(folder, config, model, condition)
     model = model if guidance is None else guided(folder, config, model, guidance)
@@ -75,37 +84,18 @@ def run(
     else:
         unit = facts(model).data_std
         method, given = make_solver(solver or "ode", model.sde, steps, rtol, atol, unit)
-    began = time.perf_counter()
-    size = batch_size or max(64, _VALUES // math.prod(event))
-    with raising():
-        drawing = _Drawing(
-            model, event, count, size, method, given, max_nfe, conditions, seed, quiet
-        )
-        signum = drawing.run()
-        if signum is not None:
-            kept = merge(drawing.parts) if drawing.parts else None
-            return _partial(kept, None, conditions, out, count, "stopped", 128 + signum)
-    solution = merge(drawing.parts)
-    if solution.failures:
-        more = f" ({len(solution.failures) - 1} more failed)" if len(solution.failures) > 1 else ""
-        why = spoken(ValueError(f"{solution.failures[0]}{more}"), ["sample"])
-        good = torch.nonzero(solution.status == 0).flatten()
-        kept = _complete(solution, good)
-        return _partial(kept, good.tolist(), conditions, out, count, f"error: {why}", 2)
-    _write(out, solution, conditions, range(count))
-    if not quiet:
-        nfe, seconds = solution.nfe.double(), time.perf_counter() - began
-        by = method or "the default solver"
-        print(
-            f"{count} samples by {by} in {seconds:.1f} s, {nfe.mean():.1f} evaluations each; "
-            f"wrote {out}",
-            file=sys.stderr,
-        )
-    return 0
+    size = batch_size or batch_of(event)
+    drawing = Drawing(model, event, count, size, method, given, max_nfe, conditions, seed, quiet)
+    return draw(drawing, out)
+
+
+def batch_of(event: Sequence[int]) -> int:
+    """How many samples are solved at a time by default."""
+    return max(64, _VALUES // math.prod(event))
 
 
 @dataclass
-class _Drawing:
+class Drawing:
     """A set of samples, drawn batch by batch; each sample depends on its own seed alone."""
 
     model: Model
@@ -118,6 +108,8 @@ class _Drawing:
     conditions: Conditions
     seed: int
     quiet: bool
+    tiled: bool = True
+    """Whether a picture has a frame and large pixels; without, one sample is written as it is."""
     parts: list[Solution] = field(default_factory=list)
 
     def run(self) -> int | None:
@@ -145,6 +137,34 @@ class _Drawing:
         )
 
 
+def draw(drawing: Drawing, out: Path) -> int:
+    """Draw samples and write those that are complete; the exit code."""
+    began = time.perf_counter()
+    conditions, count = drawing.conditions, drawing.count
+    with raising():
+        signum = drawing.run()
+        if signum is not None:
+            kept = merge(drawing.parts) if drawing.parts else None
+            return _partial(kept, None, conditions, out, count, "stopped", 128 + signum)
+    solution = merge(drawing.parts)
+    if solution.failures:
+        more = f" ({len(solution.failures) - 1} more failed)" if len(solution.failures) > 1 else ""
+        why = spoken(ValueError(f"{solution.failures[0]}{more}"), ["sample"])
+        good = torch.nonzero(solution.status == 0).flatten()
+        kept = _complete(solution, good)
+        return _partial(kept, good.tolist(), conditions, out, count, f"error: {why}", 2)
+    write(out, solution, conditions, range(count), tiled=drawing.tiled)
+    if not drawing.quiet:
+        nfe, seconds = solution.nfe.double(), time.perf_counter() - began
+        by = drawing.solver or "the default solver"
+        print(
+            f"{count} samples by {by} in {seconds:.1f} s, {nfe.mean():.1f} evaluations each; "
+            f"wrote {out}",
+            file=sys.stderr,
+        )
+    return 0
+
+
 def _partial(
     kept: Solution | None,
     rows: Sequence[int] | None,
@@ -161,7 +181,7 @@ def _partial(
         print(f"{why}; nothing was written", file=sys.stderr)
         return code
     place = out.with_name(f"{out.stem}.partial{out.suffix}") if out.exists() else out
-    _write(place, kept, conditions, range(len(kept.x)) if rows is None else rows)
+    write(place, kept, conditions, range(len(kept.x)) if rows is None else rows)
     print(f"{why}; wrote {len(kept.x)} of {count} samples to {place}", file=sys.stderr)
     return code
 
@@ -177,7 +197,8 @@ def _complete(solution: Solution, good: Tensor) -> Solution:
     )
 
 
-def _event(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
+def event_of(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
+    """The shape of a sample of a run."""
     event = config["data"].get("event")
     sizes = event if isinstance(event, list) else []
     if not sizes or not all(
@@ -191,7 +212,7 @@ def _event(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _check_memory(count: int, event: tuple[int, ...]) -> None:
+def check_memory(count: int, event: tuple[int, ...]) -> None:
     """Refuse more samples than this machine can hold."""
     names = getattr(os, "sysconf_names", {})
     known = "SC_PHYS_PAGES" in names and "SC_PAGE_SIZE" in names
@@ -205,7 +226,7 @@ def _check_memory(count: int, event: tuple[int, ...]) -> None:
         )
 
 
-def _check_out(out: Path, image: bool) -> None:
+def check_place(out: Path, image: bool) -> None:
     """Refuse a path that cannot be written before any work is done."""
     suffixes = [".png", ".npy", ".npz"] if image else [".npy", ".npz"]
     if out.suffix not in suffixes:
@@ -225,11 +246,18 @@ def _check_out(out: Path, image: bool) -> None:
         ) from error
 
 
-def _write(out: Path, solution: Solution, conditions: Conditions, rows: Sequence[int]) -> None:
+def write(
+    out: Path,
+    solution: Solution,
+    conditions: Conditions,
+    rows: Sequence[int],
+    *,
+    tiled: bool = True,
+) -> None:
     """Write the samples, which are those of the numbers ``rows``."""
     if out.suffix == ".png":
-        columns = conditions.columns(len(rows))
-        save_png(image_grid(solution.x.cpu(), columns), out)
+        look: dict[str, Any] = {} if tiled else {"scale": 1, "pad": 0}
+        save_png(image_grid(solution.x.cpu(), conditions.columns(len(rows)), **look), out)
         return
     buffer = io.BytesIO()
     x = solution.x.cpu().numpy()

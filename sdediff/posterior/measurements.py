@@ -48,8 +48,9 @@ class Measurement(Protocol):
 class LinearMeasurement(Measurement, Protocol):
     """A measurement y = A x_0 + noise_std n with n ~ N(0, I)."""
 
-    noise_std: NoiseStd
-    """A number >= 0, or numbers that broadcast to an outcome."""
+    @property
+    def noise_std(self) -> NoiseStd:
+        """A number >= 0, or numbers that broadcast to an outcome."""
 
     def adjoint(self, y: Tensor, event: Sequence[int]) -> Tensor:
         """A^T y, (B, *event), of y (B, *outcome)."""

@@ -1,0 +1,124 @@
+"""Options that several commands have, and those with long descriptions."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "Blur",
+    "Condition",
+    "Device",
+    "Downsample",
+    "Drop",
+    "Grey",
+    "Guidance",
+    "IgnoreLabels",
+    "Labels",
+    "Mask",
+    "MaxNfe",
+    "Method",
+    "Network",
+    "NoiseStd",
+    "Overwrite",
+    "Particles",
+    "Process",
+    "Quiet",
+    "Resume",
+    "Seed",
+]
+
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the fastest there is by default")
+]
+Seed = Annotated[int, typer.Option(help="makes the result reproducible", min=0)]
+Quiet = Annotated[bool, typer.Option("--quiet", help="print nothing but errors and warnings")]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="go on from the run folder's last checkpoint; start if there is no run yet",
+    ),
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite", help="replace a run that is there, when the first checkpoint is complete"
+    ),
+]
+
+Process = Annotated[
+    str,
+    typer.Option(
+        help="vp, ve, subvp, cosine or rectified-flow; or without noise, for images: blur, "
+        "masking, downsampling or snow"
+    ),
+]
+Labels = Annotated[
+    bool,
+    typer.Option(
+        "--labels",
+        help="train with the classes of digits, mnist, the folders of a folder, or labels in "
+        "an .npz",
+    ),
+]
+IgnoreLabels = Annotated[
+    bool, typer.Option("--ignore-labels", help="train on the data of an .npz alone")
+]
+Drop = Annotated[
+    float | None,
+    typer.Option(help="with --labels: the share of samples trained without, for --guidance; 0.1"),
+]
+Network = Annotated[
+    str | None, typer.Option(help="unet, dit, unet1d or mlp; by default by the data's shape")
+]
+MaxNfe = Annotated[
+    int | None,
+    typer.Option(
+        help="evaluations of the network a sample at most; 50,000 for an adaptive solver", min=1
+    ),
+]
+Condition = Annotated[
+    list[str] | None,
+    typer.Option(help="NAME=VALUE, label=3 say; several values, label=0,1,2, are taken in turn"),
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(help="scale of classifier-free guidance; 1 is the condition as trained"),
+]
+
+Mask = Annotated[
+    str | None,
+    typer.Option(
+        help="fill holes: a picture of the same size, white where --image was seen and black where "
+        "it is to be filled"
+    ),
+]
+Blur = Annotated[
+    float | None,
+    typer.Option(
+        help="sharpen: --image was blurred by a Gaussian of that many pixels' standard deviation, "
+        "periodic at the edges"
+    ),
+]
+Downsample = Annotated[
+    int | None,
+    typer.Option(help="enlarge: each pixel of --image is a mean of so many by so many", min=2),
+]
+Grey = Annotated[bool, typer.Option("--grey", help="colour: --image is grey")]
+NoiseStd = Annotated[
+    float,
+    typer.Option(
+        help="standard deviation of the noise of --image, from -1 for black to 1 for white"
+    ),
+]
+Method = Annotated[
+    str,
+    typer.Option(
+        help="mmps, pigdm, dps (as published), diffpir, replacement, repaint or particles"
+    ),
+]
+Particles = Annotated[
+    int, typer.Option(help="of --method particles, a multiple of 8, --count of them written")
+]
