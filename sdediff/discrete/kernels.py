@@ -69,6 +69,7 @@ class KernelChain(Chain, Solver):
 
     @property
     def grid(self) -> tuple[float, ...]:  # type: ignore[override]
+        """The times of i = 1..N, those of the Gaussian chain."""
         return self.base.grid
 
     @property

@@ -47,12 +47,15 @@ class Gaussian:
 
     @property
     def variance(self) -> Number:
+        """The variance of each coordinate."""
         return self.std**2
 
     def from_noise(self, z: Tensor) -> Tensor:
+        """The draw that standard normals z (B, *event) become."""
         return self.mean + self.std * z
 
     def log_prob(self, y: Tensor) -> Tensor:
+        """The log-density of each coordinate at y (B, *event), in nats."""
         std = torch.as_tensor(self.std, dtype=y.dtype, device=y.device)
         return -0.5 * ((y - self.mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)
 
@@ -67,6 +70,7 @@ class Binary:
 
     @property
     def variance(self) -> Tensor:
+        """The variance of each coordinate."""
         return 1 - self.mean.clamp(-1, 1).square()
 
     def from_noise(self, z: Tensor) -> Tensor:
@@ -75,6 +79,7 @@ class Binary:
         return torch.where(up, 1.0, -1.0).to(z.dtype)
 
     def log_prob(self, y: Tensor) -> Tensor:
+        """The log-probability of each coordinate at y (B, *event), in nats."""
         return (0.5 * (1 + self.mean.clamp(-1, 1) * y)).log()
 
     def divergence(self, other: Binary) -> Tensor:
@@ -94,10 +99,12 @@ class Gamma:
 
     @property
     def mean(self) -> Tensor:
+        """The mean of each coordinate, (B, *event)."""
         return self.start + self.scale * self.shape
 
     @property
     def variance(self) -> Number:
+        """The variance of each coordinate."""
         return self.scale**2 * self.shape
 
     def from_noise(self, z: Tensor) -> Tensor:
@@ -105,6 +112,7 @@ class Gamma:
         return self.start + self.scale * _quantile("gammaincinv", "gammainccinv", z, self.shape)
 
     def log_prob(self, y: Tensor) -> Tensor:
+        """The log-density of each coordinate at y (B, *event), in nats."""
         shape = torch.as_tensor(self.shape, dtype=y.dtype, device=y.device)
         scale = torch.as_tensor(self.scale, dtype=y.dtype, device=y.device)
         g = (y - self.start) / scale
@@ -125,10 +133,12 @@ class Beta:
 
     @property
     def mean(self) -> Tensor:
+        """The mean of each coordinate, (B, *event)."""
         return self.start + self.width * (self.first / (self.first + self.second))
 
     @property
     def variance(self) -> Tensor:
+        """The variance of each coordinate."""
         total = self.first + self.second
         return self.width**2 * (self.first * self.second / (total**2 * (total + 1)))
 
@@ -140,6 +150,7 @@ class Beta:
         return self.start + self.width * torch.where(point, inner, 0.0)
 
     def log_prob(self, y: Tensor) -> Tensor:
+        """The log-density of each coordinate at y (B, *event), in nats."""
         a, b = (
             torch.as_tensor(n, dtype=y.dtype, device=y.device) for n in (self.first, self.second)
         )
@@ -161,10 +172,12 @@ class Mixture:
 
     @property
     def mean(self) -> Tensor:
+        """The mean of each coordinate, (B, *event)."""
         return (self.log_weights.exp() * self.means).sum(dim=-1)
 
     @property
     def variance(self) -> Tensor:
+        """The variance of each coordinate."""
         spread = (self.means - self.mean[..., None]).square() + self.stds.square()
         return (self.log_weights.exp() * spread).sum(dim=-1)
 
@@ -185,6 +198,7 @@ class Mixture:
         return drawn.to(z.dtype)
 
     def log_prob(self, y: Tensor) -> Tensor:
+        """The log-density of each coordinate at y (B, *event), in nats."""
         each = Gaussian(self.means, self.stds).log_prob(y[..., None])
         total: Tensor = torch.logsumexp(each + self.log_weights, dim=-1)
         return total
