@@ -48,6 +48,7 @@ bench: $(STAMP)  ## times against hand-written loops, as ratios (benchmarks/READ
 
 posterior: $(STAMP)  ## methods for inverse problems on priors whose posteriors are known (quick: make posterior ARGS=--quick)
 	OMP_NUM_THREADS=1 $(PY) benchmarks/posterior.py $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) benchmarks/steering.py $(ARGS)
 
 trace: $(STAMP)  ## functions and files that one small call enters (their names: make trace ARGS=--list)
 	OMP_NUM_THREADS=1 $(PY) tools/trace.py $(ARGS)

@@ -223,7 +223,14 @@ def _factor(name: str, given: Any) -> _Factor:
         raise ValueError(f"{name}: exponents must be finite, got {number}")
     if not condition:
         return _Factor(model, number, {})
-    check_names(condition[0], facts(model).net, f"{name}: condition")
+    check_names(condition[0], facts(model).net)
+    names = taken(model)
+    for key in condition[0]:
+        if names is not None and key not in names:
+            raise ValueError(
+                f"{name}: the network of this factor takes no condition {key!r}, it takes "
+                f"{', '.join(sorted(names)) or 'none'}"
+            )
     values = {key: torch.as_tensor(value) for key, value in condition[0].items()}
     return _Factor(model, number, values)
 
@@ -241,8 +248,15 @@ class _Rewarded:
         self.r = r
 
     def forward(self, x: Tensor) -> Tensor:
-        """r(x), (B, 1)."""
-        return self.log_likelihood(x, x)[:, None]
+        """r(x), (B, 1); a ValueError unless it has a gradient."""
+        with torch.enable_grad():
+            found = self.log_likelihood(x.detach().requires_grad_(), x)
+        if not found.requires_grad:
+            raise ValueError(
+                "Reward: r(x) does not depend on x, so that it has no gradient: look in it for "
+                "torch.no_grad, detach() or a threshold"
+            )
+        return found.detach()[:, None]
 
     def log_likelihood(self, x: Tensor, y: Tensor) -> Tensor:
         """r(x), (B,)."""
@@ -284,11 +298,6 @@ class Reward(Posterior):
         with torch.enable_grad():
             x = denoised.data.detach().requires_grad_()
             reward = seen.measurement.log_likelihood(seen.units.leave(x), seen.y)
-            if not reward.requires_grad:
-                raise ValueError(
-                    "Reward: r(x) does not depend on x, so that it has no gradient: look in it for "
-                    "torch.no_grad, detach() or a threshold"
-                )
             (g,) = torch.autograd.grad(reward.sum(), x, create_graph=True)
             bent = torch.zeros_like(x)
             if g.requires_grad:
