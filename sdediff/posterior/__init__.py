@@ -6,9 +6,11 @@ was seen of x_0. Methods that are models of models (`MMPS`, `PiGDM`, `DPS`) go i
 with any solver. `PublishedDPS`, `Replacement`, `RePaint` and `DiffPIR` are solvers that know the
 measurement. `sample_posterior` weighs `Particles`, so that the law is right, and has the evidence.
 
-`sample_weighted` does the same for laws made of laws: `Product`, `Anneal` and `Reward`.
+`sample_weighted` does the same for laws made of laws: `Product`, `Anneal` and `Reward`. `Composed`
+is an approximation to a product for any solver: several observations of one thing.
 """
 
+from sdediff.posterior.composed import Composed
 from sdediff.posterior.corrected import FeynmanKac
 from sdediff.posterior.measurements import (
     Blur,
@@ -33,6 +35,7 @@ __all__ = [
     "MMPS",
     "Anneal",
     "Blur",
+    "Composed",
     "DiffPIR",
     "Downsample",
     "FeynmanKac",

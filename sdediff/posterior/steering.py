@@ -3,58 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sdediff.calls import check_names
-from sdediff.guidance.conditions import given_to, taken
-from sdediff.guidance.pairs import alike
-from sdediff.operator import Operator
+from sdediff.posterior.factors import At, Factors
 from sdediff.posterior.observation import Observed
 from sdediff.posterior.operators import Denoised, Posterior
-from sdediff.predict import affine
-from sdediff.protocols import (
-    Like,
-    Model,
-    Output,
-    Piece,
-    Rows,
-    ask,
-    breaks_of,
-    check_model,
-    cost_of,
-    facts,
-    value_of,
-)
+from sdediff.protocols import Model, Output, Rows, facts
 from sdediff.solvers import rowwise
-from sdediff.solvers.arithmetic import Number, along, planned, weighted
+from sdediff.solvers.arithmetic import along, weighted
 from sdediff.solvers.given import real
 from sdediff.solvers.masked import kept
 
 __all__ = ["Anneal", "Product", "Reward"]
 
 
-class _Factor(NamedTuple):
-    model: Any
-    exponent: float
-    condition: dict[str, Tensor]
-
-
-class _At(NamedTuple):
-    factors: list[tuple[Any, Number, Number]]
-    """Of each model its entry, and x_0 = keep x + push output."""
-    keep: Number
-    """The noise prediction is keep x + push M."""
-    push: Number
-    scatter: Number
-    """(alpha / sigma)^2."""
-    alpha: Number
-
-
-class Product(Operator):
+class Product(Factors):
     """The model of the law q ~ prod p_i(x)^w_i, from models of the p_i with one SDE.
 
     ``factors`` maps models to exponents, {model: 2.0, other: -1.0}, or holds tuples (model,
@@ -72,48 +39,7 @@ class Product(Operator):
     """
 
     predicts: Final = "noise"  # type: ignore[misc]  # the base's can be set, this one cannot
-    extras: tuple[str, ...] = ("center", "scatter")
-
-    def __init__(self, factors: Mapping[Any, float] | Iterable[Sequence[Any]]) -> None:
-        name = type(self).__name__
-        pairs = [*factors.items()] if isinstance(factors, Mapping) else _listed(name, factors)
-        found = [_factor(name, each) for each in pairs]
-        if not found:
-            raise ValueError(f"{name}: give at least one model and its exponent")
-        first = found[0].model
-        super().__init__(first)
-        self.factors = tuple(found)
-        self.power = math.fsum(each.exponent for each in found)
-        if not self.power > 0:
-            raise ValueError(
-                f"{name}: the exponents must have a positive sum, got {self.power:g}: a product "
-                "of powers whose sum is 0 or less has no normaliser under noise"
-            )
-        if "kernel" not in first.sde.offers:
-            raise ValueError(f"{name}: {first.sde!r} has no Gaussian kernel; take a LinearSDE")
-        times = torch.linspace(first.sde.t_min, first.sde.t_max, 5, dtype=torch.float64)
-        for each in found:
-            if not alike(first.sde, each.model.sde, times):
-                raise ValueError(
-                    f"{name}: all models must have one SDE, got {first.sde!r} and "
-                    f"{each.model.sde!r}"
-                )
-            one, two = facts(first).normalizer, facts(each.model).normalizer
-            if one != two:
-                raise ValueError(
-                    f"{name}: all models must have one normalizer, or none: their states are in "
-                    f"other units; got {one!r} and {two!r}"
-                )
-        self.breaks = tuple(sorted({t for each in found for t in breaks_of(each.model)}))
-        self.others = nn.ModuleList(
-            each.model for each in found[1:] if isinstance(each.model, nn.Module)
-        )
-
-    @property
-    def cost(self) -> int:
-        """Evaluations of a call, in those of the first model."""
-        costs = [cost_of(each.model) for each in self.factors]
-        return math.ceil(sum(costs) / costs[0])
+    extras = ("center", "scatter")
 
     def log_start(self, event: Sequence[int]) -> float:
         """The log of the integral of prod p_i(., T)^w_i, in the units of the user's data."""
@@ -123,38 +49,15 @@ class Product(Operator):
         volume = 0.0 if normalizer is None else float(normalizer.log_det(event))
         return 0.5 * size * ((1 - W) * math.log(variance) - math.log(W)) + (1 - W) * volume
 
-    def at(self, times: Tensor, like: Like, piece: Piece | None = None) -> Sequence[_At]:
-        """The entries of all models, and the coefficients of their data predictions."""
-        t = times.reshape(-1)
-        parts = []
-        for each in self.factors:
-            pair = (c.reshape(times.shape) for c in affine(each.model, "data", t))
-            entries = each.model.at(times, like, piece)
-            parts.append(list(zip(entries, *planned(len(times), like, *pair), strict=True)))
-        alpha, sigma, W = self.sde.alpha(t), self.sde.sigma(t), self.power
-        if not bool((sigma > 0).all()):
-            raise ValueError(
-                f"{type(self).__name__}: a product of densities is known where there is noise, and "
-                f"sigma = 0 at t = {float(t[sigma <= 0][0]):g}: let the solve end before, by "
-                "t_end=1e-3, say"
-            )
-        numbers = (W / sigma, -W * alpha / sigma, (alpha / sigma) ** 2, alpha)
-        columns = planned(len(times), like, *(c.reshape(times.shape) for c in numbers))
-        own = zip(*columns, strict=True)
-        return [_At([*row], *n) for row, n in zip(zip(*parts, strict=True), own, strict=True)]
-
-    def evaluate(self, x: Tensor, at: _At, rows: Rows) -> Output:
+    def evaluate(self, x: Tensor, at: At, rows: Rows) -> Output:
         """sum w_i noise_i; the ``center`` M = sum w_i E_i[x_0 | x_t] / W, the ``scatter`` (alpha /
         sigma)^2 sum w_i |E_i[x_0 | x_t] - M|^2, and ``back``, v -> (W - 1) alpha (dM / dx)^T v,
         None for W = 1.
         """
         if self.power == 1:
             return Output(**self._summed(x, at, rows), back=None)
-        keep = torch.is_grad_enabled() and (
-            x.requires_grad or any(each.requires_grad for each in self.parameters())
-        )
+        state, keep = self.differentiated(x)
         with torch.enable_grad():
-            state = x if keep and x.requires_grad else x.detach().requires_grad_()
             found = self._summed(state, at, rows)
 
         def back(v: Tensor) -> Tensor:
@@ -167,20 +70,15 @@ class Product(Operator):
         shown = found if keep else {name: each.detach() for name, each in found.items()}
         return Output(**shown, back=back)
 
-    def _summed(self, x: Tensor, at: _At, rows: Rows) -> dict[str, Tensor]:
+    def _summed(self, x: Tensor, at: At, rows: Rows) -> dict[str, Tensor]:
         """The value and the tensors beside it."""
-        data = []
-        for factor, (entry, keep, push) in zip(self.factors, at.factors, strict=True):
-            own = rows.under(given_to(taken(factor.model), _replaced(rows, factor.condition, x)))
-            out = value_of(ask(factor.model, x, entry, own), x, factor.model)
-            data.append(kept(weighted((keep, x), (push, out)), rows.mask))
+        data = [*self.data_of(x, at, rows)]
         weights = [each.exponent for each in self.factors]
-        shares = [w / self.power for w in weights]
-        center = weighted(*zip(shares, data, strict=True))
+        center = weighted(*zip([w / self.power for w in weights], data, strict=True))
         offs = [rowwise(each - center).square().sum(dim=1) for each in data]
         total = along(weighted(*zip(weights, offs, strict=True)), x).expand(x.shape)
         value = weighted((at.keep, x), (at.push, center))
-        return {"value": value, "center": center, "scatter": weighted((at.scatter, total))}
+        return {"value": value, "center": center, "scatter": weighted((at.snr, total))}
 
 
 class Anneal(Product):
@@ -196,49 +94,6 @@ class Anneal(Product):
         if not 0 < heat < math.inf:
             raise ValueError(f"Anneal: temperature must be positive and finite, got {heat:g}")
         super().__init__([(model, 1 / heat)])
-
-
-def _listed(name: str, factors: Any) -> list[Any]:
-    """The tuples of a product."""
-    try:
-        return list(factors)
-    except TypeError as error:
-        raise TypeError(
-            f"{name}: factors must be {{model: exponent, ...}} or tuples (model, exponent), got "
-            f"{type(factors).__name__}"
-        ) from error
-
-
-def _factor(name: str, given: Any) -> _Factor:
-    """One factor, checked."""
-    if not isinstance(given, Sequence) or len(given) not in (2, 3):
-        raise TypeError(
-            f"{name}: each factor is (model, exponent) or (model, exponent, condition), got "
-            f"{given!r}"
-        )
-    model, exponent, *condition = given
-    check_model(model)
-    number = real(f"{name}: exponent", exponent)
-    if not math.isfinite(number):
-        raise ValueError(f"{name}: exponents must be finite, got {number}")
-    if not condition:
-        return _Factor(model, number, {})
-    check_names(condition[0], facts(model).net)
-    names = taken(model)
-    for key in condition[0]:
-        if names is not None and key not in names:
-            raise ValueError(
-                f"{name}: the network of this factor takes no condition {key!r}, it takes "
-                f"{', '.join(sorted(names)) or 'none'}"
-            )
-    values = {key: torch.as_tensor(value) for key, value in condition[0].items()}
-    return _Factor(model, number, values)
-
-
-def _replaced(rows: Rows, condition: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
-    """The conditions of the rows, some replaced by one value for all."""
-    own = {name: c.to(x.device).expand(len(x), *c.shape) for name, c in condition.items()}
-    return {**rows.condition, **own}
 
 
 class _Rewarded:

@@ -12,6 +12,7 @@ from torch import Tensor
 import sdediff as sd
 from sdediff.posterior import (
     Anneal,
+    Composed,
     FeynmanKac,
     Particles,
     Product,
@@ -30,6 +31,7 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 COV = torch.tensor([[1.0, 0.3], [0.3, 0.5]], dtype=F64)
 ONE, TWO = sd.exact.Gaussian([0.5, -0.5], COV), sd.exact.Gaussian([-0.5, 1.0], COV)
+GAUSSIAN = ONE.model(VP)
 ANGLE = torch.arange(8, dtype=F64) * math.pi / 4
 MEANS = 1.3 * torch.stack([ANGLE.cos(), ANGLE.sin()], dim=1)
 EVERY, OWN = sd.exact.GaussianMixture(MEANS, 0.15), sd.exact.GaussianMixture(MEANS[:3], 0.15)
@@ -110,9 +112,16 @@ def test_gaussians_of_one_covariance_have_even_weights(
     assert off[1] < 0.3 * off[0] < 0.01
 
 
-@pytest.mark.parametrize("units", [None, sd.Normalizer([1.0, 2.0], [3.0, 0.5])], ids=str)
-def test_annealed_gaussians_are_gaussians(units: Any) -> None:
-    """N(m, C)^2 is N(m, C / 2) times a constant, in the user's units; 4.5 standard errors."""
+@pytest.mark.parametrize(
+    ("units", "stochasticity"),
+    [(None, 0.0), (sd.Normalizer([1.0, 2.0], [3.0, 0.5]), 2.5)],
+    ids=["without noise", "in units"],
+)
+def test_annealed_gaussians_are_gaussians(units: Any, stochasticity: float) -> None:
+    """N(m, C)^2 is N(m, C / 2) times a constant, in the user's units; 4.5 standard errors.
+
+    Without noise the steps do not forget the start, N(0, sigma_T^2 / W).
+    """
     base, n = ONE.model(VP), 2000
     model = sd.ScoreModel(base.net, VP, "v", data_std=base.data_std, normalizer=units)
     found = sample_weighted(Anneal(model, 0.5), (1, 2), particles=FeynmanKac(n), steps=100, seed=0)
@@ -154,6 +163,36 @@ def test_the_twist_of_a_reward_is_exact_for_quadratics_of_gaussians() -> None:
     off = found.prior @ a[0] - b
     truth = -0.5 * off.square() / width - 0.5 * math.log(width / std**2)
     assert torch.allclose(found.log_likelihood[:, 0], truth, atol=1e-10)
+
+
+@pytest.mark.parametrize("n", [1, 10, 100])
+def test_several_observations_of_gaussians_are_composed_exactly(n: int) -> None:
+    """E[x_0 | x_t, y_1, ..., y_n] with the covariances, to 1e-8; the sum of scores is another."""
+    H, std, t, x = (
+        torch.tensor([[1.0, 0.5]], dtype=F64),
+        0.5,
+        torch.tensor(0.3, dtype=F64),
+        randn(3, 2),
+    )
+    y = 0.4 + std * randn(n, 1, seed=1)
+    factors = [(GAUSSIAN, 1.0 - n), *((ONE.posterior(H, each, std).model(VP), 1.0) for each in y)]
+    joint = ONE.posterior(H.expand(n, 2), y[:, 0], std)
+    composed, summed = Composed(factors), Product(factors)
+    assert torch.allclose(composed.data(x, t), joint.data(VP, x, t), atol=1e-8, rtol=0)
+    gap = (summed.data(x, t) - joint.data(VP, x, t)).abs().max()
+    assert float(gap) < 1e-8 if n == 1 else float(gap) > 0.05
+
+
+def test_powers_of_gaussians_are_composed_exactly() -> None:
+    """With exponents of any sum: N(m, C)^2 N(m', C)^-0.5, and samples of it."""
+    t, x = torch.tensor([0.1, 0.9, 0.5], dtype=F64), randn(3, 2)
+    composed = Composed({GAUSSIAN: 2.0, TWO.model(VP): -0.5})
+    mean = (2 * ONE.data_moments()[0] - 0.5 * TWO.data_moments()[0]) / 1.5
+    law = sd.exact.Gaussian(mean, COV / 1.5)
+    assert torch.allclose(composed.data(x, t), law.data(VP, x, t), atol=1e-8, rtol=0)
+    options: Any = {"steps": 10, "seed": 0, "dtype": F64}
+    one, two = (sd.sample(each, (4, 2), **options).x for each in (composed, law.model(VP)))
+    assert torch.allclose(one, two, atol=1e-3)
 
 
 GOAL, WIDTH = torch.tensor([0.9, 0.3], dtype=F64), 0.3
@@ -218,7 +257,6 @@ def test_one_network_under_two_conditions_is_two_models() -> None:
     assert whole.solution.nfe.unique().tolist() == [40]
 
 
-GAUSSIAN = ONE.model(VP)
 WRONG: dict[str, Any] = {
     "no factors": (lambda: Product({}), "at least one model"),
     "no pairs": (lambda: Product([GAUSSIAN]), r"each factor is \(model, exponent\)"),
@@ -239,6 +277,10 @@ WRONG: dict[str, Any] = {
     "condition": (
         lambda: Product([(GAUSSIAN, 2.0), (GAUSSIAN, -1.0, {"label": 1})]),
         "takes no condition 'label'",
+    ),
+    "size": (
+        lambda: sd.sample(Composed({GAUSSIAN: 1}), (1, 600), steps=2),
+        "512 is the most",
     ),
     "temperature": (lambda: Anneal(GAUSSIAN, 0.0), "temperature must be positive"),
     "no noise": (
