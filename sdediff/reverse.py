@@ -153,7 +153,7 @@ class Reverse(Problem):
             pull: Any = outer(self._size(t)) * (-0.5 * (1 + lam**2))
             a, b = (self.sde.f(t) + pull * a, pull * b) if self.linear else (0.0, pull * b)
         if isinstance(b, Tensor) and not bool(torch.isfinite(a + b).all()):
-            self._refuse(quantity, t)
+            a, b = self._velocity(quantity, t)
         if times.ndim > 1:
             a = a if isinstance(a, float) else a.reshape(times.shape)
             b = b.reshape(times.shape)
@@ -251,6 +251,19 @@ class Reverse(Problem):
 
     def diffusion(self, t: Tensor) -> Coef:
         return self._size(t) * self.stochasticity(t)
+
+    def _velocity(self, quantity: str, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The drift of the probability flow as d alpha / dt x_0 + d sigma / dt noise, which is
+        finite at the ends of rectified flow, where f or g is not; an error where it is not.
+        """
+        if quantity == "drift" and self.linear and self.constant_stochasticity == 0:
+            known = self.facts.sigma_data
+            a, b = conversion(
+                self.model.sde, self.predicts, "flow", t, known, self._levels(t), self.unit
+            )
+            if bool(torch.isfinite(a + b).all()):
+                return a, b
+        self._refuse(quantity, t)
 
     def _refuse(self, quantity: str, t: Tensor) -> NoReturn:
         target = "score" if quantity == "drift" else quantity

@@ -5,6 +5,7 @@ wrong declaration.
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -158,16 +159,44 @@ def test_a_start_at_alpha_zero_is_a_data_form_step() -> None:
     ).x
     assert float((rows.mean(0) - 0.5 * data.mean).abs().max()) < 6 * 0.5 / 4000**0.5
     assert float((rows.std(0) - 0.5).abs().max()) < 6 * 0.5 / 8000**0.5
-    for solver in (sd.EulerMaruyama(), sd.Heun()):
-        with pytest.raises(
-            ValueError,
-            match=r"f or g of Rect.* is not finite at t = 1: start inside .* by DDIM or Ancestral",
-        ):
+    infinite = r"f or g of Rect.* is not finite at t = 1: start inside .* by DDIM or Ancestral"
+    for solver, message in (
+        (sd.EulerMaruyama(), infinite),
+        (sd.Heun(variable="sigma"), "a variable that is infinite at t = 1, an end of the grid"),
+    ):
+        with pytest.raises(ValueError, match=message):
             sd.sample(data.model(sde), (2, 2), solver=solver, steps=5, seed=0)
     with pytest.raises(
         ValueError, match=r"data cannot be .* predicts noise at t = 1, where alpha = 0"
     ):
         sd.sample(sd.ScoreModel(identity, sde, "noise"), (2, 2), solver=sd.DDIM(), steps=5, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("solver", "stages"),
+    [(sd.solvers.Euler(), [0.0]), (sd.solvers.Midpoint(), [0.0, 0.5]), (sd.Heun(), [0.0, 1.0])],
+    ids=repr,
+)
+def test_a_flow_is_solved_from_alpha_zero_to_sigma_zero(solver: Any, stages: list[float]) -> None:
+    """Along a network's velocity as other libraries have it, t = 0 to 1, which f and g have not."""
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        return torch.sin(2 * x.flip(1) + t[:, None]) - x
+
+    x, steps = torch.tensor([[0.5, -1.0], [2.0, 0.1]], dtype=torch.float64), 5
+    sde = sd.RectifiedFlow(t_max=1.0)
+    model = sd.ScoreModel(velocity, sde, "flow", time="reversed", data_std=1.7)
+    grid = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    given: dict[str, Any] = {"x_init": x, "last": "noisy", "dtype": torch.float64}
+    found = sd.sample(model, (2, 2), solver=solver, grid=grid, **given).x
+    for i in range(steps):
+        k = velocity(x, torch.full((2,), i / steps, dtype=torch.float64))
+        if len(stages) > 1:
+            t = torch.full((2,), (i + stages[1]) / steps, dtype=torch.float64)
+            second = velocity(x + stages[1] * k / steps, t)
+            k = second if stages[1] == 0.5 else (k + second) / 2
+        x = x + k / steps
+    torch.testing.assert_close(found, x, rtol=1e-12, atol=1e-12)
 
 
 # -- clocks ----------------------------------------------------------------------------------------

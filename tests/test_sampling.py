@@ -96,7 +96,7 @@ def test_the_grid_of_edm_and_who_cannot_step_to_its_end() -> None:
     one = sd.sample(edm, (2, 2), solver=sd.DDIM(), steps=1, t_end=0.0, seed=0)
     assert one.times.tolist() == [80.0, 0.0]
     for solver, message in (
-        (sd.Heun(variable="log_snr"), "infinite at the end of the grid"),
+        (sd.Heun(variable="log_snr"), "infinite at t = 0, an end of the grid"),
         (sd.solvers.StochasticHeun(), "at t = 0, where sigma = 0: there is no noise"),
     ):
         with pytest.raises(ValueError, match=message):

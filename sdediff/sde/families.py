@@ -285,7 +285,7 @@ class RectifiedFlow(LinearSDE):
     / (1 - t)) dw.
 
     f is infinite at T = 1. By default sampling starts at t_max with log-SNR -20; with ``t_max=1.0``
-    it starts at alpha = 0 itself, as `Cosine` says.
+    it starts at alpha = 0 itself, as `Cosine` says, or by a Runge-Kutta method in t.
     """
 
     t_min: Positive = 1e-3

@@ -143,10 +143,11 @@ class RungeKutta(Solver):
         """Step lengths, and time and scale of every stage."""
         variable = self.step_variable(problem)
         u = variable.value(times)
-        if not bool(torch.isfinite(u[1:]).all()):
+        if not bool(torch.isfinite(u).all()):
+            bad = times[~torch.isfinite(u)]
             raise ValueError(
-                f"{self!r} steps in a variable that is infinite at the end of the grid: end above "
-                "that time (t_end), or take variable='sigma'"
+                f"{self!r} steps in a variable that is infinite at t = {float(bad[0]):.6g}, an end "
+                "of the grid: start and end inside, or take variable='angle'"
             )
         h = u.diff(dim=0)
         inside = variable.time(u[:-1] + self._nodes[0].reshape(-1, *(1,) * h.ndim) * h)
