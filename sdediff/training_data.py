@@ -120,7 +120,8 @@ def with_dropout(
     if model.null is None:
         raise ValueError(
             "drop needs to know what the network is handed in place of a condition: "
-            "ScoreModel(net, sde, null={'label': 10}), say"
+            "ScoreModel(net, sde, null={'label': 10}), say, or for a model made elsewhere "
+            "loss=ConditionDropout(loss, null={'label': 10}) in place of drop"
         )
     if missing := sorted(model.null.keys() - condition.keys()):
         raise ValueError(

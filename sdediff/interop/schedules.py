@@ -184,7 +184,8 @@ class Schedule:
         inside = bool((times <= high * (1 + 1e-6)).all() and (times >= low * (1 - 1e-6)).all())
         if not inside or bool((times.diff() >= 0).any()):
             ends = self.network_time(torch.tensor([high, low], dtype=torch.float64)).tolist()
-            got = ", ".join(f"{t:g}" for t in self.network_time(times).tolist())
+            got = ", ".join(f"{t:g}" for t in self.network_time(times[:8]).tolist())
+            got += f", ... ({len(times)} of them)" if len(times) > 8 else ""
             raise ValueError(
                 "the timesteps must fall, between "
                 f"{ends[0]:g} and {ends[1]:g}; got {got}: take fewer steps, or other timesteps"

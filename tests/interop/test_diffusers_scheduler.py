@@ -692,7 +692,7 @@ WRONG_STEPS = {
     "zero": ({"num_inference_steps": 0}, "num_inference_steps must be"),
     "rising": ({"timesteps": [1.0, 9.0]}, "the timesteps must fall, between 999 and 0; got 1, 9"),
     "outside": ({"timesteps": [1000.0, 9.0]}, "the timesteps must fall, between 999 and 0"),
-    "too many": ({"num_inference_steps": 1200}, "take fewer steps"),
+    "too many": ({"num_inference_steps": 1200}, r", ... \(1200 of them\): take fewer steps"),
     "empty": ({"sigmas": []}, "sigmas must be a sequence of numbers"),
 }
 
