@@ -24,7 +24,7 @@ from sdediff import solvers as solvers
 from sdediff.constraints import Clip
 from sdediff.diagnosis import diagnose
 from sdediff.discrete import DDPM, NCSN
-from sdediff.encoding import decode, encode
+from sdediff.encoding import decode, encode, slerp
 from sdediff.likelihood import bits_per_dim, log_prob
 from sdediff.model import ScoreModel
 from sdediff.normalizer import Normalizer
@@ -115,6 +115,7 @@ __all__ = [
     "sample",
     "seeds",
     "simulate",
+    "slerp",
 ]
 
 _LATE: Final = {

@@ -19,10 +19,11 @@ from sdediff.arguments import (
 )
 from sdediff.options import LikelihoodOptions, SolveOptions, takes
 from sdediff.protocols import Model, facts
-from sdediff.solvers import Options, RungeKutta4, Solution, Solver
+from sdediff.solvers import Options, RungeKutta4, Solution, Solver, rowwise
+from sdediff.solvers.given import reals
 from sdediff.solving import Solving, check_deterministic, chosen
 
-__all__ = ["decode", "encode", "flow_solver", "state_dtype"]
+__all__ = ["decode", "encode", "flow_solver", "slerp", "state_dtype"]
 
 _NOISE: Final = ("last", "noise", "x_init", "stochasticity")
 """What the probability flow from given states leaves no room for."""
@@ -72,6 +73,59 @@ def decode(
     it. The options are those of `sdediff.options.SolveOptions`:
     """
     return _carry("decode", model, ("z", z), solver, steps, chosen(decode, options))
+
+
+def slerp(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:
+    """Spherical interpolation of latents a and b (B, *event): on the great circle between their
+    directions, at ``weight`` of the angle omega between them.
+
+        (sin((1 - w) omega) a / |a| + sin(w omega) b / |b|) / sin(omega) ((1 - w) |a| + w |b|)
+
+    Each of the three may have one entry for all B: ``slerp(z[:1], z[1:], torch.linspace(0, 1, 9))``
+    is nine steps on the way from a sample to another. ``weight`` is a number or (B,), in [0, 1]; at
+    0 and 1 the result is a and b. Latents of high dimension lie close to a sphere, which
+    interpolation on a straight line leaves. Raises ValueError where a sample is zero, or a and b
+    are opposite, so that no great circle is the shortest. (Shoemake 1985, Animating Rotation with
+    Quaternion Curves, SIGGRAPH.)
+    """
+    for name, z in (("a", a), ("b", b)):
+        check_shape(check_states(name, z).shape)
+    if a.shape[1:] != b.shape[1:]:
+        raise ValueError(
+            f"a and b must have one event, got {tuple(a.shape[1:])} and {tuple(b.shape[1:])}"
+        )
+    w = reals("weight", weight)
+    counts = {len(a), len(b), w.numel()} - {1}
+    if w.ndim > 1 or len(counts) > 1:
+        raise ValueError(
+            f"weight must be a number or (B,), beside a and b of {len(a)} and {len(b)} samples; "
+            f"got {tuple(w.shape)}"
+        )
+    if not bool(((w >= 0) & (w <= 1)).all()):
+        raise ValueError("weight is the share of the way from a to b, in [0, 1]")
+    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    w = w.reshape(-1, 1).to(dtype).to(a.device)
+    flat = [rowwise(z).to(dtype) for z in (a, b)]
+    sizes = [z.norm(dim=1, keepdim=True) for z in flat]
+    for name, size in zip("ab", sizes, strict=True):
+        if not bool((size > 0).all()):
+            raise ValueError(f"sample {int((size == 0).int().argmax())} of {name} is zero")
+    u, v = (z / size for z, size in zip(flat, sizes, strict=True))
+    apart, together = (u - v).norm(dim=1, keepdim=True), (u + v).norm(dim=1, keepdim=True)
+    if not bool((together > torch.finfo(dtype).eps).all()):
+        raise ValueError(
+            f"sample {int(together.argmin())} of a and b are opposite: no great circle between "
+            "them is the shortest; go by way of a third sample"
+        )
+    omega = 2 * torch.atan2(apart, together)
+    near = omega < torch.finfo(dtype).eps ** 0.5
+    sine = torch.where(near, 1.0, omega.sin())
+    shares = [torch.where(near, k, (k * omega).sin() / sine) for k in (1 - w, w)]
+    size = (1 - w) * sizes[0] + w * sizes[1]
+    found: Tensor = (
+        shares[0] * (size / sizes[0]) * flat[0] + shares[1] * (size / sizes[1]) * flat[1]
+    )
+    return found.reshape(-1, *a.shape[1:]).to(torch.promote_types(a.dtype, b.dtype))
 
 
 def flow_solver(
