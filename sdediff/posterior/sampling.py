@@ -38,7 +38,7 @@ class Weighted:
     ``x`` (B, n, *event) are the particles, and ``weights`` float64 (B, n) sum to 1: averages are
     sums over weights times values, as `mean` and `variance` are. ``draws`` (B, n, *event) are equal
     in weight, by systematic resampling of x; they are not independent of each other, and many are
-    copies.
+    copies. `mean_error` and `variance_error` are standard errors of the averages.
 
     ``log_evidence`` (B,) estimates the log of the normaliser in nats: log p(y) of a posterior, log
     E[exp(r(x_0))] of a `Reward`, and of a `Product` the integral of its powers of normalised
@@ -70,6 +70,28 @@ class Weighted:
     def variance(self) -> Tensor:
         """The variance of each entry under the law, (B, *event)."""
         return (self._beside() * (self.x - self.mean[:, None]).square()).sum(dim=1)
+
+    @property
+    def mean_error(self) -> Tensor:
+        """The standard error of `mean`, (B, *event), from how far the families are apart.
+
+        A family is all that descends from one particle at the start: families are independent but
+        for resampling, and the error is the root of the sum over them of the square of sum w (x -
+        mean). With few families, where the result is not `exact`, it is too small. (Chan and Lai 2013, arXiv 1309.2918; Lee and Whiteley 2018, arXiv 1509.00394.)
+        """
+        return self._error(self.x - self.mean[:, None])
+
+    @property
+    def variance_error(self) -> Tensor:
+        """The standard error of `variance`, (B, *event), as that of the mean."""
+        return self._error((self.x - self.mean[:, None]).square() - self.variance[:, None])
+
+    def _error(self, off: Tensor) -> Tensor:
+        """The standard error of the average of values (B, n, *event), less their average."""
+        ancestor = self.solution.extras["ancestor"].reshape(len(off), -1)
+        place = ancestor.reshape(*ancestor.shape, *(1,) * (off.ndim - 2)).expand_as(off)
+        families = torch.zeros_like(off).scatter_add(1, place, self._beside() * off)
+        return families.square().sum(dim=1).sqrt()
 
     def _beside(self) -> Tensor:
         weights = self.weights.to(self.x.dtype)
