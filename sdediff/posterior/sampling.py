@@ -77,7 +77,8 @@ class Weighted:
 
         A family is all that descends from one particle at the start: families are independent but
         for resampling, and the error is the root of the sum over them of the square of sum w (x -
-        mean). With few families, where the result is not `exact`, it is too small. (Chan and Lai 2013, arXiv 1309.2918; Lee and Whiteley 2018, arXiv 1509.00394.)
+        mean). With few families, where the result is not `exact`, it is too small. (Chan and Lai
+        2013, Annals of Statistics 41; Lee and Whiteley 2018, arXiv 1509.00394.)
         """
         return self._error(self.x - self.mean[:, None])
 
