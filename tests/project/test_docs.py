@@ -12,6 +12,7 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from code_blocks import Block, code_blocks, commands
 
@@ -62,6 +63,7 @@ def check_ring(page, printed, module):
 
 
 def run_python_blocks(page, module):
+    torch.manual_seed(0)  # networks of the pages start at random weights
     for block in code_blocks(page):
         if block.language == "python" and not block.not_run:
             # Blank lines in front, so that a traceback names the line of the page.
