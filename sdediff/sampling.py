@@ -62,7 +62,8 @@ def sample(
     ``solver``: any solver value. By default, with ``steps=N`` or a ``grid``, an
     `ExponentialMultistep` of order 2 to 4 by N, or `Renoise` where ``stochasticity`` is given
     (docs/solvers.md: the rule and what it was chosen by), or `EulerMaruyama` under an SDE without a
-    Gaussian kernel; with neither, `RK45`, or `AdaptiveSDE` where ``stochasticity`` is given.
+    Gaussian kernel; with neither, `RK45`, or `AdaptiveSDE` where ``stochasticity`` is given. A
+    process may bring its own, as a degradation does.
     ``steps``: the number of intervals N of a solver with fixed steps, spaced as ``grid`` says.
     Adaptive solvers take none. The network is evaluated N times (``solver.evaluations`` times N: 2
     or 3 N by the stochastic default; more in the first steps of a multistep solver with

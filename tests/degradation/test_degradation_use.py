@@ -125,7 +125,7 @@ def replace_degrade(process, seen):
 
 @pytest.mark.parametrize(
     "process",
-    [BLUR.fitted(IMAGES, components=2), D.Masking(4), D.Snow(4), D.Hot(sd.VP())],
+    [BLUR.fitted(IMAGES, components=2), D.Masking(4), D.Downsampling(), D.Snow(4), D.Hot(sd.VP())],
     ids=lambda each: type(each).__name__,
 )
 def test_what_is_trained_comes_back_from_its_folder(process, tmp_path):
