@@ -55,16 +55,16 @@ class FeynmanKac(Resampling):
 
     so that the weighted particles have the law q_t ~ prod p_i(., t)^w_i at every t, whatever
     lambda. ``stochasticity`` is lambda: a larger one makes the weights more even and needs more
-    steps. Where the p_i are Gaussians of one covariance, all weights are equal. The step is a
-    stochastic Heun step, exact for linear f x, with two evaluations; in the weights the noise in
-    the integrals of div f and g cancels. div m is needed for W != 1 alone, by at most ``probes``
-    backward passes of each model an evaluation: exactly if an event has no more entries, else by
-    random signs (Hutchinson).
+    steps. Where the p_i are Gaussians of one covariance, all weights are equal. A step is a
+    stochastic Heun step in log(sigma / alpha), exponential in the linear part, with two
+    evaluations; the weights are integrated by the trapezoidal rule over the same two. div m is
+    needed for W != 1 alone, by at most ``probes`` backward passes of each model an evaluation:
+    exactly if an event has no more entries, else by random signs (Hutchinson).
 
-    For W = 1, as in p(x | c)^w p(x)^(1 - w), this is eq. 17 of Skreta et al. 2025 (Feynman-Kac
-    Correctors, arXiv 2503.02819), d log w = g^2 / 2 (|s|^2 - sum w_i |s_i|^2) |dt|, s = sum w_i
-    s_i. For other W that weight has |s|^2, whose noise grows with the dimension; moving by m in
-    place of s takes it away.
+    For W = 1, as in p(x | c)^w p(x)^(1 - w), this is the weight of Skreta et al. 2025 (Feynman-Kac
+    Correctors, arXiv 2503.02819), d log w = g^2 / 2 (|s|^2 - sum w_i |s_i|^2) |dt| with s = sum w_i
+    s_i. For other W theirs, (W - 1) div f in addition, has the noise of |s|^2, which grows with the
+    dimension: moving by m in place of s takes it away.
 
     ``islands`` and ``stop``: as in `Particles`. `sample_weighted` takes it, with ``last="noisy"``:
     the law and its normaliser are those of the product at the end of the solve.

@@ -137,8 +137,7 @@ class Reward(Posterior):
     Tweedie's formula) and the Hessian of r along g, and h at most 0: exact along g for a quadratic
     r. As a model by itself it has the pull of this twist, g / (1 - c h), as an approximation that
     any solver takes. An evaluation takes one evaluation of ``model`` and two backward passes. (Wu
-    et al. 2023, arXiv 2306.17775; Skreta et al. 2025, arXiv 2503.02819, section 4, have r(x_t)
-    instead.)
+    et al. 2023, arXiv 2306.17775, for the weights.)
     """
 
     linear = False
