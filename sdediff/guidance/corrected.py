@@ -86,7 +86,8 @@ class Rescale(Corrected):
 
     ``phi`` is in [0, 1]; the paper takes 0.7. The result depends on the prediction that is
     rescaled, which ``space`` names: ``"v"`` by default, as in the paper, whatever the network
-    predicts. An event must have two coordinates at least.
+    predicts. An event must have two coordinates at least; a sample of which a mask leaves one, and
+    one whose guided prediction is constant, is not rescaled.
 
     Lin et al. 2024 (arXiv 2305.08891, eq. 15 and 16).
     """
@@ -107,7 +108,8 @@ class Rescale(Corrected):
 
     def combine(self, own: Tensor, other: Tensor, scale: Number, mask: Tensor | None) -> Tensor:
         guided = weighted((scale, own), (1.0 - scale, other))
-        ratio = _std(own, mask) / _std(guided, mask)
+        spread = _std(guided, mask)
+        ratio = torch.where(spread > 0, _std(own, mask) / spread, 1.0)
         return guided * along(self.phi * ratio + 1 - self.phi, own)
 
 

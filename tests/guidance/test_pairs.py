@@ -207,6 +207,17 @@ def test_operators_compose_and_their_costs_multiply() -> None:
 NET = labelled(LAWS, VP)
 
 
+def test_a_sample_of_one_coordinate_is_not_rescaled() -> None:
+    """A mask leaves one of two: its standard deviation is 0."""
+    model = sd.ScoreModel(lambda x, t, label: (1 + label[:, None]) * x / 9, VP, "v")
+    free, mask = ClassifierFree(model, 3.0, NULL), torch.tensor([[True, False], [False, True]])
+    one, two = (
+        sd.sample(each, (2, 2), steps=4, seed=0, condition={"label": 1}, mask=mask).x
+        for each in (free, Rescale(free))
+    )
+    torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+
+
 class Cubed(sd.SDE):
     """An SDE without a Gaussian kernel."""
 
