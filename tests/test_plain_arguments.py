@@ -25,6 +25,7 @@ IMAGE = sd.exact.Gaussian(torch.zeros(1, 2, 2), torch.eye(4)).model(sd.VP())
 # -- dataclasses -----------------------------------------------------------------------------------
 
 NEEDED = {
+    "ChainLoss": (sd.DDPM.from_schedule("linear", 10),),
     "Churn": (sd.Heun(),),
     "ConditionDropout": (sd.DenoisingScoreMatching(), {"label": 0}),
     "DDPM": ((0.1, 0.2), (0.5, 1.0)),
@@ -58,7 +59,7 @@ RESULTS = {
     "KolmogorovSmirnov",
     "Metric",
 }
-RESULTS |= {"VariationalBound", "Chains", "State", "Tableau", "Problem", "Rows"}
+RESULTS |= {"VariationalBound", "Chains", "State", "Tableau", "Problem", "Rows", "Draws"}
 
 
 def public(*modules):
@@ -196,6 +197,11 @@ CALLS = {
         lambda **given: sd.objectives.reflow(MODEL, solver=sd.Heun(), **given),
         (),
         {"shape": (2, 2), "steps": 2, "seed": 1, "batch_size": 1},
+    ),
+    "straightness": (
+        lambda **given: sd.objectives.straightness(MODEL, **given),
+        (),
+        {"shape": (2, 2), "steps": 3, "seed": 1},
     ),
     "solve_ode": (solvers.solve_ode, (fall, X, [0.0, 0.5]), {"max_nfe": 90}),
     "solve_sde": (

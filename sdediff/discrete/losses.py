@@ -105,8 +105,7 @@ class ChainLoss(Loss):
                 "ChainLoss: chain takes a chain, DDPM.from_schedule('linear', 1000) say; got "
                 f"{self.chain!r}"
             )
-        if self.norm not in (1, 2):
-            raise ValueError(f"ChainLoss: norm must be 1 or 2, got {self.norm!r}")
+        _ = integer("ChainLoss: norm", self.norm, 1, 2, kind="1 or 2")
         if self.kind == "vlb":
             _ = self.chain.prior_term(torch.ones(1, 1))  # a TypeError where there is no bound
 
