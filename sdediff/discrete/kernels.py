@@ -285,7 +285,8 @@ class MixtureChain(_Additive):
     tau_{i-1}, and its noise is a mixture of one Gaussian more than it has jumps. Because all jumps
     are alike, and grow with alpha_i as the scale of `GammaChain` does, the noise of i steps is a
     mixture of no more than ``most`` + 1 Gaussians, with binomial weights, in one shot: two
-    components at every step whose sums do not coincide would be 2^i. The posterior is a mixture
+    components at every step whose sums do not coincide would be 2^i. These parameters are our own
+    choice of a mixture (Nachmani et al. 2021 have others). The posterior is a mixture
     too, exact by Bayes' rule for each number of jumps before and in the step.
     """
 

@@ -128,4 +128,3 @@ def test_two_moons_in_one_step(tmp_path: Path):
     assert found["distilled"] <= 0.05, found
     assert found["reflowed and distilled"] <= 0.05, found
     assert bent[1] < 0.5 * bent[0], bent
-    print(found, bent, between.quantile / whole)
