@@ -1,4 +1,4 @@
-"""The command line: ``sdediff train``, ``sdediff sample``, ``sdediff check``, ``sdediff demo``."""
+"""The command line: ``sdediff train``, ``sample``, ``restore``, ``check`` and ``demo``."""
 
 from __future__ import annotations
 
