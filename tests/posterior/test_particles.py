@@ -184,20 +184,23 @@ def test_weights_and_families_are_told_apart() -> None:
 
 @pytest.mark.filterwarnings("ignore:the particles of posterior")
 def test_errors_are_as_large_as_what_is_off() -> None:
-    """Of 100 posteriors, means and variances: the root mean square of what is off in standard
-    errors, 1.0 to 1.2 in longer runs, has a standard error of 0.07.
+    """Of 60 posteriors, means and variances: the root mean square of what is off in standard
+    errors, 1.0 to 1.2 in longer runs, has a standard error of 0.1; in errors of independent
+    draws, by the effective sample size of the weights, that of the mean is 2.0.
     """
+    std = 0.15
+    sharp = posterior.Linear(lambda x: x @ H.T.to(x), noise_std=std)
     found = sample_posterior(
-        RING.model(sd.VP()), SEEN, Y, (100, 2), particles=Particles(200), steps=30, seed=0,
-        batch_size=4000,
+        RING.model(sd.VP()), sharp, Y, (60, 2), particles=Particles(400, "pigdm"), steps=30, seed=0,
+        batch_size=8000,
     )  # fmt: skip
-    mean, cov = TRUTH.data_moments()
+    mean, cov = RING.posterior(H, Y[0], std).data_moments()
     for off in (
         (found.mean - mean) / found.mean_error,
         (found.variance - cov.diagonal()) / found.variance_error,
     ):
-        assert bool(((off.square().mean(dim=0).sqrt() - 1.1).abs() < 0.3).all())
-    assert found.mean_error.shape == found.variance_error.shape == (100, 2)
+        assert bool(((off.square().mean(dim=0).sqrt() - 1.1).abs() < 0.4).all())
+    assert found.mean_error.shape == found.variance_error.shape == (60, 2)
 
 
 def test_evaluations_and_passes_are_counted() -> None:
