@@ -145,6 +145,7 @@ CALLS = {
             "seed": [1, 2, 3, 4, 5, 6],
         },
     ),
+    "slerp": (sd.slerp, (X, X), {"weight": 0.5}),
     "simulate": (sd.simulate, (sd.VP(), X), {"steps": 3, "t_start": 0.25, "t_end": 0.5, "seed": 1}),
     "encode": (
         sd.encode,

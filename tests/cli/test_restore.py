@@ -86,7 +86,7 @@ def test_restorations_are_those_of_the_library(
     assert float((x - expected.x).abs().max()) <= 1e-6 * float(expected.x.abs().max())
 
 
-@pytest.mark.filterwarnings("ignore:the particles of posterior")
+@pytest.mark.filterwarnings("ignore:the particles of sample")
 @pytest.mark.parametrize("method", [*METHODS, "particles"])
 def test_every_method_writes_a_picture_as_large_as_the_runs(
     method: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -37,7 +37,7 @@ KINDS: dict[str, posterior.LinearMeasurement] = {
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:the particles of posterior")
+@pytest.mark.filterwarnings("ignore:the particles of sample")
 @pytest.mark.parametrize("method", ["MMPS", "Particles"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_mean_and_pixel_variances_of_restored_pictures(kind: str, method: str) -> None:

@@ -182,7 +182,7 @@ def test_weights_and_families_are_told_apart() -> None:
     assert found.draws.shape == found.x.shape == (2, 80, 2)
 
 
-@pytest.mark.filterwarnings("ignore:the particles of posterior")
+@pytest.mark.filterwarnings("ignore:the particles of sample")
 def test_errors_are_as_large_as_what_is_off() -> None:
     """Of 60 posteriors, means and variances: the root mean square of what is off in standard
     errors, 1.0 to 1.2 in longer runs, has a standard error of 0.1; in errors of independent

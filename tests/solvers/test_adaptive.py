@@ -478,11 +478,10 @@ def test_a_step_planned_at_once_is_the_step_planned_by_its_times(variable: Any) 
 
 
 def test_a_time_of_one_row_that_has_no_drift_is_refused() -> None:
-    """At sigma = 0, which rows reach at steps of their own."""
-    problem, x = (
-        Reverse(DATA.model(sd.RectifiedFlow()), 3),
-        torch.tensor([[0.7, -1.2], [0.1, 0.3], [1.0, 0.0]]),
-    )
+    """At sigma = 0, which rows reach at steps of their own, a data prediction says no velocity."""
+    sde, x = sd.RectifiedFlow(), torch.tensor([[0.7, -1.2], [0.1, 0.3], [1.0, 0.0]])
+    model = sd.ScoreModel(lambda x, t: DATA.data(sde, x, t), sde, predicts="data")
+    problem = Reverse(model, 3)
     times = torch.tensor([0.9, 0.0], dtype=torch.float64)
     with (
         torch.no_grad(),

@@ -206,7 +206,7 @@ METHODS: dict[str, tuple[Any, bool]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:the particles of posterior")
+@pytest.mark.filterwarnings("ignore:the particles of sample")
 @pytest.mark.parametrize("name", METHODS)
 def test_calibration_tells_methods_apart(name: str) -> None:
     """99 draws a rank, 500 replications: the right ones pass, DPS does not."""
