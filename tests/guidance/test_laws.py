@@ -120,7 +120,9 @@ def limit(end: float, stochasticity: float) -> tuple[Tensor, Tensor]:
     return torch.tensor(y[:2]), torch.tensor(y[2:].reshape(2, 2))
 
 
-OTHER = "eta=0.7", "ERSDE", "Churn"  # these have a stochasticity of their own
+# These have a stochasticity of their own: `Switch` in one part of the grid, and `Recurrence` adds
+# noise that keeps the law of a process, which a guided score has none of.
+OTHER = "eta=0.7", "ERSDE", "Churn", "Switch", "Recurrence"
 MEASURED = [s for s in FIXED if not any(w in repr(s) for w in ("Langevin", "Renoise", "Restart"))]
 
 
