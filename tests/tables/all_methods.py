@@ -73,7 +73,7 @@ METHODS = [
     *(Method(sd.solvers.ExponentialSinglestep(p), p) for p in (1, 2, 3, 4)),
     Method(sd.solvers.ExponentialPair(3, rtol=1e-3, atol=1e-3), 3),
     Method(sd.solvers.ExponentialSinglestep(3, "noise", "sigma"), 3),
-    Method(sd.solvers.ExponentialSinglestep(3, r1=0.2, r2=0.9), 3),
+    Method(sd.solvers.ExponentialSinglestep(3, r1=0.2, r2=0.9), 3, ladder=(20, 40, 80)),
     Method(sd.solvers.ExponentialSinglestep(4, 0.5, "t"), 4),
     *(Method(sd.ExponentialMultistep(p), p, ladder=MANY) for p in (1, 2, 3, 4)),
     Method(sd.ExponentialMultistep(4, "noise", "sigma"), 4, ladder=MANY),
@@ -117,7 +117,11 @@ METHODS = [
     ),
     Method(sd.solvers.Switch((sd.Heun(), sd.solvers.UniPC(2)), log_snr=(0.0,)), 2),
     Method(
-        sd.solvers.Switch((sd.EulerMaruyama(), sd.solvers.SASolver(2)), log_snr=(-1.0,)), 1, 1, 1
+        sd.solvers.Switch((sd.EulerMaruyama(), sd.solvers.SASolver(2)), log_snr=(-1.0,)),
+        1,
+        1,
+        1,
+        ladder=MANY,
     ),
     Method(sd.solvers.InverseDDIM(tol=0, iterations=8), 1),
     Method(sd.DDPM.from_sde(sd.VP(), 26)),
