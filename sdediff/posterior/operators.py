@@ -143,8 +143,9 @@ class MMPS(Posterior):
     is found by ``iterations`` of conjugate gradients, each of which takes a backward pass for C;
     one more follows. The pull depends on C through this alone: derivatives of C are left out, as in
     the paper. noise_std may be 0. For Gaussian data and as many iterations as y has entries this is
-    the posterior's score. (Rozet et al. 2024, Learning Diffusion Priors from Observations by
-    Expectation Maximization, arXiv 2405.13712, section 4.2.)
+    the posterior's score. J of a small network is symmetric and positive only roughly, and several
+    iterations may diverge: then take 1. (Rozet et al. 2024, Learning Diffusion Priors from
+    Observations by Expectation Maximization, arXiv 2405.13712, section 4.2.)
     """
 
     def __init__(self, model: Model, measurement: Any, y: Tensor, iterations: int = 5) -> None:
