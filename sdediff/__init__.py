@@ -161,4 +161,5 @@ def __getattr__(name: str) -> Any:
             public.setdefault(each, home)
     if name in public:
         raise AttributeError(f"sdediff.{name} is now sdediff.{public[name]}.{name}")
-    raise AttributeError(f"module 'sdediff' has no attribute {name!r}{nearest(name, public)}")
+    hint = nearest(name, _HOMES) or nearest(name, public)
+    raise AttributeError(f"module 'sdediff' has no attribute {name!r}{hint}")

@@ -375,6 +375,11 @@ def test_packages_that_are_imported_late_are_attributes_too(name, monkeypatch):
     assert getattr(sd, name) is sys.modules[f"sdediff.{name}"]
 
 
+def test_a_misspelt_package_is_told_before_a_class_of_nearly_its_name():
+    with pytest.raises(AttributeError, match=r"'guidence' \(did you mean 'guidance'\?\)"):
+        _ = sd.guidence
+
+
 @pytest.mark.parametrize(
     ("need", "meant"),
     [
