@@ -92,7 +92,7 @@ class Work:
 
 
 def moons(args) -> list[dict[str, object]]:
-    work = Work((4096, 2), args.moons, 20_000, 256)
+    work = Work((16_384, 2), args.moons, 20_000, 256)
     if args.quick:
         work = Work((64, 2), 3, 64, 64)
     data, fresh = two_moons(20_000, 1), two_moons(work.shape[0], 2)

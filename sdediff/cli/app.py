@@ -13,6 +13,7 @@ import typer
 from sdediff.cli.options import (
     Blur,
     Condition,
+    Degrade,
     Device,
     Downsample,
     Drop,
@@ -20,6 +21,7 @@ from sdediff.cli.options import (
     Guidance,
     IgnoreLabels,
     Labels,
+    Level,
     Mask,
     MaxNfe,
     Method,
@@ -196,18 +198,24 @@ def restore(
     blur: Blur = None,
     downsample: Downsample = None,
     grey: Grey = False,
-    noise_std: NoiseStd = 0.05,
-    method: Method = "mmps",
+    noise_std: NoiseStd = None,
+    degrade: Degrade = False,
+    level: Level = None,
+    method: Method = None,
     particles: Particles = 400,
     count: Annotated[int, typer.Option(help="how many restorations", min=1)] = 1,
-    steps: Annotated[int, typer.Option(help="steps of the solver", min=1)] = 100,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="steps of the solver; 100, of a degradation one a level", min=1),
+    ] = None,
     condition: Condition = None,
     seed: Seed = 0,
     device: Device = None,
     quiet: Quiet = False,
 ) -> None:
     """Restore a picture: samples of what it could have been, by the run's model. Say what happened
-    to it by one of --mask, --blur, --downsample and --grey.
+    to it by one of --mask, --blur, --downsample and --grey. A run of a degradation knows what
+    happened: --level says how far.
     """
     from sdediff.cli.restore import Damage
     from sdediff.cli.restore import run as mend
@@ -218,7 +226,7 @@ def restore(
             folder=check_out(run, "the run folder"),
             image=check_out(image, "--image"),
             out=check_out(out, "--out"),
-            damage=Damage(mask, blur, downsample, grey, noise_std),
+            damage=Damage(mask, blur, downsample, grey, noise_std, level, degrade),
             method=method,
             particles=particles,
             count=count,

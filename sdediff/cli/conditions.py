@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sdediff.degradation import Degradation
 from sdediff.protocols import Model
 from sdediff.solvers.given import nearest
 
-__all__ = ["Conditions", "guided", "read_conditions"]
+__all__ = ["Conditions", "guided", "read_conditions", "read_own"]
 
 _TRAINED = "train one with: sdediff train --labels"
 _NONE = "none"
@@ -27,21 +28,31 @@ class Conditions:
     """Values (k,) by the names of conditions, which the samples take in turn: sample i has the
     value i modulo k.
 
-    ``values`` go to the network; ``words`` are the same as the data call them.
+    ``values`` go to the network; ``words`` are the same as the data call them. ``own``, (k, ...)
+    each, are those of the process, a degradation.
     """
 
     values: Mapping[str, Tensor]
     words: Mapping[str, NDArray[Any]]
+    own: Mapping[str, Tensor] = field(default_factory=dict)
 
     def of(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """What the network is handed for the samples ``rows``."""
+        """What the network and the process are handed for the samples ``rows``."""
         index = torch.as_tensor(rows)
-        return {name: value[index % len(value)] for name, value in self.values.items()}
+        given = {name: value[index % len(value)] for name, value in self.values.items()}
+        return {**given, **self.own_of(rows)}
+
+    def own_of(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """What the process alone is handed for them."""
+        index = torch.as_tensor(rows)
+        return {name: value[index % len(value)] for name, value in self.own.items()}
 
     def called(self, rows: Sequence[int]) -> dict[str, NDArray[Any]]:
         """The same in the words of the data."""
         index = np.asarray(rows)
-        return {name: value[index % len(value)] for name, value in self.words.items()}
+        own = {name: value.numpy() for name, value in self.own.items()}
+        both = {**self.words, **own}
+        return {name: value[index % len(value)] for name, value in both.items()}
 
     def columns(self, count: int) -> int | None:
         """The columns of a picture of ``count`` samples in which each has one value; None: any."""
@@ -121,6 +132,50 @@ def _value(
     except ValueError as error:
         what = "a number" if kind.is_floating_point else "an integer"
         raise ValueError(f"--condition {name}={word}: expected {what}") from error
+
+
+def read_own(
+    process: Degradation, event: Sequence[int], given: Sequence[str]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The conditions NAME=VALUE of the process itself, (1, ...) each, with as many numbers as its
+    `draw` gives a sample of shape ``event``, or an .npy file of them; and the words that are none.
+    """
+    shapes = process.draw(torch.zeros(1, *event), torch.Generator().manual_seed(0))
+    own: dict[str, Tensor] = {}
+    others = []
+    for word in given:
+        name, equals, rest = word.partition("=")
+        if not equals or name.strip() not in shapes:
+            others.append(word)
+            continue
+        name = name.strip()
+        if name in own:
+            raise ValueError(f"--condition {name} is given twice")
+        like = shapes[name]
+        found = _numbers(name, rest.strip())
+        whole = like.is_floating_point() or bool((found == found.round()).all())
+        if found.numel() != like.numel() or not whole:
+            kind = "numbers" if like.is_floating_point() else "whole numbers"
+            raise ValueError(
+                f"--condition {name} of a picture are {like.numel()} {kind}, with commas between "
+                f"them, or an .npy file of shape {tuple(like.shape[1:])}; got {word!r}"
+            )
+        own[name] = found.reshape(like.shape).to(like.dtype)
+    return own, others
+
+
+def _numbers(name: str, rest: str) -> Tensor:
+    """Float64 numbers between commas, or those of an .npy file."""
+    if rest.endswith(".npy"):
+        if not Path(rest).is_file():
+            raise FileNotFoundError(f"--condition {name}={rest}: there is no such file")
+        return torch.from_numpy(np.load(rest, allow_pickle=False).astype(np.float64))
+    try:
+        return torch.tensor([float(part) for part in rest.split(",")], dtype=torch.float64)
+    except ValueError as error:
+        raise ValueError(
+            f"--condition {name}={rest}: expected numbers with commas between them, or an .npy file"
+        ) from error
 
 
 def _called(words: Sequence[str]) -> NDArray[Any]:

@@ -9,6 +9,7 @@ import typer
 __all__ = [
     "Blur",
     "Condition",
+    "Degrade",
     "Device",
     "Downsample",
     "Drop",
@@ -16,6 +17,7 @@ __all__ = [
     "Guidance",
     "IgnoreLabels",
     "Labels",
+    "Level",
     "Mask",
     "MaxNfe",
     "Method",
@@ -51,7 +53,7 @@ Overwrite = Annotated[
 Process = Annotated[
     str,
     typer.Option(
-        help="vp, ve, subvp, cosine or rectified-flow; or without noise, for images: blur, "
+        help="vp, ve, subvp, cosine or rectified-flow; or a degradation, for images: blur, "
         "masking, downsampling or snow"
     ),
 ]
@@ -108,15 +110,31 @@ Downsample = Annotated[
 ]
 Grey = Annotated[bool, typer.Option("--grey", help="colour: --image is grey")]
 NoiseStd = Annotated[
-    float,
+    float | None,
     typer.Option(
-        help="standard deviation of the noise of --image, from -1 for black to 1 for white"
+        help="standard deviation of the noise of --image, from -1 for black to 1 for white; 0.05"
+    ),
+]
+Degrade = Annotated[
+    bool,
+    typer.Option(
+        "--degrade",
+        help="run of a degradation: degrade --image first, by conditions drawn from --seed; also "
+        "writes the degraded picture",
+    ),
+]
+Level = Annotated[
+    int | None,
+    typer.Option(
+        help="run of a degradation: the level to which --image is degraded; the last by default",
+        min=1,
     ),
 ]
 Method = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="mmps, pigdm, dps (as published), diffpir, replacement, repaint or particles"
+        help="mmps (the default), pigdm, dps (as published), diffpir, replacement, repaint or "
+        "particles; of a degradation tacos (the default), naive or direct"
     ),
 ]
 Particles = Annotated[

@@ -17,6 +17,7 @@ from torch import Tensor
 from sdediff import posterior
 from sdediff.checkpoint import load, read_config
 from sdediff.cli.conditions import Conditions, read_conditions
+from sdediff.cli.degraded import Cold
 from sdediff.cli.names import check_device
 from sdediff.cli.sample import (
     Drawing,
@@ -52,33 +53,48 @@ The derivative of a small network is no covariance in all directions: with five 
 solves for those too, and 10 of 40 restored digits diverge; with one none does.
 """
 _PARTICLES: Final = "particles"
+_NOISE_STD: Final = 0.05
 
 
 @dataclass(frozen=True)
 class Damage:
-    """What happened to a picture, as the command line says it: one of four, and noise."""
+    """What happened to a picture, as the command line says it: one of four, and noise; or, of a run
+    of a degradation, the level, and whether the picture is yet to be degraded.
+    """
 
     mask: str | None
     blur: float | None
     downsample: int | None
     grey: bool
-    noise_std: float
+    noise_std: float | None
+    level: int | None = None
+    degrade: bool = False
 
-    def measurement(self, event: tuple[int, ...]) -> posterior.LinearMeasurement:
-        """The measurement of pictures of shape (C, H, W)."""
-        given = {
+    @property
+    def measured(self) -> dict[str, bool]:
+        """The options of measurements, and whether they are given."""
+        return {
             "--mask": self.mask is not None,
             "--blur": self.blur is not None,
             "--downsample": self.downsample is not None,
             "--grey": self.grey,
         }
+
+    def measurement(self, event: tuple[int, ...]) -> posterior.LinearMeasurement:
+        """The measurement of pictures of shape (C, H, W)."""
+        if self.level is not None or self.degrade:
+            raise ValueError(
+                f"{'--degrade' if self.degrade else '--level'} is for the run of a degradation, "
+                "train --sde blur, masking, downsampling or snow, and this is none: drop it"
+            )
+        given = self.measured
         named = [name for name, there in given.items() if there]
         if len(named) != 1:
             raise ValueError(
                 f"got {' and '.join(named) or 'none of them'}: say what happened to the picture by "
                 f"one of {', '.join(given)}"
             )
-        size = self.noise_std
+        size = _NOISE_STD if self.noise_std is None else self.noise_std
         if self.mask is not None:
             return posterior.Mask(_mask(check_out(self.mask, "--mask"), event), noise_std=size)
         if self.blur is not None:
@@ -110,18 +126,16 @@ def run(
     image: Path,
     out: Path,
     damage: Damage,
-    method: str,
+    method: str | None,
     particles: int,
     count: int,
-    steps: int,
+    steps: int | None,
     condition: Sequence[str],
     seed: int,
     device: str | None,
     quiet: bool,
 ) -> int:
     """Draw restorations and write them; the exit code."""
-    method = method.lower().replace("_", "-")
-    check_name("method", method, [*METHODS, _PARTICLES])
     config = read_config(folder)
     event = event_of(folder, config)
     if not config["data"].get("image", False):
@@ -131,9 +145,23 @@ def run(
         )
     check_place(out, image=True)
     check_memory(count, event)
+    model: Model = load(folder, device=check_device(device))
+    if "degrade" in model.sde.offers:
+        given = {**damage.measured, "--noise-std": damage.noise_std is not None}
+        if wrong := [name for name, there in given.items() if there]:
+            raise ValueError(
+                f"{folder} was trained on {model.sde!r}, and that is what happened to the picture: "
+                f"drop {wrong[0]}"
+            )
+        picture = _picture(image, event, "as the run's are")
+        cold = Cold(folder, config, model, picture, damage.level, damage.degrade)
+        drawing = cold.drawing(method, count, steps, condition, seed, quiet=quiet)
+        return cold.draw(drawing, out)
+    method = "mmps" if method is None else method.lower().replace("_", "-")
+    check_name("method", method, [*METHODS, _PARTICLES])
+    steps = 100 if steps is None else steps
     seen = damage.measurement(event)
     y = damage.outcome(seen, image, event)
-    model: Model = load(folder, device=check_device(device))
     conditions = read_conditions(folder, config, model, condition)
     if method == _PARTICLES:
         given = _Cloud(model, seen, y, event, count, particles, steps, conditions, seed, quiet)

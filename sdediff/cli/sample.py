@@ -29,6 +29,7 @@ from sdediff.progress import Bar, progress_bar
 from sdediff.protocols import Model, facts
 from sdediff.run_folder import CONFIG
 from sdediff.sampling import sample
+from sdediff.sde import SDE
 from sdediff.solvers import Solution, Solver, seeds
 from sdediff.solvers.solution import merge
 
@@ -74,6 +75,7 @@ def run(
     check_place(out, image)
     check_memory(count, event)
     model: Model = load(folder, device=check_device(device))
+    _check_prior(folder, model.sde)
     conditions = read_conditions(folder, config, model, condition)
     model = model if guidance is None else guided(folder, config, model, guidance)
     method: Solver | None
@@ -87,6 +89,18 @@ def run(
     size = batch_size or batch_of(event)
     drawing = Drawing(model, event, count, size, method, given, max_nfe, conditions, seed, quiet)
     return draw(drawing, out)
+
+
+def _check_prior(folder: Path, process: SDE) -> None:
+    """Refuse a process without a law to start from."""
+    try:
+        _ = process.prior
+    except NotImplementedError as error:
+        raise ValueError(
+            f"{folder} was trained on {process!r}, which has no law of fully degraded data to draw "
+            f"from: restore a picture, sdediff restore {folder} --image picture.png --degrade "
+            "--out restored.png, or train with --sde blur, whose colours have a law"
+        ) from error
 
 
 def batch_of(event: Sequence[int]) -> int:
@@ -110,6 +124,8 @@ class Drawing:
     quiet: bool
     tiled: bool = True
     """Whether a picture has a frame and large pixels; without, one sample is written as it is."""
+    start: tuple[Tensor, float] | None = None
+    """States (count, *event) that the samples start from, and their time; None: drawn ones."""
     parts: list[Solution] = field(default_factory=list)
 
     def run(self) -> int | None:
@@ -124,6 +140,9 @@ class Drawing:
         return None
 
     def _batch(self, rows: range, bar: Bar) -> Solution:
+        begin: dict[str, Any] = {}
+        if self.start is not None:
+            begin = {"x_init": self.start[0][rows.start : rows.stop], "t_start": self.start[1]}
         return sample(
             self.model,
             (len(rows), *self.event),
@@ -134,6 +153,7 @@ class Drawing:
             seed=seeds(self.seed, rows),
             callback=lambda snapshot: bar.update(rows.start + snapshot.done * len(rows)),
             on_fail="return",
+            **begin,
         )
 
 

@@ -121,6 +121,8 @@ WRONG: dict[str, tuple[list[object], str]] = {
     "mask colour": (["--mask", "image.png"], "--mask image.png is in colour"),
     "blur": (["--blur", 9], "kernel of 55 pixels, more than the picture's 8: take 1 or less"),
     "method": (["--grey", "--method", "mmsp"], "did you mean 'mmps'"),
+    "level": (["--grey", "--level", 3], "--level is for the run of a degradation"),
+    "degrade": (["--grey", "--degrade"], "--degrade is for the run of a degradation"),
     "noise": (["--blur", 0.4, "--noise-std", -1], "must be finite and >= 0, got -1"),
     "no noise": (
         ["--blur", 0.4, "--noise-std", 0, "--method", "particles"], "divides by",
