@@ -16,6 +16,7 @@ from sdediff.discrete.chain import Chain
 from sdediff.masks import kept, sum_over
 from sdediff.modules import evaluating
 from sdediff.normalizer import Normalizer
+from sdediff.objectives.objective import Batch
 from sdediff.objectives.variational import Bins
 from sdediff.predict import conversion_of, outputs, target
 from sdediff.progress import progress_bar
@@ -27,7 +28,14 @@ from sdediff.solvers.given import integer
 if TYPE_CHECKING:
     from sdediff.discrete.ddpm import DDPM
 
-__all__ = ["VariationalBound", "data_error", "prior_term", "transition", "variational_bound"]
+__all__ = [
+    "VariationalBound",
+    "data_error",
+    "decoder_term",
+    "prior_term",
+    "transition",
+    "variational_bound",
+]
 
 
 def prior_term(chain: DDPM, x_0: Tensor) -> Tensor:
@@ -40,12 +48,11 @@ def prior_term(chain: DDPM, x_0: Tensor) -> Tensor:
 
 def transition(
     chain: DDPM,
+    batch: Batch,
     i: Tensor,
-    x_0: Tensor,
     error: Tensor,
     learned: Tensor | None,
     bins: Bins | None,
-    mask: Tensor | None = None,
     normalizer: Normalizer | None = None,
 ) -> Tensor:
     """The bound's term of each sample, nats (B,): -log p(x_0 | x_1) where i = 1, else the
@@ -54,11 +61,12 @@ def transition(
     KL(q(x_{i-1} | x_i, x_0) || p(x_{i-1} | x_i)), Gaussians both. ``error`` is E[x_0 | x_i] - x_0,
     ``learned`` the network's second output. With q's mean data x_0 + keep x_i and variance v_q, and
     p's at the predicted x_0 with variance v, the divergence of a coordinate is (log(v / v_q) - 1 +
-    v_q / v + data^2 error^2 / v) / 2. Coordinates outside ``mask`` have none. ``bins``, and the
+    v_q / v + data^2 error^2 / v) / 2. Coordinates outside the mask have none. ``bins``, and the
     density without them, are in the units of ``normalizer``.
     """
-    dtype = torch.float64 if x_0.device.type != "mps" else torch.float32
-    x_0 = x_0.to(dtype)
+    mask = batch.mask
+    dtype = torch.float64 if batch.x_0.device.type != "mps" else torch.float32
+    x_0 = batch.x_0.to(dtype)
     error = error.to(dtype)
     learned = None if learned is None else learned.to(dtype)
     data = chain.posterior_columns[0][i - 1]
@@ -72,19 +80,32 @@ def transition(
     first = torch.nonzero(i == 1).flatten().to(x_0.device)
     if not len(first):
         return terms
-    clean = x_0[first]
-    off = error[first]
-    log_v = log_v[first]
+    seen = None if mask is None else mask[first]
+    coded = decoder_term(x_0[first], error[first], log_v[first], bins, seen, normalizer)
+    return terms.index_copy(0, first, coded)
+
+
+def decoder_term(
+    x_0: Tensor,
+    error: Tensor,
+    log_v: Tensor,
+    bins: Bins | None,
+    mask: Tensor | None,
+    normalizer: Normalizer | None,
+) -> Tensor:
+    """L_0 = -log p(x_0 | x_1) of a Gaussian with the mean x_0 + error and the variance exp(log_v),
+    nats (B,): a density, or the probability of a bin, in the units of ``normalizer``.
+    """
     if normalizer is not None:
-        scale = normalizer.scale(clean)
-        clean = normalizer.denormalize(clean)
-        off = scale * off
+        scale = normalizer.scale(x_0)
+        x_0 = normalizer.denormalize(x_0)
+        error = scale * error
         log_v = log_v + 2 * scale.log()
     if bins is None:
-        log_prob = -0.5 * (off.square() * torch.exp(-log_v) + log_v + math.log(2 * math.pi))
+        log_prob = -0.5 * (error.square() * torch.exp(-log_v) + log_v + math.log(2 * math.pi))
     else:
-        log_prob = bins.log_prob(clean, clean + off, log_v)
-    return terms.index_copy(0, first, -sum_over(log_prob, None if mask is None else mask[first]))
+        log_prob = bins.log_prob(x_0, x_0 + error, log_v)
+    return -sum_over(log_prob, mask)
 
 
 @dataclass(frozen=True)
@@ -128,8 +149,9 @@ def variational_bound(
     """Every term of the variational bound of samples x_0 (B, *event), each by one draw of x_i: N
     evaluations of the network.
 
-    ``bins``: what values the data lie on, for the discretized decoder of a `DDPM`; None for data
-    with a density, whose decoder is Gaussian, and for the binary data of a `BinomialChain`. Both
+    ``bins``: what values the data lie on, for the discretized decoder of a `DDPM` or a
+    `MixtureChain`; None for data with a density, whose decoder is Gaussian, and for the binary data
+    of a `BinomialChain`. Both
     ``bins`` and x_0 are in the user's units if the model has a `Normalizer`.
     ``seed``: as in `sample`: the draws of sample i depend on its seed alone. ``batch_size``: so
     many samples at a time. ``device``: the model's by default; samples and conditions go there.
@@ -166,15 +188,12 @@ def variational_bound(
             rows = slice(first, first + chunk)
             noise = White((keys or ())[rows], x_0.shape[1:], dtype=x_0.dtype, device=x_0.device)
             conditions = {name: value[rows] for name, value in given.items()}
+            batch = Batch(model, x_0[rows], conditions)
             terms = []
             for i in range(1, chain.N + 1):
                 index = torch.full((len(x_0[rows]),), i)
                 z = noise.at(i).normal("churn")
-                terms.append(
-                    chain.bound_term(
-                        model, x_0[rows], index, z, conditions, bins, None, known.normalizer
-                    )
-                )
+                terms.append(chain.bound_term(batch, index, z, bins, known.normalizer))
                 bar.update(first + len(x_0[rows]) * i / chain.N)
             parts.append(torch.stack(terms, dim=1))
     terms_of = torch.cat(parts)
@@ -182,23 +201,18 @@ def variational_bound(
 
 
 def data_error(
-    chain: Chain,
-    model: Model,
-    x_0: Tensor,
-    i: Tensor,
-    noise: Tensor,
-    condition: Condition | None,
-    mask: Tensor | None = None,
+    chain: Chain, batch: Batch, i: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(error of the predicted noise, error of the predicted data, what the network says of the
     variance) at x_i, (B, *event).
 
     Both errors are the network's own, rescaled: they do not cancel, whatever it predicts.
     """
+    model, x_0, mask = batch.model, batch.x_0, batch.mask
     t = chain.level_times[i - 1]
     x = kept(chain.marginal_law(x_0, i).from_noise(noise), mask)
     noise = kept(chain.noise_in(x, x_0, i, noise), mask)
-    found = outputs(model, x, t, condition, mask)
+    found = outputs(model, x, t, batch.condition, mask)
     error = found.value - target(model, x_0, noise, t)
     scales = (conversion_of(model, name, t)[1] for name in ("noise", "data"))
     in_noise, in_data = (expand(scale, error) * error for scale in scales)

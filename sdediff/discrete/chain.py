@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdediff.calls import Condition
 from sdediff.discrete.laws import Gaussian, Law
 from sdediff.normalizer import Normalizer
+from sdediff.objectives.objective import Batch
 from sdediff.objectives.times import uniform
 from sdediff.objectives.variational import Bins
 from sdediff.predict import affine
@@ -150,22 +150,21 @@ class Chain:
 
     def bound_term(
         self,
-        model: Model,
-        x_0: Tensor,
+        batch: Batch,
         i: Tensor,
         noise: Tensor,
-        condition: Condition | None = None,
         bins: Bins | None = None,
-        mask: Tensor | None = None,
         normalizer: Normalizer | None = None,
     ) -> Tensor:
-        """The variational bound's term at the levels i (B,), by one draw of x_i: nats (B,)."""
+        """The variational bound's term of the batch's samples at the levels i (B,), by one draw of
+        x_i from normals ``noise``: nats (B,).
+        """
         raise self._boundless()
 
     def _boundless(self) -> TypeError:
         return TypeError(
-            "chain must be a DDPM, DDPM.from_schedule('linear', 1000) say, or a BinomialChain; "
-            f"got {self!r}, which has no variational bound in closed form"
+            "chain must be a DDPM, DDPM.from_schedule('linear', 1000) say, a BinomialChain or a "
+            f"MixtureChain; got {self!r}, which has no variational bound"
         )
 
     def posterior(

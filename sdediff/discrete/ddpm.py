@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdediff.calls import Condition
 from sdediff.discrete.bound import data_error, prior_term, transition
 from sdediff.discrete.chain import Chain, Levels, evenly
 from sdediff.discrete.schedules import ScheduleOptions, schedule, zero_terminal_snr
 from sdediff.normalizer import Normalizer
+from sdediff.objectives.objective import Batch
 from sdediff.objectives.variational import Bins
 from sdediff.protocols import Model, facts
 from sdediff.sde import InterpolatedVP, LinearSDE
@@ -314,19 +314,16 @@ class DDPM(Chain, Solver):
 
     def bound_term(
         self,
-        model: Model,
-        x_0: Tensor,
+        batch: Batch,
         i: Tensor,
         noise: Tensor,
-        condition: Condition | None = None,
         bins: Bins | None = None,
-        mask: Tensor | None = None,
         normalizer: Normalizer | None = None,
     ) -> Tensor:
         """L_{i-1}: `transition` at the error of the model's data prediction."""
-        error, learned = data_error(self, model, x_0, i, noise, condition, mask)[1:]
+        error, learned = data_error(self, batch, i, noise)[1:]
         learned = learned if self.variance == "learned" else None
-        return transition(self, i, x_0, error, learned, bins, mask, normalizer)
+        return transition(self, batch, i, error, learned, bins, normalizer)
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """Posterior coefficients of the steps from i to i - 1, from the level at times[0] on."""

@@ -17,15 +17,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sdediff.calls import Condition
+from sdediff.discrete.bound import decoder_term
 from sdediff.discrete.chain import Chain, Levels
 from sdediff.discrete.ddpm import DDPM
 from sdediff.discrete.laws import Beta, Binary, Gamma, Law, Mixture
 from sdediff.masks import kept, sum_over
 from sdediff.normalizer import Normalizer
+from sdediff.objectives.objective import Batch
 from sdediff.objectives.variational import Bins
 from sdediff.predict import conversion_of, outputs
-from sdediff.protocols import Model
 from sdediff.sde import LinearSDE
 from sdediff.solvers import Problem, Solver, Step, StepNoise, expand
 from sdediff.solvers.given import Count, Part, Positive, integer
@@ -98,6 +98,66 @@ class KernelChain(Chain, Solver):
     def plausible(self, x_0: Tensor) -> Tensor:
         """What the reverse steps take for the model's E[x_0 | x_i]."""
         return x_0
+
+    def prior_term(self, x_0: Tensor) -> Tensor:
+        """KL(q(x_N | x_0) || `prior`); a TypeError where the law has no ``divergence``."""
+        x_0 = _wide(x_0)
+        at_end, prior = (self.marginal_law(x, self.N) for x in (x_0, torch.zeros_like(x_0)))
+        return sum_over(self._divergence(at_end, prior), None)
+
+    def bound_term(
+        self,
+        batch: Batch,
+        i: Tensor,
+        noise: Tensor,
+        bins: Bins | None = None,
+        normalizer: Normalizer | None = None,
+    ) -> Tensor:
+        """KL(q(x_{i-1} | x_i, x_0) || q(x_{i-1} | x_i, E[x_0 | x_i])), at i = 1 -log p(x_0 | x_1);
+        a TypeError where the posterior has no ``divergence``.
+        """
+        mask = batch.mask
+        x = kept(self.marginal_law(batch.x_0, i).from_noise(noise), mask)
+        t = self.level_times[i - 1]
+        a, b = (expand(each, x) for each in conversion_of(batch.model, "data", t))
+        guess = a * x + b * outputs(batch.model, x, t, batch.condition, mask).value
+        x, x_0, guess = (_wide(each) for each in (x, batch.x_0, self.plausible(guess)))
+        terms = x_0.new_zeros(len(x_0))
+        for place, first in ((i > 1, False), (i == 1, True)):
+            rows = torch.nonzero(place).flatten()
+            if not len(rows):
+                continue
+            there = rows.to(x.device)
+            seen = None if mask is None else mask[there]
+            if first:
+                found = self.decoder_term(x_0[there], guess[there], bins, seen, normalizer)
+            else:
+                laws = [self.posterior_law(x[there], y[there], i[rows]) for y in (x_0, guess)]
+                found = sum_over(self._divergence(*laws), seen)
+            terms = terms.index_copy(0, there, found)
+        return terms
+
+    def decoder_term(
+        self,
+        x_0: Tensor,
+        guess: Tensor,
+        bins: Bins | None,
+        mask: Tensor | None,
+        normalizer: Normalizer | None,
+    ) -> Tensor:
+        """-log p(x_0 | x_1), nats (B,): a Gaussian around the guess E[x_0 | x_1] with the variance
+        of x_1 / alpha_1 given x_0.
+        """
+        alpha, sigma = self.levels.alphas[1], self.levels.sigmas[1]
+        log_v = x_0.new_full(x_0.shape, 2 * math.log(float(sigma / alpha)))
+        return decoder_term(x_0, guess - x_0, log_v, bins, mask, normalizer)
+
+    def _divergence(self, law: Any, other: Any) -> Tensor:
+        """KL(law || other); a TypeError where there is none."""
+        if not hasattr(law, "divergence"):
+            raise self._boundless()
+        found: Tensor = law.divergence(other)
+        return found
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """The levels of the steps, from that at times[0] on."""
@@ -180,33 +240,29 @@ class BinomialChain(KernelChain):
                 "normalizer=Normalizer(0.5, 0.5), and threshold others first"
             )
 
-    def prior_term(self, x_0: Tensor) -> Tensor:
-        """KL(q(x_N | x_0) || fair coins)."""
-        at_end = self.marginal_law(x_0.double(), self.N)
-        return sum_over(at_end.divergence(Binary(torch.zeros_like(at_end.mean))), None)
-
     def bound_term(
         self,
-        model: Model,
-        x_0: Tensor,
+        batch: Batch,
         i: Tensor,
         noise: Tensor,
-        condition: Condition | None = None,
         bins: Bins | None = None,
-        mask: Tensor | None = None,
         normalizer: Normalizer | None = None,
     ) -> Tensor:
-        """KL(q(x_{i-1} | x_i, x_0) || q(x_{i-1} | x_i, E[x_0 | x_i])), at i = 1 -log p(x_0 | x_1):
-        exact for each coordinate.
-        """
+        """`KernelChain.bound_term`, exact for each coordinate."""
         if bins is not None:
             raise ValueError(f"{self!r} has binary data: pass bins=None")
-        x = kept(self.marginal_law(x_0, i).from_noise(noise), mask)
-        t = self.level_times[i - 1]
-        a, b = (expand(each, x) for each in conversion_of(model, "data", t))
-        guess = a * x + b * outputs(model, x, t, condition, mask).value
-        right, ours = (self.posterior_law(x, each, i) for each in (x_0, self.plausible(guess)))
-        return sum_over(right.divergence(ours), mask)
+        return super().bound_term(batch, i, noise, None, normalizer)
+
+    def decoder_term(
+        self,
+        x_0: Tensor,
+        guess: Tensor,
+        bins: Bins | None,
+        mask: Tensor | None,
+        normalizer: Normalizer | None,
+    ) -> Tensor:
+        """The posterior's own probability at i = 1, of which the mean is the guess."""
+        return -sum_over(Binary(guess).log_prob(x_0), mask)
 
 
 @dataclass(frozen=True, repr=False)
@@ -254,8 +310,9 @@ class GammaChain(_Additive):
     that L_{i-1} + tau_{i-1} / theta is a Beta(tau_{i-1} / theta^2, k_i) share of S = L_i + tau_i /
     theta. Its mean is the Gaussian chain's. What the sampler approximates is that E[x_0 | x_i]
     stands for x_0, as in DDPM; S below 0, which only a wrong x_0 has, counts as 0. There is no
-    variational bound: the support of the posterior depends on x_0, and the divergence is infinite.
-    Quantiles are SciPy's, on the host.
+    variational bound: the posterior has no mass below alpha_{i-1} (x_0 - tau_{i-1} / theta), so
+    that where E[x_0 | x_i] exceeds x_0 the divergence is infinite. Quantiles are SciPy's, on the
+    host.
     """
 
     theta: Positive = 0.1
@@ -287,7 +344,8 @@ class MixtureChain(_Additive):
     mixture of no more than ``most`` + 1 Gaussians, with binomial weights, in one shot: two
     components at every step whose sums do not coincide would be 2^i. These parameters are our own
     choice of a mixture (Nachmani et al. 2021 have others). The posterior is a mixture
-    too, exact by Bayes' rule for each number of jumps before and in the step.
+    too, exact by Bayes' rule for each number of jumps before and in the step, and the terms of the
+    variational bound are integrals by quadrature.
     """
 
     jump: Positive = 0.5
@@ -350,6 +408,11 @@ class MixtureChain(_Additive):
         scale = _beside(before[..., None], x)
         means = scale * (x_0[..., None] + size_a + rest_a / total * off)
         return Mixture(means, scale * (rest_a * rest_b / total).sqrt(), log_p)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """States in float64 where the device has it."""
+    return x.double() if x.device.type != "mps" else x
 
 
 def _beside(each: Tensor, x: Tensor) -> Tensor:

@@ -2,15 +2,17 @@
 
 A law treats every coordinate of a state (B, *event) by itself. It has ``mean`` and ``variance``,
 ``from_noise(z)``, the draw that a standard normal z of the states' shape becomes, and
-``log_prob(y)``, the log-density of each coordinate (of a `Binary`, the log-probability).
+``log_prob(y)``, the log-density of each coordinate (of a `Binary`, the log-probability). Those that
+have ``divergence(other)``, KL(law || other) of each coordinate, give a chain its variational bound.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
+import numpy as np
 import torch
 from scipy import special
 from torch import Tensor
@@ -58,6 +60,12 @@ class Gaussian:
         """The log-density of each coordinate at y (B, *event), in nats."""
         std = torch.as_tensor(self.std, dtype=y.dtype, device=y.device)
         return -0.5 * ((y - self.mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)
+
+    def divergence(self, other: Gaussian) -> Tensor:
+        """KL(self || other) of each coordinate in nats."""
+        there = torch.as_tensor(other.std, dtype=self.mean.dtype, device=self.mean.device)
+        ratio, off = (self.std / there) ** 2, (self.mean - other.mean) / there
+        return 0.5 * (ratio - 1 - torch.as_tensor(ratio).log() + off.square())
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,6 +210,33 @@ class Mixture:
         each = Gaussian(self.means, self.stds).log_prob(y[..., None])
         total: Tensor = torch.logsumexp(each + self.log_weights, dim=-1)
         return total
+
+    def divergence(self, other: Mixture) -> Tensor:
+        """KL(self || other) of each coordinate in nats: the mean of log self - log other over each
+        component, by Gauss-Hermite quadrature. There is no closed form.
+        """
+        here, there = (
+            Mixture(law.means[..., None, :], law.stds[..., None, :], law.log_weights[..., None, :])
+            for law in (self, other)
+        )
+        shares = self.log_weights.exp()
+        total = torch.zeros_like(self.means[..., 0])
+        for node, weight in zip(*_HERMITE, strict=True):
+            y = self.means + node * self.stds  # (B, *event, K)
+            total = total + weight * (shares * (here.log_prob(y) - there.log_prob(y))).sum(dim=-1)
+        return total
+
+
+_NODES: Final = 48
+
+
+def _hermite() -> tuple[list[float], list[float]]:
+    """Nodes, and weights of sum 1, of the means under a standard normal."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES)
+    return nodes.tolist(), (weights / weights.sum()).tolist()
+
+
+_HERMITE: Final = _hermite()
 
 
 def _quantile(lower: str, upper: str, z: Tensor, *parameters: Number) -> Tensor:

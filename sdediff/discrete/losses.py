@@ -86,8 +86,8 @@ class ChainLoss(Loss):
       alpha_i x_0) / sigma_i whatever the kernel: with ``norm`` 2 L_simple of DDPM and the loss of
       NCSN, with 1 the loss of Nachmani et al. 2021 (arXiv 2106.07582) for Gamma noise;
     - ``"vlb"``: N times the variational bound's term at i, in bits per dimension, of a chain that
-      has a bound: a `DDPM`, or a `BinomialChain` (Sohl-Dickstein et al. 2015, arXiv 1503.03585,
-      eq. 14).
+      has a bound: a `DDPM`, a `MixtureChain`, or a `BinomialChain` (Sohl-Dickstein et al. 2015,
+      arXiv 1503.03585, eq. 14).
 
     ``stratified`` spreads the levels of a batch evenly. The model's SDE has the chain's marginals,
     or their mean and variance: `Chain.to_sde`.
@@ -121,9 +121,9 @@ class ChainLoss(Loss):
         i = chain.index(i, x_0).expand(len(x_0))
         noise = batch.drawn()
         if self.kind == "vlb":
-            nats = chain.bound_term(model, x_0, i, noise, batch.condition, None, mask)
-            return chain.N / (counts(x_0, mask) * math.log(2)) * nats
-        error = data_error(chain, model, x_0, i, noise, batch.condition, mask)[0]
+            nats = chain.bound_term(batch, i, noise)
+            return (chain.N / (counts(x_0, mask) * math.log(2)) * nats).to(x_0.dtype)
+        error = data_error(chain, batch, i, noise)[0]
         return mean_over(error.abs() if self.norm == 1 else error.square(), mask)
 
 
@@ -194,15 +194,13 @@ class DDPMLoss(Loss):
 
     def _losses(self, batch: Batch, i: Tensor, noise: Tensor) -> Tensor:
         chain, x_0, mask = self.chain, batch.x_0, batch.mask
-        in_noise, in_data, learned = data_error(
-            chain, batch.model, x_0, i, noise, batch.condition, mask
-        )
+        in_noise, in_data, learned = data_error(chain, batch, i, noise)
         simple = mean_over(in_noise.square(), mask)
         if self.kind == "simple":
             return simple
         learned = learned if chain.variance == "learned" else None
         error = in_data.detach() if self.kind == "hybrid" else in_data
-        nats = transition(chain, i, x_0, error, learned, self.bins, mask)
+        nats = transition(chain, batch, i, error, learned, self.bins)
         bits = (chain.N / (counts(x_0, mask) * math.log(2)) * nats).to(simple.dtype)
         return bits if self.kind == "vlb" else simple + self.vlb_weight * bits
 

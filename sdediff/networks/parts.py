@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from sdediff.solvers.given import integer, real
 
 __all__ = [
     "Labelled",
+    "Sizes",
     "TimeFeatures",
     "check_count",
     "check_dropout",
@@ -41,6 +43,37 @@ class TimeFeatures(nn.Module):
 def class_embedding(classes: int, width: int) -> nn.Embedding:
     """A learned vector for each class, and one more, of number ``classes``, for no class."""
     return nn.Embedding(classes + 1, width)
+
+
+class Sizes(NamedTuple):
+    """The sizes of a U-Net, as a checkpoint records them."""
+
+    channels: int
+    widths: Sequence[int]
+    layers: int
+    dropout: float
+    groups: int
+    out_channels: int | None
+    classes: int | None
+
+    def checked(self, who: str) -> Sizes:
+        """The same, plain numbers; a ValueError or TypeError unless they fit a network ``who``."""
+        widths = self.widths
+        if not isinstance(widths, Sequence) or isinstance(widths, str) or not widths:
+            raise TypeError(f"{who}: widths must be a sequence, one a level; got {widths!r}")
+        widths = [integer(f"{who}: widths", width, 1) for width in widths]
+        groups = integer(f"{who}: groups", self.groups, 1)
+        if any(width % groups for width in widths):
+            raise ValueError(f"{who}: widths must be multiples of groups = {groups}, got {widths}")
+        return Sizes(
+            integer(f"{who}: channels", self.channels, 1),
+            widths,
+            integer(f"{who}: layers", self.layers, 1),
+            check_dropout(f"{who}: dropout", self.dropout),
+            groups,
+            check_count(f"{who}: out_channels", self.out_channels),
+            check_count(f"{who}: classes", self.classes),
+        )
 
 
 def check_count(name: str, value: int | None) -> int | None:

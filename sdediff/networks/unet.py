@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sdediff._extras import require
-from sdediff.networks.parts import Labelled, check_count, check_dropout, check_label, padded
-from sdediff.solvers.given import integer
+from sdediff.networks.parts import Labelled, Sizes, check_label, padded
 
 __all__ = ["UNet"]
 
@@ -37,35 +36,20 @@ class UNet(Labelled, nn.Module):
         classes: int | None = None,
     ) -> None:
         super().__init__()
-        channels, layers, groups = (
-            integer(f"UNet: {name}", value, 1)
-            for name, value in (("channels", channels), ("layers", layers), ("groups", groups))
-        )
-        for name, value in (("widths", widths), ("attention", attention)):
-            if not isinstance(value, Sequence) or isinstance(value, str):
-                raise TypeError(
-                    f"UNet: {name} must be a sequence with one entry for each resolution, got "
-                    f"{value!r}"
-                )
-        widths = [integer("UNet: widths", width, 1) for width in widths]
-        dropout = check_dropout("UNet: dropout", dropout)
-        out_channels = check_count("UNet: out_channels", out_channels)
-        classes = check_count("UNet: classes", classes)
+        given = Sizes(channels, widths, layers, dropout, groups, out_channels, classes)
+        sizes = given.checked("UNet")
+        channels, widths, layers, dropout, groups, out_channels, classes = sizes
+        if not isinstance(attention, Sequence) or isinstance(attention, str):
+            raise TypeError(
+                "UNet: attention must be a sequence with one entry for each width, got "
+                f"{attention!r}"
+            )
         if len(widths) != len(attention):
             raise ValueError(
                 f"UNet: attention needs one entry for each of the {len(widths)} widths, got "
                 f"{len(attention)}"
             )
-        self.config: dict[str, Any] = {
-            "channels": channels,
-            "widths": widths,
-            "layers": layers,
-            "attention": list(attention),
-            "dropout": dropout,
-            "groups": groups,
-            "out_channels": out_channels,
-            "classes": classes,
-        }
+        self.config: dict[str, Any] = {**sizes._asdict(), "attention": list(attention)}
         self.classes = classes
         self.multiple = 2 ** (len(widths) - 1)
         self.unet = require("diffusers", "images").UNet2DModel(

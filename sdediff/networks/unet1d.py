@@ -12,15 +12,13 @@ from torch.nn import functional
 
 from sdediff.networks.parts import (
     Labelled,
+    Sizes,
     TimeFeatures,
-    check_count,
-    check_dropout,
     check_label,
     class_embedding,
     padded,
     zeroed,
 )
-from sdediff.solvers.given import integer
 
 __all__ = ["UNet1D"]
 
@@ -50,23 +48,10 @@ class UNet1D(Labelled, nn.Module):
         classes: int | None = None,
     ) -> None:
         super().__init__()
-        channels, layers, groups = (
-            integer(f"UNet1D: {name}", value, 1)
-            for name, value in (("channels", channels), ("layers", layers), ("groups", groups))
-        )
-        widths = _check_widths(widths, groups)
-        dropout = check_dropout("UNet1D: dropout", dropout)
-        out_channels = check_count("UNet1D: out_channels", out_channels)
-        self.classes = check_count("UNet1D: classes", classes)
-        self.config: dict[str, Any] = {
-            "channels": channels,
-            "widths": widths,
-            "layers": layers,
-            "dropout": dropout,
-            "groups": groups,
-            "out_channels": out_channels,
-            "classes": self.classes,
-        }
+        given = Sizes(channels, widths, layers, dropout, groups, out_channels, classes)
+        sizes = given.checked("UNet1D")
+        channels, widths, layers, dropout, groups, out_channels, self.classes = sizes
+        self.config: dict[str, Any] = sizes._asdict()
         first, last, embedded = widths[0], widths[-1], 4 * widths[0]
         self.multiple = 2 ** (len(widths) - 1)
         self.time = nn.Sequential(
@@ -119,15 +104,6 @@ class UNet1D(Labelled, nn.Module):
             h = functional.interpolate(h, scale_factor=2.0) if i else h
         out: Tensor = self.leave(h)
         return out[..., : x.shape[-1]]
-
-
-def _check_widths(widths: Sequence[int], groups: int) -> list[int]:
-    if not isinstance(widths, Sequence) or isinstance(widths, str) or not widths:
-        raise TypeError(f"UNet1D: widths must be a sequence, one a level; got {widths!r}")
-    widths = [integer("UNet1D: widths", width, 1) for width in widths]
-    if any(width % groups for width in widths):
-        raise ValueError(f"UNet1D: widths must be multiples of groups = {groups}, got {widths}")
-    return widths
 
 
 def _level(

@@ -53,11 +53,11 @@ class Batch(NamedTuple):
 
     model: Model
     x_0: Tensor
-    condition: Condition | None
-    at: Tensor | None
-    noise: Tensor | None
-    generator: torch.Generator | None
-    mask: Tensor | None
+    condition: Condition | None = None
+    at: Tensor | None = None
+    noise: Tensor | None = None
+    generator: torch.Generator | None = None
+    mask: Tensor | None = None
 
     def prepared(self) -> Batch:
         """The data in float32 or wider, the mask in their shape, 0 where nothing exists."""

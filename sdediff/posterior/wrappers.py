@@ -15,7 +15,7 @@ from sdediff.posterior.observation import Observation, Observed, observed
 from sdediff.reverse import Reverse
 from sdediff.solvers import Ancestral, rowwise
 from sdediff.solvers.arithmetic import Number, along, weighted
-from sdediff.solvers.churn import check_inner
+from sdediff.solvers.churn import PassedOn, check_inner
 from sdediff.solvers.coefficients import Coef
 from sdediff.solvers.given import Count, NotNegative, Positive, Record, reals
 from sdediff.solvers.noise import StepNoise
@@ -66,7 +66,7 @@ class _Measured(Solver):
         return f"{type(self).__name__}({type(self.measurement).__name__}, y {tuple(self.y.shape)})"
 
 
-class _Around(_Measured):
+class _Around(PassedOn, _Measured):
     """A `_Measured` solver around another."""
 
     solver: Solver
@@ -82,18 +82,6 @@ class _Around(_Measured):
     @property
     def solves_sde(self) -> bool:
         return self.solver.solves_sde
-
-    @property
-    def spacing(self) -> str:
-        return self.solver.spacing
-
-    @property
-    def group(self) -> int:
-        return self.solver.group
-
-    @property
-    def evaluations(self) -> int:
-        return self.solver.evaluations
 
 
 class _Pulled(NamedTuple):

@@ -59,8 +59,26 @@ def _path(problem: Problem, solver: Solver, points: list[Tensor]) -> list[Any]:
     return list(solver.plan(problem, torch.stack(points)))[::2]
 
 
+class PassedOn:
+    """What a solver around another says as the one inside it does."""
+
+    solver: Solver
+
+    @property
+    def spacing(self) -> str:
+        return self.solver.spacing
+
+    @property
+    def group(self) -> int:
+        return self.solver.group
+
+    @property
+    def evaluations(self) -> int:
+        return self.solver.evaluations
+
+
 @dataclass(frozen=True)
-class Around(Solver):
+class Around(PassedOn, Solver):
     """What solvers around a solver share that add noise by the forward kernel; the one inside is
     deterministic and has fixed steps.
     """
@@ -82,14 +100,6 @@ class Around(Solver):
     @property
     def order(self) -> float:
         return self.solver.order
-
-    @property
-    def spacing(self) -> str:
-        return self.solver.spacing
-
-    @property
-    def group(self) -> int:
-        return self.solver.group
 
 
 @dataclass(frozen=True)
@@ -122,10 +132,6 @@ class Churn(Around):
                 "Churn: between must be (low, high), 0 <= low <= high, in units of sigma / "
                 f"alpha; got {self.between!r}"
             )
-
-    @property
-    def evaluations(self) -> int:
-        return self.solver.evaluations
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Noised]:
         """Where each step starts, and the solver's plan from there."""
@@ -301,10 +307,6 @@ class Renoise(Around):
     @property
     def deterministic_order(self) -> float:
         return self.solver.deterministic_order
-
-    @property
-    def evaluations(self) -> int:
-        return self.solver.evaluations
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Renoised]:
         """Where each step ends before noise is added, and the solver's plan to there."""

@@ -14,6 +14,7 @@ from exact_moments import reverse_moments
 
 import sdediff as sd
 from sdediff.discrete.bound import prior_term, transition
+from sdediff.objectives.objective import Batch
 from sdediff.reverse import Reverse
 from sdediff.solvers import integrate
 
@@ -263,7 +264,7 @@ def test_tables_in_fifty_digits(name: str) -> None:
             torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-300)
         i = torch.arange(2, 1001)
         x = torch.ones(999, 1, dtype=torch.float64)
-        got = transition(chain, i, x, 0.1 * x, None, None)
+        got = transition(chain, Batch(chain, x), i, 0.1 * x, None, None)
         # log(v / v_q) - 1 + v_q / v cancels to second order: absolute to the rounding of 1.
         torch.testing.assert_close(
             got,

@@ -24,6 +24,7 @@ from sdediff.discrete import (
     NCSNLoss,
     variational_bound,
 )
+from sdediff.objectives.objective import Batch
 
 F64 = torch.float64
 BASE = sd.DDPM(tuple(np.linspace(0.05, 0.5, 12)))
@@ -224,7 +225,7 @@ def enumerated(chain, model, x_0: Tensor) -> tuple[Tensor, Tensor]:
         reached = agreement(chain.marginal_law(x_0, i).mean, STATES)  # (S, 8)
         for k, state in enumerate(STATES):
             index = torch.full((len(x_0),), i)
-            term = chain.bound_term(model, x_0, index, 8 * state.expand_as(x_0))
+            term = chain.bound_term(Batch(model, x_0), index, 8 * state.expand_as(x_0))
             bound = bound + reached[:, k] * term
     which = (x_0[:, None] == STATES).all(dim=2).double().argmax(dim=1)
     return -p[which].log(), bound
@@ -258,6 +259,89 @@ def test_the_bound_is_valid_and_tight_where_the_reverse_chain_is_exact():
     estimate = variational_bound(chain, other, many, bins=None, seed=0).total
     error = float(estimate.std()) / 20
     assert float(estimate.mean()) == pytest.approx(float(bound[2]), abs=5 * error)
+
+
+def test_divergence_of_mixtures_is_the_integral():
+    """Of posteriors at two x_0, on a fine grid: 1e-6 of the divergence."""
+    y = torch.linspace(-12, 12, 24_001, dtype=F64)
+    for i, x in ((2, 0.4), (7, -1.0), (12, 2.0)):
+        state = torch.tensor([x], dtype=F64)
+        here, there = (MIXTURE.posterior_law(state, state * 0 + z, i) for z in (0.3, -0.6))
+        log_p, log_q = here.log_prob(y), there.log_prob(y)
+        integral = float(torch.trapezoid(log_p.exp() * (log_p - log_q), y))
+        assert float(here.divergence(there)[0]) == pytest.approx(integral, rel=1e-6)
+        assert float(here.divergence(here)[0]) == pytest.approx(0, abs=1e-12)
+
+
+def integrated(chain: KernelChain, model: sd.ScoreModel, x_0: float) -> tuple[float, float]:
+    """(-log p(x_0), the bound) in nats of one coordinate, both by integrals on grids."""
+    y = torch.linspace(-8, 8, 401, dtype=F64)
+    step = float(y[1] - y[0])
+    p = chain.prior.log_prob(y).exp()
+    for i in range(chain.N, 1, -1):
+        law = chain.posterior_law(y[:, None], model.data(y[:, None], chain.grid[i - 1]), i)
+        p = step * p @ law.log_prob(y).exp()
+    guess = model.data(y[:, None], chain.grid[0])
+    point = torch.full_like(guess, x_0)
+    p = step * p @ (-chain.decoder_term(point, guess, None, None, None)).exp()
+    z = torch.linspace(-8, 8, 801, dtype=F64)
+    shares = torch.softmax(-0.5 * z.square(), dim=0)
+    batch = Batch(model, torch.full((801, 1), x_0, dtype=F64))
+    bound = float(chain.prior_term(batch.x_0[:1])[0])
+    for i in range(1, chain.N + 1):
+        index = torch.full((801,), i)
+        bound += float(shares @ chain.bound_term(batch, index, z[:, None]))
+    return -float(p.log()), bound
+
+
+COARSE = sd.DDPM((0.3, 0.5, 0.6))
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        pytest.param(KernelChain(COARSE), id="Gaussian"),
+        pytest.param(MixtureChain(COARSE, jump=0.5, p=0.3, most=4), id="mixture"),
+    ],
+)
+def test_the_bound_of_a_continuous_chain_is_valid(chain):
+    """Above -log p(x_0) of its own ancestral sampling, and equal to it where the model knows x_0
+    and the prior is q(x_N given x_0). `variational_bound` estimates it: 5 standard errors.
+    """
+    sde = chain.to_sde()
+    wrong = sd.ScoreModel(lambda x, t: torch.tanh(2 * x) - 0.2 * t[:, None], sde, "data")
+    for x_0 in (-1.0, 0.32, 2.0):
+        nats, bound = integrated(chain, wrong, x_0)
+        assert bound > nats + 1e-3
+    many = torch.full((400, 1), 2.0, dtype=F64)
+    estimate = variational_bound(chain, wrong, many, bins=None, seed=0).total
+    assert float(estimate.mean()) == pytest.approx(bound, abs=5 * float(estimate.std()) / 20)
+    knows = sd.ScoreModel(lambda x, t: 0 * x, sde, "data")
+    nats, bound = integrated(chain, knows, 0.0)
+    assert bound == pytest.approx(nats, abs=1e-7)
+
+
+def test_bound_of_the_gaussian_kernel_is_ddpms():
+    """At i >= 2, with the variance of the posterior; and the mixture's is trained by its loss."""
+    chain, x_0 = KernelChain(BASE), torch.randn(11, 3, dtype=F64)
+    model = sd.exact.Gaussian([0.0] * 3, [0.5, 1.0, 2.0]).model(chain.to_sde())
+    i, noise = torch.arange(2, 13), torch.randn(11, 3, dtype=F64)
+    batch = Batch(model, x_0)
+    found, theirs = (each.bound_term(batch, i, noise) for each in (chain, BASE))
+    torch.testing.assert_close(found, theirs, rtol=1e-9, atol=1e-12)
+    losses = ChainLoss(MIXTURE, "vlb")(model, x_0[:, :3].float())
+    assert losses.shape == (11,)
+    assert losses.dtype == torch.float32
+
+
+def test_gamma_posteriors_have_an_infinite_divergence():
+    """Where the guess exceeds x_0: draws below its lower end have the density 0."""
+    x_0, z = torch.zeros(4000, dtype=F64), torch.randn(2, 4000, dtype=F64)
+    x = GAMMA.perturb(x_0, 3, z[0])
+    drawn = GAMMA.posterior_law(x, x_0, 3).from_noise(z[1])
+    for off, lost in ((0.2, True), (-0.2, False)):
+        log_p = GAMMA.posterior_law(x, x_0 + off, 3).log_prob(drawn)
+        assert bool((log_p == -math.inf).any()) == lost
 
 
 # -- one protocol ----------------------------------------------------------------------------------
