@@ -42,24 +42,23 @@ class Observation:
 
     def check(self, like: Like) -> None:
         """A ValueError unless the measurement takes events of this shape and returns outcomes such
-        as y, and its adjoint is one.
+        as y, and has an adjoint that is one and noise of an outcome's shape, or else a gradient.
         """
-        if not like.event:
-            return
-        x, y = (
-            torch.randn(2, *shape, generator=torch.Generator().manual_seed(seed))
-            .to(like.dtype)
-            .to(like.device)
-            for seed, shape in enumerate((like.event, self.y.shape[1:]))
-        )
-        try:
-            with torch.no_grad():
-                found = self.measurement.forward(x)
-        except (RuntimeError, TypeError) as error:
-            raise ValueError(
-                f"the measurement failed on an event {tuple(like.event)}, {like.dtype}: {error}; "
-                "does it take such states? A matrix has to have their dtype, H.to(x)"
-            ) from error
+        linear = is_linear(self.measurement)
+        with torch.inference_mode(False), torch.set_grad_enabled(not linear):
+            x, y = (
+                torch.randn(2, *shape, generator=torch.Generator().manual_seed(seed))
+                .to(like.dtype)
+                .to(like.device)
+                for seed, shape in enumerate((like.event, self.y.shape[1:]))
+            )
+            try:
+                found = self.measurement.forward(x.requires_grad_(not linear))
+            except (RuntimeError, TypeError) as error:
+                raise ValueError(
+                    f"the measurement failed on an event {tuple(like.event)}, {like.dtype}: "
+                    f"{error}; does it take such states? A matrix has to have their dtype, H.to(x)"
+                ) from error
         if not isinstance(found, Tensor) or found.shape != y.shape:
             got = tuple(found.shape[1:]) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(
@@ -67,8 +66,15 @@ class Observation:
                 f"{got} of an event {tuple(like.event)}: y = measurement.forward(x_0) has the "
                 "shape that is wanted"
             )
-        if is_linear(self.measurement):
+        if linear:
+            _check_noise(self.measurement, y.shape[1:])
             _check_adjoint(self.measurement, x, y, found)
+        elif not found.requires_grad:
+            raise ValueError(
+                f"{type(self.measurement).__name__}: the outcome does not depend on x, so that it "
+                "has no gradient: look in the measurement for torch.no_grad, detach() or a "
+                "threshold"
+            )
 
     def take(self, rows: Tensor, x: Tensor) -> Tensor:
         """The outcomes of the samples ``rows``, int64 (k,), beside states x (k, *event)."""
@@ -104,6 +110,21 @@ def observed(
 def is_linear(measurement: Any) -> bool:
     """Whether a measurement has what `LinearMeasurement` asks for."""
     return hasattr(measurement, "adjoint") and hasattr(measurement, "noise_std")
+
+
+def _check_noise(measurement: Any, outcome: torch.Size) -> None:
+    """A ValueError unless noise_std broadcasts to one outcome."""
+    shape = reals("noise_std", measurement.noise_std).shape
+    # not torch.broadcast_shapes, which takes a dimension of 1 of the outcome for any number
+    fits = len(shape) <= len(outcome) and all(
+        n in (1, m) for n, m in zip(reversed(shape), reversed(outcome), strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"{type(measurement).__name__}: noise_std has shape {tuple(shape)}, and an outcome "
+            f"{tuple(outcome)}: give a number, or numbers that broadcast to one outcome; samples "
+            "whose noise differs go in calls of their own"
+        )
 
 
 def _check_adjoint(measurement: Any, x: Tensor, y: Tensor, found: Tensor) -> None:

@@ -103,15 +103,14 @@ class _Rewarded:
         self.r = r
 
     def forward(self, x: Tensor) -> Tensor:
-        """r(x), (B, 1); a ValueError unless it has a gradient."""
-        with torch.enable_grad():
-            found = self.log_likelihood(x.detach().requires_grad_(), x)
+        """r(x), (B, 1), of x that takes gradients; a ValueError unless it has one."""
+        found = self.log_likelihood(x, x)
         if not found.requires_grad:
             raise ValueError(
                 "Reward: r(x) does not depend on x, so that it has no gradient: look in it for "
                 "torch.no_grad, detach() or a threshold"
             )
-        return found.detach()[:, None]
+        return found[:, None]
 
     def log_likelihood(self, x: Tensor, y: Tensor) -> Tensor:
         """r(x), (B,)."""

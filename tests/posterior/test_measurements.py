@@ -139,6 +139,16 @@ REFUSED: dict[str, tuple[Any, ...]] = {
         randn(4, 2),
         r"the measurement failed on an event \(3,\), torch.float64: .*H.to\(x\)",
     ),
+    "noise of each sample": (
+        posterior.Linear(lambda x: x @ H.T, noise_std=torch.tensor([[0.1], [2.0]])),
+        randn(4, 2),
+        r"noise_std has shape \(2, 1\), and an outcome \(2,\)",
+    ),
+    "noise of more entries": (
+        posterior.Linear(lambda x: x @ H.T, noise_std=torch.ones(3)),
+        randn(4, 2),
+        r"noise_std has shape \(3,\), and an outcome \(2,\): give a number, or numbers that",
+    ),
     "no measurement": (H, randn(4, 2), "measurement must have forward and log_likelihood"),
     "nonlinear": (
         posterior.Nonlinear(torch.sin, lambda y, z: (y - z).sum(1)),
@@ -153,6 +163,26 @@ def test_bad_input_is_refused_before_the_first_call(name: str) -> None:
     measurement, y, match = REFUSED[name]
     with pytest.raises((ValueError, TypeError), match=match):
         solve(measurement, y)
+
+
+@pytest.mark.parametrize("method", ["DPS", "PublishedDPS"])
+def test_a_measurement_without_a_gradient_is_refused_before_the_first_call(method: str) -> None:
+    """Of a threshold autograd has nothing to follow, and of detach() neither."""
+    seen = posterior.Nonlinear(lambda x: x.detach().sin(), lambda y, z: (y - z).sum(dim=1))
+    made = getattr(posterior, method)
+    with pytest.raises(ValueError, match="Nonlinear: the outcome does not depend on x"):
+        if method == "DPS":
+            solve(seen, randn(4, 3), made)
+        else:
+            sd.sample(MODEL, (4, 3), solver=made(seen, randn(4, 3)), steps=3, seed=0, dtype=F64)
+
+
+def test_events_of_one_number_are_checked_too() -> None:
+    """States (B,) are events of shape ()."""
+    model = sd.exact.Gaussian(0.0, 1.0).model(sd.VP())
+    wrong = posterior.Linear(lambda x: 2 * x, lambda y: y, noise_std=0.1)
+    with pytest.raises(ValueError, match="the adjoint is not that of A"):
+        sd.sample(posterior.MMPS(model, wrong, randn(4)), (4,), steps=3, seed=0, dtype=F64)
 
 
 def test_a_noise_of_zero_is_refused_where_it_divides() -> None:
