@@ -33,7 +33,7 @@ def calibrate(
     model: Model | None,
     measurement: Any,
     *,
-    event: Sequence[int] | None = None,
+    event: Sequence[int] | int | None = None,
     data: Tensor | None = None,
     quantities: Mapping[str, Quantity] | None = None,
     simulate: Callable[[Tensor, int], Tensor] | None = None,
@@ -85,8 +85,14 @@ def calibrate(
     known = as_measurement(measurement)
     simulate = _simulator(known) if simulate is None else simulate
     one, two, three, *own = seeds(seed, 3 + -(-count // size))
+    if not isinstance(quantities, Mapping | None):
+        raise TypeError(
+            "quantities must be a dict of functions of x (N, *event) by name, {'sum': lambda x: "
+            f"x.sum(dim=1)}} say; got {type(quantities).__name__}"
+        )
     x, source = _truths(model, event, data, count, one)
     y = simulate(x, two)
+    _check_outcomes(y, count)
     asked = dict(_default(x.shape[1:]) if quantities is None else quantities)
     if _LIKELIHOOD in asked or not all(map(callable, asked.values())):
         raise ValueError(
@@ -110,7 +116,7 @@ def posterior_draws(
     method: Callable[[Model, Any, Tensor], Model] | Particles,
     model: Model,
     measurement: Any,
-    event: Sequence[int],
+    event: Sequence[int] | int,
     *,
     solver: Solver | None = None,
     steps: int | None = None,
@@ -122,7 +128,12 @@ def posterior_draws(
     each outcome by ``solver`` and ``steps``, as in `sample`. Or it is ``Particles(N)``: of its N
     equally weighted draws n are chosen at random, n <= N. For anything else write such a function.
     """
-    event = check_shape((1, *event))[1:]
+    event = _shape(1, event)[1:]
+    if not callable(method) and not isinstance(method, Particles):
+        raise TypeError(
+            "method must be a function (model, measurement, y) that returns a model, MMPS say, or "
+            f"Particles(N); got {method!r}"
+        )
 
     def sampled(y: Tensor, n: int, seed: int) -> Tensor:
         each = y.repeat_interleave(n, dim=0)
@@ -138,8 +149,8 @@ def posterior_draws(
         if particles.n < n:
             raise ValueError(f"{n} draws of {particles.n} particles: take Particles({n}) or more")
         found = sample_posterior(
-            model, measurement, y, (len(y), *event), particles=particles, steps=steps or 100,
-            seed=seed,
+            model, measurement, y, (len(y), *event), particles=particles,
+            steps=100 if steps is None else steps, seed=seed,
         )  # fmt: skip
         generator = torch.Generator().manual_seed(seed)
         order = torch.rand(found.draws.shape[:2], generator=generator).argsort(dim=1)[:, :n]
@@ -153,8 +164,18 @@ def posterior_draws(
     return chosen
 
 
+def _shape(count: int, event: Sequence[int] | int | None) -> tuple[int, ...]:
+    """(count, *event); one number n is the event (n,)."""
+    one = (event,) if isinstance(event, int) else event
+    return check_shape((count, *(one or ())))
+
+
 def _truths(
-    model: Model | None, event: Sequence[int] | None, data: Tensor | None, count: int, seed: int
+    model: Model | None,
+    event: Sequence[int] | int | None,
+    data: Tensor | None,
+    count: int,
+    seed: int,
 ) -> tuple[Tensor, Literal["model", "data"]]:
     """x_0 (count, *event), and where they are from."""
     if (event is None) == (data is None) or (data is None and model is None):
@@ -164,7 +185,7 @@ def _truths(
         )
     if data is None:
         given: Any = model
-        return sample(given, (count, *(event or ())), seed=seed).x, "model"
+        return sample(given, _shape(count, event), seed=seed).x, "model"
     if not isinstance(data, Tensor) or not data.is_floating_point() or len(data) < count:
         got = tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__
         raise ValueError(
@@ -213,6 +234,18 @@ def _default(event: Sequence[int]) -> dict[str, Quantity]:
     }
 
 
+def _check_outcomes(y: object, count: int) -> None:
+    if not isinstance(y, Tensor) or not y.ndim or len(y) != count:
+        got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+        raise ValueError(
+            f"simulate(x, seed) must return an outcome for each x, ({count}, *outcome); got {got}"
+        )
+    if not bool(torch.isfinite(y).all()):
+        raise ValueError(
+            "outcomes hold numbers that are not finite: look at the data and at simulate"
+        )
+
+
 def _check_draws(found: object, shape: tuple[int, ...]) -> None:
     if not isinstance(found, Tensor) or tuple(found.shape) != shape:
         got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
@@ -241,6 +274,11 @@ def _ranks(
             raise ValueError(
                 f"quantity {name!r} must return one number for each of x (N, *event), "
                 f"({len(x)},), got {tuple(own.shape)}"
+            )
+        if bool(own.isnan().any() | others.isnan().any()):
+            raise ValueError(
+                f"quantity {name!r} is NaN at some x_0 or draws, and NaN has no rank: give a "
+                "function that is a number everywhere"
             )
         others = others.reshape(-1, n)
         below = (others < own[:, None]).sum(dim=1).cpu()

@@ -160,6 +160,24 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "noise": ({"measurement": posterior.Linear(lambda x: x, noise_std=0)}, "noise_std of 0"),
     "nonlinear": ({"measurement": BLIND}, "pass simulate="),
     "quantity": ({"quantities": {"all": lambda x: x}}, "quantity 'all' must return one number"),
+    "quantity of NaN": (
+        {"quantities": {"log": lambda x: x[:, 0].log()}}, "quantity 'log' is NaN at some x_0",
+    ),
+    "likelihood of NaN": (
+        {
+            "measurement": posterior.Nonlinear(torch.sin, lambda y, f: f.sum(dim=1).log()),
+            "simulate": lambda x, seed: x,
+        },
+        "quantity 'log-likelihood of y' is NaN",
+    ),
+    "quantities": ({"quantities": [torch.sum]}, "dict of functions of x .* got list"),
+    "outcomes": (
+        {"simulate": lambda x, seed: x[:5]}, r"\(500, \*outcome\); got \(5, 2\)",
+    ),
+    "more outcomes": (
+        {"simulate": lambda x, seed: torch.cat([x, x])}, r"\(500, \*outcome\); got \(1000, 2\)",
+    ),
+    "outcomes of NaN": ({"simulate": lambda x, seed: x / 0 * 0}, "not finite: look at the data"),
     "taken": ({"quantities": {"log-likelihood of y": torch.sum}}, "always there"),
 }  # fmt: skip
 
@@ -178,6 +196,22 @@ def test_a_solver_beside_particles_is_refused() -> None:
     model = sd.exact.Gaussian([0.0, 0.0], 1.0).model(sd.VP())
     with pytest.raises(ValueError, match="is the solver: leave out"):
         posterior_draws(posterior.Particles(8), model, SEEN, (2,), solver=sd.RK45())
+
+
+def test_methods_and_events_of_another_kind() -> None:
+    """An event of one number n is (n,); steps=0 is no default."""
+    model = sd.exact.Gaussian([0.0, 0.0], 1.0).model(sd.VP())
+    with pytest.raises(TypeError, match=r"method must be a function .* got 'mmps'"):
+        posterior_draws("mmps", model, SEEN, (2,))  # type: ignore[arg-type]
+    draw: Any = posterior_draws(posterior.PiGDM, model, SEEN, 2, steps=2)
+    found = draw(torch.zeros(1, 2), 9, 0)
+    assert found.shape == (1, 9, 2)
+    options: dict[str, Any] = {"draws": 9, "replications": 4, "verbose": False}
+    one = calibrate(draw, model, SEEN, event=2, **options)
+    assert torch.equal(one.ranks, calibrate(draw, model, SEEN, event=(2,), **options).ranks)
+    none = posterior_draws(posterior.Particles(16), model, SEEN, (2,), steps=0)
+    with pytest.raises(ValueError, match="steps must be an int of at least 1"):
+        none(torch.zeros(1, 2), 9, 0)
 
 
 LAW = sd.exact.GaussianMixture([[1.0, 1.0], [1.0, -1.0], [-1.0, 0.0]], 0.3)
