@@ -25,6 +25,7 @@ from sdediff.constraints import Clip
 from sdediff.diagnosis import diagnose
 from sdediff.discrete import DDPM, NCSN
 from sdediff.encoding import decode, encode, slerp
+from sdediff.latent import Latent
 from sdediff.likelihood import bits_per_dim, log_prob
 from sdediff.model import ScoreModel
 from sdediff.normalizer import Normalizer
@@ -84,6 +85,7 @@ __all__ = [
     "Failure",
     "Heun",
     "Langevin",
+    "Latent",
     "LinearSDE",
     "Model",
     "Normalizer",

@@ -15,7 +15,7 @@ __all__ = ["Operator"]
 
 _HANDED_ON: Final = frozenset(
     "sde predicts device dtype has_weights data_std declared_data_std sigma_data normalizer "
-    "breaks extras cost net "
+    "breaks extras cost net check_event "
     "network time time_dtype learned_variance null".split()
 )
 """What an operator has from its model, unless it says it itself."""

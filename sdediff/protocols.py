@@ -156,6 +156,8 @@ class Facts:
     the user's data and the states. ``breaks``: times at which the field jumps. ``extras``: names of
     further outputs.
     ``cost``: evaluations of a network in a call, at most. ``net``: what takes the conditions.
+    ``check_event``: a function of an event's shape that raises a ValueError where states cannot
+    have it.
     """
 
     device: torch.device
@@ -168,11 +170,13 @@ class Facts:
     extras: tuple[str, ...] = ()
     cost: int = 1
     net: Callable[..., Any] | None = field(default=None, compare=False)
+    check_event: Callable[[Sequence[int]], None] | None = field(default=None, compare=False)
 
 
 _CPU: Final = torch.device("cpu")
 _FACTS: Final = tuple(
-    "declared_data_std normalizer breaks extras cost net device dtype sigma_data".split()
+    "declared_data_std normalizer breaks extras cost net check_event device dtype "
+    "sigma_data".split()
 )
 _NOTHING: Final = object()
 

@@ -105,6 +105,8 @@ class Solving:
         batch_size = options["batch_size"]
         if batch_size is not None or type(solver.group) is not int or solver.group != 1:
             batch_size = check_group(solver, count, batch_size)
+        if known.check_event is not None:
+            known.check_event(shape[1:])
         if known.normalizer is not None:
             known.normalizer.check(shape[1:])
         if torch.distributed.is_available() and torch.distributed.is_initialized():

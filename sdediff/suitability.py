@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdediff.sde import LinearSDE
 
-__all__ = ["short_of_noise", "unsuited"]
+__all__ = ["off_scale", "short_of_noise", "unsuited"]
 
 _GAP: Final = 2e-2
 """Nats a coordinate: a fifth of the prior's standard deviation is then left of the data. The most
@@ -26,6 +26,23 @@ _WIDEST, _NARROWEST = 5.0, 0.05
 _LEAST: Final = 2.0
 """The standard deviation of the data over that of the noise at t_min."""
 _FADED: Final = 0.1
+_OFF: Final = 3.0
+"""The standard deviation of data over that which a model declares, or the inverse of it."""
+
+
+def off_scale(declared: float, found: float) -> str | None:
+    """What is wrong with data of standard deviation ``found`` for a model that declares
+    ``declared``; None if nothing is.
+
+    They may differ by 3 times.
+    """
+    if not found or declared / _OFF <= found <= declared * _OFF:
+        return None
+    return (
+        f"the standard deviation is {found:.3g} in the units of the model, which declares "
+        f"data_std={declared:.3g}: these are not the data that it is for, or they lack its scale "
+        "(a Normalizer of the data, or the scaling_factor of an autoencoder)"
+    )
 
 
 @torch.no_grad()

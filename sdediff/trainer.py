@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sdediff.checkpoint import SCHEDULE, read_run
 from sdediff.model import ScoreModel
 from sdediff.objectives import Objective
+from sdediff.objectives.objective import seen_by
 from sdediff.run_folder import TRAINING, Run
 from sdediff.solvers.given import Record, integer
 from sdediff.states import checksum, module_state, pack, serialise, set_module_state, unpack
@@ -135,13 +136,9 @@ class Trainer:
         return value.detach()
 
     def _seen(self, y: Tensor) -> Tensor:
-        """Data in the user's units as the loss sees them; of pairs the noise is left as it is."""
+        """Data in the user's units as the loss sees them."""
         normalizer = self.model.normalizer
-        if normalizer is None:
-            return y
-        if getattr(self.loss, "pairs", False):
-            return torch.stack([normalizer.normalize(y[:, 0]), y[:, 1]], dim=1)
-        return normalizer.normalize(y)
+        return seen_by(self.loss, y, (lambda x: x) if normalizer is None else normalizer.normalize)
 
     def agree(self, stop: bool) -> bool:
         """Whether one of the processes was told to stop: all of them then make the same number of

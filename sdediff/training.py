@@ -25,6 +25,7 @@ from sdediff.interruption import stoppable
 from sdediff.masks import mask_of
 from sdediff.model import ScoreModel
 from sdediff.objectives import DenoisingScoreMatching, Objective
+from sdediff.objectives.objective import clean_of
 from sdediff.progress import Bar, progress_bar
 from sdediff.run_folder import (
     FORMAT,
@@ -43,6 +44,7 @@ from sdediff.trainer import Settings, Trainer
 from sdediff.training_data import (
     check_about,
     check_objective,
+    check_shape_of,
     check_trained,
     collected,
     look_at,
@@ -141,7 +143,8 @@ def fit(
         )
     given, model = model, getattr(model, "learner", model)
     condition = check_trained(model, data, condition)
-    clean = data[:, 0] if getattr(loss, "pairs", False) else data
+    clean = clean_of(loss, data)
+    check_shape_of(given, clean)
     exist = mask_of(mask, clean)
     check_objective(loss, exist)
     loss = with_dropout(model, loss, condition, drop)

@@ -17,12 +17,14 @@ from sdediff.model import ScoreModel
 from sdediff.normalizer import coordinate_moments
 from sdediff.objectives import ConditionDropout, Objective
 from sdediff.operator import Operator
+from sdediff.protocols import Model, facts
 from sdediff.solvers.given import real
-from sdediff.suitability import unsuited
+from sdediff.suitability import off_scale, unsuited
 
 __all__ = [
     "check_about",
     "check_objective",
+    "check_shape_of",
     "check_trained",
     "collected",
     "look_at",
@@ -168,8 +170,18 @@ def look_at(model: ScoreModel, data: Tensor, mask: Tensor | None) -> None:
         found = model.normalizer.moments(found)
     if wrong := unsuited(model.sde, *found.existing):
         warnings.warn(wrong, stacklevel=3)
-    if model.declared_data_std is None and bool(found.variance.any()):
+    declared = model.declared_data_std
+    if declared is None and bool(found.variance.any()):
         model.declared_data_std = found.data_std
+    elif declared is not None and (wrong := off_scale(declared, found.data_std)):
+        warnings.warn(f"data: {wrong}", stacklevel=3)
+
+
+def check_shape_of(model: Model, clean: Tensor) -> None:
+    """A ValueError unless x_0 (N, *event) has a shape that the model's states may have."""
+    check = facts(model).check_event
+    if check is not None:
+        check(clean.shape[1:])
 
 
 def check_objective(loss: Objective, mask: Tensor | None) -> None:

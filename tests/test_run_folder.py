@@ -52,7 +52,7 @@ def fit(net: nn.Module, out: Path, **options: object) -> sd.ScoreModel:
 FIELDS: dict[str, list[object]] = {
     "predicts": ["data", "v"],
     "sigma_data": [0.731, 1e-4],
-    "data_std": [0.3, 2.0],
+    "data_std": [0.3, 0.6],
     "time": ["log_snr", "reversed", sd.network_time.Timesteps(500, shift=0.0, rounded=True)],
     "time_dtype": [torch.float64, torch.bfloat16],
     "learned_variance": [True, False],

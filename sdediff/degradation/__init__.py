@@ -2,7 +2,7 @@
 two samplers (Bansal et al. 2022, arXiv 2208.09392).
 """
 
-from sdediff.degradation.base import Degradation, Function, Hot
+from sdediff.degradation.base import Degradation, Function, Hot, Unchanged
 from sdediff.degradation.images import BLURS, Blur, Downsampling, Masking
 from sdediff.degradation.loss import RestorationLoss
 from sdediff.degradation.sampling import NaiveSampling, TACoS
@@ -22,4 +22,5 @@ __all__ = [
     "RestorationLoss",
     "Snow",
     "TACoS",
+    "Unchanged",
 ]

@@ -20,7 +20,7 @@ from sdediff.solvers import expand
 from sdediff.solvers.arithmetic import along
 from sdediff.solvers.given import Count, fact, reading
 
-__all__ = ["Degradation", "Function", "Hot", "Levelled", "own_condition"]
+__all__ = ["Degradation", "Function", "Hot", "Levelled", "Unchanged", "own_condition"]
 
 
 class Degradation(SDE):
@@ -156,6 +156,16 @@ def own_condition(process: Degradation, rows: Rows, name: str) -> Tensor:
         f"{process!r} needs the condition {name!r} of each sample: pass condition={{{name!r}: "
         "...}, as it was for x_init, or new ones, process.draw(x_0)"
     )
+
+
+@dataclass(frozen=True)
+class Unchanged(Degradation):
+    """D(x_0, t) = x_0: the process of an autoencoder, whose model R(x_0) = D(E(x_0)) returns data
+    through its latents. `objectives.Autoencoding` trains it. Nothing is sampled from it.
+    """
+
+    def degrade(self, x_0: Tensor, t: Tensor, rows: Rows) -> Tensor:
+        return x_0
 
 
 @dataclass(frozen=True)

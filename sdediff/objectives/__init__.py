@@ -1,5 +1,6 @@
 """Training objectives: ``loss(model, x_0) -> (B,)``."""
 
+from sdediff.objectives.autoencoding import Autoencoding, Encoded
 from sdediff.objectives.denoising import (
     ConditionDropout,
     Coupled,
@@ -16,10 +17,12 @@ from sdediff.objectives.variational import Bins, VariationalDiffusion
 __all__ = [
     "TIMES",
     "WEIGHTINGS",
+    "Autoencoding",
     "Bins",
     "ConditionDropout",
     "Coupled",
     "DenoisingScoreMatching",
+    "Encoded",
     "FlowMatching",
     "ImplicitScoreMatching",
     "LogNormal",

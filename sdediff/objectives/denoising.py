@@ -4,7 +4,7 @@ and noise, and conditions that are dropped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Unpack
 
@@ -20,7 +20,9 @@ from sdediff.objectives.objective import (
     Objective,
     Timed,
     check_loss,
+    clean_of,
     factor,
+    seen_by,
 )
 from sdediff.options import SolveOptions, takes
 from sdediff.predict import outputs, target
@@ -135,12 +137,18 @@ class Coupled(Loss):
     """
 
     takes: ClassVar[tuple[str, ...]] = ()
-    pairs: ClassVar[bool] = True
-    """``fit`` normalises the data alone, and leaves the noise as it is."""
     loss: DenoisingScoreMatching = field(default_factory=FlowMatching)
 
     def __post_init__(self) -> None:
         check_loss("Coupled", self.loss)
+
+    def clean(self, data: Tensor) -> Tensor:
+        """The data of the pairs."""
+        return data[:, 0]
+
+    def seen(self, batch: Tensor, normalize: Callable[[Tensor], Tensor]) -> Tensor:
+        """The pairs, their data in the units of the model, their noise as it is."""
+        return torch.stack([normalize(batch[:, 0]), batch[:, 1]], dim=1)
 
     def losses(self, batch: Batch) -> Tensor:
         """``mask`` is that of the data, as for the loss."""
@@ -175,10 +183,13 @@ class ConditionDropout(Loss):
     null: Condition | None = None
     rate: float = 0.1
 
-    @property
-    def pairs(self) -> bool:
-        """Whether the loss is one on pairs, as `Coupled`."""
-        return bool(getattr(self.loss, "pairs", False))
+    def clean(self, data: Tensor) -> Tensor:
+        """Of the loss inside."""
+        return clean_of(self.loss, data)
+
+    def seen(self, batch: Tensor, normalize: Callable[[Tensor], Tensor]) -> Tensor:
+        """Of the loss inside."""
+        return seen_by(self.loss, batch, normalize)
 
     def __post_init__(self) -> None:
         check_loss("ConditionDropout", self.loss)

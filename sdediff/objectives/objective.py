@@ -27,7 +27,9 @@ __all__ = [
     "Objective",
     "Timed",
     "check_loss",
+    "clean_of",
     "factor",
+    "seen_by",
 ]
 
 
@@ -37,6 +39,9 @@ class Objective(Protocol):
 
     One that learns something itself has ``state_dict`` and ``load_state_dict`` too, with tensors,
     which run folders keep. One with a ``check`` of the same arguments is asked before `fit` begins.
+    One whose samples are not x_0 alone, as of pairs, has two more. ``clean(data)`` is x_0 in the
+    user's units, of all ``data`` of `fit` or of some; ``seen(batch, normalize)`` is what the loss
+    is called with, ``normalize`` taking x_0 to the units of the model.
     """
 
     def __call__(
@@ -136,6 +141,18 @@ def check_loss(who: str, loss: object) -> None:
     """A TypeError unless it is a loss, called as loss(model, x_0, condition)."""
     if not callable(loss) or isinstance(loss, type):
         raise TypeError(f"{who}: loss must be one, DenoisingScoreMatching() say; got {loss!r}")
+
+
+def clean_of(loss: object, data: Tensor) -> Tensor:
+    """x_0 of the data of `fit`, in the user's units: the data, unless the loss says otherwise."""
+    clean: Callable[[Tensor], Tensor] | None = getattr(loss, "clean", None)
+    return data if clean is None else clean(data)
+
+
+def seen_by(loss: object, batch: Tensor, normalize: Callable[[Tensor], Tensor]) -> Tensor:
+    """What a loss is called with: x_0 in the units of the model, unless it says otherwise."""
+    seen: Callable[..., Tensor] | None = getattr(loss, "seen", None)
+    return normalize(batch) if seen is None else seen(batch, normalize)
 
 
 Weighting = Callable[[LinearSDE, Tensor], Tensor]

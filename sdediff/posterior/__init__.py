@@ -22,6 +22,7 @@ from sdediff.posterior.measurements import (
     Mask,
     Measurement,
     Nonlinear,
+    Through,
 )
 from sdediff.posterior.operators import DPS, MMPS, PiGDM, Posterior
 from sdediff.posterior.particles import Particles
@@ -55,6 +56,7 @@ __all__ = [
     "Replacement",
     "Resampling",
     "Reward",
+    "Through",
     "Weighted",
     "sample_posterior",
     "sample_weighted",

@@ -26,6 +26,7 @@ __all__ = [
     "Measurement",
     "Nonlinear",
     "NormalNoise",
+    "Through",
     "as_measurement",
 ]
 
@@ -310,6 +311,37 @@ class Nonlinear(Record):
                 f"Nonlinear: log_density(y, f(x)) must return one number a sample, ({len(y)},), "
                 f"got {got}; sum over the entries of an outcome"
             )
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Through(Record):
+    """A measurement of g(x_0): ``function`` g takes x_0 (B, *event) to what ``measurement`` is of.
+
+    ``Through(latent.decode, Mask(seen, noise_std=0.1))`` is a measurement of pictures for a model
+    of latents. g treats every sample by itself and can be differentiated by autograd. What is
+    measured is not linear in x_0, whatever the measurement is.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    measurement: Any
+
+    def __post_init__(self) -> None:
+        if not callable(self.function) or isinstance(self.function, type):
+            raise TypeError(
+                "Through: function must be one of x_0 (B, *event), latent.decode say; got "
+                f"{self.function!r}: the order is Through(function, measurement)"
+            )
+        vars(self)["measurement"] = as_measurement(self.measurement)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The outcome of g(x) without noise."""
+        found: Tensor = self.measurement.forward(self.function(x))
+        return found
+
+    def log_likelihood(self, x: Tensor, y: Tensor) -> Tensor:
+        """log p(y | g(x))."""
+        found: Tensor = self.measurement.log_likelihood(self.function(x), y)
         return found
 
 
