@@ -1,13 +1,14 @@
 """sdediff: diffusion models as stochastic differential equations.
 
 Here is what most programs use. The rest is in packages: `solvers` (all solvers), `sde` (all
-families), `objectives`, `discrete`, `degradation`, `likelihood`, `exact`, `guidance`,
+families), `comparison`, `objectives`, `discrete`, `degradation`, `likelihood`, `exact`, `guidance`,
 `posterior`, `mcmc`, `metrics`, `networks`, `plots`, `interop`, `testing`.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+from sdediff import comparison as comparison
 from sdediff import constraints as constraints
 from sdediff import degradation as degradation
 from sdediff import discrete as discrete
@@ -21,6 +22,7 @@ from sdediff import objectives as objectives
 from sdediff import posterior as posterior
 from sdediff import sde as sde
 from sdediff import solvers as solvers
+from sdediff.comparison import compare
 from sdediff.constraints import Clip
 from sdediff.diagnosis import diagnose
 from sdediff.discrete import DDPM, NCSN
@@ -107,6 +109,7 @@ __all__ = [
     "SubVP",
     "White",
     "bits_per_dim",
+    "compare",
     "decode",
     "diagnose",
     "encode",
@@ -128,6 +131,7 @@ _LATE: Final = {
 """Imported when they are first used; they belong to the extras ``train`` and ``diffusers``."""
 _HOMES: Final = (
     "solvers",
+    "comparison",
     "sde",
     "objectives",
     "discrete",

@@ -242,6 +242,11 @@ class LawNet:
     law: Law
     sde: LinearSDE
 
+    @property
+    def event(self) -> torch.Size:
+        """Shape of a sample."""
+        return self.law.event
+
     def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
         return self.law.v(self.sde, x, t)
 

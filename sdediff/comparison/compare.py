@@ -1,0 +1,197 @@
+"""`compare`: error against cost of solvers on one model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, Unpack
+
+from torch import Tensor
+
+from sdediff.arguments import check_shape
+from sdediff.comparison.allowance import Allowance
+from sdediff.comparison.candidates import Solvers, candidates, jobs
+from sdediff.comparison.measuring import RealData, Solve
+from sdediff.comparison.record import Comparison
+from sdediff.comparison.reference import Against
+from sdediff.comparison.running import Comparing
+from sdediff.metrics.samples import check_sample
+from sdediff.options import DEFAULTS, SolveOptions
+from sdediff.protocols import Facts, Model, facts
+from sdediff.solvers import fresh_seed, given
+from sdediff.solvers.given import callback_of, integer, real
+from sdediff.solvers.options import Shared
+from sdediff.units import Units
+
+__all__ = ["CompareOptions", "compare", "prepared"]
+
+_COUNT: Final = 512
+"""Samples by default."""
+
+
+class CompareOptions(SolveOptions, total=False):
+    """What `compare` takes beside options of `sample`.
+
+    ``tolerances``: those at which adaptive solvers are run, rtol, and atol in units of the standard
+    deviation of the data.
+    ``grids``: names of grids, or functions of the number of steps, on each of which each solver
+    with fixed steps is run; by default each solver is on its own.
+    ``reference``: the tolerance of the reference; by default 1e-9, and 1e-5 for networks in single
+    precision.
+    ``against``: the law asked for, where that is not the flow's: draws (m, *event) in the user's
+    units, a function from a number to so many draws, or an object with ``sample(count, seed=)``,
+    as the laws of `sdediff.exact` have it. A guided law, or a posterior whose law is known.
+    ``data``: real samples (m, *event) in the user's units, for the quality of samples: each solver
+    is compared with one part of them, and so is another part, that real data stand beside.
+    ``features``: from samples (B, *event) to features (B, k), between which the Frechet distance to
+    ``data`` is taken; by default their values.
+    ``budget_s``: the seconds that the comparison may take. The cheapest solves are made first; what
+    is expected not to end in time is left out, a solve that turns out slower is stopped, and the
+    number of samples is lowered, to no less than 16, where the reference alone would take more than
+    half of them. What was left out is said.
+    """
+
+    tolerances: Sequence[float]
+    grids: Sequence[str | Callable[[int], Tensor]] | None
+    reference: float | None
+    against: Against | None
+    data: Tensor | None
+    features: Callable[[Tensor], Tensor] | None
+    budget_s: float | None
+
+
+_DEFAULTS: Final[Any] = {
+    **DEFAULTS,
+    "tolerances": (1e-1, 1e-2, 1e-3, 1e-4),
+    "grids": None,
+    "reference": None,
+    "against": None,
+    "data": None,
+    "features": None,
+    "budget_s": None,
+}
+_KEPT: Final = ("condition", "mask", "batch_size", "dtype", "device")
+"""Options of `sample` that all solves share."""
+_LEFT: Final = tuple(
+    name for name in SolveOptions.__annotations__ if name not in (*_KEPT, "progress")
+)
+_SHARED: Final = Shared(_DEFAULTS, (SolveOptions, CompareOptions))
+
+
+@_SHARED.takes(CompareOptions, without=_LEFT)
+def compare(
+    model: Model,
+    shape: Sequence[int] | None = None,
+    *,
+    solvers: Solvers | None = None,
+    nfe: Sequence[int] = (5, 10, 20, 50),
+    seed: int | None = 0,
+    **options: Unpack[CompareOptions],
+) -> Comparison:
+    """Error against cost of ``solvers`` on a model, each at each number ``nfe`` of evaluations.
+
+    Errors are those of each sample to where the exact probability flow takes the same start,
+
+        e_i = |x_i - x_i^*| / (sqrt(d) data_std),
+
+    of which there are median, root mean square, 90th percentile and worst. x^* is a tight adaptive
+    solve, and what another method makes of it is the reference's error, which is reported: errors
+    not above three times that are said to be near it. Solvers that draw noise have no such error.
+    Their law is compared with draws of the law asked for: energy distance, sliced Wasserstein
+    distance and log ratio of standard deviations, each with the values that it takes between equal
+    laws. That is the flow's law, from other starts, unless ``against`` says otherwise. With
+    ``data`` all have a quality too: on a trained network the exact flow is not always the best
+    picture (docs/choosing-a-solver.md).
+
+    ``shape``: (B, *event), by default 512 samples of the shape that ``data``, ``against`` or the
+    model has. ``solvers``: a list of solver values, functions from a number of steps to one
+    (``lambda n: sd.DDPM.from_sde(sde, n)``), and None for the library's default; or a dict of them
+    by name. By default a list of what the field uses, as far as it goes with the model. ``nfe``
+    counts evaluations of the network, the last one of ``last="denoise"`` and all of a step among
+    them: each solver makes as many steps as that pays for. One that cannot make a step is a row
+    that says so, and so is one that fails: the others remain. ``seed``: as in `sample`.
+
+    The result prints as a table, and has `Comparison.recommend`, ``plot``, ``markdown`` and
+    ``to_json``. The same seed gives the same result but for the seconds, whatever the order of the
+    solvers, unless ``budget_s`` ends it.
+
+    Raises ValueError or TypeError before the first evaluation of the network. The options:
+    """
+    work = prepared(model, shape, solvers, nfe, seed, options)
+    work.run()
+    return work.result
+
+
+def prepared(
+    model: Model,
+    shape: Sequence[int] | None,
+    solvers: Solvers | None,
+    nfe: Sequence[int],
+    seed: int | None,
+    options: CompareOptions,
+) -> Comparing:
+    """The comparison that `compare` makes, its arguments checked and nothing evaluated yet."""
+    taken: Any = given.chosen(compare, options, _DEFAULTS)
+    known = facts(model)
+    size = check_shape(_shape(shape, taken, known))
+    budgets = [integer("nfe", each, 1) for each in _several("nfe", nfe)]
+    tolerances = [
+        _positive("tolerances", each) for each in _several("tolerances", taken["tolerances"])
+    ]
+    for name in ("budget_s", "reference"):
+        if taken[name] is not None:
+            taken[name] = _positive(name, taken[name])
+    callback_of("features", taken["features"], "from (B, *event) to (B, k)")
+    seed = fresh_seed() if seed is None else integer("seed", seed)
+    real = _real_data(taken, size, known, seed)
+    every = jobs(
+        candidates(solvers, model, taken["grids"]), model, known, size[1:], budgets, tolerances
+    )
+    if all(job.refused for job in every):
+        why = f"{every[0].candidate.name}: {every[0].refused}" if every else "give some"
+        raise ValueError(f"no solver fits this model and these numbers of evaluations: {why}")
+    shared: Any = {name: taken[name] for name in _KEPT if taken[name] is not None}
+    solve = Solve(model, size, Units(known.data_std, known.normalizer), shared)
+    allowance = Allowance(taken["budget_s"])
+    return Comparing(solve, known, every, seed, taken, allowance, real)
+
+
+def _shape(shape: Sequence[int] | None, taken: Any, known: Facts) -> Sequence[int]:
+    """The shape given, or `_COUNT` samples like the data, the draws or what the model says."""
+    if shape is not None:
+        return shape
+    for each in (taken["data"], taken["against"]):
+        if isinstance(each, Tensor):
+            return (_COUNT, *each.shape[1:])
+    event = getattr(taken["against"], "event", None) or getattr(known.net, "event", None)
+    if event is None:
+        raise ValueError("shape is needed, as nothing says that of a sample: (512, 1, 28, 28), say")
+    return (_COUNT, *event)
+
+
+def _real_data(taken: Any, size: tuple[int, ...], known: Facts, seed: int) -> RealData | None:
+    if taken["data"] is None:
+        if taken["features"] is not None:
+            raise ValueError("features are of samples and of data: pass data too")
+        return None
+    data = check_sample("data", taken["data"], 4)
+    if tuple(data.shape[1:]) != size[1:]:
+        raise ValueError(
+            f"data have shape {tuple(data.shape[1:])} and samples {size[1:]}: they have to be the "
+            "same"
+        )
+    return RealData.of(data.to(known.device), size[0], taken["features"], seed)
+
+
+def _several(name: str, given: Any) -> list[Any]:
+    """Numbers in a sequence, at least one."""
+    if isinstance(given, str) or not isinstance(given, Iterable) or not len(found := list(given)):
+        raise ValueError(f"{name} must be a list of numbers, at least one; got {given!r}")
+    return found
+
+
+def _positive(name: str, value: Any) -> float:
+    number = real(name, value)
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name} must be a positive number, got {value!r}")
+    return number

@@ -1,0 +1,123 @@
+"""Where the exact flow takes each start, by a tight solve that another method checks, and draws of
+the law asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from sdediff.comparison.allowance import OutOfTimeError
+from sdediff.comparison.measuring import Solve, errors_of
+from sdediff.comparison.record import Reference
+from sdediff.metrics.samples import check_sample
+from sdediff.protocols import Facts
+from sdediff.solvers import DOP853, Tsit5, seeds
+from sdediff.solvers.given import described
+
+__all__ = ["Against", "Truth", "law_draws", "truth"]
+
+_FINE: Final = 1e-9
+_COARSE: Final = 1e-5
+_MOST: Final = 5000
+_STREAM: Final = 1
+"""Which of the seed's streams the reference set has; the samples compared have the seed itself."""
+
+Against = Tensor | Callable[[int], Tensor]
+"""Draws of the law asked for, a function of how many are wanted, or an object with ``sample(count,
+seed=)``.
+"""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The exact flow's samples ``x``, float64 where the device has it; None where there are none.
+    ``good``: those that came to their end.
+    """
+
+    x: Tensor | None
+    good: Tensor | None
+    facts: Reference
+
+
+def tolerance_of(known: Facts) -> float:
+    """The reference's tolerance by default: tight, or what a network in single precision allows."""
+    exact = known.dtype is None or torch.finfo(known.dtype).eps < 1e-10
+    return _FINE if exact and known.device.type != "mps" else _COARSE
+
+
+def truth(solve: Solve, known: Facts, tolerance: float | None, seed: int) -> Truth:
+    """The reference: DOP853 at a tight tolerance, in double precision, checked by the default
+    solver at as many evaluations (Tsit5 where there is no Gaussian kernel).
+    """
+    tight = tolerance_of(known) if tolerance is None else tolerance
+    main = DOP853(rtol=tight, atol=tight * known.data_std)
+    name = f"DOP853 at {tight:.0e}"
+    kind = torch.float32 if known.device.type == "mps" else torch.float64
+    try:
+        found = solve(solver=main, seed=seed, dtype=kind, max_nfe=_MOST)
+        spent = float(found.nfe.double().mean())
+        if "kernel" in solve.model.sde.offers:
+            steps = max(100, round(spent))
+            words = f"the default solver in {steps} steps"
+            other = solve(steps=steps, seed=seed, dtype=kind)
+        else:
+            words = f"Tsit5 at {tight:.0e}"
+            second = Tsit5(rtol=tight, atol=tight * known.data_std)
+            other = solve(solver=second, seed=seed, dtype=kind, max_nfe=_MOST)
+    except OutOfTimeError:
+        raise
+    except Exception as error:
+        note = f"there is none: {type(error).__name__}: {' '.join(str(error).split())}"
+        return Truth(None, None, Reference(name, 0.0, None, "", note))
+    good = (found.status == 0) & (other.status == 0)
+    lost = int((~good).sum())
+    if lost == len(good):
+        why = f"there is none: {(found.failures or other.failures)[0]}"
+        return Truth(None, None, Reference(name, spent, None, words, why))
+    note = f"{lost} of {len(good)} samples have none" if lost else ""
+    error_ = errors_of(solve.inside(other.x), solve.inside(found.x), good)
+    return Truth(found.x, good, Reference(name, spent, error_, words, note))
+
+
+def law_draws(against: Any, solve: Solve, known: Facts, seed: int) -> tuple[Tensor | None, str]:
+    """Draws of the law asked for, in the user's units, and what they are: those of the user, or the
+    tight flow's from other seeds.
+    """
+    count = solve.shape[0]
+    if against is None:
+        other = seeds(seed, range(_STREAM, _STREAM + 1))[0]
+        tight = max(_COARSE, tolerance_of(known))
+        solver = DOP853(rtol=tight, atol=tight * known.data_std)
+        try:
+            found = solve(solver=solver, seed=other, max_nfe=_MOST)
+        except OutOfTimeError:
+            raise
+        except Exception:  # of the user's network: the reference has said which
+            return None, ""
+        good = found.status == 0
+        if int(good.sum()) < 2:
+            return None, ""
+        return found.x[good.to(found.x.device)], "the probability flow, from other starts"
+    if isinstance(against, Tensor):
+        drawn = against
+    elif hasattr(against, "sample"):
+        drawn = against.sample(count, seed=seeds(seed, range(_STREAM, _STREAM + 1))[0])
+    elif callable(against):
+        drawn = against(count)
+    else:
+        raise TypeError(
+            "against must be draws (m, *event), a function from a number to so many draws, or an "
+            f"object with sample(count, seed=); got {described(against)}"
+        )
+    drawn = check_sample("against", drawn, 2)
+    if tuple(drawn.shape[1:]) != solve.shape[1:]:
+        raise ValueError(
+            f"against has draws of shape {tuple(drawn.shape[1:])}, and samples have "
+            f"{solve.shape[1:]}: they have to be the same"
+        )
+    return drawn.to(known.device), "the law given"

@@ -1,0 +1,238 @@
+"""A comparison under way: the reference, then one solve after the other, the cheapest first."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from sdediff.comparison.allowance import Allowance, OutOfTimeError
+from sdediff.comparison.candidates import Job
+from sdediff.comparison.measuring import RealData, Solve, errors_of, law_of, quality_of
+from sdediff.comparison.record import Comparison, Errors, Law, Quality, Reference, Row
+from sdediff.comparison.reference import Truth, law_draws, truth
+from sdediff.comparison.written import call
+from sdediff.progress import Bar, progress_bar
+from sdediff.protocols import Facts
+from sdediff.solvers import Solution
+
+__all__ = ["Comparing"]
+
+_REFERENCE: Final = 400.0
+"""Evaluations of the batch that the reference, its check and the reference set take, about."""
+_SHARE: Final = 0.5
+"""The share of the seconds that the reference may have."""
+_LEAST: Final = 16
+_PROBE: Final = 2
+_CAP: Final = 10
+"""How many times the largest number of evaluations a sample of an adaptive solver may take."""
+_ENOUGH: Final = 2
+"""How many times that its mean may be, for it to be run at a tighter tolerance."""
+_BAD: Final = 1e-2
+
+
+@dataclass
+class Comparing:
+    """A comparison under way; ``result`` is what there is of it."""
+
+    solve: Solve
+    known: Facts
+    jobs: list[Job]
+    seed: int
+    taken: Any
+    allowance: Allowance
+    real: RealData | None
+    truth: Truth | None = None
+    drawn: Tensor | None = None
+    words: str = ""
+    unseen: Quality | None = None
+    rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def result(self) -> Comparison:
+        """What was found so far."""
+        nothing = Reference("", 0.0, None, "", "there is none")
+        reference = nothing if self.truth is None else self.truth.facts
+        notes = [*self.notes, *self.solve.warned]
+        if reference.error is not None and reference.error.median > _BAD:
+            notes.append(
+                f"the reference is off by {reference.error.median:.2g}, the median of samples: "
+                "errors mean nothing below that; pass reference=, a smaller tolerance"
+            )
+        features = self.taken["features"]
+        named = getattr(features, "__name__", type(features).__name__)
+        return Comparison(
+            model=type(self.solve.model).__name__,
+            shape=self.solve.shape,
+            seed=self.seed,
+            data_std=self.known.data_std,
+            reference=reference,
+            rows=tuple(sorted(self.rows, key=_place)),
+            against=self.words,
+            flow=self.taken["against"] is None,
+            features="" if features is None else named,
+            real=self.unseen,
+            notes=tuple(notes),
+            seconds=self.allowance.gone,
+        )
+
+    def run(self) -> None:
+        """Make the reference and all solves."""
+        total = _REFERENCE + sum(job.expected for job in self.jobs if not job.refused)
+        with progress_bar("comparing", total=total, show=self.taken["progress"]) as bar:
+            self._prepare(bar)
+            done = _REFERENCE
+            for job in self.jobs:
+                bar.update(done, job.candidate.name)
+                self.rows.append(self._row(job))
+                done += 0.0 if job.refused else job.expected
+            bar.update(total)
+
+    def _prepare(self, bar: Bar) -> None:
+        """The reference, the law asked for, and what real data have."""
+        bar.update(0, "reference")
+        try:
+            if self.allowance.seconds is not None:
+                self._fit_to_time()
+            self.truth = truth(self.solve, self.known, self.taken["reference"], self.seed)
+            bar.update(_REFERENCE / 2, "law")
+            if any(job.stochastic for job in self.jobs) or self.taken["against"] is not None:
+                found = law_draws(self.taken["against"], self.solve, self.known, self.seed)
+                self.drawn, self.words = found
+        except OutOfTimeError:
+            self.notes.append(
+                "the seconds were spent before the reference was complete: give more (budget_s=), "
+                "or a smaller shape"
+            )
+        if self.real is not None:
+            self.unseen = quality_of(self.real.unseen, self.real, self.solve.inside)
+
+    def _fit_to_time(self) -> None:
+        """Watch the clock from now on; fewer samples where the reference would take too long."""
+        watched: Any = {**self.solve.shared, "callback": self.allowance.watch()}
+        self.solve = replace(self.solve, shared=watched)
+        try:
+            found, seconds = self._timed(steps=_PROBE, seed=self.seed)
+        except OutOfTimeError:
+            raise
+        except Exception:  # of the user's network: the reference meets it again, and says so
+            return
+        spent = float(found.nfe.double().mean())
+        allowed = _SHARE * (self.allowance.seconds or 0.0) / _REFERENCE
+        pace = seconds / max(1.0, spent)
+        count = self.solve.shape[0]
+        fewer = max(_LEAST, int(count * allowed / pace)) if pace > allowed else count
+        if fewer < count:
+            self.solve = self.solve.fewer(fewer)
+            self.notes.append(
+                f"{fewer} samples in place of {count}, so that the reference is there in time"
+            )
+        self.allowance.learn("", spent, seconds * min(1.0, fewer / count))
+
+    def _timed(self, **options: Any) -> tuple[Solution, float]:
+        """A solve and its wall time."""
+        self._wait()
+        began = time.perf_counter()
+        found = self.solve(**options)
+        self._wait()
+        return found, time.perf_counter() - began
+
+    def _wait(self) -> None:
+        if self.known.device.type == "cuda":
+            torch.cuda.synchronize(self.known.device)
+
+    def _row(self, job: Job) -> Row:
+        """What the solve of a job gave, or why it gave nothing."""
+        each = job.candidate
+        steps = None if job.known is not None and job.known.times is not None else job.steps
+        spaced: Any = {"grid": each.grid, "stochasticity": each.stochasticity}
+        row = Row(
+            solver=each.name,
+            code=call(
+                self.solve.shape,
+                job.solver,
+                each.name,
+                steps=steps,
+                condition="condition" in self.solve.shared,
+                **spaced,
+            ),
+            stochastic=job.stochastic,
+            budget=job.budget,
+            tolerance=job.tolerance,
+            steps=steps,
+        )
+        if job.refused:
+            return replace(row, note=f"left out: {job.refused}")
+        if not self.allowance.fits(each.name, job.expected):
+            return replace(row, note="left out: no time")
+        if each.adaptive:
+            most = max([20, *(other.budget or 0 for other in self.jobs)])
+            spaced = {"max_nfe": _CAP * most}
+            spent = [other.nfe or 0.0 for other in self.rows if other.solver == each.name]
+            if spent and max(spent) > _ENOUGH * most:
+                why = f"at a looser tolerance it took {max(spent):.0f} evaluations already"
+                return replace(row, note=f"left out: {why}")
+        try:
+            found, seconds = self._timed(solver=job.solver, steps=steps, seed=self.seed, **spaced)
+        except OutOfTimeError:
+            return replace(row, note="left out: it was stopped when the time was over")
+        except Exception as error:  # of the user's network or solver: the other rows remain
+            return replace(row, note=f"failed: {_told(error)}")
+        return self._measured(row, job, found, seconds)
+
+    def _measured(self, row: Row, job: Job, found: Solution, seconds: float) -> Row:
+        began = time.perf_counter()
+        nfe = found.nfe.double()
+        good = found.status == 0
+        backward = 0.0 if found.backward is None else float(found.backward.double().mean())
+        note = ""
+        if lost := int((~good).sum()):
+            note = f"{lost} of {len(good)} samples failed: {found.failures[0]}"
+        made = replace(
+            row,
+            nfe=float(nfe.mean()),
+            slowest=int(nfe.max()),
+            backward=backward,
+            seconds=seconds,
+            error=self._error(job, found, good),
+            note=note,
+        )
+        if int(good.sum()) >= 2:
+            x = found.x[good.to(found.x.device)]
+            made = replace(made, law=self._law(x), quality=self._quality(x))
+        self.allowance.learn(row.solver, float(nfe.mean()), seconds)
+        self.allowance.around(time.perf_counter() - began)
+        return made
+
+    def _error(self, job: Job, found: Solution, good: Tensor) -> Errors | None:
+        exact = self.truth
+        if job.stochastic or exact is None or exact.x is None or exact.good is None:
+            return None
+        x = self.solve.inside(found.x).clone()
+        x[~good.to(x.device)] = torch.nan
+        return errors_of(x, self.solve.inside(exact.x), exact.good)
+
+    def _law(self, x: Tensor) -> Law | None:
+        if self.drawn is None:
+            return None
+        return law_of(self.solve.inside(x), self.solve.inside(self.drawn), self.seed)
+
+    def _quality(self, x: Tensor) -> Quality | None:
+        return None if self.real is None else quality_of(x, self.real, self.solve.inside)
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    """Where a row stands: without noise first, then by cost, the best first; tolerances fall."""
+    value = row.value("energy" if row.stochastic else "median")
+    kind = (row.stochastic, row.tolerance is not None, row.budget is None, row.budget or 0)
+    if row.tolerance is not None:
+        return (*kind, row.solver, -row.tolerance)
+    return (*kind, value is None, value or 0.0, row.solver)
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
