@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -57,9 +57,11 @@ def check_floating(name: str, x: object) -> None:
         )
 
 
-def check_taken(condition: Mapping[str, object], net: Callable[..., Any]) -> None:
+def check_taken(
+    condition: Mapping[str, object], net: Callable[..., Any], own: Iterable[str] = ()
+) -> None:
     """A TypeError unless the network, as far as its signature tells, takes all of these conditions
-    and needs no other.
+    and needs no other. The process keeps ``own`` for itself.
     """
     taken = _parameters(net)
     if any(each.kind is each.VAR_POSITIONAL for each in taken):
@@ -71,6 +73,12 @@ def check_taken(condition: Mapping[str, object], net: Callable[..., Any]) -> Non
             raise TypeError(f"the network takes no condition {name!r}{nearest(name, known)}{has}")
     for name, each in known.items():
         if each.default is each.empty and name not in condition:
+            if name in own:
+                raise TypeError(
+                    f"the network needs the condition {name!r}, which is the process's own and is "
+                    "not handed on: give the network's another name, and pass both; or, if the "
+                    f"process is a Function, leave {name!r} out of own="
+                )
             raise TypeError(
                 f"the network needs the condition {name!r}: pass condition={{{name!r}: ...}}"
             )

@@ -288,7 +288,7 @@ class ScoreModel(Predictions):
         except (RuntimeError, ValueError, TypeError) as error:
             if isinstance(error, TypeError):
                 check_names(named, self.net)
-                check_taken(named, self.net)
+                check_taken(named, self.net, self.sde.conditions)
             names = "".join(f", {name}" for name in named)
             error.add_note(
                 f"the network was called as net(x, t{names}) with x of shape {tuple(x.shape)}, "

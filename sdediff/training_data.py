@@ -95,7 +95,8 @@ def check_trained(
             f"data contains {bad} values that are not finite; drop or mend those samples"
         )
     found = check_condition(condition, len(data), model.net)
-    check_taken({name: found[name] for name in found.keys() - model.sde.conditions}, model.net)
+    own = model.sde.conditions
+    check_taken({name: found[name] for name in found.keys() - own}, model.net, own)
     for name, value in found.items():
         if not bool(torch.isfinite(value).all()):
             raise ValueError(f"condition {name!r} contains values that are not finite")

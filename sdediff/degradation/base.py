@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, NoReturn, Self
 
 import torch
@@ -103,9 +103,14 @@ class Degradation(SDE):
         them, for a ``start``: `MixtureStart.fit`.
         """
         check_floating("x_0", x_0)
+        made: Any = self
+        if not is_dataclass(self) or "start" not in {each.name for each in fields(made)}:
+            raise ValueError(
+                f"{type(self).__name__} has no field start, because its fully degraded data are "
+                "not images of one colour: pass sample x_init, degraded data, and their condition"
+            )
         ends = self(x_0, self.t_max)
         fit = MixtureStart.fit(ends, components=components, noise=noise, seed=seed)
-        made: Any = self
         found: Self = replace(made, start=fit)
         return found
 

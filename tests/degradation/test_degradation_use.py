@@ -242,6 +242,10 @@ CENTRES = {"centre": torch.tensor([[0, 8], [1, 1]])}
 MISTAKES = {
     "no start": (lambda: sampled(), "no law of fully degraded data.*fitted"),
     "uneven data": (lambda: D.Blur(1, 0.5, 3).fitted(IMAGES), "of one colour, or nearly"),
+    "no start to fit": (lambda: D.Masking().fitted(IMAGES), "Masking has no field start"),
+    "a function's start": (
+        lambda: D.Function(lambda x, t: x).fitted(IMAGES), "Function has no field start",
+    ),
     "other channels": (lambda: sampled(BLUR.fitted(IMAGES), (2, 3, 8, 8)), "of 1 channels"),
     "late": (lambda: BLUR(IMAGES, 1.1), "t = 1.1 is outside"),
     "early": (lambda: BLUR(IMAGES, torch.full((40,), -0.1)), "t = -0.1 is outside"),
@@ -277,6 +281,15 @@ MISTAKES = {
     "severity": (lambda: D.Snow(severity=5), "from 1 to 4"),
     "weights": (lambda: D.MixtureStart((0.5,), ((0.0,),), (((1.0,),),)), "sum to 1"),
 }  # fmt: skip
+
+
+def test_a_network_is_told_that_a_condition_is_the_process_s_own():
+    """It was told to pass the condition that it had passed."""
+    fading = D.Function(lambda x_0, t, target: torch.lerp(x_0, target, 0.5), own=["target"])
+    model = sd.ScoreModel(lambda x, t, target: target, fading, "data")
+    options = {"x_init": IMAGES[:2], "condition": {"target": IMAGES[:2]}, "steps": 2}
+    with pytest.raises(TypeError, match="'target', which is the process's own"):
+        sd.sample(model, (2, *IMAGES.shape[1:]), **options)
 
 
 @pytest.mark.parametrize("what", MISTAKES)
