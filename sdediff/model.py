@@ -285,7 +285,7 @@ class ScoreModel(Predictions):
             out = reading("the network", self.net, "x, t", given, time, **named)
         except WrittenError:
             raise
-        except (RuntimeError, ValueError, TypeError) as error:
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
             if isinstance(error, TypeError):
                 check_names(named, self.net)
                 check_taken(named, self.net, self.sde.conditions)

@@ -105,6 +105,13 @@ def test_a_network_that_refuses_its_input_keeps_its_error_and_gets_a_note() -> N
     ]
 
 
+def test_a_network_that_looks_for_a_dimension_that_is_not_there_gets_a_note_too() -> None:
+    model = sd.ScoreModel(lambda x, t: x.flip(2), sd.VP())
+    with pytest.raises(IndexError) as caught:
+        sd.sample(model, (4, 3), steps=2, seed=0)
+    assert "x of shape (4, 3)" in caught.value.__notes__[0]
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sdediff.solvers import rowwise
-from sdediff.solvers.given import Count, Record, reals
+from sdediff.solvers.given import Count, Record, described, reals
 
 __all__ = [
     "Blur",
@@ -167,12 +167,14 @@ class Blur(NormalNoise):
         super().__post_init__()
         if not (isinstance(self.kernel, Tensor) and self.kernel.is_floating_point()):
             raise TypeError(
-                f"Blur: kernel must be a floating-point tensor (k, k), got {self.kernel!r}"
+                f"Blur: kernel must be a floating-point tensor (k, k), got {described(self.kernel)}"
             )
         if not self.kernel.ndim or not self.kernel.numel():
             raise ValueError(
                 f"Blur: kernel must be (k,), (k, k), ..., got shape {tuple(self.kernel.shape)}"
             )
+        if not bool(torch.isfinite(self.kernel).all()):
+            raise ValueError("Blur: kernel holds numbers that are not finite")
 
     def forward(self, x: Tensor) -> Tensor:
         return self._filtered(x, conjugate=False)

@@ -159,6 +159,25 @@ class Observed:
         """y - A x_0, (rows, *outcome), of x_0 in these units."""
         return self.y - self.measurement.forward(self.units.leave(x))
 
+    def log_likelihood(self, what: str, x: Tensor) -> Tensor:
+        """log p(y | x_0), (rows,), of x_0 in these units; a ValueError, which calls it ``what``,
+        unless it is a finite number of each finite x_0.
+        """
+        found = self.measurement.log_likelihood(self.units.leave(x), self.y)
+        if not isinstance(found, Tensor) or found.shape != self.y.shape[:1]:
+            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(
+                f"{what} must be one number a sample, ({len(self.y)},), got {got}; sum over the "
+                "entries of a sample alone"
+            )
+        wrong = ~torch.isfinite(found) & torch.isfinite(rowwise(x)).all(dim=1)
+        if bool(wrong.any()):
+            raise ValueError(
+                f"{what} is {float(found[wrong][0].detach())} at a state that is finite: mend it, "
+                "and where x_0 is not allowed give a large negative number in place of -inf"
+            )
+        return found
+
     def adjoint(self, v: Tensor, x: Tensor) -> Tensor:
         """S A^T v, where the user's x_0 is S x plus a constant."""
         found = self.units.unit * self.measurement.adjoint(v, x.shape[1:])

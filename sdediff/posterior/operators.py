@@ -182,6 +182,6 @@ class DPS(Posterior):
         keep = denoised.data.requires_grad
         with torch.enable_grad():
             x = denoised.data if keep else denoised.data.detach().requires_grad_()
-            found = seen.measurement.log_likelihood(seen.units.leave(x), seen.y)
+            found = seen.log_likelihood("DPS: log_likelihood(x, y)", x)
             (pull,) = torch.autograd.grad(found.sum(), x, create_graph=keep)
         return self.scale * pull, {}

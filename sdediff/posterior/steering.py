@@ -150,7 +150,7 @@ class Reward(Posterior):
     def pull(self, denoised: Denoised, seen: Observed) -> tuple[Tensor, dict[str, Any]]:
         with torch.enable_grad():
             x = denoised.data.detach().requires_grad_()
-            reward = seen.measurement.log_likelihood(seen.units.leave(x), seen.y)
+            reward = seen.log_likelihood("Reward: r(x)", x)
             (g,) = torch.autograd.grad(reward.sum(), x, create_graph=True)
             bent = torch.zeros_like(x)
             if g.requires_grad:

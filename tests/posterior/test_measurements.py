@@ -202,6 +202,10 @@ WRONG = {
     "noise": (lambda: posterior.Grey(noise_std=-1.0), "noise_std must be finite and >= 0"),
     "matrix": (lambda: posterior.Linear(H, noise_std=0.1), "A must be a function"),
     "kernel": (lambda: posterior.Blur([1.0], noise_std=0.1), "kernel must be a floating-point"),
+    "kernel of NaN": (
+        lambda: posterior.Blur(torch.tensor([1.0, torch.nan]), noise_std=0.1),
+        "not finite",
+    ),
     "channels": (
         lambda: posterior.Grey(noise_std=0.1).forward(randn(1, 2, 4)),
         "one weight for each",

@@ -11,9 +11,11 @@ from torch import Tensor
 
 import sdediff as sd
 from sdediff.posterior import (
+    DPS,
     Anneal,
     Composed,
     FeynmanKac,
+    Nonlinear,
     Particles,
     Product,
     Reward,
@@ -124,7 +126,8 @@ def test_annealed_gaussians_are_gaussians(units: Any, stochasticity: float) -> N
     """
     base, n = ONE.model(VP), 2000
     model = sd.ScoreModel(base.net, VP, "v", data_std=base.data_std, normalizer=units)
-    found = sample_weighted(Anneal(model, 0.5), (1, 2), particles=FeynmanKac(n), steps=100, seed=0)
+    particles = FeynmanKac(n, stochasticity=stochasticity)
+    found = sample_weighted(Anneal(model, 0.5), (1, 2), particles=particles, steps=100, seed=0)
     scale = torch.ones(2, dtype=F64) if units is None else units.std
     mean = ONE.data_moments()[0] * scale + (0.0 if units is None else units.mean)
     variance = 0.5 * COV.diagonal() * scale**2
@@ -291,6 +294,19 @@ WRONG: dict[str, Any] = {
     "shape": (
         lambda: sample_weighted(Reward(GAUSSIAN, lambda x: x), (1, 2)),
         "r\\(x\\) must return one number a sample",
+    ),
+    "infinite reward": (
+        lambda: sample_weighted(
+            Reward(GAUSSIAN, lambda x: torch.where(x[:, 0] > 0, 0 * x[:, 1], -math.inf)), (1, 2)
+        ),
+        r"Reward: r\(x\) is -inf at a state that is finite",
+    ),
+    "likelihood of NaN": (
+        lambda: sd.sample(
+            DPS(GAUSSIAN, Nonlinear(torch.sin, lambda y, f: f.sum(dim=1).log()), torch.zeros(1, 2)),
+            (4, 2), steps=3, seed=0,
+        ),
+        r"DPS: log_likelihood\(x, y\) is nan",
     ),
     "gradient": (
         lambda: sample_weighted(Reward(GAUSSIAN, lambda x: (x > 0).sum(dim=1)), (1, 2)),
