@@ -147,8 +147,8 @@ def run(
     check_memory(count, event)
     model: Model = load(folder, device=check_device(device))
     if "degrade" in model.sde.offers:
-        given = {**damage.measured, "--noise-std": damage.noise_std is not None}
-        if wrong := [name for name, there in given.items() if there]:
+        told = {**damage.measured, "--noise-std": damage.noise_std is not None}
+        if wrong := [name for name, there in told.items() if there]:
             raise ValueError(
                 f"{folder} was trained on {model.sde!r}, and that is what happened to the picture: "
                 f"drop {wrong[0]}"
