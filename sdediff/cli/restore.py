@@ -40,18 +40,14 @@ __all__ = ["METHODS", "Damage", "run"]
 _Made = tuple[Model, Solver | None]
 
 METHODS: Final[dict[str, Callable[[Model, Any, Tensor], _Made]]] = {
-    "mmps": lambda model, seen, y: (posterior.MMPS(model, seen, y, iterations=1), None),
+    "mmps": lambda model, seen, y: (posterior.MMPS(model, seen, y), None),
     "pigdm": lambda model, seen, y: (posterior.PiGDM(model, seen, y), None),
     "dps": lambda model, seen, y: (model, posterior.PublishedDPS(seen, y)),
     "diffpir": lambda model, seen, y: (model, posterior.DiffPIR(seen, y)),
     "replacement": lambda model, seen, y: (model, posterior.Replacement(seen, y)),
     "repaint": lambda model, seen, y: (model, posterior.RePaint(seen, y)),
 }
-"""Model and solver of a measurement, by name; None is the default solver.
-
-The derivative of a small network is no covariance in all directions: with five iterations MMPS
-solves for those too, and 10 of 40 restored digits diverge; with one none does.
-"""
+"""Model and solver of a measurement, by name; None is the default solver."""
 _PARTICLES: Final = "particles"
 _NOISE_STD: Final = 0.05
 

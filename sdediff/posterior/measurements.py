@@ -4,6 +4,7 @@ log-likelihood.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -352,17 +353,46 @@ _PHYSICS: Final = ("A", "A_adjoint")
 
 def as_measurement(given: Any) -> Measurement:
     """A measurement, or what is one by its methods: physics of deepinv have ``A``, ``A_adjoint``
-    and ``noise_model.sigma`` (no noise where there is none). Raises TypeError for anything else.
+    and ``noise_model``, whose ``sigma`` is the noise's standard deviation (no noise where there is
+    none). Raises TypeError for anything else, among them noise that depends on the data.
     """
     if hasattr(given, "forward") and hasattr(given, "log_likelihood"):
         return cast(Measurement, given)
     if all(callable(getattr(given, name, None)) for name in _PHYSICS):
-        std = getattr(getattr(given, "noise_model", None), "sigma", 0.0)
-        return Linear(given.A, given.A_adjoint, noise_std=std)
+        return Linear(given.A, given.A_adjoint, noise_std=_noise_std(given))
     raise TypeError(
         f"measurement must have forward and log_likelihood, as Linear(A, noise_std=0.1) and Mask "
         f"have, or A and A_adjoint as deepinv's physics; got {type(given).__name__}"
     )
+
+
+def _noise_std(physics: Any) -> NoiseStd:
+    """The sigma of a noise model x -> x + sigma n, 0 where there is none; an error for others."""
+    noise = getattr(physics, "noise_model", None)
+    if noise is None:
+        return 0.0
+    name = f"{type(physics).__name__}.noise_model"
+    sigma = getattr(noise, "sigma", None)
+    count = sigma.numel() if isinstance(sigma, Tensor) else 1
+    if count != 1:
+        raise ValueError(
+            f"{name} has {count} sigmas, one for each sample: give it one noise level, or write "
+            "Linear(physics.A, physics.A_adjoint, noise_std=...)"
+        )
+    place = sigma.device if isinstance(sigma, Tensor) else torch.device("cpu")
+    drawn = []
+    for level in (1.0, 2.0):  # the same draw at two levels of the data
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            x = torch.full((1, 1, 8, 8), level, device=place)
+            drawn.append(copy.deepcopy(noise)(x) - level)
+    moves = bool((drawn[0] - drawn[1]).abs().max() > 1e-5)
+    if moves or (sigma is None and bool(drawn[0].any())):
+        raise TypeError(
+            f"{name} is {type(noise).__name__}, and measurements have normal noise of one size: "
+            "take posterior.Nonlinear with its log-density, and DPS"
+        )
+    return 0.0 if sigma is None else sigma
 
 
 def check_mask(name: str, mask: object) -> None:

@@ -17,7 +17,7 @@ from sdediff.solvers.arithmetic import Like, along
 from sdediff.solvers.given import reals
 from sdediff.units import Units
 
-__all__ = ["Observation", "Observed", "conjugate_gradients", "observed"]
+__all__ = ["Observation", "Observed", "conjugate_gradients", "minimal_residual", "observed"]
 
 _DOT: Final = {torch.float32: 1e-3, torch.float64: 1e-8}
 """How far, relative to their sizes, <A x, y> and <x, A^T y> may be apart."""
@@ -200,18 +200,22 @@ class Observed:
         x: Tensor,
         covariance: Callable[[Tensor], Tensor],
         noise: float | Tensor,
-        iterations: int = _MOST,
+        iterations: int | None = None,
     ) -> Tensor:
-        """S A^T w for (A S C S A^T + noise) w = residual, by conjugate gradients.
+        """S A^T w for (A S C S A^T + noise) w = residual: the pull of the outcome on x_0 ~ N(., C).
 
         ``covariance`` is C as a function of states such as x, ``noise`` a number, or numbers that
-        broadcast to outcomes. This is the pull of the outcome on x_0 ~ N(., C).
+        broadcast to outcomes. Without ``iterations`` C is symmetric and positive semidefinite, and
+        conjugate gradients run to convergence. With them it may be any matrix, as that of a network
+        is, and as many iterations of `minimal_residual` are done.
         """
 
         def matrix(v: Tensor) -> Tensor:
             return self.forward(covariance(self.adjoint(v, x))) + noise * v
 
-        return self.adjoint(conjugate_gradients(matrix, residual, iterations), x)
+        if iterations is None:
+            return self.adjoint(conjugate_gradients(matrix, residual, _MOST), x)
+        return self.adjoint(minimal_residual(matrix, residual, iterations), x)
 
     def nearest(self, residual: Tensor, x: Tensor) -> Tensor:
         """The least v, a state such as x, for which |A S v - residual| is least.
@@ -238,13 +242,9 @@ def conjugate_gradients(
     is rounding, or where along a direction the matrix is less than ``rounding`` (by default that of
     the dtype) of what it was along another; the loop ends where all have stopped.
     """
-
-    def dot(a: Tensor, b: Tensor) -> Tensor:
-        return rowwise(a * b).sum(dim=1)
-
     x = torch.zeros_like(right)
     rest = direction = right
-    size = dot(rest, rest)
+    size = _dot(rest, rest)
     eps = torch.finfo(right.dtype).eps
     least = eps**2 * size.detach()
     largest = torch.zeros_like(least)
@@ -253,16 +253,56 @@ def conjugate_gradients(
         if not bool(going.any()):
             break
         image = matrix(direction)
-        curvature = dot(direction, image)
-        length = torch.where(going, dot(direction, direction), 1.0)
+        curvature = _dot(direction, image)
+        length = torch.where(going, _dot(direction, direction), 1.0)
         quotient = (curvature / length).detach()
         largest = torch.maximum(largest, quotient)
         going = going & (quotient > (rounding or eps) * largest)
         step = along(torch.where(going, size / torch.where(going, curvature, 1.0), 0.0), right)
         x = x + step * direction
         rest = rest - step * image
-        new = dot(rest, rest)
+        new = _dot(rest, rest)
         ratio = torch.where(going, new / torch.where(going, size, 1.0), 0.0)
         direction = rest + along(ratio, right) * direction
         size = torch.where(going, new, 0.0)
     return x
+
+
+def minimal_residual(matrix: Callable[[Tensor], Tensor], right: Tensor, iterations: int) -> Tensor:
+    """The x of the Krylov space of ``iterations`` dimensions for which |right - matrix x| is least,
+    for each row (rows, *outcome): GMRES, as generalized conjugate residuals (Eisenstat, Elman and
+    Schultz 1983).
+
+    ``matrix`` is any linear function for each row. The residual never grows, where conjugate
+    gradients divide by a curvature that is near 0 along some direction unless the matrix is
+    positive. A row stops where its residual is rounding, or where the image of its residual is.
+    """
+    eps = torch.finfo(right.dtype).eps
+    x, rest = torch.zeros_like(right), right
+    least = eps**2 * _dot(right, right).detach()
+    largest = torch.zeros_like(least)
+    known: list[tuple[Tensor, Tensor]] = []
+    for _ in range(iterations):
+        size = _dot(rest, rest).detach()
+        going = size > least
+        if not bool(going.any()):
+            break
+        direction, image = rest, matrix(rest)
+        largest = torch.maximum(largest, _dot(image, image).detach() / size.where(going, 1.0))
+        for before, its_image in known:
+            share = along(_dot(image, its_image), right)
+            direction, image = direction - share * before, image - share * its_image
+        length = _dot(image, image)
+        # what is left of an image in the span of the others is rounding
+        going = going & (length.detach() > (16 * eps) ** 2 * largest * size)
+        scale = along(torch.where(going, length.where(going, 1.0).rsqrt(), 0.0), right)
+        direction, image = scale * direction, scale * image
+        known.append((direction, image))
+        step = along(_dot(rest, image), right)
+        x, rest = x + step * direction, rest - step * image
+    return x
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """<a, b> of each row."""
+    return rowwise(a * b).sum(dim=1)

@@ -140,12 +140,13 @@ class MMPS(Posterior):
 
     C = sigma^2 / alpha J is the covariance of x_0 given x_t by Tweedie's formula, with J the
     derivative of x^_0 = E[x_0 | x_t] in x_t. The pull A^T (A C A^T + noise_std^2)^{-1} (y - A x^_0)
-    is found by ``iterations`` of conjugate gradients, each of which takes a backward pass for C;
-    one more follows. The pull depends on C through this alone: derivatives of C are left out, as in
-    the paper. noise_std may be 0. For Gaussian data and as many iterations as y has entries this is
-    the posterior's score. J of a small network is symmetric and positive only roughly, and several
-    iterations may diverge: then take 1. (Rozet et al. 2024, Learning Diffusion Priors from
-    Observations by Expectation Maximization, arXiv 2405.13712, section 4.2.)
+    is found by ``iterations`` of GMRES, each of which takes a backward pass for C; one more
+    follows. The pull depends on C through this alone: derivatives of C are left out, as in the
+    paper. noise_std may be 0. For Gaussian data and as many iterations as y has entries this is the
+    posterior's score. J of a network is symmetric and positive only roughly; the paper's conjugate
+    gradients then divide by curvatures near 0, and samples diverge. The residual of GMRES never
+    grows. (Rozet et al. 2024, Learning Diffusion Priors from Observations by Expectation
+    Maximization, arXiv 2405.13712, section 4.2; GMRES as in their later code.)
     """
 
     def __init__(self, model: Model, measurement: Any, y: Tensor, iterations: int = 5) -> None:
