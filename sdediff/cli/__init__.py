@@ -1,4 +1,6 @@
-"""The command line: ``sdediff train``, ``sample``, ``restore``, ``check`` and ``demo``."""
+"""The command line: ``sdediff train``, ``sample``, ``restore``, ``compare``, ``check`` and
+``demo``.
+"""
 
 from __future__ import annotations
 

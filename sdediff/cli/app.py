@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from sdediff.cli.options import (
+    BatchSize,
     Blur,
     Condition,
     Degrade,
@@ -138,12 +139,7 @@ def sample(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="steps of a fixed-step solver", min=1)] = None,
     count: Annotated[int, typer.Option(help="how many samples", min=1)] = 64,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            help="samples solved at a time; by default 64, or as many as have 131,072 values", min=1
-        ),
-    ] = None,
+    batch_size: BatchSize = None,
     rtol: Annotated[
         float | None,
         typer.Option(help="relative tolerance of an adaptive solver; 1e-4, adaptive-sde 0.05"),
@@ -232,6 +228,55 @@ def restore(
             count=count,
             steps=steps,
             condition=condition or (),
+            seed=seed,
+            device=device,
+            quiet=quiet,
+        )
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def compare(
+    run: Annotated[str, typer.Argument(help="run folder made by train")],
+    out: Annotated[
+        str | None, typer.Option(help="folder for compare.json, compare.md and compare.png")
+    ] = None,
+    nfe: Annotated[str, typer.Option(help="numbers of evaluations")] = "5,10,20,50",
+    solvers: Annotated[
+        str | None,
+        typer.Option(
+            help="names in the README's table of solvers, and default, with commas between them"
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option(help="how many samples", min=2)] = 256,
+    batch_size: BatchSize = None,
+    data: Annotated[
+        str | None, typer.Option(help="data to compare the samples with, as of train")
+    ] = None,
+    budget_seconds: Annotated[float | None, typer.Option(help="seconds it may take")] = None,
+    condition: Condition = None,
+    guidance: Guidance = None,
+    seed: Seed = 0,
+    device: Device = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compare solvers on a run's model: error against cost, and which one to take."""
+    from sdediff.cli.compare import run as measure
+    from sdediff.run_folder import check_out
+
+    with _interruptible():
+        code = measure(
+            folder=check_out(run, "the run folder"),
+            out=None if out is None else check_out(out, "--out"),
+            solvers=solvers,
+            nfe=nfe,
+            count=count,
+            batch_size=batch_size,
+            data=data,
+            budget_seconds=budget_seconds,
+            condition=condition or (),
+            guidance=guidance,
             seed=seed,
             device=device,
             quiet=quiet,

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 __all__ = [
+    "BatchSize",
     "Blur",
     "Condition",
     "Degrade",
@@ -50,6 +51,12 @@ Overwrite = Annotated[
     ),
 ]
 
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        help="samples solved at a time; by default 64, or as many as have 131,072 values", min=1
+    ),
+]
 Process = Annotated[
     str,
     typer.Option(

@@ -157,8 +157,8 @@ class Comparison:
         return tuple(name for name in own if own[name] <= _NEAR * limit[name])
 
     def floor(self, measure: str) -> float:
-        """Below which values of a measure are not told apart: three times the reference's error, the
-        median of the rows' noise floors (95 % quantiles), or what held-out data have.
+        """Below which values of a measure are not told apart: three times the reference's error,
+        the median of the rows' noise floors (95 % quantiles), or what held-out data have.
         """
         if measure == "frechet":
             return 0.0 if self.real is None else self.real.frechet

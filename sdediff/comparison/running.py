@@ -17,7 +17,7 @@ from sdediff.comparison.reference import Truth, law_draws, truth
 from sdediff.comparison.written import call
 from sdediff.progress import Bar, progress_bar
 from sdediff.protocols import Facts
-from sdediff.solvers import Solution
+from sdediff.solvers import Solution, Solver
 
 __all__ = ["Comparing"]
 
@@ -150,12 +150,14 @@ class Comparing:
         each = job.candidate
         steps = None if job.known is not None and job.known.times is not None else job.steps
         spaced: Any = {"grid": each.grid, "stochasticity": each.stochasticity}
+        made = not isinstance(each.solver, Solver) and each.solver is not None
+        own = f"solvers[{each.name!r}]" + (f"({job.steps})" if made else "")
         row = Row(
             solver=each.name,
             code=call(
                 self.solve.shape,
                 job.solver,
-                each.name,
+                own,
                 steps=steps,
                 condition="condition" in self.solve.shared,
                 **spaced,

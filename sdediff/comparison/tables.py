@@ -226,7 +226,7 @@ def show(found: Comparison) -> None:
             header_style="dim",
         )
         for i, name in enumerate(table.header):
-            right = 0 < i and name != _WHY
+            right = i > 0 and name != _WHY
             drawn.add_column(name, justify="right" if right else "left", no_wrap=True)
         for words in table.rows:
             drawn.add_row(*(Text(word) for word in words))

@@ -13,6 +13,7 @@ from sdediff.solvers import Solver
 
 __all__ = ["call", "written"]
 
+_LONGEST: Final = 8
 _ALWAYS: Final = ("order", "rtol", "atol")
 """Fields that are written though they have their defaults."""
 
@@ -28,6 +29,8 @@ def written(value: object) -> str | None:
     if isinstance(value, float):
         return repr(value) if math.isfinite(value) else f'float("{value}")'
     if isinstance(value, tuple):
+        if len(value) > _LONGEST:
+            return None
         parts = [written(part) for part in value]
         inner = ", ".join(part for part in parts if part is not None)
         return None if None in parts else f"({inner},)" if len(parts) == 1 else f"({inner})"
@@ -57,19 +60,19 @@ def _record(value: Any) -> str | None:
 def call(
     shape: tuple[int, ...],
     solver: Solver | None,
-    label: str,
+    otherwise: str,
     *,
     steps: int | None,
     grid: object = None,
     stochasticity: float | None = None,
     condition: bool = False,
 ) -> str:
-    """The call of `sample` for samples of a shape; a solver that cannot be written stands under its
-    ``label`` in the user's own ``solvers``.
+    """The call of `sample` for samples of a shape; a solver that cannot be written is what
+    ``otherwise`` says.
     """
     parts = [f"model, {shape!r}"]
     if solver is not None:
-        parts.append(f"solver={written(solver) or f'solvers[{label!r}]'}")
+        parts.append(f"solver={written(solver) or otherwise}")
     if steps is not None:
         parts.append(f"steps={steps}")
     if grid is not None:

@@ -1,0 +1,143 @@
+"""``sdediff compare``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Tensor
+
+from sdediff.checkpoint import load, read_config
+from sdediff.cli.conditions import guided, read_conditions
+from sdediff.cli.names import SOLVERS, Request, check_device
+from sdediff.cli.sample import batch_of, check_memory, event_of
+from sdediff.comparison import Comparison
+from sdediff.comparison.candidates import Make
+from sdediff.comparison.compare import prepared
+from sdediff.data import load_data
+from sdediff.files import write_atomically
+from sdediff.interruption import raising, signal_of
+from sdediff.protocols import Model, facts
+from sdediff.solvers import Solver
+from sdediff.solvers.given import check_name
+
+__all__ = ["run"]
+
+_DEFAULT: Final = "default"
+_JSON: Final = "compare.json"
+
+
+def run(
+    *,
+    folder: Path,
+    out: Path | None,
+    solvers: str | None,
+    nfe: str,
+    count: int,
+    batch_size: int | None,
+    data: str | None,
+    budget_seconds: float | None,
+    condition: Sequence[str],
+    guidance: float | None,
+    seed: int,
+    device: str | None,
+    quiet: bool,
+) -> int:
+    """Compare solvers on a run's model, print the tables and write them; the exit code.
+
+    What was measured when a signal comes is printed and written all the same.
+    """
+    config = read_config(folder)
+    event = event_of(folder, config)
+    check_memory(count, event)
+    if out is not None and out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file: name a folder, for {_JSON} and others")
+    model: Model = load(folder, device=check_device(device))
+    conditions = read_conditions(folder, config, model, condition)
+    model = model if guidance is None else guided(folder, config, model, guidance)
+    options: Any = {
+        "budget_s": budget_seconds,
+        "batch_size": batch_size or batch_of(event),
+        "progress": not quiet,
+        "condition": conditions.of(range(count)) or None,
+        "data": None if data is None else _data(data, event),
+    }
+    chosen = None if solvers is None else _solvers(solvers, model)
+    work = prepared(model, (count, *event), chosen, _budgets(nfe), seed, options)
+    code = 0
+    with raising():
+        try:
+            work.run()
+        except KeyboardInterrupt as stop:
+            code = 128 + signal_of(stop)
+            work.notes.append("it was stopped: the table has what was measured until then")
+    found = work.result
+    found.show()
+    _recommend(found, max(_budgets(nfe)))
+    if out is not None:
+        _write(found, out)
+        if not quiet:
+            print(f"wrote {out / _JSON}, compare.md and compare.png", file=sys.stderr)
+    return code
+
+
+def _budgets(nfe: str) -> list[int]:
+    """Numbers with commas between them."""
+    try:
+        found = [int(word) for word in nfe.split(",")]
+    except ValueError as error:
+        raise ValueError(f"--nfe {nfe!r}: write numbers, 5,10,20 say") from error
+    if min(found) < 1:
+        raise ValueError(f"--nfe {nfe!r}: a number of evaluations is at least 1")
+    return found
+
+
+def _solvers(words: str, model: Model) -> dict[str, Solver | Make | None]:
+    """The solvers of these names, ``default`` being the library's own choice."""
+    found: dict[str, Solver | Make | None] = {}
+    for word in words.split(","):
+        name = word.strip().lower().replace("_", "-")
+        check_name("solver", name, [_DEFAULT, *SOLVERS])
+        found[name] = None if name == _DEFAULT else _made(name, model)
+    return found
+
+
+def _made(name: str, model: Model) -> Solver | Make:
+    """The solver, or what makes it for a number of steps where it has a grid of its own."""
+    unit = facts(model).data_std
+
+    def at(steps: int) -> Solver:
+        return SOLVERS[name](Request(model.sde, steps, None, None, unit))
+
+    solver = at(100)
+    return at if solver.times is not None else solver
+
+
+def _data(spec: str, event: tuple[int, ...]) -> Tensor:
+    found = load_data(spec)
+    if tuple(found.x.shape[1:]) != event:
+        raise ValueError(
+            f"--data {spec} has samples of shape {tuple(found.x.shape[1:])}, and the run makes "
+            f"{event}: take the data that it was trained on"
+        )
+    return found.x
+
+
+def _recommend(found: Comparison, nfe: int) -> None:
+    """What to take for the largest number of evaluations."""
+    try:
+        advice = found.recommend(nfe=nfe)
+    except ValueError:  # nothing was measured: the table says why
+        return
+    print(f"\n{advice}")
+
+
+def _write(found: Comparison, out: Path) -> None:
+    """JSON, Markdown and, where there is something to draw, a picture."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / _JSON, found.to_json().encode())
+    write_atomically(out / "compare.md", found.markdown().encode())
+    if any(row.error or row.law or row.quality for row in found.measured):
+        found.plot(out / "compare.png")
