@@ -94,6 +94,7 @@ def test_noise_is_judged_by_its_law_and_not_by_errors(found: Comparison) -> None
     assert noisy.law.energy.floor.repeats > 0
     assert noisy.law.energy.value > noisy.law.energy.floor.quantile
     assert still.law.energy.value < still.law.energy.floor.quantile
+    assert still.law.sliced_w2.value > 0.05  # the draws are from other starts
     spread = row(found, "EulerMaruyama()", 5).law.spread.value
     assert spread > 0.2  # far too much noise is left
 

@@ -127,7 +127,16 @@ LAYERS = (
         "metrics",
     ),
     ("posterior",),
-    ("training", "training_data", "trainer", "checkpoint", "testing", "interop", "cli"),
+    (
+        "comparison",
+        "training",
+        "training_data",
+        "trainer",
+        "checkpoint",
+        "testing",
+        "interop",
+        "cli",
+    ),
 )
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
