@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Final, Unpack
 
 from torch import Tensor
 
-from sdediff.arguments import check_shape
+from sdediff.arguments import check_condition, check_device, check_shape
 from sdediff.comparison.allowance import Allowance
 from sdediff.comparison.candidates import Solvers, candidates, jobs
-from sdediff.comparison.measuring import RealData, Solve
+from sdediff.comparison.measuring import RealData, Solve, quality_of
 from sdediff.comparison.record import Comparison
-from sdediff.comparison.reference import Against
+from sdediff.comparison.reference import Against, given_draws
 from sdediff.comparison.running import Comparing
+from sdediff.masks import check_mask
 from sdediff.metrics.samples import check_sample
 from sdediff.options import DEFAULTS, SolveOptions
 from sdediff.protocols import Facts, Model, facts
 from sdediff.solvers import fresh_seed, given
 from sdediff.solvers.given import callback_of, integer, real
 from sdediff.solvers.options import Shared
+from sdediff.solving import check_dtype
 from sdediff.units import Units
 
 __all__ = ["CompareOptions", "compare", "prepared"]
@@ -134,6 +137,8 @@ def prepared(
     taken: Any = given.chosen(compare, options, _DEFAULTS)
     known = facts(model)
     size = check_shape(_shape(shape, taken, known))
+    known = replace(known, device=check_device(model, known, taken["device"]))
+    shared = _shared(taken, size, known)
     budgets = [integer("nfe", each, 1) for each in _several("nfe", nfe)]
     tolerances = [
         _positive("tolerances", each) for each in _several("tolerances", taken["tolerances"])
@@ -141,6 +146,7 @@ def prepared(
     for name in ("budget_s", "reference"):
         if taken[name] is not None:
             taken[name] = _positive(name, taken[name])
+    allowance = Allowance(taken["budget_s"])
     callback_of("features", taken["features"], "from (B, *event) to (B, k)")
     seed = fresh_seed() if seed is None else integer("seed", seed)
     real = _real_data(taken, size, known, seed)
@@ -150,10 +156,26 @@ def prepared(
     if all(job.refused for job in every):
         why = f"{every[0].candidate.name}: {every[0].refused}" if every else "give some"
         raise ValueError(f"no solver fits this model and these numbers of evaluations: {why}")
-    shared: Any = {name: taken[name] for name in _KEPT if taken[name] is not None}
     solve = Solve(model, size, Units(known.data_std, known.normalizer), shared)
-    allowance = Allowance(taken["budget_s"])
-    return Comparing(solve, known, every, seed, taken, allowance, real)
+    against = taken["against"]
+    drawn = None if against is None else given_draws(against, size, known, seed)
+    unseen = None if real is None else quality_of(real.unseen, real, solve.inside)
+    return Comparing(solve, known, every, seed, taken, allowance, real, drawn, unseen)
+
+
+def _shared(taken: Any, size: tuple[int, ...], known: Facts) -> Any:
+    """The options of `sample` that all solves share, checked."""
+    shared: Any = {name: taken[name] for name in _KEPT if taken[name] is not None}
+    if "condition" in shared:
+        given = shared["condition"]
+        shared["condition"] = check_condition(given, size[0], known.net, known.device)
+    if "mask" in shared:
+        shared["mask"] = check_mask(shared["mask"], size, known.device)
+    if "dtype" in shared:
+        check_dtype(shared["dtype"])
+    if "batch_size" in shared:
+        integer("batch_size", shared["batch_size"], 1)
+    return shared
 
 
 def _shape(shape: Sequence[int] | None, taken: Any, known: Facts) -> Sequence[int]:

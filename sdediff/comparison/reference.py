@@ -19,7 +19,7 @@ from sdediff.protocols import Facts
 from sdediff.solvers import DOP853, Tsit5, seeds
 from sdediff.solvers.given import described
 
-__all__ = ["Against", "Truth", "law_draws", "truth"]
+__all__ = ["Against", "Truth", "flow_draws", "given_draws", "truth"]
 
 _FINE: Final = 1e-9
 _COARSE: Final = 1e-5
@@ -84,25 +84,28 @@ def truth(solve: Solve, known: Facts, tolerance: float | None, seed: int) -> Tru
     return Truth(found.x, good, Reference(name, spent, error_, words, note))
 
 
-def law_draws(against: Any, solve: Solve, known: Facts, seed: int) -> tuple[Tensor | None, str]:
-    """Draws of the law asked for, in the user's units, and what they are: those of the user, or the
-    tight flow's from other seeds.
+def flow_draws(solve: Solve, known: Facts, seed: int) -> Tensor | None:
+    """Draws of the probability flow's law, from other starts than those of the seed; None where it
+    cannot be solved.
     """
-    count = solve.shape[0]
-    if against is None:
-        other = seeds(seed, range(_STREAM, _STREAM + 1))[0]
-        tight = max(_COARSE, tolerance_of(known))
-        solver = DOP853(rtol=tight, atol=tight * known.data_std)
-        try:
-            found = solve(solver=solver, seed=other, max_nfe=_MOST)
-        except OutOfTimeError:
-            raise
-        except Exception:  # of the user's network: the reference has said which
-            return None, ""
-        good = found.status == 0
-        if int(good.sum()) < 2:
-            return None, ""
-        return found.x[good.to(found.x.device)], "the probability flow, from other starts"
+    other = seeds(seed, range(_STREAM, _STREAM + 1))[0]
+    tight = max(_COARSE, tolerance_of(known))
+    solver = DOP853(rtol=tight, atol=tight * known.data_std)
+    try:
+        found = solve(solver=solver, seed=other, max_nfe=_MOST)
+    except OutOfTimeError:
+        raise
+    except Exception:  # of the user's network: the reference has said which
+        return None
+    good = found.status == 0
+    return found.x[good.to(found.x.device)] if int(good.sum()) >= 2 else None
+
+
+def given_draws(against: Any, shape: tuple[int, ...], known: Facts, seed: int) -> Tensor:
+    """Draws of the law that the user gave; a TypeError or ValueError unless they are like the
+    samples.
+    """
+    count, *event = shape
     if isinstance(against, Tensor):
         drawn = against
     elif hasattr(against, "sample"):
@@ -115,9 +118,9 @@ def law_draws(against: Any, solve: Solve, known: Facts, seed: int) -> tuple[Tens
             f"object with sample(count, seed=); got {described(against)}"
         )
     drawn = check_sample("against", drawn, 2)
-    if tuple(drawn.shape[1:]) != solve.shape[1:]:
+    if tuple(drawn.shape[1:]) != tuple(event):
         raise ValueError(
             f"against has draws of shape {tuple(drawn.shape[1:])}, and samples have "
-            f"{solve.shape[1:]}: they have to be the same"
+            f"{tuple(event)}: they have to be the same"
         )
-    return drawn.to(known.device), "the law given"
+    return drawn.to(known.device)

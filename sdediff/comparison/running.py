@@ -13,7 +13,7 @@ from sdediff.comparison.allowance import Allowance, OutOfTimeError
 from sdediff.comparison.candidates import Job
 from sdediff.comparison.measuring import RealData, Solve, errors_of, law_of, quality_of
 from sdediff.comparison.record import Comparison, Errors, Law, Quality, Reference, Row
-from sdediff.comparison.reference import Truth, law_draws, truth
+from sdediff.comparison.reference import Truth, flow_draws, truth
 from sdediff.comparison.written import call
 from sdediff.progress import Bar, progress_bar
 from sdediff.protocols import Facts
@@ -45,10 +45,11 @@ class Comparing:
     taken: Any
     allowance: Allowance
     real: RealData | None
-    truth: Truth | None = None
     drawn: Tensor | None = None
-    words: str = ""
+    """Draws of the law asked for; where the user gave none, those of the flow, once there are."""
     unseen: Quality | None = None
+    """What held-out data have in place of samples."""
+    truth: Truth | None = None
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -63,6 +64,7 @@ class Comparing:
                 f"the reference is off by {reference.error.median:.2g}, the median of samples: "
                 "errors mean nothing below that; pass reference=, a smaller tolerance"
             )
+        flow = self.taken["against"] is None
         features = self.taken["features"]
         named = getattr(features, "__name__", type(features).__name__)
         return Comparison(
@@ -72,8 +74,8 @@ class Comparing:
             data_std=self.known.data_std,
             reference=reference,
             rows=tuple(sorted(self.rows, key=_place)),
-            against=self.words,
-            flow=self.taken["against"] is None,
+            against="the probability flow, from other starts" if flow else "the law given",
+            flow=flow,
             features="" if features is None else named,
             real=self.unseen,
             notes=tuple(notes),
@@ -93,23 +95,20 @@ class Comparing:
             bar.update(total)
 
     def _prepare(self, bar: Bar) -> None:
-        """The reference, the law asked for, and what real data have."""
+        """The reference, and draws of the law asked for."""
         bar.update(0, "reference")
         try:
             if self.allowance.seconds is not None:
                 self._fit_to_time()
             self.truth = truth(self.solve, self.known, self.taken["reference"], self.seed)
             bar.update(_REFERENCE / 2, "law")
-            if any(job.stochastic for job in self.jobs) or self.taken["against"] is not None:
-                found = law_draws(self.taken["against"], self.solve, self.known, self.seed)
-                self.drawn, self.words = found
+            if self.drawn is None and any(job.stochastic for job in self.jobs):
+                self.drawn = flow_draws(self.solve, self.known, self.seed)
         except OutOfTimeError:
             self.notes.append(
                 "the seconds were spent before the reference was complete: give more (budget_s=), "
                 "or a smaller shape"
             )
-        if self.real is not None:
-            self.unseen = quality_of(self.real.unseen, self.real, self.solve.inside)
 
     def _fit_to_time(self) -> None:
         """Watch the clock from now on; fewer samples where the reference would take too long."""
@@ -180,11 +179,11 @@ class Comparing:
                 return replace(row, note=f"left out: {why}")
         try:
             found, seconds = self._timed(solver=job.solver, steps=steps, seed=self.seed, **spaced)
+            return self._measured(row, job, found, seconds)
         except OutOfTimeError:
             return replace(row, note="left out: it was stopped when the time was over")
-        except Exception as error:  # of the user's network or solver: the other rows remain
+        except Exception as error:  # of the user's network, solver or features: others remain
             return replace(row, note=f"failed: {_told(error)}")
-        return self._measured(row, job, found, seconds)
 
     def _measured(self, row: Row, job: Job, found: Solution, seconds: float) -> Row:
         began = time.perf_counter()
