@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,6 +58,8 @@ class Autoencoder(nn.Module):
     the encoder's distribution, else it is its mean; t plays no part.
     """
 
+    _functions: dict[str, Callable[[Tensor], Any]]
+
     def __init__(
         self, encode: Any, decode: Any = None, *, shape: Sequence[int] | None = None
     ) -> None:
@@ -101,7 +104,8 @@ class Autoencoder(nn.Module):
                 mean = mean + std * noise.at(0).normal("prior")
             return mean if self.declared is None else self.declared.normalize(mean)
 
-        return self._in_parts(x, part, batch_size, _joined if out is None else _Written(Path(out)))
+        store = _joined if out is None else partial(_written, Path(out))
+        return self._in_parts(x, part, batch_size, store)
 
     def decode(self, z: Tensor, *, batch_size: int = 64) -> Tensor:
         """Data (N, *event) of latents z (N, *shape), ``batch_size`` of them at a time, in
@@ -200,22 +204,18 @@ def _joined(count: int, parts: Iterator[Tensor]) -> Tensor:
     return found
 
 
-class _Written(NamedTuple):
+def _written(path: Path, count: int, parts: Iterator[Tensor]) -> Tensor:
     """The parts in an .npy file, which appears as a whole."""
-
-    path: Path
-
-    def __call__(self, count: int, parts: Iterator[Tensor]) -> Tensor:
-        if self.path.suffix != ".npy":
-            raise ValueError(f"out must be the path of an .npy file, got {str(self.path)!r}")
-        first = next(parts).cpu()
-        partial = self.path.with_suffix(".partial.npy")
-        shape = (count, *first.shape[1:])
-        mapped = np.lib.format.open_memmap(partial, "w+", first.numpy().dtype, shape)
-        _fill(torch.from_numpy(mapped), chain([first], parts))
-        mapped.flush()
-        os.replace(partial, self.path)
-        return torch.from_numpy(np.load(self.path, mmap_mode="c"))
+    if path.suffix != ".npy":
+        raise ValueError(f"out must be the path of an .npy file, got {str(path)!r}")
+    first = next(parts).cpu()
+    partial_path = path.with_suffix(".partial.npy")
+    shape = (count, *first.shape[1:])
+    mapped = np.lib.format.open_memmap(partial_path, "w+", first.numpy().dtype, shape)
+    _fill(torch.from_numpy(mapped), chain([first], parts))
+    mapped.flush()
+    os.replace(partial_path, path)
+    return torch.from_numpy(np.load(path, mmap_mode="c"))
 
 
 def _fill(found: Tensor, parts: Iterator[Tensor]) -> None:
@@ -234,13 +234,14 @@ def _fill(found: Tensor, parts: Iterator[Tensor]) -> None:
 def _function(name: str, given: Any) -> Callable[[Tensor], Any]:
     """The method of that name, or the function itself."""
     method = getattr(given, name, None)
-    found = method if callable(method) and not isinstance(given, str | type) else given
+    found: Any = method if callable(method) and not isinstance(given, str | type) else given
     if not callable(found) or isinstance(found, type):
         raise TypeError(
             f"{name} must be an object with a method {name}, as diffusers' AutoencoderKL has, or a "
             f"function or network; got {given!r}"
         )
-    return found
+    function: Callable[[Tensor], Any] = found
+    return function
 
 
 def _moments(found: Any) -> tuple[Any, Tensor | None]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sdediff.calls import Condition
 from sdediff.masks import mean_over
+from sdediff.modules import evaluating
 from sdediff.networks.autoencoder import Autoencoder, Reconstruction
 from sdediff.objectives.denoising import DenoisingScoreMatching
 from sdediff.objectives.objective import Batch, Loss, Objective, check_loss
@@ -29,11 +30,12 @@ class Autoencoding(Loss):
 
     x^ = D(z), with z drawn from q(z | x) where the encoder returns a distribution, else z = E(x)
     and KL = 0; d is the number of coordinates of an event. c is the loss that a quantizer returns
-    beside x^: for e the code next to E(x), the means over coordinates of |E(x) - sg(e)|^2 and
-    |sg(E(x)) - e|^2, weighted by the quantizer itself (van den Oord et al. 2017, arXiv 1711.00937,
-    eq. 3); diffusers' VQModel has 0.25 and 1. With beta = 2 s^2 the first part is 2 s^2 / d times
-    the negative evidence bound of a decoder N(x^, s^2), less a constant (Kingma and Welling 2014,
-    arXiv 1312.6114, eq. 10). Rombach et al. 2022 (arXiv 2112.10752) weigh KL by 1e-6.
+    beside x^: with e the code next to E(x) and sg without a gradient, means over coordinates of
+    |sg(E(x)) - e|^2 and, weighted by 0.25, |E(x) - sg(e)|^2 (van den Oord et al. 2017, arXiv
+    1711.00937, eq. 3); diffusers' VQModel weighs the first by 0.25 and the second by 1. With beta =
+    2 s^2 the first part is 2 s^2 / d times the negative evidence bound of a decoder N(x^, s^2),
+    less a constant (Kingma and Welling 2014, arXiv 1312.6114, eq. 10). Rombach et al. 2022 (arXiv
+    2112.10752) weigh KL by 1e-6.
 
     The model is ``ScoreModel(Autoencoder(vae), degradation.Unchanged(), "data")``; `sd.load` brings
     it back, its ``net`` goes into `Latent`.
@@ -56,7 +58,7 @@ class Autoencoding(Loss):
                 "Autoencoding: an autoencoder is handed data as they are, so that a Normalizer in "
                 "front of it would be forgotten where it encodes: normalise the data themselves"
             )
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(net):  # in which nothing is drawn
             found = self._restored(net, x_0)
         if found.sample.shape != x_0.shape:
             raise ValueError(
@@ -123,8 +125,9 @@ class Encoded(Loss):
         z = self.autoencoder.encode(batch.x_0, batch_size=len(batch.x_0), seed=seed)
         normalizer = getattr(batch.model, "normalizer", None)
         x_0 = z if normalizer is None else normalizer.normalize(z)
+        condition: Any = batch.condition
         drawn: Any = {} if batch.generator is None else {"generator": batch.generator}
-        return self.loss(batch.model, x_0, batch.condition, **drawn)
+        return self.loss(batch.model, x_0, condition, **drawn)
 
     def check(self, model: Model, x_0: Tensor, condition: Condition | None = None) -> None:
         """Let the loss inside look at latents before `fit` begins."""
