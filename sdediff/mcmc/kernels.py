@@ -235,10 +235,11 @@ def _log_density(log_q: Callable[[Tensor, Tensor], Tensor], y: Tensor, x: Tensor
 def accept(here: Point, there: Point, log_ratio: Tensor, z: Tensor) -> tuple[Point, Tensor]:
     """The Metropolis-Hastings test: the point after it, and which proposals were taken, (chains,).
 
-    ``there`` is taken in place of ``here`` with the probability min(1, exp(log_ratio)), log_ratio =
-    log p(there) - log p(here) + log q(here | there) - log q(there | here), (chains,), decided by
-    standard normals z (chains,). A state becomes NaN where the ratio is none, so that a target that
-    fails does not pass for a rejection.
+    ``here`` and ``there`` are `Point`s: states (chains, *event), with log-densities and scores as
+    far as they are known. ``there`` is taken with the probability min(1, exp(log_ratio)), decided
+    by standard normals z (chains,), where log_ratio (chains,) is log p(there) - log p(here) + log
+    q(here | there) - log q(there | here). A state becomes NaN where the ratio is none, so that a
+    target that fails does not pass for a rejection.
     """
     if there.log_prob is not None:
         # outside the support

@@ -166,6 +166,21 @@ def test_the_accept_step_is_public():
     assert math.isnan(float(point.x[2, 0]))
 
 
+def test_of_a_score_short_proposals_are_exact_and_long_ones_between_modes_are_not():
+    """Simpson's rule beside the log-density that it integrates, as docs/other-processes.md says."""
+    law = sd.exact.GaussianMixture([[-1.0], [1.0]], 0.4, [0.3, 0.7])
+    target = mcmc.Score(lambda x: law.score(sd.VP(), x, 0.0))
+    start = torch.tensor([[-0.9]], dtype=F64)
+
+    def off(length: float) -> float:
+        here, there = (target.look(x, score=True) for x in (start, start + length))
+        ends = law.log_prob(sd.VP(), torch.cat([here.x, there.x]), 0.0)
+        return abs(float(target.rise(here, there) - ends[1] + ends[0]))
+
+    assert off(0.2) < 1e-3
+    assert off(1.8) > 0.1
+
+
 @pytest.mark.parametrize(
     ("propose", "log_q", "message"),
     [
