@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,10 @@ from sdediff.solvers.problem import Problem
 from sdediff.solvers.solver import Step
 
 __all__ = ["FeynmanKac"]
+
+
+_CORRECTIONS: Final = 2
+"""Of N(0, v), v times 0.953, 1.007 and 1.021 is what 100 steps under VP have with 1, 2 and 3."""
 
 
 class _Plan(NamedTuple):
@@ -56,8 +60,10 @@ class FeynmanKac(Resampling):
     so that the weighted particles have the law q_t ~ prod p_i(., t)^w_i at every t, whatever
     lambda. ``stochasticity`` is lambda: a larger one makes the weights more even and needs more
     steps. Where the p_i are Gaussians of one covariance, all weights are equal. A step is a
-    stochastic Heun step in log(sigma / alpha), exponential in the linear part, with two
-    evaluations; the weights are integrated by the trapezoidal rule over the same two. div m is
+    stochastic Heun step in log(sigma / alpha), exponential in the linear part, that is corrected
+    twice, with three evaluations: corrected once, noise that is drawn and drawn back within a step
+    leaves the variance too small, which the weights do not see. The weights are integrated by the
+    trapezoidal rule over the first evaluation and the last. div m is
     needed for W != 1 alone, by at most ``probes`` backward passes of each model an evaluation:
     exactly if an event has no more entries, else by random signs (Hutchinson).
 
@@ -79,7 +85,7 @@ class FeynmanKac(Resampling):
     needs = frozenset({"noise", "marginal"})
     asks = frozenset({"center", "scatter"})
     ends = "noisy"
-    evaluations = 2
+    evaluations = 1 + _CORRECTIONS
 
     def plan(self, problem: Problem, times: Tensor) -> Sequence[_Plan]:
         """The exponential Heun step over each interval, in log(sigma / alpha)."""
@@ -130,11 +136,13 @@ class FeynmanKac(Resampling):
         first: Any = problem.outputs(x, plan.here)
         moved = weighted((plan.keep, x), (plan.std, z))
         known = (plan.go, first.center)
-        stage = weighted((1.0, moved), known, (plan.bend, first.center))
-        second: Any = problem.outputs(stage, plan.there)
-        x_s = weighted((1.0, moved), known, (plan.bend, second.center))
+        last: Any = first
+        for _ in range(_CORRECTIONS):
+            stage = weighted((1.0, moved), known, (plan.bend, last.center))
+            last = problem.outputs(stage, plan.there)
+        x_s = weighted((1.0, moved), known, (plan.bend, last.center))
         size = rowwise(x).shape[1]
-        rates = sum(self._rate(problem, each, probes, size) for each in (first, second))
+        rates = sum(self._rate(problem, each, probes, size) for each in (first, last))
         log_weight = log_weight + size * plan.growth - plan.length * rates
         return self.weighted(x_s, (log_weight, evidence, ancestor))
 

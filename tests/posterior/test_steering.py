@@ -137,6 +137,18 @@ def test_annealed_gaussians_are_gaussians(units: Any, stochasticity: float) -> N
     assert float(found.log_evidence) == pytest.approx(truth, abs=2e-3)
 
 
+def test_few_steps_have_the_variance_that_no_weight_corrects() -> None:
+    """All weights of one Gaussian are even, so that its law is that of the steps alone: 4.5
+    standard errors. Corrected once, 50 steps have 0.885 of the variance.
+    """
+    n = 20_000
+    particles = FeynmanKac(n)
+    found = sample_weighted(Product({GAUSSIAN: 1}), (1, 2), particles=particles, steps=50, seed=0)
+    ratio = found.variance[0] / COV.diagonal()
+    assert float((ratio - 1).abs().max()) < 4.5 * (2 / n) ** 0.5
+    assert found.solution.nfe.unique().tolist() == [150]
+
+
 def test_traces_by_probes_are_those_by_all_directions() -> None:
     """Random signs have the same mean, so that the normaliser agrees and weights are less even."""
     law = sd.exact.Gaussian(torch.zeros(4), torch.tensor([1.0, 0.6, 0.4, 0.3]).diag() + 0.2)
@@ -257,7 +269,7 @@ def test_one_network_under_two_conditions_is_two_models() -> None:
         here = getattr(whole, name)
         assert torch.allclose(getattr(other, name), here, atol=1e-8), name
         assert torch.allclose(getattr(split, name), here, atol=1e-8), name
-    assert whole.solution.nfe.unique().tolist() == [40]
+    assert whole.solution.nfe.unique().tolist() == [60]
 
 
 WRONG: dict[str, Any] = {
