@@ -91,7 +91,7 @@ def moons(args) -> list[dict[str, object]]:
             }
         )  # fmt: skip
         pictures.append(dense(x))
-        print(f"moons, {name}: {time.perf_counter() - began:.0f} s", flush=True)
+        print(f"{rows[-1]}, {time.perf_counter() - began:.0f} s", flush=True)
     if args.png is not None:
         save_png(image_grid(torch.stack(pictures), len(pictures), scale=2), args.png / "moons.png")
     return rows
@@ -119,7 +119,7 @@ def digits(args) -> list[dict[str, object]]:
         z = torch.randn(one.shape, generator=torch.Generator().manual_seed(0))
         forward = [chain.perturb(one, int(i), z) if i else one for i in shown]
         pictures += [torch.cat(forward), out.trajectory[shown, 0], out.x[1:33]]
-        print(f"digits, {name}: {time.perf_counter() - began:.0f} s", flush=True)
+        print(f"{rows[-1]}, {time.perf_counter() - began:.0f} s", flush=True)
     floor = judge.floor(min(count, len(train.x)))
     real = {"recognised": judge.reference.recognised, "Frechet": floor}
     rows.append({"task": "digits", "noise": "none: real digits", **real, "ratio": floor / gaussian})
