@@ -34,6 +34,7 @@ from sdediff.cli.options import (
     Quiet,
     Resume,
     Seed,
+    SolverNames,
 )
 
 app = typer.Typer(
@@ -243,12 +244,7 @@ def compare(
         str | None, typer.Option(help="folder for compare.json, compare.md and compare.png")
     ] = None,
     nfe: Annotated[str, typer.Option(help="numbers of evaluations")] = "5,10,20,50",
-    solvers: Annotated[
-        str | None,
-        typer.Option(
-            help="names in the README's table of solvers, and default, with commas between them"
-        ),
-    ] = None,
+    solvers: SolverNames = None,
     count: Annotated[int, typer.Option(help="how many samples", min=2)] = 256,
     batch_size: BatchSize = None,
     data: Annotated[

@@ -30,6 +30,7 @@ __all__ = [
     "Quiet",
     "Resume",
     "Seed",
+    "SolverNames",
 ]
 
 Device = Annotated[
@@ -55,6 +56,12 @@ BatchSize = Annotated[
     int | None,
     typer.Option(
         help="samples solved at a time; by default 64, or as many as have 131,072 values", min=1
+    ),
+]
+SolverNames = Annotated[
+    str | None,
+    typer.Option(
+        help="names in the README's table of solvers, and default, with commas between them"
     ),
 ]
 Process = Annotated[

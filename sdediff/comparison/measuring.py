@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 import torch
 from torch import Tensor
@@ -38,7 +38,12 @@ class Solve:
     """What solves warned of, each once."""
 
     def __call__(
-        self, *, solver: Solver | None = None, steps: int | None = None, seed: int, **options: Any
+        self,
+        *,
+        solver: Solver | None = None,
+        steps: int | None = None,
+        seed: int,
+        **options: Unpack[SolveOptions],
     ) -> Solution:
         taken: Any = {**self.shared, **options}
         with warnings.catch_warnings(record=True) as caught:
