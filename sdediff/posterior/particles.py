@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdediff.posterior.resampling import Resampling
 from sdediff.solvers import rowwise
-from sdediff.solvers.arithmetic import Number, weighted
+from sdediff.solvers.arithmetic import Number, expand, weighted
 from sdediff.solvers.given import Count, NotNegative
 from sdediff.solvers.noise import StepNoise
 from sdediff.solvers.problem import Problem
@@ -30,10 +30,44 @@ class _Plan(NamedTuple):
     """go / std, or 0 where there is no noise."""
     widen: Number
     """(go / std)^2 / 2 for covariances in the units of the model."""
+    most: Number
+    """(go / std)^2 sigma_t^2 / alpha_t^2, the most that (go / std)^2 C is for Gaussian data."""
     weighed: bool
     """Whether the twist at t is part of the weights."""
     t: Tensor
     s: Tensor
+
+
+class _Spread:
+    """I + V V^T, its roots and its determinant, for V^T (1 or rows, m, d).
+
+    With K K^T = I + V^T V by Cholesky. (Andrews 1968, AIAA Journal 6, 1165.)
+    """
+
+    def __init__(self, transposed: Tensor) -> None:
+        self.transposed = transposed
+        one = torch.eye(transposed.shape[1], dtype=torch.float64, device=transposed.device)
+        self.root_inside = torch.linalg.cholesky(one + (transposed @ transposed.mT).double())
+        self.more = self.root_inside + one
+        self.log_det = self.root_inside.diagonal(dim1=1, dim2=2).log().sum(dim=1)
+        """The half of log det(I + V V^T), (1,) or (rows,)."""
+
+    def root(self, x: Tensor) -> Tensor:
+        """R x with R R^T = I + V V^T: R = I + V (K + I)^{-1} V^T."""
+        return x + self._outside(self._solved(x), x)
+
+    def inverse_root(self, x: Tensor) -> Tensor:
+        """R x with R R^T = (I + V V^T)^{-1}: R = I - V K^{-T} (K + I)^{-1} V^T."""
+        inside = torch.linalg.solve_triangular(self.root_inside.mT, self._solved(x), upper=True)
+        return x - self._outside(inside, x)
+
+    def _solved(self, x: Tensor) -> Tensor:
+        """(K + I)^{-1} V^T x, float64 (rows, m, 1)."""
+        inside = (self.transposed @ rowwise(x)[..., None]).double()
+        return torch.linalg.solve_triangular(self.more, inside, upper=False)
+
+    def _outside(self, inside: Tensor, x: Tensor) -> Tensor:
+        return (self.transposed.mT @ inside.to(self.transposed.dtype)).reshape(x.shape)
 
 
 @dataclass(frozen=True)
@@ -43,16 +77,20 @@ class Particles(Resampling):
     With x_s given x_t and x_0 ~ N(stay x_t + go x_0, std^2), the SDE's own kernel, a step from t to
     s and the factor of a particle's weight are
 
-        x_s = stay x_t + go E[x_0 | x_t] + std (I + c C) (z + u),    z ~ N(0, I),
-        u = go / std (E[x_0 | x_t, y] - E[x_0 | x_t]),    c = (go / std)^2 / 2,
-        w = exp(-u z - u^2 / 2) p~(y | x_s) / p~(y | x_t).
+        x_s = stay x_t + go E[x_0 | x_t] + std (I + c C) v,    c = (go / std)^2 / 2,
+        v = P (u + Q z),    z ~ N(0, I),    u = go / std (E[x_0 | x_t, y] - E[x_0 | x_t]),
+        w = N(v; 0, I) / q(v) p~(y | x_s) / p~(y | x_t),
 
-    C = Cov(x_0 | x_t) is that of Tweedie's formula, so that without u the mean of x_s given x_t is
-    exact, and its covariance is up to second order in the step. u moves particles to the posterior
-    of the ``twist`` p~, an approximation to p(y | x_t), and w corrects for all that is wrong with
-    it: a better twist keeps the weights even. ``twist="mmps"`` has the moments of x_0 given x_t,
+    where q is the density of v. C = Cov(x_0 | x_t) is that of Tweedie's formula, so that for v = z
+    the mean of x_s given x_t is exact, and its covariance is up to second order in the step. u moves
+    particles to the posterior of the ``twist`` p~, an approximation to p(y | x_t), and P and Q give
+    them its spread: P P^T = (I + 2 c C)^{-1} and Q Q^T = I + 2 c Cov(x_0 | x_t, y), on the
+    directions that y measures. A direction whose variance exceeds (sigma / alpha)^2, which for
+    Gaussian data it cannot, lies between modes: P and Q act on it less, the more it does. w corrects
+    for all that is wrong with the twist: a better one keeps the weights even, and for Gaussian data
+    they are equal but for the error of the step. ``twist="mmps"`` has the moments of x_0 given x_t,
     for as many backward passes a step as an outcome has entries, and two; ``"pigdm"`` has those of
-    data N(0, d^2), for two.
+    data N(0, d^2), for two, and P and Q are 1.
 
     The particles are ``islands`` sets of n / islands. Before a step an island whose effective
     sample size is below half its number is resampled, systematically. Weights no longer change once
@@ -63,7 +101,7 @@ class Particles(Resampling):
     `sample_posterior` takes it, and returns what comes out. Rows come in groups of n, and a group
     depends on its seed alone. (Wu et al. 2023, Practical and Asymptotically Exact Conditional
     Sampling in Diffusion Models, arXiv 2306.17775: there the twist is N(y; A E[x_0 | x_t], .) with
-    a variance that does not depend on the state, C is 0, and there is one island.)
+    a variance that does not depend on the state, C is 0, v is z + u, and there is one island.)
     """
 
     n: Count = 1000
@@ -85,9 +123,10 @@ class Particles(Resampling):
         noise = std * sigma[1:] / sigma[:-1]
         push = torch.where(noise > 0, go / noise, 0.0)
         widen = 0.5 * (push / problem.unit) ** 2
+        most = (push * sigma[:-1] / alpha[:-1]) ** 2
         rows = zip(
             problem.at(t, "data"),
-            *problem.coefs(len(t), stay, go, noise, push, widen),
+            *problem.coefs(len(t), stay, go, noise, push, widen, most),
             (sigma[:-1] >= self.stop * alpha[:-1]).tolist(),
             t.unbind(),
             s.unbind(),
@@ -114,7 +153,19 @@ class Particles(Resampling):
             log_weight, twist = log_weight + drawn + new - twist, new
         z = noise.over(plan.t, plan.s)
         u = weighted((plan.push, found.value - prior))
-        drawn = -rowwise(u * (z + 0.5 * u)).double().sum(dim=1)
-        moved = weighted((1.0, z + u), (plan.widen, found.covariance(z + u)))
+        v, drawn = self._aimed(z, u, found, plan)
+        moved = weighted((1.0, v), (plan.widen, found.covariance(v)))
         x_s = weighted((plan.stay, x), (plan.go, prior), (plan.std, moved))
         return self.weighted(x_s, (log_weight, evidence, ancestor, drawn, twist))
+
+    @staticmethod
+    def _aimed(z: Tensor, u: Tensor, found: Any, plan: _Plan) -> tuple[Tensor, Tensor]:
+        """v = P (u + Q z), and log N(v; 0, I) - log q(v) but for a constant, (rows,)."""
+        wide = (2 * expand(plan.widen, found.spread)) ** 0.5 * found.spread
+        size = wide.square().sum(dim=-1, keepdim=True)
+        most = expand(plan.most, size)
+        wide = torch.where(size > most, most / size, 1.0) * wide
+        before, after = _Spread(wide), _Spread(wide * found.left[..., None].sqrt().to(wide))
+        v = before.inverse_root(u + after.root(z))
+        gap = rowwise((v - z) * (v + z)).double().sum(dim=1)
+        return v, after.log_det - before.log_det - 0.5 * gap

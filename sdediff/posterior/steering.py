@@ -157,9 +157,8 @@ class Reward(Posterior):
                 found = torch.autograd.grad(g, x, g.detach(), allow_unused=True)[0]
                 bent = bent if found is None else found
         g, reward = g.detach(), reward.detach()
-        size, force, curve = (
-            rowwise(g * each).double().sum(dim=1) for each in (g, denoised.covariance(g), bent)
-        )
+        moved = denoised.covariance(g)
+        size, force, curve = (rowwise(g * each).double().sum(dim=1) for each in (g, moved, bent))
         force = force.clamp(min=0)
         least = torch.where(size > 0, size, 1.0)
         width = 1 + force / least * (-curve / least).clamp(min=0)
@@ -168,5 +167,9 @@ class Reward(Posterior):
             "prior": denoised.data,
             "log_likelihood": along(value, x).expand(x.shape),
             "covariance": denoised.covariance,
+            "spread": (
+                along(torch.where(force > 0, force, torch.inf).rsqrt(), x).to(g) * moved
+            ).flatten(1)[:, None],
+            "left": 1 / width[:, None],
         }
         return g / along(width, x).to(x.dtype), extras

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,17 @@ __all__ = ["TWISTS"]
 
 _LARGEST: Final = 4096
 _EXTRAS: Final = ("prior", "log_likelihood")
+
+
+class _Products(NamedTuple):
+    """Of a covariance C of states and the linear map a of an outcome."""
+
+    columns: Tensor
+    """a C, (1 or rows, m, d)."""
+    vectors: Tensor
+    """The eigenvectors of a C a^T, (1 or rows, m, m)."""
+    values: Tensor
+    """Its eigenvalues, (1 or rows, m)."""
 
 
 class _White:
@@ -41,33 +52,42 @@ class _White:
         shaped = v.to(self.x.dtype).reshape(len(v), *self.seen.y.shape[1:])
         return self.seen.adjoint(shaped / self.std, self.x[: len(v)])
 
-    def products(self, covariance: Callable[[Tensor], Tensor], rows: int) -> Tensor:
-        """a C a^T, (rows, m, m), for C as a function of states."""
+    def products(self, covariance: Callable[[Tensor], Tensor], rows: int) -> _Products:
+        """C a^T and the eigenvectors and eigenvalues of a C a^T, for C as a function of states."""
         basis = torch.eye(self.size, dtype=torch.float64, device=self.x.device)
         columns = [covariance(self.adjoint(each.expand(rows, -1))) for each in basis]
         found = [rowwise(self.seen.forward(each) / self.std).double() for each in columns]
-        return torch.stack(found, dim=2)
+        matrix = torch.stack(found, dim=2)
+        values, vectors = torch.linalg.eigh(0.5 * (matrix + matrix.mT))
+        return _Products(torch.stack([rowwise(each) for each in columns], dim=1), vectors, values)
 
-    def pulled(self, vectors: Tensor, values: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """a^T (I + a C a^T)^{-1} residual, and log N(y; A x^_0, A C A^T + noise_std^2).
+    def pulled(self, products: _Products) -> tuple[Tensor, dict[str, Any]]:
+        """a^T (I + a C a^T)^{-1} residual, log N(y; A x^_0, A C A^T + noise_std^2), and the
+        covariance of x_0 before and after y.
 
-        ``vectors`` (..., m, m) and ``values`` (..., m) are the eigenvectors and eigenvalues of a C
-        a^T; a network's may be negative, and are then 0.
+        With p_j and v_j the eigenvectors and eigenvalues of a C a^T, C is close to e^T e on the
+        directions that y measures, and given y to e^T diag(``left``) e, for the rows e_j = C a^T
+        p_j / sqrt(v_j) of ``spread`` (rows, m, d) and left_j = 1 / (1 + v_j) (Nystrom's
+        approximation; exact for C of rank m or less). Negative eigenvalues, which a network may
+        have, are 0.
         """
-        spread = 1 + values.clamp(min=0)
+        columns, vectors, values = products
+        known = values.clamp(min=0)
+        least = torch.finfo(columns.dtype).eps * known.amax(dim=-1, keepdim=True)
+        scale = torch.where(known > least, known, torch.inf).rsqrt()
+        spread = 1 + known
         inside = (vectors.mT @ self.residual[..., None])[..., 0]
         solved = (vectors @ (inside / spread)[..., None])[..., 0]
         sizes = self.seen.variance.double().expand(self.seen.y.shape[1:])
         constant = 0.5 * (2 * math.pi * sizes).log().sum()
         value = -0.5 * (inside.square() / spread + spread.log()).sum(dim=1) - constant
-        found = along(value, self.x).expand(self.x.shape)
-        return self.adjoint(solved), {"prior": self.x, "log_likelihood": found}
-
-
-def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvectors and eigenvalues of the symmetric part."""
-    values, vectors = torch.linalg.eigh(0.5 * (matrix + matrix.mT))
-    return vectors, values
+        extras = {
+            "prior": self.x,
+            "log_likelihood": along(value, self.x).expand(self.x.shape),
+            "spread": (vectors * scale[..., None, :]).mT.to(columns) @ columns,
+            "left": 1 / spread,
+        }
+        return self.adjoint(solved), extras
 
 
 class _Matched(MMPS):
@@ -80,9 +100,7 @@ class _Matched(MMPS):
 
     def pull(self, denoised: Denoised, seen: Observed) -> tuple[Tensor, dict[str, Any]]:
         white = _White(seen, denoised.data)
-        pull, extras = white.pulled(
-            *_eigen(white.products(denoised.covariance, len(denoised.data)))
-        )
+        pull, extras = white.pulled(white.products(denoised.covariance, len(denoised.data)))
         return pull, extras | {"covariance": denoised.covariance}
 
 
@@ -93,16 +111,17 @@ class _Isotropic(PiGDM):
 
     noisy = True
     extras = _EXTRAS
-    _known: tuple[Tensor, Tensor] | None = None
+    _known: _Products | None = None
 
     def pull(self, denoised: Denoised, seen: Observed) -> tuple[Tensor, dict[str, Any]]:
         white = _White(seen, denoised.data)
         if self._known is None:
-            self._known = _eigen(white.products(lambda v: v, 1)[0])
-        vectors, values = self._known
-        width: Any = denoised.width
-        of_rows = width.reshape(-1, 1).double() if isinstance(width, Tensor) else width
-        pull, extras = white.pulled(vectors, of_rows * values.expand(len(denoised.data), -1))
+            self._known = white.products(lambda v: v, 1)
+        columns, vectors, values = self._known
+        width = torch.as_tensor(denoised.width, dtype=values.dtype).to(values).reshape(-1, 1)
+        wide = _Products(width[..., None].to(columns) * columns, vectors, width * values)
+        pull, extras = white.pulled(wide)
+        extras["spread"], extras["left"] = columns[:, :0], values[:, :0]
         return pull, extras | {"covariance": denoised.covariance}
 
 
