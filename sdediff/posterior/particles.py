@@ -82,15 +82,15 @@ class Particles(Resampling):
         w = N(v; 0, I) / q(v) p~(y | x_s) / p~(y | x_t),
 
     where q is the density of v. C = Cov(x_0 | x_t) is that of Tweedie's formula, so that for v = z
-    the mean of x_s given x_t is exact, and its covariance is up to second order in the step. u moves
-    particles to the posterior of the ``twist`` p~, an approximation to p(y | x_t), and P and Q give
-    them its spread: P P^T = (I + 2 c C)^{-1} and Q Q^T = I + 2 c Cov(x_0 | x_t, y), on the
+    the mean of x_s given x_t is exact, and its covariance is up to second order in the step. u
+    moves particles to the posterior of the ``twist`` p~, an approximation to p(y | x_t), and P and
+    Q give them its spread: P P^T = (I + 2 c C)^{-1} and Q Q^T = I + 2 c Cov(x_0 | x_t, y), on the
     directions that y measures. A direction whose variance exceeds (sigma / alpha)^2, which for
-    Gaussian data it cannot, lies between modes: P and Q act on it less, the more it does. w corrects
-    for all that is wrong with the twist: a better one keeps the weights even, and for Gaussian data
-    they are equal but for the error of the step. ``twist="mmps"`` has the moments of x_0 given x_t,
-    for as many backward passes a step as an outcome has entries, and two; ``"pigdm"`` has those of
-    data N(0, d^2), for two, and P and Q are 1.
+    Gaussian data it cannot, lies between modes: P and Q act on it less, the more it does. w
+    corrects for all that is wrong with the twist: a better one keeps the weights even, and for
+    Gaussian data they are equal but for the error of the step. ``twist="mmps"`` has the moments of
+    x_0 given x_t, for as many backward passes a step as an outcome has entries, and two;
+    ``"pigdm"`` has those of data N(0, d^2), for two, and P and Q are I.
 
     The particles are ``islands`` sets of n / islands. Before a step an island whose effective
     sample size is below half its number is resampled, systematically. Weights no longer change once
