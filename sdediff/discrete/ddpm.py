@@ -271,13 +271,17 @@ class DDPM(Chain, Solver):
 
     @cached_property
     def log_variances(self) -> tuple[Tensor, Tensor]:
-        """(log beta_tilde, log beta), each (N,): the bounds of the reverse variance. At i = 1,
-        where beta_tilde = 0, both are that of i = 2, as in the code of both papers (beta_1 if N =
-        1): it is the variance of the decoder p(x_0 | x_1).
+        """(log beta_tilde, log beta), each (N,): the bounds of the reverse variance.
+
+        At i = 1, where beta_tilde = 0, it is that of i = 2 (beta_1 if N = 1), as in the code of
+        both papers: this is the variance of the decoder p(x_0 | x_1). There beta is the same if
+        the variance is fixed, and beta_1 if it is learned, whose range the papers do not say for i
+        = 1: so it is in guided-diffusion, by which networks were trained.
         """
         tilde, beta = self.posterior_columns[2].clone(), self.levels.variances.clone()
         tilde[0] = tilde[1] if self.N > 1 else beta[0]
-        beta[0] = tilde[0]
+        if self.variance != "learned":
+            beta[0] = tilde[0]
         return tilde.log(), beta.log()
 
     def log_variance(self, i: int | Tensor, learned: Tensor | None = None) -> Tensor:

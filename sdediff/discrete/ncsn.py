@@ -148,8 +148,7 @@ class NCSN(Chain, Solver):
         times = sde.time_of(-2 * torch.tensor(sigmas[::-1], dtype=torch.float64).log()).clamp(
             sde.t_min, sde.t_max
         )
-        if N > 1:
-            times[0], times[-1] = ends
+        times[0], times[-1] = ends
         return cls(sigmas, tuple(times.tolist()), step_size, n_steps)
 
     @classmethod
@@ -298,7 +297,10 @@ def _spaced(high: float, low: float, N: int, spacing: str = "geometric") -> tupl
             f"and {high!r}"
         )
     if N == 1:
-        return (high,)
+        raise ValueError(
+            f"one level cannot be both sigma_max = {high:g} and sigma_min = {low:g}: take N >= 2, "
+            "or NCSN((sigma,))"
+        )
     shares = (j / (N - 1) for j in range(1, N - 1))
     if spacing == "linear":
         return (high, *(high + (low - high) * share for share in shares), low)

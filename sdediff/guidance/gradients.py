@@ -40,10 +40,11 @@ def gradient(
         names = "x" if len(seen) == 1 else "x, t"
         try:
             found = reading(who, function, names, *seen, **named)
-        except TypeError as error:
+        except (TypeError, ValueError, RuntimeError, IndexError) as error:
             error.add_note(
-                f"{who} was called with {names} and the conditions {', '.join(named) or 'none'}: "
-                "what else it needs goes into condition= of the call"
+                f"{who} was called with {names} and the conditions {_shown(named) or 'none'}: what "
+                "else it needs goes into condition= of the call, and the null condition of a "
+                "ClassifierFree around it reaches it too: put that inside"
             )
             raise
         if not isinstance(found, Tensor) or found.shape != (len(x),):
@@ -60,3 +61,11 @@ def gradient(
             "torch.no_grad, torch.inference_mode, detach() or argmax"
         )
     return pull
+
+
+def _shown(condition: Mapping[str, Tensor]) -> str:
+    """The names of conditions, and between which numbers they lie."""
+    return ", ".join(
+        f"{name} from {each.min():g} to {each.max():g}" if each.numel() else name
+        for name, each in condition.items()
+    )

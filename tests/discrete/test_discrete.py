@@ -707,6 +707,23 @@ def test_diffusers_numbers() -> None:
     )
 
 
+def test_the_range_of_a_learned_variance_in_the_first_step() -> None:
+    """From log beta_tilde_2 to log beta_1, as in guided-diffusion, by which networks were trained;
+    fixed variances are beta_tilde_2 there, both.
+    """
+    chain = sd.DDPM.from_schedule("linear", 1000, variance="learned")
+    beta = chain.levels.variances
+    second = float(chain.posterior_columns[2][1].log())
+    said = torch.tensor([[-1.0, 0.0, 1.0]], dtype=torch.float64)
+    low, middle, high = chain.log_variance(torch.tensor([1]), said)[0].tolist()
+    assert (low, high) == pytest.approx((second, math.log(beta[0])), abs=1e-12)
+    assert middle == pytest.approx(0.5 * (low + high))
+    assert high - low > 0.5
+    for variance in ("beta", "beta_tilde"):
+        fixed = sd.DDPM.from_schedule("linear", 1000, variance=variance)
+        assert float(fixed.log_variance(1)) == pytest.approx(second, abs=1e-12)
+
+
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
 def test_diffusers_ddim_step_is_the_posterior_of_its_sigma(eta: float) -> None:
     """DDIMScheduler's step (float32) from 500 to 480, at the level t + 1: the mean of q_sigma, and

@@ -310,6 +310,8 @@ MODEL = sd.exact.Gaussian([0.0, 0.0], 1.0).model(VE)
         (lambda: sd.NCSN.from_sde(sd.VP(), 10), ValueError, "needs alpha = 1.*use DDPM.from_sde"),
         (lambda: sd.NCSN.from_sde(VE, 0), ValueError, "N must be an int"),
         (lambda: sd.NCSN.geometric(0.1, 1.0, 5), ValueError, "0 < sigma_min < sigma_max"),
+        (lambda: sd.NCSN.linear(1, 0.01, 1), ValueError, "one level cannot be both sigma_max = 1"),
+        (lambda: sd.NCSN.from_sde(sd.VE(), 1), ValueError, "one level cannot be both"),
         (lambda: sd.NCSN.linear(0.1, 1.0, 5), ValueError, "0 < sigma_min < sigma_max"),
         (
             lambda: sd.NCSN.from_sde(VE, 5, spacing="lineer"),

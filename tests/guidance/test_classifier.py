@@ -153,6 +153,7 @@ def test_algorithm_1_is_as_published(variance: Any) -> None:
     x, before = START, torch.cat([torch.ones(1, dtype=F64), bars[:-1]])
     tilde = betas * (1 - before) / (1 - bars)
     low, high = torch.cat([tilde[1:2], tilde[1:]]).log(), torch.cat([tilde[1:2], betas[1:]]).log()
+    high = betas.log() if learned else high
     for step, i in enumerate(range(39, -1, -1)):
         t = torch.full((6,), chain.grid[i], dtype=F64)
         share = 0.5 * (x.cos() + 1) if learned else float(variance == "beta")
@@ -340,3 +341,26 @@ def test_a_condition_that_is_not_there_is_named() -> None:
     assert "goes into condition=" in "".join(told.value.__notes__)
     with pytest.raises(TypeError, match="log_prob must be a function"):
         Classifier(sd.ScoreModel(untouched, VP), torch.ones(3))
+
+
+def test_a_null_label_that_a_classifier_does_not_have() -> None:
+    """Inside classifier-free guidance a classifier is asked for the null label too: torch's error
+    says which labels it was called with, and what to do.
+    """
+    model = sd.ScoreModel(lambda x, t, label: x, VP, null={"label": 3})
+
+    def log_prob(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        return (x @ torch.ones(2, 3)).log_softmax(dim=1).gather(1, label[:, None])[:, 0]
+
+    given: Any = {"condition": {"label": torch.tensor([0, 2])}, "steps": 2}
+    inside = ClassifierFree(Classifier(model, log_prob), 2.0)
+    with pytest.raises((RuntimeError, IndexError)) as told:
+        sd.sample(inside, (2, 2), **given)
+    said = "".join(told.value.__notes__)
+    assert "label from 0 to 3" in said
+    assert "ClassifierFree around it reaches it too: put that inside" in said
+    assert (
+        sd.sample(Classifier(ClassifierFree(model, 2.0), log_prob), (2, 2), **given)
+        .x.isfinite()
+        .all()
+    )
