@@ -77,6 +77,7 @@ class Langevin(Solver):
     rule: Literal["schedule", "song"] = "schedule"
 
     needs = frozenset({"score", "marginal", "coefficients"})
+    corrects = True
 
     @property
     def stochastic(self) -> bool:
@@ -130,6 +131,7 @@ class MetropolisLangevin(Solver):
     n_steps: Natural = 1
 
     needs = frozenset({"score", "marginal"})
+    corrects = True
 
     @property
     def stochastic(self) -> bool:
@@ -220,6 +222,12 @@ class PredictorCorrector(Solver):
                     f"PredictorCorrector: the {role} {part!r} is another library's driver, "
                     "without steps of its own"
                 )
+        if not self.corrector.corrects:
+            raise ValueError(
+                f"PredictorCorrector: the corrector {self.corrector!r} moves samples from t to s, "
+                "where the predictor has taken them already; take one that stays at s, Langevin() "
+                "say (a solver of yours says so by corrects = True)"
+            )
         if min(groups := (self._mover.group, self.corrector.group)) not in (1, max(groups)):
             raise ValueError(
                 f"PredictorCorrector: the two have groups of {groups[0]} and {groups[1]} rows; "

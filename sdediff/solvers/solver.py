@@ -200,6 +200,13 @@ class Solver(Record):
         return False
 
     @fact
+    def corrects(self) -> bool:
+        """Whether a step changes the law at s alone, as Langevin steps do, and does not take a
+        sample from t to s: `PredictorCorrector` takes it as corrector.
+        """
+        return False
+
+    @fact
     def has_memory(self) -> bool:
         """Whether a step reuses evaluations of the step before, as multistep methods do. Wrappers
         that change the state between steps, such as `Churn`, refuse such a solver.

@@ -5,6 +5,7 @@ corrector goes alone.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -197,3 +198,29 @@ def test_no_predictor_moves_the_time_alone(sequence: str) -> None:
     torch.testing.assert_close(out.x, alone.x, rtol=0, atol=1e-6 if times is not GRID else 0)
     with pytest.raises(TypeError, match=r"such as .* or None; got 3"):
         sd.PredictorCorrector(3, corrector)  # type: ignore[arg-type]
+
+
+class Halves(Solver):
+    """A corrector of a user's own: half of the state, at s."""
+
+    evaluations = 0
+    needs = frozenset()
+    corrects = True
+
+    def step(self, problem: Any, x: Any, plan: Any, noise: Any, state: Any) -> sd.Step:
+        return sd.Step(0.5 * x)
+
+
+@pytest.mark.parametrize(
+    "mover", [sd.EulerMaruyama(), sd.DDIM(), sd.solvers.DPMSolverPP(), sd.NCSN((1.0,))]
+)
+def test_a_corrector_stays_at_its_time(mover: Solver) -> None:
+    """A solver that takes samples from t to s would do so a second time; one that says that it
+    stays is taken, whosever it is.
+    """
+    with pytest.raises(ValueError, match=r"moves samples from t to s.*take one that stays at s"):
+        sd.PredictorCorrector(sd.DDIM(), mover)
+    model = sd.exact.Gaussian([0.0, 1.0], 1.0).model(sd.VP())
+    pair = sd.PredictorCorrector(None, Halves())
+    out = sd.sample(model, (3, 2), solver=pair, steps=4, x_init=torch.ones(3, 2), last="noisy")
+    torch.testing.assert_close(out.x, torch.full((3, 2), 0.5**4))
