@@ -15,6 +15,7 @@ __all__ = [
     "Condition",
     "check_condition",
     "check_floating",
+    "check_known",
     "check_names",
     "check_states",
     "check_taken",
@@ -63,14 +64,11 @@ def check_taken(
     """A TypeError unless the network, as far as its signature tells, takes all of these conditions
     and needs no other. The process keeps ``own`` for itself.
     """
+    check_known(condition, net)
     taken = _parameters(net)
     if any(each.kind is each.VAR_POSITIONAL for each in taken):
         return
     known = {each.name: each for each in taken[2:] if each.kind is not each.VAR_KEYWORD}
-    has = f"; it takes {', '.join(known)}" if known else "; it takes none"
-    for name in condition:
-        if name not in known and all(each.kind is not each.VAR_KEYWORD for each in taken):
-            raise TypeError(f"the network takes no condition {name!r}{nearest(name, known)}{has}")
     for name, each in known.items():
         if each.default is each.empty and name not in condition:
             if name in own:
@@ -81,6 +79,22 @@ def check_taken(
                 )
             raise TypeError(
                 f"the network needs the condition {name!r}: pass condition={{{name!r}: ...}}"
+            )
+
+
+def check_known(names: Iterable[str], net: Callable[..., Any], who: str = "") -> None:
+    """A TypeError unless the network, as far as its signature tells, takes conditions of these
+    names; it begins with ``who``.
+    """
+    taken = _parameters(net)
+    if not taken or any(each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD) for each in taken):
+        return
+    known = [each.name for each in taken[2:]]
+    has = f"; it takes {', '.join(known) or 'none'}"
+    for name in names:
+        if name not in known:
+            raise TypeError(
+                f"{who}the network takes no condition {name!r}{nearest(name, known)}{has}"
             )
 
 

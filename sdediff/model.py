@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from sdediff.calls import Condition, check_names, check_taken, doubled, tensor_of
+from sdediff.calls import Condition, check_known, check_names, check_taken, doubled, tensor_of
 from sdediff.modules import first_fact, modules_behind
 from sdediff.network_time import (
     NetworkTime,
@@ -333,6 +333,7 @@ def _values(name: str, values: Any, net: Callable[..., Any]) -> dict[str, Tensor
     check_names(values, net, name)
     if not values:
         raise ValueError(f"{name} is empty: name a condition, {name}={{'label': 10}} say")
+    check_known(values, net, f"{name}: ")
     found = {key: plain(value) for key, value in values.items()}
     for key, value in found.items():
         if not isinstance(value, Tensor | float | int):

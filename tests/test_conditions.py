@@ -212,6 +212,16 @@ def test_a_run_that_was_begun_before_there_were_classes_goes_on(tmp_path: Path) 
         sd.fit(classed, DATA, out=out, resume=True, condition={"label": LABELS}, steps=4)
 
 
+def test_null_names_a_condition_of_the_network() -> None:
+    """Where its signature tells; a network that takes anything is handed what is named."""
+    with pytest.raises(TypeError, match=r"null: the network takes no condition 'lable' .did you"):
+        sd.ScoreModel(CLASSED.net, sd.VP(), null={"lable": 3})
+    with pytest.raises(TypeError, match="takes no condition 'label'; it takes none"):
+        sd.ScoreModel(lambda x, t: x, sd.VP(), null={"label": 3})
+    for net in (lambda x, t, **named: x, lambda *given: given[0]):
+        assert sd.ScoreModel(net, sd.VP(), null={"anything": 3}).null == {"anything": 3}
+
+
 CLASSED = sd.ScoreModel(MLP(2, 4, 1, classes=3), sd.VP(), null={"label": 3})
 LAST = torch.where(torch.arange(len(LABELS)) == 0, 4, LABELS)  # a label that is no class
 

@@ -190,6 +190,11 @@ def _called(words: Sequence[str]) -> NDArray[Any]:
 
 def guided(folder: Path, config: Mapping[str, Any], model: Model, scale: float) -> Model:
     """The model with classifier-free guidance; a ValueError if it never saw its null condition."""
+    if not math.isfinite(scale):
+        raise ValueError(
+            f"--guidance must be a finite number, got {scale:g}; 1 is the condition as trained, "
+            "2 draws it more clearly"
+        )
     if getattr(model, "null", None) is None:
         why = (
             "never dropped its conditions in training"

@@ -106,6 +106,7 @@ def test_samples_that_are_left_keep_their_labels(
         ("never dropped", ("--condition", "label=none"), "train one with: sdediff train --labels"),
         ("plain", ("--condition", "label=2"), "was trained without conditions: drop --condition"),
         ("plain", ("--guidance", 2), "and PLACE was trained without conditions; train one with"),
+        ("plain", ("--guidance", "nan"), "--guidance must be a finite number, got nan; 1 is"),
         (
             "never dropped",
             ("--condition", "label=2", "--guidance", 2),
