@@ -348,6 +348,22 @@ def test_seconds_are_kept_to_a_tenth(monkeypatch: pytest.MonkeyPatch, budget: fl
     assert any("samples in place of 64" in note for note in found.notes)
 
 
+def test_a_solve_that_turns_out_slower_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slower(Own):
+        def evaluate(self, x: Tensor, at: Any, rows: Any) -> Tensor:
+            self.pause = 0.002 if self.calls < 300 else 0.05
+            return super().evaluate(x, at, rows)
+
+    own = Slower()
+    clock = SimpleNamespace(perf_counter=lambda: own.clock[0])
+    for module in (allowance, running):
+        monkeypatch.setattr(module, "time", clock)
+    found = sd.compare(own, (8, 2), solvers=TWO, nfe=[5, 200], budget_s=20.0)
+    assert own.clock[0] <= 22
+    assert row(found, "DDIM()", 5).error is not None
+    assert row(found, "DDIM()", 200).note == "left out: it was stopped when the time was over"
+
+
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"nfe": [0]}, ValueError, "nfe must be"),
     ({"nfe": 10}, ValueError, "nfe must be a list"),
