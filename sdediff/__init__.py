@@ -2,7 +2,7 @@
 
 Here is what most programs use. The rest is in packages: `solvers` (all solvers), `sde` (all
 families), `comparison`, `objectives`, `discrete`, `degradation`, `likelihood`, `exact`, `guidance`,
-`posterior`, `mcmc`, `metrics`, `networks`, `plots`, `interop`, `testing`.
+`posterior`, `mcmc`, `metrics`, `networks`, `plots`, `interop`, `testing`, `tuning`.
 """
 
 from importlib import import_module
@@ -44,12 +44,10 @@ from sdediff.solvers import (
     AdaptiveSDE,
     EulerMaruyama,
     ExponentialMultistep,
-    Failure,
     Heun,
     Langevin,
     PredictorCorrector,
     ReverseDiffusion,
-    Snapshot,
     Solution,
     SolveError,
     Solver,
@@ -63,9 +61,11 @@ from sdediff.solvers.given import nearest
 if TYPE_CHECKING:
     from sdediff import interop as interop
     from sdediff import testing as testing
+    from sdediff import tuning as tuning
     from sdediff.checkpoint import load
     from sdediff.interop.pretrained import from_diffusers
     from sdediff.training import fit
+    from sdediff.tuning import tune
 
 __version__ = "0.1.0"
 
@@ -84,7 +84,6 @@ __all__ = [
     "DenoisingScoreMatching",
     "EulerMaruyama",
     "ExponentialMultistep",
-    "Failure",
     "Heun",
     "Langevin",
     "Latent",
@@ -99,7 +98,6 @@ __all__ = [
     "ReverseDiffusion",
     "Rows",
     "ScoreModel",
-    "Snapshot",
     "Solution",
     "SolveError",
     "SolveOptions",
@@ -121,14 +119,16 @@ __all__ = [
     "seeds",
     "simulate",
     "slerp",
+    "tune",
 ]
 
 _LATE: Final = {
     "fit": "sdediff.training",
     "from_diffusers": "sdediff.interop.pretrained",
     "load": "sdediff.checkpoint",
+    "tune": "sdediff.tuning",
 }
-"""Imported when they are first used; they belong to the extras ``train`` and ``diffusers``."""
+"""Imported when they are first used; most belong to the extras ``train`` and ``diffusers``."""
 _HOMES: Final = (
     "solvers",
     "comparison",
@@ -145,6 +145,7 @@ _HOMES: Final = (
     "metrics",
     "posterior",
     "testing",
+    "tuning",
     "interop",
 )
 """Where the names are that are not here."""
@@ -159,7 +160,7 @@ def __getattr__(name: str) -> Any:
     """What is imported late; an AttributeError that says where any other public name is."""
     if name in _LATE:
         return getattr(import_module(_LATE[name]), name)
-    if name in ("interop", "plots", "testing"):
+    if name in ("interop", "plots", "testing", "tuning"):
         return import_module(f"sdediff.{name}")
     public = {} if name.startswith("_") else dict.fromkeys(__all__, "")
     for home in _HOMES if public else ():

@@ -227,13 +227,12 @@ def _check_spacing(
     if solver.times is not None:
         if steps is not None or grid is not None or t_end is not None:
             raise ValueError(
-                f"{kind} is a discrete model with a grid of its own; drop steps, grid and t_end, "
-                "and choose its number of levels where it is made, DDPM.from_sde(sde, N) say"
+                f"{kind} has a grid of its own; drop steps, grid and t_end, and choose the number "
+                "of its levels where it is made, DDPM.from_sde(sde, N) say"
             )
         if span.start < span.end:
             raise ValueError(
-                f"{kind} is a discrete model with a grid of its own, from noise to data: take "
-                "another solver"
+                f"{kind} has a grid of its own, from noise to data: take another solver"
             )
         return 0
     n = 0 if steps is None else integer("steps", integer("steps", steps, 1), 1, _MOST_STEPS)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdediff.describing import Own, build, encode
 from sdediff.interop.configurations import KNOWN, arguments, completed
-from sdediff.interop.replay import Replay, Tape, announced, check_fits
+from sdediff.interop.replay import Replay, Tape, announced, check_fits, check_own_grid
 from sdediff.interop.schedules import Schedule, schedule_of
 from sdediff.options import default_solver
 from sdediff.solvers import GRIDS, Solver, White, expand, seeds
@@ -43,8 +43,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     a name in `GRIDS`; by default times are spaced as the configuration says. The other arguments
     are those of diffusers' schedulers. n inference steps are n - 1 intervals, and the last
     evaluation gives E[x_0 | x], as ``last="denoise"`` of `sample` does: a solver of one evaluation
-    a step makes n. ``timesteps`` lists all evaluations; ``times`` is the grid in times of the SDE,
-    for ``grid=`` of `sample`.
+    a step makes n. A `Tuned` solver has a grid of its own, and takes as many inference steps as it
+    makes evaluations. ``timesteps`` lists all evaluations; ``times`` is the grid in times of the
+    SDE, for ``grid=`` of `sample`.
 
     `step` is handed the network's output, and returns the state at which the network is asked
     next, in the dtype of the sample; the scheduler keeps a float32 state beside it. Noise is that
@@ -188,12 +189,16 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         given = sigmas if timesteps is None else timesteps
         if given is not None and num_inference_steps == len(given):
             num_inference_steps = None
-        times = schedule.times(num_inference_steps, timesteps, sigmas, mu, self.config["grid"])
         own = self._solver
+        if own is not None and own.times is not None:
+            check_own_grid(own, num_inference_steps, given)
+            times = own.times
+        else:
+            times = schedule.times(num_inference_steps, timesteps, sigmas, mu, self.config["grid"])
         self._running = own or default_solver(schedule.sde, len(times) - 1, stochastic=False)
         tape = Tape(schedule.sde, schedule.predicts)
         self.times, self._asked = announced(self._running, tape, schedule.constraint, times)
-        self.num_inference_steps = len(times)
+        self.num_inference_steps = len(times) - self._running.ends_clean
         at = torch.tensor([t for _, t in self._asked], dtype=torch.float64)
         self.timesteps = schedule.network_time(at).float().to(device)
         self.sigmas = torch.cat([self._levels(at), torch.zeros(1)])

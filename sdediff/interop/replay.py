@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from sdediff.solvers import Noise, Solver, Step, White
 from sdediff.solvers.integrate import require
 from sdediff.solvers.noise import Silence
 
-__all__ = ["Replay", "announced", "check_fits"]
+__all__ = ["Replay", "announced", "check_fits", "check_own_grid"]
 
 _LOWEST = -20.0  # log-SNR where a solver starts that cannot start at alpha = 0
 
@@ -31,13 +31,26 @@ def check_fits(solver: object) -> Solver:
         "is adaptive: how often it evaluates depends on what the network returns, and a scheduler "
         "has to list its times beforehand": solver.adaptive,
         "is a chain with a grid of its own, and here the number of steps comes from the pipeline; "
-        "Ancestral() takes its steps on any grid": solver.times is not None,
+        "Ancestral() takes its steps on any grid": solver.times is not None and solver.stochastic,
         f"takes rows in groups of {solver.group}, which no pipeline makes": solver.group != 1,
     }
     for reason, holds in reasons.items():
         if holds:
             raise ValueError(f"{solver!r} {reason}; {fits}")
     return solver
+
+
+def check_own_grid(solver: Solver, steps: int | None, given: object) -> None:
+    """A ValueError unless a pipeline asks for as many evaluations as a solver with ``times``
+    makes.
+    """
+    count = len(cast(Tensor, solver.times)) - 1
+    if given is not None or steps != count:
+        asked = "timesteps= or sigmas=" if given is not None else f"{steps} steps"
+        raise ValueError(
+            f"{solver!r} has a grid of its own, of {count} evaluations: ask for "
+            f"num_inference_steps={count} in place of {asked}"
+        )
 
 
 class Asked(Exception):
@@ -69,7 +82,8 @@ class Replay:
     """A solve along ``times`` from the state x that stops wherever the network is asked.
 
     ``asked`` is (state, time) of the evaluation that it waits for, and None at the end, when
-    ``x`` is E[x_0 | x] at the last time, as with ``last="denoise"`` of `sample`. `answer` hands it
+    ``x`` is E[x_0 | x] at the last time, as with ``last="denoise"`` of `sample`, or the last state
+    of a solver that ``ends_clean``. `answer` hands it
     the output. The current step is then taken anew with all outputs that it has had so far, which
     gives the same numbers as long as a step has no side effects and its noise is stateless.
     """
@@ -137,7 +151,7 @@ class Replay:
         """The current step from x with these outputs; after the last one E[x_0 | x]."""
         self.tape.outputs = iter(answers)
         if self.step == len(self.plans):
-            return self.problem.clean(x, self.times[-1])
+            return x if self.solver.ends_clean else self.problem.clean(x, self.times[-1])
         noise = self.silent if self.noise is None else self.noise.at(self.step)
         memory = self.memory if self.step else self.solver.init(self.problem, x, self.times[0])
         return self.solver.step(self.problem, x, self.plans[self.step], noise, memory)

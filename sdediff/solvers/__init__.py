@@ -63,6 +63,7 @@ from sdediff.solvers.solver import Solver, Step
 from sdediff.solvers.stochastic import SRA1, SRA3, EulerMaruyama, ReverseDiffusion, StochasticHeun
 from sdediff.solvers.switch import Switch
 from sdediff.solvers.tableau import Tableau
+from sdediff.solvers.tuned import Tuned
 from sdediff.solvers.white import White, seeds
 
 __all__ = [
@@ -145,6 +146,7 @@ __all__ = [
     "TorchDiffEq",
     "TorchSDE",
     "Tsit5",
+    "Tuned",
     "UniPC",
     "Verdict",
     "White",

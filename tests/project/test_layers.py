@@ -134,6 +134,7 @@ LAYERS = (
         "trainer",
         "checkpoint",
         "testing",
+        "tuning",
         "interop",
         "cli",
     ),

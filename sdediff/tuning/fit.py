@@ -1,0 +1,213 @@
+"""A scheme whose times and numbers are moved down the gradient of its errors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sdediff.modules import evaluating
+from sdediff.sde import LinearSDE
+from sdediff.solvers import Solver
+from sdediff.tuning.grids import Moving
+from sdediff.tuning.guard import QUANTILES
+from sdediff.tuning.trials import Trials
+from sdediff.tuning.unrolled import Scheme, follow, unrolled
+
+__all__ = ["Adjusted", "has_gradients", "minimised", "score"]
+
+_STEP: Final = 0.02
+"""What a unit of a number moves a state by, in standard deviations of the data."""
+_RIDGE: Final = 1e-6
+"""Directions in which states hardly differ take larger numbers than others, but not without end."""
+_LOW, _HIGH, _TAIL = 0.5, 2.0, 0.3
+_ROUND: Final = 10
+"""Iterations between two looks at the starts that are held out for choosing."""
+_MOST: Final = 50
+"""Rounds at most."""
+_PATIENCE: Final = 12
+"""Rounds without a better choice after which there is no more to gain."""
+
+
+class Adjusted:
+    """The schemes near that of a solver: its times, and with ``all`` also each coefficient of each
+    state, are numbers that are 0 for the solver itself.
+    """
+
+    def __init__(
+        self, solver: Solver, sde: LinearSDE, times: Tensor, trials: Trials, *, every: bool
+    ) -> None:
+        self.solver = solver
+        self.sde = sde
+        self.denoise = trials.denoise
+        self.moving = Moving(sde, times, short=self.denoise)
+        self.places = torch.zeros(self.moving.size, dtype=torch.float64, requires_grad=True)
+        self.rows: list[Tensor] = []
+        self._directions: list[Tensor] = []
+        if every:
+            with torch.no_grad(), evaluating(trials.solving.model):
+                self._directions = self._whitened(trials)
+            self.rows = [
+                torch.zeros(len(each), dtype=torch.float64, requires_grad=True)
+                for each in self._directions
+            ]
+
+    @property
+    def numbers(self) -> list[Tensor]:
+        """All that can be moved."""
+        return [self.places, *self.rows]
+
+    def scheme(self) -> Scheme:
+        """The scheme of the numbers as they are, differentiable in them."""
+        times, rows = unrolled(
+            self.solver, self.sde, self.moving(self.places), denoise=self.denoise
+        )
+        shifts = [
+            functional.pad(_STEP * directions @ numbers, (0, len(rows) - len(numbers)))
+            for directions, numbers in zip(self._directions, self.rows, strict=True)
+        ]
+        if shifts:
+            rows = rows + torch.stack([torch.zeros_like(rows[0]), *shifts])
+        return Scheme(times, rows)
+
+    def _whitened(self, trials: Trials) -> list[Tensor]:
+        """For each state after the first, directions of its coefficients that move it by 1 each,
+        root mean square over the trials' first batch, and independently.
+        """
+        scheme = self.scheme()
+        rows = trials.batches()[0]
+        known, _ = follow(trials.solving.reverse(rows), scheme, trials.x[rows.to(trials.x.device)])
+        flat = torch.stack([each.reshape(-1).double().cpu() for each in known])
+        products = flat @ flat.T / flat.shape[1]
+        found = []
+        for k in range(1, len(scheme.rows)):
+            own = products[: k + 1, : k + 1]
+            size = own.diagonal().sqrt().clamp(min=torch.finfo(torch.float32).eps)
+            own = own / size / size[:, None] + _RIDGE * torch.eye(k + 1, dtype=torch.float64)
+            root = torch.linalg.cholesky(own)
+            found.append(torch.linalg.inv(root).T / size[:, None])
+        return found
+
+
+@dataclass(frozen=True)
+class Best:
+    """The scheme that is best on the starts held out for choosing."""
+
+    scheme: Scheme
+    score: float
+    iterations: int
+
+
+def score(errors: Tensor, of_start: Tensor) -> float:
+    """log of the ratio of medians + half of that of 90th percentiles, and much more where either
+    ratio is above 1: the least is chosen.
+    """
+    median, high = (
+        float((errors.quantile(share) / of_start.quantile(share)).log())
+        for share in QUANTILES.values()
+    )
+    found = median + 0.5 * high + 10 * (max(median, 0.0) + max(high, 0.0))
+    return found if found == found else float("inf")
+
+
+def loss(squares: Tensor) -> Tensor:
+    """The logarithms of two means of the errors by power: one of a low power, for the median, and
+    one of the second, for the tail.
+    """
+    squares = squares + torch.finfo(torch.float32).tiny
+    low = squares.pow(_LOW / 2).mean().log() / _LOW
+    return low + _TAIL * squares.pow(_HIGH / 2).mean().log() / _HIGH
+
+
+def minimised(
+    adjusted: Adjusted,
+    trials: Trials,
+    judge: Callable[[Scheme], float],
+    deadline: float,
+    show: Callable[[str], None],
+) -> Best:
+    """Minimise `loss` over ``trials`` by L-BFGS until ``deadline``, as `time.monotonic` has it, or
+    until ``judge`` finds nothing better; the best by ``judge``, which is among them at the start.
+    """
+    best = Best(_fixed(adjusted.scheme()), judge(_fixed(adjusted.scheme())), 0)
+    optimizer = torch.optim.LBFGS(
+        adjusted.numbers,
+        max_iter=_ROUND,
+        history_size=50,
+        tolerance_grad=0.0,
+        tolerance_change=0.0,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        return _with_gradients(adjusted, trials)
+
+    waited, rounds = 0, 0
+    with torch.enable_grad(), evaluating(trials.solving.model):
+        while waited < _PATIENCE and rounds < _MOST and time.monotonic() < deadline:
+            began = time.monotonic()
+            value = optimizer.step(closure)
+            rounds += 1
+            now = _fixed(adjusted.scheme())
+            finite = bool(torch.isfinite(value)) and bool(torch.isfinite(now.rows).all())
+            found = judge(now) if finite else float("inf")
+            waited += 1
+            if found < best.score:
+                waited = 0 if found < best.score - 1e-3 else waited
+                best = Best(now, found, rounds * _ROUND)
+            show(f"{len(now.times)} evaluations, score {best.score:.3f}")
+            if not finite or time.monotonic() + (time.monotonic() - began) > deadline:
+                break
+    return best
+
+
+def _with_gradients(adjusted: Adjusted, trials: Trials) -> Tensor:
+    """The loss, with its gradients beside the numbers; by batches where there are several, so that
+    the graph of one alone is kept.
+    """
+    batches = trials.batches()
+    numbers = adjusted.numbers
+    scheme = adjusted.scheme()
+    if len(batches) == 1:
+        value = loss(trials.squares(scheme))
+        found = torch.autograd.grad(value, numbers, allow_unused=True)
+    else:
+        with torch.no_grad():
+            squares = torch.cat([trials.squares(scheme, rows) for rows in batches])
+        squares = squares.requires_grad_()
+        value = loss(squares)
+        (slopes,) = torch.autograd.grad(value, squares)
+        leaves = [each.detach().requires_grad_() for each in scheme]
+        sums = [torch.zeros_like(each) for each in leaves]
+        for rows in batches:
+            part = trials.squares(Scheme(*leaves), rows) @ slopes[rows.to(slopes.device)]
+            for total, each in zip(sums, torch.autograd.grad(part, leaves), strict=True):
+                total += each
+        found = torch.autograd.grad(list(scheme), numbers, sums, allow_unused=True)
+    for number, gradient in zip(numbers, found, strict=True):
+        number.grad = torch.zeros_like(number) if gradient is None else gradient
+    return value.detach()
+
+
+def _fixed(scheme: Scheme) -> Scheme:
+    return Scheme(*(each.detach().clone() for each in scheme))
+
+
+def has_gradients(trials: Trials, scheme: Scheme) -> bool:
+    """Whether the model's own answer has a gradient to its state: of two rows, by one
+    evaluation.
+    """
+    rows = torch.arange(min(2, len(trials)))
+    problem = trials.solving.reverse(rows)
+    x = trials.x[rows.to(trials.x.device)].clone().requires_grad_()
+    with torch.enable_grad(), evaluating(trials.solving.model):
+        answer = problem.outputs(x, problem.at(scheme.times[:1], "data")[0]).raw
+        if not answer.requires_grad:
+            return False
+        (gradient,) = torch.autograd.grad(answer.sum(), x, allow_unused=True)
+    return gradient is not None

@@ -1,0 +1,163 @@
+"""Grids by dynamic programming over measured local errors, and grids that gradients can move."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from sdediff.modules import evaluating
+from sdediff.sde import LinearSDE
+from sdediff.solvers import Options, Solver, White, rowwise, seeds
+from sdediff.tuning.trials import Trials
+from sdediff.tuning.unrolled import unrolled
+
+__all__ = ["Moving", "cheapest", "fine_grid", "local_errors"]
+
+_FARTHEST: Final = 20.0
+_SMALL: Final = 1e-4
+"""Of a difference of states, relative to them.
+"""
+_ROWS: Final = 128
+"""At most so many trajectories are looked at for the grid."""
+
+
+class Moving:
+    """Grids (N + 1,) as a function of N numbers, 0 for the one given.
+
+    The times are taken in p = 1 / (1 + exp(-(l - c) / w)), l the log-SNR, as the grid ``"central"``
+    has them. The softmax of the logarithms of the intervals plus the numbers keeps them in order,
+    whatever the numbers are. The first time stays where it is; the last one too, unless it may fall
+    short of there (``short``), by one more number that has no effect below 0: for a result that is
+    denoised.
+    """
+
+    def __init__(self, sde: LinearSDE, times: Tensor, *, short: bool) -> None:
+        self.sde = sde
+        self.times = times
+        self.short = short
+        steps = len(times) - 1
+        self.centre, self.width = min(0.75, 15 / steps), 3 + 2 / steps
+        levels = sde.log_snr(times).nan_to_num(posinf=_FARTHEST, neginf=-_FARTHEST)
+        self.places = torch.sigmoid((levels - self.centre) / self.width)
+        self.logs = self.places.diff().log()
+        moved = slice(1, None) if short else slice(1, -1)
+        self._offset = times[moved] - self._at(self.places[moved])
+
+    @property
+    def size(self) -> int:
+        """How many numbers there are."""
+        return len(self.times) - 1 + self.short
+
+    def __call__(self, numbers: Tensor) -> Tensor:
+        """The grid, differentiable in ``numbers`` (size,)."""
+        steps = len(self.times) - 1
+        whole = self.places[-1] - self.places[0]
+        if self.short:
+            whole = whole * torch.exp(-numbers[-1].clamp(min=0))
+        shares = torch.softmax(self.logs + numbers[:steps], dim=0).cumsum(dim=0)
+        inner = self.places[0] + whole * (shares if self.short else shares[:-1])
+        ends = [] if self.short else [self.times[-1:]]
+        return torch.cat([self.times[:1], self._at(inner) + self._offset, *ends])
+
+    def _at(self, places: Tensor) -> Tensor:
+        return self.sde.time_of(self.centre + self.width * torch.logit(places))
+
+
+def fine_grid(sde: LinearSDE, times: Tensor, count: int) -> Tensor:
+    """``count`` times between the first and the last of ``times``, at equal distances in the place
+    that they have along the grid, so that all of its intervals are divided alike; the ends are
+    exact.
+    """
+    moving = Moving(sde, times, short=False)
+    steps = len(times) - 1
+    at = torch.linspace(0, steps, count, dtype=torch.float64)[1:-1]
+    low = at.floor().long().clamp(max=steps - 1)
+    places = moving.places[low] + (at - low) * moving.places.diff()[low]
+    inner = moving._at(places)
+    return torch.cat([times[:1], inner, times[-1:]])
+
+
+def local_errors(trials: Trials, sde: LinearSDE, solver: Solver) -> Tensor:
+    """(n, n, n): what two steps of ``solver``, from the exact state at time i of ``trials.times``
+    by time j to time k, i < j < k, contribute to the error at the end: the mean over rows of the
+    error at k times the growth of a small difference from there to the end.
+
+    The evaluations are at exact states, so that those of n times serve all steps. With two steps a
+    multistep method has a history, and a corrector its effect. At i = j = 0 the first step alone,
+    from time 0 to time k. Infinite for other i, j, k; all of it where two steps make other than two
+    evaluations.
+    """
+    few = trials.part(slice(0, _ROWS))
+    states, times = few.states, few.times
+    if states is None or times is None:
+        raise ValueError("the trials have no states along a grid")
+    count = len(times)
+    cost = torch.full((count, count, count), torch.inf, dtype=torch.float64)
+    places = torch.combinations(torch.arange(count), 3)
+    scheme = unrolled(solver, sde, times[places.T], denoise=False)
+    if len(scheme.times) != 2:
+        return cost
+    problem = few.solving.reverse(torch.arange(len(few)))
+    with torch.no_grad(), evaluating(few.solving.model):
+        growth = _growth(few, sde, solver)
+        entries = problem.at(times[:-1], "data")
+        data = [rowwise(problem.evaluate(states[i], each)) for i, each in enumerate(entries)]
+        flat = [rowwise(each) for each in states]
+        for (i, j, k), numbers in zip(places.tolist(), scheme.rows[2].tolist(), strict=True):
+            a, b, c = numbers
+            error = (a * flat[i] + b * data[i] + c * data[j] - flat[k]).square().mean(dim=1).sqrt()
+            cost[i, j, k] = float((error * growth[k]).mean())
+        ends = torch.arange(1, count)
+        first = unrolled(
+            solver, sde, times[torch.stack([torch.zeros_like(ends), ends])], denoise=False
+        )
+        for k, (a, b) in zip(ends.tolist(), first.rows[1].tolist(), strict=True):
+            error = (a * flat[0] + b * data[0] - flat[k]).square().mean(dim=1).sqrt()
+            cost[0, 0, k] = float((error * growth[k]).mean())
+    return cost
+
+
+def _growth(few: Trials, sde: LinearSDE, solver: Solver) -> Tensor:
+    """(n, rows): how much larger a small difference of states at each of the times is at the end,
+    root mean square over the event.
+    """
+    states, times = few.states, few.times
+    if states is None or times is None:
+        raise ValueError("the trials have no states along a grid")
+    noise = White(seeds(0, len(few)), few.solving.event, dtype=states.dtype, device=states.device)
+    z = noise.at(0).normal("prior")
+    problem = few.solving.reverse(torch.arange(len(few)))
+    size = (_SMALL * torch.hypot(sde.alpha(times), sde.sigma(times))).tolist()
+    found = []
+    for k in range(len(times)):
+        ends = []
+        for x in (states[k], states[k] + size[k] * z):
+            if k < len(times) - 1:
+                x = solver.solve(problem, x, times[k:], None, Options("noisy")).x
+            ends.append(rowwise(x))
+        found.append((ends[1] - ends[0]).square().mean(dim=1).sqrt() / size[k])
+    return torch.stack(found)
+
+
+def cheapest(cost: Tensor, steps: int) -> list[int]:
+    """The places 0 = i_0 < i_1 < ... < i_steps = n - 1 with the least sum of ``cost`` (n, n, n)
+    over (0, 0, i_1) and all neighbours (i_m, i_{m+1}, i_{m+2}), by dynamic programming in O(steps
+    n^3).
+    """
+    count = len(cost)
+    if not 1 <= steps < count:
+        raise ValueError(f"steps must be from 1 to {count - 1}, for {count} places; got {steps}")
+    i, j, k = (torch.arange(count).reshape(shape) for shape in ((-1, 1, 1), (-1, 1), (-1,)))
+    allowed = torch.where((i < j) & (j < k), cost, torch.inf)
+    best = torch.full((count, count), torch.inf, dtype=cost.dtype)  # of the last two places
+    best[0, 1:] = cost[0, 0, 1:]
+    before = []
+    for _ in range(steps - 1):
+        best, place = (best[:, :, None] + allowed).min(dim=0)
+        before.append(place)
+    path = [count - 1, int(best[:, -1].argmin())]
+    for place in reversed(before):
+        path.append(int(place[path[-1], path[-2]]))
+    return path[::-1]

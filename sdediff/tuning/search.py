@@ -1,0 +1,269 @@
+"""A solver for one model and one number of evaluations, better than the one that it is made
+from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple, Self, Unpack, cast
+
+import torch
+from torch import Tensor
+
+from sdediff.arguments import Span, check_shape
+from sdediff.describing import encode
+from sdediff.options import SolveOptions, takes
+from sdediff.progress import Bar, progress_bar
+from sdediff.protocols import Facts, Model, facts
+from sdediff.sde import LinearSDE
+from sdediff.solvers import Solver, Tuned, seeds
+from sdediff.solvers.given import check_choice, integer, real
+from sdediff.solving import Solving, chosen
+from sdediff.tuning.fingerprint import fingerprint
+from sdediff.tuning.fit import Adjusted, has_gradients, minimised, score
+from sdediff.tuning.grids import cheapest, fine_grid, local_errors
+from sdediff.tuning.guard import Bound, bounds
+from sdediff.tuning.start import check_falls, check_start, start_of
+from sdediff.tuning.trials import Trials
+from sdediff.tuning.unrolled import Scheme, tabled, unrolled
+
+__all__ = ["UNUSED", "states_dtype", "tune"]
+
+Method = Literal["dp", "grid", "all"]
+
+_FINE: Final = 33
+"""Times among which dynamic programming chooses."""
+_POWERS: Final = (1.0, 2.0, 4.0)
+"""Of local errors, as sums of which the error at the end is taken: what happens to them on the way
+is not known.
+"""
+_SAME: Final = 1e-6
+"""How far a solver may be from its sums, relative to the states: more says that it is no sum."""
+UNUSED: Final = (
+    "t_start",
+    "t_end",
+    "noise",
+    "x_init",
+    "stochasticity",
+    "mask",
+    "trajectory",
+    "callback",
+    "max_nfe",
+    "on_fail",
+    "grad",
+    "compile",
+)
+
+
+@takes(SolveOptions, without=UNUSED)
+def tune(
+    model: Model,
+    shape: Sequence[int],
+    *,
+    nfe: int,
+    solver: Solver | None = None,
+    method: Method = "grid",
+    seconds: float = 100.0,
+    seed: int = 0,
+    **options: Unpack[SolveOptions],
+) -> Tuned:
+    """Make a solver of ``nfe`` evaluations for ``model``, from the results of tight solves of it.
+
+    ``sample(model, shape, solver=tuned)`` draws samples by it, without ``steps``; ``tuned.save``
+    writes it to a file. It starts from ``solver``, by default that of `sample`, on its grid, and is
+    never worse than that: 2 B starts beside the B of ``shape`` = (B, *event) are held out, half of
+    them to choose among what was tried, half to decide. Unless both the median and the 90th
+    percentile of the error are below those of the start with a confidence of 95 % (a paired
+    bootstrap), the start itself is returned. ``tuned.made`` says which, with the figures.
+
+    ``method``: ``"dp"`` moves the times alone, by dynamic programming over the local errors of one
+    step along exact trajectories (Chen et al. 2024, arXiv 2405.11326, there for Euler's method), in
+    seconds. ``"grid"`` moves them further, by gradients through the solve (Tong et al. 2024, arXiv
+    2405.15506). ``"all"`` moves with them each coefficient of each state: all multistep weights,
+    the scale of what the network is handed, and the time that it is handed with it.
+    ``seconds``: what it may take, beside the tight solves. A model whose answers have no gradients
+    is left at ``"dp"``, and ``tuned.made`` says so.
+    ``last``: ``"denoise"``, the default, spends the last evaluation on the result E[x_0 | x], and
+    is compared with the start doing so; ``"noisy"`` has the state at t_min as its result.
+
+    The memory that gradients take is that of nfe evaluations of ``batch_size`` samples. A condition
+    is that of the B samples; those held out have the same. States are float64 where the device has
+    that. Raises ValueError or TypeError before the first evaluation.
+    """
+    taken = chosen(tune, options)
+    shape, nfe = check_shape(shape), integer("nfe", nfe, 1)
+    check_choice("method", method, ("dp", "grid", "all"))
+    limit = real("seconds", seconds)
+    if not limit > 0:
+        raise ValueError(f"seconds must be positive, got {seconds!r}")
+    if shape[0] < 32:
+        raise ValueError(
+            f"shape = {shape} asks for {shape[0]} starts, too few to tell solvers apart: take 256"
+        )
+    known = facts(model)
+    sde = model.sde
+    if "kernel" not in sde.offers:
+        raise ValueError(f"{sde!r} has no Gaussian kernel: tuning moves times by their log-SNR")
+    last = taken["last"] or "denoise"
+    check_choice("last", last, ("denoise", "noisy"))
+    denoise = last == "denoise"
+    solver = None if solver is None else check_start(solver)
+    start = start_of(cast(LinearSDE, sde), solver, nfe, denoise=denoise)
+    taken["dtype"] = states_dtype(known, taken["dtype"])
+    span = Span(sde, sde.t_max, sde.t_min)
+    solving = Solving.checked(model, known, shape, span, start.solver, start.steps, taken)
+    if solving.times.ndim > 1:
+        raise ValueError("grid must be one grid for all samples, (N + 1,)")
+    with progress_bar("tuning", total=limit, show=solving.progress) as bar:
+        work = _Work.begun(solving, start.solver, integer("seed", seed), bar, denoise=denoise)
+        return work.improved(method, limit)
+
+
+def states_dtype(known: Facts, dtype: torch.dtype | None) -> torch.dtype | None:
+    """float64 where the user has not said otherwise and the device has it."""
+    return torch.float64 if dtype is None and known.device.type != "mps" else dtype
+
+
+class _Found(NamedTuple):
+    """Something that was tried."""
+
+    name: str
+    scheme: Scheme
+    score: float
+
+
+@dataclass(eq=False)
+class _Work:
+    """What tuning knows and has found so far; the first of ``found`` is the start."""
+
+    solving: Solving
+    solver: Solver
+    sde: LinearSDE
+    training: Trials
+    choosing: Trials
+    deciding: Trials
+    bar: Bar
+    began: float
+    found: list[_Found]
+    notes: list[str]
+    _of_start: Tensor | None = None
+
+    @classmethod
+    def begun(cls, solving: Solving, solver: Solver, seed: int, bar: Bar, *, denoise: bool) -> Self:
+        """Draw the starts, solve them tightly, and unroll the solver."""
+        unit = solving.units.unit
+        sde = cast(LinearSDE, solving.model.sde)
+        sde = sde if unit == 1 else cast(LinearSDE, sde.scaled(1 / unit))
+        scheme = unrolled(solver, sde, solving.times, denoise=denoise)
+        check_falls(solver, scheme.times)
+        own, other = seeds(seed, 2)
+        fine = fine_grid(sde, solving.times, _FINE)
+        bar.update(0, "reference of the training starts")
+        training = Trials.drawn(solving, own, denoise=denoise, times=fine)
+        bar.update(0, "reference of the starts held out")
+        held_out = Trials.drawn(solving, other, denoise=denoise)
+        half = len(held_out) // 2
+        choosing, deciding = held_out.part(slice(0, half)), held_out.part(slice(half, None))
+        by_driver = deciding.errors_of(solver, solving.times)
+        away = (by_driver - deciding.errors(scheme)).abs()
+        if not bool((away <= _SAME * (1 + by_driver)).all()):
+            raise ValueError(
+                f"{solver!r} is no sum of the model's predictions with coefficients known "
+                f"beforehand (its errors differ by {float(away.max()):.2g}): take another start"
+            )
+        start = _Found("start", scheme, 0.0)
+        now = time.monotonic()
+        return cls(solving, solver, sde, training, choosing, deciding, bar, now, [start], [])
+
+    def judged(self, scheme: Scheme) -> float:
+        """Against the start, on the starts that are held out for choosing."""
+        if self._of_start is None:
+            self._of_start = self.choosing.errors(self.found[0].scheme)
+        return score(self.choosing.errors(scheme), self._of_start)
+
+    def improved(self, method: Method, seconds: float) -> Tuned:
+        """The best of what the method finds, if it is surely better than the start."""
+        deadline = self.began + seconds
+        grids = [self.solving.times, *self._by_programming()]
+        if method != "dp" and not has_gradients(self.training, self.found[0].scheme):
+            self.notes.append("the model's answers have no gradients: times by 'dp' alone")
+            method = "dp"
+        if method != "dp":
+            tried = min(range(len(self.found)), key=lambda i: self.found[i].score)
+            for i in dict.fromkeys((0, tried)):
+                self._by_gradients(grids[i], method, self.found[i].name, deadline)
+        best = min(self.found, key=lambda each: each.score)
+        if best is self.found[0]:
+            return self._tuned(best, {})
+        decided = bounds(
+            self.deciding.errors(best.scheme), self.deciding.errors(self.found[0].scheme)
+        )
+        better = all(each.upper < 1 for each in decided.values())
+        return self._tuned(best if better else self.found[0], decided)
+
+    def _by_programming(self) -> list[Tensor]:
+        """The grids of dynamic programming, each tried."""
+        self._show("local errors")
+        cost = local_errors(self.training, self.sde, self.solver)
+        fine, steps = cast(Tensor, self.training.times), len(self.solving.times) - 1
+        grids = []
+        if steps >= len(fine) or not bool(torch.isfinite(cost[0, 1, 2:]).all()):
+            self.notes.append("no dynamic programming: it takes one evaluation a step")
+            return []
+        for power in _POWERS:
+            times = fine[cheapest(cost**power, steps)]
+            scheme = unrolled(self.solver, self.sde, times, denoise=self.training.denoise)
+            self.found.append(_Found(f"dp, power {power:g}", scheme, self.judged(scheme)))
+            grids.append(times)
+        return grids
+
+    def _by_gradients(self, times: Tensor, method: Method, name: str, deadline: float) -> None:
+        """Try what gradients find from the grid ``times``: a half of what is left of the time, or
+        all of it the last time.
+        """
+        now = time.monotonic()
+        if now >= deadline:
+            self.notes.append(f"no time was left for gradients from {name}")
+            return
+        adjusted = Adjusted(self.solver, self.sde, times, self.training, every=method == "all")
+        share = 0.5 if name == "start" and len(self.found) > 1 else 1.0
+        best = minimised(
+            adjusted, self.training, self.judged, now + share * (deadline - now), self._show
+        )
+        self.found.append(_Found(f"{method}, from {name}", best.scheme, best.score))
+
+    def _show(self, note: str) -> None:
+        self.bar.update(time.monotonic() - self.began, note)
+
+    def _tuned(self, best: _Found, decided: dict[str, Bound]) -> Tuned:
+        """The solver, and in ``made`` how it came about."""
+        start = self.found[0]
+        improved = best is not start
+        errors = {
+            name: self.deciding.errors(each.scheme) for name, each in (("start", start), ("", best))
+        }
+        made = {
+            "model": fingerprint(self.solving),
+            "start": encode(self.solver),
+            "start_grid": self.solving.times.tolist(),
+            "last": "denoise" if self.training.denoise else "noisy",
+            "improved": improved,
+            "how": best.name,
+            "errors": {
+                name or "tuned": {"median": float(each.median()), "p90": float(each.quantile(0.9))}
+                for name, each in errors.items()
+            },
+            "bounds": {name: list(each) for name, each in decided.items()},
+            "starts": {
+                "training": len(self.training),
+                "choosing": len(self.choosing),
+                "deciding": len(self.deciding),
+            },
+            "tried": {each.name: each.score for each in self.found},
+            "notes": list(self.notes),
+            "seconds": round(time.monotonic() - self.began, 1),
+        }
+        end = 0.0 if self.training.denoise else float(self.solving.times[-1])
+        return tabled(best.scheme, self.sde, end, made)

@@ -1,0 +1,78 @@
+"""The solver that tuning starts from, on its grid, with exactly so many evaluations."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdediff.options import check_solver, default_solver
+from sdediff.sde import LinearSDE
+from sdediff.solvers import Solver
+
+__all__ = ["Start", "check_start", "start_of"]
+
+
+class Start(NamedTuple):
+    """A solver and how many steps it takes."""
+
+    solver: Solver
+    steps: int
+
+
+def check_start(solver: object) -> Solver:
+    """Return ``solver``; an error unless it is one with fixed steps that draws no noise."""
+    found = check_solver(solver)  # type: ignore[arg-type]
+    fits = "take ExponentialMultistep(), UniPC(3) or DDIM(), say, or None for the default"
+    reasons = {
+        "is adaptive, so that its evaluations are no fixed number": found.adaptive,
+        "draws noise, so that it has no one result to come near": found.stochastic
+        or found.solves_sde,
+        "is another library's driver, which calls the network itself": found.external,
+        "is a chain or a table with a grid of its own": found.times is not None,
+        f"takes rows in groups of {found.group}": found.group != 1,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ValueError(
+                f"tuning starts from a deterministic solver with fixed steps, and "
+                f"{found!r} {reason}; {fits}"
+            )
+    return found
+
+
+def start_of(sde: LinearSDE, solver: Solver | None, nfe: int, *, denoise: bool) -> Start:
+    """The most steps for which ``solver``, None being the default one for so many, makes at most
+    ``nfe`` evaluations; a ValueError unless it makes exactly so many.
+    """
+    given = nfe - denoise
+    most = 0
+    for steps in range(1, given + 1):
+        own = default_solver(sde, steps, stochastic=False) if solver is None else solver
+        count = own.evaluations * steps + getattr(own, "startup_evaluations", 0)
+        if count > given:
+            break
+        most, exact, found = steps, count == given, own
+    if not most:
+        least = "the one of the end, E[x_0 | x], and " if denoise else ""
+        raise ValueError(
+            f"nfe = {nfe} is too few: it counts {least}those of one step at least; "
+            f"take {'2' if denoise else '1'} or more"
+            + ("" if solver is None else f", and as many as {solver!r} needs")
+        )
+    if not exact:
+        raise ValueError(
+            f"{found!r} makes {found.evaluations} evaluations a step, so that no number of steps "
+            f"makes nfe = {nfe}{' with that of the end' if denoise else ''}: take another nfe"
+        )
+    return Start(check_start(found), most)
+
+
+def check_falls(solver: Solver, times: Tensor) -> None:
+    """A ValueError unless the evaluations of ``solver`` are at ``times`` that fall."""
+    if bool((times.diff() >= 0).any()) or not bool(torch.isfinite(times).all()):
+        raise ValueError(
+            f"{solver!r} evaluates twice at one time, or goes back: tuning starts from a solver "
+            "with one evaluation at each of its times, ExponentialMultistep() or UniPC(3), say"
+        )

@@ -1,0 +1,109 @@
+"""A tuned solver on another model than the one that it was made for."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Unpack, cast
+
+import torch
+
+from sdediff.arguments import Span, check_shape
+from sdediff.describing import Own, build
+from sdediff.options import SolveOptions, takes
+from sdediff.protocols import Model, facts
+from sdediff.sde import LinearSDE
+from sdediff.solvers import Tuned
+from sdediff.solving import Solving, chosen
+from sdediff.tuning.fingerprint import differences
+from sdediff.tuning.guard import Bound, bounds
+from sdediff.tuning.search import UNUSED, states_dtype
+from sdediff.tuning.start import start_of
+from sdediff.tuning.trials import Trials
+
+__all__ = ["Transfer", "moved", "transfer"]
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What a tuned solver is worth on a model: ``here`` its errors over those of the solver that it
+    was made from, the ratios of the median and of the 90th percentile with upper bounds; ``there``
+    the same on the model that it was made for; ``differences`` in what the models differ, in words.
+    """
+
+    here: dict[str, Bound]
+    there: dict[str, float]
+    differences: tuple[str, ...]
+
+    @property
+    def gap(self) -> dict[str, float]:
+        """``here`` over ``there``: 1 where nothing is lost."""
+        return {name: each.ratio / self.there[name] for name, each in self.here.items()}
+
+
+def moved(solver: Tuned, model: Model) -> Tuned:
+    """The same solver under the model's SDE, for data of its standard deviation: the times are
+    those of the same arctan(sigma / alpha), or the nearest that the SDE has.
+    """
+    unit = facts(model).data_std
+    sde = cast(LinearSDE, model.sde)
+    sde = sde if unit == 1 else cast(LinearSDE, sde.scaled(1 / unit))
+    ends = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
+    angles = torch.tensor(solver.angles, dtype=torch.float64)
+    levels = torch.clamp(-2 * angles.tan().log(), ends[0], ends[1])
+    times = sde.time_of(levels)
+    times[0] = sde.t_max
+    if solver.made.get("last") != "noisy":
+        times[-1] = 0.0
+    there = torch.atan2(sde.sigma(times), sde.alpha(times))
+    return replace(solver, grid=tuple(times.tolist()), angles=tuple(there.tolist()))
+
+
+@takes(SolveOptions, without=(*UNUSED, "grid", "last"))
+def transfer(
+    solver: Tuned,
+    model: Model,
+    shape: Sequence[int],
+    *,
+    seed: int = 0,
+    **options: Unpack[SolveOptions],
+) -> Transfer:
+    """Measure a tuned solver on ``model``, with B starts, of ``shape`` = (B, *event), against the
+    solver that it was made from, on its own grid.
+
+    A UserWarning says where the model is another than that which the solver was made for, and the
+    solver is no better there than the one that it was made from. ``solver`` fits the model, by
+    `moved` if need be.
+    """
+    taken = chosen(transfer, options)
+    shape, known = check_shape(shape), facts(model)
+    sde = cast(LinearSDE, model.sde)
+    denoise = solver.made.get("last") != "noisy"
+    try:
+        given = build(solver.made["start"])
+    except (Own, KeyError):
+        given = None
+    start = start_of(sde, given, solver.nfe, denoise=denoise)
+    taken["dtype"] = states_dtype(known, taken["dtype"])
+    span = Span(sde, sde.t_max, sde.t_min)
+    solving = Solving.checked(model, known, shape, span, start.solver, start.steps, taken)
+    trials = Trials.drawn(solving, seed, denoise=denoise)
+    here = bounds(
+        trials.errors_of(solver, solver.times), trials.errors_of(start.solver, solving.times)
+    )
+    own = solver.made.get("errors", {})
+    there = {
+        name: own["tuned"][name] / own["start"][name] if name in own.get("tuned", {}) else math.nan
+        for name in here
+    }
+    found = Transfer(here, there, tuple(differences(solver.made.get("model", {}), solving)))
+    if found.differences and max(each.ratio for each in here.values()) > 1:
+        ratios = ", ".join(f"{name} {each.ratio:.2f}" for name, each in here.items())
+        warnings.warn(
+            f"{solver!r} was made for another model ({'; '.join(found.differences)}), and its "
+            f"errors here are those of {start.solver!r} times {ratios}: tune for this model",
+            stacklevel=2,
+        )
+    return found

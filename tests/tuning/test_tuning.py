@@ -1,0 +1,436 @@
+"""Tuned solvers: what they start from, what moves them, who decides, and their file."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import sdediff as sd
+from sdediff.networks import MLP, initialised
+from sdediff.options import default_solver
+from sdediff.solvers import GRIDS, LogSNR, Tuned
+from sdediff.tuning import fit, moved, search, transfer, tune
+from sdediff.tuning.grids import Moving, cheapest
+from sdediff.tuning.guard import Bound, bounds
+from sdediff.tuning.unrolled import Scheme, tabled, unrolled
+
+LAW = sd.exact.GaussianMixture(means=[[-1.0, 0.2], [1.0, 0.5], [0.1, -1.0]], stds=[0.1, 0.2, 0.15])
+MODEL = LAW.model(sd.VP())
+SMALL: dict[str, Any] = {"nfe": 4, "seconds": 2.0, "seed": 1}
+SHAPE = (48, 2)
+SOLVERS = {
+    "default": None,
+    "unipc": sd.solvers.UniPC(3, startup="published"),
+    "deis": sd.solvers.DEIS(3, startup="published"),
+    "ipndm": sd.solvers.IPNDM(4, startup="published"),
+    "2s": sd.solvers.DPMSolverPPSinglestep(2),
+    "ddim": sd.DDIM(),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def coarse() -> Iterator[None]:
+    """Dynamic programming among few times, which is quick."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "_FINE", 9)
+        yield
+
+
+@pytest.fixture(scope="module")
+def tuned() -> Tuned:
+    return tune(MODEL, SHAPE, method="all", **SMALL)
+
+
+def table(sde: Any = MODEL.sde, solver: Any = None, last: str = "denoise") -> Tuned:
+    """A solver that was moved by nothing, on four steps of its own grid."""
+    solver = default_solver(sde, 4, stochastic=False) if solver is None else solver
+    inside = sde.scaled(1 / LAW.data_std)
+    schedule = LogSNR(inside.log_snr, inside.time_of, bounded=True)
+    spacing = sde.spacing if solver.spacing == "uniform" else solver.spacing
+    times = GRIDS[spacing](4, sde.t_max, sde.t_min, schedule)
+    denoise = last == "denoise"
+    scheme = unrolled(solver, inside, times, denoise=denoise)
+    return tabled(scheme, inside, 0.0 if denoise else sde.t_min, {"last": last})
+
+
+@pytest.fixture
+def start() -> Tuned:
+    return table()
+
+
+@pytest.fixture(scope="module")
+def unmoved() -> Tuned:
+    """What tuning returns where it found nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search._Work, "_by_programming", lambda self: [])
+        return tune(MODEL, SHAPE, method="dp", **SMALL)
+
+
+def drawn(solver: Any, model: Any = MODEL, **options: Any) -> Tensor:
+    given = {"seed": 3, "dtype": torch.float64} | options
+    return sd.sample(model, (16, 2), solver=solver, **given).x
+
+
+# -- the start -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sde", [sd.VP(), sd.VE(), sd.RectifiedFlow()], ids=repr)
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("last", ["denoise", "noisy"])
+def test_before_anything_is_moved_the_error_is_that_of_the_start(
+    sde: Any, name: str, last: str
+) -> None:
+    model, solver = LAW.model(sde), SOLVERS[name]
+    found = table(sde, solver, last)
+    want = drawn(solver, model, steps=4, last=last)
+    assert torch.allclose(drawn(found, model), want, rtol=0, atol=1e-12)
+    nfe = (8 if name == "2s" else 4) + (last == "denoise")
+    assert sd.sample(model, (4, 2), solver=found, seed=0).nfe.tolist() == [nfe] * 4
+
+
+def test_where_nothing_is_found_the_start_is_returned(unmoved: Tuned) -> None:
+    assert not unmoved.made["improved"]
+    assert torch.allclose(drawn(unmoved), drawn(None, steps=3), rtol=0, atol=1e-12)
+    assert unmoved.made["starts"] == {"training": 48, "choosing": 24, "deciding": 24}
+
+
+def test_data_of_another_unit_make_the_same_table(start: Tuned) -> None:
+    law = sd.exact.GaussianMixture(means=5.0 * LAW.means, stds=[0.5, 1.0, 0.75])
+    sde = sd.VP()
+    assert law.data_std == pytest.approx(5 * LAW.data_std)
+    with pytest.raises(ValueError, match="another standard deviation"):
+        drawn(start, law.model(sde))
+    mine = moved(start, law.model(sde))
+    assert torch.allclose(
+        torch.tensor(mine.angles)[1:-2], torch.tensor(start.angles)[1:-2], rtol=0, atol=1e-9
+    )
+
+
+@dataclass(frozen=True)
+class Bounded(sd.DDIM):
+    """A solver that is no sum of what the model says."""
+
+    def step(self, *given: Any) -> sd.Step:
+        taken = super().step(*given)
+        return sd.Step(taken.x.clamp(-1.0, 1.0), None, taken.state)
+
+
+def test_a_solver_that_is_no_sum_is_refused() -> None:
+    with pytest.raises(ValueError, match="no sum of the model's predictions"):
+        tune(MODEL, SHAPE, solver=Bounded(), **SMALL)
+
+
+# -- times -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("short", [False, True])
+@pytest.mark.parametrize("sde", [sd.VP(), sd.VE(), sd.RectifiedFlow()], ids=repr)
+def test_times_keep_their_order_whatever_the_numbers(sde: Any, short: bool) -> None:
+    times = torch.linspace(sde.t_max, sde.t_min, 6, dtype=torch.float64)
+    moving = Moving(sde, times, short=short)
+    still = moving(torch.zeros(moving.size, dtype=torch.float64))
+    assert torch.allclose(still, times, rtol=0, atol=1e-15)
+    g = torch.Generator().manual_seed(0)
+    for scale in (0.1, 1.0, 3.0):
+        numbers = scale * torch.randn(20, moving.size, generator=g, dtype=torch.float64)
+        for each in numbers:
+            found = moving(each)
+            assert bool((found.diff() < 0).all())
+            assert found[0] == times[0]
+            assert found[-1] == times[-1] or (short and times[-1] - 1e-15 < found[-1])
+
+
+def test_a_number_that_shortens_the_grid_has_a_slope_at_zero() -> None:
+    sde = sd.VP()
+    moving = Moving(sde, torch.linspace(1, 1e-3, 5, dtype=torch.float64), short=True)
+    numbers = torch.zeros(moving.size, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(moving(numbers)[-1], numbers)
+    assert slope[-1] > 0
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 6])
+def test_dynamic_programming_finds_what_trying_all_finds(steps: int) -> None:
+    g = torch.Generator().manual_seed(steps)
+    cost = torch.rand(7, 7, 7, generator=g, dtype=torch.float64)
+
+    def total(path: tuple[int, ...]) -> float:
+        return float(
+            sum(cost[a, b, c] for a, b, c in zip((0, *path), path, path[1:], strict=False))
+        )
+
+    every = [(0, *inner, 6) for inner in itertools.combinations(range(1, 6), steps - 1)]
+    best = min(every, key=lambda path: total(path))
+    assert tuple(cheapest(cost, steps)) == best
+
+
+# -- gradients -------------------------------------------------------------------------------------
+
+
+def test_gradients_are_those_of_differences_and_of_any_batches() -> None:
+    found: dict[str, Any] = {}
+
+    def look(self: Any, times: Tensor, *_: Any) -> None:
+        adjusted = found.setdefault(
+            "adjusted", fit.Adjusted(self.solver, self.sde, times, self.training, every=True)
+        )
+        g = torch.Generator().manual_seed(0)
+        for each in adjusted.numbers:
+            each.data = 0.1 * torch.randn(each.shape, generator=g, dtype=torch.float64)
+        fit._with_gradients(adjusted, self.training)
+        slopes = torch.cat([each.grad for each in adjusted.numbers])
+        found.setdefault("slopes", []).append(slopes)
+        if len(found["slopes"]) == 1:
+            for i, each in enumerate(adjusted.numbers):
+                ends = []
+                for h in (1e-5, -1e-5):
+                    each.data[0] += h
+                    value = fit.loss(self.training.squares(adjusted.scheme()))
+                    ends.append(float(value.detach()))
+                    each.data[0] -= h
+                assert (ends[0] - ends[1]) / 2e-5 == pytest.approx(
+                    float(each.grad[0]), rel=1e-4, abs=1e-6
+                ), i
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search._Work, "_by_programming", lambda self: [])
+        patch.setattr(search._Work, "_by_gradients", look)
+        for batch in (None, 20):
+            tune(MODEL, SHAPE, method="all", batch_size=batch, **SMALL)
+    whole, parts = found["slopes"]
+    assert torch.allclose(whole, parts, rtol=1e-9, atol=1e-12)
+
+
+class Opaque(torch.nn.Module):
+    """An exact network that keeps no graph."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        with torch.no_grad():
+            found: Tensor = MODEL.net(x, t)
+            return found
+
+
+def test_a_model_without_gradients_is_tuned_by_dynamic_programming() -> None:
+    model = sd.ScoreModel(Opaque(), sd.VP(), "v", data_std=MODEL.data_std)
+    found = tune(model, (32, 2), method="all", **SMALL)
+    assert "no gradients" in found.made["notes"][0]
+    assert all(not name.startswith("all") for name in found.made["tried"])
+
+
+def test_parameters_of_the_network_get_no_gradients_from_tuning() -> None:
+    net = initialised(lambda: MLP(2, width=8), seed=0)
+    tune(sd.ScoreModel(net, sd.VP(), data_std=1.0), (32, 2), **(SMALL | {"seconds": 0.5}))
+    assert all(each.grad is None for each in net.parameters())
+
+
+# -- who decides -----------------------------------------------------------------------------------
+
+
+def test_bounds_hold_as_often_as_they_say() -> None:
+    # Ratio 1 in truth: the upper bound of one of the two is below it in at most 5 % of the cases.
+    # Of 50 cases more than 9 have a probability of 2e-4.
+    g = torch.Generator().manual_seed(0)
+    wrong = 0
+    for seed in range(50):
+        a, b = torch.randn(2, 80, generator=g, dtype=torch.float64).exp()
+        wrong += any(each.upper < 1 for each in bounds(a, b, seed=seed).values())
+    assert wrong <= 9
+    exact = bounds(0.5 * a, a)
+    assert all(each == (0.5, 0.5) for each in exact.values())
+
+
+@pytest.fixture
+def claimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tuner that is worse, and claims to be better."""
+
+    def worse(adjusted: Any, *_: Any) -> Any:
+        scheme = adjusted.scheme()
+        return fit.Best(Scheme(scheme.times.detach(), scheme.rows.detach() * 1.05), -5.0, 1)
+
+    monkeypatch.setattr(search._Work, "_by_programming", lambda self: [])
+    monkeypatch.setattr(search, "minimised", worse)
+
+
+@pytest.mark.usefixtures("claimed")
+def test_what_is_worse_on_held_out_starts_is_not_returned() -> None:
+    found = tune(MODEL, SHAPE, method="all", **SMALL)
+    assert not found.made["improved"]
+    assert found.made["how"] == "start"
+    assert found.made["bounds"]["median"][0] > 1
+    assert torch.allclose(drawn(found), drawn(None, steps=3), rtol=0, atol=1e-12)
+
+
+@pytest.mark.usefixtures("claimed")
+@pytest.mark.parametrize(
+    ("median", "high", "improved"), [(0.5, 1.01, False), (1.01, 0.5, False), (0.9, 0.99, True)]
+)
+def test_both_quantiles_have_to_be_better(
+    monkeypatch: pytest.MonkeyPatch, median: float, high: float, improved: bool
+) -> None:
+    bound = {"median": Bound(0.4, median), "p90": Bound(0.4, high)}
+    monkeypatch.setattr(search, "bounds", lambda a, b: bound)
+    assert tune(MODEL, SHAPE, method="all", **SMALL).made["improved"] == improved
+
+
+@pytest.mark.slow
+def test_tuning_halves_the_error_on_starts_that_it_has_not_seen() -> None:
+    found = tune(MODEL, (256, 2), nfe=5, method="all", seconds=60.0, seed=1)
+    assert found.made["improved"]
+    options = {"seed": 99, "dtype": torch.float64}
+    exact = sd.sample(MODEL, (512, 2), solver=sd.solvers.DOP853(1e-8, 1e-8), **options).x
+    errors = [
+        (sd.sample(MODEL, (512, 2), **each, **options).x - exact).square().mean(dim=1).sqrt()
+        for each in ({"solver": found}, {"steps": 4})
+    ]
+    for share in (0.5, 0.9):
+        assert errors[0].quantile(share) < 0.5 * errors[1].quantile(share)
+
+
+# -- the file --------------------------------------------------------------------------------------
+
+
+def test_a_file_gives_the_same_samples_to_the_bit(tuned: Tuned, tmp_path: Path) -> None:
+    tuned.save(tmp_path / "tuned.json")
+    found = Tuned.load(tmp_path / "tuned.json")
+    assert found == tuned
+    assert torch.equal(drawn(found), drawn(tuned))
+    with (tmp_path / "tuned.json").open() as file:
+        assert json.load(file)["version"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": "other"}, "no tuned solver"),
+        ({"version": 2}, "version 2"),
+        ({"weigths": []}, "did you mean 'weights'"),
+        ({"keep": None}, "lacks keep"),
+        ({"keep": [math.nan] * 5}, "finite numbers"),
+        ({"keep": [1.0] * 3}, "K numbers in keep"),
+        ({"grid": [1.0, 0.9, 0.95, 0.3, 0.1, 0.0]}, "must fall"),
+        ({"weights": [[1.0]] * 5}, r"rows of 1 to 5 numbers, got rows of \[1, 1, 1, 1, 1\]"),
+        ({"made": 3}, "made must be a mapping"),
+    ],
+)
+def test_a_file_that_is_none_is_refused(
+    start: Tuned, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    start.save(tmp_path / "start.json")
+    content = json.loads((tmp_path / "start.json").read_text()) | change
+    content = {name: each for name, each in content.items() if each is not None}
+    (tmp_path / "start.json").write_text(json.dumps(content))
+    with pytest.raises((ValueError, TypeError), match=words):
+        Tuned.load(tmp_path / "start.json")
+
+
+def test_a_file_that_is_no_json_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_bytes(b"\x80PK")
+    with pytest.raises(ValueError, match="no JSON"):
+        Tuned.load(tmp_path / "x.json")
+
+
+# -- other models ----------------------------------------------------------------------------------
+
+
+def test_moved_to_another_process_it_makes_the_same_states(start: Tuned) -> None:
+    """With z = x / hypot(alpha, sigma) nothing of the process is left but its angles, here in the
+    range that VP and a rectified flow have in common.
+    """
+    z = torch.randn(8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ends, angles = [], torch.tensor([1.4, 1.0, 0.7, 0.3, 0.1], dtype=torch.float64)
+    for sde in (sd.VP(), sd.RectifiedFlow()):
+        inside = sde.scaled(1 / LAW.data_std)
+        times = inside.time_of(-2 * angles.tan().log())
+        grid = (*times.tolist(), 0.0)
+        solver = replace(start, grid=grid, angles=(*angles.tolist(), 0.0))
+        size = LAW.data_std * float(torch.hypot(inside.alpha(times[:1]), inside.sigma(times[:1])))
+        options: dict[str, Any] = {"x_init": size * z, "seed": 0, "dtype": torch.float64}
+        ends.append(sd.sample(LAW.model(sde), (8, 2), solver=solver, **options).x)
+        again = moved(solver, LAW.model(sde))
+        assert torch.allclose(again.times[1:], times.new_tensor(grid[1:]), rtol=0, atol=1e-9)
+    assert torch.allclose(*ends, rtol=0, atol=1e-8)
+
+
+def test_on_the_model_that_it_was_made_for_nothing_is_said(unmoved: Tuned) -> None:
+    found = transfer(unmoved, MODEL, (32, 2))
+    assert found.differences == ()
+    assert all(each.ratio == pytest.approx(1, abs=1e-6) for each in found.here.values())
+    assert all(each == pytest.approx(1, abs=1e-6) for each in found.gap.values())
+
+
+def test_on_another_model_the_loss_is_said(unmoved: Tuned) -> None:
+    bad = replace(unmoved, keep=(0.5 * unmoved.keep[0], *unmoved.keep[1:]))
+    other = sd.exact.GaussianMixture(means=[[0.9, 0.1], [-0.9, 0.3]], stds=0.3).model(sd.VP())
+    other = sd.ScoreModel(other.net, other.sde, "v", data_std=MODEL.data_std)
+    with pytest.warns(UserWarning, match=r"made for another model \(the answers.*tune for this"):
+        found = transfer(bad, other, (32, 2))
+    assert found.differences == ("the answers to fixed states",)
+    assert found.here["median"].ratio > 1
+
+
+def test_another_process_is_refused_with_the_way_out(start: Tuned) -> None:
+    with pytest.raises(ValueError, match=r"another process.*tuning\.moved"):
+        drawn(start, LAW.model(sd.Cosine()))
+
+
+# -- arguments -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"nfe": 1}, "nfe = 1 is too few"),
+        ({"nfe": 0}, "nfe must be an int of at least 1"),
+        ({"nfe": 4, "solver": sd.solvers.DPMSolverPPSinglestep(2)}, "no number of steps"),
+        ({"nfe": 5, "solver": sd.Heun()}, "evaluates twice at one time"),
+        ({"solver": sd.RK45()}, "is adaptive"),
+        ({"solver": sd.EulerMaruyama()}, "draws noise"),
+        ({"solver": sd.solvers.SDEDPMSolverPP(2)}, "draws noise"),
+        ({"solver": sd.DDPM.from_sde(sd.VP(), 5)}, "draws noise|grid of its own"),
+        ({"solver": sd.solvers.SciPy("RK45")}, "is adaptive|another library"),
+        ({"solver": "unipc"}, "did you mean"),
+        ({"shape": (16, 2)}, "too few to tell solvers apart"),
+        ({"method": "everything"}, "method must be one of"),
+        ({"seconds": 0}, "seconds must be positive"),
+        ({"last": "mean"}, "last must be one of"),
+        ({"t_end": 0.5}, "takes no option 't_end'"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_the_network_is_asked(
+    given: dict[str, Any], words: str
+) -> None:
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        raise RuntimeError("asked")
+
+    model = sd.ScoreModel(net, sd.VP())
+    arguments: dict[str, Any] = {"shape": SHAPE, "nfe": 4, **given}
+    with pytest.raises((ValueError, TypeError), match=words):
+        tune(model, **arguments)
+
+
+def test_it_goes_along_its_own_grid(start: Tuned) -> None:
+    with pytest.raises(ValueError, match="grid of its own"):
+        drawn(start, steps=5)
+    with pytest.raises(ValueError, match="from its first time to its last"):
+        drawn(start, t_start=start.grid[1], x_init=torch.zeros(16, 2))
+    with pytest.raises(ValueError, match="nothing is left to denoise"):
+        drawn(start, last="denoise")
+
+
+def test_schemes_of_several_grids_are_those_of_each() -> None:
+    sde = sd.VP()
+    solver = sd.solvers.UniPC(2, startup="published")
+    grids = torch.tensor([[1.0, 0.6, 0.2], [0.9, 0.5, 0.01]], dtype=torch.float64)
+    many = unrolled(solver, sde, grids.T, denoise=False)
+    for i, times in enumerate(grids):
+        one = unrolled(solver, sde, times, denoise=False)
+        assert torch.allclose(many.rows[:, i], one.rows, rtol=0, atol=1e-13)
+        assert torch.equal(many.times[:, i], one.times)
