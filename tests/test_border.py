@@ -380,7 +380,7 @@ def test_drifts_and_scores_of_users_are_read_only() -> None:
 def test_what_a_callback_does_to_its_snapshot_stays_there(
     solver: sd.Solver, progress: bool
 ) -> None:
-    def spoil(snapshot: sd.Snapshot) -> None:
+    def spoil(snapshot: sd.solvers.Snapshot) -> None:
         for part in snapshot:
             if isinstance(part, Tensor):
                 part.mul_(0)

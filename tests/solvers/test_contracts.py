@@ -789,7 +789,7 @@ def test_interleaved_and_threaded_solves_are_separate(method: Method) -> None:
     alone = {seed: solve(seed) for seed in (1, 2)}
     inside: list[Tensor] = []
 
-    def between(snapshot: sd.Snapshot) -> None:
+    def between(snapshot: sd.solvers.Snapshot) -> None:
         if snapshot.step <= 2:
             inside.append(solve(2))
 

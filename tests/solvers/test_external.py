@@ -509,7 +509,7 @@ def test_adaptive_methods_land_on_every_time(solver: External) -> None:
     solver = dataclasses.replace(solver, rtol=1e-4, atol=1e-4)
     times = watched(model)
 
-    def look(snapshot: sd.Snapshot) -> None:
+    def look(snapshot: sd.solvers.Snapshot) -> None:
         seen.append((float(snapshot.t), snapshot.step, snapshot.done, snapshot.x))
 
     out = sd.sample(
@@ -585,7 +585,7 @@ def test_no_library_asks_beyond_the_end(solver: External, monkeypatch: pytest.Mo
 
 @every([solver for solver in ALL if not solver.adaptive])
 def test_fixed_methods_report_every_step(solver: External) -> None:
-    seen: list[sd.Snapshot] = []
+    seen: list[sd.solvers.Snapshot] = []
     out = sd.sample(
         MIXTURE.model(sd.VP()),
         (3, 2),
@@ -822,7 +822,7 @@ def test_errors_of_the_network_and_the_callback_are_their_own(
             raise error
         return x
 
-    def look(snapshot: sd.Snapshot) -> None:
+    def look(snapshot: sd.solvers.Snapshot) -> None:
         raise error
 
     steps = steps_of(solver, 4)
