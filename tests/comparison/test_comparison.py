@@ -15,7 +15,7 @@ from torch import Tensor
 
 import sdediff as sd
 from sdediff import solvers
-from sdediff.comparison import Comparison, allowance, running, tables
+from sdediff.comparison import Comparison, Errors, Row, allowance, running, tables
 from sdediff.comparison.advice import tolerance_for
 from sdediff.comparison.measuring import law_of
 from sdediff.comparison.written import written
@@ -203,7 +203,7 @@ def test_two_equal_solvers_tie() -> None:
 
 def test_json_keeps_all_of_it(found: Comparison) -> None:
     assert Comparison.from_json(found.to_json()) == found
-    broken = replace(found.rows[0], error=sd.comparison.Errors(math.inf, math.inf, 1.0, math.nan))
+    broken = replace(found.rows[0], error=Errors(math.inf, math.inf, 1.0, math.nan))
     text = replace(found, rows=(broken,)).to_json()
     assert "Infinity" not in text
     back = Comparison.from_json(text).rows[0].error
@@ -252,6 +252,23 @@ def test_between_two_tolerances_the_one_that_reaches_the_accuracy(found: Compari
     off = (space["out"].x - LAW.data(SDE, x, SDE.t_min)).square().mean().sqrt() / MODEL.data_std
     assert goal / 4 < float(off) < 4 * goal
     assert float(space["out"].nfe.double().mean()) == pytest.approx(made.nfe, rel=0.3)
+
+
+def test_between_two_tolerances_logarithms_are_lines() -> None:
+    def at(tolerance: float, error: float, nfe: float) -> Row:
+        code = (
+            f"out = sd.sample(model, (2, 2), solver=RK45(rtol={tolerance}, atol={tolerance / 2}))"
+        )
+        errors = Errors(error, error, error, error)
+        return Row("RK45()", code, False, tolerance=tolerance, nfe=nfe, error=errors)
+
+    made = tolerance_for([at(1e-4, 4e-5, 40.0), at(1e-2, 4e-3, 10.0)], "median", 4e-4)
+    assert made is not None
+    assert made.tolerance == pytest.approx(1e-3, rel=0.1)  # two digits, not looser
+    assert made.tolerance <= 1e-3
+    assert made.nfe == pytest.approx(20.0)
+    assert f"rtol={made.tolerance:g}, atol={made.tolerance / 2:g}" in made.code
+    assert tolerance_for([at(1e-2, 4e-3, 10.0)], "median", 4e-4) is None
 
 
 def test_code_of_a_solver_makes_that_solver() -> None:
