@@ -45,7 +45,9 @@ class Given(NamedTuple):
     runs: Path
     steps: list[int]
     autoencoder_steps: int
+    classifier_steps: int
     count: int
+    compressions: list[int]
 
 
 class Classifier(nn.Module):
@@ -74,7 +76,7 @@ def classifier(given: Given) -> Classifier:
     net = initialised(Classifier, 0)
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(given.autoencoder_steps):
+    for _ in range(given.classifier_steps):
         rows = torch.randint(len(given.train), (64,), generator=generator)
         optimizer.zero_grad()
         nn.functional.cross_entropy(net(given.train[rows]), given.labels[rows]).backward()
@@ -115,14 +117,18 @@ def autoencoder(f: int, given: Given) -> tuple[Autoencoder, float]:
 
 
 def row(f: int, steps: int, given: Given, judge: Callable[[Tensor], float]) -> dict[str, Any]:
-    """Figures of one compression and length of training, and its samples."""
+    """Figures of one compression and length of training, and some samples; those that are kept."""
+    path = given.runs / f"unet-{f}-{steps}-{given.autoencoder_steps}"
+    kept = path / f"row-{given.count}.json"
+    if kept.exists():
+        found: dict[str, Any] = json.loads(kept.read_text())
+        return found
     coder, first = autoencoder(f, given) if f > 1 else (None, 0.0)
     data = given.train if coder is None else coder.encode(given.train)
     net = initialised(lambda: UNet(CHANNELS[f], (16, 32), 1, (False, True)), 0)
     scale = None if coder is None else sd.Normalizer.of(data)
     inner = sd.ScoreModel(net, sd.VP(), "v", normalizer=scale)
     model: Any = inner if coder is None else sd.Latent(inner, coder)
-    path = given.runs / f"unet-{f}-{steps}-{given.autoencoder_steps}"
     own: Any = {"steps": steps, "batch_size": 32, "lr": 2e-3, "resume": True}
     model, seconds = timed(path, lambda: sd.fit(model, data, out=path, **own))
     begin = time.process_time()
@@ -135,7 +141,9 @@ def row(f: int, steps: int, given: Given, judge: Callable[[Tensor], float]) -> d
         through = judge(coder.decode(coder.encode(given.held_out)))
     found = {"f": f, "shape": list(data.shape[1:]), "steps": steps, "first": first}
     found |= {"seconds": seconds, "sampling": sampling, "frechet": judge(x), "through": through}
-    return found | {"x": x[:16].clamp(-1, 1)}
+    found["x"] = x[:16].clamp(-1, 1).tolist()
+    kept.write_text(json.dumps(found))
+    return found
 
 
 def measured(given: Given) -> list[dict[str, Any]]:
@@ -151,7 +159,7 @@ def measured(given: Given) -> list[dict[str, Any]]:
     print("| f | shape | steps | autoencoder s | U-Net s | s / 1,000 samples | Frechet | ratio |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     rows = []
-    for f in CHANNELS:
+    for f in given.compressions:
         for steps in given.steps:
             found = row(f, steps, given, judge) | {"floor": floor}
             rows.append(found)
@@ -180,11 +188,13 @@ def picture(path: Path, rows: list[dict[str, Any]], real: Tensor) -> None:
     axes.set(xlabel="CPU seconds of the U-Net's training", ylabel="Frechet distance")
     axes.set(xscale="log", yscale="log")
     axes.legend()
-    strips = {f"{f}": each["x"] for f, each in last.items()} | {"held out": real[:16]}
-    for place, (name, x) in zip(right.subplots(4, 1), strips.items(), strict=True):
+    strips = {f"f = {f}": torch.tensor(each["x"]) for f, each in last.items()}
+    strips["held out"] = real[:16]
+    places = right.subplots(len(strips), 1)
+    for place, (name, x) in zip(places, strips.items(), strict=True):
         rest = nn.functional.pad(x[:, 0], (0, 1, 0, 1), value=-1.0).reshape(2, 8, 29, 29)
         place.imshow(rest.permute(0, 2, 1, 3).reshape(58, -1), cmap="gray", vmin=-1, vmax=1)
-        place.set_title(name if name == "held out" else f"f = {name}", fontsize=9, loc="left")
+        place.set_title(name, fontsize=9, loc="left")
         place.set_axis_off()
     figure.savefig(path, dpi=100)
 
@@ -197,6 +207,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="little training and few samples")
     parser.add_argument("--runs", type=Path, default=Path("runs/latents"), help="where runs are")
     parser.add_argument("--steps", type=int, nargs="+", default=[200, 800], help="of the U-Net")
+    parser.add_argument("--compressions", type=int, nargs="+", default=[1, 2, 4], choices=[1, 2, 4])
     parser.add_argument("--autoencoder-steps", type=int, default=800)
     parser.add_argument("--count", type=int, default=500, help="samples")
     parser.add_argument("--json", type=Path, help="file for the rows")
@@ -207,13 +218,14 @@ def main() -> None:
     order = torch.randperm(len(data.x), generator=torch.Generator().manual_seed(0))
     x, labels = data.x[order], data.labels[order]
     own = (arguments.steps, arguments.autoencoder_steps, arguments.count)
-    steps, autoencoder_steps, count = ([2], 2, 80) if arguments.quick else own
+    steps, autoencoder_steps, count = ([2], 2, 70) if arguments.quick else own
     held_out = x[:count]
     with tempfile.TemporaryDirectory() as folder:
         runs = Path(folder) if arguments.quick else arguments.runs
         runs.mkdir(parents=True, exist_ok=True)
         train = (x[1000:], labels[1000:], held_out)
-        rows = measured(Given(*train, runs, steps, autoencoder_steps, count))
+        lengths = (steps, autoencoder_steps, 2 if arguments.quick else 300)
+        rows = measured(Given(*train, runs, *lengths, count, arguments.compressions))
     if arguments.picture:
         picture(arguments.picture, rows, held_out)
     if arguments.json:

@@ -348,6 +348,15 @@ def test_drawn_latents_are_new_in_every_batch(tmp_path: Path) -> None:
     assert torch.stack(seen).mean().item() == pytest.approx(1.0, abs=5 * 0.6 / 96**0.5)
 
 
+def test_conditions_are_dropped_around_a_loss_of_live_latents() -> None:
+    inner = objectives.Encoded(Autoencoder(lambda x: 3 * x, lambda z: z), drawn=False)
+    loss = objectives.ConditionDropout(inner, null={"label": 0})
+    x = randn(600, 2)
+    assert torch.equal(loss.seen(x, lambda y: y - 1), x)
+    assert torch.equal(loss.clean(x)[[0, -1]], 3 * x[[0, -1]])
+    assert len(loss.clean(x)) == 512
+
+
 # -- bad input -------------------------------------------------------------------------------------
 
 
@@ -424,6 +433,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
         ),
         "has no gradient in x_0",
     ),
+    "nothing to encode": (lambda: HALF.encode(X[:0]), "there are no samples"),
     "no function": (lambda: posterior.Through(MEASURED, turn), "Through"),
     "an Autoencoder and a decoder": (
         lambda: sd.Latent(NEVER, Autoencoder(turn, back), back),

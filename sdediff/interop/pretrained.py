@@ -58,6 +58,9 @@ def from_diffusers(source: Any, scheduler: Any = None) -> ScoreModel | Constrain
     for flow models, and alpha = 1 for EDM and other continuous times. A network that returns twice
     the channels has a learned variance.
 
+    States of a pipeline with an autoencoder are its latents: `sdediff.Latent`, ``Latent(model,
+    pipe.vae)``, goes from them to pictures.
+
     Conditions have the names of the network's arguments, and of the entries of its argument
     ``added_cond_kwargs``. A ValueError names those that are missing or not known, before the
     network is called.

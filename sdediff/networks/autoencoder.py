@@ -186,6 +186,8 @@ class Autoencoder(nn.Module):
     ) -> Tensor:
         """What ``part`` makes of the rows of x, so many at a time."""
         size = integer("batch_size", batch_size, 1)
+        if not len(x):
+            raise ValueError("there are no samples to encode or decode: the tensor has no rows")
         graph = torch.is_grad_enabled() and x.requires_grad
         with torch.set_grad_enabled(graph), evaluating(self):
             batches = (range(i, min(i + size, len(x))) for i in range(0, len(x), size))

@@ -157,6 +157,8 @@ def test_a_class_conditional_transformer_with_learned_variance_is_its_pipeline(m
         condition={"class_labels": torch.tensor([1, 3])},
     )
     assert_same(out.x / vae.config.scaling_factor, latents[0])
+    with torch.no_grad():
+        assert_same(sd.Latent(model, vae).decode(out.x), decode(latents[0]).sample)
 
 
 def with_image(network):

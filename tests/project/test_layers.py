@@ -114,7 +114,7 @@ LAYERS = (
     ("solvers",),
     ("sde",),
     ("protocols",),
-    ("predict", "model", "operator", "constraints", "guidance", "exact", "reverse"),
+    ("predict", "model", "operator", "constraints", "latent", "guidance", "exact", "reverse"),
     (
         "sampling",
         "encoding",
