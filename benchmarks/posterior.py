@@ -14,6 +14,7 @@ and backward passes of a sample.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import math
@@ -146,6 +147,49 @@ def row(name: str, values: list[float], solution: sd.Solution | None) -> str:
     return "| " + " | ".join([name, *shown, *passes]) + " |"
 
 
+RUNS: tuple[tuple[str, float | None, int, str, int, int], ...] = (
+    ("ring, noise 0.3", None, 1000, "mmps", 50, 20),
+    ("ring, noise 0.3", None, 1000, "pigdm", 50, 20),
+    ("ring, noise 0.3", None, 200, "pigdm", 30, 40),
+    ("ring, noise 0.05", None, 200, "mmps", 30, 40),
+    ("ring, noise 0.05", None, 1000, "pigdm", 30, 20),
+    ("ring, noise 0.05", 0.001, 400, "mmps", 50, 20),
+    ("ring, noise 0.05", 0.001, 400, "pigdm", 50, 20),
+    ("ring, noise 0.05", 0.001, 2000, "mmps", 50, 5),
+    ("16-D, noise 0.2", None, 400, "pigdm", 40, 10),
+    ("16-D, noise 0.2", None, 400, "mmps", 15, 6),
+)
+"""A case and its noise if another, particles, the twist, steps and runs."""
+
+
+def wrong_runs(quick: bool) -> None:
+    """How many runs that are wrong, by more than 1 nat or 3 standard errors of the mean, warn."""
+    print("| case | noise | particles | twist | steps | wrong | no warning | right | warned |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name, std, n, twist, steps, runs in RUNS[:2] if quick else RUNS:
+        case = cases()[name]
+        case = case if std is None else dataclasses.replace(case, std=std)
+        mean, _ = case.truth.data_moments()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = posterior.sample_posterior(
+                case.law.model(SDE), case.measurement, case.y[None], (runs, *case.law.event),
+                particles=posterior.Particles(n, twist), steps=steps, seed=0,
+            )  # fmt: skip
+        off = ((found.mean - mean) / found.mean_error.clamp(min=1e-12)).abs().amax(dim=1)
+        wrong = (off > 3) | ((found.log_evidence - case.log_evidence).abs() > 1)
+        counts = (wrong, wrong & found.exact, ~wrong, ~wrong & ~found.exact)
+        shown = [
+            name,
+            str(case.std),
+            str(n),
+            twist,
+            str(steps),
+            *(str(int(c.sum())) for c in counts),
+        ]
+        print(f"| {' | '.join(shown)} |", flush=True)
+
+
 def main() -> None:
     """Print the tables of docs/inverse-problems.md."""
     parser = argparse.ArgumentParser(
@@ -153,7 +197,10 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="few samples, steps and particles")
     parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--wrong", action="store_true", help="which runs warn, and nothing else")
     arguments = parser.parse_args()
+    if arguments.wrong:
+        return wrong_runs(arguments.quick)
     count, steps = (400, 20) if arguments.quick else (4000, 100)
     results: dict[str, dict[str, list[float]]] = {}
     for name, case in cases().items():
