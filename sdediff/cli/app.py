@@ -134,8 +134,8 @@ def sample(
     solver: Annotated[
         str | None,
         typer.Option(
-            help="one of the names in the README's table of solvers; by default the library's for "
-            "--steps, else ode"
+            help="one of the names in the README's table of solvers, or a .json file of tune; by "
+            "default the library's for --steps, else ode"
         ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="steps of a fixed-step solver", min=1)] = None,
@@ -184,6 +184,40 @@ def sample(
         )
     if code:
         raise typer.Exit(code)
+
+
+@app.command()
+def tune(
+    run: Annotated[str, typer.Argument(help="run folder made by train")],
+    out: Annotated[str, typer.Option(help=".json file to write, for --solver of sample")],
+    nfe: Annotated[int, typer.Option(help="evaluations of the network a sample", min=1)],
+    method: Annotated[
+        str, typer.Option(help="dp: the times, in seconds; grid: by gradients; all: weights too")
+    ] = "grid",
+    count: Annotated[int, typer.Option(help="training starts, and as many held out", min=32)] = 256,
+    seconds: Annotated[float, typer.Option(help="what it may take, beside tight solves")] = 100.0,
+    condition: Condition = None,
+    seed: Seed = 0,
+    device: Device = None,
+    quiet: Quiet = False,
+) -> None:
+    """Make a solver for a run's model that is better at --nfe evaluations than the default one."""
+    from sdediff.cli.tune import run as made
+    from sdediff.run_folder import check_out
+
+    with _interruptible():
+        made(
+            folder=check_out(run, "the run folder"),
+            out=check_out(out, "--out"),
+            nfe=nfe,
+            method=method,
+            count=count,
+            seconds=seconds,
+            condition=tuple(condition or ()),
+            seed=seed,
+            device=device,
+            quiet=quiet,
+        )
 
 
 @app.command()

@@ -21,6 +21,7 @@ from sdediff.degradation import (
 )
 from sdediff.discrete import DDPM, NCSN
 from sdediff.objectives import DenoisingScoreMatching, Objective
+from sdediff.run_folder import check_out
 from sdediff.sde import SDE, VE, VP, Cosine, LinearSDE, RectifiedFlow, SubVP
 from sdediff.solvers import (
     DDIM,
@@ -62,6 +63,7 @@ from sdediff.solvers import (
     TorchDiffEq,
     TorchSDE,
     Tsit5,
+    Tuned,
     UniPC,
 )
 from sdediff.solvers.given import check_name
@@ -228,7 +230,12 @@ def make_solver(
     atol: float | None,
     data_std: float = 1.0,
 ) -> tuple[Solver, int | None]:
-    """The solver of that name, and the steps to hand to `sample` with it."""
+    """The solver of that name or in that .json file, and the steps to hand to `sample` with it."""
+    if name.endswith(".json"):
+        if steps is not None:
+            raise ValueError(f"{name} has a grid of its own: drop --steps")
+        check_tolerances(f"{name} takes", rtol, atol)
+        return Tuned.load(check_out(name, "--solver")), None
     make = SOLVERS[_choose("solver", name, dict(SOLVERS))]
     solver = make(Request(sde, steps or 100, rtol, atol, data_std))
     if solver.adaptive:

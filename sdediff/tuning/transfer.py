@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Unpack, cast
+from typing import Final, Unpack, cast
 
 import torch
 
@@ -24,6 +24,9 @@ from sdediff.tuning.start import start_of
 from sdediff.tuning.trials import Trials
 
 __all__ = ["Transfer", "moved", "transfer"]
+
+_WORSE: Final = 1.05
+"""Times the error of the start: from there on it is said."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,8 @@ def transfer(
     solver that it was made from, on its own grid.
 
     A UserWarning says where the model is another than that which the solver was made for, and the
-    solver is no better there than the one that it was made from. ``solver`` fits the model, by
-    `moved` if need be.
+    error there is more than 1.05 times that of the solver that it was made from. ``solver`` fits
+    the model, by `moved` if need be.
     """
     taken = chosen(transfer, options)
     shape, known = check_shape(shape), facts(model)
@@ -99,7 +102,7 @@ def transfer(
         for name in here
     }
     found = Transfer(here, there, tuple(differences(solver.made.get("model", {}), solving)))
-    if found.differences and max(each.ratio for each in here.values()) > 1:
+    if found.differences and max(each.ratio for each in here.values()) > _WORSE:
         ratios = ", ".join(f"{name} {each.ratio:.2f}" for name, each in here.items())
         warnings.warn(
             f"{solver!r} was made for another model ({'; '.join(found.differences)}), and its "

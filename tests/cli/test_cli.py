@@ -143,6 +143,23 @@ def test_every_named_solver(run: Path, tmp_path: Path, solver: str) -> None:
     assert np.isfinite(np.load(tmp_path / "x.npy")).all()
 
 
+def test_a_tuned_solver_is_a_file(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tmp_path / "tuned.json", tmp_path / "x.npy"
+    tuning = ("tune", run, "--nfe", 3, "--count", 32, "--seconds", 0.2)
+    command(*tuning, "--method", "dp", "--out", file)
+    assert "16 starts held out" in capsys.readouterr().out
+    solver = sd.solvers.Tuned.load(file)
+    assert solver.nfe == 3
+    command("sample", run, "--solver", file, "--count", 2, "--seed", 1, "--out", out, "--quiet")
+    want = sd.sample(sd.load(run), (2, 2), solver=solver, seed=1).x
+    np.testing.assert_array_equal(np.load(out), want.numpy())
+    said = refuse(capsys, "sample", run, "--solver", file, "--steps", 5, "--out", out)
+    assert "grid of its own: drop --steps" in said
+    assert "--out must be a .json file" in refuse(capsys, *tuning, "--out", tmp_path / "x.txt")
+
+
 def test_without_a_solver_it_is_the_librarys(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

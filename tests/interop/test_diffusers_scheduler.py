@@ -17,6 +17,7 @@ diffusers = pytest.importorskip("diffusers", reason='needs pip install "sdediff[
 from sdediff.interop.configurations import check_version  # noqa: E402
 from sdediff.interop.diffusers import Scheduler  # noqa: E402
 from sdediff.interop.schedules import BETAS, PREDICTIONS, SPACINGS  # noqa: E402
+from sdediff.tuning.unrolled import tabled, unrolled  # noqa: E402
 
 LAW = sd.exact.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], 0.3)
 START = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
@@ -111,6 +112,37 @@ def test_every_solver_is_sample_to_the_bit_and_is_saved(solver, tmp_path):
     again = Scheduler.from_pretrained(tmp_path)
     assert again._solver == solver
     assert again.config["solver"] == scheduler.config["solver"]
+
+
+def tuned(sde):
+    """A solver that is a table: order 1 in data form, on a grid of its own."""
+    inner = sde.time_of(torch.tensor([-6.0, -2.0, 0.5, 4.0], dtype=torch.float64))
+    times = torch.cat([torch.tensor([sde.t_max], dtype=torch.float64), inner])
+    scheme = unrolled(sd.solvers.DPMSolverPP(2, startup="published"), sde, times, denoise=True)
+    return tabled(scheme, sde, 0.0, {"last": "denoise"})
+
+
+def test_a_tuned_solver_goes_along_its_own_grid(tmp_path):
+    made = Scheduler(beta_schedule="scaled_linear")
+    solver = tuned(made._schedule.sde)
+    solver.save(tmp_path / "tuned.json")
+    scheduler = Scheduler.from_config(
+        made.config, solver=sd.solvers.Tuned.load(tmp_path / "tuned.json")
+    )
+    scheduler.save_pretrained(tmp_path)
+    scheduler = Scheduler.from_pretrained(tmp_path)
+    scheduler.set_timesteps(5)
+    assert len(scheduler.timesteps) == scheduler.num_inference_steps == 5
+    net = Network(scheduler)
+    x = driven(scheduler, net)
+    out = sd.sample(net.model, START.shape, solver=solver, x_init=START, seed=0)
+    assert torch.equal(x, out.x)
+    assert out.nfe.tolist() == [5] * 4
+    for wrong in ({"num_inference_steps": 6}, {"timesteps": [900, 500, 1]}):
+        with pytest.raises(ValueError, match=r"of 5 evaluations: ask for num_inference_steps=5"):
+            scheduler.set_timesteps(**wrong)
+    with pytest.raises(ValueError, match="another process"):
+        Scheduler(beta_schedule="linear", solver=solver).set_timesteps(5)
 
 
 CONFIGS = {

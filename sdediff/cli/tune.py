@@ -1,0 +1,62 @@
+"""``sdediff tune``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+from sdediff.checkpoint import load, read_config
+from sdediff.cli.conditions import read_conditions
+from sdediff.cli.names import check_device
+from sdediff.cli.sample import event_of
+from sdediff.protocols import Model
+from sdediff.tuning import tune
+from sdediff.tuning.search import Method
+
+__all__ = ["run"]
+
+
+def run(
+    *,
+    folder: Path,
+    out: Path,
+    nfe: int,
+    method: str,
+    count: int,
+    seconds: float,
+    condition: tuple[str, ...],
+    seed: int,
+    device: str | None,
+    quiet: bool,
+) -> None:
+    """Tune a solver for a run's model, write it, and say how good it is."""
+    if out.suffix != ".json":
+        raise ValueError(f"--out must be a .json file, got {out}")
+    config = read_config(folder)
+    model: Model = load(folder, device=check_device(device))
+    conditions = read_conditions(folder, config, model, condition)
+    tuned = tune(
+        model,
+        (count, *event_of(folder, config)),
+        nfe=nfe,
+        method=cast(Method, method),
+        seconds=seconds,
+        seed=seed,
+        condition=conditions.of(range(count)),
+        progress=not quiet,
+    )
+    tuned.save(out)
+    if quiet:
+        return
+    held_out, errors = tuned.made["starts"]["deciding"], tuned.made["errors"]
+    for note in tuned.made["notes"]:
+        print(note)
+    if not tuned.made["improved"]:
+        print(f"nothing was surely better on {held_out} starts held out: {out} is the start itself")
+        return
+    ratios = [errors["tuned"][name] / errors["start"][name] for name in ("median", "p90")]
+    print(
+        f"{out}: on {held_out} starts held out the median error is {ratios[0]:.2f} of the start's, "
+        f"the 90th percentile {ratios[1]:.2f} ({tuned.made['how']}); "
+        f"sdediff sample {folder} --solver {out}"
+    )
