@@ -4,14 +4,17 @@
 
 Pictures of a law of rank 16, the principal components of MNIST: how far the mean is off in spreads
 of the prior, and pixel variances (relative root mean square), for mask, blur and 4x
-super-resolution; "ratio" is that of the variances over the same of as many exact draws. Then a
-network trained on 8x8 digits restores held-out ones: peak signal-to-noise ratio, share in which
-the class is recognised; "ratio" is the mean squared error over that of MMPS
-with one iteration.
+super-resolution; "ratio" is that of the variances over the same of as many exact draws. Then small
+networks for digits of 8x8 and 28x28 (`restoration_networks.py`) restore held-out ones from half of
+their pixels, around a hole, from a blur, and from 2x or 4x super-resolution: peak signal-to-noise
+ratio, share in which the class is recognised, and how many have a pixel beyond 2, where data end at
+1. azula and deepinv, where they are installed, have the same network, outcomes and evaluations
+(`restoration_peers.py`): as they recommend it, and at the best of a few sizes of their scale.
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,18 +22,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from restoration_networks import TASKS, data, trained
+from restoration_peers import Count, Found, Problem, peers
 from timing import arguments, report
 from torch import Tensor
 
 import sdediff as sd
 from sdediff import posterior
 from sdediff.cli.quality import Judge
-from sdediff.data import load_data, split
-from sdediff.networks import UNet
+from sdediff.data import load_data
 from sdediff.plots import image_grid, save_png
 
 RANK = 16
 Row = dict[str, object]
+_SIZES = {"digits": (16, 20), "mnist": (8, 20)}
+"""Digits and evaluations of each."""
 
 
 def measurements(side: int, factor: int, blur: float, noise_std: float) -> dict[str, Any]:
@@ -65,9 +71,7 @@ def known(count: int, steps: int, noise_std: float = 0.5) -> Iterator[Row]:
         found = list(restored(law, model, seen, count, steps))
         floor = found[0][2]
         for method, off, wide, made in found:
-            yield line(
-                f"rank {RANK}, {name}", method, off / spread, wide, "-", "-", wide / floor, made
-            )
+            yield line(f"rank {RANK}, {name}", method, off / spread, wide, wide / floor, made)
 
 
 def restored(
@@ -104,7 +108,7 @@ def restored(
 def line(problem: str, method: str, *values: object) -> Row:
     """A row of the table; the last of the values is a solution or None."""
     *numbers, made = values
-    names = ("mean off", "variances off", "PSNR", "recognised", "ratio")
+    names = ("mean off", "variances off", "ratio")
     row: Row = {"problem": problem, "method": method, **dict(zip(names, numbers, strict=True))}
     known: Any = made
     backward = None if known is None or known.backward is None else int(known.backward.max())
@@ -114,59 +118,95 @@ def line(problem: str, method: str, *values: object) -> Row:
     }
 
 
-def methods(model: Any, seen: Any, y: Tensor, steps: int) -> dict[str, Callable[[], sd.Solution]]:
-    """Restorations of each outcome by the methods of `sdediff restore`."""
-    shape = (len(y), 1, 8, 8)
+def methods(problem: Problem) -> dict[str, Callable[[], sd.Solution]]:
+    """Ours, at as many evaluations each."""
+    model, seen, y = problem.model, problem.seen, problem.y
 
-    def run(given: Any, solver: Any = None) -> Callable[[], sd.Solution]:
-        return lambda: sd.sample(given, shape, solver=solver, steps=steps, seed=0)
+    def run(given: Any, solver: Any = None, steps: int = problem.steps) -> Any:
+        return lambda: sd.sample(given, problem.x.shape, solver=solver, steps=steps, seed=0)
 
     return {
+        "MMPS": run(posterior.MMPS(model, seen, y)),
         "MMPS(iterations=1)": run(posterior.MMPS(model, seen, y, iterations=1)),
-        "MMPS(iterations=5)": run(posterior.MMPS(model, seen, y, iterations=5)),
         "PiGDM": run(posterior.PiGDM(model, seen, y)),
         "PublishedDPS": run(model, posterior.PublishedDPS(seen, y)),
         "DiffPIR": run(model, posterior.DiffPIR(seen, y)),
         "Replacement": run(model, posterior.Replacement(seen, y)),
-        "RePaint(jumps=5)": run(model, posterior.RePaint(seen, y, jumps=5)),
+        "RePaint(jumps=5)": run(
+            model, posterior.RePaint(seen, y, jumps=5), max(2, problem.steps // 5)
+        ),
     }
 
 
-def digits(training: int, count: int, steps: int, pictures: Path | None) -> Iterator[Row]:
-    """Rows of a network for the digits."""
-    train, held_out = split(load_data("digits"), 360)
+def pictures(name: str, args: Any, count: int, steps: int, training: int | None) -> Iterator[Row]:
+    """Rows of a network for the digits ``name``."""
+    train, held_out = data(name)
     judge = Judge.fit(train, held_out)
-    with torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder:
-        torch.manual_seed(0)
-        model = sd.ScoreModel(UNet(1, (24, 48)), sd.VP(), "edm", sigma_data=0.75)
-        sd.fit(model, train.x, out=Path(folder) / "run", steps=training, device="cpu")
-        model = sd.load(Path(folder) / "run")
+    model = trained(name, args.runs, training)
     order = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))[:count]
     labels: Any = held_out.labels
     x, label = held_out.x[order], labels[order]
-    for name, seen in measurements(8, 2, 0.8, 0.05).items():
-        y = observe(seen, x)
-        reference = 0.0
-        for method, solve in methods(model, seen, y, steps).items():
-            solution = solve()
-            error = float((solution.x.clamp(-1, 1) - x).square().mean())
-            reference = reference or error
-            right = torch.from_numpy(judge.probabilities(solution.x).argmax(axis=1)) == label
-            psnr = 10 * torch.tensor(4 / error).log10().item()
+    side = x.shape[-1]
+    seen_by = measurements(side, 2 if side < 16 else 4, 0.1 * side, 0.05)
+    half = torch.rand(side, side, generator=torch.Generator().manual_seed(2)) < 0.5
+    for task, seen in {"half": posterior.Mask(half, noise_std=0.05), **seen_by}.items():
+        if args.task not in (None, task):
+            continue
+        problem = Problem(model, seen, observe(seen, x), x, steps)
+
+        def row(method: str, found: Tensor, nfe: Any, backward: Any, title: str) -> Row:
+            error = float((found.clamp(-1, 1) - x).square().mean())
+            right = torch.from_numpy(judge.probabilities(found).argmax(axis=1)) == label
+            psnr = 10 * math.log10(4 / error) if error > 0 else math.inf
             share = float(right.double().mean())
-            yield line(
-                f"digits, {name}", method, "-", "-", psnr, share, error / reference, solution
-            )
-        if pictures is not None:
-            show(model, seen, x[:8], y[:8], steps, pictures / f"{name}.png")
+            far = int((found.abs().flatten(1).amax(dim=1) > 2).sum())
+            return {
+                "problem": title, "method": method, "PSNR": psnr, "recognised": share,
+                "far out": far, "NFE": nfe, "backward": backward,
+            }  # fmt: skip
+
+        title = f"{name}, {task}"
+        themselves = row("the digits themselves", x, "-", "-", title)
+        yield themselves
+        for method, solve in methods(problem).items():
+            made = solve()
+            backward = 0 if made.backward is None else int(made.backward.max())
+            yield row(method, made.x, int(made.nfe.max()), backward, title)
+        for library, others in peers(problem):
+            if others is None:
+                yield dict.fromkeys(themselves, "-") | {
+                    "problem": title, "method": f"{library}: not installed"
+                }  # fmt: skip
+                continue
+            yield from best(title, library, others, row)
+        if args.pictures is not None:
+            show(problem, args.pictures / f"{name}-{task}.png")
 
 
-def show(model: Any, seen: Any, x: Tensor, y: Tensor, steps: int, path: Path) -> None:
-    """A row for each digit: what it is, what was measured, mean and standard deviation of 64
-    restorations by MMPS, and four of them.
+def best(title: str, library: str, others: list[Found], row: Any) -> Iterator[Row]:
+    """A row for each method as it is recommended, and for the best of its other settings."""
+    rows: dict[str, list[Row]] = {}
+    for method, setting, solve in others:
+        count = Count()
+        found = solve(count).detach().nan_to_num(1e6, 1e6, -1e6)
+        name = f"{library}: {method}" + (f", {setting}" if setting else "")
+        made = row(name, found, count.forward, count.backward, title)
+        if setting:
+            rows.setdefault(method, []).append(made)
+        else:
+            yield made
+    for each in rows.values():
+        yield max(each, key=lambda one: float(str(one["PSNR"])))
+
+
+def show(problem: Problem, path: Path) -> None:
+    """A row for each of six digits: what it is, what was measured, mean and standard deviation of
+    24 restorations by MMPS, and four of them.
     """
-    many = posterior.MMPS(model, seen, y.repeat_interleave(64, dim=0), iterations=1)
-    drawn = sd.sample(many, (64 * len(x), 1, 8, 8), steps=steps, seed=0).x.reshape(-1, 64, 1, 8, 8)
+    seen, x, y = problem.seen, problem.x[:6], problem.y[:6]
+    many = posterior.MMPS(problem.model, seen, y.repeat_interleave(24, dim=0))
+    drawn = sd.sample(many, (24 * len(x), *x.shape[1:]), steps=problem.steps, seed=0).x
+    drawn = drawn.unflatten(0, (-1, 24))
     back = seen.adjoint(y, x.shape[1:])
     scale = seen.adjoint(seen.forward(torch.ones_like(x)), x.shape[1:]).clamp(min=1e-6)
     measured = torch.where(scale > 1e-3, back / scale, -1.0)
@@ -176,16 +216,39 @@ def show(model: Any, seen: Any, x: Tensor, y: Tensor, steps: int, path: Path) ->
 
 
 def main() -> None:
-    """Print the table, and save pictures."""
-    more = {"--pictures": {"type": Path, "help": "folder for pictures of restored digits"}}
+    """Print the tables, and save pictures."""
+    more: dict[str, dict[str, Any]] = {
+        "--only": {"choices": ["known", *TASKS], "help": "one of the tables"},
+        "--task": {"choices": ["half", "mask", "blur", "2x", "4x"], "help": "one measurement"},
+        "--runs": {"type": Path, "default": Path("runs/restoration"), "help": "trained networks"},
+        "--pictures": {"type": Path, "help": "folder for pictures of restored digits"},
+    }
     args = arguments(__doc__ or "", 1, more)
     if args.pictures is not None:
         args.pictures.mkdir(parents=True, exist_ok=True)
-    count, steps, training, held_out = (64, 5, 10, 8) if args.quick else (4000, 20, 1500, 100)
+    rows: list[Row] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        rows = [*known(count, steps), *digits(training, held_out, 2 * steps, args.pictures)]
-    report("restoration", rows, args)
+        if args.only in (None, "known"):
+            known_rows = list(known(*((64, 5) if args.quick else (4000, 20))))
+            report("restoration, known posteriors", known_rows, args)
+        for name in [each for each in TASKS if args.only in (None, each)]:
+            rows += restorations(name, args)
+    if rows:
+        report("restoration, digits", rows, args)
+
+
+def restorations(name: str, args: Any) -> list[Row]:
+    """The rows of a set of digits; --quick trains a network of a few steps in a folder of its
+    own.
+    """
+    if not args.quick:
+        count, steps = _SIZES[name]
+        return list(pictures(name, args, count, steps, None))
+    with tempfile.TemporaryDirectory() as folder:
+        args.runs = Path(folder)
+        args.task = args.task or "half"
+        return list(pictures(name, args, 2, 4, 2))
 
 
 if __name__ == "__main__":

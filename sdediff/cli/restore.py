@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -194,7 +195,12 @@ class _Cloud:
         if any(len(value) > 1 for value in self.conditions.values.values()):
             raise ValueError("--method particles takes one value of a condition, label=3 say")
         began = time.perf_counter()
-        with progress_bar("sampling", total=1.0, show=not self.quiet) as bar:
+        with (
+            warnings.catch_warnings(),
+            progress_bar("sampling", total=1.0, show=not self.quiet) as bar,
+        ):
+            # said below, in words of the command line
+            warnings.filterwarnings("ignore", "the particles of sample")
             found = posterior.sample_posterior(
                 self.model,
                 self.seen,
@@ -205,6 +211,15 @@ class _Cloud:
                 seed=self.seed,
                 condition=self.conditions.of(range(1)),
                 callback=lambda snapshot: bar.update(snapshot.done),
+            )
+        if not bool(found.exact[0]):
+            warnings.warn(
+                f"the {self.n} particles are not yet the posterior: they count as "
+                f"{float(found.genealogical_ess[0]):.3g} independent ones (100 are needed), and "
+                f"their spread is too small. Raise --particles (now {self.n}) or --steps (now "
+                f"{self.steps}), or --noise-std (now {self.seen.noise_std:g}) if the picture may "
+                "be off by more; or take --method mmps, whose pictures look right at less cost",
+                stacklevel=2,
             )
         order = torch.randperm(self.n, generator=torch.Generator().manual_seed(self.seed))
         rows = order[: self.count].to(found.x.device)

@@ -86,7 +86,7 @@ def test_restorations_are_those_of_the_library(
     assert float((x - expected.x).abs().max()) <= 1e-6 * float(expected.x.abs().max())
 
 
-@pytest.mark.filterwarnings("ignore:the particles of sample")
+@pytest.mark.filterwarnings("ignore:the 8 particles")
 @pytest.mark.parametrize("method", [*METHODS, "particles"])
 def test_every_method_writes_a_picture_as_large_as_the_runs(
     method: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -102,6 +102,19 @@ def test_every_method_writes_a_picture_as_large_as_the_runs(
     said = capsys.readouterr().err
     assert f"wrote {tmp_path / 'x.png'}" in said
     assert ("log evidence" in said) == (method == "particles")
+
+
+def test_particles_that_are_not_the_posterior_say_what_to_change(
+    folder: Path, tmp_path: Path
+) -> None:
+    words = r"the 8 particles are not yet the posterior.*--particles \(now 8\) or --steps \(now 2\)"
+    with pytest.warns(UserWarning, match=words + r", or --noise-std \(now 0.5\)") as said:
+        command(
+            "restore", folder / "run", "--image", folder / "image.png", "--blur", 0.4, "--out",
+            tmp_path / "x.png", "--device", "cpu", "--method", "particles", "--steps", 2,
+            "--particles", 8, "--noise-std", 0.5,
+        )  # fmt: skip
+    assert len(said) == 1
 
 
 WRONG: dict[str, tuple[list[object], str]] = {
