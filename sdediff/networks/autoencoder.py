@@ -138,14 +138,21 @@ class Autoencoder(nn.Module):
                 "data x are encode(x)"
             )
 
-    def forward(self, x: Tensor, t: Tensor | None = None) -> Reconstruction:
-        """The reconstruction of data x (B, *event), and the terms of its loss."""
+    def forward(
+        self, x: Tensor, t: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Reconstruction:
+        """The reconstruction of data x (B, *event), and the terms of its loss; in training z is
+        drawn from ``generator`` on the host, by default torch's own.
+        """
         z, std = self._posterior(x)
         if std is None:
             sample, commitment = self._restored(z)
             return Reconstruction(sample, None, commitment)
         kl = 0.5 * (z.square() + std.square() - 1) - std.log()
-        sample, commitment = self._restored(z + std * torch.randn_like(z) if self.training else z)
+        if self.training:
+            noise = torch.randn(z.shape, generator=generator, dtype=z.dtype)
+            z = z + std * noise.to(z.device)
+        sample, commitment = self._restored(z)
         return Reconstruction(sample, rowwise(kl).sum(dim=1), commitment)
 
     def _posterior(self, x: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -59,22 +59,17 @@ class Autoencoding(Loss):
                 "front of it would be forgotten where it encodes: normalise the data themselves"
             )
         with torch.no_grad(), evaluating(net):  # in which nothing is drawn
-            found = self._restored(net, x_0)
+            found: Reconstruction = net(x_0)
         if found.sample.shape != x_0.shape:
             raise ValueError(
                 f"the decoder returns data of shape {tuple(found.sample.shape[1:])} for data of "
                 f"shape {tuple(x_0.shape[1:])}: pad the data, or mend the decoder"
             )
 
-    @staticmethod
-    def _restored(net: Any, x_0: Tensor) -> Reconstruction:
-        found: Reconstruction = net(x_0)
-        return found
-
     def losses(self, batch: Batch) -> Tensor:
         model: Any = batch.model
         batch = batch.prepared()
-        found = self._restored(model.net, batch.x_0)
+        found: Reconstruction = model.net(batch.x_0, generator=batch.generator)
         losses = mean_over((found.sample - batch.x_0).square(), batch.mask)
         if found.kl is not None:
             losses = losses + self.beta / batch.x_0[0].numel() * found.kl
