@@ -47,7 +47,7 @@ class Autoencoding(Loss):
 
     def check(self, model: Model, x_0: Tensor, condition: Condition | None = None) -> None:
         """Raise a ValueError unless the model's network is an autoencoder of such data."""
-        net = getattr(model, "net", None)
+        net: Any = getattr(model, "net", None)
         if not hasattr(net, "encode") or not hasattr(net, "decode"):
             raise ValueError(
                 "Autoencoding trains an autoencoder, ScoreModel(Autoencoder(vae), "
