@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ __all__ = [
     "check_states",
     "check_taken",
     "doubled",
+    "let_check",
     "one_place",
     "tensor_of",
 ]
@@ -109,8 +110,8 @@ def _parameters(net: Callable[..., Any]) -> list[inspect.Parameter]:
 
 def _first_two(net: Callable[..., Any]) -> dict[Any, str]:
     """The names of the arguments in which a network takes states and times."""
-    named = [each.name for each in _parameters(net) if each.kind is each.POSITIONAL_OR_KEYWORD]
-    return dict(zip(named, ("states", "times"), strict=False))
+    first = zip(_parameters(net), ("states", "times"), strict=False)
+    return {each.name: what for each, what in first if each.kind is each.POSITIONAL_OR_KEYWORD}
 
 
 def doubled(shape: torch.Size) -> torch.Size:
@@ -194,10 +195,13 @@ def check_condition(
     count: int,
     net: Callable[..., Any] | None,
     device: torch.device | None = None,
+    *,
+    event: Sequence[int] | None = None,
 ) -> dict[str, Tensor]:
     """Tensors with leading dimension B by the names of arguments of ``net``, on ``device`` if there
     is one; a number, or a tensor with leading dimension 1, is expanded to all samples. A network
-    with a method ``check_condition`` of such a dictionary looks at it too.
+    with a method ``check_condition`` of such a dictionary looks at it too, and is told the
+    ``event`` of the states where its method takes that.
     """
     if condition is None:
         return {}
@@ -214,10 +218,23 @@ def check_condition(
                 f"{described(given if value is None else value)}"
             )
         found[name] = value
-    check: Callable[[Mapping[str, Tensor]], None] | None = getattr(net, "check_condition", None)
-    if check is not None:
-        check(found)
+    let_check(net, found, event)
     return found
+
+
+def let_check(
+    net: Callable[..., Any] | None,
+    condition: Mapping[str, Tensor],
+    event: Sequence[int] | None = None,
+) -> None:
+    """Let a network with a method ``check_condition`` look at conditions before it is called."""
+    check: Callable[..., None] | None = getattr(net, "check_condition", None)
+    if check is None:
+        return
+    if "event" in inspect.signature(check).parameters:
+        check(condition, event=None if event is None else tuple(event))
+    else:
+        check(condition)
 
 
 def _tensor(value: object, device: torch.device | None) -> Tensor | None:

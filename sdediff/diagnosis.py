@@ -130,7 +130,8 @@ def diagnose(
     model = getattr(model, "learner", model)
     known = facts(model)
     x_0 = at_least_float32(check_states("x_0", x_0)).to(known.device)
-    condition = check_condition(condition, len(x_0), known.net, known.device)
+    event = x_0.shape[1:]
+    condition = check_condition(condition, len(x_0), known.net, known.device, event=event)
     seed = integer("seed", seed, kind="a non-negative int")
     if known.normalizer is not None:
         x_0 = known.normalizer.normalize(x_0)

@@ -131,7 +131,9 @@ def _time(model: Model, x: Tensor, t: Tensor | float) -> Tensor:
 
 def _rows(model: Model, x: Tensor, condition: Condition | None, mask: Tensor | None) -> Rows:
     if condition is not None:
-        condition = check_condition(condition, len(x), facts(model).net, x.device)
+        condition = check_condition(
+            condition, len(x), facts(model).net, x.device, event=x.shape[1:]
+        )
     return Rows.of(len(x), condition, mask)
 
 

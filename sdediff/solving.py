@@ -113,14 +113,15 @@ class Solving:
             model = _with_nets(model, _local)
         if flag("compile", options["compile"]):
             model = _compiled(model, solver)
-        condition = {} if condition is None else check_condition(condition, count, known.net, place)
+        if condition is not None:
+            condition = check_condition(condition, count, known.net, place, event=shape[1:])
         return cls(
             model=_Evaluated(model) if driven.grad == "checkpoint" else model,
             facts=known,
             count=count,
             solver=solver,
             times=times,
-            condition=condition,
+            condition=condition or {},
             batch_size=batch_size or count,
             options=driven,
             progress=flag("progress", options["progress"]),

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from sdediff import checkpoint
 from sdediff._extras import require
-from sdediff.calls import Condition
+from sdediff.calls import Condition, let_check
 from sdediff.describing import describe
 from sdediff.interruption import stoppable
 from sdediff.masks import mask_of
@@ -147,6 +147,7 @@ def fit(
     check_shape_of(given, clean)
     exist = mask_of(mask, clean)
     check_objective(loss, exist)
+    let_check(model.net, condition, clean.shape[1:])
     loss = with_dropout(model, loss, condition, drop)
     checkpoint_every = integer("checkpoint_every", checkpoint_every, 1)
     check_ours(folder)

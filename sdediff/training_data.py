@@ -131,7 +131,30 @@ def with_dropout(
             f"drop: the model's null names {missing}, and condition has {sorted(condition)}: pass "
             "condition={...} with them"
         )
+    _check_null(model, condition)
     return ConditionDropout(loss, rate=drop)
+
+
+def _check_null(model: ScoreModel, condition: Mapping[str, Tensor]) -> None:
+    """A ValueError unless the model's null has the shapes of the conditions that it replaces, and
+    is one that the network takes.
+    """
+    null = {name: torch.as_tensor(value) for name, value in (model.null or {}).items()}
+    for name, value in null.items():
+        one = condition[name].shape[1:]
+        if value.shape not in ((), one, (1, *one)):
+            raise ValueError(
+                f"drop: the model's null has {name!r} of shape {tuple(value.shape)}, and the "
+                f"condition of a sample {tuple(one)}: give a number, or a tensor of that shape"
+            )
+    few = {
+        name: null[name].to(value.dtype).expand(value[:1].shape) if name in null else value[:1]
+        for name, value in condition.items()
+    }
+    try:
+        check_condition(few, 1, model.net)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"drop: the model's null does not do: {error}") from error
 
 
 def _way_out(data: object) -> str:

@@ -176,7 +176,7 @@ def variational_bound(
     if batch_size is not None:
         batch_size = integer("batch_size", batch_size, 1)
     keys = check_seed(seed, None, tuple(x_0.shape))
-    given = check_condition(condition, len(x_0), known.net, place)
+    given = check_condition(condition, len(x_0), known.net, place, event=x_0.shape[1:])
     chunk = batch_size or len(x_0)
     parts = []
     with (

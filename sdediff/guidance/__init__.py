@@ -7,6 +7,7 @@ as they take a network.
 from sdediff.guidance.base import Guidance, NoiseLevels
 from sdediff.guidance.classifier import Classifier
 from sdediff.guidance.clip import clip_loss
+from sdediff.guidance.control import Control
 from sdediff.guidance.corrected import APG, Corrected, Rescale
 from sdediff.guidance.losses import Loss
 from sdediff.guidance.pairs import Auto, ClassifierFree, Pair, Pairing
@@ -16,6 +17,7 @@ __all__ = [
     "Auto",
     "Classifier",
     "ClassifierFree",
+    "Control",
     "Corrected",
     "Guidance",
     "Loss",

@@ -50,6 +50,8 @@ class Called(nn.Module):
     `functools.partial` of the network has some of them already. The result is ``sign`` times the
     first of the network's outputs, of which ``halved`` keeps the first half of the channels.
 
+    ``config`` is the network's configuration, ``known`` the names of the conditions that it takes.
+
     A TypeError says which argument a network lacks. Every call raises a ValueError, before the
     network is called, where a condition is missing or not known.
     """
@@ -68,7 +70,7 @@ class Called(nn.Module):
         self._times = self._argument("times", _TIMES, parameters)
         self._plain = {"return_dict": False} if "return_dict" in parameters else {}
         self._open = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
-        config = config_of(inner)
+        self.config = config = config_of(inner)
         taken = {self._states, self._times, "return_dict", _ADDED, *given}
         free = {
             name: each
@@ -82,7 +84,7 @@ class Called(nn.Module):
         needed = (name for name, each in free.items() if each.default is each.empty)
         told = (name for name in _named(config, _NEEDED) if name in free)
         self._needed = tuple(dict.fromkeys((*needed, *told, *self._added)))
-        self._known = tuple(dict.fromkeys((*self._needed, *free)))
+        self.known = tuple(dict.fromkeys((*self._needed, *free)))
 
     def _argument(self, kind: str, names: tuple[str, ...], parameters: Collection[str]) -> str:
         """The name of the argument in which the network takes states, or times."""
@@ -97,26 +99,31 @@ class Called(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, /, **condition: Tensor) -> Any:
         """The network's output at states x (B, *event) and network times t (B,)."""
-        self._check(condition)
-        added = {name: condition.pop(name) for name in self._added}
-        nested = {_ADDED: added} if added else {}
-        handed: dict[str, Any] = {self._states: x, self._times: t}
-        out = self.network(**handed, **condition, **nested, **self._plain)
+        out = self.outputs(x, t, condition)
         out = out[0] if isinstance(out, tuple) else getattr(out, "sample", out)
         if not isinstance(out, Tensor):
             return out  # the model says what is wrong with it
         out = out.chunk(2, dim=1)[0] if self._halved else out
         return out if self._sign == 1 else self._sign * out
 
+    def outputs(self, x: Tensor, t: Tensor, condition: Mapping[str, Any]) -> Any:
+        """All that the network returns, as it returns it."""
+        self._check(condition)
+        plain = {name: value for name, value in condition.items() if name not in self._added}
+        added = {name: condition[name] for name in self._added}
+        nested = {_ADDED: added} if added else {}
+        handed: dict[str, Any] = {self._states: x, self._times: t}
+        return self.network(**handed, **plain, **nested, **self._plain)
+
     def _check(self, condition: Collection[str]) -> None:
         """A ValueError that names the conditions which are missing or not known."""
         missing = [name for name in self._needed if name not in condition]
-        unknown = [name for name in condition if name not in self._known and not self._open]
+        unknown = [name for name in condition if name not in self.known and not self._open]
         if not missing and not unknown:
             return
         wrong = [f"lacks {name}" for name in missing]
-        wrong += [f"has {name}{nearest(name, self._known)}" for name in unknown]
-        takes = ", ".join(self._known) or "no conditions"
+        wrong += [f"has {name}{nearest(name, self.known)}" for name in unknown]
+        takes = ", ".join(self.known) or "no conditions"
         needs = f", and needs {', '.join(self._needed)}" if self._needed else ""
         raise ValueError(f"the condition {', '.join(wrong)}: {self._name} takes {takes}{needs}")
 

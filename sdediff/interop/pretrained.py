@@ -14,6 +14,7 @@ import torch
 from sdediff.constraints import Constrained
 from sdediff.interop.called import Called, config_of, unwrapped
 from sdediff.interop.configurations import diffusers
+from sdediff.interop.control import Controlled
 from sdediff.interop.diffusers import schedule_from
 from sdediff.interop.schedules import Raw, Schedule
 from sdediff.model import ScoreModel
@@ -23,6 +24,8 @@ __all__ = ["from_diffusers"]
 
 _NETWORK: Final = r"(unet|transformer|prior)(_\d+)?"
 """The names that pipelines have for their networks."""
+_CONTROL: Final = "controlnet"
+"""The name that pipelines have for their ControlNets."""
 _UNIT_TIMES: Final = frozenset(
     "AuraFlowTransformer2DModel BriaFibo2Transformer2DModel ChromaTransformer2DModel "
     "Flux2Transformer2DModel FluxTransformer2DModel Krea2Transformer2DModel "
@@ -40,7 +43,9 @@ _NEGATED: Final = _REVERSED | {
 """Networks that return data - noise."""
 
 
-def from_diffusers(source: Any, scheduler: Any = None) -> ScoreModel | Constrained:
+def from_diffusers(
+    source: Any, scheduler: Any = None, *, controls: Mapping[str, Any] | None = None
+) -> ScoreModel | Constrained:
     """A diffusers model as a model here, for every solver, likelihood and operator:
 
         model = sd.from_diffusers(pipe)
@@ -65,25 +70,44 @@ def from_diffusers(source: Any, scheduler: Any = None) -> ScoreModel | Constrain
     ``added_cond_kwargs``. A ValueError names those that are missing or not known, before the
     network is called.
 
+    ``controls`` has ControlNets by the names of the conditions that are their images:
+    ``controls={"edges": controlnet}`` (`sdediff.interop.control.Controlled`; the network is locked
+    then). Of a pipeline with ControlNets these are ``"control"``, or ``"control_0"``,
+    ``"control_1"`` and so on, unless they are named here.
+
     Raises ValueError or TypeError where the process of the configuration is not known, the network
     lacks an argument, or the folder holds no pipeline or pickles alone.
     """
     if isinstance(source, str | Path):
-        network, own = _opened(Path(source), scheduler)
+        network, own, found = _opened(Path(source), scheduler)
     elif hasattr(source, "scheduler") and isinstance(getattr(source, "components", None), Mapping):
         parts = {name: part for name, part in source.components.items() if part is not None}
         network, own = parts[_only(type(source).__name__, parts)], source.scheduler
+        found = _controls_of(parts.get(_CONTROL))
     else:
-        network, own = source, None
+        network, own, found = source, None, None
     if isinstance(network, type) or not callable(network):
         raise TypeError(
             "from_diffusers takes a pipeline, the folder of one, or a network with its scheduler; "
             f"got {network!r}"
         )
-    return _model(network, schedule_from(_config(own if scheduler is None else scheduler)))
+    schedule = schedule_from(_config(own if scheduler is None else scheduler))
+    return _model(network, schedule, found if controls is None else controls)
 
 
-def _model(network: Any, schedule: Schedule) -> ScoreModel | Constrained:
+def _controls_of(part: Any) -> dict[str, Any] | None:
+    """The ControlNets of a pipeline by the names of their images; None where it has none."""
+    if part is None:
+        return None
+    several = getattr(part, "nets", None)
+    if several is None:
+        return {"control": part}
+    return {f"control_{i}": each for i, each in enumerate(several)}
+
+
+def _model(
+    network: Any, schedule: Schedule, controls: Mapping[str, Any] | None
+) -> ScoreModel | Constrained:
     """The model of a network under a schedule."""
     inner, _ = unwrapped(network)
     own = config_of(inner)
@@ -96,8 +120,9 @@ def _model(network: Any, schedule: Schedule) -> ScoreModel | Constrained:
     if channels is not None:
         doubled = channels == 2 * own.get("in_channels", 0)
     learned = doubled and kind != "learned"  # of "learned" the second half is a logarithm
+    called = Called(network, sign, halved=doubled and not learned)
     model = ScoreModel(
-        Called(network, sign, halved=doubled and not learned),
+        called if controls is None else Controlled(called, controls),
         schedule.sde,
         predicts,
         sigma_data=sigma_data,
@@ -145,8 +170,10 @@ def _only(pipeline: str, parts: Iterable[str]) -> str:
     )
 
 
-def _opened(folder: Path, scheduler: Any) -> tuple[Any, Mapping[str, Any]]:
-    """The network and the scheduler's configuration of a saved pipeline, nothing else of it."""
+def _opened(folder: Path, scheduler: Any) -> tuple[Any, Mapping[str, Any], dict[str, Any] | None]:
+    """The network, the scheduler's configuration and the ControlNet of a saved pipeline, nothing
+    else of it.
+    """
     index = folder / "model_index.json"
     if not index.is_file():
         there = sorted(each.name for each in folder.iterdir()) if folder.is_dir() else []
@@ -159,24 +186,30 @@ def _opened(folder: Path, scheduler: Any) -> tuple[Any, Mapping[str, Any]]:
         )
     parts = {k: v for k, v in json.loads(index.read_text()).items() if k[:1] != "_" and _is_part(v)}
     part = _only(str(folder), parts)
-    library, name = parts[part]
+    file = folder / "scheduler" / "scheduler_config.json"
+    if scheduler is None and not file.is_file():
+        raise ValueError(f"{folder} has no scheduler/scheduler_config.json: pass scheduler=")
+    network = _loaded(folder, part, *parts[part])
+    config = json.loads(file.read_text()) if scheduler is None else {}
+    controlnet = _loaded(folder, _CONTROL, *parts[_CONTROL]) if _CONTROL in parts else None
+    return network, config, _controls_of(controlnet)
+
+
+def _loaded(folder: Path, part: str, library: str, name: str) -> Any:
+    """A network of a saved pipeline."""
     kind: Any = getattr(diffusers, name, None) if library == "diffusers" else None
     usable = isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)
     if not usable:
         raise ValueError(
-            f"{index} says that {part} is {name} of {library}, which is no network of diffusers "
-            f"{diffusers.__version__}: load it yourself and pass it"
+            f"{folder / 'model_index.json'} says that {part} is {name} of {library}, which is no "
+            f"network of diffusers {diffusers.__version__}: load it yourself and pass it"
         )
-    file = folder / "scheduler" / "scheduler_config.json"
-    if scheduler is None and not file.is_file():
-        raise ValueError(f"{folder} has no scheduler/scheduler_config.json: pass scheduler=")
-    network = kind.from_pretrained(
+    return kind.from_pretrained(
         folder / part,
         local_files_only=True,
         use_safetensors=True,
         variant=_variant(folder / part),
     )
-    return network, json.loads(file.read_text()) if scheduler is None else {}
 
 
 def _is_part(value: Any) -> bool:

@@ -95,11 +95,27 @@ def test_blocks_name_a_language_that_is_checked(page):
 
 
 SHORT = {"mnist_ddpm.py": "--only hybrid --steps 1 --levels 4 --count 1".split()}
-FULL = {"mnist_ddpm.py": ["--steps", "60", "--levels", "100", "--count", "16"]}  # an hour as it is
+FULL = {  # the first takes an hour as it is, the others some ten minutes
+    "mnist_ddpm.py": ["--steps", "60", "--levels", "100", "--count", "16"],
+    "latent_text.py": ["--steps", "20"],
+    "controlnet.py": ["--steps", "40"],
+}
+SLOW = {"latent_text.py", "controlnet.py"}
+"""Examples that the default run leaves out."""
+RUNS = [
+    pytest.param(
+        example,
+        kind,
+        marks=[pytest.mark.slow] if kind == "full" else [],
+        id=f"{example.name}-{kind}",
+    )
+    for example in EXAMPLES
+    for kind in ("short", "full")
+    if kind == "full" or example.name not in SLOW
+]
 
 
-@pytest.mark.parametrize("kind", ["short", pytest.param("full", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
+@pytest.mark.parametrize(("example", "kind"), RUNS)
 def test_examples_run(example, kind, tmp_path):
     options = (
         SHORT.get(example.name, ["--steps", "20"])
