@@ -209,7 +209,7 @@ def show(problem: Problem, path: Path) -> None:
     drawn = drawn.unflatten(0, (-1, 24))
     back = seen.adjoint(y, x.shape[1:])
     scale = seen.adjoint(seen.forward(torch.ones_like(x)), x.shape[1:]).clamp(min=1e-6)
-    measured = torch.where(scale > 1e-3, back / scale, -1.0)
+    measured = torch.where(scale > 1e-3, back / scale, 0.0)  # what was not seen is grey
     columns = [x, measured, drawn.mean(dim=1), 2 * drawn.std(dim=1) - 1, *drawn.unbind(dim=1)[:4]]
     tiles = torch.stack(columns, dim=1).flatten(0, 1)
     save_png(image_grid(tiles, columns=len(columns)), path)

@@ -75,12 +75,12 @@ def test_samples_and_densities_are_those_of_the_posterior() -> None:
     truth = PRIOR.posterior(H, Y[0], NOISE)
     mean, cov = truth.data_moments()
     out = sd.sample(
-        model, (4000, 2), solver=sd.RK45(1e-6, 1e-6), seed=0, dtype=F64,
-        condition={"y": Y.expand(4000, -1)},
+        model, (1000, 2), solver=sd.RK45(1e-5, 1e-5), seed=0, dtype=F64,
+        condition={"y": Y.expand(1000, -1)},
     )  # fmt: skip
     spread = cov.diagonal().sqrt()
-    assert ((out.x.mean(dim=0) - mean) / spread).abs().max() < 5 / 4000**0.5
-    assert (out.x.std(dim=0) / spread - 1).abs().max() < 5 / 8000**0.5 + 0.01
+    assert ((out.x.mean(dim=0) - mean) / spread).abs().max() < 5 / 1000**0.5
+    assert (out.x.std(dim=0) / spread - 1).abs().max() < 5 / 2000**0.5 + 0.01
     few = out.x[:5]
     found = sd.log_prob(model, few, condition={"y": Y.expand(5, -1)}, seed=0)
     exact = torch.distributions.MultivariateNormal(mean, cov).log_prob(few)
