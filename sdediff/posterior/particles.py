@@ -64,7 +64,8 @@ class _Spread:
     def _solved(self, x: Tensor) -> Tensor:
         """(K + I)^{-1} V^T x, float64 (rows, m, 1)."""
         inside = (self.transposed @ rowwise(x)[..., None]).double()
-        return torch.linalg.solve_triangular(self.more, inside, upper=False)
+        solved: Tensor = torch.linalg.solve_triangular(self.more, inside, upper=False)
+        return solved
 
     def _outside(self, inside: Tensor, x: Tensor) -> Tensor:
         return (self.transposed.mT @ inside.to(self.transposed.dtype)).reshape(x.shape)
