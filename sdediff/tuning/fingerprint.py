@@ -30,12 +30,13 @@ def fingerprint(solving: Solving) -> dict[str, Any]:
     ``probes``: the root mean square of its data prediction and the mean of its first coordinate,
     over fixed states at three times, in units of the data's standard deviation.
     """
+    predicts = solving.model.predicts
     return {
         "sde": repr(solving.model.sde),
         "entry": describe_sde(solving.model.sde),
         "data_std": solving.facts.data_std,
         "event": list(solving.event),
-        "predicts": str(solving.model.predicts),
+        "predicts": predicts if isinstance(predicts, str) else type(predicts).__name__,
         "probes": _answers(solving),
     }
 

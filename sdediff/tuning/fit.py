@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from sdediff.modules import evaluating
 from sdediff.sde import LinearSDE
 from sdediff.solvers import Solver
 from sdediff.tuning.grids import Moving
-from sdediff.tuning.guard import QUANTILES
+from sdediff.tuning.guard import bounds
 from sdediff.tuning.trials import Trials
 from sdediff.tuning.unrolled import Scheme, follow, unrolled
 
@@ -25,7 +26,9 @@ _STEP: Final = 0.02
 """What a unit of a number moves a state by, in standard deviations of the data."""
 _RIDGE: Final = 1e-6
 """Directions in which states hardly differ take larger numbers than others, but not without end."""
-_LOW, _HIGH, _TAIL = 0.5, 2.0, 0.3
+_LOW, _HIGH = 0.5, 2.0
+_RESAMPLES: Final = 500
+"""Of a look at the starts that are held out for choosing."""
 _ROUND: Final = 10
 """Iterations between two looks at the starts that are held out for choosing."""
 _MOST: Final = 50
@@ -105,23 +108,23 @@ class Best:
 
 def score(errors: Tensor, of_start: Tensor) -> float:
     """log of the ratio of medians + half of that of 90th percentiles, and much more where either
-    ratio is above 1: the least is chosen.
+    is not surely below 1: the least is chosen.
     """
-    median, high = (
-        float((errors.quantile(share) / of_start.quantile(share)).log())
-        for share in QUANTILES.values()
-    )
-    found = median + 0.5 * high + 10 * (max(median, 0.0) + max(high, 0.0))
-    return found if found == found else float("inf")
+    if not bool(torch.isfinite(errors.quantile(0.9))):
+        return math.inf
+    median, high = bounds(errors, of_start, resamples=_RESAMPLES).values()
+    unsure = sum(max(math.log(each.upper), 0.0) for each in (median, high) if each.upper > 0)
+    tiny = torch.finfo(torch.float64).tiny
+    return math.log(max(median.ratio, tiny)) + 0.5 * math.log(max(high.ratio, tiny)) + 10 * unsure
 
 
-def loss(squares: Tensor) -> Tensor:
+def loss(squares: Tensor, tail: float) -> Tensor:
     """The logarithms of two means of the errors by power: one of a low power, for the median, and
-    one of the second, for the tail.
+    ``tail`` times one of the second, for the 90th percentile.
     """
     squares = squares + torch.finfo(torch.float32).tiny
     low = squares.pow(_LOW / 2).mean().log() / _LOW
-    return low + _TAIL * squares.pow(_HIGH / 2).mean().log() / _HIGH
+    return low + tail * squares.pow(_HIGH / 2).mean().log() / _HIGH
 
 
 def minimised(
@@ -130,6 +133,8 @@ def minimised(
     judge: Callable[[Scheme], float],
     deadline: float,
     show: Callable[[str], None],
+    *,
+    tail: float,
 ) -> Best:
     """Minimise `loss` over ``trials`` by L-BFGS until ``deadline``, as `time.monotonic` has it, or
     until ``judge`` finds nothing better; the best by ``judge``, which is among them at the start.
@@ -145,7 +150,7 @@ def minimised(
     )
 
     def closure() -> Tensor:
-        return _with_gradients(adjusted, trials)
+        return _with_gradients(adjusted, trials, tail)
 
     waited, rounds = 0, 0
     with torch.enable_grad(), evaluating(trials.solving.model):
@@ -166,7 +171,7 @@ def minimised(
     return best
 
 
-def _with_gradients(adjusted: Adjusted, trials: Trials) -> Tensor:
+def _with_gradients(adjusted: Adjusted, trials: Trials, tail: float) -> Tensor:
     """The loss, with its gradients beside the numbers; by batches where there are several, so that
     the graph of one alone is kept.
     """
@@ -174,13 +179,13 @@ def _with_gradients(adjusted: Adjusted, trials: Trials) -> Tensor:
     numbers = adjusted.numbers
     scheme = adjusted.scheme()
     if len(batches) == 1:
-        value = loss(trials.squares(scheme))
+        value = loss(trials.squares(scheme), tail)
         found = torch.autograd.grad(value, numbers, allow_unused=True)
     else:
         with torch.no_grad():
             squares = torch.cat([trials.squares(scheme, rows) for rows in batches])
         squares = squares.requires_grad_()
-        value = loss(squares)
+        value = loss(squares, tail)
         (slopes,) = torch.autograd.grad(value, squares)
         leaves = [each.detach().requires_grad_() for each in scheme]
         sums = [torch.zeros_like(each) for each in leaves]
@@ -206,7 +211,8 @@ def has_gradients(trials: Trials, scheme: Scheme) -> bool:
     problem = trials.solving.reverse(rows)
     x = trials.x[rows.to(trials.x.device)].clone().requires_grad_()
     with torch.enable_grad(), evaluating(trials.solving.model):
-        answer = problem.outputs(x, problem.at(scheme.times[:1], "data")[0]).raw
+        said: Any = problem.outputs(x, problem.at(scheme.times[:1], "data")[0])
+        answer: Tensor = said.raw
         if not answer.requires_grad:
             return False
         (gradient,) = torch.autograd.grad(answer.sum(), x, allow_unused=True)

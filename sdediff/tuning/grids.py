@@ -62,6 +62,8 @@ class Moving:
         return torch.cat([self.times[:1], self._at(inner) + self._offset, *ends])
 
     def _at(self, places: Tensor) -> Tensor:
+        if not len(places):
+            return places
         return self.sde.time_of(self.centre + self.width * torch.logit(places))
 
 

@@ -22,7 +22,12 @@ class Bound(NamedTuple):
 
 
 def bounds(
-    errors: Tensor, of_start: Tensor, *, confidence: float = 0.95, seed: int = 0
+    errors: Tensor,
+    of_start: Tensor,
+    *,
+    confidence: float = 0.95,
+    seed: int = 0,
+    resamples: int = _RESAMPLES,
 ) -> dict[str, Bound]:
     """For each of `QUANTILES` the ratio of that of ``errors`` (n,) to that of ``of_start`` (n,),
     and its upper bound by the bootstrap.
@@ -32,7 +37,7 @@ def bounds(
     """
     generator = torch.Generator().manual_seed(seed)
     count = len(errors)
-    drawn = torch.randint(count, (_RESAMPLES, count), generator=generator)
+    drawn = torch.randint(count, (resamples, count), generator=generator)
     pair = torch.stack([errors, of_start]).double().cpu()
     some = pair[:, drawn].sort(dim=-1).values
     pair = pair.sort(dim=-1).values
@@ -41,7 +46,7 @@ def bounds(
     for name, share in QUANTILES.items():
         place = min(count - 1, int(share * count))
         resampled = _ratio(some[0, :, place], some[1, :, place]).sort().values
-        upper = float(resampled[min(_RESAMPLES - 1, int(level * _RESAMPLES))])
+        upper = float(resampled[min(resamples - 1, int(level * resamples))])
         found[name] = Bound(float(_ratio(pair[0, place], pair[1, place])), upper)
     return found
 

@@ -4,6 +4,7 @@ from.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from sdediff.solving import Solving, chosen
 from sdediff.tuning.fingerprint import fingerprint
 from sdediff.tuning.fit import Adjusted, has_gradients, minimised, score
 from sdediff.tuning.grids import cheapest, fine_grid, local_errors
-from sdediff.tuning.guard import Bound, bounds
+from sdediff.tuning.guard import QUANTILES, Bound, bounds
 from sdediff.tuning.start import check_falls, check_start, start_of
 from sdediff.tuning.trials import Trials
 from sdediff.tuning.unrolled import Scheme, tabled, unrolled
@@ -39,8 +40,14 @@ _POWERS: Final = (1.0, 2.0, 4.0)
 """Of local errors, as sums of which the error at the end is taken: what happens to them on the way
 is not known.
 """
-_SAME: Final = 1e-6
-"""How far a solver may be from its sums, relative to the states: more says that it is no sum."""
+_SAME: Final = 1e-4
+"""How far a solver's errors may be from those of its sums: more than the rounding of a network in
+float32 says that it is no sum.
+"""
+_TAIL, _HEAVY_TAIL = 0.3, 2.0
+"""Weights of the tail in the loss; the second where the first gains little or is not sure."""
+_LITTLE: Final = -0.3
+"""A score above this is a little gain."""
 UNUSED: Final = (
     "t_start",
     "t_end",
@@ -116,7 +123,8 @@ def tune(
     solving = Solving.checked(model, known, shape, span, start.solver, start.steps, taken)
     if solving.times.ndim > 1:
         raise ValueError("grid must be one grid for all samples, (N + 1,)")
-    with progress_bar("tuning", total=limit, show=solving.progress) as bar:
+    shown = progress_bar("tuning", total=limit, show=solving.progress)
+    with torch.inference_mode(False), shown as bar:
         work = _Work.begun(solving, start.solver, integer("seed", seed), bar, denoise=denoise)
         return work.improved(method, limit)
 
@@ -155,7 +163,7 @@ class _Work:
         """Draw the starts, solve them tightly, and unroll the solver."""
         unit = solving.units.unit
         sde = cast(LinearSDE, solving.model.sde)
-        sde = sde if unit == 1 else cast(LinearSDE, sde.scaled(1 / unit))
+        sde = sde if unit == 1 else sde.scaled(1 / unit)
         scheme = unrolled(solver, sde, solving.times, denoise=denoise)
         check_falls(solver, scheme.times)
         own, other = seeds(seed, 2)
@@ -192,8 +200,14 @@ class _Work:
             method = "dp"
         if method != "dp":
             tried = min(range(len(self.found)), key=lambda i: self.found[i].score)
-            for i in dict.fromkeys((0, tried)):
-                self._by_gradients(grids[i], method, self.found[i].name, deadline)
+            begins = list(dict.fromkeys((0, tried)))
+            names = [each.name for each in self.found]
+            for left, i in zip(range(len(begins), 0, -1), begins, strict=True):
+                now = time.monotonic()
+                until = now + (deadline - now) / left
+                self._by_gradients(grids[i], method, names[i], until, _TAIL)
+            if min(each.score for each in self.found) > _LITTLE:
+                self._by_gradients(grids[0], method, names[0], deadline, _HEAVY_TAIL)
         best = min(self.found, key=lambda each: each.score)
         if best is self.found[0]:
             return self._tuned(best, {})
@@ -219,20 +233,18 @@ class _Work:
             grids.append(times)
         return grids
 
-    def _by_gradients(self, times: Tensor, method: Method, name: str, deadline: float) -> None:
-        """Try what gradients find from the grid ``times``: a half of what is left of the time, or
-        all of it the last time.
-        """
-        now = time.monotonic()
-        if now >= deadline:
+    def _by_gradients(
+        self, times: Tensor, method: Method, name: str, deadline: float, tail: float
+    ) -> None:
+        """Try what gradients find from the grid ``times``."""
+        if time.monotonic() >= deadline:
             self.notes.append(f"no time was left for gradients from {name}")
             return
-        adjusted = Adjusted(self.solver, self.sde, times, self.training, every=method == "all")
-        share = 0.5 if name == "start" and len(self.found) > 1 else 1.0
-        best = minimised(
-            adjusted, self.training, self.judged, now + share * (deadline - now), self._show
-        )
-        self.found.append(_Found(f"{method}, from {name}", best.scheme, best.score))
+        every = method == "all"
+        adjusted = Adjusted(self.solver, self.sde, times, self.training, every=every)
+        best = minimised(adjusted, self.training, self.judged, deadline, self._show, tail=tail)
+        named = f"{method}, from {name}, tail {tail:g}"
+        self.found.append(_Found(named, best.scheme, best.score))
 
     def _show(self, note: str) -> None:
         self.bar.update(time.monotonic() - self.began, note)
@@ -252,18 +264,25 @@ class _Work:
             "improved": improved,
             "how": best.name,
             "errors": {
-                name or "tuned": {"median": float(each.median()), "p90": float(each.quantile(0.9))}
+                name or "tuned": {
+                    key: _finite(float(each.quantile(share))) for key, share in QUANTILES.items()
+                }
                 for name, each in errors.items()
             },
-            "bounds": {name: list(each) for name, each in decided.items()},
+            "bounds": {name: list(map(_finite, each)) for name, each in decided.items()},
             "starts": {
                 "training": len(self.training),
                 "choosing": len(self.choosing),
                 "deciding": len(self.deciding),
             },
-            "tried": {each.name: each.score for each in self.found},
+            "tried": {each.name: _finite(each.score) for each in self.found},
             "notes": list(self.notes),
             "seconds": round(time.monotonic() - self.began, 1),
         }
         end = 0.0 if self.training.denoise else float(self.solving.times[-1])
         return tabled(best.scheme, self.sde, end, made)
+
+
+def _finite(number: float) -> float | None:
+    """None in place of what JSON does not have."""
+    return number if math.isfinite(number) else None

@@ -52,7 +52,7 @@ def moved(solver: Tuned, model: Model) -> Tuned:
     """
     unit = facts(model).data_std
     sde = cast(LinearSDE, model.sde)
-    sde = sde if unit == 1 else cast(LinearSDE, sde.scaled(1 / unit))
+    sde = sde if unit == 1 else sde.scaled(1 / unit)
     ends = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
     angles = torch.tensor(solver.angles, dtype=torch.float64)
     levels = torch.clamp(-2 * angles.tan().log(), ends[0], ends[1])

@@ -47,6 +47,8 @@ class _Basis:
     def evaluate(self, x: Tensor, at: Tensor, rows: Rows) -> Tensor:
         """The next unit vector, for all rows."""
         self.asked.append((at, x))
+        if len(self.asked) == len(self.unit):
+            raise ValueError("the solver makes more evaluations than its `evaluations` says")
         return self.unit[len(self.asked)]
 
 
