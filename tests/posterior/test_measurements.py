@@ -89,6 +89,40 @@ def test_physics_of_deepinv_are_taken_by_their_methods() -> None:
     assert torch.equal(found.adjoint(found.forward(randn(2, 3)), (3,)), randn(2, 3) @ H.T @ H)
 
 
+class Noise:
+    """A noise model of deepinv: a function of x, which draws from torch's global generator."""
+
+    def __init__(self, function: Any, **own: Any) -> None:
+        self.function = function
+        vars(self).update(own)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        found: Tensor = self.function(x)
+        return found
+
+
+NOISES: dict[str, tuple[Noise, Any]] = {
+    "normal": (Noise(lambda x: x + 0.2 * torch.randn_like(x), sigma=torch.tensor(0.2)), 0.2),
+    "none": (Noise(lambda x: x), 0.0),
+    "Poisson": (Noise(torch.poisson, gain=1.0), TypeError),
+    "both": (Noise(lambda x: torch.poisson(x) + torch.randn_like(x), sigma=1.0), TypeError),
+    "uniform": (Noise(lambda x: x + torch.rand_like(x)), TypeError),
+    "one a sample": (Noise(lambda x: x, sigma=torch.ones(2)), ValueError),
+}
+
+
+@pytest.mark.parametrize("kind", NOISES)
+def test_noise_of_physics_is_normal_of_one_size_or_refused(kind: str) -> None:
+    noise, wanted = NOISES[kind]
+    physics = SimpleNamespace(A=lambda x: x, A_adjoint=lambda y: y, noise_model=noise)
+    if isinstance(wanted, float):
+        found: Any = as_measurement(physics)
+        assert float(found.noise_std) == pytest.approx(wanted)
+        return
+    with pytest.raises(wanted, match="noise_model (is Noise|has 2 sigmas)"):
+        as_measurement(physics)
+
+
 MODEL = sd.exact.Gaussian([0.0, 1.0, 0.0], 1.0).model(sd.VP())
 
 
