@@ -119,7 +119,7 @@ def test_noise_of_physics_is_normal_of_one_size_or_refused(kind: str) -> None:
         found: Any = as_measurement(physics)
         assert float(found.noise_std) == pytest.approx(wanted)
         return
-    with pytest.raises(wanted, match="noise_model (is Noise|has 2 sigmas)"):
+    with pytest.raises(wanted, match=r"noise_model (is Noise|has 2 sigmas)"):
         as_measurement(physics)
 
 
