@@ -277,9 +277,9 @@ def minimal_residual(matrix: Callable[[Tensor], Tensor], right: Tensor, iteratio
     gradients divide by a curvature that is near 0 along some direction unless the matrix is
     positive. A row stops where its residual is rounding, or where the image of its residual is.
     """
-    eps = torch.finfo(right.dtype).eps
+    rounding = (16 * torch.finfo(right.dtype).eps) ** 2
     x, rest = torch.zeros_like(right), right
-    least = eps**2 * _dot(right, right).detach()
+    least = rounding * _dot(right, right).detach()
     largest = torch.zeros_like(least)
     known: list[tuple[Tensor, Tensor]] = []
     for _ in range(iterations):
@@ -294,7 +294,7 @@ def minimal_residual(matrix: Callable[[Tensor], Tensor], right: Tensor, iteratio
             direction, image = direction - share * before, image - share * its_image
         length = _dot(image, image)
         # what is left of an image in the span of the others is rounding
-        going = going & (length.detach() > (16 * eps) ** 2 * largest * size)
+        going = going & (length.detach() > rounding * largest * size)
         scale = along(torch.where(going, length.where(going, 1.0).rsqrt(), 0.0), right)
         direction, image = scale * direction, scale * image
         known.append((direction, image))
