@@ -12,6 +12,7 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
+from sdediff.metrics.gaussians import symmetric_root
 from sdediff.metrics.samples import (
     Metric,
     Pool,
@@ -26,7 +27,7 @@ from sdediff.metrics.samples import (
 )
 from sdediff.solvers.given import check_choice
 
-__all__ = ["InceptionScore", "frechet_distance", "inception_score"]
+__all__ = ["InceptionScore", "class_probabilities", "frechet_distance", "inception_score"]
 
 _OFF: Final = 1e-3  # by which probabilities may miss a sum of one: half precision does
 
@@ -95,10 +96,7 @@ def _moments(pool: Pool, label: Tensor) -> tuple[Tensor, Tensor]:
     for part in parts:
         off = pool.centred(part) - mean
         covariance += off.T @ off / (len(rows) - 1)
-    values, vectors = torch.linalg.eigh(covariance)
-    # its root would be far from zero
-    rounding = torch.finfo(values.dtype).eps * len(values) * values[-1]
-    return mean, (vectors * values.where(values > rounding, 0.0).sqrt()) @ vectors.T
+    return mean, symmetric_root(covariance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,13 +149,14 @@ def _score(given: Tensor, logits: bool) -> float:
     mean = torch.zeros(given.shape[1], dtype=kind, device=given.device)
     negentropy = mean.new_zeros(())
     for part in blocks(*given.shape):
-        p = _probabilities(given[part].to(kind), logits)
+        p = class_probabilities(given[part].to(kind), logits)
         mean += p.sum(dim=0) / len(given)
         negentropy += torch.xlogy(p, p).sum() / len(given)
     return math.exp(max(0.0, float(negentropy - torch.xlogy(mean, mean).sum())))
 
 
-def _probabilities(given: Tensor, logits: bool) -> Tensor:
+def class_probabilities(given: Tensor, logits: bool) -> Tensor:
+    """(n, K): what a classifier returned, as probabilities; a ValueError if it is none."""
     if logits:
         if bool((given.isnan() | (given == math.inf)).any()) or bool(
             (given == -math.inf).all(dim=1).any()
