@@ -1,5 +1,5 @@
-"""The command line: ``sdediff train``, ``sample``, ``restore``, ``compare``, ``check`` and
-``demo``.
+"""The command line: ``sdediff train``, ``sample``, ``restore``, ``compare``, ``evaluate``,
+``check`` and ``demo``.
 """
 
 from __future__ import annotations

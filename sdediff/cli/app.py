@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
+from sdediff.cli.evaluate_command import evaluate
 from sdediff.cli.options import (
+    Atol,
     BatchSize,
     Blur,
     Condition,
@@ -33,9 +33,13 @@ from sdediff.cli.options import (
     Process,
     Quiet,
     Resume,
+    Rtol,
     Seed,
+    SolverName,
     SolverNames,
+    Steps,
 )
+from sdediff.cli.stopping import interruptible
 
 app = typer.Typer(
     add_completion=False,
@@ -44,23 +48,6 @@ app = typer.Typer(
     help="Diffusion models as stochastic differential equations: train a score model, sample it by "
     "any solver.",
 )
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Say where a command was stopped, by Ctrl-C or another signal; the exit code is 128 and the
-    signal's number.
-    """
-    from sdediff.training import Interrupted
-
-    try:
-        yield
-    except Interrupted as stop:
-        print(str(stop).replace("with resume", "with --resume"), file=sys.stderr)
-        raise typer.Exit(128 + stop.signum) from stop
-    except KeyboardInterrupt as stop:
-        print("stopped; nothing was written", file=sys.stderr)
-        raise typer.Exit(130) from stop
 
 
 @app.command()
@@ -101,7 +88,7 @@ def train(
     from sdediff.cli.train import run
     from sdediff.run_folder import check_out
 
-    with _interruptible():
+    with interruptible():
         run(
             out=check_out(out, "--out"),
             sde=sde,
@@ -131,27 +118,12 @@ def train(
 def sample(
     run: Annotated[str, typer.Argument(help="run folder made by train")],
     out: Annotated[str, typer.Option(help="file to write: .png (a grid of images), .npy or .npz")],
-    solver: Annotated[
-        str | None,
-        typer.Option(
-            help="one of the names in the README's table of solvers, or a .json file of tune; by "
-            "default the library's for --steps, else ode"
-        ),
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="steps of a fixed-step solver", min=1)] = None,
+    solver: SolverName = None,
+    steps: Steps = None,
     count: Annotated[int, typer.Option(help="how many samples", min=1)] = 64,
     batch_size: BatchSize = None,
-    rtol: Annotated[
-        float | None,
-        typer.Option(help="relative tolerance of an adaptive solver; 1e-4, adaptive-sde 0.05"),
-    ] = None,
-    atol: Annotated[
-        float | None,
-        typer.Option(
-            help="absolute tolerance of an adaptive solver; as rtol, times the data's standard "
-            "deviation"
-        ),
-    ] = None,
+    rtol: Rtol = None,
+    atol: Atol = None,
     max_nfe: MaxNfe = None,
     condition: Condition = None,
     guidance: Guidance = None,
@@ -162,25 +134,28 @@ def sample(
     """Draw samples from a run folder's model. Ctrl-C, SIGTERM and SIGHUP leave the batches that are
     complete.
     """
+    from sdediff.cli.sample import Asked
     from sdediff.cli.sample import run as draw
     from sdediff.run_folder import check_out
 
-    with _interruptible():
+    with interruptible():
         code = draw(
-            folder=check_out(run, "the run folder"),
-            out=check_out(out, "--out"),
-            solver=solver,
-            steps=steps,
-            count=count,
-            batch_size=batch_size,
-            rtol=rtol,
-            atol=atol,
-            max_nfe=max_nfe,
-            condition=condition or (),
-            guidance=guidance,
-            seed=seed,
-            device=device,
-            quiet=quiet,
+            Asked(
+                folder=check_out(run, "the run folder"),
+                solver=solver,
+                steps=steps,
+                count=count,
+                batch_size=batch_size,
+                rtol=rtol,
+                atol=atol,
+                max_nfe=max_nfe,
+                condition=condition or (),
+                guidance=guidance,
+                seed=seed,
+                device=device,
+                quiet=quiet,
+            ),
+            check_out(out, "--out"),
         )
     if code:
         raise typer.Exit(code)
@@ -252,7 +227,7 @@ def restore(
     from sdediff.cli.restore import run as mend
     from sdediff.run_folder import check_out
 
-    with _interruptible():
+    with interruptible():
         code = mend(
             folder=check_out(run, "the run folder"),
             image=check_out(image, "--image"),
@@ -295,7 +270,7 @@ def compare(
     from sdediff.cli.compare import run as measure
     from sdediff.run_folder import check_out
 
-    with _interruptible():
+    with interruptible():
         code = measure(
             folder=check_out(run, "the run folder"),
             out=None if out is None else check_out(out, "--out"),
@@ -315,6 +290,9 @@ def compare(
         raise typer.Exit(code)
 
 
+app.command()(evaluate)
+
+
 @app.command()
 def demo(
     out: Annotated[str, typer.Option(help="folder to write")] = "runs/demo",
@@ -330,7 +308,7 @@ def demo(
     from sdediff.cli.demo import run
     from sdediff.run_folder import check_out
 
-    with _interruptible():
+    with interruptible():
         run(
             out=check_out(out, "--out"),
             steps=steps,

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 __all__ = [
+    "Atol",
     "BatchSize",
     "Blur",
     "Condition",
@@ -29,8 +30,11 @@ __all__ = [
     "Process",
     "Quiet",
     "Resume",
+    "Rtol",
     "Seed",
+    "SolverName",
     "SolverNames",
+    "Steps",
 ]
 
 Device = Annotated[
@@ -56,6 +60,25 @@ BatchSize = Annotated[
     int | None,
     typer.Option(
         help="samples solved at a time; by default 64, or as many as have 131,072 values", min=1
+    ),
+]
+SolverName = Annotated[
+    str | None,
+    typer.Option(
+        help="one of the names in the README's table of solvers, or a .json file of tune; by "
+        "default the library's for --steps, else ode"
+    ),
+]
+Steps = Annotated[int | None, typer.Option(help="steps of a fixed-step solver", min=1)]
+Rtol = Annotated[
+    float | None,
+    typer.Option(help="relative tolerance of an adaptive solver; 1e-4, adaptive-sde 0.05"),
+]
+Atol = Annotated[
+    float | None,
+    typer.Option(
+        help="absolute tolerance of an adaptive solver; as rtol, times the data's standard "
+        "deviation"
     ),
 ]
 SolverNames = Annotated[

@@ -119,6 +119,16 @@ class Judge:
         distance = frechet_distance(self._features.transform(pixels), self._held_out)
         return _quality(self._classifier.predict(pixels), distance)
 
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The principal components (N, 24) of images (N, C, H, W), and logits (N, K + 1) of the
+        classes and of none of them.
+        """
+        pixels = self._pixels(x)
+        p = self._classifier.predict(pixels)
+        every = np.concatenate([p, 1 - p.sum(axis=1, keepdims=True)], axis=1)
+        logits = np.log(np.maximum(every, np.finfo(np.float64).tiny))
+        return torch.from_numpy(self._features.transform(pixels)), torch.from_numpy(logits)
+
     def floor(self, count: int, seed: int = 0) -> float:
         """The Frechet distance that ``count`` real images, drawn from the training set, have: the
         best to hope for.

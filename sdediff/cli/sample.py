@@ -34,10 +34,13 @@ from sdediff.solvers import Solution, Solver, seeds
 from sdediff.solvers.solution import merge
 
 __all__ = [
+    "Asked",
     "Drawing",
     "batch_of",
     "check_memory",
     "check_place",
+    "check_writable",
+    "complete",
     "draw",
     "event_of",
     "run",
@@ -48,47 +51,72 @@ _VALUES: Final = 2**17
 """Values of the samples that are solved at a time by default."""
 
 
-def run(
-    *,
-    folder: Path,
-    out: Path,
-    solver: str | None,
-    steps: int | None,
-    count: int,
-    batch_size: int | None,
-    rtol: float | None,
-    atol: float | None,
-    max_nfe: int | None,
-    condition: Sequence[str],
-    guidance: float | None,
-    seed: int,
-    device: str | None,
-    quiet: bool,
-) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is to be drawn of a run, and how: the options of the command line."""
+
+    folder: Path
+    solver: str | None
+    steps: int | None
+    count: int
+    batch_size: int | None
+    rtol: float | None
+    atol: float | None
+    max_nfe: int | None
+    condition: Sequence[str]
+    guidance: float | None
+    seed: int
+    device: str | None
+    quiet: bool
+
+    def drawing(self) -> Drawing:
+        """All checked, and nothing drawn yet."""
+        config = read_config(self.folder)
+        event = event_of(self.folder, config)
+        check_memory(self.count, event)
+        model: Model = load(self.folder, device=check_device(self.device))
+        _check_prior(self.folder, model.sde)
+        conditions = read_conditions(self.folder, config, model, self.condition)
+        if self.guidance is not None:
+            model = guided(self.folder, config, model, self.guidance)
+        method: Solver | None
+        given: int | None
+        if self.solver is None and (self.steps is not None or model.sde.solver is not None):
+            check_tolerances("the default solver for --steps takes", self.rtol, self.atol)
+            method, given = None, self.steps
+        else:
+            method, given = make_solver(
+                self.solver or "ode",
+                model.sde,
+                self.steps,
+                self.rtol,
+                self.atol,
+                facts(model).data_std,
+            )
+        return Drawing(
+            model,
+            event,
+            self.count,
+            self.batch_size or batch_of(event),
+            method,
+            given,
+            self.max_nfe,
+            conditions,
+            self.seed,
+            self.quiet,
+        )
+
+
+def run(asked: Asked, out: Path) -> int:
     """Draw samples and write them; the exit code.
 
     Samples that are complete when a signal comes, or when others fail, are written: the first so
     many of the set.
     """
-    config = read_config(folder)
-    event, image = event_of(folder, config), bool(config["data"].get("image", False))
-    check_place(out, image)
-    check_memory(count, event)
-    model: Model = load(folder, device=check_device(device))
-    _check_prior(folder, model.sde)
-    conditions = read_conditions(folder, config, model, condition)
-    model = model if guidance is None else guided(folder, config, model, guidance)
-    method: Solver | None
-    given: int | None
-    if solver is None and (steps is not None or model.sde.solver is not None):
-        check_tolerances("the default solver for --steps takes", rtol, atol)
-        method, given = None, steps
-    else:
-        unit = facts(model).data_std
-        method, given = make_solver(solver or "ode", model.sde, steps, rtol, atol, unit)
-    size = batch_size or batch_of(event)
-    drawing = Drawing(model, event, count, size, method, given, max_nfe, conditions, seed, quiet)
-    return draw(drawing, out)
+    config = read_config(asked.folder)
+    event_of(asked.folder, config)  # a damaged one is told first
+    check_place(out, bool(config["data"].get("image", False)))
+    return draw(asked.drawing(), out)
 
 
 def _check_prior(folder: Path, process: SDE) -> None:
@@ -171,7 +199,7 @@ def draw(drawing: Drawing, out: Path) -> int:
         more = f" ({len(solution.failures) - 1} more failed)" if len(solution.failures) > 1 else ""
         why = spoken(ValueError(f"{solution.failures[0]}{more}"), ["sample"])
         good = torch.nonzero(solution.status == 0).flatten()
-        kept = _complete(solution, good)
+        kept = complete(solution, good)
         return _partial(kept, good.tolist(), conditions, out, count, f"error: {why}", 2)
     write(out, solution, conditions, range(count), tiled=drawing.tiled)
     if not drawing.quiet:
@@ -206,7 +234,7 @@ def _partial(
     return code
 
 
-def _complete(solution: Solution, good: Tensor) -> Solution:
+def complete(solution: Solution, good: Tensor) -> Solution:
     """The samples ``good``, which did not fail."""
     counts = {
         name: getattr(solution, name)[good] for name in ("nfe", "accepted", "rejected", "status")
@@ -254,6 +282,11 @@ def check_place(out: Path, image: bool) -> None:
             f"--out {out} must end in {' or '.join(suffixes)}"
             + ("" if image else " (the data are no images)")
         )
+    check_writable(out)
+
+
+def check_writable(out: Path) -> None:
+    """Refuse a file for which there is no folder, or none that can be written to."""
     if not out.parent.is_dir():
         raise FileNotFoundError(f"--out {out}: there is no folder {out.parent}; make it first")
     if out.is_dir():

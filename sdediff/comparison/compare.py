@@ -17,11 +17,12 @@ from sdediff.comparison.record import Comparison
 from sdediff.comparison.reference import Against, given_draws
 from sdediff.comparison.running import Comparing
 from sdediff.masks import check_mask
+from sdediff.metrics.extractors import Features, feature_function
 from sdediff.metrics.samples import check_sample
 from sdediff.options import DEFAULTS, SolveOptions
 from sdediff.protocols import Facts, Model, facts
 from sdediff.solvers import fresh_seed, given
-from sdediff.solvers.given import callback_of, integer, real
+from sdediff.solvers.given import integer, real
 from sdediff.solvers.options import Shared
 from sdediff.solving import check_dtype
 from sdediff.units import Units
@@ -47,7 +48,8 @@ class CompareOptions(SolveOptions, total=False):
     ``data``: real samples (m, *event) in the user's units, for the quality of samples: each solver
     is compared with one part of them, and so is another part, that real data stand beside.
     ``features``: from samples (B, *event) to features (B, k), between which the Frechet distance to
-    ``data`` is taken; by default their values.
+    ``data`` is taken; or the file of the weights of Inception or DINOv2, or what
+    `sdediff.metrics.extractor` made; by default their values.
     ``budget_s``: the seconds that the comparison may take. The cheapest solves are made first; what
     is expected not to end in time is left out, a solve that turns out slower is stopped, and the
     number of samples is lowered, to no less than 16, where the reference alone would take more than
@@ -59,7 +61,7 @@ class CompareOptions(SolveOptions, total=False):
     reference: float | None
     against: Against | None
     data: Tensor | None
-    features: Callable[[Tensor], Tensor] | None
+    features: Features | None
     budget_s: float | None
 
 
@@ -147,7 +149,7 @@ def prepared(
         if taken[name] is not None:
             taken[name] = _positive(name, taken[name])
     allowance = Allowance(taken["budget_s"])
-    callback_of("features", taken["features"], "from (B, *event) to (B, k)")
+    taken["features"] = feature_function(taken["features"], known.device)
     seed = fresh_seed() if seed is None else integer("seed", seed)
     real = _real_data(taken, size, known, seed)
     every = jobs(

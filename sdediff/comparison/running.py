@@ -15,6 +15,7 @@ from sdediff.comparison.measuring import RealData, Solve, errors_of, law_of, qua
 from sdediff.comparison.record import Comparison, Errors, Law, Quality, Reference, Row
 from sdediff.comparison.reference import Truth, flow_draws, truth
 from sdediff.comparison.written import call
+from sdediff.metrics.extractors import extractor
 from sdediff.progress import Bar, progress_bar
 from sdediff.protocols import Facts
 from sdediff.solvers import Solution, Solver
@@ -66,7 +67,7 @@ class Comparing:
             )
         flow = self.taken["against"] is None
         features = self.taken["features"]
-        named = getattr(features, "__name__", type(features).__name__)
+        named = "" if features is None else extractor(features).name
         return Comparison(
             model=type(self.solve.model).__name__,
             shape=self.solve.shape,
@@ -76,7 +77,7 @@ class Comparing:
             rows=tuple(sorted(self.rows, key=_place)),
             against="the probability flow, from other starts" if flow else "the law given",
             flow=flow,
-            features="" if features is None else named,
+            features=named,
             real=self.unseen,
             notes=tuple(notes),
             seconds=self.allowance.gone,

@@ -77,12 +77,12 @@ def extractor(
     The networks of a file take images (B, C, H, W) of 1 or 3 channels in [-1, 1], which become the
     8-bit pictures that published values are for. ValueError where a file is not given, missing,
     not the one that was meant or not weights, before any code of it could run: its SHA-256 is
-    checked first, and it is read as tensors alone.
+    checked first, and it is read as tensors alone. TypeError for features of another kind.
     """
     if features is None or callable(features):
         return _of_functions(features, weights, logits)
     if not isinstance(features, str | Path):
-        raise ValueError(
+        raise TypeError(
             'features must be "inception", "dinov2", the path of their weights or a function from '
             f"(B, *event) to (B, d), got {described(features)}"
         )

@@ -393,6 +393,8 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"tolerances": [0.0]}, ValueError, "tolerances must be a positive number"),
     ({"budget_s": -1}, ValueError, "budget_s must be a positive number"),
     ({"reference": 0}, ValueError, "reference must be a positive number"),
+    ({"features": "inception"}, ValueError, "needs the file of its weights"),
+    ({"features": 3}, TypeError, "features must be"),
     ({"features": torch.nn.Flatten()}, ValueError, "pass data too"),
     ({"data": torch.zeros(9, 3)}, ValueError, "have to be the same"),
     ({"against": 3}, TypeError, "against must be draws"),

@@ -97,6 +97,8 @@ def test_functions_are_features() -> None:
         metrics.extractor(lambda z: z, weights="w.pth")
     with pytest.raises(ValueError, match="logits go with a function"):
         metrics.extractor("inception", logits=lambda z: z)
+    with pytest.raises(TypeError, match="features must be"):
+        metrics.extractor(3)
     with pytest.raises(ValueError, match=r"expected \(5, k\)"):
         metrics.extractor(lambda z: z)(x)
 
