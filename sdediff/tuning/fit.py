@@ -83,8 +83,9 @@ class Adjusted:
         root mean square over the trials' first batch, and independently.
         """
         scheme = self.scheme()
-        rows = trials.batches()[0]
-        known, _ = follow(trials.solving.reverse(rows), scheme, trials.x[rows.to(trials.x.device)])
+        places = trials.batches()[0]
+        x = trials.x[places.to(trials.x.device)]
+        known, _ = follow(trials.problem(places), scheme, x)
         flat = torch.stack([each.reshape(-1).double().cpu() for each in known])
         products = flat @ flat.T / flat.shape[1]
         found = []
@@ -207,9 +208,9 @@ def has_gradients(trials: Trials, scheme: Scheme) -> bool:
     """Whether the model's own answer has a gradient to its state: of two rows, by one
     evaluation.
     """
-    rows = torch.arange(min(2, len(trials)))
-    problem = trials.solving.reverse(rows)
-    x = trials.x[rows.to(trials.x.device)].clone().requires_grad_()
+    places = torch.arange(min(2, len(trials)))
+    problem = trials.problem(places)
+    x = trials.x[places.to(trials.x.device)].clone().requires_grad_()
     with torch.enable_grad(), evaluating(trials.solving.model):
         said: Any = problem.outputs(x, problem.at(scheme.times[:1], "data")[0])
         answer: Tensor = said.raw

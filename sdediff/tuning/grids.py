@@ -101,7 +101,7 @@ def local_errors(trials: Trials, sde: LinearSDE, solver: Solver) -> Tensor:
     scheme = unrolled(solver, sde, times[places.T], denoise=False)
     if len(scheme.times) != 2:
         return cost
-    problem = few.solving.reverse(torch.arange(len(few)))
+    problem = few.problem(torch.arange(len(few)))
     with torch.no_grad(), evaluating(few.solving.model):
         growth = _growth(few, sde, solver)
         entries = problem.at(times[:-1], "data")
@@ -130,7 +130,7 @@ def _growth(few: Trials, sde: LinearSDE, solver: Solver) -> Tensor:
         raise ValueError("the trials have no states along a grid")
     noise = White(seeds(0, len(few)), few.solving.event, dtype=states.dtype, device=states.device)
     z = noise.at(0).normal("prior")
-    problem = few.solving.reverse(torch.arange(len(few)))
+    problem = few.problem(torch.arange(len(few)))
     size = (_SMALL * torch.hypot(sde.alpha(times), sde.sigma(times))).tolist()
     found = []
     for k in range(len(times)):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sdediff.modules import evaluating
+from sdediff.reverse import Reverse
 from sdediff.solvers import DOP853, Options, Solver, White, rowwise, seeds
 from sdediff.solving import Solving
 from sdediff.tuning.unrolled import Scheme, follow
@@ -26,11 +27,12 @@ _ROUNDINGS: Final = 1000.0
 class Trials:
     """States at the first time of a solve, and the results of a tight one, in the solvers' units.
 
-    Row i has the condition of row i modulo the number of conditions.
+    ``rows``: which samples of ``solving`` they are, whose conditions and outcomes they have.
     """
 
     solving: Solving
     denoise: bool
+    rows: Tensor
     x: Tensor
     ends: Tensor
     states: Tensor | None = None
@@ -60,30 +62,34 @@ class Trials:
                 parts.append(_tight(solving, rows, x[rows.to(x.device)], grid, denoise=denoise))
         states = torch.cat([frames for frames, _ in parts], dim=1)
         ends = torch.cat([end for _, end in parts])
-        return cls(solving, denoise, x, ends, None if times is None else states, times)
+        kept = None if times is None else states
+        return cls(solving, denoise, torch.arange(len(x)), x, ends, kept, times)
 
     def part(self, rows: slice) -> Trials:
-        """Some of the rows."""
-        index = torch.arange(len(self))[rows]
-        condition = {
-            name: value[index.to(value.device)] for name, value in self.solving.condition.items()
-        }
-        solving = replace(self.solving, count=len(index), condition=condition)
-        states = None if self.states is None else self.states[:, rows]
-        return Trials(solving, self.denoise, self.x[rows], self.ends[rows], states, self.times)
+        """Some of them."""
+        return replace(
+            self,
+            rows=self.rows[rows],
+            x=self.x[rows],
+            ends=self.ends[rows],
+            states=None if self.states is None else self.states[:, rows],
+        )
 
-    def squares(self, scheme: Scheme, rows: Tensor | None = None) -> Tensor:
-        """The mean square over the event of a scheme's error at the end, (rows,); of all rows by
+    def problem(self, places: Tensor) -> Reverse:
+        """What solvers see of those at ``places``, 0 to len - 1."""
+        return self.solving.reverse(self.rows[places])
+
+    def squares(self, scheme: Scheme, places: Tensor | None = None) -> Tensor:
+        """The mean square over the event of a scheme's error at the end, (places,); of all by
         default.
         """
-        rows = torch.arange(len(self)) if rows is None else rows
-        here = rows.to(self.x.device)
-        problem = self.solving.reverse(rows)
-        _, states = follow(problem, scheme, self.x[here])
+        places = torch.arange(len(self)) if places is None else places
+        here = places.to(self.x.device)
+        _, states = follow(self.problem(places), scheme, self.x[here])
         return rowwise(states[-1] - self.ends[here]).square().mean(dim=1)
 
     def batches(self) -> list[Tensor]:
-        """The rows in parts of at most the batch size."""
+        """The places in parts of at most the batch size."""
         return list(torch.arange(len(self)).split(self.solving.batch_size))
 
     def errors(self, scheme: Scheme) -> Tensor:
@@ -91,16 +97,16 @@ class Trials:
         where it is not a number.
         """
         with torch.no_grad(), evaluating(self.solving.model):
-            parts = [self.squares(scheme, rows) for rows in self.batches()]
+            parts = [self.squares(scheme, places) for places in self.batches()]
         return torch.cat(parts).sqrt().nan_to_num(nan=torch.inf).double().cpu()
 
     def errors_of(self, solver: Solver, times: Tensor) -> Tensor:
         """`errors` of a solver along ``times``, by the driver."""
         parts = []
         with torch.no_grad(), evaluating(self.solving.model):
-            for rows in self.batches():
-                here = rows.to(self.x.device)
-                problem = self.solving.reverse(rows)
+            for places in self.batches():
+                here = places.to(self.x.device)
+                problem = self.problem(places)
                 x = solver.solve(problem, self.x[here], times, None, Options("noisy")).x
                 if self.denoise and not solver.ends_clean:
                     x = problem.evaluate(x, problem.at(times[-1:], "data")[0])

@@ -18,7 +18,7 @@ import sdediff as sd
 from sdediff.networks import MLP, initialised
 from sdediff.options import default_solver
 from sdediff.solvers import GRIDS, LogSNR, Tuned
-from sdediff.tuning import fit, moved, search, transfer, tune
+from sdediff.tuning import fit, moved, search, transfer, trials, tune
 from sdediff.tuning.grids import Moving, cheapest
 from sdediff.tuning.guard import Bound, bounds
 from sdediff.tuning.unrolled import Scheme, tabled, unrolled
@@ -229,6 +229,29 @@ def test_parameters_of_the_network_get_no_gradients_from_tuning() -> None:
     net = initialised(lambda: MLP(2, width=8), seed=0)
     tune(sd.ScoreModel(net, sd.VP(), data_std=1.0), (32, 2), **(SMALL | {"seconds": 0.1}))
     assert all(each.grad is None for each in net.parameters())
+
+
+def test_outcomes_and_conditions_stay_with_their_samples_among_the_starts_held_out() -> None:
+    """Each sample has a measurement of its own: halves of the starts held out solve as all do."""
+    seen = sd.posterior.Mask(torch.tensor([True, False]), noise_std=0.3)
+    y = seen.forward(LAW.sample(32, seed=5))
+    found: list[Any] = []
+
+    def look(self: Any) -> list[Tensor]:
+        found.extend([self.deciding, self.sde])
+        return []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search._Work, "_by_programming", look)
+        tune(sd.posterior.PiGDM(MODEL, seen, y), (32, 2), method="dp", **SMALL)
+    deciding = found[0]
+    assert deciding.rows.tolist() == list(range(16, 32))
+    grid = deciding.solving.times[[0, -1]]
+    again = trials._tight(deciding.solving, deciding.rows, deciding.x, grid, denoise=True)[1]
+    assert torch.equal(again, deciding.ends)
+    steps = deciding.solving.times
+    by_sums = deciding.errors(unrolled(sd.DDIM(), found[1], steps, denoise=True))
+    assert torch.allclose(deciding.errors_of(sd.DDIM(), steps), by_sums, rtol=1e-9, atol=1e-12)
 
 
 # -- who decides -----------------------------------------------------------------------------------
