@@ -26,7 +26,7 @@ from sdediff.tuning.fingerprint import fingerprint
 from sdediff.tuning.fit import Adjusted, has_gradients, minimised, score
 from sdediff.tuning.grids import cheapest, fine_grid, local_errors
 from sdediff.tuning.guard import QUANTILES, Bound, bounds
-from sdediff.tuning.start import check_falls, check_start, start_of
+from sdediff.tuning.start import check_falls, check_smooth, check_start, start_of
 from sdediff.tuning.trials import Trials
 from sdediff.tuning.unrolled import Scheme, tabled, unrolled
 
@@ -113,6 +113,7 @@ def tune(
     sde = model.sde
     if "kernel" not in sde.offers:
         raise ValueError(f"{sde!r} has no Gaussian kernel: tuning moves times by their log-SNR")
+    check_smooth(known)
     last = taken["last"] or "denoise"
     check_choice("last", last, ("denoise", "noisy"))
     denoise = last == "denoise"

@@ -8,10 +8,23 @@ import torch
 from torch import Tensor
 
 from sdediff.options import check_solver, default_solver
+from sdediff.protocols import Facts
 from sdediff.sde import LinearSDE
 from sdediff.solvers import Solver
 
-__all__ = ["Start", "check_start", "start_of"]
+__all__ = ["Start", "check_falls", "check_smooth", "check_start", "start_of"]
+
+
+def check_smooth(known: Facts) -> None:
+    """A ValueError for a model whose field jumps: solvers begin anew there, and so are no sums
+    along one grid.
+    """
+    if known.breaks:
+        raise ValueError(
+            f"the model's field jumps at t = {', '.join(f'{t:g}' for t in known.breaks)}, as "
+            "guidance in an interval does, and solvers begin anew there: tuning makes one table "
+            "for a field without jumps; leave the interval out"
+        )
 
 
 class Start(NamedTuple):

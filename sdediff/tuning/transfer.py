@@ -20,7 +20,7 @@ from sdediff.solving import Solving, chosen
 from sdediff.tuning.fingerprint import differences
 from sdediff.tuning.guard import Bound, bounds
 from sdediff.tuning.search import UNUSED, states_dtype
-from sdediff.tuning.start import start_of
+from sdediff.tuning.start import check_smooth, start_of
 from sdediff.tuning.trials import Trials
 
 __all__ = ["Transfer", "moved", "transfer"]
@@ -82,6 +82,7 @@ def transfer(
     """
     taken = chosen(transfer, options)
     shape, known = check_shape(shape), facts(model)
+    check_smooth(known)
     sde = cast(LinearSDE, model.sde)
     denoise = solver.made.get("last") != "noisy"
     try:

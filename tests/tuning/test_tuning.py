@@ -407,6 +407,18 @@ def test_another_process_is_refused_with_the_way_out(start: Tuned) -> None:
 # -- arguments -------------------------------------------------------------------------------------
 
 
+def test_a_field_that_jumps_is_refused_before_the_network_is_asked(start: Tuned) -> None:
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        raise RuntimeError("asked")
+
+    model = sd.ScoreModel(net, sd.VP())
+    guided = sd.guidance.Auto(model, model, 1.5, interval=(-2.0, 2.0))
+    with pytest.raises(ValueError, match=r"jumps at t = .*leave the interval out"):
+        tune(guided, SHAPE, nfe=4)
+    with pytest.raises(ValueError, match=r"jumps at t = .*leave the interval out"):
+        transfer(start, guided, SHAPE)
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
