@@ -1,16 +1,18 @@
-"""Files that are written as a whole or not at all."""
+"""Files that are written as a whole or not at all, and what JSON can hold."""
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-__all__ = ["sweep", "write_atomically"]
+__all__ = ["plain", "sweep", "write_atomically"]
 
 _ABANDONED: Final = 3600.0
 """Seconds after which a temporary file beside a file of ours belongs to a writer that was
@@ -45,3 +47,14 @@ def sweep(path: Path, age: float = 0.0) -> None:
             with suppress(OSError):
                 if now - found.stat().st_mtime >= age:
                     found.unlink()
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold: numbers that are not finite are written as strings."""
+    if isinstance(value, Mapping):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

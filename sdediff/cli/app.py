@@ -180,7 +180,7 @@ def tune(
     from sdediff.cli.tune import run as made
     from sdediff.run_folder import check_out
 
-    with _interruptible():
+    with interruptible():
         made(
             folder=check_out(run, "the run folder"),
             out=check_out(out, "--out"),

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from sdediff.files import plain
 from sdediff.metrics import Floor, Metric
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ class Row:
     solver, which has a ``tolerance``, and for one with a grid of its own. ``nfe``, ``slowest``: the
     mean and the largest number of evaluations of a sample; ``backward``: passes back through the
     network, the mean; ``seconds``: wall time of the solve. ``error`` is of deterministic solvers.
-    ``code`` is the call that does the same.
+    ``code`` is the call that does the same; in it ``solvers`` are those that `compare` was given,
+    where a solver has parts that a line cannot write.
     """
 
     solver: str
@@ -180,8 +182,9 @@ class Comparison:
 
         ``by``: one of `MEASURES`; by default the energy distance to the data, or the Frechet
         distance of features, where data were given, else the median error, else the energy
-        distance. Values below the floor are as good as each other, and the fewest evaluations
-        decide. Between tolerances of an adaptive solver error and evaluations are lines in log-log.
+        distance. The least value wins, also among those below the floor, which the sentence marks:
+        they are not told apart. Between tolerances of an adaptive solver error and evaluations are
+        lines in log-log.
         """
         from sdediff.comparison.advice import recommend
 
@@ -189,7 +192,7 @@ class Comparison:
 
     def to_json(self) -> str:
         """All of it, for `from_json`. What is not finite is written as a string."""
-        return json.dumps({"format": _FORMAT, **_plain(asdict(self))}, indent=1, allow_nan=False)
+        return json.dumps({"format": _FORMAT, **plain(asdict(self))}, indent=1, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Comparison:
@@ -236,17 +239,6 @@ def _limits(rows: tuple[Row, ...], measure: str) -> Iterator[float]:
         metric = None if of is None else getattr(of, measure.removeprefix("data_"))
         if metric is not None and metric.floor is not None:
             yield metric.floor.quantile
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold."""
-    if isinstance(value, Mapping):
-        return {name: _plain(part) for name, part in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
 
 
 def _number(value: Any) -> Any:

@@ -94,7 +94,9 @@ class Tuned(Solver):
 
     def __repr__(self) -> str:
         """The number of evaluations, and what the numbers were made for."""
-        return f"Tuned(nfe={self.nfe}, made_for={self.made.get('model', {}).get('sde')!r})"
+        model = self.made.get("model")
+        made_for = model.get("sde") if isinstance(model, Mapping) else None
+        return f"Tuned(nfe={self.nfe}, made_for={made_for!r})"
 
     @property
     def nfe(self) -> int:
@@ -176,6 +178,9 @@ class Tuned(Solver):
         lacking = [name for name in names if name not in parts]
         if lacking:
             raise ValueError(f"{path} lacks {', '.join(lacking)}: it is damaged")
+        for name in names[:-1]:
+            if not isinstance(parts[name], list):
+                raise ValueError(f"{path} has {parts[name]!r} as {name}, which must be a list")
         return cls(**parts)
 
 

@@ -4,7 +4,6 @@ from.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from sdediff.arguments import Span, check_shape
 from sdediff.describing import encode
+from sdediff.files import plain
 from sdediff.options import SolveOptions, takes
 from sdediff.progress import Bar, progress_bar
 from sdediff.protocols import Facts, Model, facts
@@ -266,24 +266,19 @@ class _Work:
             "how": best.name,
             "errors": {
                 name or "tuned": {
-                    key: _finite(float(each.quantile(share))) for key, share in QUANTILES.items()
+                    key: float(each.quantile(share)) for key, share in QUANTILES.items()
                 }
                 for name, each in errors.items()
             },
-            "bounds": {name: list(map(_finite, each)) for name, each in decided.items()},
+            "bounds": {name: list(each) for name, each in decided.items()},
             "starts": {
                 "training": len(self.training),
                 "choosing": len(self.choosing),
                 "deciding": len(self.deciding),
             },
-            "tried": {each.name: _finite(each.score) for each in self.found},
+            "tried": {each.name: each.score for each in self.found},
             "notes": list(self.notes),
             "seconds": round(time.monotonic() - self.began, 1),
         }
         end = 0.0 if self.training.denoise else float(self.solving.times[-1])
-        return tabled(best.scheme, self.sde, end, made)
-
-
-def _finite(number: float) -> float | None:
-    """None in place of what JSON does not have."""
-    return number if math.isfinite(number) else None
+        return tabled(best.scheme, self.sde, end, plain(made))

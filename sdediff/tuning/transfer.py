@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Unpack, cast
+from typing import Any, Final, Unpack, cast
 
 import torch
 
@@ -44,6 +44,12 @@ class Transfer:
     def gap(self) -> dict[str, float]:
         """``here`` over ``there``: 1 where nothing is lost."""
         return {name: each.ratio / self.there[name] for name, each in self.here.items()}
+
+
+def _ratio(errors: Mapping[str, Any], name: str) -> float:
+    """Of a quantile that the file has, also where that of the start is 0 or infinite."""
+    tuned, start = (float(errors[part][name]) for part in ("tuned", "start"))
+    return 1.0 if tuned == start else tuned / start if start else math.inf
 
 
 def moved(solver: Tuned, model: Model) -> Tuned:
@@ -98,10 +104,7 @@ def transfer(
         trials.errors_of(solver, solver.times), trials.errors_of(start.solver, solving.times)
     )
     own = solver.made.get("errors", {})
-    there = {
-        name: own["tuned"][name] / own["start"][name] if name in own.get("tuned", {}) else math.nan
-        for name in here
-    }
+    there = {name: _ratio(own, name) if name in own.get("tuned", {}) else math.nan for name in here}
     found = Transfer(here, there, tuple(differences(solver.made.get("model", {}), solving)))
     if found.differences and max(each.ratio for each in here.values()) > _WORSE:
         ratios = ", ".join(f"{name} {each.ratio:.2f}" for name, each in here.items())

@@ -341,6 +341,8 @@ def test_a_file_gives_the_same_samples_to_the_bit(tuned: Tuned, tmp_path: Path) 
         ({"grid": [1.0, 0.9, 0.95, 0.3, 0.1, 0.0]}, "must fall"),
         ({"weights": [[1.0]] * 5}, r"rows of 1 to 5 numbers, got rows of \[1, 1, 1, 1, 1\]"),
         ({"made": 3}, "made must be a mapping"),
+        ({"grid": "0.5"}, "'0.5' as grid, which must be a list"),
+        ({"weights": 1.0}, "1.0 as weights, which must be a list"),
     ],
 )
 def test_a_file_that_is_none_is_refused(
@@ -352,6 +354,34 @@ def test_a_file_that_is_none_is_refused(
     (tmp_path / "start.json").write_text(json.dumps(content))
     with pytest.raises((ValueError, TypeError), match=words):
         Tuned.load(tmp_path / "start.json")
+
+
+def test_a_file_whose_model_is_missing_has_a_name(start: Tuned) -> None:
+    assert repr(replace(start, made={"model": None})) == "Tuned(nfe=5, made_for=None)"
+
+
+class Constant:
+    """Data of one point: the last evaluation has no error, however the solver got there."""
+
+    sde = sd.VP()
+    predicts = "data"
+    data_std = 1.0
+
+    def at(self, times: Tensor, like: Any, piece: Any) -> list[Any]:
+        return list(times)
+
+    def evaluate(self, x: Tensor, at: Any, rows: Any) -> Tensor:
+        rows.count(1)
+        return torch.full_like(x, 0.5)
+
+
+def test_ratios_that_are_not_finite_go_to_the_file(tmp_path: Path) -> None:
+    found = tune(Constant(), SHAPE, method="dp", **SMALL)
+    found.save(tmp_path / "tuned.json")
+    assert found.made["tried"]["dp, power 1"] == "inf"
+    assert Tuned.load(tmp_path / "tuned.json") == found
+    report = transfer(found, Constant(), SHAPE)
+    assert report.there == {"median": 1.0, "p90": 1.0}
 
 
 def test_a_file_that_is_no_json_is_refused(tmp_path: Path) -> None:
