@@ -369,6 +369,15 @@ def of(encode: Any, decode: Any = None, **given: Any) -> sd.Latent:
 
 HALF = of(lambda x: x[:, :2], shape=(2,))
 CUT = of(lambda x: x, lambda z: z.detach())
+
+
+class Both:
+    """An encoder and a decoder, as one object."""
+
+    encode = staticmethod(turn)
+    decode = staticmethod(back)
+
+
 WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "no encoder": (lambda: of(3), "encode must be an object with a method encode"),
     "a class": (lambda: of(nn.Identity), "encode must be an object"),
@@ -435,6 +444,12 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "nothing to encode": (lambda: HALF.encode(X[:0]), "there are no samples"),
     "no function": (lambda: posterior.Through(MEASURED, turn), "Through"),
+    "an encoder alone": (lambda: sd.Latent(NEVER, turn), "decode is missing"),
+    "a method alone": (lambda: sd.Latent(NEVER, Both().encode), "decode is missing"),
+    "a gradient in a file": (
+        lambda: HALF.encode(X.clone().requires_grad_(), out="never.npy"),
+        "which a file cannot keep: pass x.detach",
+    ),
     "an Autoencoder and a decoder": (
         lambda: sd.Latent(NEVER, Autoencoder(turn, back), back),
         "encode is an Autoencoder",

@@ -64,10 +64,14 @@ class Autoencoder(nn.Module):
         self, encode: Any, decode: Any = None, *, shape: Sequence[int] | None = None
     ) -> None:
         super().__init__()
-        made = {
-            "encode": _function("encode", encode),
-            "decode": _function("decode", encode if decode is None else decode),
-        }
+        made = {"encode": _function("encode", encode)}
+        if decode is None and not callable(getattr(encode, "decode", None)):
+            raise TypeError(
+                "decode is missing: pass a function or network of latents, or as encode an object "
+                f"with both methods, as diffusers' AutoencoderKL; {described(encode)} has no "
+                "method decode"
+            )
+        made["decode"] = _function("decode", encode if decode is None else decode)
         vars(self)["_functions"] = made  # not by attribute: modules are entered once, below
         behind = chain.from_iterable(modules_behind(each).modules for each in made.values())
         self.parts = nn.ModuleList(dict.fromkeys(behind))
@@ -89,12 +93,14 @@ class Autoencoder(nn.Module):
         i of `seeds`. With ``out``, the path of an .npy file, they are written there part by part,
         and the tensor that is returned reads the file as it is needed;
         ``torch.from_numpy(numpy.load(out, mmap_mode="c"))`` is the same tensor later. A gradient is
-        kept where x asks for one.
+        kept where x asks for one, which a file cannot: with ``out`` that is a ValueError.
 
         Raises TypeError or ValueError where the encoder returns something else than latents of the
         declared shape.
         """
         check_floating("x", x)
+        if out is not None and x.requires_grad and torch.is_grad_enabled():
+            raise ValueError("x asks for a gradient, which a file cannot keep: pass x.detach()")
 
         def part(rows: range) -> Tensor:
             mean, std = self._posterior(x[rows.start : rows.stop])
