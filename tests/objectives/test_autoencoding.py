@@ -62,6 +62,20 @@ def test_the_divergence_is_that_of_torch_and_of_draws() -> None:
     assert ((draws.mean(dim=0) - found).abs() < 5 * draws.std(dim=0) / count**0.5).all()
 
 
+def test_with_a_generator_latents_are_drawn_by_it_alone() -> None:
+    model = made(normal()).train()
+
+    def losses(seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        found: Tensor = Autoencoding()(model, X, generator=generator).detach()
+        return found
+
+    before = torch.get_rng_state()
+    assert torch.equal(losses(0), losses(0))
+    assert not torch.equal(losses(0), losses(1))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_the_loss_is_its_formula_at_the_latents_that_were_drawn() -> None:
     net, beta = normal(), 0.3
     model = made(net)
