@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +14,8 @@ from sdediff.metrics.samples import accumulator, check_sample
 __all__ = ["Moments", "gaussian_frechet_distance", "measured_frechet", "symmetric_root"]
 
 
-class Fit(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Fit:
     """Number of rows, mean (d,), and scatter (d, d), the sum of (x - mean)(x - mean)^T."""
 
     count: int
@@ -143,7 +143,8 @@ def _distance_to(fixed: Fit) -> Callable[[Fit], Tensor]:
         product = root @ covariance @ root
         overlap = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
         shift = (other.mean - fixed.mean).square().sum()
-        return (shift + spread + covariance.trace() - 2 * overlap).clamp(min=0)
+        squared: Tensor = shift + spread + covariance.trace() - 2 * overlap
+        return squared.clamp(min=0)
 
     return distance
 

@@ -17,7 +17,7 @@ __all__ = ["PrecisionRecall", "kernel_distance", "precision_recall"]
 
 _SPARE: Final = 32
 """Neighbours that are kept beyond the k-th, for where a group is left out."""
-_DIRECT: Final = 64
+_DIRECT: Final = 8
 """Features, up to which distances are sums of squared differences: a matrix product is faster."""
 
 
@@ -176,7 +176,8 @@ def _inside(points: Tensor, centres: Tensor, k: int, groups: int) -> Tensor:
     for a, b in _tiles(len(points), len(centres)):
         squares = _squares(points[a].to(kind), centres[b].to(kind))
         for row, radius in enumerate(radii[:, b]):
-            found[row, a] |= (squares <= radius).any(dim=1)
+            # as bytes it takes half the time of any()
+            found[row, a] |= (squares <= radius).view(torch.uint8).amax(dim=1).bool()
     return found.to(kind)
 
 
