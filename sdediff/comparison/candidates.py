@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor
@@ -41,6 +41,8 @@ class Candidate:
     """Whether a user named it; what does not fit the model is left out of the default list without
     a word.
     """
+    code: str = ""
+    """What it is among the ``solvers`` that the user gave."""
 
     def at(self, sde: Any, steps: int) -> Solver:
         """The solver for so many steps."""
@@ -117,18 +119,32 @@ def _named(given: Solvers) -> Iterator[Candidate]:
         raise TypeError(
             f"solvers must be a list of solvers, or a dict of them by name; got {given!r}"
         )
-    pairs: Any = given.items() if isinstance(given, Mapping) else ((None, each) for each in given)
+    named = isinstance(given, Mapping)
+    pairs: Any = given.items() if isinstance(given, Mapping) else enumerate(given)
     seen: dict[str, int] = {}
     for label, each in pairs:
         if each is not None and (isinstance(each, type | str) or not callable(each)):
             check_solver(each)
-        name = label or ("default" if each is None else _name_of(each))
+        name = label if named else _name_of(each)
         seen[name] = seen.get(name, 0) + 1
-        yield Candidate(name if seen[name] == 1 else f"{name} ({seen[name]})", each)
+        unique = name if seen[name] == 1 else f"{name} ({seen[name]})"
+        yield Candidate(unique, each, code=f"solvers[{label!r}]")
 
 
-def _name_of(each: Solver | Make) -> str:
-    return repr(each) if isinstance(each, Solver) else getattr(each, "__name__", described(each))
+def _name_of(each: Solver | Make | None) -> str:
+    """A short name; without the tolerances, which are those of the comparison."""
+    if each is None:
+        return "default"
+    if not isinstance(each, Solver):
+        return getattr(each, "__name__", described(each))
+    if not each.adaptive:
+        return repr(each)
+    words = [
+        f"{field.name}={getattr(each, field.name)!r}"
+        for field in fields(cast(Any, each))
+        if field.name not in ("rtol", "atol") and getattr(each, field.name) != field.default
+    ]
+    return f"{type(each).__name__}({', '.join(words)})"
 
 
 def _default_list(model: Model) -> list[Candidate]:

@@ -150,16 +150,15 @@ class Comparing:
         each = job.candidate
         steps = None if job.known is not None and job.known.times is not None else job.steps
         spaced: Any = {"grid": each.grid, "stochasticity": each.stochasticity}
-        made = not isinstance(each.solver, Solver) and each.solver is not None
-        own = f"solvers[{each.name!r}]" + (f"({job.steps})" if made else "")
         row = Row(
             solver=each.name,
             code=call(
                 self.solve.shape,
                 job.solver,
-                own,
+                _own(job),
                 steps=steps,
-                condition="condition" in self.solve.shared,
+                seed=self.seed,
+                shared=self.solve.shared,
                 **spaced,
             ),
             stochastic=job.stochastic,
@@ -225,6 +224,16 @@ class Comparing:
 
     def _quality(self, x: Tensor) -> Quality | None:
         return None if self.real is None else quality_of(x, self.real, self.solve.inside)
+
+
+def _own(job: Job) -> str:
+    """A solver that no short code makes, as what the user called it."""
+    each, solver = job.candidate, job.solver
+    if each.adaptive:
+        given: Any = solver
+        return f"dataclasses.replace({each.code}, rtol={given.rtol!r}, atol={given.atol!r})"
+    made = not isinstance(each.solver, Solver) and each.solver is not None
+    return each.code + (f"({job.steps})" if made else "")
 
 
 def _place(row: Row) -> tuple[Any, ...]:

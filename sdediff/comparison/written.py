@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, Final
 
@@ -63,12 +64,14 @@ def call(
     otherwise: str,
     *,
     steps: int | None,
+    seed: int,
+    shared: Mapping[str, Any],
     grid: object = None,
     stochasticity: float | None = None,
-    condition: bool = False,
 ) -> str:
     """The call of `sample` for samples of a shape; a solver that cannot be written is what
-    ``otherwise`` says.
+    ``otherwise`` says. ``shared``: options that all solves have; those that change the samples are
+    written, tensors by their names.
     """
     parts = [f"model, {shape!r}"]
     if solver is not None:
@@ -79,6 +82,7 @@ def call(
         parts.append(f"grid={grid!r}" if isinstance(grid, str) else "grid=grid")
     if stochasticity is not None:
         parts.append(f"stochasticity={stochasticity!r}")
-    if condition:
-        parts.append("condition=condition")
-    return f"out = sd.sample({', '.join(parts)}, seed=0)"
+    parts += [f"{name}={name}" for name in ("condition", "mask") if name in shared]
+    if "dtype" in shared:
+        parts.append(f"dtype={shared['dtype']}")
+    return f"out = sd.sample({', '.join(parts)}, seed={seed})"

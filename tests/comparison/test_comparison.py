@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -277,6 +278,46 @@ def test_code_of_a_solver_makes_that_solver() -> None:
         assert code is not None
         assert eval(code, {"sd": sd}) == each
     assert written(sd.DDPM.from_sde(SDE, 10)) is None
+
+
+def test_code_has_the_seed_and_what_changes_the_samples() -> None:
+    """Run, each line gives the errors of its row."""
+    mask = torch.tensor([True, False]).expand(8, 2)
+    for given in ({"seed": 3}, {"mask": mask, "dtype": F64}):
+        found = compared([sd.DDIM()], [5], 8, **given)
+        space: dict[str, Any] = {"sd": sd, "torch": torch, "model": MODEL, "mask": mask}
+        exec(found.rows[0].code, space)
+        options: Any = {"seed": 0} | given
+        want = sd.sample(MODEL, (8, 2), solver=sd.DDIM(), steps=4, **options).x
+        assert torch.equal(space["out"].x, want)
+
+
+@dataclass(frozen=True, eq=False)
+class Table(sd.RK45):
+    """A solver that a line cannot write."""
+
+    numbers: Tensor = field(default_factory=lambda: torch.ones(3))
+
+
+def test_code_of_a_solver_that_a_line_cannot_write_takes_it_from_what_was_given() -> None:
+    space: dict[str, Any] = {"sd": sd, "model": MODEL, "dataclasses": dataclasses}
+    for given in ([sd.DDIM(), Table()], {"mine": Table()}):
+        found = compared(given, [5], 8, tolerances=[1e-1, 1e-3])
+        rows = [each for each in found.rows if each.tolerance is not None]
+        space["solvers"] = given
+        for each in rows:
+            exec(each.code, space)
+            tolerance = each.tolerance
+            atol = float(f"{tolerance * found.data_std:.6g}")
+            own = sd.sample(MODEL, (8, 2), solver=sd.RK45(tolerance, atol), seed=0)
+            assert torch.equal(space["out"].x, own.x)
+        assert rows[0].code != rows[1].code
+
+
+def test_adaptive_solvers_are_named_without_the_tolerances_that_they_are_not_run_at() -> None:
+    given = [sd.RK45(1e-3, 1e-3), solvers.SciPy("DOP853")]
+    found = compared(given, [5], 4, tolerances=[0.1])
+    assert sorted({each.solver for each in found.rows}) == ["RK45()", "SciPy(method='DOP853')"]
 
 
 def test_advice_says_what_it_needs(found: Comparison) -> None:
