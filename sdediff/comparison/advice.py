@@ -65,8 +65,8 @@ def _value(row: Row, measure: str) -> float:
 
 
 def _within(found: Comparison, rows: list[Row], measure: str, nfe: int) -> Recommendation:
-    """The least value among those of at most ``nfe`` evaluations; values below the floor are
-    equal.
+    """The least value among those of at most ``nfe`` evaluations; the sentence says which are at
+    the floor.
     """
     fits = [row for row in rows if row.slowest is not None and row.slowest <= nfe]
     if not fits:

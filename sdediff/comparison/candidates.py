@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final, cast
@@ -208,21 +209,28 @@ class _Counter:
     """Evaluations of so many steps, counted on a model that costs nothing."""
 
     model: _StandIn
+    count: int
     event: tuple[int, ...]
 
     def __call__(self, candidate: Candidate, steps: int) -> int:
         solver = candidate.at(self.model.sde, steps)
         own = solver.times is not None
-        found = sample(
-            self.model,
-            (solver.group, *self.event),
-            solver=None if candidate.solver is None else solver,
-            steps=None if own else steps,
-            grid=candidate.grid,
-            stochasticity=candidate.stochasticity,
-            seed=0,
-            on_fail="return",
-        )
+        options: Any = {
+            "solver": None if candidate.solver is None else solver,
+            "steps": None if own else steps,
+            "grid": candidate.grid,
+            "stochasticity": candidate.stochasticity,
+        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the solve says it, and is heard
+            try:
+                found = sample(
+                    self.model, (solver.group, *self.event), seed=0, on_fail="return", **options
+                )
+            except ValueError:  # of a solver that knows something of each sample, say
+                found = sample(
+                    self.model, (self.count, *self.event), seed=0, on_fail="return", **options
+                )
         return int(found.nfe.max())
 
 
@@ -230,12 +238,12 @@ def jobs(
     given: Sequence[Candidate],
     model: Model,
     known: Facts,
-    event: tuple[int, ...],
+    shape: tuple[int, ...],
     nfe: Sequence[int],
     tolerances: Sequence[float],
 ) -> list[Job]:
     """All solves, those that are refused too, the cheapest first."""
-    count = _Counter(_StandIn(model, known), event)
+    count = _Counter(_StandIn(model, known), shape[0], shape[1:])
     found: list[Job] = []
     for each in given:
         if each.adaptive:

@@ -138,6 +138,11 @@ def prepared(
     """The comparison that `compare` makes, its arguments checked and nothing evaluated yet."""
     taken: Any = given.chosen(compare, options, _DEFAULTS)
     known = facts(model)
+    if "degrade" in model.sde.offers:
+        raise ValueError(
+            f"{model.sde!r} has no probability flow, which compare measures errors against: judge "
+            "what TACoS() and NaiveSampling() restore by its distance from the data"
+        )
     size = check_shape(_shape(shape, taken, known))
     known = replace(known, device=check_device(model, known, taken["device"]))
     shared = _shared(taken, size, known)
@@ -153,7 +158,7 @@ def prepared(
     seed = fresh_seed() if seed is None else integer("seed", seed)
     real = _real_data(taken, size, known, seed)
     every = jobs(
-        candidates(solvers, model, taken["grids"]), model, known, size[1:], budgets, tolerances
+        candidates(solvers, model, taken["grids"]), model, known, size, budgets, tolerances
     )
     if all(job.refused for job in every):
         why = f"{every[0].candidate.name}: {every[0].refused}" if every else "give some"

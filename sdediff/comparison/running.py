@@ -126,12 +126,25 @@ class Comparing:
         pace = seconds / max(1.0, spent)
         count = self.solve.shape[0]
         fewer = max(_LEAST, int(count * allowed / pace)) if pace > allowed else count
-        if fewer < count:
+        if fewer < count and not self._takes(fewer):
+            self.notes.append(
+                f"the model is one of {count} samples, as it has an outcome for each: there are no "
+                "fewer of them, and the reference may take more than its share of the time"
+            )
+        elif fewer < count:
             self.solve = self.solve.fewer(fewer)
             self.notes.append(
                 f"{fewer} samples in place of {count}, so that the reference is there in time"
             )
         self.allowance.learn("", spent, seconds * min(1.0, fewer / count))
+
+    def _takes(self, count: int) -> bool:
+        """Whether the model can be asked for the first ``count`` samples alone."""
+        try:
+            self.solve.fewer(count)(steps=1, seed=self.seed)
+        except (ValueError, TypeError):
+            return False
+        return True
 
     def _timed(self, **options: Any) -> tuple[Solution, float]:
         """A solve and its wall time."""

@@ -320,6 +320,30 @@ def test_adaptive_solvers_are_named_without_the_tolerances_that_they_are_not_run
     assert sorted({each.solver for each in found.rows}) == ["RK45()", "SciPy(method='DOP853')"]
 
 
+def test_outcomes_of_each_sample_are_heeded() -> None:
+    """In solvers when their evaluations are counted, and in models when time is short."""
+    seen = sd.posterior.Mask(torch.tensor([True, False]), noise_std=0.3)
+    y = seen.forward(LAW.sample(24, seed=5))
+    found = compared([sd.posterior.DiffPIR(seen, y)], [5], 24, against=LAW)
+    assert [each.nfe for each in found.rows] == [5]
+    posterior = sd.posterior.PiGDM(MODEL, seen, y)
+    kept = sd.compare(posterior, (24, 2), solvers=[sd.DDIM()], nfe=[2], budget_s=1e-4)
+    assert kept.shape == (24, 2)
+
+
+def test_what_counting_would_warn_of_is_a_note_alone() -> None:
+    """Warnings are errors here."""
+    law = sd.exact.Gaussian([0.0, 0.0], [[1e4, 0.0], [0.0, 1e4]])
+    found = sd.compare(law.model(sd.VE()), (4, 2), solvers=[sd.DDIM()], nfe=[3])
+    assert any("before noise has taken over" in note for note in found.notes)
+
+
+def test_a_degradation_has_no_flow_to_compare_with() -> None:
+    model = sd.ScoreModel(lambda x, t: x, sd.degradation.Blur(levels=3, std=0.5, size=3), "data")
+    with pytest.raises(ValueError, match="has no probability flow"):
+        sd.compare(model, (4, 1, 8, 8), nfe=[3])
+
+
 def test_advice_says_what_it_needs(found: Comparison) -> None:
     for wrong in ({}, {"nfe": 3, "error": 0.1}, {"nfe": 1}, {"error": -1.0}, {"nfe": 5, "by": "x"}):
         with pytest.raises(ValueError, match=r"pass one of|no row has|must be"):
