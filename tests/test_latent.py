@@ -440,7 +440,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
             (6, 4),
             steps=2,
         ),
-        "has no gradient in x_0",
+        "has no gradient: look in the measurement",
     ),
     "nothing to encode": (lambda: HALF.encode(X[:0]), "there are no samples"),
     "no function": (lambda: posterior.Through(MEASURED, turn), "Through"),
