@@ -66,14 +66,17 @@ class PassedOn:
 
     @property
     def spacing(self) -> str:
+        """The default grid of the solver inside."""
         return self.solver.spacing
 
     @property
     def group(self) -> int:
+        """How many rows the solver inside keeps together."""
         return self.solver.group
 
     @property
     def evaluations(self) -> int:
+        """Of a step of the solver inside."""
         return self.solver.evaluations
 
 
