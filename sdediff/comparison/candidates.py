@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final, cast
 
-import torch
 from torch import Tensor
 
 from sdediff import solvers
@@ -199,8 +198,8 @@ class _StandIn:
 
     def evaluate(self, x: Tensor, at: Any, rows: Rows) -> Tensor | Output:
         rows.count(self.known.cost)
-        value = torch.zeros_like(x) if self.predicts == "data" else -x
-        extras = {name: torch.zeros_like(x) for name in self.extras}
+        value = 0.0 * x if self.predicts == "data" else -x  # of x: some solvers take gradients
+        extras = {name: 0.0 * x for name in self.extras}
         return Output(value, **extras) if extras else value
 
 

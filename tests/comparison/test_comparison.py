@@ -324,8 +324,10 @@ def test_outcomes_of_each_sample_are_heeded() -> None:
     """In solvers when their evaluations are counted, and in models when time is short."""
     seen = sd.posterior.Mask(torch.tensor([True, False]), noise_std=0.3)
     y = seen.forward(LAW.sample(24, seed=5))
-    found = compared([sd.posterior.DiffPIR(seen, y)], [5], 24, against=LAW)
-    assert [each.nfe for each in found.rows] == [5]
+    given = [sd.posterior.DiffPIR(seen, y), sd.posterior.PublishedDPS(seen, y)]
+    found = compared(given, [5], 24, against=LAW)
+    assert [each.nfe for each in found.rows] == [5, 5]
+    assert {each.backward for each in found.rows} == {0, 4}  # none at the last evaluation
     posterior = sd.posterior.PiGDM(MODEL, seen, y)
     kept = sd.compare(posterior, (24, 2), solvers=[sd.DDIM()], nfe=[2], budget_s=1e-4)
     assert kept.shape == (24, 2)
