@@ -307,7 +307,7 @@ def test_code_of_a_solver_that_a_line_cannot_write_takes_it_from_what_was_given(
         space["solvers"] = given
         for each in rows:
             exec(each.code, space)
-            tolerance = each.tolerance
+            tolerance = each.tolerance or 0.0
             atol = float(f"{tolerance * found.data_std:.6g}")
             own = sd.sample(MODEL, (8, 2), solver=sd.RK45(tolerance, atol), seed=0)
             assert torch.equal(space["out"].x, own.x)
