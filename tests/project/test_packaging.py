@@ -125,5 +125,5 @@ def test_the_names_are_the_public_ones_and_no_others() -> None:
     packages = {name for name in names if isinstance(getattr(sdediff, name), types.ModuleType)}
     assert set(names) - packages == set(sdediff.__all__)
     assert len(sdediff.__all__) <= 50
-    assert {"Solver", "Step", "Failure", "Snapshot", "sample", "fit", "load"} <= set(names)
+    assert {"Solver", "Step", "Solution", "sample", "fit", "load"} <= set(names)
     assert {"solvers", "sde", "exact", "testing"} <= packages
