@@ -238,6 +238,7 @@ class Resampled(Solver):
     stochastic = True
     needs = property(lambda self: self.solver.needs)
     solves_sde = property(lambda self: self.solver.solves_sde)
+    corrects = property(lambda self: self.solver.corrects)
     plan = property(lambda self: self.solver.plan)
     init = property(lambda self: self.solver.init)
 
