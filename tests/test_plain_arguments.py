@@ -60,6 +60,7 @@ RESULTS = {
     "Metric",
 }
 RESULTS |= {"VariationalBound", "Chains", "State", "Tableau", "Problem", "Rows", "Draws"}
+RESULTS |= {"Measured", "Moments", "Tuned"}
 
 
 def public(*modules):
@@ -370,6 +371,12 @@ NOT_HERE = {  # what takes tensors of times too, what needs more than a call, an
     "Target",
     "quadratic",
     "uniform",
+    "Latent",
+    "compare",
+    "evaluate",
+    "kernel_distance",
+    "precision_recall",
+    "tune",
 }
 
 

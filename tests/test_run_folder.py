@@ -57,7 +57,7 @@ FIELDS: dict[str, list[object]] = {
     "time_dtype": [torch.float64, torch.bfloat16],
     "learned_variance": [True, False],
     "normalizer": [sd.Normalizer([0.1, -0.2], [0.3, 1 / 3]), sd.Normalizer(0.0, 2.0)],
-    "null": [{"label": 10, "size": 0.5}, {"size": torch.tensor([0.25])}],
+    "null": [{"label": 10}, {"label": torch.tensor(3)}],
     "network": ["", "leave", None],
     "constraint": [sd.Clip(-1.5, 1.25), sd.constraints.DynamicThreshold(0.9, 2.0)],
 }

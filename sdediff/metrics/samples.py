@@ -95,7 +95,8 @@ def generator(seed: int, stream: int) -> torch.Generator:
 
 def check_count(name: str, value: int, least: int, *, zero: bool = False) -> int:
     """Return an int of at least ``least``, or 0 where that means none."""
-    if zero and not isinstance(value, bool) and plain(value) == 0:
+    kept = plain(value)
+    if zero and isinstance(kept, int | float) and not isinstance(kept, bool) and kept == 0:
         return 0
     return integer(
         name, value, least, kind=f"0 (none) or an int of at least {least}" if zero else ""

@@ -44,8 +44,6 @@ class Observation:
         """A ValueError unless the measurement takes events of this shape and returns outcomes such
         as y, and has an adjoint that is one and noise of an outcome's shape, or else a gradient.
         """
-        if not like.event:
-            return
         linear = is_linear(self.measurement)
         with torch.inference_mode(False), torch.set_grad_enabled(not linear):
             x, y = (

@@ -123,10 +123,10 @@ class Spy:
     """The noise loss, and the texts that it saw."""
 
     def __init__(self):
-        self.seen = []
+        self.texts = []
 
     def __call__(self, model, x_0, condition=None):
-        self.seen.append(condition["text"].clone())
+        self.texts.append(condition["text"].clone())
         return sd.DenoisingScoreMatching()(model, x_0, condition)
 
 
@@ -142,7 +142,7 @@ def test_encoder_and_network_are_trained_dropped_saved_and_loaded(tmp_path):
     after = trained.net.state_dict()
     assert {name.split(".")[0] for name in after} == {"net", "encoder"}
     assert not any(torch.equal(after[name], before[name]) for name in after if "bias" not in name)
-    nulls = torch.cat(spy.seen).eq(WORDS.null).all(dim=1)
+    nulls = torch.cat(spy.texts).eq(WORDS.null).all(dim=1)
     assert 230 < int(nulls.sum()) < 370  # of 1000; 300 +- 4.8 standard deviations
     fresh = captioned()
     loaded = sd.load(tmp_path / "run", net=fresh)
