@@ -226,9 +226,9 @@ class Cosine(LinearSDE):
         """
         rate = math.pi / 2 / (1 + self.offset)
         start = math.pi / 2 * self.offset / (1 + self.offset)
-        height = torch.sigmoid(log_snr).sqrt() * math.cos(start)
-        noise = torch.sigmoid(-log_snr) * math.cos(start) ** 2
-        rest = torch.atan2(height, (noise + math.sin(start) ** 2).sqrt())
+        height = (1 / (1 + torch.exp(-log_snr))).sqrt() * math.cos(start)
+        noise = 1 / (1 + torch.exp(log_snr)) * math.cos(start) ** 2
+        rest = (height / (noise + math.sin(start) ** 2).sqrt()).arctan()
         early = torch.asin((noise / torch.cos(rest - start)).clamp(max=1)) / rate
         late = 1 - rest / rate
         return torch.where(late < 0.5, early, late).clamp(0, self.T)
@@ -303,4 +303,4 @@ class RectifiedFlow(LinearSDE):
 
     def invert(self, log_snr: Tensor) -> Tensor:
         """1 / (1 + exp(log_snr / 2))."""
-        return torch.sigmoid(-0.5 * log_snr)
+        return 1 / (1 + torch.exp(0.5 * log_snr))

@@ -179,7 +179,7 @@ class InterpolatedVP(LinearSDE):
 
     def invert(self, log_snr: Tensor) -> Tensor:
         """Where phi = arctan(exp(-log_snr / 2))."""
-        phi = torch.atan2(torch.sigmoid(-log_snr).sqrt(), torch.sigmoid(log_snr).sqrt())
+        phi = torch.exp(-0.5 * log_snr).arctan()
         return self._angle.inverse(
             phi.square().reshape(-1).clamp(max=float(self._angle.y[-1]))
         ).reshape(log_snr.shape)

@@ -275,7 +275,7 @@ def _error(estimates: list[Tensor]) -> Tensor:
     return (
         fifth
         * fifth.abs()
-        / torch.hypot(fifth, 0.1 * third).clamp(min=torch.finfo(fifth.dtype).tiny)
+        / (fifth.square() + (0.1 * third).square()).sqrt().clamp(min=torch.finfo(fifth.dtype).tiny)
     )
 
 

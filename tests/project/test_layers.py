@@ -299,6 +299,23 @@ def catch_alls(scope):
             yield from catch_alls(node)
 
 
+BY_PLACE = {"atan2", "arctan2", "exp2", "hypot", "logaddexp", "sigmoid", "sinh", "cosh"}
+ONE_GRID = {"grid.py", "tuned.py", "learned.py"}
+"""What has one grid for all rows, and a network's weights."""
+
+
+def rounded_alike(module):
+    """torch rounds an entry of these functions by its place in the tensor, on processors whose
+    vectors have no remainder of their own: a sample would depend on its batch.
+    """
+    if module.path.parts[1] not in {"solvers", "sde"} or module.path.name in ONE_GRID:
+        return
+    for node in nodes(module, ast.Call):
+        package, _, name = dotted(node.func).rpartition(".")
+        if package == "torch" and name in BY_PLACE:
+            yield node.lineno, f"torch.{name} rounds an entry by its place in the tensor"
+
+
 def no_import_between_tests(module):
     """What two test modules need lies in tests/tables, so that each can be read and moved alone."""
     for node in nodes(module, ast.Import, ast.ImportFrom):
@@ -319,6 +336,7 @@ RULES = {
         no_assert,
         short,
         no_global_rng,
+        rounded_alike,
         no_catch_all,
     )
 }
@@ -383,6 +401,7 @@ CAUGHT = {
         "import random",
         "from random import shuffle",
     ],
+    "rounded_alike": ["torch.hypot(alpha, sigma)", "y = torch.sigmoid(x).sqrt()"],
     "no_catch_all": [
         "def f(**kwargs): ...",
         "class A:\n    def f(self, x, **options): ...",
@@ -423,6 +442,7 @@ PASSED = {
         "import torch\ntorch.zeros(3)",
         "from .random import normal",
     ],
+    "rounded_alike": ["(a**2 + b**2).sqrt()", "torch.exp(x)", "np.hypot(a, b)"],
     "no_catch_all": [
         "def f(x, **condition): ...",
         "def f(x, **options: Unpack[Options]): ...",

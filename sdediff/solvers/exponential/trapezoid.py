@@ -50,12 +50,13 @@ class _Angles(NamedTuple):
 
 def _angles(problem: Problem, t: Tensor) -> _Angles:
     alpha, sigma, log_snr = problem.levels(t)
-    # ln cos = -log(1 + sigma^2 / alpha^2) / 2, which loses no digits at either end.
-    log_cos = -0.5 * torch.logaddexp(torch.zeros_like(log_snr), -log_snr)
+    # ln cos = -log(1 + sigma^2 / alpha^2) / 2, which loses no digits at either end. torch's
+    # logaddexp, hypot and atan2 round an entry by its place in the tensor, and so a sample by its
+    # batch.
+    log_cos = -0.5 * ((-log_snr).clamp(min=0) + torch.log1p(torch.exp(-log_snr.abs())))
     mixing = problem.mixing(t) if problem.constant_stochasticity is None else t
-    return _Angles(
-        torch.hypot(alpha, sigma), torch.atan2(sigma, alpha), log_cos, t, 0.5 * log_snr, mixing
-    )
+    size = (alpha.square() + sigma.square()).sqrt()
+    return _Angles(size, (sigma / alpha).arctan(), log_cos, t, 0.5 * log_snr, mixing)
 
 
 def _square(problem: Problem, a: _Angles, b: _Angles) -> Tensor:
