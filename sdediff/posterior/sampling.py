@@ -18,7 +18,7 @@ from sdediff.posterior.corrected import FeynmanKac
 from sdediff.posterior.observation import observed
 from sdediff.posterior.particles import Particles
 from sdediff.posterior.resampling import Resampling, systematic
-from sdediff.posterior.twists import TWISTS
+from sdediff.posterior.twists import TWISTS, check_size
 from sdediff.protocols import Model, facts
 from sdediff.sampling import sample
 from sdediff.solvers import Solution, White
@@ -48,6 +48,7 @@ class Weighted:
     does not see: ``genealogical_ess`` (B,) is 1 / sum W^2, where W is the weight of all descendants
     of one particle at the start. ``exact``, bool (B,), says whether that is at least 100 and the
     islands agree: their evidences as weights have an effective sample size of half their number.
+    It sees the error of too few particles, not that of too few steps: compare with twice as many.
     ``solution`` is the solve itself, of B n rows.
     """
 
@@ -136,6 +137,7 @@ def sample_posterior(
     if not isinstance(solver, Particles):
         raise TypeError(f"particles must be Particles(n), got {particles!r}")
     observed("Particles", measurement, y, noisy=True).check_count(check_shape(shape)[0])
+    check_size(y)
     each = y if len(y) == 1 else y.repeat_interleave(solver.n, dim=0)
     twisted = TWISTS[solver.twist](model, measurement, each)
     return _sampled(twisted, shape, solver, steps, seed, options)

@@ -14,10 +14,20 @@ from sdediff.posterior.operators import MMPS, Denoised, PiGDM
 from sdediff.solvers import rowwise
 from sdediff.solvers.arithmetic import along
 
-__all__ = ["TWISTS"]
+__all__ = ["TWISTS", "check_size"]
 
 _LARGEST: Final = 4096
 _EXTRAS: Final = ("prior", "log_likelihood")
+
+
+def check_size(y: Tensor) -> None:
+    """A ValueError if an outcome of y (B, *outcome) has more entries than a twist can take."""
+    size = math.prod(y.shape[1:])
+    if size > _LARGEST:
+        raise ValueError(
+            f"Particles: an outcome has {size:,} entries, of which the twist makes a matrix with "
+            f"as many rows: {_LARGEST:,} is the most; take MMPS or PiGDM"
+        )
 
 
 class _Products(NamedTuple):
@@ -41,11 +51,6 @@ class _White:
         self.std = seen.variance.sqrt()
         self.residual = rowwise(seen.residual(x) / self.std).double()
         self.size = self.residual.shape[1]
-        if self.size > _LARGEST:
-            raise ValueError(
-                f"Particles: an outcome has {self.size} entries, of which the twist makes a matrix "
-                f"with as many rows: {_LARGEST} is the most; take MMPS or PiGDM"
-            )
 
     def adjoint(self, v: Tensor) -> Tensor:
         """a^T v of v (rows, m)."""

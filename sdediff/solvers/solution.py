@@ -154,7 +154,7 @@ class SolveError(Portable, RuntimeError):
     def __init__(self, solution: Solution) -> None:
         first, more = solution.failures[0], len(solution.failures) - 1
         also = f" ({more} more failed)" if more else ""
-        super().__init__(f"{first}{also}; on_fail='return' hands back the others")
+        super().__init__(f"{first}{also}; the error's .solution has the others")
         self.solution = solution
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -254,6 +254,15 @@ WRONG: dict[str, Any] = {
         lambda: sample_posterior(MODEL, SEEN, Y.expand(3, 1), (2, 2)),
         "3 outcomes for 2 samples",
     ),
+    "size": (
+        lambda: sample_posterior(
+            sd.ScoreModel(lambda x, t: pytest.fail("evaluated"), sd.VP()),
+            posterior.Linear(lambda x: x, noise_std=1.0),
+            randn(1, 5000),
+            (1, 5000),
+        ),
+        "an outcome has 5,000 entries.*4,096 is the most",
+    ),
     "particles": (
         lambda: sample_posterior(MODEL, SEEN, Y, (1, 2), particles=100),  # type: ignore[arg-type]
         "particles must be Particles",
