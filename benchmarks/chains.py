@@ -132,9 +132,9 @@ def main() -> None:
     more = {
         "--tasks": {"nargs": "+", "default": ["moons", "digits"], "help": "moons, digits"},
         "--noises": {"nargs": "+", "default": ["Gaussian", "Gamma", "mixture"]},
-        "--moons": {"type": int, "default": 3000, "help": "training steps"},
+        "--moons": {"type": int, "default": 5000, "help": "training steps"},
         "--digits": {"type": int, "default": 2500, "help": "training steps"},
-        "--levels": {"type": int, "default": 50, "help": "levels of the chains"},
+        "--levels": {"type": int, "default": 200, "help": "levels of the chains"},
         "--points": {"type": int, "default": 16_384, "help": "samples of the moons"},
         "--count": {"type": int, "default": 512, "help": "samples of the digits"},
         "--png": {"type": Path, "metavar": "FOLDER", "help": "save pictures there"},
