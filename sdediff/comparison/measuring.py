@@ -22,7 +22,7 @@ from sdediff.units import Units
 
 __all__ = ["RealData", "Solve", "errors_of", "law_of", "quality_of"]
 
-_SPLITS: Final = 40
+_SPLITS: Final = 200
 _DIRECTIONS: Final = 64
 
 
