@@ -15,7 +15,7 @@ INSTALLED_TORCH = $(PY) -c 'import importlib.metadata as m; print(m.version("tor
 PINNED_TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow interop golden bench guidance posterior trace statements lint format types wheel clean
+.PHONY: help demo test test-slow interop api golden bench guidance posterior trace statements lint format types wheel clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -36,6 +36,9 @@ guidance: $(STAMP)  ## all tests of guidance, slow ones too, and the tables of d
 	$(PYTEST) -m "slow or not slow" tests/guidance
 	OMP_NUM_THREADS=1 $(PY) benchmarks/guidance.py $(ARGS)
 	OMP_NUM_THREADS=1 $(PY) benchmarks/guidance_digits.py $(ARGS)
+
+api: $(STAMP)  ## what differs from the record of public names and arguments (a change that is meant: make api ARGS=--write)
+	PYTHONPATH=. $(PY) tools/public_api.py $(ARGS)
 
 golden: $(STAMP)  ## compare every solver, SDE and prediction with the committed table (ARGS=--write makes it anew, ARGS="-k VP" a part)
 	OMP_NUM_THREADS=1 $(PY) tools/golden/golden.py $(ARGS)

@@ -36,8 +36,8 @@ class _Plan(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class NCSN(Chain, Solver):
-    """Levels sigma_1 > ... > sigma_N of noise on data, x = x_0 + sigma_j noise, and annealed
-    Langevin dynamics over them.
+    """Levels sigma_1 > ... > sigma_N of noise on data, x = x_0 + sigma_j noise, two or more, and
+    annealed Langevin dynamics over them.
 
     As a solver it starts from the noise of sigma_1 and takes ``n_steps`` Langevin steps at each
     level (Algorithm 1),
@@ -70,6 +70,12 @@ class NCSN(Chain, Solver):
         even = [i / (count - 1) for i in range(count)] if count > 1 else [1.0]
         given = self.grid if np.size(self.grid) else even
         sigmas, grid = points("NCSN", "sigmas", self.sigmas, given, above=False)
+        if len(sigmas) < 2:
+            raise ValueError(
+                f"NCSN: sigmas has one level, {sigmas[0]:g}: annealed Langevin dynamics go from a "
+                "level to the next; for one level train by SlicedScoreMatching or "
+                "DenoisingScoreMatching at one time, and sample by mcmc.ULA (examples/ncsn.py)"
+            )
         if min(sigmas) <= 0:
             raise ValueError(f"NCSN: sigmas must be positive numbers, got {sigmas!r}")
         rise = next((j for j, (a, b) in enumerate(itertools.pairwise(sigmas)) if b >= a), None)
@@ -298,8 +304,7 @@ def _spaced(high: float, low: float, N: int, spacing: str = "geometric") -> tupl
         )
     if N == 1:
         raise ValueError(
-            f"one level cannot be both sigma_max = {high:g} and sigma_min = {low:g}: take N >= 2, "
-            "or NCSN((sigma,))"
+            f"one level cannot be both sigma_max = {high:g} and sigma_min = {low:g}: take N >= 2"
         )
     shares = (j / (N - 1) for j in range(1, N - 1))
     if spacing == "linear":

@@ -14,6 +14,7 @@ from sdediff.testing.equivalences import EQUIVALENCES, Case, evaluate
 from sdediff.testing.orders import check_solver
 from sdediff.testing.ranks import Calibrated, Calibration
 from sdediff.testing.report import EquivalenceError, Finding, Report, SDEError, SolverError
+from sdediff.testing.steps import Equation
 
 if TYPE_CHECKING:
     from sdediff.testing import strategies
@@ -23,6 +24,7 @@ __all__ = [
     "Calibrated",
     "Calibration",
     "Case",
+    "Equation",
     "EquivalenceError",
     "Finding",
     "Report",

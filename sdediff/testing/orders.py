@@ -5,9 +5,9 @@ laws; with no noise at all, and orders read off errors, for tests of solvers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -31,12 +31,21 @@ from sdediff.testing.contracts import (
     solve,
     states,
 )
+from sdediff.testing.convergence import fitted_order, measured
 from sdediff.testing.report import Comparison, Report, Skip, SolverError, compare, settle
+from sdediff.testing.steps import Equation, StepFunction, check_step
 
 __all__ = ["Still", "check_solver", "fitted_order", "measured"]
 
 
-def check_solver(solver: Solver, *, verbose: bool = True) -> Report:
+def check_solver(
+    solver: Solver | StepFunction,
+    *,
+    equation: Equation | None = None,
+    order: float | None = None,
+    arrays: Literal["torch", "numpy"] = "torch",
+    verbose: bool = True,
+) -> Report:
     """Check what every solver promises, and raise `SolverError` naming the contracts that fail.
 
     - form: a frozen, hashable value that a solve leaves as it is; ``needs`` are known; as many
@@ -52,11 +61,26 @@ def check_solver(solver: Solver, *, verbose: bool = True) -> Report:
       Gaussian data, and, where it declares one, ``strong_order`` along a path. Measured orders may
       fall short by 0.25; deterministic ones above 4 are checked as 4.
 
+    A solver of another library is a function step(x, t, s), which returns the states (rows, d) at
+    time s that follow x at time t. It comes with the `Equation` that it solves, as it solves it: x
+    is an array of torch or NumPy as ``arrays`` says, t and s are numbers. An ODE tests that the
+    kind, shape and dtype of arrays are kept, that rows are independent, and the order; an SDE that
+    a step's noise has the right variance and is drawn anew, and the weak order, by the mean and
+    spread of 131,072 draws, which may deviate by five standard errors. ``order`` is the claim;
+    where it is None, the order is measured and printed.
+
     What does not apply is skipped, by name: correctors and solvers that move samples nowhere have
     no order, adaptive ones are held against the flow by their tolerances. Prints a table unless
     ``verbose`` is false and returns it as a `Report`. Takes about a second. Raises TypeError for
     what is no solver, and ValueError for a discrete model with a grid of its own.
     """
+    if callable(solver) and not isinstance(solver, type | Solver):
+        return check_step(solver, equation, order, arrays, verbose)
+    if equation is not None or order is not None or arrays != "torch":
+        raise TypeError(
+            "equation, order and arrays are for a function step(x, t, s); a Solver declares its "
+            "order, and is checked on problems of its own"
+        )
     if isinstance(solver, type) or not isinstance(solver, Solver):
         hint = f"; write {solver.__name__}()" if isinstance(solver, type) else ""
         raise TypeError(f"check_solver takes a solver value, got {solver!r}{hint}")
@@ -68,16 +92,6 @@ def check_solver(solver: Solver, *, verbose: bool = True) -> Report:
     with torch.inference_mode(False), torch.no_grad():
         findings = tuple(settle(name, check(solver)) for name, check in CONTRACTS.items())
     return Report(repr(solver), findings, "contract").conclude(SolverError, verbose)
-
-
-def fitted_order(errors: Sequence[float], factor: float = 2.0) -> float:
-    """Order of convergence from errors on grids refined by ``factor``, by least squares in the
-    logarithm.
-    """
-    logs = torch.tensor(errors, dtype=torch.float64).log()
-    n = torch.arange(len(errors), dtype=torch.float64)
-    n = n - n.mean()
-    return float(-(n * logs).sum() / (n**2).sum() / math.log(factor))
 
 
 class Still(Silence):
@@ -100,30 +114,6 @@ class Still(Silence):
 
     def normal(self, stream: str = "path", k: int = 0) -> Tensor:
         return torch.zeros(self.shape, dtype=torch.float64)
-
-
-def measured(
-    what: str,
-    errors: list[float],
-    claim: float,
-    *,
-    where: str = "",
-    hint: str = "",
-    places: str = "each at twice the steps",
-) -> Comparison:
-    """By how much the order that errors on grids refined by 2 show falls short of the claim."""
-    order = fitted_order([max(error, 1e-300) for error in errors])
-    shown = ", ".join(f"{error:.2g}" for error in errors)
-    gap = max(0.0, claim - order) if errors[-1] >= 1e-10 else 0.0
-    if order < 0.3:
-        hint = "the errors do not fall: a wrong factor or sign in the drift, or in the noise"
-    elif gap > 0.25:
-        hint = hint or (
-            f"order {max(1, round(2 * order) / 2):g} for a claim of {claim:g}: a stage at the "
-            "wrong place, or too high a claim"
-        )
-    detail = f"{what} is {order:.2f}, not {claim:g} (errors {shown}, {places})"
-    return Comparison(gap, 0.25, where, detail, hint, note=f"{order:.2f} for a claim of {claim:g}")
 
 
 def _chain(solver: Solver, times: Tensor, lam: float, spread: float = 1.0) -> tuple[Tensor, Tensor]:

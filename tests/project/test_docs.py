@@ -6,7 +6,6 @@ import importlib
 import inspect
 import pkgutil
 import re
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -18,7 +17,6 @@ from code_blocks import Block, code_blocks, commands
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-EXAMPLES = sorted(ROOT.glob("examples/[!_]*.py"))
 SPELLED_OTHERWISE = {
     "py": "python",
     "python3": "python",
@@ -92,39 +90,6 @@ def test_blocks_name_a_language_that_is_checked(page):
         assert better is None, (
             f"{page.name}:{block.line}: write ```{better}, or the block is not checked"
         )
-
-
-SHORT = {"mnist_ddpm.py": "--only hybrid --steps 1 --levels 4 --count 1".split()}
-FULL = {  # the first takes an hour as it is, the others some ten minutes
-    "mnist_ddpm.py": ["--steps", "60", "--levels", "100", "--count", "16"],
-    "latent_text.py": ["--steps", "20"],
-    "controlnet.py": ["--steps", "40"],
-}
-SLOW = {"latent_text.py", "controlnet.py"}
-"""Examples that the default run leaves out."""
-RUNS = [
-    pytest.param(
-        example,
-        kind,
-        marks=[pytest.mark.slow] if kind == "full" else [],
-        id=f"{example.name}-{kind}",
-    )
-    for example in EXAMPLES
-    for kind in ("short", "full")
-    if kind == "full" or example.name not in SLOW
-]
-
-
-@pytest.mark.parametrize(("example", "kind"), RUNS)
-def test_examples_run(example, kind, tmp_path):
-    options = (
-        SHORT.get(example.name, ["--steps", "20"])
-        if kind == "short"
-        else FULL.get(example.name, [])
-    )
-    command = [sys.executable, str(example), *options, "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1800)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("package", ["sdediff", "solvers"])

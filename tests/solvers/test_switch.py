@@ -212,7 +212,7 @@ class Halves(Solver):
 
 
 @pytest.mark.parametrize(
-    "mover", [sd.EulerMaruyama(), sd.DDIM(), sd.solvers.DPMSolverPP(), sd.NCSN((1.0,))]
+    "mover", [sd.EulerMaruyama(), sd.DDIM(), sd.solvers.DPMSolverPP(), sd.NCSN((2.0, 1.0))]
 )
 def test_a_corrector_stays_at_its_time(mover: Solver) -> None:
     """A solver that takes samples from t to s would do so a second time; one that says that it
