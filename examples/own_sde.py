@@ -1,6 +1,6 @@
 """An SDE of your own: five lines, checked, sampled by any solver, and property-tested.
 
-    python examples/own_sde.py --out runs/own_sde      # a quarter of a minute
+    python examples/own_sde.py --out runs/own_sde      # half a minute
 
 Nothing is trained: the data are a mixture of Gaussians whose score is known exactly under any
 linear SDE, so that every deviation is the solver's. Prints how far solvers end from the exact end

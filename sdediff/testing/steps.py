@@ -175,9 +175,25 @@ def check_step(
     order = None if order is None else real("order", order)
     check_choice("arrays", arrays, ("torch", "numpy"))
     subject = _Subject(step, equation, order, arrays)
+    if equation.diffusion is not None:
+        _check_affine(subject)
     findings = tuple(settle(name, check(subject)) for name, check in _CONTRACTS.items())
     name = getattr(step, "__name__", repr(step))
     return Report(name, findings, "contract").conclude(SolverError, verbose)
+
+
+def _check_affine(subject: _Subject) -> None:
+    """A ValueError unless the law of the solution can be computed."""
+    d, start = len(subject.equation.x_init), subject.equation.times[0]
+    x = np.stack([np.zeros(d), np.ones(d), np.full(d, 2.0), np.arange(d) == 0])
+    zero, one, two, first = subject.slope(x, start)
+    straight = np.allclose(two - zero, 2 * (one - zero), rtol=1e-9)
+    if not straight or not np.allclose(first[1:], zero[1:], rtol=1e-9):
+        raise ValueError(
+            "Equation: with a diffusion the drift has to be a(t) x + c(t), coordinate by "
+            "coordinate, so that the law is known; take Equation.relaxing(), or leave out the "
+            "diffusion to test the drift alone"
+        )
 
 
 @_contract("arrays")
@@ -188,8 +204,8 @@ def _arrays(subject: _Subject) -> Iterator[Comparison]:
         x = subject.given(_rows(subject.equation).astype(dtype))
         before = _array(x).copy()
         out = subject.step(x, start, 0.5 * (start + end))
-        kinds = [(type(each), tuple(each.shape), each.dtype) for each in (x, out)]
-        said = f"states of {kinds[0]} come back as {kinds[1]}"
+        kinds = [_kind(each) for each in (x, out)]
+        said = f"{kinds[0]} comes back as {kinds[1]}"
         yield require(kinds[0] == kinds[1], said, hint="make new arrays like x")
         same = bool((_array(x) == before).all())
         yield require(same, "the states that step was given are changed", hint="x += in place")
@@ -292,6 +308,13 @@ def _wrong_noise(ratio: float) -> str:
 def _needs_noise(subject: _Subject) -> None:
     if subject.equation.diffusion is None:
         raise Skip("the equation has no diffusion")
+
+
+def _kind(x: Any) -> str:
+    """The type, shape and dtype of an array in words."""
+    if not hasattr(x, "shape"):
+        return type(x).__name__
+    return f"{type(x).__name__} {tuple(x.shape)} of {x.dtype}"
 
 
 def _rows(equation: Equation) -> Array:

@@ -17,6 +17,7 @@ import sdediff as sd
 from sdediff.testing import Equation, SolverError, check_solver
 
 ODE, SDE = Equation.curved(), Equation.relaxing()
+MIXING = Equation(lambda x, t: -x.sum(-1, keepdim=True) + 0 * x, lambda t: 1.0)
 
 
 def euler(x: Any, t: float, s: float) -> Any:
@@ -108,9 +109,9 @@ def pooled(x: Any, t: float, s: float) -> Any:
         (lambda x, t, s: x - (s - t) * ODE.drift(x, t), {}, "^$"),
         (lambda x, t, s: x - (s - t) * ODE.drift(x, t), {"order": 1.0}, "errors do not fall"),
         (in_place, {}, "the states that step was given are changed"),
-        (rising, {}, "float32.*come back as.*float64"),
+        (rising, {}, "float32.*comes back as.*float64"),
         (pooled, {}, "rows: a row alone"),
-        (lambda x, t, s: None, {}, "arrays"),
+        (lambda x, t, s: None, {}, "comes back as NoneType"),
         (maruyama(loud=1.2), {"equation": SDE, "arrays": "numpy"}, "too large by a factor 1.2"),
         (maruyama(power=1.0), {"equation": SDE, "arrays": "numpy"}, "size h where sqrt"),
         (
@@ -152,6 +153,8 @@ def test_slips_are_found(step: Any, options: dict[str, Any], words: str) -> None
             "one of 'torch', 'numpy', got 'jax'",
         ),
         (euler, {"equation": ODE, "order": "two"}, ValueError, "order must be a number"),
+        (euler, {"equation": Equation(ODE.drift, SDE.diffusion)}, ValueError, "has to be a"),
+        (euler, {"equation": MIXING}, ValueError, "coordinate by coordinate"),
         (sd.Heun(), {"order": 2.0}, TypeError, "a Solver declares its"),
         (sd.Heun(), {"equation": ODE}, TypeError, "a Solver declares its"),
         (sd.Heun(), {"arrays": "numpy"}, TypeError, "a Solver declares its"),
