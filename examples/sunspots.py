@@ -5,9 +5,11 @@
 The signal comes with statsmodels (``pip install statsmodels``): sunspots a year, 1700 to 2008. The
 cycle takes about 11 years, and its height varies. A one-dimensional U-Net learns all windows of
 32 years before 1931, of the root of the number, so that high and low years count alike. In later
-windows the first 21 years are seen, and the last 11 are drawn 100 times from the posterior by
+windows the first 21 years are seen, and the last 11 are drawn 50 times from the posterior by
 `MMPS`. Prints how far the mean of the draws is from what happened, beside the cycle before
-repeated, and how often the truth lies in the central 80 % of the draws. Draws ``sunspots.png``.
+repeated, and how often the truth lies in the central 80 % of the draws. Two centuries are few data,
+and the sun was more active after 1950 than ever in training: the truth is outside more often than
+it should be, and the cycle before is a better guess than the mean. Draws ``sunspots.png``.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from sdediff import posterior
 from sdediff.networks import UNet1D, initialised
 from sdediff.plots import save_png
 
-WINDOW, SEEN, DRAWS = 32, 21, 100
+WINDOW, SEEN, DRAWS = 32, 21, 50
 STARTS = (1931, 1946, 1961, 1976)  # of the windows that are forecast
 
 
@@ -50,7 +52,7 @@ def main() -> None:
         predicts="v",
         normalizer=sd.Normalizer.of(train),  # samples are in the units of the signal
     )
-    given = {"batch_size": 64, "lr": 3e-3, "ema": 0.99, "overwrite": True, "progress": True}
+    given = {"batch_size": 64, "lr": 3e-3, "ema": 0.99, "resume": True, "progress": True}
     model = sd.fit(model, train, out=arguments.out, steps=arguments.steps, **given)
 
     mask = torch.zeros(1, WINDOW, dtype=torch.bool)
@@ -61,8 +63,8 @@ def main() -> None:
     errors, naive, inside = [], [], []
     for panel, start in zip(axes, STARTS, strict=True):
         truth = windows[start - int(years[0])][None]
-        asked = posterior.MMPS(model, seen, seen.forward(truth))
-        x = sd.sample(asked, (DRAWS, 1, WINDOW), steps=25, seed=0).x[:, 0, SEEN:]
+        asked = posterior.MMPS(model, seen, seen.forward(truth), iterations=2)
+        x = sd.sample(asked, (DRAWS, 1, WINDOW), steps=20, seed=0).x[:, 0, SEEN:]
         future = truth[0, 0, SEEN:]
         low, high = x.quantile(torch.tensor([0.1, 0.9]), dim=0)
         errors.append(x.mean(dim=0) - future)
@@ -80,7 +82,7 @@ def main() -> None:
     print(f"the truth lies in the central 80 % of the draws in {covered:.0%} of the years")
     axes[0].set_ylabel("sunspots a year")
     figure.suptitle(
-        "Black: what happened. Right of the line, blue: 8 of 100 draws, and their central 80 %",
+        "Black: what happened. Right of the line, blue: 8 of 50 draws, and their central 80 %",
         fontsize=10,
     )
     save_png(figure, arguments.out / "sunspots.png")
