@@ -19,7 +19,7 @@ from sdediff.constraints import Constrained, Constraint
 from sdediff.describing import KINDS, Own, build, build_network, describe_sde, rebuild
 from sdediff.model import ScoreModel
 from sdediff.network_time import NetworkTime
-from sdediff.run_folder import CONFIG, FORMAT, SECTIONS, WEIGHTS, locate
+from sdediff.run_folder import CONFIG, FORMAT, SECTIONS, TRAINING, WEIGHTS, locate
 from sdediff.sde import SDE
 from sdediff.solvers.given import nearest
 from sdediff.solvers.noise import device_of
@@ -37,13 +37,15 @@ def load(
     net: nn.Module | None = None,
     time: NetworkTime | None = None,
     constraint: Constraint | None = None,
+    ema: float | None = None,
     device: torch.device | str = "cpu",
 ) -> ScoreModel | Constrained:
     """The model of a run folder, with its averaged weights, in evaluation mode.
 
     All that a model is made of comes back: SDEs, networks, network times and constraints that ship
     are built again from their recorded parameters. Your own are passed as ``sde=``, ``net=``,
-    ``time=`` and ``constraint=``: loading never imports or runs code that a file names. Warns if
+    ``time=`` and ``constraint=``: loading never imports or runs code that a file names. Of a run
+    with several averages, ``ema`` says by its decay which one; the first by default. Warns if
     the run is unfinished, or was trained with another SDE than ``sde``. Raises FileNotFoundError,
     or ValueError if files are damaged, of different runs or of a newer format.
     """
@@ -67,7 +69,7 @@ def load(
         name: _made(run, name, partial(build, value, KINDS.get(name)))
         for name, value in entries.items()
     }
-    weights, meta = read_run(run, WEIGHTS, config)
+    weights, meta = _averages(run, config, ema)
     learned = {
         name.removeprefix(SCHEDULE): weights.pop(name)
         for name in list(weights)
@@ -96,6 +98,28 @@ def load(
     _say_if_unfinished(run, config, meta)
     loaded: ScoreModel | Constrained = model.to(place).eval()
     return loaded
+
+
+def _averages(
+    run: str | Path, config: Mapping[str, Any], ema: float | None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The averaged weights, with what is learned of the schedule, and their metadata."""
+    said = (config.get("training") or {}).get("ema")
+    decays = said if isinstance(said, list) else [said]
+    if ema is not None and ema not in decays:
+        known = ", ".join(map(str, decays))
+        raise ValueError(f"{run} has no average of decay {ema}; it has {known}")
+    number = 0 if ema is None else decays.index(ema)
+    if not number:
+        return read_run(run, WEIGHTS, config)
+    state, meta = read_run(run, TRAINING, config)
+    first = f"ema{number}."
+    weights = {
+        name.removeprefix(first): value
+        for name, value in state.items()
+        if name.startswith((first, SCHEDULE))
+    }
+    return weights, meta
 
 
 def _built_network(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sdediff.calls import Condition, check_condition, check_floating
+from sdediff.drawing import note_times
 from sdediff.predictions import (
     Pair,
     canonical,
@@ -55,6 +56,7 @@ def outputs(
     ``mask``, bool of the shape of x, says which coordinates exist; None: all.
     """
     x = at_least_float32(x)
+    note_times(t)
     (at,) = entries_of(
         model, t[None], Like.of(x), None, breaks_of(model) if hasattr(model, "breaks") else ()
     )

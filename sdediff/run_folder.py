@@ -24,10 +24,14 @@ from sdediff.files import sweep, write_atomically
 __all__ = [
     "CONFIG",
     "FORMAT",
+    "GRIDS",
+    "LOSSES",
     "SECTIONS",
     "TRAINING",
+    "VALIDATION",
     "WEIGHTS",
     "Run",
+    "being_written",
     "check_ours",
     "check_out",
     "locate",
@@ -39,6 +43,10 @@ __all__ = [
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "model.safetensors"
 TRAINING: Final = "training.safetensors"
+LOSSES: Final = "losses.csv"
+VALIDATION: Final = "validation.csv"
+GRIDS: Final = "samples-step-????????.*"
+"""Pictures of samples on the way, by step."""
 FORMAT: Final = 2
 """Of the folders that this version writes. 1: without run id and checksums."""
 
@@ -148,6 +156,20 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def being_written(folder: Path) -> bool:
+    """Whether a process holds the folder's lock."""
+    filelock = require("filelock", "train")
+    if not (folder / _LOCK).exists():
+        return False
+    lock = filelock.FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except (filelock.Timeout, OSError):
+        return True
+    lock.release()
+    return False
+
+
 def _sweep(folder: Path) -> None:
     """Remove what killed writers of the run's files left; for the only writer."""
     for name in (CONFIG, WEIGHTS, TRAINING):
@@ -177,32 +199,34 @@ class Run:
     begun: Mapping[str, Any] | None = None
     replaces: bool = False
 
-    def save(self, training: bytes, weights: bytes) -> None:
+    @property
+    def another(self) -> bool:
+        """Whether the folder holds another run until the first `save`."""
+        return self.replaces and self.begun is None
+
+    def save(self, training: bytes, weights: bytes, tables: Mapping[str, bytes | None]) -> None:
         """Bring the folder up to date: the training state first, so that the weights never run
-        ahead of it.
+        ahead of it. ``tables`` take the places of another run's.
         """
         _sweep(self.folder)
         if self.replaces:
-            _replace(self.folder, self.config, training, weights)
+            files = {CONFIG: _config_bytes(self.config), TRAINING: training, WEIGHTS: weights}
+            _replace(self.folder, files, tables if self.another else {})
             self.replaces = False
             return
         write_atomically(self.folder / TRAINING, training)
         write_atomically(self.folder / WEIGHTS, weights)
 
 
-def _replace(folder: Path, config: Mapping[str, Any], training: bytes, weights: bytes) -> None:
-    """Put three files in the place of those that are there: a kill at any moment leaves all of the
-    old ones or all of the new.
+def _replace(folder: Path, files: Mapping[str, bytes], tables: Mapping[str, bytes | None]) -> None:
+    """Put three files and tables in the place of those that are there: a kill at any moment leaves
+    all of the old ones or all of the new. A table that is None is empty in the new run.
     """
     staging = folder / _STAGING
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
-    for name, content in (
-        (CONFIG, _config_bytes(config)),
-        (TRAINING, training),
-        (WEIGHTS, weights),
-    ):
-        write_atomically(staging / name, content)
+    for name, content in {**files, **tables}.items():
+        write_atomically(staging / name, content or b"")
     os.rename(staging, folder / _NEXT)
     _settle(folder)
 
@@ -212,7 +236,14 @@ def _settle(folder: Path) -> None:
     coming = folder / _NEXT
     if not coming.is_dir():
         return
-    for name in (TRAINING, WEIGHTS, CONFIG):
-        if (coming / name).is_file():
-            os.replace(coming / name, folder / name)
+    if (coming / LOSSES).is_file():  # another run was there
+        for grid in folder.glob(GRIDS):
+            grid.unlink()
+    for name in (LOSSES, VALIDATION, TRAINING, WEIGHTS, CONFIG):
+        new = coming / name
+        if new.is_file() and new.stat().st_size:
+            os.replace(new, folder / name)
+        elif new.is_file():  # a table without rows
+            (folder / name).unlink(missing_ok=True)
+            new.unlink()
     coming.rmdir()

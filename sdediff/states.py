@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +22,7 @@ __all__ = [
     "checksum",
     "module_state",
     "pack",
+    "read_notes",
     "read_tensors",
     "serialise",
     "set_module_state",
@@ -207,3 +209,12 @@ def read_tensors(path: Path, *, sealed: bool = False) -> tuple[dict[str, Any], d
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}); train again or restore the file") from error
     return state, {key: value for key, value in meta.items() if key not in (_ALIASES, _EXTRA)}
+
+
+def read_notes(path: Path) -> tuple[dict[str, str], int]:
+    """The metadata of a file of tensors, and how many numbers these hold, without reading them."""
+    with require("safetensors", "train").safe_open(path, framework="pt") as file:
+        meta = dict(file.metadata() or {})
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    whole: dict[str, str] = json.loads(meta[_META]) if _META in meta else meta
+    return whole, sum(math.prod(shape) for shape in shapes)

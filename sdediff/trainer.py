@@ -9,21 +9,23 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sdediff.checkpoint import SCHEDULE, read_run
+from sdediff.drawing import Draws, noted_times
 from sdediff.model import ScoreModel
 from sdediff.objectives import Objective
 from sdediff.objectives.objective import seen_by
+from sdediff.optimization import Optimization
 from sdediff.run_folder import TRAINING, Run
 from sdediff.solvers.given import Record, integer
+from sdediff.sources import Samples, Source, Taken, batch, seed_of
 from sdediff.states import checksum, module_state, pack, serialise, set_module_state, unpack
 
-__all__ = ["Settings", "Trainer"]
+__all__ = ["Made", "Settings", "Trainer", "averaged", "batch"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Settings(Record):
     batch_size: int
     lr: float
     warmup: int
-    ema: float
+    ema: float | tuple[float, ...]
     clip: float
     seed: int
 
@@ -43,16 +45,46 @@ class Settings(Record):
             _ = integer(name, getattr(self, name), 1, kind="positive, an int")
         for name in ("warmup", "seed"):
             _ = integer(name, getattr(self, name), kind="a non-negative int")
-        for name in ("lr", "ema", "clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
-        if self.ema >= 1:
-            raise ValueError(f"ema is a decay below 1, 0.999 say; got {self.ema!r}")
+        for name, value in (
+            ("lr", self.lr),
+            ("clip", self.clip),
+            *(("ema", d) for d in self.decays),
+        ):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive, got {value!r}")
+        for decay in self.decays:
+            if decay >= 1:
+                raise ValueError(f"ema is a decay below 1, 0.999 say; got {decay!r}")
+        if not self.decays or len(set(self.decays)) < len(self.decays):
+            raise ValueError(f"ema must be a decay, or several different ones; got {self.ema!r}")
 
-    def rate(self, step: int) -> float:
+    @property
+    def decays(self) -> tuple[float, ...]:
+        """The decays of the averages; the first is the model's own."""
+        return self.ema if isinstance(self.ema, tuple) else (self.ema,)
+
+    def rate(self, step: int, peak: float) -> float:
         """Learning rate of a step: a linear warm-up times a cosine that ends at zero."""
         rise = min(1.0, (step + 1) / max(1, self.warmup))
-        return self.lr * rise * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return peak * rise * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+
+class Made(NamedTuple):
+    """A step of the optimizer that was made, and what it saw."""
+
+    step: int
+    """1 for the first."""
+    loss: Tensor
+    """The mean over the batch, as far as this process has it."""
+    norm: Tensor | None
+    """Of the gradient, before it was clipped."""
+    rate: float
+    losses: Tensor
+    """(B,), of the rows of this process."""
+    times: Tensor | None
+    """(B,), where the loss evaluates the model at one time a sample."""
+    rows: Tensor
+    taken: Taken
 
 
 class Trainer:
@@ -61,29 +93,26 @@ class Trainer:
     def __init__(
         self,
         model: ScoreModel,
-        data: Tensor,
-        condition: Mapping[str, Tensor],
+        source: Source,
         loss: Objective,
         settings: Settings,
-        mask: Tensor | None = None,
+        optimization: Optimization,
     ) -> None:
-        self.mask = mask
         self.model = model
-        self.data = data
-        self.condition = condition
+        self.source = source
         self.loss = loss
         self.settings = settings
+        self.optimization = optimization
         self.module = cast(Any, model.net)
         schedule = getattr(model.sde, "schedule", None)
         # learned with the network
         self.schedule: nn.Module = schedule if isinstance(schedule, nn.Module) else nn.Module()
         learned = [*self.module.parameters(), *self.schedule.parameters()]
         _check_trainable(self.module, learned)
-        self.ema = _copied(self.module, settings.ema)
-        fused = not any(p.is_complex() for p in learned)
-        self.optimizer: Any = torch.optim.AdamW(
-            learned, lr=settings.lr, betas=(0.9, 0.99), fused=fused
-        )
+        self.averages = {decay: _copied(self.module, decay) for decay in settings.decays}
+        self.ema = self.averages[settings.decays[0]]
+        self.optimizer: Any = optimization.made(learned, settings.lr)
+        self._peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.step = 0
         self._prove()
 
@@ -91,49 +120,100 @@ class Trainer:
         """Move everything to the accelerator's device and let it wrap what it runs."""
         self.accelerator = accelerator
         self.model.to(accelerator.device)
-        self.ema.to(accelerator.device)
+        for average in self.averages.values():
+            average.to(accelerator.device)
         self.model.net, self.optimizer = accelerator.prepare(self.module, self.optimizer)
         self.model.train()
+        self._batches = self.source.batches(self.step)
 
-    def take(self) -> Tensor:
-        """One step of the optimizer; returns the loss."""
-        settings = self.settings
-        accelerator = self.accelerator
-        process = self.accelerator.process_index
-        index = batch(len(self.data), settings.batch_size, settings.seed, self.step)[
-            process :: accelerator.num_processes
-        ]
-        # Under fork_rng of fit: times, noise and dropout of the step.
-        torch.manual_seed(_step_seed(settings.seed, self.step, process))
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.rate(self.step)
-        given = {
-            name: value[index].to(accelerator.device) for name, value in self.condition.items()
-        }
-        x_0 = self._seen(self.data[index].to(accelerator.device))
-        there: dict[str, Any] = (
-            {} if self.mask is None else {"mask": self.mask[index].to(accelerator.device)}
+    def take(self) -> Made:
+        """One step of the optimizer."""
+        accelerator, step, seed = self.accelerator, self.step, self.settings.seed
+        # Under fork_rng of fit: what a Dataset draws in this process, then noise and dropout.
+        torch.manual_seed(seed_of(seed, 3, step))
+        taken = next(self._batches)
+        torch.manual_seed(seed_of(seed, 1, step, accelerator.process_index))
+        rates = [self._rate(peak) for peak in self._peaks]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        parts = self._parts(taken.count)
+        whole = Draws(taken.count, seed_of(seed, 1, step, 0))
+        divided = len(parts[0]) < taken.count
+        self.optimizer.zero_grad()
+        found, times, norm = [], [], None
+        for rows in parts:
+            samples = taken.part(rows)
+            with accelerator.accumulate(self.model.net), noted_times() as noted:
+                if divided:
+                    with whole.of(rows):
+                        losses = self.losses(samples)
+                else:
+                    losses = self.losses(samples)
+                # the mean of the parts' means, where they are not of one size
+                share = len(parts) * accelerator.num_processes * len(rows) / taken.count
+                accelerator.backward(losses.mean() * share)
+                if accelerator.sync_gradients:
+                    norm = self._clipped()
+                self.optimizer.step()
+            found.append(losses.detach())
+            times += [t for t in noted if t.shape == losses.shape][:1]
+        for average in self.averages.values():
+            average.update_parameters(self.module)
+        self.step += 1
+        if self.step == 1:
+            self.optimization.check_state(self.optimizer)
+        losses, rows = torch.cat(found), torch.cat(parts)
+        loss = losses.mean() * (accelerator.num_processes * len(rows) / taken.count)
+        known = torch.cat(times) if len(times) == len(parts) else None
+        return Made(self.step, loss, norm, rates[0], losses, known, rows, taken)
+
+    def _rate(self, peak: float) -> float:
+        schedule = self.optimization.schedule
+        return (
+            self.settings.rate(self.step, peak) if schedule is None else peak * schedule(self.step)
         )
-        with accelerator.autocast():
+
+    def _parts(self, count: int) -> list[Tensor]:
+        """The rows of a batch that this process takes, in as many parts as gradients are added
+        up.
+        """
+        processes, parts = self.accelerator.num_processes, self.optimization.accumulate
+        if count < processes * parts:
+            raise ValueError(
+                f"a batch of {count} samples cannot be divided among {processes} processes times "
+                f"accumulate={parts}: take larger batches (of a DataLoader: drop_last=True)"
+            )
+        own = torch.arange(count)[self.accelerator.process_index :: processes]
+        return list(own.tensor_split(parts))
+
+    def _clipped(self) -> Tensor:
+        """Clip the gradient; returns its norm before."""
+        accelerator = self.accelerator
+        for value in self.schedule.parameters():  # which the wrapped network does not know of
+            if accelerator.num_processes > 1 and value.grad is not None:
+                value.grad = accelerator.reduce(value.grad, "mean")
+        norm: Tensor = accelerator.clip_grad_norm_(self.module.parameters(), self.settings.clip)
+        return norm.detach()
+
+    def losses(self, samples: Samples) -> Tensor:
+        """The losses (B,) of these samples."""
+        device = self.accelerator.device
+        given = {name: value.to(device) for name, value in samples.condition.items()}
+        x_0 = self._seen(samples.x.to(device))
+        there: dict[str, Any] = {} if samples.mask is None else {"mask": samples.mask.to(device)}
+        with self.accelerator.autocast():
             losses = self.loss(self.model, x_0, given, **there)
-            if not isinstance(losses, Tensor) or not losses.is_floating_point():
-                raise TypeError(
-                    "loss must return the losses of the samples, a tensor (B,), got "
-                    f"{type(losses).__name__}"
-                )
-            value = losses.mean()
-        if not value.requires_grad:
+        if not isinstance(losses, Tensor) or not losses.is_floating_point():
+            raise TypeError(
+                "loss must return the losses of the samples, a tensor (B,), got "
+                f"{type(losses).__name__}"
+            )
+        if torch.is_grad_enabled() and not losses.requires_grad:
             raise ValueError(
                 "the loss does not depend on a parameter that requires grad; does the network "
                 "use its parameters?"
             )
-        self.optimizer.zero_grad()
-        accelerator.backward(value)
-        accelerator.clip_grad_norm_(self.module.parameters(), settings.clip)
-        self.optimizer.step()
-        self.ema.update_parameters(self.module)
-        self.step += 1
-        return value.detach()
+        return losses
 
     def _seen(self, y: Tensor) -> Tensor:
         """Data in the user's units as the loss sees them."""
@@ -151,13 +231,13 @@ class Trainer:
 
     def finish(self) -> ScoreModel:
         """Give the model its averaged weights."""
-        set_module_state(self.module, self._averages())
+        set_module_state(self.module, self._averages(self.ema))
         self.model.net = self.module
         return self.model.eval()
 
-    def _averages(self) -> dict[str, Any]:
+    def _averages(self, average: Any) -> dict[str, Any]:
         """The averaged weights; what is no tensor is the network's own, as buffers are."""
-        state = module_state(self.ema.module)
+        state = module_state(average.module)
         current = module_state(self.module)
         return {
             name: value if isinstance(value, Tensor) else current[name]
@@ -167,12 +247,17 @@ class Trainer:
     def _states(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What `save` keeps: of the training, and of the averaged model."""
         schedule = {f"{SCHEDULE}{k}": v for k, v in self.schedule.state_dict().items()}
-        averages = self._averages()
+        averages = self._averages(self.ema)
         state = {f"net.{k}": v for k, v in module_state(self.module).items()} | {
             f"ema.{k}": v for k, v in averages.items()
         }
+        for number, other in enumerate(self.averages.values()):
+            if number:
+                state |= {f"{_named(number)}.{k}": v for k, v in self._averages(other).items()}
         for i, entry in self.optimizer.state_dict()["state"].items():
-            state |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in entry.items()}
+            state |= {
+                f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in entry.items() if v is not None
+            }
         if hasattr(self.loss, "state_dict"):
             state |= {f"loss.{k}": v for k, v in self.loss.state_dict().items()}
         return state | schedule, averages | schedule
@@ -183,20 +268,22 @@ class Trainer:
         """
         try:
             serialise(self._states()[0], {})
-            set_module_state(self.ema.module, unpack(*pack(self._averages())))
+            set_module_state(self.ema.module, unpack(*pack(self._averages(self.ema))))
         except Exception as error:  # of any kind: the network's own methods are called
             raise ValueError(
                 f"the state of {type(self.module).__name__} cannot be kept in a run folder: {error}"
             ) from error
 
-    def identity(self, config: Mapping[str, Any]) -> str:
+    def identity(
+        self, config: Mapping[str, Any], data: Tensor, condition: Mapping[str, Tensor]
+    ) -> str:
         """A name of the run: by its configuration, its first weights and its data, so that equal
         runs write equal files.
         """
-        rows = torch.linspace(0, len(self.data) - 1, min(len(self.data), 1024)).long()
+        rows = torch.linspace(0, len(data) - 1, min(len(data), 1024)).long()
         given = {
-            "data": self.data,
-            **{f"condition.{name}": value for name, value in self.condition.items()},
+            "data": data,
+            **{f"condition.{name}": value for name, value in condition.items()},
         }
         state = self._states()[0] | {
             name: value[rows.to(value.device)] for name, value in given.items()
@@ -204,34 +291,33 @@ class Trainer:
         tensors, notes = pack(state)
         return checksum(tensors, {**notes, "config": json.dumps(config, sort_keys=True)})[:16]
 
-    def save(self, run: Run) -> None:
-        """Bring the folder of the run up to date."""
+    def save(self, run: Run, tables: Mapping[str, bytes | None]) -> None:
+        """Bring the folder of the run up to date; ``tables`` are those of a run that replaces
+        another.
+        """
         self.accelerator.wait_for_everyone()
         if not self.accelerator.is_main_process:
             return
         meta = {"step": str(self.step), "run": run.config["run"]}
         training, averages = (serialise(state, meta) for state in self._states())
-        run.save(training, averages)
+        run.save(training, averages, tables)
 
     def restore(self, folder: Path, config: Mapping[str, Any]) -> None:
         """Go back to where the folder's last checkpoint stands; before `prepare`."""
         tensors, meta = read_run(folder, TRAINING, config)
-        parts: dict[str, dict[str, Any]] = {
-            "net": {},
-            "ema": {},
-            "optimizer": {},
-            "loss": {},
-            "schedule": {},
-        }
+        averages = {_named(k): average for k, average in enumerate(self.averages.values())}
+        names = ("net", *averages, "optimizer", "loss", "schedule")
+        parts: dict[str, dict[str, Any]] = {name: {} for name in names}
         try:
             for name, value in tensors.items():
                 part, key = name.split(".", 1)
                 parts[part][key] = value
             self.step = int(meta["step"])
             set_module_state(self.module, parts["net"])
-            set_module_state(self.ema.module, parts["ema"])
             self.schedule.load_state_dict(parts["schedule"])
-            self.ema.n_averaged.fill_(self.step)
+            for name, average in averages.items():
+                set_module_state(average.module, parts[name])
+                average.n_averaged.fill_(self.step)
             state: dict[int, dict[str, Tensor]] = {}
             for key, value in parts["optimizer"].items():
                 i, name = key.split(".", 1)
@@ -283,6 +369,11 @@ def _copied(module: nn.Module, decay: float) -> Any:
         ) from error
 
 
+def _named(number: int) -> str:
+    """What the part of the file with an average is called."""
+    return f"ema{number or ''}"
+
+
 def averaged(net: nn.Module, decay: float) -> Any:
     """A copy of ``net`` that follows it with decay min(decay, (1 + k) / (10 + k)) at update k."""
 
@@ -292,21 +383,3 @@ def averaged(net: nn.Module, decay: float) -> Any:
         torch._foreach_lerp_(mean, current, 1 - min(decay, (1 + k) / (10 + k)))
 
     return torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=average, use_buffers=False)
-
-
-def batch(count: int, size: int, seed: int, step: int) -> Tensor:
-    """Which samples step ``step`` sees: consecutive pieces of a shuffle of the data for each
-    epoch.
-    """
-    position = np.arange(step * size, (step + 1) * size)
-    epochs, within = position // count, position % count
-    index = np.empty(size, dtype=np.int64)
-    for epoch in np.unique(epochs):
-        order = np.random.Generator(np.random.PCG64((seed, 0, int(epoch)))).permutation(count)
-        chosen = epochs == epoch
-        index[chosen] = order[within[chosen]]
-    return torch.from_numpy(index)
-
-
-def _step_seed(seed: int, step: int, process: int) -> int:
-    return int(np.random.SeedSequence((seed, 1, step, process)).generate_state(1, np.uint32)[0])

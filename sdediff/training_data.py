@@ -5,12 +5,9 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Mapping
-from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from sdediff.calls import Condition, check_condition, check_taken
 from sdediff.model import ScoreModel
@@ -26,41 +23,10 @@ __all__ = [
     "check_objective",
     "check_shape_of",
     "check_trained",
-    "collected",
     "look_at",
     "tried",
     "with_dropout",
 ]
-
-
-def collected(
-    data: Tensor | Dataset[Any], condition: Condition | None
-) -> tuple[Tensor, Condition | None]:
-    """(data, condition): tensors as they are; of a torch Dataset its samples, read once, and what
-    stands beside them.
-
-    Its items are tensors, pairs (x, label) or pairs (x, {name: value}).
-    """
-    if isinstance(data, Tensor) or not isinstance(data, Dataset) or not hasattr(data, "__len__"):
-        return cast(Tensor, data), condition  # `check_trained` refuses what is no tensor
-    items = [data[i] for i in range(len(data))]
-    found = torch.utils.data.default_collate(items) if items else torch.empty(0)
-    if isinstance(found, Tensor):
-        return found, condition
-    if not isinstance(found, list | tuple) or len(found) not in (1, 2):
-        raise TypeError(
-            "items of data must be tensors x, pairs (x, label) or pairs (x, {name: value}); got "
-            f"{type(items[0]).__name__}"
-        )
-    if len(found) == 1:
-        return found[0], condition
-    if condition is not None:
-        raise ValueError(
-            "data has the conditions beside its samples, and condition is passed too: pass one of "
-            "them"
-        )
-    x, beside = found
-    return x, beside if isinstance(beside, Mapping) else {"label": beside}
 
 
 def check_trained(
@@ -77,11 +43,6 @@ def check_trained(
         )
         raise TypeError(
             f"model must be a ScoreModel around a torch module, got {type(model).__name__}; {mend}"
-        )
-    if not isinstance(data, Tensor):
-        raise TypeError(
-            f"data must be a floating-point tensor (N, *event), got {type(data).__name__}; "
-            f"{_way_out(data)}"
         )
     if data.ndim < 1 or not data.is_floating_point() or len(data) < 1:
         got = f"{data.dtype} of shape {tuple(data.shape)}"
@@ -155,25 +116,6 @@ def _check_null(model: ScoreModel, condition: Mapping[str, Tensor]) -> None:
         check_condition(few, 1, model.net)
     except (TypeError, ValueError) as error:
         raise ValueError(f"drop: the model's null does not do: {error}") from error
-
-
-def _way_out(data: object) -> str:
-    """How to make a tensor of what was given as data."""
-    if isinstance(getattr(data, "x", None), Tensor):
-        labels = isinstance(getattr(data, "labels", None), Tensor)
-        return "pass data.x" + (
-            ", and condition={'label': data.labels} if the network takes labels" if labels else ""
-        )
-    if isinstance(data, torch.utils.data.DataLoader):
-        return (
-            "join its batches: torch.cat([batch[0] for batch in loader]), or [batch for batch in "
-            "loader] if they are tensors"
-        )
-    if isinstance(data, Dataset):
-        return "a Dataset without a length is read into one: torch.stack(list(data)), say"
-    if isinstance(data, np.ndarray):
-        return "pass torch.from_numpy(data).float()"
-    return "make one of it, torch.tensor(data) or torch.stack(list(data)) say"
 
 
 def look_at(model: ScoreModel, data: Tensor, mask: Tensor | None) -> None:

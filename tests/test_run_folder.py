@@ -27,7 +27,7 @@ from sdediff.networks import MLP, initialised
 from sdediff.states import module_state, read_tensors
 from sdediff.training import Interrupted
 
-NAMES = ("config.json", "model.safetensors", "training.safetensors")
+NAMES = ("config.json", "losses.csv", "model.safetensors", "training.safetensors")
 
 
 def small() -> MLP:

@@ -17,22 +17,15 @@ from sdediff.cli.options import (
     Degrade,
     Device,
     Downsample,
-    Drop,
     Grey,
     Guidance,
-    IgnoreLabels,
-    Labels,
     Level,
     Mask,
     MaxNfe,
     Method,
-    Network,
     NoiseStd,
-    Overwrite,
     Particles,
-    Process,
     Quiet,
-    Resume,
     Rtol,
     Seed,
     SolverName,
@@ -40,6 +33,7 @@ from sdediff.cli.options import (
 )
 from sdediff.cli.solver_commands import compare, tune
 from sdediff.cli.stopping import interruptible
+from sdediff.cli.train_command import info, train
 
 app = typer.Typer(
     add_completion=False,
@@ -50,68 +44,7 @@ app = typer.Typer(
 )
 
 
-@app.command()
-def train(
-    out: Annotated[str, typer.Option(help="run folder to write")],
-    sde: Process = "vp",
-    data: Annotated[
-        str, typer.Option(help="digits, mnist, a folder of images, or an .npy or .npz array")
-    ] = "digits",
-    steps: Annotated[int, typer.Option(help="training steps", min=1)] = 10_000,
-    checkpoint_every: Annotated[int, typer.Option(help="steps between checkpoints", min=1)] = 1000,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    batch_size: Annotated[int, typer.Option(help="samples a step", min=1)] = 128,
-    lr: Annotated[float, typer.Option(help="learning rate at its peak")] = 1e-3,
-    weighting: Annotated[str, typer.Option(help="of the loss: edm, sigma2 or likelihood")] = "edm",
-    times: Annotated[
-        str, typer.Option(help="density of the times trained on: logit-normal or uniform")
-    ] = "logit-normal",
-    image_size: Annotated[
-        int | None, typer.Option(help="side to which images of a folder are resized", min=1)
-    ] = None,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="take an array of floats of any range and standardise it")
-    ] = False,
-    labels: Labels = False,
-    ignore_labels: IgnoreLabels = False,
-    drop: Drop = None,
-    network: Network = None,
-    mixed_precision: Annotated[str | None, typer.Option(help="bf16 or fp16")] = None,
-    seed: Seed = 0,
-    device: Device = None,
-    quiet: Quiet = False,
-) -> None:
-    """Train a score model on data and write a run folder. Ctrl-C, SIGTERM and SIGHUP leave a
-    checkpoint.
-    """
-    from sdediff.cli.train import run
-    from sdediff.run_folder import check_out
-
-    with interruptible():
-        run(
-            out=check_out(out, "--out"),
-            sde=sde,
-            data=data,
-            steps=steps,
-            checkpoint_every=checkpoint_every,
-            resume=resume,
-            overwrite=overwrite,
-            batch_size=batch_size,
-            lr=lr,
-            weighting=weighting,
-            times=times,
-            image_size=image_size,
-            raw=raw,
-            labels=labels,
-            ignore_labels=ignore_labels,
-            drop=drop,
-            network=network and network.lower(),
-            mixed_precision=mixed_precision,
-            seed=seed,
-            device=device,
-            quiet=quiet,
-        )
+app.command()(train)
 
 
 @app.command()
@@ -212,6 +145,7 @@ def restore(
         raise typer.Exit(code)
 
 
+app.command()(info)
 app.command()(compare)
 app.command()(tune)
 app.command()(evaluate)

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from sdediff.cli.names import check_device, loss_for, process_for
-from sdediff.data import Dataset, load_data
+from sdediff.data import Dataset, load_data, split
 from sdediff.model import ScoreModel
 from sdediff.networks import initialised, network_for
 from sdediff.normalizer import Normalizer
 from sdediff.run_folder import check_ours
 from sdediff.sde import SDE
-from sdediff.training import fit
+from sdediff.training import Optimization, Watch, fit
 
-__all__ = ["about", "run"]
+__all__ = ["Asked", "about", "run"]
 
 
 def about(dataset: Dataset) -> dict[str, object]:
@@ -28,67 +30,110 @@ def about(dataset: Dataset) -> dict[str, object]:
     return {"name": dataset.name, "image": dataset.is_image, **span}
 
 
-def run(
-    *,
-    out: Path,
-    sde: str,
-    data: str,
-    steps: int,
-    checkpoint_every: int,
-    resume: bool,
-    overwrite: bool,
-    batch_size: int,
-    lr: float,
-    weighting: str,
-    times: str,
-    image_size: int | None,
-    raw: bool,
-    labels: bool,
-    ignore_labels: bool,
-    drop: float | None,
-    network: str | None,
-    mixed_precision: str | None,
-    seed: int,
-    device: str | None,
-    quiet: bool,
-) -> None:
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asks of a training; `sdediff.cli.train_command` documents it."""
+
+    out: Path
+    sde: str
+    data: str
+    steps: int
+    checkpoint_every: int
+    resume: bool
+    overwrite: bool
+    batch_size: int
+    accumulate: int
+    lr: float
+    ema: str
+    clip: float
+    weighting: str
+    times: str
+    held_out: int
+    watch_every: int
+    watch_samples: int
+    track: str | None
+    image_size: int | None
+    raw: bool
+    labels: bool
+    ignore_labels: bool
+    drop: float | None
+    network: str | None
+    mixed_precision: str | None
+    seed: int
+    device: str | None
+    quiet: bool
+
+    def decays(self) -> float | tuple[float, ...]:
+        """The decays of ``--ema``."""
+        try:
+            decays = tuple(float(word) for word in self.ema.split(","))
+        except ValueError as error:
+            raise ValueError(
+                f"--ema is a decay, 0.999, or several, 0.999,0.9999; got {self.ema!r}"
+            ) from error
+        return decays if len(decays) > 1 else decays[0]
+
+
+def run(asked: Asked) -> None:
     """Train and write the run folder."""
-    if resume and overwrite:
+    out, labels = asked.out, asked.labels
+    if asked.resume and asked.overwrite:
         raise ValueError(
             f"--resume goes on with the run in {out} and --overwrite starts anew: pass one of them"
         )
-    if not check_ours(out) and resume and not quiet:
+    if not check_ours(out) and asked.resume and not asked.quiet:
         print(f"there is no run in {out} yet: starting one", file=sys.stderr)
-    make = process_for(sde)
-    loss = loss_for(sde, weighting, times)
-    place = check_device(device)
-    share = _share(drop, labels=labels)
-    dataset = _dataset(data, image_size, raw, network, labels=labels, ignored=ignore_labels)
-    classes, condition = _classes(dataset) if labels else ([], None)
-    model = _model(dataset, make, seed, network, len(classes) or None, dropped=share > 0)
-    if not quiet:
-        _tell(dataset, model, place)
+    make = process_for(asked.sde)
+    loss = loss_for(asked.sde, asked.weighting, asked.times)
+    place = check_device(asked.device)
+    network = asked.network and asked.network.lower()
+    share = _share(asked.drop, labels=labels)
+    dataset = _dataset(asked, network)
+    classes = list(dataset.classes) if labels else []
+    rest, kept = split(dataset, asked.held_out, 0) if asked.held_out else (dataset, None)
+    model = _model(rest, make, asked.seed, network, len(classes) or None, dropped=share > 0)
+    if not asked.quiet:
+        _tell(rest, model, place)
     fit(
         model,
-        dataset.x,
+        rest.x,
         out=out,
-        steps=steps,
-        batch_size=batch_size,
-        lr=lr,
+        steps=asked.steps,
+        batch_size=asked.batch_size,
+        lr=asked.lr,
         loss=loss,
-        condition=condition,
+        ema=asked.decays(),
+        clip=asked.clip,
+        condition={"label": rest.labels} if labels and rest.labels is not None else None,
         drop=share,
-        seed=seed,
-        checkpoint_every=checkpoint_every,
-        resume=resume,
-        overwrite=overwrite,
+        seed=asked.seed,
+        checkpoint_every=asked.checkpoint_every,
+        resume=asked.resume,
+        overwrite=asked.overwrite,
         device=place,
-        mixed_precision=mixed_precision,
-        progress=not quiet,
-        about={**about(dataset), **({"classes": classes} if classes else {})},
+        mixed_precision=asked.mixed_precision,
+        progress=not asked.quiet,
+        about={**about(rest), **({"classes": classes} if classes else {})},
+        optimization=Optimization(accumulate=asked.accumulate),
+        watch=_watch(asked, kept, classes),
     )
-    if not quiet:
+    if not asked.quiet:
         _tell_next(out, dataset, classes)
+
+
+def _watch(asked: Asked, kept: Dataset | None, classes: list[str]) -> Watch:
+    """What is looked at on the way."""
+    held_out: object = None if kept is None else kept.x
+    if kept is not None and kept.labels is not None and classes:
+        held_out = TensorDataset(kept.x, kept.labels)
+    labels = torch.arange(asked.watch_samples) % max(1, len(classes))
+    return Watch(
+        held_out=held_out,
+        every=asked.watch_every,
+        samples=asked.watch_samples,
+        condition={"label": labels} if classes and asked.watch_samples else None,
+        trackers=() if asked.track is None else asked.track,
+    )
 
 
 def _share(drop: float | None, *, labels: bool) -> float:
@@ -98,21 +143,14 @@ def _share(drop: float | None, *, labels: bool) -> float:
     return 0.0 if not labels else 0.1 if drop is None else drop
 
 
-def _dataset(
-    data: str,
-    image_size: int | None,
-    raw: bool,
-    network: str | None,
-    *,
-    labels: bool,
-    ignored: bool,
-) -> Dataset:
+def _dataset(asked: Asked, network: str | None) -> Dataset:
     """The data of this name or path, as the network sees them; a ValueError for labels that nobody
     said to take or to ignore, and where there are none to take.
     """
+    data, labels, ignored = asked.data, asked.labels, asked.ignore_labels
     if labels and ignored:
         raise ValueError("--labels takes the labels and --ignore-labels does not: pass one of them")
-    dataset = load_data(data, image_size=image_size, raw=raw)
+    dataset = load_data(data, image_size=asked.image_size, raw=asked.raw)
     if labels and dataset.labels is None:
         raise ValueError(
             f"{data} has no labels for --labels: it takes digits, mnist, a folder with a folder "
@@ -123,18 +161,11 @@ def _dataset(
             f"{data} holds labels: pass --labels to train with them, or --ignore-labels to train "
             "without"
         )
+    if labels and dataset.labels is not None:  # 0, 1, ... in their order
+        values, index = dataset.labels.unique(return_inverse=True)
+        names = tuple(dataset.classes[v] if dataset.classes else str(v) for v in values.tolist())
+        dataset = replace(dataset, labels=index, classes=names)
     return _signals(dataset, data) if network == "unet1d" else dataset
-
-
-def _classes(dataset: Dataset) -> tuple[list[str], dict[str, Tensor]]:
-    """The names of the classes, and as a condition the class of each sample, 0, 1, ... in their
-    order.
-    """
-    if dataset.labels is None:
-        raise ValueError(f"{dataset.name} has no labels")
-    values, index = dataset.labels.unique(return_inverse=True)
-    names = [dataset.classes[v] if dataset.classes else str(v) for v in values.tolist()]
-    return names, {"label": index}
 
 
 def _signals(dataset: Dataset, data: str) -> Dataset:

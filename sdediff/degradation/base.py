@@ -13,6 +13,7 @@ from torch import Tensor
 from sdediff.calls import check_condition, check_floating
 from sdediff.degradation.sampling import TACoS
 from sdediff.degradation.start import MixtureStart
+from sdediff.drawing import drawn
 from sdediff.protocols import Rows
 from sdediff.sde import SDE, LinearSDE
 from sdediff.sde.base import as_time, check_linear
@@ -243,7 +244,11 @@ class Hot(Degradation):
         return alpha * x_0 + sigma * noise
 
     def draw(self, x_0: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype)
+        noise = drawn(
+            len(x_0),
+            generator,
+            lambda n, g: torch.randn((n, *x_0.shape[1:]), generator=g, dtype=x_0.dtype),
+        )
         return {"noise": noise.to(x_0.device)}
 
     def known(self, x_0: Tensor, x: Tensor, t: Tensor, rows: Rows) -> Rows:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sdediff.degradation.base import Levelled, own_condition
 from sdediff.degradation.start import MixtureStart
+from sdediff.drawing import drawn
 from sdediff.protocols import Rows
 from sdediff.solvers.given import Count, NotNegative, Positive, check_choice
 
@@ -162,7 +163,9 @@ class Masking(Levelled):
         if self.centred:
             return {}
         size = torch.tensor(x_0.shape[2:])
-        u = torch.rand(len(x_0), 2, generator=generator, dtype=torch.float64)
+        u = drawn(
+            len(x_0), generator, lambda n, g: torch.rand(n, 2, generator=g, dtype=torch.float64)
+        )
         return {"centre": (u * size).long().minimum(size - 1).to(x_0.device)}
 
     def level(self, x_0: Tensor, i: Tensor, rows: Rows) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from sdediff.degradation.base import Levelled, own_condition
 from sdediff.degradation.images import images
+from sdediff.drawing import drawn
 from sdediff.protocols import Rows
 from sdediff.solvers.given import Count, integer
 
@@ -61,9 +62,11 @@ class Snow(Levelled):
 
     def draw(self, x_0: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         images(self, x_0, 4, 4)
-        size = (len(x_0), *x_0.shape[2:])
-        field = torch.randn(size, generator=generator, dtype=x_0.dtype)
-        upright = torch.rand(len(x_0), generator=generator) < 0.5
+        size, dtype = x_0.shape[2:], x_0.dtype
+        field = drawn(
+            len(x_0), generator, lambda n, g: torch.randn((n, *size), generator=g, dtype=dtype)
+        )
+        upright = drawn(len(x_0), generator, lambda n, g: torch.rand(n, generator=g)) < 0.5
         return {"snow": field.to(x_0.device), "upright": upright.to(x_0.device)}
 
     def level(self, x_0: Tensor, i: Tensor, rows: Rows) -> Tensor:

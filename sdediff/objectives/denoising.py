@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sdediff.arguments import check_condition, check_shape
 from sdediff.calls import Condition
+from sdediff.drawing import drawn
 from sdediff.masks import mean_over
 from sdediff.objectives.objective import (
     Batch,
@@ -217,14 +218,15 @@ class ConditionDropout(Loss):
             raise ValueError(
                 f"ConditionDropout: there is no condition {names}; given: {sorted(seen)}"
             )
-        dropped = torch.rand(len(batch.x_0), generator=batch.generator) < self.rate
+        chance = drawn(len(batch.x_0), batch.generator, lambda n, g: torch.rand(n, generator=g))
+        dropped = chance < self.rate
         for name, value in null.items():
             given = seen[name]
             instead = torch.as_tensor(value, dtype=given.dtype, device=given.device)
             seen[name] = torch.where(along(dropped, given), instead, given)
         # A loss of the user's need not know of them.
-        drawn: dict[str, Any] = {"generator": batch.generator, "mask": batch.mask}
-        known = {name: value for name, value in drawn.items() if value is not None}
+        both: dict[str, Any] = {"generator": batch.generator, "mask": batch.mask}
+        known = {name: value for name, value in both.items() if value is not None}
         return self.loss(batch.model, batch.x_0, seen, **known)
 
     def check(

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sdediff.drawing import drawn
 from sdediff.masks import counts, kept
 from sdediff.objectives.objective import Batch, Timed, factor
 from sdediff.predict import predict
@@ -69,7 +70,9 @@ class _Matching(Timed):
                     f"{sde!r} has no Gaussian kernel: x_t is simulated, and no one noise makes "
                     "it; drop noise="
                 )
-            seeds = torch.randint(2**62, (len(x),), generator=batch.generator).tolist()
+            seeds = drawn(
+                len(x), batch.generator, lambda n, g: torch.randint(2**62, (n,), generator=g)
+            ).tolist()
             with torch.no_grad():
                 path = simulate(sde, x, steps=self.simulated, seed=seeds, trajectory=True)
             frames = path.trajectory if path.trajectory is not None else x[None]
@@ -125,7 +128,11 @@ class SlicedScoreMatching(_Matching):
         s = score(x)
         total = torch.zeros_like(rowwise(s)[:, 0])
         for _ in range(self.slices):
-            v = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+            v = drawn(
+                len(x),
+                generator,
+                lambda n, g: torch.randn((n, *x.shape[1:]), generator=g, dtype=x.dtype),
+            ).to(x.device)
             v = torch.where(v < 0, -1.0, 1.0).to(x.dtype) if self.directions == "rademacher" else v
             if self.finite_difference is None:
                 (pulled,) = torch.autograd.grad(

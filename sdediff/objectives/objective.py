@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sdediff.calls import Condition, check_floating
+from sdediff.drawing import drawn
 from sdediff.masks import kept, mask_of
 from sdediff.objectives.times import Proposal, Times, check_times, time_at, uniform
 from sdediff.predictions import PREDICTIONS, conversion, meant
@@ -76,7 +77,11 @@ class Batch(NamedTuple):
         noise = self.noise
         if noise is None:
             x = self.x_0
-            noise = torch.randn(x.shape, generator=self.generator, dtype=x.dtype).to(x.device)
+
+            def draw(count: int, generator: torch.Generator | None) -> Tensor:
+                return torch.randn((count, *x.shape[1:]), generator=generator, dtype=x.dtype)
+
+            noise = drawn(len(x), self.generator, draw).to(x.device)
         return kept(noise, self.mask)
 
 

@@ -10,6 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from sdediff.drawing import drawn
 from sdediff.sde import LinearSDE
 from sdediff.solvers.given import Count, Finite, Positive, Record, nearest, reals
 
@@ -149,8 +150,12 @@ def uniform(count: int, generator: torch.Generator | None, *, stratified: bool) 
     """Uniform u (count,), float64 on the host: with ``stratified`` (i + u_i) / count in random
     order.
     """
-    u = torch.rand(count, generator=generator, dtype=torch.float64)
-    return (torch.randperm(count, generator=generator) + u) / count if stratified else u
+
+    def draw(count: int, generator: torch.Generator | None) -> Tensor:
+        u = torch.rand(count, generator=generator, dtype=torch.float64)
+        return (torch.randperm(count, generator=generator) + u) / count if stratified else u
+
+    return drawn(count, generator, draw)
 
 
 class Proposal:

@@ -26,7 +26,9 @@ FILE_LINES, FUNCTION_LINES = 300, 60
 # Calls of the global random number generator that are right where they stand: (file, call).
 GLOBAL_RNG_ALLOWED: frozenset[tuple[str, str]] = frozenset(  # under fork_rng
     {
+        ("sdediff/sources.py", "torch.manual_seed"),
         ("sdediff/trainer.py", "torch.manual_seed"),
+        ("sdediff/watching.py", "torch.manual_seed"),
         ("sdediff/networks/choice.py", "torch.manual_seed"),
     }
 )

@@ -1,0 +1,75 @@
+"""How `fit` makes its steps: the optimizer, its schedule, and gradient accumulation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdediff.solvers.given import callback_of, integer
+
+__all__ = ["Optimization"]
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """The user's optimizer and schedule, and gradient accumulation; `fit` takes it as
+    ``optimization=``.
+
+    ``optimizer(parameters)`` makes a torch optimizer, ``partial(torch.optim.SGD, lr=0.1,
+    momentum=0.9)`` say; the learning rate that it sets is the peak, and ``lr`` of `fit` is not
+    used. ``schedule(step)`` is what the peak is multiplied by at steps 0, 1, ..., in place of
+    warm-up and cosine; it depends on the step alone, so that a resumed run goes on as it would
+    have. ``accumulate`` parts of a batch are taken one after another and their gradients added up:
+    ``batch_size`` is still what one step of the optimizer sees, the memory is that of a part, and
+    the gradient is that of the whole batch, with the same times and noise, to rounding.
+    """
+
+    optimizer: Callable[[Sequence[Tensor]], torch.optim.Optimizer] | None = None
+    schedule: Callable[[int], float] | None = None
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        callback_of("optimizer", self.optimizer, "of parameters")
+        callback_of("schedule", self.schedule, "of a step")
+        integer("accumulate", self.accumulate, 1)
+
+    def made(self, learned: Sequence[Tensor], lr: float) -> torch.optim.Optimizer:
+        """The optimizer of these parameters: AdamW unless the user makes one."""
+        if self.optimizer is None:
+            fused = not any(p.is_complex() for p in learned)
+            return torch.optim.AdamW(learned, lr=lr, betas=(0.9, 0.99), fused=fused)
+        found = self.optimizer(learned)
+        if not isinstance(found, torch.optim.Optimizer):
+            raise TypeError(
+                "optimizer must return a torch optimizer: lambda p: torch.optim.SGD(p, lr=0.1), "
+                f"say; got {type(found).__name__}"
+            )
+        return found
+
+    def check_state(self, optimizer: Any) -> None:
+        """A ValueError unless what the optimizer remembers can be kept in a run folder."""
+        for entry in optimizer.state_dict()["state"].values():
+            for name, value in entry.items():
+                if not (value is None or isinstance(value, Tensor | int | float)):
+                    raise ValueError(
+                        f"optimizer remembers {name!r}, a {type(value).__name__}: a run folder "
+                        "keeps tensors and numbers alone; take another optimizer"
+                    )
+
+    def described(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """What a configuration says of what the user passed; nothing where it is fit's own."""
+        said: dict[str, Any] = {}
+        if self.optimizer is not None:
+            numbers = {
+                name: value
+                for name, value in optimizer.defaults.items()
+                if isinstance(value, bool | int | float | str | tuple | None)
+            }
+            said["optimizer"] = {"class": type(optimizer).__name__, **numbers}
+        if self.schedule is not None:
+            said["schedule"] = getattr(self.schedule, "__name__", type(self.schedule).__name__)
+        return said

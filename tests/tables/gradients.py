@@ -1,0 +1,89 @@
+"""A run whose gradients are kept, in this process or under ``accelerate launch``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import sdediff as sd
+from sdediff.networks import MLP, initialised
+from sdediff.training import Optimization
+
+DATA = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)) * 0.3 + 0.5
+LABELS = torch.arange(50) % 5
+
+
+class Labelled(nn.Module):
+    """An MLP with an embedding, `null` being label 5."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.embedding = MLP(2, 8, 1, 2), nn.Embedding(6, 2)
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        out: Tensor = self.net(x + self.embedding(label), t)
+        return out
+
+
+class Kept(torch.optim.SGD):
+    """Plain gradient steps; the gradient of each is kept."""
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        super().__init__(parameters, lr=0.01)  # type: ignore[arg-type]
+        self.gradients: list[Tensor] = []
+
+    def step(self, closure: Any = None) -> Any:
+        values = [p for group in self.param_groups for p in group["params"]]
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in values]
+        self.gradients.append(torch.cat([grad.flatten() for grad in grads]))
+        return super().step(closure)
+
+
+def gradients(
+    out: Path,
+    *,
+    steps: int = 4,
+    accumulate: int = 1,
+    learned: bool = True,
+    resume: bool = False,
+    data: Any = DATA,
+) -> Tensor:
+    """The gradients (steps, parameters) of a run, before they were clipped: of batches of 15, that
+    two processes or four parts do not divide evenly.
+    """
+    kept: list[Kept] = []
+
+    def optimizer(parameters: Sequence[Tensor]) -> Kept:
+        kept.append(Kept(parameters))
+        return kept[0]
+
+    schedule = sd.sde.MonotoneSchedule(-6.0, 1.0, width=5)
+    sde = sd.sde.LearnedVP(schedule) if learned else sd.VP()
+    model = sd.ScoreModel(initialised(Labelled, 0), sde, "data", time="log_snr", null={"label": 5})
+    sd.fit(
+        model,
+        data,
+        out=out,
+        steps=steps,
+        batch_size=15,
+        clip=1e9,
+        loss=sd.DenoisingScoreMatching("sigma2", stratified=True),
+        condition={"label": LABELS},
+        drop=0.3,
+        device="cpu",
+        resume=resume,
+        optimization=Optimization(optimizer, schedule=lambda step: 1.0, accumulate=accumulate),
+    )
+    return torch.stack(kept[0].gradients) if kept[0].gradients else torch.empty(0)
+
+
+if __name__ == "__main__":
+    folder, name, many = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    found = gradients(folder / name, steps=many, learned=sys.argv[4] == "learned")
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    torch.save(found, folder / f"{name}-{rank}.pt")

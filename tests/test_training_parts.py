@@ -1,0 +1,202 @@
+"""A batch in parts, one after another or on several processes: the same gradient as of the whole;
+and what a user sets himself.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gradients import gradients
+from small_runs import DATA, make, train
+from torch import Tensor
+
+import sdediff as sd
+from sdediff.drawing import Draws, drawn
+from sdediff.states import read_tensors
+from sdediff.training import Optimization
+
+HERE = Path(__file__).parent
+
+
+def test_parts_of_a_batch_draw_the_numbers_of_the_whole() -> None:
+    def loss(count: int) -> tuple[Tensor, Tensor]:
+        u = drawn(count, None, lambda n, g: torch.rand(n, generator=g))
+        noise = drawn(count, None, lambda n, g: torch.randn((n, 3), generator=g))
+        return u, noise
+
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        whole = loss(7)
+    draws = Draws(7, 5)
+    for rows in (torch.tensor([0, 2, 4]), torch.tensor([1, 3]), torch.tensor([6, 5])):
+        with draws.of(rows):
+            for one, two in zip(loss(len(rows)), whole, strict=True):
+                assert torch.equal(one, two[rows])
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path, learned: bool) -> None:
+    whole = gradients(tmp_path / "whole", learned=learned)
+    parts = gradients(tmp_path / "parts", learned=learned, accumulate=4)
+    assert whole.shape == parts.shape
+    assert float(whole.norm(dim=1).min()) > 0.01
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-6 * float(whole.abs().max()))
+
+
+def launched(*words: object, processes: int = 2) -> None:
+    """Run under accelerate's launcher, on CPUs by gloo."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "accelerate.commands.launch", "--cpu"),
+            *("--num_processes", str(processes), "--num_machines", "1"),
+            *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+            *map(str, words),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["learned", "plain"])
+def test_two_processes_average_to_the_gradient_of_one(tmp_path: Path, kind: str) -> None:
+    """On the same batches, times, noise and dropped conditions; of 15 samples one process has 8."""
+    launched(HERE / "tables" / "gradients.py", tmp_path, "two", 4, kind)
+    one = gradients(tmp_path / "one", learned=kind == "learned")
+    first, second = (torch.load(tmp_path / f"two-{rank}.pt") for rank in (0, 1))
+    assert torch.equal(first, second)
+    assert first.shape == one.shape
+    torch.testing.assert_close(first, one, rtol=0, atol=1e-6 * float(one.abs().max()))
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_goes_on_with_one(tmp_path: Path) -> None:
+    launched(HERE / "tables" / "gradients.py", tmp_path, "parts", 6, "plain")
+    gradients(tmp_path / "parts", steps=12, learned=False, resume=True)
+    gradients(tmp_path / "whole", steps=12, learned=False)
+    parts, whole = (
+        read_tensors(tmp_path / name / "training.safetensors")[0] for name in ("parts", "whole")
+    )
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_more_parts_than_samples_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="batch of 16 samples cannot be divided among 1 processes"):
+        train(tmp_path / "run", optimization=Optimization(accumulate=17))
+    with pytest.raises(ValueError, match="accumulate must be"):
+        Optimization(accumulate=0)
+
+
+# -- the user's optimizer and schedule -------------------------------------------------------------
+
+
+def own(**options: Any) -> Optimization:
+    return Optimization(
+        partial(torch.optim.SGD, **{"lr": 0.1, "momentum": 0.9} | options),
+        schedule=lambda step: 0.5**step,
+    )
+
+
+def test_steps_are_those_of_the_users_optimizer_and_schedule(tmp_path: Path) -> None:
+    """SGD with momentum on one loss whose gradient is 1: the weight is known in closed form."""
+
+    class Line(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return x * self.w
+
+    def loss(model: Any, x_0: Tensor, condition: Any = None) -> Tensor:
+        return model.net.w.expand(len(x_0))
+
+    model = sd.ScoreModel(Line(), sd.VP())
+    sd.fit(
+        model,
+        DATA,
+        out=tmp_path / "run",
+        steps=3,
+        loss=loss,
+        optimization=own(),
+        clip=5.0,
+        device="cpu",
+    )
+    state, _ = read_tensors(tmp_path / "run" / "training.safetensors")
+    # velocities 1, 1.9, 2.71; rates 0.1, 0.05, 0.025
+    assert float(state["net.w"]) == pytest.approx(-(0.1 + 1.9 * 0.05 + 2.71 * 0.025), rel=1e-6)
+    rows = (tmp_path / "run" / "losses.csv").read_text().splitlines()
+    assert rows[0] == "step,loss,learning_rate,gradient_norm"
+    assert [row.split(",")[2:] for row in rows[1:]] == [["0.1", "1"], ["0.05", "1"], ["0.025", "1"]]
+
+
+def test_a_run_with_an_own_optimizer_is_resumed_to_the_bit_and_with_no_other(
+    tmp_path: Path,
+) -> None:
+    train(tmp_path / "whole", steps=8, optimization=own())
+    train(tmp_path / "parts", steps=5, optimization=own())
+    for other in (own(momentum=0.8), None, Optimization(own().optimizer)):
+        with pytest.raises(ValueError, match=r"was trained with training (optimizer|schedule)"):
+            train(tmp_path / "parts", steps=8, optimization=other, resume=True)
+    train(tmp_path / "parts", steps=8, optimization=own(), resume=True)
+    for name in ("losses.csv", "model.safetensors"):
+        one, two = ((tmp_path / run / name).read_bytes() for run in ("whole", "parts"))
+        if name == "losses.csv":
+            assert one == two
+    one, two = (
+        read_tensors(tmp_path / run / "training.safetensors")[0] for run in ("whole", "parts")
+    )
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+def test_what_is_no_optimizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="optimizer must be a function of parameters"):
+        Optimization(optimizer="adam")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="optimizer must return a torch optimizer"):
+        train(tmp_path / "run", optimization=Optimization(lambda parameters: None))  # type: ignore[arg-type, return-value]
+    with pytest.raises(ValueError, match=r"optimizer remembers .*; take another optimizer"):
+        train(tmp_path / "run", steps=2, optimization=Optimization(Listing))
+
+
+class Listing(torch.optim.SGD):
+    """An optimizer that remembers what cannot be kept."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, lr=0.1)
+
+    def step(self, closure: Any = None) -> Any:
+        self.state[self.param_groups[0]["params"][0]]["history"] = ["a"]
+        return super().step(closure)
+
+
+# -- averages of several decays --------------------------------------------------------------------
+
+
+def test_averages_of_several_decays_are_kept_and_loaded(tmp_path: Path) -> None:
+    decays = (0.999, 0.5, 0.9)
+    several = train(tmp_path / "several", steps=20, ema=decays)
+    for decay in decays:
+        train(tmp_path / str(decay), steps=20, ema=decay)
+        one, two = sd.load(tmp_path / "several", ema=decay), sd.load(tmp_path / str(decay))
+        for (name, value), (_, other) in zip(
+            one.net.state_dict().items(),  # type: ignore[union-attr]
+            two.net.state_dict().items(),  # type: ignore[union-attr]
+            strict=True,
+        ):
+            assert torch.equal(value, other), name
+    assert torch.equal(several.noise(DATA, 0.5), sd.load(tmp_path / "0.999").noise(DATA, 0.5))
+    train(tmp_path / "parts", steps=12, ema=decays)
+    train(tmp_path / "parts", steps=20, ema=decays, resume=True)
+    with pytest.raises(ValueError, match=r"has no average of decay 0.7; it has 0.999, 0.5, 0.9"):
+        sd.load(tmp_path / "several", ema=0.7)
+    with pytest.raises(ValueError, match="several different ones"):
+        sd.fit(make(), DATA, out=tmp_path / "x", ema=(0.9, 0.9))
