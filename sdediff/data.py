@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 import torch
@@ -27,7 +27,16 @@ from sdediff.array_files import (
 )
 from sdediff.solvers.given import flag, integer, nearest, plain
 
-__all__ = ["Dataset", "load_data", "read_image", "split"]
+__all__ = [
+    "NAMED",
+    "Dataset",
+    "image_classes",
+    "image_files",
+    "load_data",
+    "read_image",
+    "resized",
+    "split",
+]
 
 _SUFFIXES: Final = (
     ".bmp",
@@ -97,15 +106,15 @@ def load_data(spec: str | Path, *, image_size: int | None = None, raw: bool = Fa
     raw = flag("raw", raw)
     if not isinstance(spec, str | Path):
         raise TypeError(f"spec must be a name, digits or mnist, or the path of data; got {spec!r}")
-    named = isinstance(spec, str) and spec.lower() in _NAMED
+    named = isinstance(spec, str) and spec.lower() in NAMED
     if raw and (size is not None or named or Path(spec).expanduser().is_dir()):
         raise ValueError(
             "raw is for an .npy or .npz array of floats, which is not resized: drop raw, or the "
             "size"
         )
     if isinstance(spec, str) and named:
-        dataset = _NAMED[spec.lower()]()
-        return dataset if size is None else replace(dataset, x=_resize(dataset.x, size))
+        dataset = NAMED[spec.lower()]()
+        return dataset if size is None else replace(dataset, x=resized(dataset.x, size))
     path = Path(spec).expanduser()
     if spec == "" or not path.exists():
         raise _nothing_there(spec, path)
@@ -172,8 +181,7 @@ def _nothing_there(spec: str | Path, path: Path) -> Exception:
         )
     paths = "or the path of a folder of images, an .npy or an .npz file"
     return ValueError(
-        f"no data set is called {spec!r}{nearest(spec, _NAMED)}; known: {', '.join(_NAMED)}, "
-        f"{paths}"
+        f"no data set is called {spec!r}{nearest(spec, NAMED)}; known: {', '.join(NAMED)}, {paths}"
     )
 
 
@@ -187,7 +195,7 @@ def _mnist() -> Dataset:
     return _scaled(pixels.reshape(-1, 1, 28, 28), labels, "mnist", 0.0, 255.0)
 
 
-_NAMED: Final[dict[str, Callable[[], Dataset]]] = {"digits": _digits, "mnist": _mnist}
+NAMED: Final[dict[str, Callable[[], Dataset]]] = {"digits": _digits, "mnist": _mnist}
 
 
 def _scaled(
@@ -202,7 +210,7 @@ def _labels(labels: NDArray[Any] | None) -> Tensor | None:
     return None if labels is None else torch.from_numpy(np.array(labels, np.int64))
 
 
-def _resize(x: Tensor, size: int) -> Tensor:
+def resized(x: Tensor, size: int) -> Tensor:
     """(N, C, H, W) to (N, C, size, size): the central square, bilinear and antialiased, so within
     the range of x.
     """
@@ -216,7 +224,8 @@ def _resize(x: Tensor, size: int) -> Tensor:
     return resized.clamp(x.min(), x.max())  # the weights sum to one up to rounding
 
 
-def _folder(path: Path, size: int | None) -> Dataset:
+def image_files(path: Path) -> list[Path]:
+    """The images below a folder, sorted by path; a ValueError unless there are two."""
     files = [
         p
         for p in path.rglob("*")
@@ -233,13 +242,29 @@ def _folder(path: Path, size: int | None) -> Dataset:
         raise ValueError(
             f"only one image in the folder {path}: expected at least 2 samples; add more"
         )
+    return files
+
+
+def image_classes(files: list[Path], path: Path) -> tuple[Tensor | None, tuple[str, ...]]:
+    """(labels, classes) of files below a folder: the names of the folders in which they lie, if all
+    of them lie in one and there are several; (None, ()) otherwise.
+    """
+    below = [file.relative_to(path).parts for file in files]
+    classes = sorted({parts[0] for parts in below})
+    if len(classes) < 2 or any(len(parts) == 1 for parts in below):
+        return None, ()
+    return torch.tensor([classes.index(parts[0]) for parts in below]), tuple(classes)
+
+
+def _folder(path: Path, size: int | None) -> Dataset:
+    files = image_files(path)
     pictures: list[NDArray[Any]] = []
     for file in files:
         picture = read_image(file)
         if size is not None:
             channels_first = np.array(picture.transpose(2, 0, 1), np.float32)
             picture = (
-                _resize(torch.from_numpy(channels_first)[None], size)[0].permute(1, 2, 0).numpy()
+                resized(torch.from_numpy(channels_first)[None], size)[0].permute(1, 2, 0).numpy()
             )
         elif pictures and picture.shape[:2] != pictures[0].shape[:2]:
             first, this = (f"{a.shape[1]}x{a.shape[0]}" for a in (pictures[0], picture))
@@ -255,15 +280,11 @@ def _folder(path: Path, size: int | None) -> Dataset:
     if any(picture.shape[2] == 3 for picture in pictures):
         pictures = [np.broadcast_to(picture, (*picture.shape[:2], 3)) for picture in pictures]
     found = _scaled(np.stack(pictures).transpose(0, 3, 1, 2), None, path.resolve().name, 0.0, 255.0)
-    below = [file.relative_to(path).parts for file in files]
-    classes = sorted({parts[0] for parts in below})
-    if len(classes) < 2 or any(len(parts) == 1 for parts in below):
-        return found
-    labels = torch.tensor([classes.index(parts[0]) for parts in below])
-    return replace(found, labels=labels, classes=tuple(classes))
+    labels, classes = image_classes(files, path)
+    return replace(found, labels=labels, classes=classes)
 
 
-def read_image(file: Path) -> NDArray[Any]:
+def read_image(file: Path | BinaryIO) -> NDArray[Any]:
     """(H, W, 1) grey or (H, W, 3) colour, in 0..255, upright, without alpha; the first frame of an
     animation.
     """
@@ -337,4 +358,4 @@ def _from_array(
         )
     low, high = value_range(array, path)
     dataset = _scaled(channels_first(array, path), known, path.stem, low, high)
-    return dataset if size is None else replace(dataset, x=_resize(dataset.x, size))
+    return dataset if size is None else replace(dataset, x=resized(dataset.x, size))

@@ -183,9 +183,9 @@ class Log:
         bad = ~torch.isfinite(made.losses).cpu()
         count = int(bad.sum())
         if not count:
-            return f" ({made.taken.named(made.rows)})"
+            return f" ({made.named(made.rows)})"
         share = "all" if count == len(bad) else f"{count} of the"
-        text = f", of {share} {len(bad)} samples of its batch: {made.taken.named(made.rows[bad])}"
+        text = f", of {share} {len(bad)} samples of its batch: {made.named(made.rows[bad])}"
         if made.times is None or count == len(bad):
             return text
         sde: Any = self.trainer.model.sde

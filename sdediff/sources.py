@@ -227,11 +227,13 @@ class _Indexed:
                 f"data must be an array of floats, or of bytes (uint8, 0..255), got {data.dtype}; "
                 "data.astype(np.float32), say"
             )
+        if not getattr(data, "ndim", 1):
+            raise TypeError("data must have a first dimension, the samples: (N, *event)")
         self._data, self._mask, self._size, self._seed = data, mask, size, seed
         self._condition = _beside(condition)
         self._rows: dict[str, Tensor] = {}
         self._exist: Tensor | None = None
-        self.count: int | None = len(data) if getattr(data, "ndim", 1) else 0
+        self.count: int | None = len(data)
         bytes_of = isinstance(data, Tensor | np.ndarray) and "uint8" in str(data.dtype)
         self.low, self.high = (0.0, 255.0) if bytes_of else (None, None)
 
@@ -338,7 +340,7 @@ class _Stream:
     def _lasting(self, start: int) -> Iterator[tuple[int, Any]]:
         """(step, batch) from step ``start`` on, epoch after epoch."""
         step, epoch = 0, 0
-        length = len(self._data) if isinstance(self._data, DataLoader) and _sized(self._data) else 0
+        length = _length(self._data)
         if length:
             epoch, skip = divmod(start, length)
             step = start - skip
@@ -385,11 +387,11 @@ def _taken(x: Tensor, condition: dict[str, Tensor], step: int) -> Taken:
     return Taken(len(x), part, lambda rows: f"rows {_listed(rows)} of batch {step}")
 
 
-def _sized(data: Any) -> bool:
-    try:
-        return len(data) > 0
-    except TypeError:
-        return False
+def _length(data: object) -> int:
+    """The batches of an epoch; 0 where they have to be counted."""
+    if isinstance(data, DataLoader) and not isinstance(data.dataset, IterableDataset):
+        return len(data)
+    return 0
 
 
 def seed_of(*numbers: int) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -22,7 +22,7 @@ from sdediff.objectives.objective import seen_by
 from sdediff.optimization import Optimization
 from sdediff.run_folder import TRAINING, Run
 from sdediff.solvers.given import Record, integer
-from sdediff.sources import Samples, Source, Taken, batch, seed_of
+from sdediff.sources import Samples, Source, batch, seed_of
 from sdediff.states import checksum, module_state, pack, serialise, set_module_state, unpack
 
 __all__ = ["Made", "Settings", "Trainer", "averaged", "batch"]
@@ -84,7 +84,9 @@ class Made(NamedTuple):
     times: Tensor | None
     """(B,), where the loss evaluates the model at one time a sample."""
     rows: Tensor
-    taken: Taken
+    """Their places in the batch."""
+    named: Callable[[Tensor], str]
+    """What to call some of them."""
 
 
 class Trainer:
@@ -165,7 +167,7 @@ class Trainer:
         losses, rows = torch.cat(found), torch.cat(parts)
         loss = losses.mean() * (accelerator.num_processes * len(rows) / taken.count)
         known = torch.cat(times) if len(times) == len(parts) else None
-        return Made(self.step, loss, norm, rates[0], losses, known, rows, taken)
+        return Made(self.step, loss, norm, rates[0], losses, known, rows, taken.named)
 
     def _rate(self, peak: float) -> float:
         schedule = self.optimization.schedule

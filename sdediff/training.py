@@ -171,9 +171,8 @@ def fit(
         own = optimization.described(trainer.optimizer)
         config = config_of(given, said, settings, loss, own)
         config["run"] = trainer.identity(config, few, found)
-        watcher = Watcher(
-            watch, trainer, folder, clean.shape[1:], images=bool(said.get("image", False))
-        )
+        images = bool(said.get("image", False))
+        watcher = Watcher(watch, trainer, folder, data=few, clean=clean, images=images)
         with writing(folder, config, accelerator, resume=resume, overwrite=overwrite) as run:
             if run.begun is not None:
                 trainer.restore(folder, run.begun)
@@ -278,6 +277,17 @@ def _accelerated(
             project_dir=folder,
         )
         alone = accelerator.num_processes == 1
+        kind = accelerator.distributed_type.value
+        if not kind.startswith(("NO", "MULTI_")):
+            raise ValueError(
+                f"fit keeps whole weights in each process, and {kind} divides them: write the loop "
+                "yourself, as examples/accelerate_loop.py does, or launch without it"
+            )
+        if len(accelerator.log_with) < len(set(trackers)):
+            raise ImportError(
+                f"of the trackers {', '.join(trackers)} not all are installed: install the library "
+                "of each, pip install tensorboard say"
+            )
         if device is not None and accelerator.device.type != device:
             raise ValueError(
                 f"device must be a kind of device that is there, cpu or cuda say, got {device!r} "

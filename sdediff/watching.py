@@ -68,22 +68,32 @@ class Watch:
 
 
 class Watcher:
-    """A `Watch` on the way of one run."""
+    """A `Watch` on the way of one run.
+
+    ``data`` are some of what the loss is called with, ``clean`` x_0 of these.
+    """
 
     def __init__(
-        self, watch: Watch, trainer: Trainer, folder: Path, event: Sequence[int], *, images: bool
+        self,
+        watch: Watch,
+        trainer: Trainer,
+        folder: Path,
+        *,
+        data: Tensor,
+        clean: Tensor,
+        images: bool,
     ) -> None:
         self.watch, self.trainer, self.folder = watch, trainer, folder
-        self.event, self.images = tuple(event), images
+        self.event, self.images = tuple(clean.shape[1:]), images
         size = trainer.settings.batch_size
         self.source: Source | None = None
         if watch.held_out is not None:
             self.source = source_of(watch.held_out, None, None, size, _SEED)
             x, beside, _ = self.source.probe()
             self.source.keep(check_condition(beside, len(x), None), None)
-            if tuple(x.shape[1:]) != self.event:
+            if x.shape[1:] != data.shape[1:]:
                 raise ValueError(
-                    f"held_out must be samples of shape {self.event}, as the data; got "
+                    f"held_out must be samples of shape {tuple(data.shape[1:])}, as the data; got "
                     f"{tuple(x.shape[1:])}"
                 )
 

@@ -4,6 +4,7 @@ and what a user sets himself.
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from functools import partial
@@ -53,7 +54,8 @@ def launched(*words: object, processes: int = 2) -> None:
     """Run under accelerate's launcher, on CPUs by gloo."""
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "accelerate.commands.launch", "--cpu"),
+            # of its launchers this is the one that starts several processes on one machine
+            *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"),
             *("--num_processes", str(processes), "--num_machines", "1"),
             *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
             *map(str, words),
@@ -80,6 +82,7 @@ def test_two_processes_average_to_the_gradient_of_one(tmp_path: Path, kind: str)
 @pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_with_one(tmp_path: Path) -> None:
     launched(HERE / "tables" / "gradients.py", tmp_path, "parts", 6, "plain")
+    assert (tmp_path / "parts-1.pt").is_file()
     gradients(tmp_path / "parts", steps=12, learned=False, resume=True)
     gradients(tmp_path / "whole", steps=12, learned=False)
     parts, whole = (
@@ -200,3 +203,64 @@ def test_averages_of_several_decays_are_kept_and_loaded(tmp_path: Path) -> None:
         sd.load(tmp_path / "several", ema=0.7)
     with pytest.raises(ValueError, match="several different ones"):
         sd.fit(make(), DATA, out=tmp_path / "x", ema=(0.9, 0.9))
+
+
+# -- launch files ----------------------------------------------------------------------------------
+
+LAUNCH = HERE.parent / "examples" / "launch"
+
+
+def test_launch_files_are_read_by_accelerate() -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    two = load_config_from_file(str(LAUNCH / "two_machines.yaml"))
+    assert (two.num_machines, two.num_processes, two.main_process_port) == (2, 16, 29500)
+    fsdp = load_config_from_file(str(LAUNCH / "fsdp.yaml"))
+    assert (fsdp.distributed_type.value, fsdp.fsdp_config["fsdp_version"]) == ("FSDP", 2)
+
+
+@pytest.mark.slow
+def test_two_machines_train_the_run_of_one(tmp_path: Path) -> None:
+    """Two launchers with the file of two machines, on this one: one process each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    machines = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "accelerate.commands.launch"),
+                *("--config_file", str(LAUNCH / "two_machines.yaml")),
+                *("--machine_rank", str(rank), "--num_processes", "2", "--mixed_precision", "no"),
+                *("--main_process_ip", "127.0.0.1", "--main_process_port", str(port)),
+                *(str(HERE / "tables" / "gradients.py"), str(tmp_path), "two", "4", "plain"),
+            ],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    for machine in machines:
+        _, said = machine.communicate(timeout=500)
+        assert machine.returncode == 0, said[-3000:]
+    one = gradients(tmp_path / "one", learned=False)
+    for rank in (0, 1):
+        two = torch.load(tmp_path / f"two-{rank}.pt")
+        torch.testing.assert_close(two, one, rtol=0, atol=1e-6 * float(one.abs().max()))
+
+
+@pytest.mark.slow
+def test_the_own_loop_runs_under_the_file_of_fsdp(tmp_path: Path) -> None:
+    """A dry run: on a CPU Accelerate divides nothing."""
+    words = ["--config_file", LAUNCH / "fsdp.yaml", "--cpu", "--num_processes", "1"]
+    script = HERE.parent / "examples" / "accelerate_loop.py"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "accelerate.commands.launch", *map(str, words)),
+            *(str(script), "--steps", "3", "--out", str(tmp_path / "loop")),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "loop" / "model.safetensors").is_file()

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from sdediff.cli.large import Large, large_data
 from sdediff.cli.names import check_device, loss_for, process_for
 from sdediff.data import Dataset, load_data, split
 from sdediff.model import ScoreModel
@@ -88,15 +90,15 @@ def run(asked: Asked) -> None:
     place = check_device(asked.device)
     network = asked.network and asked.network.lower()
     share = _share(asked.drop, labels=labels)
-    dataset = _dataset(asked, network)
-    classes = list(dataset.classes) if labels else []
-    rest, kept = split(dataset, asked.held_out, 0) if asked.held_out else (dataset, None)
+    found = _found(asked, network)
+    rest = found.few
+    classes = list(rest.classes) if labels else []
     model = _model(rest, make, asked.seed, network, len(classes) or None, dropped=share > 0)
     if not asked.quiet:
-        _tell(rest, model, place)
+        _tell(found, model, place)
     fit(
         model,
-        rest.x,
+        found.data,
         out=out,
         steps=asked.steps,
         batch_size=asked.batch_size,
@@ -104,7 +106,6 @@ def run(asked: Asked) -> None:
         loss=loss,
         ema=asked.decays(),
         clip=asked.clip,
-        condition={"label": rest.labels} if labels and rest.labels is not None else None,
         drop=share,
         seed=asked.seed,
         checkpoint_every=asked.checkpoint_every,
@@ -115,17 +116,40 @@ def run(asked: Asked) -> None:
         progress=not asked.quiet,
         about={**about(rest), **({"classes": classes} if classes else {})},
         optimization=Optimization(accumulate=asked.accumulate),
-        watch=_watch(asked, kept, classes),
+        watch=_watch(asked, found.held_out, classes),
     )
     if not asked.quiet:
-        _tell_next(out, dataset, classes)
+        _tell_next(out, rest, classes)
 
 
-def _watch(asked: Asked, kept: Dataset | None, classes: list[str]) -> Watch:
+def _found(asked: Asked, network: str | None) -> Large:
+    """The data: as they are where they are large, else read."""
+    large = large_data(
+        asked.data,
+        image_size=asked.image_size,
+        raw=asked.raw,
+        labels=asked.labels,
+        held_out=asked.held_out,
+        seed=asked.seed,
+    )
+    if large is not None:
+        return large
+    dataset = _dataset(asked, network)
+    if not asked.held_out:
+        return Large(_pairs(dataset, labels=asked.labels), None, dataset)
+    rest, kept = split(dataset, asked.held_out, 0)
+    return Large(*(_pairs(each, labels=asked.labels) for each in (rest, kept)), rest)
+
+
+def _pairs(dataset: Dataset, *, labels: bool) -> Tensor | TensorDataset:
+    """The samples, with their labels where the network takes them."""
+    if not labels or dataset.labels is None:
+        return dataset.x
+    return TensorDataset(dataset.x, dataset.labels)
+
+
+def _watch(asked: Asked, held_out: Any, classes: list[str]) -> Watch:
     """What is looked at on the way."""
-    held_out: object = None if kept is None else kept.x
-    if kept is not None and kept.labels is not None and classes:
-        held_out = TensorDataset(kept.x, kept.labels)
     labels = torch.arange(asked.watch_samples) % max(1, len(classes))
     return Watch(
         held_out=held_out,
@@ -209,10 +233,11 @@ def _tell_next(out: Path, dataset: Dataset, classes: list[str]) -> None:
     print(f"wrote {out}; draw from it with: sdediff sample {out}{which} --out samples.{suffix}")
 
 
-def _tell(dataset: Dataset, model: ScoreModel, device: str | None) -> None:
-    size = sum(p.numel() for p in model.parameters())
+def _tell(found: Large, model: ScoreModel, device: str | None) -> None:
+    size, dataset = sum(p.numel() for p in model.parameters()), found.few
+    count = f"{len(found.data)} samples" if hasattr(found.data, "__len__") else "samples"
     print(
-        f"{len(dataset.x)} samples of shape {tuple(dataset.x.shape[1:])} from {dataset.name}; "
+        f"{count} of shape {tuple(dataset.x.shape[1:])} from {dataset.name}; "
         f"{size / 1e6:.2f} M parameters on {device}",
         file=sys.stderr,
     )

@@ -33,8 +33,8 @@ class Labelled(nn.Module):
 class Kept(torch.optim.SGD):
     """Plain gradient steps; the gradient of each is kept."""
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        super().__init__(parameters, lr=0.01)  # type: ignore[arg-type]
+    def __init__(self, parameters: Sequence[Tensor], lr: float) -> None:
+        super().__init__(parameters, lr=lr)  # type: ignore[arg-type]
         self.gradients: list[Tensor] = []
 
     def step(self, closure: Any = None) -> Any:
@@ -59,7 +59,8 @@ def gradients(
     kept: list[Kept] = []
 
     def optimizer(parameters: Sequence[Tensor]) -> Kept:
-        kept.append(Kept(parameters))
+        # the gradient of the learned schedule is large
+        kept.append(Kept(parameters, 1e-5 if learned else 0.01))
         return kept[0]
 
     schedule = sd.sde.MonotoneSchedule(-6.0, 1.0, width=5)

@@ -1,0 +1,172 @@
+"""Data that are too large to be read whole: memory-mapped arrays, folders of images and shards, as
+`sdediff.fit` takes them.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+from sdediff._extras import require
+from sdediff.array_files import channels_first, check_array
+from sdediff.data import image_classes, image_files, read_image, resized
+from sdediff.solvers.given import integer
+
+__all__ = ["ImageFolder", "Shards", "open_array"]
+
+
+def open_array(path: str | Path, *, raw: bool = False) -> NDArray[Any]:
+    """The array of an .npy file, memory-mapped: images (N, C, H, W) of bytes, or points (N, d).
+
+    Images may be stored as (N, H, W) or (N, H, W, C) too. ``raw``: an array of floats (N, C, H, W)
+    or (N, H, W) as it is stored, for a model with a `Normalizer`. Raises ValueError for images of
+    floats, whose range would take a look at all of them: store bytes, or pass raw.
+    """
+    file = Path(path)
+    try:
+        array: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, EOFError, ValueError) as error:
+        raise ValueError(f"cannot map {file} ({error}): expected an array by np.save") from error
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{file} is no single array, which alone can be memory-mapped: np.save it")
+    check_array(array, file)
+    if array.ndim == 2 or (raw and array.dtype.kind == "f"):
+        return array[:, None] if array.ndim == 3 else array
+    if array.dtype != np.uint8:
+        raise ValueError(
+            f"{file} holds images of {array.dtype}: expected bytes, uint8; convert them, or pass "
+            "raw=True for floats of any range"
+        )
+    return channels_first(array, file)
+
+
+class ImageFolder(Dataset[Any]):
+    """The images below a folder, each read when it is asked for: bytes (C, H, W), sorted by path.
+
+    Item i is x, or (x, label) where every image lies in one of several folders, whose names are
+    ``classes``. ``image_size``: each is cropped to its central square, which is resized to that.
+    ``colour``: three channels (by default where the first image has them), else one.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        image_size: int | None = None,
+        labels: bool = True,
+        colour: bool | None = None,
+    ) -> None:
+        self.path = Path(path).expanduser()
+        self.files = image_files(self.path)
+        self.size = None if image_size is None else integer("image_size", image_size, 1)
+        found, classes = image_classes(self.files, self.path)
+        self.classes: tuple[str, ...] = classes if labels else ()
+        self._labels = found if labels else None
+        self.colour = read_image(self.files[0]).shape[2] == 3 if colour is None else colour
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> Tensor | tuple[Tensor, int]:
+        x = _bytes(read_image(self.files[i]), self.size, colour=self.colour)
+        return x if self._labels is None else (x, int(self._labels[i]))
+
+
+def _bytes(picture: NDArray[Any], size: int | None, *, colour: bool) -> Tensor:
+    """A picture (H, W, 1 or 3) in 0..255 as bytes (C, H, W), grey by its luminance."""
+    x = torch.from_numpy(np.array(picture, np.float32)).permute(2, 0, 1)
+    if colour and x.shape[0] == 1:
+        x = x.expand(3, -1, -1)
+    elif not colour and x.shape[0] == 3:
+        x = torch.einsum("c,chw->hw", torch.tensor([0.299, 0.587, 0.114]), x)[None]
+    x = x if size is None else resized(x[None], size)[0]
+    return x.round().clamp(0, 255).byte()
+
+
+class Shards(IterableDataset[Any]):
+    """The samples of tar files, as WebDataset has them, read from one end to the other.
+
+    ``pattern`` is a path with ``*`` and the like, or with braces, ``data/part-{000..099}.tar``. A
+    sample is an image, .png, .jpg, .jpeg or .webp, bytes (C, H, W), or an array, .npy; and, where
+    ``labels``, the number in .cls, a pair (x, label). Samples are mixed within a buffer of
+    ``mixed``, the same way at the same epoch under the same ``seed``. By the library webdataset.
+    """
+
+    def __init__(
+        self,
+        pattern: str,
+        *,
+        image_size: int | None = None,
+        labels: bool = False,
+        colour: bool = True,
+        mixed: int = 1000,
+        seed: int = 0,
+    ) -> None:
+        self.files = sorted(glob.glob(pattern)) if "{" not in pattern else pattern
+        if not self.files:
+            raise FileNotFoundError(f"no files {pattern} (looked in {Path.cwd()}): check the path")
+        self.size = None if image_size is None else integer("image_size", image_size, 1)
+        self.labels, self.colour = labels, colour
+        self.mixed, self.seed = integer("mixed", mixed, 0), integer("seed", seed, 0)
+        self._epochs = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        webdataset = require("webdataset", "shards")
+        # each process reads all, and takes its rows of a batch
+        data = webdataset.WebDataset(self.files, shardshuffle=False, nodesplitter=_all_of_them)
+        if self.mixed:
+            data = data.compose(webdataset.detshuffle(self.mixed, seed=self.seed + self._epochs))
+        self._epochs += 1
+        return map(self._sample, data)
+
+    def _sample(self, found: Mapping[str, Any]) -> Any:
+        x = self._read(found)
+        if not self.labels:
+            return x
+        if "cls" not in found:
+            raise ValueError(f"sample {found.get('__key__')} of the shards has no .cls for a label")
+        return x, int(found["cls"])
+
+    def _read(self, found: Mapping[str, Any]) -> Tensor:
+        for kind, content in found.items():
+            read = _KINDS.get(kind.lower())
+            if read is not None:
+                picture = read(content)
+                if kind == "npy":
+                    return torch.from_numpy(np.array(picture))
+                return _bytes(picture, self.size, colour=self.colour)
+        raise ValueError(
+            f"sample {found.get('__key__')} of the shards has {sorted(found)}: expected one of "
+            f"{', '.join(_KINDS)}"
+        )
+
+
+def _all_of_them(shards: Any) -> Any:
+    return shards
+
+
+def _image(content: bytes) -> NDArray[Any]:
+    import io
+
+    return read_image(io.BytesIO(content))
+
+
+def _array(content: bytes) -> NDArray[Any]:
+    import io
+
+    found: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
+    return found
+
+
+_KINDS: dict[str, Callable[[bytes], NDArray[Any]]] = {
+    **dict.fromkeys(("png", "jpg", "jpeg", "webp"), _image),
+    "npy": _array,
+}
