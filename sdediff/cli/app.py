@@ -28,6 +28,7 @@ from sdediff.cli.options import (
     Quiet,
     Rtol,
     Seed,
+    ShardSize,
     SolverName,
     Steps,
 )
@@ -50,11 +51,17 @@ app.command()(train)
 @app.command()
 def sample(
     run: Annotated[str, typer.Argument(help="run folder made by train")],
-    out: Annotated[str, typer.Option(help="file to write: .png (a grid of images), .npy or .npz")],
+    out: Annotated[
+        str,
+        typer.Option(
+            help="file to write: .png (a grid of images), .npy or .npz; or a folder, of shards"
+        ),
+    ],
     solver: SolverName = None,
     steps: Steps = None,
     count: Annotated[int, typer.Option(help="how many samples", min=1)] = 64,
     batch_size: BatchSize = None,
+    shard_size: ShardSize = None,
     rtol: Rtol = None,
     atol: Atol = None,
     max_nfe: MaxNfe = None,
@@ -65,10 +72,10 @@ def sample(
     quiet: Quiet = False,
 ) -> None:
     """Draw samples from a run folder's model. Ctrl-C, SIGTERM and SIGHUP leave the batches that are
-    complete.
+    complete. To a folder any number of processes draw together, and the same command goes on.
     """
     from sdediff.cli.sample import Asked
-    from sdediff.cli.sample import run as draw
+    from sdediff.cli.sharded import run as draw
     from sdediff.run_folder import check_out
 
     with interruptible():
@@ -89,6 +96,7 @@ def sample(
                 quiet=quiet,
             ),
             check_out(out, "--out"),
+            shard_size,
         )
     if code:
         raise typer.Exit(code)

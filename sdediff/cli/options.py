@@ -32,6 +32,7 @@ __all__ = [
     "Resume",
     "Rtol",
     "Seed",
+    "ShardSize",
     "SolverName",
     "SolverNames",
     "Steps",
@@ -61,6 +62,10 @@ BatchSize = Annotated[
     typer.Option(
         help="samples solved at a time; by default 64, or as many as have 131,072 values", min=1
     ),
+]
+ShardSize = Annotated[
+    int | None,
+    typer.Option(help="samples in a shard of a folder; by default those of four batches", min=1),
 ]
 SolverName = Annotated[
     str | None,

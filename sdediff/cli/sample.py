@@ -22,6 +22,7 @@ from sdediff.checkpoint import load, read_config
 from sdediff.cli.app import spoken
 from sdediff.cli.conditions import Conditions, guided, read_conditions
 from sdediff.cli.names import check_device, check_tolerances, make_solver
+from sdediff.cli.processes import Processes
 from sdediff.files import write_atomically
 from sdediff.interruption import raising, signal_of
 from sdediff.plots import image_grid, save_png
@@ -69,11 +70,13 @@ class Asked:
     device: str | None
     quiet: bool
 
-    def drawing(self) -> Drawing:
-        """All checked, and nothing drawn yet."""
+    def drawing(self, held: int | None = None) -> Drawing:
+        """All checked, and nothing drawn yet; ``held`` samples at a time are in memory, by default
+        all.
+        """
         config = read_config(self.folder)
         event = event_of(self.folder, config)
-        check_memory(self.count, event)
+        check_memory(self.count if held is None else held, event)
         model: Model = load(self.folder, device=check_device(self.device))
         _check_prior(self.folder, model.sde)
         conditions = read_conditions(self.folder, config, model, self.condition)
@@ -115,6 +118,7 @@ def run(asked: Asked, out: Path) -> int:
     """
     config = read_config(asked.folder)
     event_of(asked.folder, config)  # a damaged one is told first
+    Processes.here().check_alone(out)
     check_place(out, bool(config["data"].get("image", False)))
     return draw(asked.drawing(), out)
 
@@ -162,12 +166,13 @@ class Drawing:
             with progress_bar("sampling", total=self.count, show=not self.quiet) as bar:
                 for first in range(0, self.count, self.size):
                     last = min(first + self.size, self.count)
-                    self.parts.append(self._batch(range(first, last), bar))
+                    self.parts.append(self.batch(range(first, last), bar))
         except KeyboardInterrupt as stop:
             return signal_of(stop)
         return None
 
-    def _batch(self, rows: range, bar: Bar) -> Solution:
+    def batch(self, rows: range, bar: Bar) -> Solution:
+        """The samples of these numbers."""
         begin: dict[str, Any] = {}
         if self.start is not None:
             begin = {"x_init": self.start[0][rows.start : rows.stop], "t_start": self.start[1]}
@@ -281,6 +286,7 @@ def check_place(out: Path, image: bool) -> None:
         raise ValueError(
             f"--out {out} must end in {' or '.join(suffixes)}"
             + ("" if image else " (the data are no images)")
+            + ", or have no ending, for a folder"
         )
     check_writable(out)
 
