@@ -124,12 +124,16 @@ def row_seeds(seeds: tuple[int, ...], group: int = 1) -> tuple[int, ...]:
 class Span(NamedTuple):
     """Where a solve goes by default, from ``start`` to ``end``: its times lie in the usable range
     of ``sde``, or, if ``whole``, in [0, T].
+
+    ``details``: the standard deviation of the details of the data over that of the data, if a grid
+    without a name is to be made for them.
     """
 
     sde: SDE
     start: float
     end: float
     whole: bool = False
+    details: float | None = None
 
 
 def make_times(
@@ -184,7 +188,9 @@ def make_times(
         if linear:
             process = cast(LinearSDE, sde)
             process = process if unit == 1 else process.scaled(1 / unit)
-            snr = LogSNR(process.log_snr, process.time_of, bounded=grid is None)
+            own_grid = grid is None
+            details = span.details if own_grid else None
+            snr = LogSNR(process.log_snr, process.time_of, bounded=own_grid, details=details)
         few, back = torch.unique(start, return_inverse=True)
         with torch.no_grad():
             made = [spaced(n, each, end, snr) for each in few.tolist()]

@@ -25,9 +25,11 @@ from sdediff.solvers.given import nearest
 from sdediff.solvers.noise import device_of
 from sdediff.states import read_tensors, set_module_state
 
-__all__ = ["SCHEDULE", "load", "read_config", "read_run"]
+__all__ = ["DETAILS", "SCHEDULE", "load", "read_config", "read_run"]
 
 SCHEDULE: Final = "schedule."
+DETAILS: Final = "detail_std"
+"""What the size of the details is called beside the weights."""
 
 
 def load(
@@ -95,6 +97,7 @@ def load(
         raise ValueError(
             f"{Path(run) / WEIGHTS} does not fit the network {type(net).__name__}: {first}"
         ) from error
+    _keep_details(run, getattr(model, "learner", model), meta)
     _say_if_unfinished(run, config, meta)
     loaded: ScoreModel | Constrained = model.to(place).eval()
     return loaded
@@ -191,6 +194,19 @@ def _say_if_unfinished(run: str | Path, config: Mapping[str, Any], meta: Mapping
             f"{run} is unfinished: it has made {made} of {asked} steps; go on with resume",
             stacklevel=3,
         )
+
+
+def _keep_details(run: str | Path, model: ScoreModel, meta: Mapping[str, str]) -> None:
+    """Give the model the size of the details that was measured at the end of its training."""
+    if DETAILS not in meta:
+        return
+    try:
+        model.detail_std = float(meta[DETAILS])
+    except ValueError as error:
+        raise ValueError(
+            f"{Path(run) / WEIGHTS} is damaged: {DETAILS} must be a positive number, got "
+            f"{meta[DETAILS]!r}; train again or restore the file"
+        ) from error
 
 
 def read_config(run: str | Path) -> dict[str, Any]:

@@ -77,6 +77,10 @@ class ScoreModel(Predictions):
     it, `fit` estimates it; by default it is ``sde.data_std``, 1 under `VP`. ``sigma_data`` is
     ``data_std`` where that is declared, else ``sde.sigma_data``, which is 0.5 under `VP`.
 
+    ``detail_std``, an attribute, is the standard deviation of the details of the data, in units of
+    x as ``data_std`` is: None until `fit` has measured it or you set it to what
+    `sdediff.tuning.measure` finds. The default solver takes its form and its grid by it.
+
     ``learned_variance``: the network returns twice the channels (dimension 1), the second half of
     which says how large the variance of DDPM's reverse step is (``DDPM(variance="learned")``);
     other solvers and losses leave it aside.
@@ -96,6 +100,7 @@ class ScoreModel(Predictions):
     """
 
     network: nn.Module | None
+    _detail_std: float | None = None
 
     def __init__(
         self,
@@ -162,6 +167,15 @@ class ScoreModel(Predictions):
         is made for.
         """
         return self.sde.data_std if self.declared_data_std is None else self.declared_data_std
+
+    @property
+    def detail_std(self) -> float | None:
+        """The standard deviation of the details of the data, where it was measured."""
+        return self._detail_std
+
+    @detail_std.setter
+    def detail_std(self, value: float | None) -> None:
+        self._detail_std = None if value is None else _length("detail_std", value)
 
     @property
     def device(self) -> torch.device:

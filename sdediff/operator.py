@@ -14,8 +14,8 @@ from sdediff.protocols import Like, Model, Output, Piece, Rows, ask, check_model
 __all__ = ["Operator"]
 
 _HANDED_ON: Final = frozenset(
-    "sde predicts device dtype has_weights data_std declared_data_std sigma_data normalizer "
-    "breaks extras cost net check_event "
+    "sde predicts device dtype has_weights data_std declared_data_std detail_std sigma_data "
+    "normalizer breaks extras cost net check_event "
     "network time time_dtype learned_variance null".split()
 )
 """What an operator has from its model, unless it says it itself."""

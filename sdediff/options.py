@@ -30,6 +30,7 @@ from sdediff.solvers import (
     given,
 )
 from sdediff.solvers.given import integer
+from sdediff.solvers.grid import fine
 from sdediff.solvers.options import Shared
 
 __all__ = [
@@ -201,7 +202,9 @@ def check_solver(solver: Solver) -> Solver:
     )
 
 
-def default_solver(sde: SDE, steps: int | None, *, stochastic: bool) -> Solver:
+def default_solver(
+    sde: SDE, steps: int | None, *, stochastic: bool, details: float | None = None
+) -> Solver:
     """The process's own, or by the rule of docs/solvers.md: by the number of steps, and by whether
     noise is asked for; RK45 where there are no steps.
 
@@ -210,6 +213,10 @@ def default_solver(sde: SDE, steps: int | None, *, stochastic: bool) -> Solver:
     orders: an evaluation a step, and none more to start. With noise: single steps of order 2, from
     12 of them on of order 3, and exact noise: so many evaluations a step; AdaptiveSDE where there
     are no steps.
+
+    ``details``: the standard deviation of the details of the data over that of the data, where it
+    was measured. Where they are `fine`, their size is the scale of the form, or half of it with
+    fewer than 8 steps.
     """
     if sde.solver is not None:
         return sde.solver
@@ -220,16 +227,20 @@ def default_solver(sde: SDE, steps: int | None, *, stochastic: bool) -> Solver:
     if stochastic:
         few = not isinstance(steps, int) or steps < 12
         return Renoise(ExponentialSinglestep(2, form=0.3) if few else ExponentialSinglestep(3))
-    order = next(
-        (order for least, order in _BY_STEPS if isinstance(steps, int) and steps >= least), 2
-    )
+    count = steps if isinstance(steps, int) else 0
+    small = fine(details, count)
+    rule = _BY_STEPS if small is None else _BY_STEPS_IF_FINE
+    order = next((order for least, order in rule if count >= least), 2)
+    scale = 0.1 if small is None else small if count >= 8 else small / 2
     return ExponentialMultistep(
-        order, form=Straight(0.1), variable="angle", corrector=None, startup="published"
+        order, form=Straight(scale), variable="angle", corrector=None, startup="published"
     )
 
 
 _BY_STEPS: Final = ((20, 4), (8, 3))
 """The order, from so many steps on; with fewer, 2."""
+_BY_STEPS_IF_FINE: Final = ((25, 4), (10, 3))
+"""The same where details are fine."""
 
 
 def intervals(steps: int | None, grid: Grid | None) -> int | None:

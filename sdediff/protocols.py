@@ -152,7 +152,8 @@ class Facts:
 
     ``device`` and ``dtype`` are by default those of the modules that the model holds; `has_weights`
     asks for one fact more. ``data_std``: the standard deviation of the data, in units of which
-    solves run; ``declared_data_std`` the same if the model says it itself. ``normalizer``: between
+    solves run; ``declared_data_std`` the same if the model says it itself. ``detail_std``: that of
+    the details of the data, where `sdediff.tuning.measure` has found it. ``normalizer``: between
     the user's data and the states. ``breaks``: times at which the field jumps. ``extras``: names of
     further outputs.
     ``cost``: evaluations of a network in a call, at most. ``net``: what takes the conditions.
@@ -165,6 +166,7 @@ class Facts:
     data_std: float
     sigma_data: float
     declared_data_std: float | None = None
+    detail_std: float | None = None
     normalizer: Normalizer | None = None
     breaks: tuple[float, ...] = ()
     extras: tuple[str, ...] = ()
@@ -172,10 +174,15 @@ class Facts:
     net: Callable[..., Any] | None = field(default=None, compare=False)
     check_event: Callable[[Sequence[int]], None] | None = field(default=None, compare=False)
 
+    @property
+    def details(self) -> float | None:
+        """``detail_std`` in units of ``data_std``."""
+        return None if self.detail_std is None else self.detail_std / self.data_std
+
 
 _CPU: Final = torch.device("cpu")
 _FACTS: Final = tuple(
-    "declared_data_std normalizer breaks extras cost net check_event device dtype "
+    "declared_data_std detail_std normalizer breaks extras cost net check_event device dtype "
     "sigma_data".split()
 )
 _NOTHING: Final = object()

@@ -215,6 +215,10 @@ class Run:
             self.replaces = False
             return
         write_atomically(self.folder / TRAINING, training)
+        self.save_weights(weights)
+
+    def save_weights(self, weights: bytes) -> None:
+        """Put other weights in the place of those of the last `save`."""
         write_atomically(self.folder / WEIGHTS, weights)
 
 

@@ -84,16 +84,18 @@ def sample(
     known = facts(model)
     shape = check_shape(shape)
     stochasticity, last = taken["stochasticity"], taken["last"]
+    details = known.details if solver is None else None
     if solver is None:
         count = intervals(steps, taken["grid"])
-        solver = default_solver(model.sde, count, stochastic=asks_for_noise(stochasticity))
+        noisy = asks_for_noise(stochasticity)
+        solver = default_solver(model.sde, count, stochastic=noisy, details=details)
     elif not isinstance(solver, Solver):
         check_solver(solver)
     if last is not None:
         _check_last(model.sde, solver, last)
     elif taken["t_end"] is None and "kernel" in model.sde.offers and not solver.ends_clean:
         last = "denoise"
-    span = Span(model.sde, model.sde.t_max, model.sde.t_min)
+    span = Span(model.sde, model.sde.t_max, model.sde.t_min, details=details)
     inner: Literal["mean", "noisy"] = "mean" if last == "mean" else "noisy"
     solving = Solving.checked(model, known, shape, span, solver, steps, taken, inner)
     return _sampled(solving, seed, taken, denoise=last == "denoise")

@@ -9,12 +9,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from sdediff.checkpoint import SCHEDULE, read_run
+from sdediff.checkpoint import DETAILS, SCHEDULE, read_run
+from sdediff.details import measure
 from sdediff.drawing import Draws, noted_times
 from sdediff.model import ScoreModel
 from sdediff.objectives import Objective
@@ -26,6 +27,9 @@ from sdediff.sources import Samples, Source, batch, seed_of
 from sdediff.states import checksum, module_state, pack, serialise, set_module_state, unpack
 
 __all__ = ["Made", "Settings", "Trainer", "averaged", "batch"]
+
+_MEASURED: Final = 64
+"""Samples by which the details of the data are measured."""
 
 
 @dataclass(frozen=True)
@@ -300,9 +304,31 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         if not self.accelerator.is_main_process:
             return
-        meta = {"step": str(self.step), "run": run.config["run"]}
-        training, averages = (serialise(state, meta) for state in self._states())
+        training, averages = (serialise(state, self._facts(run)) for state in self._states())
         run.save(training, averages, tables)
+
+    def measured(self, run: Run, samples: Samples) -> None:
+        """Measure the details of the data by the averaged weights, after `finish`, and keep their
+        size beside these.
+        """
+        model = self.model
+        if "kernel" not in model.sde.offers:
+            return
+        some = torch.linspace(0, len(samples.x) - 1, min(len(samples.x), _MEASURED)).long()
+        model.detail_std = measure(
+            model,
+            samples.x[some],
+            condition={name: value[some] for name, value in samples.condition.items()},
+            mask=None if samples.mask is None else samples.mask[some],
+            batch_size=self.settings.batch_size,
+            seed=self.settings.seed,
+        )
+        if self.accelerator.is_main_process:
+            meta = self._facts(run) | {DETAILS: repr(model.detail_std)}
+            run.save_weights(serialise(self._states()[1], meta))
+
+    def _facts(self, run: Run) -> dict[str, str]:
+        return {"step": str(self.step), "run": run.config["run"]}
 
     def restore(self, folder: Path, config: Mapping[str, Any]) -> None:
         """Go back to where the folder's last checkpoint stands; before `prepare`."""

@@ -28,7 +28,7 @@ from sdediff.run_folder import Run, check_ours, check_out
 from sdediff.run_log import Log
 from sdediff.solvers.given import callback_of, flag, integer
 from sdediff.solvers.portable import Portable
-from sdediff.sources import source_of
+from sdediff.sources import Samples, source_of
 from sdediff.trainer import Settings, Trainer
 from sdediff.training_data import (
     check_about,
@@ -178,6 +178,7 @@ def fit(
                 trainer.restore(folder, run.begun)
             trainer.prepare(accelerator)
             trained = _train(trainer, watcher, run, checkpoint_every, progress, callback)
+            trainer.measured(run, Samples(clean, found, exist))
             return trained if given is model else given.eval()
 
 

@@ -44,10 +44,13 @@ class Candidate:
     code: str = ""
     """What it is among the ``solvers`` that the user gave."""
 
-    def at(self, sde: Any, steps: int) -> Solver:
-        """The solver for so many steps."""
+    def at(self, sde: Any, steps: int, details: float | None = None) -> Solver:
+        """The solver for so many steps; ``details`` are those of the data, which the default
+        solver goes by.
+        """
         if self.solver is None:
-            return default_solver(sde, steps, stochastic=bool(self.stochasticity))
+            noisy = bool(self.stochasticity)
+            return default_solver(sde, steps, stochastic=noisy, details=details)
         return self.solver if isinstance(self.solver, Solver) else check_solver(self.solver(steps))
 
     @property
@@ -212,7 +215,7 @@ class _Counter:
     event: tuple[int, ...]
 
     def __call__(self, candidate: Candidate, steps: int) -> int:
-        solver = candidate.at(self.model.sde, steps)
+        solver = candidate.at(self.model.sde, steps, self.model.known.details)
         own = solver.times is not None
         options: Any = {
             "solver": None if candidate.solver is None else solver,
@@ -265,7 +268,8 @@ def _adaptive(each: Candidate, tolerance: float, known: Facts) -> Job:
 
 
 def _whole(count: _Counter, each: Candidate) -> Job:
-    solver = each.at(count.model.sde, 1)
+    sde, details = count.model.sde, count.model.known.details
+    solver = each.at(sde, 1, details)
     try:
         spent = count(each, 1)
     except (ValueError, TypeError) as error:
@@ -275,12 +279,13 @@ def _whole(count: _Counter, each: Candidate) -> Job:
 
 def _fixed(count: _Counter, each: Candidate, nfe: Sequence[int]) -> Iterator[Job]:
     """The most steps whose evaluations stay within each number."""
+    sde, details = count.model.sde, count.model.known.details
     for budget in nfe:
         solver: Solver | None = None
         try:
-            solver = each.at(count.model.sde, max(1, budget - 1))
+            solver = each.at(sde, max(1, budget - 1), details)
             steps, spent = _steps(count, each, solver, budget)
-            solver = each.at(count.model.sde, max(1, steps))
+            solver = each.at(sde, max(1, steps), details)
         except (ValueError, TypeError) as error:
             yield Job(each, solver, solver, budget, refused=_reason(error), expected=budget)
             continue

@@ -18,6 +18,7 @@ __all__ = [
     "LogSNR",
     "central",
     "check_grid",
+    "fine",
     "karras",
     "log_snr",
     "logistic",
@@ -26,6 +27,10 @@ __all__ = [
     "uniform",
 ]
 
+_FINE: Final = 0.04
+"""Details are fine if their standard deviation is below this share of that of the data."""
+_FEWEST: Final = 4
+"""Steps from which on it matters: fewer do not get to the details."""
 _FARTHEST: Final = 20.0
 
 
@@ -34,12 +39,14 @@ class LogSNR(NamedTuple):
     its inverse.
 
     With ``bounded`` an end of infinite log-SNR is placed as if log-SNR were -20 or 20 there,
-    without it is refused.
+    without it is refused. ``details`` is the standard deviation of the details of the data over
+    that of the data, where it was measured.
     """
 
     log_snr: Callable[[Tensor], Tensor]
     time_of: Callable[[Tensor], Tensor]
     bounded: bool = False
+    details: float | None = None
 
 
 def uniform(steps: int, start: float, end: float, schedule: LogSNR | None = None) -> Tensor:
@@ -148,8 +155,23 @@ def central(steps: int, start: float, end: float, schedule: LogSNR | None = None
     steps there are, the more of the error comes from high noise, where samples choose among distant
     parts of the data. All numbers were chosen by measurement (docs/solvers.md), for data whose
     coordinates have a variance near 1.
+
+    Where ``schedule.details`` are `fine`, of size r, the centre is 0.65 log(1 / r) and the width
+    1.6 + 0.55 log(1 / r): from where samples choose among the parts of the data to where the noise
+    is as small as the details are.
     """
+    details = None if schedule is None else fine(schedule.details, steps)
+    if details is not None:
+        far = -math.log(details)
+        return logistic(steps, start, end, schedule, centre=0.65 * far, width=1.6 + 0.55 * far)
     return logistic(steps, start, end, schedule, centre=min(0.75, 15 / steps), width=3 + 2 / steps)
+
+
+def fine(details: float | None, steps: int) -> float | None:
+    """The standard deviation of details over that of the data, if it was measured and is so small
+    that the default solver has another form and another grid of ``steps`` steps for it; else None.
+    """
+    return details if details is not None and details < _FINE and steps >= _FEWEST else None
 
 
 def _ends(

@@ -119,9 +119,10 @@ def tune(
     check_choice("last", last, ("denoise", "noisy"))
     denoise = last == "denoise"
     solver = None if solver is None else check_start(solver)
-    start = start_of(cast(LinearSDE, sde), solver, nfe, denoise=denoise)
+    details = known.details if solver is None else None
+    start = start_of(cast(LinearSDE, sde), solver, nfe, denoise=denoise, details=details)
     taken["dtype"] = states_dtype(known, taken["dtype"])
-    span = Span(sde, sde.t_max, sde.t_min)
+    span = Span(sde, sde.t_max, sde.t_min, details=details)
     solving = Solving.checked(model, known, shape, span, start.solver, start.steps, taken)
     if solving.times.ndim > 1:
         raise ValueError("grid must be one grid for all samples, (N + 1,)")

@@ -55,14 +55,22 @@ def check_start(solver: object) -> Solver:
     return found
 
 
-def start_of(sde: LinearSDE, solver: Solver | None, nfe: int, *, denoise: bool) -> Start:
-    """The most steps for which ``solver``, None being the default one for so many, makes at most
-    ``nfe`` evaluations; a ValueError unless it makes exactly so many.
+def start_of(
+    sde: LinearSDE,
+    solver: Solver | None,
+    nfe: int,
+    *,
+    denoise: bool,
+    details: float | None = None,
+) -> Start:
+    """The most steps for which ``solver``, None being the default one for so many steps and for
+    such ``details``, makes at most ``nfe`` evaluations; a ValueError unless it makes exactly so
+    many.
     """
     given = nfe - denoise
     most = 0
     for steps in range(1, given + 1):
-        own = default_solver(sde, steps, stochastic=False) if solver is None else solver
+        own = solver or default_solver(sde, steps, stochastic=False, details=details)
         count = own.evaluations * steps + getattr(own, "startup_evaluations", 0)
         if count > given:
             break

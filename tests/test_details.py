@@ -1,0 +1,265 @@
+"""The size of details: measured right, kept with model and run, and used by the default solver
+where they are fine, and only there.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from all_sdes import SDES
+from small_runs import DATA, make, train
+from torch import Tensor
+
+import sdediff as sd
+from sdediff.options import default_solver
+from sdediff.run_folder import WEIGHTS
+from sdediff.solvers import GRIDS, LogSNR, Straight
+from sdediff.states import read_tensors, serialise
+from sdediff.tuning import measure
+
+
+def mixture(details: float, d: int = 2, scale: float = 1.0) -> sd.exact.GaussianMixture:
+    """Eight components on a circle of the first two coordinates, of variance ``scale``^2."""
+    angle = torch.arange(8, dtype=torch.float64) * torch.pi / 4
+    means = torch.zeros(8, d, dtype=torch.float64)
+    means[:, 0], means[:, 1] = angle.cos(), angle.sin()
+    means = means * (d * (1 - details**2)) ** 0.5
+    return sd.exact.GaussianMixture(scale * means, stds=scale * details)
+
+
+def hidden(model: sd.ScoreModel) -> float:
+    """The size of details that the noise at t_min hides."""
+    return float((-0.5 * model.sde.log_snr(model.sde.t_min)).exp()) / 8**0.5
+
+
+def draws(law: sd.exact.GaussianMixture, count: int = 64) -> Tensor:
+    return law.sample(count, seed=4)
+
+
+@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("d", [2, 64])
+def test_a_known_size_is_measured_within_a_third(name: str, d: int) -> None:
+    """By 64 samples; where the noise at t_min hides the details, the most that they can be."""
+    for details in (0.003, 0.03):
+        law = mixture(details, d)
+        model = law.model(SDES[name])
+        found = measure(model, draws(law)) / model.data_std
+        due = max(details, hidden(model))
+        assert due / 1.33 < found < due * 1.33, (details, found)
+
+
+@pytest.mark.parametrize("details", [0.001, 0.01])
+def test_samples_that_the_model_draws_do_as_well(details: float) -> None:
+    law = mixture(details)
+    model = law.model(sd.RectifiedFlow())
+    assert measure(model, (32, 2)) == pytest.approx(measure(model, draws(law)), rel=0.25)
+
+
+def test_data_without_details_are_as_large_as_themselves() -> None:
+    law = sd.exact.GaussianMixture([[0.0, 0.0]], stds=2.0)
+    model = law.model(sd.VP().scaled(2.0))
+    assert measure(model, draws(law)) == model.data_std == pytest.approx(2.0)
+
+
+def test_a_point_is_hidden_by_the_least_noise() -> None:
+    law = sd.exact.GaussianMixture([[-1.0, 0.0], [1.0, 0.0]], stds=0.0)
+    model = law.model(sd.VE())
+    assert measure(model, draws(law)) == pytest.approx(hidden(model), rel=1e-6)
+
+
+def test_sizes_go_with_the_units() -> None:
+    one, other = mixture(0.02), mixture(0.02, scale=1e-3)
+    inside = measure(one.model(sd.VE()), draws(one))
+    scaled = measure(other.model(sd.VE().scaled(1e-3)), draws(other))
+    assert scaled == pytest.approx(1e-3 * inside, rel=1e-4)
+    user = sd.Normalizer(mean=torch.tensor([5.0, 5.0]), std=torch.tensor(40.0))
+    plain = one.model(sd.VP())
+    own = {"normalizer": user, "data_std": plain.data_std}
+    model = sd.ScoreModel(plain.net, sd.VP(), plain.predicts, **own)  # type: ignore[arg-type]
+    given = user.denormalize(draws(one))
+    assert measure(model, given) == pytest.approx(measure(plain, draws(one)), rel=1e-3)
+
+
+def test_what_does_not_exist_does_not_count() -> None:
+    """Padding of any size beside two coordinates leaves the result as it is."""
+    law = mixture(0.02)
+    inner = law.model(sd.VP())
+    net = inner.net
+
+    def padded(x: Tensor, t: Tensor) -> Tensor:
+        return torch.cat([net(x[:, :2], t), torch.zeros_like(x[:, 2:])], dim=1)
+
+    model = sd.ScoreModel(padded, sd.VP(), inner.predicts, data_std=1.0)
+    x = torch.cat([draws(law), torch.zeros(64, 6)], dim=1)
+    mask = torch.tensor([1, 1, 0, 0, 0, 0, 0, 0]).expand(64, 8)
+    assert measure(model, x, mask=mask) == pytest.approx(0.02, rel=0.33)
+
+
+def test_the_batch_does_not_matter_and_the_seed_hardly() -> None:
+    law = mixture(0.01)
+    model, x = law.model(sd.VP()), draws(law)
+    whole = measure(model, x)
+    assert measure(model, x, batch_size=7) == pytest.approx(whole, rel=1e-6)
+    assert measure(model, x, seed=5) == pytest.approx(whole, rel=0.1)
+
+
+def test_arguments_are_refused_before_the_network_is_called() -> None:
+    def never(x: Tensor, t: Tensor) -> Tensor:
+        raise AssertionError
+
+    model = sd.ScoreModel(never, sd.VP())
+    with pytest.raises(ValueError, match="samples contains values"):
+        measure(model, torch.tensor([[float("nan")]]))
+    with pytest.raises(ValueError, match="batch_size"):
+        measure(model, torch.zeros(2, 2), batch_size=0)
+    chain = sd.ScoreModel(never, sd.degradation.Unchanged(), "data")
+    with pytest.raises(ValueError, match="measure needs a Gaussian kernel"):
+        measure(chain, torch.zeros(2, 2))
+
+
+# -- what the default solver makes of it -----------------------------------------------------------
+
+
+def sampled(model: object, **options: object) -> sd.Solution:
+    return sd.sample(model, (8, 2), seed=0, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{"steps": 5}, {"steps": 12}, {}, {"steps": 3}])
+def test_coarse_details_change_no_bit(options: dict[str, int]) -> None:
+    model = mixture(0.1).model(sd.VP())
+    assert model.detail_std is None
+    without = sampled(model, **options)
+    model.detail_std = 0.04 * model.data_std
+    found = sampled(model, **options)
+    assert torch.equal(found.x, without.x)
+    assert torch.equal(found.nfe, without.nfe)
+
+
+@pytest.mark.parametrize(
+    ("steps", "order", "scale"),
+    [(3, 2, None), (4, 2, 0.5), (7, 2, 0.5), (8, 2, 1), (10, 3, 1), (24, 3, 1), (25, 4, 1)],
+)
+def test_the_rule_for_fine_details(steps: int, order: int, scale: float | None) -> None:
+    model = mixture(0.01).model(sd.SubVP())
+    without = sampled(model, steps=steps)
+    model.detail_std = 0.01 * model.data_std
+    found = sampled(model, steps=steps)
+    if scale is None:
+        assert torch.equal(found.x, without.x)
+        return
+    sde = model.sde.scaled(1 / model.data_std)
+    far = 4.605170185988092  # log(100)
+    times = GRIDS["logistic"](steps, sde.t_max, sde.t_min, LogSNR(sde.log_snr, sde.time_of))
+    place = 1 / (1 + (-(sde.log_snr(found.times) - 0.65 * far) / (1.6 + 0.55 * far)).exp())
+    assert times.shape == found.times.shape
+    torch.testing.assert_close(place.diff(), place.diff().mean().expand(steps))
+    rule = sd.ExponentialMultistep(
+        order,
+        form=Straight(0.01 * scale),
+        variable="angle",
+        corrector=order,
+        startup="published",
+    )
+    explicit = sampled(model, solver=rule, grid=found.times, last="denoise")
+    torch.testing.assert_close(found.x, explicit.x)
+    assert not torch.allclose(found.x, without.x)
+
+
+def test_named_grids_and_solvers_are_what_they_are_called() -> None:
+    model = mixture(0.01).model(sd.VP())
+    named = sampled(model, solver=sd.ExponentialMultistep(2, variable="angle"), steps=6)
+    central = sampled(model, steps=6, grid="central").times
+    model.detail_std = 0.01
+    again = sampled(model, solver=sd.ExponentialMultistep(2, variable="angle"), steps=6)
+    assert torch.equal(named.x, again.x)
+    assert torch.equal(sampled(model, steps=6, grid="central").times, central)
+
+
+class Mine:
+    """A model of a user's own, without a base class."""
+
+    predicts = "data"
+    data_std = 1.0
+
+    def __init__(self, inner: sd.ScoreModel, detail_std: float | None = None) -> None:
+        self.inner, self.sde = inner, inner.sde
+        if detail_std is not None:
+            self.detail_std = detail_std
+
+    def at(self, times, like, piece):
+        return times.unbind()
+
+    def evaluate(self, x, at, rows):
+        return self.inner.data(x, float(at.reshape(-1)[0]))
+
+
+def test_a_model_of_a_users_own_and_one_made_of_it_are_served_alike() -> None:
+    inner = mixture(0.01).model(sd.VP())
+    inner.detail_std = 0.01 * inner.data_std
+    assert sd.Operator(inner).detail_std == inner.detail_std
+    plain, own = Mine(inner), Mine(inner, detail_std=0.01)
+    assert not torch.allclose(sampled(plain, steps=6).x, sampled(own, steps=6).x)
+    assert torch.equal(sampled(own, steps=6).x, sampled(sd.Operator(own), steps=6).x)
+    assert measure(plain, (16, 2)) == pytest.approx(0.01, rel=0.4)
+
+
+@pytest.mark.parametrize(("details", "share"), [(0.003, 0.1), (0.01, 0.2), (0.03, 0.6)])
+@pytest.mark.parametrize("steps", [5, 8])
+def test_fine_details_are_reached_with_few_steps(details: float, share: float, steps: int) -> None:
+    """The median error over that without the measurement."""
+    law = mixture(details, 16)
+    model = law.model(sd.VP())
+    tight = sd.RK45(rtol=1e-7, atol=1e-7)
+    options: dict[str, object] = {"seed": 1, "dtype": torch.float64, "last": "noisy"}
+    exact = sd.sample(model, (64, 16), solver=tight, **options).x  # type: ignore[arg-type]
+    errors = []
+    for found in (None, measure(model, draws(law))):
+        model.detail_std = found
+        x = sd.sample(model, (64, 16), steps=steps, **options).x  # type: ignore[arg-type]
+        errors.append(float((x - exact).square().mean(dim=1).sqrt().median()))
+    assert errors[1] < share * errors[0]
+
+
+# -- kept with the model and the run ---------------------------------------------------------------
+
+
+def test_fit_measures_and_the_run_keeps_it(tmp_path: Path) -> None:
+    trained = train(tmp_path / "run", 20)
+    assert trained.detail_std is not None
+    assert sd.load(tmp_path / "run").detail_std == trained.detail_std
+    some = torch.linspace(0, 49, 50).long()
+    assert trained.detail_std == measure(trained, DATA[some], batch_size=16)
+    assert train(tmp_path / "run", 22, resume=True).detail_std is not None
+    assert "detail_std" not in json.loads((tmp_path / "run" / "config.json").read_text())["model"]
+
+
+def rewritten(run: Path, detail_std: str | None) -> None:
+    """The weights of a run with another size of details beside them."""
+    tensors, meta = read_tensors(run / WEIGHTS, sealed=True)
+    meta = {key: value for key, value in meta.items() if key != "detail_std"}
+    meta |= {} if detail_std is None else {"detail_std": detail_std}
+    (run / WEIGHTS).write_bytes(serialise(tensors, meta))
+
+
+def test_old_runs_load_and_damaged_ones_are_refused(tmp_path: Path) -> None:
+    _ = train(tmp_path / "run", 5)
+    rewritten(tmp_path / "run", None)
+    assert sd.load(tmp_path / "run").detail_std is None
+    for wrong in ("-1.0", "nan", "small"):
+        rewritten(tmp_path / "run", wrong)
+        with pytest.raises(ValueError, match=r"damaged: detail_std must be a positive number"):
+            sd.load(tmp_path / "run")
+
+
+def test_an_impossible_size_is_refused() -> None:
+    model = make()
+    for wrong in (0.0, -1.0, float("inf")):
+        with pytest.raises(ValueError, match="detail_std must be positive and finite"):
+            model.detail_std = wrong
+    model.detail_std = 0.5
+    assert default_solver(model.sde, 8, stochastic=False, details=0.5) == default_solver(
+        model.sde, 8, stochastic=False
+    )
