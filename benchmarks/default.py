@@ -108,10 +108,19 @@ class Mixtures:
 class Task:
     """An SDE and mixtures, states at the start of the grid, and where the exact flow takes them."""
 
-    def __init__(self, name: str, d: int, *, count: int, rows: int, seed: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        d: int,
+        *,
+        count: int,
+        rows: int,
+        seed: int,
+        kind: type[Mixtures] = Mixtures,
+    ) -> None:
         self.sde, end = SDES[name]
         self.start, self.end = self.sde.t_max, self.sde.t_min if end is None else end
-        self.mixtures = Mixtures(d, count, seed)
+        self.mixtures = kind(d, count, seed)
         self.model = sd.ScoreModel(self.net, self.sde, predicts="data", data_std=1.0)
         self.known: dict[float, tuple[float, float]] = {}
         self.generator = torch.Generator().manual_seed(seed + 1)

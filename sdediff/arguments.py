@@ -188,9 +188,7 @@ def make_times(
         if linear:
             process = cast(LinearSDE, sde)
             process = process if unit == 1 else process.scaled(1 / unit)
-            own_grid = grid is None
-            details = span.details if own_grid else None
-            snr = LogSNR(process.log_snr, process.time_of, bounded=own_grid, details=details)
+            snr = LogSNR(process.log_snr, process.time_of, not grid, None if grid else span.details)
         few, back = torch.unique(start, return_inverse=True)
         with torch.no_grad():
             made = [spaced(n, each, end, snr) for each in few.tolist()]

@@ -372,6 +372,7 @@ NOT_HERE = {  # what takes tensors of times too, what needs more than a call, an
     "quadratic",
     "uniform",
     "Latent",
+    "LogSNR",
     "compare",
     "evaluate",
     "kernel_distance",

@@ -141,7 +141,7 @@ def test_conditions_reach_the_network_with_their_samples(tmp_path: Path) -> None
         device="cpu",
         condition={"double": 2 * DATA},
     )
-    for step, pair in enumerate(pairs):
+    for step, pair in enumerate(pairs[:4]):  # what comes after is the measurement of details
         assert torch.equal(pair, 2 * DATA[batch(50, 10, 0, step)])
 
 
