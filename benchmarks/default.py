@@ -1,12 +1,10 @@
 """Error of the default solver against the best of the published ones, each on three grids, on
 mixtures with a known flow.
 
-A row is an SDE and a number of evaluations. The deterministic table has the error of the state at
-the end of the grid, by sample, as root mean square over coordinates: its median and 90th
-percentile, over those of the *envelope*, the least that any of the published solvers reaches on any
-of the grids uniform in t, uniform in log-SNR and Karras et al.'s. The stochastic table has the
-spread (the distance to the nearest mean over the component's standard deviation, root mean square,
-right: 1).
+A row is an SDE and a number of evaluations. It has the error of the state at the end of the grid,
+by sample, as root mean square over coordinates: its median and 90th percentile, over those of the
+*envelope*, the least that any of the published solvers reaches on any of the grids uniform in t,
+uniform in log-SNR and Karras et al.'s.
 """
 
 from __future__ import annotations
@@ -31,7 +29,6 @@ from sdediff.solvers.exponential.flow import Flow, gauss_legendre, lagrange
 from sdediff.solvers.exponential.forms import Points
 
 NFES = (5, 8, 10, 15, 20, 30, 50, 100, 200)
-NOISY = (10, 20, 50, 100)
 SDES = {
     "VP": (sd.VP(), 1e-3),
     "VE": (sd.VE(), 1e-5),
@@ -137,9 +134,7 @@ class Task:
     def grid(self, name: str, steps: int) -> Tensor:
         return GRIDS[name](steps, self.start, self.end, LogSNR(self.sde.log_snr, self.sde.time_of))
 
-    def solve(
-        self, solver: solvers.Solver, times: Tensor, stochasticity: float | None = None
-    ) -> tuple[Tensor, int]:
+    def solve(self, solver: solvers.Solver, times: Tensor) -> tuple[Tensor, int]:
         out = sd.sample(
             self.model,
             tuple(self.x.shape),
@@ -148,7 +143,6 @@ class Task:
             x_init=self.x,
             seed=0,
             last="noisy",
-            stochasticity=stochasticity,
             dtype=torch.float64,
             on_fail="return",
         )
@@ -357,38 +351,6 @@ def deterministic(name: str, d: int, args: argparse.Namespace) -> list[dict[str,
     return rows
 
 
-def stochastic(name: str, d: int, args: argparse.Namespace) -> list[dict[str, object]]:
-    task = Task(
-        name, d, count=args.mixtures, rows=args.rows * (16 if d == 2 else 4), seed=args.seed
-    )
-    truth = task.mixtures.draw(20000 if d == 2 else 5000, *task.kernel(task.end), task.generator)
-    right, rows = task.spread(truth), []
-    for nfe in [n for n in NOISY if n in args.nfes] or args.nfes[:1]:
-        steps = next(
-            n
-            for n in range(nfe, 0, -1)
-            if n * default_solver(task.sde, n, stochastic=True).evaluations <= nfe
-        )
-        solver = default_solver(task.sde, steps, stochastic=True)
-        x, used = task.solve(solver, task.grid(solver.spacing, steps), 1.0)
-        count = min(1000, len(x) // args.mixtures)
-        pairs = list(zip(x.reshape(args.mixtures, -1, d)[:, :count], truth[:, :count], strict=True))
-        floor = list(zip(truth[:, -count:], truth[:, :count], strict=True))
-        row: dict[str, object] = {
-            "task": f"{name}-{d}d",
-            "NFE": used,
-            "spread": task.spread(x) / right,
-        }
-        for key, metric in (
-            ("SW2", sd.metrics.sliced_wasserstein),
-            ("energy", sd.metrics.energy_distance),
-        ):
-            row[key] = sum(float(metric(a, b)) for a, b in pairs) / len(pairs)
-            row[f"{key} floor"] = sum(float(metric(a, b)) for a, b in floor) / len(floor)
-        rows.append(row)
-    return rows
-
-
 def show(title: str, rows: list[dict[str, object]]) -> None:
     text = [[f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
     cells = [list(rows[0]), *text]
@@ -415,12 +377,6 @@ def main() -> None:
     parser.add_argument(
         "--tasks", default=None, help="VP-2,VE-64 and so on; all of them by default"
     )
-    parser.add_argument(
-        "--only",
-        choices=("deterministic", "stochastic"),
-        default=None,
-        help="one of the two tables",
-    )
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -430,22 +386,8 @@ def main() -> None:
         t.split("-")
         for t in (args.tasks.split(",") if args.tasks else ["VP-2"] if args.quick else every)
     ]
-    exact = (
-        []
-        if args.only == "stochastic"
-        else [row for name, d in tasks for row in deterministic(name, int(d), args)]
-    )
-    noisy = (
-        []
-        if args.only == "deterministic"
-        else [row for name, d in tasks for row in stochastic(name, int(d), args)]
-    )
-    for title, rows in (
-        ("default solver over the envelope of the published ones", exact),
-        ("with stochasticity=1", noisy),
-    ):
-        if rows:
-            show(f"{title}, mixtures {args.seed}", rows)
+    rows = [row for name, d in tasks for row in deterministic(name, int(d), args)]
+    show(f"default solver over the envelope of the published ones, mixtures {args.seed}", rows)
     if args.json is not None:
         facts = {
             "torch": torch.__version__,
@@ -453,12 +395,8 @@ def main() -> None:
             "machine": platform.machine(),
             "quick": args.quick,
         }
-        args.json.write_text(
-            json.dumps(
-                {"benchmark": "default", **facts, "rows": exact, "stochastic": noisy}, indent=2
-            )
-            + "\n"
-        )
+        found = {"benchmark": "default", **facts, "rows": rows}
+        args.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

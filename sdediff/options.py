@@ -210,13 +210,13 @@ def default_solver(
 
     Without noise: the equation in the form that is straight while data and noise do not change, at
     the scale of details, polynomials in the angle arctan(sigma / alpha), the first steps of lower
-    orders: an evaluation a step, and none more to start. With noise: single steps of order 2, from
-    12 of them on of order 3, and exact noise: so many evaluations a step; AdaptiveSDE where there
-    are no steps.
+    orders: an evaluation a step, and none more to start. With noise: below 20 steps the reverse SDE
+    by lines in the angle, an evaluation a step; from 20 on single steps of order 3 and exact noise,
+    three evaluations a step; AdaptiveSDE where there are no steps.
 
     ``details``: the standard deviation of the details of the data over that of the data, where it
-    was measured. Where they are `fine`, their size is the scale of the form, or half of it with
-    fewer than 8 steps.
+    was measured. Where they are `fine`, their size is the scale of the form without noise, or half
+    of it with fewer than 8 steps.
     """
     if sde.solver is not None:
         return sde.solver
@@ -225,8 +225,10 @@ def default_solver(
     if "kernel" not in sde.offers:
         return EulerMaruyama()
     if stochastic:
-        few = not isinstance(steps, int) or steps < 12
-        return Renoise(ExponentialSinglestep(2, form=0.3) if few else ExponentialSinglestep(3))
+        if isinstance(steps, int) and steps >= _MANY:
+            return Renoise(ExponentialSinglestep(3))
+        share = 0.8 if isinstance(steps, int) and steps >= _SOME else 0.9
+        return ExponentialMultistep(2, form=share, variable="angle", sde=True)
     count = steps if isinstance(steps, int) else 0
     small = fine(details, count)
     rule = _BY_STEPS if small is None else _BY_STEPS_IF_FINE
@@ -241,6 +243,10 @@ _BY_STEPS: Final = ((20, 4), (8, 3))
 """The order, from so many steps on; with fewer, 2."""
 _BY_STEPS_IF_FINE: Final = ((25, 4), (10, 3))
 """The same where details are fine."""
+_SOME: Final = 12
+"""Steps from which on less of the prediction is put as data where noise is asked for."""
+_MANY: Final = 20
+"""Steps from which on the reverse SDE is solved to order 3 in law."""
 
 
 def intervals(steps: int | None, grid: Grid | None) -> int | None:

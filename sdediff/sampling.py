@@ -60,14 +60,15 @@ def sample(
     t_max to data at t_min.
 
     ``solver``: any solver value. By default, with ``steps=N`` or a ``grid``, an
-    `ExponentialMultistep` of order 2 to 4 by N, or `Renoise` where ``stochasticity`` is given
-    (docs/solvers.md: the rule and what it was chosen by), or `EulerMaruyama` under an SDE without a
-    Gaussian kernel; with neither, `RK45`, or `AdaptiveSDE` where ``stochasticity`` is given. A
-    process may bring its own, as a degradation does.
+    `ExponentialMultistep` of order 2 to 4 by N or, where ``stochasticity`` is given, of order 2 for
+    the reverse SDE, from 20 steps on `Renoise` (docs/solvers.md: the rule and what it was chosen
+    by), or `EulerMaruyama` under an SDE without a Gaussian kernel; with neither, `RK45`, or
+    `AdaptiveSDE` where ``stochasticity`` is given. A process may bring its own, as a degradation
+    does.
     ``steps``: the number of intervals N of a solver with fixed steps, spaced as ``grid`` says.
-    Adaptive solvers take none. The network is evaluated N times (``solver.evaluations`` times N: 2
-    or 3 N by the stochastic default; more in the first steps of a multistep solver with
-    ``startup="exact"``), and once more for ``last="denoise"``.
+    Adaptive solvers take none. The network is evaluated N times (``solver.evaluations`` times N:
+    3 N by the stochastic default from 20 steps on; more in the first steps of a multistep solver
+    with ``startup="exact"``), and once more for ``last="denoise"``.
     ``seed``: an int, from which sample i takes seed i of `seeds`, or one int a sample (a group of
     rows, if the solver has groups); None draws one from the operating system. The result holds the
     seeds. Sample i depends on its seed alone, not on B; torch's global generator plays no part
@@ -84,10 +85,11 @@ def sample(
     known = facts(model)
     shape = check_shape(shape)
     stochasticity, last = taken["stochasticity"], taken["last"]
-    details = known.details if solver is None else None
+    noisy = asks_for_noise(stochasticity)
+    # The form and grid for fine details were measured without noise alone.
+    details = known.details if solver is None and not noisy else None
     if solver is None:
         count = intervals(steps, taken["grid"])
-        noisy = asks_for_noise(stochasticity)
         solver = default_solver(model.sde, count, stochastic=noisy, details=details)
     elif not isinstance(solver, Solver):
         check_solver(solver)

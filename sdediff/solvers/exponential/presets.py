@@ -224,6 +224,11 @@ class SEEDS(ExponentialSinglestep):
 
     ``order`` evaluations a step; the noise at the stages is that of the path. Strong order 1 and
     weak order min(order, 2); at lambda = 0 it is `DPMSolver` with exact integrals.
+
+    It needs short steps. Where noise hides the data, a step over h in log(alpha / sigma) is to
+    leave x / sigma standard normal; SEEDS-1 makes its variance (2 - e^h)^2 + e^(2 h) - 1, and
+    SEEDS-2 multiplies it by about (4 / h)^2 e^(3 h). That is in the method, as published: for few
+    steps take `SDEDPMSolverPP`, the data form, whose steps have no such factor.
     """
 
     form: FormName | float | Form = "noise"
