@@ -72,7 +72,11 @@ def main() -> None:
         mean = x.mean(dim=1)
         errors = psnr(x, real[:, None]), psnr(mean, real)
         print(f"{name}: one restoration {errors[0]:.1f} dB, mean of {DRAWS} {errors[1]:.1f} dB")
-        seen = measurement.adjoint(y) if name == "hole" else interpolate(y, size=(28, 28))
+        seen = (
+            measurement.adjoint(y, real.shape[1:])
+            if name == "hole"
+            else interpolate(y, size=(28, 28))
+        )
         rows += [real, seen, mean, x[:, 0], x[:, 1]]
     picture = torch.cat([row.clamp(-1, 1) for row in rows])
     save_png(image_grid(picture, columns=10, scale=2), arguments.out / "restored.png")
