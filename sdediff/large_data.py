@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterator, Mapping
+import io
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from sdediff._extras import require
 from sdediff.array_files import channels_first, check_array
 from sdediff.data import image_classes, image_files, read_image, resized
 from sdediff.solvers.given import integer
@@ -92,17 +93,20 @@ def _bytes(picture: NDArray[Any], size: int | None, *, colour: bool) -> Tensor:
 
 
 class Shards(IterableDataset[Any]):
-    """The samples of tar files, as WebDataset has them, read from one end to the other.
+    """The samples of tar files, laid out as WebDataset's shards, read from one end to the other.
 
-    ``pattern`` is a path with ``*`` and the like, or with braces, ``data/part-{000..099}.tar``. A
-    sample is an image, .png, .jpg, .jpeg or .webp, bytes (C, H, W), or an array, .npy; and, where
-    ``labels``, the number in .cls, a pair (x, label). Samples are mixed within a buffer of
-    ``mixed``, the same way at the same epoch under the same ``seed``. By the library webdataset.
+    ``pattern`` is a path with ``*`` and the like, ``data/part-*.tar``. Files of a shard that follow
+    one another and have the same name up to its first dot are a sample: an image, .png, .jpg, .jpeg
+    or .webp, which becomes bytes (C, H, W), or an array, .npy; and, where ``labels``, the number in
+    .cls, a pair (x, label). Samples are mixed within a buffer of ``mixed``, in another way in each
+    epoch, which ``seed`` decides. The workers of a DataLoader share the files.
+
+    For shards elsewhere than on a disk, a ``webdataset.WebDataset`` is data for `fit` too.
     """
 
     def __init__(
         self,
-        pattern: str,
+        pattern: str | Path,
         *,
         image_size: int | None = None,
         labels: bool = False,
@@ -110,22 +114,21 @@ class Shards(IterableDataset[Any]):
         mixed: int = 1000,
         seed: int = 0,
     ) -> None:
-        self.files = sorted(glob.glob(pattern)) if "{" not in pattern else pattern
+        self.files = sorted(glob.glob(str(pattern)))
         if not self.files:
             raise FileNotFoundError(f"no files {pattern} (looked in {Path.cwd()}): check the path")
         self.size = None if image_size is None else integer("image_size", image_size, 1)
         self.labels, self.colour = labels, colour
-        self.mixed, self.seed = integer("mixed", mixed, 0), integer("seed", seed, 0)
-        self._epochs = 0
+        self.mixed, self.seed = integer("mixed", mixed, 1), integer("seed", seed, 0)
+        self._epoch = 0
 
     def __iter__(self) -> Iterator[Any]:
-        webdataset = require("webdataset", "shards")
-        # each process reads all, and takes its rows of a batch
-        data = webdataset.WebDataset(self.files, shardshuffle=False, nodesplitter=_all_of_them)
-        if self.mixed:
-            data = data.compose(webdataset.detshuffle(self.mixed, seed=self.seed + self._epochs))
-        self._epochs += 1
-        return map(self._sample, data)
+        worker, files, numbers = get_worker_info(), self.files, (self.seed, self._epoch)
+        self._epoch += 1
+        if worker is not None:  # a copy, whose seed is that of its epoch
+            files, numbers = files[worker.id :: worker.num_workers], (self.seed, worker.seed)
+        rng = np.random.Generator(np.random.PCG64(numbers))
+        return map(self._sample, _mixed(_samples(files), self.mixed, rng))
 
     def _sample(self, found: Mapping[str, Any]) -> Any:
         x = self._read(found)
@@ -140,7 +143,7 @@ class Shards(IterableDataset[Any]):
             read = _KINDS.get(kind.lower())
             if read is not None:
                 picture = read(content)
-                if kind == "npy":
+                if kind.lower() == "npy":
                     return torch.from_numpy(np.array(picture))
                 return _bytes(picture, self.size, colour=self.colour)
         raise ValueError(
@@ -149,19 +152,46 @@ class Shards(IterableDataset[Any]):
         )
 
 
-def _all_of_them(shards: Any) -> Any:
-    return shards
+def _samples(files: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The samples of tar files: their contents by what follows the first dot of their names."""
+    for path in files:
+        found: dict[str, Any] = {}
+        try:
+            with tarfile.open(path) as shard:
+                for entry in shard:
+                    content = shard.extractfile(entry) if entry.isfile() else None
+                    if content is None:
+                        continue
+                    folder, _, name = entry.name.rpartition("/")
+                    key, _, kind = name.partition(".")
+                    if found and found["__key__"] != f"{folder}/{key}":
+                        yield found
+                        found = {}
+                    found |= {"__key__": f"{folder}/{key}", kind: content.read()}
+        except (tarfile.TarError, OSError) as error:
+            raise ValueError(f"cannot read the shard {path} ({error}): make it again") from error
+        if found:
+            yield found
+
+
+def _mixed(
+    samples: Iterable[dict[str, Any]], size: int, rng: np.random.Generator
+) -> Iterator[dict[str, Any]]:
+    """The samples, each taken at random from a buffer of ``size`` that is filled up in order."""
+    held: list[dict[str, Any]] = []
+    for sample in samples:
+        held.append(sample)
+        if len(held) >= size:
+            yield held.pop(int(rng.integers(len(held))))
+    while held:
+        yield held.pop(int(rng.integers(len(held))))
 
 
 def _image(content: bytes) -> NDArray[Any]:
-    import io
-
     return read_image(io.BytesIO(content))
 
 
 def _array(content: bytes) -> NDArray[Any]:
-    import io
-
     found: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
     return found
 

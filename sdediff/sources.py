@@ -48,7 +48,7 @@ class Taken(NamedTuple):
     error.
     """
 
-    count: int
+    size: int
     part: Part
     named: Callable[[Tensor], str]
 
@@ -235,7 +235,8 @@ class _Indexed:
         self._exist: Tensor | None = None
         self.count: int | None = len(data)
         bytes_of = isinstance(data, Tensor | np.ndarray) and "uint8" in str(data.dtype)
-        self.low, self.high = (0.0, 255.0) if bytes_of else (None, None)
+        self.low: float | None = 0.0 if bytes_of else None
+        self.high: float | None = 255.0 if bytes_of else None
 
     def probe(self) -> tuple[Tensor, Condition | None, Tensor | None]:
         data, total = self._data, self.count or 0

@@ -142,9 +142,9 @@ class Trainer:
         rates = [self._rate(peak) for peak in self._peaks]
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-        parts = self._parts(taken.count)
-        whole = Draws(taken.count, seed_of(seed, 1, step, 0))
-        divided = len(parts[0]) < taken.count
+        parts = self._parts(taken.size)
+        whole = Draws(taken.size, seed_of(seed, 1, step, 0))
+        divided = len(parts[0]) < taken.size
         self.optimizer.zero_grad()
         found, times, norm = [], [], None
         for rows in parts:
@@ -156,7 +156,7 @@ class Trainer:
                 else:
                     losses = self.losses(samples)
                 # the mean of the parts' means, where they are not of one size
-                share = len(parts) * accelerator.num_processes * len(rows) / taken.count
+                share = len(parts) * accelerator.num_processes * len(rows) / taken.size
                 accelerator.backward(losses.mean() * share)
                 if accelerator.sync_gradients:
                     norm = self._clipped()
@@ -169,7 +169,7 @@ class Trainer:
         if self.step == 1:
             self.optimization.check_state(self.optimizer)
         losses, rows = torch.cat(found), torch.cat(parts)
-        loss = losses.mean() * (accelerator.num_processes * len(rows) / taken.count)
+        loss = losses.mean() * (accelerator.num_processes * len(rows) / taken.size)
         known = torch.cat(times) if len(times) == len(parts) else None
         return Made(self.step, loss, norm, rates[0], losses, known, rows, taken.named)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import tarfile
@@ -53,7 +54,7 @@ def taken(data: object, steps: int = 4, start: int = 0) -> list[Any]:
         source.probe()
         batches = source.batches(start)
         found = [next(batches) for _ in range(start, steps)]
-    return [each.part(torch.arange(each.count)) for each in found]
+    return [each.part(torch.arange(each.size)) for each in found]
 
 
 def test_an_array_file_is_mapped_with_its_channels_first(tmp_path: Path) -> None:
@@ -93,13 +94,12 @@ def test_a_folder_has_the_pictures_and_classes_that_reading_it_whole_has(
 
 
 def test_shards_are_read_in_batches_and_their_place_is_kept(tmp_path: Path) -> None:
-    pytest.importorskip("webdataset")
     pattern = write_shards(tmp_path)
 
     def shards(**options: Any) -> Shards:
         return Shards(pattern, labels=True, **options)
 
-    plain = taken(shards(mixed=0))
+    plain = taken(shards(mixed=1))
     expected = torch.from_numpy(BYTES.transpose(0, 3, 1, 2).copy()).float() / 127.5 - 1
     assert torch.equal(torch.cat([each.x for each in plain]), expected)
     labels = torch.cat([each.condition["label"] for each in plain])
@@ -111,6 +111,37 @@ def test_shards_are_read_in_batches_and_their_place_is_kept(tmp_path: Path) -> N
         for one, two in zip(taken(shards(), 9, start), whole[start:], strict=True):
             assert torch.equal(one.x, two.x)
             assert torch.equal(one.condition["label"], two.condition["label"])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_webdataset_is_read_in_batches(tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    write_shards(tmp_path)
+    files = [str(path) for path in sorted(tmp_path.glob("*.tar"))]
+    data = (
+        webdataset.WebDataset(files, shardshuffle=False).decode("torchrgb").to_tuple("png", "cls")
+    )
+    expected = torch.from_numpy(BYTES.transpose(0, 3, 1, 2).copy()).float() / 255
+    found = taken(data, 5)
+    assert torch.equal(torch.cat([each.x for each in found])[:24], expected)
+    assert found[4].condition["label"].tolist() == [0, 1, 2, 3, 0, 1]
+    gc.collect()  # files that webdataset leaves open
+
+
+def test_a_damaged_shard_and_samples_of_other_kinds_are_named(tmp_path: Path) -> None:
+    write_shards(tmp_path)
+    content = io.BytesIO()
+    np.save(content, BYTES[0])
+    with tarfile.open(tmp_path / "part-0.tar", "w") as file:
+        entry = tarfile.TarInfo("0000.npy")
+        entry.size = len(content.getvalue())
+        file.addfile(entry, io.BytesIO(content.getvalue()))
+    assert torch.equal(next(iter(Shards(tmp_path / "*-0.tar"))), torch.from_numpy(BYTES[0]))
+    with pytest.raises(ValueError, match=r"sample /0000 of the shards has no .cls for a label"):
+        next(iter(Shards(tmp_path / "*-0.tar", labels=True)))
+    (tmp_path / "part-0.tar").write_bytes(b"no")
+    with pytest.raises(ValueError, match=r"cannot read the shard .*part-0.tar"):
+        next(iter(Shards(tmp_path / "*.tar")))
 
 
 def test_no_shards_is_an_error(tmp_path: Path) -> None:

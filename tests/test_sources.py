@@ -62,7 +62,7 @@ def seen(data: object, steps: int = 7, start: int = 0, **beside: Any) -> list[An
         found = []
         for _ in range(start, steps):
             each = next(taken)
-            found.append(each.part(torch.arange(each.count)))
+            found.append(each.part(torch.arange(each.size)))
     assert torch.isfinite(x).all()
     return found
 

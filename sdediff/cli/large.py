@@ -32,7 +32,9 @@ def large_data(
     spec: str, *, image_size: int | None, raw: bool, labels: bool, held_out: int, seed: int
 ) -> Large | None:
     """The data of this path if they are shards or large; None if they are to be read whole."""
-    path, data, classes = Path(spec).expanduser(), None, ()
+    path = Path(spec).expanduser()
+    data: Any = None
+    classes: tuple[str, ...] = ()
     if spec.lower() in NAMED:
         return None
     if spec.endswith(".tar"):
