@@ -7,6 +7,7 @@ JOBS   ?= 2
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --quiet --quiet --disable-pip-version-check
 STAMP  := $(VENV)/.sdediff-installed
+DOCS   := $(VENV)/.sdediff-docs-installed
 PYTEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(PY) -m pytest -n $(JOBS) --dist worksteal
 
 # An environment that the caller names keeps its torch; the project's own .venv follows constraints.txt.
@@ -15,13 +16,16 @@ INSTALLED_TORCH = $(PY) -c 'import importlib.metadata as m; print(m.version("tor
 PINNED_TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow interop api golden bench guidance posterior trace statements lint format types wheel clean
+.PHONY: help demo docs test test-slow interop api golden bench guidance posterior trace statements lint format types wheel clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
 
 demo: $(STAMP)  ## train a small model, sample it with several solvers, write pictures to runs/demo
 	$(VENV)/bin/sdediff demo --out runs/demo
+
+docs: $(DOCS)  ## the site, to build/docs/index.html; warnings are errors
+	OMP_NUM_THREADS=1 $(PY) -m sphinx -q -W --keep-going -j $(JOBS) -b html -d build/doctrees docs build/docs
 
 test: $(STAMP)  ## the tests, without those marked slow (one file: make test ARGS=tests/project/test_layers.py)
 	$(PYTEST) $(ARGS)
@@ -92,3 +96,9 @@ $(STAMP): pyproject.toml constraints.txt
 	fi; \
 	$(PIP) install -e '.[dev]' -c $$pins
 	@touch $(STAMP)
+
+$(DOCS): $(STAMP)
+	@torch=$$($(INSTALLED_TORCH)); pins=constraints.txt; \
+	if [ "$${torch%%+*}" != "$(PINNED_TORCH)" ]; then pins=$(VENV)/.sdediff-torch.txt; fi; \
+	$(PIP) install -e '.[docs]' -c $$pins
+	@touch $(DOCS)

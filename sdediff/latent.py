@@ -33,10 +33,11 @@ class Latent(Operator):
         pictures = latent.decode(out.x)
         noise = sd.encode(latent, latent.encode(pictures)).x
 
-    ``log_prob(latent, z)`` is the log-density of latents: that of x is another number, which for a
-    decoder that is not one to one does not exist. ``encode`` and ``decode`` are those of
+    ``log_prob(latent, z)`` is the log-density of latents. The log-density of x is another number,
+    and does not exist for a decoder that is not one to one. ``encode`` and ``decode`` are those of
     `networks.Autoencoder`, which is taken too: a diffusers autoencoder as it is, or functions.
-    ``shape``, that of one latent, lets states of another shape, data say, be refused by name.
+    ``shape`` is the shape of one latent. With it, states of another shape, such as data, raise
+    ValueError.
 
     Mean and scale of the latents are those of the model's `Normalizer`, one number a channel:
     ``ScoreModel(net, sde, normalizer=Normalizer.of(z))`` for z of ``Autoencoder(vae).encode(x)``.

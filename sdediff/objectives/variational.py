@@ -124,10 +124,10 @@ class VariationalDiffusion(Loss):
     on it (section 5.1). ``bins`` are the values on which data lie, p(x_0 | x) in proportion to q(x
     | x_0) on them (eq. 8); None: the Gaussian N(x / alpha, sigma^2 / alpha^2). ``stratified``
     spreads the times of a batch (Appendix I.1).
-    ``inside``: what gradients pull a learned schedule to between its ends. ``"bound"``: nothing but
-    chance, the plain gradient, whose mean is zero there. ``"variance"``: the gradient of the mean
-    of (diffusion part)^2, so that the estimate varies less (Appendix I.2), by the same backward
-    pass; for the mean of the losses over a batch.
+    ``inside``: how the interior of a learned schedule is trained. ``"bound"``: by the plain
+    gradient, which is zero on average. ``"variance"``: by the gradient of the mean of (diffusion
+    part)^2, so that the estimate varies less (Appendix I.2). It takes the same backward pass, and
+    is meant for the mean of the losses over a batch.
     """
 
     bins: Bins | None = None

@@ -21,8 +21,8 @@ __all__ = ["PerSample"]
 
 
 class PerSample(Control):
-    """Every sample has its own time, step size and error; who has arrived or failed leaves the
-    batch.
+    """Every sample has its own time, step size and error. A sample that has reached the end, or has
+    failed, leaves the batch.
 
     ``steps`` says where steps may end. The solver's controller says which are accepted and how long
     the next ones are. With ``last_mean`` the last step adds no noise; with ``recompute`` what steps
@@ -149,7 +149,7 @@ class PerSample(Control):
         return self.moving.samples if rows is None else rows
 
     def _leave(self, finished: Tensor, stuck: Tensor) -> None:
-        """Let go who has arrived at the end, and who failed."""
+        """Remove the samples that have reached the end, and those that failed."""
         bad = self.moving.problem.monitor.bad[self._counted] & ~finished
         if bool((failed := bad | stuck).any()):
             self._fail(bad, Status.NETWORK_NOT_FINITE)

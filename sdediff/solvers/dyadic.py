@@ -58,9 +58,10 @@ class Lattice:
 
 
 class DyadicSteps(Policy):
-    """The policy of solvers that draw noise: a step is a dyadic part of an interval of the grid,
-    and never longer than where it starts allows, so that rounding cannot make two steps of one;
-    what noise a rejected step had is kept, and split.
+    """The policy of solvers that draw noise.
+
+    Steps are dyadic subintervals of the grid's intervals, aligned to their length, so that the ends
+    of steps are exact. The noise of a rejected step is kept and split.
 
     Every row carries (level, spot, source): its next step starts at ``spot`` / 2^30 of the interval
     and is 2^-level of it long. Under `White` noise the path is a tree of its own, halved by

@@ -22,7 +22,7 @@ _ROUNDING: Final = 16  # in units of the state's own, below which a step does no
 
 
 class Moving(NamedTuple):
-    """The samples of an adaptive solve that have neither arrived nor failed, a row for each."""
+    """The samples of an adaptive solve that neither have reached the end nor failed, a row each."""
 
     samples: Tensor
     """The number of each in the whole solve, int64."""

@@ -32,7 +32,17 @@ each_page = pytest.mark.parametrize(
 
 
 @pytest.mark.uses_global_rng  # by building networks
-@each_page
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(
+            page,
+            marks=[pytest.mark.slow] if page.parent.name == "tutorial" else [],  # they train
+            id=page.relative_to(ROOT).as_posix(),
+        )
+        for page in PAGES
+    ],
+)
 def test_python_blocks_run(page, tmp_path, monkeypatch, capsys):
     """In order, in one namespace, in an empty folder."""
     monkeypatch.chdir(tmp_path)

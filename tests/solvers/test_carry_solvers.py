@@ -832,8 +832,8 @@ WATCHED.exact = MODEL.exact  # the network itself counts nothing
 
 
 def recipe():
-    """The solver that docs/concepts.md writes, and its lines."""
-    page = Path(__file__).resolve().parents[2] / "docs" / "concepts.md"
+    """The solver that docs/own-solver.md writes, and its lines."""
+    page = Path(__file__).resolve().parents[2] / "docs" / "own-solver.md"
     (code,) = (block.code for block in code_blocks(page) if "class MidpointMaruyama" in block.code)
     code, _, _ = code.partition("\n\n\nsd.sample")
     space: dict[str, object] = {"sd": sd, "torch": torch, "__name__": "recipe"}

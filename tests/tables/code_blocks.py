@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 FENCE = re.compile(r"^(?P<indent>\s*)(?P<ticks>`{3,}|~{3,})\s*(?P<info>[^`]*)$")
+OF_NOTEBOOKS = {"{code-cell}": "python"}
 NOT_RUN = re.compile(r"<!--\s*not run:\s*(?P<reason>\S.*?)\s*-->")
 
 
@@ -30,6 +31,7 @@ def code_blocks(path: Path) -> list[Block]:
                 before = line
         elif fence and not fence["info"].strip() and fence["ticks"].startswith(opened["ticks"]):
             language = opened["info"].split()[0] if opened["info"].strip() else ""
+            language = OF_NOTEBOOKS.get(language, language)
             reason = NOT_RUN.search(before)
             blocks.append(
                 Block(

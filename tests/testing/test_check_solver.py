@@ -16,7 +16,7 @@ from sdediff.testing.contracts import CONTRACTS
 
 @dataclass(frozen=True)
 class MidpointMaruyama(Solver):
-    """That of docs/concepts.md, with the strong order that it has."""
+    """That of docs/own-solver.md, with the strong order that it has."""
 
     needs = frozenset({"drift", "diffusion"})
     stochastic = solves_sde = True

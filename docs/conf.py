@@ -1,0 +1,46 @@
+"""How the site is built: `make docs` writes it to build/docs, and warnings are errors."""
+
+import sys
+from pathlib import Path
+
+import sdediff
+
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
+
+project = "sdediff"
+author = "the sdediff authors"
+copyright = author
+version = release = sdediff.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "mathml",
+    "docstrings",
+]
+exclude_patterns = ["_extensions", "jupyter_execute"]
+html_theme = "furo"
+html_title = f"sdediff {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_copyright = False
+
+# Equations are MathML, which browsers draw themselves: no script and no font from elsewhere.
+html_math_renderer = "mathml"
+myst_enable_extensions = ["amsmath", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+suppress_warnings = ["toc.empty_glob"]  # a page of the navigation that is not written yet
+
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600
+nb_merge_streams = True
+nb_execution_in_temp = True
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+python_maximum_signature_line_length = 88
+toc_object_entries_show_parents = "hide"
