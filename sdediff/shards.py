@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
+import torch
 from torch import Tensor
 
 from sdediff._extras import require
@@ -129,6 +130,16 @@ class Shards:
         if meta.get("plan") != self._name() or meta.get("shard") != str(shard):
             raise ValueError(f"{self.path(shard)} is of another set or shard: draw it anew")
         return tensors
+
+    def gathered(self, name: str) -> Tensor:
+        """The tensors of that name of all samples in one; FileNotFoundError if some are missing."""
+        missing = self.missing()
+        if missing:
+            raise FileNotFoundError(
+                f"{self.folder} lacks {len(missing)} of its {len(self)} shards: ask for the same "
+                "set again, which draws them"
+            )
+        return torch.cat([self.read(shard)[name] for shard in range(len(self))])
 
     def remove_damaged(self, process: int = 0, processes: int = 1) -> list[int]:
         """Read the shards that are there, every one in ``processes`` from the one of number

@@ -14,13 +14,16 @@ from torch import Tensor
 from sdediff.array_files import read_arrays
 from sdediff.checkpoint import read_config
 from sdediff.cli.names import check_device
+from sdediff.cli.processes import Processes
 from sdediff.cli.quality import Judge
 from sdediff.cli.sample import Asked, check_writable, complete, event_of
+from sdediff.cli.sharded import to_folder
 from sdediff.data import Dataset, load_data, split
 from sdediff.files import write_atomically
 from sdediff.interruption import raising
 from sdediff.metrics import Evaluated, Extractor, evaluate, extractor
 from sdediff.metrics.measured import Reference
+from sdediff.shards import MANIFEST, PLAN, Shards
 from sdediff.solvers.given import check_choice, check_name
 from sdediff.solvers.solution import merge
 
@@ -70,6 +73,14 @@ class Judged:
         judge = Judge.fit(*split(data, max(2, len(data) // _HELD_OUT)))
         return Extractor("classifier", judge.features, has_logits=True)
 
+    def drawn_to(self) -> Path | None:
+        """The folder of shards to which samples are to be drawn first, or drawn further."""
+        if self.samples is None:
+            return None
+        path = Path(self.samples).expanduser()
+        begun = (path / PLAN).is_file() and not (path / MANIFEST).is_file()
+        return path if begun or not (path.suffix or path.exists()) else None
+
     def given(self, data: Dataset) -> Tensor | None:
         """The samples of a file or folder; floats with negative ones among them are as `sample`
         writes them, and may leave [-1, 1].
@@ -77,15 +88,20 @@ class Judged:
         if self.samples is None:
             return None
         path = Path(self.samples).expanduser()
+        if (path / PLAN).is_file():
+            return self._fitting(Shards.open(path).gathered("x"), data)
         stored = False
         if path.suffix.lower() in (".npy", ".npz") and path.is_file():
             array, _ = read_arrays(path)
             stored = array.dtype.kind == "f" and array.ndim > 2 and bool((array < 0).any())
-        found = load_data(path, raw=stored).x
+        return self._fitting(load_data(path, raw=stored).x, data)
+
+    def _fitting(self, found: Tensor, data: Dataset) -> Tensor:
+        """The samples; a ValueError if they are not of the data's shape."""
         if found.shape[1:] != data.x.shape[1:]:
             raise ValueError(
-                f"--samples {path} has samples of shape {tuple(found.shape[1:])}, and --against "
-                f"{self.against} of {tuple(data.x.shape[1:])}: take samples of that shape"
+                f"--samples {self.samples} has samples of shape {tuple(found.shape[1:])}, and "
+                f"--against {self.against} of {tuple(data.x.shape[1:])}: take samples of that shape"
             )
         return found
 
@@ -93,7 +109,8 @@ class Judged:
 def run(judged: Judged, asked: Asked, out: Path | None) -> int:
     """Draw samples or read them, measure their quality, print and write it; the exit code.
 
-    Of a set of which only a part is drawn when a signal comes, that part is measured.
+    Of samples in memory of which only a part is drawn when a signal comes, that part is measured;
+    a set in shards is measured when it is complete, by the process that completes it.
     """
     if out is not None:
         if out.suffix != ".json":
@@ -102,6 +119,13 @@ def run(judged: Judged, asked: Asked, out: Path | None) -> int:
     check_choice("--reference", judged.reference, ("fixed", "sampled"))
     data = judged.data(asked.folder)
     network = judged.extractor(data, check_device(asked.device))
+    folder = judged.drawn_to()
+    if folder is None and judged.samples is None:
+        Processes.here().check_alone("--samples")
+    if folder is not None:
+        code = to_folder(asked, folder)  # which other processes may complete
+        if Shards.open(folder).missing():
+            return code
     x, code = judged.given(data), 0
     if x is None:
         x, code = _drawn(asked)

@@ -43,7 +43,11 @@ def evaluate(
     weights: Weights = None,
     sha256: Sha256 = None,
     samples: Annotated[
-        str | None, typer.Option(help=".npy, .npz or folder of samples that are there already")
+        str | None,
+        typer.Option(
+            help=".npy, .npz or folder of samples that are there; or a folder of shards, which is "
+            "drawn first where it is not complete, by any number of processes"
+        ),
     ] = None,
     reference: Annotated[
         str, typer.Option(help="fixed, or sampled: whether the errors are those of the data too")

@@ -43,10 +43,12 @@ class Processes:
         found = check_device(name)
         return f"cuda:{self.local}" if found == "cuda" and self.count > 1 else found
 
-    def check_alone(self, out: object) -> None:
-        """A ValueError where several processes would write one file."""
+    def check_alone(self, option: str) -> None:
+        """A ValueError where several processes would each draw the whole; ``option`` names where
+        the samples go.
+        """
         if self.count > 1:
             raise ValueError(
-                f"{self.count} processes cannot write one file, {out}: name a folder, without an "
-                "ending, for a set of samples in shards"
+                f"{self.count} processes share the work in a folder of shards alone: name one, "
+                f"without an ending, by {option}"
             )

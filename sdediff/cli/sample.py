@@ -118,7 +118,7 @@ def run(asked: Asked, out: Path) -> int:
     """
     config = read_config(asked.folder)
     event_of(asked.folder, config)  # a damaged one is told first
-    Processes.here().check_alone(out)
+    Processes.here().check_alone("--out")
     check_place(out, bool(config["data"].get("image", False)))
     return draw(asked.drawing(), out)
 

@@ -33,7 +33,7 @@ from sdediff.run_folder import WEIGHTS, locate
 from sdediff.shards import MANIFEST, PLAN, Shards
 from sdediff.solvers.solution import merge
 
-__all__ = ["run"]
+__all__ = ["run", "to_folder"]
 
 _BATCHES: Final = 4
 """Batches in a shard by default."""
@@ -42,7 +42,7 @@ _BATCHES: Final = 4
 def run(asked: Asked, out: Path, shard_size: int | None) -> int:
     """Draw samples to a folder, which is a path without an ending, or to a file; the exit code."""
     if not out.suffix or (out / PLAN).is_file():
-        return _to_folder(asked, out, shard_size)
+        return to_folder(asked, out, shard_size)
     if shard_size is not None:
         raise ValueError(
             f"--shard-size is of a folder of shards, and --out {out} is a file: drop --shard-size, "
@@ -51,7 +51,7 @@ def run(asked: Asked, out: Path, shard_size: int | None) -> int:
     return to_file(asked, out)
 
 
-def _to_folder(asked: Asked, out: Path, shard_size: int | None) -> int:
+def to_folder(asked: Asked, out: Path, shard_size: int | None = None) -> int:
     """Draw what is missing of the set in a folder; the exit code.
 
     Shards that are complete when a signal comes, or when a process is killed, are kept: the same

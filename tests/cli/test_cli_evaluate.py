@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import POINTS, command, refuse
+from filelock import FileLock
 
 from sdediff import metrics
 from sdediff.cli.sample import Drawing
@@ -50,17 +51,41 @@ def test_drawn_samples_and_those_of_a_file_are_the_same(
     assert first["metrics"]["frechet"]["value"] == pytest.approx(float(expected), rel=1e-6)
 
 
+def test_a_set_in_shards_is_drawn_first_and_measured_by_who_completes_it(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ["--count", 50, "--batch-size", 5]
+    evaluate = ["evaluate", run, *against(run), *HOW, *sizes]
+    command(*evaluate, "--out", tmp_path / "plain.json")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "by --samples" in refuse(capsys, *evaluate)
+    given = [*evaluate, "--samples", tmp_path / "set", "--out"]
+    claim = tmp_path / "set" / "000" / ".000001.lock"
+    monkeypatch.setattr("sdediff.cli.sharded._BATCHES", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr("sdediff.cli.sharded.Shards.fill", lambda self, draw, **_: 0)
+        command(*given, tmp_path / "none.json")  # as if another process drew them
+    claim.parent.mkdir()
+    with FileLock(claim):
+        command(*given, tmp_path / "none.json")
+    assert not (tmp_path / "none.json").exists()
+    command(*given, tmp_path / "set.json")
+    command(*given, tmp_path / "again.json")
+    found = [json.loads((tmp_path / f"{n}.json").read_text()) for n in ("plain", "set", "again")]
+    assert found[0]["metrics"] == found[1]["metrics"] == found[2]["metrics"]
+
+
 def test_what_was_drawn_is_measured_when_it_is_stopped(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = Drawing._batch
+    whole = Drawing.batch
 
     def one(self: Drawing, rows: range, bar: Any) -> Any:
         if rows.start:
             raise KeyboardInterrupt
         return whole(self, rows, bar)
 
-    monkeypatch.setattr(Drawing, "_batch", one)
+    monkeypatch.setattr(Drawing, "batch", one)
     with pytest.raises(SystemExit) as stop:
         command("evaluate", run, *against(run), *HOW, "--count", 50, "--batch-size", 20)
     assert stop.value.code == 130

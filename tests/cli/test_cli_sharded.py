@@ -126,7 +126,7 @@ def test_what_is_refused(
     out = tmp_path / "set"
     assert "--shard-size is of a folder" in refuse(capsys, *words(run, "--out", tmp_path / "x.npz"))
     file = ["sample", run, "--steps", 3, "--device", "cpu", "--out", tmp_path / "x.npz"]
-    assert "3 processes cannot write one file" in refuse(capsys, *file)
+    assert "3 processes share the work in a folder of shards alone" in refuse(capsys, *file)
     assert "--count" in refuse(capsys, *words(run, "--out", out, "--count", 10**14))
     assert "there is no folder" in refuse(capsys, *words(run, "--out", tmp_path / "no" / "set"))
     assert not list(tmp_path.iterdir())
@@ -196,8 +196,8 @@ def test_a_killed_worker_is_made_good_by_the_same_command(run: Path, tmp_path: P
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_samples(tmp_path: Path) -> None:
-    """50,000 samples, of 51 MB, in 50 shards, by a process of their own that says its most."""
-    np.save(tmp_path / "points.npy", np.random.Generator(np.random.PCG64(0)).normal(size=(60, 256)))
+    """50,000 samples, of 13 MB, in 50 shards, by a process of their own that says its most."""
+    np.save(tmp_path / "points.npy", np.random.Generator(np.random.PCG64(0)).normal(size=(60, 64)))
     data = ["--data", tmp_path / "points.npy", "--raw", "--out", tmp_path / "run", "--quiet"]
     command("train", *data, "--steps", 2, "--device", "cpu")
     program = (
@@ -217,5 +217,4 @@ def test_memory_does_not_grow_with_the_number_of_samples(tmp_path: Path) -> None
         assert done.returncode == 0, done.stderr
         most[count] = int(done.stdout.split()[-1])
         shutil.rmtree(tmp_path / str(count))
-    print(most)
-    assert most[50_000] < most[5_000] + 12 * 1024  # kB
+    assert most[50_000] < most[5_000] + 6 * 1024  # kB
