@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sdediff.calls import Condition, check_condition, check_states
-from sdediff.masks import check_mask, kept, mean_over
+from sdediff.masks import check_mask, kept
 from sdediff.modules import evaluating
 from sdediff.predict import predict
 from sdediff.protocols import Model, check_model, facts
 from sdediff.sampling import sample
-from sdediff.solvers import White, seeds
+from sdediff.solvers import StepNoise, White, expand, rowwise, seeds
 from sdediff.solvers.arithmetic import at_least_float32
 from sdediff.solvers.given import integer
 
@@ -25,14 +25,13 @@ _LEVELS: Final = 16
 """How many levels of noise the network is asked at."""
 _LEAST: Final = 1e-4
 """The least level of noise, in units of the standard deviation of the data."""
-_SHARE: Final = 1 / 9
+_SHARE: Final = 1 / 4
 """The share of the noise that a network keeps at the level of noise that is sought. For details of
-one size r it is r^2 / (r^2 + w^2), so that this level is sqrt(8) r. It is as low as it can be if
-levels at which a few samples are between two parts of the data are not to count; and with it,
-details of a ninth of the coordinates count, where the others have none.
+size r it is r^2 / (r^2 + w^2), so that this level is sqrt(3) r. Lower shares are at levels at which
+samples in two dimensions are between two parts of the data already.
 """
-_DRAWS: Final = 16
-"""Coordinates that the share of one sample is a mean over, at least."""
+_MOST: Final = 0.75
+"""The share of the samples whose details are no larger."""
 _STEPS: Final = 20
 """Steps of the solve that draws samples where none are given."""
 
@@ -48,19 +47,21 @@ def measure(
     seed: int = 0,
 ) -> float:
     """The standard deviation of the details of the data, in the units of ``model.data_std``: how
-    far from each other samples are that the model takes for one as soon as there is more noise.
+    far apart, in the direction in which they are farthest, samples are that the model takes for one
+    as soon as there is more noise.
 
-    At a level w = sigma / alpha of the noise a network keeps the share
+    At a level w = sigma / alpha of the noise a network keeps of that in a direction u the share
 
-        rho(w) = tr(dD/dx) / d = E|x_0 - D|^2 / (d w^2),    D(x) = E[x_0 | x_0 + w noise],
+        lambda(w) = u^T (dD/dx) u = Var[u^T x_0 | x] / w^2,    D(x) = E[x_0 | x_0 + w noise].
 
-    of it. This is 1 where w is small beside the details, and r^2 / (r^2 + w^2) for details of one
-    size r, until at larger w the parts of the data merge. The median of rho over the samples is
-    found at 16 levels, spaced evenly in log-SNR from that of t_min to w = ``data_std``, as the mean
-    of noise (D(x_0 + w noise) - D(x_0 - w noise)) / (2 w); r follows from the level from which on
-    it is below 1/9. If it is below from the first level on, details are hidden by the noise at
-    t_min, and r is the most that they can be. If it never is, the data have no details smaller than
-    themselves, and r is ``data_std``.
+    This is 1 where w is small beside the details, and r^2 / (r^2 + w^2) for details of size r,
+    until at larger w the parts of the data merge. It is found at 16 levels, spaced evenly in
+    log-SNR from w = ``data_std`` down to t_min, as u^T (D(x + w u) - D(x - w u)) / (2 w); the
+    difference is the direction u of the next level, so that u turns to the direction of the largest
+    details (the power method). r follows from the level below which lambda exceeds 1/4 for a
+    quarter of the samples. Where it does so at no level, details are hidden by the noise at t_min,
+    and r is the most that they can be. Where it does at every level, the data have no details
+    smaller than themselves, and r is ``data_std``.
 
     ``samples``: data (B, *event) in the user's units, 64 are enough; or a shape, (64, 2) say, for
     samples that the model draws by the default solver in 20 steps. ``condition``, ``mask``: as in
@@ -89,68 +90,77 @@ def measure(
     exist = check_mask(mask, x_0.shape, known.device)
     if known.normalizer is not None:
         x_0 = kept(known.normalizer.normalize(x_0), exist)
-    copies = -(-_DRAWS // max(1, x_0[0].numel()))
-    rows = torch.arange(len(x_0)).repeat_interleave(copies).split(copies * batch_size)
-    keys = torch.arange(len(x_0) * copies).split(copies * batch_size)
     levels, times = _levels(model, known.data_std)
-    every = seeds(seed, len(x_0) * copies)
+    every = seeds(seed, len(x_0))
     shares = []
     with evaluating(model):
-        for some, own in zip(rows, keys, strict=True):
-            noise = White(
-                [every[i] for i in own.tolist()],
-                x_0.shape[1:],
-                dtype=x_0.dtype,
-                device=known.device,
+        for first in range(0, len(x_0), batch_size):
+            some = slice(first, first + batch_size)
+            normals = White(every[some], x_0.shape[1:], dtype=x_0.dtype, device=known.device).at(0)
+            probe = _Probe(
+                model,
+                x_0[some],
+                {name: value[some] for name, value in condition.items()},
+                None if exist is None else exist[some],
             )
-            part = some.to(known.device)
-            given = {name: value[part] for name, value in condition.items()}
-            there = None if exist is None else exist[part]
-            normals = kept(noise.at(0).normal("probe"), there)
-            each = [_share(model, x_0[part], normals, t, given, there) for t in times]
-            shares.append(torch.stack(each).reshape(len(levels), -1, copies).mean(dim=2))
-    median = torch.cat(shares, dim=1).double().median(dim=1).values.tolist()
-    return _size(levels, median, known.data_std)
+            shares.append(probe.shares(times, normals))
+    high = torch.cat(shares, dim=1).double().quantile(_MOST, dim=1).tolist()
+    return _size(levels, high, known.data_std)
 
 
 def _levels(model: Model, unit: float) -> tuple[list[float], list[float]]:
-    """The levels of the noise, sigma / alpha, rising, and their times."""
+    """The levels of the noise, sigma / alpha, falling, and their times."""
     sde = model.sde
     ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
     most, least = sde.log_snr(ends).tolist()
-    first = min(most, -2 * math.log(_LEAST * unit))
-    last = min(first, max(least, -2 * math.log(unit)))
+    last = min(most, -2 * math.log(_LEAST * unit))
+    first = min(last, max(least, -2 * math.log(unit)))
     log_snr = torch.linspace(first, last, _LEVELS, dtype=torch.float64)
     times = sde.time_of(log_snr).clamp(sde.t_min, sde.t_max)
     return (-0.5 * log_snr).exp().tolist(), times.tolist()
 
 
-def _share(
-    model: Model,
-    x_0: Tensor,
-    noise: Tensor,
-    time: float,
-    condition: dict[str, Tensor],
-    mask: Tensor | None,
-) -> Tensor:
-    """An estimate of rho for each row of x_0."""
-    sde, t = model.sde, torch.tensor(time, dtype=torch.float64)
-    alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))
-    states = alpha * torch.cat([x_0, x_0]) + sigma * torch.cat([noise, -noise])
-    both = {name: torch.cat([value, value]) for name, value in condition.items()}
-    exist = None if mask is None else torch.cat([mask, mask])
-    up, down = predict(model, "data", states, t, both, exist).chunk(2)
-    return mean_over(noise * (up - down), mask) * (alpha / (2 * sigma))
+class _Probe(NamedTuple):
+    """Samples, and what the model is asked about them."""
+
+    model: Model
+    x_0: Tensor
+    condition: Mapping[str, Tensor]
+    mask: Tensor | None
+
+    def shares(self, times: Sequence[float], normals: StepNoise) -> Tensor:
+        """lambda at falling times, (times, B)."""
+        noise, u = (kept(normals.normal("probe", k), self.mask) for k in range(2))
+        found = []
+        for time in times:
+            u = u / expand(rowwise(u).norm(dim=1).clamp(min=torch.finfo(u.dtype).tiny), u)
+            answer = self.slope(time, noise, u)
+            found.append((rowwise(u) * rowwise(answer)).sum(dim=1))
+            u = answer
+        return torch.stack(found)
+
+    def slope(self, time: float, noise: Tensor, u: Tensor) -> Tensor:
+        """(dD/dx) u at the states with this noise, by a difference of the noise's own size."""
+        sde, t = self.model.sde, torch.tensor(time, dtype=torch.float64)
+        alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))
+        states = alpha * self.x_0 + sigma * noise
+        both = {name: torch.cat([value, value]) for name, value in self.condition.items()}
+        exist = None if self.mask is None else torch.cat([self.mask, self.mask])
+        pair = torch.cat([states + sigma * u, states - sigma * u])
+        up, down = predict(self.model, "data", pair, t, both, exist).chunk(2)
+        return kept(up - down, self.mask) * (alpha / (2 * sigma))
 
 
 def _size(levels: list[float], shares: list[float], unit: float) -> float:
-    """r, where the shares fall below `_SHARE`, between two levels by a straight line of logs."""
+    """r, from the level below which all shares exceed `_SHARE`, between two levels by a straight
+    line of logs.
+    """
     per_level = math.sqrt(1 / _SHARE - 1)
-    first = next((i for i, share in enumerate(shares) if share < _SHARE), None)
-    if first is None:
+    last = next((i for i in reversed(range(len(shares))) if shares[i] < _SHARE), None)
+    if last is None:
         return unit
-    if first == 0:
-        return levels[0] / per_level
-    high, low = (max(share, 1e-3 * _SHARE) for share in shares[first - 1 : first + 1])
+    if last == len(shares) - 1:
+        return levels[last] / per_level
+    low, high = (max(share, 1e-3 * _SHARE) for share in shares[last : last + 2])
     part = math.log(high / _SHARE) / math.log(high / low)
-    return levels[first - 1] * (levels[first] / levels[first - 1]) ** part / per_level
+    return levels[last + 1] * (levels[last] / levels[last + 1]) ** part / per_level

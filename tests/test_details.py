@@ -32,7 +32,7 @@ def mixture(details: float, d: int = 2, scale: float = 1.0) -> sd.exact.Gaussian
 
 def hidden(model: sd.ScoreModel) -> float:
     """The size of details that the noise at t_min hides."""
-    return float((-0.5 * model.sde.log_snr(model.sde.t_min)).exp()) / 8**0.5
+    return float((-0.5 * model.sde.log_snr(model.sde.t_min)).exp()) / 3**0.5
 
 
 def draws(law: sd.exact.GaussianMixture, count: int = 64) -> Tensor:
@@ -41,14 +41,14 @@ def draws(law: sd.exact.GaussianMixture, count: int = 64) -> Tensor:
 
 @pytest.mark.parametrize("name", SDES)
 @pytest.mark.parametrize("d", [2, 64])
-def test_a_known_size_is_measured_within_a_third(name: str, d: int) -> None:
+def test_a_known_size_is_measured_within_a_fifth(name: str, d: int) -> None:
     """By 64 samples; where the noise at t_min hides the details, the most that they can be."""
     for details in (0.003, 0.03):
         law = mixture(details, d)
         model = law.model(SDES[name])
         found = measure(model, draws(law)) / model.data_std
         due = max(details, hidden(model))
-        assert due / 1.33 < found < due * 1.33, (details, found)
+        assert due / 1.2 < found < due * 1.2, (details, found)
 
 
 @pytest.mark.parametrize("details", [0.001, 0.01])
@@ -56,6 +56,24 @@ def test_samples_that_the_model_draws_do_as_well(details: float) -> None:
     law = mixture(details)
     model = law.model(sd.RectifiedFlow())
     assert measure(model, (32, 2)) == pytest.approx(measure(model, draws(law)), rel=0.25)
+
+
+def test_the_largest_direction_and_the_coarsest_samples_count() -> None:
+    """One coarse coordinate of 64, in the basis of a rotation; and three of eight parts of the
+    data.
+    """
+    g = torch.Generator().manual_seed(1)
+    turn = torch.linalg.qr(torch.randn(64, 64, generator=g, dtype=torch.float64)).Q
+    sizes = torch.full((64,), 0.003, dtype=torch.float64)
+    sizes[5] = 0.2
+    covariance = turn @ torch.diag(sizes**2) @ turn.T
+    centres = mixture(0.003, 64).sample(8, seed=1)
+    rotated = sd.exact.GaussianMixture(centres, covariances=covariance.expand(8, 64, 64))
+    model = rotated.model(sd.VP())
+    assert measure(model, draws(rotated)) == pytest.approx(0.2, rel=0.25)
+    stds = torch.tensor([0.003] * 5 + [0.2] * 3, dtype=torch.float64)
+    parts = sd.exact.GaussianMixture(centres, stds=stds)
+    assert measure(parts.model(sd.VP()), draws(parts)) == pytest.approx(0.2, rel=0.25)
 
 
 def test_data_without_details_are_as_large_as_themselves() -> None:
@@ -102,7 +120,7 @@ def test_the_batch_does_not_matter_and_the_seed_hardly() -> None:
     law = mixture(0.01)
     model, x = law.model(sd.VP()), draws(law)
     whole = measure(model, x)
-    assert measure(model, x, batch_size=7) == pytest.approx(whole, rel=1e-6)
+    assert measure(model, x, batch_size=24) == pytest.approx(whole, rel=1e-6)
     assert measure(model, x, seed=5) == pytest.approx(whole, rel=0.1)
 
 
@@ -206,8 +224,17 @@ def test_a_model_of_a_users_own_and_one_made_of_it_are_served_alike() -> None:
     assert measure(plain, (16, 2)) == pytest.approx(0.01, rel=0.4)
 
 
-@pytest.mark.parametrize(("details", "share"), [(0.003, 0.1), (0.01, 0.2), (0.03, 0.6)])
-@pytest.mark.parametrize("steps", [5, 8])
+@pytest.mark.parametrize(
+    ("details", "share", "steps"),
+    [
+        (0.003, 0.1, 8),
+        pytest.param(0.003, 0.1, 5, marks=pytest.mark.slow),
+        pytest.param(0.01, 0.2, 5, marks=pytest.mark.slow),
+        pytest.param(0.01, 0.2, 12, marks=pytest.mark.slow),
+        pytest.param(0.03, 0.6, 5, marks=pytest.mark.slow),
+        pytest.param(0.03, 0.6, 8, marks=pytest.mark.slow),
+    ],
+)
 def test_fine_details_are_reached_with_few_steps(details: float, share: float, steps: int) -> None:
     """The median error over that without the measurement."""
     law = mixture(details, 16)
