@@ -30,8 +30,8 @@ from sdediff.arguments import default_solver
 
 NFES = (5, 8, 10, 15, 20, 30)
 GRIDS = ("uniform", "log_snr", "karras", "logistic", "central")
-DIRECTIONS = {2: 16, 64: 128}
-BEST = 3
+DIRECTIONS = {2: 16, 64: 64}
+BEST = 2
 """How many of the published solvers are run with all samples."""
 PEERS: dict[str, solvers.Solver] = {
     "Euler-Maruyama": solvers.EulerMaruyama(),

@@ -22,6 +22,7 @@ from sdediff.solvers import (
     EulerMaruyama,
     ExponentialMultistep,
     ExponentialSinglestep,
+    Falling,
     Noise,
     Renoise,
     Snapshot,
@@ -227,8 +228,8 @@ def default_solver(
     if stochastic:
         if isinstance(steps, int) and steps >= _MANY:
             return Renoise(ExponentialSinglestep(3))
-        share = 0.8 if isinstance(steps, int) and steps >= _SOME else 0.9
-        return ExponentialMultistep(2, form=share, variable="angle", sde=True)
+        form = Falling(0.8 if isinstance(steps, int) and steps >= _SOME else 0.7)
+        return ExponentialMultistep(2, form=form, variable="angle", sde=True)
     count = steps if isinstance(steps, int) else 0
     small = fine(details, count)
     rule = _BY_STEPS if small is None else _BY_STEPS_IF_FINE
@@ -243,8 +244,8 @@ _BY_STEPS: Final = ((20, 4), (8, 3))
 """The order, from so many steps on; with fewer, 2."""
 _BY_STEPS_IF_FINE: Final = ((25, 4), (10, 3))
 """The same where details are fine."""
-_SOME: Final = 12
-"""Steps from which on less of the prediction is put as data where noise is asked for."""
+_SOME: Final = 16
+"""Steps from which on more of the prediction is put as data where noise is asked for."""
 _MANY: Final = 20
 """Steps from which on the reverse SDE is solved to order 3 in law."""
 

@@ -30,7 +30,7 @@ MOST = {8: 0.6, 20: 0.25}
 """Share of the best published error at that many steps."""
 
 
-SPREAD = {7: 0.25, 9: 0.22, 14: 0.14}
+SPREAD = {7: 0.2, 9: 0.18, 14: 0.13}
 """Most of the log of the spread over the right one, on Gaussian data at that many steps."""
 
 
@@ -127,7 +127,7 @@ def noisy(steps: int) -> sd.Solver:
     """The stochastic default."""
     if steps >= 20:
         return sd.solvers.Renoise(sd.solvers.ExponentialSinglestep(3))
-    form = 0.9 if steps < 12 else 0.8
+    form = sd.solvers.Falling(0.7 if steps < 16 else 0.8, 10.0)
     return sd.ExponentialMultistep(2, form=form, variable="angle", sde=True)
 
 
@@ -149,7 +149,7 @@ def test_evaluations_of_the_stochastic_default(sde: sd.LinearSDE, steps: int) ->
     assert bool(torch.isfinite(out.x).all())
 
 
-@pairwise("sde, steps, stochasticity", SDES, [1, 11, 12, 19, 20, 31], [0.5, 1.0, torch.ones_like])
+@pairwise("sde, steps, stochasticity", SDES, [1, 15, 16, 19, 20, 31], [0.5, 1.0, torch.ones_like])
 def test_the_stochastic_rule(sde: sd.LinearSDE, steps: int, stochasticity: Stochasticity) -> None:
     """The default is those values to the last bit, on the grid of each."""
     model = mixture().model(sde)
@@ -195,22 +195,20 @@ def test_law_of_the_stochastic_default_has_order_3(sde: sd.LinearSDE) -> None:
 
 @pairwise("sde, steps", SDES, SPREAD)
 def test_spread_of_the_stochastic_default_on_gaussian_data(sde: sd.LinearSDE, steps: int) -> None:
-    """Without Monte Carlo: at most that off in log, and less than half of the ancestral sampler on
-    the best of three grids, at as many evaluations.
+    """Without Monte Carlo: at most that off in log, and less than a third of the ancestral sampler
+    on the best of three grids, at as many evaluations.
     """
     for std in (0.1, 0.3):
         ours = spread(sde, noisy(steps), steps, "central", std)
         grids = ("uniform", "log_snr", "karras")
         ancestral = min(spread(sde, sd.solvers.Ancestral(), steps, each, std) for each in grids)
-        assert ours < min(SPREAD[steps], 0.45 * ancestral)
+        assert ours < min(SPREAD[steps], 0.33 * ancestral)
 
 
-@pairwise("sde, steps", SDES, [9, 15])
-def test_law_of_the_stochastic_default_has_order_2_below_20_steps(
-    sde: sd.LinearSDE, steps: int
-) -> None:
-    solver = default_solver(sde, steps, stochastic=True)
-    assert fitted_order(law_errors(sde, Method(solver), (16, 32, 64))) > 1.75
+@each_sde
+def test_law_of_the_stochastic_default_has_order_2_below_20_steps(sde: sd.LinearSDE) -> None:
+    solver = default_solver(sde, 9, stochastic=True)
+    assert fitted_order(law_errors(sde, Method(solver), (32, 64, 128))) > 1.7
 
 
 def test_the_stochastic_default_of_a_process_of_ones_own() -> None:

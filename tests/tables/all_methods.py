@@ -84,6 +84,14 @@ METHODS = [
     Method(
         sd.ExponentialMultistep(3, sd.solvers.Straight(0.3), "angle", corrector=3), 4, ladder=MANY
     ),
+    Method(
+        sd.ExponentialMultistep(2, sd.solvers.Falling(), "angle", sde=True),
+        2,
+        1,
+        2,
+        ladder=MANY,
+        law=(32, 64, 128),
+    ),
     Method(sd.solvers.DPMSolver(2), 2),
     Method(sd.solvers.DPMSolverPPSinglestep(), 2),
     Method(sd.solvers.DPMSolverPP(), 2, ladder=MANY),

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from sdediff.solvers.arithmetic import Number, weighted
-from sdediff.solvers.given import Positive, Record
+from sdediff.solvers.given import Positive, Record, Share
 
 if TYPE_CHECKING:
     from sdediff.solvers.exponential.flow import Flow
 
 __all__ = [
     "Data",
+    "Falling",
     "Form",
     "FormName",
     "Mixture",
@@ -69,6 +70,10 @@ class Form(Protocol):
     """
     closes: bool = False
     """Whether the integrals exist up to sigma = 0 in the variable sigma / alpha."""
+    steady: bool = True
+    """Whether S is one function of time for all steps. Single steps need that: their stages end at
+    several places.
+    """
 
     def affine(self, points: Points) -> tuple[Number, Number]:
         """(keep, push): the network's call returns keep x + push quantity."""
@@ -129,21 +134,27 @@ class Mixture(Form):
     ) -> Tensor:
         return predictions[1]
 
+    def share(self, b: Points) -> Number:
+        """theta of a step to b."""
+        return self.theta
+
     def keep(self, a: Points, b: Points) -> Tensor:
-        kept = torch.exp(-self.theta * (b.mixing - a.mixing))
-        return kept * (b.alpha / a.alpha) ** (1 - self.theta) * (b.sigma / a.sigma) ** self.theta
+        share = self.share(b)
+        kept = torch.exp(-share * (b.mixing - a.mixing))
+        return kept * (b.alpha / a.alpha) ** (1 - share) * (b.sigma / a.sigma) ** share
 
     def terms(self, u: Tensor, mixing: Tensor, b: Points) -> list[tuple[Tensor, Tensor]]:
-        growth = self.theta * (u + mixing - b.u - b.mixing)
+        share = self.share(b)
+        growth = share * (u + mixing - b.u - b.mixing)
         return [
-            (self.theta * b.alpha, growth.exp()),
-            ((self.theta - 1) * b.sigma, (growth - (u - b.u)).exp()),
+            (share * b.alpha, growth.exp()),
+            ((share - 1) * b.sigma, (growth - (u - b.u)).exp()),
         ]
 
     def std(self, flow: Flow, a: Points, b: Points) -> Tensor:
         u, w = flow.nodes(a, b)
         mixing, square = flow.mixed(u)
-        exponent = 2 * (self.theta * (u + mixing - b.u - b.mixing) - (u - b.u))
+        exponent = 2 * (self.share(b) * (u + mixing - b.u - b.mixing) - (u - b.u))
         return b.sigma * (w * 2 * square * exponent.exp()).sum(dim=0).clamp(min=0).sqrt()
 
 
@@ -202,6 +213,25 @@ class Noise(Mixture):
         above = b.sigma > 0
         sigma, last = torch.where(above, b.sigma, b.alpha), torch.where(above, b.u, 0.0)
         return [(-sigma, torch.exp(last - u))]
+
+
+@dataclass(frozen=True)
+class Falling(Record, Mixture):
+    """A `Mixture` whose share falls with the noise, from step to step: theta + (1 - theta) sigma
+    / (scale alpha + sigma) at the end of a step.
+
+    Where noise is much larger than ``scale``, nearly all of the prediction is put as data: there
+    x / sigma is standard normal, which long steps of the reverse SDE in other forms are not (see
+    `SEEDS`). Elsewhere the share is about ``theta``. For multistep methods.
+    """
+
+    theta: Share = 0.7
+    scale: Positive = 10.0
+
+    steady = False
+
+    def share(self, b: Points) -> Number:
+        return self.theta + (1 - self.theta) / (1 + self.scale * b.u.exp())
 
 
 @dataclass(frozen=True)
