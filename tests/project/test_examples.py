@@ -24,9 +24,18 @@ FULL = {  # the first takes an hour as it is, the others some ten minutes
     "latent_text.py": ["--steps", "20"],
     "controlnet.py": ["--steps", "40"],
 }
-SLOW = {"latent_text.py", "controlnet.py", "heated_rod.py", "ncsn.py", "restoration.py"}
+SLOW = {
+    "controlnet.py",
+    "heated_rod.py",
+    "latent_text.py",
+    "ncsn.py",
+    "own_sde.py",
+    "restoration.py",
+}
 """Examples that the default run leaves out."""
 NEEDS = {"sunspots.py": "statsmodels"}
+WARNS = {"mnist_ddpm.py"}
+"""Examples whose small setting is so small that they warn: of one digit, and of four levels."""
 LONG = {"mnist_ddpm.py", "latent_text.py", "controlnet.py"}
 """Examples of more than one idea, which may have 150 lines."""
 
@@ -47,7 +56,10 @@ def run(example, options, folder, monkeypatch):
     [
         pytest.param(
             example,
-            marks=[pytest.mark.slow] if example.name in SLOW else [],
+            marks=[
+                *([pytest.mark.slow] if example.name in SLOW else []),
+                *([pytest.mark.filterwarnings("default")] if example.name in WARNS else []),
+            ],
             id=example.name,
         )
         for example in EXAMPLES
