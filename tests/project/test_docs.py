@@ -219,6 +219,7 @@ def test_an_open_block_is_an_error(page):
         code_blocks(page)
 
 
+@pytest.mark.uses_global_rng  # which is seeded for each page
 def test_a_failing_block_is_reported_with_its_line(page):
     page.write_text(PAGE.replace("needs a GPU", ""))  # no reason, so not excused
     with pytest.raises(NameError) as caught:
