@@ -1,6 +1,6 @@
 """Why noise has many levels: score matching at one level, at twenty, and at all of them.
 
-    python examples/ncsn.py --out runs/ncsn            # some two minutes on one core
+    python examples/ncsn.py --out runs/ncsn            # a minute or two on one core
 
 The data are two clouds of points in the plane, 80 % of them in one and 20 % in the other, and
 nothing between them (Song and Ermon 2019, arXiv 1907.05600, section 3.2). A network that learns
@@ -46,7 +46,7 @@ def score_error(model: sd.ScoreModel, x: Tensor, t: float) -> float:
 def main() -> None:
     """Train three networks, sample each, print and draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=1500, help="training steps of each network")
+    parser.add_argument("--steps", type=int, default=1000, help="training steps of each network")
     parser.add_argument("--out", type=Path, default=Path("runs/ncsn"), help="folder to write")
     arguments = parser.parse_args()
     data = LAW.sample(20_000, seed=0).float()

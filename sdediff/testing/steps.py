@@ -145,7 +145,8 @@ class _Subject:
         s = start + size * (end - start)
         moved = self.at(self.many, start, s)
         due = self.equation.spread(start) * math.sqrt(abs(s - start))
-        return (moved - moved.mean(axis=0)) / due
+        shocks: Array = (moved - moved.mean(axis=0)) / due
+        return shocks
 
 
 _CONTRACTS: Final[dict[str, Check]] = {}
@@ -322,5 +323,6 @@ def _rows(equation: Equation) -> Array:
     return np.outer([1.0, 0.5, 0.25], equation.x_init)
 
 
-def _array(x: Any) -> Any:
-    return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
+def _array(x: Any) -> Array:
+    found: Array = x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
+    return found

@@ -34,8 +34,8 @@ SLOW = {
 }
 """Examples that the default run leaves out."""
 NEEDS = {"sunspots.py": "statsmodels"}
-WARNS = {"mnist_ddpm.py"}
-"""Examples whose small setting is so small that they warn: of one digit, and of four levels."""
+WARNS = {"heated_rod.py", "mnist_ddpm.py"}
+"""Examples whose small setting is so small that they warn: of few steps, or of one digit."""
 LONG = {"mnist_ddpm.py", "latent_text.py", "controlnet.py"}
 """Examples of more than one idea, which may have 150 lines."""
 
