@@ -26,7 +26,7 @@ from sdediff.run_folder import (
     write_config,
 )
 from sdediff.sources import Source
-from sdediff.trainer import Settings
+from sdediff.trainer import Trainer
 
 __all__ = ["config_of", "summary", "writing"]
 
@@ -37,14 +37,12 @@ _OWN: Final = ("optimizer", "schedule")
 def config_of(
     model: ScoreModel,
     data: Mapping[str, Any],
-    settings: Settings,
     loss: Objective,
-    own: Mapping[str, Any],
+    trainer: Trainer,
 ) -> dict[str, Any]:
-    """The configuration of a run, without its name; ``own`` is what it says of the user's optimizer
-    and schedule.
-    """
-    training = {**asdict(settings), "loss": _name(loss), **own}
+    """The configuration of a run, without its name."""
+    own = trainer.optimization.described(trainer.optimizer)
+    training = {**asdict(trainer.settings), "loss": _name(loss), **own}
     return {"format": FORMAT, **describe(model), "data": data, "training": training}
 
 

@@ -203,8 +203,8 @@ def _floats(x: Tensor | np.ndarray[Any, Any]) -> Tensor:
 
 def _beside(condition: Condition | None) -> Condition | None:
     """Conditions with tensors in the place of NumPy arrays."""
-    if condition is None:
-        return None
+    if not isinstance(condition, Mapping):
+        return condition  # None, or what `check_condition` refuses
     return {
         name: torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
         for name, value in condition.items()

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from sdediff.averaging import averaged, copied, part_of
 from sdediff.checkpoint import DETAILS, SCHEDULE, read_run
 from sdediff.details import measure
 from sdediff.drawing import Draws, noted_times
@@ -115,7 +116,7 @@ class Trainer:
         self.schedule: nn.Module = schedule if isinstance(schedule, nn.Module) else nn.Module()
         learned = [*self.module.parameters(), *self.schedule.parameters()]
         _check_trainable(self.module, learned)
-        self.averages = {decay: _copied(self.module, decay) for decay in settings.decays}
+        self.averages = {decay: copied(self.module, decay) for decay in settings.decays}
         self.ema = self.averages[settings.decays[0]]
         self.optimizer: Any = optimization.made(learned, settings.lr)
         self._peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
@@ -259,7 +260,7 @@ class Trainer:
         }
         for number, other in enumerate(self.averages.values()):
             if number:
-                state |= {f"{_named(number)}.{k}": v for k, v in self._averages(other).items()}
+                state |= {f"{part_of(number)}.{k}": v for k, v in self._averages(other).items()}
         for i, entry in self.optimizer.state_dict()["state"].items():
             state |= {
                 f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in entry.items() if v is not None
@@ -333,7 +334,7 @@ class Trainer:
     def restore(self, folder: Path, config: Mapping[str, Any]) -> None:
         """Go back to where the folder's last checkpoint stands; before `prepare`."""
         tensors, meta = read_run(folder, TRAINING, config)
-        averages = {_named(k): average for k, average in enumerate(self.averages.values())}
+        averages = {part_of(k): average for k, average in enumerate(self.averages.values())}
         names = ("net", *averages, "optimizer", "loss", "schedule")
         parts: dict[str, dict[str, Any]] = {name: {} for name in names}
         try:
@@ -383,31 +384,3 @@ def _check_trainable(module: nn.Module, learned: Sequence[Tensor]) -> None:
             f"every parameter of {name} is frozen, so there is nothing to train; "
             "net.requires_grad_() unfreezes all of them"
         )
-
-
-def _copied(module: nn.Module, decay: float) -> Any:
-    try:
-        return averaged(module, decay)
-    # what its own attributes make of a deep copy
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{type(module).__name__} cannot be copied, which averaging its weights needs "
-            f"({error}); a parametrization, "
-            "torch.nn.utils.parametrizations.weight_norm say, can be where an older hook cannot"
-        ) from error
-
-
-def _named(number: int) -> str:
-    """What the part of the file with an average is called."""
-    return f"ema{number or ''}"
-
-
-def averaged(net: nn.Module, decay: float) -> Any:
-    """A copy of ``net`` that follows it with decay min(decay, (1 + k) / (10 + k)) at update k."""
-
-    @torch.no_grad()
-    def average(mean: Any, current: Any, count: Any) -> None:
-        k = int(count)
-        torch._foreach_lerp_(mean, current, 1 - min(decay, (1 + k) / (10 + k)))
-
-    return torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=average, use_buffers=False)

@@ -15,12 +15,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sdediff._extras import require
-from sdediff.calls import Condition, let_check
+from sdediff.calls import Condition
 from sdediff.interruption import stoppable
-from sdediff.masks import mask_of
 from sdediff.model import ScoreModel
 from sdediff.objectives import DenoisingScoreMatching, Objective
-from sdediff.objectives.objective import clean_of
 from sdediff.optimization import Optimization
 from sdediff.progress import progress_bar
 from sdediff.run_config import config_of, summary, writing
@@ -30,15 +28,7 @@ from sdediff.solvers.given import callback_of, flag, integer
 from sdediff.solvers.portable import Portable
 from sdediff.sources import Samples, source_of
 from sdediff.trainer import Settings, Trainer
-from sdediff.training_data import (
-    check_about,
-    check_objective,
-    check_shape_of,
-    check_trained,
-    look_at,
-    tried,
-    with_dropout,
-)
+from sdediff.training_data import check_about, looked_at
 from sdediff.watching import Watch, Watcher
 
 __all__ = ["Interrupted", "Optimization", "Watch", "fit"]
@@ -134,8 +124,7 @@ def fit(
     """
     loss = DenoisingScoreMatching(stratified=True) if loss is None else loss
     folder = check_out(out)
-    resume = flag("resume", resume)
-    overwrite = flag("overwrite", overwrite)
+    resume, overwrite = flag("resume", resume), flag("overwrite", overwrite)
     progress = flag("progress", progress)
     callback = callback_of("callback", callback, "of a step and its loss")
     check_about(about)
@@ -148,28 +137,15 @@ def fit(
     given, model = model, getattr(model, "learner", model)
     decays = tuple(ema) if isinstance(ema, Sequence) else ema
     settings = Settings(steps, batch_size, lr, warmup, decays, clip, seed)
-    source = source_of(data, condition, mask, batch_size, seed)
-    few, beside, exist = source.probe()
-    found = check_trained(model, few, beside)
-    clean = clean_of(loss, few)
-    check_shape_of(given, clean)
-    exist = mask_of(exist, clean)
-    check_objective(loss, exist)
-    let_check(model.net, found, clean.shape[1:])
-    loss = with_dropout(model, loss, found, drop)
-    source.keep(found, exist)
     checkpoint_every = integer("checkpoint_every", checkpoint_every, 1)
     check_ours(folder)
-    look_at(model, clean, exist)
-    tried(loss, model, clean, found)
+    source = source_of(data, condition, mask, settings.batch_size, settings.seed)
+    loss, few, found, clean, exist = looked_at(given, loss, source, drop)
     said = {**summary(source, few, found), **(about or {})}
-    trackers = [watch.trackers] if isinstance(watch.trackers, str) else list(watch.trackers)
-    with _accelerated(
-        device, mixed_precision, optimization.accumulate, trackers, folder
-    ) as accelerator:
+    parts, trackers = optimization.accumulate, watch.names
+    with _accelerated(device, mixed_precision, parts, trackers, folder) as accelerator:
         trainer = Trainer(model, source, loss, settings, optimization)
-        own = optimization.described(trainer.optimizer)
-        config = config_of(given, said, settings, loss, own)
+        config = config_of(given, said, loss, trainer)
         config["run"] = trainer.identity(config, few, found)
         images = bool(said.get("image", False))
         watcher = Watcher(watch, trainer, folder, data=few, clean=clean, images=images)

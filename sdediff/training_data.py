@@ -5,31 +5,60 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from sdediff.calls import Condition, check_condition, check_taken
+from sdediff.calls import Condition, check_condition, check_taken, let_check
+from sdediff.masks import mask_of
 from sdediff.model import ScoreModel
 from sdediff.normalizer import coordinate_moments
 from sdediff.objectives import ConditionDropout, Objective
+from sdediff.objectives.objective import clean_of
 from sdediff.operator import Operator
 from sdediff.protocols import Model, facts
 from sdediff.solvers.given import real
+from sdediff.sources import Source
 from sdediff.suitability import off_scale, unsuited
 
-__all__ = [
-    "check_about",
-    "check_objective",
-    "check_shape_of",
-    "check_trained",
-    "look_at",
-    "tried",
-    "with_dropout",
-]
+__all__ = ["Looked", "check_about", "looked_at"]
 
 
-def check_trained(
+class Looked(NamedTuple):
+    """What `looked_at` finds."""
+
+    loss: Objective
+    few: Tensor
+    """Some of the data, or all."""
+    condition: dict[str, Tensor]
+    """What stands beside them."""
+    clean: Tensor
+    """x_0 of them, in the user's units."""
+    mask: Tensor | None
+    """Which of its coordinates exist."""
+
+
+def looked_at(given: Model, loss: Objective, source: Source, drop: float) -> Looked:
+    """Check model, data and loss against one another before any work, and warn where they do not
+    suit each other; the loss drops conditions for a share ``drop`` of the samples.
+    """
+    model: Any = getattr(given, "learner", given)
+    few, beside, mask = source.probe()
+    found = _check_trained(model, few, beside)
+    clean = clean_of(loss, few)
+    _check_shape_of(given, clean)
+    exist = mask_of(mask, clean)
+    _check_objective(loss, exist)
+    let_check(model.net, found, clean.shape[1:])
+    loss = _with_dropout(model, loss, found, drop)
+    source.keep(found, exist)
+    _look_at(model, clean, exist)
+    _tried(loss, model, clean, found)
+    return Looked(loss, few, found, clean, exist)
+
+
+def _check_trained(
     model: ScoreModel, data: Tensor, condition: Condition | None
 ) -> dict[str, Tensor]:
     """The conditions, (N, ...); a TypeError or ValueError unless there is a network to train that
@@ -64,7 +93,7 @@ def check_trained(
     return found
 
 
-def with_dropout(
+def _with_dropout(
     model: ScoreModel, loss: Objective, condition: Mapping[str, Tensor], drop: float
 ) -> Objective:
     """The loss, conditions being dropped for a share ``drop`` of the samples; the ``null`` of a
@@ -118,7 +147,7 @@ def _check_null(model: ScoreModel, condition: Mapping[str, Tensor]) -> None:
         raise ValueError(f"drop: the model's null does not do: {error}") from error
 
 
-def look_at(model: ScoreModel, data: Tensor, mask: Tensor | None) -> None:
+def _look_at(model: ScoreModel, data: Tensor, mask: Tensor | None) -> None:
     """Warn where the data, as the model sees them, do not suit its SDE; keep their standard
     deviation if none is declared.
     """
@@ -130,27 +159,27 @@ def look_at(model: ScoreModel, data: Tensor, mask: Tensor | None) -> None:
             f"the {len(data)} samples are all the same, so that their standard deviation is 0: a "
             "model of them "
             "can draw nothing but this one",
-            stacklevel=3,
+            stacklevel=4,
         )
     if model.normalizer is not None:
         found = model.normalizer.moments(found)
     if wrong := unsuited(model.sde, *found.existing):
-        warnings.warn(wrong, stacklevel=3)
+        warnings.warn(wrong, stacklevel=4)
     declared = model.declared_data_std
     if declared is None and bool(found.variance.any()):
         model.declared_data_std = found.data_std
     elif declared is not None and (wrong := off_scale(declared, found.data_std)):
-        warnings.warn(f"data: {wrong}", stacklevel=3)
+        warnings.warn(f"data: {wrong}", stacklevel=4)
 
 
-def check_shape_of(model: Model, clean: Tensor) -> None:
+def _check_shape_of(model: Model, clean: Tensor) -> None:
     """A ValueError unless x_0 (N, *event) has a shape that the model's states may have."""
     check = facts(model).check_event
     if check is not None:
         check(clean.shape[1:])
 
 
-def check_objective(loss: Objective, mask: Tensor | None) -> None:
+def _check_objective(loss: Objective, mask: Tensor | None) -> None:
     """A TypeError unless ``loss`` is a function, which takes a mask where there is one."""
     if not callable(loss) or isinstance(loss, type):
         raise TypeError(
@@ -164,7 +193,7 @@ def check_objective(loss: Objective, mask: Tensor | None) -> None:
         )
 
 
-def tried(
+def _tried(
     loss: Objective, model: ScoreModel, data: Tensor, condition: Mapping[str, Tensor]
 ) -> None:
     """Let a loss that has a ``check``, called as it is itself, look at two samples as it will see

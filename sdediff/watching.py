@@ -58,6 +58,11 @@ class Watch:
     quality: Callable[[Tensor], float | Mapping[str, float]] | None = None
     trackers: str | Sequence[str] = ()
 
+    @property
+    def names(self) -> list[str]:
+        """The trackers."""
+        return [self.trackers] if isinstance(self.trackers, str) else list(self.trackers)
+
     def __post_init__(self) -> None:
         integer("every", self.every, 1)
         integer("bins", self.bins, 1)
