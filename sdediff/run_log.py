@@ -201,4 +201,5 @@ class Log:
 def time_bins(sde: Any, t: Tensor, bins: int) -> Tensor:
     """Which of ``bins`` equal parts of [t_min, t_max] times t (B,) lie in, 0 for the first."""
     share = (t.cpu().double() - sde.t_min) / (sde.t_max - sde.t_min)
-    return (share * bins).floor().clamp(0, bins - 1).long()
+    found: Tensor = (share * bins).floor().clamp(0, bins - 1).long()
+    return found

@@ -197,8 +197,15 @@ def test_averages_of_several_decays_are_kept_and_loaded(tmp_path: Path) -> None:
         ):
             assert torch.equal(value, other), name
     assert torch.equal(several.noise(DATA, 0.5), sd.load(tmp_path / "0.999").noise(DATA, 0.5))
-    train(tmp_path / "parts", steps=12, ema=decays)
-    train(tmp_path / "parts", steps=20, ema=decays, resume=True)
+    steady = {"ema": decays, "optimization": Optimization(schedule=lambda step: 1.0)}
+    train(tmp_path / "whole", steps=9, **steady)
+    train(tmp_path / "parts", steps=5, **steady)
+    train(tmp_path / "parts", steps=9, resume=True, **steady)
+    whole, parts = (
+        read_tensors(tmp_path / name / "training.safetensors")[0] for name in ("whole", "parts")
+    )
+    assert sum(name.startswith("ema2.") for name in whole) > 3
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
     with pytest.raises(ValueError, match=r"has no average of decay 0.7; it has 0.999, 0.5, 0.9"):
         sd.load(tmp_path / "several", ema=0.7)
     with pytest.raises(ValueError, match="several different ones"):

@@ -138,7 +138,8 @@ def _found(asked: Asked, network: str | None) -> Large:
     if not asked.held_out:
         return Large(_pairs(dataset, labels=asked.labels), None, dataset)
     rest, kept = split(dataset, asked.held_out, 0)
-    return Large(*(_pairs(each, labels=asked.labels) for each in (rest, kept)), rest)
+    found, apart = (_pairs(each, labels=asked.labels) for each in (rest, kept))
+    return Large(found, apart, rest)
 
 
 def _pairs(dataset: Dataset, *, labels: bool) -> Tensor | TensorDataset:

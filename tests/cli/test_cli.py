@@ -85,6 +85,7 @@ def test_train_and_sample(points: Path, tmp_path: Path, sde: str) -> None:
     assert json.loads((out / "config.json").read_text())["sde"]["class"].lower() == sde
     assert sorted(p.name for p in out.iterdir()) == [
         "config.json",
+        "losses.csv",
         "model.safetensors",
         "training.safetensors",
     ]
@@ -403,6 +404,7 @@ def test_demo_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     }
     assert files == grids | {
         "config.json",
+        "losses.csv",
         "model.safetensors",
         "training.safetensors",
         "results.json",
