@@ -8,6 +8,7 @@ families), `comparison`, `objectives`, `discrete`, `degradation`, `likelihood`, 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+from sdediff import _threads as _threads
 from sdediff import comparison as comparison
 from sdediff import constraints as constraints
 from sdediff import degradation as degradation

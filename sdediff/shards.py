@@ -1,6 +1,6 @@
 """A set of samples as a folder of shards, which any number of processes draw together.
 
-``plan.json`` says what is drawn, all that decides a bit of it; ``000/000012.safetensors`` holds
+``set.json`` says what is drawn, all that decides a bit of it; ``000/000012.safetensors`` holds
 the samples of shard 12; ``manifest.json`` is written when all shards are there, with the checksum
 of each. A process needs no word from another one: it takes the next shard that is missing and that
 nobody holds the lock of, and the operating system lets the lock of a killed process go. Each file
@@ -25,9 +25,9 @@ from sdediff.files import plain, write_atomically
 from sdediff.solvers.given import integer
 from sdediff.states import read_tensors, serialise
 
-__all__ = ["MANIFEST", "PLAN", "Shards"]
+__all__ = ["MANIFEST", "SET", "Shards"]
 
-PLAN: Final = "plan.json"
+SET: Final = "set.json"
 MANIFEST: Final = "manifest.json"
 _FORMAT: Final = 1
 _FOLDER: Final = 1000
@@ -36,7 +36,7 @@ _FOLDER: Final = 1000
 
 @dataclass(frozen=True)
 class Shards:
-    """A set of samples in ``folder``, as its ``plan`` says; `begin` and `open` make one.
+    """A set of samples in ``folder``, as its ``description`` says; `begin` and `open` make one.
 
     Shard k holds the samples k size, ..., (k + 1) size - 1, those of them that did not fail, as
     tensors (n, ...) by name: ``index`` int64 are their numbers in the set, and the others are what
@@ -44,7 +44,7 @@ class Shards:
     """
 
     folder: Path
-    plan: Mapping[str, Any]
+    description: Mapping[str, Any]
 
     @classmethod
     def begin(cls, folder: Path, count: int, size: int, about: Mapping[str, Any]) -> Self:
@@ -59,7 +59,7 @@ class Shards:
         asked = json.loads(
             json.dumps({"format": _FORMAT, "count": count, "shard_size": size, **plain(about)})
         )
-        path = folder / PLAN
+        path = folder / SET
         if not path.is_file():
             _check_empty(folder)
             try:
@@ -70,8 +70,8 @@ class Shards:
                     f"cannot write to {folder} ({error.strerror}); choose another folder"
                 ) from error
         found = cls.open(folder)
-        for name in {**asked, **found.plan}:
-            there, wanted = found.plan.get(name), asked.get(name)
+        for name in {**asked, **found.description}:
+            there, wanted = found.description.get(name), asked.get(name)
             if there != wanted:
                 raise ValueError(
                     f"{folder} holds a set with {name} {json.dumps(there)}, and "
@@ -82,14 +82,14 @@ class Shards:
     @classmethod
     def open(cls, folder: Path) -> Self:
         """The set in a folder, complete or not; ValueError if there is none."""
-        path = folder / PLAN
+        path = folder / SET
         try:
-            plan = json.loads(path.read_text(encoding="utf-8"))
-            version = integer("format", plan["format"], 1)
+            description = json.loads(path.read_text(encoding="utf-8"))
+            version = integer("format", description["format"], 1)
             for name in ("count", "shard_size"):
-                _ = integer(name, plan[name], 1)
+                _ = integer(name, description[name], 1)
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"{folder} holds no set of samples: no {PLAN}") from error
+            raise FileNotFoundError(f"{folder} holds no set of samples: no {SET}") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} is damaged ({error}); restore it, or draw anew") from error
         if version > _FORMAT:
@@ -97,19 +97,19 @@ class Shards:
                 f"{path} has format {version}, and this version of sdediff reads formats up to "
                 f"{_FORMAT}: read it with a newer one"
             )
-        return cls(folder, plan)
+        return cls(folder, description)
 
     @property
     def count(self) -> int:
         """The samples of the whole set."""
-        return int(self.plan["count"])
+        return int(self.description["count"])
 
     def __len__(self) -> int:
-        return -(-self.count // int(self.plan["shard_size"]))
+        return -(-self.count // int(self.description["shard_size"]))
 
     def rows(self, shard: int) -> range:
         """The numbers of the samples of a shard."""
-        size = int(self.plan["shard_size"])
+        size = int(self.description["shard_size"])
         return range(shard * size, min((shard + 1) * size, self.count))
 
     def path(self, shard: int) -> Path:
@@ -127,7 +127,7 @@ class Shards:
     def read(self, shard: int) -> dict[str, Tensor]:
         """The tensors of a shard; ValueError unless its checksum holds and it is of this set."""
         tensors, meta = read_tensors(self.path(shard), sealed=True)
-        if meta.get("plan") != self._name() or meta.get("shard") != str(shard):
+        if meta.get("set") != self._name() or meta.get("shard") != str(shard):
             raise ValueError(f"{self.path(shard)} is of another set or shard: draw it anew")
         return tensors
 
@@ -188,7 +188,7 @@ class Shards:
         entries = [self._entry(shard) for shard in range(len(self))]
         manifest = {
             "format": _FORMAT,
-            "plan": self._name(),
+            "set": self._name(),
             "count": self.count,
             "samples": sum(entry["samples"] for entry in entries),
             "shards": entries,
@@ -214,7 +214,7 @@ class Shards:
         }
 
     def _write(self, shard: int, tensors: Mapping[str, Tensor]) -> None:
-        content = serialise(tensors, {"plan": self._name(), "shard": str(shard)})
+        content = serialise(tensors, {"set": self._name(), "shard": str(shard)})
         try:
             write_atomically(self.path(shard), content)
         except OSError as error:
@@ -243,7 +243,7 @@ class Shards:
 
     def _name(self) -> str:
         """What tells the files of this set from those of others."""
-        return hashlib.sha256(_json(self.plan)).hexdigest()
+        return hashlib.sha256(_json(self.description)).hexdigest()
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
@@ -253,8 +253,8 @@ def _json(value: Mapping[str, Any]) -> bytes:
 def _check_empty(folder: Path) -> None:
     """Refuse a folder with other files in it."""
     there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    others = [name for name in there if not name.startswith(f".{PLAN}.")]
-    if others and PLAN not in there:  # another process may have begun meanwhile
+    others = [name for name in there if not name.startswith(f".{SET}.")]
+    if others and SET not in there:  # another process may have begun meanwhile
         raise ValueError(
-            f"{folder} holds {others[0]}, and no {PLAN} of a set of samples: choose another folder"
+            f"{folder} holds {others[0]}, and no {SET} of a set of samples: choose another folder"
         )

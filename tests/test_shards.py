@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import sdediff as sd
-from sdediff.shards import MANIFEST, PLAN, Shards
+from sdediff.shards import MANIFEST, SET, Shards
 
 MODEL = sd.exact.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], [0.2, 0.3], [0.4, 0.6]).model(sd.VP())
 ABOUT = {"seed": 7, "scale": float("inf")}
@@ -186,7 +186,7 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="holds no set of samples"):
         Shards.open(tmp_path)
     (tmp_path / "mine.txt").write_text("")
-    with pytest.raises(ValueError, match=r"holds mine.txt, and no plan.json"):
+    with pytest.raises(ValueError, match=r"holds mine.txt, and no set.json"):
         begun(tmp_path)
     with pytest.raises(OSError, match="cannot write to"):
         begun(tmp_path / "no" / "set")
@@ -194,7 +194,7 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
         ("{", "is damaged"),
         ('{"format": 2, "count": 1, "shard_size": 1}', "newer"),
     ):
-        (tmp_path / PLAN).write_text(plan)
+        (tmp_path / SET).write_text(plan)
         with pytest.raises(ValueError, match=said):
             Shards.open(tmp_path)
 
@@ -205,7 +205,7 @@ def test_many_shards_are_spread_over_folders(
     monkeypatch.setattr("sdediff.shards._FOLDER", 2)
     shards = Shards.begin(tmp_path / "set", 5, 1, {})
     assert shards.fill(lambda rows: {"index": torch.tensor(rows)}) == 5
-    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["000", "001", "002", PLAN]
+    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["000", "001", "002", SET]
     assert sorted(path.name for path in (tmp_path / "set" / "001").iterdir()) == [
         "000002.safetensors",
         "000003.safetensors",

@@ -23,7 +23,7 @@ from sdediff.files import write_atomically
 from sdediff.interruption import raising
 from sdediff.metrics import Evaluated, Extractor, evaluate, extractor
 from sdediff.metrics.measured import Reference
-from sdediff.shards import MANIFEST, PLAN, Shards
+from sdediff.shards import MANIFEST, SET, Shards
 from sdediff.solvers.given import check_choice, check_name
 from sdediff.solvers.solution import merge
 
@@ -78,7 +78,7 @@ class Judged:
         if self.samples is None:
             return None
         path = Path(self.samples).expanduser()
-        begun = (path / PLAN).is_file() and not (path / MANIFEST).is_file()
+        begun = (path / SET).is_file() and not (path / MANIFEST).is_file()
         return path if begun or not (path.suffix or path.exists()) else None
 
     def given(self, data: Dataset) -> Tensor | None:
@@ -88,7 +88,7 @@ class Judged:
         if self.samples is None:
             return None
         path = Path(self.samples).expanduser()
-        if (path / PLAN).is_file():
+        if (path / SET).is_file():
             return self._fitting(Shards.open(path).gathered("x"), data)
         stored = False
         if path.suffix.lower() in (".npy", ".npz") and path.is_file():

@@ -30,7 +30,7 @@ from sdediff.cli.sample import run as to_file
 from sdediff.interruption import raising, signal_of
 from sdediff.progress import Bar, progress_bar
 from sdediff.run_folder import WEIGHTS, locate
-from sdediff.shards import MANIFEST, PLAN, Shards
+from sdediff.shards import MANIFEST, SET, Shards
 from sdediff.solvers.solution import merge
 
 __all__ = ["run", "to_folder"]
@@ -41,7 +41,7 @@ _BATCHES: Final = 4
 
 def run(asked: Asked, out: Path, shard_size: int | None) -> int:
     """Draw samples to a folder, which is a path without an ending, or to a file; the exit code."""
-    if not out.suffix or (out / PLAN).is_file():
+    if not out.suffix or (out / SET).is_file():
         return to_folder(asked, out, shard_size)
     if shard_size is not None:
         raise ValueError(
@@ -161,7 +161,7 @@ def _check_room(out: Path, count: int, event: tuple[int, ...]) -> None:
     """Refuse a new set for which the disk has no room."""
     need = count * (4 * math.prod(event) + 24)
     free = shutil.disk_usage(out if out.is_dir() else out.parent).free
-    if need > free and not (out / PLAN).is_file():
+    if need > free and not (out / SET).is_file():
         raise ValueError(
             f"{count} samples of shape {event} take {need / 1e9:.3g} GB, and there are "
             f"{free / 1e9:.3g} GB free at {out}: lower --count, or choose another disk"

@@ -16,7 +16,7 @@ import torch
 from command_line import POINTS, command, refuse
 
 from sdediff.sampling import sample
-from sdediff.shards import MANIFEST, PLAN, Shards
+from sdediff.shards import MANIFEST, SET, Shards
 from sdediff.solvers.solution import Status, failing
 
 
@@ -161,7 +161,7 @@ def test_one_two_and_three_processes_write_the_same_set(run: Path, tmp_path: Pat
         _, err = process.communicate(timeout=500)
         assert process.returncode == 0, err
     one = {p.relative_to(tmp_path / "1"): p.read_bytes() for p in (tmp_path / "1").rglob("*.*")}
-    assert {name.name for name in one} >= {PLAN, MANIFEST, "000003.safetensors"}
+    assert {name.name for name in one} >= {SET, MANIFEST, "000003.safetensors"}
     for other in ("2", "3"):
         folder = tmp_path / other
         assert {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.*")} == one
