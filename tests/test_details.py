@@ -230,7 +230,7 @@ def test_a_model_of_a_users_own_and_one_made_of_it_are_served_alike() -> None:
         (0.003, 0.1, 8),
         pytest.param(0.003, 0.1, 5, marks=pytest.mark.slow),
         pytest.param(0.01, 0.2, 5, marks=pytest.mark.slow),
-        pytest.param(0.01, 0.2, 12, marks=pytest.mark.slow),
+        pytest.param(0.01, 0.5, 12, marks=pytest.mark.slow),
         pytest.param(0.03, 0.6, 5, marks=pytest.mark.slow),
         pytest.param(0.03, 0.6, 8, marks=pytest.mark.slow),
     ],
