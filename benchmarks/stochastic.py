@@ -138,10 +138,12 @@ class Known(Task):
         )
         return out.x, int(out.nfe.max())
 
-    def screened(self, nfe: int) -> list[tuple[str, str]]:
-        """The published solvers and grids that are best with few samples, by either distance."""
+    def screened(self, nfe: int, peers: list[str]) -> list[tuple[str, str]]:
+        """Which of the published solvers, and grids, are best with few samples, by either
+        distance.
+        """
         found: list[tuple[float, float, tuple[str, str]]] = []
-        for name, grid in itertools.product(PEERS, GRIDS):
+        for name, grid in itertools.product(peers, GRIDS):
             got = self.drawn(PEERS[name], nfe, grid, self.few)
             if got is not None and bool(torch.isfinite(got[0]).all()):
                 energy, square, _ = self.apart(got[0])
@@ -165,7 +167,7 @@ def table(name: str, d: int, args: argparse.Namespace) -> list[dict[str, object]
         if got is None:
             continue
         ours, peers = task.apart(got[0]), dict[str, Apart]()
-        for peer, grid in task.screened(nfe):
+        for peer, grid in task.screened(nfe, args.peers):
             other = task.drawn(PEERS[peer], nfe, grid, args.rows)
             if other is not None:
                 peers[f"{peer}/{grid}"] = task.apart(other[0])
@@ -218,10 +220,16 @@ def main() -> None:
     parser.add_argument(
         "--nfes", type=int, nargs="+", metavar="NFE", help="evaluations, the last one included"
     )
+    parser.add_argument(
+        "--peers",
+        default=",".join(PEERS),
+        help="published solvers; all of them by default",
+    )
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.rows, args.few = (500, 250) if args.quick else (20_000, 2_000)
+    args.peers = args.peers.split(",")
     args.nfes = args.nfes or ((5, 8) if args.quick else NFES)
     every = [f"{name}-{d}" for d, name in itertools.product((2, 64), SDES)]
     tasks = args.tasks.split(",") if args.tasks else every[:1] if args.quick else every
