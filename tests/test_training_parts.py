@@ -185,7 +185,7 @@ class Listing(torch.optim.SGD):
 
 
 def test_averages_of_several_decays_are_kept_and_loaded(tmp_path: Path) -> None:
-    decays = (0.999, 0.5, 0.9)
+    decays = (0.999, 0.2, 0.4)
     several = train(tmp_path / "several", steps=20, ema=decays)
     for decay in decays:
         train(tmp_path / str(decay), steps=20, ema=decay)
@@ -206,7 +206,7 @@ def test_averages_of_several_decays_are_kept_and_loaded(tmp_path: Path) -> None:
     )
     assert sum(name.startswith("ema2.") for name in whole) > 3
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
-    with pytest.raises(ValueError, match=r"has no average of decay 0.7; it has 0.999, 0.5, 0.9"):
+    with pytest.raises(ValueError, match=r"has no average of decay 0.7; it has 0.999, 0.2, 0.4"):
         sd.load(tmp_path / "several", ema=0.7)
     with pytest.raises(ValueError, match="several different ones"):
         sd.fit(make(), DATA, out=tmp_path / "x", ema=(0.9, 0.9))
