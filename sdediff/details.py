@@ -163,4 +163,5 @@ def _size(levels: list[float], shares: list[float], unit: float) -> float:
         return levels[last] / per_level
     low, high = (max(share, 1e-3 * _SHARE) for share in shares[last : last + 2])
     part = math.log(high / _SHARE) / math.log(high / low)
-    return levels[last + 1] * (levels[last] / levels[last + 1]) ** part / per_level
+    ratio = levels[last] / levels[last + 1]
+    return levels[last + 1] * math.pow(ratio, part) / per_level
