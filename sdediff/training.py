@@ -175,6 +175,7 @@ def _train(
         )
         warnings.warn(more, stacklevel=3)
     title = f"training {type(trainer.model.sde).__name__}"
+    progress = progress and trainer.accelerator.is_main_process
     with (
         torch.random.fork_rng([place] if place.type == "cuda" else []),
         stoppable() as stop,

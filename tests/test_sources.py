@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gradients import Labelled
 from small_runs import DATA, make, train
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import sdediff as sd
 from sdediff import sources
-from sdediff.networks import MLP, initialised
+from sdediff.networks import initialised
 from sdediff.sources import batch, source_of
 from sdediff.states import read_tensors
 from sdediff.training import Interrupted
@@ -195,16 +196,6 @@ def test_conditions_beside_batches_are_refused() -> None:
         seen([DATA], condition={"label": 3})
     with pytest.raises(ValueError, match="conditions beside its samples, and condition is passed"):
         seen(Items(DATA, LABELS), condition={"label": LABELS})
-
-
-class Labelled(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net, self.embedding = MLP(2, 8, 1, 2), nn.Embedding(5, 2)
-
-    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        out: Tensor = self.net(x + self.embedding(label), t)
-        return out
 
 
 def test_a_run_on_a_stream_is_resumed_to_the_bit(tmp_path: Path) -> None:

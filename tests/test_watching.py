@@ -21,13 +21,14 @@ import numpy as np
 import pytest
 import torch
 from command_line import POINTS, command
+from gradients import Labelled
 from small_runs import DATA, make, train
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import sdediff as sd
 from sdediff import files
-from sdediff.networks import MLP, initialised
+from sdediff.networks import initialised
 from sdediff.sources import batch
 from sdediff.states import read_tensors
 from sdediff.training import Watch
@@ -117,16 +118,6 @@ def test_validation_is_the_mean_loss_of_the_averaged_model_by_time(tmp_path: Pat
         inside = (t >= low) & (t < high)
         name = f"validation_loss_t_{low:.3f}_{high:.3f}"
         assert found[name] == pytest.approx(float(every[inside].mean()), rel=1e-6)
-
-
-class Labelled(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net, self.embedding = MLP(2, 8, 1, 2), nn.Embedding(5, 2)
-
-    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        out: Tensor = self.net(x + self.embedding(label), t)
-        return out
 
 
 def test_samples_quality_and_conditions_are_watched(tmp_path: Path) -> None:
