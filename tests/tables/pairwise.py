@@ -36,5 +36,5 @@ def pairwise(
 
 
 def label(value: Any) -> str:
-    """What a value is called in the name of a test; a function's repr is another in each process."""
+    """What a value is called in the name of a test, the same in every process."""
     return value if isinstance(value, str) else getattr(value, "__name__", repr(value))
