@@ -36,6 +36,12 @@ class Samples(NamedTuple):
     condition: dict[str, Tensor]
     mask: Tensor | None = None
 
+    def some(self, count: int) -> Samples:
+        """So many of them at most, evenly spaced."""
+        rows = torch.linspace(0, len(self.x) - 1, min(len(self.x), count)).long()
+        condition = {name: value[rows] for name, value in self.condition.items()}
+        return Samples(self.x[rows], condition, None if self.mask is None else self.mask[rows])
+
 
 class Part(Protocol):
     """Some rows of a batch, (B,) of them by their place in it."""

@@ -315,14 +315,10 @@ class Trainer:
         model = self.model
         if "kernel" not in model.sde.offers:
             return
-        some = torch.linspace(0, len(samples.x) - 1, min(len(samples.x), _MEASURED)).long()
+        x_0, condition, mask = samples.some(_MEASURED)
+        size, seed = self.settings.batch_size, self.settings.seed
         model.detail_std = measure(
-            model,
-            samples.x[some],
-            condition={name: value[some] for name, value in samples.condition.items()},
-            mask=None if samples.mask is None else samples.mask[some],
-            batch_size=self.settings.batch_size,
-            seed=self.settings.seed,
+            model, x_0, condition=condition, mask=mask, batch_size=size, seed=seed
         )
         if self.accelerator.is_main_process:
             meta = self._facts(run) | {DETAILS: repr(model.detail_std)}

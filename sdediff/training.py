@@ -124,14 +124,10 @@ def fit(
     """
     loss = DenoisingScoreMatching(stratified=True) if loss is None else loss
     folder = check_out(out)
-    resume, overwrite = flag("resume", resume), flag("overwrite", overwrite)
+    resume, overwrite = _one_of(folder, resume, overwrite)
     progress = flag("progress", progress)
     callback = callback_of("callback", callback, "of a step and its loss")
     check_about(about)
-    if resume and overwrite:
-        raise ValueError(
-            f"resume goes on with the run in {folder} and overwrite starts anew: pass one of them"
-        )
     optimization = Optimization() if optimization is None else optimization
     watch = Watch() if watch is None else watch
     given, model = model, getattr(model, "learner", model)
@@ -156,6 +152,16 @@ def fit(
             trained = _train(trainer, watcher, run, checkpoint_every, progress, callback)
             trainer.measured(run, Samples(clean, found, exist))
             return trained if given is model else given.eval()
+
+
+def _one_of(folder: Path, resume: bool, overwrite: bool) -> tuple[bool, bool]:
+    """Both flags; a ValueError if both are set."""
+    resume, overwrite = flag("resume", resume), flag("overwrite", overwrite)
+    if resume and overwrite:
+        raise ValueError(
+            f"resume goes on with the run in {folder} and overwrite starts anew: pass one of them"
+        )
+    return resume, overwrite
 
 
 def _train(
