@@ -172,7 +172,7 @@ def _tensors(found: Any) -> Iterator[Tensor]:
 
 
 def _refuse_two(found: Any, condition: Condition | None) -> None:
-    if condition is not None and isinstance(found, list | tuple) and len(found) > 1:
+    if condition is not None and isinstance(found, list | tuple) and len(found) == 2:
         raise ValueError(
             "data has the conditions beside its samples, and condition is passed too: pass one of "
             "them"

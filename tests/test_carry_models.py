@@ -787,6 +787,7 @@ def on_the_line(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
     return torch.where(label[:, None] == NULL, LINE[1].v(VP, x, t), LINE[0].v(VP, x, t))
 
 
+@pytest.mark.slow
 def test_the_density_across_breaks_is_a_density() -> None:
     model = Between(ready(on_the_line), 0.5)
     x = torch.linspace(-5, 5, 81, dtype=torch.float64)[:, None]

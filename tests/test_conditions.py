@@ -134,7 +134,8 @@ def train(out: Path, **given: object) -> sd.ScoreModel:
 def test_a_share_of_the_samples_is_trained_without_its_condition(tmp_path: Path) -> None:
     """1280 draws of 0.25: six standard errors are 0.073, exceeded with probability 2e-9."""
     trained = train(tmp_path / "run")
-    seen = torch.stack(trained.net.seen)  # type: ignore[union-attr]
+    steps = trained.net.seen[:40]  # type: ignore[union-attr]
+    seen = torch.stack(steps)
     assert float((seen == 3).float().mean()) == pytest.approx(0.25, abs=0.073)
     dropped = (seen == 3).sum(dim=1)  # sample by sample: all 32 of a step alike with 1e-4
     assert float(((dropped > 0) & (dropped < 32)).float().mean()) > 0.9

@@ -144,6 +144,7 @@ def test_every_named_solver(run: Path, tmp_path: Path, solver: str) -> None:
     assert np.isfinite(np.load(tmp_path / "x.npy")).all()
 
 
+@pytest.mark.slow
 def test_a_tuned_solver_is_a_file(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -253,6 +254,7 @@ def test_resume(
     assert "sde class = VP, not VE" in refuse(capsys, *again, "--resume", "--sde", "ve")
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_usable_checkpoint(points: Path, tmp_path: Path) -> None:
     words = [
         "train",
@@ -389,6 +391,7 @@ def test_usage_errors_have_exit_code_2(capsys: pytest.CaptureFixture[str]) -> No
         assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_demo_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Everything the demo writes, after 3 steps of training."""
     command("demo", "--out", tmp_path / "demo", "--steps", 3, "--count", 8, "--device", "cpu")

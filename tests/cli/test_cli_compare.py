@@ -40,6 +40,7 @@ def test_a_run_is_compared(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert (tmp_path / "new" / "here" / "compare.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_kept_when_it_is_stopped(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

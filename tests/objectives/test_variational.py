@@ -162,6 +162,7 @@ class ExactNoise(nn.Module):
         return sigma * (x - alpha * MEAN) / (alpha**2 * VAR + sigma**2)
 
 
+@pytest.mark.slow
 def test_a_schedule_trained_for_it_makes_the_bound_vary_less() -> None:
     """The diffusion part is m(t) chi^2 here: that of constant m has the least spread, sqrt(2) times
     the mean.

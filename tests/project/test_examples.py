@@ -30,10 +30,15 @@ SLOW = {
     "latent_text.py",
     "ncsn.py",
     "own_sde.py",
+    "mnist_ddpm.py",
     "restoration.py",
+    "sunspots.py",
+    "two_moons.py",
 }
 """Examples that the default run leaves out."""
 NEEDS = {"sunspots.py": "statsmodels"}
+UNSEEN = {"accelerate_loop.py"}
+"""Examples that draw nothing."""
 WARNS = {"heated_rod.py", "mnist_ddpm.py"}
 """Examples whose small setting is so small that they warn: of few steps, or of one digit."""
 LONG = {"mnist_ddpm.py", "latent_text.py", "controlnet.py"}
@@ -68,7 +73,7 @@ def run(example, options, folder, monkeypatch):
 def test_examples_run_in_a_small_setting(example, tmp_path, monkeypatch):
     pytest.importorskip(NEEDS.get(example.name, "torch"))
     names = run(example, SHORT.get(example.name, ["--steps", "20"]), tmp_path, monkeypatch)
-    assert list((tmp_path / "out").glob("**/*.png"))
+    assert example.name in UNSEEN or list((tmp_path / "out").glob("**/*.png"))
     for name, function in names.items():
         if name.startswith("test_"):
             function()

@@ -338,6 +338,7 @@ def test_the_first_step_sees_the_drift(solver: Solver, name: str) -> None:
     assert problem.monitor.evaluations.total.tolist() == [2, 2, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("std", [0.01, 0.1])
 @pytest.mark.parametrize("name", ["VP", "VE"])
 def test_the_angle_takes_the_fewest_evaluations(name: str, std: float) -> None:

@@ -357,6 +357,7 @@ def test_a_stochasticity_that_is_a_function(solver: Solver) -> None:
 # -- orders and cost -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_unipc_4_has_order_5() -> None:
     sde = SDES["user, f and g"]
     x = starts(sde, 6, 0.8 * sde.T)
@@ -428,6 +429,7 @@ def test_orders_of_pseudo_starts_in_equal_steps(solver: Solver, order: int) -> N
     assert abs(fitted_order(errors) - order) < 0.25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [sd.solvers.DPMSolverPP(3), sd.solvers.LMS(4)], ids=repr)
 def test_what_a_first_step_of_order_one_costs(solver: sd.ExponentialMultistep) -> None:
     """startup="published": the errors fall at order 2, not at the full one; without any evaluation
@@ -492,6 +494,7 @@ def test_samples_with_grids_of_their_own_are_each_alone(solver: Solver) -> None:
     assert together.nfe.tolist() == [int(each.nfe) for each in alone]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [2, 3, 4])
 def test_adaptive_pairs_reach_their_tolerance(order: int) -> None:
     """Against the flow to 1e-11; every sample by itself, and errors fall with the tolerance."""

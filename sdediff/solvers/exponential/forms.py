@@ -57,7 +57,9 @@ class Form(Protocol):
     A form chooses the scale S and the predictions q_k: sums of x and the data prediction, whose
     coefficients depend on time alone. A step multiplies x by S_b / S_a (`keep`) and replaces each
     q_k by a polynomial, whose integral has the density S_b r_k / S (`terms`). A subclass has the
-    four methods without a body, and `std` if it can solve the reverse SDE.
+    four methods without a body, and `std` if it can solve the reverse SDE. Where S is not one
+    function of time for all steps, ``steady = False`` says so: single steps, whose stages end at
+    several places, refuse such a form.
     """
 
     quantity: str = "data"
@@ -70,10 +72,6 @@ class Form(Protocol):
     """
     closes: bool = False
     """Whether the integrals exist up to sigma = 0 in the variable sigma / alpha."""
-    steady: bool = True
-    """Whether S is one function of time for all steps. Single steps need that: their stages end at
-    several places.
-    """
 
     def affine(self, points: Points) -> tuple[Number, Number]:
         """(keep, push): the network's call returns keep x + push quantity."""

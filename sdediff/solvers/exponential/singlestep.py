@@ -149,7 +149,7 @@ class ExponentialSinglestep(Exponential):
     def __post_init__(self) -> None:
         super().__post_init__()
         name, most = type(self).__name__, len(self.usual.get(self.order, ()))
-        if self.order > 1 and not self._form.steady:
+        if self.order > 1 and not getattr(self._form, "steady", True):
             raise ValueError(
                 f"{name}: form={self.form!r} changes from step to step, which stages do not; take "
                 "ExponentialMultistep, or a number as the form"
