@@ -16,7 +16,7 @@ INSTALLED_TORCH = $(PY) -c 'import importlib.metadata as m; print(m.version("tor
 PINNED_TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs test test-slow interop api golden bench guidance posterior trace statements lint format types wheel clean
+.PHONY: help demo docs test test-sweep test-slow interop api golden bench guidance posterior trace statements lint format types wheel clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -29,6 +29,9 @@ docs: $(DOCS)  ## the site, to build/docs/index.html; warnings are errors
 
 test: $(STAMP)  ## the tests, without those marked slow (one file: make test ARGS=tests/project/test_layers.py)
 	$(PYTEST) $(ARGS)
+
+test-sweep: $(STAMP)  ## the rows of tests that `make test` leaves out because they are many
+	$(PYTEST) -m sweep $(ARGS)
 
 test-slow: $(STAMP)  ## only the tests marked slow
 	$(PYTEST) -m slow $(ARGS)

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 
 import pytest
 import torch
 from all_sdes import SDES
+from pairwise import spread
 
 import sdediff as sd
 
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m leaves out what is marked slow
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test marked ``thin(n)`` all rows but n become slow ones, marked ``sweep`` as well."""
+    rows = defaultdict(list)
+    for item in items:
+        if isinstance(item, pytest.Function) and "slow" not in item.keywords:
+            rows[item.path, item.originalname].append(item)
+    for each in rows.values():
+        thin = each[0].get_closest_marker("thin")
+        if thin is not None:
+            for i in spread(len(each))[thin.args[0] :]:
+                each[i].add_marker(pytest.mark.slow)
+                each[i].add_marker(pytest.mark.sweep)
 
 
 @pytest.fixture(params=SDES)

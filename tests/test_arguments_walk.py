@@ -159,6 +159,7 @@ CASES = [
 ]
 
 
+@pytest.mark.thin(48)
 @pytest.mark.parametrize(("call", "name", "value"), CASES)
 def test_a_wrong_argument_is_named(call: str, name: str, value: Any) -> None:
     function, right, _ = CALLS[call]

@@ -295,6 +295,7 @@ SOLVERS = [
 ]
 
 
+@pytest.mark.thin(13)
 @pytest.mark.parametrize("predicts", ["data", "noise", "score", "v"])
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
 def test_a_network_may_write_all_outputs_to_one_tensor(solver: sd.Solver, predicts: str) -> None:
@@ -363,6 +364,7 @@ def test_drifts_and_scores_of_users_are_read_only() -> None:
         sd.metrics.frechet_distance(start, start + 1, features=lambda x: x.mul_(2), floor=0)
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("progress", [False, True])
 @pytest.mark.parametrize(
     "solver",

@@ -133,6 +133,7 @@ USES: dict[str, Callable[[Any], Tensor]] = {
 }
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("use", USES)
 def test_all_that_takes_a_model_takes_a_plain_object(use: str) -> None:
     found, wanted = (USES[use](model) for model in (PLAIN, SAME))
@@ -168,6 +169,7 @@ def combined(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
     return free + 2.5 * (own - free)
 
 
+@pytest.mark.thin(2)
 @EACH_SOLVER
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_guidance_by_2b_rows_is_the_formula_and_counts_two_a_call(
@@ -372,6 +374,7 @@ def test_a_plain_object_counts_what_it_calls_itself() -> None:
     assert out.backward.tolist() == [10] * 5
 
 
+@pytest.mark.thin(0)
 def test_the_divergence_goes_through_the_models_own_gradient() -> None:
     found, wanted = (
         sd.log_prob(m, X, condition=Y, solver=sd.RK45(1e-8, 1e-8)) for m in (PULLED, FORMULA)
@@ -459,6 +462,7 @@ def mixed(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
     return torch.where(label[:, None] == 0, *(law.v(VP, x, t) for law in MIXED))
 
 
+@pytest.mark.thin(2)
 @EACH_SOLVER
 def test_rows_may_repeat_and_take_their_conditions_along(
     solver: sd.DDIM, steps: int | None
@@ -490,6 +494,7 @@ class OverExisting(Plain):
         return x - 0.3 * mean * mask
 
 
+@pytest.mark.thin(2)
 @EACH_SOLVER
 def test_rows_that_repeat_take_their_mask_along(solver: sd.DDIM, steps: int | None) -> None:
     """The field being linear, the mean over shifts that cancel is the field."""
@@ -534,6 +539,7 @@ def guided_data(x: Tensor, t: Tensor, label: Tensor, bound: Tensor, *, inside: b
     return clip(free + 2.5 * (own - free))
 
 
+@pytest.mark.thin(1)
 @EACH_SOLVER
 @pytest.mark.parametrize("constraint", [over_the_batch, over_rows])
 @pytest.mark.parametrize("inside", [True, False], ids=["inside", "outside"])
@@ -638,6 +644,7 @@ ORDERS = {
 }
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize("name", ORDERS)
 def test_a_solver_keeps_its_order_across_breaks(name: str) -> None:
     solver, order, least = ORDERS[name]
@@ -666,6 +673,7 @@ ADAPTIVE = [
 ]
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize("solver", ADAPTIVE, ids=repr)
 def test_an_adaptive_solver_stops_at_breaks_and_meets_its_tolerance(solver: sd.RK45) -> None:
     found, blind = (
@@ -700,6 +708,7 @@ FIXED = [
 ]
 
 
+@pytest.mark.thin(9)
 @pytest.mark.parametrize("solver", FIXED, ids=repr)
 @pytest.mark.parametrize("steps", [3, 4, 7, 20])
 def test_steps_stay_as_many_and_evaluations_are_two_inside_and_one_outside(
@@ -744,6 +753,7 @@ def test_a_solve_that_ends_at_a_break_denoises_with_the_value_inside() -> None:
         assert torch.equal(found.nfe, wanted.nfe)
 
 
+@pytest.mark.thin(0)
 def test_encoding_and_decoding_cross_breaks_both_ways() -> None:
     given = {"condition": {"label": LABEL}, "solver": sd.solvers.DOP853(1e-12, 1e-12)}
     there = sd.encode(BETWEEN, X, **given)
@@ -751,6 +761,7 @@ def test_encoding_and_decoding_cross_breaks_both_ways() -> None:
     assert there.times.tolist() == [VP.t_min, LOW, HIGH, VP.t_max]
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("bad", [0.9, 0.6, 0.2])
 @pytest.mark.parametrize(
     ("solver", "steps"),
@@ -955,6 +966,7 @@ BOUNDS = {
 }
 
 
+@pytest.mark.thin(0)
 def test_a_phase_space_has_its_law_under_ode_and_sde_solvers() -> None:
     few, many = phase_gaps(32), phase_gaps(64)
     assert all(many[name] < bound for name, bound in BOUNDS.items()), many
@@ -981,6 +993,7 @@ WRONG = {
 }
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize("name", WRONG)
 def test_another_product_than_g_g_transposed_gives_another_law(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -991,6 +1004,7 @@ def test_another_product_than_g_g_transposed_gives_another_law(
     assert all(gaps[solver] > 10 * bound for solver, bound in BOUNDS.items()), gaps
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize(
     "solver", [sd.solvers.SRA1(), sd.solvers.SRA3(), sd.AdaptiveSDE(0.02, 0.02)], ids=repr
 )
@@ -1311,6 +1325,7 @@ def test_a_class_that_overrides_evaluate_is_heard_by_samplers(
 HALVED, HALF = Halved(NET, VP), sd.ScoreModel(lambda x, t: 0.5 * NET(x, t), VP)
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("use", USES)
 def test_a_class_that_overrides_evaluate_is_heard_by_all_else(use: str) -> None:
     assert torch.equal(*(USES[use](model) for model in (HALVED, HALF)))

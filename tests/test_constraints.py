@@ -32,6 +32,7 @@ def test_every_prediction_follows_from_the_clipped_data(predicts: str) -> None:
     torch.testing.assert_close(plain.data(X, 0.4).abs().max() > 0.5, torch.tensor(True))
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize(
     ("solver", "steps"),
     [
@@ -117,6 +118,7 @@ def paste_of(known: Tensor, x_0: Tensor, rows: Tensor) -> Tensor:
     return torch.cat([known[rows].to(x_0.dtype), x_0[:, 1:]], dim=1)
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -152,6 +154,7 @@ def test_what_belongs_to_a_sample_stays_with_it(arguments: dict[str, Any]) -> No
         torch.testing.assert_close(x, found[0], rtol=0, atol=0.1 if whole else 1e-9)
 
 
+@pytest.mark.thin(0)
 def test_a_constraint_sees_its_samples_in_densities_and_gradients() -> None:
     """Samples of one call leave an adaptive solve at different times; alone they give the same."""
     x = X[:, :].clone().requires_grad_()

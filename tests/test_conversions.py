@@ -270,6 +270,7 @@ def test_bad_clocks(time: object, error: type[Exception], message: str) -> None:
 # -- diagnose --------------------------------------------------------------------------------------
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize(
     "sde", [sd.VP(), sd.VE(), sd.EDM(), sd.RectifiedFlow()], ids=lambda s: type(s).__name__
 )

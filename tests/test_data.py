@@ -106,6 +106,7 @@ def test_missing_paths(spec, tmp_path, monkeypatch):
         load_data(spec)
 
 
+@pytest.mark.thin(0)
 def test_missing_library_names_the_extra():
     code = (
         "import sys; sys.modules['sklearn'] = sys.modules['sklearn.datasets'] = None\n"
@@ -117,6 +118,7 @@ def test_missing_library_names_the_extra():
     assert 'pip install "sdediff[data]"' in done.stdout
 
 
+@pytest.mark.thin(0)
 def test_import_is_light():
     code = (
         "import sys, sdediff.data; print(sorted({'sklearn', 'mlxtend', 'PIL', 'matplotlib'} & "

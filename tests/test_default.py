@@ -48,6 +48,7 @@ def spaced(sde: sd.LinearSDE, name: str, steps: int) -> Tensor:
     return GRIDS[name](steps, sde.t_max, sde.t_min, LogSNR(sde.log_snr, sde.time_of))
 
 
+@pytest.mark.thin(18)
 @each_sde
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 8, 12, 25, 60])
 def test_costs_one_evaluation_a_step_and_one_at_the_end(sde: sd.LinearSDE, steps: int) -> None:
@@ -69,6 +70,7 @@ def test_the_rule(steps: int, order: int) -> None:
     assert torch.equal(one, two)
 
 
+@pytest.mark.thin(1)
 @pairwise("sde, steps", SDES, MOST)
 def test_median_error_is_below_published_ones_on_every_grid(sde: sd.LinearSDE, steps: int) -> None:
     """UniPC of order 2 and 3, as published, and iPNDM, on three grids: at most that much of the
@@ -185,6 +187,7 @@ def test_stochastic_default_has_the_right_spread(sde: sd.LinearSDE, stochasticit
     assert abs(spread - 1) < 0.02
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize(
     "sde", [sd.VP(), sd.VE(), sd.SubVP(), sd.RectifiedFlow()], ids=lambda sde: type(sde).__name__
 )
@@ -205,6 +208,7 @@ def test_spread_of_the_stochastic_default_on_gaussian_data(sde: sd.LinearSDE, st
         assert ours < min(SPREAD[steps], 0.33 * ancestral)
 
 
+@pytest.mark.thin(2)
 @each_sde
 def test_law_of_the_stochastic_default_has_order_2_below_20_steps(sde: sd.LinearSDE) -> None:
     solver = default_solver(sde, 9, stochastic=True)
@@ -286,6 +290,7 @@ def test_where_there_is_no_kernel_or_no_steps() -> None:
     )
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("stochasticity", [None, 0.0, 0.5, lambda t: t])
 def test_starts_at_infinite_log_snr(stochasticity: object) -> None:
     """And on a grid of the user's own, which is taken as it is."""

@@ -39,6 +39,7 @@ def draws(law: sd.exact.GaussianMixture, count: int = 64) -> Tensor:
     return law.sample(count, seed=4)
 
 
+@pytest.mark.thin(5)
 @pytest.mark.parametrize("name", SDES)
 @pytest.mark.parametrize("d", [2, 64])
 def test_a_known_size_is_measured_within_a_fifth(name: str, d: int) -> None:

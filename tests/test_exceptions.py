@@ -92,6 +92,7 @@ def test_every_exception_class_has_an_example() -> None:
     assert {kind for kind in FOUND if "__init__" in vars(kind)} <= EXAMPLES.keys() <= FOUND
 
 
+@pytest.mark.thin(6)
 @pytest.mark.parametrize(
     "kind", sorted(FOUND, key=lambda kind: kind.__name__), ids=lambda kind: kind.__name__
 )

@@ -122,6 +122,7 @@ def test_a_solver_that_knows_the_measurement_goes_through_the_decoder_too() -> N
     torch.testing.assert_close(back(z.x), x.x, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.thin(0)
 def test_inversion_and_densities_are_those_of_pixels_under_an_orthogonal_encoder() -> None:
     x = PIXELS.net.law.sample(4, seed=0)
     up = sd.encode(LATENT, LATENT.encode(x), solver=sd.DDIM(), steps=10).x
@@ -189,6 +190,7 @@ def vq_model() -> Any:
 PICTURES = randn(5, 1, 8, 8, seed=7).float()
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("way", ["itself", "both", "methods"])
 def test_a_diffusers_autoencoder_is_taken_as_it_is(way: str) -> None:
     """Scaled as pipelines do, latents = (z - shift) scale, in any batches, with its gradient."""

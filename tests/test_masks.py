@@ -192,6 +192,7 @@ def gentle(x: Tensor, t: Tensor) -> Tensor:
     return torch.where(x == 0, torch.nan, x / (1 + 0.1 * torch.tanh(x)))
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize(("solver", "steps"), SOLVERS, ids=lambda value: repr(value))
 @pytest.mark.parametrize("path", [False, True], ids=["white", "path"])
 def test_a_padded_sequence_is_solved_as_it_is_alone(
@@ -233,6 +234,7 @@ TAME = sd.ScoreModel(
 FAR = sd.ScoreModel(gentle, VP, time_dtype=torch.float64, normalizer=sd.Normalizer(300.0, 40.0))
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -277,6 +279,7 @@ def test_samples_of_different_sizes_in_one_batch(
         assert whole.nfe[i] == one.nfe[0]
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize(
     "solver",
     [sd.solvers.SciPy("RK45"), sd.solvers.SciPy("DOP853"), sd.solvers.TorchDiffEq("dopri5")],
@@ -331,6 +334,7 @@ def test_another_library_leaves_the_padding_alone() -> None:
     torch.testing.assert_close(masked_.x[MASK], plain.x[MASK], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize("model", [SMOOTH, FAR], ids=["plain", "normalised"])
 @pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
 def test_densities_of_different_sizes_in_one_batch(model: sd.ScoreModel, divergence: Any) -> None:

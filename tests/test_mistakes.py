@@ -222,6 +222,7 @@ class Loud(Solver):
         return Step(mean + self.factor * problem.diffuse(noise.increment(t, s), t), mean)
 
 
+@pytest.mark.thin(0)
 @pytest.mark.parametrize(
     ("factor", "said"), [(1.2, "large by a factor 1.2"), (0.8, "small by a factor 0.8")]
 )
@@ -256,6 +257,7 @@ class LoudAncestral(Solver):
         return Step(mean + expand(std, x) * noise.normal(), mean)
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize(
     ("solver", "said", "unsaid"),
     [

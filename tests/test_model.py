@@ -14,6 +14,7 @@ from sdediff.predict import predict
 from sdediff.predictions import PREDICTIONS
 
 
+@pytest.mark.thin(17)
 @pytest.mark.parametrize("predicts", PREDICTIONS)
 def test_every_parametrisation_is_the_same_function(
     sde: sd.LinearSDE, gaussian: sd.exact.Gaussian, predicts: str

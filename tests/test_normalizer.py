@@ -214,6 +214,7 @@ def test_data_that_do_not_suit(
         assert unsuited(sde, *normalizer.moments(found).existing) is None
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize(
     "data",
     [
@@ -292,6 +293,7 @@ def normalised(model: sd.ScoreModel) -> sd.ScoreModel:
     return mine
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -428,6 +430,7 @@ def test_a_chain_that_never_reaches_noise_warns() -> None:
     sd.sample(net_model, (4, 2), steps=3, seed=0)  # nothing is known of the data
 
 
+@pytest.mark.thin(0)
 def test_points_in_any_units_are_learned(tmp_path: Path) -> None:
     """Mean (300, -200) and std 40 under VP, through fit and a run folder."""
     model = sd.ScoreModel(

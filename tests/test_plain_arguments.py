@@ -338,6 +338,7 @@ def variants(value):
     return others(value) if isinstance(value, int | float) else []
 
 
+@pytest.mark.thin(3)
 @pytest.mark.uses_global_rng  # by building networks
 @pytest.mark.parametrize("name", CALLS)
 def test_call_takes_numbers_of_other_libraries(name):

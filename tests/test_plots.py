@@ -342,6 +342,7 @@ def test_all_points_in_one_place_can_be_drawn(tmp_path):
 # -- no global state
 
 
+@pytest.mark.thin(0)
 def test_figures_leave_pyplot_alone(tmp_path):
     code = (
         "import sys, torch, sdediff.plots as p\n"

@@ -79,6 +79,7 @@ def test_every_field_of_a_model_has_an_example() -> None:
     assert set(FIELDS) == {*describing.fields_of(make()), "constraint"}
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize(
     ("field", "value"), [(field, value) for field, values in FIELDS.items() for value in values]
 )
@@ -145,6 +146,7 @@ def test_every_sde_that_ships_has_an_example() -> None:
     assert {type(sde).__name__ for sde in PROCESSES} == linear
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("sde", PROCESSES, ids=repr)
 def test_an_sde_comes_back(tmp_path: Path, sde: sd.LinearSDE) -> None:
     """Data of the SDE's own size, so that nothing is said of them."""
@@ -750,6 +752,7 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == list(NAMES)
 
 
+@pytest.mark.thin(0)
 def test_a_killed_writer_leaves_no_lock_and_no_rubbish_behind(tmp_path: Path) -> None:
     """kill -9 while the lock is held and temporary files lie about: the next writer goes on, and
     clears them away.

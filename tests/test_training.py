@@ -19,6 +19,7 @@ from sdediff.trainer import averaged, batch
 from sdediff.training import Interrupted
 
 
+@pytest.mark.thin(0)
 def test_training_lowers_the_loss_and_the_model_samples_the_data(tmp_path: Path) -> None:
     """On a narrow Gaussian 400 steps suffice to find mean and spread."""
     losses: list[float] = []
@@ -189,6 +190,7 @@ def test_bad_input_writes_nothing(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.thin(0)
 def test_every_run_has_a_precision_of_its_own(tmp_path: Path) -> None:
     """accelerate alone keeps the first that its process asks for; and what it held before a run, it
     holds after.
@@ -254,6 +256,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path:
     assert (tmp_path / "run" / "training.safetensors").read_bytes() == before
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [

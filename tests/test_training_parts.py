@@ -184,6 +184,7 @@ class Listing(torch.optim.SGD):
 # -- averages of several decays --------------------------------------------------------------------
 
 
+@pytest.mark.thin(0)
 def test_averages_of_several_decays_are_kept_and_loaded(tmp_path: Path) -> None:
     decays = (0.999, 0.2, 0.4)
     several = train(tmp_path / "several", steps=20, ema=decays)

@@ -65,6 +65,7 @@ FIXED = [
 ]
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("solver", FIXED, ids=repr)
 def test_fixed_steps_scale_with_the_units(solver: sd.solvers.Euler | None) -> None:
     """Each on its default grid, under VE and sub-VP: 1e-12 of the largest entry."""
@@ -136,6 +137,7 @@ ADAPTIVE = {
 }
 
 
+@pytest.mark.thin(1)
 @pairwise("sde, name", [sd.VE(), sd.SubVP()], ADAPTIVE)
 def test_adaptive_steps_scale_with_the_units(sde: sd.LinearSDE, name: str) -> None:
     """A tolerance that is given is in the user's units, one that is not in those of the data: equal
@@ -170,6 +172,7 @@ class OwnHeun(Solver):
         return Step(x + h * (first + last) / 2, error=h * (last - first) / 2)
 
 
+@pytest.mark.thin(0)
 def test_an_adaptive_solver_of_the_users_own_scales_with_the_units() -> None:
     small, large = (
         sd.sample(model(sd.VE(), c), (8, 2), solver=OwnHeun(1e-2), seed=0, dtype=F64)
@@ -179,6 +182,7 @@ def test_an_adaptive_solver_of_the_users_own_scales_with_the_units() -> None:
     assert large.nfe.tolist() == small.nfe.tolist()
 
 
+@pytest.mark.thin(0)
 def test_float32_scales_to_its_own_precision() -> None:
     for solver, steps in (
         (None, 20),
@@ -209,6 +213,7 @@ OWN = {
 }
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize("name", OWN)
 def test_an_sde_of_ones_own_has_no_absolute_size(name: str) -> None:
     """Its prior, the size of its data and its samples, from coefficients alone: a sigma of 1e-5 is
@@ -277,6 +282,7 @@ def test_diagnose_looks_where_data_and_noise_are_of_one_size() -> None:
 HALF = {"alpha": lambda t: torch.exp(-0.5 * t), "sigma": lambda t: (-torch.expm1(-t)).sqrt()}
 
 
+@pytest.mark.thin(0)
 @pytest.mark.parametrize("sde", [sd.VE(), sd.SubVP()], ids=["VE", "SubVP"])
 def test_log_densities_move_by_the_volume(sde: sd.LinearSDE) -> None:
     """log p(c x) = log p(x) - d log c, latents scale, and encode and decode are inverse."""
@@ -428,6 +434,7 @@ class Sigma(sd.LinearSDE):
         return (2 * t).sqrt()
 
 
+@pytest.mark.thin(0)
 def test_the_default_grid_follows_the_sdes_clock() -> None:
     """Uniform in t where that is a fine clock, Karras et al.'s where one step would cross from
     noise to data.

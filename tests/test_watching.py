@@ -260,6 +260,7 @@ def test_a_gradient_that_is_not_finite_is_not_kept(tmp_path: Path) -> None:
 # -- disks -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("kept", [3, 4], ids=["before", "between"])
 @pytest.mark.parametrize(
     ("number", "said"),

@@ -55,6 +55,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
+@pytest.mark.thin(0)
 def test_the_package_is_the_command_too() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "sdediff", "--help"], capture_output=True, text=True
@@ -63,6 +64,7 @@ def test_the_package_is_the_command_too() -> None:
     assert "sample" in done.stdout
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("sde", ["vp", "ve", "subvp"])
 def test_train_and_sample(points: Path, tmp_path: Path, sde: str) -> None:
     out = tmp_path / "deep" / "run"
@@ -126,6 +128,7 @@ def test_train_and_sample(points: Path, tmp_path: Path, sde: str) -> None:
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), file["x"][:3], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("solver", sorted(SOLVERS.keys() - {"ncsn", "tacos", "naive"}))
 def test_every_named_solver(run: Path, tmp_path: Path, solver: str) -> None:
     steps = [] if SOLVERS[solver](Request(sd.VP(), 10, None, None)).adaptive else ["--steps", "10"]
@@ -426,6 +429,7 @@ def test_demo_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert (tmp_path / "demo" / "table.txt").read_text().strip() in capsys.readouterr().out
 
 
+@pytest.mark.thin(0)
 @pytest.mark.parametrize("raw", [False, True], ids=["points", "fields"])
 def test_arrays_are_standardised_and_samples_are_in_their_units(
     raw: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]

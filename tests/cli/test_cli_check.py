@@ -83,6 +83,7 @@ def refuse(capsys: pytest.CaptureFixture[str], target: str) -> str:
     return captured.err
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("name", ["Cubic", "ready", "make"])
 def test_a_file_with_a_consistent_sde(
     file: Path, name: str, capsys: pytest.CaptureFixture[str]
@@ -123,6 +124,7 @@ def test_an_sde_under_which_an_equivalence_fails(
     assert captured.err.startswith("Cubic() breaks an equivalence:\n- DDIM: ")
 
 
+@pytest.mark.thin(0)
 @pytest.mark.parametrize("name", ["Lazy", "hasty"])
 def test_a_file_with_a_solver(file: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(f"{file}:{name}") == 0

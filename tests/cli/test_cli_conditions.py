@@ -157,6 +157,7 @@ def test_labels_that_there_are_not(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.thin(0)
 def test_the_folders_of_a_folder_are_classes(tmp_path: Path) -> None:
     from PIL import Image
 
@@ -176,6 +177,7 @@ def test_the_folders_of_a_folder_are_classes(tmp_path: Path) -> None:
         assert picture.width == picture.height  # two columns, a class each
 
 
+@pytest.mark.thin(0)
 def test_other_networks_by_name(tmp_path: Path) -> None:
     rng = np.random.Generator(np.random.PCG64(0))
     np.save(tmp_path / "signals.npy", rng.normal(size=(20, 3, 16)).astype(np.float32))

@@ -157,6 +157,7 @@ def fuzz(place: Path, cases: int) -> Counter[str]:
     return tally
 
 
+@pytest.mark.thin(0)
 def test_some_commands_end_in_words(place: Path) -> None:
     assert fuzz(place, 20)["calls"] >= 20
 

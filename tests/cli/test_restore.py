@@ -62,6 +62,7 @@ KINDS: dict[str, tuple[list[object], Any, NDArray[np.uint8]]] = {
 IMAGES = {"downsample": "small.png", "grey": "grey.png"}
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_restorations_are_those_of_the_library(
     kind: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -86,6 +87,7 @@ def test_restorations_are_those_of_the_library(
     assert float((x - expected.x).abs().max()) <= 1e-6 * float(expected.x.abs().max())
 
 
+@pytest.mark.thin(3)
 @pytest.mark.filterwarnings("ignore:the 8 particles")
 @pytest.mark.parametrize("method", [*METHODS, "particles"])
 def test_every_method_writes_a_picture_as_large_as_the_runs(
@@ -149,6 +151,7 @@ WRONG: dict[str, tuple[list[object], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.thin(5)
 @pytest.mark.parametrize("name", WRONG)
 def test_bad_input_is_one_line(
     name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

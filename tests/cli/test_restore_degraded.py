@@ -53,6 +53,7 @@ def restored(folder: Path, run: str, *words: object) -> dict[str, Tensor]:
         return {name: torch.from_numpy(value) for name, value in file.items() if name != "seeds"}
 
 
+@pytest.mark.thin(0)
 def test_a_degraded_picture_is_restored_from_its_level(folder: Path) -> None:
     """As given, with its centre, from level 4 of 6 by a step a level."""
     model = sd.load(folder / "masking")
@@ -126,6 +127,7 @@ WRONG: dict[str, tuple[str, list[object], str]] = {
 }
 
 
+@pytest.mark.thin(5)
 @pytest.mark.parametrize("name", WRONG)
 def test_bad_input_is_one_line(
     name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

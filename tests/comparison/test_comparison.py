@@ -72,6 +72,7 @@ def test_a_solver_of_order_p_falls_with_slope_p(solver: Any, order: int) -> None
     assert math.log(few / many) / math.log(4) == pytest.approx(order, abs=0.15)
 
 
+@pytest.mark.thin(0)
 def test_evaluations_are_counted_with_the_last_one_and_all_of_a_step(found: Comparison) -> None:
     assert row(found, "Heun()", 10).nfe == 9  # four steps of two and the end
     assert row(found, "default", 10).steps == 9
@@ -189,6 +190,7 @@ def test_an_sde_without_a_kernel_has_a_reference_too() -> None:
 # -- the same comparison ---------------------------------------------------------------------------
 
 
+@pytest.mark.thin(0)
 def test_neither_the_order_of_the_solvers_nor_a_second_run_changes_anything() -> None:
     given = [*TWO, solvers.ERSDE(3)]  # noise too
     first, again, turned = (compared(each, [5], 8) for each in (given, given, given[::-1]))
@@ -299,6 +301,7 @@ class Table(sd.RK45):
     numbers: Tensor = field(default_factory=lambda: torch.ones(3))
 
 
+@pytest.mark.thin(0)
 def test_code_of_a_solver_that_a_line_cannot_write_takes_it_from_what_was_given() -> None:
     space: dict[str, Any] = {"sd": sd, "model": MODEL, "dataclasses": dataclasses}
     for given in ([sd.DDIM(), Table()], {"mine": Table()}):
@@ -475,6 +478,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
 ]
 
 
+@pytest.mark.thin(8)
 @pytest.mark.parametrize(("options", "kind", "words"), BAD, ids=[str(case[0]) for case in BAD])
 def test_what_is_wrong_is_refused_before_the_first_evaluation(
     options: dict[str, Any], kind: type[Exception], words: str

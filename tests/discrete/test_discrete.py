@@ -328,6 +328,7 @@ def test_schedules_with_ends_of_their_own() -> None:
         assert float(sigmoid.alphas_bar[i - 1]) == want
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize("name", ["linear", "scaled-linear", "cosine", "sigmoid"])
 def test_the_chains_sde_has_its_marginals(name: str) -> None:
     """Exactly at the chain's times, between neighbours in between, and consistent as an SDE."""
@@ -505,6 +506,7 @@ def test_zero_terminal_snr() -> None:
         sd.discrete.DDPMLoss(zero)(sd.ScoreModel(lambda x, t: x, sde), torch.zeros(2, 2))
 
 
+@pytest.mark.thin(0)
 def test_any_solver_samples_a_model_of_integer_times() -> None:
     """A network of T = 1000 integer times, as a model of the chain's SDE: the network's own time at
     the grid is i - 1, real numbers between, and the probability flow by tolerances ends where the

@@ -297,6 +297,7 @@ def integrated(chain: KernelChain, model: sd.ScoreModel, x_0: float) -> tuple[fl
 COARSE = sd.DDPM((0.3, 0.5, 0.6))
 
 
+@pytest.mark.thin(0)
 @pytest.mark.parametrize(
     "chain",
     [

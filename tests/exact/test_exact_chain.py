@@ -103,6 +103,7 @@ def test_a_corrector_is_its_recursion(sequence: str) -> None:
     torch.testing.assert_close(covariance, matrix(spread), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.thin(2)
 @pairwise(
     "sde, solver",
     SDES,

@@ -138,6 +138,7 @@ MEASUREMENTS = {
 }
 
 
+@pytest.mark.thin(5)
 @pytest.mark.parametrize("measurement", MEASUREMENTS)
 @pytest.mark.parametrize("name", POSTERIORS)
 def test_posterior_by_quadrature(name: str, measurement: str) -> None:

@@ -48,6 +48,7 @@ def test_the_exact_classifier_gives_the_exact_conditional_score(name: str) -> No
         near(guided.noise(x, t, label=LABEL), wanted)
 
 
+@pytest.mark.thin(0)
 def test_a_solve_is_that_of_the_conditional_model_and_counts_backward_passes() -> None:
     """With a scale of one a sample and in parts of a batch; the density too."""
     guided = Classifier(EVERY.model(VP), posterior(VP), torch.ones(12))

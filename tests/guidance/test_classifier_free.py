@@ -68,6 +68,7 @@ SCALES: dict[str, Any] = {
 }
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("kind", SCALES)
 @pytest.mark.parametrize(("solver", "steps"), SOLVERS, ids=lambda s: repr(s) if s else "")
 def test_samples_are_those_of_the_formula(solver: Any, steps: int | None, kind: str) -> None:
@@ -84,6 +85,7 @@ def test_samples_are_those_of_the_formula(solver: Any, steps: int | None, kind: 
         assert torch.equal(found.nfe, 2 * wanted.nfe)
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize("name", SDES)
 def test_every_prediction_is_guided_alike(name: str) -> None:
     """Both conventions, and a few times with an own one for each row."""

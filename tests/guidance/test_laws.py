@@ -84,6 +84,7 @@ def by_hand(grid: list[float], kind: str) -> tuple[Tensor, Tensor]:
     return mean, cov
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("name", GUIDED)
 @pytest.mark.parametrize(
     ("solver", "kind"), [(sd.EulerMaruyama(), "Euler-Maruyama"), (sd.DDIM(), "DDIM")], ids=repr

@@ -53,6 +53,7 @@ def closed(sde: Any, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
     return alpha, sigma, data, gain, (X - alpha * data) / sigma
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("name", SDES)
 def test_forward_and_backward_guidance_are_as_published(name: str) -> None:
     """eps + s sigma grad - alpha / sigma D at times of the whole range, whatever the network
@@ -80,6 +81,7 @@ def test_forward_and_backward_guidance_are_as_published(name: str) -> None:
         near(alone.data(X, t, size=SIZE), data + moved, 1e-9)
 
 
+@pytest.mark.thin(0)
 def test_a_solve_counts_passes_and_does_not_depend_on_batches_or_units() -> None:
     """1 pass for forward guidance and 1 for each backward step, of each evaluation in the interval;
     under a Normalizer f sees the user's data.
@@ -269,6 +271,7 @@ class Nothing(Tape):
         return self
 
 
+@pytest.mark.thin(0)
 def test_recurrence_brings_forward_guidance_to_the_posterior_mean() -> None:
     """A Gaussian prior and -log p(y | x_0): DPS weighs y too much while much noise is left, and
     each repetition of the steps mends it, to within 1 %. All fields are affine, so that the mean of

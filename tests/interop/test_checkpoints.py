@@ -219,6 +219,7 @@ EVERY = {
 families = pytest.mark.parametrize("family", EVERY)
 
 
+@pytest.mark.thin(2)
 @families
 def test_a_network_of_other_code_is_the_exact_model(family: str) -> None:
     """Scores to 1e-8, and at the network's own times samples and likelihoods to 1e-5; so is what

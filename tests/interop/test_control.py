@@ -243,6 +243,7 @@ def controlled():
     return Captioned(Controlled(unet, {"edges": own}), encoder.requires_grad_(False))
 
 
+@pytest.mark.thin(0)
 def test_the_controlnet_alone_is_trained_saved_and_loaded(tmp_path):
     """The base and its encoder are what they were, to the bit; they have no gradients, and no state
     of the optimizer.
@@ -295,6 +296,7 @@ def test_a_controlnet_of_another_base_is_named(changed, match):
         Controlled(base, {"edges": controlnet(other)})
 
 
+@pytest.mark.thin(0)
 def test_what_is_no_controlnet_is_named():
     base = tiny.unet()
     with pytest.raises(TypeError, match="no argument 'controlnet_cond'"):

@@ -104,6 +104,7 @@ def unless_slow(values, fast):
 BRIEF = [solver for solver in FIXED if "startup" not in repr(solver) and "song" not in repr(solver)]
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("solver", unless_slow(FIXED, BRIEF[::2].__contains__), ids=repr)
 def test_every_solver_is_sample_to_the_bit_and_is_saved(solver, tmp_path):
     scheduler = Scheduler(beta_schedule="scaled_linear", solver=solver)
@@ -162,6 +163,7 @@ def check_config(name, predicts, solver):
     same_as_sample(Scheduler(**CONFIGS[name], prediction_type=predicts, solver=solver))
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_schedule_is_sample_to_the_bit(name):
     place = list(CONFIGS).index(name)
@@ -197,6 +199,7 @@ def test_noise_says_nothing_where_no_signal_is_left():
 STARTING = [sd.solvers.UniPC(3), sd.solvers.Euler(), sd.EulerMaruyama(), *SOME[2:]]
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("solver", unless_slow(STARTING, STARTING[:3].__contains__), ids=repr)
 @pytest.mark.parametrize("predicts", ["v_prediction", "flow_prediction"])
 def test_solvers_start_where_no_signal_is_left_or_just_below(solver, predicts):
@@ -280,6 +283,7 @@ PEERS = {
 }
 
 
+@pytest.mark.thin(3)
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers' own, of numpy 2
 @pytest.mark.parametrize("predicts", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("name", PEERS)
@@ -344,6 +348,7 @@ def tail(scheduler, first, x, seed):
     ).x
 
 
+@pytest.mark.thin(5)
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("solver", [*SOME, sd.DDIM(eta=0.7)], ids=repr)
 def test_a_start_midway_is_sample_over_the_rest(solver, named):
@@ -435,6 +440,7 @@ def test_a_solver_that_adds_noise_before_it_evaluates_takes_a_change_as_one_at_t
     assert torch.equal(replay.x[:, 1], before[:, 1])
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @some
 def test_half_precision_has_a_float32_state(solver, dtype):
@@ -503,6 +509,7 @@ def test_without_a_generator_the_seed_comes_from_torch():
 # -- what diffusers expects of a scheduler ---------------------------------------------------------
 
 
+@pytest.mark.thin(2)
 @some
 def test_a_saved_scheduler_steps_as_before(solver, tmp_path):
     scheduler = Scheduler(solver=solver, beta_schedule="squaredcos_cap_v2", grid="log_snr")

@@ -257,6 +257,7 @@ EXACT = {
 }
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize("name", EXACT)
 def test_solvers_and_likelihoods_run_on_every_prediction(name):
     """Adaptive, stochastic and multistep samples have the law's mean within 6 standard errors, and

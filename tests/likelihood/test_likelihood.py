@@ -39,6 +39,7 @@ def correlated(d: int, seed: int = 0) -> sd.exact.Gaussian:
 # -- the exact divergence --------------------------------------------------------------------------
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("sde", SONG.values(), ids=SONG)
 @pytest.mark.parametrize("d", [2, 64])
 @pytest.mark.parametrize(
@@ -63,6 +64,7 @@ def test_mixtures(
     assert not bool(out.stderr.any())
 
 
+@pytest.mark.thin(3)
 def test_every_sde(sde: sd.LinearSDE) -> None:
     """Value, latent and prior gap in closed form on a Gaussian; two coordinates of an event (1, 2),
     and t_start.
@@ -185,6 +187,7 @@ def test_one_forward_pass_an_evaluation(options: dict[str, object], solver: sd.R
     assert solver.adaptive or out.nfe.tolist() == [40, 40]
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize(
     "options",
     [{}, {"divergence": "hutchinson", "probes": 3}, {"divergence": "hutch++", "probes": 6}],
@@ -318,6 +321,7 @@ def test_as_many_orthogonal_probes_as_coordinates_are_exact(d: int) -> None:
     assert bool((fewer.stderr > 1e-4).all())
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize("sde", [sd.VP(), sd.VE(), sd.VP().scaled(30.0)], ids=["VP", "VE", "30 VP"])
 def test_given_probes_are_the_integral_of_their_quadratic_form(sde: sd.LinearSDE) -> None:
     """For Gaussian data the flow is linear, and the integral of v^T J v is v^T log(S_T^(1/2)
@@ -365,6 +369,7 @@ def test_given_signs_are_those_that_are_drawn() -> None:
     torch.testing.assert_close(own_bits.value, drawn_bits.value, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize(
     ("divergence", "k", "probe"),
     [

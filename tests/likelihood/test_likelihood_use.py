@@ -31,6 +31,7 @@ class OfStd(torch.nn.Module):
         return sigma * x / ((alpha * self.std) ** 2 + sigma**2)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("options", [{}, {"divergence": "hutchinson", "probes": 2}])
 @pytest.mark.parametrize("grad", ["full", "checkpoint"])
 def test_gradients(grad: str, options: dict[str, object]) -> None:
@@ -262,6 +263,7 @@ def test_each_sample_has_its_own_bins_noise() -> None:
 # -- encode and decode -----------------------------------------------------------------------------
 
 
+@pytest.mark.thin(2)
 def test_encode_is_the_exact_flow(sde: sd.LinearSDE) -> None:
     x = GAUSSIAN.sample(4, seed=0)
     z = sd.encode(GAUSSIAN.model(sde), x, solver=sd.RK45(1e-8, 1e-8))
@@ -273,6 +275,7 @@ def test_encode_is_the_exact_flow(sde: sd.LinearSDE) -> None:
     assert z.seeds is None
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize(
     ("solver", "order"),
     [

@@ -215,6 +215,7 @@ def true_draws(count, seed):
     return SDE.perturb(x_0, 0.3, noise)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize(
     ("kernel", "target"),
     [
@@ -256,6 +257,7 @@ def test_the_law_of_ula_is_another():
     assert sd.metrics.kolmogorov_smirnov(out.flat, true_draws(20_000, 3)).p_value < 1e-8
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize(
     "kernel", [mcmc.RandomWalk(1.2), mcmc.MALA(0.8), mcmc.Underdamped(0.3, 1.0)], ids=str
 )

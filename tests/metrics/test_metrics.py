@@ -457,6 +457,7 @@ def test_accuracy_is_that_of_the_best_classifier():
     assert result.p_value < 1e-100
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize("difference", ["variance", "correlation", "shape"])
 def test_differences_that_no_linear_classifier_sees(difference):
     x, z = normal(1200, 2), normal(1200, 2, seed=1)
@@ -468,6 +469,7 @@ def test_differences_that_no_linear_classifier_sees(difference):
     assert classifier_two_sample_test(x, y).p_value < 1e-4
 
 
+@pytest.mark.thin(0)
 def test_classifiers_false_alarms_and_floor():
     """200 tests of equal laws, n = 40 and m = 60. P(p <= 0.1) <= 0.1, the count exceeds 34 with
     probability 0.001.
@@ -496,6 +498,7 @@ def test_classifier_of_constant_rows_says_nothing():
 # -- floors and p-values of random splits
 
 
+@pytest.mark.thin(2)
 @each_distance
 def test_splits_are_all_splits(distance):
     """Of 3 + 4 rows there are 35, and the p-value and the mean of 2000 of them are known to 1 %,
@@ -532,6 +535,7 @@ def test_permutation_p_of_the_ks_statistic_is_its_exact_one():
     )
 
 
+@pytest.mark.thin(0)
 def test_false_alarms_of_random_splits():
     """p <= 0.05 is one of 20 equally likely ranks: of 1000 tests of equal laws 50 +- 6.9, within 4
     stds.
@@ -543,6 +547,7 @@ def test_false_alarms_of_random_splits():
     assert 23 <= sum(test.p_value <= 0.05 for test in tests) <= 77
 
 
+@pytest.mark.thin(2)
 @each_distance
 def test_floor_is_what_samples_of_one_law_give(distance):
     fresh = [
@@ -574,6 +579,7 @@ def test_a_shift_is_found_and_equal_laws_are_not_told_apart(distance):
     assert distance(x, y, floor=200).p_value > 0.05
 
 
+@pytest.mark.thin(0)
 def test_the_classical_tests_find_a_shift_at_once():
     x, y = normal(200, 2), normal(150, 2, seed=1) + 0.9
     assert energy_distance(x, y, floor=10_000).p_value < 1e-4
@@ -609,6 +615,7 @@ EVERY = {
 }
 
 
+@pytest.mark.thin(6)
 @pytest.mark.parametrize("size", [1, 100, 1000])
 @pytest.mark.parametrize("metric", EVERY.values(), ids=EVERY)
 def test_blocks_change_nothing(metric, size, monkeypatch):

@@ -169,6 +169,7 @@ def test_networks_that_cannot_be(make: Callable[[], object], message: str) -> No
         make()
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("name", MAKE)
 def test_a_run_folder_names_its_network(tmp_path: Path, name: str) -> None:
     x, _, label = states(name)
@@ -184,6 +185,7 @@ def test_a_run_folder_names_its_network(tmp_path: Path, name: str) -> None:
 # -- they learn ------------------------------------------------------------------------------------
 
 
+@pytest.mark.thin(0)
 @pytest.mark.parametrize("name", [pytest.param("unet", marks=pytest.mark.slow), "dit", "unet1d"])
 def test_a_short_training_lowers_the_loss_on_digits(tmp_path: Path, name: str) -> None:
     """The loss of the best linear guess is 1; as a signal a digit is 8 channels of length 8."""
@@ -269,6 +271,7 @@ def test_labels_are_looked_at_before_the_network_is_asked(name: str) -> None:
         model(torch.zeros(2, *MAKE[name][1]), 0.5, label=label)
 
 
+@pytest.mark.thin(0)
 @pytest.mark.parametrize("name", ["MLP", "UNet1D"])
 def test_a_network_of_classes_is_compiled_in_one_graph(name: str) -> None:
     net = made(name, shaken=True, classes=3)

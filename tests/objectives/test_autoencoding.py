@@ -143,6 +143,7 @@ class Plain(nn.Module):
         return found
 
 
+@pytest.mark.thin(0)
 def test_a_linear_autoencoder_learns_the_principal_components(tmp_path: Path) -> None:
     """No linear autoencoder has a smaller error than the eigenvalues that are left out; it comes
     back from its folder, and is the encoder of a model of latents.

@@ -42,6 +42,7 @@ def mean_at(loss, model: sd.ScoreModel, t: float) -> Tensor:
     ).sum()
 
 
+@pytest.mark.thin(12)
 @pytest.mark.parametrize("weighting", ["sigma2", "likelihood", "uniform", "min-snr", "v"])
 def test_objectives_differ_by_their_constants(sde: sd.LinearSDE, weighting: str) -> None:
     """Denoising less implicit and less sliced is w / sigma^2, and the implicit minimum -w /
@@ -366,6 +367,7 @@ def test_importance_changes_no_objective(sde: sd.LinearSDE, times: str, weightin
     assert float(weights.max()) <= 10 + 1e-9
 
 
+@pytest.mark.thin(0)
 def test_importance_and_strata_lower_the_variance() -> None:
     """Of the mean of a batch of 64, likelihood weighting, VP: what docs/objectives.md quotes."""
     model = LAW.model(sd.VP())

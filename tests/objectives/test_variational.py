@@ -222,6 +222,7 @@ def test_reconstruction_is_a_distribution_over_the_values() -> None:
         assert float((-nats).exp().sum()) == pytest.approx(1, rel=1e-12)
 
 
+@pytest.mark.thin(0)
 def test_fit_trains_the_schedule_and_load_restores_it(tmp_path) -> None:
     data = torch.randn(256, 2, generator=torch.Generator().manual_seed(0)) * 0.5
 

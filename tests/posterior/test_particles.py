@@ -204,6 +204,7 @@ def test_weights_and_families_are_told_apart() -> None:
     assert found.draws.shape == found.x.shape == (2, 80, 2)
 
 
+@pytest.mark.thin(0)
 @pytest.mark.filterwarnings("ignore:the particles of sample")
 def test_errors_are_as_large_as_what_is_off() -> None:
     """Of 60 posteriors, means and variances: the root mean square of what is off in standard

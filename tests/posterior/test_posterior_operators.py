@@ -128,6 +128,7 @@ def test_samples_have_the_law_of_the_posterior_of_their_own_outcome() -> None:
         assert bool(((x.std(dim=0) / spread - 1).abs() < 5 / (2 * n) ** 0.5 + 0.01).all())
 
 
+@pytest.mark.thin(0)
 def test_passes_are_counted_and_every_kind_of_solver_runs() -> None:
     model = posterior.PiGDM(LAW.model(sd.VP()), MEASURED, Y)
     exact = posterior.MMPS(LAW.model(sd.VP()), MEASURED, Y, iterations=4)

@@ -84,6 +84,7 @@ def test_a_product_has_the_sum_of_scores_and_the_spread_of_its_factors() -> None
     assert torch.allclose(found.back(x), 0.5 * alpha * x @ jacobian, atol=1e-10)
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize("sde", [VP, sd.VE(0.01, 50.0)], ids=repr)
 @pytest.mark.parametrize("power", [(2.0, -1.0), (0.5, 1.0)], ids=str)
 def test_gaussians_of_one_covariance_have_even_weights(
@@ -240,6 +241,7 @@ STEERED: dict[str, Any] = {
 }
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize("name", STEERED)
 def test_laws_and_normalisers_of_mixtures(name: str) -> None:
     """1,000 particles: 4.5 standard errors of half as many draws, where a fifth of the spread is

@@ -18,6 +18,7 @@ CHEAP = ("adaptive_sde.py", "noise.py")
 """What the default run runs; the others in the slow one."""
 
 
+@pytest.mark.thin(0)
 @pytest.mark.parametrize(
     "script",
     [pytest.param(name, marks=[] if name in CHEAP else pytest.mark.slow) for name in SCRIPTS],

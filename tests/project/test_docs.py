@@ -31,17 +31,29 @@ each_page = pytest.mark.parametrize(
 )
 
 
+LONG = {
+    "choosing-a-solver",
+    "concepts",
+    "discrete",
+    "inverse-problems",
+    "latent-and-control",
+    "mcmc",
+    "testing",
+    "training",
+}
+"""Pages whose code takes more than five seconds."""
+
+
+def marks(page: Path) -> list[pytest.MarkDecorator]:
+    if page.parent.name == "tutorial":  # they train
+        return [pytest.mark.slow]
+    return [pytest.mark.slow, pytest.mark.sweep] if page.stem in LONG else []
+
+
 @pytest.mark.uses_global_rng  # by building networks
 @pytest.mark.parametrize(
     "page",
-    [
-        pytest.param(
-            page,
-            marks=[pytest.mark.slow] if page.parent.name == "tutorial" else [],  # they train
-            id=page.relative_to(ROOT).as_posix(),
-        )
-        for page in PAGES
-    ],
+    [pytest.param(page, marks=marks(page), id=page.relative_to(ROOT).as_posix()) for page in PAGES],
 )
 def test_python_blocks_run(page, tmp_path, monkeypatch, capsys):
     """In order, in one namespace, in an empty folder."""

@@ -77,6 +77,7 @@ def test_what_the_comparison_rejects(now: dict[str, golden.Row], *, passes: bool
     assert ("FAILED" in text) != passes
 
 
+@pytest.mark.thin(0)
 def test_a_case_reaches_the_table_and_back(tmp_path: Path) -> None:
     """One family from end to end; all cases have a key of their own."""
     out = str(tmp_path / "table.npz")

@@ -344,6 +344,7 @@ RULES = {
 }
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_rule_holds(rule):
     assert MODULES
@@ -486,6 +487,7 @@ def test_a_users_family_is_found_by_its_bases():
     assert linear_sdes(trees) == {"A", "B", "D"}
 
 
+@pytest.mark.thin(0)
 def test_no_test_module_imports_from_another():
     files = sorted(path.relative_to(ROOT) for path in (ROOT / "tests").rglob("*.py"))
     assert len(files) > 50

@@ -47,6 +47,7 @@ def import_in_fresh_interpreter(module):
     return report["seconds"], set(report["new"])
 
 
+@pytest.mark.thin(0)
 @pytest.mark.parametrize("module", ["sdediff", "solvers"])
 def test_import_is_light(module):
     seconds, new = import_in_fresh_interpreter(module)
@@ -61,6 +62,7 @@ def test_the_face_has_the_names_of_the_numerics_and_no_submodules():
     assert not {name for name in sys.modules if name.startswith("solvers.")}
 
 
+@pytest.mark.thin(0)
 @pytest.mark.parametrize(
     "users",
     [
@@ -88,6 +90,7 @@ def test_a_users_own_solvers_does_no_harm(tmp_path, users):
     assert done.stdout == "torch.Size([2, 1])\n", done.stderr
 
 
+@pytest.mark.thin(0)
 def test_the_probe_sees_a_heavy_import():
     _, new = import_in_fresh_interpreter("torchdiffeq")
     assert "torchdiffeq" in new & set(HEAVY)

@@ -100,6 +100,7 @@ def task(method: Method) -> tuple[sd.ScoreModel, Tensor]:
     return model, times
 
 
+@pytest.mark.thin(11)
 @pytest.mark.parametrize("method", FIXED)
 def test_steps_never_wait(method: Method) -> None:
     """Planning, every step, trajectory and callback; then whether all is finite, once."""

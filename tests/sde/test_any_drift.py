@@ -105,6 +105,7 @@ def test_reverse_sampling_with_a_given_score_keeps_the_stationary_law() -> None:
     torch.testing.assert_close(still.x, x, rtol=0, atol=1e-12)
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize(
     "solver",
     [sd.EulerMaruyama(), sd.Heun(), sd.RK45(1e-10, 1e-10)],

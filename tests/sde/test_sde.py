@@ -73,6 +73,7 @@ def test_log_snr_keeps_its_digits_near_the_ends() -> None:
     assert float(sd.SubVP().log_snr(t)) == pytest.approx(-2 * math.log(b), rel=1e-12)
 
 
+@pytest.mark.thin(3)
 def test_kernel_solves_the_moment_equations(sde: sd.LinearSDE) -> None:
     """m' = f m, v' = 2 f v + g^2 from s to t, integrated by SciPy."""
     s, t = 0.2 * sde.T, 0.9 * sde.T
@@ -109,6 +110,7 @@ def test_kernels_compose(sde: sd.LinearSDE) -> None:
     )
 
 
+@pytest.mark.thin(2)
 def test_forward_simulation_converges_to_the_kernel(sde: sd.LinearSDE) -> None:
     """Euler-Maruyama on the forward SDE: mean and variance of the chain, exactly, approach the
     kernel at order 1.

@@ -89,6 +89,7 @@ SOLVERS = {
 MINE = {"f and g": (MyVP(), 1e-10), "alpha and sigma": (MyVPKernel(), 1e-12)}
 
 
+@pytest.mark.thin(5)
 @pairwise("kind, solver", MINE, SOLVERS)
 def test_a_users_vp_samples_as_the_built_in_does(kind: str, solver: str) -> None:
     (mine, close), (method, steps) = MINE[kind], SOLVERS[solver]
@@ -449,6 +450,7 @@ def test_coefficients_work_in_inference_mode_and_take_any_time(sde: sd.LinearSDE
     assert float(batch[0]) == pytest.approx(expected[3], rel=1e-14)
 
 
+@pytest.mark.thin(24)
 @pytest.mark.parametrize("shape", [(3,), (3, 1), (3, 2), (3, 1, 4, 4), (3, 2, 3, 4, 5)])
 def test_any_rank(sde: sd.LinearSDE, shape: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -64,6 +64,7 @@ def solve(
     )  # type: ignore[arg-type]
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("solver", ALL, ids=repr)
 def test_the_network_computes_as_many_rows_as_samples_count(solver: Solver) -> None:
     sde, rows = sd.VE(0.02, 30.0), []
@@ -115,6 +116,7 @@ class Forgetful(sd.solvers.ExponentialPair):
         return problem.drift(x, t)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("solver", [solver for solver in ALL if solver.init_each_step], ids=repr)
 def test_a_rejected_step_leaves_its_first_evaluation(solver: Solver) -> None:
     """The same steps and states as of one that evaluates again, for one evaluation less a
@@ -131,6 +133,7 @@ def test_a_rejected_step_leaves_its_first_evaluation(solver: Solver) -> None:
     assert (rows, more) == (int(out.nfe.sum()), int(again.nfe.sum()))
 
 
+@pytest.mark.thin(0)
 def test_gradients_of_steps_that_begin_so() -> None:
     """By checkpoints, with and without, and of another pair."""
     found = []
@@ -182,6 +185,7 @@ def test_a_sample_does_not_see_its_batch(solver: Solver) -> None:
         assert int(alone.nfe) == int(whole.nfe[i])
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("solver", SOME, ids=repr)
 @pytest.mark.parametrize(
     ("change", "status", "limits"),
@@ -272,6 +276,7 @@ def test_tolerances_are_positional_as_ever() -> None:
     assert repr(sd.solvers.ExponentialPair(2, rtol=1e-3)) == "ExponentialPair(order=2, rtol=0.001)"
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize("variable", ["t", "sigma", "log_snr", "angle"])
 @pytest.mark.parametrize("name", ["VP", "VE", "EDM", "user, alpha and log_snr"])
 def test_the_error_follows_the_tolerance(name: str, variable: str) -> None:
@@ -501,6 +506,7 @@ def test_a_constraint_does_not_hide_a_network_that_is_not_finite() -> None:
     assert 0.3 < out.failures[0].t <= 1.0
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize(
     "sde", [sd.VP(), sd.EDM(), sd.Cosine()], ids=lambda sde: type(sde).__name__
 )
@@ -633,6 +639,7 @@ def test_parts_of_the_state_have_errors_of_their_own(solver: sd.RK45) -> None:
     assert abs(sum(steps(Parted(50, 50.0))) - sum(fine)) <= 2
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize(
     "solver",
     [

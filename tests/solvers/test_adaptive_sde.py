@@ -249,6 +249,7 @@ def test_noise_for_other_samples_is_refused() -> None:
         )
 
 
+@pytest.mark.thin(0)
 def test_on_a_brownian_path_it_follows_other_solvers() -> None:
     """The same path seen by DDPM's ancestral steps, 1,024 of them: nearer as the tolerance
     falls.
@@ -312,6 +313,7 @@ def test_moments_fall_to_the_standard_error(sde: sd.LinearSDE, d: int) -> None:
             )
 
 
+@pytest.mark.thin(0)
 @pytest.mark.parametrize("sde", [sd.VP(), sd.VE(0.01, 50.0)], ids=lambda sde: type(sde).__name__)
 def test_one_seed_gives_near_samples_at_all_tolerances(sde: sd.LinearSDE) -> None:
     """Root mean square of the distance to the samples at 5e-3, median over samples."""
@@ -418,6 +420,7 @@ class Mine(Solver):
         return Step(guess + error, guess + error, (), error)
 
 
+@pytest.mark.thin(0)
 def test_a_solver_of_ones_own_takes_dyadic_steps() -> None:
     law = sd.exact.Gaussian(0.3, 0.25)
     out = solve(sd.VP(), law, (4000, 1), 1, solver=Mine())

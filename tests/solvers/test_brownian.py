@@ -209,6 +209,7 @@ def test_an_uneven_base() -> None:
     assert kstest((z / (0.7**3 / 3) ** 0.5).numpy(), "norm").pvalue > 1e-6
 
 
+@pytest.mark.thin(7)
 @pytest.mark.parametrize("event", [(), (3,), (4096,), (5000,)], ids=str)
 @pytest.mark.parametrize("small", [None, 0, 2**40], ids=["as it is", "large", "small"])
 @pytest.mark.parametrize("area", [True, False])
@@ -380,6 +381,7 @@ STRONG = {
 }
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize("solver", STRONG, ids=lambda solver: type(solver).__name__)
 def test_solvers_converge_along_one_path(solver: Solver) -> None:
     """20, 40 and 80 steps, which the 64 base intervals do not fit, against SRA3 in 200."""
@@ -397,6 +399,7 @@ def end(solver: Solver, steps: int) -> Tensor:
     return integrate(Reverse(smooth.model(sd.VP()), rows, 1.0), solver, x, grid, one).x
 
 
+@pytest.mark.thin(0)
 def test_sampling_on_a_path() -> None:
     """The whole of `sample`: the prior is the seeds' own, a coarse solve ends near a fine one, and
     batches do not matter.

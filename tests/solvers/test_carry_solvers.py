@@ -148,6 +148,7 @@ def driven(solver, model, times, x=None):
 each_fixed = pytest.mark.parametrize("solver", FIXED, ids=repr)
 
 
+@pytest.mark.thin(6)
 @each_fixed
 def test_a_scheduler_that_replays_steps_on_a_tape_is_sample_to_the_bit(solver):
     found, calls = driven(solver, MODEL, GRID)
@@ -299,6 +300,7 @@ def test_a_group_depends_on_its_seed_alone(solver):
     assert not torch.equal(out.x[:4], out.x[4:8])
 
 
+@pytest.mark.thin(6)
 @each_grouped
 @pytest.mark.parametrize("batch_size", [4, 7, 8, 12, 50])
 def test_a_batch_splits_no_group(solver, batch_size):
@@ -447,6 +449,7 @@ def of_steps(solver, **options):
     return options if solver.adaptive else {"steps": 6, **options}
 
 
+@pytest.mark.thin(2)
 @each_kind
 def test_a_row_with_a_start_of_its_own_is_a_call_of_its_own(solver):
     options = of_steps(solver)
@@ -474,6 +477,7 @@ def test_a_row_with_a_start_of_its_own_is_a_call_of_its_own(solver):
 LAST = (sd.DDIM(eta=0.7), sd.solvers.SASolver(), sd.solvers.Renoise(sd.Heun()), sd.RK45())
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("last", ["noisy", "mean", "denoise"])
 @pytest.mark.parametrize("solver", LAST, ids=repr)
 def test_starts_go_with_every_last_step_and_every_batch_size(solver, last):
@@ -496,6 +500,7 @@ def test_starts_go_with_every_last_step_and_every_batch_size(solver, last):
 UPHILL = [sd.DDIM(), sd.Heun(), sd.solvers.UniPC(3), sd.RK45(), sd.solvers.InverseDDIM()]
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("solver", UPHILL, ids=repr)
 def test_encoding_starts_where_each_row_is(solver):
     starts, options = torch.tensor([0.01, 0.2, 0.4, 0.2], dtype=F64), of_steps(solver)
@@ -513,6 +518,7 @@ ENDS = torch.tensor([0.02, 0.1, 0.2, 0.3], dtype=F64)
 GRIDS = STARTS + torch.linspace(0.0, 1.0, 5, dtype=F64)[:, None] * (ENDS - STARTS)
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize(
     "solver",
     [
@@ -537,6 +543,7 @@ def test_each_row_may_have_a_grid_of_its_own(solver):
 FAILING = [sd.DDIM(), sd.EulerMaruyama(), sd.solvers.UniPC(3), sd.RK45()]
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("last", ["noisy", "denoise"])
 @pytest.mark.parametrize("solver", FAILING, ids=repr)
 def test_a_row_that_fails_says_so_at_its_own_time(solver, last):
@@ -592,6 +599,7 @@ def test_a_callback_sees_the_time_of_every_row():
 SMOOTH = [sd.DDIM(eta=0.5), sd.solvers.UniPC(2), sd.solvers.Renoise(sd.Heun()), sd.solvers.RK23()]
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize("solver", SMOOTH, ids=repr)
 def test_gradients_go_back_to_every_start(solver):
     options = of_steps(solver, grad="full")
@@ -875,6 +883,7 @@ def coefficients(solver, steps):
     return dict(CALLS)
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("solver", [recipe()[0], *FIXED], ids=repr)
 def test_coefficients_of_the_sde_are_made_once_for_a_grid(solver):
     _ = coefficients(solver, 6)  # what an SDE is asked once for all

@@ -215,6 +215,7 @@ def flow_errors(sde: sd.LinearSDE, solver: Solver, ladder: tuple[int, ...]) -> l
     ]
 
 
+@pytest.mark.thin(8)
 @methods(lambda m: m.deterministic is not None and m.deterministic <= 4, variants=True)
 @families("VP")
 def test_deterministic_order(sde: sd.LinearSDE, method: Method) -> None:
@@ -241,6 +242,7 @@ def test_order_conditions(method: Method) -> None:
     assert max(gap for nodes, gap in gaps if nodes > claim) > 1e-8
 
 
+@pytest.mark.thin(3)
 @pairwise("sde, method", SDES, [m for m in METHODS if m.strong is not None])
 def test_strong_order(sde: sd.LinearSDE, method: Method) -> None:
     """Root mean square error along one path in coarse steps, against SRA3 on the path itself; a
@@ -278,6 +280,7 @@ def fine_end(name: str, rows: int, fine: int) -> Tensor:
     ).x
 
 
+@pytest.mark.thin(6)
 @pairwise("sde, method", SDES, [m for m in METHODS if m.weak is not None], also=under_vp)
 def test_weak_order(sde: sd.LinearSDE, method: Method) -> None:
     """Moments to 1e-10 by unit impulses: the score of Gaussian data is affine, and so is the
@@ -310,6 +313,7 @@ def test_ddpm_has_order_one_in_its_own_steps() -> None:
 # -- 2. batch invariance ---------------------------------------------------------------------------
 
 
+@pytest.mark.thin(20)
 @methods(lambda m: m.solver not in OF_ITS_BATCH)
 def test_a_sample_depends_on_its_seed_alone(method: Method) -> None:
     """Alone, in a batch of 7, permuted: equal to 1e-6 (states of order 1, float64). conftest.py
@@ -337,6 +341,7 @@ def test_a_sample_depends_on_its_seed_alone(method: Method) -> None:
     torch.testing.assert_close(draw([4])[0], whole[4], rtol=0, atol=1e-6)
 
 
+@pytest.mark.thin(33)
 @methods()
 def test_nothing_that_was_handed_out_is_written_to(method: Method) -> None:
     """What a network, a callback or a noise object may have kept is left alone; torch counts the
@@ -393,6 +398,7 @@ def run(sde: sd.LinearSDE, solver: Solver, steps: int) -> sd.Solution:
     )
 
 
+@pytest.mark.thin(10)
 @pairwise("sde, method", SDES, METHODS, also=of_that_sde)
 def test_finite_over_the_usable_range(sde: sd.LinearSDE, method: Method) -> None:
     skip_unless_own(method.solver, sde)
@@ -434,6 +440,7 @@ def finite_or_refused(sde: sd.LinearSDE, solver: Solver, counts) -> None:
         assert out.success
 
 
+@pytest.mark.thin(12)
 @methods(lambda m: not m.solver.adaptive)
 def test_last_does_what_it_says(method: Method) -> None:
     """denoise: one more evaluation, E[x_0 | x] of the noisy state; mean: the noisy state less what
@@ -490,6 +497,7 @@ class Later:
         return Later(self.noise.take(rows), self.first)
 
 
+@pytest.mark.thin(14)
 @methods(
     lambda m: not m.solver.adaptive and m.solver.times is None and not isinstance(m.solver, NOT_CUT)
 )
@@ -545,6 +553,7 @@ def test_without_score_and_noise_nothing_moves(method: Method) -> None:
     torch.testing.assert_close(out.x, x, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.thin(22)
 @methods(lambda m: m.solver.times is None)
 @pytest.mark.parametrize("sde", FAST[:3], indirect=True)
 def test_start_and_stop_anywhere(sde: sd.LinearSDE, method: Method) -> None:
@@ -593,6 +602,7 @@ def in_log_snr(sde: sd.LinearSDE, n: int) -> Tensor:
     return grid
 
 
+@pytest.mark.thin(2)
 @pairwise(
     "sde, method, lam",
     SDES,
@@ -619,6 +629,7 @@ def test_marginals_at_any_stochasticity(sde: sd.LinearSDE, method: Method, lam: 
     assert errors[1] < 0.1, errors
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("sequence", ["predictor-first", "corrector-first"])
 @pytest.mark.parametrize("sde", FAST[:2], indirect=True)
 def test_correctors_keep_the_law_as_snr_shrinks(sde: sd.LinearSDE, sequence: str) -> None:
@@ -644,6 +655,7 @@ SAMPLED = [
 ]
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize(("solver", "lam"), SAMPLED, ids=[f"{s!r}, {lam}" for s, lam in SAMPLED])
 def test_marginals_of_a_mixture(solver: Solver, lam: float | None) -> None:
     """One of each family: 2,000 samples from the exact law at t_max; five moments within 4 standard
@@ -685,6 +697,7 @@ def breaking(
     return sd.ScoreModel(net, sde, exact.predicts)
 
 
+@pytest.mark.thin(4)
 @methods(lambda m: m.solver not in OF_ITS_BATCH and m.solver != sd.solvers.MetropolisLangevin())
 def test_nan_at_one_sample_and_time(method: Method) -> None:
     solver = method.solver
@@ -729,6 +742,7 @@ def test_nan_in_a_metropolis_chain() -> None:
     assert out.status.tolist() == [0, Status.NETWORK_NOT_FINITE, 0]
 
 
+@pytest.mark.thin(19)
 @methods()
 def test_max_nfe(method: Method) -> None:
     """Never more evaluations than allowed; what was reached comes back, with its status."""
@@ -758,6 +772,7 @@ def test_max_nfe(method: Method) -> None:
 # -- 7. form ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.thin(24)
 @methods()
 def test_solvers_are_frozen_values(method: Method) -> None:
     solver = method.solver
@@ -775,6 +790,7 @@ def test_solvers_are_frozen_values(method: Method) -> None:
             setattr(solver, name, 1)
 
 
+@pytest.mark.thin(4)
 @methods()
 def test_interleaved_and_threaded_solves_are_separate(method: Method) -> None:
     """One inside the other at every step, and both in threads: bit for bit what each gives by
@@ -819,6 +835,7 @@ class HalfPrecision(torch.nn.Module):
         return x * self.weight
 
 
+@pytest.mark.thin(18)
 @methods()
 def test_the_state_is_float32_under_a_bf16_network(method: Method) -> None:
     net, states = HalfPrecision(), set()
@@ -838,6 +855,7 @@ def test_the_state_is_float32_under_a_bf16_network(method: Method) -> None:
     assert run(sde_of(solver), solver, 2).x.dtype == torch.float64
 
 
+@pytest.mark.thin(15)
 @methods()
 @pytest.mark.parametrize("shape", [(3,), (2, 3, 2, 2)], ids=str)
 def test_any_rank_is_the_flat_problem(shape: tuple[int, ...], method: Method) -> None:
@@ -893,6 +911,7 @@ def gradients(solver: Solver, grad: str, width: int = 4, steps: int = 4) -> Grad
     return Gradients(*torch.autograd.grad(out.x.square().sum(), (x, weight)), size)
 
 
+@pytest.mark.thin(8)
 @methods()
 def test_gradients_of_full_and_checkpoint_agree(method: Method) -> None:
     full, checkpoint = (gradients(method.solver, grad) for grad in ("full", "checkpoint"))
@@ -945,6 +964,7 @@ class TwoStep(Solver):
         return Step(mean + problem.diffuse(noise.increment(t, s), t), mean, (k,))
 
 
+@pytest.mark.thin(0)
 def test_a_new_method_is_a_tableau_and_a_new_solver_is_short() -> None:
     assert len(inspect.getsource(Ralston).splitlines()) == 2
     assert len([line for line in inspect.getsource(TwoStep).splitlines() if line.strip()]) <= 15

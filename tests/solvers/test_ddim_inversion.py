@@ -40,6 +40,7 @@ def start(sde: sd.LinearSDE, t: Tensor) -> Tensor:
     return sde.perturb(LAW.sample(4, seed=0), float(t), z)
 
 
+@pytest.mark.thin(2)
 @pairwise("sde, tol", SDES, [1e-4, 1e-8, 1e-12])
 def test_round_trip_closes_to_the_tolerance(sde: sd.LinearSDE, tol: float) -> None:
     times = grid(sde, 25)
@@ -53,6 +54,7 @@ def test_round_trip_closes_to_the_tolerance(sde: sd.LinearSDE, tol: float) -> No
     assert int(there.nfe.max()) < 25 * 50
 
 
+@pytest.mark.thin(1)
 def test_explicit_round_trip_closes_at_order_one(sde: sd.LinearSDE) -> None:
     off = []
     for n in (40, 80, 160):

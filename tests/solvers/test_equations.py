@@ -48,6 +48,7 @@ OTHERS = [
 ]
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("end", [2.0, -2.0], ids=["rising", "falling"])
 @pytest.mark.parametrize("solver", OTHERS, ids=lambda solver: repr(solver).split(",")[0])
 def test_a_linear_system_is_the_matrix_exponential(solver, end):
@@ -357,6 +358,7 @@ def test_strong_orders_on_geometric_brownian_motion(solver, sense, structure, or
     assert math.log(errors[0] / errors[1], 4) == pytest.approx(order, abs=0.12)
 
 
+@pytest.mark.thin(0)
 def test_steps_of_an_sde_are_the_samples_own():
     """On geometric Brownian motion: less error for less tolerance, and no trace of the batch."""
     x = ONES[:100]

@@ -46,6 +46,7 @@ def grid(*times: float) -> Tensor:
 # -- coefficients ----------------------------------------------------------------------------------
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("h", [1e-9, 1e-4, 0.3, 4.0, 35.0])
 @pytest.mark.parametrize(
     ("theta", "lam"), [(1.0, 0.0), (1.0, 1.0), (0.0, 0.0), (0.0, 0.7), (0.4, 0.5)]
@@ -99,6 +100,7 @@ def test_weights_to_fifty_digits(theta: float, lam: float, h: float, past: int) 
             )
 
 
+@pytest.mark.thin(5)
 @pytest.mark.parametrize("h", [1e-9, 0.3, 20.0])
 @pytest.mark.parametrize(("variable", "past"), [("log_snr", 0), ("angle", 0), ("angle", 2)])
 def test_weights_of_the_straight_form_to_thirty_digits(variable: str, h: float, past: int) -> None:
@@ -298,6 +300,7 @@ def test_a_constant_prediction_is_integrated_exactly(
     torch.testing.assert_close(total, b.alpha * data + b.sigma * noise, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize(
     "solver",
     [
@@ -390,6 +393,7 @@ def flow_start_and_end() -> tuple[Tensor, Tensor]:
     return x, integrate(problem(VP, 4), exact, x, times).x
 
 
+@pytest.mark.thin(1)
 @pairwise("stages, form", STAGES, FORMS)
 def test_single_steps_have_their_order_for_any_stages(
     stages: tuple[float, float], form: tuple[Any, Any]
@@ -406,6 +410,7 @@ def test_single_steps_have_their_order_for_any_stages(
         assert fitted_order(errors) > solver.order - 0.25, solver
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize(
     ("solver", "order"),
     [

@@ -10,6 +10,7 @@ from math import exp, expm1, sqrt
 
 import numpy as np
 import published_formulas as published
+import pytest
 import torch
 from all_sdes import SDES
 from mixture_solves import MIXTURE, close, ours, start, theirs, white
@@ -95,6 +96,7 @@ def test_third_order_multistep_as_published_lacks_half_of_its_second_difference(
     close(mine - coded, missing)
 
 
+@pytest.mark.thin(0)
 def test_third_order_multistep_as_published_is_of_order_two() -> None:
     """DPM-Solver++(3M) as published and in widely used codes: slope 2; with the factor 2, and ours:
     3.

@@ -245,6 +245,7 @@ EQUALITIES = [
 ]
 
 
+@pytest.mark.thin(17)
 @families("RectifiedFlow")
 @pytest.mark.parametrize("case", EQUALITIES, ids=lambda case: case.name)
 def test_equals_the_published_formula(sde: sd.LinearSDE, case: Equality) -> None:
@@ -409,6 +410,7 @@ NOTHING_LEFT = [
 ]
 
 
+@pytest.mark.thin(18)
 @pytest.mark.parametrize("steps", [1, 2, 3, 6])
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 @pytest.mark.parametrize("family", NOTHING_LEFT, ids=["EDM to 0", "VP", "RectifiedFlow"])

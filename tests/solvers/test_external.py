@@ -152,6 +152,7 @@ TIGHT = [
 ]
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize(("solver", "name"), TIGHT)
 def test_tight_tolerances_give_our_solution(solver: Solver, name: str) -> None:
     """From t_max to t_min, with the denoising step: 1e-6 of states of order 1."""
@@ -159,6 +160,7 @@ def test_tight_tolerances_give_our_solution(solver: Solver, name: str) -> None:
     torch.testing.assert_close(out.x, reference(name), rtol=0, atol=1e-6)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize(
     ("solver", "bound"),
     [
@@ -186,6 +188,7 @@ FIXED = {
 }
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("method", FIXED)
 @pytest.mark.parametrize("name", SWEEP)
 def test_fixed_steps_of_torchdiffeq_are_ours(name: str, method: str) -> None:
@@ -226,6 +229,7 @@ def test_adams_methods_have_order_four_and_want_equal_steps(method: str) -> None
     assert not times
 
 
+@pytest.mark.thin(5)
 @pytest.mark.parametrize("lam", [1.0, 0.5])
 @pytest.mark.parametrize(
     ("method", "ours"),
@@ -259,6 +263,7 @@ def by_formula(
     return x + h / 2 * (slope + f(x + h * slope + g(dw, t), s)) + (g(dw, t) + g(dw, s)) / 2
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("method", ["euler_heun", "midpoint", "heun"])
 @pytest.mark.parametrize("name", FOUR)
 def test_stratonovich_methods_are_their_formulas(name: str, method: str) -> None:
@@ -318,6 +323,7 @@ class Straight:
         )
 
 
+@pytest.mark.thin(0)
 @pytest.mark.parametrize("method", ["srk", "heun"])
 def test_adaptive_torchsde_follows_the_path_and_lands(method: str) -> None:
     """Against Euler-Maruyama on all the path's times; the callback sees each accepted step and both
@@ -360,6 +366,7 @@ def test_adaptive_torchsde_from_seeds_keeps_the_law() -> None:
 GAUSSIAN = sd.exact.Gaussian(0.4, 0.09)
 
 
+@pytest.mark.thin(1)
 @every(SDE_SOLVERS)
 def test_the_law_has_the_declared_order(solver: Solver) -> None:
     """Exact moments of the chain on Gaussian data, by unit impulses; midpoint has order 1 where the
@@ -464,6 +471,7 @@ def test_an_sde_without_a_kernel(solver: Solver) -> None:
 # -- counts, times and shapes ----------------------------------------------------------------------
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize(
     ("name", "dtype"), [("VP", torch.float64), ("RectifiedFlow", torch.float32)]
 )
@@ -500,6 +508,7 @@ def test_evaluations_are_counted_and_inside_the_span(
         assert out.nfe.tolist() == [attempts * solver.evaluations + start + 1] * 2
 
 
+@pytest.mark.thin(2)
 @every([solver for solver in ODES if solver.adaptive])
 def test_adaptive_methods_land_on_every_time(solver: External) -> None:
     """What is saved at a time is what a solve to that time gives, to what tolerances leave; the
@@ -557,6 +566,7 @@ def test_adaptive_methods_land_on_every_time(solver: External) -> None:
             assert torch.equal(x, out.trajectory[grid.index(t)])
 
 
+@pytest.mark.thin(3)
 @every(ALL)
 def test_no_library_asks_beyond_the_end(solver: External, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before its time is put into the span, it is there but for rounding; torchdiffeq's probe for
@@ -603,6 +613,7 @@ def test_fixed_methods_report_every_step(solver: External) -> None:
     assert [int(snapshot.nfe[0]) for snapshot in seen][-1] == int(out.nfe[0])
 
 
+@pytest.mark.thin(6)
 @pytest.mark.parametrize("shape", [(3,), (2, 3, 8, 8)], ids=str)
 @every(ALL)
 def test_any_shape_is_the_flat_problem(solver: External, shape: tuple[int, ...]) -> None:
@@ -627,6 +638,7 @@ def test_any_shape_is_the_flat_problem(solver: External, shape: tuple[int, ...])
     torch.testing.assert_close(rank.flatten(), flat.flatten(), rtol=0, atol=1e-9)
 
 
+@pytest.mark.thin(2)
 @every(ALL)
 def test_a_batch_in_parts(solver: External) -> None:
     """Parts are solves of their own; steps of a fixed grid do not couple samples, so that parts are
@@ -685,6 +697,7 @@ def breaking(at: float = 0.4, value: float = float("nan")) -> sd.ScoreModel:
     return sd.ScoreModel(net, sd.VP(), exact.predicts)
 
 
+@pytest.mark.thin(2)
 @every(ALL)
 def test_nan_at_one_sample_and_time(solver: External) -> None:
     def solve(label: list[float], on_fail: str) -> sd.Solution:
@@ -808,6 +821,7 @@ def test_a_state_that_overflows(solver: External) -> None:
     assert twin.success
 
 
+@pytest.mark.thin(14)
 @pytest.mark.parametrize(
     "error",
     [AssertionError("mine"), ValueError("mine"), ZeroDivisionError("mine"), KeyError("mine")],
@@ -900,6 +914,7 @@ def test_gradients_through_fixed_steps_are_ours(solver: Solver, ours: Solver) ->
     agree(gradients(solver), gradients(ours), 1e-10)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize(
     ("method", "ours"), [("srk", sd.solvers.SRA1()), ("euler", sd.EulerMaruyama())], ids=repr
 )

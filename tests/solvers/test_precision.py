@@ -34,6 +34,7 @@ TIGHT = [
 ]
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize("solver", TIGHT, ids=repr)
 def test_a_tolerance_below_the_states_rounding_is_raised_to_it(solver: sd.RK45) -> None:
     """In float32 such a solve took 40,000 evaluations a sample in silence; it comes as near as
@@ -52,6 +53,7 @@ def test_a_tolerance_below_the_states_rounding_is_raised_to_it(solver: sd.RK45) 
     torch.testing.assert_close(out.x.double(), fine.x, rtol=0, atol=2e-5)
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize(
     ("dtype", "most"),
     [(torch.bfloat16, 1200), (torch.float16, 1200), (torch.float32, 700)],

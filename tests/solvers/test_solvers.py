@@ -60,6 +60,7 @@ def gentle(sde: sd.LinearSDE, n: int) -> torch.Tensor:
     return torch.linspace(0.8 * sde.T, 0.2 * sde.T, n + 1, dtype=torch.float64)
 
 
+@pytest.mark.thin(2)
 @pairwise("sde, solver", SDES, ODE_ORDERS)
 def test_order_on_the_exact_flow(
     sde: sd.LinearSDE, gaussian: sd.exact.Gaussian, solver: Solver
@@ -77,6 +78,7 @@ def test_order_on_the_exact_flow(
     assert solver.order == ODE_ORDERS[solver]
 
 
+@pytest.mark.thin(2)
 @pairwise("sde, solver, stochasticity", SDES, STOCHASTIC, [1.0, 0.5])
 def test_weak_order_by_exact_moments(
     sde: sd.LinearSDE, solver: Solver, stochasticity: float
@@ -95,6 +97,7 @@ def test_weak_order_by_exact_moments(
     assert fitted_order(errors) == pytest.approx(solver.order, abs=0.25), errors
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize("solver", STOCHASTIC, ids=ids)
 def test_full_range_reaches_the_data_law(solver: Solver) -> None:
     """From t_max to t_min in 400 steps the law is right to 1 % of the data's standard deviation, on
@@ -120,6 +123,7 @@ SAMPLERS = {
 }
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize("solver", SAMPLERS, ids=ids)
 def test_samples_have_the_mean_and_covariance_of_the_data(
     gaussian: sd.exact.Gaussian, solver: Solver
@@ -144,6 +148,7 @@ def test_samples_have_the_mean_and_covariance_of_the_data(
     assert bool(((torch.cov(x.T) - cov).abs() < 5 * error).all())
 
 
+@pytest.mark.thin(1)
 @pairwise(
     "sde, sequence",
     ["VP", "VE", "RectifiedFlow", "user, alpha and log_snr"],
@@ -181,6 +186,7 @@ def test_corrector_alone_keeps_the_law() -> None:
     assert got_std == pytest.approx(cov**0.5, rel=0.02)
 
 
+@pytest.mark.thin(2)
 def test_adaptive_reaches_its_tolerance(sde: sd.LinearSDE, gaussian: sd.exact.Gaussian) -> None:
     x = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(6, 2) * sde.prior.std
     exact = gaussian.flow(sde, x, sde.t_max, sde.t_min)
@@ -260,6 +266,7 @@ def test_adaptive_rows_leave_as_they_finish(gaussian: sd.exact.Gaussian) -> None
     assert int(out.nfe.min()) < int(out.nfe.max())
 
 
+@pytest.mark.thin(11)
 @pytest.mark.parametrize(
     ("solver", "twin"),
     [
@@ -297,6 +304,7 @@ def test_twins_at_zero_stochasticity(
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.thin(2)
 def test_reverse_diffusion_at_zero_stochasticity_solves_the_flow(
     sde: sd.LinearSDE, gaussian: sd.exact.Gaussian
 ) -> None:
@@ -459,6 +467,7 @@ def test_tableaus_are_checked() -> None:
         Tableau.parse("bad", 1, ["1"], "1")
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize(
     "tableau",
     [DORMAND_PRINCE, BOGACKI_SHAMPINE, TSITOURAS, DOP853],

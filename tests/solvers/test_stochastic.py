@@ -68,6 +68,7 @@ def test_strong_order_on_a_mixture(sde: sd.LinearSDE, solver: Solver) -> None:
 FOUR = ["VP", "VE", "RectifiedFlow", "user, f and g"]
 
 
+@pytest.mark.thin(1)
 @pairwise("sde, solver", FOUR, WEAK)
 def test_weak_order_at_a_stochasticity_that_varies(sde: sd.LinearSDE, solver: Solver) -> None:
     """By exact moments; tests/solvers/test_contracts.py has constant ones."""
@@ -193,6 +194,7 @@ class OwnVP(sd.LinearSDE):
         return self.beta(t).sqrt()
 
 
+@pytest.mark.thin(5)
 @pytest.mark.parametrize(
     ("family", "chain"),
     [
@@ -362,6 +364,7 @@ def test_the_order_of_renoise_is_that_of_the_law() -> None:
     assert wider[-1] / wide[-1] == pytest.approx(2, rel=0.05)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize(
     "solver",
     [sd.solvers.Churn(sd.Heun(), 30.0), sd.solvers.Restart(sd.Heun(), (0.3, 0.6), 2, 60)],
@@ -673,6 +676,7 @@ def test_a_constant_function_is_the_constant(sde: sd.LinearSDE, solver: Solver) 
     torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.thin(14)
 @pytest.mark.parametrize(
     ("solver", "twin"),
     [

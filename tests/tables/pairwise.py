@@ -1,8 +1,9 @@
-"""A product of parameters, of which the default run has a few rows and the slow run the rest."""
+"""Which rows of a test with many parameters are in the default run; the slow run has the rest."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -38,3 +39,13 @@ def pairwise(
 def label(value: Any) -> str:
     """What a value is called in the name of a test, the same in every process."""
     return value if isinstance(value, str) else getattr(value, "__name__", repr(value))
+
+
+def spread(count: int) -> list[int]:
+    """The numbers below ``count``, in an order whose first n lie about evenly for every n.
+
+    The fractions of i times the golden ratio have no period, so that the first n meet every value
+    of a parameter that comes back every few rows.
+    """
+    golden = (math.sqrt(5) - 1) / 2
+    return sorted(range(count), key=lambda i: i * golden % 1)

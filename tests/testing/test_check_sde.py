@@ -177,6 +177,7 @@ def names(report: Report) -> set[str]:
     return {finding.name for finding in report.failures}
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize(
     "sde", [*BUILT_IN, *USERS], ids=lambda sde: repr(sde).replace("LinearSDE()", "functions")
 )
@@ -220,6 +221,7 @@ def test_an_sde_without_a_kernel_passes_what_applies(sde: sd.SDE) -> None:
 # -- mutants ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.thin(5)
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_rejected_by_the_name_of_the_broken_identity(name: str) -> None:
     mutant = MUTANTS[name]
@@ -412,6 +414,7 @@ def test_gradients_and_modes_of_the_caller_do_not_matter() -> None:
         torch.set_default_dtype(default)
 
 
+@pytest.mark.thin(0)
 def test_no_test_library_is_needed_and_import_stays_light() -> None:
     code = (
         "import sys, sdediff as sd\n"

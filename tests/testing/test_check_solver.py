@@ -56,6 +56,7 @@ class AdamsBashforth(Solver):
         return Step(x, x, (k,))
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize(
     "solver", [MidpointMaruyama(), Ralston(), AdamsBashforth()], ids=lambda s: type(s).__name__
 )
@@ -82,6 +83,7 @@ BUILT_IN = [
 ]
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize(
     "solver",
     [
@@ -93,6 +95,7 @@ def test_built_in_solvers_pass(solver: Solver) -> None:
     assert check_solver(solver, verbose=False).passed
 
 
+@pytest.mark.thin(0)
 def test_what_does_not_apply_is_skipped_by_name() -> None:
     report = check_solver(sd.Langevin(), verbose=False)
     assert {f.name for f in report.findings if f.verdict == "skipped"} >= {
@@ -286,6 +289,7 @@ MUTANTS = [
 ]
 
 
+@pytest.mark.thin(1)
 @pytest.mark.uses_global_rng
 @pytest.mark.parametrize(
     ("solver", "contract", "hint"), MUTANTS, ids=[type(mutant[0]).__name__ for mutant in MUTANTS]
@@ -300,6 +304,7 @@ def test_mutants_are_rejected_by_name(solver: Solver, contract: str, hint: str) 
     assert hint.replace("\\", "") in str(report[contract])
 
 
+@pytest.mark.thin(0)
 def test_the_base_of_the_mutants_passes() -> None:
     for solver in (_Maruyama(), _Euler()):
         assert check_solver(solver, verbose=False).passed

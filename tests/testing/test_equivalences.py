@@ -50,6 +50,7 @@ def sweep(name: str, examples: int) -> None:
     assert set(verdicts) == {"ok"}
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("name", EQUIVALENCES)
 def test_equivalence(name: str) -> None:
     sweep(name, 2 if EQUIVALENCES[name].costly else 6)
@@ -121,6 +122,7 @@ class Cubic(sd.LinearSDE):
         return (0.1 + 19.9 * t**3).sqrt()
 
 
+@pytest.mark.thin(0)
 def test_a_users_sde_has_them_all(capsys: pytest.CaptureFixture[str]) -> None:
     """The costly ones and those with many solvers: by the page docs/testing.md, in
     tests/project/test_docs.py.
@@ -157,6 +159,7 @@ def test_what_an_sde_lacks_is_skipped_by_name() -> None:
     assert report["DDIM"].detail == "needs a Gaussian kernel"
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize(
     "sde", [sd.RectifiedFlow(t_max=1.0), sd.Cosine(t_max=1.0), sd.EDM(1e-4, 5000.0)], ids=repr
 )

@@ -102,6 +102,7 @@ def pooled(x: Any, t: float, s: float) -> Any:
     return x + (s - t) * ODE.drift(x.mean(0, keepdim=True), t)
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize(
     ("step", "options", "words"),
     [

@@ -19,6 +19,7 @@ from sdediff.testing import check_sde, strategies
 from sdediff.testing.equivalences.case import NEEDS
 
 
+@pytest.mark.thin(0)
 @settings(QUIET, max_examples=5)
 @given(strategies.sdes())
 def test_drawn_sdes_are_consistent(sde: sd.LinearSDE) -> None:

@@ -83,6 +83,7 @@ def drawn(solver: Any, model: Any = MODEL, **options: Any) -> Tensor:
 # -- the start -------------------------------------------------------------------------------------
 
 
+@pytest.mark.thin(14)
 @pytest.mark.parametrize("sde", [sd.VP(), sd.VE(), sd.RectifiedFlow()], ids=repr)
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("last", ["denoise", "noisy"])
@@ -175,6 +176,7 @@ def test_dynamic_programming_finds_what_trying_all_finds(steps: int) -> None:
 # -- gradients -------------------------------------------------------------------------------------
 
 
+@pytest.mark.thin(0)
 def test_gradients_are_those_of_differences_and_of_any_batches() -> None:
     found: dict[str, Any] = {}
 
@@ -225,12 +227,14 @@ def test_a_model_without_gradients_is_tuned_by_dynamic_programming() -> None:
     assert all(not name.startswith("all") for name in found.made["tried"])
 
 
+@pytest.mark.thin(0)
 def test_parameters_of_the_network_get_no_gradients_from_tuning() -> None:
     net = initialised(lambda: MLP(2, width=8), seed=0)
     tune(sd.ScoreModel(net, sd.VP(), data_std=1.0), (32, 2), **(SMALL | {"seconds": 0.1}))
     assert all(each.grad is None for each in net.parameters())
 
 
+@pytest.mark.thin(0)
 def test_outcomes_and_conditions_stay_with_their_samples_among_the_starts_held_out() -> None:
     """Each sample has a measurement of its own: halves of the starts held out solve as all do."""
     seen = sd.posterior.Mask(torch.tensor([True, False]), noise_std=0.3)
@@ -291,6 +295,7 @@ def test_what_is_worse_on_held_out_starts_is_not_returned() -> None:
     assert torch.allclose(drawn(found), drawn(None, steps=3), rtol=0, atol=1e-12)
 
 
+@pytest.mark.thin(1)
 @pytest.mark.usefixtures("claimed")
 @pytest.mark.parametrize(
     ("median", "high", "improved"), [(0.5, 1.01, False), (1.01, 0.5, False), (0.9, 0.99, True)]
@@ -320,6 +325,7 @@ def test_tuning_halves_the_error_on_starts_that_it_has_not_seen() -> None:
 # -- the file --------------------------------------------------------------------------------------
 
 
+@pytest.mark.thin(0)
 def test_a_file_gives_the_same_samples_to_the_bit(tuned: Tuned, tmp_path: Path) -> None:
     tuned.save(tmp_path / "tuned.json")
     found = Tuned.load(tmp_path / "tuned.json")
