@@ -39,7 +39,7 @@ test-slow: $(STAMP)  ## only the tests marked slow
 interop: $(STAMP)  ## the bridges to other libraries: all of their tests, slow ones too
 	$(PYTEST) -m "slow or not slow" tests/interop $(ARGS)
 
-guidance: $(STAMP)  ## all tests of guidance, slow ones too, and the tables of docs/guidance.md (twenty minutes)
+guidance: $(STAMP)  ## all tests of guidance, slow ones too, and the tables of docs/evidence/guidance.md (twenty minutes)
 	$(PYTEST) -m "slow or not slow" tests/guidance
 	OMP_NUM_THREADS=1 $(PY) benchmarks/guidance.py $(ARGS)
 	OMP_NUM_THREADS=1 $(PY) benchmarks/guidance_digits.py $(ARGS)

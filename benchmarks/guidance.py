@@ -113,7 +113,7 @@ def table(
 
 
 def main() -> None:
-    """Print the tables of docs/guidance.md."""
+    """Print the tables of docs/evidence/guidance.md."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

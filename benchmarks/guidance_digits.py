@@ -186,7 +186,7 @@ def picture(path: Path, rows: list[dict[str, Any]], shown: dict[tuple[str, float
 
 
 def main() -> None:
-    """Print the table of docs/guidance.md; with --picture draw it too."""
+    """Print the table of docs/evidence/guidance.md; with --picture draw it too."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
