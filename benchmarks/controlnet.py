@@ -138,7 +138,7 @@ def measured(
 
 
 def main() -> None:
-    """Print the table of docs/latent-and-control.md."""
+    """Print the table of docs/evidence/text-and-control.md."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

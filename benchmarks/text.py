@@ -158,7 +158,7 @@ def picture(path: Path, task: Task, model: sd.ScoreModel, device: str) -> None:
 
 
 def main() -> None:
-    """Print the table of docs/latent-and-control.md."""
+    """Print the table of docs/evidence/text-and-control.md."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
