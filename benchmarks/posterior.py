@@ -191,7 +191,7 @@ def wrong_runs(quick: bool) -> None:
 
 
 def main() -> None:
-    """Print the tables of docs/inverse-problems.md."""
+    """Print the tables of docs/evidence/posteriors.md."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

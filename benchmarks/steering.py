@@ -103,7 +103,7 @@ def row(name: str, errors: list[list[float]], solution: sd.Solution) -> list[flo
 
 
 def main() -> None:
-    """Print the tables of docs/inverse-problems.md."""
+    """Print the tables of docs/evidence/posteriors.md."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
