@@ -2,8 +2,8 @@
 
 By default they spin, for they wait for microseconds where all of them run. On a busy machine one of
 them may have no core for milliseconds, and the others spin on those that it needs: beside eight
-processes on two cores a step of training took 4 to 10 times the processor's time (docs/evidence/scale.md).
-A policy that the user has set is left alone.
+processes on two cores a step of training took 4 to 10 times the processor's time
+(docs/evidence/scale.md). A policy that the user has set is left alone.
 """
 
 from __future__ import annotations

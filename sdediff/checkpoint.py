@@ -44,12 +44,14 @@ def load(
 ) -> ScoreModel | Constrained:
     """The model of a run folder, with its averaged weights, in evaluation mode.
 
-    All that a model is made of comes back: SDEs, networks, network times and constraints that ship
-    are built again from their recorded parameters. Your own are passed as ``sde=``, ``net=``,
-    ``time=`` and ``constraint=``: loading never imports or runs code that a file names. Of a run
-    with several averages, ``ema`` says by its decay which one; the first by default. Warns if
-    the run is unfinished, or was trained with another SDE than ``sde``. Raises FileNotFoundError,
-    or ValueError if files are damaged, of different runs or of a newer format.
+    SDEs, networks, network times and constraints of this library are built again from their saved
+    parameters. Pass those of your own as ``sde=``, ``net=``, ``time=`` and ``constraint=``, because
+    loading never imports or runs code that a file names. If the run has several averages, ``ema``
+    chooses one by its decay; the default is the first.
+
+    Warns if the run is unfinished, or if it was trained with another SDE than ``sde``. Raises
+    FileNotFoundError if there is no run, and ValueError if files are damaged, belong to different
+    runs or have a newer format.
     """
     if not isinstance(run, str | PathLike):
         raise TypeError(f"run must be the path of a run folder, got {run!r}")

@@ -159,8 +159,10 @@ class Constrained(Operator):
 
 @dataclass(frozen=True)
 class Clip(Record):
-    """x_0 confined to [low, high], the range of the data (Ho et al. 2020's code does so for images
-    in [-1, 1]).
+    """A constraint that clips the predicted data x_0 to [low, high], the range of the data.
+
+    Use it as ``model.constrained(sd.Clip(-1, 1))``. (The code of Ho et al. 2020 does so for images
+    in [-1, 1].)
     """
 
     samplewise: ClassVar[bool] = True

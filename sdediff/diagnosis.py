@@ -104,20 +104,22 @@ class Diagnosis:
 def diagnose(
     model: Model, x_0: Tensor, *, condition: Condition | None = None, seed: int = 0
 ) -> Diagnosis:
-    """Compare the denoising errors of the network's output on clean data x_0 (B, *event), read as
-    each kind of prediction.
+    """Find out what a network predicts: its denoising error if its output is read as noise, as
+    data, as v and so on.
 
-    Every sample is perturbed at a log-SNR of its own, evenly spread over what the SDE has of [-4,
-    4], in units of 2 ``sde.sigma_data``, which is 1 for published schedules; fewer than 256 samples
-    are repeated. The error is the mean of |E[x_0 | x] - x_0|^2, weighted so that the best linear
-    guess from x has error 1 for white data: the squared error of Karras et al.'s preconditioned
-    output (arXiv 2206.00364, Table 1). The network is evaluated twice, and twice with its time the
-    other way round, T - t in place of t: networks for flow matching are often trained so.
+        print(sd.diagnose(model, data))  # the reading with the least error is right
 
-    The data are in the user's units, as for ``fit``, and the text of the result says where their
-    scale does not suit the SDE.
+    Pass clean data x_0 (B, *event), in your units as for ``fit``. Each sample gets noise at a
+    log-SNR of its own, evenly spread over the part of [-4, 4] that the SDE has, in units of 2
+    ``sde.sigma_data``, which is 1 for published schedules. Fewer than 256 samples are repeated. The
+    error is the mean of |E[x_0 | x] - x_0|^2, weighted so that the best linear guess from x has
+    error 1 for white data: the squared error of Karras et al.'s preconditioned output (arXiv
+    2206.00364, Table 1). The network is evaluated twice. It is evaluated twice more with T - t in
+    place of t, because networks for flow matching are often trained with the time reversed.
 
-    Raises ValueError or TypeError for a model without a Gaussian kernel, or data that are no batch
+    The text of the result also says if the scale of the data does not suit the SDE.
+
+    Raises ValueError or TypeError if the SDE has no Gaussian kernel, or if the data are not a batch
     of finite numbers.
     """
     check_model(model)

@@ -38,18 +38,22 @@ def encode(
     steps: int | None = None,
     **options: Unpack[SolveOptions],
 ) -> Solution:
-    """Carry data x (B, *event) from t_min up to t_max along dx = [drift(x, t) - g^2 / 2 score(x,
-    t)] dt; no noise is drawn.
+    """Carry data x (B, *event) to their latents: from t_min up to t_max along the probability
+    flow dx = [drift(x, t) - g^2 / 2 score(x, t)] dt. No noise is drawn.
 
-    The probability flow of Song et al. 2021 (arXiv 2011.13456, eq. 13), uphill: the latents are the
-    ``x`` of the result, and `decode` brings them back. x is taken for a state at ``t_start``, by
-    default t_min, as it is. ``solver`` is any that draws no noise; with ``steps=N`` or a ``grid``
-    that rises it takes fixed steps: `DDIM` is then DDIM inversion (Song et al. 2021, arXiv
-    2010.02502, Section 4.3), explicit, so that N steps up and N steps down differ by an error of
-    order 1 / N. By default `RK45`, or with steps the deterministic default of `sample`.
+        z = sd.encode(model, x).x
+        back = sd.decode(model, z).x
 
-    Raises ValueError or TypeError before the first evaluation of the network, `SolveError` after
-    it. The options are those of `sdediff.options.SolveOptions`:
+    The data are taken as states at ``t_start``, by default t_min, as they are.
+    ``solver``: any solver without noise, by default `RK45`, or with ``steps`` the deterministic
+    default of `sample`. With ``solver=DDIM()`` and ``steps=N`` this is DDIM inversion (Song et al.
+    2021, arXiv 2010.02502, Section 4.3). Its steps are explicit, so N steps up and N steps down
+    differ by an error of order 1 / N.
+    ``steps``: the number of steps of a solver with fixed steps. A ``grid`` of times must rise.
+
+    (Song et al. 2021, arXiv 2011.13456, eq. 13.) Raises ValueError or TypeError before the first
+    evaluation of the network, and `SolveError` after it if a sample fails. The options are those of
+    `sdediff.options.SolveOptions`:
     """
     return _carry("encode", model, ("x", x), solver, steps, chosen(encode, options))
 
@@ -63,14 +67,15 @@ def decode(
     steps: int | None = None,
     **options: Unpack[SolveOptions],
 ) -> Solution:
-    """Carry latents z (B, *event) from t_max down to t_min along the probability flow: the inverse
-    of `encode`.
+    """Carry latents z (B, *event) back to data, from t_max down to t_min along the probability
+    flow: the inverse of `encode`.
 
-    The result is the state at the end as it is: ``sample(model, z.shape, x_init=z, last="noisy")``
-    without noise. ``solver`` and ``steps`` are those of `encode`.
+    The result is the state at t_min as it is, without a last denoising step. It is the one of
+    ``sample(model, z.shape, x_init=z, last="noisy")`` without noise. ``solver`` and ``steps`` are
+    as in `encode`.
 
-    Raises ValueError or TypeError before the first evaluation of the network, `SolveError` after
-    it. The options are those of `sdediff.options.SolveOptions`:
+    Raises ValueError or TypeError before the first evaluation of the network, and `SolveError`
+    after it if a sample fails. The options are those of `sdediff.options.SolveOptions`:
     """
     return _carry("decode", model, ("z", z), solver, steps, chosen(decode, options))
 
@@ -81,11 +86,12 @@ def slerp(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:
 
         (sin((1 - w) omega) a / |a| + sin(w omega) b / |b|) / sin(omega) ((1 - w) |a| + w |b|)
 
-    Each of the three may have one entry for all B: ``slerp(z[:1], z[1:], torch.linspace(0, 1, 9))``
-    is nine steps on the way from a sample to another. ``weight`` is a number or (B,), in [0, 1]; at
-    0 and 1 the result is a and b. Latents of high dimension lie close to a sphere, which
-    interpolation on a straight line leaves. Raises ValueError where a sample is zero, or a and b
-    are opposite, so that no great circle is the shortest. (Shoemake 1985, Animating Rotation with
+    ``weight`` is a number or a tensor (B,), in [0, 1]; at 0 the result is a, and at 1 it is b. Each
+    of the three arguments may have one entry for all B:
+    ``slerp(z[:1], z[1:2], torch.linspace(0, 1, 9))`` is nine latents on the way from one to
+    another. Latents of high dimension lie close to a sphere, and a straight line between two of
+    them leaves this sphere. Raises ValueError if a sample is zero, or if a and b are opposite,
+    because then no great circle is the shortest. (Shoemake 1985, Animating Rotation with
     Quaternion Curves, SIGGRAPH.)
     """
     for name, z in (("a", a), ("b", b)):

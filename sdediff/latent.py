@@ -22,32 +22,33 @@ _ENOUGH = 64
 
 
 class Latent(Operator):
-    """``model``, whose states are latents, with the encoder and the decoder around it:
+    """A model of latents with the encoder E and the decoder D of an autoencoder around it:
 
         z = E(x),    z_0 ~ model,    x = D(z_0)
 
-    (Rombach et al. 2022, arXiv 2112.10752, section 3.) It is the same model: `sample`, `encode`,
-    `log_prob`, guidance and posteriors treat latents as they treat data, and are in their units.
+    (Rombach et al. 2022, arXiv 2112.10752, section 3.) For `sample`, `encode`, `log_prob`, guidance
+    and posteriors it is the same model as the one inside: their states are latents.
 
         out = sd.sample(latent, (16, 4, 8, 8), steps=20, seed=0)
         pictures = latent.decode(out.x)
         noise = sd.encode(latent, latent.encode(pictures)).x
 
-    ``log_prob(latent, z)`` is the log-density of latents. The log-density of x is another number,
-    and does not exist for a decoder that is not one to one. ``encode`` and ``decode`` are those of
-    `networks.Autoencoder`, which is taken too: a diffusers autoencoder as it is, or functions.
-    ``shape`` is the shape of one latent. With it, states of another shape, such as data, raise
-    ValueError.
+    ``model``: a model whose states are latents (N, *shape).
+    ``encode``, ``decode``: two functions or networks. In place of both, pass one object with these
+    methods, such as an autoencoder of diffusers, or a `networks.Autoencoder`.
+    ``shape``: the shape of one latent, optional. If it is given, states of another shape, such as
+    data, raise ValueError.
 
-    Mean and scale of the latents are those of the model's `Normalizer`, one number a channel:
-    ``ScoreModel(net, sde, normalizer=Normalizer.of(z))`` for z of ``Autoencoder(vae).encode(x)``.
-    ``fit(latent, z)`` trains the model on latents z, made once;
-    ``fit(latent, x, loss=objectives.Encoded(latent.autoencoder))`` encodes every batch of data x
-    anew.
+    To give latents the scale that the SDE is made for, use a `Normalizer`, with a mean and a
+    standard deviation for each channel: ``ScoreModel(net, sde, normalizer=Normalizer.of(z))`` for
+    z = ``Autoencoder(vae).encode(x)``. ``fit(latent, z)`` trains the model on latents z that were
+    computed before. ``fit(latent, x, loss=objectives.Encoded(latent.autoencoder))`` encodes every
+    batch of data x anew.
 
-    What is asked of data goes through the decoder: ``guidance.Loss(latent, lambda z:
+    Guidance and measurements of data go through the decoder: ``guidance.Loss(latent, lambda z:
     f(latent.decode(z)))``, and ``posterior.DPS(latent, posterior.Through(latent.decode,
-    measurement), y)``.
+    measurement), y)``. ``log_prob(latent, z)`` is the log-density of latents. The log-density of x
+    is another number, and does not exist for a decoder that is not one to one.
     """
 
     def __init__(
@@ -72,23 +73,23 @@ class Latent(Operator):
 
     @property
     def shape(self) -> tuple[int, ...] | None:
-        """Of one latent, where it is declared."""
+        """The shape of one latent; None if it was not declared."""
         shape: tuple[int, ...] | None = self.autoencoder.shape
         return shape
 
     @property
     def learner(self) -> Model:
-        """The model that training changes: the one inside."""
+        """The model inside, which `fit` trains."""
         learner: Model = getattr(self.model, "learner", self.model)
         return learner
 
     @property
     def constraint(self) -> Any:
-        """Of the model inside, which run folders keep; None without one."""
+        """The constraint of the model inside, which is saved in run folders; None without one."""
         return getattr(self.model, "constraint", None)
 
     def check_event(self, event: Sequence[int]) -> None:
-        """Raise a ValueError unless states may have this shape: one that is not that of latents."""
+        """Raise ValueError if the event of states is not the shape of latents."""
         if self.shape is not None and tuple(event) != self.shape:
             raise ValueError(
                 f"states of a Latent are latents, of shape {self.shape}, got {tuple(event)}: "
@@ -106,7 +107,8 @@ class Latent(Operator):
     ) -> Tensor:
         """Latents (N, *shape) of data x (N, *event): `Autoencoder.encode`.
 
-        A UserWarning says where their standard deviation is far from that which the model is for.
+        A UserWarning says if their standard deviation is more than 3 times off the one that the
+        model declares.
         """
         z: Tensor = self.autoencoder.encode(x, batch_size=batch_size, seed=seed, out=out)
         self._look_at(z)

@@ -44,7 +44,9 @@ class Call(NamedTuple):
 
 
 class ScoreModel(Predictions):
-    """A network and the SDE it belongs to.
+    """A network with the SDE on which it was or will be trained.
+
+        model = sd.ScoreModel(net, sd.VP(), predicts="v")
 
     ``net(x, time, **condition)`` takes states (B, *event) and times (B,) and returns a tensor of
     the shape of x (or an object with that tensor as ``.sample``, as diffusers' networks do).
@@ -65,7 +67,7 @@ class ScoreModel(Predictions):
     state if it has none. Its output is raised to the state's dtype before anything is computed with
     it. States and losses have float32 at least; predictions are computed so and rounded once.
 
-    The network reads these tensors: a ValueError says so if it writes to one in place.
+    The network must not change these tensors in place; a ValueError says so if it does.
 
     Device, dtype and evaluation mode are those of the modules that ``net`` is or calls:
     `functools.partial`, lambdas, bound methods and objects that hold modules are looked through.
@@ -81,17 +83,17 @@ class ScoreModel(Predictions):
     x as ``data_std`` is: None until `fit` has measured it or you set it to what
     `sdediff.tuning.measure` finds. The default solver takes its form and its grid by it.
 
-    ``learned_variance``: the network returns twice the channels (dimension 1), the second half of
-    which says how large the variance of DDPM's reverse step is (``DDPM(variance="learned")``);
-    other solvers and losses leave it aside.
+    ``learned_variance``: the network returns twice the channels (dimension 1). The second half is
+    the variance of DDPM's reverse step (``DDPM(variance="learned")``). Other solvers and losses
+    ignore it.
 
-    ``normalizer``: the network and the SDE see the user's data y as x = (y - mean) / std. ``fit``,
-    `diagnose`, `sample`, `encode` and likelihoods take and return y; losses, the methods of the
-    model and ``data_std`` are for x.
+    ``normalizer``: the network and the SDE see your data y as x = (y - mean) / std. ``fit``,
+    `diagnose`, `sample`, `encode` and likelihoods take and return y. Losses, the methods of the
+    model and ``data_std`` are in units of x.
 
-    ``null`` is what the network is handed in place of a condition where there is none, a number or
-    a tensor of one sample's shape by the name of each: ``{"label": 10}``, say. ``fit(drop=0.1)``
-    trains it, and classifier-free guidance asks for it.
+    ``null``: what the network gets in place of a condition if there is none, by the name of each
+    condition: a number, or a tensor of one sample's shape, such as ``{"label": 10}``.
+    ``fit(drop=0.1)`` trains it, and classifier-free guidance uses it.
 
     Under an SDE without a Gaussian kernel the network predicts the score, under a degradation the
     data. The methods take t as a

@@ -24,14 +24,17 @@ _SHOWN = 8
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Normalizer:
-    """x = (y - mean) / std: data y (B, *event) in the user's units, x in those of the model.
+    """Standardises data: x = (y - mean) / std, with y (B, *event) in your units and x in the units
+    of the network.
 
-    ``mean`` and ``std`` are numbers, one number a channel (C,), dimension 1 of y, or of the event's
-    shape; ``std`` is positive. They are kept as float64 tensors on the host. A normalizer belongs
-    to a model, ``ScoreModel(net, sde, normalizer=Normalizer.of(data))``: `sample`, `encode`,
-    `decode`, `log_prob` and `bits_per_dim` then take and return states in the user's units,
-    y_t = mean + std x_t at every time, and densities are those of y. Losses, and the methods of the
-    model itself, see x.
+    ``mean`` and ``std`` are numbers, tensors (C,) with one number for each channel (dimension 1 of
+    y), or tensors of the event's shape. ``std`` must be positive. They are kept as float64 tensors
+    on the host. `Normalizer.of` computes them from data.
+
+    A normalizer belongs to a model, ``ScoreModel(net, sde, normalizer=Normalizer.of(data))``. Then
+    `sample`, `encode`, `decode`, `log_prob` and `bits_per_dim` take and return states in your
+    units, y_t = mean + std x_t at every time, and densities are those of y. Losses, and the methods
+    of the model itself, take x.
     """
 
     mean: Tensor

@@ -22,14 +22,18 @@ _HANDED_ON: Final = frozenset(
 
 
 class Operator(Predictions):
-    """A model made of ``model``; as it stands, the same model. A subclass overrides ``evaluate``.
+    """Base of models that are made of another ``model``, such as guidance and constraints.
 
-    Whatever the model inside says of itself (its SDE, its device, the size of its data) the
-    operator says too. A subclass that returns another prediction than the model inside has
-    ``predicts``, one that evaluates it several times has ``cost``, how often at most, and one that
-    jumps in time has ``breaks``, the times at which it does. One that returns the prediction alone
-    around a model with extras has ``extras = ()``. Costs multiply and breaks add up, if the model
-    inside is made of a model too.
+    A subclass overrides ``evaluate``. Without that, the operator returns what the model inside
+    returns. Attributes of the model inside (its SDE, its device, the size of its data) are those of
+    the operator too. A subclass declares where it differs:
+
+    ``predicts``: if it returns another prediction than the model inside.
+    ``cost``: how often it evaluates the model inside at most, if that is more than once.
+    ``breaks``: the times at which the field jumps, if it does.
+    ``extras``: ``()`` if the model inside has extras and the subclass returns the prediction alone.
+
+    If the model inside is made of a model too, costs multiply and breaks add up.
     """
 
     def __init__(self, model: Model) -> None:

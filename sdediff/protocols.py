@@ -52,10 +52,10 @@ class Prediction(Protocol):
 
 @dataclass(eq=False, repr=False)
 class Rows:
-    """The samples that an evaluation is about, a row of the state each.
+    """The samples of an evaluation: row i of the state belongs to row i here.
 
-    A model made of models hands ``rows`` on, or the rows that it asks the inner model for: those of
-    `take`, in which a row may repeat (classifier-free guidance asks for all of them twice).
+    A model made of models passes ``rows`` to the inner model. It may pass others instead, by
+    `take`, in which a row may repeat: classifier-free guidance evaluates each row twice.
     """
 
     condition: Mapping[str, Tensor]
@@ -119,7 +119,9 @@ class Rows:
 
 
 class Model(Protocol):
-    """A field x_t -> prediction under an SDE: a pure function of state, time and row."""
+    """What every model offers: its SDE, and a prediction at a state x_t and a time t, computed
+    without side effects.
+    """
 
     @property
     def sde(self) -> Any:  # a LinearSDE where it offers "kernel"

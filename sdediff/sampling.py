@@ -56,30 +56,34 @@ def sample(
     seed: int | Sequence[int] | None = None,
     **options: Unpack[SolveOptions],
 ) -> Solution:
-    """Draw samples of shape ``shape`` = (B, *event) by solving the reverse process from noise at
-    t_max to data at t_min.
+    """Draw samples: solve the reverse process from noise at t_max to data at t_min.
 
-    ``solver``: any solver value. By default, with ``steps=N`` or a ``grid``, an
-    `ExponentialMultistep` of order 2 to 4 by N or, where ``stochasticity`` is given, of order 2 for
-    the reverse SDE, from 20 steps on `Renoise` (docs/solvers.md: the rule and what it was chosen
-    by), or `EulerMaruyama` under an SDE without a Gaussian kernel; with neither, `RK45`, or
-    `AdaptiveSDE` where ``stochasticity`` is given. A process may bring its own, as a degradation
-    does.
-    ``steps``: the number of intervals N of a solver with fixed steps, spaced as ``grid`` says.
-    Adaptive solvers take none. The network is evaluated N times (``solver.evaluations`` times N:
-    3 N by the stochastic default from 20 steps on; more in the first steps of a multistep solver
-    with ``startup="exact"``), and once more for ``last="denoise"``.
-    ``seed``: an int, from which sample i takes seed i of `seeds`, or one int a sample (a group of
-    rows, if the solver has groups); None draws one from the operating system. The result holds the
-    seeds. Sample i depends on its seed alone, not on B; torch's global generator plays no part
-    (``torch.manual_seed`` does nothing here) and is not touched.
+        out = sd.sample(model, (64, 3, 32, 32), steps=20, seed=0)
+        out.x  # the samples, (64, 3, 32, 32)
 
-    States, given or returned, are in the user's units where the model has a `Normalizer`. A
-    UserWarning says where the process ends before noise has taken over, for data of the model's
-    ``data_std``: samples from the prior are then off.
+    ``model``: a `ScoreModel`, or any other model, such as a guided one.
+    ``shape``: (B, *event), the number of samples and the shape of one.
+    ``solver``: any solver, by default one that is chosen by the number of steps (the rule is in
+    docs/solvers.md): with ``steps`` or a ``grid`` an `ExponentialMultistep`, and if
+    ``stochasticity`` is given and there are 20 steps or more `Renoise`; without both `RK45`, or
+    `AdaptiveSDE` if ``stochasticity`` is given. Under an SDE without a Gaussian kernel it is
+    `EulerMaruyama`, and a process such as a degradation has a default solver of its own.
+    ``steps``: the number of steps N of a solver with fixed steps, spaced as ``grid`` says. The
+    network is evaluated N times (``solver.evaluations`` times N: 3 N by the stochastic default from
+    20 steps on; more in the first steps of a multistep solver with ``startup="exact"``), and once
+    more for ``last="denoise"``. Adaptive solvers take no ``steps``.
+    ``seed``: an int, from which sample i takes seed i of `seeds`; or one int for each sample (for
+    each group of rows, if the solver has groups). None draws one from the operating system. The
+    result holds the seeds. Sample i depends on its seed alone, and not on B. torch's global
+    generator is neither used nor changed, so ``torch.manual_seed`` has no effect here.
 
-    Raises ValueError or TypeError before the first evaluation of the network, `SolveError` after
-    it. The options are those of `sdediff.options.SolveOptions`:
+    The result is a `Solution`. If the model has a `Normalizer`, states that you pass and states
+    that are returned are in your units. A UserWarning says if the process ends while too much of
+    the data is left, for data of the model's ``data_std``: samples that start from the prior are
+    then wrong.
+
+    Raises ValueError or TypeError before the first evaluation of the network, and `SolveError`
+    after it if a sample fails. The options are those of `sdediff.options.SolveOptions`:
     """
     taken = chosen(sample, options)
     known = facts(model)

@@ -81,11 +81,11 @@ def fit(
     """Train the network of ``model`` on ``data`` (N, *event), write a run folder and return the
     model with its averaged weights.
 
-    AdamW with ``warmup`` linear steps and a cosine to zero at ``steps``, the gradient's norm
-    clipped at ``clip``; ``optimization`` has the user's own (`Optimization`). The weights are
-    averaged with decay min(``ema``, (1 + k) / (10 + k)) at step k; with several decays there is an
-    average of each, the first being the model's and the others ``sd.load(run, ema=decay)``.
-    ``loss`` is any function loss(model, x_0, condition) -> (B,), by default
+    The optimizer is AdamW with ``warmup`` linear steps and a cosine to zero at ``steps``, the
+    gradient's norm clipped at ``clip``; ``optimization`` has the user's own (`Optimization`). The
+    weights are averaged with decay min(``ema``, (1 + k) / (10 + k)) at step k; with several decays
+    there is an average of each, the first being the model's and the others ``sd.load(run,
+    ema=decay)``. ``loss`` is any function loss(model, x_0, condition) -> (B,), by default
     `DenoisingScoreMatching` with stratified times. ``condition`` holds tensors (N, ...) that go to
     the network with their samples, or a number for all. With probability ``drop`` a sample is
     trained with the model's ``null`` in place of its conditions (`ConditionDropout`), as

@@ -93,32 +93,39 @@ def compare(
     seed: int | None = 0,
     **options: Unpack[CompareOptions],
 ) -> Comparison:
-    """Error against cost of ``solvers`` on a model, each at each number ``nfe`` of evaluations.
+    """Measure solvers on a model: the error of each at each number ``nfe`` of evaluations.
 
-    Errors are those of each sample to where the exact probability flow takes the same start,
+        found = sd.compare(model, (256, 2), nfe=[5, 10, 20])
+        print(found)  # a table
+        found.recommend(nfe=10).sentence
+
+    ``shape``: (B, *event), by default 512 samples of the shape that ``data``, ``against`` or the
+    model has.
+    ``solvers``: a list, or a dict by name, of solvers, of functions from a number of steps to a
+    solver (``lambda n: sd.DDPM.from_sde(sde, n)``), and of None for the library's default. By
+    default those that the field uses and that the model allows.
+    ``nfe``: numbers of evaluations of the network. All evaluations of a step and the last one of
+    ``last="denoise"`` count, and each solver makes as many steps as it can within the number. If a
+    solver cannot make a step, or fails, its row says so, and the other rows remain.
+    ``seed``: as in `sample`.
+
+    The error of a sample is its distance from where the exact probability flow takes the same
+    start,
 
         e_i = |x_i - x_i^*| / (sqrt(d) data_std),
 
-    of which there are median, root mean square, 90th percentile and worst. x^* is a tight adaptive
-    solve, and what another method makes of it is the reference's error, which is reported: errors
-    not above three times that are said to be near it. Solvers that draw noise have no such error.
-    Their law is compared with draws of the law asked for: energy distance, sliced Wasserstein
-    distance and log ratio of standard deviations, each with the values that it takes between equal
-    laws. That is the flow's law, from other starts, unless ``against`` says otherwise. With
-    ``data`` all have a quality too: on a trained network the exact flow is not always the best
-    picture (docs/choosing-a-solver.md).
+    and the table has its median, root mean square, 90th percentile and maximum. x^* is a tight
+    adaptive solve. Its own error is estimated by a second method and reported; an error below three
+    times that is marked. Solvers that draw noise have no such error. Their samples are compared
+    with draws of the target law by energy distance, sliced Wasserstein distance and log ratio of
+    standard deviations, each with the values that it takes between equal laws. The target is the
+    law of the flow, from other starts, unless you pass another one as ``against``. With ``data``
+    each solver has a quality too, because on a trained network the exact flow does not always give
+    the best pictures (docs/choosing-a-solver.md).
 
-    ``shape``: (B, *event), by default 512 samples of the shape that ``data``, ``against`` or the
-    model has. ``solvers``: a list of solver values, functions from a number of steps to one
-    (``lambda n: sd.DDPM.from_sde(sde, n)``), and None for the library's default; or a dict of them
-    by name. By default a list of what the field uses, as far as it goes with the model. ``nfe``
-    counts evaluations of the network, the last one of ``last="denoise"`` and all of a step among
-    them: each solver makes as many steps as that pays for. One that cannot make a step is a row
-    that says so, and so is one that fails: the others remain. ``seed``: as in `sample`.
-
-    The result prints as a table, and has `Comparison.recommend`, ``plot``, ``markdown`` and
-    ``to_json``. The same seed gives the same result but for the seconds, whatever the order of the
-    solvers, unless ``budget_s`` ends it.
+    The result has `Comparison.recommend`, ``plot``, ``markdown`` and ``to_json``. The same seed
+    gives the same result except for the seconds, in any order of the solvers, unless ``budget_s``
+    ends it early.
 
     Raises ValueError or TypeError before the first evaluation of the network. The options:
     """

@@ -55,18 +55,18 @@ Interval = tuple[float, float] | NoiseLevels
 
 
 class Guidance(Operator):
-    """A model made of ``model``, which it moves by a ``scale`` at the noise levels of an
-    ``interval``.
+    """Base of all guidance: a model made of ``model``, which it changes by a ``scale`` at the noise
+    levels of an ``interval``.
 
-    ``scale`` is a number, a tensor (B,) with a number for each sample of a call, or a function of t
-    (float64 host times (n,) to as many numbers), smooth between the ends of the interval.
+    ``scale``: a number, a tensor (B,) with a number for each sample of a call, or a function of t,
+    from float64 host times (n,) to as many numbers, which must be smooth inside the interval.
+    ``interval``: (low, high) in log-SNR, log(alpha^2 / sigma^2), or `NoiseLevels`. None, the
+    default, is all noise levels. Outside the interval only the model inside is evaluated. The ends
+    are `breaks`: every grid contains them, and a step that begins or ends there takes the value on
+    its own side.
 
-    ``interval`` is (low, high) in log-SNR, log(alpha^2 / sigma^2), or `NoiseLevels`; None: all of
-    them. Beyond it the model inside is asked alone. The ends are `breaks`: every grid has them
-    among its times, and a step that begins or ends there sees the value on its own side. A
-    ValueError says if the interval is empty under the model's SDE.
-
-    A subclass asks `strengths` in its `at`, and `strength` in its `evaluate`.
+    Raises ValueError if the interval is empty under the model's SDE. A subclass calls `strengths`
+    in its `at`, and `strength` in its `evaluate`.
     """
 
     shift: float = 0.0

@@ -26,12 +26,12 @@ _ROUNDING = 1e-4
 
 
 class Evidence(ScoreModel):
-    """The model grad_x log p(y | x_t), the score of the evidence for y at noisy states.
+    """The model with the score grad_x log p(y | x_t), from a classifier of noisy states alone.
 
-    ``log_prob(x, t, **condition)`` returns log p(y | x_t = x), (B,). It is handed x and t in the
-    dtype of its network, by the rules of `ScoreModel`, and those conditions that its signature
-    names (all of them if it has ``**``). Each evaluation is one backward pass through it, and none
-    of a diffusion network.
+    ``log_prob(x, t, **condition)`` returns log p(y | x_t = x), (B,). It gets x and t in the dtype
+    of its network, by the rules of `ScoreModel`, and those conditions that its signature names (all
+    of them if it has ``**``). Each evaluation is one backward pass through it. No diffusion network
+    is evaluated.
     """
 
     def __init__(
@@ -81,31 +81,32 @@ class _At(NamedTuple):
 class Classifier(Guidance):
     """Classifier guidance: score(x, t) + scale grad_x log p(y | x_t = x).
 
-    At scale 1 and with the exact p(y | x_t) it is the score of the law given y.
+    With scale 1 and the exact p(y | x_t) this is the score of the law given y.
 
-    ``log_prob(x, t, **condition)`` returns log p(y | x_t = x) as a tensor (B,): what a classifier
-    of *noisy* states says of the class asked for. Around a network with logits (B, K) it is
+    ``log_prob``: a function ``log_prob(x, t, **condition)`` that returns log p(y | x_t = x) as a
+    tensor (B,): the log-probability that a classifier of *noisy* states gives to the class that is
+    asked for. For a network with logits (B, K) it is
 
         lambda x, t, label: net(x, t).log_softmax(1).gather(1, label[:, None])[:, 0]
 
-    It gets x, and t as a tensor (B,), in the dtype of its network. ``time`` says which time: the
-    SDE's by default, else as in `ScoreModel`. Of the call's conditions it gets those that its
-    signature names. Those that the model's network does not take by name are for it alone: an
-    unconditional network ``net(x, t)`` is not handed the label. Samples have to be classified each
-    by itself.
+    It gets x, and t as a tensor (B,), in the dtype of its network, and those of the call's
+    conditions that its signature names. Conditions that the model's network does not name are for
+    the classifier alone: an unconditional network ``net(x, t)`` does not get the label. The
+    classifier must judge each sample by itself.
+    ``scale`` and ``interval``: as in `Guidance`.
+    ``time``: the time that the classifier gets, by default the SDE's, else as in `ScoreModel`.
+    ``chain``: a `DDPM`. In the steps of that solver the mean then moves by scale Sigma grad, as in
+    Algorithm 1 of Dhariwal and Nichol, where Sigma is the chain's variance, fixed or learned. The
+    model can then be evaluated at the times of the chain only. Without ``chain`` every solver takes
+    the model, and with `DDIM` it is their Algorithm 2, where sigma scale grad is subtracted from
+    the noise. For small beta_i both agree.
 
-    ``scale`` and ``interval``: as in `Guidance`. An evaluation costs one of the model and one
-    backward pass through the classifier, which `Solution.backward` counts.
+    An evaluation costs one of the model and one backward pass through the classifier, which
+    `Solution.backward` counts.
 
-    Any solver takes it. With `DDIM` it is Algorithm 2 of Dhariwal and Nichol, where the noise is
-    lowered by sigma scale grad. ``chain``, a `DDPM`, makes the shift that of their Algorithm 1
-    instead: in the steps of that solver the mean moves by scale Sigma grad, where Sigma is the
-    chain's variance, fixed or learned. It is known at the times of the chain alone. For small
-    beta_i both agree.
-
-    Where alpha = 0 the shift of data or v is not finite: a ValueError says so before the first
-    evaluation. ValueErrors say too if ``log_prob`` returns another shape, positive numbers, or what
-    does not depend on x.
+    Raises ValueError before the first evaluation if alpha = 0 at a time, where the change of data
+    or v is not finite, and if ``log_prob`` returns another shape, positive numbers, or a result
+    that does not depend on x.
 
     Dhariwal and Nichol 2021 (arXiv 2105.05233); Song et al. 2021 (arXiv 2011.13456, eq. 14).
     """

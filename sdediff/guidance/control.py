@@ -29,16 +29,16 @@ class Control(Guidance):
 
         h_i + scale(t) <name>_scale r_i(x_t, t, image)
 
-    ``scale`` and ``interval`` are as in `Guidance`. Scale 0, and beyond the interval, is the
-    network without this ControlNet, which is not evaluated. Of several ControlNets each has its own
-    operator: ``Control(Control(model, 1.0, "edges"), 0.5, "depth", (-4, 4))``.
+    ``scale`` and ``interval`` are as in `Guidance`. At scale 0 and outside the interval the
+    ControlNet is not evaluated, and the network is as without it. Each of several ControlNets has
+    its own operator: ``Control(Control(model, 1.0, "edges"), 0.5, "depth", (-4, 4))``.
 
-    Around it, ``ClassifierFree(Control(model), 3.0, null={"text": ...})`` controls both
-    predictions, as the published pipelines do. With ``"<name>_scale": 0.0`` in ``null``, and
-    ``"<name>_scale": 1.0`` in the call's condition, the conditional one alone is controlled, which
-    they call guess mode.
+    ``ClassifierFree(Control(model), 3.0, null={"text": ...})`` controls both predictions, as the
+    published pipelines do. With ``"<name>_scale": 0.0`` in ``null``, and ``"<name>_scale": 1.0`` in
+    the call's condition, only the conditional prediction is controlled. The pipelines call this
+    guess mode.
 
-    A ValueError, before the first evaluation, says if the call has no condition ``name``. (Zhang et
+    Raises ValueError before the first evaluation if the call has no condition ``name``. (Zhang et
     al. 2023, arXiv 2302.05543.)
     """
 

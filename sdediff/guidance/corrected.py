@@ -76,18 +76,21 @@ class Corrected(Operator):
 
 
 class Rescale(Corrected):
-    """Guidance rescaled: its standard deviation over the event is taken towards that of the
-    conditional prediction.
+    """Weakens the saturated colours of strong guidance: brings the standard deviation of the guided
+    prediction nearer to that of the conditional prediction.
 
     With c the prediction under the condition, g the guided one, and std over the coordinates of one
-    sample,
+    sample, the result is
 
         phi std(c) / std(g) g + (1 - phi) g
 
-    ``phi`` is in [0, 1]; the paper takes 0.7. The result depends on the prediction that is
-    rescaled, which ``space`` names: ``"v"`` by default, as in the paper, whatever the network
-    predicts. An event must have two coordinates at least; a sample of which a mask leaves one, and
-    one whose guided prediction is constant, is not rescaled.
+    ``model``: a `ClassifierFree`, `Auto` or other `Pairing`.
+    ``phi``: a number in [0, 1]; the paper takes 0.7.
+    ``space``: which prediction is rescaled, because the result depends on it. ``"v"`` by default,
+    as in the paper, whatever the network predicts.
+
+    An event must have at least two coordinates. A sample with one coordinate under its mask, or
+    with a constant guided prediction, is not rescaled.
 
     Lin et al. 2024 (arXiv 2305.08891, eq. 15 and 16).
     """
@@ -124,19 +127,24 @@ def _std(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class APG(Corrected):
-    """Adaptive projected guidance, without momentum: the part of the guidance that is parallel to
-    the conditional prediction, which makes colours too strong, is weakened.
+    """Weakens the saturated colours of strong guidance: adaptive projected guidance, without
+    momentum.
 
-    In data predictions, with c under the condition, u the other one and s the scale,
+    The part of the guidance that is parallel to the conditional prediction makes colours too
+    strong, and is reduced. In data predictions, with c under the condition, u the other one and s
+    the scale,
 
         d = (c - u) min(1, norm / |c - u|),    d_par = <d, c> / |c|^2 c
         c + (s - 1) (d - d_par + eta d_par)
 
-    ``eta`` is the share of the parallel part that stays: 0 by default, as in the paper; with 1, and
-    without ``norm``, it is the guidance inside. ``norm`` is the largest length of the difference
-    over a sample, in the units in which the model sees data; None: any. Both are taken of data
-    predictions whatever the network predicts. The paper's momentum depends on the steps before, so
-    that it is no function of (x, t), and is left out.
+    ``model``: a `ClassifierFree`, `Auto` or other `Pairing`.
+    ``eta``: the share of the parallel part that stays, 0 by default, as in the paper. With 1, and
+    without ``norm``, the result is the guidance inside.
+    ``norm``: the largest length of the difference over a sample, in the units in which the model
+    sees data. None, the default, is no limit.
+
+    This is computed on data predictions, whatever the network predicts. The paper's momentum
+    depends on the steps before. It is no function of (x, t), so it is left out.
 
     Sadat et al. 2024 (arXiv 2410.02416, Algorithm 1).
     """

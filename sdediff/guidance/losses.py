@@ -46,14 +46,14 @@ class _At(NamedTuple):
 class Loss(Guidance):
     """Universal guidance: samples are led to where ``f(x_0, **condition)`` is small.
 
-    ``f`` is any differentiable function of the data prediction x^_0 = E[x_0 | x_t], (B, *event),
-    in the units of the user's data. It returns a number for each sample, (B,), which depends on
-    this sample alone. Since it sees clean data, networks that never saw noise will do. It gets
-    those of the call's conditions that its signature names; those that the model's network does not
-    take by name are for it alone.
+    ``f`` is any differentiable function of the data prediction x^_0 = E[x_0 | x_t], (B, *event), in
+    your units. It returns a number for each sample, (B,), which must depend on this sample alone.
+    It sees clean data, so networks that never saw noise will do. It gets those of the call's
+    conditions that its signature names. Conditions that the model's network does not name are for f
+    alone.
 
-    **Forward guidance** adds scale sigma grad f to the noise prediction, scale times the gradient
-    to minus the score. ``gradient`` says which:
+    **Forward guidance** adds scale sigma grad f to the noise prediction, which is scale grad f
+    added to minus the score. ``gradient`` says which gradient:
 
     - ``"network"``: of f(x^_0(x_t)) in x_t, through the network, as published;
     - ``"data"``: stopped before the network: alpha d^2 / (sigma^2 + alpha^2 d^2) times the gradient
@@ -74,8 +74,9 @@ class Loss(Guidance):
     With f = -log p(y | x_0), gradient="network" and backward=0 this is `posterior.DPS`. An
     evaluation costs one of the model, and one backward pass for forward guidance and for each
     backward step, which `Solution.backward` counts. ``scale`` and ``interval``: as in `Guidance`.
-    ValueErrors say, before the first evaluation, if f returns another shape or what does not depend
-    on x_0, and at the first one if the network's output has no gradient.
+
+    Raises ValueError before the first evaluation if f returns another shape, or a result that does
+    not depend on x_0; and at the first evaluation if the network's output has no gradient.
 
     Bansal et al. 2023 (arXiv 2302.07121, eq. 6 to 8 and Algorithm 1).
     """

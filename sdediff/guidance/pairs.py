@@ -80,29 +80,33 @@ class _At(NamedTuple):
 
 
 class ClassifierFree(Pairing):
-    """Classifier-free guidance: two evaluations of a conditional network, the second one under the
-    condition ``null``.
+    """Classifier-free guidance, for a conditional network that was also trained without a
+    condition.
 
-    With c the prediction under the condition of the call, and u the one under ``null``,
+        guided = ClassifierFree(model, 3.0, null={"label": 10}, interval=(-3.0, 4.0))
+        out = sd.sample(guided, shape, steps=20, condition={"label": labels})
+
+    With c the prediction under the condition of the call, and u the one under ``null``, it is
 
         u + s (c - u)          convention="s", s = ``scale``
         (1 + w) c - w u        convention="1+w", w = ``scale``
 
     so that s = 1 + w. s = 1 is the conditional model and s = 0 the unconditional one; both cost one
-    evaluation. Any finite scale is taken, those below 1 too.
+    evaluation. Other scales cost two, and one outside the interval. Any finite scale is allowed,
+    also one below 1.
 
-    ``null`` is a dictionary of conditions that replace the call's by name: of the label that the
-    network was trained on in place of no label, or of a negative prompt. By default it is the
-    ``null`` that the model was trained with. A value is for all samples or has (B, ...) of them.
-    Conditions that it does not name stay as they are in both evaluations.
-
-    ``batched``: both evaluations are one call of the network with 2 B rows. False: two calls with B
+    ``scale`` and ``interval``: as in `Guidance`.
+    ``null``: a dictionary of conditions that replace those of the call in the second evaluation:
+    the label on which the network was trained for "no label", or a negative prompt. A value is for
+    all samples, or has a row for each sample. Conditions that ``null`` does not name are the same
+    in both evaluations. By default it is the ``null`` with which the model was trained.
+    ``convention``: ``"s"`` or ``"1+w"``, as above.
+    ``batched``: True makes one call of the network with 2 B rows. False makes two calls with B
     rows, which take half of the memory and give the same numbers to rounding.
 
-    ``scale`` and ``interval``: as in `Guidance`. Extras, a learned variance say, are those of the
-    conditional call. A TypeError or ValueError says what is wrong with an argument, and, before the
-    first evaluation, if the call lacks a condition that ``null`` replaces or ``null`` does not fit
-    it.
+    Extras, such as a learned variance, are those of the conditional evaluation. Raises TypeError or
+    ValueError if an argument is wrong, and, before the first evaluation, if the call lacks a
+    condition that ``null`` replaces, or has one of another shape.
 
     "s": Saharia et al. 2022 (arXiv 2205.11487, eq. 2). "1+w": Ho and Salimans 2022 (arXiv
     2207.12598, eq. 6). Interval: Kynkaanniemi et al. 2024 (arXiv 2404.07724).
@@ -227,14 +231,14 @@ class _Two(NamedTuple):
 class Auto(Pairing):
     """Autoguidance: weaker + scale (model - weaker), guidance by a weaker version of the model.
 
-    The ``weaker`` model is one of the same law and SDE, and under the same condition: smaller, or
-    trained for a shorter time. What it predicts may differ (noise, data, v, ...) and is converted.
-    At scale 1 it is not asked. Of the call's conditions it is handed those that its network takes
-    by name, so that an unconditional network serves too, as in classifier-free guidance by two
-    networks.
+    ``weaker``: a model of the same data under the same SDE and the same condition, but smaller, or
+    trained for a shorter time. It may predict something else (noise, data, v, ...), which is
+    converted. It gets those of the call's conditions that its network names, so an unconditional
+    network will do too, as in classifier-free guidance by two networks.
+    ``scale`` and ``interval``: as in `Guidance`. At scale 1 the weaker model is not evaluated.
 
-    ``scale`` and ``interval``: as in `Guidance`. Each evaluation costs one of each model. Extras
-    are those of ``model``. A ValueError says if the two models have different SDEs or normalizers.
+    Each evaluation costs one of each model. Extras are those of ``model``. Raises ValueError if the
+    two models have different SDEs or normalizers.
 
     Karras et al. 2024 (arXiv 2406.02507).
     """

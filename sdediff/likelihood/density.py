@@ -95,29 +95,34 @@ def log_prob(
     seed: int | Sequence[int] | None = None,
     **options: Unpack[LikelihoodOptions],
 ) -> LogProb:
-    """Log-density of x (B, *event) under the law that the probability flow carries from the prior
-    to ``t_start``, in nats.
+    """The log-density of data x (B, *event) under the model, in nats: ``log_prob(model, x).value``.
 
-    log p(x) = log prior(z) + int div drift dt, from x at t_start up to z at t_max along dx = drift
-    dt, drift = f x - g^2 / 2 score (Song et al. 2021, arXiv 2011.13456, eq. 39). ``t_start`` is
-    t_min unless given: x are states there as they are, (for `VP`) data with the little noise of
-    t_min. The log-density is accumulated in float64, and the state with it (float32 on a device
-    without float64).
+    The density is the one of the samples that the probability flow makes from the prior,
 
-    ``solver``: a Runge-Kutta method, adaptive (`RK45` by default, `DOP853` for tight tolerances) or
-    not (`RungeKutta4` by default with ``steps=N``), `TorchDiffEq` or `SciPy`. All of them step in
-    the angle arctan(sigma / (0.4 alpha)). Steps are accepted with an error of the state up to the
-    tolerance, and of the log-density over the number d of coordinates up to a tenth of it.
-    ``grid``: rising times to t_max; ``steps=N`` alone are uniform in the angle.
-    ``seed``: the seeds of the probes, as in `sample`, so that every sample is the same in any
-    batch. A network whose backward pass does not go through torch.func's vmap (a compiled one) has
-    its products one by one: k or d backward passes an evaluation.
+        log p(x) = log prior(z) + int div drift dt,    dx = drift dt,
+        drift = f x - g^2 / 2 score,
 
-    Under a `Normalizer` x, the latents and the density are in the user's units: log p(y) =
+    where the flow carries x at t_start up to z at t_max (Song et al. 2021, arXiv 2011.13456, eq.
+    39). The data are taken as states at ``t_start``, by default t_min, as they are; under `VP` the
+    model's states at t_min have a little noise. The log-density is accumulated in float64, and so
+    is the state (float32 on a device without float64).
+
+    ``solver``: an adaptive Runge-Kutta method (`RK45` by default, `DOP853` for tight tolerances),
+    one with fixed steps (`RungeKutta4` by default with ``steps=N``), `TorchDiffEq` or `SciPy`. All
+    of them step in the angle arctan(sigma / (0.4 alpha)). A step is accepted if the error of the
+    state is at most the tolerance, and that of the log-density, divided by the number d of
+    coordinates, at most a tenth of it.
+    ``grid``: rising times to t_max. ``steps=N`` alone are uniform in the angle.
+    ``seed``: the seeds of the probes, as in `sample`. Each sample has the same result in any batch.
+
+    If the backward pass of the network does not go through torch.func's vmap, as for a compiled
+    network, vector-Jacobian products are computed one by one: k or d backward passes an evaluation.
+
+    If the model has a `Normalizer`, x, the latents and the density are in your units: log p(y) =
     log p((y - mean) / std) - sum of log std.
 
-    Raises ValueError or TypeError before the first evaluation of the network, `SolveError` after
-    it. The options are those of `sdediff.options.LikelihoodOptions`:
+    Raises ValueError or TypeError before the first evaluation of the network, and `SolveError`
+    after it if a sample fails. The options are those of `sdediff.options.LikelihoodOptions`:
     """
     taken = chosen(log_prob, options)
     known = facts(model)

@@ -69,8 +69,8 @@ def bits_per_dim(
     seed: int | Sequence[int] | None = None,
     **options: Unpack[LikelihoodOptions],
 ) -> BitsPerDim:
-    """An upper bound on -log_2 P(x) / d for data x (B, *event) of which every coordinate has one of
-    the values of ``bins``.
+    """Bits per dimension of discrete data x (B, *event), such as 8-bit images: an upper bound on
+    -log_2 P(x) / d, where every coordinate of x has one of the values of ``bins``.
 
     P(x) = int p(x + u) du over the bin, u in [-width / 2, width / 2]^d, is bounded from below with
     draws u_i ~ q by

@@ -49,10 +49,13 @@ _PAIRED: Final = (
 
 @dataclass(frozen=True)
 class DenoisingScoreMatching(Timed):
-    """w(t) / d ||score_model(x_t, t) - grad log p(x_t | x_0)||^2, one random t in [t_min, t_max] a
-    sample.
+    """The loss of denoising score matching, one number for each sample:
 
-    x_t = alpha x_0 + sigma noise, so that the target is -noise / sigma (Vincent 2011; Song et al.
+        w(t) / d ||score_model(x_t, t) - grad log p(x_t | x_0)||^2,
+
+    at one random t in [t_min, t_max] for each sample.
+
+    x_t = alpha x_0 + sigma noise, so the target is -noise / sigma (Vincent 2011; Song et al.
     2021, arXiv 2011.13456, eq. 7); d is the number of coordinates of an event. `Timed` has
     ``weighting``, ``times``, ``stratified`` and ``importance``.
 

@@ -35,9 +35,9 @@ NoiseStd = float | Tensor
 
 
 class Measurement(Protocol):
-    """What was measured of x_0, in the user's units: a function and how likely an outcome is.
+    """A measurement of x_0, in your units: the measured function, and the likelihood of an outcome.
 
-    Both treat every sample by itself and can be differentiated by autograd.
+    Both treat each sample by itself and can be differentiated by autograd.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -319,7 +319,7 @@ class Nonlinear(Record):
 
 @dataclass(frozen=True, eq=False)
 class Through(Record):
-    """A measurement of g(x_0): ``function`` g takes x_0 (B, *event) to what ``measurement`` is of.
+    """A measurement of g(x_0): ``function`` is g, and ``measurement`` measures its result.
 
     ``Through(latent.decode, Mask(seen, noise_std=0.1))`` is a measurement of pictures for a model
     of latents. g treats every sample by itself and can be differentiated by autograd. What is

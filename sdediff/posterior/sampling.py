@@ -120,16 +120,22 @@ def sample_posterior(
     seed: int | Sequence[int] | None = None,
     **options: Unpack[SolveOptions],
 ) -> Weighted:
-    """Weighted particles of the law of x_0 given y, which is exact as particles and steps grow.
+    """Sample the posterior of x_0 given y by weighted particles, which are exact as their number
+    and the number of steps grow.
 
-    ``shape`` = (B, *event) asks for B posteriors: of the outcomes ``y`` (B, *outcome) of a linear
-    ``measurement`` with noise_std > 0, or of one outcome (1, *outcome) for all. ``particles`` is by
-    default ``Particles(1000)``; with n of them, B n rows are solved. ``batch_size`` counts rows,
-    and is a multiple of n. ``seed`` is an int or one a posterior, each of which depends on its
-    seed alone. The grid is by default uniform in log-SNR.
+        found = sample_posterior(model, measurement, y, (1, 2), steps=50, seed=0)
+        found.mean, found.log_evidence, found.exact
 
-    A UserWarning names the posteriors that are not exact: see `Weighted`. Raises ValueError or
-    TypeError before the first evaluation of the network. The options are those of
+    ``measurement``: a linear measurement with noise_std > 0.
+    ``y``: its outcomes, (B, *outcome), or (1, *outcome) for all posteriors.
+    ``shape``: (B, *event) for B posteriors.
+    ``particles``: by default ``Particles(1000)``. With n of them, B n rows are solved.
+    ``batch_size`` counts rows, and must be a multiple of n.
+    ``seed``: an int, or one int for each posterior, which depends on its seed alone.
+
+    The grid is by default uniform in log-SNR. A UserWarning names the posteriors that may not be
+    exact (see `Weighted`). Raises ValueError or TypeError before the first evaluation of the
+    network. The options are those of
     `sdediff.options.SolveOptions`:
     """
     _ = chosen(sample_posterior, options)

@@ -207,8 +207,9 @@ class Replacement(_Imposing):
     any other linear A it goes to the nearest state whose A x_s is closest to alpha y + sigma A z,
     which magnifies the noise of y where A has small singular values, as a blur has. noise_std plays
     no part. (Song et al. 2021, arXiv 2011.13456, appendix I.2. Their code takes alpha and
-    sigma at t, before the step.) The unseen part never learns of y but by the network, which sees
-    both parts together: it is not the posterior, in the limit of many steps neither.
+    sigma at t, before the step.) Only the network connects the unseen part with y, because it
+    sees both parts together. So the samples are not from the posterior, also not in the limit of
+    many steps.
     """
 
     measurement: Any
@@ -232,15 +233,15 @@ class Replacement(_Imposing):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RePaint(_Imposing):
-    """`Replacement` with resampling: every ``length`` steps are gone back by adding noise, and done
-    ``jumps`` times in all.
+    """`Replacement` with repetition: each block of ``length`` steps is done ``jumps`` times, and
+    noise is added in between to go back to its start.
 
-    The way back is the SDE's kernel from the end of the block to its start; the last block is done
-    once. The steps of a solve are thus about jumps times its grid. (Lugmayr et al. 2022, arXiv
-    2201.09865, Algorithm 1, where length = 1 and jumps is U; section 4.2 has longer ones. The
-    outcome gets the noise of s, where eq. 8a writes that of t. Their code imposes it before the
-    network is evaluated, so that the result itself has the network's values in the seen part, goes
-    back from the last block too, and not from the first; it has jumps = length = 10.)
+    The noise is that of the SDE's kernel from the end of the block to its start. The last block is
+    done once. So a solve takes about ``jumps`` times as many steps as its grid has. (Lugmayr et al.
+    2022, arXiv 2201.09865, Algorithm 1, where length = 1 and jumps is U; section 4.2 has longer
+    ones. The outcome gets the noise of s, where eq. 8a writes that of t. Their code imposes it
+    before the network is evaluated, so that the result itself has the network's values in the seen
+    part, goes back from the last block too, and not from the first; it has jumps = length = 10.)
     """
 
     measurement: Any
@@ -289,16 +290,18 @@ class _Proximal(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DiffPIR(_Measured):
-    """Plug-and-play restoration: the data prediction is drawn to y, and then noised to s.
+    """Plug-and-play restoration without a backward pass: each step moves the data prediction
+    towards y, and then adds noise to reach the time s.
 
         x_0 = argmin |y - A x|^2 + rho |x - E[x_0 | x_t]|^2,    rho = lam noise_std^2 alpha^2 /
         sigma^2,
         x_s = alpha_s x_0 + sigma_s (sqrt(1 - zeta) (x_t - alpha x_0) / sigma + sqrt(zeta) z).
 
-    One evaluation a step, no backward pass; the minimum is found by conjugate gradients. With
-    noise_std = 0 it is the nearest x that agrees with y. lam and zeta are tuned for each problem.
-    (Zhu et al. 2023, arXiv 2305.08995, Algorithm 1. Their code leaves out the minimisation in the
-    last step, which ``last="denoise"`` here is too, and pastes y into the result of inpainting.)
+    A step takes one evaluation, and finds the minimum by conjugate gradients. With noise_std = 0
+    the minimum is the nearest x that agrees with y. ``lam`` > 0 weighs the model against y, and
+    ``zeta`` in [0, 1] is the share of fresh noise. Both have to be tuned for each problem. (Zhu et
+    al. 2023, arXiv 2305.08995, Algorithm 1. Their code leaves out the minimisation in the last
+    step, which ``last="denoise"`` here is too, and pastes y into the result of inpainting.)
     """
 
     measurement: Any

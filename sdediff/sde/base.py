@@ -136,7 +136,7 @@ def derived(method: Callable[[Any, Tensor], Tensor]) -> Callable[..., Tensor]:
 
 @dataclass(frozen=True)
 class Prior(Record):
-    """N(0, std^2 I), from which sampling starts."""
+    """The normal law N(0, std^2 I) of the states from which sampling starts."""
 
     std: Positive
 
@@ -153,13 +153,15 @@ class Prior(Record):
 
 
 class SDE:
-    """dx = drift(x, t) dt + diffusion(t) dw, t from 0 (data) to T (noise), as in Song et al. 2021
-    (arXiv 2011.13456, eq. 5).
+    """A process that carries data at t = 0 to noise at t = T,
 
-    A subclass gives ``drift`` and ``diffusion``, and ``prior`` if samples are to start from it. Any
-    drift can be simulated forward (`simulate`) and sampled in reverse with a given score
-    (`sample`); all that rests on a Gaussian kernel (alpha, sigma, losses by denoising, other
-    predictions than the score, data-form solvers) takes a `LinearSDE`.
+        dx = drift(x, t) dt + diffusion(t) dw
+
+    (Song et al. 2021, arXiv 2011.13456, eq. 5). A subclass has the methods ``drift`` and
+    ``diffusion``, and ``prior`` if samples should start from it. Any drift can be simulated forward
+    (`simulate`) and sampled in reverse with a given score (`sample`). A `LinearSDE` is needed for
+    all that rests on a Gaussian kernel: alpha, sigma, losses by denoising, predictions other than
+    the score, and solvers in data form.
 
     ``[t_min, t_max]`` is the usable range of time, shared by losses, sampling and likelihood: T /
     1000 and T unless a class attribute, a field or an argument says otherwise. Times are numbers or

@@ -29,12 +29,15 @@ class _Exploding(LinearSDE):
 
 @dataclass(frozen=True)
 class VE(_Exploding):
-    """Variance exploding: dx = sigma(t) sqrt(2 log(r) / T) dw, sigma(t) = sigma_min r^(t / T), r =
-    sigma_max / sigma_min.
+    """The variance exploding SDE,
 
-    alpha = 1. Data carry noise of standard deviation sigma_min at t = 0 (Song et al. 2021, eq. 30
-    and Appendix C), so that t_min is 0. Units: those of the data; sigma_max should be near the
-    largest distance between two data points (NCSNv2, Technique 1).
+        dx = sigma(t) sqrt(2 log(r) / T) dw,    sigma(t) = sigma_min r^(t / T),
+        r = sigma_max / sigma_min,
+
+    with alpha = 1. At t = 0 data have noise of standard deviation sigma_min already (Song et al.
+    2021, arXiv 2011.13456, eq. 30 and Appendix C), so t_min is 0. ``sigma_min`` and ``sigma_max``
+    are in the units of the data; sigma_max should be near the largest distance between two data
+    points (NCSNv2, Technique 1).
     """
 
     sigma_min: Positive = 0.01
@@ -118,10 +121,14 @@ class _Linear(LinearSDE):
 
 @dataclass(frozen=True)
 class VP(_Linear):
-    """Variance preserving: dx = -beta(t) / 2 x dt + sqrt(beta(t)) dw (Song et al. 2021, eq. 11 and
-    32, 33), the limit of DDPM.
+    """The variance preserving SDE, the limit of DDPM for many steps:
 
-    alpha^2 = exp(-B), sigma^2 = 1 - exp(-B), B the integral of beta from 0 to t.
+        dx = -beta(t) / 2 x dt + sqrt(beta(t)) dw,
+
+    with alpha^2 = exp(-B) and sigma^2 = 1 - exp(-B), where B is the integral of beta from 0 to t.
+    beta rises from ``beta_min`` at t = 0 to ``beta_max`` at t = T on a line. Data should have a
+    standard deviation of about 1, or a `Normalizer`. (Song et al. 2021, arXiv 2011.13456, eq. 11,
+    32 and 33.)
     """
 
     @derived

@@ -19,7 +19,7 @@ __all__ = ["Crossings", "Failure", "Solution", "SolveError", "Status", "failing"
 
 
 class Status(IntEnum):
-    """How a sample ended."""
+    """How the solve of a sample ended: 0, ``SUCCESS``, or the reason why it stopped."""
 
     SUCCESS = 0
     NETWORK_NOT_FINITE = 1
@@ -50,8 +50,10 @@ _REASON = {
 
 @dataclass(frozen=True)
 class Failure:
-    """Why and at which time a sample failed. ``words`` say more, such as what another library
-    said; ``what`` is the function that was solved.
+    """Which sample failed, with which `Status`, and at which time t.
+
+    ``words`` has more about the reason, such as the message of another library. ``what`` names the
+    function that was solved.
     """
 
     sample: int
@@ -85,17 +87,23 @@ class Crossings(NamedTuple):
 
 @dataclass(frozen=True)
 class Solution:
-    """Samples, and for each of them what it took.
+    """The samples of a solve, and the cost and the status of each.
 
-    ``x`` (B, *event) is the state at the end, after the last denoising step if there was one; of a
-    failed sample the last finite state. ``times`` float64 is the grid, (N + 1,), or (N + 1, B)
-    where every sample has its own. ``nfe``, ``accepted``, ``rejected``, ``status`` (a `Status`) are
-    int64 (B,); ``nfe`` is counted at the network, and so is ``backward``, the passes back through
-    it that a model made. ``trajectory`` (K, B, *event), if asked for, holds the state at every time
-    of the grid, the last one being ``x``. ``seeds`` reproduce the samples. ``events`` has the
-    `Crossings` of each event that was asked for, and ``dense`` the states at any times, if that
-    was asked for (see `solve_ode`). ``extras`` holds by name what the solver says of each sample
-    beside its state, (B, ...): weights of particles, say.
+    ``x``: the samples, (B, *event), after the last denoising step if there was one. For a sample
+    that failed it is the last finite state.
+    ``times``: the grid, float64 (N + 1,), or (N + 1, B) if each sample has its own.
+    ``nfe``: the evaluations of the network for each sample, int64 (B,).
+    ``accepted``, ``rejected``: the numbers of steps, int64 (B,).
+    ``status``: a `Status` for each sample, int64 (B,); 0 is success.
+    ``trajectory``: the states at all times of the grid, (K, B, *event), if asked for. The last one
+    is ``x``.
+    ``seeds``: the seed of each sample. ``sample(..., seed=[out.seeds[i]])`` draws sample i again.
+    ``failures``: a `Failure` for each sample that failed.
+    ``backward``: the backward passes through the network for each sample, int64 (B,).
+    ``events``: the `Crossings` of each event that was asked for (see `solve_ode`).
+    ``dense``: the states at any times, if asked for (see `solve_ode`).
+    ``extras``: other results of the solver for each sample, (B, ...) by name, such as the weights
+    of particles.
     """
 
     x: Tensor
@@ -149,7 +157,7 @@ def _told(t: Tensor) -> str:
 
 
 class SolveError(Portable, RuntimeError):
-    """Some samples failed. ``solution`` holds what was reached: the others are complete."""
+    """Raised if samples fail. In ``solution``, the partial result, the others are complete."""
 
     def __init__(self, solution: Solution) -> None:
         first, more = solution.failures[0], len(solution.failures) - 1

@@ -27,11 +27,14 @@ _BLOCK: Final = 2**13
 
 
 def seeds(seed: int, samples: range | int) -> tuple[int, ...]:
-    """Seeds of the samples ``samples`` (a range, or how many) of a run with seed ``seed``.
+    """The seed of each sample in a run with seed ``seed``. ``samples`` is a number of samples, or a
+    range of their numbers.
 
-    Seed i depends on (seed, i) alone, so that shards of a run agree: ``seeds(7, range(100, 200)) ==
-    seeds(7, 200)[100:]``. Different samples of one run never share a seed (a bijection of i, the
-    finalizer of splitmix64).
+    Seed i depends on (seed, i) alone, so parts of a run agree with the whole:
+
+        seeds(7, range(100, 200)) == seeds(7, 200)[100:]
+
+    Different samples of one run never share a seed (a bijection of i, the finalizer of splitmix64).
     """
     seed = integer("seed", seed, kind="a non-negative int")
     samples = samples if isinstance(samples, range) else integer("samples", samples)

@@ -40,28 +40,32 @@ __all__ = ["check_sde", "instance_of"]
 
 
 def check_sde(sde: SDE | type[SDE], *, verbose: bool = True) -> Report:
-    """Check every identity that makes an SDE dx = f x dt + g dw consistent, and raise `SDEError`
-    naming those that fail.
+    """Check that an SDE dx = f x dt + g dw is consistent, and raise `SDEError` with the names of
+    the identities that fail.
+
+        sd.testing.check_sde(MySDE())
+
+    ``sde``: an SDE, or a class, which is then made without arguments. It checks
 
     - moments: alpha and sigma against m' = f m and V' = 2 f V + g^2, integrated from m = 1 and V =
       sigma_0^2 at t = 0;
-    - derivatives: f = d log alpha / dt, g^2 = d sigma^2 / dt - 2 f sigma^2, `rates`; log_snr, its
-      fall and its inverse `time_of`;
+    - derivatives: f = d log alpha / dt, g^2 = d sigma^2 / dt - 2 f sigma^2, `rates`; that log_snr
+      falls, and its inverse `time_of`;
     - kernels: the moment equations, Chapman-Kolmogorov, the marginal at s = 0, `perturb`, and
       `posterior` against Bayes' theorem;
-    - the prior against sigma(t_max), and `prior_gap`, which only warns where it is large;
+    - the prior against sigma(t_max), and `prior_gap`, which only warns if it is large;
     - probability flow and reverse SDE keep the marginals of Gaussian data, by their moment
       equations;
-    - the ends of the usable range; states of any rank, dtype and device there is; times as numbers
-      and as batches.
+    - the ends of the usable range; states of any rank, dtype and device; times as numbers and as
+      batches.
 
-    Whatever is overridden is held against what would be derived. Of an `SDE` without a Gaussian
-    kernel only drift, diffusion, prior and shapes are checked. A class is made without arguments.
-    Coefficients that jump are fine; deviations are relative, the bounds 1e-9 for what takes a few
-    operations and 1e-6 for what is integrated. Nothing is random, no network is needed.
+    A method that the SDE overrides is compared with what would be derived without it. For an `SDE`
+    without a Gaussian kernel only drift, diffusion, prior and shapes are checked. Coefficients may
+    jump. Deviations are relative. Their bounds are 1e-9 for results of a few operations and 1e-6
+    for results of an integration. The check draws no random numbers and needs no network.
 
-    Prints a table unless ``verbose`` is false and returns it as a `Report`. Raises TypeError for
-    what is no SDE.
+    Prints a table unless ``verbose`` is false, and returns it as a `Report`. Raises TypeError if
+    ``sde`` is not an SDE.
     """
     instance = instance_of(sde, "check_sde")
     findings: dict[str, Finding] = {}

@@ -76,29 +76,34 @@ def tune(
     seed: int = 0,
     **options: Unpack[SolveOptions],
 ) -> Tuned:
-    """Make a solver of ``nfe`` evaluations for ``model``, from the results of tight solves of it.
+    """Make a solver for ``model`` that is better at ``nfe`` evaluations than the default one.
 
-    ``sample(model, shape, solver=tuned)`` draws samples by it, without ``steps``; ``tuned.save``
-    writes it to a file. It starts from ``solver``, by default that of `sample`, on its grid, and is
-    never worse than that: 2 B starts beside the B of ``shape`` = (B, *event) are held out, half of
-    them to choose among what was tried, half to decide. Unless both the median and the 90th
-    percentile of the error are below those of the start with a confidence of 95 % (a paired
-    bootstrap), the start itself is returned. ``tuned.made`` says which, with the figures.
+        tuned = sd.tune(model, (512, 2), nfe=5)
+        out = sd.sample(model, (16, 2), solver=tuned, seed=0)  # without steps
 
-    ``method``: ``"dp"`` moves the times alone, by dynamic programming over the local errors of one
-    step along exact trajectories (Chen et al. 2024, arXiv 2405.11326, there for Euler's method), in
-    seconds. ``"grid"`` moves them further, by gradients through the solve (Tong et al. 2024, arXiv
-    2405.15506). ``"all"`` moves with them each coefficient of each state: all multistep weights,
-    the scale of what the network is handed, and the time that it is handed with it.
-    ``seconds``: what it may take, beside the tight solves; dynamic programming, about 1,100
-    evaluations of up to 128 samples, counts but is not cut short. A model whose answers have no
-    gradients is left at ``"dp"``, and ``tuned.made`` says so.
-    ``last``: ``"denoise"``, the default, spends the last evaluation on the result E[x_0 | x], and
-    is compared with the start doing so; ``"noisy"`` has the state at t_min as its result.
+    It learns from accurate solves of the model. The result is never worse than the solver from
+    which it starts: if it is not better with a confidence of 95 %, the starting solver is returned.
+    ``tuned.made`` says which, with the figures, and ``tuned.save`` writes a file.
 
-    The memory that gradients take is that of nfe evaluations of ``batch_size`` samples. A condition
-    is that of the B samples; those held out have the same. States are float64 where the device has
-    that. Raises ValueError or TypeError before the first evaluation.
+    ``shape``: (B, *event) for B training starts, at least 32, better 256 or more. 2 B more are held
+    out: half of them to choose among the attempts, half to decide by a paired bootstrap of the
+    median and of the 90th percentile of the error, which both have to be smaller.
+    ``nfe``: the number of evaluations of the network for one sample.
+    ``solver``: where to start, on its own grid; by default the solver of `sample`.
+    ``method``: what is changed. ``"dp"`` changes the times alone, by dynamic programming over the
+    local errors of one step along exact trajectories (Chen et al. 2024, arXiv 2405.11326, there for
+    Euler's method), in seconds. ``"grid"`` goes on by gradients through the solve (Tong et al.
+    2024, arXiv 2405.15506). ``"all"`` also changes each coefficient of each state: all multistep
+    weights, the scale of the network's input, and the time that the network gets with it. If the
+    network has no gradients, the result is that of ``"dp"``, and ``tuned.made`` says so.
+    ``seconds``: the time that may be spent, without the accurate solves. Dynamic programming, about
+    1,100 evaluations of up to 128 samples, counts but is not stopped.
+    ``last``: ``"denoise"``, the default, uses the last evaluation for the result E[x_0 | x], and so
+    does the starting solver. ``"noisy"`` returns the state at t_min.
+
+    Gradients need the memory of nfe evaluations of ``batch_size`` samples. A condition has B rows,
+    and the samples that are held out have the same rows. States are float64 if the device has that.
+    Raises ValueError or TypeError before the first evaluation.
     """
     taken = chosen(tune, options)
     shape, nfe = check_shape(shape), integer("nfe", nfe, 1)
