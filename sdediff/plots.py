@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sdediff._extras import require
 from sdediff.files import write_atomically
-from sdediff.solvers.given import integer
+from sdediff.solvers.given import described, integer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "StepRecorder",
     "image_grid",
+    "image_rows",
     "reverse_process",
     "save_png",
     "scatter_flow",
@@ -36,6 +37,7 @@ __all__ = [
 
 _TILE: Final = 48  # pixels, the size to which small images are enlarged
 _SEPARATOR: Final = 127  # mid grey, neither background nor ink
+_TEXT: Final = ("Image", "ImageDraw", "ImageFont")
 _INK: Final = "#22313f"
 _QUIET: Final = "#6b7785"
 _DATA: Final = "#2b6cb0"
@@ -43,7 +45,11 @@ _NOISE: Final = "#c05621"
 
 
 def image_grid(
-    x: Tensor, columns: int | None = None, scale: int | None = None, pad: int = 1
+    x: Tensor,
+    columns: int | None = None,
+    scale: int | None = None,
+    pad: int = 1,
+    caption: str | None = None,
 ) -> Image:
     """Images (N, C, H, W) in [-1, 1], C = 1 or 3, row by row in one picture: 8-bit grey or RGB,
     grey lines between tiles.
@@ -51,7 +57,8 @@ def image_grid(
     v = round(255 (clip(x, -1, 1) + 1) / 2). Each pixel becomes scale x scale (nearest neighbour; by
     default so that a tile is about 48 pixels high). ``columns`` is by default the least integer not
     below sqrt(N). ``pad``: width of the lines and of the frame, in pixels of the picture: its width
-    is columns (scale W + pad) + pad.
+    is columns (scale W + pad) + pad. ``caption``: a line of text, which is written above the
+    images.
     """
     _check_images(x, "x", "(N, C, H, W)", 4)
     count, _, height, width = x.shape
@@ -59,10 +66,38 @@ def image_grid(
     factor = _positive(scale, "scale") or max(1, round(_TILE / max(height, width)))
     pad = integer("pad", pad, kind="a number of pixels, 0 or more")
     pixels = _tile(_bytes(x), across, factor, pad)
+    if caption is not None:
+        pixels = np.concatenate([_written(caption, *pixels.shape[1:]), pixels])
     picture: Image = require("PIL.Image", "plots").fromarray(
         pixels[..., 0] if pixels.shape[2] == 1 else pixels
     )
     return picture
+
+
+def image_rows(rows: Mapping[str, Tensor]) -> Figure:
+    """Images in rows, each with its label to the left, such as the samples of several solvers.
+
+    ``rows``: by label, images (n, C, H, W) in [-1, 1], C = 1 or 3, of one shape for all rows.
+    Values outside are clipped. A label may have several lines. Raises TypeError if there is no row,
+    and ValueError if the rows have different shapes.
+    """
+    if not isinstance(rows, Mapping) or not rows:
+        raise TypeError(f"rows must be images by label, {{'Heun': x}}; got {described(rows)}")
+    for label, x in rows.items():
+        _check_images(x, f"rows[{label!r}]", "(n, C, H, W)", 4)
+    shapes = {label: tuple(x.shape) for label, x in rows.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"rows must be images of one shape; got {shapes}")
+    count, _, height, width = next(iter(rows.values())).shape
+    factor, pad = max(1, round(_TILE / max(height, width))), 2
+    pixels = _tile(_bytes(torch.cat(list(rows.values()))), count, factor, pad, line=255)
+    figure = _figure(2.6 + 0.55 * count, 0.2 + 0.57 * len(rows) * height / width)
+    axes = figure.add_subplot()
+    _shown(axes, pixels)
+    axes.set_xticks([])
+    middles = [pad + factor * height / 2 + i * (factor * height + pad) for i in range(len(rows))]
+    axes.set_yticks(middles, list(rows), fontsize=8, color=_INK)
+    return figure
 
 
 def save_png(image_or_figure: Image | Figure, path: str | Path) -> None:
@@ -116,21 +151,12 @@ def reverse_process(frames: Tensor, times: Sequence[float], columns: int | None 
     pixels = _tile(_bytes(by_row), len(order), factor, pad, line=255)
     figure = _figure(max(5.0, 0.72 * len(order)), 0.85 + 0.7 * rows * height / width)
     axes = figure.add_subplot()
-    axes.imshow(
-        pixels,
-        cmap="gray",
-        vmin=0,
-        vmax=255,
-        interpolation="nearest",
-        extent=(0, pixels.shape[1], pixels.shape[0], 0),
-    )
+    _shown(axes, pixels)
     axes.set_xticks(
         [pad + factor * width / 2 + i * (factor * width + pad) for i in range(len(order))]
     )
     axes.set_xticklabels([_label(t[i]) for i in order], fontsize=8, color=_QUIET)
     axes.set_yticks([])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
     axes.set_xlabel(_direction(t), fontsize=9, color=_QUIET)
     axes.set_title("Reverse process: from noise to data", fontsize=12, color=_INK, loc="left")
     return figure
@@ -285,6 +311,33 @@ def _figure(width: float, height: float) -> Figure:
     make = require("matplotlib.figure", "plots").Figure
     figure: Figure = make(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
     return figure
+
+
+def _written(caption: str, width: int, channels: int) -> NDArray[np.uint8]:
+    """A line of text in white on black, (height, width, channels); smaller letters where it would
+    be too long.
+    """
+    image, draw, fonts = (require(f"PIL.{name}", "plots") for name in _TEXT)
+    sizes = (fonts.load_default(size) for size in (14, 12, 10, 8))
+    font = next((one for one in sizes if one.getlength(caption) <= width - 8), None)
+    font = font or fonts.load_default(8)
+    strip = image.new("L", (width, 22))
+    draw.Draw(strip).text((4, 11), caption, fill=255, font=font, anchor="lm")
+    return np.repeat(np.asarray(strip)[..., None], channels, axis=2)
+
+
+def _shown(axes: Any, pixels: NDArray[np.uint8]) -> None:
+    """Draw a picture without a frame, one unit of the axes for each of its pixels."""
+    axes.imshow(
+        pixels,
+        cmap="gray",
+        vmin=0,
+        vmax=255,
+        interpolation="nearest",
+        extent=(0, pixels.shape[1], pixels.shape[0], 0),
+    )
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
 
 
 def _bytes(x: Tensor) -> NDArray[np.uint8]:

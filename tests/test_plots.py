@@ -18,6 +18,7 @@ import sdediff as sd
 from sdediff.plots import (
     StepRecorder,
     image_grid,
+    image_rows,
     reverse_process,
     save_png,
     scatter_flow,
@@ -71,6 +72,45 @@ def test_every_pixel_of_a_colour_grid_without_lines(tmp_path):
     x, v = images(2, channels=3)
     grid = reread(image_grid(x, columns=2, scale=1, pad=0), tmp_path / "a.png")
     np.testing.assert_array_equal(grid, np.concatenate([v[0], v[1]], axis=1))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_caption_is_a_strip_above_the_same_picture(channels):
+    x, _ = images(4, channels, 8, 8)
+    plain, captioned = (
+        np.asarray(image_grid(x, caption=text)) for text in (None, "Heun, 39 evaluations")
+    )
+    strip = captioned[: len(captioned) - len(plain)]
+    np.testing.assert_array_equal(captioned[len(strip) :], plain)
+    assert strip.max() > 200  # the letters
+    assert not strip[:, -2:].any()  # which end inside the picture
+    assert (strip != np.asarray(image_grid(x, caption="DDIM, 40 evaluations"))[:22]).any()
+
+
+def test_rows_have_their_labels_beside_them():
+    x, v = images(6, height=4, width=4)
+    figure = image_rows({"real": x[:3], "Heun\n39 evaluations": x[3:]})
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["real", "Heun\n39 evaluations"]
+    pixels = np.asarray(axes.images[0].get_array())
+    for middle, first in zip(axes.get_yticks(), (0, 3), strict=True):
+        size = 2 + 48  # a tile of 4 x 4 pixels and a line
+        top = round(middle - 24)
+        for i in range(3):
+            tile = pixels[top : top + 48, 2 + i * size : 2 + i * size + 48]
+            np.testing.assert_array_equal(tile[::12, ::12], v[first + i, ..., 0])
+
+
+def test_rows_that_are_none_are_refused():
+    x, _ = images(4)
+    with refusal(TypeError, "by label"):
+        image_rows({})
+    with refusal(TypeError, "by label"):
+        image_rows([x])
+    with refusal(ValueError, "one shape"):
+        image_rows({"a": x, "b": x[:2]})
+    with refusal(ValueError, r"rows\['a'\]"):
+        image_rows({"a": x[0]})
 
 
 def test_values_are_clipped_and_rounded():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
 import sdediff as sd
@@ -76,6 +77,24 @@ def test_any_size_and_a_learned_variance(name: str) -> None:
     assert any(more)
     whole = net(nn.functional.pad(x, more, mode="replicate"), t)
     torch.testing.assert_close(out, whole[(..., *map(slice, x.shape[2:]))])
+
+
+def test_a_unet_with_patches_puts_pixels_back() -> None:
+    """The layers see squares of pixels as channels; a second half of channels is one of pixels."""
+    seen = []
+
+    class Twice(nn.Module):
+        def forward(self, x: Tensor, t: Tensor, class_labels: None) -> UNet2DOutput:
+            seen.append(tuple(x.shape))
+            return UNet2DOutput(torch.cat([x, 2 * x], dim=1))
+
+    net = UNet(2, (8, 16), groups=4, out_channels=4, patch=2)
+    assert net.unet(torch.randn(1, 8, 4, 4), 0.0).sample.shape == (1, 16, 4, 4)
+    net.unet = Twice()
+    x = torch.randn(3, 2, 7, 6)
+    out = net(x, torch.rand(3))
+    assert seen == [(3, 8, 4, 4)]  # 7 x 6 pixels are padded to 8 x 8
+    assert torch.equal(out, torch.cat([x, 2 * x], dim=1))
 
 
 @pytest.mark.parametrize("name", ZERO)
