@@ -57,8 +57,7 @@ def image_grid(
     v = round(255 (clip(x, -1, 1) + 1) / 2). Each pixel becomes scale x scale (nearest neighbour; by
     default so that a tile is about 48 pixels high). ``columns`` is by default the least integer not
     below sqrt(N). ``pad``: width of the lines and of the frame, in pixels of the picture: its width
-    is columns (scale W + pad) + pad. ``caption``: a line of text, which is written above the
-    images.
+    is columns (scale W + pad) + pad. ``caption``: a text, which is written above the images.
     """
     _check_images(x, "x", "(N, C, H, W)", 4)
     count, _, height, width = x.shape
@@ -91,8 +90,12 @@ def image_rows(rows: Mapping[str, Tensor]) -> Figure:
     count, _, height, width = next(iter(rows.values())).shape
     factor, pad = max(1, round(_TILE / max(height, width))), 2
     pixels = _tile(_bytes(torch.cat(list(rows.values()))), count, factor, pad, line=255)
-    figure = _figure(2.6 + 0.55 * count, 0.2 + 0.57 * len(rows) * height / width)
-    axes = figure.add_subplot()
+    longest = max(len(line) for label in rows for line in str(label).split("\n"))
+    margin, across = 0.2 + 0.07 * longest, 0.6 * count  # inches, for the labels and the images
+    down = across * pixels.shape[0] / pixels.shape[1]
+    figure = _figure(margin + across, down)
+    figure.set_layout_engine("none")  # which would leave no room for the labels
+    axes = figure.add_axes((margin / (margin + across), 0.0, across / (margin + across), 1.0))
     _shown(axes, pixels)
     axes.set_xticks([])
     middles = [pad + factor * height / 2 + i * (factor * height + pad) for i in range(len(rows))]
@@ -314,15 +317,18 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _written(caption: str, width: int, channels: int) -> NDArray[np.uint8]:
-    """A line of text in white on black, (height, width, channels); smaller letters where it would
-    be too long.
-    """
+    """Text in white on black, (height, width, channels), in as many lines as the width asks for."""
     image, draw, fonts = (require(f"PIL.{name}", "plots") for name in _TEXT)
-    sizes = (fonts.load_default(size) for size in (14, 12, 10, 8))
-    font = next((one for one in sizes if one.getlength(caption) <= width - 8), None)
-    font = font or fonts.load_default(8)
-    strip = image.new("L", (width, 22))
-    draw.Draw(strip).text((4, 11), caption, fill=255, font=font, anchor="lm")
+    font, lines = fonts.load_default(12), [""]
+    for word in caption.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width - 8:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    strip = image.new("L", (width, 6 + 16 * len(lines)))
+    for i, line in enumerate(lines):
+        draw.Draw(strip).text((4, 11 + 16 * i), line, fill=255, font=font, anchor="lm")
     return np.repeat(np.asarray(strip)[..., None], channels, axis=2)
 
 

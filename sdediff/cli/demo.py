@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from torch import Tensor
+
 from sdediff.checkpoint import load, read_config
 from sdediff.cli.names import check_device
 from sdediff.cli.quality import Judge, Quality
@@ -20,7 +22,7 @@ from sdediff.files import write_atomically
 from sdediff.model import ScoreModel
 from sdediff.networks import UNet, initialised
 from sdediff.objectives import DenoisingScoreMatching
-from sdediff.plots import image_grid, reverse_process, save_png
+from sdediff.plots import image_grid, image_rows, reverse_process, save_png
 from sdediff.progress import progress_bar
 from sdediff.protocols import Model
 from sdediff.run_folder import CONFIG, TRAINING, WEIGHTS, check_ours
@@ -42,6 +44,8 @@ __all__ = ["run"]
 _STEPS = 1650
 _WIDTHS = (24, 48)
 _HELD_OUT = 360
+_ROW = 12
+"""Samples of each solver in the picture of all."""
 _TIMES = (1.0, 0.6, 0.4, 0.3, 0.2, 0.1, 0.05, 1e-3)
 _TABLES = ("results.json", "table.txt")
 _ODE = RK45(rtol=1e-3, atol=1e-3)
@@ -116,18 +120,19 @@ def run(
         about={**about(train), "demo": True},
     )
     trained = load(out, device=place)
-    rows = [_family(trained, family, count, seed, out, judge, quiet) for family in families(VP())]
+    drawn = [_family(trained, family, count, seed, out, judge, quiet) for family in families(VP())]
+    rows = [row for row, _ in drawn]
     # The same seeds give the same samples: the first rows of the ODE's, stopped at the times of the
     # figure.
     few = sample(trained, (6, 1, 8, 8), solver=_ODE, grid=_TIMES, seed=seed, trajectory=True)
     if few.trajectory is not None:
         save_png(reverse_process(few.trajectory.cpu(), _TIMES), out / "process.png")
-    save_png(image_grid(held_out.x[: min(count, 100)]), out / "real.png")
+    _side_by_side(drawn, held_out.x, real, out)
     _report(rows, real, out, quiet)
     _say(
         quiet,
-        f"wrote {out} in {time.perf_counter() - began:.0f} s: a grid of samples for each solver, "
-        "process.png, results.json",
+        f"wrote {out} in {time.perf_counter() - began:.0f} s: solvers.png, a grid of samples for "
+        "each solver, process.png, results.json",
     )
 
 
@@ -136,6 +141,7 @@ def _check_free(out: Path) -> None:
     names = [f"{family.name}.png" for family in families(VP())] + [
         "process.png",
         "real.png",
+        "solvers.png",
         *_TABLES,
     ]
     if not check_ours(out, [CONFIG, WEIGHTS, TRAINING, *names]):
@@ -149,7 +155,8 @@ def _check_free(out: Path) -> None:
 
 def _family(
     model: Model, family: Family, count: int, seed: int, out: Path, judge: Judge, quiet: bool
-) -> Row:
+) -> tuple[Row, Tensor]:
+    """The row of one family, and its samples."""
     began = time.perf_counter()
     with progress_bar(family.title, total=1.0, show=not quiet) as bar:
         solution = sample(
@@ -164,14 +171,29 @@ def _family(
             ),
         )
     seconds = time.perf_counter() - began
-    save_png(image_grid(solution.x[:100].cpu()), out / f"{family.name}.png")
-    return Row(
-        family.name,
-        family.title,
-        float(solution.nfe.double().mean()),
-        seconds,
-        judge.score(solution.x.cpu()),
-    )
+    x = solution.x.cpu()
+    nfe = float(solution.nfe.double().mean())
+    row = Row(family.name, family.title, nfe, seconds, judge.score(x))
+    caption = _caption(row).replace("\n", ": ")
+    save_png(image_grid(x[:100], caption=caption), out / f"{family.name}.png")
+    return row, x
+
+
+def _side_by_side(
+    drawn: Sequence[tuple[Row, Tensor]], held_out: Tensor, real: Quality, out: Path
+) -> None:
+    """Real digits in a picture of their own, and in one with a row of each solver's samples."""
+    count = len(drawn[0][1])
+    name = "real digits, held out"
+    save_png(image_grid(held_out[: min(count, 100)], caption=name), out / "real.png")
+    rows = {_caption(row): x[:_ROW] for row, x in drawn}
+    rows[f"{name}\n{real.recognised:.0%} recognised"] = held_out[: min(count, _ROW)]
+    save_png(image_rows(rows), out / "solvers.png")
+
+
+def _caption(row: Row) -> str:
+    share = f"{row.quality.recognised:.0%} recognised"
+    return f"{row.title}\n{row.nfe:.0f} evaluations, {share}"
 
 
 def _report(rows: Sequence[Row], real: Quality, out: Path, quiet: bool) -> None:

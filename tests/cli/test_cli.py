@@ -407,6 +407,7 @@ def test_demo_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         "ddpm.png",
         "real.png",
         "process.png",
+        "solvers.png",
     }
     assert files == grids | {
         "config.json",
