@@ -88,13 +88,12 @@ def test_a_unet_with_patches_puts_pixels_back() -> None:
             seen.append(tuple(x.shape))
             return UNet2DOutput(torch.cat([x, 2 * x], dim=1))
 
-    net = UNet(2, (8, 16), groups=4, out_channels=4, patch=2)
-    assert net.unet(torch.randn(1, 8, 4, 4), 0.0).sample.shape == (1, 16, 4, 4)
+    net = made("UNet", out_channels=4, patch=2)
+    x, t, _ = states("UNet")  # 7 x 6 pixels, which are padded to 8 x 8
+    assert net(x, t).shape == (4, 4, 7, 6)
     net.unet = Twice()
-    x = torch.randn(3, 2, 7, 6)
-    out = net(x, torch.rand(3))
-    assert seen == [(3, 8, 4, 4)]  # 7 x 6 pixels are padded to 8 x 8
-    assert torch.equal(out, torch.cat([x, 2 * x], dim=1))
+    assert torch.equal(net(x, t), torch.cat([x, 2 * x], dim=1))
+    assert seen == [(4, 8, 4, 4)]
 
 
 @pytest.mark.parametrize("name", ZERO)
