@@ -18,6 +18,7 @@ from torch import Tensor
 from sdediff._extras import require
 from sdediff.files import write_atomically
 from sdediff.solvers.given import described, integer
+from sdediff.tiles import grey_levels, tiled, written
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,8 +37,6 @@ __all__ = [
 ]
 
 _TILE: Final = 48  # pixels, the size to which small images are enlarged
-_SEPARATOR: Final = 127  # mid grey, neither background nor ink
-_TEXT: Final = ("Image", "ImageDraw", "ImageFont")
 _INK: Final = "#22313f"
 _QUIET: Final = "#6b7785"
 _DATA: Final = "#2b6cb0"
@@ -64,9 +63,9 @@ def image_grid(
     across = min(count, _positive(columns, "columns") or math.isqrt(count - 1) + 1)
     factor = _positive(scale, "scale") or max(1, round(_TILE / max(height, width)))
     pad = integer("pad", pad, kind="a number of pixels, 0 or more")
-    pixels = _tile(_bytes(x), across, factor, pad)
+    pixels = tiled(grey_levels(x), across, factor, pad)
     if caption is not None:
-        pixels = np.concatenate([_written(caption, *pixels.shape[1:]), pixels])
+        pixels = np.concatenate([written(caption, *pixels.shape[1:]), pixels])
     picture: Image = require("PIL.Image", "plots").fromarray(
         pixels[..., 0] if pixels.shape[2] == 1 else pixels
     )
@@ -89,7 +88,7 @@ def image_rows(rows: Mapping[str, Tensor]) -> Figure:
         raise ValueError(f"rows must be images of one shape; got {shapes}")
     count, _, height, width = next(iter(rows.values())).shape
     factor, pad = max(1, round(_TILE / max(height, width))), 2
-    pixels = _tile(_bytes(torch.cat(list(rows.values()))), count, factor, pad, line=255)
+    pixels = tiled(grey_levels(torch.cat(list(rows.values()))), count, factor, pad, line=255)
     longest = max(len(line) for label in rows for line in str(label).split("\n"))
     margin, across = 0.2 + 0.07 * longest, 0.6 * count  # inches, for the labels and the images
     down = across * pixels.shape[0] / pixels.shape[1]
@@ -151,7 +150,7 @@ def reverse_process(frames: Tensor, times: Sequence[float], columns: int | None 
     chosen, (_, rows, _, height, width) = frames[torch.from_numpy(order)], frames.shape
     factor, pad = max(1, round(_TILE / max(height, width))), 2
     by_row = chosen.transpose(0, 1).flatten(0, 1)
-    pixels = _tile(_bytes(by_row), len(order), factor, pad, line=255)
+    pixels = tiled(grey_levels(by_row), len(order), factor, pad, line=255)
     figure = _figure(max(5.0, 0.72 * len(order)), 0.85 + 0.7 * rows * height / width)
     axes = figure.add_subplot()
     _shown(axes, pixels)
@@ -316,22 +315,6 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _written(caption: str, width: int, channels: int) -> NDArray[np.uint8]:
-    """Text in white on black, (height, width, channels), in as many lines as the width asks for."""
-    image, draw, fonts = (require(f"PIL.{name}", "plots") for name in _TEXT)
-    font, lines = fonts.load_default(12), [""]
-    for word in caption.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width - 8:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    strip = image.new("L", (width, 6 + 16 * len(lines)))
-    for i, line in enumerate(lines):
-        draw.Draw(strip).text((4, 11 + 16 * i), line, fill=255, font=font, anchor="lm")
-    return np.repeat(np.asarray(strip)[..., None], channels, axis=2)
-
-
 def _shown(axes: Any, pixels: NDArray[np.uint8]) -> None:
     """Draw a picture without a frame, one unit of the axes for each of its pixels."""
     axes.imshow(
@@ -344,33 +327,6 @@ def _shown(axes: Any, pixels: NDArray[np.uint8]) -> None:
     )
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-
-
-def _bytes(x: Tensor) -> NDArray[np.uint8]:
-    """(N, C, H, W) in [-1, 1] as (N, H, W, C) in 0..255."""
-    values = (
-        x.detach().to("cpu", torch.float32).clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
-    )
-    pixels: NDArray[np.uint8] = values.permute(0, 2, 3, 1).numpy()
-    return pixels
-
-
-def _tile(
-    tiles: NDArray[np.uint8], columns: int, scale: int, pad: int, line: int = _SEPARATOR
-) -> NDArray[np.uint8]:
-    """(N, H, W, C) as one (rows (scale H + pad) + pad, columns (scale W + pad) + pad, C)
-    picture.
-    """
-    large = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
-    count, height, width, channels = large.shape
-    rows = -(-count // columns)
-    shape = (rows * (height + pad) + pad, columns * (width + pad) + pad, channels)
-    picture = np.full(shape, line, np.uint8)
-    for i, tile in enumerate(large):
-        top = pad + i // columns * (height + pad)
-        left = pad + i % columns * (width + pad)
-        picture[top : top + height, left : left + width] = tile
-    return picture
 
 
 def _pick(order: NDArray[np.intp], count: int | None) -> NDArray[np.intp]:
