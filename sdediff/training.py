@@ -78,49 +78,62 @@ def fit(
     optimization: Optimization | None = None,
     watch: Watch | None = None,
 ) -> ScoreModel:
-    """Train the network of ``model`` on ``data`` (N, *event), write a run folder and return the
-    model with its averaged weights.
+    """Train the network of ``model`` on ``data``, write a run folder, and return the model with its
+    averaged weights.
 
-    The optimizer is AdamW with ``warmup`` linear steps and a cosine to zero at ``steps``, the
-    gradient's norm clipped at ``clip``; ``optimization`` has the user's own (`Optimization`). The
-    weights are averaged with decay min(``ema``, (1 + k) / (10 + k)) at step k; with several decays
-    there is an average of each, the first being the model's and the others ``sd.load(run,
-    ema=decay)``. ``loss`` is any function loss(model, x_0, condition) -> (B,), by default
-    `DenoisingScoreMatching` with stratified times. ``condition`` holds tensors (N, ...) that go to
-    the network with their samples, or a number for all. With probability ``drop`` a sample is
-    trained with the model's ``null`` in place of its conditions (`ConditionDropout`), as
-    classifier-free guidance needs it. ``mask`` says which coordinates exist, True or 1: (N,
-    *event), or its first dimensions, or 1 in place of some.
+        model = sd.fit(sd.ScoreModel(net, sd.VP(), "v"), data, out="runs/mine", steps=5000)
+        again = sd.load("runs/mine")
 
-    ``data`` may be a tensor or a NumPy array of floats, or of bytes (uint8), whose 0..255 become
+    ``data``: samples (N, *event) in your units; the loss sees what the model's `Normalizer` makes
+    of them. They are a tensor or a NumPy array of floats, or of bytes (uint8), whose 0..255 become
     [-1, 1]; memory-mapped arrays are read a batch at a time. A torch Dataset has items x, pairs (x,
-    label) or pairs (x, {name: value}), whose second parts are the condition; up to 1 GiB it is read
-    once and kept, else a batch at a time. An IterableDataset, WebDataset's shards say, is read in
-    batches of ``batch_size``; a DataLoader, and any other iterable of such batches, gives its own,
-    and begins anew when it ends. Of these the place is kept as the number of batches: a resumed
-    run passes over as many. What is read a batch at a time is looked at before training by 1,024
-    samples.
+    label) or pairs (x, {name: value}), whose second parts are the condition. Up to 1 GiB it is read
+    once and kept, else a batch at a time. An IterableDataset, such as WebDataset's shards, is read
+    in batches of ``batch_size``. A DataLoader, and any other iterable of such batches, gives its
+    own batches, and begins anew when it ends.
+    ``out``: the run folder. One process at a time writes it, and files that do not belong to a run
+    are never overwritten.
+    ``steps``, ``batch_size``: the steps of the optimizer, and the samples of each.
+    ``lr``, ``warmup``, ``clip``: AdamW has the learning rate ``lr`` after ``warmup`` linear steps,
+    and a cosine to zero at ``steps``. The gradient's norm is clipped at ``clip``. To use another
+    optimizer or schedule, pass ``optimization`` (`Optimization`).
+    ``loss``: a function loss(model, x_0, condition) -> (B,), by default `DenoisingScoreMatching`
+    with stratified times.
+    ``ema``: the decay of the averaged weights, which is min(``ema``, (1 + k) / (10 + k)) at step k.
+    Several decays give an average each. The first is the model's, and ``sd.load(run, ema=decay)``
+    loads another one.
+    ``condition``: tensors (N, ...) by name, which go to the network with their samples, or a number
+    for all samples.
+    ``drop``: the probability with which a sample is trained with the model's ``null`` in place of
+    its conditions (`ConditionDropout`). Classifier-free guidance needs it.
+    ``mask``: which coordinates exist, True or 1: (N, *event), or its first dimensions, or 1 in
+    place of some.
+    ``seed``: decides batches, times, noise and dropout of each step, so a run that is stopped and
+    resumed gives the weights of one that is not. torch's global generator is not changed.
+    ``checkpoint_every``: the folder is brought up to date after so many steps, at the end, and on
+    Ctrl-C, SIGTERM and SIGHUP. ``losses.csv`` has the loss, the learning rate and the norm of the
+    gradient of every step.
+    ``resume``: go on from the last checkpoint, or start if there is no run yet. For iterables of
+    batches the number of batches is saved, and a resumed run skips as many.
+    ``overwrite``: start anew. The old run stays until the first checkpoint of the new one is
+    complete.
+    ``watch``: measures the loss on held-out data, draws samples and calls trackers (`Watch`).
+    ``device``: ``"cpu"`` or ``"cuda"``, by default the one that Accelerate finds.
+    ``mixed_precision``: None, ``"no"``, ``"bf16"``, ``"fp16"`` or ``"fp8"``, as in Accelerate.
+    ``progress``: whether a line with step, loss and speed is shown.
+    ``callback``: a function callback(step, loss), which is called every 10 steps.
+    ``about``: the name and the range of the data, which are saved in the configuration.
 
-    Data are in the user's units: the loss sees what the model's `Normalizer` makes of them. A model
-    that declares no ``data_std`` takes theirs. A UserWarning says where the data, thus seen, do not
-    suit the SDE: where more than 0.02 nats a coordinate are left of them at t_max, or their
-    standard deviation is far from that for which the SDE is made.
+    Under ``accelerate launch`` every process takes its share of each batch. Data are checked before
+    training: tensors as a whole, all other data by 1,024 samples. If the model declares no
+    ``data_std``, that of the data is taken. A UserWarning says if the data do not suit the SDE:
+    more than 0.02 nats a coordinate are left of them at t_max, or their standard deviation is far
+    from the one for which the SDE is made.
 
-    Batches, times, noise and dropout of a step depend on ``seed`` and its number alone, so that a
-    run that is stopped and resumed gives the weights of one that is not. torch's global generator
-    is left as it was. Under ``accelerate launch`` every process takes its share of each batch.
-
-    ``checkpoint_every`` steps, at the end, on Ctrl-C, SIGTERM and SIGHUP the folder ``out`` is
-    brought up to date. ``losses.csv`` has the loss, the learning rate and the norm of the gradient
-    of every step; ``watch`` (`Watch`) asks for the loss on held-out data, for samples and for
-    trackers. ``resume`` goes on from there, and starts where there is no run yet.
-    ``overwrite`` starts anew, and the run that is there stays until the first checkpoint of the new
-    one is complete. One process at a time writes a folder, and files that are not of a run are
-    never overwritten. ``about`` (name, range of the data) is kept in the configuration.
-    ``callback(step, loss)`` is called every 10 steps. Raises ValueError before any work, also where
-    the state of the network could not be kept, `Interrupted` when a signal has stopped it,
-    FloatingPointError if the loss is not finite, with the step, the samples and their times, and
-    OSError where a file cannot be written; the last checkpoint is whole in each case.
+    Raises ValueError or TypeError before any work, also if the state of the network cannot be
+    saved; `Interrupted` when a signal has stopped it; FloatingPointError if the loss is not finite,
+    with the step, the samples and their times; and OSError if a file cannot be written. The last
+    checkpoint is whole in each case.
     """
     loss = DenoisingScoreMatching(stratified=True) if loss is None else loss
     folder = check_out(out)
