@@ -15,6 +15,7 @@ from torch import Tensor
 from sdediff import solvers
 from sdediff.calls import check_condition, check_states, one_place
 from sdediff.options import Grid, check_solver, default_solver, intervals
+from sdediff.processes import current
 from sdediff.protocols import Facts, Model, check_model, has_weights
 from sdediff.sde import SDE, LinearSDE
 from sdediff.sde.base import check_span
@@ -100,7 +101,7 @@ def check_seed(
             )
         return None
     if seed is None:
-        return solvers.seeds(solvers.fresh_seed(), count)
+        return solvers.seeds(current().once(solvers.fresh_seed), count)
     either = (
         f"one non-negative int, or one for each of the {count} "
         f"{'samples' if group == 1 else 'groups'}"

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,8 @@ MANIFEST: Final = "manifest.json"
 _FORMAT: Final = 1
 _FOLDER: Final = 1000
 """Shards in one folder: listing it stays fast, however many there are in all."""
+_PAUSE: Final = 0.5
+"""Seconds between two looks at what others are drawing."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,8 @@ class Shards:
 
         ``draw`` makes the tensors of the samples of these numbers, ``index`` among them, and has to
         make the same whenever it is called. Process number ``process`` of ``processes`` begins at
-        its share, and goes on to those of others.
+        its share, and goes on to those of others. ``wait``: until all shards are there, also those
+        that others are drawing now; what they leave, it draws.
         """
         drawn = 0
         while True:
@@ -178,7 +183,10 @@ class Shards:
                     if mine and not self.path(shard).is_file():
                         self._write(shard, draw(self.rows(shard)))
                         drawn += 1
-            if drawn == before:
+            if drawn > before:
+                continue
+            if not wait or not missing:
+        wait: bool = False,
                 return drawn
 
     def finish(self) -> dict[str, Any] | None:
@@ -197,6 +205,7 @@ class Shards:
         for first in range(0, len(self), _FOLDER):
             for left in self.path(first).parent.glob(".*"):  # by processes that were killed
                 left.unlink(missing_ok=True)
+            time.sleep(_PAUSE)
         return manifest
 
     def _entry(self, shard: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from sdediff.masks import check_mask
 from sdediff.modules import evaluating
 from sdediff.operator import Operator
 from sdediff.options import SolveOptions, chosen
+from sdediff.processes import current, dividing, in_parts
 from sdediff.progress import Bar, progress_bar
 from sdediff.protocols import Facts, Like, Model, Output, Rows, is_model
 from sdediff.reverse import Reverse
@@ -157,19 +158,25 @@ class Solving:
         """``part(rows, options)`` of ``batch_size`` samples at a time, joined; `SolveError` if a
         sample failed and ``on_fail`` is "raise".
         """
-        parts = []
-        shown = progress_bar(title, total=self.count, show=True) if self.progress else nullcontext()
+        show = self.progress and current().first
+        shown = progress_bar(title, total=self.count, show=True) if show else nullcontext()
         with torch.inference_mode(False), evaluating(self.model), shown as bar:
-            for first in range(0, self.count, self.batch_size):
-                rows = torch.arange(first, min(first + self.batch_size, self.count))
+
+            def own(numbers: range) -> Solution:
+                rows = torch.arange(numbers.start, numbers.stop)
                 options = replace(self.options, on_fail="return")
                 if bar is not None:
-                    options = replace(options, progress=partial(_show, bar, first, len(rows)))
+                    seen = partial(_show, bar, numbers.start, len(rows))
+                    options = replace(options, progress=seen)
                 if options.callback is not None:
                     shown_outside = self.units.outside(options.callback, self.existing(rows))
                     options = replace(options, callback=shown_outside)
-                parts.append(part(rows, options))
-        solution = parts[0] if len(parts) == 1 else merge(parts)
+                return part(rows, options)
+
+            graph = self.options.grad != "none"  # which no other process can be handed
+            with dividing(None) if graph else nullcontext():
+                parts = in_parts(self.count, self.batch_size, own, group=self.solver.group)
+        solution = merge(parts)
         return solution.failed((), self.options.on_fail) if solution.failures else solution
 
 

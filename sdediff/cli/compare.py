@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sdediff.checkpoint import load, read_config
 from sdediff.cli.conditions import guided, read_conditions
-from sdediff.cli.names import SOLVERS, Request, check_device
+from sdediff.cli.names import SOLVERS, Request
+from sdediff.cli.processes import own_device
 from sdediff.cli.sample import batch_of, check_memory, event_of
 from sdediff.comparison import Comparison
 from sdediff.comparison.candidates import Make
@@ -19,6 +20,7 @@ from sdediff.comparison.compare import prepared
 from sdediff.data import load_data
 from sdediff.files import write_atomically
 from sdediff.interruption import raising, signal_of
+from sdediff.processes import Processes, together
 from sdediff.protocols import Model, facts
 from sdediff.solvers import Solver
 from sdediff.solvers.given import check_name
@@ -47,14 +49,15 @@ def run(
 ) -> int:
     """Compare solvers on a run's model, print the tables and write them; the exit code.
 
-    What was measured when a signal comes is printed and written all the same.
+    What was measured when a signal comes is printed and written all the same. Of several processes,
+    which share the samples, the first prints and writes.
     """
     config = read_config(folder)
     event = event_of(folder, config)
     check_memory(count, event)
     if out is not None and out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file: name a folder, for {_JSON} and others")
-    model: Model = load(folder, device=check_device(device))
+    model: Model = load(folder, device=own_device(device))
     conditions = read_conditions(folder, config, model, condition)
     model = model if guidance is None else guided(folder, config, model, guidance)
     options: Any = {
@@ -69,10 +72,13 @@ def run(
     code = 0
     with raising():
         try:
-            work.run()
+            with together():
+                work.run()
         except KeyboardInterrupt as stop:
             code = 128 + signal_of(stop)
             work.notes.append("it was stopped: the table has what was measured until then")
+    if not Processes.here().first:
+        return code
     found = work.result
     found.show()
     _recommend(found, max(_budgets(nfe)))

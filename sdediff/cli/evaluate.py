@@ -13,8 +13,7 @@ from torch import Tensor
 
 from sdediff.array_files import read_arrays
 from sdediff.checkpoint import read_config
-from sdediff.cli.names import check_device
-from sdediff.cli.processes import Processes
+from sdediff.cli.processes import own_device
 from sdediff.cli.quality import Judge
 from sdediff.cli.sample import Asked, check_writable, complete, event_of
 from sdediff.cli.sharded import to_folder
@@ -23,6 +22,7 @@ from sdediff.files import write_atomically
 from sdediff.interruption import raising
 from sdediff.metrics import Evaluated, Extractor, evaluate, extractor
 from sdediff.metrics.measured import Reference
+from sdediff.processes import Processes, together
 from sdediff.shards import MANIFEST, SET, Shards
 from sdediff.solvers.given import check_choice, check_name
 from sdediff.solvers.solution import merge
@@ -109,8 +109,9 @@ class Judged:
 def run(judged: Judged, asked: Asked, out: Path | None) -> int:
     """Draw samples or read them, measure their quality, print and write it; the exit code.
 
-    Of samples in memory of which only a part is drawn when a signal comes, that part is measured;
-    a set in shards is measured when it is complete, by the process that completes it.
+    Of samples in memory of which only a part is drawn when a signal comes, that part is measured; a
+    set in shards when it is complete. Of several processes, which share the drawing, the first one
+    measures, prints and writes.
     """
     if out is not None:
         if out.suffix != ".json":
@@ -118,17 +119,20 @@ def run(judged: Judged, asked: Asked, out: Path | None) -> int:
         check_writable(out)
     check_choice("--reference", judged.reference, ("fixed", "sampled"))
     data = judged.data(asked.folder)
-    network = judged.extractor(data, check_device(asked.device))
-    folder = judged.drawn_to()
-    if folder is None and judged.samples is None:
-        Processes.here().check_alone("--samples")
+    network = judged.extractor(data, own_device(asked.device))
+    folder, first, code = judged.drawn_to(), Processes.here().first, 0
     if folder is not None:
-        code = to_folder(asked, folder)  # which other processes may complete
-        if Shards.open(folder).missing():
-            return code
-    x, code = judged.given(data), 0
-    if x is None:
-        x, code = _drawn(asked)
+        stopped = to_folder(asked, folder, wait=first)
+        if Shards.open(folder).missing():  # by a signal, or others are drawing them
+            return stopped
+    drawn = None
+    if judged.samples is None:
+        drawn, code = _drawn(asked)
+    if not first:
+        return code
+    x = judged.given(data) if drawn is None else drawn
+    if drawn is not None and len(x) < asked.count:
+        print(f"{len(x)} of {asked.count} samples are complete: measuring those", file=sys.stderr)
     if len(x) < 2:
         print("fewer than two samples are complete: nothing was measured", file=sys.stderr)
         return code or 2
@@ -150,15 +154,13 @@ def run(judged: Judged, asked: Asked, out: Path | None) -> int:
 def _drawn(asked: Asked) -> tuple[Tensor, int]:
     """The samples that are complete, and the exit code."""
     drawing = asked.drawing()
-    with raising():
+    with raising(), together():
         signum = drawing.run()
     x = torch.zeros(0)
     if drawing.parts:
         solution = merge(drawing.parts)
         good = torch.nonzero(solution.status == 0).flatten()
         x = complete(solution, good).x.cpu()
-    if len(x) < asked.count:
-        print(f"{len(x)} of {asked.count} samples are complete: measuring those", file=sys.stderr)
     return x, 0 if signum is None else 128 + signum
 
 

@@ -21,11 +21,12 @@ from torch import Tensor
 from sdediff.checkpoint import load, read_config
 from sdediff.cli.app import spoken
 from sdediff.cli.conditions import Conditions, guided, read_conditions
-from sdediff.cli.names import check_device, check_tolerances, make_solver
-from sdediff.cli.processes import Processes
+from sdediff.cli.names import check_tolerances, make_solver
+from sdediff.cli.processes import own_device
 from sdediff.files import write_atomically
 from sdediff.interruption import raising, signal_of
 from sdediff.plots import image_grid, save_png
+from sdediff.processes import current, in_parts, together
 from sdediff.progress import Bar, progress_bar
 from sdediff.protocols import Model, facts
 from sdediff.run_folder import CONFIG
@@ -77,7 +78,7 @@ class Asked:
         config = read_config(self.folder)
         event = event_of(self.folder, config)
         check_memory(self.count if held is None else held, event)
-        model: Model = load(self.folder, device=check_device(self.device))
+        model: Model = load(self.folder, device=own_device(self.device))
         _check_prior(self.folder, model.sde)
         conditions = read_conditions(self.folder, config, model, self.condition)
         if self.guidance is not None:
@@ -114,13 +115,14 @@ def run(asked: Asked, out: Path) -> int:
     """Draw samples and write them; the exit code.
 
     Samples that are complete when a signal comes, or when others fail, are written: the first so
-    many of the set.
+    many of the set. Of several processes, which share the samples, the first one writes.
     """
     config = read_config(asked.folder)
     event_of(asked.folder, config)  # a damaged one is told first
-    Processes.here().check_alone("--out")
     check_place(out, bool(config["data"].get("image", False)))
-    return draw(asked.drawing(), out)
+    drawing = asked.drawing()
+    with together():
+        return draw(drawing, out)
 
 
 def _check_prior(folder: Path, process: SDE) -> None:
@@ -161,12 +163,18 @@ class Drawing:
     parts: list[Solution] = field(default_factory=list)
 
     def run(self) -> int | None:
-        """Draw all, or as many batches as are complete when a signal comes, which is returned."""
+        """Draw all, or as many batches as are complete when a signal comes, which is returned; of
+        several processes each then has its own.
+        """
+        show = not self.quiet and current().first
         try:
-            with progress_bar("sampling", total=self.count, show=not self.quiet) as bar:
-                for first in range(0, self.count, self.size):
-                    last = min(first + self.size, self.count)
-                    self.parts.append(self.batch(range(first, last), bar))
+            with progress_bar("sampling", total=self.count, show=show) as bar:
+
+                def part(rows: range) -> Solution:
+                    self.parts.append(self.batch(rows, bar))
+                    return self.parts[-1]
+
+                self.parts = in_parts(self.count, self.size, part)
         except KeyboardInterrupt as stop:
             return signal_of(stop)
         return None
@@ -196,6 +204,8 @@ def draw(drawing: Drawing, out: Path) -> int:
     conditions, count = drawing.conditions, drawing.count
     with raising():
         signum = drawing.run()
+        if not current().first:
+            return 0 if signum is None else 128 + signum
         if signum is not None:
             kept = merge(drawing.parts) if drawing.parts else None
             return _partial(kept, None, conditions, out, count, "stopped", 128 + signum)

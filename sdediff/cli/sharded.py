@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sdediff.checkpoint import read_config
-from sdediff.cli.processes import Processes
+from sdediff.cli.processes import own_device
 from sdediff.cli.sample import (
     Asked,
     Drawing,
@@ -29,6 +29,7 @@ from sdediff.cli.sample import (
 from sdediff.cli.sample import run as to_file
 from sdediff.interruption import raising, signal_of
 from sdediff.progress import Bar, progress_bar
+from sdediff.processes import Processes
 from sdediff.run_folder import WEIGHTS, locate
 from sdediff.shards import MANIFEST, SET, Shards
 from sdediff.solvers.solution import merge
@@ -51,11 +52,12 @@ def run(asked: Asked, out: Path, shard_size: int | None) -> int:
     return to_file(asked, out)
 
 
-def to_folder(asked: Asked, out: Path, shard_size: int | None = None) -> int:
+def to_folder(asked: Asked, out: Path, shard_size: int | None = None, *, wait: bool = False) -> int:
     """Draw what is missing of the set in a folder; the exit code.
 
     Shards that are complete when a signal comes, or when a process is killed, are kept: the same
-    command goes on. The process that finds the set complete writes the manifest.
+    command goes on. The process that finds the set complete writes the manifest; with ``wait`` it
+    stays until then, and draws what others leave.
     """
     here = Processes.here()
     config = read_config(asked.folder)
@@ -65,14 +67,14 @@ def to_folder(asked: Asked, out: Path, shard_size: int | None = None) -> int:
     check_memory(min(size, asked.count), event)
     check_writable(out / "shard" if out.is_dir() else out)
     _check_room(out, asked.count, event)
-    device = here.device(asked.device)
+    device = own_device(asked.device)
     drawing = replace(asked, device=device).drawing(held=min(size, asked.count))
     about = {"run": config.get("run"), **_about(asked, drawing, device)}
     shards = Shards.begin(out, asked.count, size, about)
     began = time.perf_counter()
     with raising():
         try:
-            drawn = _fill(shards, drawing, here)
+            drawn = _fill(shards, drawing, here, wait=wait)
             manifest = shards.finish()
         except KeyboardInterrupt as stop:
             there = len(shards) - len(shards.missing())
@@ -92,7 +94,7 @@ def to_folder(asked: Asked, out: Path, shard_size: int | None = None) -> int:
     return _tell(shards, manifest["samples"], drawn, time.perf_counter() - began, asked.quiet)
 
 
-def _fill(shards: Shards, drawing: Drawing, here: Processes) -> int:
+def _fill(shards: Shards, drawing: Drawing, here: Processes, *, wait: bool) -> int:
     """Look at the shards that are there, and draw those that are missing; how many those were."""
     damaged = shards.remove_damaged(here.index, here.count)
     if damaged:
@@ -111,7 +113,7 @@ def _fill(shards: Shards, drawing: Drawing, here: Processes) -> int:
             bar = Bar(lambda made, note: whole.update(before + made - rows.start, note))
             return _drawn(drawing, rows, bar)
 
-        return shards.fill(draw, process=here.index, processes=here.count)
+        return shards.fill(draw, process=here.index, processes=here.count, wait=wait)
 
 
 def _drawn(drawing: Drawing, rows: range, bar: Bar) -> dict[str, Tensor]:

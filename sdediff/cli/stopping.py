@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import typer
 
+from sdediff.interruption import signal_of
+
 __all__ = ["interruptible"]
 
 
@@ -25,4 +27,4 @@ def interruptible() -> Iterator[None]:
         raise typer.Exit(128 + stop.signum) from stop
     except KeyboardInterrupt as stop:
         print("stopped; nothing was written", file=sys.stderr)
-        raise typer.Exit(130) from stop
+        raise typer.Exit(128 + signal_of(stop)) from stop

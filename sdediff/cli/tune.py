@@ -7,8 +7,10 @@ from typing import cast
 
 from sdediff.checkpoint import load, read_config
 from sdediff.cli.conditions import read_conditions
-from sdediff.cli.names import check_device
+from sdediff.cli.processes import own_device
 from sdediff.cli.sample import event_of
+from sdediff.interruption import raising
+from sdediff.processes import together
 from sdediff.protocols import Model
 from sdediff.tuning import tune
 from sdediff.tuning.search import Method
@@ -29,22 +31,27 @@ def run(
     device: str | None,
     quiet: bool,
 ) -> None:
-    """Tune a solver for a run's model, write it, and say how good it is."""
+    """Tune a solver for a run's model, write it, and say how good it is. Of several processes,
+    which share the starts, the first writes and says it.
+    """
     if out.suffix != ".json":
         raise ValueError(f"--out must be a .json file, got {out}")
     config = read_config(folder)
-    model: Model = load(folder, device=check_device(device))
+    model: Model = load(folder, device=own_device(device))
     conditions = read_conditions(folder, config, model, condition)
-    tuned = tune(
-        model,
-        (count, *event_of(folder, config)),
-        nfe=nfe,
-        method=cast(Method, method),
-        seconds=seconds,
-        seed=seed,
-        condition=conditions.of(range(count)),
-        progress=not quiet,
-    )
+    with raising(), together() as here:
+        tuned = tune(
+            model,
+            (count, *event_of(folder, config)),
+            nfe=nfe,
+            method=cast(Method, method),
+            seconds=seconds,
+            seed=seed,
+            condition=conditions.of(range(count)),
+            progress=not quiet,
+        )
+    if not here.first:
+        return
     tuned.save(out)
     if quiet:
         return

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sdediff import solvers
 from sdediff.arguments import check_solver, default_solver
+from sdediff.processes import dividing
 from sdediff.protocols import Facts, Like, Model, Output, Piece, Rows
 from sdediff.sampling import sample
 from sdediff.solvers import Solver
@@ -223,7 +224,7 @@ class _Counter:
             "grid": candidate.grid,
             "stochasticity": candidate.stochasticity,
         }
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), dividing(None):  # among processes each counts for itself
             warnings.simplefilter("ignore")  # the solve says it, and is heard
             try:
                 found = sample(

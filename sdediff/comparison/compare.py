@@ -20,6 +20,7 @@ from sdediff.masks import check_mask
 from sdediff.metrics.extractors import Features, feature_function
 from sdediff.metrics.samples import check_sample
 from sdediff.options import DEFAULTS, SolveOptions
+from sdediff.processes import current
 from sdediff.protocols import Facts, Model, facts
 from sdediff.solvers import fresh_seed, given
 from sdediff.solvers.given import integer, real
@@ -125,7 +126,8 @@ def compare(
 
     The result has `Comparison.recommend`, ``plot``, ``markdown`` and ``to_json``. The same seed
     gives the same result except for the seconds, in any order of the solvers, unless ``budget_s``
-    ends it early.
+    ends it early. Inside `sdediff.processes.together` several processes share the samples of
+    each solve, and the first one measures.
 
     Raises ValueError or TypeError before the first evaluation of the network. The options:
     """
@@ -162,7 +164,7 @@ def prepared(
             taken[name] = _positive(name, taken[name])
     allowance = Allowance(taken["budget_s"])
     taken["features"] = feature_function(taken["features"], known.device)
-    seed = fresh_seed() if seed is None else integer("seed", seed)
+    seed = current().once(fresh_seed) if seed is None else integer("seed", seed)
     real = _real_data(taken, size, known, seed)
     every = jobs(
         candidates(solvers, model, taken["grids"]), model, known, size, budgets, tolerances

@@ -1,4 +1,8 @@
-"""A comparison under way: the reference, then one solve after the other, the cheapest first."""
+"""A comparison under way: the reference, then one solve after the other, the cheapest first.
+
+Among several processes (`sdediff.processes`) the samples of each solve are divided; what clocks
+decide is decided, and what solves gave is measured, by the first process for all.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from sdediff.comparison.record import Comparison, Errors, Law, Quality, Referenc
 from sdediff.comparison.reference import Truth, flow_draws, truth
 from sdediff.comparison.written import call
 from sdediff.metrics.extractors import extractor
+from sdediff.processes import current
 from sdediff.progress import Bar, progress_bar
 from sdediff.protocols import Facts
 from sdediff.solvers import Solution, Solver
@@ -86,7 +91,8 @@ class Comparing:
     def run(self) -> None:
         """Make the reference and all solves."""
         total = _REFERENCE + sum(job.expected for job in self.jobs if not job.refused)
-        with progress_bar("comparing", total=total, show=self.taken["progress"]) as bar:
+        show = self.taken["progress"] and current().first
+        with progress_bar("comparing", total=total, show=show) as bar:
             self._prepare(bar)
             done = _REFERENCE
             for job in self.jobs:
@@ -152,7 +158,7 @@ class Comparing:
         began = time.perf_counter()
         found = self.solve(**options)
         self._wait()
-        return found, time.perf_counter() - began
+        return found, current().once(lambda: time.perf_counter() - began)
 
     def _wait(self) -> None:
         if self.known.device.type == "cuda":
@@ -181,7 +187,7 @@ class Comparing:
         )
         if job.refused:
             return replace(row, note=f"left out: {job.refused}")
-        if not self.allowance.fits(each.name, job.expected):
+        if not current().once(lambda: self.allowance.fits(each.name, job.expected)):
             return replace(row, note="left out: no time")
         if each.adaptive:
             most = max([20, *(other.budget or 0 for other in self.jobs)])
@@ -192,7 +198,7 @@ class Comparing:
                 return replace(row, note=f"left out: {why}")
         try:
             found, seconds = self._timed(solver=job.solver, steps=steps, seed=self.seed, **spaced)
-            return self._measured(row, job, found, seconds)
+            return current().once(lambda: self._measured(row, job, found, seconds))
         except OutOfTimeError:
             return replace(row, note="left out: it was stopped when the time was over")
         except Exception as error:  # of the user's network, solver or features: others remain

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sdediff.modules import evaluating
+from sdediff.processes import current, part_size
 from sdediff.sde import LinearSDE
 from sdediff.solvers import Solver
 from sdediff.tuning.grids import Moving
@@ -20,7 +21,7 @@ from sdediff.tuning.guard import bounds
 from sdediff.tuning.trials import Trials
 from sdediff.tuning.unrolled import Scheme, follow, unrolled
 
-__all__ = ["Adjusted", "has_gradients", "minimised", "score"]
+__all__ = ["Adjusted", "before", "has_gradients", "minimised", "score"]
 
 _STEP: Final = 0.02
 """What a unit of a number moves a state by, in standard deviations of the data."""
@@ -54,7 +55,7 @@ class Adjusted:
         self._directions: list[Tensor] = []
         if every:
             with torch.no_grad(), evaluating(trials.solving.model):
-                self._directions = self._whitened(trials)
+                self._directions = current().once(lambda: self._whitened(trials))
             self.rows = [
                 torch.zeros(len(each), dtype=torch.float64, requires_grad=True)
                 for each in self._directions
@@ -83,7 +84,7 @@ class Adjusted:
         root mean square over the trials' first batch, and independently.
         """
         scheme = self.scheme()
-        places = trials.batches()[0]
+        places = torch.arange(part_size(len(trials), trials.solving.batch_size))
         x = trials.x[places.to(trials.x.device)]
         known, _ = follow(trials.problem(places), scheme, x)
         flat = torch.stack([each.reshape(-1).double().cpu() for each in known])
@@ -155,7 +156,7 @@ def minimised(
 
     waited, rounds = 0, 0
     with torch.enable_grad(), evaluating(trials.solving.model):
-        while waited < _PATIENCE and rounds < _MOST and time.monotonic() < deadline:
+        while waited < _PATIENCE and rounds < _MOST and before(deadline):
             began = time.monotonic()
             value = optimizer.step(closure)
             rounds += 1
@@ -167,33 +168,39 @@ def minimised(
                 waited = 0 if found < best.score - 1e-3 else waited
                 best = Best(now, found, rounds * _ROUND)
             show(f"{len(now.times)} evaluations, score {best.score:.3f}")
-            if not finite or time.monotonic() + (time.monotonic() - began) > deadline:
+            if not finite or not before(deadline - (time.monotonic() - began)):
                 break
     return best
+
+
+def before(deadline: float) -> bool:
+    """Whether it is earlier, by the clock of the first process."""
+    return current().once(lambda: time.monotonic() < deadline)
 
 
 def _with_gradients(adjusted: Adjusted, trials: Trials, tail: float) -> Tensor:
     """The loss, with its gradients beside the numbers; by batches where there are several, so that
     the graph of one alone is kept.
     """
-    batches = trials.batches()
     numbers = adjusted.numbers
     scheme = adjusted.scheme()
-    if len(batches) == 1:
+    if current().count == 1 and len(trials) <= trials.solving.batch_size:
         value = loss(trials.squares(scheme), tail)
         found = torch.autograd.grad(value, numbers, allow_unused=True)
     else:
         with torch.no_grad():
-            squares = torch.cat([trials.squares(scheme, rows) for rows in batches])
+            squares = torch.cat(trials.in_batches(lambda rows: trials.squares(scheme, rows)))
         squares = squares.requires_grad_()
         value = loss(squares, tail)
         (slopes,) = torch.autograd.grad(value, squares)
         leaves = [each.detach().requires_grad_() for each in scheme]
-        sums = [torch.zeros_like(each) for each in leaves]
-        for rows in batches:
+
+        def pulled(rows: Tensor) -> tuple[Tensor, ...]:
             part = trials.squares(Scheme(*leaves), rows) @ slopes[rows.to(slopes.device)]
-            for total, each in zip(sums, torch.autograd.grad(part, leaves), strict=True):
-                total += each
+            return torch.autograd.grad(part, leaves)
+
+        parts = trials.in_batches(pulled)
+        sums = [torch.stack(each).sum(dim=0) for each in zip(*parts, strict=True)]
         found = torch.autograd.grad(list(scheme), numbers, sums, allow_unused=True)
     for number, gradient in zip(numbers, found, strict=True):
         number.grad = torch.zeros_like(number) if gradient is None else gradient

@@ -16,6 +16,7 @@ from sdediff.arguments import Span, check_shape
 from sdediff.describing import encode
 from sdediff.files import plain
 from sdediff.options import SolveOptions, takes
+from sdediff.processes import current
 from sdediff.progress import Bar, progress_bar
 from sdediff.protocols import Facts, Model, facts
 from sdediff.sde import LinearSDE
@@ -23,7 +24,7 @@ from sdediff.solvers import Solver, Tuned, seeds
 from sdediff.solvers.given import check_choice, integer, real
 from sdediff.solving import Solving, chosen
 from sdediff.tuning.fingerprint import fingerprint
-from sdediff.tuning.fit import Adjusted, has_gradients, minimised, score
+from sdediff.tuning.fit import Adjusted, before, has_gradients, minimised, score
 from sdediff.tuning.grids import cheapest, fine_grid, local_errors
 from sdediff.tuning.guard import QUANTILES, Bound, bounds
 from sdediff.tuning.start import check_falls, check_smooth, check_start, start_of
@@ -103,7 +104,8 @@ def tune(
 
     Gradients need the memory of nfe evaluations of ``batch_size`` samples. A condition has B rows,
     and the samples that are held out have the same rows. States are float64 if the device has that.
-    Raises ValueError or TypeError before the first evaluation.
+    Inside `sdediff.processes.together` several processes share the starts; the first alone does the
+    dynamic programming. Raises ValueError or TypeError before the first evaluation.
     """
     taken = chosen(tune, options)
     shape, nfe = check_shape(shape), integer("nfe", nfe, 1)
@@ -131,7 +133,8 @@ def tune(
     solving = Solving.checked(model, known, shape, span, start.solver, start.steps, taken)
     if solving.times.ndim > 1:
         raise ValueError("grid must be one grid for all samples, (N + 1,)")
-    shown = progress_bar("tuning", total=limit, show=solving.progress)
+    show = solving.progress and current().first
+    shown = progress_bar("tuning", total=limit, show=show)
     with torch.inference_mode(False), shown as bar:
         work = _Work.begun(solving, start.solver, integer("seed", seed), bar, denoise=denoise)
         return work.improved(method, limit)
@@ -228,7 +231,7 @@ class _Work:
     def _by_programming(self) -> list[Tensor]:
         """The grids of dynamic programming, each tried."""
         self._show("local errors")
-        cost = local_errors(self.training, self.sde, self.solver)
+        cost = current().once(lambda: local_errors(self.training, self.sde, self.solver))
         fine, steps = cast(Tensor, self.training.times), len(self.solving.times) - 1
         grids = []
         if steps >= len(fine) or not bool(torch.isfinite(cost[0, 1, 2:]).all()):
@@ -245,7 +248,7 @@ class _Work:
         self, times: Tensor, method: Method, name: str, deadline: float, tail: float
     ) -> None:
         """Try what gradients find from the grid ``times``."""
-        if time.monotonic() >= deadline:
+        if not before(deadline):
             self.notes.append(f"no time was left for gradients from {name}")
             return
         every = method == "all"

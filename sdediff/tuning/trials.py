@@ -4,19 +4,23 @@ against.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor
 
 from sdediff.modules import evaluating
+from sdediff.processes import in_parts
 from sdediff.reverse import Reverse
 from sdediff.solvers import DOP853, Options, Solver, White, rowwise, seeds
 from sdediff.solving import Solving
 from sdediff.tuning.unrolled import Scheme, follow
 
 __all__ = ["Trials"]
+
+T = TypeVar("T")
 
 _TIGHT: Final = 1e-7
 """The tolerance of the reference, where the network's rounding lets it be so small."""
@@ -55,11 +59,13 @@ class Trials:
         )
         x = solving.units.from_model(sde.prior.from_noise(noise.at(0).normal("prior")))
         grid = solving.times[[0, -1]] if times is None else times
-        parts: list[tuple[Tensor, Tensor]] = []
+
+        def part(numbers: range) -> tuple[Tensor, Tensor]:
+            rows = torch.arange(numbers.start, numbers.stop)
+            return _tight(solving, rows, x[rows.to(x.device)], grid, denoise=denoise)
+
         with torch.no_grad(), evaluating(solving.model):
-            for first in range(0, len(x), solving.batch_size):
-                rows = torch.arange(first, min(first + solving.batch_size, len(x)))
-                parts.append(_tight(solving, rows, x[rows.to(x.device)], grid, denoise=denoise))
+            parts = in_parts(len(x), solving.batch_size, part)
         states = torch.cat([frames for frames, _ in parts], dim=1)
         ends = torch.cat([end for _, end in parts])
         kept = None if times is None else states
@@ -88,29 +94,36 @@ class Trials:
         _, states = follow(self.problem(places), scheme, self.x[here])
         return rowwise(states[-1] - self.ends[here]).square().mean(dim=1)
 
-    def batches(self) -> list[Tensor]:
-        """The places in parts of at most the batch size."""
-        return list(torch.arange(len(self)).split(self.solving.batch_size))
+    def in_batches(self, work: Callable[[Tensor], T]) -> list[T]:
+        """What ``work(places)`` returns for all places, at most the batch size at a time."""
+
+        def part(numbers: range) -> T:
+            return work(torch.arange(numbers.start, numbers.stop))
+
+        return in_parts(len(self), self.solving.batch_size, part)
 
     def errors(self, scheme: Scheme) -> Tensor:
         """The root mean square over the event of a scheme's error, (rows,) on the host; infinite
         where it is not a number.
         """
-        with torch.no_grad(), evaluating(self.solving.model):
-            parts = [self.squares(scheme, places) for places in self.batches()]
-        return torch.cat(parts).sqrt().nan_to_num(nan=torch.inf).double().cpu()
+        return self._roots(lambda places: self.squares(scheme, places))
 
     def errors_of(self, solver: Solver, times: Tensor) -> Tensor:
         """`errors` of a solver along ``times``, by the driver."""
-        parts = []
+
+        def squares(places: Tensor) -> Tensor:
+            here = places.to(self.x.device)
+            problem = self.problem(places)
+            x = solver.solve(problem, self.x[here], times, None, Options("noisy")).x
+            if self.denoise and not solver.ends_clean:
+                x = problem.evaluate(x, problem.at(times[-1:], "data")[0])
+            return rowwise(x - self.ends[here]).square().mean(dim=1)
+
+        return self._roots(squares)
+
+    def _roots(self, squares: Callable[[Tensor], Tensor]) -> Tensor:
         with torch.no_grad(), evaluating(self.solving.model):
-            for places in self.batches():
-                here = places.to(self.x.device)
-                problem = self.problem(places)
-                x = solver.solve(problem, self.x[here], times, None, Options("noisy")).x
-                if self.denoise and not solver.ends_clean:
-                    x = problem.evaluate(x, problem.at(times[-1:], "data")[0])
-                parts.append(rowwise(x - self.ends[here]).square().mean(dim=1))
+            parts = self.in_batches(squares)
         return torch.cat(parts).sqrt().nan_to_num(nan=torch.inf).double().cpu()
 
 

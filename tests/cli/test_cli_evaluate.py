@@ -51,14 +51,18 @@ def test_drawn_samples_and_those_of_a_file_are_the_same(
     assert first["metrics"]["frechet"]["value"] == pytest.approx(float(expected), rel=1e-6)
 
 
-def test_a_set_in_shards_is_drawn_first_and_measured_by_who_completes_it(
+def test_a_set_in_shards_is_drawn_first_and_measured_by_the_first(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The second of two processes draws what the first does not, and measures nothing; the first
+    draws what the second has left.
+    """
     sizes = ["--count", 50, "--batch-size", 5]
     evaluate = ["evaluate", run, *against(run), *HOW, *sizes]
     command(*evaluate, "--out", tmp_path / "plain.json")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "by --samples" in refuse(capsys, *evaluate)
+    monkeypatch.setenv("RANK", "1")
+    assert "2 processes share this work" in refuse(capsys, *evaluate)
     given = [*evaluate, "--samples", tmp_path / "set", "--out"]
     claim = tmp_path / "set" / "000" / ".000001.lock"
     monkeypatch.setattr("sdediff.cli.sharded._BATCHES", 2)
@@ -68,7 +72,11 @@ def test_a_set_in_shards_is_drawn_first_and_measured_by_who_completes_it(
     claim.parent.mkdir()
     with FileLock(claim):
         command(*given, tmp_path / "none.json")
+    command(*given, tmp_path / "none.json")
     assert not (tmp_path / "none.json").exists()
+    for name in ("manifest.json", "000/000002.safetensors"):
+        (tmp_path / "set" / name).unlink()
+    monkeypatch.setenv("RANK", "0")
     command(*given, tmp_path / "set.json")
     command(*given, tmp_path / "again.json")
     found = [json.loads((tmp_path / f"{n}.json").read_text()) for n in ("plain", "set", "again")]

@@ -15,6 +15,7 @@ import pytest
 import torch
 from command_line import POINTS, command, refuse
 
+from launched import launched, start
 from sdediff.sampling import sample
 from sdediff.shards import MANIFEST, SET, Shards
 from sdediff.solvers.solution import Status, failing
@@ -126,7 +127,7 @@ def test_what_is_refused(
     out = tmp_path / "set"
     assert "--shard-size is of a folder" in refuse(capsys, *words(run, "--out", tmp_path / "x.npz"))
     file = ["sample", run, "--steps", 3, "--device", "cpu", "--out", tmp_path / "x.npz"]
-    assert "3 processes share the work in a folder of shards alone" in refuse(capsys, *file)
+    assert "3 processes share this work and exchange their results" in refuse(capsys, *file)
     assert "--count" in refuse(capsys, *words(run, "--out", out, "--count", 10**14))
     assert "there is no folder" in refuse(capsys, *words(run, "--out", tmp_path / "no" / "set"))
     assert not list(tmp_path.iterdir())
@@ -140,26 +141,11 @@ def test_what_is_refused(
 # -- real processes --------------------------------------------------------------------------------
 
 
-def launch(processes: int, *given: object) -> subprocess.Popen[str]:
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
-    sizes = ["--num_processes", processes, "--num_machines", 1, "--mixed_precision", "no"]
-    rest = ["--dynamo_backend", "no", "--main_process_port", 0, "-m", "sdediff"]
-    return subprocess.Popen(
-        [str(word) for word in (*launcher, *sizes, *rest, *given)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
 @pytest.mark.slow
 def test_one_two_and_three_processes_write_the_same_set(run: Path, tmp_path: Path) -> None:
     for processes in (1, 2, 3):
         given = words(run, "--quiet", "--out", tmp_path / str(processes))
-        process = launch(processes, *given)
-        _, err = process.communicate(timeout=500)
-        assert process.returncode == 0, err
+        launched("-m", "sdediff", *given, processes=processes)
     one = {p.relative_to(tmp_path / "1"): p.read_bytes() for p in (tmp_path / "1").rglob("*.*")}
     assert {name.name for name in one} >= {SET, MANIFEST, "000003.safetensors"}
     for other in ("2", "3"):
@@ -183,9 +169,7 @@ def test_a_killed_worker_is_made_good_by_the_same_command(run: Path, tmp_path: P
     assert process.returncode != 0
     left = Shards.open(tmp_path / "set").missing()
     assert 0 < len(left) < 100
-    again = launch(2, *given)
-    _, err = again.communicate(timeout=500)
-    assert again.returncode == 0, err
+    launched("-m", "sdediff", *given)
     assert Shards.open(tmp_path / "set").missing() == []
     command(*words(run, "--quiet", "--count", 600, "--out", tmp_path / "whole"))
     names = [p.relative_to(tmp_path / "set") for p in (tmp_path / "set").rglob("*.*")]
