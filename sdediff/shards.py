@@ -51,11 +51,20 @@ class Shards:
     description: Mapping[str, Any]
 
     @classmethod
-    def begin(cls, folder: Path, count: int, size: int, about: Mapping[str, Any]) -> Self:
+    def begin(
+        cls,
+        folder: Path,
+        count: int,
+        size: int,
+        about: Mapping[str, Any],
+        rounding: Sequence[str] = (),
+    ) -> Self:
         """The set of ``count`` samples in shards of ``size``, begun now or before, perhaps by
         another process.
 
-        ``about``, of what JSON holds, says what is drawn. Raises ValueError where the folder holds
+        ``about``, of what JSON holds, says what is drawn; where its entries ``rounding`` are others
+        than those of a set that was begun, a UserWarning says so, and the set is gone on with.
+        Raises ValueError where the folder holds
         another set or other files, OSError where it cannot be written.
         """
         count = integer("count", count, 1)
@@ -76,11 +85,19 @@ class Shards:
         found = cls.open(folder)
         for name in {**asked, **found.description}:
             there, wanted = found.description.get(name), asked.get(name)
-            if there != wanted:
+            if there == wanted:
+                continue
+            if name not in rounding:
                 raise ValueError(
                     f"{folder} holds a set with {name} {json.dumps(there)}, and "
                     f"{json.dumps(wanted)} is asked for: choose another folder, or ask for the same"
                 )
+            warnings.warn(
+                f"{folder} was begun with {name} {json.dumps(there)}, and here it is "
+                f"{json.dumps(wanted)}: sums round by that, so that the samples are those of the "
+                "set up to rounding, not to the bit",
+                stacklevel=2,
+            )
         return found
 
     @classmethod
@@ -166,6 +183,7 @@ class Shards:
         *,
         process: int = 0,
         processes: int = 1,
+        wait: bool = False,
     ) -> int:
         """Draw what is missing and nobody else is drawing; how many shards that were.
 
@@ -186,8 +204,8 @@ class Shards:
             if drawn > before:
                 continue
             if not wait or not missing:
-        wait: bool = False,
                 return drawn
+            time.sleep(_PAUSE)
 
     def finish(self) -> dict[str, Any] | None:
         """The manifest, written now if all shards are there; None if some are missing."""
@@ -205,7 +223,6 @@ class Shards:
         for first in range(0, len(self), _FOLDER):
             for left in self.path(first).parent.glob(".*"):  # by processes that were killed
                 left.unlink(missing_ok=True)
-            time.sleep(_PAUSE)
         return manifest
 
     def _entry(self, shard: int) -> dict[str, Any]:

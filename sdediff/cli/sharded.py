@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdediff import __version__
 from sdediff.checkpoint import read_config
 from sdediff.cli.processes import own_device
 from sdediff.cli.sample import (
@@ -28,8 +29,8 @@ from sdediff.cli.sample import (
 )
 from sdediff.cli.sample import run as to_file
 from sdediff.interruption import raising, signal_of
-from sdediff.progress import Bar, progress_bar
 from sdediff.processes import Processes
+from sdediff.progress import Bar, progress_bar
 from sdediff.run_folder import WEIGHTS, locate
 from sdediff.shards import MANIFEST, SET, Shards
 from sdediff.solvers.solution import merge
@@ -70,7 +71,7 @@ def to_folder(asked: Asked, out: Path, shard_size: int | None = None, *, wait: b
     device = own_device(asked.device)
     drawing = replace(asked, device=device).drawing(held=min(size, asked.count))
     about = {"run": config.get("run"), **_about(asked, drawing, device)}
-    shards = Shards.begin(out, asked.count, size, about)
+    shards = Shards.begin(out, asked.count, size, about, rounding=("threads",))
     began = time.perf_counter()
     with raising():
         try:
@@ -156,6 +157,8 @@ def _about(asked: Asked, drawing: Drawing, device: str) -> dict[str, Any]:
         "batch_size": drawing.size,
         "device": torch.device(device).type,
         "torch": torch.__version__,
+        "sdediff": __version__,
+        **({"threads": torch.get_num_threads()} if torch.device(device).type == "cpu" else {}),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -14,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 from command_line import POINTS, command, refuse
-
 from launched import launched, start
+
+import sdediff as sd
 from sdediff.sampling import sample
 from sdediff.shards import MANIFEST, SET, Shards
 from sdediff.solvers.solution import Status, failing
@@ -96,6 +98,26 @@ def test_a_stopped_set_is_gone_on_with_by_another_number_of_processes(
     assert capsys.readouterr().err == ""
 
 
+def test_a_set_knows_what_its_bits_depend_on(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another version of the library is another set; other threads round otherwise, and are
+    told.
+    """
+    given = words(run, "--quiet", "--out", tmp_path / "set")
+    command(*given)
+    description = json.loads((tmp_path / "set" / SET).read_text())
+    assert description["threads"] == torch.get_num_threads()
+    assert description["sdediff"] == sd.__version__
+    (tmp_path / "set" / "000" / "000001.safetensors").unlink()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    with pytest.warns(UserWarning, match="begun with threads 1, and here it is 5: sums round by"):
+        command(*given)
+    assert Shards.open(tmp_path / "set").missing() == []
+    monkeypatch.setattr("sdediff.cli.sharded.__version__", "9.9.9")
+    assert f'with sdediff "{sd.__version__}", and "9.9.9" is asked' in refuse(capsys, *given)
+
+
 def test_samples_that_fail_are_told_and_left_out(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,7 +178,7 @@ def test_one_two_and_three_processes_write_the_same_set(run: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_a_killed_worker_is_made_good_by_the_same_command(run: Path, tmp_path: Path) -> None:
     given = words(run, "--quiet", "--count", 600, "--out", tmp_path / "set")
-    process = launch(2, *given)
+    process = start(2, "-m", "sdediff", *given)
     shards = tmp_path / "set" / "000"
     until = time.monotonic() + 400
     while time.monotonic() < until and len(list(shards.glob("0*.safetensors"))) < 3:
