@@ -47,7 +47,8 @@ def load(
     SDEs, networks, network times and constraints of this library are built again from their saved
     parameters. Pass those of your own as ``sde=``, ``net=``, ``time=`` and ``constraint=``, because
     loading never imports or runs code that a file names. If the run has several averages, ``ema``
-    chooses one by its decay; the default is the first.
+    chooses one by its decay; the default is the first. All have the ``detail_std`` that was
+    measured by the first, because it is a size of the data.
 
     Warns if the run is unfinished, or if it was trained with another SDE than ``sde``. Raises
     FileNotFoundError if there is no run, and ValueError if files are damaged, belong to different
@@ -124,7 +125,9 @@ def _averages(
         for name, value in state.items()
         if name.startswith((first, SCHEDULE))
     }
-    return weights, meta
+    # those of the data, which the first average was asked for
+    known = read_run(run, WEIGHTS, config)[1].get(DETAILS)
+    return weights, meta if known is None else {**meta, DETAILS: known}
 
 
 def _built_network(

@@ -236,6 +236,7 @@ def test_two_machines_train_the_run_of_one(tmp_path: Path) -> None:
     machines = [
         subprocess.Popen(
             [
+        assert one.detail_std == several.detail_std is not None
                 *(sys.executable, "-m", "accelerate.commands.launch"),
                 *("--config_file", str(LAUNCH / "two_machines.yaml")),
                 *("--machine_rank", str(rank), "--num_processes", "2", "--mixed_precision", "no"),
