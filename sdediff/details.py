@@ -13,6 +13,7 @@ from sdediff.calls import Condition, check_condition, check_states
 from sdediff.masks import check_mask, kept
 from sdediff.modules import evaluating
 from sdediff.predict import predict
+from sdediff.processes import in_parts
 from sdediff.protocols import Model, check_model, facts
 from sdediff.sampling import sample
 from sdediff.solvers import StepNoise, White, expand, rowwise, seeds
@@ -92,18 +93,20 @@ def measure(
         x_0 = kept(known.normalizer.normalize(x_0), exist)
     levels, times = _levels(model, known.data_std)
     every = seeds(seed, len(x_0))
-    shares = []
+
+    def part(rows: range) -> Tensor:
+        some = slice(rows.start, rows.stop)
+        normals = White(every[some], x_0.shape[1:], dtype=x_0.dtype, device=known.device).at(0)
+        probe = _Probe(
+            model,
+            x_0[some],
+            {name: value[some] for name, value in condition.items()},
+            None if exist is None else exist[some],
+        )
+        return probe.shares(times, normals)
+
     with evaluating(model):
-        for first in range(0, len(x_0), batch_size):
-            some = slice(first, first + batch_size)
-            normals = White(every[some], x_0.shape[1:], dtype=x_0.dtype, device=known.device).at(0)
-            probe = _Probe(
-                model,
-                x_0[some],
-                {name: value[some] for name, value in condition.items()},
-                None if exist is None else exist[some],
-            )
-            shares.append(probe.shares(times, normals))
+        shares = in_parts(len(x_0), batch_size, part)
     high = torch.cat(shares, dim=1).double().quantile(_MOST, dim=1).tolist()
     return _size(levels, high, known.data_std)
 

@@ -1,8 +1,9 @@
 """The random numbers of a loss where a batch is taken in parts: by several processes, or one part
 after another.
 
-The numbers of the whole batch are drawn, and a part takes those of its own rows. So the losses of a
-batch do not depend on how it is divided.
+The numbers of the whole batch are drawn, and a part takes those of its own rows; what a loss learns
+of its samples it learns once the batch is whole. So the losses of a batch do not depend on how it
+is divided.
 """
 
 from __future__ import annotations
@@ -10,11 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Draws", "drawn", "note_times", "noted_times"]
+__all__ = ["Draws", "drawn", "learned", "note_times", "noted_times"]
+
+Learn = Callable[..., None]
+"""Takes tensors (B, ...) with a row a sample."""
 
 
 class Draws:
@@ -31,11 +36,13 @@ class Draws:
         self._known: list[Tensor] = []
         self._next = 0
         self._rows = torch.arange(count)
+        self._noted: list[tuple[Learn, list[tuple[Tensor, ...]]]] = []
+        self._place = 0
 
     @contextmanager
     def of(self, rows: Tensor) -> Iterator[None]:
         """What is drawn inside is for these rows (B,) of the whole batch, an index each."""
-        self._rows, self._next = rows, 0
+        self._rows, self._next, self._place = rows, 0, 0
         token = _current.set(self)
         try:
             yield
@@ -49,6 +56,26 @@ class Draws:
         whole = self._known[self._next]
         self._next += 1
         return whole[self._rows]
+
+    def note(self, learn: Learn, values: tuple[Tensor, ...]) -> None:
+        """Keep what is to be learned of the rows of this part, (B, ...) each."""
+        if self._place == len(self._noted):
+            self._noted.append((learn, []))
+        self._noted[self._place][1].append((self._rows, *(each.detach().cpu() for each in values)))
+        self._place += 1
+
+    def learn(self, gathered: Callable[[Any], list[Any]]) -> None:
+        """Let all that was noted be learned, each of the whole batch in the order of its rows;
+        ``gathered`` returns what it is given in each of the processes.
+        """
+        if not self._noted:
+            return
+        every = gathered([parts for _, parts in self._noted])
+        for place, (learn, _) in enumerate(self._noted):
+            parts = [part for own in every for part in own[place]]
+            rows, *values = (torch.cat(column) for column in zip(*parts, strict=True))
+            order = rows.argsort()
+            learn(*(each[order] for each in values))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -72,6 +99,19 @@ def drawn(
     if whole is None or generator is not None or count != len(whole):
         return draw(count, generator)
     return whole.take(draw)
+
+
+def learned(learn: Learn, *values: Tensor) -> None:
+    """``learn(*values)``, with a row for each of the samples of a loss.
+
+    Where the samples are a part of a batch (`Draws`), it is called once, with all rows of the
+    batch, when its last part is done.
+    """
+    whole = _current.get()
+    if whole is None or len(values[0]) != len(whole):
+        learn(*values)
+    else:
+        whole.note(learn, values)
 
 
 @contextmanager

@@ -102,7 +102,7 @@ class Latent(Operator):
         x: Tensor,
         *,
         batch_size: int = 64,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         out: str | Path | None = None,
     ) -> Tensor:
         """Latents (N, *shape) of data x (N, *event): `Autoencoder.encode`.

@@ -137,9 +137,10 @@ class Log:
 
     def found_at(self, step: int, values: Mapping[str, float]) -> None:
         """Take note of what validation found."""
-        for name, value in values.items():
-            self.found.add(step, name, float(value))
-        self.found.write()
+        if self.main:
+            for name, value in values.items():
+                self.found.add(step, name, float(value))
+            self.found.write()
         self._track(values)
         first = next(iter(values), None)
         self.note = "" if first is None else f"  {first} {values[first]:.4f}"

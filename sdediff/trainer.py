@@ -22,6 +22,7 @@ from sdediff.model import ScoreModel
 from sdediff.objectives import Objective
 from sdediff.objectives.objective import seen_by
 from sdediff.optimization import Optimization
+from sdediff.processes import Processes, dividing
 from sdediff.run_folder import TRAINING, Run
 from sdediff.solvers.given import Record, integer
 from sdediff.sources import Samples, Source, batch, seed_of
@@ -123,9 +124,11 @@ class Trainer:
         self.step = 0
         self._prove()
 
-    def prepare(self, accelerator: Any) -> None:
-        """Move everything to the accelerator's device and let it wrap what it runs."""
-        self.accelerator = accelerator
+    def prepare(self, accelerator: Any, among: Processes) -> None:
+        """Move everything to the accelerator's device and let it wrap what it runs; ``among`` are
+        the processes that train.
+        """
+        self.accelerator, self.among = accelerator, among
         self.model.to(accelerator.device)
         for average in self.averages.values():
             average.to(accelerator.device)
@@ -164,6 +167,7 @@ class Trainer:
                 self.optimizer.step()
             found.append(losses.detach())
             times += [t for t in noted if t.shape == losses.shape][:1]
+        whole.learn(lambda noted: self.among.each(lambda: noted))
         for average in self.averages.values():
             average.update_parameters(self.module)
         self.step += 1
@@ -310,16 +314,19 @@ class Trainer:
 
     def measured(self, run: Run, samples: Samples) -> None:
         """Measure the details of the data by the averaged weights, after `finish`, and keep their
-        size beside these.
+        size beside these. No more states are in memory than in a part of a step.
         """
         model = self.model
         if "kernel" not in model.sde.offers:
             return
         x_0, condition, mask = samples.some(_MEASURED)
-        size, seed = self.settings.batch_size, self.settings.seed
-        model.detail_std = measure(
-            model, x_0, condition=condition, mask=mask, batch_size=size, seed=seed
-        )
+        parts = self.accelerator.num_processes * self.optimization.accumulate
+        size = max(1, self.settings.batch_size // (2 * parts))  # each sample is two states
+        seed = self.settings.seed
+        with dividing(self.among):
+            model.detail_std = measure(
+                model, x_0, condition=condition, mask=mask, batch_size=size, seed=seed
+            )
         if self.accelerator.is_main_process:
             meta = self._facts(run) | {DETAILS: repr(model.detail_std)}
             run.save_weights(serialise(self._states()[1], meta))

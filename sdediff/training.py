@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,10 +16,11 @@ from torch.utils.data import Dataset
 
 from sdediff._extras import require
 from sdediff.calls import Condition
-from sdediff.interruption import stoppable
+from sdediff.interruption import signal_of, stoppable
 from sdediff.model import ScoreModel
 from sdediff.objectives import DenoisingScoreMatching, Objective
 from sdediff.optimization import Optimization
+from sdediff.processes import Processes, joined
 from sdediff.progress import progress_bar
 from sdediff.run_config import config_of, summary, writing
 from sdediff.run_folder import Run, check_ours, check_out
@@ -161,9 +162,10 @@ def fit(
         with writing(folder, config, accelerator, resume=resume, overwrite=overwrite) as run:
             if run.begun is not None:
                 trainer.restore(folder, run.begun)
-            trainer.prepare(accelerator)
-            trained = _train(trainer, watcher, run, checkpoint_every, progress, callback)
-            trainer.measured(run, Samples(clean, found, exist))
+            with _all_of(accelerator) as among:
+                trainer.prepare(accelerator, among)
+                trained = _train(trainer, watcher, run, checkpoint_every, progress, callback)
+                _measure(trainer, run, Samples(clean, found, exist))
             return trained if given is model else given.eval()
 
 
@@ -207,7 +209,7 @@ def _train(
                 log.record(trainer.take())
                 if watcher.due(trainer.step):
                     log.flush()
-                    log.found_at(trainer.step, watcher.look() if log.main else {})
+                    log.found_at(trainer.step, watcher.look())
                 if trainer.step % checkpoint_every == 0 and trainer.step < steps:
                     log.save()
             log.save()
@@ -215,6 +217,28 @@ def _train(
     if trainer.step < steps:
         raise Interrupted(trainer.step, run.folder, stop.signal)
     return trained
+
+
+def _all_of(accelerator: Any) -> AbstractContextManager[Processes]:
+    """The processes that train."""
+    return joined() if accelerator.num_processes > 1 else nullcontext(Processes())
+
+
+def _measure(trainer: Trainer, run: Run, samples: Samples) -> None:
+    """Measure the details of the data. The run is complete before that, and stays so."""
+    try:
+        trainer.measured(run, samples)
+    except KeyboardInterrupt as stop:
+        raise Interrupted(trainer.step, run.folder, signal_of(stop)) from stop
+    except Exception as error:  # of any kind: no memory is left, say
+        if trainer.accelerator.is_main_process:
+            first = (str(error) or "no more is known").splitlines()[0]
+            warnings.warn(
+                f"the details of the data were not measured ({type(error).__name__}: {first}); the "
+                f"run in {run.folder} is complete, and the default solver takes its details for "
+                "coarse: model.detail_std = sdediff.tuning.measure(model, data) measures them",
+                stacklevel=3,
+            )
 
 
 @contextmanager

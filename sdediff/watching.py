@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,11 +17,12 @@ from torch import Tensor
 
 from sdediff.calls import Condition, check_condition
 from sdediff.drawing import noted_times
+from sdediff.processes import current, dividing
 from sdediff.run_log import time_bins
 from sdediff.sampling import sample
 from sdediff.solvers import Solver
 from sdediff.solvers.given import callback_of, integer
-from sdediff.sources import Source, source_of
+from sdediff.sources import Samples, Source, seed_of, source_of
 from sdediff.trainer import Trainer
 
 __all__ = ["Watch", "Watcher"]
@@ -42,7 +43,8 @@ class Watch:
     ``solver`` (the default's by default) and the conditions ``condition``, and written as
     ``samples-step-00001000.png`` where they are images, else ``.npy``. ``quality(x)`` is called
     with them (N, *event), in the user's units, and returns a number, or numbers by name, which go
-    to ``validation.csv`` too.
+    to ``validation.csv`` too. Several processes share the held-out data and the samples; the first
+    one calls ``quality`` and writes.
 
     ``trackers`` are names that Accelerate knows, ``"tensorboard"`` or ``"wandb"`` say: they get
     losses, learning rate, gradient norm and what is found here.
@@ -125,9 +127,11 @@ class Watcher:
         return asked and (step % self.watch.every == 0 or step == self.trainer.settings.steps)
 
     def look(self) -> dict[str, float]:
-        """What is found at the present step, by name."""
+        """What is found at the present step, by name; of several processes, each looks at a share
+        and knows of all.
+        """
         found: dict[str, float] = {}
-        with self._averaged():
+        with dividing(self.trainer.among), self._averaged():
             if self.source is not None:
                 found |= self._validation(self.source)
             if self.watch.samples:
@@ -157,13 +161,17 @@ class Watcher:
         trainer, bins = self.trainer, self.watch.bins
         sums, counts = torch.zeros(bins, dtype=torch.float64), torch.zeros(bins)
         total, number = 0.0, 0
-        torch.manual_seed(_SEED)
-        for samples in source.once():
-            with noted_times() as noted:
-                losses = trainer.losses(samples).cpu().double()
+        among = current()
+
+        def own() -> list[tuple[Tensor, Tensor | None]]:
+            batches = islice(enumerate(source.once()), among.index, None, among.count)
+            return [self._judged(number, samples) for number, samples in batches]
+
+        every = among.each(own)
+        for k in range(sum(map(len, every))):  # in the order of the batches
+            losses, place = every[k % among.count][k // among.count]
             total, number = total + float(losses.sum()), number + len(losses)
-            for times in [t for t in noted if t.shape == losses.shape][:1]:
-                place = time_bins(trainer.model.sde, times, bins)
+            if place is not None:
                 sums.index_add_(0, place, losses)
                 counts.index_add_(0, place, torch.ones(len(place)))
         edges = np.linspace(trainer.model.sde.t_min, trainer.model.sde.t_max, bins + 1)
@@ -173,6 +181,18 @@ class Watcher:
             if counts[k]
         }
         return {"validation_loss": total / number, **by_time}
+
+    def _judged(self, number: int, samples: Samples) -> tuple[Tensor, Tensor | None]:
+        """The losses (B,) of a batch of held-out data, and in which bins of time they are, where
+        there is one time a sample.
+        """
+        trainer = self.trainer
+        torch.manual_seed(seed_of(_SEED, number))
+        with noted_times() as noted:
+            losses = trainer.losses(samples).cpu().double()
+        times = next((t for t in noted if t.shape == losses.shape), None)
+        sde, bins = trainer.model.sde, self.watch.bins
+        return losses, None if times is None else time_bins(sde, times, bins)
 
     def _drawn(self) -> dict[str, float]:
         watch, trainer = self.watch, self.trainer
@@ -184,6 +204,11 @@ class Watcher:
             seed=_SEED,
             condition=watch.condition,
         ).x.cpu()
+        return current().once(lambda: self._shown(x))
+
+    def _shown(self, x: Tensor) -> dict[str, float]:
+        """Write samples, and judge them."""
+        watch, trainer = self.watch, self.trainer
         path = self.folder / f"samples-step-{trainer.step:08d}"
         if self.images:
             from sdediff.plots import image_grid, save_png

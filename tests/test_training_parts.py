@@ -11,9 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from gradients import gradients
+from gradients import KINDS, gradients
+from launched import launched
 from small_runs import DATA, make, train
 from torch import Tensor
 
@@ -41,38 +43,46 @@ def test_parts_of_a_batch_draw_the_numbers_of_the_whole() -> None:
                 assert torch.equal(one, two[rows])
 
 
-@pytest.mark.parametrize("learned", [True, False])
-def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path, learned: bool) -> None:
-    whole = gradients(tmp_path / "whole", learned=learned)
-    parts = gradients(tmp_path / "parts", learned=learned, accumulate=4)
+def same_loss_state(one: Path, two: Path) -> None:
+    """What the losses of two runs have learned is the same."""
+    first, second = (read_tensors(folder / "training.safetensors")[0] for folder in (one, two))
+    known = [name for name in first if name.startswith("loss.")]
+    assert known == [name for name in second if name.startswith("loss.")]
+    for name in known:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=() if k == "aware" else pytest.mark.slow) for k in KINDS]
+)
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path, kind: str) -> None:
+    """And so is what a loss learns of its samples, of a whole batch at a time."""
+    whole = gradients(tmp_path / "whole", kind=kind)
+    parts = gradients(tmp_path / "parts", kind=kind, accumulate=4)
+    same_loss_state(tmp_path / "whole", tmp_path / "parts")
     assert whole.shape == parts.shape
     assert float(whole.norm(dim=1).min()) > 0.01
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-6 * float(whole.abs().max()))
 
 
-def launched(*words: object, processes: int = 2) -> None:
-    """Run under accelerate's launcher, on CPUs by gloo."""
-    done = subprocess.run(
-        [
-            # of its launchers this is the one that starts several processes on one machine
-            *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"),
-            *("--num_processes", str(processes), "--num_machines", "1"),
-            *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
-            *map(str, words),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["learned", "plain"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_average_to_the_gradient_of_one(tmp_path: Path, kind: str) -> None:
-    """On the same batches, times, noise and dropped conditions; of 15 samples one process has 8."""
+    """On the same batches, times, noise and dropped conditions; of 15 samples one process has 8.
+    What is looked at meanwhile is the same too.
+    """
     launched(HERE / "tables" / "gradients.py", tmp_path, "two", 4, kind)
-    one = gradients(tmp_path / "one", learned=kind == "learned")
+    one = gradients(tmp_path / "one", kind=kind)
+    same_loss_state(tmp_path / "one", tmp_path / "two")
+    tables = [(tmp_path / name / "validation.csv").read_text() for name in ("one", "two")]
+    rows = [[line.split(",") for line in table.splitlines()] for table in tables]
+    assert [row[:2] for row in rows[0]] == [row[:2] for row in rows[1]]
+    for row, other in zip(rows[0][1:], rows[1][1:], strict=True):
+        assert float(row[2]) == pytest.approx(float(other[2]), rel=1e-5, abs=1e-6), row
+    drawn = [np.load(tmp_path / name / "samples-step-00000004.npy") for name in ("one", "two")]
+    np.testing.assert_allclose(drawn[0], drawn[1], rtol=0, atol=1e-5)
+    said = [read_tensors(tmp_path / name / "model.safetensors")[1] for name in ("one", "two")]
+    assert float(said[0]["detail_std"]) == pytest.approx(float(said[1]["detail_std"]), rel=1e-4)
     first, second = (torch.load(tmp_path / f"two-{rank}.pt") for rank in (0, 1))
     assert torch.equal(first, second)
     assert first.shape == one.shape
@@ -83,13 +93,42 @@ def test_two_processes_average_to_the_gradient_of_one(tmp_path: Path, kind: str)
 def test_a_run_of_two_processes_goes_on_with_one(tmp_path: Path) -> None:
     launched(HERE / "tables" / "gradients.py", tmp_path, "parts", 6, "plain")
     assert (tmp_path / "parts-1.pt").is_file()
-    gradients(tmp_path / "parts", steps=12, learned=False, resume=True)
-    gradients(tmp_path / "whole", steps=12, learned=False)
+    gradients(tmp_path / "parts", steps=12, kind="plain", resume=True)
+    gradients(tmp_path / "whole", steps=12, kind="plain")
     parts, whole = (
         read_tensors(tmp_path / name / "training.safetensors")[0] for name in ("parts", "whole")
     )
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_details_are_measured_with_no_more_states_than_a_part_of_a_step(tmp_path: Path) -> None:
+    sizes: list[int] = []
+    model = make()
+
+    def look(module: Any, args: tuple[Tensor, Tensor]) -> None:
+        if not module.training:
+            sizes.append(len(args[0]))
+
+    model.net.register_forward_pre_hook(look)  # type: ignore[union-attr]
+    options: Any = {"batch_size": 16, "device": "cpu", "optimization": Optimization(accumulate=4)}
+    model = sd.fit(model, DATA, out=tmp_path / "run", steps=2, **options)
+    assert set(sizes) == {4}
+    assert model.detail_std == pytest.approx(sd.tuning.measure(model, DATA), rel=1e-4)
+
+
+def test_a_run_is_complete_where_its_details_cannot_be_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: Any, **options: Any) -> float:
+        raise torch.OutOfMemoryError("no memory\nis left")
+
+    monkeypatch.setattr("sdediff.trainer.measure", fails)
+    match = "details of the data were not measured .OutOfMemoryError: no memory.; the run in"
+    with pytest.warns(UserWarning, match=match):
+        model = train(tmp_path / "run", steps=3)
+    assert model.detail_std is None
+    assert torch.equal(sd.load(tmp_path / "run").noise(DATA, 0.5), model.noise(DATA, 0.5))
 
 
 def test_more_parts_than_samples_are_refused(tmp_path: Path) -> None:
@@ -197,6 +236,7 @@ def test_averages_of_several_decays_are_kept_and_loaded(tmp_path: Path) -> None:
             strict=True,
         ):
             assert torch.equal(value, other), name
+        assert one.detail_std == several.detail_std is not None
     assert torch.equal(several.noise(DATA, 0.5), sd.load(tmp_path / "0.999").noise(DATA, 0.5))
     steady = {"ema": decays, "optimization": Optimization(schedule=lambda step: 1.0)}
     train(tmp_path / "whole", steps=9, **steady)
@@ -236,7 +276,6 @@ def test_two_machines_train_the_run_of_one(tmp_path: Path) -> None:
     machines = [
         subprocess.Popen(
             [
-        assert one.detail_std == several.detail_std is not None
                 *(sys.executable, "-m", "accelerate.commands.launch"),
                 *("--config_file", str(LAUNCH / "two_machines.yaml")),
                 *("--machine_rank", str(rank), "--num_processes", "2", "--mixed_precision", "no"),
@@ -251,7 +290,7 @@ def test_two_machines_train_the_run_of_one(tmp_path: Path) -> None:
     for machine in machines:
         _, said = machine.communicate(timeout=500)
         assert machine.returncode == 0, said[-3000:]
-    one = gradients(tmp_path / "one", learned=False)
+    one = gradients(tmp_path / "one", kind="plain")
     for rank in (0, 1):
         two = torch.load(tmp_path / f"two-{rank}.pt")
         torch.testing.assert_close(two, one, rtol=0, atol=1e-6 * float(one.abs().max()))

@@ -29,7 +29,7 @@ from torch.utils.data import TensorDataset
 import sdediff as sd
 from sdediff import files
 from sdediff.networks import initialised
-from sdediff.sources import batch
+from sdediff.sources import batch, seed_of
 from sdediff.states import read_tensors
 from sdediff.training import Watch
 
@@ -93,7 +93,7 @@ def test_a_run_that_takes_the_place_of_another_takes_its_tables(tmp_path: Path) 
 
 
 def test_validation_is_the_mean_loss_of_the_averaged_model_by_time(tmp_path: Path) -> None:
-    """Against the loss called by hand, on times and noise of one seed."""
+    """Against the loss called by hand, on times and noise of a seed for each batch."""
     watch = Watch(held_out=HELD_OUT, every=5, bins=4)
     plain = train(tmp_path / "plain", steps=10)
     model = train(tmp_path / "run", steps=10, watch=watch)
@@ -104,8 +104,8 @@ def test_validation_is_the_mean_loss_of_the_averaged_model_by_time(tmp_path: Pat
     loss = sd.DenoisingScoreMatching(stratified=True)
     losses, times = [], []
     with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(0)
-        for part in HELD_OUT.split(16):
+        for number, part in enumerate(HELD_OUT.split(16)):
+            torch.manual_seed(seed_of(0, number))
             state = torch.get_rng_state()
             losses.append(loss(model, part))
             generator = torch.Generator()

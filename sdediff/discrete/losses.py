@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sdediff.discrete.bound import data_error, transition
 from sdediff.discrete.chain import Chain
 from sdediff.discrete.ddpm import DDPM
+from sdediff.drawing import learned
 from sdediff.masks import counts, mean_over
 from sdediff.objectives.objective import Batch, Loss
 from sdediff.objectives.times import uniform
@@ -31,8 +32,8 @@ class LossAware(nn.Module):
     mean what it was.
 
     Until every level has been seen ``history`` times, and afterwards with probability ``uniform``,
-    all are alike. It learns as the loss is evaluated with gradients; its state is kept in the run
-    folder.
+    all are alike. It learns as the loss is evaluated with gradients, in `fit` of the whole batch of
+    a step, whatever the number of processes; its state is kept in the run folder.
     """
 
     losses: Tensor
@@ -189,7 +190,7 @@ class DDPMLoss(Loss):
         i = chain.index(i, x_0).expand(len(x_0))
         losses = self._losses(batch, i, batch.drawn())
         if self.sampler is not None and batch.at is None and torch.is_grad_enabled():
-            self.sampler.record(i, losses)
+            learned(self.sampler.record, i, losses)
         return losses * torch.as_tensor(expand(weights, losses))
 
     def _losses(self, batch: Batch, i: Tensor, noise: Tensor) -> Tensor:

@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sdediff.arguments import check_seed
 from sdediff.calls import check_floating
+from sdediff.drawing import drawn
 from sdediff.modules import evaluating, first_fact, modules_behind
 from sdediff.normalizer import Normalizer
-from sdediff.solvers import White, rowwise, seeds
+from sdediff.solvers import White, rowwise
 from sdediff.solvers.given import described, integer
 
 __all__ = ["Autoencoder", "Reconstruction"]
@@ -83,15 +85,16 @@ class Autoencoder(nn.Module):
         x: Tensor,
         *,
         batch_size: int = 64,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         out: str | Path | None = None,
     ) -> Tensor:
         """Latents (N, *shape) of data x (N, *event), ``batch_size`` of them at a time, in
         evaluation mode.
 
-        Of a distribution they are its mean; with ``seed`` they are drawn from it, sample i by seed
-        i of `seeds`. With ``out``, the path of an .npy file, they are written there part by part,
-        and the tensor that is returned reads the file as it is needed;
+        Of a distribution they are its mean; with ``seed`` they are drawn from it: an int, of which
+        sample i takes seed i of `seeds`, or one int a sample. With ``out``, the path of an .npy
+        file, they are written there part by part, and the tensor that is returned reads the file as
+        it is needed;
         ``torch.from_numpy(numpy.load(out, mmap_mode="c"))`` is the same tensor later. A gradient is
         kept where x asks for one, which a file cannot: with ``out`` that is a ValueError.
 
@@ -102,10 +105,12 @@ class Autoencoder(nn.Module):
         if out is not None and x.requires_grad and torch.is_grad_enabled():
             raise ValueError("x asks for a gradient, which a file cannot keep: pass x.detach()")
 
+        every = None if seed is None else check_seed(seed, None, tuple(x.shape))
+
         def part(rows: range) -> Tensor:
             mean, std = self._posterior(x[rows.start : rows.stop])
-            if seed is not None and std is not None:
-                own = seeds(seed, rows)
+            if every is not None and std is not None:
+                own = every[rows.start : rows.stop]
                 noise = White(own, mean.shape[1:], dtype=mean.dtype, device=mean.device)
                 mean = mean + std * noise.at(0).normal("prior")
             return mean if self.declared is None else self.declared.normalize(mean)
@@ -156,7 +161,10 @@ class Autoencoder(nn.Module):
             return Reconstruction(sample, None, commitment)
         kl = 0.5 * (z.square() + std.square() - 1) - std.log()
         if self.training:
-            noise = torch.randn(z.shape, generator=generator, dtype=z.dtype)
+            shape, kind = z.shape[1:], z.dtype
+            noise = drawn(
+                len(z), generator, lambda n, g: torch.randn((n, *shape), generator=g, dtype=kind)
+            )
             z = z + std * noise.to(z.device)
         sample, commitment = self._restored(z)
         return Reconstruction(sample, rowwise(kl).sum(dim=1), commitment)

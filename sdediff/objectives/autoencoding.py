@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sdediff.calls import Condition
+from sdediff.drawing import drawn
 from sdediff.masks import mean_over
 from sdediff.modules import evaluating
 from sdediff.networks.autoencoder import Autoencoder, Reconstruction
@@ -115,14 +116,17 @@ class Encoded(Loss):
         if batch.mask is not None:
             raise ValueError("Encoded: what exists of latents is not known: leave mask out")
         seed = None
+        count = len(batch.x_0)
         if self.drawn:
-            seed = int(torch.randint(2**62, (), generator=batch.generator))
-        z = self.autoencoder.encode(batch.x_0, batch_size=len(batch.x_0), seed=seed)
+            seed = drawn(
+                count, batch.generator, lambda n, g: torch.randint(2**62, (n,), generator=g)
+            ).tolist()
+        z = self.autoencoder.encode(batch.x_0, batch_size=count, seed=seed)
         normalizer = getattr(batch.model, "normalizer", None)
         x_0 = z if normalizer is None else normalizer.normalize(z)
         condition: Any = batch.condition
-        drawn: Any = {} if batch.generator is None else {"generator": batch.generator}
-        return self.loss(batch.model, x_0, condition, **drawn)
+        random: Any = {} if batch.generator is None else {"generator": batch.generator}
+        return self.loss(batch.model, x_0, condition, **random)
 
     def check(self, model: Model, x_0: Tensor, condition: Condition | None = None) -> None:
         """Let the loss inside look at latents before `fit` begins."""
