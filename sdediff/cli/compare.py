@@ -83,9 +83,9 @@ def run(
     found.show()
     _recommend(found, max(_budgets(nfe)))
     if out is not None:
-        _write(found, out)
+        written = _write(found, out)
         if not quiet:
-            print(f"wrote {out / _JSON}, compare.md and compare.png", file=sys.stderr)
+            print(f"wrote {' and '.join(map(str, written))}", file=sys.stderr)
     return code
 
 
@@ -140,10 +140,13 @@ def _recommend(found: Comparison, nfe: int) -> None:
     print(f"\n{advice}")
 
 
-def _write(found: Comparison, out: Path) -> None:
-    """JSON, Markdown and, where there is something to draw, a picture."""
+def _write(found: Comparison, out: Path) -> list[Path]:
+    """JSON, Markdown and, where there is something to draw, a picture; what was written."""
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / _JSON, found.to_json().encode())
-    write_atomically(out / "compare.md", found.markdown().encode())
+    written = [out / _JSON, out / "compare.md"]
+    write_atomically(written[0], found.to_json().encode())
+    write_atomically(written[1], found.markdown().encode())
     if any(row.error or row.law or row.quality for row in found.measured):
-        found.plot(out / "compare.png")
+        written.append(out / "compare.png")
+        found.plot(written[-1])
+    return written
