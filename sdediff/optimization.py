@@ -1,4 +1,6 @@
-"""How `fit` makes its steps: the optimizer, its schedule, and gradient accumulation."""
+"""How `fit` makes its steps: what is trained, the optimizer, its schedule, and gradient
+accumulation.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdediff.solvers.given import callback_of, integer
 
-__all__ = ["Optimization"]
+__all__ = ["Optimization", "check_trainable"]
 
 
 @dataclass(frozen=True)
@@ -73,3 +75,28 @@ class Optimization:
         if self.schedule is not None:
             said["schedule"] = getattr(self.schedule, "__name__", type(self.schedule).__name__)
         return said
+
+
+def check_trainable(module: nn.Module, learned: Sequence[Tensor]) -> None:
+    """Raise ValueError unless there are parameters, all have values, and one of them is to be
+    trained.
+    """
+    name = type(module).__name__
+    for part, value in (*module.named_parameters(), *module.named_buffers()):
+        if torch.nn.parameter.is_lazy(value):
+            raise ValueError(
+                f"{part} of {name} has no shape before the network is first called; call it "
+                "once: net(data[:1], torch.ones(1))"
+            )
+        if value.is_meta:
+            raise ValueError(
+                f"{part} of {name} is on the meta device, without values; build the network on a "
+                "real one"
+            )
+    if not learned:
+        raise ValueError(f"{name} has no parameters, so there is nothing to train")
+    if not any(value.requires_grad for value in learned):
+        raise ValueError(
+            f"every parameter of {name} is frozen, so there is nothing to train; "
+            "net.requires_grad_() unfreezes all of them"
+        )

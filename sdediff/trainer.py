@@ -21,7 +21,7 @@ from sdediff.drawing import Draws, noted_times
 from sdediff.model import ScoreModel
 from sdediff.objectives import Objective
 from sdediff.objectives.objective import seen_by
-from sdediff.optimization import Optimization
+from sdediff.optimization import Optimization, check_trainable
 from sdediff.processes import Processes, dividing
 from sdediff.run_folder import TRAINING, Run
 from sdediff.solvers.given import Record, integer
@@ -116,7 +116,7 @@ class Trainer:
         # learned with the network
         self.schedule: nn.Module = schedule if isinstance(schedule, nn.Module) else nn.Module()
         learned = [*self.module.parameters(), *self.schedule.parameters()]
-        _check_trainable(self.module, learned)
+        check_trainable(self.module, learned)
         self.averages = {decay: copied(self.module, decay) for decay in settings.decays}
         self.ema = self.averages[settings.decays[0]]
         self.optimizer: Any = optimization.made(learned, settings.lr)
@@ -362,28 +362,3 @@ class Trainer:
             raise ValueError(
                 f"{folder / TRAINING} does not fit this training ({error}); train anew"
             ) from error
-
-
-def _check_trainable(module: nn.Module, learned: Sequence[Tensor]) -> None:
-    """Raise ValueError unless there are parameters, all have values, and one of them is to be
-    trained.
-    """
-    name = type(module).__name__
-    for part, value in (*module.named_parameters(), *module.named_buffers()):
-        if torch.nn.parameter.is_lazy(value):
-            raise ValueError(
-                f"{part} of {name} has no shape before the network is first called; call it "
-                "once: net(data[:1], torch.ones(1))"
-            )
-        if value.is_meta:
-            raise ValueError(
-                f"{part} of {name} is on the meta device, without values; build the network on a "
-                "real one"
-            )
-    if not learned:
-        raise ValueError(f"{name} has no parameters, so there is nothing to train")
-    if not any(value.requires_grad for value in learned):
-        raise ValueError(
-            f"every parameter of {name} is frozen, so there is nothing to train; "
-            "net.requires_grad_() unfreezes all of them"
-        )
