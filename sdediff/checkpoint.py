@@ -126,8 +126,8 @@ def _averages(
         if name.startswith((first, SCHEDULE))
     }
     # those of the data, which the first average was asked for
-    known = read_run(run, WEIGHTS, config)[1].get(DETAILS)
-    return weights, meta if known is None else {**meta, DETAILS: known}
+    size = read_run(run, WEIGHTS, config)[1].get(DETAILS)
+    return weights, meta if size is None else {**meta, DETAILS: size}
 
 
 def _built_network(

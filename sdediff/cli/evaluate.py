@@ -81,13 +81,11 @@ class Judged:
         begun = (path / SET).is_file() and not (path / MANIFEST).is_file()
         return path if begun or not (path.suffix or path.exists()) else None
 
-    def given(self, data: Dataset) -> Tensor | None:
+    def given(self, samples: str, data: Dataset) -> Tensor:
         """The samples of a file or folder; floats with negative ones among them are as `sample`
         writes them, and may leave [-1, 1].
         """
-        if self.samples is None:
-            return None
-        path = Path(self.samples).expanduser()
+        path = Path(samples).expanduser()
         if (path / SET).is_file():
             return self._fitting(Shards.open(path).gathered("x"), data)
         stored = False
@@ -125,14 +123,15 @@ def run(judged: Judged, asked: Asked, out: Path | None) -> int:
         stopped = to_folder(asked, folder, wait=first)
         if Shards.open(folder).missing():  # by a signal, or others are drawing them
             return stopped
-    drawn = None
     if judged.samples is None:
-        drawn, code = _drawn(asked)
+        x, code = _drawn(asked)
+        if first and len(x) < asked.count:
+            some = f"{len(x)} of {asked.count} samples are complete"
+            print(f"{some}: measuring those", file=sys.stderr)
+    elif first:
+        x = judged.given(judged.samples, data)
     if not first:
         return code
-    x = judged.given(data) if drawn is None else drawn
-    if drawn is not None and len(x) < asked.count:
-        print(f"{len(x)} of {asked.count} samples are complete: measuring those", file=sys.stderr)
     if len(x) < 2:
         print("fewer than two samples are complete: nothing was measured", file=sys.stderr)
         return code or 2
