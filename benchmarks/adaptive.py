@@ -1,30 +1,30 @@
-"""Cost of an adaptive solve to a given error, against SciPy and torchdiffeq, on mixtures with a
-known flow.
+"""Cost of an adaptive solve to a given error, against SciPy, torchdiffeq and torchode (where it is
+installed), on mixtures with a known flow.
 
 256 samples of a mixture of Gaussians (`default.py` has its kind) are taken along the probability
 flow by every solver at many tolerances. For each root mean square error, over samples and
 coordinates, a solver has the run that reaches it with the fewest evaluations of the slowest sample:
 *NFE* are those, *rows* is the mean over samples, what the network computes, *ms* the CPU time of
 the whole solve with the exact model, least of seven in turn with the others'. SciPy and torchdiffeq
-take one step for all.
+take one step for all. torchdiffeq is told to step on the end of time (``step_t``): by default its
+steps go over it, which is NaN at most tolerances.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import platform
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import NamedTuple
 
 import torch
 import torchdiffeq
-from default import SDES, Mixtures, show
+from default import SDES, Mixtures
+from peers import versions
 from scipy.integrate import solve_ivp
-from timing import least_in_turn
+from timing import Row, Tables, least_in_turn, on_mixtures, options, report, show
 from torch import Tensor
 
 import sdediff as sd
@@ -139,6 +139,29 @@ class Flow:
         )
         return y[-1], torch.tensor([self.calls])
 
+    @torch.no_grad()
+    def torchode(self, method: str, tolerance: float) -> tuple[Tensor, Tensor]:
+        """Every sample has a step size of its own here too, but all are evaluated until the last
+        one has reached its end.
+        """
+        library = import_module("torchode")
+
+        def drift(t: Tensor, x: Tensor) -> Tensor:
+            pull = 0.5 * self.sde.g(t) ** 2 / self.sde.sigma(t) ** 2
+            clean = self.sde.alpha(t)[:, None] * self.net(x, t)
+            return self.sde.f(t)[:, None] * x - pull[:, None] * (clean - x)
+
+        term = library.ODETerm(drift)
+        controller = library.IntegralController(atol=tolerance, rtol=tolerance, term=term)
+        solver = library.AutoDiffAdjoint(
+            getattr(library, method)(term=term), controller, max_steps=2000
+        )
+        times = torch.tensor([[self.start, self.end]], dtype=torch.float64).expand(len(self.x), 2)
+        out = solver.solve(library.InitialValueProblem(y0=self.x, t_eval=times))
+        if int(out.status.max()) > 0:
+            raise ValueError("torchode did not reach the end")
+        return out.ys[:, -1], out.stats["n_f_evals"]
+
     def run(self, solve: Callable[[float], tuple[Tensor, Tensor]], tolerance: float) -> Run:
         x, nfe = solve(tolerance)
 
@@ -179,6 +202,8 @@ def candidates(flow: Flow, *, quick: bool) -> dict[str, Callable[[float], tuple[
         "scipy RK45": lambda tol: flow.scipy("RK45", "t", tol),
         "torchdiffeq dopri5": lambda tol: flow.torchdiffeq("dopri5", tol),
     }
+    if versions()["torchode"]:
+        peers["torchode dopri5"] = lambda tol: flow.torchode("Dopri5", tol)
     if not quick:
         peers["scipy RK45, log sigma"] = lambda tol: flow.scipy("RK45", "log_snr", tol)
         peers["scipy DOP853"] = lambda tol: flow.scipy("DOP853", "t", tol)
@@ -202,10 +227,10 @@ def sweep(
 
 
 def is_peer(name: str) -> bool:
-    return name.startswith(("scipy", "torchdiffeq"))
+    return name.startswith(("scipy", "torchdiffeq", "torchode"))
 
 
-def table(name: str, args: argparse.Namespace) -> list[dict[str, object]]:
+def table(name: str, args: argparse.Namespace) -> list[Row]:
     flow = Flow(name, 16 if args.quick else 256, args.seed)
     found: list[tuple[float, str, Run]] = []
     for solver, solve in candidates(flow, quick=args.quick).items():
@@ -232,18 +257,16 @@ def table(name: str, args: argparse.Namespace) -> list[dict[str, object]]:
     ]
 
 
-def summary(
-    name: str, rows: list[dict[str, object]], targets: tuple[float, ...]
-) -> list[dict[str, object]]:
+def summary(name: str, rows: list[Row], targets: tuple[float, ...]) -> list[Row]:
     """RK45 as it is by default against the best peer."""
-    found: list[dict[str, object]] = []
+    found: list[Row] = []
     for target in targets:
         here = {str(row["solver"]): row for row in rows if row["rmse"] == target}
         peers = {solver: row for solver, row in here.items() if is_peer(solver)}
         if "RK45" not in here or not peers:
             continue
         mine, best = here["RK45"], min(peers, key=lambda solver: peers[solver]["NFE"])
-        line: dict[str, object] = {
+        line: Row = {
             "task": name,
             "rmse": f"{target:.0e}",
             "NFE": mine["NFE"],
@@ -262,47 +285,27 @@ def summary(
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="one small task: shows that it runs, measures nothing"
-    )
-    parser.add_argument("--seed", type=int, default=100, help="of the mixture and the samples")
-    parser.add_argument(
-        "--tasks", default=None, help=f"some of {','.join(TASKS)}; all of them by default"
-    )
-    parser.add_argument(
-        "--solvers",
-        default=None,
-        help="which of ours, by the table's names, 'RK45;DOP853, t'; all by default",
-    )
-    parser.add_argument("--density", type=int, default=5, help="tolerances a decade")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+def main(argv: Sequence[str] | None = None) -> Tables:
+    which = "which of ours, by the table's names, 'RK45;DOP853, t'; all by default"
+    more = on_mixtures(TASKS) | {
+        "--solvers": {"help": which},
+        "--density": {"type": int, "default": 5, "help": "tolerances a decade"},
+    }
+    args = options(__doc__ or "", more, argv)
     args.targets, args.decades, args.most = (
         ((1e-2, 1e-3), 4, 200) if args.quick else (TARGETS, 10, 800)
     )
     names = args.tasks.split(",") if args.tasks else TASKS[:1] if args.quick else TASKS
-    rows: list[dict[str, object]] = []
-    lines: list[dict[str, object]] = []
+    rows: list[Row] = []
+    lines: list[Row] = []
     for name in names:
         part = table(name, args)
         show(f"{name}, mixture {args.seed}", part)
         rows, lines = rows + part, lines + summary(name, part, args.targets)
+    report("adaptive", rows, args)
     if lines:
-        show("RK45() against the best peer", lines)
-    if args.json is not None:
-        facts = {
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-        }
-        text = json.dumps(
-            {"benchmark": "adaptive", **facts, "quick": args.quick, "rows": rows, "summary": lines},
-            indent=2,
-        )
-        args.json.write_text(text + "\n")
+        report("RK45() against the best peer", lines, args)
+    return args.tables
 
 
 if __name__ == "__main__":

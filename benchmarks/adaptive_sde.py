@@ -10,13 +10,12 @@ within 2 % in every dearer run, and the ratio of Euler-Maruyama's to ours.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import platform
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
-from default import Task, show
+from default import Task
+from timing import Row, Tables, on_mixtures, options, report, show
 from torch import Tensor
 
 import sdediff as sd
@@ -33,7 +32,7 @@ class Rows(Task):
         return self.mixtures.data(x, self.sde.alpha(t), self.sde.sigma(t))
 
 
-def table(name: str, args: argparse.Namespace) -> list[dict[str, object]]:
+def table(name: str, args: argparse.Namespace) -> list[Row]:
     sde, d = name.split("-")
     task = Rows(
         sde, int(d), count=1, rows=args.rows if d == "2" else args.rows // 4, seed=args.seed
@@ -55,7 +54,7 @@ def table(name: str, args: argparse.Namespace) -> list[dict[str, object]]:
         for label, solver, grid in fixed
         for n in args.steps
     ]
-    rows: list[dict[str, object]] = []
+    rows: list[Row] = []
     for label, setting, solver, grid in runs:
         out = sd.sample(
             task.model,
@@ -83,7 +82,7 @@ def table(name: str, args: argparse.Namespace) -> list[dict[str, object]]:
     return rows
 
 
-def summary(name: str, rows: list[dict[str, object]]) -> list[dict[str, object]]:
+def summary(name: str, rows: list[Row]) -> list[Row]:
     found = {}
     for solver in dict.fromkeys(row["solver"] for row in rows):
         runs = sorted((row["NFE"], row["spread"]) for row in rows if row["solver"] == solver)
@@ -94,52 +93,27 @@ def summary(name: str, rows: list[dict[str, object]]) -> list[dict[str, object]]
             )
     lines = []
     for bound in (0.05, 0.02):
-        line: dict[str, object] = {"task": name, "within": f"{bound:.0%}"}
+        line: Row = {"task": name, "within": f"{bound:.0%}"}
         line |= {solver: nfe for (solver, b), nfe in found.items() if b == bound}
         euler = min(found["EulerMaruyama, uniform", bound], found["EulerMaruyama, logistic", bound])
         lines.append({**line, "ratio": euler / found["AdaptiveSDE", bound]})
     return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="one small task: shows that it runs, measures nothing"
-    )
-    parser.add_argument("--seed", type=int, default=100, help="of the mixture and the samples")
-    parser.add_argument(
-        "--tasks", default=None, help=f"some of {','.join(TASKS)}; all of them by default"
-    )
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+def main(argv: Sequence[str] | None = None) -> Tables:
+    args = options(__doc__ or "", on_mixtures(TASKS), argv)
     args.tolerances, args.steps, args.rows = (
         ((0.5, 0.2), (10, 20), 64) if args.quick else (TOLERANCES, STEPS, 4000)
     )
-    rows: list[dict[str, object]] = []
-    lines: list[dict[str, object]] = []
+    rows: list[Row] = []
+    lines: list[Row] = []
     for name in args.tasks.split(",") if args.tasks else TASKS[:1] if args.quick else TASKS:
         part = table(name, args)
         show(f"{name}, mixture {args.seed}", part)
         rows, lines = rows + part, lines + summary(name, part)
-    show("evaluations until the spread is right, and Euler-Maruyama's over AdaptiveSDE's", lines)
-    if args.json is not None:
-        facts = {
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-        }
-        text = json.dumps(
-            {
-                "benchmark": "adaptive_sde",
-                **facts,
-                "quick": args.quick,
-                "rows": rows,
-                "summary": lines,
-            },
-            indent=2,
-        )
-        args.json.write_text(text + "\n")
+    report("adaptive_sde", rows, args)
+    report("evaluations until the spread is right", lines, args)
+    return args.tables
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torchsde
-from timing import arguments, micro, ratios, report, shape_name
+from timing import Tables, arguments, micro, ratios, report, shape_name
 
 from sdediff.solvers import BrownianPath, seeds
 
@@ -127,9 +127,9 @@ def _grow(name: str, shape: tuple[int, ...], kind: str) -> None:
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
-def main() -> None:
-    memory = "--memory" in sys.argv and not sys.argv.remove("--memory")  # type: ignore[func-returns-value]
-    args = arguments(__doc__ or "", rounds=3)
+def main(argv: Sequence[str] | None = None) -> Tables:
+    memory = {"action": "store_true", "help": "what 200 queries leave behind, too"}
+    args = arguments(__doc__ or "", 3, {"--memory": memory}, argv)
     warnings.simplefilter("ignore")  # torchsde's, about times that it rounds
     rows: list[dict[str, object]] = []
     for shape in SHAPES:
@@ -146,13 +146,14 @@ def main() -> None:
                 row[f"ratio to {name}"] = ratios(times["BrownianPath"], times[name])["ratio"]
             rows.append(row)
     report("brownian", rows, args)
-    if memory:
+    if args.memory:
         names = ("BrownianPath", "interval, dt", "interval, cache")
         left = [
             {"queries": kind} | {f"{name} MB": grown(name, SHAPES[-1], kind) for name in names}
             for kind in ("grid", "any times")
         ]
         report(f"brownian, {shape_name(SHAPES[-1])}: left behind", left, args)
+    return args.tables
 
 
 if __name__ == "__main__":

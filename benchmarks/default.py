@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
-import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from timing import Row, Tables, on_mixtures, options, report
 from torch import Tensor
 
 import sdediff as sd
@@ -323,10 +322,10 @@ def envelope(task: Task, nfe: int) -> tuple[tuple[float, str], tuple[float, str]
     return min((s[0], s[2]) for s in scores), min((s[1], s[2]) for s in scores)
 
 
-def deterministic(name: str, d: int, args: argparse.Namespace) -> list[dict[str, object]]:
+def deterministic(name: str, d: int, args: argparse.Namespace) -> list[Row]:
     task = Task(name, d, count=args.mixtures, rows=args.rows, seed=args.seed)
     check = task.reference(60 if args.quick else 1500)
-    rows: list[dict[str, object]] = []
+    rows: list[Row] = []
     for nfe in args.nfes:
         solver = default_solver(task.sde, nfe, stochastic=False)
         x, used = task.solve(solver, task.grid(solver.spacing, nfe))
@@ -351,52 +350,24 @@ def deterministic(name: str, d: int, args: argparse.Namespace) -> list[dict[str,
     return rows
 
 
-def show(title: str, rows: list[dict[str, object]]) -> None:
-    text = [[f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
-    cells = [list(rows[0]), *text]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    print(title)
-    for line in cells:
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        )
-    print(flush=True)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="one small task: shows that it runs, measures nothing"
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=100,
-        help="of the mixtures; 0 are those that the rule was chosen on",
-    )
-    parser.add_argument(
-        "--tasks", default=None, help="VP-2,VE-64 and so on; all of them by default"
-    )
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    args.nfes, args.mixtures, args.rows = ((5, 10), 1, 16) if args.quick else (NFES, 4, 64)
+def named(tasks: str | None, quick: bool) -> list[tuple[str, int]]:
+    """The SDE and the dimensions of each task of the command line."""
     every = [f"{name}-{d}" for d, name in itertools.product((2, 64), SDES)]
-    tasks = [
-        t.split("-")
-        for t in (args.tasks.split(",") if args.tasks else ["VP-2"] if args.quick else every)
-    ]
-    rows = [row for name, d in tasks for row in deterministic(name, int(d), args)]
-    show(f"default solver over the envelope of the published ones, mixtures {args.seed}", rows)
-    if args.json is not None:
-        facts = {
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            "quick": args.quick,
-        }
-        found = {"benchmark": "default", **facts, "rows": rows}
-        args.json.write_text(json.dumps(found, indent=2) + "\n")
+    some = tasks.split(",") if tasks else every[:1] if quick else every
+    return [(name, int(d)) for name, _, d in (task.partition("-") for task in some)]
+
+
+def main(argv: Sequence[str] | None = None) -> Tables:
+    more = on_mixtures(chosen="; 0 are those that the rule was chosen on")
+    args = options(__doc__ or "", more, argv)
+    args.nfes, args.mixtures, args.rows = ((5, 10), 1, 16) if args.quick else (NFES, 4, 64)
+    rows: list[Row] = []
+    for name, d in named(args.tasks, args.quick):
+        rows += deterministic(name, d, args)
+    report(
+        f"default solver over the envelope of the published ones, mixtures {args.seed}", rows, args
+    )
+    return args.tables
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ that above 1 the peer costs more. Functions are the same for all, with t made to
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ import torch
 import torchdiffeq
 import torchsde
 from scipy.integrate import solve_ivp
-from timing import arguments, least_in_turn, report
+from timing import Tables, arguments, least_in_turn, report
 from torch import Tensor
 
 import solvers
@@ -259,11 +259,13 @@ def table(name: str, rounds: int, *, quick: bool) -> list[dict[str, object]]:
     return rows
 
 
-def main() -> None:
-    args = arguments(__doc__ or "", 5, {"--tasks": {"help": f"some of {','.join(TASKS)}"}})
+def main(argv: Sequence[str] | None = None) -> Tables:
+    tasks = {"--tasks": {"help": f"some of {','.join(TASKS)}"}}
+    args = arguments(__doc__ or "", 5, tasks, argv)
     names = args.tasks.split(",") if args.tasks else list(TASKS)
     rows = [row for name in names for row in table(name, args.rounds, quick=args.quick)]
     report("equations", rows, args)
+    return args.tables
 
 
 if __name__ == "__main__":

@@ -11,11 +11,14 @@ of a sample from the one of the same seed at most evaluations.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from timing import report
+from restoration_networks import trained
+from timing import Row, Tables, options, report
+from torch import Tensor
 
 import sdediff as sd
 from sdediff.cli.quality import Judge
@@ -42,42 +45,47 @@ WAYS = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--run",
-        type=Path,
-        default=Path("runs/demo"),
-        help="folder of a run on the digits, as `make demo` leaves it",
-    )
-    parser.add_argument("--count", type=int, default=1024, help="samples of each")
-    parser.add_argument(
-        "--budgets",
-        type=int,
-        nargs="+",
-        default=[10, 200],
-        metavar="NFE",
-        help="evaluations of the network",
-    )
-    parser.add_argument(
-        "--png", type=Path, help="write a picture: a row for each budget of the default solver"
-    )
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="a few samples of an untrained network: shows that it runs",
-    )
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    train, held_out = split(load_data("digits"), 360)
+def trained_model(args: argparse.Namespace) -> sd.ScoreModel:
+    """The run, the small network, or with ``--quick`` an untrained one."""
     if args.quick:
-        args.count, args.budgets, args.rounds = 32, [3, 5], 1
-        model = sd.ScoreModel(UNet(widths=(8, 16)), sd.VP(), "edm", sigma_data=0.75)
-    else:
-        args.rounds, model = 1, sd.load(args.run)
-    judge = Judge.fit(train, held_out)
-    rows: list[dict[str, object]] = []
+        return sd.ScoreModel(UNet(widths=(8, 16)), sd.VP(), "edm", sigma_data=0.75)
+    if args.small is not None:
+        return trained("digits", args.small)
+    return sd.load(args.run)  # type: ignore[return-value]
+
+
+def main(argv: Sequence[str] | None = None) -> Tables:
+    more: dict[str, dict[str, Any]] = {
+        "--run": {
+            "type": Path,
+            "default": Path("runs/demo"),
+            "help": "folder of a run on the digits, as `make demo` leaves it",
+        },
+        "--small": {
+            "type": Path,
+            "metavar": "FOLDER",
+            "help": "in place of a run the small network of restoration_networks.py, kept there",
+        },
+        "--count": {"type": int, "default": 1024, "help": "samples of each"},
+        "--budgets": {
+            "type": int,
+            "nargs": "+",
+            "default": [10, 200],
+            "metavar": "NFE",
+            "help": "evaluations of the network",
+        },
+        "--png": {
+            "type": Path,
+            "help": "write a picture: a row for each budget of the default solver",
+        },
+    }
+    quick = "a few samples of an untrained network: shows that it runs"
+    args = options(__doc__ or "", more, argv, quick)
+    if args.quick:
+        args.count, args.budgets = 32, [3, 5]
+    train, held_out = split(load_data("digits"), 360)
+    model, judge = trained_model(args), Judge.fit(train, held_out)
+    rows: list[Row] = []
     drawn = []
     for name, way in WAYS.items():
         best = None
@@ -92,22 +100,24 @@ def main() -> None:
                 seed=0,
             )
             best = out.x if best is None else best
-            quality, apart = (
-                judge.score(out.x),
-                (out.x - best).square().flatten(1).mean(dim=1).sqrt().median(),
-            )
-            found = {
-                "recognised": quality.recognised,
-                "entropy": quality.entropy,
-                "Frechet": quality.frechet,
-                "apart": float(apart),
-            }
-            rows.append({"solver": name, "NFE": int(out.nfe.max()), **found})
+            rows.append({"solver": name, "NFE": int(out.nfe.max()), **judged(judge, out.x, best)})
             if name == "default":
                 drawn.insert(0, out.x[:SHOWN])
     if args.png is not None:
         save_png(image_grid(torch.cat(drawn), columns=min(SHOWN, args.count)), args.png)
     report("few_steps", rows, args)
+    return args.tables
+
+
+def judged(judge: Judge, x: Tensor, best: Tensor) -> Row:
+    """What the judge says of the samples, and how far they are from those at most evaluations."""
+    quality = judge.score(x)
+    return {
+        "recognised": quality.recognised,
+        "entropy": quality.entropy,
+        "Frechet": quality.frechet,
+        "apart": float((x - best).square().flatten(1).mean(dim=1).sqrt().median()),
+    }
 
 
 if __name__ == "__main__":

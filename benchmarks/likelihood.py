@@ -13,18 +13,14 @@ its variables and its steps, one for all.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import platform
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 import torchdiffeq
-from default import show
-from timing import least_in_turn
+from timing import Row, Tables, least_in_turn, on_mixtures, options, report, show
 from torch import Tensor
 
 import sdediff as sd
@@ -98,7 +94,7 @@ class Task:
         return Run(error, int(nfe.max()), float(nfe.double().mean()), tolerance, again)
 
 
-def table(name: str, args: argparse.Namespace) -> list[dict[str, object]]:
+def table(name: str, args: argparse.Namespace) -> list[Row]:
     task = Task(name, 4 if args.quick else 32, args.seed)
     solvers: dict[str, Callable[[float], tuple[Tensor, Tensor, Tensor]]] = {
         "RK45": lambda tol: task.ours(sd.RK45(tol, tol)),
@@ -133,7 +129,7 @@ def table(name: str, args: argparse.Namespace) -> list[dict[str, object]]:
     ]
 
 
-def summary(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+def summary(rows: list[Row]) -> list[Row]:
     """The better of ours by rows, over dopri8."""
     lines = []
     for key in dict.fromkeys((row["task"], row["error"]) for row in rows):
@@ -156,45 +152,20 @@ def summary(rows: list[dict[str, object]]) -> list[dict[str, object]]:
     return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="one small task: shows that it runs, measures nothing"
-    )
-    parser.add_argument("--seed", type=int, default=100, help="of the mixture and the samples")
-    parser.add_argument(
-        "--tasks", default=None, help=f"some of {','.join(TASKS)}; all of them by default"
-    )
-    parser.add_argument("--density", type=int, default=2, help="tolerances a decade")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+def main(argv: Sequence[str] | None = None) -> Tables:
+    density = {"--density": {"type": int, "default": 2, "help": "tolerances a decade"}}
+    args = options(__doc__ or "", on_mixtures(TASKS) | density, argv)
     args.targets, args.decades = ((1e-2, 1e-3), 3) if args.quick else (TARGETS, 9)
     names = args.tasks.split(",") if args.tasks else TASKS[:1] if args.quick else TASKS
-    rows: list[dict[str, object]] = []
+    rows: list[Row] = []
     for name in names:
         part = table(name, args)
         show(f"{name}, mixture {args.seed}", part)
         rows += part
-    lines = summary(rows)
-    show("the better of ours over torchdiffeq dopri8", lines or [{"ratio": math.nan}])
-    if args.json is not None:
-        facts = {
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-        }
-        text = json.dumps(
-            {
-                "benchmark": "likelihood",
-                **facts,
-                "quick": args.quick,
-                "rows": rows,
-                "summary": lines,
-            },
-            indent=2,
-        )
-        args.json.write_text(text + "\n")
+    report("likelihood", rows, args)
+    lines = summary(rows) or [{"ratio": math.nan}]
+    report("the better of ours over torchdiffeq dopri8", lines, args)
+    return args.tables
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ python benchmarks/metrics_cost.py --quick
 
 from __future__ import annotations
 
-import argparse
 import time
 
 import torch
+from timing import Row, options, report
 
 from sdediff import metrics
 
@@ -18,22 +18,20 @@ QUICK = ((500, 64),)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one small size")
-    sizes = QUICK if parser.parse_args().quick else SIZES
-    print(f"{torch.get_num_threads()} threads, {metrics.measured.GROUPS} groups, reference fixed\n")
-    print("| n = m | features | metric | s | s without errors |\n|---:|---:|---|---:|---:|")
-    for count, width in sizes:
+    args = options(__doc__ or "", quick="one small size")
+    rows: list[Row] = []
+    for count, width in QUICK if args.quick else SIZES:
         random = torch.Generator().manual_seed(0)
         x, y = (torch.randn(count, width, generator=random) for _ in range(2))
         logits = metrics.extractor(logits=lambda z: z[:, :10])
         for name in ("frechet", "kernel", "precision", "score"):
-            seconds = []
-            for groups in (40, 0):
+            row: Row = {"n = m": count, "features": width, "metric": name}
+            for groups, head in ((40, "s"), (0, "s without errors")):
                 start = time.perf_counter()
                 metrics.evaluate(x, y, features=logits, metrics=(name,), groups=groups)
-                seconds.append(f"{time.perf_counter() - start:.2g}")
-            print(f"| {count:,} | {width} | {name} | {' | '.join(seconds)} |", flush=True)
+                row[head] = time.perf_counter() - start
+            rows.append(row | {"ratio": float(str(row["s"])) / float(str(row["s without errors"]))})
+    report(f"metrics: {metrics.measured.GROUPS} groups, reference fixed", rows, args)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from timing import Run, arguments, micro, race, ratios, report, shape_name
+from timing import Run, Tables, arguments, micro, race, ratios, report, shape_name
 
 from sdediff.solvers import White, seeds
 
@@ -35,8 +37,9 @@ def randn(shape: tuple[int, ...], device: str) -> Run:
     return run
 
 
-def main() -> None:
-    args = arguments(__doc__ or "", 40, {"--device": {"help": "cpu or cuda (default cpu)"}})
+def main(argv: Sequence[str] | None = None) -> Tables:
+    device = {"--device": {"help": "cpu or cuda (default cpu)"}}
+    args = arguments(__doc__ or "", 40, device, argv)
     rows: list[dict[str, object]] = []
     for shape, (few, many) in SHAPES.items():
         times = race(
@@ -54,6 +57,7 @@ def main() -> None:
         }
         rows.append({**shown, **found, "target": TARGET, "met": met})
     report("noise", rows, args)
+    return args.tables
 
 
 if __name__ == "__main__":

@@ -8,11 +8,8 @@ same in every column.
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
-
 import torch
+from timing import Row, options, report
 
 import sdediff as sd
 
@@ -37,46 +34,32 @@ def variance(
         )
 
 
+WAYS = {"stratified": (True, False), "importance": (False, True), "both": (True, True)}
+
+
 def main() -> None:
     """Print the table of docs/objectives.md."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="a tenth of the batches")
-    parser.add_argument("--json", type=Path, help="file for the ratios")
-    arguments = parser.parse_args()
-    batches = 100 if arguments.quick else 1000
+    args = options(__doc__ or "", quick="a tenth of the batches")
+    batches = 100 if args.quick else 1000
     law = sd.exact.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], 0.2)
     x_0 = law.sample(64, seed=0)
-    results: dict[str, list[float]] = {}
-    print("ratio of variances\n\n| weighting | stratified | importance | both |\n|---|---|---|---|")
+    rows: list[Row] = []
     for sde in (sd.VP(), sd.VE(0.01, 50.0)):
         for weighting in ("sigma2", "likelihood"):
-            plain, *others = (
-                variance(
-                    law.model(sde),
-                    x_0,
-                    weighting,
-                    batches,
-                    stratified=strata,
+
+            def measured(
+                ways: tuple[bool, bool], sde: sd.SDE = sde, weighting: str = weighting
+            ) -> float:
+                strata, importance = ways
+                return variance(
+                    law.model(sde), x_0, weighting, batches, stratified=strata,
                     importance=importance,
-                )
-                for strata, importance in (
-                    (False, False),
-                    (True, False),
-                    (False, True),
-                    (True, True),
-                )
-            )
-            ratios = results[f"{weighting}, {type(sde).__name__}"] = [
-                value / plain for value in others
-            ]
-            print(
-                f"| {weighting}, {type(sde).__name__} | "
-                f"{' | '.join(f'{ratio:.2f}' for ratio in ratios)} |"
-            )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+                )  # fmt: skip
+
+            plain = measured((False, False))
+            row: Row = {"weighting": f"{weighting}, {type(sde).__name__}"}
+            rows.append(row | {name: measured(ways) / plain for name, ways in WAYS.items()})
+    report("ratio of variances", rows, args)
 
 
 if __name__ == "__main__":

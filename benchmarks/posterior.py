@@ -8,23 +8,23 @@ measurements of noise 0.2. All methods take 100 steps, uniform in log-SNR, of th
 solver, and draw as many samples. Columns: sliced Wasserstein distance to the posterior as a ratio
 to that between two sets of as many exact draws; distance of the means in spreads of the posterior;
 ratio of variances; how far the weights of the modes are from theirs (total variation); evaluations
-and backward passes of a sample.
+and backward passes of a sample. azula's methods follow where it is installed: the same network,
+measurement and number of steps, the best of its settings and of two grids.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
-import json
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+from restoration_peers import Count, Problem, peers
+from timing import Row, Tables, options, report, show
 from torch import Tensor
 
 import sdediff as sd
@@ -138,13 +138,39 @@ def methods(case: Case, count: int, steps: int) -> Iterator[tuple[str, Callable[
     yield "RePaint(jumps=5)", run(model, posterior.RePaint(measured, y, jumps=5))
 
 
-def row(name: str, values: list[float], solution: sd.Solution | None) -> str:
-    passes = ["-", "-"]
-    if solution is not None:
-        back = 0 if solution.backward is None else int(solution.backward.max())
-        passes = [str(int(solution.nfe.max())), str(back)]
-    shown = ["fails" if math.isnan(v) else f"{v:.2f}" for v in values]
-    return "| " + " | ".join([name, *shown, *passes]) + " |"
+def line(case: str, method: str, values: list[float], nfe: Any, backward: Any) -> Row:
+    names = ("SW2 ratio", "mean", "variance ratio", "modes")
+    row: Row = {"case": case, "method": method, **dict(zip(names, values, strict=True))}
+    return row | {"NFE": nfe, "backward": backward}
+
+
+def passes(solution: sd.Solution) -> tuple[int, int]:
+    """Evaluations and backward passes of a sample."""
+    back = 0 if solution.backward is None else int(solution.backward.max())
+    return int(solution.nfe.max()), back
+
+
+def by_azula(name: str, case: Case, score: Score, steps: int) -> Iterator[Row]:
+    """azula's methods: each at the best of its settings and of two grids, by the distance to the
+    posterior, and nothing where it is not installed.
+    """
+    y = case.y.float().expand(score.count, -1)
+    x = torch.zeros(score.count, *case.law.event)
+    seen: Any = posterior.Linear(lambda x: x @ case.H.T.float(), noise_std=case.std)
+    found: dict[str, list[Row]] = {}
+    for by_log_snr in (False, True):
+        problem = Problem(case.law.model(SDE), seen, y, x, steps, by_log_snr)
+        for library, others in peers(problem, ("azula",)):
+            for method, setting, solve in others or ():
+                count = Count()
+                values = score(solve(count).detach())
+                grid = "uniform in log-SNR" if by_log_snr else "uniform in t"
+                told = ", ".join(part for part in (f"{library}: {method}", setting, grid) if part)
+                made = line(name, told, values, count.forward, count.backward)
+                found.setdefault(method, []).append(made)
+    for rows in found.values():
+        finite = [row for row in rows if not math.isnan(float(str(row["SW2 ratio"])))]
+        yield min(finite or rows, key=lambda row: float(str(row["SW2 ratio"])))
 
 
 RUNS: tuple[tuple[str, float | None, int, str, int, int], ...] = (
@@ -162,10 +188,8 @@ RUNS: tuple[tuple[str, float | None, int, str, int, int], ...] = (
 """A case and its noise if another, particles, the twist, steps and runs."""
 
 
-def wrong_runs(quick: bool) -> None:
+def wrong_runs(quick: bool) -> Iterator[Row]:
     """How many runs that are wrong, by more than 1 nat or 3 standard errors of the mean, warn."""
-    print("| case | noise | particles | twist | steps | wrong | no warning | right | warned |")
-    print("|---|---|---|---|---|---|---|---|---|")
     for name, std, n, twist, steps, runs in RUNS[:2] if quick else RUNS:
         case = cases()[name]
         case = case if std is None else dataclasses.replace(case, std=std)
@@ -178,63 +202,62 @@ def wrong_runs(quick: bool) -> None:
             )  # fmt: skip
         off = ((found.mean - mean) / found.mean_error.clamp(min=1e-12)).abs().amax(dim=1)
         wrong = (off > 3) | ((found.log_evidence - case.log_evidence).abs() > 1)
-        counts = (wrong, wrong & found.exact, ~wrong, ~wrong & ~found.exact)
-        shown = [
-            name,
-            str(case.std),
-            str(n),
-            twist,
-            str(steps),
-            *(str(int(c.sum())) for c in counts),
-        ]
-        print(f"| {' | '.join(shown)} |", flush=True)
+        row: Row = {"case": name, "noise": case.std, "particles": n, "twist": twist, "steps": steps}
+        yield row | {
+            "wrong": int(wrong.sum()),
+            "no warning": int((wrong & found.exact).sum()),
+            "right": int((~wrong).sum()),
+            "warned": int((~wrong & ~found.exact).sum()),
+        }
 
 
-def main() -> None:
+def by_particles(name: str, case: Case, score: Score, steps: int) -> Iterator[tuple[Row, Row]]:
+    """Rows of `Particles`, and what they say of the evidence."""
+    for twist in ("mmps", "pigdm"):
+        particles = posterior.Particles(score.count, twist)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = posterior.sample_posterior(
+                case.law.model(SDE), case.measurement, case.y[None], (1, *case.law.event),
+                particles=particles, steps=steps, seed=0,
+            )  # fmt: skip
+        method = f"Particles({score.count}, {twist!r})"
+        evidence: Row = {
+            "case": name,
+            "method": method,
+            "log evidence off by": float(found.log_evidence) - case.log_evidence,
+            "its error": float(found.log_evidence_error),
+            "genealogical size": float(found.genealogical_ess),
+        }
+        values = score(found.draws[0], found)
+        yield line(name, method, values, *passes(found.solution)), evidence
+
+
+def main(argv: Sequence[str] | None = None) -> Tables:
     """Print the tables of docs/evidence/posteriors.md."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="few samples, steps and particles")
-    parser.add_argument("--json", type=Path, help="file for the figures")
-    parser.add_argument("--wrong", action="store_true", help="which runs warn, and nothing else")
-    arguments = parser.parse_args()
-    if arguments.wrong:
-        return wrong_runs(arguments.quick)
-    count, steps = (400, 20) if arguments.quick else (4000, 100)
-    results: dict[str, dict[str, list[float]]] = {}
+    wrong = {"--wrong": {"action": "store_true", "help": "which runs warn, and nothing else"}}
+    args = options(__doc__ or "", wrong, argv, "few samples, steps and particles")
+    if args.wrong:
+        report("runs that are wrong, and warnings", list(wrong_runs(args.quick)), args)
+        return args.tables
+    count, steps = (400, 20) if args.quick else (4000, 100)
+    rows: list[Row] = []
+    evidence: list[Row] = []
     for name, case in cases().items():
         score = Score(case, count)
-        results[name] = {}
-        print(
-            f"\n{name}\n\n| method | SW2 ratio | mean | variance ratio | modes | NFE | backward |"
-        )
-        print("|---|---|---|---|---|---|---|")
-        draws = score.truth.sample(count, seed=99)
-        results[name]["exact draws"] = score(draws)
-        print(row("exact draws", results[name]["exact draws"], None))
+        part = [line(name, "exact draws", score(score.truth.sample(count, seed=99)), "-", "-")]
         for method, solve in methods(case, count, steps):
             solution = solve()
-            results[name][method] = score(solution.x)
-            print(row(method, results[name][method], solution), flush=True)
-        for twist in ("mmps", "pigdm"):
-            particles = posterior.Particles(count, twist)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                found = posterior.sample_posterior(
-                    case.law.model(SDE), case.measurement, case.y[None], (1, *case.law.event),
-                    particles=particles, steps=steps, seed=0,
-                )  # fmt: skip
-            method = f"Particles({count}, {twist!r})"
-            results[name][method] = score(found.draws[0], found)
-            print(row(method, results[name][method], found.solution), flush=True)
-            print(
-                f"<!-- log evidence off by {float(found.log_evidence) - case.log_evidence:+.3f}, "
-                f"error {float(found.log_evidence_error):.3f}; genealogical effective size "
-                f"{float(found.genealogical_ess):.0f} -->"
-            )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results))
+            part.append(line(name, method, score(solution.x), *passes(solution)))
+        for row, said in by_particles(name, case, score, steps):
+            part.append(row)
+            evidence.append(said)
+        part += by_azula(name, case, score, steps)
+        show(name, part)
+        rows += part
+    report("posterior", rows, args)
+    report("evidence", evidence, args)
+    return args.tables
 
 
 if __name__ == "__main__":

@@ -17,14 +17,14 @@ from __future__ import annotations
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from restoration_networks import TASKS, data, trained
 from restoration_peers import Count, Found, Problem, peers
-from timing import arguments, report
+from timing import Tables, arguments, report
 from torch import Tensor
 
 import sdediff as sd
@@ -215,7 +215,7 @@ def show(problem: Problem, path: Path) -> None:
     save_png(image_grid(tiles, columns=len(columns)), path)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> Tables:
     """Print the tables, and save pictures."""
     more: dict[str, dict[str, Any]] = {
         "--only": {"choices": ["known", *TASKS], "help": "one of the tables"},
@@ -223,7 +223,7 @@ def main() -> None:
         "--runs": {"type": Path, "default": Path("runs/restoration"), "help": "trained networks"},
         "--pictures": {"type": Path, "help": "folder for pictures of restored digits"},
     }
-    args = arguments(__doc__ or "", 1, more)
+    args = arguments(__doc__ or "", 1, more, argv)
     if args.pictures is not None:
         args.pictures.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
@@ -236,6 +236,7 @@ def main() -> None:
             rows += restorations(name, args)
     if rows:
         report("restoration, digits", rows, args)
+    return args.tables
 
 
 def restorations(name: str, args: Any) -> list[Row]:

@@ -20,13 +20,16 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Problem:
-    """Digits (B, 1, n, n), what was seen of them, and how many evaluations there are."""
+    """States (B, *event), what was seen of them, and how many evaluations there are. Steps are
+    uniform in t, or in log-SNR.
+    """
 
     model: Any
     seen: Any
     y: Tensor
     x: Tensor
     steps: int
+    by_log_snr: bool = False
 
 
 @dataclass
@@ -81,13 +84,17 @@ def installed(name: str) -> Any:
         return None
 
 
-def peers(problem: Problem) -> Iterator[tuple[str, list[Found] | None]]:
-    """Name and version of each library, and its methods; None where it is not installed."""
-    for name, methods in (("azula", _azula), ("deepinv", _deepinv)):
+def peers(
+    problem: Problem, libraries: tuple[str, ...] = ("azula", "deepinv")
+) -> Iterator[tuple[str, list[Found] | None]]:
+    """Name and version of each library, and its methods; None where it is not installed. deepinv
+    takes pictures only.
+    """
+    for name in libraries:
         if installed(name) is None:
             yield name, None
         else:
-            yield f"{name} {version(name)}", methods(problem)
+            yield f"{name} {version(name)}", _METHODS[name](problem)
 
 
 def _azula(problem: Problem) -> list[Found]:
@@ -105,12 +112,20 @@ def _azula(problem: Problem) -> list[Found]:
             super().__init__()
             self.net, self.sde = _Network(problem.model, count), problem.model.sde
 
-        def schedule(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        def time(self, t: Tensor) -> Tensor:
             t = t.double()
+            if not problem.by_log_snr:
+                return t
+            first, last = (self.sde.log_snr(end) for end in (self.sde.t_min, self.sde.t_max))
+            spaced = self.sde.time_of(first + t * (last - first))
+            return torch.where(t > 0, spaced, 0.0)
+
+        def schedule(self, t: Tensor) -> tuple[Tensor, Tensor]:
+            t = self.time(t)
             return self.sde.alpha(t).float(), self.sde.sigma(t).float()
 
         def forward(self, x_t: Tensor, t: Tensor, **_: Any) -> Any:
-            found = self.net(x_t.reshape(shape), t).flatten(1)
+            found = self.net(x_t.reshape(shape), self.time(t)).flatten(1)
             return denoise.DiracPosterior(mean=found)
 
     def A(x: Tensor) -> Tensor:
@@ -199,3 +214,6 @@ def _deepinv(problem: Problem) -> list[Found]:
     ]
     found += [("DiffPIR", f"lambda={z:g}", diffpir(lambda_=z)) for z in (1.0, 3.0, 25.0)]
     return found
+
+
+_METHODS: dict[str, Callable[[Problem], list[Found]]] = {"azula": _azula, "deepinv": _deepinv}

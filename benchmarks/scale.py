@@ -11,15 +11,13 @@ in speed, and for training also by the formula of Daly 2006 (doi 10.1016/j.futur
 
 from __future__ import annotations
 
-import argparse
 import heapq
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+from timing import Row, arguments, report
 
 HOUR = 3600.0
 
@@ -128,9 +126,9 @@ def daly(devices: int, between: float, every: float, save: float, restart: float
     return (mean + restart) * math.expm1((every + save) / mean) / every
 
 
-def sampling_table(samples: int, rounds: int) -> list[dict[str, float | str]]:
+def sampling_table(samples: int, rounds: int) -> list[Row]:
     """Shard sizes by policy, and devices that fail seldom and often."""
-    rows: list[dict[str, float | str]] = []
+    rows: list[Row] = []
     for hours in (500, 50):
         devices = Devices(between_failures=hours * HOUR)
         work = samples * devices.a_sample
@@ -158,13 +156,13 @@ def sampling_table(samples: int, rounds: int) -> list[dict[str, float | str]]:
     return rows
 
 
-def training_table(devices: int, rounds: int, work: float) -> list[dict[str, float]]:
+def training_table(devices: int, rounds: int, work: float) -> list[Row]:
     """Intervals between checkpoints, for devices that fail once in 5,000 hours, one of a thousand
     every five hours; a checkpoint takes 30 seconds and a restart five minutes.
     """
     between, save, restart = 5000 * HOUR, 30.0, 300.0
     best = math.sqrt(2 * save * between / devices)
-    rows = []
+    rows: list[Row] = []
     for every in (60.0, 300.0, best, 3600.0, 4 * 3600.0):
         rng = np.random.default_rng(int(every))
         times = [train(devices, between, every, save, restart, work, rng) for _ in range(rounds)]
@@ -180,33 +178,14 @@ def training_table(devices: int, rounds: int, work: float) -> list[dict[str, flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--samples", type=int, default=10**9)
-    parser.add_argument("--rounds", type=int, default=5, help="simulations of each row")
-    parser.add_argument("--quick", action="store_true", help="shows that it runs")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
-    args = parser.parse_args()
+    samples = {"type": int, "default": 10**9}
+    args = arguments(__doc__ or "", 5, {"--samples": samples})
     if args.quick:
-        args.samples, args.rounds = 10**7, 2
-    sampling = sampling_table(args.samples, args.rounds)
+        args.samples = 10**7
     print(f"{args.samples:,} samples of 0.01 s on 1,000 devices\n")
-    print("fails after  shard size   shards  takes   hours  ratio  failures    lost  2nd launch")
-    for row in sampling:
-        print(
-            f"{row['hours']:>9} h {row['size']:>12,} {row['shards']:>8,} {row['policy']:>6} "
-            f"{row['time']:7.2f} {row['ratio']:6.2f} {row['failures']:9.1f} {row['lost']:7.2%} "
-            f"{row['left']:11.0f}"
-        )
-    training = training_table(1000, args.rounds, 100 * HOUR)
-    print("\n100 hours of training on 1,000 devices, one of which fails every 5 hours\n")
-    print("checkpoint every   ratio +- stderr   by the formula")
-    for line in training:
-        print(
-            f"{line['every']:13.0f} s  {line['ratio']:6.3f} {line['stderr']:9.3f} "
-            f"{line['daly']:16.3f}"
-        )
-    if args.json:
-        args.json.write_text(json.dumps({"sampling": sampling, "training": training}) + "\n")
+    report("sampling", sampling_table(args.samples, args.rounds), args)
+    print("100 hours of training on 1,000 devices, one of which fails every 5 hours\n")
+    report("training", training_table(1000, args.rounds, 100 * HOUR), args)
 
 
 if __name__ == "__main__":

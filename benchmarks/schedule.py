@@ -8,8 +8,10 @@ on it. ``plan`` is the set-up of a solve, which may.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from timing import Run, arguments, micro, race, ratios, report, seconds
+from timing import Run, Tables, arguments, micro, race, ratios, report, seconds
 from torch import Tensor
 
 import sdediff as sd
@@ -74,8 +76,8 @@ def plan(sde: sd.LinearSDE, solver: sd.solvers.UniPC | sd.solvers.DEIS, grid: to
     return run
 
 
-def main() -> None:
-    args = arguments(__doc__ or "", rounds=40)
+def main(argv: Sequence[str] | None = None) -> Tables:
+    args = arguments(__doc__ or "", rounds=40, argv=argv)
     kinds = {"VP": sd.VP(), "own": Own()}
     scalar, vector = (
         torch.tensor(0.5, dtype=torch.float64),
@@ -111,6 +113,7 @@ def main() -> None:
         runs = {k: plan(sde, solver, grid) for k, sde in kinds.items()}
         add(f"plan of {name}, 50 steps", runs, 1, 6)
     report("schedule", rows, args)
+    return args.tables
 
 
 if __name__ == "__main__":

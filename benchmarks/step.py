@@ -9,11 +9,11 @@ step of a real solve, network included.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from timing import Run, arguments, micro, race, ratios, report, shape_name
+from timing import Run, Tables, arguments, micro, race, ratios, report, shape_name
 from torch import Tensor
 
 import sdediff as sd
@@ -32,20 +32,6 @@ SOLVERS = {
 }
 TARGETS = {(16, 2): 2.5, (64, 3, 32, 32): 1.5}
 LARGER = {("UniPC-3", (16, 2)): 4.0, ("UniPC-3", (64, 3, 32, 32)): 2.0}
-# The fastest peer of a kind in shared/field/baselines.md section 3, over the floor measured beside
-# it (another machine: a guide).
-PEERS = {
-    ("Euler", (16, 2)): 20 / 4,  # torchdiffeq euler
-    ("DDIM", (16, 2)): 28 / 4,  # k-diffusion euler
-    ("EulerMaruyama", (16, 2)): 59 / 5,  # k-diffusion euler_ancestral
-    ("DPM-Solver++(2M)", (16, 2)): 54 / 5,  # k-diffusion dpmpp_2m
-    ("UniPC-3", (16, 2)): 462 / 5,  # diffusers UniPC2
-    ("DPM-Solver++(2M)", (64, 3, 32, 32)): 203 / 58,
-    ("UniPC-3", (64, 3, 32, 32)): 1532 / 58,  # official UniPC 2
-    ("Euler", (64, 3, 32, 32)): 172 / 34,
-    ("DDIM", (64, 3, 32, 32)): 249 / 34,  # azula Euler
-    ("EulerMaruyama", (64, 3, 32, 32)): 951 / 724,
-}
 SDE = sd.VP()
 Net = Callable[[Tensor, Tensor], Tensor]
 
@@ -159,6 +145,13 @@ def hand_written_multistep(name: str, start: Tensor, net: Net) -> Run:
     return torch.no_grad()(run)
 
 
+def loop(name: str, start: Tensor, net: Net) -> Run:
+    """The loop in place for a solver."""
+    if isinstance(SOLVERS[name], sd.ExponentialMultistep):
+        return hand_written_multistep(name, start, net)
+    return hand_written(name, start, net)
+
+
 def ours(name: str, start: Tensor, net: Net) -> Run:
     model = sd.ScoreModel(net, SDE, predicts="noise")
     grids: dict[int, Tensor] = {}
@@ -183,11 +176,12 @@ def unet(device: str) -> Net:
     )
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> Tables:
     args = arguments(
         __doc__ or "",
         40,
         {"--device": {"help": "cpu or cuda (default cpu)"}, "--unet": {"action": "store_true"}},
+        argv,
     )
     rows: list[dict[str, object]] = []
     for shape, (few, many) in SHAPES.items():
@@ -203,31 +197,19 @@ def main() -> None:
                 if name == "EulerMaruyama"
                 else None
             )
-            multistep = isinstance(SOLVERS[name], sd.ExponentialMultistep)
-            same = (
-                hand_written_multistep(name, start, net)
-                if multistep
-                else hand_written(name, start, net, white)
-            )
+            plain = loop(name, start, net)
+            same = plain if white is None else hand_written(name, start, net, white)
             expected = same(few)
             torch.testing.assert_close(
                 mine(few), expected, rtol=1e-4, atol=1e-4 * max(1.0, float(expected.abs().max()))
             )
-            times = race(
-                {"ours": mine, "loop": same if multistep else hand_written(name, start, net)},
-                few,
-                many,
-                args.rounds,
-            )
+            times = race({"ours": mine, "loop": plain}, few, many, args.rounds)
             rows.append({"solver": name, "shape": shape_name(shape), **row(times)})
-            if not args.unet and args.device == "cpu":  # what targets and peers are of
+            if not args.unet and args.device == "cpu":  # what targets are of
                 found, target = rows[-1]["ratio"], LARGER.get((name, shape), TARGETS[shape])
-                rows[-1] |= {
-                    "target": target,
-                    "best peer": PEERS[name, shape],
-                    "met": "yes" if found <= target else "no",
-                }
+                rows[-1] |= {"target": target, "met": "yes" if found <= target else "no"}
     report("step", rows, args)
+    return args.tables
 
 
 def row(times: dict[str, list[float]]) -> dict[str, object]:

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
-import platform
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from default import SDES, Task, show
+from default import Task, named
+from timing import Row, Tables, on_mixtures, options, report
 from torch import Tensor
 
 import sdediff as sd
@@ -159,9 +158,9 @@ def within(ordered: Tensor) -> Tensor:
     return 2 * (ordered @ weight) / (n * (n - 1))
 
 
-def table(name: str, d: int, args: argparse.Namespace) -> list[dict[str, object]]:
+def table(name: str, d: int, args: argparse.Namespace) -> list[Row]:
     task = Known(name, d, rows=args.rows, few=args.few, seed=args.seed)
-    rows: list[dict[str, object]] = []
+    rows: list[Row] = []
     for nfe in args.nfes:
         got = task.drawn(None, nfe, None, args.rows)
         if got is None:
@@ -171,7 +170,7 @@ def table(name: str, d: int, args: argparse.Namespace) -> list[dict[str, object]
             other = task.drawn(PEERS[peer], nfe, grid, args.rows)
             if other is not None:
                 peers[f"{peer}/{grid}"] = task.apart(other[0])
-        row: dict[str, object] = {"task": f"{name}-{d}d", "at most": nfe, "NFE": got[1]}
+        row: Row = {"task": f"{name}-{d}d", "at most": nfe, "NFE": got[1]}
         for key, part, root in (("energy", 0, 1.0), ("SW2", 1, 0.5)):
             best = min(peers, key=lambda each: peers[each][part])
             mine, least, floor = (each[part] for each in (ours, peers[best], task.floor))
@@ -187,12 +186,12 @@ def table(name: str, d: int, args: argparse.Namespace) -> list[dict[str, object]
     return rows
 
 
-def summary(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+def summary(rows: list[Row]) -> list[Row]:
     """Geometric mean and worst of the ratios over the problems."""
-    lines: list[dict[str, object]] = []
+    lines: list[Row] = []
     for nfe in dict.fromkeys(row["at most"] for row in rows):
         some = [row for row in rows if row["at most"] == nfe]
-        line: dict[str, object] = {"at most": nfe}
+        line: Row = {"at most": nfe}
         for key in ("energy ratio", "SW2 ratio"):
             ratios = [float(str(row[key])) for row in some]
             line[key] = math.exp(sum(map(math.log, ratios)) / len(ratios))
@@ -203,54 +202,24 @@ def summary(rows: list[dict[str, object]]) -> list[dict[str, object]]:
     return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="one small task: shows that it runs, measures nothing"
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=100,
-        help="of the mixtures; 0 and 1 are those that the rule was chosen on",
-    )
-    parser.add_argument(
-        "--tasks", default=None, help="VP-2,VE-64 and so on; all of them by default"
-    )
-    parser.add_argument(
-        "--nfes", type=int, nargs="+", metavar="NFE", help="evaluations, the last one included"
-    )
-    parser.add_argument(
-        "--peers",
-        default=",".join(PEERS),
-        help="published solvers; all of them by default",
-    )
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+def main(argv: Sequence[str] | None = None) -> Tables:
+    more = on_mixtures(chosen="; 0 and 1 are those that the rule was chosen on")
+    more["--nfes"] = {
+        "type": int, "nargs": "+", "metavar": "NFE", "help": "evaluations, the last one included"
+    }  # fmt: skip
+    more["--peers"] = {
+        "default": ",".join(PEERS), "help": "published solvers; all of them by default"
+    }  # fmt: skip
+    args = options(__doc__ or "", more, argv)
     args.rows, args.few = (500, 250) if args.quick else (20_000, 2_000)
     args.peers = args.peers.split(",")
     args.nfes = args.nfes or ((5, 8) if args.quick else NFES)
-    every = [f"{name}-{d}" for d, name in itertools.product((2, 64), SDES)]
-    tasks = args.tasks.split(",") if args.tasks else every[:1] if args.quick else every
-    rows = [row for task in tasks for row in table(*named(task), args)]
-    lines = summary(rows)
-    show(f"stochastic default over the best published solver, mixtures {args.seed}", rows)
-    show("over the problems", lines)
-    if args.json is not None:
-        facts = {
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            "quick": args.quick,
-        }
-        found = {"benchmark": "stochastic", **facts, "rows": rows, "summary": lines}
-        args.json.write_text(json.dumps(found, indent=2) + "\n")
-
-
-def named(task: str) -> tuple[str, int]:
-    name, d = task.split("-")
-    return name, int(d)
+    rows: list[Row] = []
+    for name, d in named(args.tasks, args.quick):
+        rows += table(name, d, args)
+    report(f"stochastic default over the best published solver, mixtures {args.seed}", rows, args)
+    report("over the problems", summary(rows), args)
+    return args.tables
 
 
 if __name__ == "__main__":

@@ -1,22 +1,29 @@
-"""What the benchmarks share: rounds in which every candidate runs in turn, ratios within a round, a
-table and a JSON file.
+"""What the benchmarks share: their options, rounds in which every candidate runs in turn, ratios
+within a round, tables and a JSON file.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import math
 import platform
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from writing import text
 
 Run = Callable[[int], object]
+Row = dict[str, object]
+Tables = dict[str, list[Row]]
+"""Rows by the title of their table; those of a table have the same keys."""
 
 
 def least_in_turn(
@@ -33,33 +40,52 @@ def least_in_turn(
     return least
 
 
-def arguments(
-    doc: str, rounds: int, more: dict[str, dict[str, Any]] | None = None
+def options(
+    doc: str,
+    more: dict[str, dict[str, Any]] | None = None,
+    argv: Sequence[str] | None = None,
+    quick: str = "one small task: shows that it runs, measures nothing",
 ) -> argparse.Namespace:
-    """The options that all benchmarks take, and ``more``, as of argparse; sets one thread."""
+    """``--quick``, ``--json`` and ``more``, as of argparse, read from ``argv`` or the command line;
+    sets one thread. `report` collects the tables in ``tables``.
+    """
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
-    parser.add_argument(
-        "--rounds",
-        type=int,
-        default=rounds,
-        help=f"rounds in which all candidates run once (default {rounds})",
-    )
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="two short rounds: shows that it runs, measures nothing",
-    )
+    parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
-    parser.set_defaults(device="cpu")
     for name, option in (more or {}).items():
         parser.add_argument(name, **option)
-    args = parser.parse_args()
-    if args.rounds < 1:
-        parser.error(f"--rounds must be at least 1, got {args.rounds}")
-    if args.quick:
-        args.rounds = min(args.rounds, 2)
+    args = parser.parse_args(argv)
+    args.device = getattr(args, "device", None) or "cpu"
+    args.tables = {}
     torch.set_num_threads(1)
     return args
+
+
+def arguments(
+    doc: str,
+    rounds: int,
+    more: dict[str, dict[str, Any]] | None = None,
+    argv: Sequence[str] | None = None,
+) -> argparse.Namespace:
+    """`options`, with a number of rounds."""
+    told = {"type": int, "default": rounds}
+    told["help"] = f"rounds in which all candidates run once (default {rounds})"
+    quick = "two short rounds: shows that it runs, measures nothing"
+    args = options(doc, {"--rounds": told} | (more or {}), argv, quick)
+    if args.rounds < 1:
+        raise SystemExit(f"--rounds must be at least 1, got {args.rounds}")
+    if args.quick:
+        args.rounds = min(args.rounds, 2)
+    return args
+
+
+def on_mixtures(tasks: Sequence[str] | None = None, chosen: str = "") -> dict[str, dict[str, Any]]:
+    """The options of what runs on mixtures with a known law."""
+    some = f"some of {','.join(tasks)}" if tasks else "VP-2,VE-64 and so on"
+    return {
+        "--seed": {"type": int, "default": 100, "help": f"of the mixtures{chosen}"},
+        "--tasks": {"help": f"{some}; all of them by default"},
+    }
 
 
 def seconds(run: Run, n: int) -> float:
@@ -113,41 +139,50 @@ def micro(times: list[float]) -> float:
     return 1e6 * statistics.median(times)
 
 
-def report(title: str, rows: list[dict[str, object]], args: argparse.Namespace) -> None:
-    """Print the rows as a table; write them as JSON."""
-    cells = [list(rows[0])] + [[_text(value) for value in row.values()] for row in rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    facts = {
+def facts(device: str = "cpu") -> dict[str, object]:
+    """What the figures depend on beside the code."""
+    gpu = torch.device(device).type == "cuda"
+    return {
+        "date": datetime.date.today().isoformat(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "threads": 1,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if gpu else device,
     }
-    device = getattr(args, "device", "cpu")
-    facts["device"] = (
-        torch.cuda.get_device_name() if torch.device(device).type == "cuda" else device
-    )
-    print(
-        f"{title}: {args.rounds} rounds, {facts['device']}, one thread, torch {torch.__version__}"
-    )
+
+
+def show(title: str, rows: list[Row]) -> None:
+    """Print the rows as a table."""
+    cells = [list(rows[0])] + [[text(value) for value in row.values()] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    print(title)
     for row in cells:
-        print(
-            "  ".join(
-                cell.rjust(width) if i else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-        )
-    print()
+        placed = [
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(placed).rstrip())
+    print(flush=True)
+
+
+def report(title: str, rows: list[Row], args: argparse.Namespace) -> None:
+    """Print the rows as a table, keep them in ``args.tables``, and write all tables as JSON."""
+    known = facts(args.device)
+    rounds = f"{args.rounds} rounds, " if hasattr(args, "rounds") else ""
+    where = f"{known['device']}, one thread, torch {torch.__version__}"
+    show(f"{title}: {rounds}{where}", rows)
+    args.tables[title] = rows
     if args.json is not None:
-        text = json.dumps(
-            {"benchmark": title, "rounds": args.rounds, "quick": args.quick, **facts, "rows": rows},
-            indent=2,
-        )
-        args.json.write_text(text + "\n")
+        called = [word for word in sys.argv[1:] if word not in ("--json", str(args.json))]
+        command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *called])
+        write(args.json, command, args.tables, quick=args.quick, device=args.device)
 
 
-def _text(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def write(path: Path, command: str, tables: Tables, *, quick: bool, device: str = "cpu") -> None:
+    """A JSON file with the tables, the command that made them and what they depend on."""
+    found = {"command": command, "quick": quick, **facts(device), "tables": tables}
+    path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def shape_name(shape: tuple[int, ...]) -> str:

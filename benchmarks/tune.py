@@ -11,16 +11,14 @@ as in ``default.py``; with ``denoise`` the last one of the default is that of E[
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
 import time
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from default import SDES, Mixtures
-from timing import report
+from default import SDES, Mixtures, named
+from timing import on_mixtures, options, report
 from torch import Tensor
 
 import sdediff as sd
@@ -115,33 +113,24 @@ def summary(rows: list[dict[str, object]]) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one small problem, a few seconds")
-    parser.add_argument("--tasks", default=None, help="VP-2,VE-64 and so on; all by default")
-    parser.add_argument("--nfes", type=int, nargs="+", default=[5, 8, 10], metavar="NFE")
-    parser.add_argument("--method", choices=("dp", "grid", "all"), default="all")
-    parser.add_argument("--last", choices=("noisy", "denoise"), default="noisy")
-    parser.add_argument("--rows", type=int, default=512, help="training starts; as many held out")
-    parser.add_argument("--test", type=int, default=2048, help="test starts")
-    parser.add_argument("--seconds", type=float, default=100.0, help="for each tuning, wall clock")
-    parser.add_argument("--seed", type=int, default=100, help="of the mixtures")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    args.rounds = 1
-    every = [f"{name}-{d}" for d, name in itertools.product((2, 64), SDES)]
-    tasks = args.tasks.split(",") if args.tasks else every
+    more: dict[str, dict[str, Any]] = on_mixtures() | {
+        "--nfes": {"type": int, "nargs": "+", "default": [5, 8, 10], "metavar": "NFE"},
+        "--method": {"choices": ("dp", "grid", "all"), "default": "all"},
+        "--last": {"choices": ("noisy", "denoise"), "default": "noisy"},
+        "--rows": {"type": int, "default": 512, "help": "training starts; as many held out"},
+        "--test": {"type": int, "default": 2048, "help": "test starts"},
+        "--seconds": {"type": float, "default": 100.0, "help": "for each tuning, wall clock"},
+    }
+    args = options(__doc__ or "", more, quick="one small problem, a few seconds")
     if args.quick:
-        tasks, args.nfes, args.rows, args.test, args.seconds = ["VP-2"], [4], 64, 64, 3.0
+        args.nfes, args.rows, args.test, args.seconds = [4], 64, 64, 3.0
     rows: list[dict[str, object]] = []
-    for task in tasks:
-        name, d = task.split("-")
-        problem = Problem(name, int(d), args)
+    for name, d in named(args.tasks, args.quick):
+        problem = Problem(name, d, args)
         for nfe in args.nfes:
             rows.append(problem.tuned(nfe, args))
             print(json.dumps(rows[-1]), flush=True)
     report("tune", rows, args)
-    args.json = None
     report("tune, over the problems", summary(rows), args)
 
 
