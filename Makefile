@@ -16,7 +16,7 @@ INSTALLED_TORCH = $(PY) -c 'import importlib.metadata as m; print(m.version("tor
 PINNED_TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs test test-sweep test-slow interop api golden bench guidance posterior trace statements lint format types wheel clean
+.PHONY: help demo docs test test-sweep test-slow interop api golden bench tables guidance posterior trace statements lint format types wheel clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -50,11 +50,11 @@ api: $(STAMP)  ## what differs from the record of public names and arguments (a 
 golden: $(STAMP)  ## compare every solver, SDE and prediction with the committed table (ARGS=--write makes it anew, ARGS="-k VP" a part)
 	OMP_NUM_THREADS=1 $(PY) tools/golden/golden.py $(ARGS)
 
-bench: $(STAMP)  ## times against hand-written loops, as ratios (benchmarks/README.md; quick: make bench ARGS=--quick)
-	OMP_NUM_THREADS=1 $(PY) benchmarks/step.py $(ARGS)
-	OMP_NUM_THREADS=1 $(PY) benchmarks/noise.py $(ARGS)
-	OMP_NUM_THREADS=1 $(PY) benchmarks/schedule.py $(ARGS)
-	OMP_NUM_THREADS=1 $(PY) benchmarks/brownian.py $(ARGS)
+bench: $(STAMP)  ## ours beside other libraries, in one process, to build/bench (two minutes: make bench ARGS=--quick)
+	OMP_NUM_THREADS=1 $(PY) benchmarks/bench.py $(ARGS)
+
+tables: $(STAMP)  ## whether the tables of the docs are those of benchmarks/results (ARGS=--write writes them)
+	$(PY) benchmarks/tables.py $(ARGS)
 
 posterior: $(STAMP)  ## methods for inverse problems on priors whose posteriors are known (quick: make posterior ARGS=--quick)
 	OMP_NUM_THREADS=1 $(PY) benchmarks/posterior.py $(ARGS)
