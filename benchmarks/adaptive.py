@@ -1,13 +1,14 @@
-"""Cost of an adaptive solve to a given error, against SciPy, torchdiffeq and torchode (where it is
-installed), on mixtures with a known flow.
+"""Cost of an adaptive solve to a given error, against SciPy, torchdiffeq and, where they are
+installed, torchode and k-diffusion, on mixtures with a known flow.
 
 256 samples of a mixture of Gaussians (`default.py` has its kind) are taken along the probability
 flow by every solver at many tolerances. For each root mean square error, over samples and
 coordinates, a solver has the run that reaches it with the fewest evaluations of the slowest sample:
 *NFE* are those, *rows* is the mean over samples, what the network computes, *ms* the CPU time of
 the whole solve with the exact model, least of seven in turn with the others'. SciPy and torchdiffeq
-take one step for all. torchdiffeq is told to step on the end of time (``step_t``): by default its
-steps go over it, which is NaN at most tolerances.
+take one step for all. torchdiffeq is told to step on the end of time (``step_t``); *past the end*
+is how it is by default, which is NaN at most tolerances. An error that a library does not reach at
+any tolerance has no evaluations (inf).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import NamedTuple
 import torch
 import torchdiffeq
 from default import SDES, Mixtures
-from peers import versions
+from peers import k_diffusion, versions
 from scipy.integrate import solve_ivp
 from timing import Row, Tables, least_in_turn, on_mixtures, options, report, show
 from torch import Tensor
@@ -47,10 +48,14 @@ REFUSED = (sd.SolveError, ValueError, AssertionError)
 
 class Run(NamedTuple):
     error: float
-    slowest: int
+    slowest: float
     rows: float
     tolerance: float
     again: Callable[[], float]  # seconds
+
+
+NEVER = Run(math.inf, math.inf, math.inf, math.nan, lambda: math.inf)
+"""No run of a solver reached the error."""
 
 
 class Flow:
@@ -125,7 +130,9 @@ class Flow:
         return scales[1] * torch.from_numpy(out.y[:, -1]).reshape(shape), torch.tensor([self.calls])
 
     @torch.no_grad()
-    def torchdiffeq(self, method: str, tolerance: float) -> tuple[Tensor, Tensor]:
+    def torchdiffeq(
+        self, method: str, tolerance: float, *, past: bool = False
+    ) -> tuple[Tensor, Tensor]:
         self.calls, times = 0, torch.tensor([self.start, self.end], dtype=torch.float64)
         y = torchdiffeq.odeint(
             lambda t, x: self.drift(x, t),
@@ -134,8 +141,8 @@ class Flow:
             rtol=tolerance,
             atol=tolerance,
             method=method,
-            # without it steps go over the end, where there is no SDE
-            options={"step_t": times[1:]},
+            # without it steps go past the end, where there is no SDE
+            options=None if past else {"step_t": times[1:]},
         )
         return y[-1], torch.tensor([self.calls])
 
@@ -161,6 +168,28 @@ class Flow:
         if int(out.status.max()) > 0:
             raise ValueError("torchode did not reach the end")
         return out.ys[:, -1], out.stats["n_f_evals"]
+
+    def k_diffusion(self, tolerance: float) -> tuple[Tensor, Tensor]:
+        """DPM-Solver 23 in log(sigma / alpha), one step size for all."""
+        self.calls = 0
+        (alpha, first), (size, last) = self.kernel(self.start), self.kernel(self.end)
+
+        def denoised(y: Tensor, s: Tensor) -> Tensor:
+            self.calls += 1
+            if self.calls > 20_000:  # its steps can become too short for its float32 times
+                raise ValueError("k-diffusion does not reach the end")
+            return self.mixtures.data(y, 1.0, float(s[0]))
+
+        y = k_diffusion().sample_dpm_adaptive(
+            denoised,
+            self.x / alpha,
+            last / size,
+            first / alpha,
+            rtol=tolerance,
+            atol=tolerance,
+            disable=True,
+        )
+        return size * y, torch.tensor([self.calls])
 
     def run(self, solve: Callable[[float], tuple[Tensor, Tensor]], tolerance: float) -> Run:
         x, nfe = solve(tolerance)
@@ -202,6 +231,11 @@ def candidates(flow: Flow, *, quick: bool) -> dict[str, Callable[[float], tuple[
         "scipy RK45": lambda tol: flow.scipy("RK45", "t", tol),
         "torchdiffeq dopri5": lambda tol: flow.torchdiffeq("dopri5", tol),
     }
+    peers["torchdiffeq dopri5, past the end"] = lambda tol: flow.torchdiffeq(
+        "dopri5", tol, past=True
+    )
+    if versions()["k-diffusion"]:
+        peers["k-diffusion dpm_adaptive"] = flow.k_diffusion
     if versions()["torchode"]:
         peers["torchode dopri5"] = lambda tol: flow.torchode("Dopri5", tol)
     if not quick:
@@ -227,7 +261,7 @@ def sweep(
 
 
 def is_peer(name: str) -> bool:
-    return name.startswith(("scipy", "torchdiffeq", "torchode"))
+    return name.startswith(("scipy", "torchdiffeq", "torchode", "k-diffusion"))
 
 
 def table(name: str, args: argparse.Namespace) -> list[Row]:
@@ -247,6 +281,8 @@ def table(name: str, args: argparse.Namespace) -> list[Row]:
                 found.append(
                     (target, solver, min(reached, key=lambda run: (run.slowest, run.rows)))
                 )
+            elif is_peer(solver):
+                found.append((target, solver, NEVER))
     seconds = least_in_turn(
         [(target, best.again) for target, _, best in found], 1 if args.quick else 7
     )

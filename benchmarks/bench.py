@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from writing import markdown
+from writing import markdown, short
 
 NETWORKS = "runs/restoration"
 """Where the small network of the digits is kept: it is trained once."""
@@ -180,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = environment()
     absent = [name for name, value in known.items() if value is None]
     if absent:
-        print(f"not installed, and left out: {', '.join(absent)} (pip install '.[bench]')\n")
+        print(f"not installed, and left out: {', '.join(absent)}; benchmarks/README.md says how\n")
     found: dict[str, Any] = {"environment": known, "absent": absent, "quick": args.quick}
     found["parts"] = {}
     pictures: dict[str, str] = {}
@@ -199,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 failed.append(f"{call.script}: {record['error']}")
             if "tables" in record and (path := draw(args.out, call.script, record["tables"])):
                 pictures[call.script] = path
-            (args.out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
+            (args.out / "results.json").write_text(json.dumps(short(found), indent=1) + "\n")
             (args.out / "results.md").write_text(page(found, pictures))
             print(
                 f"-- {call.script}: {record['seconds']:.0f} s, {record['CPU seconds']:.0f} s CPU\n",

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import math
 import platform
 import shlex
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from writing import text
+from writing import json_lines, text
 
 Run = Callable[[int], object]
 Row = dict[str, object]
@@ -182,7 +181,7 @@ def report(title: str, rows: list[Row], args: argparse.Namespace) -> None:
 def write(path: Path, command: str, tables: Tables, *, quick: bool, device: str = "cpu") -> None:
     """A JSON file with the tables, the command that made them and what they depend on."""
     found = {"command": command, "quick": quick, **facts(device), "tables": tables}
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    path.write_text(json_lines(found))
 
 
 def shape_name(shape: tuple[int, ...]) -> str:
