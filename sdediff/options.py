@@ -21,10 +21,7 @@ from sdediff.solvers import (
     AdaptiveSDE,
     EulerMaruyama,
     ExponentialMultistep,
-    ExponentialSinglestep,
-    Falling,
     Noise,
-    Renoise,
     Snapshot,
     Solver,
     Straight,
@@ -211,9 +208,9 @@ def default_solver(
 
     Without noise: the equation in the form that is straight while data and noise do not change, at
     the scale of details, polynomials in the angle arctan(sigma / alpha), the first steps of lower
-    orders: an evaluation a step, and none more to start. With noise: below 20 steps the reverse SDE
-    by lines in the angle, an evaluation a step; from 20 on single steps of order 3 and exact noise,
-    three evaluations a step; AdaptiveSDE where there are no steps.
+    orders: an evaluation a step, and none more to start. With noise: the reverse SDE in the same
+    form, by lines in the angle, each state corrected by the line to the prediction there; an
+    evaluation a step too; AdaptiveSDE where there are no steps.
 
     ``details``: the standard deviation of the details of the data over that of the data, where it
     was measured. Where they are `fine`, their size is the scale of the form without noise, or half
@@ -226,10 +223,7 @@ def default_solver(
     if "kernel" not in sde.offers:
         return EulerMaruyama()
     if stochastic:
-        if isinstance(steps, int) and steps >= _MANY:
-            return Renoise(ExponentialSinglestep(3))
-        form = Falling(0.8 if isinstance(steps, int) and steps >= _SOME else 0.7)
-        return ExponentialMultistep(2, form=form, variable="angle", sde=True)
+        return ExponentialMultistep(2, form=Straight(0.1), variable="angle", corrector=1, sde=True)
     count = steps if isinstance(steps, int) else 0
     small = fine(details, count)
     rule = _BY_STEPS if small is None else _BY_STEPS_IF_FINE
@@ -244,10 +238,6 @@ _BY_STEPS: Final = ((20, 4), (8, 3))
 """The order, from so many steps on; with fewer, 2."""
 _BY_STEPS_IF_FINE: Final = ((25, 4), (10, 3))
 """The same where details are fine."""
-_SOME: Final = 16
-"""Steps from which on more of the prediction is put as data where noise is asked for."""
-_MANY: Final = 20
-"""Steps from which on the reverse SDE is solved to order 3 in law."""
 
 
 def intervals(steps: int | None, grid: Grid | None) -> int | None:

@@ -64,14 +64,14 @@ def sample(
     ``model``: a `ScoreModel`, or any other model, such as a guided one.
     ``shape``: (B, *event), the number of samples and the shape of one.
     ``solver``: any solver, by default one that is chosen by the number of steps (the rule is in
-    docs/solvers.md): with ``steps`` or a ``grid`` an `ExponentialMultistep`, and if
-    ``stochasticity`` is given and there are 20 steps or more `Renoise`; without both `RK45`, or
+    docs/solvers.md): with ``steps`` or a ``grid`` an `ExponentialMultistep` of order 2 to 4, or, if
+    ``stochasticity`` is given, of order 2 for the reverse SDE; without both `RK45`, or
     `AdaptiveSDE` if ``stochasticity`` is given. Under an SDE without a Gaussian kernel it is
     `EulerMaruyama`, and a process such as a degradation has a default solver of its own.
     ``steps``: the number of steps N of a solver with fixed steps, spaced as ``grid`` says. The
-    network is evaluated N times (``solver.evaluations`` times N: 3 N by the stochastic default from
-    20 steps on; more in the first steps of a multistep solver with ``startup="exact"``), and once
-    more for ``last="denoise"``. Adaptive solvers take no ``steps``.
+    network is evaluated N times (``solver.evaluations`` times N; more in the first steps of a
+    multistep solver with ``startup="exact"``), and once more for ``last="denoise"``. Adaptive
+    solvers take no ``steps``.
     ``seed``: an int, from which sample i takes seed i of `seeds`; or one int for each sample (for
     each group of rows, if the solver has groups). None draws one from the operating system. The
     result holds the seeds. Sample i depends on its seed alone, and not on B. torch's global

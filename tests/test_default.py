@@ -20,7 +20,6 @@ from sdediff.options import Stochasticity
 from sdediff.predict import target
 from sdediff.solvers import GRIDS, LogSNR
 from sdediff.solvers.arithmetic import Like
-from sdediff.testing.orders import fitted_order
 
 SDES = [sd.VP(), sd.VE(), sd.SubVP(), sd.Cosine(), sd.EDM(), sd.RectifiedFlow()]
 each_sde = pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
@@ -125,20 +124,16 @@ def test_median_error_is_below_published_ones_on_every_grid(sde: sd.LinearSDE, s
     assert error(None, spaced(sde, "central", steps)) < MOST[steps] * min(published)
 
 
-def noisy(steps: int) -> sd.Solver:
-    """The stochastic default."""
-    if steps >= 20:
-        return sd.solvers.Renoise(sd.solvers.ExponentialSinglestep(3))
-    form = sd.solvers.Falling(0.7 if steps < 16 else 0.8, 10.0)
-    return sd.ExponentialMultistep(2, form=form, variable="angle", sde=True)
+NOISY = sd.ExponentialMultistep(
+    2, form=sd.solvers.Straight(0.1), variable="angle", corrector=1, sde=True
+)
+"""The stochastic default."""
 
 
-@pairwise("sde, steps", SDES, [1, 2, 9, 19, 20, 31])
+@pairwise("sde, steps", SDES, [1, 2, 9, 20, 31])
 def test_evaluations_of_the_stochastic_default(sde: sd.LinearSDE, steps: int) -> None:
-    """One a step below 20 steps, three from there on, and one at the end: counted by the network
-    too.
-    """
-    exact, calls, each = mixture().model(sde), list[int](), 1 if steps < 20 else 3
+    """One a step, and one at the end: counted by the network too."""
+    exact, calls = mixture().model(sde), list[int]()
 
     def net(x: Tensor, t: Tensor) -> Tensor:
         calls.append(len(x))
@@ -146,22 +141,21 @@ def test_evaluations_of_the_stochastic_default(sde: sd.LinearSDE, steps: int) ->
 
     model = sd.ScoreModel(net, sde, "data", data_std=1.0)
     out = sd.sample(model, (3, 2), steps=steps, stochasticity=1.0, seed=0)
-    assert out.nfe.tolist() == [each * steps + 1] * 3
-    assert calls == [3] * (each * steps + 1)
+    assert out.nfe.tolist() == [steps + 1] * 3
+    assert calls == [3] * (steps + 1)
     assert bool(torch.isfinite(out.x).all())
 
 
-@pairwise("sde, steps, stochasticity", SDES, [1, 15, 16, 19, 20, 31], [0.5, 1.0, torch.ones_like])
+@pairwise("sde, steps, stochasticity", SDES, [1, 15, 31], [0.5, 1.0, torch.ones_like])
 def test_the_stochastic_rule(sde: sd.LinearSDE, steps: int, stochasticity: Stochasticity) -> None:
-    """The default is those values to the last bit, on the grid of each."""
+    """The default is that value to the last bit, on its grid."""
     model = mixture().model(sde)
     own, named = (
         sd.sample(model, (3, 2), solver=solver, steps=steps, stochasticity=stochasticity, seed=0)
-        for solver in (None, noisy(steps))
+        for solver in (None, NOISY)
     )
     assert torch.equal(own.x, named.x)
-    grid = spaced(sde, "central" if steps < 20 else "logistic", steps)
-    torch.testing.assert_close(own.times, grid)
+    torch.testing.assert_close(own.times, spaced(sde, "central", steps))
 
 
 def spread(sde: sd.LinearSDE, solver: sd.Solver, steps: int, grid: str, std: float) -> float:
@@ -187,32 +181,26 @@ def test_stochastic_default_has_the_right_spread(sde: sd.LinearSDE, stochasticit
     assert abs(spread - 1) < 0.02
 
 
-@pytest.mark.thin(1)
-@pytest.mark.parametrize(
-    "sde", [sd.VP(), sd.VE(), sd.SubVP(), sd.RectifiedFlow()], ids=lambda sde: type(sde).__name__
-)
-def test_law_of_the_stochastic_default_has_order_3(sde: sd.LinearSDE) -> None:
-    solver = default_solver(sde, 32, stochastic=True)
-    assert fitted_order(law_errors(sde, Method(solver), (32, 64, 128))) > 2.75
-
-
 @pairwise("sde, steps", SDES, SPREAD)
 def test_spread_of_the_stochastic_default_on_gaussian_data(sde: sd.LinearSDE, steps: int) -> None:
     """Without Monte Carlo: at most that off in log, and less than a third of the ancestral sampler
     on the best of three grids, at as many evaluations.
     """
     for std in (0.1, 0.3):
-        ours = spread(sde, noisy(steps), steps, "central", std)
+        ours = spread(sde, NOISY, steps, "central", std)
         grids = ("uniform", "log_snr", "karras")
         ancestral = min(spread(sde, sd.solvers.Ancestral(), steps, each, std) for each in grids)
         assert ours < min(SPREAD[steps], 0.33 * ancestral)
 
 
-@pytest.mark.thin(2)
-@each_sde
-def test_law_of_the_stochastic_default_has_order_2_below_20_steps(sde: sd.LinearSDE) -> None:
-    solver = default_solver(sde, 9, stochastic=True)
-    assert fitted_order(law_errors(sde, Method(solver), (32, 64, 128))) > 1.7
+@pairwise("sde, steps", SDES, [32, 64, 128])
+def test_law_of_the_stochastic_default_has_order_2(sde: sd.LinearSDE, steps: int) -> None:
+    """Errors of mean and standard deviation, which fall faster than that while they are of both
+    signs: at most 0.7 / N^2.
+    """
+    solver = default_solver(sde, steps, stochastic=True)
+    (error,) = law_errors(sde, Method(solver), (steps,))
+    assert error < 0.7 / steps**2
 
 
 def test_the_stochastic_default_of_a_process_of_ones_own() -> None:
@@ -296,7 +284,7 @@ def test_starts_at_infinite_log_snr(stochasticity: object) -> None:
     """And on a grid of the user's own, which is taken as it is."""
     for sde in (sd.RectifiedFlow(t_max=1.0), sd.Cosine(t_max=1.0)):
         model = mixture().model(sde)
-        for steps in (1, 2, 6, 20, 40):
+        for steps in (1, 2, 20):
             out = sd.sample(model, (4, 2), steps=steps, seed=0, stochasticity=stochasticity)
             assert bool(torch.isfinite(out.x).all())
     out = sd.sample(

@@ -138,6 +138,82 @@ def test_weights_of_the_straight_form_to_thirty_digits(variable: str, h: float, 
             assert float(found) == pytest.approx(float(expected), rel=1e-11 + 4e-15 / h)
 
 
+@pytest.mark.parametrize(("lam", "h"), [(1.0, 1e-9), (0.5, 0.3), (1.0, 0.3), (0.5, 20.0)])
+def test_the_straight_form_with_noise_to_thirty_digits(lam: float, h: float) -> None:
+    """What is kept, the weight of a constant prediction and the noise, by K = exp(-(1 + lambda^2)
+    times the integral of theta du) from u to the end of the step: mpmath.
+    """
+    sde, scale = sd.VE(1e-10, 1e10), 0.1
+    flow = Flow(problem(sde, lam=lam), sd.solvers.Straight(scale), "angle")
+    points = flow.points(sde.time_of(2 * torch.tensor([-6.0, -6.0 + h], dtype=torch.float64)))
+    a, b = points.part(slice(0, 1)), points.part(slice(1, None))
+    with mpmath.workdps(30):
+        start, end = (mpmath.mpf(float(each)) for each in points.u)
+        square = mpmath.mpf(lam) ** 2
+
+        def share(u: mpmath.mpf) -> mpmath.mpf:
+            return 1 / (1 + scale * mpmath.exp(u))
+
+        def left(u: mpmath.mpf) -> mpmath.mpf:
+            whole = mpmath.log((mpmath.exp(-u) + scale) / (mpmath.exp(-end) + scale))
+            return mpmath.exp(-(1 + square) * whole)
+
+        assert float(mpmath.diff(lambda u: mpmath.log(left(u)), start)) == pytest.approx(
+            float((1 + square) * share(start))
+        )
+        parts = mpmath.linspace(start, end, 3 if h < 1 else 16)
+        push = mpmath.quad(lambda u: left(u) * (1 + square) * share(u), parts)
+        variance = mpmath.quad(lambda u: 2 * square * (left(u) * mpmath.exp(-u)) ** 2, parts)
+        kept, std = left(start), mpmath.sqrt(variance)
+    ((weight,),) = flow.weights(a, b, [a.v])
+    close = 1e-11 + 4e-15 / h
+    assert float(flow.keep(a, b)) == pytest.approx(float(kept), rel=close)
+    assert float(weight) == pytest.approx(float(push), rel=close)
+    assert float(flow.std(a, b)) == pytest.approx(float(std), rel=close)
+
+
+def test_the_straight_form_where_lambda_changes() -> None:
+    """Numbers a step are exact: two steps of a constant prediction are one. A function of t costs
+    O(h^3) a step.
+    """
+    times = torch.tensor([0.8, 0.5, 0.3], dtype=torch.float64)
+    form = sd.solvers.Straight(0.1)
+
+    def apart(lam: float | Callable[[Tensor], Tensor], times: Tensor) -> float:
+        flow = Flow(problem(VP, lam=lam), form, "angle")
+        points = flow.points(times)
+        a, b, c = (points.part(slice(i, i + 1)) for i in range(3))
+        (first,), (second,), (whole,) = (
+            flow.weights(x, y, [x.v])[0] for x, y in ((a, b), (b, c), (a, c))
+        )
+        kept = flow.keep(b, c)
+        noise = (kept * flow.std(a, b)).square() + flow.std(b, c).square()
+        return max(
+            abs(float(kept * flow.keep(a, b) - flow.keep(a, c))),
+            abs(float(kept * first + second - whole)),
+            abs(float(noise.sqrt() - flow.std(a, c))),
+        )
+
+    for lam in (0.0, 0.5, 1.0):
+        assert apart(lam, times) < 1e-12
+    halves = [apart(lambda t: 0.3 + t, 0.5 + (times - 0.5) * 2.0**-k) for k in (4, 5)]
+    assert fitted_order(halves) > 2.75
+    steps = sd.solvers.SASolver(2, form, "angle")
+    out = [
+        sd.sample(
+            LAW.model(VP),
+            (4, 2),
+            solver=steps,
+            grid=[1.0, 0.5, 0.2, 0.01],
+            stochasticity=lam,
+            seed=0,
+            dtype=torch.float64,
+        ).x
+        for lam in (0.7, [0.7, 0.7, 0.7])
+    ]
+    torch.testing.assert_close(*out, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("variable", ["t", "angle", "log_snr", "sigma"])
 def test_the_straight_form_of_a_constant_prediction(variable: str) -> None:
     """A path alpha D + sigma E, over its whole length: from alpha = 0 and to sigma = 0 where the
@@ -636,10 +712,6 @@ def test_the_steps_at_the_ends_are_of_order_one(solver: Solver) -> None:
         (
             lambda: sd.solvers.DEIS(form="eps"),
             "DEIS: form must be 'data', 'noise', a number from 0",
-        ),
-        (
-            lambda: sd.solvers.SASolver(form=sd.solvers.Straight()),
-            "Straight.* is for the probability flow; take sde=False",
         ),
         (lambda: sd.solvers.Straight(0.0), "scale must be a positive number, got 0.0"),
         (lambda: sd.solvers.Straight(True), "scale must be a number, got True"),

@@ -85,7 +85,7 @@ METHODS = [
         sd.ExponentialMultistep(3, sd.solvers.Straight(0.3), "angle", corrector=3), 4, ladder=MANY
     ),
     Method(
-        sd.ExponentialMultistep(2, sd.solvers.Falling(), "angle", sde=True),
+        sd.ExponentialMultistep(2, sd.solvers.Straight(0.2), "angle", sde=True),
         2,
         1,
         2,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdediff.solvers.exponential.forms import Form, FormName, Points, form_of
+from sdediff.solvers.exponential.forms import FARTHEST, Form, FormName, Points, form_of
 from sdediff.solvers.problem import Problem
 from sdediff.solvers.variable import VariableName
 
@@ -29,7 +29,6 @@ Moments = Literal["exact", "half", "half-h", "uniform"]
 MOMENTS: Final = ("exact", "half", "half-h", "uniform")
 
 _PER_PANEL: Final = 16
-_FARTHEST: Final = 40.0  # in u: exp(-40) is below rounding
 # e-foldings of the weight in a panel: the error of the rule is then below rounding, for the poles
 # of arctan(exp(-u)) and of 1 / (1 + exp(-u)) too
 _FOLDS: Final = 2.0
@@ -72,7 +71,7 @@ class Flow:
         alpha exp(-theta (u + L)),
 
     L the integral of lambda^2 du. theta = 1 is the data form (S = sigma exp(-L)), 0 the noise form
-    (S = alpha); for one that changes, at lambda = 0, see `Straight`. Over a step the predictions
+    (S = alpha); for one that changes see `Straight`. Over a step the predictions
     are replaced by polynomials in ``variable``, u itself or sigma / alpha or arctan(sigma / alpha)
     or t, and the integrals are computed to rounding: by Gauss and Legendre's rule in u, whose terms
     do not cancel however small the step. Coefficients are float64 and differentiable in the times.
@@ -127,10 +126,11 @@ class Flow:
 
     def bounded(self, points: Points) -> Tensor:
         """At which of the points predictions can be integrated up to there: where log-SNR is
-        infinite only in a `Form.bounded` form.
+        infinite only in a `Form.bounded` form, and without noise from there on.
         """
         finite = torch.isfinite(points.v)
-        return finite if self.form.bounded else finite & torch.isfinite(points.u)
+        infinite = points.mixing if self.form.bounded else points.u
+        return finite & torch.isfinite(infinite)
 
     def closes(self, points: Points) -> Tensor:
         """At which of the points sigma is 0 and the probability flow still has its integral, of a
@@ -169,8 +169,8 @@ class Flow:
             return -((1 - x) * a.v).log(), w / (1 - x)
         start, h = a.u, b.u - a.u
         if self.form.bounded:
-            start = a.u.clamp(-_FARTHEST, _FARTHEST)
-            h = b.u.clamp(-_FARTHEST, _FARTHEST) - start
+            start = a.u.clamp(-FARTHEST, FARTHEST)
+            h = b.u.clamp(-FARTHEST, FARTHEST) - start
         folds = torch.maximum(h.abs(), (h + b.mixing - a.mixing).abs()).detach()
         panels = max(1, math.ceil(float(folds.max()) / _FOLDS)) if h.numel() else 1
         at = ((torch.arange(panels, dtype=torch.float64)[:, None] + x) / panels).reshape(

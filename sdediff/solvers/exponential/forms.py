@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sdediff.solvers.exponential.flow import Flow
 
 __all__ = [
+    "FARTHEST",
     "Data",
     "Falling",
     "Form",
@@ -32,6 +33,8 @@ __all__ = [
 
 FormName = Literal["data", "noise"]
 
+FARTHEST: Final = 40.0
+"""The largest u that is told from infinity: exp(-40) is below rounding."""
 _ROUNDING: Final = 8 * torch.finfo(torch.float64).eps
 
 
@@ -234,18 +237,23 @@ class Falling(Record, Mixture):
 
 @dataclass(frozen=True)
 class Straight(Record, Form):
-    """The form d(x / S) = (data / scale - noise) dw with S = scale alpha + sigma and w = scale
-    alpha / S, for the probability flow.
+    """The form d(x / S) = (1 + lambda^2) (data / scale - noise) / E dw + noise, with w = scale
+    alpha / (scale alpha + sigma) and S = (scale alpha + sigma) E.
 
-    While data and noise hardly change, x / S moves straight on from the noise, w = 0, to the data
-    over ``scale``, w = 1. The share theta = sigma / S of the prediction is put as data: all where
+    The share theta = sigma / (scale alpha + sigma) of the prediction is put as data: all where
     noise is much larger than ``scale``, none where it is much smaller. The prediction is data -
-    scale noise. ``scale`` is that of details of the data; with 1, data - noise is the velocity of a
-    rectified flow.
+    scale noise. E = exp(-the integral of lambda^2 theta du) is 1 for the probability flow, and
+    ((scale alpha + sigma) / alpha)^(lambda^2) where lambda is constant; where it changes inside a
+    step, theta in the integral is its mean up to the end of the step.
+
+    Without noise x / S moves straight on, while data and noise hardly change, from the noise, w =
+    0, to the data over ``scale``, w = 1. ``scale`` is that of details of the data; with 1, data -
+    noise is the velocity of a rectified flow.
     """
 
     scale: Positive = 1.0
 
+    stochastic = True
     bounded = True
 
     def affine(self, points: Points) -> tuple[Number, Number]:
@@ -264,11 +272,31 @@ class Straight(Record, Form):
         return weighted((size, x), (-alpha * size, predictions[0]))
 
     def keep(self, a: Points, b: Points) -> Tensor:
-        return (self.scale * b.alpha + b.sigma) / (self.scale * a.alpha + a.sigma)
+        kept = (self.scale * b.alpha + b.sigma) / (self.scale * a.alpha + a.sigma)
+        return kept * self._faded(a.u, a.mixing, b)
 
     def terms(self, u: Tensor, mixing: Tensor, b: Points) -> list[tuple[Tensor, Tensor]]:
         theta = 1 / (1 + self.scale * u.exp())
-        return [(b.alpha + b.sigma / self.scale, theta * (1 - theta))]
+        return [
+            (b.alpha + b.sigma / self.scale, theta * (1 - theta) * self._faded(u, mixing, b)),
+        ]
+
+    def std(self, flow: Flow, a: Points, b: Points) -> Tensor:
+        u, w = flow.nodes(a, b)
+        mixing, square = flow.mixed(u)
+        theta = 1 / (1 + self.scale * u.exp())
+        left = theta * self._faded(u, mixing, b)
+        variance = (w * 2 * square * left.square()).sum(dim=0).clamp(min=0)
+        return (self.scale * b.alpha + b.sigma) * variance.sqrt()
+
+    def _faded(self, u: Tensor, mixing: Tensor, b: Points) -> Number:
+        """E at b over E at u: exp(-(L_b - L) mean of theta from u to b)."""
+        gain = b.mixing - mixing
+        if not bool(gain.any()):
+            return 1.0
+        start, end = (each.clamp(-FARTHEST, FARTHEST) for each in (u, b.u))
+        whole = torch.log((torch.exp(-start) + self.scale) / (torch.exp(-end) + self.scale))
+        return torch.exp(-gain * whole / (end - start))
 
 
 FORMS: Final = {"data": Data(), "noise": Noise()}
