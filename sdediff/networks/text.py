@@ -40,9 +40,9 @@ class Tokenizer:
             raise ValueError("Tokenizer: words has a word twice")
 
     @classmethod
-    def of(cls, texts: Iterable[str]) -> Tokenizer:
+    def of(cls, texts: str | Iterable[str]) -> Tokenizer:
         """The tokenizer of the words of some texts, as long as the longest of them."""
-        parts = [text.lower().split() for text in texts]
+        parts = [part for _, part in _split(texts)]
         words = sorted({word for part in parts for word in part})
         return cls(tuple(words), 1 + max(map(len, parts), default=0))
 
@@ -60,8 +60,7 @@ class Tokenizer:
         """The numbers of texts, (B, length)."""
         known = {word: i + _SPECIAL for i, word in enumerate(self.words)}
         rows = []
-        for text in [texts] if isinstance(texts, str) else texts:
-            parts = text.lower().split()
+        for text, parts in _split(texts):
             for word in parts:
                 if word not in known:
                     raise ValueError(
@@ -75,6 +74,15 @@ class Tokenizer:
             numbers = [_START, *(known[word] for word in parts)]
             rows.append(numbers + [_PADDING] * (self.length - len(numbers)))
         return torch.tensor(rows, dtype=torch.int64).reshape(-1, self.length)
+
+
+def _split(texts: str | Iterable[str]) -> list[tuple[str, list[str]]]:
+    """Texts, each with its words."""
+    given = [texts] if isinstance(texts, str) else list(texts)
+    for text in given:
+        if not isinstance(text, str):
+            raise TypeError(f"the tokenizer takes texts; got {text!r}, {type(text).__name__}")
+    return [(text, text.lower().split()) for text in given]
 
 
 class TextEncoder(nn.Module):

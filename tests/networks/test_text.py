@@ -56,6 +56,7 @@ def test_a_text_is_its_words_after_a_beginning():
     assert torch.equal(WORDS.null, WORDS([""])[0])
     assert WORDS([]).shape == (0, 5)
     assert WORDS.vocabulary == 8
+    assert Tokenizer.of("a thin seven") == Tokenizer.of(["a thin seven"])
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,12 @@ def test_a_text_is_its_words_after_a_beginning():
 def test_a_text_that_is_none_is_named(text, match):
     with pytest.raises(ValueError, match=match):
         WORDS(["a", text])
+
+
+def test_what_is_no_text_is_named():
+    for takes in (WORDS, Tokenizer.of):
+        with pytest.raises(TypeError, match="takes texts; got 3, int"):
+            takes(["a", 3])
 
 
 @pytest.mark.parametrize(
