@@ -25,7 +25,7 @@ import diffusers
 import torch
 from skimage.filters import sobel
 from sklearn.svm import SVC
-from text import Task, judged, network, trained
+from text import HOW, Task, judged, network, trained
 from torch import Tensor
 
 import sdediff as sd
@@ -124,7 +124,7 @@ def measured(
         ("edges where log-SNR < 0", ClassifierFree(early, 2.0), condition),
         ("text alone", ClassifierFree(base, 2.0), {"text": text}),
     ):
-        x = sd.sample(asked, tuple(real.shape), steps=20, seed=0, condition=given).x
+        x = sd.sample(asked, tuple(real.shape), seed=0, condition=given, **HOW).x
         x = x.cpu().clamp(-1, 1)
         shown.append(doubled(x))
         add(name, x)

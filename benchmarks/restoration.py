@@ -28,7 +28,7 @@ from timing import Tables, arguments, report
 from torch import Tensor
 
 import sdediff as sd
-from sdediff import posterior
+from sdediff import posterior, solvers
 from sdediff.cli.quality import Judge
 from sdediff.data import load_data
 from sdediff.plots import image_grid, save_png
@@ -122,13 +122,17 @@ def methods(problem: Problem) -> dict[str, Callable[[], sd.Solution]]:
     """Ours, at as many evaluations each."""
     model, seen, y = problem.model, problem.seen, problem.y
 
-    def run(given: Any, solver: Any = None, steps: int = problem.steps) -> Any:
-        return lambda: sd.sample(given, problem.x.shape, solver=solver, steps=steps, seed=0)
+    def run(given: Any, solver: Any = None, steps: int = problem.steps, **how: Any) -> Any:
+        return lambda: sd.sample(given, problem.x.shape, solver=solver, steps=steps, seed=0, **how)
+
+    noisy = {"steps": problem.steps - 1, "stochasticity": 1.0}  # as many evaluations
 
     return {
         "MMPS": run(posterior.MMPS(model, seen, y)),
         "MMPS(iterations=1)": run(posterior.MMPS(model, seen, y, iterations=1)),
+        "MMPS, stochasticity=1": run(posterior.MMPS(model, seen, y), **noisy),
         "PiGDM": run(posterior.PiGDM(model, seen, y)),
+        "PiGDM, ERSDE(2)": run(posterior.PiGDM(model, seen, y), solvers.ERSDE(2)),
         "PublishedDPS": run(model, posterior.PublishedDPS(seen, y)),
         "DiffPIR": run(model, posterior.DiffPIR(seen, y)),
         "Replacement": run(model, posterior.Replacement(seen, y)),
