@@ -8,9 +8,9 @@ digits to latents with sides smaller by f, and the same U-Net learns these (Romb
 arXiv 2112.10752, section 4.1 and figures 6 and 7). *Frechet*: distance of samples, by 20 noisy
 steps of the default solver, to as many held-out digits, on 64 features of a classifier of digits;
 *ratio*: over that of as many digits of the training. Below the rows of an autoencoder stands the
-distance of the held-out digits after it. Times are CPU seconds of one thread: of training the autoencoder, of
-training the U-Net, and of 1,000 samples with their decoding. Runs are kept in --runs, with their
-times, and not done again.
+distance of the held-out digits after it. Times are CPU seconds of one thread: of training the
+autoencoder, of training the U-Net, and of 1,000 samples with their decoding. Runs are kept in
+--runs, with their times, and not done again.
 """
 
 from __future__ import annotations

@@ -6,10 +6,11 @@
 diffusers' UNet2DConditionModel attends to "a thin slanted seven", read by a small encoder that is
 trained with it, by the noise loss; a tenth of the samples without their text. Captions are made
 from the label and from what `sdediff.captions` measures. Samples are drawn for the captions of
-digits that were held out, by 20 noisy steps of the default solver. *label*: the share that a support
-vector machine takes for the digit asked for; *width*, *slant*: the share whose measured stroke
-width and slant have the word asked for; *all*: all three; *ratio*: that over the share of the
-held-out digits themselves, which have their own captions, so that the judge alone is wrong there.
+digits that were held out, by 20 noisy steps of the default solver. *label*: the share that a
+support vector machine takes for the digit asked for; *width*, *slant*: the share whose measured
+stroke width and slant have the word asked for; *all*: all three; *ratio*: that over the share of
+the held-out digits themselves, which have their own captions, so that the judge alone is wrong
+there.
 *Frechet*: distance to the digits of the training, of pixels. The last row has the held-out digits
 under the captions of others, which is chance.
 """
