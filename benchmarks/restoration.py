@@ -125,12 +125,10 @@ def methods(problem: Problem) -> dict[str, Callable[[], sd.Solution]]:
     def run(given: Any, solver: Any = None, steps: int = problem.steps, **how: Any) -> Any:
         return lambda: sd.sample(given, problem.x.shape, solver=solver, steps=steps, seed=0, **how)
 
-    noisy = {"steps": problem.steps - 1, "stochasticity": 1.0}  # as many evaluations
-
     return {
         "MMPS": run(posterior.MMPS(model, seen, y)),
         "MMPS(iterations=1)": run(posterior.MMPS(model, seen, y, iterations=1)),
-        "MMPS, stochasticity=1": run(posterior.MMPS(model, seen, y), **noisy),
+        "MMPS, stochasticity=1": run(posterior.MMPS(model, seen, y), stochasticity=1.0),
         "PiGDM": run(posterior.PiGDM(model, seen, y)),
         "PiGDM, ERSDE(2)": run(posterior.PiGDM(model, seen, y), solvers.ERSDE(2)),
         "PublishedDPS": run(model, posterior.PublishedDPS(seen, y)),
