@@ -55,8 +55,9 @@ class UNet(Labelled, nn.Module):
                 f"{len(attention)}"
             )
         self.patch = integer("UNet: patch", patch, 1)
-        more = {"attention": list(attention), "patch": self.patch}
-        self.config: dict[str, Any] = {**sizes._asdict(), **more}
+        self.config: dict[str, Any] = {**sizes._asdict(), "attention": list(attention)}
+        if self.patch > 1:  # a run that was trained before there were patches can go on
+            self.config["patch"] = self.patch
         self.classes = classes
         self.multiple = self.patch * 2 ** (len(widths) - 1)
         self.unet = require("diffusers", "images").UNet2DModel(

@@ -125,6 +125,11 @@ def test_a_block_of_dit_is_the_identity_at_first_and_then_what_the_paper_says() 
     torch.testing.assert_close(block(h, c), expected)
 
 
+def test_a_unet_without_patches_has_the_config_of_runs_from_before_them() -> None:
+    assert "patch" not in made("UNet").config
+    assert made("UNet", patch=2).config["patch"] == 2
+
+
 def test_patches_go_back_where_they_came_from() -> None:
     """While the blocks are the identity, a pixel depends on its own patch alone."""
     net = made("DiT")
