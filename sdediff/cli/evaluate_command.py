@@ -53,7 +53,7 @@ def evaluate(
         str, typer.Option(help="fixed, or sampled: whether the errors are those of the data too")
     ] = "fixed",
     out: Annotated[str | None, typer.Option(help="JSON file to write")] = None,
-    count: Annotated[int, typer.Option(help="how many samples", min=2)] = 2000,
+    count: Annotated[int, typer.Option(help="how many samples", min=4)] = 2000,
     solver: SolverName = None,
     steps: Steps = None,
     batch_size: BatchSize = None,

@@ -34,7 +34,7 @@ from sdediff.plots import image_grid, save_png
 VALID = {
     "train": "--out new --data points.npy --steps 1 --batch-size 4 --device cpu",
     "sample": "run --out new.npy --steps 2 --count 2 --device cpu",
-    "evaluate": "run --against points.npy --steps 2 --count 2 --device cpu",
+    "evaluate": "run --against points.npy --steps 2 --count 4 --device cpu",
     "compare": "run --nfe 2 --count 2 --budget-seconds 0.1 --solvers euler --device cpu",
     "tune": "run --out new.json --nfe 2 --method dp --count 31 --device cpu",
     "restore": "pictures --image picture.png --blur 1 --out new.npy --steps 2 --device cpu",
