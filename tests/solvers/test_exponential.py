@@ -746,29 +746,6 @@ def test_bad_arguments(make: Callable[[], Solver], message: str) -> None:
         make()
 
 
-@pytest.mark.parametrize("lam", [0.0, 0.5, 1.0, lambda t: 0.3 + t])
-def test_a_falling_share_is_a_number_for_each_step(
-    lam: float | Callable[[Tensor], Tensor],
-) -> None:
-    """theta + (1 - theta) sigma / (scale alpha + sigma) at its end."""
-    for t, s in ((0.9, 0.5), (0.5, 0.2), (0.2, 0.01)):
-        alpha, sigma = float(VP.alpha(s)), float(VP.sigma(s))
-        share = 0.6 + 0.4 * sigma / (3.0 * alpha + sigma)
-        falling, number = (
-            integrate(
-                problem(VP, 4, lam),
-                sd.ExponentialMultistep(1, form, "angle", sde=True),
-                starts(VP, 4, t),
-                grid(t, s),
-                sd.White(range(4), (2,), dtype=torch.float64),
-            ).x
-            for form in (sd.solvers.Falling(0.6, 3.0), share)
-        )
-        torch.testing.assert_close(falling, number, rtol=0, atol=1e-12)
-    with pytest.raises(ValueError, match="changes from step to step, which stages do not"):
-        sd.solvers.ExponentialSinglestep(2, sd.solvers.Falling(), sde=True)
-
-
 @pytest.mark.parametrize("h", [0.1, 1.0, 5.0])
 def test_long_steps_of_seeds_multiply_the_noise(h: float) -> None:
     """The variance of x / sigma after a step from pure noise, whose right value is 1, in closed

@@ -3,7 +3,7 @@ polynomial.
 """
 
 from sdediff.solvers.exponential.euler import DDIM, Ancestral, InverseDDIM
-from sdediff.solvers.exponential.forms import Falling, Form, Straight
+from sdediff.solvers.exponential.forms import Form, Straight
 from sdediff.solvers.exponential.multistep import ExponentialMultistep
 from sdediff.solvers.exponential.presets import (
     DEIS,
@@ -44,7 +44,6 @@ __all__ = [
     "ExponentialMultistep",
     "ExponentialPair",
     "ExponentialSinglestep",
-    "Falling",
     "Form",
     "InverseDDIM",
     "RESSinglestep",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdediff.solvers.arithmetic import Number, weighted
-from sdediff.solvers.given import Positive, Record, Share
+from sdediff.solvers.given import Positive, Record
 
 if TYPE_CHECKING:
     from sdediff.solvers.exponential.flow import Flow
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = [
     "FARTHEST",
     "Data",
-    "Falling",
     "Form",
     "FormName",
     "Mixture",
@@ -60,9 +59,7 @@ class Form(Protocol):
     A form chooses the scale S and the predictions q_k: sums of x and the data prediction, whose
     coefficients depend on time alone. A step multiplies x by S_b / S_a (`keep`) and replaces each
     q_k by a polynomial, whose integral has the density S_b r_k / S (`terms`). A subclass has the
-    four methods without a body, and `std` if it can solve the reverse SDE. Where S is not one
-    function of time for all steps, ``steady = False`` says so: single steps, whose stages end at
-    several places, refuse such a form.
+    four methods without a body, and `std` if it can solve the reverse SDE.
     """
 
     quantity: str = "data"
@@ -135,27 +132,21 @@ class Mixture(Form):
     ) -> Tensor:
         return predictions[1]
 
-    def share(self, b: Points) -> Number:
-        """theta of a step to b."""
-        return self.theta
-
     def keep(self, a: Points, b: Points) -> Tensor:
-        share = self.share(b)
-        kept = torch.exp(-share * (b.mixing - a.mixing))
-        return kept * (b.alpha / a.alpha) ** (1 - share) * (b.sigma / a.sigma) ** share
+        kept = torch.exp(-self.theta * (b.mixing - a.mixing))
+        return kept * (b.alpha / a.alpha) ** (1 - self.theta) * (b.sigma / a.sigma) ** self.theta
 
     def terms(self, u: Tensor, mixing: Tensor, b: Points) -> list[tuple[Tensor, Tensor]]:
-        share = self.share(b)
-        growth = share * (u + mixing - b.u - b.mixing)
+        growth = self.theta * (u + mixing - b.u - b.mixing)
         return [
-            (share * b.alpha, growth.exp()),
-            ((share - 1) * b.sigma, (growth - (u - b.u)).exp()),
+            (self.theta * b.alpha, growth.exp()),
+            ((self.theta - 1) * b.sigma, (growth - (u - b.u)).exp()),
         ]
 
     def std(self, flow: Flow, a: Points, b: Points) -> Tensor:
         u, w = flow.nodes(a, b)
         mixing, square = flow.mixed(u)
-        exponent = 2 * (self.share(b) * (u + mixing - b.u - b.mixing) - (u - b.u))
+        exponent = 2 * (self.theta * (u + mixing - b.u - b.mixing) - (u - b.u))
         return b.sigma * (w * 2 * square * exponent.exp()).sum(dim=0).clamp(min=0).sqrt()
 
 
@@ -214,25 +205,6 @@ class Noise(Mixture):
         above = b.sigma > 0
         sigma, last = torch.where(above, b.sigma, b.alpha), torch.where(above, b.u, 0.0)
         return [(-sigma, torch.exp(last - u))]
-
-
-@dataclass(frozen=True)
-class Falling(Record, Mixture):
-    """A `Mixture` whose share falls with the noise, from step to step: theta + (1 - theta) sigma
-    / (scale alpha + sigma) at the end of a step.
-
-    Where noise is much larger than ``scale``, nearly all of the prediction is put as data: there
-    x / sigma is standard normal, which long steps of the reverse SDE in other forms are not (see
-    `SEEDS`). Elsewhere the share is about ``theta``. For multistep methods.
-    """
-
-    theta: Share = 0.7
-    scale: Positive = 10.0
-
-    steady = False
-
-    def share(self, b: Points) -> Number:
-        return self.theta + (1 - self.theta) / (1 + self.scale * b.u.exp())
 
 
 @dataclass(frozen=True)

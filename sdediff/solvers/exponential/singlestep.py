@@ -43,7 +43,7 @@ class Exponential(Solver):
 
     ``form``: ``"data"``, ``"noise"``, or a number theta between, the share of the prediction that
     is put as data; the rest is put as noise (see `Mixture`); or any object with the methods of
-    `Form`, such as `Straight` or `Falling`, whose share falls with the noise. ``variable``: what
+    `Form`, such as `Straight`, whose share falls with the noise. ``variable``: what
     the polynomials are in, ``"log_snr"``, ``"sigma"`` (over alpha), ``"angle"`` (its arctangent,
     bounded at both ends of time) or ``"t"``. ``moments``: ``"exact"``, or a published
     simplification (see `Flow.weights`). ``sde``: solve the reverse SDE, at the problem's
@@ -149,11 +149,6 @@ class ExponentialSinglestep(Exponential):
     def __post_init__(self) -> None:
         super().__post_init__()
         name, most = type(self).__name__, len(self.usual.get(self.order, ()))
-        if self.order > 1 and not getattr(self._form, "steady", True):
-            raise ValueError(
-                f"{name}: form={self.form!r} changes from step to step, which stages do not; take "
-                "ExponentialMultistep, or a number as the form"
-            )
         given = [each for each in ("r1", "r2")[most:] if getattr(self, each) is not None]
         if given:
             has = "stage r1 alone" if most else "no stage"
