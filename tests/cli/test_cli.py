@@ -425,7 +425,7 @@ def test_demo_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         "ode",
         "ddpm",
     ]
-    assert results["held_out"]["recognised"] > 0.9
+    assert results["held_out"]["recognised"] > 0.8
     assert sum(results["solvers"][0]["quality"]["counts"]) == 8
     assert (tmp_path / "demo" / "table.txt").read_text().strip() in capsys.readouterr().out
 
