@@ -170,7 +170,7 @@ def demo(
     device: Device = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train on digits of 28x28 pixels and sample by every family of solver, in five minutes."""
+    """Train on digits of 28x28 pixels and sample by every family of solver, in four minutes."""
     from sdediff.cli.demo import run
     from sdediff.run_folder import check_out
 
