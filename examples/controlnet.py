@@ -90,9 +90,8 @@ def main() -> None:
     text = WORDS(f"a {NAMES[k]}" for k in digits.labels)
     given = {"batch_size": 32, "lr": 2e-3, "ema": 0.995, "resume": True, "progress": True}
     model = model_of(initialised(base, 0))
-    sd.fit(
-        model, digits.x, condition={"text": text}, drop=0.1, steps=steps, out=out / "base", **given
-    )
+    own = {"condition": {"text": text}, "drop": 0.1, "steps": steps, "out": out / "base"}
+    sd.fit(model, digits.x, **own, **given)
 
     model = model_of(initialised(lambda: controlled(model.net), 1))
     condition = {"text": text, "edges": edges(digits.x)}

@@ -73,9 +73,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=2000, help="training steps of the U-Net")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/latent_text"), help="folder to write"
-    )
+    parser.add_argument("--out", type=Path, default=Path("runs/latent_text"), help="a folder")
     arguments = parser.parse_args()
     steps, out, began = arguments.steps, arguments.out, time.process_time()
     digits = load_data("mnist")
