@@ -72,6 +72,7 @@ def main() -> None:
             ClassifierFree(latent, scale),
             (len(label), SIZE),
             steps=20,
+            stochasticity=1.0,
             seed=0,
             condition={"label": label},
         ).x
