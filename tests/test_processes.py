@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import sharing
 import torch
-from command_line import POINTS, command
+from command_line import command, trained_on_points
 from launched import launched, start
 
 import sdediff as sd
@@ -218,11 +218,7 @@ def same_to_rounding(one: Any, two: Any) -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shared")
-    np.save(folder / "points.npy", POINTS)
-    given = ["--data", folder / "points.npy", "--out", folder / "run", "--steps", 20, "--quiet"]
-    command("train", *given, "--device", "cpu")
-    return folder / "run"
+    return trained_on_points(tmp_path_factory.mktemp("shared"), 20)
 
 
 def measured(found: Comparison) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_line import POINTS, command, refuse
+from command_line import POINTS, command, refuse, trained_on_points
 
 import sdediff as sd
 from sdediff.cli import main
@@ -29,25 +29,7 @@ def points(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    np.save(folder / "points.npy", POINTS)
-    command(
-        "train",
-        "--sde",
-        "vp",
-        "--data",
-        folder / "points.npy",
-        "--out",
-        folder / "run",
-        "--steps",
-        20,
-        "--batch-size",
-        16,
-        "--device",
-        "cpu",
-        "--quiet",
-    )
-    return folder / "run"
+    return trained_on_points(tmp_path_factory.mktemp("trained"), 20, "--batch-size", 16)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_line import POINTS, command, refuse
+from command_line import command, refuse, trained_on_points
 
 import sdediff as sd
 from sdediff.cli import _short_warnings
@@ -28,21 +28,7 @@ from sdediff.sampling import sample
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("command line")
-    np.save(folder / "points.npy", POINTS)
-    command(
-        "train",
-        "--data",
-        folder / "points.npy",
-        "--out",
-        folder / "run",
-        "--steps",
-        2,
-        "--device",
-        "cpu",
-        "--quiet",
-    )
-    return folder / "run"
+    return trained_on_points(tmp_path_factory.mktemp("command line"), 2)
 
 
 def read(path: Path) -> dict[str, np.ndarray]:

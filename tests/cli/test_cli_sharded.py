@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_line import POINTS, command, refuse
+from command_line import command, refuse, trained_on_points
 from launched import launched, start
 
 import sdediff as sd
@@ -25,11 +25,7 @@ from sdediff.solvers.solution import Status, failing
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sharded")
-    np.save(folder / "points.npy", POINTS)
-    words = ["--data", folder / "points.npy", "--out", folder / "run", "--steps", 2, "--quiet"]
-    command("train", *words, "--device", "cpu")
-    return folder / "run"
+    return trained_on_points(tmp_path_factory.mktemp("sharded"), 2)
 
 
 def words(run: Path, *more: object) -> list[object]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,14 @@ def command(*words: object) -> None:
         except SystemExit as stop:
             if stop.code not in (0, None):
                 raise
+
+
+def trained_on_points(folder: Path, steps: int, *more: object) -> Path:
+    """A run in ``folder``, trained on `POINTS`, which lie there as ``points.npy``."""
+    np.save(folder / "points.npy", POINTS)
+    given = ["--data", folder / "points.npy", "--out", folder / "run", "--steps", steps]
+    command("train", *given, "--device", "cpu", "--quiet", *more)
+    return folder / "run"
 
 
 def refuse(capsys: pytest.CaptureFixture[str], *words: object) -> str:
