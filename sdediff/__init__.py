@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from sdediff.training import fit
     from sdediff.tuning import tune
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "DDIM",
