@@ -2,21 +2,25 @@
 
 They are plain text with names in backticks. Four things are put into markup before Sphinx reads
 them: public names become links, lines such as ``steps``: ... become a list, indented lines become
-code, and the signs that reStructuredText reserves, * and |, stay signs.
+code, and the signs that reStructuredText reserves, * and |, stay signs. Options that several
+functions share are explained once, and linked.
 """
 
+from __future__ import annotations
+
+import inspect
+import logging
 import re
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sphinx.application import Sphinx
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
-PACKAGES = (
-    "solvers sde objectives discrete degradation likelihood network_time constraints exact "
-    "guidance mcmc metrics posterior comparison testing tuning interop networks plots"
-).split()
+REFERENCE = Path(__file__).parents[1] / "reference"
+DIRECTIVE = re.compile(r"^\.\. auto(module|class|function):: (\S+)((?:\n   :.*)*)", re.MULTILINE)
 ARGUMENT = re.compile(r"``[^`]+``(, ``[^`]+``)*( and ``[^`]+``)?: ")
 PIECES = re.compile(r"(``.+?``|`[^`]+`)", re.DOTALL)
 PAGE = re.compile(r"docs/([a-z0-9-]+)\.md")
@@ -24,13 +28,16 @@ PAGE = re.compile(r"docs/([a-z0-9-]+)\.md")
 
 @cache
 def places() -> dict[str, list[str]]:
-    """Where each public name is documented: in its package, else in `sdediff` itself."""
+    """The modules from which the pages of the reference document each public name."""
     found: dict[str, list[str]] = {}
-    for package in PACKAGES:
-        for name in import_module(f"sdediff.{package}").__all__:
-            found.setdefault(name, []).append(f"sdediff.{package}")
-    for name in import_module("sdediff").__all__:
-        found.setdefault(name, ["sdediff"])
+    for page in sorted(REFERENCE.glob("*.md")):
+        for kind, target, options in DIRECTIVE.findall(page.read_text()):
+            home, _, name = (target, "", "") if kind == "module" else target.rpartition(".")
+            left_out = re.findall(r"[\w]+", options.partition(":exclude-members:")[2])
+            names = [name] if name else import_module(home).__all__
+            for each in names:
+                if each not in left_out:
+                    found.setdefault(each, []).append(home)
     return found
 
 
@@ -61,6 +68,18 @@ def marked_up(text: str, where: str, docs: Path) -> str:
     return "".join(parts)
 
 
+def starts_an_item(line: str) -> bool:
+    """Whether a line looks like the first one of an argument or of a bullet."""
+    return bool(ARGUMENT.match(line.lstrip())) or line.lstrip().startswith("- ")
+
+
+def ended(line: str) -> bool:
+    """Whether a sentence ends with this line: where it goes on, so does the paragraph, also by a
+    line that looks like the first one of an item.
+    """
+    return line.rstrip().endswith((".", ":", ";", "?", ")"))
+
+
 def paragraphs(lines: list[str]) -> list[list[str]]:
     """Lines that belong together: blank lines, arguments and changes of indentation part them."""
     found: list[list[str]] = []
@@ -69,8 +88,7 @@ def paragraphs(lines: list[str]) -> list[list[str]]:
             not found
             or not line.strip()
             or not found[-1][-1].strip()
-            or ARGUMENT.match(line.lstrip())
-            or line.lstrip().startswith("- ")
+            or (starts_an_item(line) and ended(found[-1][-1]))
             or (line[:1] == " ") != (found[-1][-1][:1] == " ")
         )
         if apart:
@@ -89,7 +107,7 @@ def converted(lines: list[str], where: str, docs: Path) -> list[str]:
         if not text.strip():
             out.append("")
             in_item = False
-        elif ARGUMENT.match(first) or first.startswith("- "):
+        elif starts_an_item(first):
             body = " ".join(line.strip() for line in block).removeprefix("- ")
             out += ["", f"* {marked_up(body, where, docs)}"]
             in_item = True
@@ -103,10 +121,34 @@ def converted(lines: list[str], where: str, docs: Path) -> list[str]:
     return out
 
 
+@cache
+def options_of(record: str) -> tuple[str, ...]:
+    """What the docstring of a record of `sdediff.options` says, an entry for each option."""
+    text = inspect.cleandoc(getattr(import_module("sdediff.options"), record).__doc__)
+    return tuple(re.split(r"\n+(?=``\w+``(?:, ``\w+``)*: )", text)[1:])
+
+
+def said_once(text: str) -> str:
+    """A function's docstring with a link in place of the options that it shares with others."""
+    for record in ("SolveOptions", "LikelihoodOptions"):
+        there = [entry for entry in options_of(record) if f"\n{entry}" in text]
+        names = [entry.partition(": ")[0] for entry in there]
+        link = f"\n`{record}` explains the options {', '.join(names)}.\n"
+        for number, entry in enumerate(there):
+            text = text.replace(f"\n{entry}", "" if number else link, 1)
+    return text
+
+
 def convert(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Replace the lines of a docstring of ours; those of other libraries stay."""
-    if name.startswith("sdediff"):
-        lines[:] = converted(list(lines), name, Path(app.srcdir))
+    if not name.startswith("sdediff"):
+        return
+    if lines and lines[0].startswith("Alias for field number"):
+        told = logging.getLogger("sphinx.docstrings")
+        told.warning("%s has no docstring: write below the field what it is", name)
+    text = "\n".join(lines)
+    text = said_once(text) if what in ("function", "method") else text
+    lines[:] = converted(text.splitlines(), name, Path(app.srcdir))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

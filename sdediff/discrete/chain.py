@@ -33,9 +33,13 @@ class Levels(NamedTuple):
     """
 
     alphas: Tensor
+    """(N + 1,), what x_0 is multiplied by in x_i."""
     sigmas: Tensor
+    """(N + 1,), the standard deviation of the noise in x_i."""
     ratios: Tensor
+    """(N,), what x_{i-1} is multiplied by in x_i."""
     variances: Tensor
+    """(N,), the variance of the noise that step i adds."""
 
 
 class Chain:

@@ -84,7 +84,7 @@ class Classifier(Guidance):
     With scale 1 and the exact p(y | x_t) this is the score of the law given y.
 
     ``log_prob``: a function ``log_prob(x, t, **condition)`` that returns log p(y | x_t = x) as a
-    tensor (B,): the log-probability that a classifier of *noisy* states gives to the class that is
+    tensor (B,): the log-probability that a classifier of noisy states gives to the class that is
     asked for. For a network with logits (B, K) it is
 
         lambda x, t, label: net(x, t).log_softmax(1).gather(1, label[:, None])[:, 0]

@@ -88,10 +88,10 @@ class ClassifierFree(Pairing):
 
     With c the prediction under the condition of the call, and u the one under ``null``, it is
 
-        u + s (c - u)          convention="s", s = ``scale``
-        (1 + w) c - w u        convention="1+w", w = ``scale``
+        u + s (c - u)          convention="s"
+        (1 + w) c - w u        convention="1+w"
 
-    so that s = 1 + w. s = 1 is the conditional model and s = 0 the unconditional one; both cost one
+    with ``scale`` as s or as w, so that s = 1 + w. s = 1 is the conditional model and s = 0 the unconditional one; both cost one
     evaluation. Other scales cost two, and one outside the interval. Any finite scale is allowed,
     also one below 1.
 

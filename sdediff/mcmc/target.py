@@ -29,6 +29,7 @@ class Point(NamedTuple):
     """States (chains, *event) and what is known there."""
 
     x: Tensor
+    """The states, (chains, *event)."""
     log_prob: Tensor | None = None
     """(chains,), up to a constant."""
     score: Tensor | None = None

@@ -113,7 +113,9 @@ class PrecisionRecall(NamedTuple):
     """Share of samples that look like data, and share of data that samples look like."""
 
     precision: Measured
+    """The share of samples that look like data, 0 to 1."""
     recall: Measured
+    """The share of data that samples look like, 0 to 1."""
 
 
 def precision_recall(

@@ -34,8 +34,8 @@ class Product(Factors):
     is handed those conditions that its network takes by name.
 
     `sample_weighted` with `FeynmanKac` samples q. As a model by itself the product has the score
-    sum w_i s_i, as classifier-free guidance has, and `sdediff.sample` of it does *not* sample q:
-    that sum is the score of the product of the p_i(., t), which is not q under noise.
+    sum w_i s_i, as classifier-free guidance has, and `sdediff.sample` of it samples another law
+    than q: that sum is the score of the product of the p_i(., t), which is not q under noise.
     """
 
     predicts: Final = "noise"  # type: ignore[misc]  # the base's can be set, this one cannot

@@ -35,18 +35,20 @@ _FARTHEST: Final = 20.0
 
 
 class LogSNR(NamedTuple):
-    """What a grid knows of a schedule: ``log_snr`` is log(alpha^2 / sigma^2) at times, ``time_of``
-    its inverse.
-
-    With ``bounded`` an end of infinite log-SNR is placed as if log-SNR were -20 or 20 there,
-    without it is refused. ``details`` is the standard deviation of the details of the data over
-    that of the data, where it was measured.
-    """
+    """What a grid knows of a schedule."""
 
     log_snr: Callable[[Tensor], Tensor]
+    """log(alpha^2 / sigma^2) at float64 times (n,)."""
     time_of: Callable[[Tensor], Tensor]
+    """The times at which ``log_snr`` has given values (n,): its inverse."""
     bounded: bool = False
+    """Whether an end of infinite log-SNR is placed as if log-SNR were -20 or 20 there; else it is
+    refused.
+    """
     details: float | None = None
+    """The standard deviation of the details of the data over that of the data, where it was
+    measured.
+    """
 
 
 def uniform(steps: int, start: float, end: float, schedule: LogSNR | None = None) -> Tensor:

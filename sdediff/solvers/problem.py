@@ -57,9 +57,13 @@ class At(NamedTuple):
     """An evaluation that a plan holds: keep x + push ``quantity``(x, t)."""
 
     quantity: str
+    """What is evaluated, a name that the problem offers: ``"score"`` or ``"drift"`` say."""
     t: Tensor
+    """The time, float64 on the host, () or (rows,)."""
     keep: Coef
+    """What the state is multiplied by."""
     push: Coef
+    """What the quantity is multiplied by."""
 
 
 @dataclass(eq=False)

@@ -26,7 +26,9 @@ class Calibrated(NamedTuple):
     """What the ranks of one quantity say."""
 
     name: str
+    """The quantity, as the table names it."""
     p_value: float
+    """The p-value of the test that the ranks are uniform."""
     adjusted: float
     """The p-value by Holm's method, of all quantities together."""
     bias: float

@@ -120,12 +120,15 @@ class Finding(NamedTuple):
     """What one line of a table came to."""
 
     name: str
+    """What was checked, the first column of the table."""
     verdict: Literal["ok", "fail", "warn", "skipped"]
+    """Whether it holds, fails, holds with a warning, or could not be checked."""
     deviation: float = math.nan
     """The largest, relative; infinite where something is not finite, has the wrong shape or has
     raised.
     """
     bound: float = math.nan
+    """The largest deviation that is allowed, relative."""
     where: str = ""
     """The time or times of the largest deviation: "t = 0.5" or "t = 0.5, s = 0.1"."""
     detail: str = ""

@@ -76,11 +76,13 @@ def _decay(square: Tensor, a: _Angles, b: _Angles) -> Tensor:
 
 @dataclass(frozen=True)
 class EulerTrapezoid(Solver):
-    """Predicted by x^ = keep x + push v(x_t, t) + std z, corrected to x_s = x^ + push / 2 (v(x^, s)
-    - v(x_t, t)).
+    """A predicted state x^ at time s, and the state x_s that is corrected by it:
 
-    With phi = atan(sigma / alpha), c = sqrt(alpha^2 + sigma^2) and v = (alpha noise - sigma data) /
-    c the reverse process is
+        x^  = keep x_t + push v(x_t, t) + std z
+        x_s = x^ + push / 2 (v(x^, s) - v(x_t, t))
+
+    with z standard normal. With phi = atan(sigma / alpha), c = sqrt(alpha^2 + sigma^2) and
+    v = (alpha noise - sigma data) / c the reverse process is
 
         d(x / c) = [lambda^2 tan(phi) x / c + (1 + lambda^2) v] dphi + lambda sqrt(2 tan(phi)) dw,
 

@@ -54,7 +54,7 @@ def bound(case: Case) -> Iterator[Comparison]:
 @equivalence(
     "bound and likelihood",
     statement="with the exact score of Gaussian data L_vlb exceeds the chain's mean -log "
-    "p(x_0) by the mean of KL(q(x_1..N given x_0) || p(x_1..N given x_0))",
+    "p(x_0) by the mean of KL(q, p), where q and p are the two laws of x_1..N given x_0",
     bound=_TERMS,
     needs=("unit variance",),
 )
