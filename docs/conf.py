@@ -1,6 +1,7 @@
 """How the site is built: `make docs` writes it to build/docs, and warnings are errors."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -18,8 +19,11 @@ extensions = [
     "sphinx.ext.autodoc",
     "mathml",
     "docstrings",
+    "commands",
+    "no_paths",
 ]
 exclude_patterns = ["_extensions", "jupyter_execute"]
+smartquotes_action = "q"  # no dash in the place of the -- of an option
 html_theme = "furo"
 html_title = f"sdediff {release}"
 html_static_path = ["_static"]
@@ -40,6 +44,8 @@ logging.getLogger("sphinx.sphinx.directives.other").addFilter(
     lambda record: getattr(record, "subtype", "") != "empty_glob"
 )
 
+# A notebook that shows no progress bar needs no widgets: no warning that they are missing.
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600

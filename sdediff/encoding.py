@@ -53,7 +53,7 @@ def encode(
 
     (Song et al. 2021, arXiv 2011.13456, eq. 13.) Raises ValueError or TypeError before the first
     evaluation of the network, and `SolveError` after it if a sample fails. The options are those of
-    `sdediff.options.SolveOptions`:
+    `SolveOptions`:
     """
     return _carry("encode", model, ("x", x), solver, steps, chosen(encode, options))
 
@@ -75,7 +75,7 @@ def decode(
     as in `encode`.
 
     Raises ValueError or TypeError before the first evaluation of the network, and `SolveError`
-    after it if a sample fails. The options are those of `sdediff.options.SolveOptions`:
+    after it if a sample fails. The options are those of `SolveOptions`:
     """
     return _carry("decode", model, ("z", z), solver, steps, chosen(decode, options))
 

@@ -27,9 +27,13 @@ __all__ = ["ImageFolder", "Shards", "open_array"]
 def open_array(path: str | Path, *, raw: bool = False) -> NDArray[Any]:
     """The array of an .npy file, memory-mapped: images (N, C, H, W) of bytes, or points (N, d).
 
-    Images may be stored as (N, H, W) or (N, H, W, C) too. ``raw``: an array of floats (N, C, H, W)
-    or (N, H, W) as it is stored, for a model with a `Normalizer`. Raises ValueError for images of
-    floats, whose range would take a look at all of them: store bytes, or pass raw.
+    Images may be stored as (N, H, W) or (N, H, W, C) too.
+
+    ``raw``: whether floats (N, C, H, W) or (N, H, W) are taken as they are stored, whatever their
+    range, for a model with a `Normalizer`.
+
+    Raises ValueError where the file is no single array of such a shape, and for images of floats
+    without ``raw``, because their range would take a look at all of them: store bytes.
     """
     file = Path(path)
     try:
@@ -53,8 +57,15 @@ class ImageFolder(Dataset[Any]):
     """The images below a folder, each read when it is asked for: bytes (C, H, W), sorted by path.
 
     Item i is x, or (x, label) where every image lies in one of several folders, whose names are
-    ``classes``. ``image_size``: each is cropped to its central square, which is resized to that.
-    ``colour``: three channels (by default where the first image has them), else one.
+    ``classes``. `fit` makes [-1, 1] of the bytes.
+
+    ``path``: the folder. Its images are .bmp, .gif, .jpg, .pbm, .pgm, .png, .ppm, .tif and .webp.
+    ``image_size``: the side in pixels to which the central square of each image is resized; by
+    default images stay as they are.
+    ``labels``: whether items have labels where the folders give them.
+    ``colour``: whether there are three channels, or one; by default as the first image has it.
+
+    Raises ValueError where there are fewer than two images, and where one cannot be read.
     """
 
     def __init__(
@@ -95,13 +106,22 @@ def _bytes(picture: NDArray[Any], size: int | None, *, colour: bool) -> Tensor:
 class Shards(IterableDataset[Any]):
     """The samples of tar files, laid out as WebDataset's shards, read from one end to the other.
 
-    ``pattern`` is a path with ``*`` and the like, ``data/part-*.tar``. Files of a shard that follow
-    one another and have the same name up to its first dot are a sample: an image, .png, .jpg, .jpeg
-    or .webp, which becomes bytes (C, H, W), or an array, .npy; and, where ``labels``, the number in
-    .cls, a pair (x, label). Samples are mixed within a buffer of ``mixed``, in another way in each
-    epoch, which ``seed`` decides. The workers of a DataLoader share the files.
+    Files of a shard that follow one another and have the same name up to its first dot are a
+    sample: an image, .png, .jpg, .jpeg or .webp, which becomes bytes (C, H, W), or an array, .npy.
+    The workers of a DataLoader share the files.
 
-    For shards elsewhere than on a disk, a ``webdataset.WebDataset`` is data for `fit` too.
+    ``pattern``: a path with ``*`` and the like, ``"data/part-*.tar"``.
+    ``image_size``: the side in pixels to which the central square of each image is resized; by
+    default images stay as they are.
+    ``labels``: whether a sample is a pair (x, label), with the number in its .cls.
+    ``colour``: whether images have three channels, or one.
+    ``mixed``: how many samples the buffer holds from which the next one is drawn at random; 1 keeps
+    the order of the files.
+    ``seed``: decides the order, which is another one in each epoch.
+
+    Raises FileNotFoundError where no file fits the pattern, and ValueError, when it is read, for a
+    shard that is damaged or a sample without an image, an array or its label. For shards that are
+    not on a disk, a ``webdataset.WebDataset`` is data for `fit` too.
     """
 
     def __init__(

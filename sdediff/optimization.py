@@ -21,13 +21,20 @@ class Optimization:
     """The user's optimizer and schedule, and gradient accumulation; `fit` takes it as
     ``optimization=``.
 
-    ``optimizer(parameters)`` makes a torch optimizer, ``partial(torch.optim.SGD, lr=0.1,
-    momentum=0.9)`` say; the learning rate that it sets is the peak, and ``lr`` of `fit` is not
-    used. ``schedule(step)`` is what the peak is multiplied by at steps 0, 1, ..., in place of
-    warm-up and cosine; it depends on the step alone, so that a resumed run goes on as it would
-    have. ``accumulate`` parts of a batch are taken one after another and their gradients added up:
-    ``batch_size`` is still what one step of the optimizer sees, the memory is that of a part, and
-    the gradient is that of the whole batch, with the same times and noise, to rounding.
+        Optimization(optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9), accumulate=4)
+
+    ``optimizer``: a function of the parameters that returns a torch optimizer; by default AdamW
+    with betas 0.9 and 0.99. The learning rate that the function sets is the peak, and ``lr`` of
+    `fit` is not used.
+    ``schedule``: a function of the step 0, 1, ..., whose value the peak is multiplied by, in place
+    of warm-up and cosine. It depends on the step alone, so that a resumed run goes on as it would
+    have.
+    ``accumulate``: in how many parts a batch is taken, one after another; at least 1. One step of
+    the optimizer still sees ``batch_size`` samples. The memory is that of a part. The gradient is
+    that of the whole batch, with the same times and noise, up to rounding.
+
+    Raises TypeError or ValueError where one of them is something else. `fit` raises ValueError
+    where the optimizer remembers more than tensors and numbers: a run folder keeps no more.
     """
 
     optimizer: Callable[[Sequence[Tensor]], torch.optim.Optimizer] | None = None

@@ -107,9 +107,14 @@ def predict(
     """The prediction called ``name`` at (x, t) by one evaluation: ``noise``, ``data``, ``score``,
     ``v`` or ``flow``.
 
-    x is (B, *event), and t a number or (B,) in the SDE's usable range. The prediction is computed
-    in float32 at least, and rounded once to the dtype of x. A ValueError says where it does not
-    follow from what the model predicts. ``mask``: as in `outputs`.
+    ``x``: states (B, *event).
+    ``t``: their time, a number or (B,), in the SDE's usable range.
+    ``condition``: tensors (B, ...) by the names of the network's arguments.
+    ``mask``: bool of the shape of x, which says which coordinates exist; None: all.
+
+    Returns (B, *event). It is computed in float32 at least, and rounded once to the dtype of x.
+    Raises ValueError where the prediction does not follow from what the model predicts, at t = 0
+    say, and ValueError or TypeError where the arguments do not fit.
     """
     name = canonical(name, "a prediction")
     time = _time(model, x, t)

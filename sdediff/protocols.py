@@ -152,13 +152,20 @@ class Facts:
     """What a model may say beside the protocol, as attributes of these names; here with what holds
     where it does not.
 
-    ``device`` and ``dtype`` are by default those of the modules that the model holds; `has_weights`
-    asks for one fact more. ``data_std``: the standard deviation of the data, in units of which
-    solves run; ``declared_data_std`` the same if the model says it itself. ``detail_std``: that of
-    the details of the data, where `sdediff.tuning.measure` has found it. ``normalizer``: between
-    the user's data and the states. ``breaks``: times at which the field jumps. ``extras``: names of
-    further outputs.
-    ``cost``: evaluations of a network in a call, at most. ``net``: what takes the conditions.
+    ``device``, ``dtype``: where states are solved, and what the network takes; by default those of
+    the modules that the model holds.
+    ``data_std``: the standard deviation of the data, in units of which solves run; by default the
+    SDE's.
+    ``sigma_data``: the standard deviation of the data that ``predicts="edm"`` supposes; by default
+    the SDE's.
+    ``declared_data_std``: ``data_std`` if the model says it itself, else None.
+    ``detail_std``: the standard deviation of the details of the data, where
+    `sdediff.tuning.measure` has found it.
+    ``normalizer``: what stands between the user's data and the states.
+    ``breaks``: times at which the prediction jumps. Every solve stops there.
+    ``extras``: names of further outputs of an evaluation.
+    ``cost``: how often a call evaluates the network for each row, at most.
+    ``net``: the function whose arguments are the names of the conditions.
     ``check_event``: a function of an event's shape that raises a ValueError where states cannot
     have it.
     """

@@ -83,7 +83,7 @@ def sample(
     then wrong.
 
     Raises ValueError or TypeError before the first evaluation of the network, and `SolveError`
-    after it if a sample fails. The options are those of `sdediff.options.SolveOptions`:
+    after it if a sample fails. The options are those of `SolveOptions`:
     """
     taken = chosen(sample, options)
     known = facts(model)

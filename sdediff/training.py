@@ -38,9 +38,12 @@ _PRECISIONS: Final = (None, "no", "bf16", "fp16", "fp8")
 
 
 class Interrupted(Portable, KeyboardInterrupt):
-    """Training was stopped by the signal ``signum``, Ctrl-C say, after ``step`` steps.
+    """What `fit` raises when a signal has stopped it: Ctrl-C, SIGTERM or SIGHUP. It is a
+    KeyboardInterrupt.
 
-    A checkpoint of that step is in the run folder ``out``.
+    ``step``: how many steps of the optimizer were made. A checkpoint of the last one is complete.
+    ``out``: the run folder that holds it. `fit` with ``resume=True`` goes on from there.
+    ``signum``: the number of the signal.
     """
 
     def __init__(self, step: int, out: Path, signum: int | None = None) -> None:

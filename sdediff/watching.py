@@ -34,20 +34,26 @@ _SEED: Final = 0
 class Watch:
     """What `fit` looks at every so many steps; it takes it as ``watch=``.
 
-    ``held_out`` are data of any kind that `fit` takes, which it does not train on. Every ``every``
-    steps and at the end, ``validation.csv`` gets their mean loss under the averaged weights, and
-    the mean in each of ``bins`` equal parts of [t_min, t_max]; times and noise are the same every
-    time, so that two values differ by the weights alone.
+        watch = Watch(held_out=data[:200], every=500, samples=64, trackers="tensorboard")
 
-    ``samples`` samples are drawn at the same moments from the same seeds, with ``steps`` steps of
-    ``solver`` (the default's by default) and the conditions ``condition``, and written as
-    ``samples-step-00001000.png`` where they are images, else ``.npy``. ``quality(x)`` is called
-    with them (N, *event), in the user's units, and returns a number, or numbers by name, which go
-    to ``validation.csv`` too. Several processes share the held-out data and the samples; the first
-    one calls ``quality`` and writes.
+    ``held_out``: data of any kind that `fit` takes, on which it does not train. The file
+    ``validation.csv`` of the run folder gets their mean loss under the averaged weights, and the
+    mean in each part of time. Times and noise are the same every time, so that two values differ by
+    the weights alone.
+    ``every``: steps of the optimizer between two looks, at least 1. The last step has a look too.
+    ``bins``: in how many equal parts [t_min, t_max] is divided for the loss, at least 1.
+    ``samples``: how many samples are drawn at each look, from the same seeds every time; 0 for
+    none. They are written to ``samples-step-00001000.png`` where they are images, else to ``.npy``.
+    ``steps``, ``solver``, ``condition``: how they are drawn, as in `sample`; by default by 20 steps
+    of the default solver.
+    ``quality``: a function of them, (N, *event) in the user's units, that returns a number, or
+    numbers by name. They go to ``validation.csv`` too.
+    ``trackers``: a name that Accelerate knows, or several, ``"tensorboard"`` or ``"wandb"`` say.
+    They get losses, learning rate, norm of the gradient and what is found here.
 
-    ``trackers`` are names that Accelerate knows, ``"tensorboard"`` or ``"wandb"`` say: they get
-    losses, learning rate, gradient norm and what is found here.
+    Several processes share the held-out data and the samples; the first one calls ``quality`` and
+    writes. Raises TypeError or ValueError where a number is out of its range, and where there is a
+    ``quality`` but no samples.
     """
 
     held_out: Any = None

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import logging
 import re
+import sys
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -41,11 +42,19 @@ def places() -> dict[str, list[str]]:
     return found
 
 
-def linked(name: str, where: str) -> str:
-    """A name in backticks as a link, if it is public; of two, the one in the same package."""
+def linked(shown: str, where: str) -> str:
+    """A name in backticks as a link, if it is public; of two, the one in its module, or in the
+    same package.
+    """
+    module, _, name = shown.rpartition(".")
     homes = places().get(name, [])
+    if shown in (home for every in places().values() for home in every):
+        return f":py:obj:`{shown}`"
+    if module:
+        value = getattr(sys.modules.get(module), name, None)
+        homes = [home for home in homes if getattr(import_module(home), name) is value]
     near = [home for home in homes if where.startswith(f"{home}.")] or homes
-    return f":py:obj:`{name} <{near[0]}.{name}>`" if near else f"``{name}``"
+    return f":py:obj:`{shown} <{near[0]}.{name}>`" if near else f"``{shown}``"
 
 
 def marked_up(text: str, where: str, docs: Path) -> str:
@@ -133,7 +142,7 @@ def said_once(text: str) -> str:
     for record in ("SolveOptions", "LikelihoodOptions"):
         there = [entry for entry in options_of(record) if f"\n{entry}" in text]
         names = [entry.partition(": ")[0] for entry in there]
-        link = f"\n`{record}` explains the options {', '.join(names)}.\n"
+        link = f"\n{', '.join(names)}: as in `{record}`."
         for number, entry in enumerate(there):
             text = text.replace(f"\n{entry}", "" if number else link, 1)
     return text

@@ -59,7 +59,7 @@ def sample(
     ],
     solver: SolverName = None,
     steps: Steps = None,
-    count: Annotated[int, typer.Option(help="how many samples", min=1)] = 64,
+    count: Annotated[int, typer.Option(help="how many samples are drawn", min=1)] = 64,
     batch_size: BatchSize = None,
     shard_size: ShardSize = None,
     rtol: Rtol = None,
@@ -106,7 +106,7 @@ def sample(
 def restore(
     run: Annotated[str, typer.Argument(help="run folder made by train, of images")],
     image: Annotated[str, typer.Option(help="picture to restore")],
-    out: Annotated[str, typer.Option(help="file to write: .png, .npy or .npz")],
+    out: Annotated[str, typer.Option(help="file to write: .png, or .npy or .npz with all values")],
     mask: Mask = None,
     blur: Blur = None,
     downsample: Downsample = None,
@@ -116,10 +116,15 @@ def restore(
     level: Level = None,
     method: Method = None,
     particles: Particles = 400,
-    count: Annotated[int, typer.Option(help="how many restorations", min=1)] = 1,
+    count: Annotated[
+        int,
+        typer.Option(help="how many restorations are drawn; a .png shows them side by side", min=1),
+    ] = 1,
     steps: Annotated[
         int | None,
-        typer.Option(help="steps of the solver; 100, of a degradation one a level", min=1),
+        typer.Option(
+            help="steps of the solver; by default 100, of a degradation one a level", min=1
+        ),
     ] = None,
     condition: Condition = None,
     seed: Seed = 0,
@@ -163,9 +168,14 @@ app.command()(evaluate)
 def demo(
     out: Annotated[str, typer.Option(help="folder to write")] = "runs/demo",
     steps: Annotated[
-        int | None, typer.Option(help="training steps, fewer for a quick look", min=1)
+        int | None,
+        typer.Option(
+            help="training steps; by default so many that all takes about four minutes on two "
+            "cores",
+            min=1,
+        ),
     ] = None,
-    count: Annotated[int, typer.Option(help="samples a solver", min=8)] = 128,
+    count: Annotated[int, typer.Option(help="samples of each solver", min=8)] = 128,
     seed: Seed = 0,
     device: Device = None,
     quiet: Quiet = False,

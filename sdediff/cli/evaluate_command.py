@@ -27,12 +27,24 @@ __all__ = ["evaluate"]
 Features = Annotated[
     str,
     typer.Option(
-        help="values, inception, dinov2, or classifier, which is fitted to labelled images"
+        help="what samples are compared by: values, the coordinates themselves; inception "
+        "or dinov2, networks whose file is --weights; or classifier, which is fitted "
+        "to the labelled images of --against"
     ),
 ]
-Weights = Annotated[str | None, typer.Option(help="file of the weights of inception or dinov2")]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="file of the weights of inception or dinov2, which nothing downloads: see "
+        "docs/command-line.md"
+    ),
+]
 Sha256 = Annotated[
-    str | None, typer.Option(help="SHA-256 of that file; known for torch-fidelity's inception")
+    str | None,
+    typer.Option(
+        help="SHA-256 of that file, 64 hexadecimal digits; by default that of "
+        "torch-fidelity's file of inception, and needed for dinov2"
+    ),
 ]
 
 
@@ -50,10 +62,22 @@ def evaluate(
         ),
     ] = None,
     reference: Annotated[
-        str, typer.Option(help="fixed, or sampled: whether the errors are those of the data too")
+        str,
+        typer.Option(
+            help="whether standard errors count the choice of the data too: fixed (no) or "
+            "sampled (yes)"
+        ),
     ] = "fixed",
-    out: Annotated[str | None, typer.Option(help="JSON file to write")] = None,
-    count: Annotated[int, typer.Option(help="how many samples", min=4)] = 2000,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            help="file to write, .json: all numbers, and what they are of; by default they are "
+            "printed alone"
+        ),
+    ] = None,
+    count: Annotated[
+        int, typer.Option(help="how many samples are drawn; not used where --samples are complete", min=4)
+    ] = 2000,
     solver: SolverName = None,
     steps: Steps = None,
     batch_size: BatchSize = None,

@@ -39,9 +39,15 @@ __all__ = [
 ]
 
 Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the fastest there is by default")
+    str | None,
+    typer.Option(
+        help="where the network is computed: cpu, cuda, cuda:1 or mps; by default cuda if "
+        "it is there, else cpu"
+    ),
 ]
-Seed = Annotated[int, typer.Option(help="makes the result reproducible", min=0)]
+Seed = Annotated[
+    int, typer.Option(help="decides all random draws: the same seed gives the same result", min=0)
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="print nothing but errors and warnings")]
 Resume = Annotated[
     bool,
@@ -60,43 +66,58 @@ Overwrite = Annotated[
 BatchSize = Annotated[
     int | None,
     typer.Option(
-        help="samples solved at a time; by default 64, or as many as have 131,072 values", min=1
+        help="how many samples are solved at a time; by default 64, or as many as have "
+        "131,072 values where that is more",
+        min=1,
     ),
 ]
 ShardSize = Annotated[
     int | None,
-    typer.Option(help="samples in a shard of a folder; by default those of four batches", min=1),
+    typer.Option(
+        help="with a folder as --out: how many samples a shard has; by default those of "
+        "four batches",
+        min=1,
+    ),
 ]
 SolverName = Annotated[
     str | None,
     typer.Option(
-        help="one of the names in the README's table of solvers, or a .json file of tune; by "
-        "default the library's for --steps, else ode"
+        help="a name of the table of solvers, docs/command-line.md, or a .json file of "
+        "tune; by default, with --steps the default solver, without them ode"
     ),
 ]
-Steps = Annotated[int | None, typer.Option(help="steps of a fixed-step solver", min=1)]
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        help="steps of a solver with fixed steps; by default 100 where --solver names one", min=1
+    ),
+]
 Rtol = Annotated[
     float | None,
-    typer.Option(help="relative tolerance of an adaptive solver; 1e-4, adaptive-sde 0.05"),
+    typer.Option(
+        help="relative tolerance of an adaptive solver, above 0; by default 1e-4, of "
+        "adaptive-sde 0.05"
+    ),
 ]
 Atol = Annotated[
     float | None,
     typer.Option(
-        help="absolute tolerance of an adaptive solver; as rtol, times the data's standard "
-        "deviation"
+        help="absolute tolerance of an adaptive solver, in the units of the data, above 0; "
+        "by default 1e-4, of adaptive-sde 0.05, times the data's standard deviation"
     ),
 ]
 SolverNames = Annotated[
     str | None,
     typer.Option(
-        help="names in the README's table of solvers, and default, with commas between them"
+        help="names of the table of solvers, docs/command-line.md, and default, with commas "
+        "between them; by default those of sdediff.compare"
     ),
 ]
 Process = Annotated[
     str,
     typer.Option(
-        help="vp, ve, subvp, cosine or rectified-flow; or a degradation, for images: blur, "
-        "masking, downsampling or snow"
+        help="the process: an SDE, vp, ve, subvp, cosine or rectified-flow; or a "
+        "degradation of images, blur, masking, downsampling or snow"
     ),
 ]
 Labels = Annotated[
@@ -108,28 +129,40 @@ Labels = Annotated[
     ),
 ]
 IgnoreLabels = Annotated[
-    bool, typer.Option("--ignore-labels", help="train on the data of an .npz alone")
+    bool, typer.Option("--ignore-labels", help="train without the labels that an .npz holds")
 ]
 Drop = Annotated[
     float | None,
-    typer.Option(help="with --labels: the share of samples trained without, for --guidance; 0.1"),
+    typer.Option(
+        help="with --labels: the share of samples that are trained without their label, 0 "
+        "to 1, which --guidance of sample needs; by default 0.1"
+    ),
 ]
 Network = Annotated[
-    str | None, typer.Option(help="unet, dit, unet1d or mlp; by default by the data's shape")
+    str | None,
+    typer.Option(help="unet, dit, unet1d or mlp; by default the one for the shape of the data"),
 ]
 MaxNfe = Annotated[
     int | None,
     typer.Option(
-        help="evaluations of the network a sample at most; 50,000 for an adaptive solver", min=1
+        help="the most evaluations of the network for any sample; by default 50,000 for an "
+        "adaptive solver, no limit for others",
+        min=1,
     ),
 ]
 Condition = Annotated[
     list[str] | None,
-    typer.Option(help="NAME=VALUE, label=3 say; several values, label=0,1,2, are taken in turn"),
+    typer.Option(
+        help="a condition of the network as NAME=VALUE, label=3 say; several values, "
+        "label=0,1,2, are taken in turn, and label=none is no label"
+    ),
 ]
 Guidance = Annotated[
     float | None,
-    typer.Option(help="scale of classifier-free guidance; 1 is the condition as trained"),
+    typer.Option(
+        help="scale of classifier-free guidance, any number: 1 is the condition as trained, "
+        "larger ones draw it more clearly; by default there is no guidance"
+    ),
 ]
 
 Mask = Annotated[
@@ -142,19 +175,25 @@ Mask = Annotated[
 Blur = Annotated[
     float | None,
     typer.Option(
-        help="sharpen: --image was blurred by a Gaussian of that many pixels' standard deviation, "
-        "periodic at the edges"
+        help="sharpen: the standard deviation, in pixels, of the Gaussian by which --image "
+        "was blurred, above 0; edges are taken as periodic"
     ),
 ]
 Downsample = Annotated[
     int | None,
-    typer.Option(help="enlarge: each pixel of --image is a mean of so many by so many", min=2),
+    typer.Option(
+        help="enlarge: each pixel of --image is the mean of a square with this side, in "
+        "pixels of the result",
+        min=2,
+    ),
 ]
 Grey = Annotated[bool, typer.Option("--grey", help="colour: --image is grey")]
 NoiseStd = Annotated[
     float | None,
     typer.Option(
-        help="standard deviation of the noise of --image, from -1 for black to 1 for white; 0.05"
+        help="standard deviation of the noise of --image in units in which black is -1 and "
+        "white is 1, 0 or more; by default 0.05, which is 6.4 of the 255 levels of a "
+        "pixel"
     ),
 ]
 Degrade = Annotated[
@@ -180,5 +219,9 @@ Method = Annotated[
     ),
 ]
 Particles = Annotated[
-    int, typer.Option(help="of --method particles, a multiple of 8, --count of them written")
+    int,
+    typer.Option(
+        help="with --method particles: how many there are, a multiple of 8; --count of them "
+        "are written"
+    ),
 ]

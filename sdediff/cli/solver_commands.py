@@ -23,16 +23,31 @@ __all__ = ["compare", "tune"]
 def compare(
     run: Annotated[str, typer.Argument(help="run folder made by train")],
     out: Annotated[
-        str | None, typer.Option(help="folder for compare.json, compare.md and compare.png")
+        str | None,
+        typer.Option(
+            help="folder to write: compare.json (all numbers), compare.md (the tables) and "
+            "compare.png (error against cost); by default the tables are printed alone"
+        ),
     ] = None,
-    nfe: Annotated[str, typer.Option(help="numbers of evaluations")] = "5,10,20,50",
+    nfe: Annotated[
+        str,
+        typer.Option(
+            help="numbers of evaluations of the network for a sample, with commas between them"
+        ),
+    ] = "5,10,20,50",
     solvers: SolverNames = None,
-    count: Annotated[int, typer.Option(help="how many samples", min=2)] = 256,
+    count: Annotated[int, typer.Option(help="how many samples each solver draws", min=2)] = 256,
     batch_size: BatchSize = None,
     data: Annotated[
         str | None, typer.Option(help="data to compare the samples with, as of train")
     ] = None,
-    budget_seconds: Annotated[float | None, typer.Option(help="seconds it may take")] = None,
+    budget_seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="seconds that it may take; what does not fit is left out, and the tables say "
+            "so; by default there is no limit"
+        ),
+    ] = None,
     condition: Condition = None,
     guidance: Guidance = None,
     seed: Seed = 0,
@@ -68,10 +83,23 @@ def tune(
     out: Annotated[str, typer.Option(help=".json file to write, for --solver of sample")],
     nfe: Annotated[int, typer.Option(help="evaluations of the network a sample", min=1)],
     method: Annotated[
-        str, typer.Option(help="dp: the times, in seconds; grid: by gradients; all: weights too")
+        str,
+        typer.Option(
+            help="what is tuned: dp, the times, by dynamic programming; grid, the times, by "
+            "gradients too; all, times and weights of the solver"
+        ),
     ] = "grid",
-    count: Annotated[int, typer.Option(help="training starts, and as many held out", min=32)] = 256,
-    seconds: Annotated[float, typer.Option(help="what it may take, beside tight solves")] = 100.0,
+    count: Annotated[
+        int,
+        typer.Option(help="how many starts it is tuned on, and as many again are held out", min=32),
+    ] = 256,
+    seconds: Annotated[
+        float,
+        typer.Option(
+            help="seconds that it may take, without the accurate solves to which it is "
+            "compared, above 0"
+        ),
+    ] = 100.0,
     condition: Condition = None,
     seed: Seed = 0,
     device: Device = None,

@@ -69,7 +69,7 @@ class Loss(Guidance):
     of length ``rate`` times the gradient, from x^_0 to x^_0 + D, and adds -alpha / sigma D to the
     noise prediction, which moves the data prediction by D. (The authors' code starts after forward
     guidance, and descends by Adam.) **Recurrence** acts on steps: it is the solver
-    `solvers.Recurrence`.
+    `sdediff.solvers.Recurrence`.
 
     With f = -log p(y | x_0), gradient="network" and backward=0 this is `posterior.DPS`. An
     evaluation costs one of the model, and one backward pass for forward guidance and for each

@@ -91,9 +91,9 @@ class ClassifierFree(Pairing):
         u + s (c - u)          convention="s"
         (1 + w) c - w u        convention="1+w"
 
-    with ``scale`` as s or as w, so that s = 1 + w. s = 1 is the conditional model and s = 0 the unconditional one; both cost one
-    evaluation. Other scales cost two, and one outside the interval. Any finite scale is allowed,
-    also one below 1.
+    with ``scale`` as s or as w, so that s = 1 + w. s = 1 is the conditional model and s = 0 the
+    unconditional one; both cost one evaluation. Other scales cost two, and one outside the
+    interval. Any finite scale is allowed, also one below 1.
 
     ``scale`` and ``interval``: as in `Guidance`.
     ``null``: a dictionary of conditions that replace those of the call in the second evaluation:

@@ -122,7 +122,7 @@ def log_prob(
     log p((y - mean) / std) - sum of log std.
 
     Raises ValueError or TypeError before the first evaluation of the network, and `SolveError`
-    after it if a sample fails. The options are those of `sdediff.options.LikelihoodOptions`:
+    after it if a sample fails. The options are those of `LikelihoodOptions`:
     """
     taken = chosen(log_prob, options)
     known = facts(model)

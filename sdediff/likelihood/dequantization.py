@@ -91,7 +91,7 @@ def bits_per_dim(
     ``solver`` and ``steps`` are those of `log_prob`; ``batch_size`` counts draws.
 
     Raises ValueError or TypeError before the first evaluation of the network, `SolveError` after
-    it. The options are those of `sdediff.options.LikelihoodOptions`:
+    it. The options are those of `LikelihoodOptions`:
     """
     taken = chosen(bits_per_dim, options)
     check_model(model)

@@ -116,7 +116,7 @@ def reflow(
     The data are in the user's units where the model has a `Normalizer`, the noise is standard
     normal always. ``shape`` is (count, *event); solver and steps are those of `sample`, RK45 by
     default. Trained on such pairs, a flow is straighter and takes fewer steps (Liu et al. 2023,
-    arXiv 2209.03003, section 2.2). The options are those of `sdediff.options.SolveOptions`:
+    arXiv 2209.03003, section 2.2). The options are those of `SolveOptions`:
     """
     _ = chosen(reflow, options)
     if solver is not None and getattr(solver, "stochastic", False):

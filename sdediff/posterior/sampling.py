@@ -136,7 +136,7 @@ def sample_posterior(
     The grid is by default uniform in log-SNR. A UserWarning names the posteriors that may not be
     exact (see `Weighted`). Raises ValueError or TypeError before the first evaluation of the
     network. The options are those of
-    `sdediff.options.SolveOptions`:
+    `SolveOptions`:
     """
     _ = chosen(sample_posterior, options)
     solver = Particles() if particles is None else particles
@@ -170,7 +170,7 @@ def sample_weighted(
 
     A UserWarning names the samples whose particles are not exact: see `Weighted`. Raises ValueError
     or TypeError before the first evaluation of the network. The options are those of
-    `sdediff.options.SolveOptions`:
+    `SolveOptions`:
     """
     _ = chosen(sample_weighted, options)
     solver = particles

@@ -206,8 +206,8 @@ class SDE:
 
     @fact
     def spacing(self) -> str:
-        """The grid that suits the SDE's own time, a name in `solvers.GRIDS`: that of solvers which
-        have no better one.
+        """The grid that suits the SDE's own time, a name in `sdediff.solvers.GRIDS`: that of
+        solvers which have no better one.
         """
         return "uniform"
 
@@ -336,8 +336,8 @@ class SDE:
         return self.T
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
-        """Drift at (x, t), (B, *event), for t () or (B,): `solvers.expand` shapes a (B,) so that it
-        multiplies x.
+        """Drift at (x, t), (B, *event), for t () or (B,): `sdediff.solvers.expand` shapes a (B,)
+        so that it multiplies x.
         """
         raise NotImplementedError(f"{type(self).__name__} has no drift: give drift(self, x, t)")
 

@@ -42,6 +42,7 @@ class Like(NamedTuple):
     dtype: torch.dtype
     """Their own dtype, in which coefficients that stand beside them are."""
     device: torch.device
+    """Where they are."""
     sees: torch.dtype
     """The dtype in which a network without parameters is handed them."""
     asked: object = None

@@ -52,7 +52,9 @@ class Equivalence(NamedTuple):
     """One line of the table."""
 
     check: Check
+    """A function of a `Case` that yields comparisons."""
     statement: str
+    """What holds, in words, without the sign | that ends a cell of a table."""
     bound: float
     """What every comparison is held to: largest deviation over the size of the states, or as the
     statement says.
