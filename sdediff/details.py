@@ -47,27 +47,32 @@ def measure(
     batch_size: int = 64,
     seed: int = 0,
 ) -> float:
-    """The standard deviation of the details of the data, in the units of ``model.data_std``: how
-    far apart, in the direction in which they are farthest, samples are that the model takes for one
-    as soon as there is more noise.
+    """The standard deviation r of the details of the data, in the units of ``model.data_std``.
 
-    At a level w = sigma / alpha of the noise a network keeps of that in a direction u the share
+    Details are the smallest differences between samples. They are lost first when noise is added:
+    from some level of noise on, the model answers with the mean of samples that differ by less. r
+    is the size of these differences in the direction in which they are largest.
+
+    Take noise of level w = sigma / alpha. Of the noise in a direction u a network keeps the share
 
         lambda(w) = u^T (dD/dx) u = Var[u^T x_0 | x] / w^2,    D(x) = E[x_0 | x_0 + w noise].
 
-    This is 1 where w is small beside the details, and r^2 / (r^2 + w^2) for details of size r,
-    until at larger w the parts of the data merge. It is found at 16 levels, spaced evenly in
-    log-SNR from w = ``data_std`` down to t_min, as u^T (D(x + w u) - D(x - w u)) / (2 w); the
-    difference is the direction u of the next level, so that u turns to the direction of the largest
-    details (the power method). r follows from the level below which lambda exceeds 1/4 for a
-    quarter of the samples. Where it does so at no level, details are hidden by the noise at t_min,
-    and r is the most that they can be. Where it does at every level, the data have no details
-    smaller than themselves, and r is ``data_std``.
+    The share is 1 where w is small beside the details. It is r^2 / (r^2 + w^2) for details of size
+    r, until at larger w the parts of the data merge. The network is asked at 16 levels, spaced
+    evenly in log-SNR from w = ``data_std`` down to t_min, by two evaluations of each sample:
+    lambda = u^T (D(x + w u) - D(x - w u)) / (2 w). The difference is the direction u of the next
+    level, so that u turns to the direction of the largest details (the power method).
+
+    r follows from the level of noise at which lambda falls below 1/4 for three quarters of the
+    samples: for details of size r this level is sqrt(3) r. If lambda is below 1/4 at all levels,
+    the noise at t_min hides the details, and r is the most that they can be. If it is above 1/4 at
+    all levels, the data have no details that are smaller than themselves, and r is ``data_std``.
 
     ``samples``: data (B, *event) in the user's units, 64 are enough; or a shape, (64, 2) say, for
-    samples that the model draws by the default solver in 20 steps. ``condition``, ``mask``: as in
-    `sdediff.sample`, of these samples. ``batch_size``: how many samples are looked at together.
-    ``seed``: of the noise.
+    samples that the model draws by the default solver in 20 steps.
+    ``condition``, ``mask``: as in `sdediff.sample`, of these samples.
+    ``batch_size``: how many samples are looked at together.
+    ``seed``: the seed of the noise.
 
     `sdediff.fit` measures at its end and keeps the result as ``model.detail_std``, from which the
     default solver takes its form and its grid if it is below 0.04 of ``data_std``

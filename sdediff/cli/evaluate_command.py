@@ -76,7 +76,10 @@ def evaluate(
         ),
     ] = None,
     count: Annotated[
-        int, typer.Option(help="how many samples are drawn; not used where --samples are complete", min=4)
+        int,
+        typer.Option(
+            help="how many samples are drawn; not used where --samples are complete", min=4
+        ),
     ] = 2000,
     solver: SolverName = None,
     steps: Steps = None,

@@ -1,5 +1,8 @@
 """Error against cost: which solver, grid and tolerance to take for one's own model, by
 measurement.
+
+The floor of a distance is what two samples of the same law have by chance. A value below the floor
+says nothing.
 """
 
 from sdediff.comparison.advice import Recommendation

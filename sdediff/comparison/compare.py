@@ -119,10 +119,10 @@ def compare(
     adaptive solve. Its own error is estimated by a second method and reported; an error below three
     times that is marked. Solvers that draw noise have no such error. Their samples are compared
     with draws of the target law by energy distance, sliced Wasserstein distance and log ratio of
-    standard deviations, each with the values that it takes between equal laws. The target is the
-    law of the flow, from other starts, unless you pass another one as ``against``. With ``data``
-    each solver has a quality too, because on a trained network the exact flow does not always give
-    the best pictures (docs/choosing-a-solver.md).
+    standard deviations, each with its floor (`Comparison.floor`). The target is the law of the
+    flow, from other starts, unless you pass another one as ``against``. With ``data`` each solver
+    has a quality too, because on a trained network the exact flow does not always give the best
+    pictures (docs/choosing-a-solver.md).
 
     The result has `Comparison.recommend`, ``plot``, ``markdown`` and ``to_json``. The same seed
     gives the same result except for the seconds, in any order of the solvers, unless ``budget_s``

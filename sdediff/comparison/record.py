@@ -46,12 +46,14 @@ class Errors:
 
 @dataclass(frozen=True)
 class Law:
-    """Distances of the law of the samples from the law asked for, each with its noise floor, in
-    units of the standard deviation of the data.
+    """Distances of the law of the samples from the law asked for, each with its floor
+    (`Comparison.floor`), in units of the standard deviation of the data.
 
-    ``energy`` is unbiased, and squared in Székely's sense; ``sliced_w2`` is never zero: see its
-    floor. ``spread`` is the log of the ratio of standard deviations of samples and reference set: 0
-    is right, and says nothing of the rest.
+    ``energy``: the energy distance, unbiased, and squared in Székely's sense.
+    ``sliced_w2``: the sliced Wasserstein distance, which is above 0 for equal laws too: compare it
+    with its floor.
+    ``spread``: the log of the ratio of the standard deviations of samples and reference set. 0 is
+    right, but samples in wrong places may have it too.
     """
 
     energy: Metric
@@ -126,9 +128,13 @@ class Row:
 class Comparison:
     """Solvers on one model, error against cost. ``print`` shows a table.
 
-    ``data_std`` is the unit of errors and of distances. ``against`` says whose law the distances
-    are from, ``flow`` whether that is the probability flow's; ``real`` is what held-out data have
-    in place of samples: no sampler can be asked for less. ``notes`` are what a reader has to know.
+    ``data_std``: the unit of errors and of distances.
+    ``against``: the law from which distances are measured. ``flow``: whether that is the law of the
+    probability flow.
+    ``real``: the distances that held-out data have in place of samples. No sampler can be asked for
+    less.
+    ``notes``: what a reader has to know.
+
     Two comparisons are equal if all but their seconds are.
     """
 
@@ -159,8 +165,12 @@ class Comparison:
         return tuple(name for name in own if own[name] <= _NEAR * limit[name])
 
     def floor(self, measure: str) -> float:
-        """Below which values of a measure are not told apart: three times the reference's error,
-        the median of the rows' noise floors (95 % quantiles), or what held-out data have.
+        """The floor of ``measure``, one of `MEASURES`: values below it are not told apart.
+
+        For a distance of laws it is what two samples of the same law have by chance: the 95 %
+        quantile, of which the median over the rows is taken. For an error, which has no chance in
+        it, it is three times the error of the reference itself. For the Frechet distance to the
+        data it is what held-out data have.
         """
         if measure == "frechet":
             return 0.0 if self.real is None else self.real.frechet
@@ -180,11 +190,15 @@ class Comparison:
         """The best solver for a budget ``nfe`` of evaluations, or the cheapest that reaches
         ``error``, one of the two: a sentence, and the line of code to paste.
 
-        ``by``: one of `MEASURES`; by default the energy distance to the data, or the Frechet
-        distance of features, where data were given, else the median error, else the energy
-        distance. The least value wins, also among those below the floor, which the sentence marks:
-        they are not told apart. Between tolerances of an adaptive solver error and evaluations are
-        lines in log-log.
+        ``by``: the measure, one of `MEASURES`. By default it is the Frechet distance to the data
+        or, without features, the energy distance to the data, where data were given; else the
+        median error, or, without one, the energy distance.
+
+        The row with the least value is recommended. Values below the floor (`floor`) cannot be
+        told apart, and the sentence says so where the least value is one of them. An adaptive
+        solver was measured at a few tolerances. Between two of them error and evaluations are
+        interpolated by a line on logarithmic axes. Raises ValueError where both or neither of
+        ``nfe`` and ``error`` is given, and where no row has the measure.
         """
         from sdediff.comparison.advice import recommend
 

@@ -272,11 +272,11 @@ class _Renoised(NamedTuple):
 
 @dataclass(frozen=True)
 class Renoise(Around):
-    """A step of ``solver`` from t to s' beyond s, and the forward process from s' back to s: x_s =
-    ratio x_s' + std z.
+    """A step of ``solver`` from t to a time s' beyond s, and then the forward process from s' back
+    to s: x_s = ratio x_s' + std z, with z standard normal.
 
-    s' is where log(alpha / sigma) exceeds that at s by the integral of lambda^2 over the step, but
-    never beyond the end of the grid: as steps shrink this is the reverse SDE at the problem's
+    At s' log(alpha / sigma) is larger than at s by the integral of lambda^2 over the step, but s'
+    is never beyond the end of the grid. As steps shrink this is the reverse SDE at the problem's
     stochasticity lambda, and at lambda = 0 it is ``solver``.
 
     ``eta``: with r = sigma / alpha, s' is where r'^2 = r_s^2 (1 - eta^2 (1 - r_s^2 / r_t^2))
@@ -286,13 +286,16 @@ class Renoise(Around):
     ``Renoise(DPMSolverPPSinglestep(2), eta)`` DPM-Solver++(2S) ancestral. 0 is ``solver``, 1 is
     lambda = 1. Larger ones add more noise, up to where r' is 0, at the latest at the grid's end.
 
-    The law has the order of the ODE ``solver``, 4 with `RungeKutta4`, where methods that discretize
-    the SDE have weak order 1 or 2. This holds for samples that have the exact law p_t at the start
-    and a score that is that of p_t, because both parts of a step then map one marginal to another,
-    and the noise is exact. From another law (an ``x_init`` of yours, a prior that is not p_t) and
-    with a score that belongs to no law of the process (guidance, a network's error) a step splits
-    the reverse SDE in two: the part of the error that this makes is of order 1, and in proportion
-    to the deviation. The last step adds no noise, so that a path is followed to order 1/2 only.
+    The law of the samples has the order of the ODE ``solver``: 4 with `RungeKutta4`, where methods
+    that discretize the SDE have weak order 1 or 2. This holds if the samples have the exact law p_t
+    at the start, and if the score is that of p_t. Both parts of a step then map one marginal to
+    another, and the noise is exact.
+
+    Otherwise there is a second error. It is of order 1 in the step, and proportional to how far the
+    start or the score is from the exact one. It arises from another law at the start (an ``x_init``
+    of yours, a prior that is not p_t), and from a score that belongs to no law of the process
+    (guidance, a network's error), because a step then splits the reverse SDE in two. The last step
+    adds no noise, so that single paths are followed to order 1/2 only.
     """
 
     eta: NotNegative | None = None

@@ -82,11 +82,11 @@ def tune(
         tuned = sd.tune(model, (512, 2), nfe=5)
         out = sd.sample(model, (16, 2), solver=tuned, seed=0)  # without steps
 
-    It learns from accurate solves of the model. The result is never worse than the solver from
-    which it starts: if it is not better with a confidence of 95 %, the starting solver is returned.
-    ``tuned.made`` says which, with the figures, and ``tuned.save`` writes a file.
+    It learns from accurate solves of the model. The new solver is returned only if, with a
+    confidence of 95 %, it is better than the solver from which it starts; else that one is
+    returned. ``tuned.made`` says which, with the figures, and ``tuned.save`` writes a file.
 
-    ``shape``: (B, *event) for B training starts, at least 32, better 256 or more. 2 B more are held
+    ``shape``: (B, *event) for B training starts, at least 32, better 256 or more. B more are held
     out: half of them to choose among the attempts, half to decide by a paired bootstrap of the
     median and of the 90th percentile of the error, which both have to be smaller.
     ``nfe``: the number of evaluations of the network for one sample.
