@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("**/*.md")])
 LINK = re.compile(r"\]\(<?([^)\s>]+)>?\)")
+ITEM = re.compile(r" {0,3}(?:\d+[.)]|[-+*]) ")
 OUTSIDE = ("http://", "https://", "mailto:")
 
 
@@ -71,6 +72,31 @@ def test_a_broken_link_is_found(tmp_path):
         "```\n[d](none.md)\n```\n`[e](none.md)`\n"
     )
     assert broken(page) == ["#no-head", "none.md"]
+
+
+def cut_by_a_list(page):
+    """The lines in the middle of a paragraph that begin as an item of a list: "+ b", "1. So"."""
+    found, before, in_list = [], "", False
+    for line in prose(page):
+        item = bool(ITEM.match(line))
+        if item and not in_list and before.strip() and not before.startswith("#"):
+            found.append(line)
+        in_list = item or (in_list and bool(line.strip()))
+        before = line
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_no_paragraph_is_cut_by_a_list(page):
+    assert not cut_by_a_list(page)
+
+
+def test_a_paragraph_that_is_cut_by_a_list_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# A head\n- one\n  more\n- two\n\nThe sum is a\n+ b, about\n\nabout\n1. So.\n\n1. First.\n"
+    )
+    assert cut_by_a_list(page) == ["+ b, about", "1. So."]
 
 
 def navigation():
