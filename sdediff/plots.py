@@ -140,9 +140,9 @@ def reverse_process(frames: Tensor, times: Sequence[float], columns: int | None 
     """Images on their way from noise to data: one row for each sample, one column for each time,
     labelled by it.
 
-    frames: (K, n, C, H, W) in [-1, 1], clipped, the states at ``times`` (K values), drawn in the
-    order of falling t: noise on the left, data on the right. ``columns``: how many of the K are
-    shown, evenly chosen, both ends among them (default: all).
+    ``frames``: the states (K, n, C, H, W) at ``times``, in [-1, 1] (others are clipped).
+    ``times``: K times. Columns are in the order of falling t: noise on the left, data on the right.
+    ``columns``: how many of the K are shown, evenly chosen, both ends among them; by default all.
     """
     _check_images(frames, "frames", "(K, n, C, H, W)", 5)
     t = _check_times(times, frames)
@@ -168,10 +168,13 @@ def scatter_flow(frames: Tensor, times: Sequence[float], columns: int | None = 5
     """Points in the plane on their way from noise to data: the cloud at several times, then the
     paths of about 60 points.
 
-    frames: (K, n, 2), the states at ``times`` (K values), drawn in the order of falling t.
-    ``columns``: how many of the K clouds are shown, both ends among them (None: all); the paths go
-    through all K. The axes are equal, and the same in all panels unless the noise is more than five
-    times as wide as the data, as under a VE SDE: then each cloud has its own.
+    ``frames``: the states (K, n, 2) at ``times``.
+    ``times``: K times. Clouds are in the order of falling t.
+    ``columns``: how many of the K clouds are shown, both ends among them; None for all. The paths
+    go through all K.
+
+    The axes are equal, and the same in all panels unless the noise is more than five times as wide
+    as the data, as under a VE SDE: then each cloud has its own.
     """
     if frames.ndim != 3 or frames.shape[-1] != 2 or 0 in frames.shape:
         raise ValueError(
@@ -252,8 +255,8 @@ def step_sizes(times: Sequence[Tensor]) -> Figure:
     """The size of every step over the time that it covers: a line for each sample, those of fewest
     and most steps in colour.
 
-    times: the times that each sample stepped on (see `StepRecorder`), from noise on the left to
-    data on the right.
+    ``times``: for each sample the times on which it stepped (see `StepRecorder`), drawn with noise
+    on the left and data on the right.
     """
     paths = [np.asarray(path.detach().double().cpu()) for path in times]
     if not paths or any(

@@ -156,13 +156,15 @@ def run(
     every ``thin``-th state is kept.
 
     ``target``: a function log_prob(x) -> (chains,), or one of `LogDensity`, `Score`, `at` and
-    `Posterior`. Rows must not see each other in it. ``x_init``: float32 or float64, on the device
-    where it all is to happen; or the ``state`` of an earlier result, which goes on as if there had
-    been no stop, with the seeds that it had.
+    `Posterior`. Rows must not see each other in it.
+    ``x_init``: float32 or float64, on the device where it all is to happen; or the ``state`` of an
+    earlier result, which goes on as if there had been no stop, with the seeds that it had.
     ``seed``: an int, from which chain i takes seed i of `seeds`, or one int a chain; None draws one
     from the operating system. Chain i depends on its seed and its first state alone; torch's global
-    generator plays no part. ``progress``: show a bar. ``on_fail``: ``"raise"`` a `ChainError` where
-    a chain has left the finite numbers, or ``"return"`` what there is.
+    generator plays no part.
+    ``progress``: whether a bar is shown.
+    ``on_fail``: ``"raise"`` a `ChainError` where a chain has left the finite numbers, or
+    ``"return"`` what there is.
 
     Raises ValueError or TypeError before the first step.
     """

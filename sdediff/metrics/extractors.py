@@ -44,8 +44,10 @@ _PATCH: Final = 14
 class Extractor:
     """Features of samples, and logits where there is a classifier too.
 
-    both: from samples (B, *event) to features (B, d) and logits (B, K) or None; a call returns the
-    features alone. name: what reports call it.
+    ``name``: what reports call it.
+    ``both``: a function from samples (B, *event) to features (B, d) and logits (B, K) or None. A
+    call of the extractor returns the features alone.
+    ``has_logits``: whether there are logits, which the inception score needs.
     """
 
     name: str
@@ -69,9 +71,11 @@ def extractor(
     ``features``: ``"inception"``, the network of the FID, or ``"dinov2"``, that of FD-DINOv2, both
     from torch-fidelity (extra ``metrics``), with the file ``weights``; or the path of that file
     alone, a ``.safetensors`` being DINOv2's; or a function (B, *event) -> (B, d), a network for
-    your own kind of data say; or None, for the values of the samples. ``sha256``: what the file has
-    to have, 64 digits; by default that of torch-fidelity's published file, and needed for another
-    one. ``logits``: a classifier (B, *event) -> (B, K) beside a function, for the inception score.
+    your own kind of data say; or None, for the values of the samples.
+    ``weights``: the file. docs/command-line.md says where it is published.
+    ``sha256``: the SHA-256 that the file has to have, 64 hexadecimal digits; by default that of
+    torch-fidelity's published file of Inception. Another file needs it.
+    ``logits``: a classifier (B, *event) -> (B, K) beside a function, for the inception score.
     ``device``: where the network of a file lies.
 
     The networks of a file take images (B, C, H, W) of 1 or 3 channels in [-1, 1], which become the

@@ -32,9 +32,10 @@ _EXACT: Final = 10_000
 class KolmogorovSmirnov(Metric):
     """The largest statistic of all coordinates, and those of each.
 
-    statistics, p_values: of the coordinates, float64 on the host, in the shape of an event.
-    ``p_value`` is for all of them at once: min(1, d min p), Bonferroni's, or that of the largest
-    statistic under random splits where there is a floor.
+    ``statistics``, ``p_values``: those of the coordinates, float64 on the host, in the shape of an
+    event.
+    ``p_value``: that of all coordinates at once. It is min(1, d min p), Bonferroni's, or that of
+    the largest statistic under random splits where there is a floor.
     """
 
     statistics: Tensor

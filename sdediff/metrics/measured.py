@@ -24,11 +24,14 @@ Reference = Literal["fixed", "sampled"]
 class Measured(Metric):
     """A number measured on n samples and m reference data; ``float(measured)`` is its value.
 
-    stderr: standard error, None where none is known. bias: by how much the value is too large on
-    average because n (and m, if the reference is sampled) are finite, estimated by extrapolation in
-    1 / n; 0 for an unbiased estimator, None where no estimate is known: compare equal n there.
-    reference: ``"fixed"``, where both are for these reference data, or ``"sampled"``, where the
-    data are taken as a sample too. note: what to be careful of.
+    ``stderr``: the standard error, None where none is known.
+    ``bias``: by how much the value is too large on average because n (and m, if the reference is
+    sampled) are finite, estimated by extrapolation in 1 / n. It is 0 for an unbiased estimator, and
+    None where no estimate is known: compare equal n there.
+    ``n``, ``m``: how many samples and how many reference data there were.
+    ``reference``: ``"fixed"`` where both errors are for these reference data, ``"sampled"`` where
+    the data are taken as a sample too.
+    ``note``: what to be careful of.
     """
 
     stderr: float | None

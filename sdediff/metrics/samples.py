@@ -42,7 +42,9 @@ class Floor:
     """
 
     mean: float
+    """The mean of these values."""
     std: float
+    """Their standard deviation."""
     quantile: float
     """The 95 % quantile: above it lies one value in 20 where there is no difference."""
     repeats: int
@@ -53,8 +55,9 @@ class Floor:
 class Metric:
     """A number; ``float(metric)`` is its value.
 
-    floor: the noise floor, None where none was asked for. p_value: probability of a value at least
-    as large as this one where there is no difference, None where there is no test.
+    ``floor``: what the metric gives between samples of one law; None where it was not asked for.
+    ``p_value``: the probability of a value at least as large as this one where there is no
+    difference; None where there is no test.
     """
 
     value: float
