@@ -42,6 +42,7 @@ interop: $(STAMP)  ## the bridges to other libraries: all of their tests, slow o
 guidance: $(STAMP)  ## all tests of guidance, slow ones too, and the tables of docs/evidence/guidance.md (twenty minutes)
 	$(PYTEST) -m "slow or not slow" tests/guidance
 	OMP_NUM_THREADS=1 $(PY) benchmarks/guidance.py $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) benchmarks/guidance.py --few $(ARGS)
 	OMP_NUM_THREADS=1 $(PY) benchmarks/guidance_digits.py $(ARGS)
 
 api: $(STAMP)  ## what differs from the record of public names and arguments (a change that is meant: make api ARGS=--write)

@@ -55,7 +55,9 @@ def broken(page):
             continue
         file = (page.parent / path).resolve() if path else page
         known = not anchor or anchor.startswith("sdediff.") or file.suffix != ".md"
-        if not file.exists() or not (known or anchor in anchors(file)):
+        # a page of the site has no link to a text outside of docs/: include it as a page
+        left = DOCS in page.parents and file.suffix == ".md" and DOCS not in file.parents
+        if left or not file.exists() or not (known or anchor in anchors(file)):
             found.append(target)
     return found
 
@@ -72,6 +74,15 @@ def test_a_broken_link_is_found(tmp_path):
         "```\n[d](none.md)\n```\n`[e](none.md)`\n"
     )
     assert broken(page) == ["#no-head", "none.md"]
+
+
+def test_a_link_out_of_the_site_is_found(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "DOCS", tmp_path / "docs")
+    page = tmp_path / "docs" / "page.md"
+    page.parent.mkdir()
+    (tmp_path / "CHANGELOG.md").touch()
+    page.write_text("[a](../CHANGELOG.md)\n")
+    assert broken(page) == ["../CHANGELOG.md"]
 
 
 def cut_by_a_list(page):
