@@ -160,7 +160,15 @@ def convert(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
     lines[:] = converted(text.splitlines(), name, Path(app.srcdir))
 
 
+def without_arguments(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: Any
+) -> tuple[str, None] | None:
+    """No (*args, **kwargs) beside a protocol, of which nobody makes an instance."""
+    return ("", None) if getattr(obj, "_is_protocol", False) else None
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the conversion."""
     app.connect("autodoc-process-docstring", convert)
+    app.connect("autodoc-process-signature", without_arguments)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
