@@ -140,8 +140,9 @@ def within(guided: ClassifierFree, solver: Any, budget: int, given: Any) -> Tens
     return found
 
 
-def few(budgets: list[int], count: int) -> None:
-    """Print the errors of solvers with few evaluations under strong guidance."""
+def few(budgets: list[int], count: int) -> dict[str, list[str]]:
+    """Print the errors of solvers with few evaluations under strong guidance, and return them."""
+    found: dict[str, list[str]] = {}
     given: Any = {"condition": {"label": torch.zeros(count, dtype=torch.int64)}, "seed": 0}
     given |= {"shape": (count, DIM), "dtype": F64}
     unit = tilted(1.0) ** 0.5
@@ -162,6 +163,22 @@ def few(budgets: list[int], count: int) -> None:
                     row += [f"{float(error.quantile(share)):.2f}" for share in (0.5, 0.9)]
                 where = "none" if interval is None else "`NoiseLevels(0.2, 1.5)`"
                 print(f"| {scale:g} | {where} | {name} | {' | '.join(row)} |", flush=True)
+                found[f"{scale:g}, {where}, {name}"] = row
+    return found
+
+
+def law(*, quick: bool) -> dict[str, dict[str, list[float]]]:
+    """Print the ratios along the flow and along the reverse SDE, and return them."""
+    count, budgets = (50, [4, 16]) if quick else (2000, [10, 40, 160])
+    flow = table("Probability flow (default solver)", None, budgets, count, moved=True)
+    reverse = table(
+        "Reverse SDE (Euler-Maruyama)",
+        sd.EulerMaruyama(),
+        budgets if quick else [40, 160, 640],
+        count,
+        moved=False,
+    )
+    return {"probability flow": flow, "reverse SDE": reverse}
 
 
 def main() -> None:
@@ -175,19 +192,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.few:
-        few([8] if arguments.quick else [8, 12, 16, 20], 50 if arguments.quick else 500)
-        return
-    count, budgets = (50, [4, 16]) if arguments.quick else (2000, [10, 40, 160])
-    flow = table("Probability flow (default solver)", None, budgets, count, moved=True)
-    reverse = table(
-        "Reverse SDE (Euler-Maruyama)",
-        sd.EulerMaruyama(),
-        budgets if arguments.quick else [40, 160, 640],
-        count,
-        moved=False,
-    )
+        found: dict[str, Any] = few([8], 50) if arguments.quick else few([8, 12, 16, 20], 500)
+    else:
+        found = law(quick=arguments.quick)
     if arguments.json:
-        found = {"probability flow": flow, "reverse SDE": reverse}
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
