@@ -89,7 +89,8 @@ def tune(
     ``shape``: (B, *event) for B training starts, at least 32, better 256 or more. B more are held
     out: half of them to choose among the attempts, half to decide by a paired bootstrap of the
     median and of the 90th percentile of the error, which both have to be smaller.
-    ``nfe``: the number of evaluations of the network for one sample.
+    ``nfe``: how often the model is evaluated for one sample. A guided model evaluates its network
+    more often than that: `ClassifierFree` twice each time.
     ``solver``: where to start, on its own grid; by default the solver of `sample`.
     ``method``: what is changed. ``"dp"`` changes the times alone, by dynamic programming over the
     local errors of one step along exact trajectories (Chen et al. 2024, arXiv 2405.11326, there for
