@@ -59,13 +59,13 @@ class SolveOptions(TypedDict, total=False):
     takes those that its signature shows.
 
     ``grid``: how times are spaced. A name or a function of N goes with ``steps=N``; the default is
-    ``solver.spacing``: ``"central"`` for the default solver and others in the angle, ``"logistic"``
-    for other exponential integrators, else ``"uniform"``, where the spacing of the SDE counts
-    (``"karras"`` for `EDM`). Or it is an array of the N + 1 times themselves. Then pass no
-    steps, and neither ``t_start`` nor ``t_end``: the array has them. Its times fall in a solve from
-    noise to data, as of `sample`, and rise in one from data to noise. An array (N + 1, B) gives
-    each sample its own times. Adaptive solvers take no names and no functions, but an array, and
-    reach each of its times exactly.
+    ``solver.spacing``: ``"inner"`` for the default solver and others in the angle, with noise
+    ``"central"``, ``"logistic"`` for other exponential integrators, else ``"uniform"``, where the
+    spacing of the SDE counts (``"karras"`` for `EDM`). Or it is an array of the N + 1 times
+    themselves. Then pass no steps, and neither ``t_start`` nor ``t_end``: the array has them. Its
+    times fall in a solve from noise to data, as of `sample`, and rise in one from data to noise. An
+    array (N + 1, B) gives each sample its own times. Adaptive solvers take no names and no
+    functions, but an array, and reach each of its times exactly.
     ``t_start``, ``t_end``: the times at which the solve starts and ends, by default those of the
     usable range of the SDE. ``t_start`` may be (B,), one start for each sample (one for all in
     `log_prob`). A start of `sample` below t_max needs ``x_init``. `DDPM` and `NCSN` start at one of

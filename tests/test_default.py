@@ -54,7 +54,7 @@ def test_costs_one_evaluation_a_step_and_one_at_the_end(sde: sd.LinearSDE, steps
     out = sd.sample(mixture().model(sde), (3, 2), steps=steps, seed=0)
     assert out.nfe.tolist() == [steps + 1] * 3
     assert bool(torch.isfinite(out.x).all())
-    torch.testing.assert_close(out.times, spaced(sde, "central", steps))
+    torch.testing.assert_close(out.times, spaced(sde, "inner", steps))
 
 
 @pytest.mark.parametrize(("steps", "order"), [(1, 2), (7, 2), (8, 3), (19, 3), (20, 4), (80, 4)])
@@ -121,7 +121,7 @@ def test_median_error_is_below_published_ones_on_every_grid(sde: sd.LinearSDE, s
         error(s, spaced(sde, name, steps))
         for s, name in itertools.product(others, ("uniform", "log_snr", "karras"))
     ]
-    assert error(None, spaced(sde, "central", steps)) < MOST[steps] * min(published)
+    assert error(None, spaced(sde, "inner", steps)) < MOST[steps] * min(published)
 
 
 NOISY = sd.ExponentialMultistep(

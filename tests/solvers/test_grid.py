@@ -83,9 +83,26 @@ def test_logistic_is_its_formula(sde: sd.LinearSDE, steps: int, width: float) ->
 
 @each_sde
 @pytest.mark.parametrize(("steps", "centre", "width"), [(4, 0.75, 3.5), (50, 0.3, 3.04)])
-def test_central_is_its_formula(sde: sd.LinearSDE, steps: int, centre: float, width: float) -> None:
-    place = 1 / (1 + (-(sde.log_snr(grid("central", steps, sde)) - centre) / width).exp())
+@pytest.mark.parametrize("name", ["central", "inner"])
+def test_central_is_its_formula(
+    name: str, sde: sd.LinearSDE, steps: int, centre: float, width: float
+) -> None:
+    """Of `inner` with few steps the places are those between log-SNR -10.2 and 10.2."""
+    times = grid(name, steps, sde)
+    levels = sde.log_snr(times)
+    cut = levels.clamp(-10.2, 10.2) if name == "inner" and steps < 20 else levels
+    place = 1 / (1 + (-(cut - centre) / width).exp())
     torch.testing.assert_close(place.diff(), place.diff().mean().expand(steps), rtol=1e-6, atol=0)
+    assert times[[0, -1]].tolist() == [sde.t_max, sde.t_min]
+
+
+def test_inner_cuts_nothing_on_one_side_of_the_middle() -> None:
+    """A start at log-SNR 11 would have no room up to 10.2."""
+    sde = sd.RectifiedFlow()
+    start = float(sde.time_of(torch.tensor([11.0], dtype=torch.float64)))
+    whole, cut = (GRIDS[name](6, start, sde.t_min, schedule(sde)) for name in ("central", "inner"))
+    assert torch.equal(whole, cut)
+    assert not torch.equal(grid("central", 6, sde), grid("inner", 6, sde))
 
 
 def test_logistic_of_centre_0_and_width_2_is_uniform_under_straight_lines() -> None:
@@ -94,7 +111,7 @@ def test_logistic_of_centre_0_and_width_2_is_uniform_under_straight_lines() -> N
     torch.testing.assert_close(times, grid("uniform", 10, sde), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["log_snr", "karras", "logistic", "central"])
+@pytest.mark.parametrize("name", ["log_snr", "karras", "logistic", "central", "inner"])
 def test_what_has_no_finite_log_snr_is_refused(name: str) -> None:
     sde = sd.RectifiedFlow(t_max=1.0)
     with pytest.raises(ValueError, match=r"-inf at t = 1: start below"):
@@ -145,8 +162,9 @@ def test_a_solver_names_its_grid() -> None:
     )
     spaced = sd.sample(model, (1, 2), solver=Spaced(), steps=4, grid="uniform", seed=0)
     assert torch.equal(spaced.times, grid("uniform", 4, sd.VP()))
-    angle = sd.ExponentialMultistep(2, variable="angle", startup="published")
-    assert torch.equal(
-        sd.sample(model, (1, 2), solver=angle, steps=4, seed=0).times,
-        grid("central", 4, sd.VP().scaled(2.0)),
-    )
+    for noisy, name in ((False, "inner"), (True, "central")):
+        angle = sd.ExponentialMultistep(2, variable="angle", startup="published", sde=noisy)
+        assert torch.equal(
+            sd.sample(model, (1, 2), solver=angle, steps=4, seed=0).times,
+            grid(name, 4, sd.VP().scaled(2.0)),
+        )

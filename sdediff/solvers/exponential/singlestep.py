@@ -72,9 +72,11 @@ class Exponential(Solver):
     @property
     def spacing(self) -> str:
         """Polynomials in the angle take long steps at both ends, where others are far from the
-        predictions.
+        predictions; without noise the longest.
         """
-        return "central" if self.variable == "angle" else "logistic"
+        if self.variable != "angle":
+            return "logistic"
+        return "central" if self.sde else "inner"
 
     @property
     def needs(self) -> frozenset[str]:
