@@ -222,6 +222,7 @@ Particles = Annotated[
     int,
     typer.Option(
         help="with --method particles: how many there are, a multiple of 8; --count of them "
-        "are written"
+        "are written; 400, a first look, nearly always warns that they are too few: take 4000 or "
+        "more"
     ),
 ]

@@ -69,7 +69,7 @@ class Langevin(Solver):
     snr = sqrt(eps) / (2 sigma_L).
 
     ``rule="song"``: step = 2 alpha_i (snr |z| / |score|)^2 with the norms averaged over the batch,
-    as in their ``LangevinCorrector``. It is the one solver whose samples depend on their batch.
+    as in their ``LangevinCorrector``. A sample then depends on its batch.
     """
 
     snr: Positive = 0.16
