@@ -36,9 +36,9 @@ def applied(constraint: Constraint) -> Applied:
 
     Only some of the samples are there while others have arrived, or wait for their turn. A function
     of (x_0, rows) is told which. One of x_0 alone may hold something for each sample of the batch,
-    so that it is handed the whole batch, absent samples being stood in for by the first that is
-    there;
-    unless it has ``samplewise = True``, which says that it holds nothing of that kind.
+    so that it is handed the whole batch. In the places of absent samples it gets copies of the
+    first sample that is there. A constraint with ``samplewise = True`` says that it holds nothing
+    of that kind, and is handed the present samples alone.
     """
     if takes_rows(constraint):
         return lambda x_0, rows, count: _checked(constraint(x_0, rows), x_0)
