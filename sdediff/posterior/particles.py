@@ -88,8 +88,9 @@ class Particles(Resampling):
     Q give them its spread: P P^T = (I + 2 c C)^{-1} and Q Q^T = I + 2 c Cov(x_0 | x_t, y), on the
     directions that y measures. For Gaussian data no direction has a variance above
     (sigma / alpha)^2. A larger variance means that the state is between modes. P and Q act less on
-    such a direction: the larger the variance, the less they act. w corrects for all that is wrong with the twist: a better one keeps the weights even, and for
-    Gaussian data they are equal but for the error of the step. ``twist="mmps"`` has the moments of
+    such a direction: the larger the variance, the less they act. w corrects
+    for all that is wrong with the twist: a better one keeps the weights even, and for Gaussian data
+    they are equal but for the error of the step. ``twist="mmps"`` has the moments of
     x_0 given x_t, for as many backward passes a step as an outcome has entries, and two;
     ``"pigdm"`` has those of data N(0, d^2), for two, and P and Q are I.
 
