@@ -48,39 +48,42 @@ Sha256 = Annotated[
 ]
 
 
+Samples = Annotated[
+    str | None,
+    typer.Option(
+        help=".npy, .npz or folder of samples that are there; or a folder of shards, which is "
+        "drawn first where it is not complete, by any number of processes"
+    ),
+]
+Reference = Annotated[
+    str,
+    typer.Option(
+        help="whether standard errors count the choice of the data too: fixed (no) or sampled (yes)"
+    ),
+]
+Written = Annotated[
+    str | None,
+    typer.Option(
+        help="file to write, .json: all numbers, and what they are of; by default they are "
+        "printed alone"
+    ),
+]
+Count = Annotated[
+    int,
+    typer.Option(help="how many samples are drawn; not used where --samples are complete", min=4),
+]
+
+
 def evaluate(
     run: Annotated[str, typer.Argument(help="run folder made by train")],
     against: Annotated[str, typer.Option(help="data that samples are compared with, as of train")],
     features: Features = "values",
     weights: Weights = None,
     sha256: Sha256 = None,
-    samples: Annotated[
-        str | None,
-        typer.Option(
-            help=".npy, .npz or folder of samples that are there; or a folder of shards, which is "
-            "drawn first where it is not complete, by any number of processes"
-        ),
-    ] = None,
-    reference: Annotated[
-        str,
-        typer.Option(
-            help="whether standard errors count the choice of the data too: fixed (no) or "
-            "sampled (yes)"
-        ),
-    ] = "fixed",
-    out: Annotated[
-        str | None,
-        typer.Option(
-            help="file to write, .json: all numbers, and what they are of; by default they are "
-            "printed alone"
-        ),
-    ] = None,
-    count: Annotated[
-        int,
-        typer.Option(
-            help="how many samples are drawn; not used where --samples are complete", min=4
-        ),
-    ] = 2000,
+    samples: Samples = None,
+    reference: Reference = "fixed",
+    out: Written = None,
+    count: Count = 2000,
     solver: SolverName = None,
     steps: Steps = None,
     batch_size: BatchSize = None,

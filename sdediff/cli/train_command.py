@@ -23,89 +23,102 @@ from sdediff.cli.stopping import interruptible
 __all__ = ["info", "train"]
 
 
+Data = Annotated[
+    str,
+    typer.Option(
+        help="digits, mnist, a folder of images, an .npy or .npz array, or shards: "
+        "'data/part-*.tar'"
+    ),
+]
+CheckpointEvery = Annotated[int, typer.Option(help="steps from one checkpoint to the next", min=1)]
+Accumulate = Annotated[
+    int,
+    typer.Option(
+        help="in how many parts a batch is taken one after another, to save memory", min=1
+    ),
+]
+Ema = Annotated[
+    str,
+    typer.Option(
+        help="decay of the averaged weights, above 0 and below 1; several with commas, 0.999,0.9999"
+    ),
+]
+Clip = Annotated[
+    float,
+    typer.Option(
+        help="the most that the norm of the gradient may be, above 0; larger gradients are "
+        "scaled down"
+    ),
+]
+Weighting = Annotated[
+    str, typer.Option(help="weighting of the loss over times: edm, sigma2 or likelihood")
+]
+Times = Annotated[
+    str, typer.Option(help="density of the times trained on: logit-normal or uniform")
+]
+HeldOut = Annotated[
+    int, typer.Option(help="how many samples are left out of training, to validate with", min=0)
+]
+WatchEvery = Annotated[
+    int,
+    typer.Option(help="steps from one look at held-out data and samples to the next", min=1),
+]
+WatchSamples = Annotated[
+    int, typer.Option(help="how many samples are drawn at each look, into a picture", min=0)
+]
+Track = Annotated[
+    str | None,
+    typer.Option(
+        help="tracker that gets losses and looks: tensorboard, or another one that "
+        "Accelerate knows; by default none"
+    ),
+]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(
+        help="side, in pixels, to which the central square of each image is resized; by "
+        "default images stay as they are",
+        min=1,
+    ),
+]
+Raw = Annotated[
+    bool, typer.Option("--raw", help="take an array of floats of any range and standardise it")
+]
+MixedPrecision = Annotated[
+    str | None,
+    typer.Option(
+        help="precision of the network in training: no, bf16, fp16 or fp8, as Accelerate "
+        "has them; by default no"
+    ),
+]
+
+
 def train(
     out: Annotated[str, typer.Option(help="run folder to write")],
     sde: Process = "vp",
-    data: Annotated[
-        str,
-        typer.Option(
-            help="digits, mnist, a folder of images, an .npy or .npz array, or shards: "
-            "'data/part-*.tar'"
-        ),
-    ] = "digits",
+    data: Data = "digits",
     steps: Annotated[int, typer.Option(help="steps of the optimizer", min=1)] = 10_000,
-    checkpoint_every: Annotated[
-        int, typer.Option(help="steps from one checkpoint to the next", min=1)
-    ] = 1000,
+    checkpoint_every: CheckpointEvery = 1000,
     resume: Resume = False,
     overwrite: Overwrite = False,
     batch_size: Annotated[int, typer.Option(help="samples of a step", min=1)] = 128,
-    accumulate: Annotated[
-        int,
-        typer.Option(
-            help="in how many parts a batch is taken one after another, to save memory", min=1
-        ),
-    ] = 1,
+    accumulate: Accumulate = 1,
     lr: Annotated[float, typer.Option(help="learning rate of AdamW at its peak, above 0")] = 1e-3,
-    ema: Annotated[
-        str,
-        typer.Option(
-            help="decay of the averaged weights, above 0 and below 1; several with commas, "
-            "0.999,0.9999"
-        ),
-    ] = "0.999",
-    clip: Annotated[
-        float,
-        typer.Option(
-            help="the most that the norm of the gradient may be, above 0; larger gradients are "
-            "scaled down"
-        ),
-    ] = 1.0,
-    weighting: Annotated[
-        str, typer.Option(help="weighting of the loss over times: edm, sigma2 or likelihood")
-    ] = "edm",
-    times: Annotated[
-        str, typer.Option(help="density of the times trained on: logit-normal or uniform")
-    ] = "logit-normal",
-    held_out: Annotated[
-        int, typer.Option(help="how many samples are left out of training, to validate with", min=0)
-    ] = 0,
-    watch_every: Annotated[
-        int,
-        typer.Option(help="steps from one look at held-out data and samples to the next", min=1),
-    ] = 1000,
-    watch_samples: Annotated[
-        int, typer.Option(help="how many samples are drawn at each look, into a picture", min=0)
-    ] = 0,
-    track: Annotated[
-        str | None,
-        typer.Option(
-            help="tracker that gets losses and looks: tensorboard, or another one that "
-            "Accelerate knows; by default none"
-        ),
-    ] = None,
-    image_size: Annotated[
-        int | None,
-        typer.Option(
-            help="side, in pixels, to which the central square of each image is resized; by "
-            "default images stay as they are",
-            min=1,
-        ),
-    ] = None,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="take an array of floats of any range and standardise it")
-    ] = False,
+    ema: Ema = "0.999",
+    clip: Clip = 1.0,
+    weighting: Weighting = "edm",
+    times: Times = "logit-normal",
+    held_out: HeldOut = 0,
+    watch_every: WatchEvery = 1000,
+    watch_samples: WatchSamples = 0,
+    track: Track = None,
+    image_size: ImageSize = None,
+    raw: Raw = False,
     labels: Labels = False,
     ignore_labels: IgnoreLabels = False,
     drop: Drop = None,
     network: Network = None,
-    mixed_precision: Annotated[
-        str | None,
-        typer.Option(
-            help="precision of the network in training: no, bf16, fp16 or fp8, as Accelerate "
-            "has them; by default no"
-        ),
-    ] = None,
+    mixed_precision: MixedPrecision = None,
     seed: Seed = 0,
     device: Device = None,
     quiet: Quiet = False,
