@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +16,10 @@ def check(app: Sphinx, error: Exception | None) -> None:
     if error is not None or app.builder.format != "html":
         return
     own = (sys.prefix, str(Path(app.srcdir).parent))
+    # as the beginning of a longer path: a checkout in /repo is not the end of an address
+    inside = re.compile("|".join(rf"(?<![\w./-]){re.escape(path)}/" for path in own))
     pages = sorted(Path(app.outdir).rglob("*.html"))
-    wrong = [page.name for page in pages if any(path in page.read_text() for path in own)]
+    wrong = [page.name for page in pages if inside.search(page.read_text())]
     if wrong:
         raise ValueError(f"{', '.join(wrong)} show a path of this machine: {' or '.join(own)}")
 

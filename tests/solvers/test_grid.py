@@ -82,7 +82,10 @@ def test_logistic_is_its_formula(sde: sd.LinearSDE, steps: int, width: float) ->
 
 
 @each_sde
-@pytest.mark.parametrize(("steps", "centre", "width"), [(4, 0.75, 3.5), (50, 0.3, 3.04)])
+@pytest.mark.parametrize(
+    ("steps", "centre", "width"),
+    [(4, 0.75, 3.5), (19, 0.75, 3 + 2 / 19), (20, 0.75, 3.1), (50, 0.3, 3.04)],
+)
 @pytest.mark.parametrize("name", ["central", "inner"])
 def test_central_is_its_formula(
     name: str, sde: sd.LinearSDE, steps: int, centre: float, width: float
