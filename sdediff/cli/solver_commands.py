@@ -81,7 +81,7 @@ def compare(
 def tune(
     run: Annotated[str, typer.Argument(help="run folder made by train")],
     out: Annotated[str, typer.Option(help=".json file to write, for --solver of sample")],
-    nfe: Annotated[int, typer.Option(help="evaluations of the model a sample", min=1)],
+    nfe: Annotated[int, typer.Option(help="evaluations of the network a sample", min=1)],
     method: Annotated[
         str,
         typer.Option(

@@ -89,8 +89,8 @@ def tune(
     ``shape``: (B, *event) for B training starts, at least 32, better 256 or more. B more are held
     out: half of them to choose among the attempts, half to decide by a paired bootstrap of the
     median and of the 90th percentile of the error, which both have to be smaller.
-    ``nfe``: how often the model is evaluated for one sample. A guided model evaluates its network
-    more often than that: `ClassifierFree` twice each time.
+    ``nfe``: how often the network is evaluated for one sample, as ``out.nfe`` counts. A guided
+    model evaluates it more than once in a call, `ClassifierFree` twice: take a multiple of that.
     ``solver``: where to start, on its own grid; by default the solver of `sample`.
     ``method``: what is changed. ``"dp"`` changes the times alone, by dynamic programming over the
     local errors of one step along exact trajectories (Chen et al. 2024, arXiv 2405.11326, there for
@@ -128,7 +128,9 @@ def tune(
     denoise = last == "denoise"
     solver = None if solver is None else check_start(solver)
     details = known.details if solver is None else None
-    start = start_of(cast(LinearSDE, sde), solver, nfe, denoise=denoise, details=details)
+    start = start_of(
+        cast(LinearSDE, sde), solver, nfe, denoise=denoise, details=details, cost=known.cost
+    )
     taken["dtype"] = states_dtype(known, taken["dtype"])
     span = Span(sde, sde.t_max, sde.t_min, details=details)
     solving = Solving.checked(model, known, shape, span, start.solver, start.steps, taken)

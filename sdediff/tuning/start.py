@@ -62,12 +62,19 @@ def start_of(
     *,
     denoise: bool,
     details: float | None = None,
+    cost: int = 1,
 ) -> Start:
     """The most steps for which ``solver``, None being the default one for so many steps and for
-    such ``details``, makes at most ``nfe`` evaluations; a ValueError unless it makes exactly so
-    many.
+    such ``details``, makes at most ``nfe`` evaluations of the network, ``cost`` in a call of the
+    model; a ValueError unless it makes exactly so many.
     """
-    given = nfe - denoise
+    calls, rest = divmod(nfe, cost)
+    if rest:
+        raise ValueError(
+            f"nfe = {nfe} counts evaluations of the network, and each call of this model makes "
+            f"{cost}: take a multiple of {cost}"
+        )
+    given = calls - denoise
     most = 0
     for steps in range(1, given + 1):
         own = solver or default_solver(sde, steps, stochastic=False, details=details)
@@ -79,13 +86,13 @@ def start_of(
         least = "the one of the end, E[x_0 | x], and " if denoise else ""
         raise ValueError(
             f"nfe = {nfe} is too few: it counts {least}those of one step at least; "
-            f"take {'2' if denoise else '1'} or more"
+            f"take {cost * (1 + denoise)} or more"
             + ("" if solver is None else f", and as many as {solver!r} needs")
         )
     if not exact:
         raise ValueError(
-            f"{found!r} makes {found.evaluations} evaluations a step, so that no number of steps "
-            f"makes nfe = {nfe}{' with that of the end' if denoise else ''}: take another nfe"
+            f"{found!r} makes {cost * found.evaluations} evaluations a step, so that no number of "
+            f"steps makes nfe = {nfe}{' with that of the end' if denoise else ''}: take another nfe"
         )
     return Start(check_start(found), most)
 

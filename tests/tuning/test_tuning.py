@@ -488,6 +488,17 @@ def test_wrong_arguments_are_refused_before_the_network_is_asked(
         tune(model, **arguments)
 
 
+def test_nfe_counts_evaluations_of_the_network() -> None:
+    guided = sd.guidance.Auto(MODEL, MODEL, 1.5)
+    found = tune(guided, (32, 2), nfe=8, method="dp", seed=1)
+    assert found.nfe == 4
+    assert sd.sample(guided, (4, 2), solver=found, seed=0).nfe.tolist() == [8] * 4
+    with pytest.raises(ValueError, match=r"nfe = 7 counts .* each call .* makes 2: .* multiple"):
+        tune(guided, (32, 2), nfe=7)
+    with pytest.raises(ValueError, match=r"nfe = 2 is too few.*take 4 or more"):
+        tune(guided, (32, 2), nfe=2)
+
+
 def test_it_goes_along_its_own_grid(start: Tuned) -> None:
     with pytest.raises(ValueError, match="grid of its own"):
         drawn(start, steps=5)
