@@ -44,13 +44,17 @@ class Mixtures:
     that one solve serves many.
     """
 
+    least, range = 0.05, 0.15
+    """The standard deviations of components are the first, or more by up to the second."""
+
     def __init__(self, d: int, count: int, seed: int) -> None:
         g = torch.Generator().manual_seed(seed)
         k = 8 if d == 2 else 10
         means = torch.randn(count, k, d, generator=g, dtype=torch.float64)
         weights = torch.rand(count, k, generator=g, dtype=torch.float64) + 0.5
         self.weights = weights / weights.sum(dim=1, keepdim=True)
-        self.stds = 0.05 + 0.15 * torch.rand(count, k, generator=g, dtype=torch.float64)
+        share = torch.rand(count, k, generator=g, dtype=torch.float64)
+        self.stds = self.least + self.range * share
         means = means - (self.weights[..., None] * means).sum(dim=1, keepdim=True)
         between = (self.weights[..., None] * means**2).sum(dim=1).mean(dim=1)
         within = (self.weights * self.stds**2).sum(dim=1)
@@ -100,6 +104,64 @@ class Mixtures:
             + torch.gather(self.stds, 1, k)[..., None] * z[0]
         )
         return alpha * clean + sigma * z[1]
+
+
+class Wide(Mixtures):
+    """Components of 0.25 to 0.5."""
+
+    least, range = 0.25, 0.25
+
+
+class Small(Mixtures):
+    """Components of 0.01 to 0.04."""
+
+    least, range = 0.01, 0.03
+
+
+class Axes(Mixtures):
+    """Components have another standard deviation along every axis, 0.01 to 0.5."""
+
+    def __init__(self, d: int, count: int, seed: int) -> None:
+        super().__init__(d, count, seed)
+        g = torch.Generator().manual_seed(seed + 1000)
+        share = torch.rand(*self.means.shape, generator=g, dtype=torch.float64)
+        self.widths = 0.01 * 50**share
+        self.scale()
+
+    def scale(self) -> None:
+        """Let the mean over the coordinates of their variance be 1."""
+        moments = (self.means**2 + self.widths**2).mean(dim=2)
+        size = (self.weights * moments).sum(dim=1).sqrt()[:, None, None]
+        self.means, self.widths = self.means / size, self.widths / size
+
+    def data(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
+        rows = x.double().reshape(self.count, -1, 1, self.d)
+        variance = (alpha**2 * self.widths**2 + sigma**2)[:, None]
+        away = rows - alpha * self.means[:, None]
+        logits = self.weights.log()[:, None] - 0.5 * (away**2 / variance + variance.log()).sum(-1)
+        near = self.means[:, None] + alpha * self.widths[:, None] ** 2 / variance * away
+        share = torch.softmax(logits, dim=-1)[..., None]
+        return (share * near).sum(dim=2).reshape(x.shape).to(x.dtype)
+
+    def draw(self, n: int, alpha: float, sigma: float, generator: torch.Generator) -> Tensor:
+        k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        z = torch.randn(2, self.count, n, self.d, generator=generator, dtype=torch.float64)
+        k = k[..., None].expand(-1, -1, self.d)
+        clean = self.means.gather(1, k) + self.widths.gather(1, k) * z[0]
+        return alpha * clean + sigma * z[1]
+
+
+class Spectrum(Axes):
+    """The standard deviation of coordinate j falls as 1 / j, within components and between."""
+
+    def __init__(self, d: int, count: int, seed: int) -> None:
+        super().__init__(d, count, seed)
+        falling = 1 / torch.arange(1, d + 1, dtype=torch.float64)
+        self.means, self.widths = self.means * falling, 0.5 * falling.expand_as(self.means)
+        self.scale()
+
+
+DATA = {"usual": Mixtures, "wide": Wide, "small": Small, "axes": Axes, "spectrum": Spectrum}
 
 
 class Errors(NamedTuple):
@@ -341,7 +403,8 @@ def envelope(task: Task, nfe: int) -> tuple[Errors, list[str]]:
 
 
 def deterministic(name: str, d: int, args: argparse.Namespace) -> list[Row]:
-    task = Task(name, d, count=args.mixtures, rows=args.rows, seed=args.seed)
+    kind = DATA[args.data]
+    task = Task(name, d, count=args.mixtures, rows=args.rows, seed=args.seed, kind=kind)
     check = task.reference(60 if args.quick else 1500)
     rows: list[Row] = []
     for nfe in args.nfes:
@@ -388,6 +451,7 @@ def summary(rows: list[Row]) -> list[Row]:
 def main(argv: Sequence[str] | None = None) -> Tables:
     more = on_mixtures(chosen="; 0 are those that the rule was chosen on")
     more["--nfes"] = {"type": int, "nargs": "+", "metavar": "NFE", "help": "evaluations"}
+    more["--data"] = {"choices": list(DATA), "default": "usual", "help": "the mixtures' components"}
     args = options(__doc__ or "", more, argv)
     nfes, args.mixtures, args.rows = ((5, 10), 1, 16) if args.quick else (NFES, 4, 64)
     args.nfes = args.nfes or nfes

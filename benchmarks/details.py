@@ -144,9 +144,10 @@ def main() -> None:
             "--seed": {"type": int, "default": 200, "help": "of the mixtures"},
             "--nfes": {"type": int, "nargs": "+", "default": list(range(5, 21))},
             "--sdes": {"help": f"some of {','.join(NAMES)}"},
+            "--count": {"type": int, "default": 2, "help": "mixtures of each size and dimension"},
         },
     )
-    quick = (1, 8, (5,), 40) if args.quick else (2, 32, args.nfes, 300)
+    quick = (1, 8, (5,), 40) if args.quick else (args.count, 32, args.nfes, 300)
     args.count, args.rows, args.nfes, args.reference = quick
     names = args.sdes.split(",") if args.sdes else ["VP"] if args.quick else NAMES
     every = [row for name in names for row in ratios(name, args)]

@@ -236,7 +236,7 @@ def default_solver(
     )
 
 
-_BY_STEPS: Final = ((20, 4), (8, 3))
+_BY_STEPS: Final = ((16, 4), (8, 3))
 """The order, from so many steps on; with fewer, 2."""
 _BY_STEPS_IF_FINE: Final = ((25, 4), (10, 3))
 """The same where details are fine."""

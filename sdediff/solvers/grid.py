@@ -191,8 +191,8 @@ def inner(steps: int, start: float, end: float, schedule: LogSNR | None = None) 
     One step is enough from or to farther noise, where the flow is nearly linear. With five steps
     under ``RectifiedFlow`` and ``Cosine``, whose log-SNR goes from -20 to 14 and to 10, fewer
     samples end in another part of the data than on `central`. Nothing is cut unless log-SNR is
-    below 0 at one end and above at the other, nor where details are `fine`, nor from 20 steps on,
-    where every step has to shrink as there are more.
+    below 0 at one end and above at the other, nor from 20 steps on, where every step has to shrink
+    as there are more; where details are `fine`, which little noise hides, only -10.2 counts.
     """
     return _central("inner", steps, start, end, schedule, cut=True)
 
@@ -202,11 +202,11 @@ def _central(
 ) -> Tensor:
     ends, levels, time_of = _ends(name, start, end, schedule)
     details = None if schedule is None else fine(schedule.details, steps)
+    if cut and steps < _MANY and float(levels.prod()) < 0:
+        levels = levels.clamp(-_REACH, _REACH if details is None else None)
     if details is not None:
         far = -math.log(details)
         return _logistic(steps, ends, levels, time_of, 0.65 * far, 1.6 + 0.55 * far)
-    if cut and steps < _MANY and float(levels.prod()) < 0:
-        levels = levels.clamp(-_REACH, _REACH)
     return _logistic(steps, ends, levels, time_of, min(0.75, 15 / steps), 3 + 2 / steps)
 
 

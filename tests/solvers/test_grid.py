@@ -108,6 +108,19 @@ def test_inner_cuts_nothing_on_one_side_of_the_middle() -> None:
     assert not torch.equal(grid("central", 6, sde), grid("inner", 6, sde))
 
 
+@each_sde
+@pytest.mark.parametrize(("name", "steps"), [("central", 6), ("inner", 6), ("inner", 20)])
+def test_where_details_are_fine_only_high_noise_is_cut(
+    name: str, steps: int, sde: sd.LinearSDE
+) -> None:
+    far = math.log(1 / 0.003)
+    times = GRIDS[name](steps, sde.t_max, sde.t_min, schedule(sde)._replace(details=0.003))
+    levels = sde.log_snr(times)
+    levels = levels.clamp(min=-10.2) if (name, steps) == ("inner", 6) else levels
+    place = 1 / (1 + (-(levels - 0.65 * far) / (1.6 + 0.55 * far)).exp())
+    torch.testing.assert_close(place.diff(), place.diff().mean().expand(steps), rtol=1e-6, atol=0)
+
+
 def test_logistic_of_centre_0_and_width_2_is_uniform_under_straight_lines() -> None:
     sde = sd.RectifiedFlow()
     times = logistic(10, sde.t_max, sde.t_min, schedule(sde), centre=0.0, width=2.0)
