@@ -229,16 +229,16 @@ def default_solver(
     count = steps if isinstance(steps, int) else 0
     small = fine(details, count)
     rule = _BY_STEPS if small is None else _BY_STEPS_IF_FINE
-    order = next((order for least, order in rule if count >= least), 2)
+    order, corrector = next((row[1:] for row in rule if count >= row[0]), (2, 2))
     scale = 0.1 if small is None else small if count >= 8 else small / 2
     return ExponentialMultistep(
-        order, form=Straight(scale), variable="angle", corrector=None, startup="published"
+        order, form=Straight(scale), variable="angle", corrector=corrector, startup="published"
     )
 
 
-_BY_STEPS: Final = ((16, 4), (8, 3))
-"""The order, from so many steps on; with fewer, 2."""
-_BY_STEPS_IF_FINE: Final = ((25, 4), (10, 3))
+_BY_STEPS: Final = ((20, 4, 4), (15, 4, 3), (8, 3, 3))
+"""From so many steps on, the order and that of the corrector; with fewer, 2 and 2."""
+_BY_STEPS_IF_FINE: Final = ((25, 4, 4), (10, 3, 3))
 """The same where details are fine."""
 
 

@@ -57,10 +57,14 @@ def test_costs_one_evaluation_a_step_and_one_at_the_end(sde: sd.LinearSDE, steps
     torch.testing.assert_close(out.times, spaced(sde, "inner", steps))
 
 
-@pytest.mark.parametrize(("steps", "order"), [(1, 2), (7, 2), (8, 3), (15, 3), (16, 4), (80, 4)])
-def test_the_rule(steps: int, order: int) -> None:
+@pytest.mark.parametrize(
+    ("steps", "order", "corrector"),
+    [(1, 2, 2), (7, 2, 2), (8, 3, 3), (14, 3, 3), (15, 4, 3), (19, 4, 3), (20, 4, 4), (80, 4, 4)],
+)
+def test_the_rule(steps: int, order: int, corrector: int) -> None:
+    form = sd.solvers.Straight(0.1)
     rule = sd.ExponentialMultistep(
-        order, form=sd.solvers.Straight(0.1), variable="angle", corrector=order, startup="published"
+        order, form=form, variable="angle", corrector=corrector, startup="published"
     )
     one, two = (
         sd.sample(mixture().model(sd.VP()), (3, 2), solver=solver, steps=steps, seed=0).x
