@@ -44,6 +44,7 @@ guidance: $(STAMP)  ## all tests of guidance, slow ones too, and the tables of d
 	OMP_NUM_THREADS=1 $(PY) benchmarks/guidance.py $(ARGS)
 	OMP_NUM_THREADS=1 $(PY) benchmarks/guidance.py --few $(ARGS)
 	OMP_NUM_THREADS=1 $(PY) benchmarks/guidance_digits.py $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) benchmarks/guidance_digits.py --few $(ARGS)
 
 api: $(STAMP)  ## what differs from the record of public names and arguments (a change that is meant: make api ARGS=--write)
 	PYTHONPATH=. $(PY) tools/public_api.py $(ARGS)

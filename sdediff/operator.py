@@ -15,7 +15,7 @@ __all__ = ["Operator"]
 
 _HANDED_ON: Final = frozenset(
     "sde predicts device dtype has_weights data_std declared_data_std detail_std sigma_data "
-    "normalizer breaks extras cost net check_event "
+    "normalizer breaks extras cost guidance_scale net check_event "
     "network time time_dtype learned_variance null".split()
 )
 """What an operator has from its model, unless it says it itself."""
@@ -32,8 +32,9 @@ class Operator(Predictions):
     ``cost``: how often it evaluates the model inside at most, if that is more than once.
     ``breaks``: the times at which the field jumps, if it does.
     ``extras``: ``()`` if the model inside has extras and the subclass returns the prediction alone.
+    ``guidance_scale``: s, if it returns u + s (c - u).
 
-    If the model inside is made of a model too, costs multiply and breaks add up.
+    If the model inside is made of a model too, costs and scales multiply, and breaks add up.
     """
 
     def __init__(self, model: Model) -> None:

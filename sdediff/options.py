@@ -203,7 +203,12 @@ def check_solver(solver: Solver) -> Solver:
 
 
 def default_solver(
-    sde: SDE, steps: int | None, *, stochastic: bool, details: float | None = None
+    sde: SDE,
+    steps: int | None,
+    *,
+    stochastic: bool,
+    details: float | None = None,
+    strong: bool = False,
 ) -> Solver:
     """The process's own, or by the rule of docs/solvers.md: by the number of steps, and by whether
     noise is asked for; RK45 where there are no steps.
@@ -217,6 +222,7 @@ def default_solver(
     ``details``: the standard deviation of the details of the data over that of the data, where it
     was measured. Where they are `fine`, their size is the scale of the form without noise, or half
     of it with fewer than 8 steps.
+    ``strong``: whether the model is strongly guided. Without noise lower orders are then better.
     """
     if sde.solver is not None:
         return sde.solver
@@ -229,6 +235,7 @@ def default_solver(
     count = steps if isinstance(steps, int) else 0
     small = fine(details, count)
     rule = _BY_STEPS if small is None else _BY_STEPS_IF_FINE
+    rule = _BY_STEPS_IF_STRONG if strong else rule
     order, corrector = next((row[1:] for row in rule if count >= row[0]), (2, 2))
     scale = 0.1 if small is None else small if count >= 8 else small / 2
     return ExponentialMultistep(
@@ -240,6 +247,8 @@ _BY_STEPS: Final = ((20, 4, 4), (15, 4, 3), (8, 3, 3))
 """From so many steps on, the order and that of the corrector; with fewer, 2 and 2."""
 _BY_STEPS_IF_FINE: Final = ((25, 4, 4), (10, 3, 3))
 """The same where details are fine."""
+_BY_STEPS_IF_STRONG: Final = ((25, 2, 2), (0, 1, 1))
+"""The same under strong guidance, where the prediction changes much from step to step."""
 
 
 def intervals(steps: int | None, grid: Grid | None) -> int | None:

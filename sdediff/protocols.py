@@ -165,6 +165,8 @@ class Facts:
     ``breaks``: times at which the prediction jumps. Every solve stops there.
     ``extras``: names of further outputs of an evaluation.
     ``cost``: how often a call evaluates the network for each row, at most.
+    ``guidance_scale``: s where the prediction is u + s (c - u), of predictions u and c of networks;
+    infinite if it is not one number.
     ``net``: the function whose arguments are the names of the conditions.
     ``check_event``: a function of an event's shape that raises a ValueError where states cannot
     have it.
@@ -180,6 +182,7 @@ class Facts:
     breaks: tuple[float, ...] = ()
     extras: tuple[str, ...] = ()
     cost: int = 1
+    guidance_scale: float = 1.0
     net: Callable[..., Any] | None = field(default=None, compare=False)
     check_event: Callable[[Sequence[int]], None] | None = field(default=None, compare=False)
 
@@ -188,11 +191,19 @@ class Facts:
         """``detail_std`` in units of ``data_std``."""
         return None if self.detail_std is None else self.detail_std / self.data_std
 
+    @property
+    def strongly_guided(self) -> bool:
+        """Whether predictions lie further than twice as far from u as c does, or on the other side,
+        at all noise levels: few steps of a high order then miss.
+        """
+        return not self.breaks and abs(self.guidance_scale - 0.5) > _STRONG - 0.5
 
+
+_STRONG: Final = 2.0
 _CPU: Final = torch.device("cpu")
 _FACTS: Final = tuple(
-    "declared_data_std detail_std normalizer breaks extras cost net check_event device dtype "
-    "sigma_data".split()
+    "declared_data_std detail_std normalizer breaks extras cost guidance_scale net check_event "
+    "device dtype sigma_data".split()
 )
 _NOTHING: Final = object()
 
@@ -218,6 +229,8 @@ def facts(model: Model) -> Facts:
         found["breaks"] = breaks_of(model)
     if "cost" in found:
         found["cost"] = cost_of(model)
+    if "guidance_scale" in found:
+        found["guidance_scale"] = _guidance_scale_of(model)
     if isinstance(found.get("extras"), str):
         raise TypeError(
             f"{type(model).__name__}.extras must be names, ({found['extras']!r},); got a string"
@@ -247,10 +260,23 @@ def cost_of(model: Any) -> int:
     that says of its own.
     """
     total = 1
-    for layer in _layers(model):
-        if inspect.getattr_static(layer, "cost", None) is not None:
-            total *= integer(f"{type(layer).__name__}.cost", layer.cost, 1)
+    for layer in _saying("cost", model):
+        total *= integer(f"{type(layer).__name__}.cost", layer.cost, 1)
     return total
+
+
+def _guidance_scale_of(model: Any) -> float:
+    """That of an operator times those of the models inside."""
+    scales = [layer.guidance_scale for layer in _saying("guidance_scale", model)]
+    return math.prod(s if isinstance(s, int | float) else math.inf for s in scales)
+
+
+def _saying(name: str, model: Any) -> list[Any]:
+    """Those of `_layers` that have an attribute of their own, which the models around them have
+    too.
+    """
+    every = _layers(model)
+    return [each for each in every if inspect.getattr_static(each, name, None) is not None]
 
 
 def _layers(model: Any) -> list[Any]:

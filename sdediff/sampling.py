@@ -94,7 +94,8 @@ def sample(
     details = known.details if solver is None and not noisy else None
     if solver is None:
         count = intervals(steps, taken["grid"])
-        solver = default_solver(model.sde, count, stochastic=noisy, details=details)
+        strong = known.strongly_guided
+        solver = default_solver(model.sde, count, stochastic=noisy, details=details, strong=strong)
     elif not isinstance(solver, Solver):
         check_solver(solver)
     if last is not None:

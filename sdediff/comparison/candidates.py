@@ -45,13 +45,17 @@ class Candidate:
     code: str = ""
     """What it is among the ``solvers`` that the user gave."""
 
-    def at(self, sde: Any, steps: int, details: float | None = None) -> Solver:
-        """The solver for so many steps; ``details`` are those of the data, which the default
-        solver goes by.
-        """
+    def at(self, sde: Any, steps: int, known: Facts) -> Solver:
+        """The solver for so many steps; what is known of the model, the default solver goes by."""
         if self.solver is None:
             noisy = bool(self.stochasticity)
-            return default_solver(sde, steps, stochastic=noisy, details=details)
+            return default_solver(
+                sde,
+                steps,
+                stochastic=noisy,
+                details=known.details,
+                strong=known.strongly_guided,
+            )
         return self.solver if isinstance(self.solver, Solver) else check_solver(self.solver(steps))
 
     @property
@@ -216,7 +220,7 @@ class _Counter:
     event: tuple[int, ...]
 
     def __call__(self, candidate: Candidate, steps: int) -> int:
-        solver = candidate.at(self.model.sde, steps, self.model.known.details)
+        solver = candidate.at(self.model.sde, steps, self.model.known)
         own = solver.times is not None
         options: Any = {
             "solver": None if candidate.solver is None else solver,
@@ -269,8 +273,8 @@ def _adaptive(each: Candidate, tolerance: float, known: Facts) -> Job:
 
 
 def _whole(count: _Counter, each: Candidate) -> Job:
-    sde, details = count.model.sde, count.model.known.details
-    solver = each.at(sde, 1, details)
+    sde, known = count.model.sde, count.model.known
+    solver = each.at(sde, 1, known)
     try:
         spent = count(each, 1)
     except (ValueError, TypeError) as error:
@@ -280,13 +284,13 @@ def _whole(count: _Counter, each: Candidate) -> Job:
 
 def _fixed(count: _Counter, each: Candidate, nfe: Sequence[int]) -> Iterator[Job]:
     """The most steps whose evaluations stay within each number."""
-    sde, details = count.model.sde, count.model.known.details
+    sde, known = count.model.sde, count.model.known
     for budget in nfe:
         solver: Solver | None = None
         try:
-            solver = each.at(sde, max(1, budget - 1), details)
+            solver = each.at(sde, max(1, budget - 1), known)
             steps, spent = _steps(count, each, solver, budget)
-            solver = each.at(sde, max(1, steps), details)
+            solver = each.at(sde, max(1, steps), known)
         except (ValueError, TypeError) as error:
             yield Job(each, solver, solver, budget, refused=_reason(error), expected=budget)
             continue

@@ -71,6 +71,8 @@ class Guidance(Operator):
 
     shift: float = 0.0
     """What a subclass adds to the scale."""
+    extrapolates: bool = False
+    """Whether predictions are u + s (c - u) with the scale as s."""
 
     def __init__(self, model: Model, scale: Scale, interval: Interval | None = None) -> None:
         super().__init__(model)
@@ -83,6 +85,15 @@ class Guidance(Operator):
             else _times_of(interval, model, type(self).__name__)
         )
         self.breaks = tuple(t for t in self._times if math.isfinite(t))
+
+    @property
+    def guidance_scale(self) -> float:
+        """The scale, for the default solver; infinite where it is not one number, so that no sample
+        is solved otherwise for another's.
+        """
+        if not self.extrapolates:
+            return 1.0
+        return self.scale + self.shift if isinstance(self.scale, float) else math.inf
 
     def strengths(self, times: Tensor, like: Like, piece: Piece | None) -> Sequence[Number | None]:
         """For each of ``times`` (n,) or (n, rows) what `strength` takes; None outside the

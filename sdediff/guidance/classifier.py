@@ -111,6 +111,8 @@ class Classifier(Guidance):
     Dhariwal and Nichol 2021 (arXiv 2105.05233); Song et al. 2021 (arXiv 2011.13456, eq. 14).
     """
 
+    extrapolates = True  # by c - u = grad log p(y | x_t), of scores
+
     def __init__(
         self,
         model: Model,

@@ -52,6 +52,7 @@ class Pairing(Guidance):
     """
 
     cost = 2
+    extrapolates = True
 
     def pair(self, x: Tensor, at: Any, rows: Rows) -> Pair | Tensor | Output:
         """Both predictions at states x; the answer of the model alone where it is not guided."""

@@ -128,9 +128,7 @@ def tune(
     denoise = last == "denoise"
     solver = None if solver is None else check_start(solver)
     details = known.details if solver is None else None
-    start = start_of(
-        cast(LinearSDE, sde), solver, nfe, denoise=denoise, details=details, cost=known.cost
-    )
+    start = start_of(cast(LinearSDE, sde), solver, nfe, denoise=denoise, known=known)
     taken["dtype"] = states_dtype(known, taken["dtype"])
     span = Span(sde, sde.t_max, sde.t_min, details=details)
     solving = Solving.checked(model, known, shape, span, start.solver, start.steps, taken)

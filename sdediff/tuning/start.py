@@ -61,13 +61,13 @@ def start_of(
     nfe: int,
     *,
     denoise: bool,
-    details: float | None = None,
-    cost: int = 1,
+    known: Facts,
 ) -> Start:
-    """The most steps for which ``solver``, None being the default one for so many steps and for
-    such ``details``, makes at most ``nfe`` evaluations of the network, ``cost`` in a call of the
-    model; a ValueError unless it makes exactly so many.
+    """The most steps for which ``solver``, None being the default one of a model of which so much
+    is ``known``, makes at most ``nfe`` evaluations of the network; a ValueError unless it makes
+    exactly so many.
     """
+    cost = known.cost
     calls, rest = divmod(nfe, cost)
     if rest:
         raise ValueError(
@@ -77,7 +77,13 @@ def start_of(
     given = calls - denoise
     most = 0
     for steps in range(1, given + 1):
-        own = solver or default_solver(sde, steps, stochastic=False, details=details)
+        own = solver or default_solver(
+            sde,
+            steps,
+            stochastic=False,
+            details=known.details,
+            strong=known.strongly_guided,
+        )
         count = own.evaluations * steps + getattr(own, "startup_evaluations", 0)
         if count > given:
             break

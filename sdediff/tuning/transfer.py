@@ -95,7 +95,7 @@ def transfer(
         given = build(solver.made["start"])
     except (Own, KeyError):
         given = None
-    start = start_of(sde, given, solver.nfe, denoise=denoise)
+    start = start_of(sde, given, solver.nfe * known.cost, denoise=denoise, known=known)
     taken["dtype"] = states_dtype(known, taken["dtype"])
     span = Span(sde, sde.t_max, sde.t_min)
     solving = Solving.checked(model, known, shape, span, start.solver, start.steps, taken)
