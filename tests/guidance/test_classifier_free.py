@@ -301,6 +301,71 @@ def test_density_and_gradients_are_those_of_the_formula() -> None:
     near(*pulls)
 
 
+# -- the default solver under it -------------------------------------------------------------------
+
+
+def rule(order: int, corrector: int) -> sd.Solver:
+    form = sd.solvers.Straight(0.1)
+    ends: Any = {"corrector": corrector, "startup": "published"}
+    return sd.ExponentialMultistep(order, form=form, variable="angle", **ends)
+
+
+STRONG: list[tuple[Any, dict[str, Any], int, int, int]] = [
+    (2.0, {}, 6, 2, 2),
+    (2.1, {}, 6, 1, 1),
+    (1.1, {"convention": "1+w"}, 24, 1, 1),
+    (-1.5, {}, 25, 2, 2),
+    (torch.ones(5), {}, 6, 1, 1),  # the solver of a sample is the same whatever another's scale
+    (lambda t: 1 + 0 * t, {}, 6, 1, 1),
+    (8.0, {"interval": (-2.0, 2.0)}, 6, 2, 2),
+]
+
+
+@pytest.mark.parametrize(("scale", "more", "steps", "order", "corrector"), STRONG)
+def test_the_default_is_of_low_order_where_guidance_is_strong(
+    scale: Any, more: dict[str, Any], steps: int, order: int, corrector: int
+) -> None:
+    guided = ClassifierFree(NET, scale, NULL, **more)
+    one, two = (
+        sd.sample(sd.guidance.Rescale(guided), (5, 2), solver=solver, steps=steps, **ON).x
+        for solver in (None, rule(order, corrector))
+    )
+    assert torch.equal(one, two)
+
+
+def test_scales_of_guidance_in_guidance_multiply() -> None:
+    assert facts(NET).guidance_scale == 1.0
+    inside = ClassifierFree(NET, 1.5, NULL)
+    twice = sd.guidance.Auto(sd.guidance.APG(inside), NET, 2.0)
+    assert facts(twice).guidance_scale == 3.0
+    assert facts(twice).strongly_guided
+    assert not facts(inside).strongly_guided
+
+
+@pytest.mark.parametrize("steps", [5, 9, 30])
+@pytest.mark.parametrize("scale", [3.0, 8.0])
+def test_the_default_comes_near_a_strongly_guided_flow(scale: float, steps: int) -> None:
+    """On a ring of eight Gaussians whose class is three neighbours: less than half as far as
+    DDIM, and with few steps than the default without guidance.
+    """
+    angles = torch.arange(8, dtype=F64) * (math.pi / 4)
+    ring = 2 * torch.stack([angles.cos(), angles.sin()], dim=1)
+    laws = [sd.exact.GaussianMixture(means, 0.35) for means in (ring[:3], ring)]
+    guided = ClassifierFree(labelled(laws, VP), scale, {"label": 1})
+    given: Any = ON | {"condition": {"label": torch.zeros(200, dtype=torch.int64)}}
+
+    def solved(solver: sd.Solver | None, **more: Any) -> Tensor:
+        return sd.sample(guided, (200, 2), solver=solver, **more, **given).x
+
+    end = solved(sd.RK45(1e-6, 1e-6))
+    ours, ddim, usual = (
+        float((solved(each, steps=steps) - end).norm(dim=1).median())
+        for each in (None, sd.DDIM(), rule(2, 2))
+    )
+    assert ours < 0.5 * ddim
+    assert steps > 5 or ours < 0.5 * usual
+
+
 class Refusing(torch.nn.Module):
     """A network that must not be asked."""
 
