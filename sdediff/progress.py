@@ -56,16 +56,19 @@ def _lines(title: str, total: float, start: float) -> Callable[[float, str], Non
     began = last = time.monotonic()
 
     def show(completed: float, note: str) -> None:
-        nonlocal last
+        nonlocal began, last
         now = time.monotonic()
+        done = completed > start
+        if not done:
+            began = now  # preparations say nothing of how long the rest takes
         if now - last < _EVERY and completed < total:
             return
         last = now
-        left = (now - began) * (total - completed) / max(completed - start, 1e-9)
-        print(
-            f"{title}  {100 * completed / total:3.0f}%  {note}  {left:.0f} s left",
-            file=sys.stderr,
-            flush=True,
-        )
+        left = ""
+        if done:
+            seconds = (now - began) * (total - completed) / (completed - start)
+            left = f"{max(seconds, 0.0):.0f} s left"
+        share = min(completed / total, 1.0)
+        print(f"{title}  {100 * share:3.0f}%  {note}  {left}".rstrip(), file=sys.stderr, flush=True)
 
     return show

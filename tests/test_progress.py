@@ -22,6 +22,23 @@ def test_lines_now_and_then_and_at_the_end(
     ]
 
 
+def test_preparations_do_not_count_in_the_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is anything said of it before something is done; a budget may be overdrawn a little."""
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    with progress.progress_bar("tuning", total=100, show=True) as bar:
+        for clock[0], done in ((50.0, 0), (60.0, 10), (100.0, 50), (152.0, 102)):
+            bar.update(done, "best")
+    assert capsys.readouterr().err.splitlines() == [
+        "tuning    0%  best",
+        "tuning   10%  best  90 s left",
+        "tuning   50%  best  50 s left",
+        "tuning  100%  best  0 s left",
+    ]
+
+
 def test_nothing_is_shown_unasked(capsys: pytest.CaptureFixture[str]) -> None:
     with progress.progress_bar("work", total=1, show=False) as bar:
         bar.update(1)
