@@ -34,7 +34,8 @@ class Operator(Predictions):
     ``extras``: ``()`` if the model inside has extras and the subclass returns the prediction alone.
     ``guidance_scale``: s, if it returns u + s (c - u).
 
-    If the model inside is made of a model too, costs and scales multiply, and breaks add up.
+    If the model inside is made of a model too, costs multiply, breaks add up, and the
+    largest scale counts.
     """
 
     def __init__(self, model: Model) -> None:

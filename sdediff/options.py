@@ -208,7 +208,7 @@ def default_solver(
     *,
     stochastic: bool,
     details: float | None = None,
-    strong: bool = False,
+    guidance: float = 1.0,
 ) -> Solver:
     """The process's own, or by the rule of docs/solvers.md: by the number of steps, and by whether
     noise is asked for; RK45 where there are no steps.
@@ -222,7 +222,8 @@ def default_solver(
     ``details``: the standard deviation of the details of the data over that of the data, where it
     was measured. Where they are `fine`, their size is the scale of the form without noise, or half
     of it with fewer than 8 steps.
-    ``strong``: whether the model is strongly guided. Without noise lower orders are then better.
+    ``guidance``: the model's ``guidance_scale``. Above `STRONG` orders are lower without noise, for
+    predictions change much from step to step.
     """
     if sde.solver is not None:
         return sde.solver
@@ -235,7 +236,8 @@ def default_solver(
     count = steps if isinstance(steps, int) else 0
     small = fine(details, count)
     rule = _BY_STEPS if small is None else _BY_STEPS_IF_FINE
-    rule = _BY_STEPS_IF_STRONG if strong else rule
+    if guidance > STRONG:
+        rule = ((_STEPS_BY_SCALE * min(guidance, _LARGEST), 2, 2), (0, 1, 1))
     order, corrector = next((row[1:] for row in rule if count >= row[0]), (2, 2))
     scale = 0.1 if small is None else small if count >= 8 else small / 2
     return ExponentialMultistep(
@@ -243,12 +245,15 @@ def default_solver(
     )
 
 
-_BY_STEPS: Final = ((20, 4, 4), (15, 4, 3), (8, 3, 3))
+STRONG: Final = 2.0
+"""Of the scale of guidance."""
+_STEPS_BY_SCALE, _LARGEST = 3, 8.0
+"""Under strong guidance the order is 1, and 2 from three times the scale on, or eight."""
+_Rule = tuple[tuple[float, int, int], ...]
+_BY_STEPS: Final[_Rule] = ((20, 4, 4), (15, 4, 3), (8, 3, 3))
 """From so many steps on, the order and that of the corrector; with fewer, 2 and 2."""
-_BY_STEPS_IF_FINE: Final = ((25, 4, 4), (10, 3, 3))
+_BY_STEPS_IF_FINE: Final[_Rule] = ((25, 4, 4), (10, 3, 3))
 """The same where details are fine."""
-_BY_STEPS_IF_STRONG: Final = ((25, 2, 2), (0, 1, 1))
-"""The same under strong guidance, where the prediction changes much from step to step."""
 
 
 def intervals(steps: int | None, grid: Grid | None) -> int | None:

@@ -165,8 +165,9 @@ class Facts:
     ``breaks``: times at which the prediction jumps. Every solve stops there.
     ``extras``: names of further outputs of an evaluation.
     ``cost``: how often a call evaluates the network for each row, at most.
-    ``guidance_scale``: s where the prediction is u + s (c - u), of predictions u and c of networks;
-    infinite if it is not one number.
+    ``guidance_scale``: s where the prediction is u + s (c - u) at all noise levels, with u and c
+    predictions of networks, or 1 - s if that is larger; of several operators the largest; infinite
+    if s is not one number.
     ``net``: the function whose arguments are the names of the conditions.
     ``check_event``: a function of an event's shape that raises a ValueError where states cannot
     have it.
@@ -191,15 +192,7 @@ class Facts:
         """``detail_std`` in units of ``data_std``."""
         return None if self.detail_std is None else self.detail_std / self.data_std
 
-    @property
-    def strongly_guided(self) -> bool:
-        """Whether predictions lie further than twice as far from u as c does, or on the other side,
-        at all noise levels: few steps of a high order then miss.
-        """
-        return not self.breaks and abs(self.guidance_scale - 0.5) > _STRONG - 0.5
 
-
-_STRONG: Final = 2.0
 _CPU: Final = torch.device("cpu")
 _FACTS: Final = tuple(
     "declared_data_std detail_std normalizer breaks extras cost guidance_scale net check_event "
@@ -230,7 +223,7 @@ def facts(model: Model) -> Facts:
     if "cost" in found:
         found["cost"] = cost_of(model)
     if "guidance_scale" in found:
-        found["guidance_scale"] = _guidance_scale_of(model)
+        found["guidance_scale"] = guidance_scale_of(model)
     if isinstance(found.get("extras"), str):
         raise TypeError(
             f"{type(model).__name__}.extras must be names, ({found['extras']!r},); got a string"
@@ -265,16 +258,22 @@ def cost_of(model: Any) -> int:
     return total
 
 
-def _guidance_scale_of(model: Any) -> float:
-    """That of an operator times those of the models inside."""
-    scales = [layer.guidance_scale for layer in _saying("guidance_scale", model)]
-    return math.prod(s if isinstance(s, int | float) else math.inf for s in scales)
+def guidance_scale_of(model: Any) -> float:
+    """The largest of what a model and the models inside say: of s and 1 - s, at least 1."""
+    found = 1.0
+    for layer in _saying("guidance_scale", model):
+        said = layer.guidance_scale
+        if getattr(said, "ndim", 0):  # a scale for each sample, none of which may matter to another
+            return math.inf
+        scale = real(f"{type(layer).__name__}.guidance_scale", said)
+        if math.isnan(scale):
+            raise ValueError(f"{type(layer).__name__}.guidance_scale must be a number, got nan")
+        found = max(found, scale, 1 - scale)
+    return found
 
 
 def _saying(name: str, model: Any) -> list[Any]:
-    """Those of `_layers` that have an attribute of their own, which the models around them have
-    too.
-    """
+    """Those of `_layers` that say it themselves, not None; an operator has what is said inside."""
     every = _layers(model)
     return [each for each in every if inspect.getattr_static(each, name, None) is not None]
 

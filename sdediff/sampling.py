@@ -64,7 +64,7 @@ def sample(
     ``model``: a `ScoreModel`, or any other model, such as a guided one.
     ``shape``: (B, *event), the number of samples and the shape of one.
     ``solver``: any solver, by default one that is chosen by the number of steps (the rule is in
-    docs/solvers.md): with ``steps`` or a ``grid`` an `ExponentialMultistep` of order 2 to 4, or, if
+    docs/solvers.md): with ``steps`` or a ``grid`` an `ExponentialMultistep` of order 1 to 4, or, if
     ``stochasticity`` is given, of order 2 for the reverse SDE; without both `RK45`, or
     `AdaptiveSDE` if ``stochasticity`` is given. Under an SDE without a Gaussian kernel it is
     `EulerMaruyama`, and a process such as a degradation has a default solver of its own.
@@ -94,8 +94,13 @@ def sample(
     details = known.details if solver is None and not noisy else None
     if solver is None:
         count = intervals(steps, taken["grid"])
-        strong = known.strongly_guided
-        solver = default_solver(model.sde, count, stochastic=noisy, details=details, strong=strong)
+        solver = default_solver(
+            model.sde,
+            count,
+            stochastic=noisy,
+            details=details,
+            guidance=known.guidance_scale,
+        )
     elif not isinstance(solver, Solver):
         check_solver(solver)
     if last is not None:

@@ -54,7 +54,7 @@ class Candidate:
                 steps,
                 stochastic=noisy,
                 details=known.details,
-                strong=known.strongly_guided,
+                guidance=known.guidance_scale,
             )
         return self.solver if isinstance(self.solver, Solver) else check_solver(self.solver(steps))
 

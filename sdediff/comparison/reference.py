@@ -15,6 +15,7 @@ from sdediff.comparison.allowance import OutOfTimeError
 from sdediff.comparison.measuring import Solve, errors_of
 from sdediff.comparison.record import Reference
 from sdediff.metrics.samples import check_sample
+from sdediff.options import STRONG
 from sdediff.protocols import Facts
 from sdediff.solvers import DOP853, Tsit5, seeds
 from sdediff.solvers.given import described
@@ -52,7 +53,7 @@ def tolerance_of(known: Facts) -> float:
 
 def truth(solve: Solve, known: Facts, tolerance: float | None, seed: int) -> Truth:
     """The reference: DOP853 at a tight tolerance, in double precision, checked by the default
-    solver at as many evaluations (Tsit5 where there is no Gaussian kernel).
+    solver at as many evaluations (Tsit5 where there is no Gaussian kernel, or strong guidance).
     """
     tight = tolerance_of(known) if tolerance is None else tolerance
     main = DOP853(rtol=tight, atol=tight * known.data_std)
@@ -61,7 +62,7 @@ def truth(solve: Solve, known: Facts, tolerance: float | None, seed: int) -> Tru
     try:
         found = solve(solver=main, seed=seed, dtype=kind, max_nfe=_MOST)
         spent = float(found.nfe.double().mean())
-        if "kernel" in solve.model.sde.offers:
+        if "kernel" in solve.model.sde.offers and known.guidance_scale <= STRONG:
             steps = max(100, round(spent))
             words = f"the default solver in {steps} steps"
             other = solve(steps=steps, seed=seed, dtype=kind)

@@ -72,7 +72,9 @@ class Guidance(Operator):
     shift: float = 0.0
     """What a subclass adds to the scale."""
     extrapolates: bool = False
-    """Whether predictions are u + s (c - u) with the scale as s."""
+    """Whether predictions are u + s (c - u), with s the scale and the shift together. Without an
+    interval the model then says its ``guidance_scale``, by which the default solver goes.
+    """
 
     def __init__(self, model: Model, scale: Scale, interval: Interval | None = None) -> None:
         super().__init__(model)
@@ -85,15 +87,9 @@ class Guidance(Operator):
             else _times_of(interval, model, type(self).__name__)
         )
         self.breaks = tuple(t for t in self._times if math.isfinite(t))
-
-    @property
-    def guidance_scale(self) -> float:
-        """The scale, for the default solver; infinite where it is not one number, so that no sample
-        is solved otherwise for another's.
-        """
-        if not self.extrapolates:
-            return 1.0
-        return self.scale + self.shift if isinstance(self.scale, float) else math.inf
+        if self.extrapolates and not self.breaks:
+            one = self.scale if isinstance(self.scale, float) else math.inf
+            self.guidance_scale = one + self.shift
 
     def strengths(self, times: Tensor, like: Like, piece: Piece | None) -> Sequence[Number | None]:
         """For each of ``times`` (n,) or (n, rows) what `strength` takes; None outside the

@@ -124,6 +124,7 @@ class ClassifierFree(Pairing):
         batched: bool = True,
     ) -> None:
         check_choice("ClassifierFree: convention", convention, ("s", "1+w"))
+        self.shift = 1.0 if convention == "1+w" else 0.0
         super().__init__(model, scale, interval)
         null = getattr(model, "null", None) if null is None else null
         if not isinstance(null, Mapping) or not null:
@@ -134,7 +135,6 @@ class ClassifierFree(Pairing):
             )
         self.null = {name: _tensor(name, value) for name, value in null.items()}
         self.convention = convention
-        self.shift = 1.0 if convention == "1+w" else 0.0
         self.batched = flag("ClassifierFree: batched", batched)
 
     def at(self, times: Tensor, like: Like, piece: Piece | None = None) -> Sequence[_At]:

@@ -23,6 +23,7 @@ from sdediff.protocols import (
     check_model,
     cost_of,
     facts,
+    guidance_scale_of,
     value_of,
 )
 from sdediff.solvers.arithmetic import Number, planned, weighted
@@ -97,6 +98,11 @@ class Factors(Operator):
         """Evaluations of a call, in those of the first model."""
         costs = [cost_of(each.model) for each in self.factors]
         return math.ceil(sum(costs) / costs[0])
+
+    @property
+    def guidance_scale(self) -> float:
+        """The largest of the models."""
+        return max(guidance_scale_of(each.model) for each in self.factors)
 
     def at(self, times: Tensor, like: Like, piece: Piece | None = None) -> Sequence[At]:
         """The entries of all models, and the coefficients of their data predictions."""

@@ -100,7 +100,7 @@ class Tuned(Solver):
 
     @property
     def nfe(self) -> int:
-        """Evaluations of a solve."""
+        """Evaluations of the model in a solve, which of a guided one are more of its network."""
         return len(self.keep)
 
     @property

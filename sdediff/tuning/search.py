@@ -103,7 +103,7 @@ def tune(
     ``last``: ``"denoise"``, the default, uses the last evaluation for the result E[x_0 | x], and so
     does the starting solver. ``"noisy"`` returns the state at t_min.
 
-    Gradients need the memory of nfe evaluations of ``batch_size`` samples. A condition has B rows,
+    Gradients need the memory of all evaluations of ``batch_size`` samples. A condition has B rows,
     and the samples that are held out have the same rows. States are float64 if the device has that.
     Inside `sdediff.processes.together` several processes share the starts; the first alone does the
     dynamic programming. Raises ValueError or TypeError before the first evaluation.

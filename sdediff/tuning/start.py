@@ -72,7 +72,7 @@ def start_of(
     if rest:
         raise ValueError(
             f"nfe = {nfe} counts evaluations of the network, and each call of this model makes "
-            f"{cost}: take a multiple of {cost}"
+            f"{cost} at most: take a multiple of {cost}"
         )
     given = calls - denoise
     most = 0
@@ -82,7 +82,7 @@ def start_of(
             steps,
             stochastic=False,
             details=known.details,
-            strong=known.strongly_guided,
+            guidance=known.guidance_scale,
         )
         count = own.evaluations * steps + getattr(own, "startup_evaluations", 0)
         if count > given:

@@ -97,7 +97,7 @@ def transfer(
         given = None
     start = start_of(sde, given, solver.nfe * known.cost, denoise=denoise, known=known)
     taken["dtype"] = states_dtype(known, taken["dtype"])
-    span = Span(sde, sde.t_max, sde.t_min)
+    span = Span(sde, sde.t_max, sde.t_min, details=known.details if given is None else None)
     solving = Solving.checked(model, known, shape, span, start.solver, start.steps, taken)
     trials = Trials.drawn(solving, seed, denoise=denoise)
     here = bounds(

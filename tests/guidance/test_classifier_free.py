@@ -313,10 +313,13 @@ def rule(order: int, corrector: int) -> sd.Solver:
 STRONG: list[tuple[Any, dict[str, Any], int, int, int]] = [
     (2.0, {}, 6, 2, 2),
     (2.1, {}, 6, 1, 1),
-    (1.1, {"convention": "1+w"}, 24, 1, 1),
-    (-1.5, {}, 25, 2, 2),
-    (torch.ones(5), {}, 6, 1, 1),  # the solver of a sample is the same whatever another's scale
-    (lambda t: 1 + 0 * t, {}, 6, 1, 1),
+    (1.5, {"convention": "1+w"}, 7, 1, 1),
+    (2.5, {}, 8, 2, 2),
+    (-1.5, {}, 7, 1, 1),
+    (12.0, {}, 23, 1, 1),
+    (12.0, {}, 24, 2, 2),
+    (torch.ones(5), {}, 23, 1, 1),  # the solver of a sample is the same whatever another's scale
+    (lambda t: 1 + 0 * t, {}, 24, 2, 2),
     (8.0, {"interval": (-2.0, 2.0)}, 6, 2, 2),
 ]
 
@@ -333,13 +336,37 @@ def test_the_default_is_of_low_order_where_guidance_is_strong(
     assert torch.equal(one, two)
 
 
-def test_scales_of_guidance_in_guidance_multiply() -> None:
-    assert facts(NET).guidance_scale == 1.0
-    inside = ClassifierFree(NET, 1.5, NULL)
-    twice = sd.guidance.Auto(sd.guidance.APG(inside), NET, 2.0)
-    assert facts(twice).guidance_scale == 3.0
-    assert facts(twice).strongly_guided
-    assert not facts(inside).strongly_guided
+def test_the_largest_scale_of_guidance_in_guidance_counts() -> None:
+    inside = ClassifierFree(NET, 8.0, NULL)
+    somewhere = {"interval": (-2.0, 2.0)}
+    pull = sd.guidance.Classifier(inside, lambda x, t: -x.square().sum(dim=1), 0.2)
+    scales = {
+        NET: 1.0,
+        inside: 8.0,
+        sd.guidance.APG(inside): 8.0,
+        pull: 8.0,
+        sd.guidance.Auto(inside, NET, 1.5, **somewhere): 8.0,
+        ClassifierFree(NET, 8.0, NULL, **somewhere): 1.0,
+        ClassifierFree(NET, -2.0, NULL): 3.0,
+        ClassifierFree(NET, 0.0, NULL): 1.0,
+        sd.posterior.Product([(NET, 1.0), (inside, 1.0)]): 8.0,
+    }
+    for model, scale in scales.items():
+        assert facts(model).guidance_scale == scale
+
+
+def test_what_a_model_says_of_its_scale_is_read() -> None:
+    class Mine(sd.Operator):
+        guidance_scale: Any = None
+
+    mine = Mine(NET)
+    assert facts(mine).guidance_scale == 1.0
+    for mine.guidance_scale, scale in ((torch.tensor(3.0), 3.0), (torch.ones(2), math.inf)):
+        assert facts(mine).guidance_scale == scale
+    for wrong in ("3", math.nan):
+        mine.guidance_scale = wrong
+        with pytest.raises((TypeError, ValueError), match=r"Mine\.guidance_scale must be"):
+            facts(mine)
 
 
 @pytest.mark.parametrize("steps", [5, 9, 30])
