@@ -58,7 +58,9 @@ def network(name: str, args: argparse.Namespace) -> sd.ScoreModel:
     if name == "mnist":
         return trained(name, args.runs / "tune", MNIST_STEPS)
     run = args.runs / "few_steps"
-    return sd.load(run) if run.exists() else learned(data(name)[0], run)  # type: ignore[return-value]
+    if run.exists():
+        return sd.load(run)  # type: ignore[return-value]
+    return learned(data(name)[0], run)
 
 
 class Problem:
@@ -125,9 +127,9 @@ def row(problem: Problem, nfe: int, args: argparse.Namespace) -> Row:
     return {
         "NFE": nfe,
         "distance tuned": tuned.distance,
-        "default": default.distance,
-        "published": nearest.distance,
-        "whose": nearest.name,
+        "distance default": default.distance,
+        "distance published": nearest.distance,
+        "distance whose": nearest.name,
         "Frechet tuned": tuned.frechet,
         "Frechet default": default.frechet,
         "Frechet published": best.frechet,
