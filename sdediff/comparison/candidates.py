@@ -45,17 +45,12 @@ class Candidate:
     code: str = ""
     """What it is among the ``solvers`` that the user gave."""
 
-    def at(self, sde: Any, steps: int, known: Facts) -> Solver:
-        """The solver for so many steps; what is known of the model, the default solver goes by."""
+    def at(self, sde: Any, steps: int) -> Solver:
+        """The solver for so many steps. Of the default one only the evaluations matter here, which
+        are the same for every model: `sample` chooses it.
+        """
         if self.solver is None:
-            noisy = bool(self.stochasticity)
-            return default_solver(
-                sde,
-                steps,
-                stochastic=noisy,
-                details=known.details,
-                guidance=known.guidance_scale,
-            )
+            return default_solver(sde, steps, stochastic=bool(self.stochasticity))
         return self.solver if isinstance(self.solver, Solver) else check_solver(self.solver(steps))
 
     @property
@@ -220,7 +215,7 @@ class _Counter:
     event: tuple[int, ...]
 
     def __call__(self, candidate: Candidate, steps: int) -> int:
-        solver = candidate.at(self.model.sde, steps, self.model.known)
+        solver = candidate.at(self.model.sde, steps)
         own = solver.times is not None
         options: Any = {
             "solver": None if candidate.solver is None else solver,
@@ -273,8 +268,7 @@ def _adaptive(each: Candidate, tolerance: float, known: Facts) -> Job:
 
 
 def _whole(count: _Counter, each: Candidate) -> Job:
-    sde, known = count.model.sde, count.model.known
-    solver = each.at(sde, 1, known)
+    solver = each.at(count.model.sde, 1)
     try:
         spent = count(each, 1)
     except (ValueError, TypeError) as error:
@@ -284,13 +278,13 @@ def _whole(count: _Counter, each: Candidate) -> Job:
 
 def _fixed(count: _Counter, each: Candidate, nfe: Sequence[int]) -> Iterator[Job]:
     """The most steps whose evaluations stay within each number."""
-    sde, known = count.model.sde, count.model.known
+    sde = count.model.sde
     for budget in nfe:
         solver: Solver | None = None
         try:
-            solver = each.at(sde, max(1, budget - 1), known)
+            solver = each.at(sde, max(1, budget - 1))
             steps, spent = _steps(count, each, solver, budget)
-            solver = each.at(sde, max(1, steps), known)
+            solver = each.at(sde, max(1, steps))
         except (ValueError, TypeError) as error:
             yield Job(each, solver, solver, budget, refused=_reason(error), expected=budget)
             continue

@@ -157,6 +157,16 @@ def test_a_loose_reference_is_found_out_by_the_second() -> None:
 
 
 @pytest.mark.slow
+def test_a_strongly_guided_flow_is_checked_by_a_method_of_high_order() -> None:
+    """The default has order 1 or 2 there, which would make good errors look like none."""
+    law = sd.exact.GaussianMixture(means=[[-1.0, 0.0], [1.0, 0.5]], stds=0.3)
+    strong = sd.guidance.Auto(law.model(sd.VP()), law.model(sd.VP()), 3.0)
+    found = sd.compare(strong, (16, 2), solvers=[None], nfe=[14], dtype=F64)
+    assert found.reference.checked_by.startswith("Tsit5")
+    assert found.reference.error is not None
+    assert found.reference.error.worst < 1e-5
+
+
 def test_an_sde_without_a_kernel_has_a_reference_too() -> None:
     class Bent(sd.SDE):  # type: ignore[misc]
         T = 1.0

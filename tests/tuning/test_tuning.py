@@ -501,6 +501,17 @@ def test_nfe_counts_evaluations_of_the_network() -> None:
         tune(guided, (32, 2), nfe=2)
 
 
+def test_the_start_is_the_default_under_strong_guidance() -> None:
+    found = tune(sd.guidance.Auto(MODEL, MODEL, 3.0), (32, 2), nfe=8, method="dp", seed=1)
+    assert found.made["start"]["parameters"]["order"] == 1
+
+
+def test_transfer_starts_with_as_many_calls_of_a_guided_model(start: Tuned) -> None:
+    """The field of a model that is guided by itself is its own: nothing is lost or gained."""
+    found = transfer(start, sd.guidance.Auto(MODEL, MODEL, 1.5), (32, 2))
+    assert found.here["median"].ratio == pytest.approx(1.0, abs=1e-6)
+
+
 def test_it_goes_along_its_own_grid(start: Tuned) -> None:
     with pytest.raises(ValueError, match="grid of its own"):
         drawn(start, steps=5)
