@@ -156,7 +156,6 @@ def test_a_loose_reference_is_found_out_by_the_second() -> None:
     assert "~" in str(bad)
 
 
-@pytest.mark.slow
 def test_a_strongly_guided_flow_is_checked_by_a_method_of_high_order() -> None:
     """The default has order 1 or 2 there, which would make good errors look like none."""
     law = sd.exact.GaussianMixture(means=[[-1.0, 0.0], [1.0, 0.5]], stds=0.3)
@@ -167,6 +166,7 @@ def test_a_strongly_guided_flow_is_checked_by_a_method_of_high_order() -> None:
     assert found.reference.error.worst < 1e-5
 
 
+@pytest.mark.slow
 def test_an_sde_without_a_kernel_has_a_reference_too() -> None:
     class Bent(sd.SDE):  # type: ignore[misc]
         T = 1.0
