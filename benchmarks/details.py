@@ -1,15 +1,18 @@
-"""The default solver on data all of whose details are fine, with and without a measurement of them.
+"""The default solver on data all of whose details have one size, with and without a measurement of
+it.
 
     python benchmarks/details.py
+    python benchmarks/details.py --sizes 0.05 0.1 0.2 0.35 0.6
 
 The problems are mixtures of Gaussians of variance 1 whose components have standard deviations near
-0.001, 0.003, 0.01 and 0.03, in 2 and 64 dimensions, under five SDEs: 40 problems of several
-mixtures each. A row is a number of evaluations: the error of the default over the *envelope*, the
-least that any published solver reaches on any of the grids uniform in t, uniform in log-SNR and
+one of the sizes (0.001, 0.003, 0.01 and 0.03), in 2 and 64 dimensions, under five SDEs, each of
+several mixtures. A row is a number of evaluations: the error of the default over the *envelope*,
+the least that any published solver reaches on any of the grids uniform in t, uniform in log-SNR and
 Karras et al.'s, its median and its 90th percentile over samples, as geometric means over problems
 (*worst*: the largest median ratio). *before* is without a measurement, *now* with what
-`sdediff.tuning.measure` finds for each mixture by 64 samples. Every solver is run as the sums that
-it makes (`sdediff.tuning.unrolled`), which the solvers do not change by more than rounding.
+`sdediff.tuning.measure` finds for each mixture by 64 samples. Every published solver is run as the
+sums that it makes (`sdediff.tuning.unrolled`), which the solvers do not change by more than
+rounding.
 """
 
 from __future__ import annotations
@@ -20,28 +23,26 @@ import math
 from collections.abc import Iterator
 
 import torch
-from default import SDES, Mixtures, Task, peers
+from default import SDES, Mixtures, Task, by_details, measured, peers
 from timing import arguments, report
 from torch import Tensor
 
-import sdediff as sd
-from sdediff.arguments import Span, default_solver, make_times
-from sdediff.solvers import GRIDS, LogSNR, Solver
-from sdediff.tuning import measure
+from sdediff.solvers import GRIDS, LogSNR
 from sdediff.tuning.unrolled import Scheme, unrolled
 
-SIZES = (0.001, 0.003, 0.01, 0.03)
 NAMES = ("VP", "VE", "SubVP", "Cosine", "RectifiedFlow")
 SHARES = torch.tensor([0.5, 0.9], dtype=torch.float64)
 
 
 class Detailed(Mixtures):
-    """``count`` mixtures for each of `SIZES`, whose components have 0.7 to 1.3 times that size."""
+    """``count`` mixtures for each of ``sizes``: components have 0.7 to 1.3 times that size."""
+
+    sizes = (0.001, 0.003, 0.01, 0.03)
 
     def __init__(self, d: int, count: int, seed: int) -> None:
-        super().__init__(d, len(SIZES) * count, seed)
+        super().__init__(d, len(self.sizes) * count, seed)
         before = (self.weights * self.stds**2).sum(dim=1)
-        sizes = torch.tensor(SIZES, dtype=torch.float64).repeat_interleave(count)
+        sizes = torch.tensor(self.sizes, dtype=torch.float64).repeat_interleave(count)
         self.stds = sizes[:, None] * (0.5 + 4 * self.stds)
         within = (self.weights * self.stds**2).sum(dim=1)
         self.means = self.means * ((1 - within) / (1 - before)).sqrt()[:, None, None]
@@ -78,33 +79,7 @@ def follow(task: Task, scheme: Scheme) -> Tensor:
 def errors(task: Task, x: Tensor) -> Tensor:
     """Median and 90th percentile for each size, (sizes, 2)."""
     each = (x - task.exact).square().mean(dim=1).sqrt().nan_to_num(nan=math.inf)
-    return each.reshape(len(SIZES), -1).quantile(SHARES, dim=1).T
-
-
-def measured(task: Task, count: int) -> list[float]:
-    """What is found of each mixture's details."""
-    found = []
-    for k in range(task.mixtures.count):
-        law = sd.exact.GaussianMixture(
-            task.mixtures.means[k], task.mixtures.stds[k], task.mixtures.weights[k]
-        )
-        model = law.model(task.sde)
-        found.append(measure(model, law.sample(count, seed=k)) / model.data_std)
-    return found
-
-
-def default(task: Task, steps: int, details: list[float | None]) -> Tensor:
-    """Where the default takes the rows of every mixture, with these details."""
-    x = torch.empty_like(task.x)
-    rows = torch.arange(len(x)).reshape(len(details), -1)
-    for size in dict.fromkeys(details):
-        solver: Solver = default_solver(task.sde, steps, stochastic=False, details=size)
-        span = Span(task.sde, task.start, task.end, details=size)
-        times = make_times(span, solver, steps, None, None, None)
-        found = follow(task, unrolled(solver, task.sde, times, denoise=False))
-        here = rows[[k for k, each in enumerate(details) if each == size]].flatten()
-        x[here] = found[here]
-    return x
+    return each.reshape(len(Detailed.sizes), -1).quantile(SHARES, dim=1).T
 
 
 def ratios(name: str, args: argparse.Namespace) -> Iterator[dict[str, object]]:
@@ -115,9 +90,9 @@ def ratios(name: str, args: argparse.Namespace) -> Iterator[dict[str, object]]:
     for d in (2, 64):
         tasks.append(Task(name, d, count=args.count, rows=args.rows, seed=args.seed, kind=Detailed))
         tasks[-1].reference(args.reference)
-        found.append(measured(tasks[-1], 64))
+        found.append(measured(tasks[-1]))
     for nfe in args.nfes:
-        best: list[Tensor] = [torch.full((len(SIZES), 2), math.inf) for _ in tasks]
+        best: list[Tensor] = [torch.full((len(Detailed.sizes), 2), math.inf) for _ in tasks]
         for scheme in published(name, nfe):
             best = [
                 torch.minimum(least, errors(task, follow(task, scheme)))
@@ -125,8 +100,8 @@ def ratios(name: str, args: argparse.Namespace) -> Iterator[dict[str, object]]:
             ]
         for task, sizes, least in zip(tasks, found, best, strict=True):
             count = task.mixtures.count
-            before = errors(task, default(task, nfe, [None] * count)) / least
-            now = errors(task, default(task, nfe, [*sizes])) / least
+            before = errors(task, by_details(task, nfe, [None] * count)) / least
+            now = errors(task, by_details(task, nfe, sizes)) / least
             yield {"NFE": nfe, "d": task.mixtures.d, "before": before, "now": now}
         print(f"{name} {nfe}", flush=True)
 
@@ -143,12 +118,20 @@ def main() -> None:
         {
             "--seed": {"type": int, "default": 200, "help": "of the mixtures"},
             "--nfes": {"type": int, "nargs": "+", "default": list(range(5, 21))},
+            "--sizes": {
+                "type": float,
+                "nargs": "+",
+                "default": Detailed.sizes,
+                "metavar": "SIZE",
+                "help": "of the details, at most 0.7",
+            },
             "--sdes": {"help": f"some of {','.join(NAMES)}"},
             "--count": {"type": int, "default": 2, "help": "mixtures of each size and dimension"},
         },
     )
     quick = (1, 8, (5,), 40) if args.quick else (args.count, 32, args.nfes, 300)
     args.count, args.rows, args.nfes, args.reference = quick
+    Detailed.sizes = tuple(args.sizes)
     names = args.sdes.split(",") if args.sdes else ["VP"] if args.quick else NAMES
     every = [row for name in names for row in ratios(name, args)]
     rows: list[dict[str, object]] = []

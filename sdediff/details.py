@@ -26,11 +26,13 @@ _LEVELS: Final = 16
 """How many levels of noise the network is asked at."""
 _LEAST: Final = 1e-4
 """The least level of noise, in units of the standard deviation of the data."""
-_SHARE: Final = 1 / 4
+_SHARE: Final = 3 / 4
 """The share of the noise that a network keeps at the level of noise that is sought. For details of
-size r it is r^2 / (r^2 + w^2), so that this level is sqrt(3) r. Lower shares are at levels at which
-samples in two dimensions are between two parts of the data already.
+size r it is r^2 / (r^2 + w^2). Lower shares are at levels at which samples in two dimensions are
+between two parts of the data already.
 """
+_HIDDEN: Final = 1 / 4
+"""Where the share at the last level is below this, the noise there hides the details."""
 _MOST: Final = 0.75
 """The share of the samples whose details are no larger."""
 _STEPS: Final = 20
@@ -63,10 +65,11 @@ def measure(
     lambda = u^T (D(x + w u) - D(x - w u)) / (2 w). The difference is the direction u of the next
     level, so that u turns to the direction of the largest details (the power method).
 
-    r follows from the level of noise at which lambda falls below 1/4 for three quarters of the
-    samples: for details of size r this level is sqrt(3) r. If lambda is below 1/4 at all levels,
-    the noise at t_min hides the details, and r is the most that they can be. If it is above 1/4 at
-    all levels, the data have no details that are smaller than themselves, and r is ``data_std``.
+    r follows from the level of noise at which lambda falls below 3/4 for three quarters of the
+    samples: for details of size r this level is 0.58 r. If lambda is below 3/4 at all levels, r
+    follows from lambda at t_min; if it is below 1/4 there, the noise hides the details, and r is
+    0.58 of that noise, the most that they can be. If lambda is above 3/4 at all levels, the data
+    have no details that are smaller than themselves, and r is ``data_std``, as it is at most.
 
     ``samples``: data (B, *event) in the user's units, 64 are enough; or a shape, (64, 2) say, for
     samples that the model draws by the default solver in 20 steps.
@@ -75,8 +78,9 @@ def measure(
     ``seed``: the seed of the noise.
 
     `sdediff.fit` measures at its end and keeps the result as ``model.detail_std``, from which the
-    default solver takes its form and its grid if it is below 0.04 of ``data_std``
-    (docs/solvers.md). Of another model write ``model.detail_std = measure(model, (64, 2))``.
+    default solver takes its form if it is below 0.08 or above 0.2 of ``data_std``, and its grid in
+    the first case (docs/solvers.md). Of another model write
+    ``model.detail_std = measure(model, (64, 2))``.
 
     Raises ValueError or TypeError before the first evaluation, for a model without a Gaussian
     kernel too.
@@ -161,15 +165,19 @@ class _Probe(NamedTuple):
 
 def _size(levels: list[float], shares: list[float], unit: float) -> float:
     """r, from the level below which all shares exceed `_SHARE`, between two levels by a straight
-    line of logs.
+    line of logs; from the share at the last level where that is below.
     """
-    per_level = math.sqrt(1 / _SHARE - 1)
     last = next((i for i in reversed(range(len(shares))) if shares[i] < _SHARE), None)
     if last is None:
         return unit
     if last == len(shares) - 1:
-        return levels[last] / per_level
+        return min(unit, levels[last] * _over_noise(max(shares[last], _HIDDEN)))
     low, high = (max(share, 1e-3 * _SHARE) for share in shares[last : last + 2])
     part = math.log(high / _SHARE) / math.log(high / low)
-    ratio = levels[last] / levels[last + 1]
-    return levels[last + 1] * math.pow(ratio, part) / per_level
+    level = levels[last + 1] * math.pow(levels[last] / levels[last + 1], part)
+    return min(unit, level * _over_noise(_SHARE))
+
+
+def _over_noise(share: float) -> float:
+    """r / w of the share r^2 / (r^2 + w^2)."""
+    return math.sqrt(share / (1 - share))

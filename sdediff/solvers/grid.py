@@ -28,9 +28,9 @@ __all__ = [
     "uniform",
 ]
 
-_FINE: Final = 0.04
+FINE: Final = 0.08
 """Details are fine if their standard deviation is below this share of that of the data."""
-_FEWEST: Final = 4
+_FEWEST: Final = 5
 """Steps from which on it matters: fewer do not get to the details."""
 _FARTHEST: Final = 20.0
 _REACH: Final = 10.2
@@ -214,7 +214,7 @@ def fine(details: float | None, steps: int) -> float | None:
     """The standard deviation of details over that of the data, if it was measured and is so small
     that the default solver has another form and another grid of ``steps`` steps for it; else None.
     """
-    return details if details is not None and details < _FINE and steps >= _FEWEST else None
+    return details if details is not None and details < FINE and steps >= _FEWEST else None
 
 
 def _ends(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from sdediff.modules import evaluating
 from sdediff.sde import LinearSDE
-from sdediff.solvers import Options, Solver, White, rowwise, seeds
+from sdediff.solvers import Problem, Solver, White, expand, rowwise, seeds
 from sdediff.tuning.trials import Trials
 from sdediff.tuning.unrolled import unrolled
 
@@ -103,9 +104,12 @@ def local_errors(trials: Trials, sde: LinearSDE, solver: Solver) -> Tensor:
         return cost
     problem = few.problem(torch.arange(len(few)))
     with torch.no_grad(), evaluating(few.solving.model):
-        growth = _growth(few, sde, solver)
         entries = problem.at(times[:-1], "data")
-        data = [rowwise(problem.evaluate(states[i], each)) for i, each in enumerate(entries)]
+        data = [problem.evaluate(states[i], each) for i, each in enumerate(entries)]
+        steps = torch.stack([times[:-1], times[1:]])
+        neighbours = unrolled(solver, sde, steps, denoise=False).rows[1].tolist()
+        growth = _growth(problem, entries, states, data, neighbours)
+        data = [rowwise(each) for each in data]
         flat = [rowwise(each) for each in states]
         for (i, j, k), numbers in zip(places.tolist(), scheme.rows[2].tolist(), strict=True):
             a, b, c = numbers
@@ -121,26 +125,37 @@ def local_errors(trials: Trials, sde: LinearSDE, solver: Solver) -> Tensor:
     return cost
 
 
-def _growth(few: Trials, sde: LinearSDE, solver: Solver) -> Tensor:
-    """(n, rows): how much larger a small difference of states at each of the times is at the end,
-    root mean square over the event.
+def _growth(
+    problem: Problem,
+    entries: Sequence[Any],
+    states: Tensor,
+    data: list[Tensor],
+    steps: list[list[float]],
+) -> Tensor:
+    """(n, rows): how much larger a small difference of ``states`` (n, rows, *event) at each of the
+    times is at the end, root mean square over the event and over directions.
+
+    That of J z for random z, J the Jacobian of the flow from there to the end, is that of J^T z. A
+    step x -> a x + b D(x) has the Jacobian a + b D'. D' is symmetric, D being E[x_0 | x], whose
+    slope is a covariance; so J^T z follows from a difference of D at each of the times.
+
+    ``data``: D of all states but the last. ``steps``: a and b of the steps from them to the next.
     """
-    states, times = few.states, few.times
-    if states is None or times is None:
-        raise ValueError("the trials have no states along a grid")
-    noise = White(seeds(0, len(few)), few.solving.event, dtype=states.dtype, device=states.device)
-    z = noise.at(0).normal("prior")
-    problem = few.problem(torch.arange(len(few)))
-    size = (_SMALL * torch.hypot(sde.alpha(times), sde.sigma(times))).tolist()
-    found = []
-    for k in range(len(times)):
-        ends = []
-        for x in (states[k], states[k] + size[k] * z):
-            if k < len(times) - 1:
-                x = solver.solve(problem, x, times[k:], None, Options("noisy")).x
-            ends.append(rowwise(x))
-        found.append((ends[1] - ends[0]).square().mean(dim=1).sqrt() / size[k])
-    return torch.stack(found)
+    ends = states[-1]
+    noise = White(seeds(0, len(ends)), ends.shape[1:], dtype=ends.dtype, device=ends.device)
+    w = noise.at(0).normal("prior")
+    found = [_size(w)]
+    known = zip(steps, states[:-1], data, entries, strict=True)
+    for (a, b), x, answer, entry in reversed(list(known)):
+        share = _SMALL * expand(_size(x) / found[-1], w)
+        w = a * w + b * (problem.evaluate(x + share * w, entry) - answer) / share
+        found.append(_size(w))
+    return torch.stack(found[::-1]) / found[0]
+
+
+def _size(x: Tensor) -> Tensor:
+    """The root mean square over the event, (rows,)."""
+    return rowwise(x).square().mean(dim=1).sqrt()
 
 
 def cheapest(cost: Tensor, steps: int) -> list[int]:

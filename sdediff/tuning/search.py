@@ -28,7 +28,7 @@ from sdediff.tuning.fit import Adjusted, before, has_gradients, minimised, score
 from sdediff.tuning.grids import cheapest, fine_grid, local_errors
 from sdediff.tuning.guard import QUANTILES, Bound, bounds
 from sdediff.tuning.start import check_falls, check_smooth, check_start, start_of
-from sdediff.tuning.trials import Trials
+from sdediff.tuning.trials import Trials, tolerance_for
 from sdediff.tuning.unrolled import Scheme, tabled, unrolled
 
 __all__ = ["UNUSED", "states_dtype", "tune"]
@@ -99,7 +99,7 @@ def tune(
     weights, the scale of the network's input, and the time that the network gets with it. If the
     network has no gradients, the result is that of ``"dp"``, and ``tuned.made`` says so.
     ``seconds``: the time that may be spent, without the accurate solves. Dynamic programming, about
-    1,100 evaluations of up to 128 samples, counts but is not stopped.
+    70 evaluations of up to 128 samples, counts but is not stopped.
     ``last``: ``"denoise"``, the default, uses the last evaluation for the result E[x_0 | x], and so
     does the starting solver. ``"noisy"`` returns the state at t_min.
 
@@ -181,9 +181,10 @@ class _Work:
         own, other = seeds(seed, 2)
         fine = fine_grid(sde, solving.times, _FINE)
         bar.update(0, "reference of the training starts")
-        training = Trials.drawn(solving, own, denoise=denoise, times=fine)
+        tolerance = tolerance_for(solving, solver, denoise=denoise)
+        training = Trials.drawn(solving, own, tolerance, denoise=denoise, times=fine)
         bar.update(0, "reference of the starts held out")
-        held_out = Trials.drawn(solving, other, denoise=denoise)
+        held_out = Trials.drawn(solving, other, tolerance, denoise=denoise)
         half = len(held_out) // 2
         choosing, deciding = held_out.part(slice(0, half)), held_out.part(slice(half, None))
         by_driver = deciding.errors_of(solver, solving.times)

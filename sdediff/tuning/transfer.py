@@ -21,7 +21,7 @@ from sdediff.tuning.fingerprint import differences
 from sdediff.tuning.guard import Bound, bounds
 from sdediff.tuning.search import UNUSED, states_dtype
 from sdediff.tuning.start import check_smooth, start_of
-from sdediff.tuning.trials import Trials
+from sdediff.tuning.trials import Trials, tolerance_for
 
 __all__ = ["Transfer", "moved", "transfer"]
 
@@ -99,7 +99,8 @@ def transfer(
     taken["dtype"] = states_dtype(known, taken["dtype"])
     span = Span(sde, sde.t_max, sde.t_min, details=known.details if given is None else None)
     solving = Solving.checked(model, known, shape, span, start.solver, start.steps, taken)
-    trials = Trials.drawn(solving, seed, denoise=denoise)
+    tolerance = tolerance_for(solving, start.solver, denoise=denoise)
+    trials = Trials.drawn(solving, seed, tolerance, denoise=denoise)
     here = bounds(
         trials.errors_of(solver, solver.times), trials.errors_of(start.solver, solving.times)
     )

@@ -14,17 +14,23 @@ from torch import Tensor
 from sdediff.modules import evaluating
 from sdediff.processes import in_parts
 from sdediff.reverse import Reverse
-from sdediff.solvers import DOP853, Options, Solver, White, rowwise, seeds
+from sdediff.solvers import DOP853, RK45, Options, Solver, White, rowwise, seeds
 from sdediff.solving import Solving
 from sdediff.tuning.unrolled import Scheme, follow
 
-__all__ = ["Trials"]
+__all__ = ["Trials", "tolerance_for"]
 
 T = TypeVar("T")
 
-_TIGHT: Final = 1e-7
-"""The tolerance of the reference, where the network's rounding lets it be so small."""
+_ROUGH: Final = 1e-3
+"""The tolerance of the solves by which the error of a solver is known in the rough."""
+_FEW: Final = 16
+"""Rows of these."""
+_SHARE: Final = 3e-4
+"""The tolerance of the reference over the error of the solver that is to be improved."""
+_TIGHTEST, _LOOSEST = 1e-7, 1e-4
 _ROUNDINGS: Final = 1000.0
+"""The tolerance at least, in units of the rounding of the network."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,21 +54,28 @@ class Trials:
 
     @classmethod
     def drawn(
-        cls, solving: Solving, seed: int, *, denoise: bool, times: Tensor | None = None
+        cls,
+        solving: Solving,
+        seed: int,
+        tolerance: float,
+        *,
+        denoise: bool,
+        times: Tensor | None = None,
+        count: int | None = None,
     ) -> Trials:
-        """A start for each sample of ``solving``, from the prior by ``seed``, solved to the end;
-        with ``times`` the states there are kept.
+        """A start for each sample of ``solving``, or for the first ``count``, from the prior by
+        ``seed``, solved to the end; with ``times`` the states there are kept.
         """
         sde = solving.model.sde
-        noise = White(
-            seeds(seed, solving.count), solving.event, dtype=solving.dtype, device=solving.device
-        )
+        drawn = seeds(seed, solving.count if count is None else min(count, solving.count))
+        noise = White(drawn, solving.event, dtype=solving.dtype, device=solving.device)
         x = solving.units.from_model(sde.prior.from_noise(noise.at(0).normal("prior")))
         grid = solving.times[[0, -1]] if times is None else times
 
         def part(numbers: range) -> tuple[Tensor, Tensor]:
             rows = torch.arange(numbers.start, numbers.stop)
-            return _tight(solving, rows, x[rows.to(x.device)], grid, denoise=denoise)
+            own = x[rows.to(x.device)]
+            return _tight(solving, rows, own, grid, tolerance, denoise=denoise)
 
         with torch.no_grad(), evaluating(solving.model):
             parts = in_parts(len(x), solving.batch_size, part)
@@ -127,13 +140,27 @@ class Trials:
         return torch.cat(parts).sqrt().nan_to_num(nan=torch.inf).double().cpu()
 
 
+def tolerance_for(solving: Solving, solver: Solver, *, denoise: bool) -> float:
+    """The tolerance of references by which ``solver`` can be told from better ones, from its own
+    error in the rough.
+    """
+    rough = Trials.drawn(solving, 0, _ROUGH, denoise=denoise, count=_FEW)
+    error = float(rough.errors_of(solver, solving.times).median())
+    return min(max(_SHARE * error, _TIGHTEST), _LOOSEST)
+
+
 def _tight(
-    solving: Solving, rows: Tensor, x: Tensor, grid: Tensor, *, denoise: bool
+    solving: Solving, rows: Tensor, x: Tensor, grid: Tensor, tolerance: float, *, denoise: bool
 ) -> tuple[Tensor, Tensor]:
-    """(states along the grid, results) of a tight solve."""
+    """(states along the grid, results) of a tight solve.
+
+    By the method of order 8, or by that of order 5 where the network rounds: networks are seldom
+    smooth enough for order 8, which takes six times as many evaluations of one at 1e-4.
+    """
     problem = solving.reverse(rows)
-    tolerance = max(_TIGHT, _ROUNDINGS * problem.rounding)
-    solver = DOP853(tolerance, tolerance * problem.unit)
+    least = max(tolerance, _ROUNDINGS * problem.rounding)
+    kind = RK45 if problem.rounding else DOP853
+    solver = kind(least, least * problem.unit)
     found = solver.solve(problem, x, grid, None, Options("noisy", trajectory=True))
     frames = found.trajectory
     end = found.x

@@ -15,10 +15,13 @@ import torch
 from torch import Tensor
 
 import sdediff as sd
+from sdediff.arguments import Span
 from sdediff.networks import MLP, initialised
-from sdediff.options import default_solver
+from sdediff.options import chosen, default_solver
+from sdediff.protocols import facts
 from sdediff.solvers import GRIDS, LogSNR, Tuned
-from sdediff.tuning import fit, moved, search, transfer, trials, tune
+from sdediff.solving import Solving
+from sdediff.tuning import fit, grids, moved, search, transfer, trials, tune
 from sdediff.tuning.grids import Moving, cheapest
 from sdediff.tuning.guard import Bound, bounds
 from sdediff.tuning.unrolled import Scheme, tabled, unrolled
@@ -171,6 +174,50 @@ def test_dynamic_programming_finds_what_trying_all_finds(steps: int) -> None:
     every = [(0, *inner, 6) for inner in itertools.combinations(range(1, 6), steps - 1)]
     best = min(every, key=lambda path: total(path))
     assert tuple(cheapest(cost, steps)) == best
+
+
+def test_differences_grow_as_they_do_in_the_flow_of_a_gaussian(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The flow multiplies each coordinate by the ratio of the standard deviations of its marginals;
+    the rows give the root mean square over coordinates within 10 %.
+    """
+    stds = torch.tensor([0.2, 1.4] * 8, dtype=torch.float64)
+    law = sd.exact.GaussianMixture(torch.zeros(1, 16), covariances=torch.diag(stds**2)[None])
+    sde = sd.VP()
+    seen = []
+
+    def spy(*args: Any) -> Tensor:
+        seen.append(growth(*args))
+        return seen[-1]
+
+    growth = grids._growth
+    monkeypatch.setattr(grids, "_growth", spy)
+    monkeypatch.setattr(search, "_FINE", 33)
+    made = tune(law.model(sde), (96, 16), method="dp", nfe=5, seed=0).made
+    start = torch.tensor(made["start_grid"], dtype=torch.float64)
+    times = grids.fine_grid(sde, start, 33)
+    sizes = torch.hypot(sde.alpha(times)[:, None] * stds, sde.sigma(times)[:, None])
+    due = (sizes[-1] / sizes).square().mean(dim=1).sqrt()
+    found = seen[0].square().mean(dim=1).sqrt()
+    torch.testing.assert_close(found, due, rtol=0.1, atol=0.0)
+
+
+@pytest.mark.parametrize("net", [None, MLP(2, width=16, depth=1)])
+@pytest.mark.parametrize("nfe", [4, 9])
+def test_the_reference_is_far_more_accurate_than_the_start(net: Any, nfe: int) -> None:
+    """Also where a network in single precision rounds."""
+    model = MODEL if net is None else sd.ScoreModel(net, sd.VP(), "edm", sigma_data=0.7)
+    start = default_solver(model.sde, nfe - 1, stochastic=False)
+    span = Span(model.sde, model.sde.t_max, model.sde.t_min)
+    taken = chosen(tune, {"dtype": torch.float64})
+    solving = Solving.checked(model, facts(model), SHAPE, span, start, nfe - 1, taken)
+    tolerance = trials.tolerance_for(solving, start, denoise=True)
+    by_it = trials.Trials.drawn(solving, 3, tolerance, denoise=True)
+    tight = trials.Trials.drawn(solving, 3, 1e-9, denoise=True)
+    apart = (by_it.ends - tight.ends).square().mean(dim=1).sqrt()
+    of_start = by_it.errors_of(start, solving.times)
+    assert float(apart.quantile(0.9)) < 0.03 * float(of_start.median())
 
 
 # -- gradients -------------------------------------------------------------------------------------
