@@ -28,7 +28,7 @@ from sdediff.solvers import (
     given,
 )
 from sdediff.solvers.given import integer
-from sdediff.solvers.grid import FINE, fine
+from sdediff.solvers.grid import COARSE, FINE, fine
 from sdediff.solvers.options import Shared
 
 __all__ = [
@@ -221,8 +221,8 @@ def default_solver(
 
     ``details``: the standard deviation of the details of the data over that of the data, where it
     was measured. Below `FINE` and above `COARSE` it is the scale of the form without noise, 0.5 at
-    most, and half of it with fewer than 8 steps. Between, and for coarse details under strong
-    guidance, the scale is 0.1. Where the details are `fine` the orders differ too.
+    most, and half of it with fewer than 8 steps; between, the scale is 0.1. Where the details are
+    `fine` the orders differ too.
     ``guidance``: the model's ``guidance_scale``. Above `STRONG` orders are lower without noise, for
     predictions change much from step to step.
     """
@@ -240,7 +240,7 @@ def default_solver(
     if guidance > STRONG:
         rule = ((_STEPS_BY_SCALE * min(guidance, _LARGEST), 2, 2), (0, 1, 1))
     order, corrector = next((row[1:] for row in rule if count >= row[0]), (2, 2))
-    if details is None or FINE <= details <= COARSE or (details > COARSE and guidance > STRONG):
+    if details is None or FINE <= details <= COARSE:
         scale = 0.1
     elif count >= 8:
         scale = min(details, _COARSEST)
@@ -260,8 +260,6 @@ _BY_STEPS: Final[_Rule] = ((20, 4, 4), (15, 4, 3), (8, 3, 3))
 """From so many steps on, the order and that of the corrector; with fewer, 2 and 2."""
 _BY_STEPS_IF_FINE: Final[_Rule] = ((25, 4, 4), (10, 3, 3))
 """The same where details are fine."""
-COARSE: Final = 0.2
-"""Details of more than this share of the standard deviation of the data are coarse."""
 _COARSEST: Final = 0.5
 """Of the form's scale: where parts of the data merge, details are measured too large."""
 

@@ -238,8 +238,9 @@ def _measure(trainer: Trainer, run: Run, samples: Samples) -> None:
             first = (str(error) or "no more is known").splitlines()[0]
             warnings.warn(
                 f"the details of the data were not measured ({type(error).__name__}: {first}); the "
-                f"run in {run.folder} is complete, and the default solver takes its details for "
-                "coarse: model.detail_std = sdediff.tuning.measure(model, data) measures them",
+                f"run in {run.folder} is complete, and the default solver takes them for a tenth "
+                "of the size of the data: model.detail_std = sdediff.tuning.measure(model, data) "
+                "measures them",
                 stacklevel=3,
             )
 

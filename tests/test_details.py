@@ -195,16 +195,16 @@ def test_details_of_the_usual_size_change_no_bit(size: float, steps: int) -> Non
     assert torch.equal(found.nfe, without.nfe)
 
 
-def test_adaptive_solvers_and_strong_guidance_take_no_scale_from_coarse_details() -> None:
+def test_adaptive_solvers_and_operators_take_no_scale_from_coarse_details() -> None:
+    """What a model is made of may have finer details, as a posterior has; it has none coarser."""
     model = mixture(0.1).model(sd.VP())
-    without = sampled(model)
+    made = sd.Operator(model)
+    without, few = sampled(model), sampled(made, steps=5)
     model.detail_std = 0.3 * model.data_std
     assert torch.equal(sampled(model).x, without.x)
-    given = {"stochastic": False, "guidance": 5.0}
-    for steps in (6, 20):
-        plain = default_solver(model.sde, steps, **given)  # type: ignore[arg-type]
-        assert default_solver(model.sde, steps, details=0.3, **given) == plain  # type: ignore[arg-type]
-        assert default_solver(model.sde, steps, details=0.01, **given) != plain  # type: ignore[arg-type]
+    assert torch.equal(sampled(made, steps=5).x, few.x)
+    assert not torch.equal(sampled(model, steps=5).x, few.x)
+    assert made.detail_std == pytest.approx(0.2 * model.data_std)
 
 
 def errors_without_and_with(

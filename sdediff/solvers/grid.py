@@ -28,8 +28,10 @@ __all__ = [
     "uniform",
 ]
 
-FINE: Final = 0.08
-"""Details are fine if their standard deviation is below this share of that of the data."""
+FINE, COARSE = 0.08, 0.2
+"""Details are fine if their standard deviation is below the first share of that of the data, and
+coarse if it is above the second.
+"""
 _FEWEST: Final = 5
 """Steps from which on it matters: fewer do not get to the details."""
 _FARTHEST: Final = 20.0

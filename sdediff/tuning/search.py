@@ -232,7 +232,7 @@ class _Work:
 
     def _by_programming(self) -> list[Tensor]:
         """The grids of dynamic programming, each tried."""
-        self._show("local errors")
+        self.bar.update(0, "local errors")
         cost = current().once(lambda: local_errors(self.training, self.sde, self.solver))
         fine, steps = cast(Tensor, self.training.times), len(self.solving.times) - 1
         grids = []
