@@ -21,7 +21,7 @@ from sdediff.tuning.guard import bounds
 from sdediff.tuning.trials import Trials
 from sdediff.tuning.unrolled import Scheme, follow, unrolled
 
-__all__ = ["Adjusted", "before", "has_gradients", "minimised", "score"]
+__all__ = ["LITTLE", "Adjusted", "before", "has_gradients", "minimised", "score"]
 
 _STEP: Final = 0.02
 """What a unit of a number moves a state by, in standard deviations of the data."""
@@ -36,6 +36,8 @@ _MOST: Final = 50
 """Rounds at most."""
 _PATIENCE: Final = 12
 """Rounds without a better choice after which there is no more to gain."""
+LITTLE: Final = -0.3
+"""A score above this is a little gain."""
 
 
 class Adjusted:
@@ -137,9 +139,11 @@ def minimised(
     show: Callable[[str], None],
     *,
     tail: float,
+    doubt: float | None = None,
 ) -> Best:
     """Minimise `loss` over ``trials`` by L-BFGS until ``deadline``, as `time.monotonic` has it, or
-    until ``judge`` finds nothing better; the best by ``judge``, which is among them at the start.
+    until ``judge`` finds nothing better; until ``doubt`` if there is `LITTLE` gain by then. The
+    best by ``judge``, which is among them at the start.
     """
     best = Best(_fixed(adjusted.scheme()), judge(_fixed(adjusted.scheme())), 0)
     optimizer = torch.optim.LBFGS(
@@ -168,7 +172,8 @@ def minimised(
                 waited = 0 if found < best.score - 1e-3 else waited
                 best = Best(now, found, rounds * _ROUND)
             show(f"{len(now.times)} evaluations, score {best.score:.3f}")
-            if not finite or not before(deadline - (time.monotonic() - began)):
+            end = deadline if doubt is None or best.score < LITTLE else doubt
+            if not finite or not before(end - (time.monotonic() - began)):
                 break
     return best
 

@@ -24,7 +24,7 @@ from sdediff.solvers import Solver, Tuned, seeds
 from sdediff.solvers.given import check_choice, integer, real
 from sdediff.solving import Solving, chosen
 from sdediff.tuning.fingerprint import fingerprint
-from sdediff.tuning.fit import Adjusted, before, has_gradients, minimised, score
+from sdediff.tuning.fit import LITTLE, Adjusted, before, has_gradients, minimised, score
 from sdediff.tuning.grids import cheapest, fine_grid, local_errors
 from sdediff.tuning.guard import QUANTILES, Bound, bounds
 from sdediff.tuning.start import check_falls, check_smooth, check_start, start_of
@@ -46,9 +46,9 @@ _SAME: Final = 1e-4
 float32 says that it is no sum.
 """
 _TAIL, _HEAVY_TAIL = 0.3, 2.0
-"""Weights of the tail in the loss; the second where the first gains little or is not sure."""
-_LITTLE: Final = -0.3
-"""A score above this is a little gain."""
+"""Weights of the tail in the loss; the second where the first gains little, or is not sure, in half
+of the time.
+"""
 UNUSED: Final = (
     "t_start",
     "t_end",
@@ -218,8 +218,8 @@ class _Work:
             for left, i in zip(range(len(begins), 0, -1), begins, strict=True):
                 now = time.monotonic()
                 until = now + (deadline - now) / left
-                self._by_gradients(grids[i], method, names[i], until, _TAIL)
-            if min(each.score for each in self.found) > _LITTLE:
+                self._by_gradients(grids[i], method, names[i], until, _TAIL, (now + until) / 2)
+            if min(each.score for each in self.found) > LITTLE:
                 self._by_gradients(grids[0], method, names[0], deadline, _HEAVY_TAIL)
         best = min(self.found, key=lambda each: each.score)
         if best is self.found[0]:
@@ -247,7 +247,13 @@ class _Work:
         return grids
 
     def _by_gradients(
-        self, times: Tensor, method: Method, name: str, deadline: float, tail: float
+        self,
+        times: Tensor,
+        method: Method,
+        name: str,
+        deadline: float,
+        tail: float,
+        doubt: float | None = None,
     ) -> None:
         """Try what gradients find from the grid ``times``."""
         if not before(deadline):
@@ -255,7 +261,9 @@ class _Work:
             return
         every = method == "all"
         adjusted = Adjusted(self.solver, self.sde, times, self.training, every=every)
-        best = minimised(adjusted, self.training, self.judged, deadline, self._show, tail=tail)
+        best = minimised(
+            adjusted, self.training, self.judged, deadline, self._show, tail=tail, doubt=doubt
+        )
         named = f"{method}, from {name}, tail {tail:g}"
         self.found.append(_Found(named, best.scheme, best.score))
 
