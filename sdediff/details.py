@@ -66,9 +66,9 @@ def measure(
     level, so that u turns to the direction of the largest details (the power method).
 
     r follows from the level of noise at which lambda falls below 3/4 for three quarters of the
-    samples: for details of size r this level is 0.58 r. If lambda is below 3/4 at all levels, r
-    follows from lambda at t_min; if it is below 1/4 there, the noise hides the details, and r is
-    0.58 of that noise, the most that they can be. If lambda is above 3/4 at all levels, the data
+    samples: for details of size r this level is 0.58 r. If lambda is below 3/4 at t_min, r follows
+    from lambda there; if it is below 1/4, the noise hides the details, and r is 0.58 of that noise,
+    the most that they can be. If lambda is above 3/4 at all levels, the data
     have no details that are smaller than themselves, and r is ``data_std``, as it is at most.
 
     ``samples``: data (B, *event) in the user's units, 64 are enough; or a shape, (64, 2) say, for
@@ -78,12 +78,12 @@ def measure(
     ``seed``: the seed of the noise.
 
     `sdediff.fit` measures at its end and keeps the result as ``model.detail_std``, from which the
-    default solver takes its form if it is below 0.08 or above 0.2 of ``data_std``, and its grid in
-    the first case (docs/solvers.md). Of another model write
+    default solver takes its form if it is below 0.08 or above 0.2 of ``data_std``, and from 5 steps
+    on its grid in the first case (docs/solvers.md). Of another model write
     ``model.detail_std = measure(model, (64, 2))``.
 
     Raises ValueError or TypeError before the first evaluation, for a model without a Gaussian
-    kernel too.
+    kernel too; and a ValueError if the model's answers are not finite.
     """
     check_model(model)
     sde = model.sde
@@ -117,6 +117,12 @@ def measure(
     with evaluating(model):
         shares = in_parts(len(x_0), batch_size, part)
     high = torch.cat(shares, dim=1).double().quantile(_MOST, dim=1).tolist()
+    lost = [level for level, share in zip(levels, high, strict=True) if not math.isfinite(share)]
+    if lost:
+        raise ValueError(
+            f"the model's answers at the noise level {lost[0]:.3g} are not finite: its details "
+            "cannot be measured; look at the network, or at the samples"
+        )
     return _size(levels, high, known.data_std)
 
 

@@ -51,6 +51,8 @@ class Latent(Operator):
     is another number, and does not exist for a decoder that is not one to one.
     """
 
+    _same_law = True
+
     def __init__(
         self,
         model: Model,

@@ -27,8 +27,8 @@ class Operator(Predictions):
 
     A subclass overrides ``evaluate``. Without that, the operator returns what the model inside
     returns. Attributes of the model inside (its SDE, its device, the size of its data) are those of
-    the operator too, but ``detail_std`` is 0.2 ``data_std`` at most, for samples of a posterior or
-    under guidance differ less than the data. A subclass declares where it differs:
+    the operator too, but not a ``detail_std`` above 0.2 ``data_std``, for samples of a posterior or
+    under guidance may differ less than the data. A subclass declares where it differs:
 
     ``predicts``: if it returns another prediction than the model inside.
     ``cost``: how often it evaluates the model inside at most, if that is more than once.
@@ -39,6 +39,9 @@ class Operator(Predictions):
     If the model inside is made of a model too, costs multiply, breaks add up, and the
     largest scale counts.
     """
+
+    _same_law = False
+    """Whether samples have the law of the model inside."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -53,14 +56,15 @@ class Operator(Predictions):
             raise TypeError(f"{type(self).__name__}.{name} asks for an attribute that is not there")
         if name in _HANDED_ON:
             value = getattr(self.model, name)
-            return self._finer(value) if name == "detail_std" else value
+            return self._unless_coarse(value) if name == "detail_std" else value
         return super().__getattr__(name)
 
-    def _finer(self, detail_std: float | None) -> float | None:
-        """What is known of the details of the operator's own law: they are no coarser than those of
-        the model inside. A posterior is narrower than its prior.
+    def _unless_coarse(self, detail_std: float | None) -> float | None:
+        """What is known of the details of the operator's own law: they may be finer than those of
+        the model inside, as a posterior is narrower than its prior. So coarse ones say nothing.
         """
-        return None if detail_std is None else min(detail_std, COARSE * self.data_std)
+        coarse = detail_std is not None and detail_std > COARSE * self.data_std
+        return None if coarse and not self._same_law else detail_std
 
     def at(self, times: Tensor, like: Like, piece: Piece | None = None) -> Sequence[Any]:
         return self.model.at(times, like, piece)

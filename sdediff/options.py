@@ -242,10 +242,8 @@ def default_solver(
     order, corrector = next((row[1:] for row in rule if count >= row[0]), (2, 2))
     if details is None or FINE <= details <= COARSE:
         scale = 0.1
-    elif count >= 8:
-        scale = min(details, _COARSEST)
     else:
-        scale = details / 2
+        scale = min(details if count >= 8 else details / 2, _COARSEST)
     return ExponentialMultistep(
         order, form=Straight(scale), variable="angle", corrector=corrector, startup="published"
     )

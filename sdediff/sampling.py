@@ -90,7 +90,7 @@ def sample(
     shape = check_shape(shape)
     stochasticity, last = taken["stochasticity"], taken["last"]
     noisy = asks_for_noise(stochasticity)
-    # The form and grid for fine details were measured without noise alone.
+    # The forms and the grid for sizes of details were measured without noise alone.
     details = known.details if solver is None and not noisy else None
     if solver is None:
         count = intervals(steps, taken["grid"])

@@ -133,6 +133,15 @@ def test_the_batch_does_not_matter_and_the_seed_hardly() -> None:
     assert measure(model, x, seed=5) == pytest.approx(whole, rel=0.1)
 
 
+def test_answers_that_are_not_finite_are_an_error() -> None:
+    def lost(x: Tensor, t: Tensor) -> Tensor:
+        return torch.where(t[:, None] < 0.1, torch.nan, x)
+
+    model = sd.ScoreModel(lost, sd.VP(), "data")
+    with pytest.raises(ValueError, match=r"at the noise level .* are not finite"):
+        measure(model, torch.ones(8, 2))
+
+
 def test_arguments_are_refused_before_the_network_is_called() -> None:
     def never(x: Tensor, t: Tensor) -> Tensor:
         raise AssertionError
@@ -204,7 +213,11 @@ def test_adaptive_solvers_and_operators_take_no_scale_from_coarse_details() -> N
     assert torch.equal(sampled(model).x, without.x)
     assert torch.equal(sampled(made, steps=5).x, few.x)
     assert not torch.equal(sampled(model, steps=5).x, few.x)
-    assert made.detail_std == pytest.approx(0.2 * model.data_std)
+    assert made.detail_std is None
+    latent = sd.Latent(model, lambda x: x / 2, lambda z: 2 * z)
+    assert latent.detail_std == model.detail_std
+    model.detail_std = 0.2 * model.data_std
+    assert made.detail_std == model.detail_std
 
 
 def errors_without_and_with(

@@ -33,7 +33,7 @@ FINE, COARSE = 0.08, 0.2
 coarse if it is above the second.
 """
 _FEWEST: Final = 5
-"""Steps from which on it matters: fewer do not get to the details."""
+"""Steps from which on the grid for fine details is used: fewer do not get to the details."""
 _FARTHEST: Final = 20.0
 _REACH: Final = 10.2
 """How far log-SNR goes for `inner`: noise of 160 times the data, and of 1 / 160 of them."""
@@ -214,7 +214,7 @@ def _central(
 
 def fine(details: float | None, steps: int) -> float | None:
     """The standard deviation of details over that of the data, if it was measured and is so small
-    that the default solver has another form and another grid of ``steps`` steps for it; else None.
+    that the default solver has other orders and another grid of ``steps`` steps for it; else None.
     """
     return details if details is not None and details < FINE and steps >= _FEWEST else None
 

@@ -37,7 +37,7 @@ _MOST: Final = 50
 _PATIENCE: Final = 12
 """Rounds without a better choice after which there is no more to gain."""
 LITTLE: Final = -0.3
-"""A score above this is a little gain."""
+"""A score above this counts as little gain."""
 
 
 class Adjusted:
@@ -142,8 +142,8 @@ def minimised(
     doubt: float | None = None,
 ) -> Best:
     """Minimise `loss` over ``trials`` by L-BFGS until ``deadline``, as `time.monotonic` has it, or
-    until ``judge`` finds nothing better; until ``doubt`` if there is `LITTLE` gain by then. The
-    best by ``judge``, which is among them at the start.
+    until ``judge`` finds nothing better; until ``doubt`` if there is `LITTLE` gain by then and
+    none in the last round. The best by ``judge``, which is among them at the start.
     """
     best = Best(_fixed(adjusted.scheme()), judge(_fixed(adjusted.scheme())), 0)
     optimizer = torch.optim.LBFGS(
@@ -172,7 +172,9 @@ def minimised(
                 waited = 0 if found < best.score - 1e-3 else waited
                 best = Best(now, found, rounds * _ROUND)
             show(f"{len(now.times)} evaluations, score {best.score:.3f}")
-            end = deadline if doubt is None or best.score < LITTLE else doubt
+            end = deadline
+            if doubt is not None and best.score >= LITTLE and waited > 0:
+                end = doubt
             if not finite or not before(end - (time.monotonic() - began)):
                 break
     return best

@@ -136,8 +136,9 @@ def _growth(
     times is at the end, root mean square over the event and over directions.
 
     That of J z for random z, J the Jacobian of the flow from there to the end, is that of J^T z. A
-    step x -> a x + b D(x) has the Jacobian a + b D'. D' is symmetric, D being E[x_0 | x], whose
-    slope is a covariance; so J^T z follows from a difference of D at each of the times.
+    step x -> a x + b D(x) has the Jacobian a + b D'. D' is symmetric where D is E[x_0 | x], whose
+    slope is a covariance, and nearly so for networks; so J^T z follows from a difference of D at
+    each of the times.
 
     ``data``: D of all states but the last. ``steps``: a and b of the steps from them to the next.
     """
@@ -154,8 +155,8 @@ def _growth(
 
 
 def _size(x: Tensor) -> Tensor:
-    """The root mean square over the event, (rows,)."""
-    return rowwise(x).square().mean(dim=1).sqrt()
+    """The root mean square over the event, (rows,); not 0."""
+    return rowwise(x).square().mean(dim=1).sqrt().clamp(min=torch.finfo(x.dtype).tiny)
 
 
 def cheapest(cost: Tensor, steps: int) -> list[int]:
