@@ -107,10 +107,13 @@ class Problem:
 def row(problem: Problem, nfe: int, args: argparse.Namespace) -> Row:
     """The figures of one number of evaluations."""
     began = time.process_time()
+    name, _, grid = (args.start or "").partition("/")
     solver = tune(
         problem.model,
         (args.rows, *problem.judge.event),
         nfe=nfe,
+        solver=peers()[name][0] if name else None,
+        grid=grid or None,
         method="all",
         seconds=args.seconds,
         seed=TUNE_SEED,
@@ -148,6 +151,10 @@ def main() -> None:
         "--nfes": {"type": int, "nargs": "+", "default": [4, 5, 8], "metavar": "NFE"},
         "--count": {"type": int, "default": 1024, "help": "samples of each solver"},
         "--rows": {"type": int, "default": 256, "help": "training starts; as many held out"},
+        "--start": {
+            "metavar": "SOLVER/GRID",
+            "help": "what is tuned: a published solver, DEIS2/uniform, say, not the default one",
+        },
         "--seconds": {"type": float, "default": 100.0, "help": "for each tuning, wall clock"},
     }
     args = options(__doc__ or "", more, quick="an untrained network, few samples")
