@@ -297,19 +297,20 @@ def test_outcomes_and_conditions_stay_with_their_samples_among_the_starts_held_o
     found: list[Any] = []
 
     def look(self: Any) -> list[Tensor]:
-        found.extend([self.deciding, self.sde])
+        found.extend([self.deciding, self.sde, self.solver])
         return []
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search._Work, "_by_programming", look)
         tune(sd.posterior.PiGDM(MODEL, seen, y), (32, 2), method="dp", **SMALL)
-    deciding = found[0]
+    deciding, sde, start = found
     assert deciding.rows.tolist() == list(range(16, 32))
     grid = deciding.solving.times[[0, -1]]
-    again = trials._tight(deciding.solving, deciding.rows, deciding.x, grid, denoise=True)[1]
-    assert torch.equal(again, deciding.ends)
+    tolerance = trials.tolerance_for(deciding.solving, start, denoise=True)
+    given = deciding.solving, deciding.rows, deciding.x, grid, tolerance
+    assert torch.equal(trials._tight(*given, denoise=True)[1], deciding.ends)
     steps = deciding.solving.times
-    by_sums = deciding.errors(unrolled(sd.DDIM(), found[1], steps, denoise=True))
+    by_sums = deciding.errors(unrolled(sd.DDIM(), sde, steps, denoise=True))
     assert torch.allclose(deciding.errors_of(sd.DDIM(), steps), by_sums, rtol=1e-9, atol=1e-12)
 
 
