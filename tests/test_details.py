@@ -12,6 +12,7 @@ from small_runs import DATA, make, train
 from torch import Tensor
 
 import sdediff as sd
+from sdediff import details as measuring
 from sdediff.options import default_solver
 from sdediff.run_folder import WEIGHTS
 from sdediff.solvers import GRIDS, LogSNR, Straight
@@ -191,6 +192,12 @@ def test_coarse_details_are_the_scale_of_the_form(steps: int, order: int, correc
         explicit = sampled(model, solver=own, grid=without.times, last="denoise")
         torch.testing.assert_close(found.x, explicit.x)
         assert not torch.allclose(found.x, without.x)
+
+
+def test_details_below_the_usual_size_are_the_scale_and_none_is_above_the_data() -> None:
+    solver = default_solver(sd.VP(), 10, stochastic=False, details=0.079)
+    assert solver == rule(3, 0.079)
+    assert measuring._size([1.0, 0.5], [0.7, 0.9], 1.0) == 1.0
 
 
 @pytest.mark.parametrize("size", [0.08, 0.2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -18,6 +19,7 @@ import sdediff as sd
 from sdediff.arguments import Span
 from sdediff.networks import MLP, initialised
 from sdediff.options import chosen, default_solver
+from sdediff.progress import Bar
 from sdediff.protocols import facts
 from sdediff.solvers import GRIDS, LogSNR, Tuned
 from sdediff.solving import Solving
@@ -229,6 +231,16 @@ def test_the_reference_is_far_more_accurate_than_the_start(
 
 
 # -- gradients -------------------------------------------------------------------------------------
+
+
+def test_preparations_are_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that no time left is made up from them."""
+    seen: list[tuple[float, str]] = []
+    bar = Bar(lambda done, note: seen.append((done, note)))
+    monkeypatch.setattr(search, "progress_bar", lambda *_, **__: contextlib.nullcontext(bar))
+    tune(MODEL, SHAPE, method="dp", **SMALL)
+    assert [done for done, _ in seen[:3]] == [0, 0, 0]
+    assert seen[2][1] == "local errors"
 
 
 @pytest.mark.thin(0)
