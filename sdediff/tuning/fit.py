@@ -21,7 +21,7 @@ from sdediff.tuning.guard import bounds
 from sdediff.tuning.trials import Trials
 from sdediff.tuning.unrolled import Scheme, follow, unrolled
 
-__all__ = ["LITTLE", "Adjusted", "before", "has_gradients", "minimised", "score"]
+__all__ = ["Adjusted", "Descent", "before", "has_gradients", "score"]
 
 _STEP: Final = 0.02
 """What a unit of a number moves a state by, in standard deviations of the data."""
@@ -36,8 +36,6 @@ _MOST: Final = 50
 """Rounds at most."""
 _PATIENCE: Final = 12
 """Rounds without a better choice after which there is no more to gain."""
-LITTLE: Final = -0.3
-"""A score above this counts as little gain."""
 
 
 class Adjusted:
@@ -107,7 +105,6 @@ class Best:
 
     scheme: Scheme
     score: float
-    iterations: int
 
 
 def score(errors: Tensor, of_start: Tensor) -> float:
@@ -131,53 +128,64 @@ def loss(squares: Tensor, tail: float) -> Tensor:
     return low + tail * squares.pow(_HIGH / 2).mean().log() / _HIGH
 
 
-def minimised(
-    adjusted: Adjusted,
-    trials: Trials,
-    judge: Callable[[Scheme], float],
-    deadline: float,
-    show: Callable[[str], None],
-    *,
-    tail: float,
-    doubt: float | None = None,
-) -> Best:
-    """Minimise `loss` over ``trials`` by L-BFGS until ``deadline``, as `time.monotonic` has it, or
-    until ``judge`` finds nothing better; until ``doubt`` if there is `LITTLE` gain by then and
-    none in the last round. The best by ``judge``, which is among them at the start.
+class Descent:
+    """`loss` over ``trials`` minimised by L-BFGS, a while at a time.
+
+    ``best``: the best by ``judge``, which is among them at the start. ``over``: ``judge`` found
+    nothing better for long, or the numbers are not finite.
     """
-    best = Best(_fixed(adjusted.scheme()), judge(_fixed(adjusted.scheme())), 0)
-    optimizer = torch.optim.LBFGS(
-        adjusted.numbers,
-        max_iter=_ROUND,
-        history_size=50,
-        tolerance_grad=0.0,
-        tolerance_change=0.0,
-        line_search_fn="strong_wolfe",
-    )
 
-    def closure() -> Tensor:
-        return _with_gradients(adjusted, trials, tail)
+    def __init__(
+        self,
+        adjusted: Adjusted,
+        trials: Trials,
+        judge: Callable[[Scheme], float],
+        *,
+        tail: float,
+    ) -> None:
+        self.adjusted = adjusted
+        self.trials = trials
+        self.judge = judge
+        self.tail = tail
+        scheme = _fixed(adjusted.scheme())
+        self.best = Best(scheme, judge(scheme))
+        self.over = False
+        self._rounds = self._waited = 0
+        self._optimizer = torch.optim.LBFGS(
+            adjusted.numbers,
+            max_iter=_ROUND,
+            history_size=50,
+            tolerance_grad=0.0,
+            tolerance_change=0.0,
+            line_search_fn="strong_wolfe",
+        )
 
-    waited, rounds = 0, 0
-    with torch.enable_grad(), evaluating(trials.solving.model):
-        while waited < _PATIENCE and rounds < _MOST and before(deadline):
-            began = time.monotonic()
-            value = optimizer.step(closure)
-            rounds += 1
-            now = _fixed(adjusted.scheme())
-            finite = bool(torch.isfinite(value)) and bool(torch.isfinite(now.rows).all())
-            found = judge(now) if finite else float("inf")
-            waited += 1
-            if found < best.score:
-                waited = 0 if found < best.score - 1e-3 else waited
-                best = Best(now, found, rounds * _ROUND)
-            show(f"{len(now.times)} evaluations, score {best.score:.3f}")
-            end = deadline
-            if doubt is not None and best.score >= LITTLE and waited > 0:
-                end = doubt
-            if not finite or not before(end - (time.monotonic() - began)):
-                break
-    return best
+    def go_on(self, deadline: float, show: Callable[[str], None]) -> None:
+        """Until ``deadline``, as `time.monotonic` has it, by which another round would not end, or
+        until it is over.
+        """
+        round_takes = 0.0
+        with torch.enable_grad(), evaluating(self.trials.solving.model):
+            while not self.over and before(deadline - round_takes):
+                began = time.monotonic()
+                self._round()
+                round_takes = time.monotonic() - began
+                show(f"{len(self.best.scheme.times)} evaluations, score {self.best.score:.3f}")
+
+    def _round(self) -> None:
+        value = self._optimizer.step(self._closure)
+        self._rounds += 1
+        self._waited += 1
+        now = _fixed(self.adjusted.scheme())
+        finite = bool(torch.isfinite(value)) and bool(torch.isfinite(now.rows).all())
+        found = self.judge(now) if finite else math.inf
+        if found < self.best.score:
+            self._waited = 0 if found < self.best.score - 1e-3 else self._waited
+            self.best = Best(now, found)
+        self.over = not finite or self._waited >= _PATIENCE or self._rounds >= _MOST
+
+    def _closure(self) -> Tensor:
+        return _with_gradients(self.adjusted, self.trials, self.tail)
 
 
 def before(deadline: float) -> bool:

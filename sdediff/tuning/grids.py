@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -10,11 +12,11 @@ from torch import Tensor
 
 from sdediff.modules import evaluating
 from sdediff.sde import LinearSDE
-from sdediff.solvers import Problem, Solver, White, expand, rowwise, seeds
+from sdediff.solvers import DDIM, Problem, Solver, White, expand, rowwise, seeds
 from sdediff.tuning.trials import Trials
 from sdediff.tuning.unrolled import unrolled
 
-__all__ = ["Moving", "cheapest", "fine_grid", "local_errors"]
+__all__ = ["LocalErrors", "Moving", "cheapest", "fine_grid"]
 
 _FARTHEST: Final = 20.0
 _SMALL: Final = 1e-4
@@ -82,47 +84,74 @@ def fine_grid(sde: LinearSDE, times: Tensor, count: int) -> Tensor:
     return torch.cat([times[:1], inner, times[-1:]])
 
 
-def local_errors(trials: Trials, sde: LinearSDE, solver: Solver) -> Tensor:
-    """(n, n, n): what two steps of ``solver``, from the exact state at time i of ``trials.times``
-    by time j to time k, i < j < k, contribute to the error at the end: the mean over rows of the
-    error at k times the growth of a small difference from there to the end.
+@dataclass(frozen=True, eq=False)
+class LocalErrors:
+    """What is known along exact trajectories, from which the local errors of any solver follow
+    without another evaluation.
 
-    The evaluations are at exact states, so that those of n times serve all steps. With two steps a
-    multistep method has a history, and a corrector its effect. At i = j = 0 the first step alone,
-    from time 0 to time k. Infinite for other i, j, k; all of it where two steps make other than two
-    evaluations.
+    ``products`` (rows, 2n - 1, 2n - 1): the mean over the event of the products of all pairs of the
+    states at the n ``times`` and of the data predictions at all but the last of them.
+    ``growth`` (n, rows): of a small difference, from each of the times to the end.
     """
-    few = trials.part(slice(0, _ROWS))
-    states, times = few.states, few.times
-    if states is None or times is None:
-        raise ValueError("the trials have no states along a grid")
-    count = len(times)
-    cost = torch.full((count, count, count), torch.inf, dtype=torch.float64)
-    places = torch.combinations(torch.arange(count), 3)
-    scheme = unrolled(solver, sde, times[places.T], denoise=False)
-    if len(scheme.times) != 2:
-        return cost
-    problem = few.problem(torch.arange(len(few)))
-    with torch.no_grad(), evaluating(few.solving.model):
-        entries = problem.at(times[:-1], "data")
-        data = [problem.evaluate(states[i], each) for i, each in enumerate(entries)]
+
+    sde: LinearSDE
+    times: Tensor
+    products: Tensor
+    growth: Tensor
+
+    @classmethod
+    def measured(cls, trials: Trials, sde: LinearSDE) -> LocalErrors:
+        """By 2 (n - 1) evaluations at the exact states of at most 128 of the trials."""
+        few = trials.part(slice(0, _ROWS))
+        states, times = few.states, few.times
+        if states is None or times is None:
+            raise ValueError("the trials have no states along a grid")
+        problem = few.problem(torch.arange(len(few)))
         steps = torch.stack([times[:-1], times[1:]])
-        neighbours = unrolled(solver, sde, steps, denoise=False).rows[1].tolist()
-        growth = _growth(problem, entries, states, data, neighbours)
-        data = [rowwise(each) for each in data]
-        flat = [rowwise(each) for each in states]
-        for (i, j, k), numbers in zip(places.tolist(), scheme.rows[2].tolist(), strict=True):
-            a, b, c = numbers
-            error = (a * flat[i] + b * data[i] + c * data[j] - flat[k]).square().mean(dim=1).sqrt()
-            cost[i, j, k] = float((error * growth[k]).mean())
+        neighbours = unrolled(DDIM(), sde, steps, denoise=False).rows[1].tolist()
+        with torch.no_grad(), evaluating(few.solving.model):
+            entries = problem.at(times[:-1], "data")
+            data = [problem.evaluate(states[i], each) for i, each in enumerate(entries)]
+            growth = _growth(problem, entries, states, data, neighbours)
+        products = []
+        for row in range(len(few)):
+            known = [each[row].flatten().double() for each in (*states.cpu(), *data)]
+            flat = torch.stack([each.cpu() for each in known])
+            products.append(flat @ flat.T / flat.shape[1])
+        return cls(sde, times, torch.stack(products), growth.double().cpu())
+
+    def of(self, solver: Solver) -> Tensor:
+        """(n, n, n): what two steps of ``solver``, from the exact state at time i by time j to time
+        k, i < j < k, contribute to the error at the end: the mean over rows of the error at k
+        times the growth from there.
+
+        With two steps a multistep method has a history, and a corrector its effect. At i = j = 0
+        the first step alone, from time 0 to time k. Infinite for other i, j, k; all of it where two
+        steps make other than two evaluations.
+        """
+        count = len(self.times)
+        cost = torch.full((count, count, count), torch.inf, dtype=torch.float64)
+        i, j, k = torch.combinations(torch.arange(count), 3).T
+        scheme = unrolled(solver, self.sde, self.times[torch.stack([i, j, k])], denoise=False)
+        if len(scheme.times) != 2:
+            return cost
+        cost[i, j, k] = self._error(scheme.rows[2], torch.stack([i, count + i, count + j, k]))
         ends = torch.arange(1, count)
-        first = unrolled(
-            solver, sde, times[torch.stack([torch.zeros_like(ends), ends])], denoise=False
-        )
-        for k, (a, b) in zip(ends.tolist(), first.rows[1].tolist(), strict=True):
-            error = (a * flat[0] + b * data[0] - flat[k]).square().mean(dim=1).sqrt()
-            cost[0, 0, k] = float((error * growth[k]).mean())
-    return cost
+        begin = torch.zeros_like(ends)
+        first = unrolled(solver, self.sde, self.times[torch.stack([begin, ends])], denoise=False)
+        cost[0, 0, ends] = self._error(first.rows[1], torch.stack([begin, count + begin, ends]))
+        return cost
+
+    def _error(self, numbers: Tensor, places: Tensor) -> Tensor:
+        """Of sums with ``numbers`` (m, p) of what is at the first p of ``places`` (p + 1, m), less
+        the state at the last of them.
+        """
+        weights = torch.cat([numbers, -torch.ones_like(numbers[:, :1])], dim=1)
+        square = torch.zeros(len(self.products), len(weights), dtype=torch.float64)
+        for p, q in itertools.product(range(len(places)), repeat=2):
+            weight = weights[:, p] * weights[:, q]
+            square += weight * self.products[:, places[p], places[q]]
+        return (square.clamp(min=0).sqrt() * self.growth[places[-1]].T).mean(dim=0)
 
 
 def _growth(

@@ -20,14 +20,21 @@ from sdediff.processes import current
 from sdediff.progress import Bar, progress_bar
 from sdediff.protocols import Facts, Model, facts
 from sdediff.sde import LinearSDE
-from sdediff.solvers import Solver, Tuned, seeds
+from sdediff.solvers import GRIDS, LogSNR, Solver, Tuned, seeds
 from sdediff.solvers.given import check_choice, integer, real
 from sdediff.solving import Solving, chosen
 from sdediff.tuning.fingerprint import fingerprint
-from sdediff.tuning.fit import LITTLE, Adjusted, before, has_gradients, minimised, score
-from sdediff.tuning.grids import cheapest, fine_grid, local_errors
+from sdediff.tuning.fit import Adjusted, Descent, has_gradients, score
+from sdediff.tuning.grids import LocalErrors, cheapest, fine_grid
 from sdediff.tuning.guard import QUANTILES, Bound, bounds
-from sdediff.tuning.start import check_falls, check_smooth, check_start, start_of
+from sdediff.tuning.start import (
+    PUBLISHED,
+    PUBLISHED_GRIDS,
+    check_falls,
+    check_smooth,
+    check_start,
+    start_of,
+)
 from sdediff.tuning.trials import Trials, tolerance_for
 from sdediff.tuning.unrolled import Scheme, tabled, unrolled
 
@@ -46,9 +53,11 @@ _SAME: Final = 1e-4
 float32 says that it is no sum.
 """
 _TAIL, _HEAVY_TAIL = 0.3, 2.0
-"""Weights of the tail in the loss; the second where the first gains little, or is not sure, in half
-of the time.
-"""
+"""Weights of the tail in the loss; the second where the first gains little, or is not sure."""
+_LITTLE: Final = -0.3
+"""A score above this counts as little gain."""
+_HEAT: Final = 1 / 4
+"""The share of the time that each descent has before the best of them goes on."""
 UNUSED: Final = (
     "t_start",
     "t_end",
@@ -91,15 +100,17 @@ def tune(
     median and of the 90th percentile of the error, which both have to be smaller.
     ``nfe``: how often the network is evaluated for one sample, as ``out.nfe`` counts. A guided
     model evaluates it more than once in a call, `ClassifierFree` twice: take a multiple of that.
-    ``solver``: where to start, on its own grid; by default the solver of `sample`.
+    ``solver``: where to start, on its own grid; by default the solver of `sample`. In this case six
+    published solvers on four grids are tried too, for one of them may suit the model better.
     ``method``: what is changed. ``"dp"`` changes the times alone, by dynamic programming over the
     local errors of one step along exact trajectories (Chen et al. 2024, arXiv 2405.11326, there for
-    Euler's method), in seconds. ``"grid"`` goes on by gradients through the solve (Tong et al.
+    Euler's method), in seconds; so it does for the other solvers. ``"grid"`` goes on by gradients through the solve (Tong et al.
     2024, arXiv 2405.15506). ``"all"`` also changes each coefficient of each state: all multistep
     weights, the scale of the network's input, and the time that the network gets with it. If the
     network has no gradients, the result is that of ``"dp"``, and ``tuned.made`` says so.
-    ``seconds``: the time that may be spent, without the accurate solves. Dynamic programming, about
-    70 evaluations of up to 128 samples, counts but is not stopped.
+    ``seconds``: the time that may be spent, without the accurate solves. Dynamic programming, 64
+    evaluations of up to 128 samples, and up to 45 solves of the B / 2 starts held out for choosing
+    count but are not stopped.
     ``last``: ``"denoise"``, the default, uses the last evaluation for the result E[x_0 | x], and so
     does the starting solver. ``"noisy"`` returns the state at t_min.
 
@@ -126,6 +137,7 @@ def tune(
     last = taken["last"] or "denoise"
     check_choice("last", last, ("denoise", "noisy"))
     denoise = last == "denoise"
+    others = PUBLISHED if solver is None else ()
     solver = None if solver is None else check_start(solver)
     details = known.details if solver is None else None
     start = start_of(cast(LinearSDE, sde), solver, nfe, denoise=denoise, known=known)
@@ -137,7 +149,9 @@ def tune(
     show = solving.progress and current().first
     shown = progress_bar("tuning", total=limit, show=show)
     with torch.inference_mode(False), shown as bar:
-        work = _Work.begun(solving, start.solver, integer("seed", seed), bar, denoise=denoise)
+        work = _Work.begun(
+            solving, start.solver, others, integer("seed", seed), bar, denoise=denoise
+        )
         return work.improved(method, limit)
 
 
@@ -147,11 +161,15 @@ def states_dtype(known: Facts, dtype: torch.dtype | None) -> torch.dtype | None:
 
 
 class _Found(NamedTuple):
-    """Something that was tried."""
+    """Something that was tried: what ``solver`` makes along ``times``, from which gradients can go
+    on, or what they have made of that.
+    """
 
     name: str
     scheme: Scheme
     score: float
+    solver: Solver
+    times: Tensor
 
 
 @dataclass(eq=False)
@@ -159,7 +177,7 @@ class _Work:
     """What tuning knows and has found so far; the first of ``found`` is the start."""
 
     solving: Solving
-    solver: Solver
+    others: Sequence[Solver]
     sde: LinearSDE
     training: Trials
     choosing: Trials
@@ -171,7 +189,16 @@ class _Work:
     _of_start: Tensor | None = None
 
     @classmethod
-    def begun(cls, solving: Solving, solver: Solver, seed: int, bar: Bar, *, denoise: bool) -> Self:
+    def begun(
+        cls,
+        solving: Solving,
+        solver: Solver,
+        others: Sequence[Solver],
+        seed: int,
+        bar: Bar,
+        *,
+        denoise: bool,
+    ) -> Self:
         """Draw the starts, solve them tightly, and unroll the solver."""
         unit = solving.units.unit
         sde = cast(LinearSDE, solving.model.sde)
@@ -194,9 +221,9 @@ class _Work:
                 f"{solver!r} is no sum of the model's predictions with coefficients known "
                 f"beforehand (its errors differ by {float(away.max()):.2g}): take another start"
             )
-        start = _Found("start", scheme, 0.0)
+        start = _Found("start", scheme, 0.0, solver, solving.times)
         now = time.monotonic()
-        return cls(solving, solver, sde, training, choosing, deciding, bar, now, [start], [])
+        return cls(solving, others, sde, training, choosing, deciding, bar, now, [start], [])
 
     def judged(self, scheme: Scheme) -> float:
         """Against the start, on the starts that are held out for choosing."""
@@ -206,66 +233,89 @@ class _Work:
 
     def improved(self, method: Method, seconds: float) -> Tuned:
         """The best of what the method finds, if it is surely better than the start."""
-        deadline = self.began + seconds
-        grids = [self.solving.times, *self._by_programming()]
-        if method != "dp" and not has_gradients(self.training, self.found[0].scheme):
+        self._try_grids()
+        start = self.found[0]
+        if method != "dp" and not has_gradients(self.training, start.scheme):
             self.notes.append("the model's answers have no gradients: times by 'dp' alone")
             method = "dp"
         if method != "dp":
-            tried = min(range(len(self.found)), key=lambda i: self.found[i].score)
-            begins = list(dict.fromkeys((0, tried)))
-            names = [each.name for each in self.found]
-            for left, i in zip(range(len(begins), 0, -1), begins, strict=True):
-                now = time.monotonic()
-                until = now + (deadline - now) / left
-                self._by_gradients(grids[i], method, names[i], until, _TAIL, (now + until) / 2)
-            if min(each.score for each in self.found) > LITTLE:
-                self._by_gradients(grids[0], method, names[0], deadline, _HEAVY_TAIL)
+            self._by_gradients(method, self.began + seconds)
         best = min(self.found, key=lambda each: each.score)
-        if best is self.found[0]:
+        if best is start:
             return self._tuned(best, {})
-        decided = bounds(
-            self.deciding.errors(best.scheme), self.deciding.errors(self.found[0].scheme)
-        )
+        decided = bounds(self.deciding.errors(best.scheme), self.deciding.errors(start.scheme))
         better = all(each.upper < 1 for each in decided.values())
-        return self._tuned(best if better else self.found[0], decided)
+        return self._tuned(best if better else start, decided)
 
-    def _by_programming(self) -> list[Tensor]:
-        """The grids of dynamic programming, each tried."""
+    def _try_grids(self) -> None:
+        """Try the solver of the start on the grids of dynamic programming, and the others on
+        theirs, on published ones, and on that of the start.
+        """
         self.bar.update(0, "local errors")
-        cost = current().once(lambda: local_errors(self.training, self.sde, self.solver))
-        fine, steps = cast(Tensor, self.training.times), len(self.solving.times) - 1
-        grids = []
-        if steps >= len(fine) or not bool(torch.isfinite(cost[0, 1, 2:]).all()):
+        start = self.found[0]
+        steps = len(start.times) - 1
+        ends = float(start.times[0]), float(start.times[-1])
+        schedule = LogSNR(self.sde.log_snr, self.sde.time_of, bounded=True)
+        usual = {name: GRIDS[name](steps, *ends, schedule) for name in PUBLISHED_GRIDS}
+        usual["of the start"] = start.times
+        solvers = (start.solver, *self.others)
+        paths = current().once(lambda: self._by_programming(solvers, steps))
+        if not paths[0]:
             self.notes.append("no dynamic programming: it takes one evaluation a step")
-            return []
-        for power in _POWERS:
-            times = fine[cheapest(cost**power, steps)]
-            scheme = unrolled(self.solver, self.sde, times, denoise=self.training.denoise)
-            self.found.append(_Found(f"dp, power {power:g}", scheme, self.judged(scheme)))
-            grids.append(times)
-        return grids
+        fine = cast(Tensor, self.training.times)
+        for solver, own in zip(solvers, paths, strict=True):
+            grids = {f"by dp, power {power:g}": fine[list(path)] for path, power in own.items()}
+            for name, times in (grids if solver is start.solver else grids | usual).items():
+                self._try(f"{solver!r}, grid {name}", solver, times)
 
-    def _by_gradients(
-        self,
-        times: Tensor,
-        method: Method,
-        name: str,
-        deadline: float,
-        tail: float,
-        doubt: float | None = None,
-    ) -> None:
-        """Try what gradients find from the grid ``times``."""
-        if not before(deadline):
-            self.notes.append(f"no time was left for gradients from {name}")
-            return
-        every = method == "all"
-        adjusted = Adjusted(self.solver, self.sde, times, self.training, every=every)
-        best = minimised(
-            adjusted, self.training, self.judged, deadline, self._show, tail=tail, doubt=doubt
-        )
-        named = f"{method}, from {name}, tail {tail:g}"
-        self.found.append(_Found(named, best.scheme, best.score))
+    def _by_programming(
+        self, solvers: Sequence[Solver], steps: int
+    ) -> list[dict[tuple[int, ...], float]]:
+        """For each solver the cheapest paths along the times of the training starts, and the power
+        of local errors by which they are; none where two steps make other than two evaluations.
+        """
+        if steps >= _FINE:
+            return [{} for _ in solvers]
+        known = LocalErrors.measured(self.training, self.sde)
+        found = []
+        for solver in solvers:
+            cost = known.of(solver)
+            usable = bool(torch.isfinite(cost[0, 1, 2:]).all())
+            powers = _POWERS if usable else ()
+            found.append({tuple(cheapest(cost**power, steps)): power for power in powers})
+        return found
+
+    def _try(self, name: str, solver: Solver, times: Tensor) -> None:
+        scheme = unrolled(solver, self.sde, times, denoise=self.training.denoise)
+        if len(scheme.times) == len(self.found[0].scheme.times):
+            self.found.append(_Found(name, scheme, self.judged(scheme), solver, times))
+
+    def _by_gradients(self, method: Method, deadline: float) -> None:
+        """Descend from the start and from the best of the others, each for a while, and once more
+        with a heavier tail if there is `_LITTLE` gain; then go on with the best.
+        """
+        heat = _HEAT * (deadline - time.monotonic())
+        start, *others = self.found
+        begins = [start, *sorted(others, key=lambda each: each.score)[:1]]
+        descents: dict[str, tuple[Descent, _Found]] = {}
+
+        def descend(begin: _Found, tail: float) -> None:
+            every = method == "all"
+            adjusted = Adjusted(begin.solver, self.sde, begin.times, self.training, every=every)
+            made = Descent(adjusted, self.training, self.judged, tail=tail)
+            descents[f"{method}, from {begin.name}, tail {tail:g}"] = made, begin
+            made.go_on(time.monotonic() + heat, self._show)
+
+        for begin in begins:
+            descend(begin, _TAIL)
+        best, begin = min(descents.values(), key=lambda each: each[0].best.score)
+        if best.best.score > _LITTLE:
+            descend(begin, _HEAVY_TAIL)
+            best, _ = min(descents.values(), key=lambda each: each[0].best.score)
+        best.go_on(deadline, self._show)
+        for name, (each, begin) in descents.items():
+            found = each.best
+            self.found.append(_Found(name, found.scheme, found.score, begin.solver, begin.times))
 
     def _show(self, note: str) -> None:
         self.bar.update(time.monotonic() - self.began, note)
@@ -279,8 +329,8 @@ class _Work:
         }
         made = {
             "model": fingerprint(self.solving),
-            "start": encode(self.solver),
-            "start_grid": self.solving.times.tolist(),
+            "start": encode(start.solver),
+            "start_grid": start.times.tolist(),
             "last": "denoise" if self.training.denoise else "noisy",
             "improved": improved,
             "how": best.name,

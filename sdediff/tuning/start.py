@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,9 +10,39 @@ from torch import Tensor
 from sdediff.options import check_solver, default_solver
 from sdediff.protocols import Facts
 from sdediff.sde import LinearSDE
-from sdediff.solvers import Solver
+from sdediff.solvers import (
+    DEIS,
+    IPNDM,
+    DPMSolverPP,
+    ExponentialMultistep,
+    Solver,
+    Straight,
+)
 
-__all__ = ["Start", "check_falls", "check_smooth", "check_start", "start_of"]
+__all__ = [
+    "PUBLISHED",
+    "PUBLISHED_GRIDS",
+    "Start",
+    "check_falls",
+    "check_smooth",
+    "check_start",
+    "start_of",
+]
+
+
+PUBLISHED: Final = (
+    DPMSolverPP(2, startup="published"),
+    DEIS(2, startup="published"),
+    DEIS(3, startup="published"),
+    IPNDM(3, startup="published"),
+    ExponentialMultistep(2, form="noise", startup="published"),
+    ExponentialMultistep(1, form=Straight(), variable="angle", corrector=1, startup="published"),
+)
+"""Where tuning may start too if no solver is named: one of them may suit a model better than the
+default. The last is of its kind, with one line a step.
+"""
+PUBLISHED_GRIDS: Final = ("uniform", "log_snr", "karras")
+"""On which it starts from these."""
 
 
 def check_smooth(known: Facts) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import sdediff as sd
 from sdediff.arguments import Span
 from sdediff.networks import MLP, initialised
 from sdediff.options import chosen, default_solver
+from sdediff.predict import predict
 from sdediff.progress import Bar
 from sdediff.protocols import facts
 from sdediff.solvers import GRIDS, LogSNR, Tuned
@@ -26,6 +28,7 @@ from sdediff.solving import Solving
 from sdediff.tuning import fit, grids, moved, search, transfer, trials, tune
 from sdediff.tuning.grids import Moving, cheapest
 from sdediff.tuning.guard import Bound, bounds
+from sdediff.tuning.start import start_of
 from sdediff.tuning.unrolled import Scheme, tabled, unrolled
 
 LAW = sd.exact.GaussianMixture(means=[[-1.0, 0.2], [1.0, 0.5], [0.1, -1.0]], stds=[0.1, 0.2, 0.15])
@@ -76,7 +79,7 @@ def start() -> Tuned:
 def unmoved() -> Tuned:
     """What tuning returns where it found nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search._Work, "_by_programming", lambda self: [])
+        patch.setattr(search._Work, "_try_grids", lambda self: None)
         return tune(MODEL, SHAPE, method="dp", **SMALL)
 
 
@@ -205,6 +208,47 @@ def test_differences_grow_as_they_do_in_the_flow_of_a_gaussian(
     torch.testing.assert_close(found, due, rtol=0.1, atol=0.0)
 
 
+def test_local_errors_are_those_of_two_steps_from_exact_states(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found: list[Any] = []
+
+    def look(self: Any) -> None:
+        known = grids.LocalErrors.measured(self.training, self.sde)
+        found.extend([self.training, known, known.of(self.found[0].solver)])
+
+    monkeypatch.setattr(search._Work, "_try_grids", look)
+    solver = sd.solvers.UniPC(2, startup="published")
+    tune(MODEL, SHAPE, solver=solver, **SMALL)
+    training, known, cost = found
+    unit, times = training.solving.units.unit, training.times
+
+    def data(place: int) -> Tensor:
+        x = predict(MODEL, "data", unit * training.states[place], times[place])
+        return x / unit
+
+    for i, j, k in ((0, 2, 5), (3, 4, 8), (0, 0, 4)):
+        steps = times[sorted({i, j, k})]
+        row = unrolled(solver, known.sde, steps, denoise=False).rows[-1].tolist()
+        parts = [training.states[i], data(i), data(j)]
+        end = sum(number * part for number, part in zip(row, parts, strict=False))
+        error = (end - training.states[k]).square().mean(dim=1).sqrt()
+        due = float((error * known.growth[k]).mean())
+        assert float(cost[i, j, k]) == pytest.approx(due, rel=1e-6)
+    assert math.isinf(float(cost[2, 1, 3]))
+
+
+def test_a_start_that_is_better_than_the_default_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    poor = start_of(MODEL.sde, sd.DDIM(), 5, denoise=True, known=facts(MODEL))
+    monkeypatch.setattr(search, "start_of", lambda *_, **__: poor)
+    found = tune(MODEL, (96, 2), nfe=5, method="dp", seed=1).made
+    assert found["improved"]
+    assert found["start"]["class"] == "DDIM"
+    assert found["how"].startswith(("ExponentialMultistep", "DEIS", "IPNDM", "DPMSolverPP"))
+    named = tune(MODEL, (96, 2), nfe=5, method="dp", seed=1, solver=sd.DDIM()).made
+    assert all(each.startswith(("start", "DDIM")) for each in named["tried"])
+
+
 @pytest.mark.parametrize("net", [None, MLP(2, width=16, depth=1)])
 @pytest.mark.parametrize("nfe", [4, 9, 25])
 def test_the_reference_is_far_more_accurate_than_the_start(
@@ -247,10 +291,10 @@ def test_preparations_are_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_gradients_are_those_of_differences_and_of_any_batches() -> None:
     found: dict[str, Any] = {}
 
-    def look(self: Any, times: Tensor, *_: Any) -> None:
-        adjusted = found.setdefault(
-            "adjusted", fit.Adjusted(self.solver, self.sde, times, self.training, every=True)
-        )
+    def look(self: Any, *_: Any) -> None:
+        begin = self.found[0]
+        given = begin.solver, self.sde, begin.times, self.training
+        adjusted = found.setdefault("adjusted", fit.Adjusted(*given, every=True))
         g = torch.Generator().manual_seed(0)
         for each in adjusted.numbers:
             each.data = 0.1 * torch.randn(each.shape, generator=g, dtype=torch.float64)
@@ -270,12 +314,70 @@ def test_gradients_are_those_of_differences_and_of_any_batches() -> None:
                 ), i
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search._Work, "_by_programming", lambda self: [])
+        patch.setattr(search._Work, "_try_grids", lambda self: None)
         patch.setattr(search._Work, "_by_gradients", look)
         for batch in (None, 20):
             tune(MODEL, SHAPE, method="all", batch_size=batch, **SMALL)
-    whole, _, parts, _ = found["slopes"]  # each twice: once more with a heavier tail
+    whole, parts = found["slopes"]
     assert torch.allclose(whole, parts, rtol=1e-9, atol=1e-12)
+
+
+def test_a_descent_that_is_interrupted_goes_on_where_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found: list[Tensor] = []
+    rounds = iter(())
+
+    def look(self: Any, *_: Any) -> None:
+        nonlocal rounds
+        begin = self.found[0]
+        for parts in ((4,), (1, 3)):
+            adjusted = fit.Adjusted(begin.solver, self.sde, begin.times, self.training, every=True)
+            descent = fit.Descent(adjusted, self.training, self.judged, tail=0.3)
+            for count in parts:
+                rounds = iter([True] * count)
+                descent.go_on(0.0, lambda note: None)
+            found.append(torch.cat(adjusted.numbers).detach())
+
+    monkeypatch.setattr(fit, "before", lambda deadline: next(rounds, False))
+    monkeypatch.setattr(search._Work, "_try_grids", lambda self: None)
+    monkeypatch.setattr(search._Work, "_by_gradients", look)
+    tune(MODEL, SHAPE, method="all", **SMALL)
+    assert torch.equal(*found)
+    assert float(found[0].abs().max()) > 0.01
+
+
+class Told:
+    """A descent whose scores are told, and which writes down until when it may go on."""
+
+    scores: Iterator[float]
+    asked: list[tuple[int, float]]
+
+    def __init__(self, adjusted: Any, *_: Any, tail: float) -> None:
+        scheme = adjusted.scheme()
+        self.number, self.tail = len(self.asked), tail
+        fixed = Scheme(scheme.times.detach(), scheme.rows.detach())
+        self.best = fit.Best(fixed, next(self.scores))
+
+    def go_on(self, deadline: float, *_: Any) -> None:
+        self.asked.append((self.number, deadline))
+
+
+@pytest.mark.parametrize(
+    ("scores", "order"), [((-0.2, -0.5), [0, 1, 1]), ((-0.2, -0.1, -0.25), [0, 1, 2, 2])]
+)
+def test_the_best_of_a_few_descents_has_the_rest_of_the_time(
+    monkeypatch: pytest.MonkeyPatch, scores: tuple[float, ...], order: list[int]
+) -> None:
+    """Each has a quarter; a third one, with a heavier tail, where neither has gained much."""
+    Told.scores, Told.asked = iter(scores), []
+    monkeypatch.setattr(search, "Descent", Told)
+    began = time.monotonic()
+    tune(MODEL, SHAPE, method="all", **(SMALL | {"seconds": 1000.0}))
+    assert [number for number, _ in Told.asked] == order
+    *heats, (_, last) = Told.asked
+    assert all(200 < deadline - began < 250 + 30 for _, deadline in heats)
+    assert 1000 <= last - began < 1030
 
 
 class Opaque(torch.nn.Module):
@@ -308,12 +410,11 @@ def test_outcomes_and_conditions_stay_with_their_samples_among_the_starts_held_o
     y = seen.forward(LAW.sample(32, seed=5))
     found: list[Any] = []
 
-    def look(self: Any) -> list[Tensor]:
-        found.extend([self.deciding, self.sde, self.solver])
-        return []
+    def look(self: Any) -> None:
+        found.extend([self.deciding, self.sde, self.found[0].solver])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search._Work, "_by_programming", look)
+        patch.setattr(search._Work, "_try_grids", look)
         tune(sd.posterior.PiGDM(MODEL, seen, y), (32, 2), method="dp", **SMALL)
     deciding, sde, start = found
     assert deciding.rows.tolist() == list(range(16, 32))
@@ -342,16 +443,21 @@ def test_bounds_hold_as_often_as_they_say() -> None:
     assert all(each == (0.5, 0.5) for each in exact.values())
 
 
+class Claiming:
+    """A descent that is worse, and claims to be better."""
+
+    def __init__(self, adjusted: Any, *_: Any, **__: Any) -> None:
+        scheme = adjusted.scheme()
+        worse = Scheme(scheme.times.detach(), scheme.rows.detach() * 1.05)
+        self.best = fit.Best(worse, -5.0)
+
+    def go_on(self, *_: Any) -> None: ...
+
+
 @pytest.fixture
 def claimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tuner that is worse, and claims to be better."""
-
-    def worse(adjusted: Any, *_: Any, **__: Any) -> Any:
-        scheme = adjusted.scheme()
-        return fit.Best(Scheme(scheme.times.detach(), scheme.rows.detach() * 1.05), -5.0, 1)
-
-    monkeypatch.setattr(search._Work, "_by_programming", lambda self: [])
-    monkeypatch.setattr(search, "minimised", worse)
+    monkeypatch.setattr(search._Work, "_try_grids", lambda self: None)
+    monkeypatch.setattr(search, "Descent", Claiming)
 
 
 @pytest.mark.usefixtures("claimed")
