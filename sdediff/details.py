@@ -22,19 +22,16 @@ from sdediff.solvers.given import integer
 
 __all__ = ["measure"]
 
-_LEVELS: Final = 16
+_LEVELS: Final = 20
 """How many levels of noise the network is asked at."""
-_LEAST: Final = 1e-4
-"""The least level of noise, in units of the standard deviation of the data."""
-_SHARE: Final = 3 / 4
-"""The share of the noise that a network keeps at the level of noise that is sought. For details of
-size r it is r^2 / (r^2 + w^2). Lower shares are at levels at which samples in two dimensions are
-between two parts of the data already.
+_LEAST, _MOST = 1e-4, 8.0
+"""The least and the most of them, in units of the standard deviation of the data."""
+_SHARE: Final = 1 / 2
+"""The share of the noise that is kept at the level of noise that is sought: the level is the size
+of the details.
 """
 _HIDDEN: Final = 1 / 4
 """Where the share at the last level is below this, the noise there hides the details."""
-_MOST: Final = 0.75
-"""The share of the samples whose details are no larger."""
 _STEPS: Final = 20
 """Steps of the solve that draws samples where none are given."""
 
@@ -51,25 +48,25 @@ def measure(
 ) -> float:
     """The standard deviation r of the details of the data, in the units of ``model.data_std``.
 
-    Details are the smallest differences between samples. They are lost first when noise is added:
-    from some level of noise on, the model answers with the mean of samples that differ by less. r
-    is the size of these differences in the direction in which they are largest.
+    Details are what is left open of a sample when much about it is known. They are lost first when
+    noise is added: from some level of noise on, the model answers with the mean of samples that
+    differ by less. r is the size of these differences, as half of the samples have it or less, in
+    the directions in which samples differ.
 
     Take noise of level w = sigma / alpha. Of the noise in a direction u a network keeps the share
 
         lambda(w) = u^T (dD/dx) u = Var[u^T x_0 | x] / w^2,    D(x) = E[x_0 | x_0 + w noise].
 
     The share is 1 where w is small beside the details. It is r^2 / (r^2 + w^2) for details of size
-    r, until at larger w the parts of the data merge. The network is asked at 16 levels, spaced
-    evenly in log-SNR from w = ``data_std`` down to t_min, by two evaluations of each sample:
-    lambda = u^T (D(x + w u) - D(x - w u)) / (2 w). The difference is the direction u of the next
-    level, so that u turns to the direction of the largest details (the power method).
+    r, until at larger w the parts of the data merge. The network is asked at 20 levels, spaced
+    evenly in log-SNR from w = 8 ``data_std`` down to t_min, by two evaluations of each sample:
+    lambda = u^T (D(x + w u) - D(x - w u)) / (2 w). The direction u is that from one sample to
+    another, so that directions count by how much the data differ in them.
 
-    r follows from the level of noise at which lambda falls below 3/4 for three quarters of the
-    samples: for details of size r this level is 0.58 r. If lambda is below 3/4 at t_min, r follows
-    from lambda there; if it is below 1/4, the noise hides the details, and r is 0.58 of that noise,
-    the most that they can be. If lambda is above 3/4 at all levels, the data
-    have no details that are smaller than themselves, and r is ``data_std``, as it is at most.
+    r is the largest level of noise below which half of the samples have a lambda of 1/2 or more at
+    all levels. If lambda is below 1/2 at t_min, r follows from lambda there; if it is below 1/4,
+    the noise hides the details, and r is 0.58 of that noise, the most that they can be. r exceeds
+    ``data_std`` if the data differ mostly in few directions, as pictures do.
 
     ``samples``: data (B, *event) in the user's units, 64 are enough; or a shape, (64, 2) say, for
     samples that the model draws by the default solver in 20 steps.
@@ -77,9 +74,9 @@ def measure(
     ``batch_size``: how many samples are looked at together.
     ``seed``: the seed of the noise.
 
-    `sdediff.fit` measures at its end and keeps the result as ``model.detail_std``, from which the
-    default solver takes its form if it is below 0.08 or above 0.2 of ``data_std``, and from 5 steps
-    on its grid in the first case (docs/solvers.md). Of another model write
+    `sdediff.fit` measures at its end and keeps the result as ``model.detail_std``. The default
+    solver takes its form from it if it is below 0.07 or above 0.15 of ``data_std``, and in the
+    first case from 5 steps on its grid (docs/solvers.md). Of another model write
     ``model.detail_std = measure(model, (64, 2))``.
 
     Raises ValueError or TypeError before the first evaluation, for a model without a Gaussian
@@ -101,6 +98,7 @@ def measure(
     if known.normalizer is not None:
         x_0 = kept(known.normalizer.normalize(x_0), exist)
     levels, times = _levels(model, known.data_std)
+    away = x_0 - x_0.roll(len(x_0) // 2, 0)  # not the next one: data are often sorted
     every = seeds(seed, len(x_0))
 
     def part(rows: range) -> Tensor:
@@ -109,6 +107,7 @@ def measure(
         probe = _Probe(
             model,
             x_0[some],
+            away[some],
             {name: value[some] for name, value in condition.items()},
             None if exist is None else exist[some],
         )
@@ -116,14 +115,14 @@ def measure(
 
     with evaluating(model):
         shares = in_parts(len(x_0), batch_size, part)
-    high = torch.cat(shares, dim=1).double().quantile(_MOST, dim=1).tolist()
-    lost = [level for level, share in zip(levels, high, strict=True) if not math.isfinite(share)]
+    middle = torch.cat(shares, dim=1).double().quantile(0.5, dim=1).tolist()
+    lost = [level for level, share in zip(levels, middle, strict=True) if not math.isfinite(share)]
     if lost:
         raise ValueError(
             f"the model's answers at the noise level {lost[0]:.3g} are not finite: its details "
             "cannot be measured; look at the network, or at the samples"
         )
-    return _size(levels, high, known.data_std)
+    return _size(levels, middle)
 
 
 def _levels(model: Model, unit: float) -> tuple[list[float], list[float]]:
@@ -132,30 +131,30 @@ def _levels(model: Model, unit: float) -> tuple[list[float], list[float]]:
     ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
     most, least = sde.log_snr(ends).tolist()
     last = min(most, -2 * math.log(_LEAST * unit))
-    first = min(last, max(least, -2 * math.log(unit)))
+    first = min(last, max(least, -2 * math.log(_MOST * unit)))
     log_snr = torch.linspace(first, last, _LEVELS, dtype=torch.float64)
     times = sde.time_of(log_snr).clamp(sde.t_min, sde.t_max)
     return (-0.5 * log_snr).exp().tolist(), times.tolist()
 
 
 class _Probe(NamedTuple):
-    """Samples, and what the model is asked about them."""
+    """Samples, how far each is from another one, and what the model is asked about them."""
 
     model: Model
     x_0: Tensor
+    away: Tensor
     condition: Mapping[str, Tensor]
     mask: Tensor | None
 
     def shares(self, times: Sequence[float], normals: StepNoise) -> Tensor:
-        """lambda at falling times, (times, B)."""
-        noise, u = (kept(normals.normal("probe", k), self.mask) for k in range(2))
-        found = []
-        for time in times:
-            u = u / expand(rowwise(u).norm(dim=1).clamp(min=torch.finfo(u.dtype).tiny), u)
-            answer = self.slope(time, noise, u)
-            found.append((rowwise(u) * rowwise(answer)).sum(dim=1))
-            u = answer
-        return torch.stack(found)
+        """lambda at falling times, (times, B); in any direction where both samples are the same."""
+        noise, other = (kept(normals.normal("probe", k), self.mask) for k in range(2))
+        away = kept(self.away, self.mask)
+        apart = rowwise(away).norm(dim=1) > 0
+        u = torch.where(apart.reshape(-1, *[1] * (away.ndim - 1)), away, other)
+        u = u / expand(rowwise(u).norm(dim=1).clamp(min=torch.finfo(u.dtype).tiny), u)
+        answers = [rowwise(self.slope(time, noise, u)) for time in times]
+        return torch.stack([(rowwise(u) * each).sum(dim=1) for each in answers])
 
     def slope(self, time: float, noise: Tensor, u: Tensor) -> Tensor:
         """(dD/dx) u at the states with this noise, by a difference of the noise's own size."""
@@ -169,21 +168,16 @@ class _Probe(NamedTuple):
         return kept(up - down, self.mask) * (alpha / (2 * sigma))
 
 
-def _size(levels: list[float], shares: list[float], unit: float) -> float:
+def _size(levels: list[float], shares: list[float]) -> float:
     """r, from the level below which all shares exceed `_SHARE`, between two levels by a straight
     line of logs; from the share at the last level where that is below.
     """
     last = next((i for i in reversed(range(len(shares))) if shares[i] < _SHARE), None)
     if last is None:
-        return unit
+        return levels[0]
     if last == len(shares) - 1:
-        return min(unit, levels[last] * _over_noise(max(shares[last], _HIDDEN)))
+        share = max(shares[last], _HIDDEN)
+        return levels[last] * math.sqrt(share / (1 - share))
     low, high = (max(share, 1e-3 * _SHARE) for share in shares[last : last + 2])
     part = math.log(high / _SHARE) / math.log(high / low)
-    level = levels[last + 1] * math.pow(levels[last] / levels[last + 1], part)
-    return min(unit, level * _over_noise(_SHARE))
-
-
-def _over_noise(share: float) -> float:
-    """r / w of the share r^2 / (r^2 + w^2)."""
-    return math.sqrt(share / (1 - share))
+    return levels[last + 1] * math.pow(levels[last] / levels[last + 1], part)

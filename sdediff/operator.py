@@ -27,7 +27,7 @@ class Operator(Predictions):
 
     A subclass overrides ``evaluate``. Without that, the operator returns what the model inside
     returns. Attributes of the model inside (its SDE, its device, the size of its data) are those of
-    the operator too, but not a ``detail_std`` above 0.2 ``data_std``, for samples of a posterior or
+    the operator too, but not a ``detail_std`` above 0.15 ``data_std``: samples of a posterior or
     under guidance may differ less than the data. A subclass declares where it differs:
 
     ``predicts``: if it returns another prediction than the model inside.

@@ -220,9 +220,9 @@ def default_solver(
     evaluation a step too; AdaptiveSDE where there are no steps.
 
     ``details``: the standard deviation of the details of the data over that of the data, where it
-    was measured. Below `FINE` and above `COARSE` it is the scale of the form without noise, 0.5 at
-    most, and half of it with fewer than 8 steps; between, the scale is 0.1. Where the details are
-    `fine` the orders differ too.
+    was measured. Below `FINE` and above `COARSE` it is the scale of the form without noise, but
+    half of it with less than 8 steps in the first case and with 15 or more in the second; between,
+    the scale is 0.1. Where the details are `fine` the orders differ too.
     ``guidance``: the model's ``guidance_scale``. Above `STRONG` orders are lower without noise, for
     predictions change much from step to step.
     """
@@ -243,7 +243,8 @@ def default_solver(
     if details is None or FINE <= details <= COARSE:
         scale = 0.1
     else:
-        scale = min(details if count >= 8 else details / 2, _COARSEST)
+        halved = count < _FEW if details < FINE else count >= _MANY
+        scale = details / 2 if halved else details
     return ExponentialMultistep(
         order, form=Straight(scale), variable="angle", corrector=corrector, startup="published"
     )
@@ -258,8 +259,10 @@ _BY_STEPS: Final[_Rule] = ((20, 4, 4), (15, 4, 3), (8, 3, 3))
 """From so many steps on, the order and that of the corrector; with fewer, 2 and 2."""
 _BY_STEPS_IF_FINE: Final[_Rule] = ((25, 4, 4), (10, 3, 3))
 """The same where details are fine."""
-_COARSEST: Final = 0.5
-"""Of the form's scale: where parts of the data merge, details are measured too large."""
+_FEW, _MANY = 8, 15
+"""With fewer steps half the size of fine details is the scale, and from so many on half that of
+coarse ones: measured.
+"""
 
 
 def intervals(steps: int | None, grid: Grid | None) -> int | None:

@@ -28,7 +28,7 @@ __all__ = [
     "uniform",
 ]
 
-FINE, COARSE = 0.08, 0.2
+FINE, COARSE = 0.07, 0.15
 """Details are fine if their standard deviation is below the first share of that of the data, and
 coarse if it is above the second.
 """

@@ -108,15 +108,15 @@ class Best:
 
 
 def score(errors: Tensor, of_start: Tensor) -> float:
-    """log of the ratio of medians + half of that of 90th percentiles, and much more where either
-    is not surely below 1: the least is chosen.
+    """The sum of the logs of the ratios of medians and of 90th percentiles, and much more where
+    either is not surely below 1: the least is chosen.
     """
     if not bool(torch.isfinite(errors.quantile(0.9))):
         return math.inf
     median, high = bounds(errors, of_start, resamples=_RESAMPLES).values()
     unsure = sum(max(math.log(each.upper), 0.0) for each in (median, high) if each.upper > 0)
     tiny = torch.finfo(torch.float64).tiny
-    return math.log(max(median.ratio, tiny)) + 0.5 * math.log(max(high.ratio, tiny)) + 10 * unsure
+    return math.log(max(median.ratio, tiny)) + math.log(max(high.ratio, tiny)) + 10 * unsure
 
 
 def loss(squares: Tensor, tail: float) -> Tensor:

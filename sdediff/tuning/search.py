@@ -54,7 +54,7 @@ float32 says that it is no sum.
 """
 _TAIL, _HEAVY_TAIL = 0.3, 2.0
 """Weights of the tail in the loss; the second where the first gains little, or is not sure."""
-_LITTLE: Final = -0.3
+_LITTLE: Final = -0.4
 """A score above this counts as little gain."""
 _HEAT: Final = 1 / 4
 """The share of the time that each descent has before the best of them goes on."""
@@ -104,10 +104,11 @@ def tune(
     published solvers on four grids are tried too, for one of them may suit the model better.
     ``method``: what is changed. ``"dp"`` changes the times alone, by dynamic programming over the
     local errors of one step along exact trajectories (Chen et al. 2024, arXiv 2405.11326, there for
-    Euler's method), in seconds; so it does for the other solvers. ``"grid"`` goes on by gradients through the solve (Tong et al.
-    2024, arXiv 2405.15506). ``"all"`` also changes each coefficient of each state: all multistep
-    weights, the scale of the network's input, and the time that the network gets with it. If the
-    network has no gradients, the result is that of ``"dp"``, and ``tuned.made`` says so.
+    Euler's method), in seconds; so it does for the other solvers. ``"grid"`` goes on by gradients
+    through the solve (Tong et al. 2024, arXiv 2405.15506). ``"all"`` also changes each coefficient
+    of each state: all multistep weights, the scale of the network's input, and the time that the
+    network gets with it. If the network has no gradients, the result is that of ``"dp"``, and
+    ``tuned.made`` says so.
     ``seconds``: the time that may be spent, without the accurate solves. Dynamic programming, 64
     evaluations of up to 128 samples, and up to 45 solves of the B / 2 starts held out for choosing
     count but are not stopped.
