@@ -24,7 +24,7 @@ from sdediff.solvers import GRIDS, LogSNR, Solver, Tuned, seeds
 from sdediff.solvers.given import check_choice, integer, real
 from sdediff.solving import Solving, chosen
 from sdediff.tuning.fingerprint import fingerprint
-from sdediff.tuning.fit import Adjusted, Descent, has_gradients, score
+from sdediff.tuning.fit import Adjusted, Descent, before, has_gradients, score
 from sdediff.tuning.grids import LocalErrors, cheapest, fine_grid
 from sdediff.tuning.guard import QUANTILES, Bound, bounds
 from sdediff.tuning.start import (
@@ -295,6 +295,9 @@ class _Work:
         """Descend from the start and from the best of the others, each for a while, and once more
         with a heavier tail if there is `_LITTLE` gain; then go on with the best.
         """
+        if not before(deadline):
+            self.notes.append("no time was left for gradients: give more seconds, or fewer starts")
+            return
         heat = _HEAT * (deadline - time.monotonic())
         start, *others = self.found
         begins = [start, *sorted(others, key=lambda each: each.score)[:1]]

@@ -347,6 +347,13 @@ def test_a_descent_that_is_interrupted_goes_on_where_it_was(
     assert float(found[0].abs().max()) > 0.01
 
 
+def test_that_no_time_was_left_is_said() -> None:
+    found = tune(MODEL, (32, 2), **(SMALL | {"seconds": 1e-6}))
+    assert found.made["notes"] == [
+        "no time was left for gradients: give more seconds, or fewer starts"
+    ]
+
+
 class Told:
     """A descent whose scores are told, and which writes down until when it may go on."""
 
