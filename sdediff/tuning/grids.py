@@ -115,10 +115,10 @@ class LocalErrors:
             growth = _growth(problem, entries, states, data, neighbours)
         products = []
         for row in range(len(few)):
-            known = [each[row].flatten().double() for each in (*states.cpu(), *data)]
-            flat = torch.stack([each.cpu() for each in known])
+            known = (each[row].flatten() for each in (*states, *data))
+            flat = torch.stack([each.cpu().double() for each in known])
             products.append(flat @ flat.T / flat.shape[1])
-        return cls(sde, times, torch.stack(products), growth.double().cpu())
+        return cls(sde, times, torch.stack(products), growth.cpu().double())
 
     def of(self, solver: Solver) -> Tensor:
         """(n, n, n): what two steps of ``solver``, from the exact state at time i by time j to time
