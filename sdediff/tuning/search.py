@@ -4,6 +4,7 @@ from.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -245,7 +246,7 @@ class _Work:
         if best is start:
             return self._tuned(best, {})
         decided = bounds(self.deciding.errors(best.scheme), self.deciding.errors(start.scheme))
-        better = all(each.upper < 1 for each in decided.values())
+        better = all(each.upper < 1 - _SAME for each in decided.values())
         return self._tuned(best if better else start, decided)
 
     def _try_grids(self) -> None:
@@ -300,7 +301,8 @@ class _Work:
             return
         heat = _HEAT * (deadline - time.monotonic())
         start, *others = self.found
-        begins = [start, *sorted(others, key=lambda each: each.score)[:1]]
+        usable = [each for each in others if math.isfinite(each.score)]
+        begins = [start, *sorted(usable, key=lambda each: each.score)[:1]]
         descents: dict[str, tuple[Descent, _Found]] = {}
 
         def descend(begin: _Found, tail: float) -> None:
@@ -308,7 +310,7 @@ class _Work:
             adjusted = Adjusted(begin.solver, self.sde, begin.times, self.training, every=every)
             made = Descent(adjusted, self.training, self.judged, tail=tail)
             descents[f"{method}, from {begin.name}, tail {tail:g}"] = made, begin
-            made.go_on(time.monotonic() + heat, self._show)
+            made.go_on(min(time.monotonic() + heat, deadline), self._show)
 
         for begin in begins:
             descend(begin, _TAIL)

@@ -112,6 +112,13 @@ def test_where_nothing_is_found_the_start_is_returned(unmoved: Tuned) -> None:
     assert unmoved.made["starts"] == {"training": 48, "choosing": 24, "deciding": 24}
 
 
+def test_a_solver_that_differs_by_rounding_alone_is_not_better() -> None:
+    """With one step and the end most solvers are the same."""
+    found = tune(MODEL, (32, 2), **(SMALL | {"nfe": 2}), method="dp").made
+    assert not found["improved"]
+    assert found["how"] == "start"
+
+
 def test_data_of_another_unit_make_the_same_table(start: Tuned) -> None:
     law = sd.exact.GaussianMixture(means=5.0 * LAW.means, stds=[0.5, 1.0, 0.75])
     sde = sd.VP()
