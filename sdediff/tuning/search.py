@@ -102,7 +102,7 @@ def tune(
     ``nfe``: how often the network is evaluated for one sample, as ``out.nfe`` counts. A guided
     model evaluates it more than once in a call, `ClassifierFree` twice: take a multiple of that.
     ``solver``: where to start, on its own grid; by default the solver of `sample`. In this case six
-    published solvers on four grids are tried too, for one of them may suit the model better.
+    other solvers on four grids are tried too, for one of them may suit the model better.
     ``method``: what is changed. ``"dp"`` changes the times alone, by dynamic programming over the
     local errors of one step along exact trajectories (Chen et al. 2024, arXiv 2405.11326, there for
     Euler's method), in seconds; so it does for the other solvers. ``"grid"`` goes on by gradients

@@ -39,7 +39,7 @@ PUBLISHED: Final = (
     ExponentialMultistep(1, form=Straight(), variable="angle", corrector=1, startup="published"),
 )
 """Where tuning may start too if no solver is named: one of them may suit a model better than the
-default. The last is of its kind, with one line a step.
+default. The last is no published one: it has the default's form, of order 1.
 """
 PUBLISHED_GRIDS: Final = ("uniform", "log_snr", "karras")
 """On which it starts from these."""

@@ -366,10 +366,12 @@ class Told:
 
     scores: Iterator[float]
     asked: list[tuple[int, float]]
+    begun: list[tuple[sd.Solver, float]]
 
     def __init__(self, adjusted: Any, *_: Any, tail: float) -> None:
         scheme = adjusted.scheme()
-        self.number, self.tail = len(self.asked), tail
+        self.number = len(self.asked)
+        self.begun.append((adjusted.solver, tail))
         fixed = Scheme(scheme.times.detach(), scheme.rows.detach())
         self.best = fit.Best(fixed, next(self.scores))
 
@@ -384,11 +386,15 @@ def test_the_best_of_a_few_descents_has_the_rest_of_the_time(
     monkeypatch: pytest.MonkeyPatch, scores: tuple[float, ...], order: list[int]
 ) -> None:
     """Each has a quarter; a third one, with a heavier tail, where neither has gained much."""
-    Told.scores, Told.asked = iter(scores), []
+    Told.scores, Told.asked, Told.begun = iter(scores), [], []
     monkeypatch.setattr(search, "Descent", Told)
     began = time.monotonic()
     tune(MODEL, SHAPE, method="all", **(SMALL | {"seconds": 1000.0}))
     assert [number for number, _ in Told.asked] == order
+    solvers, tails = zip(*Told.begun, strict=True)
+    assert tails == (0.3, 0.3, 2.0)[: len(scores)]
+    assert solvers[0] == default_solver(MODEL.sde, 3, stochastic=False)
+    assert solvers[2:] == solvers[:1] * (len(scores) - 2)  # that with the better score
     *heats, (_, last) = Told.asked
     assert all(200 < deadline - began < 250 + 30 for _, deadline in heats)
     assert 1000 <= last - began < 1030
