@@ -50,8 +50,8 @@ def measure(
 
     Details are what is left open of a sample when much about it is known. They are lost first when
     noise is added: from some level of noise on, the model answers with the mean of samples that
-    differ by less. r is the size of these differences, as half of the samples have it or less, in
-    the directions in which samples differ.
+    differ by less. r is the size of these differences in the directions in which samples differ:
+    the median over samples.
 
     Take noise of level w = sigma / alpha. Of the noise in a direction u a network keeps the share
 
@@ -66,7 +66,8 @@ def measure(
     r is the largest level of noise below which half of the samples have a lambda of 1/2 or more at
     all levels. If lambda is below 1/2 at t_min, r follows from lambda there; if it is below 1/4,
     the noise hides the details, and r is 0.58 of that noise, the most that they can be. r exceeds
-    ``data_std`` if the data differ mostly in few directions, as pictures do.
+    ``data_std`` if the data differ mostly in few directions, as pictures do; it is at most 8 times
+    as large, or as large as the most noise of the SDE.
 
     ``samples``: data (B, *event) in the user's units, 64 are enough; or a shape, (64, 2) say, for
     samples that the model draws by the default solver in 20 steps.
@@ -92,13 +93,18 @@ def measure(
     if not isinstance(samples, Tensor):
         drawn = sample(model, samples, steps=_STEPS, seed=seed, condition=condition, mask=mask)
         samples = drawn.x
-    x_0 = at_least_float32(check_states("samples", samples)).to(known.device)
+    x_0 = at_least_float32(check_states("samples", samples))
+    x_0 = (x_0.float() if known.device.type == "mps" else x_0).to(known.device)
     condition = check_condition(condition, len(x_0), known.net, known.device, event=x_0.shape[1:])
     exist = check_mask(mask, x_0.shape, known.device)
     if known.normalizer is not None:
-        x_0 = kept(known.normalizer.normalize(x_0), exist)
+        x_0 = known.normalizer.normalize(x_0)
+    x_0 = kept(x_0, exist)
     levels, times = _levels(model, known.data_std)
-    away = x_0 - x_0.roll(len(x_0) // 2, 0)  # not the next one: data are often sorted
+    half = len(x_0) // 2  # not the next one: data are often sorted
+    away = x_0 - x_0.roll(half, 0)
+    if exist is not None:
+        away = kept(kept(away, exist), exist.roll(half, 0))
     every = seeds(seed, len(x_0))
 
     def part(rows: range) -> Tensor:
@@ -115,7 +121,7 @@ def measure(
 
     with evaluating(model):
         shares = in_parts(len(x_0), batch_size, part)
-    middle = torch.cat(shares, dim=1).double().quantile(0.5, dim=1).tolist()
+    middle = torch.cat(shares, dim=1).cpu().double().quantile(0.5, dim=1).tolist()
     lost = [level for level, share in zip(levels, middle, strict=True) if not math.isfinite(share)]
     if lost:
         raise ValueError(
@@ -149,9 +155,8 @@ class _Probe(NamedTuple):
     def shares(self, times: Sequence[float], normals: StepNoise) -> Tensor:
         """lambda at falling times, (times, B); in any direction where both samples are the same."""
         noise, other = (kept(normals.normal("probe", k), self.mask) for k in range(2))
-        away = kept(self.away, self.mask)
-        apart = rowwise(away).norm(dim=1) > 0
-        u = torch.where(apart.reshape(-1, *[1] * (away.ndim - 1)), away, other)
+        apart = rowwise(self.away).norm(dim=1) > 0
+        u = torch.where(apart.reshape(-1, *[1] * (other.ndim - 1)), self.away, other)
         u = u / expand(rowwise(u).norm(dim=1).clamp(min=torch.finfo(u.dtype).tiny), u)
         answers = [rowwise(self.slope(time, noise, u)) for time in times]
         return torch.stack([(rowwise(u) * each).sum(dim=1) for each in answers])

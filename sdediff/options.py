@@ -221,7 +221,7 @@ def default_solver(
 
     ``details``: the standard deviation of the details of the data over that of the data, where it
     was measured. Below `FINE` and above `COARSE` it is the scale of the form without noise, but
-    half of it with less than 8 steps in the first case and with 15 or more in the second; between,
+    half of it with fewer than 8 steps in the first case and with 15 or more in the second; between,
     the scale is 0.1. Where the details are `fine` the orders differ too.
     ``guidance``: the model's ``guidance_scale``. Above `STRONG` orders are lower without noise, for
     predictions change much from step to step.

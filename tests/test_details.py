@@ -127,18 +127,29 @@ def test_sizes_go_with_the_units() -> None:
 
 
 def test_what_does_not_exist_does_not_count() -> None:
-    """Padding of any size beside two coordinates leaves the result as it is."""
+    """Whatever the padding holds, and whatever the network answers there, beside two coordinates
+    that exist; with masks that differ by row.
+    """
     law = mixture(0.02)
     inner = law.model(sd.VP())
     net = inner.net
 
     def padded(x: Tensor, t: Tensor) -> Tensor:
-        return torch.cat([net(x[:, :2], t), torch.zeros_like(x[:, 2:])], dim=1)
+        there = x[:, 2:].abs().amax(dim=1) == 0  # states are 0 in padding
+        answer = torch.where(there[:, None], net(x[:, :2], t), torch.nan)
+        return torch.cat([answer, 1 + 3 * answer.repeat(1, 3)], dim=1)
 
     model = sd.ScoreModel(padded, sd.VP(), inner.predicts, data_std=1.0)
-    x = torch.cat([draws(law), torch.zeros(64, 6)], dim=1)
+    given = draws(law)
+    x = torch.cat([given, 50 + torch.arange(64.0)[:, None].expand(64, 6)], dim=1)
     mask = torch.tensor([1, 1, 0, 0, 0, 0, 0, 0]).expand(64, 8)
-    assert measure(model, x, mask=mask) == pytest.approx(0.02, rel=0.33)
+    assert measure(model, x, mask=mask) == pytest.approx(measure(inner, given), rel=0.1)
+
+    wide = sd.exact.GaussianMixture([[0.0, 0.0], [0.0, 40.0]], stds=[[0.5, 0.1], [0.5, 0.1]])
+    model = wide.model(sd.VP().scaled(20))
+    given, mask = wide.sample(64, seed=2), torch.ones(64, 2)
+    mask[:32, 1] = 0
+    assert measure(model, given, mask=mask) == pytest.approx(0.5, rel=0.1)
 
 
 def test_the_batch_does_not_matter_and_the_seed_hardly() -> None:

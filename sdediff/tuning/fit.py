@@ -21,7 +21,7 @@ from sdediff.tuning.guard import bounds
 from sdediff.tuning.trials import Trials
 from sdediff.tuning.unrolled import Scheme, follow, unrolled
 
-__all__ = ["Adjusted", "Descent", "before", "has_gradients", "score"]
+__all__ = ["Adjusted", "Best", "Descent", "before", "has_gradients", "score"]
 
 _STEP: Final = 0.02
 """What a unit of a number moves a state by, in standard deviations of the data."""
@@ -31,7 +31,9 @@ _LOW, _HIGH = 0.5, 2.0
 _RESAMPLES: Final = 500
 """Of a look at the starts that are held out for choosing."""
 _ROUND: Final = 10
-"""Iterations between two looks at the starts that are held out for choosing."""
+"""Iterations between two looks at the starts that are held out for choosing; fewer where the time
+that is left is not enough for so many.
+"""
 _MOST: Final = 50
 """Rounds at most."""
 _PATIENCE: Final = 12
@@ -87,8 +89,9 @@ class Adjusted:
         places = torch.arange(part_size(len(trials), trials.solving.batch_size))
         x = trials.x[places.to(trials.x.device)]
         known, _ = follow(trials.problem(places), scheme, x)
-        flat = torch.stack([each.reshape(-1).double().cpu() for each in known])
-        products = flat @ flat.T / flat.shape[1]
+        flat = torch.stack([each.reshape(-1).cpu().double() for each in known])
+        flat = flat[:, torch.isfinite(flat).all(dim=0)]
+        products = flat @ flat.T / max(flat.shape[1], 1)
         found = []
         for k in range(1, len(scheme.rows)):
             own = products[: k + 1, : k + 1]
@@ -131,8 +134,9 @@ def loss(squares: Tensor, tail: float) -> Tensor:
 class Descent:
     """`loss` over ``trials`` minimised by L-BFGS, a while at a time.
 
-    ``best``: the best by ``judge``, which is among them at the start. ``over``: ``judge`` found
-    nothing better for long, or the numbers are not finite.
+    ``best``: the best by ``judge``, at the beginning the scheme that it begins with. ``over``:
+    ``judge`` found nothing better for long, or the numbers are not finite. ``takes``: the seconds
+    that an iteration takes, once known.
     """
 
     def __init__(
@@ -140,15 +144,17 @@ class Descent:
         adjusted: Adjusted,
         trials: Trials,
         judge: Callable[[Scheme], float],
+        best: Best,
         *,
         tail: float,
+        takes: float | None = None,
     ) -> None:
         self.adjusted = adjusted
         self.trials = trials
         self.judge = judge
+        self.best = best
         self.tail = tail
-        scheme = _fixed(adjusted.scheme())
-        self.best = Best(scheme, judge(scheme))
+        self.takes = takes
         self.over = False
         self._rounds = self._waited = 0
         self._optimizer = torch.optim.LBFGS(
@@ -161,18 +167,25 @@ class Descent:
         )
 
     def go_on(self, deadline: float, show: Callable[[str], None]) -> None:
-        """Until ``deadline``, as `time.monotonic` has it, by which another round would not end, or
-        until it is over.
+        """Until it is over, or another iteration would not end before ``deadline``, as
+        `time.monotonic` has it.
         """
-        round_takes = 0.0
         with torch.enable_grad(), evaluating(self.trials.solving.model):
-            while not self.over and before(deadline - round_takes):
+            while not self.over and (count := current().once(lambda: self._fitting(deadline))):
                 began = time.monotonic()
-                self._round()
-                round_takes = time.monotonic() - began
+                self._round(count)
+                self.takes = (time.monotonic() - began) / count
                 show(f"{len(self.best.scheme.times)} evaluations, score {self.best.score:.3f}")
 
-    def _round(self) -> None:
+    def _fitting(self, deadline: float) -> int:
+        """How many iterations the next round has: one if it is not known how long that takes."""
+        left = deadline - time.monotonic()
+        if left <= 0 or self.takes is None:
+            return int(left > 0)
+        return min(_ROUND, int(left / max(self.takes, 1e-9)))
+
+    def _round(self, count: int) -> None:
+        self._optimizer.param_groups[0]["max_iter"] = count
         value = self._optimizer.step(self._closure)
         self._rounds += 1
         self._waited += 1

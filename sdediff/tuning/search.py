@@ -25,12 +25,12 @@ from sdediff.solvers import GRIDS, LogSNR, Solver, Tuned, seeds
 from sdediff.solvers.given import check_choice, integer, real
 from sdediff.solving import Solving, chosen
 from sdediff.tuning.fingerprint import fingerprint
-from sdediff.tuning.fit import Adjusted, Descent, before, has_gradients, score
+from sdediff.tuning.fit import Adjusted, Best, Descent, before, has_gradients, score
 from sdediff.tuning.grids import LocalErrors, cheapest, fine_grid
 from sdediff.tuning.guard import QUANTILES, Bound, bounds
 from sdediff.tuning.start import (
-    PUBLISHED,
-    PUBLISHED_GRIDS,
+    OTHER_GRIDS,
+    OTHERS,
     check_falls,
     check_smooth,
     check_start,
@@ -57,8 +57,10 @@ _TAIL, _HEAVY_TAIL = 0.3, 2.0
 """Weights of the tail in the loss; the second where the first gains little, or is not sure."""
 _LITTLE: Final = -0.4
 """A score above this counts as little gain."""
+_TRYING: Final = 1 / 2
+"""The share of the time after which no further solver and grid is tried."""
 _HEAT: Final = 1 / 4
-"""The share of the time that each descent has before the best of them goes on."""
+"""The share of the time left that each descent has before the best of them goes on."""
 UNUSED: Final = (
     "t_start",
     "t_end",
@@ -105,14 +107,14 @@ def tune(
     other solvers on four grids are tried too, for one of them may suit the model better.
     ``method``: what is changed. ``"dp"`` changes the times alone, by dynamic programming over the
     local errors of one step along exact trajectories (Chen et al. 2024, arXiv 2405.11326, there for
-    Euler's method), in seconds; so it does for the other solvers. ``"grid"`` goes on by gradients
-    through the solve (Tong et al. 2024, arXiv 2405.15506). ``"all"`` also changes each coefficient
-    of each state: all multistep weights, the scale of the network's input, and the time that the
-    network gets with it. If the network has no gradients, the result is that of ``"dp"``, and
-    ``tuned.made`` says so.
-    ``seconds``: the time that may be spent, without the accurate solves. Dynamic programming, 64
-    evaluations of up to 128 samples, and up to 45 solves of the B / 2 starts held out for choosing
-    count but are not stopped.
+    Euler's method), in seconds; those of the other solvers too, at no further evaluation.
+    ``"grid"`` goes on by gradients through the solve (Tong et al. 2024, arXiv 2405.15506).
+    ``"all"`` also changes each coefficient of each state: all multistep weights, the scale of the
+    network's input, and the time that the network gets with it. If the network has no gradients,
+    the result is that of ``"dp"``, and ``tuned.made`` says so.
+    ``seconds``: the time that may be spent, without the accurate solves: dynamic programming, with
+    64 evaluations of up to 128 samples, then up to 45 solves of the B / 2 starts held out for
+    choosing, which stop when half of the time is over, then gradients.
     ``last``: ``"denoise"``, the default, uses the last evaluation for the result E[x_0 | x], and so
     does the starting solver. ``"noisy"`` returns the state at t_min.
 
@@ -139,7 +141,7 @@ def tune(
     last = taken["last"] or "denoise"
     check_choice("last", last, ("denoise", "noisy"))
     denoise = last == "denoise"
-    others = PUBLISHED if solver is None else ()
+    others = OTHERS if solver is None else ()
     solver = None if solver is None else check_start(solver)
     details = known.details if solver is None else None
     start = start_of(cast(LinearSDE, sde), solver, nfe, denoise=denoise, known=known)
@@ -235,7 +237,7 @@ class _Work:
 
     def improved(self, method: Method, seconds: float) -> Tuned:
         """The best of what the method finds, if it is surely better than the start."""
-        self._try_grids()
+        self._try_grids(self.began + _TRYING * seconds)
         start = self.found[0]
         if method != "dp" and not has_gradients(self.training, start.scheme):
             self.notes.append("the model's answers have no gradients: times by 'dp' alone")
@@ -249,45 +251,58 @@ class _Work:
         better = all(each.upper < 1 - _SAME for each in decided.values())
         return self._tuned(best if better else start, decided)
 
-    def _try_grids(self) -> None:
+    def _try_grids(self, deadline: float) -> None:
         """Try the solver of the start on the grids of dynamic programming, and the others on
-        theirs, on published ones, and on that of the start.
+        theirs, on published ones, and on that of the start, until ``deadline``.
         """
         self.bar.update(0, "local errors")
         start = self.found[0]
         steps = len(start.times) - 1
         ends = float(start.times[0]), float(start.times[-1])
         schedule = LogSNR(self.sde.log_snr, self.sde.time_of, bounded=True)
-        usual = {name: GRIDS[name](steps, *ends, schedule) for name in PUBLISHED_GRIDS}
-        usual["of the start"] = start.times
+        usual = {"of the start": start.times}
+        usual |= {name: GRIDS[name](steps, *ends, schedule) for name in OTHER_GRIDS}
         solvers = (start.solver, *self.others)
         paths = current().once(lambda: self._by_programming(solvers, steps))
         if not paths[0]:
-            self.notes.append("no dynamic programming: it takes one evaluation a step")
+            many = f"it chooses among {_FINE} times, for fewer steps"
+            twice = "the start makes more than one evaluation a step"
+            self.notes.append(f"no dynamic programming: {many if steps >= _FINE else twice}")
         fine = cast(Tensor, self.training.times)
+        tries = []
         for solver, own in zip(solvers, paths, strict=True):
             grids = {f"by dp, power {power:g}": fine[list(path)] for path, power in own.items()}
-            for name, times in (grids if solver is start.solver else grids | usual).items():
-                self._try(f"{solver!r}, grid {name}", solver, times)
+            grids |= {} if solver is start.solver else usual
+            tries += [(f"{solver!r}, grid {name}", solver, grids[name]) for name in grids]
+        for done, each in enumerate(tries):
+            if not before(deadline):
+                self.notes.append(f"time for {done} of {len(tries)} other solvers and grids alone")
+                break
+            self._show(each[0])
+            self._try(*each)
 
     def _by_programming(
         self, solvers: Sequence[Solver], steps: int
     ) -> list[dict[tuple[int, ...], float]]:
-        """For each solver the cheapest paths along the times of the training starts, and the power
-        of local errors by which they are; none where two steps make other than two evaluations.
+        """For each solver the cheapest paths along the times of the training starts, each with the
+        first power of local errors that leads to it; none where two steps make other than two
+        evaluations.
         """
         if steps >= _FINE:
             return [{} for _ in solvers]
         known = LocalErrors.measured(self.training, self.sde)
-        found = []
+        found: list[dict[tuple[int, ...], float]] = []
         for solver in solvers:
             cost = known.of(solver)
-            usable = bool(torch.isfinite(cost[0, 1, 2:]).all())
-            powers = _POWERS if usable else ()
-            found.append({tuple(cheapest(cost**power, steps)): power for power in powers})
+            found.append({})
+            if bool(torch.isfinite(cost[0, 1, 2:]).all()):
+                for power in _POWERS:
+                    found[-1].setdefault(tuple(cheapest(cost**power, steps)), power)
         return found
 
     def _try(self, name: str, solver: Solver, times: Tensor) -> None:
+        if any(each.solver is solver and torch.equal(each.times, times) for each in self.found):
+            return
         scheme = unrolled(solver, self.sde, times, denoise=self.training.denoise)
         if len(scheme.times) == len(self.found[0].scheme.times):
             self.found.append(_Found(name, scheme, self.judged(scheme), solver, times))
@@ -304,13 +319,17 @@ class _Work:
         usable = [each for each in others if math.isfinite(each.score)]
         begins = [start, *sorted(usable, key=lambda each: each.score)[:1]]
         descents: dict[str, tuple[Descent, _Found]] = {}
+        takes: float | None = None
 
         def descend(begin: _Found, tail: float) -> None:
+            nonlocal takes
             every = method == "all"
             adjusted = Adjusted(begin.solver, self.sde, begin.times, self.training, every=every)
-            made = Descent(adjusted, self.training, self.judged, tail=tail)
+            best = Best(begin.scheme, begin.score)
+            made = Descent(adjusted, self.training, self.judged, best, tail=tail, takes=takes)
             descents[f"{method}, from {begin.name}, tail {tail:g}"] = made, begin
             made.go_on(min(time.monotonic() + heat, deadline), self._show)
+            takes = made.takes
 
         for begin in begins:
             descend(begin, _TAIL)

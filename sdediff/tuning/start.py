@@ -20,8 +20,8 @@ from sdediff.solvers import (
 )
 
 __all__ = [
-    "PUBLISHED",
-    "PUBLISHED_GRIDS",
+    "OTHERS",
+    "OTHER_GRIDS",
     "Start",
     "check_falls",
     "check_smooth",
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 
-PUBLISHED: Final = (
+OTHERS: Final = (
     DPMSolverPP(2, startup="published"),
     DEIS(2, startup="published"),
     DEIS(3, startup="published"),
@@ -41,7 +41,7 @@ PUBLISHED: Final = (
 """Where tuning may start too if no solver is named: one of them may suit a model better than the
 default. The last is no published one: it has the default's form, of order 1.
 """
-PUBLISHED_GRIDS: Final = ("uniform", "log_snr", "karras")
+OTHER_GRIDS: Final = ("uniform", "log_snr", "karras")
 """On which it starts from these."""
 
 

@@ -137,7 +137,7 @@ class Trials:
     def _roots(self, squares: Callable[[Tensor], Tensor]) -> Tensor:
         with torch.no_grad(), evaluating(self.solving.model):
             parts = self.in_batches(squares)
-        return torch.cat(parts).sqrt().nan_to_num(nan=torch.inf).double().cpu()
+        return torch.cat(parts).sqrt().nan_to_num(nan=torch.inf).cpu().double()
 
 
 def tolerance_for(solving: Solving, solver: Solver, *, denoise: bool) -> float:

@@ -6,7 +6,9 @@ import contextlib
 import itertools
 import json
 import math
+import re
 import time
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,7 +81,7 @@ def start() -> Tuned:
 def unmoved() -> Tuned:
     """What tuning returns where it found nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search._Work, "_try_grids", lambda self: None)
+        patch.setattr(search._Work, "_try_grids", lambda *_: None)
         return tune(MODEL, SHAPE, method="dp", **SMALL)
 
 
@@ -220,7 +222,7 @@ def test_local_errors_are_those_of_two_steps_from_exact_states(
 ) -> None:
     found: list[Any] = []
 
-    def look(self: Any) -> None:
+    def look(self: Any, *_: Any) -> None:
         known = grids.LocalErrors.measured(self.training, self.sde)
         found.extend([self.training, known, known.of(self.found[0].solver)])
 
@@ -256,7 +258,7 @@ def test_a_start_that_is_better_than_the_default_is_found(monkeypatch: pytest.Mo
     assert all(each.startswith(("start", "DDIM")) for each in named["tried"])
 
 
-@pytest.mark.parametrize("net", [None, MLP(2, width=16, depth=1)])
+@pytest.mark.parametrize("net", [None, initialised(lambda: MLP(2, width=16, depth=1), 0)])
 @pytest.mark.parametrize("nfe", [4, 9, 25])
 def test_the_reference_is_far_more_accurate_than_the_start(
     net: Any, nfe: int, monkeypatch: pytest.MonkeyPatch
@@ -321,12 +323,16 @@ def test_gradients_are_those_of_differences_and_of_any_batches() -> None:
                 ), i
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search._Work, "_try_grids", lambda self: None)
+        patch.setattr(search._Work, "_try_grids", lambda *_: None)
         patch.setattr(search._Work, "_by_gradients", look)
         for batch in (None, 20):
             tune(MODEL, SHAPE, method="all", batch_size=batch, **SMALL)
     whole, parts = found["slopes"]
     assert torch.allclose(whole, parts, rtol=1e-9, atol=1e-12)
+
+
+def best_of(work: Any) -> fit.Best:
+    return fit.Best(work.found[0].scheme, 0.0)
 
 
 def test_a_descent_that_is_interrupted_goes_on_where_it_was(
@@ -340,25 +346,127 @@ def test_a_descent_that_is_interrupted_goes_on_where_it_was(
         begin = self.found[0]
         for parts in ((4,), (1, 3)):
             adjusted = fit.Adjusted(begin.solver, self.sde, begin.times, self.training, every=True)
-            descent = fit.Descent(adjusted, self.training, self.judged, tail=0.3)
+            descent = fit.Descent(adjusted, self.training, self.judged, best_of(self), tail=0.3)
             for count in parts:
-                rounds = iter([True] * count)
+                rounds = iter([10] * count)
                 descent.go_on(0.0, lambda note: None)
             found.append(torch.cat(adjusted.numbers).detach())
 
-    monkeypatch.setattr(fit, "before", lambda deadline: next(rounds, False))
-    monkeypatch.setattr(search._Work, "_try_grids", lambda self: None)
+    monkeypatch.setattr(fit.Descent, "_fitting", lambda self, deadline: next(rounds, 0))
+    monkeypatch.setattr(search._Work, "_try_grids", lambda *_: None)
     monkeypatch.setattr(search._Work, "_by_gradients", look)
     tune(MODEL, SHAPE, method="all", **SMALL)
     assert torch.equal(*found)
     assert float(found[0].abs().max()) > 0.01
 
 
+def test_gradients_of_a_slow_network_keep_to_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One iteration shows how long it takes, and then there are as many as fit. A closure takes 10
+    seconds here, a line search up to 25 of them.
+    """
+    clock = [0.0]
+    counts: list[int] = []
+    ends: list[float] = []
+    with_gradients, one_round = fit._with_gradients, fit.Descent._round
+
+    def slow(*given: Any) -> Tensor:
+        clock[0] += 10
+        return with_gradients(*given)
+
+    def counted(self: Any, count: int) -> None:
+        counts.append(count)
+        one_round(self, count)
+
+    def look(self: Any, *_: Any) -> None:
+        begin = self.found[0]
+        given = begin.solver, self.sde, begin.times, self.training
+        takes = None
+        for seconds in (400, 400, 15):
+            descent = fit.Descent(
+                fit.Adjusted(*given, every=True),
+                self.training,
+                self.judged,
+                best_of(self),
+                tail=0.3,
+                takes=takes,
+            )
+            descent.go_on(clock[0] + seconds, lambda note: None)
+            takes = descent.takes
+            ends.append(clock[0])
+
+    monkeypatch.setattr(fit, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(fit, "_with_gradients", slow)
+    monkeypatch.setattr(fit.Descent, "_round", counted)
+    monkeypatch.setattr(search._Work, "_try_grids", lambda *_: None)
+    monkeypatch.setattr(search._Work, "_by_gradients", look)
+    tune(MODEL, SHAPE, method="all", **SMALL)
+    assert counts[0] == 1
+    assert max(counts) == 10
+    assert 300 < ends[0] < 500
+    assert 300 < ends[1] - ends[0] < 500
+    assert ends[2] == ends[1]
+
+
+@pytest.mark.thin(0)
+def test_a_start_at_which_the_model_fails_ends_a_descent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the best so far is kept."""
+    found: list[Any] = []
+
+    def look(self: Any, *_: Any) -> None:
+        begin = self.found[0]
+        x = self.training.x.clone()
+        x[3, 1] = math.nan
+        failing = replace(self.training, x=x)
+        adjusted = fit.Adjusted(begin.solver, self.sde, begin.times, failing, every=True)
+        descent = fit.Descent(adjusted, failing, self.judged, best_of(self), tail=0.3)
+        descent.go_on(math.inf, lambda note: None)
+        found.append(descent)
+
+    monkeypatch.setattr(search._Work, "_try_grids", lambda *_: None)
+    monkeypatch.setattr(search._Work, "_by_gradients", look)
+    tune(MODEL, SHAPE, method="all", **SMALL)
+    assert found[0].over
+    assert found[0].best.score == 0
+
+
 def test_that_no_time_was_left_is_said() -> None:
     found = tune(MODEL, (32, 2), **(SMALL | {"seconds": 1e-6}))
-    assert found.made["notes"] == [
-        "no time was left for gradients: give more seconds, or fewer starts"
-    ]
+    trials, gradients = found.made["notes"]
+    assert re.fullmatch(r"time for 0 of \d\d other solvers and grids alone", trials)
+    assert gradients == "no time was left for gradients: give more seconds, or fewer starts"
+    assert list(found.made["tried"]) == ["start"]
+
+
+def test_trials_show_what_is_tried_and_stop_at_half_of_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[str] = []
+    asked: list[float] = []
+    bar = Bar(lambda done, note: seen.append(note))
+    monkeypatch.setattr(search, "progress_bar", lambda *_, **__: contextlib.nullcontext(bar))
+    monkeypatch.setattr(search, "before", lambda deadline: asked.append(deadline) or len(asked) < 6)
+    began = time.monotonic()
+    found = tune(MODEL, (32, 2), **(SMALL | {"seconds": 1000.0}))
+    assert 500 <= asked[0] - began < 530
+    names = [name for name in found.made["tried"] if name != "start"]
+    assert 1 <= len(names) <= 5  # a grid that is the start's own is not tried
+    assert set(names) < set(seen)
+    assert found.made["notes"][0].startswith("time for 5 of ")
+
+
+@pytest.mark.parametrize(
+    ("solver", "nfe", "words"),
+    [
+        ("2s", 5, "the start makes more than one evaluation a step"),
+        (None, 12, "it chooses among 9 times, for fewer steps"),
+    ],
+)
+def test_why_there_is_no_dynamic_programming_is_said(
+    solver: str | None, nfe: int, words: str
+) -> None:
+    given: Any = None if solver is None else SOLVERS[solver]
+    found = tune(MODEL, (32, 2), method="dp", solver=given, **(SMALL | {"nfe": nfe}))
+    assert f"no dynamic programming: {words}" in found.made["notes"][0]
 
 
 class Told:
@@ -368,9 +476,12 @@ class Told:
     asked: list[tuple[int, float]]
     begun: list[tuple[sd.Solver, float]]
 
-    def __init__(self, adjusted: Any, *_: Any, tail: float) -> None:
+    takes = 7.0
+
+    def __init__(self, adjusted: Any, *_: Any, tail: float, takes: float | None) -> None:
         scheme = adjusted.scheme()
         self.number = len(self.asked)
+        assert takes == (7.0 if self.begun else None)
         self.begun.append((adjusted.solver, tail))
         fixed = Scheme(scheme.times.detach(), scheme.rows.detach())
         self.best = fit.Best(fixed, next(self.scores))
@@ -430,7 +541,7 @@ def test_outcomes_and_conditions_stay_with_their_samples_among_the_starts_held_o
     y = seen.forward(LAW.sample(32, seed=5))
     found: list[Any] = []
 
-    def look(self: Any) -> None:
+    def look(self: Any, *_: Any) -> None:
         found.extend([self.deciding, self.sde, self.found[0].solver])
 
     with pytest.MonkeyPatch.context() as patch:
@@ -466,6 +577,8 @@ def test_bounds_hold_as_often_as_they_say() -> None:
 class Claiming:
     """A descent that is worse, and claims to be better."""
 
+    takes = None
+
     def __init__(self, adjusted: Any, *_: Any, **__: Any) -> None:
         scheme = adjusted.scheme()
         worse = Scheme(scheme.times.detach(), scheme.rows.detach() * 1.05)
@@ -476,7 +589,7 @@ class Claiming:
 
 @pytest.fixture
 def claimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search._Work, "_try_grids", lambda self: None)
+    monkeypatch.setattr(search._Work, "_try_grids", lambda *_: None)
     monkeypatch.setattr(search, "Descent", Claiming)
 
 
