@@ -20,7 +20,10 @@ __all__ = ["LocalErrors", "Moving", "cheapest", "fine_grid"]
 
 _FARTHEST: Final = 20.0
 _SMALL: Final = 1e-4
-"""Of a difference of states, relative to them.
+"""Of a difference of states, relative to them."""
+_ROUNDINGS: Final = 500.0
+"""Of this difference at least, in units of the rounding of the network: of one in half precision it
+is larger.
 """
 _ROWS: Final = 128
 """At most so many trajectories are looked at for the grid."""
@@ -176,8 +179,9 @@ def _growth(
     w = noise.at(0).normal("prior")
     found = [_size(w)]
     known = zip(steps, states[:-1], data, entries, strict=True)
+    small = max(_SMALL, _ROUNDINGS * problem.rounding)
     for (a, b), x, answer, entry in reversed(list(known)):
-        share = _SMALL * expand(_size(x) / found[-1], w)
+        share = small * expand(_size(x) / found[-1], w)
         w = a * w + b * (problem.evaluate(x + share * w, entry) - answer) / share
         found.append(_size(w))
     return torch.stack(found[::-1]) / found[0]

@@ -30,7 +30,9 @@ _SHARE: Final = 3e-4
 """The tolerance of the reference over the error of the solver that is to be improved."""
 _TIGHTEST, _LOOSEST = 1e-7, 1e-4
 _ROUNDINGS: Final = 1000.0
-"""The tolerance at least, in units of the rounding of the network."""
+"""The tolerance at least, in units of the rounding of the network; of one in half precision the
+loosest, or one unit.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,8 +160,9 @@ def _tight(
     seldom smooth enough for order 8, which takes six times as many evaluations of one at 1e-4.
     """
     problem = solving.reverse(rows)
-    least = max(tolerance, _ROUNDINGS * problem.rounding)
-    kind = DOP853 if problem.rounding < torch.finfo(torch.float64).eps else RK45
+    rounding = problem.rounding
+    least = max(tolerance, min(_ROUNDINGS * rounding, _LOOSEST), rounding)
+    kind = DOP853 if rounding < torch.finfo(torch.float64).eps else RK45
     solver = kind(least, least * problem.unit)
     found = solver.solve(problem, x, grid, None, Options("noisy", trajectory=True))
     frames = found.trajectory

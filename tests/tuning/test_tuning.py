@@ -283,6 +283,40 @@ def test_the_reference_is_far_more_accurate_than_the_start(
     assert made == {"DOP853" if net is None else "RK45"}
 
 
+class Half(torch.nn.Module):
+    """The exact network of `MODEL`, of half precision."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(1, dtype=dtype))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        found: Tensor = MODEL.net(x.double(), t.double())
+        return found.to(x.dtype)
+
+
+@pytest.mark.thin(1)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_is_known_of_a_network_in_half_precision_is_that_of_the_exact_one(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """The ends of references, and how differences grow on the way there."""
+    found: list[Any] = []
+
+    def look(self: Any, *_: Any) -> None:
+        known = grids.LocalErrors.measured(self.training, self.sde)
+        found.append((self.training.ends, known.growth, self.training.errors(self.found[0].scheme)))
+
+    monkeypatch.setattr(search._Work, "_try_grids", look)
+    for model in (MODEL, sd.ScoreModel(Half(dtype), sd.VP(), "v", data_std=MODEL.data_std)):
+        tune(model, SHAPE, method="dp", **SMALL)
+    (ends, growth, of_start), (half_ends, half_growth, _) = found
+    apart = (half_ends - ends).square().mean(dim=1).sqrt()
+    assert float(apart.quantile(0.9)) < 0.1 * float(of_start.median())
+    off = (half_growth / growth).log().abs()
+    assert float(off.quantile(0.9)) < 0.2
+
+
 # -- gradients -------------------------------------------------------------------------------------
 
 
