@@ -45,7 +45,8 @@ class Watch:
     ``samples``: how many samples are drawn at each look, from the same seeds every time; 0 for
     none. They are written to ``samples-step-00001000.png`` where they are images, else to ``.npy``.
     ``steps``, ``solver``, ``condition``: how they are drawn, as in `sample`; by default by 20 steps
-    of the default solver.
+    of the default solver, which does not know the size of the details yet: that is measured at the
+    end.
     ``quality``: a function of them, (N, *event) in the user's units, that returns a number, or
     numbers by name. They go to ``validation.csv`` too.
     ``trackers``: a name that Accelerate knows, or several, ``"tensorboard"`` or ``"wandb"`` say.
