@@ -134,9 +134,9 @@ def loss(squares: Tensor, tail: float) -> Tensor:
 class Descent:
     """`loss` over ``trials`` minimised by L-BFGS, a while at a time.
 
-    ``best``: the best by ``judge``, at the beginning the scheme that it begins with. ``over``:
-    ``judge`` found nothing better for long, or the numbers are not finite. ``takes``: the seconds
-    that an iteration takes, once known.
+    ``best``: the best by ``judge``, at the beginning the scheme that it begins with.
+    ``over``: ``judge`` found nothing better for long, or a gradient is not finite.
+    ``takes``: the seconds that an iteration takes, once known.
     """
 
     def __init__(
@@ -186,19 +186,25 @@ class Descent:
 
     def _round(self, count: int) -> None:
         self._optimizer.param_groups[0]["max_iter"] = count
-        value = self._optimizer.step(self._closure)
+        try:
+            self._optimizer.step(self._closure)
+        except FloatingPointError:
+            self.over = True
+            return
         self._rounds += 1
         self._waited += 1
         now = _fixed(self.adjusted.scheme())
-        finite = bool(torch.isfinite(value)) and bool(torch.isfinite(now.rows).all())
-        found = self.judge(now) if finite else math.inf
+        found = self.judge(now)
         if found < self.best.score:
             self._waited = 0 if found < self.best.score - 1e-3 else self._waited
             self.best = Best(now, found)
-        self.over = not finite or self._waited >= _PATIENCE or self._rounds >= _MOST
+        self.over = self._waited >= _PATIENCE or self._rounds >= _MOST
 
     def _closure(self) -> Tensor:
-        return _with_gradients(self.adjusted, self.trials, self.tail)
+        value = _with_gradients(self.adjusted, self.trials, self.tail)
+        if not math.isfinite(sum(float(each.grad.sum()) for each in self.adjusted.numbers)):
+            raise FloatingPointError("the model's answers, or their gradients, are not finite")
+        return value
 
 
 def before(deadline: float) -> bool:
