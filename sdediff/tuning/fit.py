@@ -202,7 +202,8 @@ class Descent:
 
     def _closure(self) -> Tensor:
         value = _with_gradients(self.adjusted, self.trials, self.tail)
-        if not math.isfinite(sum(float(each.grad.sum()) for each in self.adjusted.numbers)):
+        gradients = [each.grad for each in self.adjusted.numbers if each.grad is not None]
+        if not bool(torch.isfinite(torch.cat(gradients)).all()):
             raise FloatingPointError("the model's answers, or their gradients, are not finite")
         return value
 
