@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from sdediff.solvers import Snapshot
 
@@ -20,6 +21,7 @@ class Allowance:
     def __init__(self, seconds: float | None) -> None:
         self.seconds = seconds
         self.began = time.perf_counter()
+        self._end = float("inf") if seconds is None else seconds
         self._paces: dict[str, float] = {}
         self._around = 0.0
 
@@ -49,10 +51,19 @@ class Allowance:
         middle = known[len(known) // 2] if known else 0.0
         return self._paces.get(name, middle) * evaluations + self._around <= self.left
 
+    @contextmanager
+    def share(self, part: float) -> Iterator[None]:
+        """End solves when this part of the seconds left is over."""
+        end, self._end = self._end, min(self._end, self.gone + part * max(0.0, self.left))
+        try:
+            yield
+        finally:
+            self._end = end
+
     def watch(self) -> Callable[[Snapshot], None] | None:
         """A callback that ends a solve by `OutOfTimeError`; None where there is no limit."""
         return None if self.seconds is None else self._check
 
     def _check(self, snapshot: Snapshot) -> None:
-        if self.left < 0:
+        if self.gone > self._end:
             raise OutOfTimeError

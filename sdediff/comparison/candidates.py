@@ -244,7 +244,9 @@ def jobs(
     nfe: Sequence[int],
     tolerances: Sequence[float],
 ) -> list[Job]:
-    """All solves, those that are refused too, the cheapest first."""
+    """All solves, those that are refused too, the cheapest first; of the same cost in the order
+    given, so that the library's default is there whenever any is.
+    """
     count = _Counter(_StandIn(model, known), shape[0], shape[1:])
     found: list[Job] = []
     for each in given:
@@ -255,7 +257,7 @@ def jobs(
         else:
             found += _fixed(count, each, nfe)
     kept = [job for job in found if job.candidate.chosen or not job.refused]
-    return sorted(kept, key=lambda job: (job.expected, job.candidate.name))  # tolerances fall
+    return sorted(kept, key=lambda job: job.expected)
 
 
 def _adaptive(each: Candidate, tolerance: float, known: Facts) -> Job:

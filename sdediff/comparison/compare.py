@@ -54,7 +54,8 @@ class CompareOptions(SolveOptions, total=False):
     ``budget_s``: the seconds that the comparison may take. The cheapest solves are made first; what
     is expected not to end in time is left out, a solve that turns out slower is stopped, and the
     number of samples is lowered, to no less than 16, where the reference alone would take more than
-    half of them. What was left out is said.
+    a third of them. If it does so all the same, the default solver in a fixed number of steps has
+    its place. What was left out is said.
     """
 
     tolerances: Sequence[float]

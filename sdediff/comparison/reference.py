@@ -17,10 +17,10 @@ from sdediff.comparison.record import Reference
 from sdediff.metrics.samples import check_sample
 from sdediff.options import STRONG
 from sdediff.protocols import Facts
-from sdediff.solvers import DOP853, Tsit5, seeds
+from sdediff.solvers import DOP853, Solution, Tsit5, seeds
 from sdediff.solvers.given import described
 
-__all__ = ["Against", "Truth", "flow_draws", "given_draws", "truth"]
+__all__ = ["Against", "Truth", "flow_draws", "given_draws", "truth", "truth_in"]
 
 _FINE: Final = 1e-9
 _COARSE: Final = 1e-5
@@ -75,6 +75,22 @@ def truth(solve: Solve, known: Facts, tolerance: float | None, seed: int) -> Tru
     except Exception as error:
         note = f"there is none: {type(error).__name__}: {' '.join(str(error).split())}"
         return Truth(None, None, Reference(name, 0.0, None, "", note))
+    return _checked(solve, found, other, name, words)
+
+
+def truth_in(solve: Solve, known: Facts, steps: int, seed: int) -> Truth:
+    """A reference of known cost: the default solver in so many steps, at least 2, checked by half
+    as many.
+    """
+    name, words = f"the default solver in {steps} steps", f"the same in {steps // 2} steps"
+    kind = torch.float32 if known.device.type == "mps" else torch.float64
+    found, other = (solve(steps=each, seed=seed, dtype=kind) for each in (steps, steps // 2))
+    return _checked(solve, found, other, name, words)
+
+
+def _checked(solve: Solve, found: Solution, other: Solution, name: str, words: str) -> Truth:
+    """The result of a solve as a reference, with the distance of another one as its error."""
+    spent = float(found.nfe.double().mean())
     good = (found.status == 0) & (other.status == 0)
     lost = int((~good).sum())
     if lost == len(good):
@@ -85,15 +101,18 @@ def truth(solve: Solve, known: Facts, tolerance: float | None, seed: int) -> Tru
     return Truth(found.x, good, Reference(name, spent, error_, words, note))
 
 
-def flow_draws(solve: Solve, known: Facts, seed: int) -> Tensor | None:
-    """Draws of the probability flow's law, from other starts than those of the seed; None where it
-    cannot be solved.
+def flow_draws(solve: Solve, known: Facts, seed: int, *, steps: int | None = None) -> Tensor | None:
+    """Draws of the probability flow's law, from other starts than those of the seed, by a tight
+    solve, or by so many steps of the default solver; None where it cannot be solved.
     """
     other = seeds(seed, range(_STREAM, _STREAM + 1))[0]
     tight = max(_COARSE, tolerance_of(known))
-    solver = DOP853(rtol=tight, atol=tight * known.data_std)
+    tightly: Any = {
+        "solver": DOP853(rtol=tight, atol=tight * known.data_std),
+        "max_nfe": _MOST,
+    }
     try:
-        found = solve(solver=solver, seed=other, max_nfe=_MOST)
+        found = solve(seed=other, **(tightly if steps is None else {"steps": steps}))
     except OutOfTimeError:
         raise
     except Exception:  # of the user's network: the reference has said which

@@ -17,7 +17,7 @@ from sdediff.comparison.allowance import Allowance, OutOfTimeError
 from sdediff.comparison.candidates import Job
 from sdediff.comparison.measuring import RealData, Solve, errors_of, law_of, quality_of
 from sdediff.comparison.record import Comparison, Errors, Law, Quality, Reference, Row
-from sdediff.comparison.reference import Truth, flow_draws, truth
+from sdediff.comparison.reference import Truth, flow_draws, truth, truth_in
 from sdediff.comparison.written import call
 from sdediff.metrics.extractors import extractor
 from sdediff.processes import current
@@ -29,8 +29,10 @@ __all__ = ["Comparing"]
 
 _REFERENCE: Final = 400.0
 """Evaluations of the batch that the reference, its check and the reference set take, about."""
-_SHARE: Final = 0.5
-"""The share of the seconds that the reference may have."""
+_TIGHT, _FIXED = 1 / 3, 1 / 4
+"""The shares of the seconds left that a tight reference may have, and then one of fixed steps."""
+_STEPS: Final = 20, 1000
+"""The fewest and the most of these steps."""
 _LEAST: Final = 16
 _PROBE: Final = 2
 _CAP: Final = 10
@@ -104,31 +106,59 @@ class Comparing:
     def _prepare(self, bar: Bar) -> None:
         """The reference, and draws of the law asked for."""
         bar.update(0, "reference")
+        pace = None
         try:
             if self.allowance.seconds is not None:
-                self._fit_to_time()
-            self.truth = truth(self.solve, self.known, self.taken["reference"], self.seed)
-            bar.update(_REFERENCE / 2, "law")
-            if self.drawn is None and any(job.stochastic for job in self.jobs):
-                self.drawn = flow_draws(self.solve, self.known, self.seed)
+                pace = self._fit_to_time()
+            with self.allowance.share(_TIGHT):
+                self.truth = truth(self.solve, self.known, self.taken["reference"], self.seed)
+                bar.update(_REFERENCE / 2, "law")
+                self._draw()
         except OutOfTimeError:
-            self.notes.append(
-                "the seconds were spent before the reference was complete: give more (budget_s=), "
-                "or a smaller shape"
-            )
+            self._prepare_in_steps(pace)
 
-    def _fit_to_time(self) -> None:
-        """Watch the clock from now on; fewer samples where the reference would take too long."""
+    @property
+    def _lacks_draws(self) -> bool:
+        return self.drawn is None and any(job.stochastic for job in self.jobs)
+
+    def _draw(self, steps: int | None = None) -> None:
+        if self._lacks_draws:
+            self.drawn = flow_draws(self.solve, self.known, self.seed, steps=steps)
+
+    def _prepare_in_steps(self, pace: float | None) -> None:
+        """The same by fixed steps, of which it is known what they take: a step ``pace`` seconds."""
+        solves = 1.5 * (self.truth is None) + self._lacks_draws  # it is checked by half its steps
+        allowed = _FIXED * self.allowance.left / max(1.0, solves)
+        least, most = _STEPS
+        steps = 0 if pace is None else min(int(allowed / max(pace, 1e-9)), most)
+        lacks = "reference" if self.truth is None else "set of draws of the law"
+        try:
+            if steps < least:
+                raise OutOfTimeError
+            if self.truth is None:
+                self.truth = truth_in(self.solve, self.known, steps, self.seed)
+            self._draw(steps)
+        except OutOfTimeError:
+            why = "the seconds were spent before the reference was complete"
+        else:
+            why = f"a tight {lacks} takes too long, so it is by {steps} steps of the default solver"
+        self.notes.append(f"{why}: give more seconds (budget_s=), or a smaller shape")
+
+    def _fit_to_time(self) -> float | None:
+        """Watch the clock from now on; fewer samples where the reference would take too long. The
+        seconds that a step of the default solver takes, None where it fails.
+        """
         watched: Any = {**self.solve.shared, "callback": self.allowance.watch()}
         self.solve = replace(self.solve, shared=watched)
         try:
+            self._timed(steps=1, seed=self.seed)  # the first call of a network takes longer
             found, seconds = self._timed(steps=_PROBE, seed=self.seed)
         except OutOfTimeError:
             raise
         except Exception:  # of the user's network: the reference meets it again, and says so
-            return
+            return None
         spent = float(found.nfe.double().mean())
-        allowed = _SHARE * (self.allowance.seconds or 0.0) / _REFERENCE
+        allowed = _TIGHT * (self.allowance.seconds or 0.0) / _REFERENCE
         pace = seconds / max(1.0, spent)
         count = self.solve.shape[0]
         fewer = max(_LEAST, int(count * allowed / pace)) if pace > allowed else count
@@ -142,7 +172,9 @@ class Comparing:
             self.notes.append(
                 f"{fewer} samples in place of {count}, so that the reference is there in time"
             )
-        self.allowance.learn("", spent, seconds * min(1.0, fewer / count))
+        share = self.solve.shape[0] / count
+        self.allowance.learn("", spent, seconds * share)
+        return seconds * share / (_PROBE + 1)  # the end is another evaluation
 
     def _takes(self, count: int) -> bool:
         """Whether the model can be asked for the first ``count`` samples alone."""

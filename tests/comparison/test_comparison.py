@@ -445,6 +445,56 @@ def test_seconds_are_kept_to_a_tenth(monkeypatch: pytest.MonkeyPatch, budget: fl
     assert any("samples in place of 64" in note for note in found.notes)
 
 
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_a_model_too_rough_for_a_tight_reference_has_one_of_fixed_steps(
+    monkeypatch: pytest.MonkeyPatch, stochastic: bool
+) -> None:
+    """A network that has hardly learned takes thousands of evaluations of an adaptive solver."""
+
+    class Rough(Own):
+        def evaluate(self, x: Tensor, at: Any, rows: Any) -> Tensor:
+            return super().evaluate(x, at, rows) + 0.01 * torch.sin(300 * x)
+
+    own = Rough(pause=0.0004)
+    clock = SimpleNamespace(perf_counter=lambda: own.clock[0])
+    for module in (allowance, running):
+        monkeypatch.setattr(module, "time", clock)
+    given = [None, solvers.Ancestral()] if stochastic else [None, sd.DDIM()]
+    found = sd.compare(own, (16, 2), solvers=given, nfe=[5, 10], budget_s=12.0)
+    assert own.clock[0] <= 13.2
+    assert len(found.measured) == 4
+    assert found.reference.solver.startswith("the default solver in ")
+    steps = int(found.reference.solver.split()[-2])
+    assert 100 <= steps <= 1000
+    assert found.reference.nfe == steps + 1
+    assert found.reference.error is not None
+    assert any("a tight reference takes too long" in note for note in found.notes)
+    assert all(
+        (each.law is not None) if each.stochastic else (each.error is not None)
+        for each in found.rows
+    )
+    plain = sd.compare(Rough(), (16, 2), solvers=[None], nfe=[5]).rows[0].error
+    short = row(found, "default", 5).error
+    assert plain is not None
+    assert short is not None
+    assert short.median == pytest.approx(plain.median, rel=0.1)
+
+
+def test_the_default_is_left_out_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the solves of one cost."""
+    own = Own(pause=0.001)
+    clock = SimpleNamespace(perf_counter=lambda: own.clock[0])
+    for module in (allowance, running):
+        monkeypatch.setattr(module, "time", clock)
+    found = sd.compare(own, (16, 2), nfe=[5, 10], budget_s=9.0)
+    left = {each.solver for each in found.rows if each.note == "left out: no time"}
+    assert left
+    assert row(found, "default", 5).error is not None
+    assert row(found, "default", 10).nfe is not None or not any(
+        each.nfe is not None and each.budget == 10 for each in found.rows
+    )
+
+
 def test_a_solve_that_turns_out_slower_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     class Slower(Own):
         def evaluate(self, x: Tensor, at: Any, rows: Any) -> Tensor:
