@@ -58,7 +58,7 @@ _TAIL, _HEAVY_TAIL = 0.3, 2.0
 _LITTLE: Final = -0.4
 """A score above this counts as little gain."""
 _TRYING: Final = 1 / 2
-"""The share of the time after which no further solver and grid is tried."""
+"""The share of the time after which no other solver is tried, if gradients follow."""
 _HEAT: Final = 1 / 4
 """The share of the time left that each descent has before the best of them goes on."""
 UNUSED: Final = (
@@ -114,7 +114,7 @@ def tune(
     the result is that of ``"dp"``, and ``tuned.made`` says so.
     ``seconds``: the time that may be spent, without the accurate solves: dynamic programming, with
     64 evaluations of up to 128 samples, then up to 45 solves of the B / 2 starts held out for
-    choosing, which stop when half of the time is over, then gradients.
+    choosing, which stop when half of the time is over (with ``"dp"`` all of it), then gradients.
     ``last``: ``"denoise"``, the default, uses the last evaluation for the result E[x_0 | x], and so
     does the starting solver. ``"noisy"`` returns the state at t_min.
 
@@ -237,7 +237,7 @@ class _Work:
 
     def improved(self, method: Method, seconds: float) -> Tuned:
         """The best of what the method finds, if it is surely better than the start."""
-        self._try_grids(self.began + _TRYING * seconds)
+        self._try_grids(self.began + seconds * (1 if method == "dp" else _TRYING))
         start = self.found[0]
         if method != "dp" and not has_gradients(self.training, start.scheme):
             self.notes.append("the model's answers have no gradients: times by 'dp' alone")
@@ -253,7 +253,7 @@ class _Work:
 
     def _try_grids(self, deadline: float) -> None:
         """Try the solver of the start on the grids of dynamic programming, and the others on
-        theirs, on published ones, and on that of the start, until ``deadline``.
+        theirs, on published ones, and on that of the start; the others until ``deadline``.
         """
         self.bar.update(0, "local errors")
         start = self.found[0]
@@ -275,8 +275,8 @@ class _Work:
             grids |= {} if solver is start.solver else usual
             tries += [(f"{solver!r}, grid {name}", solver, grids[name]) for name in grids]
         for done, each in enumerate(tries):
-            if not before(deadline):
-                self.notes.append(f"time for {done} of {len(tries)} other solvers and grids alone")
+            if each[1] is not start.solver and not before(deadline):
+                self.notes.append(f"time for {done} of {len(tries)} solvers and grids alone")
                 break
             self._show(each[0])
             self._try(*each)

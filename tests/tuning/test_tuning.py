@@ -466,9 +466,12 @@ def test_a_start_at_which_the_model_fails_ends_a_descent(monkeypatch: pytest.Mon
 def test_that_no_time_was_left_is_said() -> None:
     found = tune(MODEL, (32, 2), **(SMALL | {"seconds": 1e-6}))
     trials, gradients = found.made["notes"]
-    assert re.fullmatch(r"time for 0 of \d\d other solvers and grids alone", trials)
+    assert re.fullmatch(r"time for \d of \d\d solvers and grids alone", trials)
     assert gradients == "no time was left for gradients: give more seconds, or fewer starts"
-    assert list(found.made["tried"]) == ["start"]
+    names = list(found.made["tried"])
+    assert 2 <= len(names) <= 4
+    own = repr(default_solver(MODEL.sde, 3, stochastic=False))
+    assert all(name.startswith(f"{own}, grid by dp") for name in names[1:])
 
 
 def test_trials_show_what_is_tried_and_stop_at_half_of_the_time(
@@ -483,9 +486,9 @@ def test_trials_show_what_is_tried_and_stop_at_half_of_the_time(
     found = tune(MODEL, (32, 2), **(SMALL | {"seconds": 1000.0}))
     assert 500 <= asked[0] - began < 530
     names = [name for name in found.made["tried"] if name != "start"]
-    assert 1 <= len(names) <= 5  # a grid that is the start's own is not tried
+    assert 5 <= len(names) <= 8
     assert set(names) < set(seen)
-    assert found.made["notes"][0].startswith("time for 5 of ")
+    assert re.match(r"time for [678] of ", found.made["notes"][0])
 
 
 @pytest.mark.parametrize(
