@@ -231,7 +231,7 @@ def spoken(error: BaseException, arguments: Sequence[str]) -> str:
         )
     for name in _parameters(arguments):
         option = f"--{name.replace('_', '-')}"
-        message = re.sub(rf"(?<![\w\-.]){name}=(?=[\w\[(])", f"{option} ", message)
+        message = re.sub(rf"(?<![\w\-.]){name}=(?=[\w\[('\"])", f"{option} ", message)
         message = re.sub(rf"(?<![\w\-.]){name}=(?=\W|$)", option, message)
         if "_" in name or name in _ALWAYS:
             message = re.sub(rf"(?<![\w\-.(]){name}(?![\w.(])", option, message)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdediff.checkpoint import load, read_config
 from sdediff.cli.conditions import guided, read_conditions
-from sdediff.cli.names import SOLVERS, Request
+from sdediff.cli.names import SOLVERS, Request, tuned_solver
 from sdediff.cli.processes import own_device
 from sdediff.cli.sample import batch_of, check_memory, event_of
 from sdediff.comparison import Comparison
@@ -67,7 +67,7 @@ def run(
         "condition": conditions.of(range(count)) or None,
         "data": None if data is None else _data(data, event),
     }
-    chosen = None if solvers is None else _solvers(solvers, model)
+    chosen = None if solvers is None else _solvers(solvers, model, config)
     work = prepared(model, (count, *event), chosen, _budgets(nfe), seed, options)
     code = 0
     with raising():
@@ -81,7 +81,7 @@ def run(
         return code
     found = work.result
     found.show()
-    _recommend(found, max(_budgets(nfe)))
+    _recommend(found, max(_budgets(nfe)), folder)
     if out is not None:
         written = _write(found, out)
         if not quiet:
@@ -100,10 +100,17 @@ def _budgets(nfe: str) -> list[int]:
     return found
 
 
-def _solvers(words: str, model: Model) -> dict[str, Solver | Make | None]:
-    """The solvers of these names, ``default`` being the library's own choice."""
+def _solvers(
+    words: str, model: Model, config: Mapping[str, Any]
+) -> dict[str, Solver | Make | None]:
+    """The solvers of these names, ``default`` being the library's own choice, or in these .json
+    files.
+    """
     found: dict[str, Solver | Make | None] = {}
     for word in words.split(","):
+        if word.strip().endswith(".json"):
+            found[word.strip()] = tuned_solver(word.strip(), "--solvers", config)
+            continue
         name = word.strip().lower().replace("_", "-")
         check_name("solver", name, [_DEFAULT, *SOLVERS])
         found[name] = None if name == _DEFAULT else _made(name, model)
@@ -131,13 +138,13 @@ def _data(spec: str, event: tuple[int, ...]) -> Tensor:
     return found.x
 
 
-def _recommend(found: Comparison, nfe: int) -> None:
-    """What to take for the largest number of evaluations."""
+def _recommend(found: Comparison, nfe: int, folder: Path) -> None:
+    """What to take for the largest number of evaluations, and the lines of code."""
     try:
         advice = found.recommend(nfe=nfe)
     except ValueError:  # nothing was measured: the table says why
         return
-    print(f"\n{advice}")
+    print(f"\n{advice.sentence}\nmodel = sd.load({str(folder)!r})\n{advice.code}")
 
 
 def _write(found: Comparison, out: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from sdediff.checkpoint import read_config
+from sdediff.checkpoint import DETAILS, read_config
 from sdediff.run_folder import LOSSES, TRAINING, VALIDATION, WEIGHTS, being_written, locate
 from sdediff.states import read_notes
 
@@ -29,6 +29,7 @@ def lines(folder: Path) -> Iterator[tuple[str, str]]:
     yield "steps", _steps(folder, training)
     yield "training", _said(training, "steps", "loss")
     yield "loss", _loss(training.get("loss") or {})
+    yield from _details(folder)
     yield from _tables(folder)
     if being_written(folder):
         yield "now", "a training is writing this folder"
@@ -76,6 +77,13 @@ def _steps(folder: Path, training: Mapping[str, Any]) -> str:
 
 def _loss(loss: Mapping[str, Any]) -> str:
     return f"{loss.get('class', '?')}({_said(loss, 'class')})"
+
+
+def _details(folder: Path) -> Iterator[tuple[str, str]]:
+    """The size of the details, where it has been measured."""
+    weights = locate(folder, WEIGHTS)
+    if weights.is_file() and (size := read_notes(weights)[0].get(DETAILS)) is not None:
+        yield "details", f"of standard deviation {float(size):.3g}, in the units of the network"
 
 
 def _rows(path: Path) -> list[list[str]]:

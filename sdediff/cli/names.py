@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Final, NamedTuple
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -79,6 +80,7 @@ __all__ = [
     "make_sde",
     "make_solver",
     "process_for",
+    "tuned_solver",
 ]
 
 SDES: Final[dict[str, Callable[[], LinearSDE]]] = {
@@ -229,13 +231,16 @@ def make_solver(
     rtol: float | None,
     atol: float | None,
     data_std: float = 1.0,
+    config: Mapping[str, Any] | None = None,
 ) -> tuple[Solver, int | None]:
-    """The solver of that name or in that .json file, and the steps to hand to `sample` with it."""
+    """The solver of that name or in that .json file, and the steps to hand to `sample` with it, for
+    the run with this configuration.
+    """
     if name.endswith(".json"):
         if steps is not None:
             raise ValueError(f"{name} has a grid of its own: drop --steps")
         check_tolerances(f"{name} takes", rtol, atol)
-        return Tuned.load(check_out(name, "--solver")), None
+        return tuned_solver(name, "--solver", config or {}), None
     make = SOLVERS[_choose("solver", name, dict(SOLVERS))]
     solver = make(Request(sde, steps or 100, rtol, atol, data_std))
     if solver.adaptive:
@@ -246,6 +251,21 @@ def make_solver(
         return solver, None
     check_tolerances(f"solver {name!r} takes", rtol, atol)
     return solver, None if solver.times is not None else steps or 100
+
+
+def tuned_solver(path: str, option: str, config: Mapping[str, Any]) -> Tuned:
+    """The solver in a file of tune; a UserWarning if it was made for another run."""
+    found = Tuned.load(check_out(path, option))
+    told = found.made.get("model") or {}
+    run, here = told.get("run"), config.get("run")
+    if run is not None and run != here:
+        warnings.warn(
+            f"{path} was tuned for the run {run}, and this is the run {here}: it may be worse here "
+            "than the default solver; sdediff.tuning.transfer measures that, and sdediff tune "
+            "makes one for this run",
+            stacklevel=2,
+        )
+    return found
 
 
 def check_tolerances(who: str, rtol: float | None, atol: float | None) -> None:

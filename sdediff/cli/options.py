@@ -109,8 +109,8 @@ Atol = Annotated[
 SolverNames = Annotated[
     str | None,
     typer.Option(
-        help="names of the table of solvers, docs/command-line.md, and default, with commas "
-        "between them; by default those of sdediff.compare"
+        help="names of the table of solvers, docs/command-line.md, .json files of tune, and "
+        "default, with commas between them; by default those of sdediff.compare"
     ),
 ]
 Process = Annotated[

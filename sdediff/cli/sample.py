@@ -96,6 +96,7 @@ class Asked:
                 self.rtol,
                 self.atol,
                 facts(model).data_std,
+                config,
             )
         return Drawing(
             model,

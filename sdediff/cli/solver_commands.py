@@ -100,7 +100,15 @@ def tune(
             "compared, above 0"
         ),
     ] = 100.0,
+    solver: Annotated[
+        str | None,
+        typer.Option(
+            help="where it starts: a solver with fixed steps of the table of solvers, "
+            "docs/command-line.md; by default the default solver, and others are tried too"
+        ),
+    ] = None,
     condition: Condition = None,
+    guidance: Guidance = None,
     seed: Seed = 0,
     device: Device = None,
     quiet: Quiet = False,
@@ -117,7 +125,9 @@ def tune(
             method=method,
             count=count,
             seconds=seconds,
+            solver=solver,
             condition=tuple(condition or ()),
+            guidance=guidance,
             seed=seed,
             device=device,
             quiet=quiet,

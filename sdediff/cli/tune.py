@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from sdediff.checkpoint import load, read_config
-from sdediff.cli.conditions import read_conditions
+from sdediff.cli.conditions import guided, read_conditions
+from sdediff.cli.names import make_solver
 from sdediff.cli.processes import own_device
 from sdediff.cli.sample import event_of
 from sdediff.interruption import raising
@@ -26,7 +28,9 @@ def run(
     method: str,
     count: int,
     seconds: float,
+    solver: str | None,
     condition: tuple[str, ...],
+    guidance: float | None,
     seed: int,
     device: str | None,
     quiet: bool,
@@ -39,11 +43,15 @@ def run(
     config = read_config(folder)
     model: Model = load(folder, device=own_device(device))
     conditions = read_conditions(folder, config, model, condition)
+    model = model if guidance is None else guided(folder, config, model, guidance)
+    sde: Any = model.sde
+    start = None if solver is None else make_solver(solver, sde, None, None, None, config=config)[0]
     with raising(), together() as here:
         tuned = tune(
             model,
             (count, *event_of(folder, config)),
             nfe=nfe,
+            solver=start,
             method=cast(Method, method),
             seconds=seconds,
             seed=seed,
@@ -52,6 +60,9 @@ def run(
         )
     if not here.first:
         return
+    made = dict(tuned.made)
+    made["model"] = {**made["model"], "run": config.get("run")}
+    tuned = replace(tuned, made=made)
     tuned.save(out)
     if quiet:
         return

@@ -40,6 +40,8 @@ def recommend(
     measure = by or _measure(found)
     check_choice("by", measure, tuple(MEASURES))
     rows = [row for row in found.measured if row.value(measure) is not None]
+    if not found.measured:
+        raise ValueError(f"nothing was measured: {'; '.join(found.notes) or found.rows[0].note}")
     if not rows:
         raise ValueError(
             f"no row has {_article(MEASURES[measure])}: choose another by=, or give compare what "

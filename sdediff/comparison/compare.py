@@ -177,7 +177,9 @@ def prepared(
     against = taken["against"]
     drawn = None if against is None else given_draws(against, size, known, seed)
     unseen = None if real is None else quality_of(real.unseen, real, solve.inside)
-    return Comparing(solve, known, every, seed, taken, allowance, real, drawn, unseen)
+    return Comparing(
+        solve, known, every, seed, taken, allowance, real, drawn, unseen, asked=size[0]
+    )
 
 
 def _shared(taken: Any, size: tuple[int, ...], known: Facts) -> Any:

@@ -18,7 +18,7 @@ __all__ = ["picture"]
 
 _COLOURS: Final = (
     "#2b6cb0 #c05621 #2f855a #b83280 #6b46c1 #975a16 #2c7a7b #c53030 #4a5568 #1a365d #744210 "
-    "#22543d #702459 #44337a"
+    "#22543d #702459 #44337a #d69e2e #3fa7c9 #e2709b #7f8fa3 #68a63a #a4745a"
 ).split()
 _INK: Final = "#22313f"
 _QUIET: Final = "#6b7785"
@@ -66,7 +66,8 @@ def _panel(panel: Any, found: Comparison, measure: str) -> None:
     floor = found.floor(measure)
     positive = [value for row in rows if (value := _value(row, measure)) > 0] or [floor or 1.0]
     bottom = max(min(positive), 0.3 * floor) / 1.8
-    top = min(max(positive), _HIGHEST * floor if measure == "energy" else math.inf) * 1.8
+    highest = _HIGHEST * floor if floor and measure != "median" else math.inf
+    top = min(max(positive), highest) * 1.8
     names = sorted({row.solver for row in rows})
     colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(names)}
     ends: list[tuple[str, float, float]] = []

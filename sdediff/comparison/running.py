@@ -58,6 +58,8 @@ class Comparing:
     unseen: Quality | None = None
     """What held-out data have in place of samples."""
     truth: Truth | None = None
+    asked: int = 0
+    """How many samples there are if time allows."""
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -204,7 +206,7 @@ class Comparing:
         row = Row(
             solver=each.name,
             code=call(
-                self.solve.shape,
+                (self.asked, *self.solve.shape[1:]),
                 job.solver,
                 _own(job),
                 steps=steps,

@@ -144,6 +144,14 @@ def test_a_tuned_solver_is_a_file(
     np.testing.assert_array_equal(np.load(out), want.numpy())
     said = refuse(capsys, "sample", run, "--solver", file, "--steps", 5, "--out", out)
     assert "grid of its own: drop --steps" in said
+    told = json.loads(file.read_text())
+    told["made"]["model"]["run"] = "another"
+    file.write_text(json.dumps(told))
+    capsys.readouterr()
+    with pytest.warns(UserWarning, match="was tuned for the run another, and this is the run "):
+        command("sample", run, "--solver", file, "--count", 2, "--out", out, "--quiet")
+    command(*tuning, "--solver", "ddim", "--out", file, "--quiet")
+    assert json.loads(file.read_text())["made"]["start"]["class"] == "DDIM"
     assert "--out must be a .json file" in refuse(capsys, *tuning, "--out", tmp_path / "x.txt")
 
 

@@ -26,14 +26,18 @@ SHORT = ["--nfe", "3,6", "--count", 12, "--quiet", "--device", "cpu", "--conditi
 
 @pytest.mark.slow
 def test_a_run_is_compared(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    solvers = ["--solvers", "ddim,default,ddpm", "--guidance", 2]
+    tuned = tmp_path / "tuned.json"
+    tuning = ("tune", run, "--nfe", 6, "--count", 32, "--method", "dp", "--seconds", 1)
+    command(*tuning, *SHORT[4:], "--guidance", 2, "--out", tuned)
+    solvers = ["--solvers", f"ddim,default,ddpm,{tuned}", "--guidance", 2]
     data = ["--data", run.parent / "points.npz"]
     command("compare", run, *SHORT, *solvers, *data, "--out", tmp_path / "new" / "here")
     printed = capsys.readouterr().out
     assert "real data, held out" in printed
-    assert "out = sd.sample(model, (12, 2)" in printed
+    assert f"model = sd.load('{run}')\nout = sd.sample(model, (12, 2)" in printed
     found = Comparison.from_json((tmp_path / "new" / "here" / "compare.json").read_text())
-    assert {row.solver for row in found.rows} == {"ddim", "default", "ddpm"}
+    assert {row.solver for row in found.rows} == {"ddim", "default", "ddpm", str(tuned)}
+    assert next(row for row in found.rows if row.solver == str(tuned)).slowest == 6
     assert all(row.slowest <= row.budget for row in found.measured if row.slowest and row.budget)
     assert found.shape == (12, 2)
     assert (tmp_path / "new" / "here" / "compare.md").read_text() == found.markdown()

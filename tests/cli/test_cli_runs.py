@@ -356,6 +356,7 @@ def test_the_absolute_tolerance_is_for_data_of_any_size() -> None:
         ),
         ("sample", "the data and the seed of all steps", "the data and the seed of all steps"),
         ("sample", "two\n  lines", "two lines"),
+        ("evaluate", 'features="x" needs sha256="..."', '--features "x" needs --sha256 "..."'),
     ],
 )
 def test_messages_name_options(command_name: str, message: str, said: str) -> None:
