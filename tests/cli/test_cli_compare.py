@@ -42,6 +42,13 @@ def test_a_run_is_compared(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert found.shape == (12, 2)
     assert (tmp_path / "new" / "here" / "compare.md").read_text() == found.markdown()
     assert (tmp_path / "new" / "here" / "compare.png").stat().st_size > 1000
+    command("compare", run, *SHORT, "--solvers", "ddim", "--grids", "karras,log_snr", "--error", 9)
+    printed = capsys.readouterr().out
+    assert "ddim, karras" in printed
+    assert "Median error 9 takes the fewest evaluations, 3, by ddim, " in printed
+    assert "--error must be a positive number, got -1" in refuse(
+        capsys, "compare", run, *SHORT, "--error", -1
+    )
 
 
 @pytest.mark.slow
