@@ -154,6 +154,42 @@ def paths(found: Found) -> Iterator[Row]:
         yield line
 
 
+def posteriors(case: str) -> Callable[[Found], Sequence[Row]]:
+    """Our methods on one case; those of other libraries have grids and weights of their own."""
+    heads = {
+        "SW2 ratio": "SW2",
+        "mean": "mean",
+        "variance ratio": "variance",
+        "modes": "modes",
+        "NFE": "evaluations",
+        "backward": "backward passes",
+    }
+
+    def rows(found: Found) -> Sequence[Row]:
+        return [
+            {"method": _named(row["method"])} | {head: row[key] for key, head in heads.items()}
+            for row in found["posterior"]
+            if row["case"] == case and not row["method"].startswith("azula")
+        ]
+
+    return rows
+
+
+def _named(method: str) -> str:
+    return method if method.startswith("exact") else f"`{method}`"
+
+
+def evidence(found: Found) -> Iterator[Row]:
+    """Log evidences in nats."""
+    for row in found["evidence"]:
+        yield {
+            "posterior": row["case"],
+            "method": f"`{row['method']}`",
+            "off by": f"{row['log evidence off by']:+.3f}",
+            "its error bar": f"{row['its error']:.3f}",
+        }
+
+
 TIMES = "ratio", "low", "high"
 TABLES = {
     "step": Table(
@@ -169,6 +205,11 @@ TABLES = {
     "libraries-2d": Table("work_precision", by_evaluations("VP-2d", "NFE", "median")),
     "faults-2d": Table("work_precision", by_evaluations("VP-2d", "NFE", "median", faults=True)),
     "laws-2d": Table("sample_quality", laws("VP-2d")),
+    "equations": Table("equations", everything()),
+    "posterior-ring": Table("posterior", posteriors("ring, noise 0.3")),
+    "posterior-ring-precise": Table("posterior", posteriors("ring, noise 0.05")),
+    "posterior-16d": Table("posterior", posteriors("16-D, noise 0.2")),
+    "evidence": Table("posterior", lambda found: list(evidence(found))),
     "spread-5": Table("adaptive_sde", spread_within("5%")),
     "spread-2": Table("adaptive_sde", spread_within("2%")),
 }
