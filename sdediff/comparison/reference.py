@@ -73,8 +73,7 @@ def truth(solve: Solve, known: Facts, tolerance: float | None, seed: int) -> Tru
     except OutOfTimeError:
         raise
     except Exception as error:
-        note = f"there is none: {type(error).__name__}: {' '.join(str(error).split())}"
-        return Truth(None, None, Reference(name, 0.0, None, "", note))
+        return _none(name, error)
     return _checked(solve, found, other, name, words)
 
 
@@ -84,8 +83,19 @@ def truth_in(solve: Solve, known: Facts, steps: int, seed: int) -> Truth:
     """
     name, words = f"the default solver in {steps} steps", f"the same in {steps // 2} steps"
     kind = torch.float32 if known.device.type == "mps" else torch.float64
-    found, other = (solve(steps=each, seed=seed, dtype=kind) for each in (steps, steps // 2))
+    try:
+        found, other = (solve(steps=each, seed=seed, dtype=kind) for each in (steps, steps // 2))
+    except OutOfTimeError:
+        raise
+    except Exception as error:
+        return _none(name, error)
     return _checked(solve, found, other, name, words)
+
+
+def _none(name: str, error: Exception) -> Truth:
+    """No reference, since the user's network failed in it."""
+    note = f"there is none: {type(error).__name__}: {' '.join(str(error).split())}"
+    return Truth(None, None, Reference(name, 0.0, None, "", note))
 
 
 def _checked(solve: Solve, found: Solution, other: Solution, name: str, words: str) -> Truth:

@@ -130,7 +130,8 @@ class Comparing:
     def _prepare_in_steps(self, pace: float | None) -> None:
         """The same by fixed steps, of which it is known what they take: a step ``pace`` seconds."""
         solves = 1.5 * (self.truth is None) + self._lacks_draws  # it is checked by half its steps
-        allowed = _FIXED * self.allowance.left / max(1.0, solves)
+        left = current().once(lambda: self.allowance.left)
+        allowed = _FIXED * left / max(1.0, solves)
         least, most = _STEPS
         steps = 0 if pace is None else min(int(allowed / max(pace, 1e-9)), most)
         lacks = "reference" if self.truth is None else "set of draws of the law"
