@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +17,7 @@ from sdediff.cli.conditions import guided, read_conditions
 from sdediff.cli.names import SOLVERS, Request, tuned_solver
 from sdediff.cli.processes import own_device
 from sdediff.cli.sample import batch_of, check_memory, event_of
-from sdediff.comparison import Comparison
+from sdediff.comparison import Comparison, Recommendation
 from sdediff.comparison.candidates import Make
 from sdediff.comparison.compare import prepared
 from sdediff.data import load_data
@@ -23,7 +25,7 @@ from sdediff.files import write_atomically
 from sdediff.interruption import raising, signal_of
 from sdediff.processes import Processes, together
 from sdediff.protocols import Model, facts
-from sdediff.solvers import Solver
+from sdediff.solvers import GRIDS, Solver
 from sdediff.solvers.given import check_name
 
 __all__ = ["run"]
@@ -55,6 +57,9 @@ def run(
     What was measured when a signal comes is printed and written all the same. Of several processes,
     which share the samples, the first prints and writes.
     """
+    spaced = _spaced(grids)
+    if error is not None and not 0 < error < math.inf:
+        raise ValueError(f"--error must be a positive number, got {error:g}")
     config = read_config(folder)
     event = event_of(folder, config)
     check_memory(count, event)
@@ -69,11 +74,9 @@ def run(
         "progress": not quiet,
         "condition": conditions.of(range(count)) or None,
         "data": None if data is None else _data(data, event),
-        "grids": None if grids is None else [word.strip() for word in grids.split(",")],
+        "grids": spaced,
     }
-    if error is not None and not 0 < error < math.inf:
-        raise ValueError(f"--error must be a positive number, got {error:g}")
-    chosen = None if solvers is None else _solvers(solvers, model, config)
+    chosen = None if solvers is None else _solvers(solvers, model, config, guidance)
     work = prepared(model, (count, *event), chosen, _budgets(nfe), seed, options)
     code = 0
     with raising():
@@ -87,9 +90,10 @@ def run(
         return code
     found = work.result
     found.show()
-    _recommend(found, folder, nfe=max(_budgets(nfe)))
-    if error is not None:
-        _recommend(found, folder, error=error)
+    said = f"--count {count} --seed {seed}{_beside(condition, guidance)}"
+    goals: list[dict[str, Any]] = [{"nfe": max(_budgets(nfe))}]
+    for goal in goals if error is None else [*goals, {"error": error}]:
+        _advise(found, goal, folder, said)
     if out is not None:
         written = _write(found, out)
         if not quiet:
@@ -109,7 +113,7 @@ def _budgets(nfe: str) -> list[int]:
 
 
 def _solvers(
-    words: str, model: Model, config: Mapping[str, Any]
+    words: str, model: Model, config: Mapping[str, Any], guidance: float | None
 ) -> dict[str, Solver | Make | None]:
     """The solvers of these names, ``default`` being the library's own choice, or in these .json
     files.
@@ -117,7 +121,7 @@ def _solvers(
     found: dict[str, Solver | Make | None] = {}
     for word in words.split(","):
         if word.strip().endswith(".json"):
-            found[word.strip()] = tuned_solver(word.strip(), "--solvers", config)
+            found[word.strip()] = tuned_solver(word.strip(), "--solvers", config, guidance)
             continue
         name = word.strip().lower().replace("_", "-")
         check_name("solver", name, [_DEFAULT, *SOLVERS])
@@ -146,15 +150,46 @@ def _data(spec: str, event: tuple[int, ...]) -> Tensor:
     return found.x
 
 
-def _recommend(
-    found: Comparison, folder: Path, *, nfe: int | None = None, error: float | None = None
-) -> None:
-    """What to take for so many evaluations, or for this error, and the lines of code."""
+def _spaced(grids: str | None) -> list[str] | None:
+    """Names of grids with commas between them."""
+    if grids is None:
+        return None
+    found = [word.strip() for word in grids.split(",")]
+    for word in found:
+        check_name("grid", word, list(GRIDS))
+    return found
+
+
+def _beside(condition: Sequence[str], guidance: float | None) -> str:
+    """The options of conditions, as they were given."""
+    words = [f" --condition {shlex.quote(each)}" for each in condition]
+    return "".join(words) + ("" if guidance is None else f" --guidance {guidance:g}")
+
+
+def _advise(found: Comparison, goal: dict[str, Any], folder: Path, said: str) -> None:
+    """Print what to take, and how it draws."""
     try:
-        advice = found.recommend(nfe=nfe, error=error)
+        advice = found.recommend(**goal)
     except ValueError:  # nothing was measured: the table says why
         return
-    print(f"\n{advice.sentence}\nmodel = sd.load({str(folder)!r})\n{advice.code}")
+    print(f"\n{advice.sentence}\n{_command(advice, folder, said)}")
+
+
+def _command(advice: Recommendation, folder: Path, said: str) -> str:
+    """The command that draws so, ``said`` being its other options; the Python code where the
+    command line has no name for the solver, or no grid.
+    """
+    row = advice.row
+    known = row.solver in (_DEFAULT, *SOLVERS) or row.solver.endswith(".json")
+    if not known:
+        return f"model = sd.load({str(folder)!r})  # and {said}\n{advice.code}"
+    words = [] if row.solver == _DEFAULT else [f"--solver {shlex.quote(row.solver)}"]
+    words += [] if row.steps is None else [f"--steps {row.steps}"]
+    if row.tolerance is not None:
+        pairs = re.findall(r"\b(rtol|atol)=([\d.e+-]+)", advice.code)
+        words += [f"--{name} {value}" for name, value in pairs]
+    place = shlex.quote(str(folder))
+    return f"sdediff sample {place} {' '.join(words)} {said} --out samples.npy"
 
 
 def _write(found: Comparison, out: Path) -> list[Path]:

@@ -232,15 +232,16 @@ def make_solver(
     atol: float | None,
     data_std: float = 1.0,
     config: Mapping[str, Any] | None = None,
+    guidance: float | None = None,
 ) -> tuple[Solver, int | None]:
     """The solver of that name or in that .json file, and the steps to hand to `sample` with it, for
-    the run with this configuration.
+    the run with this configuration and guidance.
     """
     if name.endswith(".json"):
         if steps is not None:
             raise ValueError(f"{name} has a grid of its own: drop --steps")
         check_tolerances(f"{name} takes", rtol, atol)
-        return tuned_solver(name, "--solver", config or {}), None
+        return tuned_solver(name, "--solver", config or {}, guidance), None
     make = SOLVERS[_choose("solver", name, dict(SOLVERS))]
     solver = make(Request(sde, steps or 100, rtol, atol, data_std))
     if solver.adaptive:
@@ -253,16 +254,23 @@ def make_solver(
     return solver, None if solver.times is not None else steps or 100
 
 
-def tuned_solver(path: str, option: str, config: Mapping[str, Any]) -> Tuned:
-    """The solver in a file of tune; a UserWarning if it was made for another run."""
+def tuned_solver(
+    path: str, option: str, config: Mapping[str, Any], guidance: float | None
+) -> Tuned:
+    """The solver in a file of tune; a UserWarning if it was made for another run or guidance."""
     found = Tuned.load(check_out(path, option))
     told = found.made.get("model") or {}
-    run, here = told.get("run"), config.get("run")
-    if run is not None and run != here:
+    there = told.get("run"), told.get("guidance")
+    here = config.get("run"), guidance
+    if there[0] is not None and there != here:
+        was, this = (
+            f"the run {run}{'' if scale is None else f' with guidance {scale:g}'}"
+            for run, scale in (there, here)
+        )
         warnings.warn(
-            f"{path} was tuned for the run {run}, and this is the run {here}: it may be worse here "
-            "than the default solver; sdediff.tuning.transfer measures that, and sdediff tune "
-            "makes one for this run",
+            f"{path} was tuned for {was}, and this is {this}: it may be worse here than the "
+            "default solver; sdediff.tuning.transfer measures that, and sdediff tune makes one "
+            "for this",
             stacklevel=2,
         )
     return found

@@ -97,6 +97,7 @@ class Asked:
                 self.atol,
                 facts(model).data_std,
                 config,
+                self.guidance,
             )
         return Drawing(
             model,

@@ -45,7 +45,12 @@ def run(
     conditions = read_conditions(folder, config, model, condition)
     model = model if guidance is None else guided(folder, config, model, guidance)
     sde: Any = model.sde
-    start = None if solver is None else make_solver(solver, sde, None, None, None, config=config)[0]
+    if solver is not None and solver.endswith(".json"):
+        raise ValueError(
+            f"--solver {solver} has a grid of its own: tuning starts from a name of the table of "
+            "solvers, docs/command-line.md"
+        )
+    start = None if solver is None else make_solver(solver, sde, None, None, None)[0]
     with raising(), together() as here:
         tuned = tune(
             model,
@@ -61,7 +66,7 @@ def run(
     if not here.first:
         return
     made = dict(tuned.made)
-    made["model"] = {**made["model"], "run": config.get("run")}
+    made["model"] = {**made["model"], "run": config.get("run"), "guidance": guidance}
     tuned = replace(tuned, made=made)
     tuned.save(out)
     if quiet:

@@ -245,7 +245,7 @@ def jobs(
     tolerances: Sequence[float],
 ) -> list[Job]:
     """All solves, those that are refused too, the cheapest first; of the same cost in the order
-    given, so that the library's default is there whenever any is.
+    given, in which the library's default is the first.
     """
     count = _Counter(_StandIn(model, known), shape[0], shape[1:])
     found: list[Job] = []

@@ -54,8 +54,8 @@ class CompareOptions(SolveOptions, total=False):
     ``budget_s``: the seconds that the comparison may take. The cheapest solves are made first; what
     is expected not to end in time is left out, a solve that turns out slower is stopped, and the
     number of samples is lowered, to no less than 16, where the reference alone would take more than
-    a third of them. If it does so all the same, the default solver in a fixed number of steps has
-    its place. What was left out is said.
+    a third of them. If it does so all the same, one of a fixed number of steps has its place. What
+    was left out is said.
     """
 
     tolerances: Sequence[float]
@@ -177,9 +177,7 @@ def prepared(
     against = taken["against"]
     drawn = None if against is None else given_draws(against, size, known, seed)
     unseen = None if real is None else quality_of(real.unseen, real, solve.inside)
-    return Comparing(
-        solve, known, every, seed, taken, allowance, real, drawn, unseen, asked=size[0]
-    )
+    return Comparing(solve, known, every, seed, taken, allowance, real, size[0], drawn, unseen)
 
 
 def _shared(taken: Any, size: tuple[int, ...], known: Facts) -> Any:

@@ -17,10 +17,19 @@ from sdediff.comparison.record import Reference
 from sdediff.metrics.samples import check_sample
 from sdediff.options import STRONG
 from sdediff.protocols import Facts
-from sdediff.solvers import DOP853, Solution, Tsit5, seeds
+from sdediff.solvers import DOP853, Heun, Solution, Solver, Tsit5, seeds
 from sdediff.solvers.given import described
 
-__all__ = ["Against", "Truth", "flow_draws", "given_draws", "truth", "truth_in"]
+__all__ = [
+    "Against",
+    "Truth",
+    "fixed",
+    "flow_draws",
+    "given_draws",
+    "tolerance_of",
+    "truth",
+    "truth_in",
+]
 
 _FINE: Final = 1e-9
 _COARSE: Final = 1e-5
@@ -62,7 +71,7 @@ def truth(solve: Solve, known: Facts, tolerance: float | None, seed: int) -> Tru
     try:
         found = solve(solver=main, seed=seed, dtype=kind, max_nfe=_MOST)
         spent = float(found.nfe.double().mean())
-        if "kernel" in solve.model.sde.offers and known.guidance_scale <= STRONG:
+        if smooth(solve, known):
             steps = max(100, round(spent))
             words = f"the default solver in {steps} steps"
             other = solve(steps=steps, seed=seed, dtype=kind)
@@ -77,14 +86,28 @@ def truth(solve: Solve, known: Facts, tolerance: float | None, seed: int) -> Tru
     return _checked(solve, found, other, name, words)
 
 
-def truth_in(solve: Solve, known: Facts, steps: int, seed: int) -> Truth:
-    """A reference of known cost: the default solver in so many steps, at least 2, checked by half
-    as many.
+def smooth(solve: Solve, known: Facts) -> bool:
+    """Whether the default solver follows the flow closely: there is a Gaussian kernel, and no
+    strong guidance.
     """
-    name, words = f"the default solver in {steps} steps", f"the same in {steps // 2} steps"
+    return "kernel" in solve.model.sde.offers and known.guidance_scale <= STRONG
+
+
+def fixed(solve: Solve, known: Facts) -> Solver | None:
+    """What follows the flow in fixed steps: None, the default solver, or Heun's method."""
+    return None if smooth(solve, known) else Heun()
+
+
+def truth_in(solve: Solve, known: Facts, steps: int, seed: int) -> Truth:
+    """A reference of known cost: `fixed` in so many steps, at least 2, checked by half as many."""
+    solver = fixed(solve, known)
+    name = f"{'the default solver' if solver is None else described(solver)} in {steps} steps"
+    words = f"the same in {steps // 2} steps"
     kind = torch.float32 if known.device.type == "mps" else torch.float64
     try:
-        found, other = (solve(steps=each, seed=seed, dtype=kind) for each in (steps, steps // 2))
+        found, other = (
+            solve(solver=solver, steps=each, seed=seed, dtype=kind) for each in (steps, steps // 2)
+        )
     except OutOfTimeError:
         raise
     except Exception as error:
@@ -113,7 +136,7 @@ def _checked(solve: Solve, found: Solution, other: Solution, name: str, words: s
 
 def flow_draws(solve: Solve, known: Facts, seed: int, *, steps: int | None = None) -> Tensor | None:
     """Draws of the probability flow's law, from other starts than those of the seed, by a tight
-    solve, or by so many steps of the default solver; None where it cannot be solved.
+    solve, or by so many steps of `fixed`; None where it cannot be solved.
     """
     other = seeds(seed, range(_STREAM, _STREAM + 1))[0]
     tight = max(_COARSE, tolerance_of(known))
@@ -122,7 +145,8 @@ def flow_draws(solve: Solve, known: Facts, seed: int, *, steps: int | None = Non
         "max_nfe": _MOST,
     }
     try:
-        found = solve(seed=other, **(tightly if steps is None else {"steps": steps}))
+        stepped = {"solver": fixed(solve, known), "steps": steps}
+        found = solve(seed=other, **(tightly if steps is None else stepped))
     except OutOfTimeError:
         raise
     except Exception:  # of the user's network: the reference has said which

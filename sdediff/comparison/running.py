@@ -6,6 +6,7 @@ decide is decided, and what solves gave is measured, by the first process for al
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -17,7 +18,14 @@ from sdediff.comparison.allowance import Allowance, OutOfTimeError
 from sdediff.comparison.candidates import Job
 from sdediff.comparison.measuring import RealData, Solve, errors_of, law_of, quality_of
 from sdediff.comparison.record import Comparison, Errors, Law, Quality, Reference, Row
-from sdediff.comparison.reference import Truth, flow_draws, truth, truth_in
+from sdediff.comparison.reference import (
+    Truth,
+    fixed,
+    flow_draws,
+    tolerance_of,
+    truth,
+    truth_in,
+)
 from sdediff.comparison.written import call
 from sdediff.metrics.extractors import extractor
 from sdediff.processes import current
@@ -28,7 +36,11 @@ from sdediff.solvers import Solution, Solver
 __all__ = ["Comparing"]
 
 _REFERENCE: Final = 400.0
-"""Evaluations of the batch that the reference, its check and the reference set take, about."""
+"""Evaluations of the batch that the reference, its check and the reference set take, about; twice
+as many where they are in double precision.
+"""
+_DOUBLE: Final = 1e-6
+"""Tolerances below are of double precision."""
 _TIGHT, _FIXED = 1 / 3, 1 / 4
 """The shares of the seconds left that a tight reference may have, and then one of fixed steps."""
 _STEPS: Final = 20, 1000
@@ -53,13 +65,13 @@ class Comparing:
     taken: Any
     allowance: Allowance
     real: RealData | None
+    asked: int
+    """How many samples there are if time allows."""
     drawn: Tensor | None = None
     """Draws of the law asked for; where the user gave none, those of the flow, once there are."""
     unseen: Quality | None = None
     """What held-out data have in place of samples."""
     truth: Truth | None = None
-    asked: int = 0
-    """How many samples there are if time allows."""
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -128,12 +140,17 @@ class Comparing:
             self.drawn = flow_draws(self.solve, self.known, self.seed, steps=steps)
 
     def _prepare_in_steps(self, pace: float | None) -> None:
-        """The same by fixed steps, of which it is known what they take: a step ``pace`` seconds."""
+        """The same by fixed steps, of which it is known what they take: ``pace`` seconds an
+        evaluation.
+        """
+        solver = fixed(self.solve, self.known)
+        stages = 1 if solver is None else solver.evaluations
         solves = 1.5 * (self.truth is None) + self._lacks_draws  # it is checked by half its steps
         left = current().once(lambda: self.allowance.left)
         allowed = _FIXED * left / max(1.0, solves)
         least, most = _STEPS
-        steps = 0 if pace is None else min(int(allowed / max(pace, 1e-9)), most)
+        a_step = max(1e-9, (pace or math.inf) * stages * self.known.cost)
+        steps = min(int(allowed / a_step), most)
         lacks = "reference" if self.truth is None else "set of draws of the law"
         try:
             if steps < least:
@@ -142,14 +159,14 @@ class Comparing:
                 self.truth = truth_in(self.solve, self.known, steps, self.seed)
             self._draw(steps)
         except OutOfTimeError:
-            why = "the seconds were spent before the reference was complete"
+            why = f"the seconds were spent before the {lacks} was complete"
         else:
-            why = f"a tight {lacks} takes too long, so it is by {steps} steps of the default solver"
+            why = f"a tight {lacks} takes too long, so it is by {steps} fixed steps"
         self.notes.append(f"{why}: give more seconds (budget_s=), or a smaller shape")
 
     def _fit_to_time(self) -> float | None:
         """Watch the clock from now on; fewer samples where the reference would take too long. The
-        seconds that a step of the default solver takes, None where it fails.
+        seconds that an evaluation takes, None where the model fails.
         """
         watched: Any = {**self.solve.shared, "callback": self.allowance.watch()}
         self.solve = replace(self.solve, shared=watched)
@@ -161,7 +178,8 @@ class Comparing:
         except Exception:  # of the user's network: the reference meets it again, and says so
             return None
         spent = float(found.nfe.double().mean())
-        allowed = _TIGHT * (self.allowance.seconds or 0.0) / _REFERENCE
+        expected = _REFERENCE * (1 if tolerance_of(self.known) > _DOUBLE else 2)
+        allowed = _TIGHT * (self.allowance.seconds or 0.0) / expected
         pace = seconds / max(1.0, spent)
         count = self.solve.shape[0]
         fewer = max(_LEAST, int(count * allowed / pace)) if pace > allowed else count
@@ -177,7 +195,7 @@ class Comparing:
             )
         share = self.solve.shape[0] / count
         self.allowance.learn("", spent, seconds * share)
-        return seconds * share / (_PROBE + 1)  # the end is another evaluation
+        return pace * share
 
     def _takes(self, count: int) -> bool:
         """Whether the model can be asked for the first ``count`` samples alone."""

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor
@@ -131,11 +131,15 @@ def loss(squares: Tensor, tail: float) -> Tensor:
     return low + tail * squares.pow(_HIGH / 2).mean().log() / _HIGH
 
 
+class _NotFiniteError(Exception):
+    """A gradient is not finite, in the middle of a round."""
+
+
 class Descent:
     """`loss` over ``trials`` minimised by L-BFGS, a while at a time.
 
     ``best``: the best by ``judge``, at the beginning the scheme that it begins with.
-    ``over``: ``judge`` found nothing better for long, or a gradient is not finite.
+    ``over``: ``judge`` found nothing better for long, or ``lost``, a gradient is not finite.
     ``takes``: the seconds that an iteration takes, once known.
     """
 
@@ -155,7 +159,7 @@ class Descent:
         self.best = best
         self.tail = tail
         self.takes = takes
-        self.over = False
+        self.over = self.lost = False
         self._rounds = self._waited = 0
         self._optimizer = torch.optim.LBFGS(
             adjusted.numbers,
@@ -188,8 +192,8 @@ class Descent:
         self._optimizer.param_groups[0]["max_iter"] = count
         try:
             self._optimizer.step(self._closure)
-        except FloatingPointError:
-            self.over = True
+        except _NotFiniteError:
+            self.over = self.lost = True
             return
         self._rounds += 1
         self._waited += 1
@@ -202,9 +206,9 @@ class Descent:
 
     def _closure(self) -> Tensor:
         value = _with_gradients(self.adjusted, self.trials, self.tail)
-        gradients = [each.grad for each in self.adjusted.numbers if each.grad is not None]
-        if not bool(torch.isfinite(torch.cat(gradients)).all()):
-            raise FloatingPointError("the model's answers, or their gradients, are not finite")
+        gradients = torch.cat([cast(Tensor, each.grad) for each in self.adjusted.numbers])
+        if not bool(torch.isfinite(gradients).all()):
+            raise _NotFiniteError
         return value
 
 

@@ -237,11 +237,11 @@ class _Work:
 
     def improved(self, method: Method, seconds: float) -> Tuned:
         """The best of what the method finds, if it is surely better than the start."""
-        self._try_grids(self.began + seconds * (1 if method == "dp" else _TRYING))
         start = self.found[0]
         if method != "dp" and not has_gradients(self.training, start.scheme):
             self.notes.append("the model's answers have no gradients: times by 'dp' alone")
             method = "dp"
+        self._try_grids(self.began + seconds * (1 if method == "dp" else _TRYING))
         if method != "dp":
             self._by_gradients(method, self.began + seconds)
         best = min(self.found, key=lambda each: each.score)
@@ -338,6 +338,8 @@ class _Work:
             descend(begin, _HEAVY_TAIL)
             best, _ = min(descents.values(), key=lambda each: each[0].best.score)
         best.go_on(deadline, self._show)
+        if any(each.lost for each, _ in descents.values()):
+            self.notes.append("gradients ended where they, or the model's answers, are not finite")
         for name, (each, begin) in descents.items():
             found = each.best
             self.found.append(_Found(name, found.scheme, found.score, begin.solver, begin.times))

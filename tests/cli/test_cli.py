@@ -17,6 +17,7 @@ import torch
 from command_line import POINTS, command, refuse, trained_on_points
 
 import sdediff as sd
+from sdediff.checkpoint import read_config
 from sdediff.cli import main
 from sdediff.cli.names import SOLVERS, Request, make_solver
 
@@ -150,6 +151,13 @@ def test_a_tuned_solver_is_a_file(
     capsys.readouterr()
     with pytest.warns(UserWarning, match="was tuned for the run another, and this is the run "):
         command("sample", run, "--solver", file, "--count", 2, "--out", out, "--quiet")
+    told["made"]["model"] |= {"run": read_config(run)["run"], "guidance": 2.0}
+    file.write_text(json.dumps(told))
+    with pytest.warns(UserWarning, match="with guidance 2, and this is the run [0-9a-f]+: "):
+        command("sample", run, "--solver", file, "--count", 2, "--out", out, "--quiet")
+    assert "tuning starts from a name" in refuse(
+        capsys, *tuning, "--solver", file, "--out", tmp_path / "other.json"
+    )
     command(*tuning, "--solver", "ddim", "--out", file, "--quiet")
     assert json.loads(file.read_text())["made"]["start"]["class"] == "DDIM"
     assert "--out must be a .json file" in refuse(capsys, *tuning, "--out", tmp_path / "x.txt")

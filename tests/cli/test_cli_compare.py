@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,13 @@ def test_a_run_is_compared(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     command("compare", run, *SHORT, *solvers, *data, "--out", tmp_path / "new" / "here")
     printed = capsys.readouterr().out
     assert "real data, held out" in printed
-    assert f"model = sd.load('{run}')\nout = sd.sample(model, (12, 2)" in printed
+    lines = [each for each in printed.splitlines() if each.startswith("sdediff sample ")]
+    assert len(lines) == 1
+    drawing = shlex.split(lines[0])[1:-1]
+    assert drawing[1:2] == [str(run)]
+    assert drawing[-9:-1] == "--count 12 --seed 0 --condition label=0,1 --guidance 2".split()
+    command(*drawing, tmp_path / "drawn.npy", "--quiet", "--device", "cpu")
+    assert np.load(tmp_path / "drawn.npy").shape == (12, 2)
     found = Comparison.from_json((tmp_path / "new" / "here" / "compare.json").read_text())
     assert {row.solver for row in found.rows} == {"ddim", "default", "ddpm", str(tuned)}
     assert next(row for row in found.rows if row.solver == str(tuned)).slowest == 6
@@ -46,6 +53,9 @@ def test_a_run_is_compared(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     printed = capsys.readouterr().out
     assert "ddim, karras" in printed
     assert "Median error 9 takes the fewest evaluations, 3, by ddim, " in printed
+    assert "no grid is called 'karas'" in refuse(
+        capsys, "compare", run, *SHORT, "--grids", "karras,karas"
+    )
     assert "--error must be a positive number, got -1" in refuse(
         capsys, "compare", run, *SHORT, "--error", -1
     )
