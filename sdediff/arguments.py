@@ -233,7 +233,7 @@ def _check_spacing(
         if steps is not None or grid is not None or t_end is not None:
             raise ValueError(
                 f"{kind} has a grid of its own; drop steps, grid and t_end, and choose the number "
-                "of its levels where it is made, DDPM.from_sde(sde, N) say"
+                "of its steps where it is made, by DDPM.from_sde(sde, N) or tune(..., nfe=N), say"
             )
         if span.start < span.end:
             raise ValueError(

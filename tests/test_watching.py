@@ -363,6 +363,8 @@ def test_info_says_what_a_run_is(tmp_path: Path, capsys: pytest.CaptureFixture[s
         "ema=[0.99, 0.9]",
         "DenoisingScoreMatching(",
         "over the last 6 steps, to step 6",
+        "details",
+        " of the data's",
         "validation loss ",
         "losses.csv",
         "samples-step-00000006.npy",

@@ -58,8 +58,8 @@ def run(
     which share the samples, the first prints and writes.
     """
     spaced = _spaced(grids)
-    if error is not None and not 0 < error < math.inf:
-        raise ValueError(f"--error must be a positive number, got {error:g}")
+    _check_positive("--error", error)
+    _check_positive("--budget-seconds", budget_seconds)
     config = read_config(folder)
     event = event_of(folder, config)
     check_memory(count, event)
@@ -150,6 +150,11 @@ def _data(spec: str, event: tuple[int, ...]) -> Tensor:
     return found.x
 
 
+def _check_positive(option: str, value: float | None) -> None:
+    if value is not None and not 0 < value < math.inf:
+        raise ValueError(f"{option} must be a positive number, got {value:g}")
+
+
 def _spaced(grids: str | None) -> list[str] | None:
     """Names of grids with commas between them."""
     if grids is None:
@@ -182,7 +187,8 @@ def _command(advice: Recommendation, folder: Path, said: str) -> str:
     row = advice.row
     known = row.solver in (_DEFAULT, *SOLVERS) or row.solver.endswith(".json")
     if not known:
-        return f"model = sd.load({str(folder)!r})  # and {said}\n{advice.code}"
+        lines = "import sdediff as sd", f"model = sd.load({str(folder)!r})  # and {said}"
+        return "\n".join([*lines, advice.code])
     words = [] if row.solver == _DEFAULT else [f"--solver {shlex.quote(row.solver)}"]
     words += [] if row.steps is None else [f"--steps {row.steps}"]
     if row.tolerance is not None:

@@ -29,7 +29,7 @@ def lines(folder: Path) -> Iterator[tuple[str, str]]:
     yield "steps", _steps(folder, training)
     yield "training", _said(training, "steps", "loss")
     yield "loss", _loss(training.get("loss") or {})
-    yield from _details(folder)
+    yield from _details(folder, config)
     yield from _tables(folder)
     if being_written(folder):
         yield "now", "a training is writing this folder"
@@ -79,11 +79,14 @@ def _loss(loss: Mapping[str, Any]) -> str:
     return f"{loss.get('class', '?')}({_said(loss, 'class')})"
 
 
-def _details(folder: Path) -> Iterator[tuple[str, str]]:
+def _details(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The size of the details, where it has been measured."""
     weights = locate(folder, WEIGHTS)
     if weights.is_file() and (size := read_notes(weights)[0].get(DETAILS)) is not None:
-        yield "details", f"of standard deviation {float(size):.3g}, in the units of the network"
+        words = f"of standard deviation {float(size):.3g}, in the units of the network"
+        if data_std := config["model"].get("data_std"):
+            words += f", {float(size) / data_std:.2g} of the data's"
+        yield "details", words
 
 
 def _rows(path: Path) -> list[list[str]]:

@@ -258,7 +258,10 @@ def tuned_solver(
     path: str, option: str, config: Mapping[str, Any], guidance: float | None
 ) -> Tuned:
     """The solver in a file of tune; a UserWarning if it was made for another run or guidance."""
-    found = Tuned.load(check_out(path, option))
+    file = check_out(path, option)
+    if not file.is_file():
+        raise ValueError(f"{option} {path}: there is no such file; sdediff tune makes one")
+    found = Tuned.load(file)
     told = found.made.get("model") or {}
     there = told.get("run"), told.get("guidance")
     here = config.get("run"), guidance

@@ -85,6 +85,9 @@ def _within(found: Comparison, rows: list[Row], measure: str, nfe: int) -> Recom
         same = value <= max(floor, _value(best, measure))
         word = "and no better than" if same else "next is"
         sentence += f"; {word} {_named(others[0])} with {_told(others[0], measure, floor)}"
+    asked = [row for row in found.rows if row.budget == nfe]
+    if asked and not any(row.nfe is not None for row in asked):
+        sentence += f"; nothing was measured at {nfe}"
     return Recommendation(f"{sentence}.", best.code, best)
 
 

@@ -140,6 +140,8 @@ def _name_of(each: Solver | Make | None) -> str:
         return "default"
     if not isinstance(each, Solver):
         return getattr(each, "__name__", described(each))
+    if isinstance(each, solvers.Tuned):
+        return f"Tuned(nfe={each.nfe})"  # its repr names the model too, which is the same for all
     if not each.adaptive:
         return repr(each)
     words = [

@@ -41,9 +41,11 @@ def picture(found: Comparison) -> Figure:
     figure: Figure = require("matplotlib.figure", "plots").Figure(
         figsize=(7.2 * len(panels), 5.2), dpi=150, layout="constrained", facecolor="white"
     )
+    names = sorted({row.solver for row in found.measured})
+    colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(names)}
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for panel, measure in zip(axes, panels, strict=True):
-        _panel(panel, found, measure)
+        _panel(panel, found, measure, colours)
     return figure
 
 
@@ -61,7 +63,7 @@ def _value(row: Row, measure: str) -> float:
     return math.inf if found is None else found
 
 
-def _panel(panel: Any, found: Comparison, measure: str) -> None:
+def _panel(panel: Any, found: Comparison, measure: str, colours: dict[str, str]) -> None:
     rows = _drawn(found, measure)
     floor = found.floor(measure)
     positive = [value for row in rows if (value := _value(row, measure)) > 0] or [floor or 1.0]
@@ -69,7 +71,6 @@ def _panel(panel: Any, found: Comparison, measure: str) -> None:
     highest = _HIGHEST * floor if floor and measure != "median" else math.inf
     top = min(max(positive), highest) * 1.8
     names = sorted({row.solver for row in rows})
-    colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(names)}
     ends: list[tuple[str, float, float]] = []
     for name in names:
         own = sorted((row for row in rows if row.solver == name), key=lambda row: row.nfe or 0)

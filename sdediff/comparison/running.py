@@ -162,7 +162,7 @@ class Comparing:
             why = f"the seconds were spent before the {lacks} was complete"
         else:
             why = f"a tight {lacks} takes too long, so it is by {steps} fixed steps"
-        self.notes.append(f"{why}: give more seconds (budget_s=), or a smaller shape")
+        self.notes.append(f"{why}: give more seconds, or fewer samples")
 
     def _fit_to_time(self) -> float | None:
         """Watch the clock from now on; fewer samples where the reference would take too long. The

@@ -56,6 +56,11 @@ def test_a_run_is_compared(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "no grid is called 'karas'" in refuse(
         capsys, "compare", run, *SHORT, "--grids", "karras,karas"
     )
+    missing = refuse(capsys, "compare", run, *SHORT, "--solvers", "ddim,nowhere.json")
+    assert "--solvers nowhere.json: there is no such file; sdediff tune makes one" in missing
+    assert "--budget-seconds must be a positive number" in refuse(
+        capsys, "compare", run, *SHORT, "--budget-seconds", 0
+    )
     assert "--error must be a positive number, got -1" in refuse(
         capsys, "compare", run, *SHORT, "--error", -1
     )

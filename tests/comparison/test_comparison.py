@@ -504,6 +504,10 @@ def test_the_default_is_left_out_last(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = {each.solver for each in found.measured}
     assert "default" in measured
     assert len(measured) < len(given)
+    own = Own(pause=0.001)
+    short = sd.compare(own, (16, 2), solvers=TWO, nfe=[5, 300], reference=1e-2, budget_s=6.0)
+    assert "nothing was measured at 300" in short.recommend(nfe=300).sentence
+    assert "nothing was measured" not in short.recommend(nfe=5).sentence
 
 
 def test_a_solve_that_turns_out_slower_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
