@@ -77,7 +77,7 @@ def measure(
 
     `sdediff.fit` measures at its end and keeps the result as ``model.detail_std``. The default
     solver takes its form from it if it is below 0.07 or above 0.15 of ``data_std``, and in the
-    first case from 5 steps on its grid (docs/solvers.md). Of another model write
+    first case from 4 steps on its grid (docs/solvers.md). Of another model write
     ``model.detail_std = measure(model, (64, 2))``.
 
     Raises ValueError or TypeError before the first evaluation, for a model without a Gaussian

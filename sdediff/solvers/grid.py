@@ -32,8 +32,8 @@ FINE, COARSE = 0.07, 0.15
 """Details are fine if their standard deviation is below the first share of that of the data, and
 coarse if it is above the second.
 """
-_FEWEST: Final = 5
-"""Steps from which on the grid for fine details is used: fewer do not get to the details."""
+_FEWEST: Final = 4
+"""Steps from which on there is a grid for fine details: fewer do not get to the details."""
 _FARTHEST: Final = 20.0
 _REACH: Final = 10.2
 """How far log-SNR goes for `inner`: noise of 160 times the data, and of 1 / 160 of them."""
@@ -208,6 +208,8 @@ def _central(
         levels = levels.clamp(-_REACH, _REACH if details is None else None)
     if details is not None:
         far = -math.log(details)
+        if steps == _FEWEST:  # wider, else some samples in 64 dimensions are lost
+            return _logistic(steps, ends, levels, time_of, 0.6 * far, 2.4 + 0.75 * far)
         return _logistic(steps, ends, levels, time_of, 0.65 * far, 1.6 + 0.55 * far)
     return _logistic(steps, ends, levels, time_of, min(0.75, 15 / steps), 3 + 2 / steps)
 
