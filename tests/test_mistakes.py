@@ -360,7 +360,7 @@ def test_a_number_of_levels_in_place_of_betas_is_told():
         TypeError, match=r"for 1000 levels write DDPM.from_schedule\('linear', 1000\)"
     ):
         sd.DDPM(1000)
-    with pytest.raises(ValueError, match=r"where it is made, DDPM.from_sde\(sde, N\)"):
+    with pytest.raises(ValueError, match=r"where it is made, by DDPM.from_sde\(sde, N\)"):
         sd.sample(MODEL, (4, 2), solver=sd.DDPM.from_sde(VP, 10), steps=5)
 
 
