@@ -145,10 +145,11 @@ def test_what_does_not_exist_does_not_count() -> None:
     mask = torch.tensor([1, 1, 0, 0, 0, 0, 0, 0]).expand(64, 8)
     assert measure(model, x, mask=mask) == pytest.approx(measure(inner, given), rel=0.1)
 
-    wide = sd.exact.GaussianMixture([[0.0, 0.0], [0.0, 40.0]], stds=[[0.5, 0.1], [0.5, 0.1]])
+    means = [[0.0, 40.0, 40.0], [0.0, 80.0, 80.0]]
+    wide = sd.exact.GaussianMixture(means, stds=[[0.5, 0.1, 0.1], [0.5, 0.1, 0.1]])
     model = wide.model(sd.VP().scaled(20))
-    given, mask = wide.sample(64, seed=2), torch.ones(64, 2)
-    mask[:32, 1] = 0
+    given, mask = wide.sample(64, seed=2), torch.ones(64, 3)
+    mask[:32, 1] = mask[32:, 2] = 0  # each has the first coordinate alone in common with its other
     assert measure(model, given, mask=mask) == pytest.approx(0.5, rel=0.1)
 
 

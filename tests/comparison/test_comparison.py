@@ -479,6 +479,8 @@ def test_a_model_too_rough_for_a_tight_reference_has_one_of_fixed_steps(
     assert name == ("Heun" if made else "the default solver")
     assert found.reference.nfe == int(steps) * (2 if made else 1) + (not made)
     assert 100 <= found.reference.nfe <= 1000
+    solves = 2.5 if kind == "noise" else 1.5  # its check by half as many steps, and draws
+    assert solves * found.reference.nfe * 16 * own.pause < 0.25 * 8 * 1.1  # of the seconds left
     assert found.reference.error is not None
     assert found.reference.error.median < 1e-2
     assert any("a tight reference takes too long" in note for note in found.notes)

@@ -305,7 +305,7 @@ def test_what_is_known_of_a_network_in_half_precision_is_that_of_the_exact_one(
 
     def look(self: Any, *_: Any) -> None:
         known = grids.LocalErrors.measured(self.training, self.sde)
-        found.append((self.training.ends, known.growth, self.training.errors(self.found[0].scheme)))
+        found.append((self.deciding.ends, known.growth, self.deciding.errors(self.found[0].scheme)))
 
     monkeypatch.setattr(search._Work, "_try_grids", look)
     for model in (MODEL, sd.ScoreModel(Half(dtype), sd.VP(), "v", data_std=MODEL.data_std)):
